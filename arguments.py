@@ -1,0 +1,231 @@
+"""Every flag of `train.py`: its name, default and help are written here, once.
+
+`parse_arguments` reads flags, or a YAML file of the same names (`python train.py run.yaml --learning_rate 1e-4`;
+a flag after the file wins).
+"""
+
+import difflib
+import os
+import sys
+import traceback
+from dataclasses import dataclass, field, fields
+
+import transformers
+import yaml
+from transformers import HfArgumentParser
+from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available, is_torch_tf32_available
+
+from supported_models import find_model
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+# Flags that transformers 5 removed or renamed -> what to write now.
+RENAMED_FLAGS = {
+    "warmup_ratio": "--warmup_steps (a fraction such as 0.03 is accepted)",
+    "evaluation_strategy": "--eval_strategy",
+    "group_by_length": "--train_sampling_strategy group_by_length",
+    "no_cuda": "--use_cpu",
+    "use_mps_device": "nothing: an MPS device is used by itself",
+    "save_safetensors": "nothing: checkpoints are always safetensors",
+    "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
+    "overwrite_output_dir": "nothing: --output_dir is reused; --resume_from_checkpoint continues a run in it",
+    "per_gpu_train_batch_size": "--per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "--per_device_eval_batch_size",
+    "fp16_backend": "--fp16",
+    "half_precision_backend": "--fp16 or --bf16",
+    "tokenizer": "--model_local_path",
+    "push_to_hub_model_id": "--hub_model_id",
+    "push_to_hub_token": "--hub_token",
+    "jit_mode_eval": "--torch_compile",
+    "fsdp_transformer_layer_cls_to_wrap": "--fsdp_config",
+    "fsdp_min_num_params": "--fsdp_config",
+    "dispatch_batches": "--accelerator_config",
+    "split_batches": "--accelerator_config",
+    "include_tokens_per_second": "--include_num_input_tokens_seen",
+    "load_4bit": "--q_lora",
+}
+
+
+def flag(default, help: str):
+    """A dataclass field that carries its own help."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    model_id: str | None = flag(None, "Model id, or Hub path, of `python supported_models.py`.")
+    model_local_path: str | None = flag(None, "Folder or Hub path to load weights, processor and config from instead.")
+    use_flash_attn: bool = flag(False, "Use FlashAttention 2 (package flash-attn) instead of PyTorch's sdpa.")
+    train_vision_encoder: bool = flag(False, "Train the vision encoder.")
+    train_vision_projector: bool = flag(False, "Train the vision projector (always in full).")
+
+    def __post_init__(self):
+        if not self.model_id:
+            raise ValueError("--model_id is missing; `python supported_models.py` lists the models.")
+        self.family, hub_path = find_model(self.model_id)
+        self.model_path = self.model_local_path or hub_path
+        if self.use_flash_attn and not is_flash_attn_2_available():
+            raise ValueError(
+                "--use_flash_attn True needs a CUDA GPU and the package flash-attn (docs/training.md), or leave it out."
+            )
+
+
+@dataclass
+class DataArguments:
+    data_path: str | None = flag(None, "Training data: a JSON list or JSONL file (docs/dataset.md).")
+    eval_data_path: str | None = flag(None, "Evaluation data in the same form.")
+    image_folder: str | None = flag(None, "Folder of relative image paths. Default: the data file's folder.")
+    video_folder: str | None = flag(None, "Folder of relative video paths. Default: the data file's folder.")
+    num_frames: int = flag(8, "Frames taken from each video, evenly spaced from the first to the last.")
+    user_key: str = flag("human", "Name of the user in the `from` field of `conversations`.")
+    assistant_key: str = flag("gpt", "Name of the assistant in the `from` field of `conversations`.")
+    model_max_length: int = flag(1024, "Longest sample in tokens, media included; the rest is cut on the right.")
+    mask_question_tokens: bool = flag(True, "Train on replies only. False: on all text, never on media or padding.")
+    drop_overlong: bool = flag(
+        False, "Drop (and count) a sample whose first exchange exceeds --model_max_length; by default it is an error."
+    )
+
+    def __post_init__(self):
+        if not self.data_path:
+            raise ValueError("--data_path is missing: a JSON list or JSONL file, see docs/dataset.md.")
+        for name in ("num_frames", "model_max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.user_key == self.assistant_key:
+            raise ValueError(f"--user_key and --assistant_key are both {self.user_key!r}; they must differ.")
+
+
+@dataclass
+class LoraArguments:
+    use_lora: bool = flag(False, "Train LoRA adapters on the language model instead of all its weights.")
+    use_vision_lora: bool = flag(False, "Train LoRA adapters on the vision encoder instead of all its weights.")
+    q_lora: bool = flag(False, "Quantize the frozen language model to 4 bits (nf4, double quantization) under LoRA.")
+    lora_r: int = flag(8, "Rank of the adapters.")
+    lora_alpha: int = flag(16, "Scale: the adapter's output is multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = flag(0.05, "Dropout before the adapters.")
+    lora_bias: str = flag("none", "Which biases train beside the adapters: none, lora_only or all.")
+
+    def __post_init__(self):
+        if self.lora_bias not in ("none", "lora_only", "all"):
+            raise ValueError(f"--lora_bias {self.lora_bias!r} is unknown; use none, lora_only or all.")
+        if self.lora_r < 1:
+            raise ValueError(f"--lora_r is {self.lora_r}; it must be 1 or more.")
+        if self.q_lora and not self.use_lora:
+            raise ValueError("--q_lora True quantizes the language model under LoRA: add --use_lora True.")
+        changed = [f.name for f in fields(self) if f.name.startswith("lora_") and getattr(self, f.name) != f.default]
+        if changed and not (self.use_lora or self.use_vision_lora):
+            raise ValueError(
+                f"--{changed[0]} has no effect without LoRA: add --use_lora True (or --use_vision_lora True), "
+                f"or leave --{changed[0]} out."
+            )
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    # The dataset hands over whole samples, so no column of theirs may be removed.
+    remove_unused_columns: bool = flag(False, "Kept False: the collator needs every field of a sample.")
+
+    def __post_init__(self):
+        if self.tf32 and not is_torch_tf32_available():
+            raise ValueError("--tf32 True needs an Ampere or newer NVIDIA GPU, which this machine lacks: leave it out.")
+        for name in ("bf16", "bf16_full_eval"):
+            if getattr(self, name) and not self.use_cpu and not is_torch_bf16_gpu_available():
+                raise ValueError(
+                    f"--{name} True needs a GPU with bfloat16, which this machine lacks: leave it out, "
+                    "or add --use_cpu True to run bfloat16 on the CPU."
+                )
+        if self.remove_unused_columns:
+            raise ValueError("--remove_unused_columns True would empty every sample: leave it out.")
+        super().__post_init__()
+        self.dataloader_pin_memory &= self.device.type == "cuda"  # else every loader warns
+
+
+PARTS = (ModelArguments, DataArguments, TrainingArguments, LoraArguments)
+
+
+@dataclass
+class Arguments:
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
+    lora: LoraArguments
+    given: set[str] = field(default_factory=set)  # names of the flags that the user wrote
+
+    def __post_init__(self):
+        if self.lora.use_vision_lora and not self.model.train_vision_encoder:
+            raise ValueError("--use_vision_lora True has no effect without --train_vision_encoder True: add it.")
+        if self.training.eval_strategy != "no" and not self.data.eval_data_path:
+            raise ValueError(f"--eval_strategy {self.training.eval_strategy} needs --eval_data_path.")
+
+    def as_dict(self) -> dict:
+        """What `args.yaml` holds: model, data and LoRA flags, and the training flags that were given."""
+        values = {}
+        for part in (self.model, self.data, self.lora, self.training):
+            names = self.given if part is self.training else {f.name for f in fields(part)}
+            values |= {f.name: getattr(part, f.name) for f in fields(part) if f.name in names}
+        return {name: getattr(value, "value", value) for name, value in values.items() if value is not None}
+
+
+def cli(main) -> None:
+    """Run a script: an error message of ours ends it without a traceback, any other error with one."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")
+    except ValueError as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if os.path.dirname(os.path.dirname(os.path.abspath(raised_in))) not in (HERE, os.path.dirname(HERE)):
+            raise
+        sys.exit(f"Error: {error}")
+
+
+def yaml_to_flags(path: str) -> list[str]:
+    """A YAML mapping of flag names to values, as a list of command line words."""
+    with open(path, encoding="utf-8") as file:
+        try:
+            values = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must be a mapping of flags to values, such as `model_id: llava-1.5-7b`.")
+    words = []
+    for name, value in values.items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def check_flag_names(given: set[str], known: set[str]) -> None:
+    """Raise a ValueError for a flag that does not exist, naming its successor or the nearest ones."""
+    for name in sorted(given - known):
+        if name in RENAMED_FLAGS:
+            raise ValueError(f"--{name} does not exist in transformers 5; use {RENAMED_FLAGS[name]}.")
+        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        hint = f" Did you mean {', '.join('--' + n for n in nearest)}?" if nearest else ""
+        raise ValueError(f"--{name} is not a flag.{hint} `python train.py --help` lists all.")
+
+
+def parse_arguments(words: list[str] | None = None, description: str | None = None, extend=None):
+    """Command line words -> `Arguments`.
+
+    Args:
+        words: as in `sys.argv[1:]`, which is the default; the first may be a YAML file.
+        description: head of the `--help` text.
+        extend: called with the parser to add a tool's own flags; then `(Arguments, namespace)` is returned.
+
+    Raises:
+        ValueError: an unknown, renamed or contradictory flag, or one without effect.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    parser = HfArgumentParser(PARTS, description=description, allow_abbrev=False)
+    if extend:
+        extend(parser)
+    if words and words[0].endswith((".yaml", ".yml")):
+        words = yaml_to_flags(words[0]) + words[1:]
+    given = {word.lstrip("-").split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    check_flag_names(given, {o.lstrip("-").replace("-", "_") for a in parser._actions for o in a.option_strings})
+    *parts, rest = parser.parse_args_into_dataclasses(words, look_for_args_file=False, return_remaining_strings=True)
+    if rest:
+        raise ValueError(f"{' '.join(rest)!r} does not belong to any flag.")
+    arguments = Arguments(*parts[:4], given)
+    return (arguments, parts[4]) if extend else arguments

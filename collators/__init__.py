@@ -1,0 +1,6 @@
+"""Family id -> collator class: `COLLATORS.get("qwen2-vl")`."""
+
+from supported_models import Registry
+
+COLLATORS = Registry(__name__)
+register_collator = COLLATORS.register

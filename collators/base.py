@@ -1,0 +1,390 @@
+"""Samples -> batches: render the training template, tokenize, place the labels, cut, pad.
+
+The way of one sample, `ChatCollator.encode`:
+
+    messages --render--> text and the character spans to train
+             --processor--> tokens, with each medium expanded, and pixels
+             --labels--> -100 everywhere but on the tokens that overlap a span
+             --cut--> at most `model_max_length` tokens, never through a medium
+"""
+
+import re
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import pre_tokenizers
+from transformers import BatchFeature
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from datasets import RESERVED_CHARACTER, content_parts
+
+IGNORE_INDEX = -100
+
+
+class OverlongSample(ValueError):
+    """A sample that cannot be cut to the token budget without cutting through a medium or losing every label."""
+
+
+class TemplateException(NamedTuple):
+    """A documented difference between our training text and the checkpoint's template."""
+
+    ours: str
+    official: str
+    reason: str
+
+
+class Encoded(NamedTuple):
+    inputs: dict[str, torch.Tensor]  # what the model gets, and labels; a batch of one row, unpadded
+    text: str  # the rendered training text, media not expanded, BOS included
+    cut: int  # tokens removed to fit the budget
+
+
+class ChatCollator:
+    """Base of all families: a family adds its `chat_template` and what its processor needs beyond that.
+
+    Args:
+        processor: the checkpoint's own. Its tokenizer is adapted (see `_keep_typed_control_strings_text`), so load
+            one for the collator alone.
+        model_max_length: token budget of a sample, media included.
+        mask_question_tokens: True trains replies only; False all text, never media or padding.
+    """
+
+    # Training template: the checkpoint's, with {% generation %} around each reply and its end-of-turn token.
+    chat_template: str
+    template_exceptions: tuple[TemplateException, ...] = ()
+    # Tensors of shape (batch, tokens, ...), with their padding value; all others are concatenated over samples.
+    sequence_padding = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE_INDEX, "mm_token_type_ids": 0}
+    # Options of every processor call, such as {"cap_pixels_per_frame": False}.
+    processor_kwargs: dict = {}
+
+    def __init__(self, processor, model_max_length: int | None = None, mask_question_tokens: bool = True):
+        if not hasattr(self, "chat_template") or not re.search(r"\{%-?\s*generation\s*-?%\}", self.chat_template):
+            raise ValueError(
+                f"{type(self).__name__}.chat_template has no {{% generation %}} tag, so no token would be trained; put "
+                "the tag around each reply and its end-of-turn token."
+            )
+        self.processor = processor
+        self._tokenizer = processor.tokenizer  # not `tokenizer`: Trainer would save that, adapted, beside the weights
+        self.model_max_length = model_max_length
+        self.mask_question_tokens = mask_question_tokens
+        self.media_in_every_batch: set[str] = set()  # kinds of media of which a batch that has none gets a dummy
+        ids = {"image": processor.image_token_ids, "video": processor.video_token_ids}
+        self.media_token_ids = {k: torch.tensor([i for i in v if i is not None]) for k, v in ids.items()}
+        self._keep_typed_control_strings_text()
+
+    # ---- a batch ----
+
+    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        """Opened samples -> one batch, padded on the right to its longest row.
+
+        Returns:
+            input_ids, attention_mask, labels (batch, tokens) and the family's own tensors; a dummy row, where one is
+            needed, comes last and has no label.
+        """
+        rows = [self.encode(sample).inputs for sample in samples]
+        present = {
+            kind for kind in self.media_in_every_batch for row in rows if self.is_media(row["input_ids"], kind).any()
+        }
+        rows += [self.dummy_rows[kind] for kind in sorted(self.media_in_every_batch - present)]
+        return self.pad(rows)
+
+    def pad(self, rows: list[dict[str, torch.Tensor]], side: str = "right") -> dict[str, torch.Tensor]:
+        """Rows of batch size 1 -> one batch. Sequences are padded; pixels and grids of all rows are concatenated."""
+        padding = self.sequence_padding | {"input_ids": self._tokenizer.pad_token_id or 0}
+        batch = {}
+        for name in dict.fromkeys(name for row in rows for name in row):
+            values = [row[name] for row in rows if name in row]
+            if name in padding:
+                length = max(value.shape[1] for value in values)
+                batch[name] = torch.cat([_pad_to(v, (length,), padding[name], side) for v in values])
+            else:
+                # anyres: images differ in their number of patches, processors fill up with zeros
+                shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values))]
+                batch[name] = torch.cat([_pad_to(value, shape, 0, "right") for value in values])
+        return batch
+
+    @cached_property
+    def dummy_rows(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Per kind of medium, a row with one small medium and no label: it costs a vision call and teaches nothing."""
+        frames = {"metadata": {"fps": 1.0, "duration": 2.0, "total_num_frames": 2, "frames_indices": [0, 1]}}
+        opened = {
+            "image": {"image": Image.new("RGB", (28, 28))},
+            "video": {"video": np.zeros((2, 28, 28, 3), np.uint8), **frames},
+        }
+        rows = {}
+        for kind in self.media_in_every_batch:
+            content = [{"type": kind, **opened[kind]}, {"type": "text", "text": "."}]
+            messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content[1:]}]
+            inputs = self._process(*self.render(messages), messages)
+            rows[kind] = inputs | {"labels": torch.full_like(inputs["labels"], IGNORE_INDEX)}
+        return rows
+
+    # ---- a sample ----
+
+    def encode(self, sample: dict) -> Encoded:
+        """One opened sample -> tensors with labels, within the token budget.
+
+        Raises:
+            OverlongSample: what must stay does not fit.
+            ValueError: media that the family cannot take; the message names the sample.
+        """
+        messages, source = sample["messages"], sample.get("source", "sample")
+        text, inputs = self._encode_messages(messages, source)
+        full_length = inputs["input_ids"].shape[1]
+        budget = self.model_max_length or full_length
+        while (media_end := self._media_end(inputs)) > budget and len(messages) > 3:
+            messages = messages[:-2]  # without its last exchange
+            _, inputs = self._encode_messages(messages, source)
+        if media_end > budget:
+            raise OverlongSample(
+                f"{source}: the media of its first exchange end at token {media_end}, past the --model_max_length of "
+                f"{budget}. Raise --model_max_length, use smaller images or fewer frames, or drop such samples with "
+                "--drop_overlong True."
+            )
+        inputs = {k: v[:, :budget] if k in self.sequence_padding else v for k, v in inputs.items()}
+        if not (inputs["labels"] != IGNORE_INDEX).any():
+            raise OverlongSample(
+                f"{source}: no reply is left within the --model_max_length of {budget} (it has {full_length} tokens). "
+                "Raise --model_max_length, or drop such samples with --drop_overlong True."
+            )
+        return Encoded(inputs, self._with_bos(text), full_length - inputs["input_ids"].shape[1])
+
+    def _encode_messages(self, messages: list[dict], source: str) -> tuple[str, dict[str, torch.Tensor]]:
+        text, spans = self.render(messages)
+        try:
+            return text, self._process(text, spans, messages)
+        except (ValueError, IndexError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{source}: {type(self.processor).__name__} refuses it: {error}") from error
+
+    def _media_end(self, inputs: dict[str, torch.Tensor]) -> int:
+        """The position after the last token that stands for pixels; 0 without media."""
+        return max([0, *(self.is_media(inputs["input_ids"]).nonzero()[:, 1] + 1).tolist()])
+
+    def fit(self, dataset, drop_overlong: bool) -> tuple[int, int]:
+        """Find the samples that exceed the budget, opening only those; drop what cannot be cut if told so.
+
+        Returns:
+            The numbers of samples that will be cut, and that were dropped.
+
+        Raises:
+            ValueError: samples that cannot be cut, without `drop_overlong`; or no sample is left.
+        """
+        kept, cut, faults = [], 0, []
+        for position, row in enumerate(dataset.rows):
+            media_tokens = self.count_media_tokens(row, dataset.media_sizes)
+            # A token is at least a byte of text; 64 is more than any template adds to a message.
+            bound = sum(64 + len(part.get("text", "").encode()) for part in content_parts(row))
+            if bound + media_tokens > self.model_max_length and (
+                self.count_text_tokens(row) + media_tokens > self.model_max_length
+            ):
+                try:
+                    cut += self.encode(dataset[position]).cut > 0
+                except OverlongSample as error:
+                    faults.append(str(error))
+                    continue
+            kept.append(position)
+        if faults and not (drop_overlong and kept):
+            listed = "\n".join(f"  {fault}" for fault in faults[:10])
+            raise ValueError(f"{len(faults)} of {len(dataset)} samples do not fit:\n{listed}")
+        dataset.select(kept)
+        return cut, len(faults)
+
+    def count_text_tokens(self, row: dict) -> int:
+        """Tokens of a sample without its media; opens no file."""
+        text, _ = self.render(row["messages"])
+        return len(self._tokenizer(text, add_special_tokens=not self._writes_bos(text)).input_ids)
+
+    def count_media_tokens(self, row: dict, media_sizes: dict) -> float:
+        """Tokens of a sample's media, or somewhat more, from their sizes alone by the processor's own arithmetic.
+
+        Args:
+            media_sizes: (kind, path) -> (height, width) or (frames, height, width).
+        """
+        sizes = {}
+        for part in content_parts(row):
+            if (kind := part["type"]) != "text":
+                sizes.setdefault(f"{kind}_sizes", []).append(media_sizes[kind, part[kind]])
+        if not sizes:
+            return 0
+        if not hasattr(self.processor, "_get_num_multimodal_tokens"):  # private, but what vLLM plans with
+            return float("inf")
+        counts = self.processor._get_num_multimodal_tokens(**sizes, **self.processor_kwargs)
+        return sum(sum(counts[name]) for name in ("num_image_tokens", "num_video_tokens") if name in counts)
+
+    def encode_prompt(self, messages: list[dict]) -> dict[str, torch.Tensor]:
+        """Messages that end with the user's -> the inputs that the checkpoint's own template gives for generation."""
+        text, _ = self.render(messages, self.official_template, add_generation_prompt=True)
+        inputs = self._process(text, [], messages)
+        del inputs["labels"]
+        return inputs
+
+    def render(self, messages: list[dict], template: str | None = None, add_generation_prompt: bool = False):
+        """Messages -> (text, character spans to train); control strings typed in a message are marked."""
+        plain = [{"role": m["role"], "content": [self._plain_part(part) for part in m["content"]]} for m in messages]
+        texts, spans = render_jinja_template(
+            conversations=[plain],
+            chat_template=template or self.chat_template,
+            return_assistant_tokens_mask=template is None,
+            add_generation_prompt=add_generation_prompt,
+            **self._tokenizer.special_tokens_map,
+        )
+        return texts[0], spans[0] if spans else []
+
+    def _process(self, text: str, spans: list, messages: list[dict]) -> dict[str, torch.Tensor]:
+        """Rendered text and opened media -> the processor's tensors and labels, as a batch of one."""
+        media = {
+            kind: [part for message in messages for part in message["content"] if part["type"] == kind]
+            for kind in ("image", "video")
+        }
+        kwargs = dict(self.processor_kwargs)
+        if media["image"]:
+            kwargs["images"] = [[part["image"] for part in media["image"]]]
+        if media["video"]:
+            if getattr(self.processor, "video_processor", None) is None:
+                raise ValueError("the model takes no videos")
+            kwargs |= {"videos": [[part["video"] for part in media["video"]]], "do_sample_frames": False}
+            kwargs["video_metadata"] = [[part["metadata"] for part in media["video"]]]
+        features = self.processor(
+            text=[text],
+            add_special_tokens=not self._writes_bos(text),
+            return_offsets_mapping=True,
+            return_text_replacement_offsets=True,
+            **kwargs,
+        )
+        offsets = np.array(features.pop("offset_mapping")[0])
+        replacements = next(iter(features.pop("text_replacement_offsets")), [])
+        inputs = dict(BatchFeature(dict(features), tensor_type="pt"))
+        trained = torch.from_numpy(_overlaps(offsets, _expanded(spans, replacements)))[None]
+        if not self.mask_question_tokens:
+            trained = ~self.is_media(inputs["input_ids"])
+        inputs["labels"] = inputs["input_ids"].masked_fill(~trained, IGNORE_INDEX)
+        inputs["labels"][:, 0] = IGNORE_INDEX  # nothing predicts the first token
+        return inputs
+
+    def is_media(self, input_ids: torch.Tensor, kind: str | None = None) -> torch.Tensor:
+        """Which tokens stand for pixels, of "image", "video" or both; the shape of `input_ids`."""
+        ids = self.media_token_ids[kind] if kind else torch.cat(list(self.media_token_ids.values()))
+        return torch.isin(input_ids, ids)
+
+    # ---- control strings ----
+
+    def _keep_typed_control_strings_text(self) -> None:
+        """Make `</s>` or `<image>` in a message tokenize as the ordinary characters that were typed.
+
+        A reserved character is put inside such a string before the text is rendered, so that neither processor nor
+        tokenizer takes it for a control token; as its first step after control tokens were split off, the tokenizer
+        removes the character.
+        """
+        template = f"{self.chat_template}{self.processor.chat_template}"
+        tokens = [
+            t.content for t in self._tokenizer.added_tokens_decoder.values() if t.special or t.content in template
+        ]
+        tokens += self.processor.all_special_multimodal_tokens
+        tokens = sorted({token for token in tokens if len(token) > 1 and not token.isspace()}, key=len, reverse=True)
+        # The lookahead spares trying thousands of alternatives at every character.
+        first = "".join(re.escape(character) for character in sorted({token[0] for token in tokens}))
+        self.control_string = re.compile(f"(?=[{first}])(?:{'|'.join(map(re.escape, tokens))})")
+        backend = self._tokenizer.backend_tokenizer
+        remove = pre_tokenizers.Split(RESERVED_CHARACTER, "removed")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([remove, *filter(None, [backend.pre_tokenizer])])
+
+    def _plain_part(self, part: dict) -> dict:
+        if part["type"] != "text":
+            return {"type": part["type"]}
+        mark = lambda match: match[0][0] + RESERVED_CHARACTER + match[0][1:]  # noqa: E731
+        return {"type": "text", "text": self.control_string.sub(mark, part["text"])}
+
+    # ---- BOS and the checkpoint's own template ----
+
+    def _writes_bos(self, text: str) -> bool:
+        return bool(self._tokenizer.bos_token) and text.startswith(self._tokenizer.bos_token)
+
+    def _with_bos(self, text: str) -> str:
+        first = self._tokenizer("").input_ids[:1]
+        bos = (
+            self._tokenizer.bos_token if first == [self._tokenizer.bos_token_id] and not self._writes_bos(text) else ""
+        )
+        return (bos or "") + text.replace(RESERVED_CHARACTER, "")
+
+    @property
+    def official_template(self) -> str:
+        template = self.processor.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        if not template:
+            raise ValueError("the checkpoint ships no chat template")
+        return template
+
+    def template_differences(self) -> list[tuple[str, str]]:
+        """Hold the training template against the checkpoint's.
+
+        Returns:
+            (our text, the checkpoint's) for each probe conversation that differs by more than `template_exceptions`.
+        """
+        differences = []
+        for messages in PROBES:
+            if not hasattr(self.processor, "video_token") and any(p["type"] == "video" for p in messages[0]["content"]):
+                continue
+            text, spans = self.render(messages)
+            pairs = [(self._as_official(text), self.render(messages, self.official_template)[0])]
+            replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+            for n, (i, (start, _)) in enumerate(zip(replies, spans)):
+                history_end = spans[n - 1][1] if n else 0
+                prompt = self.render(messages[:i], self.official_template, add_generation_prompt=True)[0]
+                ours = self._as_official(text[:history_end]) + text[history_end:start]
+                # A prompt may end before the white space that its reply begins with: `ASSISTANT:`
+                pairs.append((ours.rstrip() + prompt[len(prompt.rstrip()) :], prompt))
+            differences += [pair for pair in pairs if pair[0] != pair[1]]
+        return differences
+
+    def _as_official(self, text: str) -> str:
+        for exception in self.template_exceptions:
+            text = text.replace(exception.ours, exception.official)
+        return text
+
+
+def _conversation(*turns: tuple[str, str | list[str]]) -> list[dict]:
+    part = lambda p: {"type": p} if p in ("image", "video") else {"type": "text", "text": p}  # noqa: E731
+    return [{"role": role, "content": [part(p) for p in parts]} for role, *parts in turns]
+
+
+PROBES = [
+    _conversation(("user", "Name a colour."), ("assistant", "Red.")),
+    _conversation(("system", "Be brief."), ("user", "image", "What is it?"), ("assistant", "A cat.")),
+    _conversation(
+        ("user", "First", "image", "second", "image", "Which is older?"),
+        ("assistant", "The first."),
+        ("user", "Why?"),
+        ("assistant", "It is grey."),
+    ),
+    _conversation(("user", "video", "What happens?"), ("assistant", "A ball rolls.")),
+]
+
+
+def _expanded(spans: list, replacements: list[dict]) -> np.ndarray:
+    """Spans of the rendered text -> spans (n, 2) of the text with each medium's placeholder expanded."""
+    spans = np.array(spans, dtype=int).reshape(-1, 2)
+    ends = np.array([r["span"][1] for r in replacements], dtype=int)
+    gained = np.array([0] + [r["new_span"][1] - r["span"][1] for r in replacements])
+    return spans + gained[np.searchsorted(ends, spans, side="right")]
+
+
+def _overlaps(offsets: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Which tokens, by their character offsets (tokens, 2), overlap one of the ordered spans (n, 2)."""
+    begins, ends = offsets[:, 0], offsets[:, 1]
+    if not len(spans):
+        return np.zeros(len(offsets), dtype=bool)
+    nearest = np.searchsorted(spans[:, 1], begins, side="right").clip(max=len(spans) - 1)
+    return (begins < spans[nearest, 1]) & (ends > spans[nearest, 0])
+
+
+def _pad_to(value: torch.Tensor, shape, fill, side: str) -> torch.Tensor:
+    """Pad the dimensions after the first to at least `shape`, at the given side."""
+    pads = []
+    for size, target in zip(reversed(value.shape[1 : 1 + len(shape)]), reversed(shape)):
+        pads += [target - size, 0] if side == "left" else [0, target - size]
+    trailing = [0, 0] * (value.dim() - 1 - len(shape))
+    return torch.nn.functional.pad(value, trailing + pads, value=fill)

@@ -1,0 +1,26 @@
+"""LLaVA 1.5: Vicuna format; a message's images come first."""
+
+from collators import register_collator
+from collators.base import ChatCollator, TemplateException
+
+
+@register_collator("llava-1.5")
+class Llava15Collator(ChatCollator):
+    chat_template = (
+        "{% for message in messages %}"
+        "{% if message.role != 'system' %}{{ message.role | upper }}: {% endif %}"
+        "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
+        "{% if message.role == 'assistant' %}"
+        "{% generation %}{% for part in message.content %}{{ part.text }}{{ '' if loop.last else ' ' }}{% endfor %}"
+        "</s>{% endgeneration %}"
+        "{% else %}{% for part in message.content if part.type == 'text' %}{{ part.text }} {% endfor %}{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    template_exceptions = (
+        TemplateException(
+            "</s>",
+            " ",
+            "The template ends a reply with a space, which teaches no end; the model was trained with </s>.",
+        ),
+    )

@@ -1,0 +1,32 @@
+"""LLaVA-OneVision: ChatML without line breaks between messages; a message's images come first, then its videos."""
+
+from collators import register_collator
+from collators.base import ChatCollator, TemplateException
+
+
+@register_collator("llava-onevision")
+class LlavaOnevisionCollator(ChatCollator):
+    chat_template = (
+        "{% for message in messages %}"
+        "<|im_start|>{{ message.role }}"
+        "{% if message.role == 'assistant' %}"
+        "{{ '\n' }}{% generation %}"
+        "{% for part in message.content %}{{ part.text }}{{ '' if loop.last else '\n' }}{% endfor %}"
+        "<|im_end|>{% endgeneration %}"
+        "{% else %} "
+        "{% for part in message.content if part.type == 'image' %}<image>{% endfor %}"
+        "{% for part in message.content if part.type == 'video' %}<video>{% endfor %}"
+        "{% for part in message.content if part.type == 'text' %}{{ '\n' + part.text }}{% endfor %}"
+        "<|im_end|>"
+        "{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    template_exceptions = (
+        TemplateException(
+            "<|im_start|>assistant\n",
+            "<|im_start|>assistant \n",
+            "The template writes `assistant \\n` in the history but `assistant\\n` in the generation prompt; "
+            "replies are trained after the prompt's form.",
+        ),
+    )

@@ -1,0 +1,184 @@
+"""Draw the example data: pictures (and clips) of coloured shapes, with questions about them.
+
+    python example_data/draw.py                      # images/, train.json, test.json
+    python example_data/draw.py --videos             # videos/, video_train.json, video_test.json
+    python example_data/draw.py --sample             # a dozen pictures to look at, sample.json
+    python example_data/draw.py --output_dir /tmp/shapes
+
+A picture shows one to four equal shapes in one corner: "three red stars, top left". A clip shows one shape that
+moves. The test set holds combinations that the training set never shows (see `held_out`), so a model has to look at
+each property on its own. All answers are equally frequent: without looking, less than a quarter can be right.
+
+Drawing is seeded: every run writes the same bytes, and a second run finds its work done.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import random
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+SIZE = 64  # pixels, width and height
+SMOOTH = 4  # draw this much larger, then shrink: smooth edges
+COLOURS = {
+    "Red": (220, 40, 40),
+    "Yellow": (245, 195, 20),
+    "Green": (40, 160, 70),
+    "Blue": (40, 90, 220),
+    "Purple": (150, 60, 180),
+    "Black": (30, 30, 30),
+}
+SHAPES = ["Circle", "Square", "Triangle", "Star", "Cross"]
+COUNTS = ["One", "Two", "Three", "Four"]
+CORNERS = {"Top left": (0, 0), "Top right": (32, 0), "Bottom left": (0, 32), "Bottom right": (32, 32)}
+CELLS = [(0, 0), (16, 0), (0, 16), (16, 16)]  # places for up to four shapes in a corner
+MOVES = {"Left": (-1, 0), "Right": (1, 0), "Up": (0, -1), "Down": (0, 1)}
+FRAMES, FPS = 16, 8
+
+IMAGE_PROPERTIES = [
+    ("What colour do you see?", list(COLOURS)),
+    ("Which shape do you see?", SHAPES),
+    ("How many shapes are there?", COUNTS),
+    ("Where in the picture?", list(CORNERS)),
+]
+VIDEO_PROPERTIES = [
+    ("What colour is the shape?", list(COLOURS)),
+    ("Which shape is it?", SHAPES),
+    ("Which way does it move?", list(MOVES)),
+]
+
+
+def held_out(indices):
+    """Whether a combination of answers, given by their indices, is for testing: one in four, equally of each answer."""
+    return sum(indices) % 4 == 0
+
+
+def combinations(properties, test):
+    """All tuples of answers of the test set, or of the training set."""
+    indices = itertools.product(*(range(len(answers)) for _, answers in properties))
+    return [tuple(answers[i] for i, (_, answers) in zip(row, properties)) for row in indices if held_out(row) == test]
+
+
+def draw_shape(canvas, shape, colour, x, y, radius):
+    """Draw one shape around (x, y), all in pixels of the final picture."""
+    x, y, radius = x * SMOOTH, y * SMOOTH, radius * SMOOTH
+
+    def polygon(points):  # (angle in degrees clockwise from the top, distance from the centre) for each corner
+        rays = [(math.radians(angle), distance * radius) for angle, distance in points]
+        canvas.polygon([(x + r * math.sin(a), y - r * math.cos(a)) for a, r in rays], fill=colour)
+
+    if shape == "Circle":
+        canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    elif shape == "Square":
+        canvas.rectangle((x - 0.9 * radius, y - 0.9 * radius, x + 0.9 * radius, y + 0.9 * radius), fill=colour)
+    elif shape == "Triangle":
+        polygon([(0, 1.0), (130, 1.2), (230, 1.2)])
+    elif shape == "Star":
+        polygon([(36 * i, 0.42 if i % 2 else 1.15) for i in range(10)])
+    else:
+        for w, h in ((1.0, 0.3), (0.3, 1.0)):
+            canvas.rectangle((x - w * radius, y - h * radius, x + w * radius, y + h * radius), fill=colour)
+
+
+def draw_scene(shapes, background):
+    """Return a picture of SIZE x SIZE; `shapes` are the arguments of `draw_shape` after the canvas."""
+    image = Image.new("RGB", (SIZE * SMOOTH, SIZE * SMOOTH), background)
+    canvas = ImageDraw.Draw(image)
+    for shape in shapes:
+        draw_shape(canvas, *shape)
+    return image.reduce(SMOOTH)
+
+
+def write_image(path, answers, rng):
+    """Write a PNG of `answers` = (colour, shape, count, corner); `rng` shifts and scales the shapes a little."""
+    colour, shape, count, corner = answers
+    left, top = CORNERS[corner]
+    shapes = []
+    for dx, dy in rng.sample(CELLS, COUNTS.index(count) + 1):
+        x, y = left + dx + 8 + rng.uniform(-1, 1), top + dy + 8 + rng.uniform(-1, 1)
+        shapes.append((shape, COLOURS[colour], x, y, rng.uniform(6, 7)))
+    draw_scene(shapes, (rng.randint(235, 255),) * 3).save(path)
+
+
+def write_video(path, answers, rng):
+    """Write an MP4 of `answers` = (colour, shape, move). Start and speed vary: one frame alone tells no direction."""
+    import av
+
+    colour, shape, move = answers
+    dx, dy = MOVES[move]
+    travel, radius, shade = rng.uniform(24, 32), rng.uniform(9, 11), rng.randint(235, 255)
+    low, high = 12 + travel / 2, SIZE - 12 - travel / 2  # where the middle of the way may be
+    x = rng.uniform(low, high) if dx else rng.uniform(12, SIZE - 12)
+    y = rng.uniform(low, high) if dy else rng.uniform(12, SIZE - 12)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=FPS)  # the one MP4 encoder that every FFmpeg build has
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = SIZE, SIZE, "yuv420p", 400_000
+        stream.codec_context.thread_count = 1  # the same bytes on every machine
+        for i in range(FRAMES):
+            way = travel * (i / (FRAMES - 1) - 0.5)
+            frame = draw_scene([(shape, COLOURS[colour], x + dx * way, y + dy * way, radius)], (shade,) * 3)
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+
+
+def write_split(output_dir, name, media, properties, scenes):
+    """Write the files of `scenes` (tuples of answers), then NAME.json: it is there only when all its files are.
+
+    `media` is "image" or "video", `properties` the questions in the order of the answers in a scene.
+    """
+    folder, suffix, write = {"image": ("images", "png", write_image), "video": ("videos", "mp4", write_video)}[media]
+    rows = []
+    for i, answers in enumerate(scenes):
+        turns = [(question, answer) for (question, _), answer in zip(properties, answers)]
+        random.Random(f"questions {name} {i}").shuffle(turns)
+        conversations = []
+        for question, answer in turns:
+            conversations += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        conversations[0]["value"] = f"<{media}>\n" + conversations[0]["value"]
+        path = f"{folder}/{name.removeprefix('video_')}/{i:05d}.{suffix}"
+        rows.append({"id": f"{name}-{i:05d}", media: path, "conversations": conversations})
+
+    json_path = output_dir / f"{name}.json"
+    text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+    if json_path.exists() and json_path.read_text() == text and all((output_dir / row[media]).exists() for row in rows):
+        return f"{json_path} is complete"
+    json_path.unlink(missing_ok=True)
+    (output_dir / rows[0][media]).parent.mkdir(parents=True, exist_ok=True)
+    for i, (row, answers) in enumerate(zip(rows, scenes)):
+        write(output_dir / row[media], answers, random.Random(f"{media} {name} {i}"))
+    partial = json_path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(json_path)
+    return f"wrote {json_path}: {len(rows)} {folder}, {len(rows) * len(properties)} questions"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent, help="where to write")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--videos", action="store_true", help="draw clips in place of pictures")
+    kind.add_argument("--sample", action="store_true", help="draw a dozen pictures only")
+    args = parser.parse_args()
+
+    if args.sample:
+        scenes = random.Random(0).sample(combinations(IMAGE_PROPERTIES, test=False), 12)
+        print(write_split(args.output_dir, "sample", "image", IMAGE_PROPERTIES, scenes))
+        return
+    # Training shows each of its combinations several times, drawn anew each time; the test set each of its own once.
+    media, properties, prefix = (
+        ("video", VIDEO_PROPERTIES, "video_") if args.videos else ("image", IMAGE_PROPERTIES, "")
+    )
+    train = combinations(properties, test=False) * 6
+    test = combinations(properties, test=True) * (3 if args.videos else 1)
+    lines = [
+        write_split(args.output_dir, f"{prefix}train", media, properties, train),
+        write_split(args.output_dir, f"{prefix}test", media, properties, test),
+    ]
+    print("; ".join(lines))
+
+
+if __name__ == "__main__":
+    main()

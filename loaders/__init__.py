@@ -1,0 +1,28 @@
+"""Family id -> loader class: `LOADERS.get("qwen2-vl")`."""
+
+from supported_models import Registry, families
+
+LOADERS = Registry(__name__)
+register_loader = LOADERS.register
+
+
+def family_of(model_path: str) -> str:
+    """The family of a checkpoint, by the `model_type` of its config.
+
+    Raises:
+        ValueError: no checkpoint there, or not exactly one family has this type.
+    """
+    from transformers import AutoConfig
+
+    try:
+        model_type = AutoConfig.from_pretrained(model_path).model_type
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model_path} is not a checkpoint: {error}") from error
+    found = [family for family in families() if LOADERS.get(family).model_type == model_type]
+    if len(found) != 1:
+        raise ValueError(
+            f"{model_path} is a {model_type!r} checkpoint, which "
+            + (f"fits the families {', '.join(found)}" if found else "no family supports")
+            + ": name its --model_id."
+        )
+    return found[0]

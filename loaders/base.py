@@ -1,0 +1,68 @@
+"""What all model families share: where the weights come from and which modules belong to which component."""
+
+import os
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+COMPONENTS = ("vision_encoder", "vision_projector", "language_model")
+
+
+class BaseLoader:
+    """A family names its modules; paths are those of the loaded model, matched as exact prefixes.
+
+    A parameter that lies in `vision_projector` is not part of the two others, even where it lies inside them.
+    """
+
+    model_type: str  # `model_type` in the checkpoint's config.json
+    vision_encoder: list[str]
+    vision_projector: list[str]
+    language_model: list[str]
+
+    def __init__(self, model_path: str, **model_kwargs):
+        """
+        Args:
+            model_path: folder or Hub path of weights, processor and config alike.
+            model_kwargs: for `from_pretrained`: dtype, attn_implementation, quantization_config.
+
+        Raises:
+            ValueError: no checkpoint there, or one of another family.
+        """
+        self.model_path, self.model_kwargs = model_path, model_kwargs
+        try:
+            self.config = AutoConfig.from_pretrained(model_path)
+        except (OSError, ValueError) as error:
+            where = "has no usable config.json" if os.path.isdir(model_path) else "is neither a folder nor reachable"
+            raise ValueError(f"{model_path} {where} (--model_id, --model_local_path): {error}") from error
+        if self.config.model_type != self.model_type:
+            raise ValueError(
+                f"{model_path} is a {self.config.model_type!r} checkpoint, but --model_id belongs to "
+                f"{self.model_type!r}; choose the --model_id of its family."
+            )
+
+    def load_processor(self):
+        """The checkpoint's own processor, with a fast tokenizer."""
+        processor = AutoProcessor.from_pretrained(self.model_path)
+        if not processor.tokenizer.is_fast:
+            raise ValueError(f"{self.model_path} has no fast tokenizer (tokenizer.json).")
+        return processor
+
+    def load_model(self) -> nn.Module:
+        return AutoModelForImageTextToText.from_pretrained(self.model_path, **self.model_kwargs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that the checkpoint is stored in."""
+        return self.config.dtype or self.config.get_text_config().dtype or torch.float32
+
+    def unused_modules(self, model: nn.Module) -> list[str]:
+        """Modules whose output the loss never sees. They stay frozen: DDP fails on parameters without gradient."""
+        return []
+
+    def component_of(self, name: str) -> str | None:
+        """The component of a parameter or module name, or None."""
+        for component in ("vision_projector", "vision_encoder", "language_model"):
+            if any(name == path or name.startswith(path + ".") for path in getattr(self, component)):
+                return component
+        return None

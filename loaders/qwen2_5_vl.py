@@ -1,0 +1,9 @@
+"""Qwen2.5-VL: the module names of Qwen2-VL."""
+
+from loaders import register_loader
+from loaders.qwen2_vl import Qwen2VLLoader
+
+
+@register_loader("qwen2.5-vl")
+class Qwen25VLLoader(Qwen2VLLoader):
+    model_type = "qwen2_5_vl"

@@ -1,0 +1,101 @@
+"""Answers of a base, adapter or merged checkpoint on a data file, beside the references.
+
+    python predict.py --model_path out --data_path test.json --output_path answers.jsonl
+
+Every assistant turn is answered greedily, with the reference history before it and the checkpoint's own template
+around it. A line of the output is {"index", "turn", "prediction", "reference", "exact_match"}.
+"""
+
+import argparse
+import json
+import os
+
+import torch
+import yaml
+
+from arguments import DataArguments, cli
+from collators import COLLATORS
+from datasets import MultimodalDataset
+from loaders import LOADERS, family_of
+from supported_models import find_model
+from trainer import generate_answers
+
+
+def main(words: list[str] | None = None) -> None:
+    args = parse(words)
+    dataset = MultimodalDataset(
+        args.data_path, args.image_folder, args.video_folder, args.num_frames, args.user_key, args.assistant_key
+    )
+    model, collator = load(args.model_path, args.model_id, args.model_local_path)
+    print(f"{args.model_path}: answering {args.data_path} ({len(dataset)} samples)", flush=True)
+    matches = []
+    with open(args.output_path, "w", encoding="utf-8") as file:
+        for line in generate_answers(model, collator, dataset, args.batch_size, args.max_new_tokens):
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            matches.append(line["exact_match"])
+    print(f"{len(matches)} answers written to {args.output_path}")
+    print(f"exact match: {sum(matches) / len(matches):.2f}")
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model_path", required=True, help="Folder of a base, adapter or merged checkpoint.")
+    parser.add_argument("--data_path", required=True, help="A JSON list or JSONL file (docs/dataset.md).")
+    parser.add_argument("--output_path", required=True, help="JSONL file to write.")
+    parser.add_argument("--model_id", help="Model id, where neither args.yaml nor the config tells the family.")
+    parser.add_argument("--model_local_path", help="Base of an adapter; default: the path it was trained from.")
+    for name in ("image_folder", "video_folder", "num_frames", "user_key", "assistant_key"):
+        field = DataArguments.__dataclass_fields__[name]
+        parser.add_argument(f"--{name}", type=type(field.default or ""), default=field.default, **field.metadata)
+    parser.add_argument("--batch_size", type=int, default=8, help="Answers generated at a time.")
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="Longest answer, in tokens.")
+    return parser.parse_args(words)
+
+
+def load(model_path: str, model_id: str | None = None, model_local_path: str | None = None):
+    """(model, collator) of a checkpoint folder; an adapter is put on its base.
+
+    Raises:
+        ValueError: no checkpoint there, or its base or family cannot be told.
+    """
+    adapter = adapter_config(model_path)
+    base_path = model_path
+    if adapter is not None:
+        base_path = model_local_path or adapter["base_model_name_or_path"]
+    elif model_local_path:
+        raise ValueError(f"--model_local_path has no effect: {model_path} is a whole checkpoint, not an adapter.")
+    model_id = model_id or saved_arguments(model_path).get("model_id")
+    family = find_model(model_id).family if model_id else family_of(base_path)
+    loader = LOADERS.get(family)(base_path, dtype="auto")
+    model = loader.load_model()
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, model_path)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device), COLLATORS.get(family)(loader.load_processor())
+
+
+def adapter_config(model_path: str) -> dict | None:
+    """The adapter's configuration, or None where `model_path` is no adapter."""
+    path = os.path.join(model_path, "adapter_config.json")
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def saved_arguments(model_path: str) -> dict:
+    """The flags in `args.yaml`, here or in the run's folder above a `checkpoint-N`; empty where there is none."""
+    for folder in (model_path, os.path.dirname(os.path.abspath(model_path))):
+        path = os.path.join(folder, "args.yaml")
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                return yaml.safe_load(file)
+    return {}
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,90 @@
+"""The table of supported models: model id -> family and Hugging Face Hub path.
+
+    python supported_models.py          # print the table
+
+A model size is a row here, never code. A family `qwen2-vl` lives in `loaders/qwen2_vl.py` and
+`collators/qwen2_vl.py`, which are imported only when the family is asked for; nothing here imports torch.
+"""
+
+import difflib
+import importlib
+from typing import NamedTuple
+
+
+class Model(NamedTuple):
+    family: str
+    hub_path: str
+
+
+MODELS = {
+    "llava-1.5-7b": Model("llava-1.5", "llava-hf/llava-1.5-7b-hf"),
+    "llava-1.5-13b": Model("llava-1.5", "llava-hf/llava-1.5-13b-hf"),
+    "llava-onevision-0.5b-ov": Model("llava-onevision", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"),
+    "llava-onevision-7b-ov": Model("llava-onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf"),
+    "llava-onevision-72b-ov": Model("llava-onevision", "llava-hf/llava-onevision-qwen2-72b-ov-hf"),
+    "qwen2-vl-2b-instruct": Model("qwen2-vl", "Qwen/Qwen2-VL-2B-Instruct"),
+    "qwen2-vl-7b-instruct": Model("qwen2-vl", "Qwen/Qwen2-VL-7B-Instruct"),
+    "qwen2-vl-72b-instruct": Model("qwen2-vl", "Qwen/Qwen2-VL-72B-Instruct"),
+    "qwen2.5-vl-3b-instruct": Model("qwen2.5-vl", "Qwen/Qwen2.5-VL-3B-Instruct"),
+    "qwen2.5-vl-7b-instruct": Model("qwen2.5-vl", "Qwen/Qwen2.5-VL-7B-Instruct"),
+    "qwen2.5-vl-32b-instruct": Model("qwen2.5-vl", "Qwen/Qwen2.5-VL-32B-Instruct"),
+    "qwen2.5-vl-72b-instruct": Model("qwen2.5-vl", "Qwen/Qwen2.5-VL-72B-Instruct"),
+}
+
+
+def families() -> list[str]:
+    """The family ids, in the order of the table."""
+    return list(dict.fromkeys(model.family for model in MODELS.values()))
+
+
+def find_model(model_id: str) -> Model:
+    """The row of a model id, or of the Hub path of a listed model.
+
+    Raises:
+        ValueError: unknown id; the message names the nearest ones.
+    """
+    by_name = MODELS | {model.hub_path: model for model in MODELS.values()}
+    if model_id not in by_name:
+        nearest = difflib.get_close_matches(model_id.lower(), MODELS, n=3, cutoff=0.4)
+        raise ValueError(
+            f"--model_id {model_id!r} is not a supported model. "
+            + (f"Did you mean {', '.join(nearest)}? " if nearest else "")
+            + "`python supported_models.py` lists all of them."
+        )
+    return by_name[model_id]
+
+
+class Registry(dict):
+    """Family id -> class. The module of a family is imported on the first `get`."""
+
+    def __init__(self, package: str):
+        super().__init__()
+        self.package = package
+
+    def register(self, family: str):
+        """Class decorator; a second class for the same family is a ValueError."""
+
+        def decorate(cls):
+            if family in self:
+                raise ValueError(f"{self.package}: family {family!r} is registered twice: {self[family]} and {cls}")
+            self[family] = cls
+            return cls
+
+        return decorate
+
+    def get(self, family: str):
+        if family not in self:
+            importlib.import_module(f"{self.package}.{family.replace('-', '_').replace('.', '_')}")
+        return self[family]
+
+
+def print_models() -> None:
+    print("Supported models:")
+    print(f"  {'Model ID':<30}: HuggingFace Path")
+    print("  " + "-" * 48)
+    for model_id, model in MODELS.items():
+        print(f"  {model_id:<30}: {model.hub_path}")
+
+
+if __name__ == "__main__":
+    print_models()

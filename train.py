@@ -1,0 +1,151 @@
+"""Finetune a vision-language model.
+
+    python train.py --model_id qwen2.5-vl-3b-instruct --data_path train.json --output_dir out --use_lora True
+    python train.py run.yaml                                        # the same flags from a file
+    torchrun --nproc_per_node 8 train.py run.yaml --deepspeed ds_configs/zero3.json
+
+`main` is the whole story, from flags to a saved checkpoint.
+"""
+
+import os
+
+import torch
+import yaml
+
+import trainable
+from arguments import Arguments, cli, parse_arguments
+from collators import COLLATORS
+from datasets import MultimodalDataset
+from loaders import LOADERS
+from trainer import FinetuneTrainer
+
+
+def main(words: list[str] | None = None) -> None:
+    # argv -> flags
+    arguments = parse_arguments(words, description=__doc__)
+    check_devices(arguments)
+
+    # rows on disk -> canonical samples; a row that cannot be used ends the run here
+    train_dataset = load_dataset(arguments, arguments.data.data_path)
+    eval_dataset = load_dataset(arguments, arguments.data.eval_data_path)
+    check_media_kinds(arguments, train_dataset)
+
+    # model id -> family -> processor and collator; the training template is held against the checkpoint's
+    loader = LOADERS.get(arguments.model.family)(arguments.model.model_path, **model_kwargs(arguments))
+    collator = COLLATORS.get(arguments.model.family)(
+        loader.load_processor(), arguments.data.model_max_length, arguments.data.mask_question_tokens
+    )
+    report_template_differences(collator)
+    fit_to_budget(collator, train_dataset, arguments.data.drop_overlong)
+    fit_to_budget(collator, eval_dataset, arguments.data.drop_overlong)
+
+    # weights; what trains, and how
+    quantize(arguments, loader)
+    model = trainable.make_trainable(loader.load_model(), loader, arguments)
+    say("\n" + trainable.format_summary(trainable.summarize(model, loader, arguments)) + "\n")
+    collator.media_in_every_batch = equal_vision_calls(arguments, train_dataset, eval_dataset)
+
+    # training and evaluation
+    trainer = FinetuneTrainer(
+        model=model,
+        args=arguments.training,
+        data_collator=collator,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        model_path=arguments.model.model_path,
+    )
+    metrics = trainer.train(resume_from_checkpoint=resume_from(arguments)).metrics
+    if eval_dataset:
+        metrics |= trainer.evaluate()
+
+    # adapter or full checkpoint, the base's processor files, args.yaml, all_results.json
+    save(trainer, loader, arguments, metrics)
+
+
+def say(text: str) -> None:
+    """Print on the first process only."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(text, flush=True)
+
+
+def check_devices(arguments: Arguments) -> None:
+    if arguments.training.n_gpu > 1:
+        raise ValueError(
+            f"{arguments.training.n_gpu} GPUs are visible to one process. Start with `torchrun --nproc_per_node "
+            f"{arguments.training.n_gpu} train.py ...`, or show one GPU: CUDA_VISIBLE_DEVICES=0."
+        )
+
+
+def load_dataset(arguments: Arguments, path: str | None) -> MultimodalDataset | None:
+    data = arguments.data
+    if path:
+        return MultimodalDataset(
+            path, data.image_folder, data.video_folder, data.num_frames, data.user_key, data.assistant_key
+        )
+
+
+def check_media_kinds(arguments: Arguments, dataset: MultimodalDataset) -> None:
+    for name in ("train_vision_encoder", "train_vision_projector"):
+        if getattr(arguments.model, name) and not dataset.media_kinds:
+            raise ValueError(f"--{name} True has no effect: {arguments.data.data_path} holds neither image nor video.")
+
+
+def model_kwargs(arguments: Arguments) -> dict:
+    training = arguments.training
+    return {
+        "dtype": torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32,
+        "attn_implementation": "flash_attention_2" if arguments.model.use_flash_attn else "sdpa",
+    }
+
+
+def report_template_differences(collator) -> None:
+    for ours, official in collator.template_differences():
+        say(
+            "WARNING: the training text differs from the checkpoint's own chat template beyond the documented "
+            f"exceptions (docs/chat_formats.md).\n  trained:    {ours!r}\n  checkpoint: {official!r}"
+        )
+
+
+def fit_to_budget(collator, dataset: MultimodalDataset | None, drop_overlong: bool) -> None:
+    """Settle what exceeds --model_max_length before step 1: cut, dropped, or an error."""
+    if dataset is None:
+        return
+    total = len(dataset)
+    cut, dropped = collator.fit(dataset, drop_overlong)
+    if cut or dropped:
+        say(f"{dataset.name}: of {total} samples, {cut} are cut to --model_max_length, {dropped} are dropped.")
+
+
+def quantize(arguments: Arguments, loader) -> None:
+    if arguments.lora.q_lora:
+        loader.model_kwargs["quantization_config"] = trainable.quantization_config(loader, loader.model_kwargs["dtype"])
+
+
+def equal_vision_calls(arguments: Arguments, *datasets: MultimodalDataset | None) -> set[str]:
+    """Kinds of media that every batch must hold: an engine that shards or reduces vision parameters waits for all."""
+    vision_is_trained = arguments.model.train_vision_encoder or arguments.model.train_vision_projector
+    sharded = bool(arguments.training.deepspeed or arguments.training.fsdp)
+    if arguments.training.world_size == 1 or not (vision_is_trained or sharded):
+        return set()
+    return set().union(*(dataset.media_kinds for dataset in datasets if dataset))
+
+
+def resume_from(arguments: Arguments) -> str | bool | None:
+    value = arguments.training.resume_from_checkpoint
+    return {"true": True, "false": None}.get(str(value).lower(), value)
+
+
+def save(trainer: FinetuneTrainer, loader, arguments: Arguments, metrics: dict) -> None:
+    if not hasattr(trainer.model, "peft_config"):
+        trainer.model.to(loader.dtype)  # the base's precision; checkpoints within the run keep full precision
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("all", metrics, combined=False)
+    if trainer.is_world_process_zero():
+        with open(os.path.join(arguments.training.output_dir, "args.yaml"), "w", encoding="utf-8") as file:
+            yaml.safe_dump(arguments.as_dict(), file, sort_keys=False, allow_unicode=True)
+    say(f"Saved to {arguments.training.output_dir}.")
+
+
+if __name__ == "__main__":
+    cli(main)

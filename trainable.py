@@ -1,0 +1,174 @@
+"""What is trained, and how: freezing, LoRA, quantization, and the summary a user reads before step 1."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+from loaders.base import COMPONENTS, BaseLoader
+
+
+def training_modes(arguments) -> dict[str, str]:
+    """Component -> "full", "lora" or "frozen", from the flags."""
+    model, lora = arguments.model, arguments.lora
+    encoder = "lora" if lora.use_vision_lora else "full"
+    return {
+        "vision_encoder": encoder if model.train_vision_encoder else "frozen",
+        "vision_projector": "full" if model.train_vision_projector else "frozen",
+        "language_model": "lora" if lora.use_lora else "full",
+    }
+
+
+def quantization_config(loader: BaseLoader, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+    """nf4 with double quantization for the language model alone; https://arxiv.org/abs/2305.14314.
+
+    bitsandbytes matches the skipped names from the start of a module's full name (transformers 5.23), and a list
+    of ours replaces its default, so the head is named too.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=[*loader.vision_encoder, *loader.vision_projector, "lm_head"],
+    )
+
+
+def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module:
+    """Freeze and unfreeze by the flags, wrapping the model with LoRA adapters where they ask for it.
+
+    Raises:
+        ValueError: a component to train has nothing trainable.
+    """
+    modes = training_modes(arguments)
+    unused = loader.unused_modules(model)
+    is_unused = lambda name: any(name == path or name.startswith(path + ".") for path in unused)  # noqa: E731
+    model.requires_grad_(False)
+    if "lora" in modes.values():
+        model = add_adapters(model, loader, modes, arguments.lora, is_unused)
+    else:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(modes.get(loader.component_of(name)) == "full")
+    for name, parameter in model.named_parameters():
+        name = base_name(name)
+        if is_unused(name) or modes.get(loader.component_of(name), "frozen") == "frozen":
+            parameter.requires_grad_(False)  # such as the biases that `--lora_bias all` reaches everywhere
+        elif parameter.requires_grad and not arguments.training.deepspeed:
+            parameter.data = parameter.data.float()  # small updates vanish in bf16; DeepSpeed keeps its own fp32 copy
+    for component, mode in modes.items():
+        if mode != "frozen" and not any(p.requires_grad for _, p in component_parameters(model, loader)[component]):
+            raise ValueError(f"The {component} is to be trained ({mode}), but it has no parameter that can be.")
+    return model
+
+
+def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora, is_unused) -> nn.Module:
+    """Adapters on every Linear of the components in mode "lora", whole copies of those in mode "full"."""
+    from peft import LoraConfig, get_peft_model  # only a run with adapters needs peft
+
+    if modes["language_model"] == "full" and model.config.get_text_config().tie_word_embeddings:
+        raise ValueError(
+            "--use_vision_lora True with a fully trained language model cannot be saved for this model, whose head "
+            "is tied to its embeddings: add --use_lora True, or leave --use_vision_lora out."
+        )
+    head = model.get_output_embeddings()
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and modes.get(loader.component_of(name)) == "lora"
+        and not is_unused(name)
+    ]
+    full = [name for component in COMPONENTS if modes[component] == "full" for name in units(model, loader, component)]
+    config = LoraConfig(
+        r=lora.lora_r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        bias=lora.lora_bias,
+        target_modules=targets,
+        modules_to_save=full or None,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def units(model: nn.Module, loader: BaseLoader, component: str) -> list[str]:
+    """The largest modules that lie wholly in a component: what peft can copy and save beside an adapter."""
+    owners = {}
+    for name, _ in model.named_parameters():
+        path = name.split(".")
+        for depth in range(1, len(path) + 1):
+            owners.setdefault(".".join(path[:depth]), set()).add(loader.component_of(name))
+    found = []
+    for name, module in model.named_modules():
+        inside_another = any(name.startswith(unit + ".") for unit in found)
+        if owners.get(name) == {component} and not isinstance(module, nn.ModuleList) and not inside_another:
+            found.append(name)
+    return found
+
+
+def base_name(name: str) -> str:
+    """A parameter's name in the model that peft wrapped."""
+    return (
+        name.removeprefix("base_model.model.").replace(".modules_to_save.default", "").replace(".original_module", "")
+    )
+
+
+def component_parameters(model: nn.Module, loader: BaseLoader) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Component -> (name, parameter) of each; parameters of none are listed under "other"."""
+    groups = {component: [] for component in (*COMPONENTS, "other")}
+    for name, parameter in model.named_parameters():
+        if ".original_module." not in name:  # peft keeps the untrained original beside a copy that trains
+            groups[loader.component_of(base_name(name)) or "other"].append((name, parameter))
+    return groups
+
+
+@dataclass
+class ComponentSummary:
+    component: str
+    mode: str
+    trained: int
+    total: int
+    learning_rate: float | None
+    dtypes: str
+
+
+def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[ComponentSummary]:
+    """Count what `make_trainable` left: one row per component. Quantized weights count as what they stand for."""
+    rows = []
+    modes = training_modes(arguments)
+    for component, parameters in component_parameters(model, loader).items():
+        if not parameters:
+            continue
+        trained = sum(num_elements(p) for _, p in parameters if p.requires_grad)
+        mode = modes.get(component, "frozen")
+        if mode == "lora":
+            mode += f" r={arguments.lora.lora_r}"
+        dtypes = sorted({str(p.dtype).removeprefix("torch.") for _, p in parameters})
+        if any(hasattr(p, "quant_state") for _, p in parameters):
+            dtypes = [dtype.replace("uint8", "nf4") for dtype in dtypes]
+        rate = arguments.training.learning_rate if trained else None
+        total = sum(num_elements(p) for _, p in parameters)
+        rows.append(ComponentSummary(component, mode, trained, total, rate, " ".join(dtypes)))
+    return rows
+
+
+def num_elements(parameter: nn.Parameter) -> int:
+    """Elements of a parameter, also when ZeRO-3 holds it elsewhere (`ds_numel`) or 4-bit packs two into a byte."""
+    if hasattr(parameter, "ds_numel"):
+        return parameter.ds_numel
+    if getattr(parameter, "quant_state", None) is not None:
+        return parameter.quant_state.shape.numel()
+    return parameter.numel()
+
+
+def format_summary(rows: list[ComponentSummary]) -> str:
+    """The table that is printed before step 1."""
+    lines = [f"{'component':<18}{'trained':<12}{'parameters':>16}{'trainable':>16}{'learning rate':>15}  precision"]
+    for row in rows:
+        rate = f"{row.learning_rate:g}" if row.learning_rate is not None else "-"
+        lines.append(f"{row.component:<18}{row.mode:<12}{row.total:>16,}{row.trained:>16,}{rate:>15}  {row.dtypes}")
+    total, trained = sum(row.total for row in rows), sum(row.trained for row in rows)
+    lines.append(f"{'all':<30}{total:>16,}{trained:>16,}  ({trained / total:.2%} of all parameters)")
+    return "\n".join(lines)

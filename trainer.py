@@ -1,0 +1,173 @@
+"""The HF Trainer with the three things it leaves open: an exact loss, a pure sampler, the base's own processor files.
+
+Also here: `generate_answers`, the answers of a model on a data set.
+"""
+
+import glob
+import os
+import shutil
+from collections.abc import Iterator
+
+import torch
+import transformers
+from torch.nn.functional import cross_entropy, pad
+from torch.utils.data import Sampler, SequentialSampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from collators.base import IGNORE_INDEX
+
+# What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
+PROCESSOR_FILES = [
+    *["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"],
+    *["chat_template.json", "*.jinja", "additional_chat_templates/*", "generation_config.json"],
+    *["processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"],
+]
+
+
+def epoch_order(length: int, seed: int, epoch: int, lengths: list[int] | None = None, group: int = 1) -> list[int]:
+    """The order of an epoch: a pure function of its arguments.
+
+    Args:
+        lengths: estimated tokens per sample; given, samples of similar length stand in one `group`.
+        group: samples per step.
+    """
+    generator = torch.Generator().manual_seed(seed + epoch)
+    if lengths is not None:
+        return get_length_grouped_indices(lengths, group, generator=generator)
+    return torch.randperm(length, generator=generator).tolist()
+
+
+class EpochSampler(Sampler):
+    """Yields `epoch_order` of the epoch that `set_epoch` names."""
+
+    def __init__(self, length: int, seed: int, lengths: list[int] | None = None, group: int = 1):
+        self.arguments = (length, seed)
+        self.options = (lengths, group)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.arguments[0]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(epoch_order(*self.arguments, self.epoch, *self.options))
+
+
+class FinetuneTrainer(transformers.Trainer):
+    """Args: as `transformers.Trainer`, and `model_path`, the folder or Hub path the model came from."""
+
+    # The loss below is already divided by the labels of the whole global step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args, model_path: str, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_path = model_path
+        # Several families set this to False, and the Trainer would not count the labels of a step for them.
+        self.model_accepts_loss_kwargs = True
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross entropy summed over the labels, divided by the labels of the whole global step over all ranks.
+
+        The head runs on the positions that have a label only: `logits_to_keep` is a boolean (batch, tokens) mask.
+        """
+        inputs = dict(inputs)
+        # The token at position t + 1 is the target of position t.
+        targets = pad(inputs.pop("labels"), (0, 1), value=IGNORE_INDEX)[:, 1:]
+        keep = targets != IGNORE_INDEX
+        outputs = model(**inputs, logits_to_keep=keep, use_cache=False)
+        logits = outputs.logits.view(-1, outputs.logits.shape[-1]).float()
+        loss = cross_entropy(logits, targets[keep], reduction="sum", label_smoothing=self.args.label_smoothing_factor)
+        if num_items_in_batch is None:
+            num_items_in_batch = keep.sum()
+        elif self.args.average_tokens_across_devices and model.training:
+            loss = loss * self.accelerator.num_processes  # engines average gradients over ranks
+        loss = loss / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """As the Trainer's, with a loss per label of the whole set instead of a mean over batches."""
+        self._eval_sums = torch.zeros(2, dtype=torch.float64, device="cpu")
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        total, labels = self.accelerator.reduce(self._eval_sums.to(self.args.device), "sum").tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = total / labels
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        num_labels = (inputs["labels"] != IGNORE_INDEX).sum()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs)).detach()
+        self._eval_sums += torch.stack([loss.cpu() * num_labels.cpu(), num_labels.cpu()]).double()
+        return loss, None, None
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        strategy = str(getattr(self.args.train_sampling_strategy, "value", self.args.train_sampling_strategy))
+        if strategy == "sequential":
+            return SequentialSampler(dataset)
+        if strategy == "group_by_length":
+            group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            return EpochSampler(len(dataset), seed, dataset.lengths, group)
+        if strategy != "random":
+            raise ValueError(f"--train_sampling_strategy {strategy} is not supported: use random or group_by_length.")
+        return EpochSampler(len(dataset), seed)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            copy_processor_files(self.model_path, output_dir or self.args.output_dir)
+
+
+def copy_processor_files(model_path: str, output_dir: str) -> None:
+    """Copy the base checkpoint's own tokenizer, processor, template and generation files."""
+    if not os.path.isdir(model_path):
+        from huggingface_hub import snapshot_download  # in the cache since the processor was loaded
+
+        model_path = snapshot_download(model_path, allow_patterns=PROCESSOR_FILES)
+    for pattern in PROCESSOR_FILES:
+        for path in glob.glob(os.path.join(model_path, pattern)):
+            target = os.path.join(output_dir, os.path.relpath(path, model_path))
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+@torch.inference_mode()
+def generate_answers(model, collator, dataset, batch_size: int = 8, max_new_tokens: int = 128) -> Iterator[dict]:
+    """Greedy answers to every assistant turn, each with the reference history before it.
+
+    Yields:
+        {"index", "turn", "prediction", "reference", "exact_match"}, in the order of the rows and turns.
+    """
+    model.eval()
+    pending = []
+    for position in range(len(dataset)):
+        sample = dataset[position]
+        replies = [i for i, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
+        for turn, i in enumerate(replies):
+            reference = dataset.rows[position]["messages"][i]["content"]
+            prompt = collator.encode_prompt(sample["messages"][:i])
+            pending.append((sample["index"], turn, "".join(part["text"] for part in reference), prompt))
+            if len(pending) == batch_size:
+                yield from _answer(model, collator, pending, max_new_tokens)
+                pending = []
+    if pending:
+        yield from _answer(model, collator, pending, max_new_tokens)
+
+
+def _answer(model, collator, pending: list[tuple], max_new_tokens: int) -> Iterator[dict]:
+    batch = collator.pad([prompt for *_, prompt in pending], side="left")
+    inputs = {name: value.to(model.device) for name, value in batch.items()}
+    tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    tokens = tokens[:, inputs["input_ids"].shape[1] :]
+    predictions = collator.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    for (index, turn, reference, _), prediction in zip(pending, predictions):
+        prediction = prediction.strip()
+        yield {
+            "index": index,
+            "turn": turn,
+            "prediction": prediction,
+            "reference": reference,
+            "exact_match": prediction == reference.strip(),
+        }
