@@ -7,7 +7,8 @@
 
 A picture shows one to four equal shapes in one corner: "three red stars, top left". A clip shows one shape that
 moves. The test set holds combinations that the training set never shows (see `held_out`), so a model has to look at
-each property on its own. All answers are equally frequent: without looking, less than a quarter can be right.
+each property on its own. The answers to a question are equally frequent: without looking, less than a quarter can be
+right.
 
 Drawing is seeded: every run writes the same bytes, and a second run finds its work done.
 """
@@ -46,7 +47,7 @@ IMAGE_PROPERTIES = [
 ]
 VIDEO_PROPERTIES = [
     ("What colour is the shape?", list(COLOURS)),
-    ("Which shape is it?", SHAPES),
+    (None, SHAPES),  # drawn, not asked: four frames through a tiny model do not tell a circle from a square
     ("Which way does it move?", list(MOVES)),
 ]
 
@@ -127,18 +128,19 @@ def write_video(path, answers, rng):
 def write_split(output_dir, name, media, properties, scenes):
     """Write the files of `scenes` (tuples of answers), then NAME.json: it is there only when all its files are.
 
-    `media` is "image" or "video", `properties` the questions in the order of the answers in a scene.
+    `media` is "image" or "video", `properties` the questions (None: not asked) in the order of the answers in a scene.
     """
     folder, suffix, write = {"image": ("images", "png", write_image), "video": ("videos", "mp4", write_video)}[media]
-    rows = []
+    rows, questions = [], 0
     for i, answers in enumerate(scenes):
-        turns = [(question, answer) for (question, _), answer in zip(properties, answers)]
+        turns = [(question, answer) for (question, _), answer in zip(properties, answers) if question]
         random.Random(f"questions {name} {i}").shuffle(turns)
         conversations = []
         for question, answer in turns:
             conversations += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
         conversations[0]["value"] = f"<{media}>\n" + conversations[0]["value"]
         path = f"{folder}/{name.removeprefix('video_')}/{i:05d}.{suffix}"
+        questions += len(turns)
         rows.append({"id": f"{name}-{i:05d}", media: path, "conversations": conversations})
 
     json_path = output_dir / f"{name}.json"
@@ -152,7 +154,7 @@ def write_split(output_dir, name, media, properties, scenes):
     partial = json_path.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(json_path)
-    return f"wrote {json_path}: {len(rows)} {folder}, {len(rows) * len(properties)} questions"
+    return f"wrote {json_path}: {len(rows)} {folder}, {questions} questions"
 
 
 def main():

@@ -1,0 +1,106 @@
+"""What the tests share: tiny checkpoints, built once a session, and small media files."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks a hub is broken: fail at once
+
+from supported_models import MODELS, families  # noqa: E402
+
+FAMILIES = families()
+# The first model id of each family.
+MODEL_ID = {family: next(id for id, model in MODELS.items() if model.family == family) for family in FAMILIES}
+TAKES_VIDEO = [family for family in FAMILIES if family != "llava-1.5"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """`tiny(family)`: the folder of a tiny checkpoint, made on the first call."""
+    from tiny_models import make_tiny_checkpoint
+
+    root, made = tmp_path_factory.mktemp("tiny"), {}
+
+    def get(family: str) -> str:
+        if family not in made:
+            made[family] = str(root / family)
+            make_tiny_checkpoint(family, made[family])
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def media_folder(tmp_path_factory) -> Path:
+    """A folder with red.png (64x64), blue.png (100x50), tall.jpg (60x140) and clip.mp4 (16 frames of 64x64)."""
+    import av
+
+    folder = tmp_path_factory.mktemp("media")
+    Image.new("RGB", (64, 64), "red").save(folder / "red.png")
+    Image.new("RGB", (100, 50), "blue").save(folder / "blue.png")
+    Image.new("RGB", (60, 140), "green").save(folder / "tall.jpg")
+    with av.open(str(folder / "clip.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for i in range(16):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), i * 15, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return folder
+
+
+@pytest.fixture
+def write_rows(media_folder, tmp_path):
+    """`write_rows(rows)`: a JSON file beside the media files; returns its path."""
+    made = []
+
+    def write(rows, name: str = "rows.json") -> str:
+        path = media_folder / f"{tmp_path.name}-{len(made)}-{name}"
+        made.append(path)
+        if name.endswith(".jsonl"):
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        else:
+            path.write_text(json.dumps(rows), encoding="utf-8")
+        return str(path)
+
+    yield write
+    for path in made:
+        path.unlink()
+
+
+def turns(*texts: str) -> list[dict]:
+    """LLaVA-style turns, the user first."""
+    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+
+
+# Every mixture that one batch may hold; videos only where the family takes them.
+IMAGE_ROWS = [
+    {"image": "red.png", "conversations": turns("<image>\nWhat colour is it?", "Red")},
+    {"image": ["red.png", "blue.png"], "conversations": turns("<image>\n<image>\nWhich is blue?", "The second")},
+    {"image": ["blue.png", "tall.jpg"], "conversations": turns("Is <image> like <image> ?", "No", "Why?", "The colour")},
+    {"conversations": turns("Name a colour.", "Blue"), "system_prompt": "Be brief.", "image": None},
+    {
+        "messages": [
+            {"role": "user", "content": "Hello."},
+            {"role": "assistant", "content": "Hi!"},
+            {"role": "user", "content": [{"type": "text", "text": "And this?"}, {"type": "image", "path": "red.png"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "A red square"}]},
+        ]
+    },
+]
+VIDEO_ROWS = [
+    {"video": "clip.mp4", "conversations": turns("<video>\nWhat happens?", "It gets brighter")},
+    {"video": "clip.mp4", "image": "red.png", "conversations": turns("<image> then <video> ?", "Red, then a fade")},
+]
+
+
+def rows_for(family: str) -> list[dict]:
+    return IMAGE_ROWS + (VIDEO_ROWS if family in TAKES_VIDEO else [])
