@@ -4,10 +4,13 @@
 a flag after the file wins).
 """
 
+import argparse
 import difflib
+import json
 import os
 import sys
 import traceback
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields
 
 import transformers
@@ -33,7 +36,6 @@ RENAMED_FLAGS = {
     "per_gpu_eval_batch_size": "--per_device_eval_batch_size",
     "fp16_backend": "--fp16",
     "half_precision_backend": "--fp16 or --bf16",
-    "tokenizer": "--model_local_path",
     "push_to_hub_model_id": "--hub_model_id",
     "push_to_hub_token": "--hub_token",
     "jit_mode_eval": "--torch_compile",
@@ -42,7 +44,29 @@ RENAMED_FLAGS = {
     "dispatch_batches": "--accelerator_config",
     "split_batches": "--accelerator_config",
     "include_tokens_per_second": "--include_num_input_tokens_seen",
-    "load_4bit": "--q_lora",
+    "include_inputs_for_metrics": "--include_for_metrics inputs",
+    "torchdynamo": "--torch_compile_backend",
+    "adafactor": "--optim adafactor",
+}
+
+# Flags of TrainingArguments that nothing here reads -> why.
+FLAGS_WITHOUT_EFFECT = {
+    **dict.fromkeys(("do_train", "do_eval"), "train.py always trains, and evaluates where --eval_data_path is given"),
+    "do_predict": "predict.py writes answers",
+    "use_cache": "training never uses a cache",
+    "length_column_name": "lengths are estimated from the data",
+    **dict.fromkeys(
+        (
+            "include_for_metrics",
+            "batch_eval_metrics",
+            "eval_accumulation_steps",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "prediction_loss_only",
+            "label_names",
+        ),
+        "evaluation measures the loss only",
+    ),
 }
 
 
@@ -91,6 +115,9 @@ class DataArguments:
         for name in ("num_frames", "model_max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
+        for name in ("image_folder", "video_folder"):
+            if (folder := getattr(self, name)) and not os.path.isdir(folder):
+                raise ValueError(f"--{name} {folder!r} is not a folder.")
         if self.user_key == self.assistant_key:
             raise ValueError(f"--user_key and --assistant_key are both {self.user_key!r}; they must differ.")
 
@@ -108,8 +135,11 @@ class LoraArguments:
     def __post_init__(self):
         if self.lora_bias not in ("none", "lora_only", "all"):
             raise ValueError(f"--lora_bias {self.lora_bias!r} is unknown; use none, lora_only or all.")
-        if self.lora_r < 1:
-            raise ValueError(f"--lora_r is {self.lora_r}; it must be 1 or more.")
+        for name in ("lora_r", "lora_alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"--lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1.")
         if self.q_lora and not self.use_lora:
             raise ValueError("--q_lora True quantizes the language model under LoRA: add --use_lora True.")
         changed = [f.name for f in fields(self) if f.name.startswith("lora_") and getattr(self, f.name) != f.default]
@@ -134,9 +164,19 @@ class TrainingArguments(transformers.TrainingArguments):
                     f"--{name} True needs a GPU with bfloat16, which this machine lacks: leave it out, "
                     "or add --use_cpu True to run bfloat16 on the CPU."
                 )
+        folder = self.resume_from_checkpoint
+        if folder and str(folder).lower() not in ("true", "false") and not os.path.isdir(folder):
+            raise ValueError(
+                f"--resume_from_checkpoint {folder} is not a folder; True resumes the last checkpoint in --output_dir."
+            )
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns True would empty every sample: leave it out.")
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f"transformers refuses the training flags: {error}") from error
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("--fp16 True needs a GPU: leave it out, or use --bf16 True --use_cpu True on the CPU.")
         self.dataloader_pin_memory &= self.device.type == "cuda"  # else every loader warns
 
 
@@ -155,15 +195,25 @@ class Arguments:
         if self.lora.use_vision_lora and not self.model.train_vision_encoder:
             raise ValueError("--use_vision_lora True has no effect without --train_vision_encoder True: add it.")
         if self.training.eval_strategy != "no" and not self.data.eval_data_path:
-            raise ValueError(f"--eval_strategy {self.training.eval_strategy} needs --eval_data_path.")
+            raise ValueError(f"--eval_strategy {self.training.eval_strategy.value} needs --eval_data_path.")
+        for name in sorted(self.given & FLAGS_WITHOUT_EFFECT.keys()):
+            raise ValueError(f"--{name} has no effect, since {FLAGS_WITHOUT_EFFECT[name]}: leave it out.")
+        for kind in ("eval", "save", "logging"):
+            strategy = getattr(self.training, f"{kind}_strategy").value
+            if f"{kind}_steps" in self.given and strategy != "steps":
+                raise ValueError(
+                    f"--{kind}_steps has no effect with --{kind}_strategy {strategy}: add --{kind}_strategy steps, "
+                    f"or leave --{kind}_steps out."
+                )
 
     def as_dict(self) -> dict:
         """What `args.yaml` holds: model, data and LoRA flags, and the training flags that were given."""
         values = {}
-        for part in (self.model, self.data, self.lora, self.training):
-            names = self.given if part is self.training else {f.name for f in fields(part)}
-            values |= {f.name: getattr(part, f.name) for f in fields(part) if f.name in names}
-        return {name: getattr(value, "value", value) for name, value in values.items() if value is not None}
+        for part in (self.model, self.data, self.lora):
+            values |= {f.name: getattr(part, f.name) for f in fields(part)}
+        # `to_dict` turns enums and configurations into plain values; a token of the Hub is not for a file.
+        values |= {n: v for n, v in self.training.to_dict().items() if n in self.given and not n.endswith("_token")}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def cli(main) -> None:
@@ -172,6 +222,9 @@ def cli(main) -> None:
         main()
     except KeyboardInterrupt:
         sys.exit("Interrupted.")
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except ValueError as error:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
         if os.path.dirname(os.path.dirname(os.path.abspath(raised_in))) not in (HERE, os.path.dirname(HERE)):
@@ -181,28 +234,36 @@ def cli(main) -> None:
 
 def yaml_to_flags(path: str) -> list[str]:
     """A YAML mapping of flag names to values, as a list of command line words."""
-    with open(path, encoding="utf-8") as file:
-        try:
+    try:
+        with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must be a mapping of flags to values, such as `model_id: llava-1.5-7b`.")
     words = []
     for name, value in values.items():
-        if value is not None:
+        if value is False and str(name).endswith("_strategy"):
+            value = "no"  # as it was written: YAML 1.1 reads a bare `no` as false
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        if value not in (None, []):
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return words
 
 
-def check_flag_names(given: set[str], known: set[str]) -> None:
+def check_flag_names(written: Iterable[str], known: Collection[str]) -> None:
     """Raise a ValueError for a flag that does not exist, naming its successor or the nearest ones."""
-    for name in sorted(given - known):
+    for option in sorted(set(written) - set(known)):
+        name = option.removeprefix("--").replace("-", "_")
         if name in RENAMED_FLAGS:
-            raise ValueError(f"--{name} does not exist in transformers 5; use {RENAMED_FLAGS[name]}.")
-        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-        hint = f" Did you mean {', '.join('--' + n for n in nearest)}?" if nearest else ""
-        raise ValueError(f"--{name} is not a flag.{hint} `python train.py --help` lists all.")
+            raise ValueError(f"{option} does not exist in transformers 5; use {RENAMED_FLAGS[name]}.")
+        names = [other for other in known if "-" not in other.removeprefix("--")]  # of two spellings, the usual one
+        nearest = difflib.get_close_matches(f"--{name}", names, n=3, cutoff=0.7)
+        hint = f" Did you mean {', '.join(nearest)}?" if nearest else ""
+        raise ValueError(f"{option} is not a flag.{hint} `python train.py --help` lists all.")
 
 
 def parse_arguments(words: list[str] | None = None, description: str | None = None, extend=None):
@@ -217,15 +278,23 @@ def parse_arguments(words: list[str] | None = None, description: str | None = No
         ValueError: an unknown, renamed or contradictory flag, or one without effect.
     """
     words = list(sys.argv[1:] if words is None else words)
-    parser = HfArgumentParser(PARTS, description=description, allow_abbrev=False)
+    parser = HfArgumentParser(PARTS, description=description, allow_abbrev=False, exit_on_error=False)
     if extend:
         extend(parser)
     if words and words[0].endswith((".yaml", ".yml")):
         words = yaml_to_flags(words[0]) + words[1:]
-    given = {word.lstrip("-").split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
-    check_flag_names(given, {o.lstrip("-").replace("-", "_") for a in parser._actions for o in a.option_strings})
-    *parts, rest = parser.parse_args_into_dataclasses(words, look_for_args_file=False, return_remaining_strings=True)
+    # `--no-dataloader-pin-memory` and the like write the field that `dest` names.
+    fields_of = {option: action.dest for action in parser._actions for option in action.option_strings}
+    written = {word.split("=")[0] for word in words if word.startswith("--")}
+    check_flag_names(written, fields_of.keys())
+    try:
+        *parts, rest = parser.parse_args_into_dataclasses(
+            words, look_for_args_file=False, return_remaining_strings=True
+        )
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
     if rest:
-        raise ValueError(f"{' '.join(rest)!r} does not belong to any flag.")
-    arguments = Arguments(*parts[:4], given)
+        hint = "; a YAML file comes first" if rest[0].endswith((".yaml", ".yml")) else ""
+        raise ValueError(f"{' '.join(rest)!r} does not belong to any flag{hint}.")
+    arguments = Arguments(*parts[:4], {fields_of[option] for option in written})
     return (arguments, parts[4]) if extend else arguments

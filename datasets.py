@@ -26,6 +26,10 @@ ROLES = ("system", "user", "assistant")
 PLACEHOLDER = re.compile(r"(<image>|<video>)")
 # Stands inside control strings typed by a user until they are tokenized (collators/base.py).
 RESERVED_CHARACTER = "\ufdd0"
+# Lone surrogates (a cut "\ud83d" in JSON) are no characters, and no tokenizer takes them.
+UNUSABLE_CHARACTER = re.compile(f"[{RESERVED_CHARACTER}\ud800-\udfff]")
+# Fields that only `conversations` reads: beside `messages` they would be ignored.
+LLAVA_FIELDS = ("conversations", "image", "images", "video", "videos", "system_prompt")
 # For `lengths` only: a rough number of tokens of one medium, and of characters per token.
 MEDIA_TOKENS = {"image": 576, "video": 1024}
 CHARACTERS_PER_TOKEN = 4
@@ -55,7 +59,10 @@ class MultimodalDataset(Dataset):
     ):
         own_folder = os.path.dirname(os.path.abspath(data_path))
         self.name = os.path.basename(data_path)
-        self.folders = {"image": image_folder or own_folder, "video": video_folder or own_folder}
+        self.folders = {
+            "image": os.path.abspath(image_folder or own_folder),
+            "video": os.path.abspath(video_folder or own_folder),
+        }
         self.num_frames = num_frames
         self.roles = {"system": "system", user_key: "user", assistant_key: "assistant"}
         self.rows, self.errors = [], {}
@@ -124,6 +131,11 @@ class MultimodalDataset(Dataset):
             raise ValueError(f"must be a JSON object, not {type(row).__name__}")
         row = {key: value for key, value in row.items() if value is not None}
         if "messages" in row:
+            if ignored := [field for field in LLAVA_FIELDS if field in row]:
+                raise ValueError(
+                    f"has the field `{ignored[0]}` beside `messages`, where it has no effect: make media parts of the "
+                    "content (docs/dataset.md), or remove the field"
+                )
             messages = [self._openai_message(turn, i) for i, turn in enumerate(_turns(row, "messages"))]
         elif "conversations" in row:
             messages = self._llava_messages(row)
@@ -134,8 +146,8 @@ class MultimodalDataset(Dataset):
             for part in message["content"]:
                 if part["type"] != "text" and message["role"] != "user":
                     raise ValueError(f"has a {part['type']} in a {message['role']} message; move it to a user message")
-                if RESERVED_CHARACTER in part.get("text", ""):
-                    raise ValueError("has the reserved character U+FDD0 in a text; remove it")
+                if match := UNUSABLE_CHARACTER.search(part.get("text", "")):
+                    raise ValueError(f"has the unusable character U+{ord(match[0]):04X} in a text; remove it")
         return messages
 
     def _llava_messages(self, row: dict) -> list[dict]:
@@ -148,7 +160,7 @@ class MultimodalDataset(Dataset):
             messages.append({"role": "system", "content": [_text(row["system_prompt"], "system_prompt")]})
         for i, turn in enumerate(_turns(row, "conversations")):
             sender = turn.get("from")
-            if sender not in self.roles:
+            if not isinstance(sender, str) or sender not in self.roles:
                 raise ValueError(
                     f"conversations[{i}].from is {sender!r}, expected one of {', '.join(map(repr, self.roles))} "
                     "(--user_key and --assistant_key rename them)"
@@ -187,7 +199,7 @@ class MultimodalDataset(Dataset):
             elif kind in ("image", "video"):
                 reference = part.get("path", part.get(kind))
                 if not isinstance(reference, str):
-                    raise ValueError(f"{spot} is a {kind} without a `path`")
+                    raise ValueError(f"{spot} has type {kind!r} but no `path`")
                 parts.append({"type": kind, kind: self._resolve(kind, reference)})
             else:
                 raise ValueError(f"{spot} has type {kind!r}, expected 'text', 'image' or 'video'")
@@ -240,9 +252,9 @@ def read_rows(path: str) -> list:
     if not os.path.isfile(path):
         raise ValueError(f"{path} does not exist or is not a file.")
     number = 1  # of the line that a parse starts at
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:  # with or without the mark that Windows editors write first
         try:
-            if path.endswith(".jsonl"):
+            if path.lower().endswith(".jsonl"):
                 rows = []
                 for number, line in enumerate(file, 1):  # noqa: B007
                     rows += [json.loads(line)] if line.strip() else []
@@ -265,7 +277,7 @@ def _references(row: dict | None) -> list[tuple[str, str]]:
 def _turns(row: dict, field: str) -> list[dict]:
     turns = row[field]
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"has an empty `{field}` field; it must be a list of turns")
+        raise ValueError(f"has no turn in its `{field}` field; it must be a list of at least two")
     for i, turn in enumerate(turns):
         if not isinstance(turn, dict):
             raise ValueError(f"{field}[{i}] must be an object, not {type(turn).__name__}")

@@ -8,8 +8,8 @@ With --json, stdout holds one object a line: {"index", "text", "trained", "num_t
 """
 
 import json
-import re
 import sys
+from typing import NamedTuple
 
 from arguments import cli, parse_arguments
 from collators import COLLATORS
@@ -17,7 +17,16 @@ from collators.base import IGNORE_INDEX
 from datasets import MultimodalDataset
 from loaders import LOADERS
 
-GREEN, GREY, RESET = "\033[32m", "\033[90m", "\033[0m"
+# Terminal colours: green, grey, cyan.
+COLOURS = {"trained": "\033[32m", "context": "\033[90m", "image": "\033[36m", "video": "\033[36m"}
+
+
+class Run(NamedTuple):
+    """Neighbouring tokens of one kind: "trained", "context", "image" or "video"."""
+
+    kind: str
+    text: str
+    num_tokens: int
 
 
 def main(words: list[str] | None = None) -> None:
@@ -36,13 +45,15 @@ def main(words: list[str] | None = None) -> None:
     collator = COLLATORS.get(arguments.model.family)(
         loader.load_processor(), data.model_max_length, data.mask_question_tokens
     )
+    if not own.json:
+        print(f"Trained text is {'green' if sys.stdout.isatty() else 'between >> and <<'}.\n")
     failed = False
     for index in chosen(own, len(dataset)):
         try:
-            row, tokens = describe(collator, dataset[index])
+            row, runs = describe(collator, dataset[index])
         except ValueError as error:
-            row, tokens, failed = {"index": index, "error": str(error)}, None, True
-        print(json.dumps(row, ensure_ascii=False) if own.json else show(row, tokens, collator), flush=True)
+            row, runs, failed = {"index": index, "error": str(error)}, None, True
+        print(json.dumps(row, ensure_ascii=False) if own.json else show(row, runs), flush=True)
     sys.exit(1 if failed else 0)
 
 
@@ -54,63 +65,56 @@ def add_flags(parser) -> None:
 
 def chosen(own, length: int) -> list[int]:
     """The rows to show, in the order asked for; all of them without a selection."""
+    if own.num_rows is not None and own.num_rows < 1:
+        raise ValueError(f"--num_rows is {own.num_rows}; it must be 1 or more.")
     for index in own.index or []:
         if not 0 <= index < length:
             raise ValueError(f"--index {index} is outside the file, which has rows 0 to {length - 1}.")
     return (own.index or list(range(length)))[: own.num_rows]
 
 
-def describe(collator, sample: dict) -> tuple[dict, list[tuple[str, bool]]]:
-    """An opened sample -> what `--json` prints, and its tokens in runs of (text, trained)."""
+def describe(collator, sample: dict) -> tuple[dict, list[Run]]:
+    """An opened sample -> what `--json` prints, and its tokens in runs."""
     encoded = collator.encode(sample)
     ids, labels = encoded.inputs["input_ids"][0], encoded.inputs["labels"][0]
-    runs = decoded_runs(ids, labels != IGNORE_INDEX, collator.processor.tokenizer)
+    is_kind = {"trained": labels != IGNORE_INDEX} | {kind: collator.is_media(ids, kind) for kind in ("image", "video")}
+    kinds = ["context"] * len(ids)
+    for kind, mask in is_kind.items():
+        for i in mask.nonzero()[:, 0].tolist():
+            kinds[i] = kind
+    edges = [0, *(i for i in range(1, len(ids)) if kinds[i] != kinds[i - 1]), len(ids)]
+    decode = collator.processor.tokenizer.decode
+    runs = [
+        Run(kinds[a], decode(ids[a:b], clean_up_tokenization_spaces=False), b - a) for a, b in zip(edges, edges[1:])
+    ]
     row = {
         "index": sample["index"],
         "text": encoded.text,
-        "trained": [text for text, trained in runs if trained],
+        "trained": [run.text for run in runs if run.kind == "trained"],
         "num_tokens": len(ids),
-        "num_trained": int((labels != IGNORE_INDEX).sum()),
-        "num_image_tokens": int(collator.is_media(ids, "image").sum()),
-        "num_video_tokens": int(collator.is_media(ids, "video").sum()),
+        "num_trained": int(is_kind["trained"].sum()),
+        "num_image_tokens": int(is_kind["image"].sum()),
+        "num_video_tokens": int(is_kind["video"].sum()),
         "cut": encoded.cut,
     }
     return row, runs
 
 
-def decoded_runs(ids, trained, tokenizer) -> list[tuple[str, bool]]:
-    """Neighbouring tokens that are all trained, or all not, decoded together."""
-    edges = [0, *(i for i in range(1, len(ids)) if trained[i] != trained[i - 1]), len(ids)]
-    return [
-        (tokenizer.decode(ids[a:b], clean_up_tokenization_spaces=False), bool(trained[a]))
-        for a, b in zip(edges, edges[1:])
-    ]
-
-
-def show(row: dict, runs: list[tuple[str, bool]] | None, collator) -> str:
-    """A row for the terminal; trained text is green (between >> and << where there are no colours)."""
+def show(row: dict, runs: list[Run] | None) -> str:
+    """A row for the terminal: trained text marked, each run of media tokens folded to `[image: 576 tokens]`."""
     if runs is None:
-        return f"--- row {row['index']}: cannot be used\n{row['error']}\n"
-    paint, plain, end = (GREEN, GREY, RESET) if sys.stdout.isatty() else (">>", "", "<<")
+        return f"--- row {row['index']} cannot be used\n{row['error']}\n"
     text = ""
-    for run, trained in runs:
-        text += f"{paint}{run}{end}" if trained else f"{plain}{fold(run, collator)}{end if plain else ''}"
-    counts = (
-        f"{row['num_tokens']} tokens, {row['num_trained']} trained, {row['num_image_tokens']} image, "
-        f"{row['num_video_tokens']} video, {row['cut']} cut"
-    )
-    return f"--- row {row['index']}: {counts}\n{text}\n"
-
-
-def fold(text: str, collator) -> str:
-    """Runs of a media token -> `[image: 576 tokens]`."""
-    for kind in ("image", "video"):
-        token = getattr(collator.processor, f"{kind}_token", None)
-        if token:
-            text = re.sub(
-                f"(?:{re.escape(token)}\\s?)+", lambda m, t=token, k=kind: f"[{k}: {m[0].count(t)} tokens]", text
-            )
-    return text
+    for run in runs:
+        shown = run.text if run.kind in ("trained", "context") else f"[{run.kind}: {run.num_tokens} tokens]"
+        if sys.stdout.isatty():
+            text += f"{COLOURS[run.kind]}{shown}\033[0m"
+        else:
+            text += f">>{shown}<<" if run.kind == "trained" else shown
+    counts = [f"{row['num_tokens']} tokens", f"{row['num_trained']} trained"]
+    counts += [f"{row[f'num_{kind}_tokens']} {kind}" for kind in ("image", "video") if row[f"num_{kind}_tokens"]]
+    counts += [f"{row['cut']} cut"] if row["cut"] else []
+    return f"--- row {row['index']}: {', '.join(counts)}\n{text}\n"
 
 
 if __name__ == "__main__":

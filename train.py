@@ -11,6 +11,7 @@ import os
 
 import torch
 import yaml
+from transformers import set_seed
 
 import trainable
 from arguments import Arguments, cli, parse_arguments
@@ -40,6 +41,7 @@ def main(words: list[str] | None = None) -> None:
     fit_to_budget(collator, eval_dataset, arguments.data.drop_overlong)
 
     # weights; what trains, and how
+    set_seed(arguments.training.seed)  # of the adapters' first values
     quantize(arguments, loader)
     model = trainable.make_trainable(loader.load_model(), loader, arguments)
     say("\n" + trainable.format_summary(trainable.summarize(model, loader, arguments)) + "\n")

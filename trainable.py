@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig
 
-from loaders.base import COMPONENTS, BaseLoader
+from loaders.base import COMPONENTS, BaseLoader, is_inside
 
 
 def training_modes(arguments) -> dict[str, str]:
@@ -20,12 +19,14 @@ def training_modes(arguments) -> dict[str, str]:
     }
 
 
-def quantization_config(loader: BaseLoader, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+def quantization_config(loader: BaseLoader, compute_dtype: torch.dtype):
     """nf4 with double quantization for the language model alone; https://arxiv.org/abs/2305.14314.
 
     bitsandbytes matches the skipped names from the start of a module's full name (transformers 5.23), and a list
     of ours replaces its default, so the head is named too.
     """
+    from transformers import BitsAndBytesConfig  # imports bitsandbytes, which only a quantized run needs
+
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -42,17 +43,15 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
         ValueError: a component to train has nothing trainable.
     """
     modes = training_modes(arguments)
-    unused = loader.unused_modules(model)
-    is_unused = lambda name: any(name == path or name.startswith(path + ".") for path in unused)  # noqa: E731
     model.requires_grad_(False)
     if "lora" in modes.values():
-        model = add_adapters(model, loader, modes, arguments.lora, is_unused)
+        model = add_adapters(model, loader, modes, arguments.lora)
     else:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(modes.get(loader.component_of(name)) == "full")
     for name, parameter in model.named_parameters():
         name = base_name(name)
-        if is_unused(name) or modes.get(loader.component_of(name), "frozen") == "frozen":
+        if loader.is_unused(name) or modes.get(loader.component_of(name), "frozen") == "frozen":
             parameter.requires_grad_(False)  # such as the biases that `--lora_bias all` reaches everywhere
         elif parameter.requires_grad and not arguments.training.deepspeed:
             parameter.data = parameter.data.float()  # small updates vanish in bf16; DeepSpeed keeps its own fp32 copy
@@ -62,23 +61,23 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
     return model
 
 
-def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora, is_unused) -> nn.Module:
+def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.Module:
     """Adapters on every Linear of the components in mode "lora", whole copies of those in mode "full"."""
     from peft import LoraConfig, get_peft_model  # only a run with adapters needs peft
 
-    if modes["language_model"] == "full" and model.config.get_text_config().tie_word_embeddings:
+    head = model.get_output_embeddings()
+    if modes["language_model"] == "full" and head.weight is model.get_input_embeddings().weight:
         raise ValueError(
             "--use_vision_lora True with a fully trained language model cannot be saved for this model, whose head "
             "is tied to its embeddings: add --use_lora True, or leave --use_vision_lora out."
         )
-    head = model.get_output_embeddings()
     targets = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and module is not head
         and modes.get(loader.component_of(name)) == "lora"
-        and not is_unused(name)
+        and not loader.is_unused(name)
     ]
     full = [name for component in COMPONENTS if modes[component] == "full" for name in units(model, loader, component)]
     config = LoraConfig(
@@ -102,7 +101,7 @@ def units(model: nn.Module, loader: BaseLoader, component: str) -> list[str]:
             owners.setdefault(".".join(path[:depth]), set()).add(loader.component_of(name))
     found = []
     for name, module in model.named_modules():
-        inside_another = any(name.startswith(unit + ".") for unit in found)
+        inside_another = any(is_inside(name, unit) for unit in found)
         if owners.get(name) == {component} and not isinstance(module, nn.ModuleList) and not inside_another:
             found.append(name)
     return found
@@ -132,6 +131,7 @@ class ComponentSummary:
     total: int
     learning_rate: float | None
     dtypes: str
+    left_frozen: list[str]  # modules and parameters of a component in mode "full" that do not train
 
 
 def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[ComponentSummary]:
@@ -150,7 +150,10 @@ def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[Component
             dtypes = [dtype.replace("uint8", "nf4") for dtype in dtypes]
         rate = arguments.training.learning_rate if trained else None
         total = sum(num_elements(p) for _, p in parameters)
-        rows.append(ComponentSummary(component, mode, trained, total, rate, " ".join(dtypes)))
+        frozen = [base_name(name) for name, p in parameters if mode == "full" and not p.requires_grad]
+        frozen = [next((path for path in loader.unused if is_inside(name, path)), name) for name in frozen]
+        frozen = list(dict.fromkeys(frozen))
+        rows.append(ComponentSummary(component, mode, trained, total, rate, " ".join(dtypes), frozen))
     return rows
 
 
@@ -171,4 +174,10 @@ def format_summary(rows: list[ComponentSummary]) -> str:
         lines.append(f"{row.component:<18}{row.mode:<12}{row.total:>16,}{row.trained:>16,}{rate:>15}  {row.dtypes}")
     total, trained = sum(row.total for row in rows), sum(row.trained for row in rows)
     lines.append(f"{'all':<30}{total:>16,}{trained:>16,}  ({trained / total:.2%} of all parameters)")
+    lines += [
+        f"{row.component}: {', '.join(row.left_frozen)} stay frozen (the loss never uses them, or they are bare "
+        "parameters, which an adapter checkpoint cannot hold)"
+        for row in rows
+        if row.left_frozen
+    ]
     return "\n".join(lines)

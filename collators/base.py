@@ -52,7 +52,8 @@ class ChatCollator:
         mask_question_tokens: True trains replies only; False all text, never media or padding.
     """
 
-    # Training template: the checkpoint's, with {% generation %} around each reply and its end-of-turn token.
+    # Training template: the checkpoint's, with {% generation %} around each reply and its end-of-turn token. The tag
+    # opens where the generation prompt ends: after `ASSISTANT:`, the model itself writes the space before its reply.
     chat_template: str
     template_exceptions: tuple[TemplateException, ...] = ()
     # Tensors of shape (batch, tokens, ...), with their padding value; all others are concatenated over samples.
@@ -72,7 +73,9 @@ class ChatCollator:
         self.mask_question_tokens = mask_question_tokens
         self.media_in_every_batch: set[str] = set()  # kinds of media of which a batch that has none gets a dummy
         ids = {"image": processor.image_token_ids, "video": processor.video_token_ids}
-        self.media_token_ids = {k: torch.tensor([i for i in v if i is not None]) for k, v in ids.items()}
+        self.media_token_ids = {
+            k: torch.tensor([i for i in v if i is not None], dtype=torch.long) for k, v in ids.items()
+        }
         self._keep_typed_control_strings_text()
 
     # ---- a batch ----
@@ -223,7 +226,7 @@ class ChatCollator:
 
     def render(self, messages: list[dict], template: str | None = None, add_generation_prompt: bool = False):
         """Messages -> (text, character spans to train); control strings typed in a message are marked."""
-        plain = [{"role": m["role"], "content": [self._plain_part(part) for part in m["content"]]} for m in messages]
+        plain = [{"role": m["role"], "content": self._plain_parts(m["content"])} for m in messages]
         texts, spans = render_jinja_template(
             conversations=[plain],
             chat_template=template or self.chat_template,
@@ -231,7 +234,13 @@ class ChatCollator:
             add_generation_prompt=add_generation_prompt,
             **self._tokenizer.special_tokens_map,
         )
-        return texts[0], spans[0] if spans else []
+        text, spans = texts[0], spans[0] if spans else []
+        # A reply that begins with a line break must not merge it with the one that ends the generation prompt.
+        for start, _ in reversed(spans):
+            if text[start - 1 : start + 1].isspace():
+                text = text[:start] + RESERVED_CHARACTER + text[start:]
+                spans = [(s + (s > start), e + (e > start)) for s, e in spans]
+        return text, spans
 
     def _process(self, text: str, spans: list, messages: list[dict]) -> dict[str, torch.Tensor]:
         """Rendered text and opened media -> the processor's tensors and labels, as a batch of one."""
@@ -275,27 +284,43 @@ class ChatCollator:
         """Make `</s>` or `<image>` in a message tokenize as the ordinary characters that were typed.
 
         A reserved character is put inside such a string before the text is rendered, so that neither processor nor
-        tokenizer takes it for a control token; as its first step after control tokens were split off, the tokenizer
-        removes the character.
+        tokenizer takes it for a control token; once control tokens are split off, the tokenizer removes the character.
         """
         template = f"{self.chat_template}{self.processor.chat_template}"
         tokens = [
             t.content for t in self._tokenizer.added_tokens_decoder.values() if t.special or t.content in template
         ]
         tokens += self.processor.all_special_multimodal_tokens
-        tokens = sorted({token for token in tokens if len(token) > 1 and not token.isspace()}, key=len, reverse=True)
-        # The lookahead spares trying thousands of alternatives at every character.
-        first = "".join(re.escape(character) for character in sorted({token[0] for token in tokens}))
-        self.control_string = re.compile(f"(?=[{first}])(?:{'|'.join(map(re.escape, tokens))})")
+        rests: dict[str, list[str]] = {}  # first character -> what may follow it
+        for token in sorted({token for token in tokens if len(token) > 1 and not token.isspace()}):
+            rests.setdefault(token[0], []).append(re.escape(token[1:]))
+        # Matches first characters only, so that strings which overlap are all found.
+        self.control_string = re.compile("|".join(f"{re.escape(c)}(?={'|'.join(rest)})" for c, rest in rests.items()))
         backend = self._tokenizer.backend_tokenizer
-        remove = pre_tokenizers.Split(RESERVED_CHARACTER, "removed")
-        backend.pre_tokenizer = pre_tokenizers.Sequence([remove, *filter(None, [backend.pre_tokenizer])])
+        steps = [pre_tokenizers.Split(RESERVED_CHARACTER, "removed")]
+        if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+            steps.insert(0, backend.pre_tokenizer)  # it may put a space before every piece that it gets
+        elif backend.pre_tokenizer:
+            steps.append(backend.pre_tokenizer)
+        backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
 
-    def _plain_part(self, part: dict) -> dict:
-        if part["type"] != "text":
-            return {"type": part["type"]}
-        mark = lambda match: match[0][0] + RESERVED_CHARACTER + match[0][1:]  # noqa: E731
-        return {"type": "text", "text": self.control_string.sub(mark, part["text"])}
+    def _plain_parts(self, content: list[dict]) -> list[dict]:
+        """A message's parts for the template: media without their pixels, texts with control strings marked.
+
+        The texts are searched as one, since a template may join them.
+        """
+        joined = "".join(part.get("text", "") for part in content)
+        marks = [match.end() for match in self.control_string.finditer(joined)]
+        plain, begin = [], 0
+        for part in content:
+            if part["type"] != "text":
+                plain.append({"type": part["type"]})
+                continue
+            end = begin + len(part["text"])
+            cuts = [begin, *(mark for mark in marks if begin < mark <= end), end]
+            plain.append({"type": "text", "text": RESERVED_CHARACTER.join(joined[i:j] for i, j in zip(cuts, cuts[1:]))})
+            begin = end
+        return plain
 
     # ---- BOS and the checkpoint's own template ----
 
@@ -335,12 +360,12 @@ class ChatCollator:
                 history_end = spans[n - 1][1] if n else 0
                 prompt = self.render(messages[:i], self.official_template, add_generation_prompt=True)[0]
                 ours = self._as_official(text[:history_end]) + text[history_end:start]
-                # A prompt may end before the white space that its reply begins with: `ASSISTANT:`
-                pairs.append((ours.rstrip() + prompt[len(prompt.rstrip()) :], prompt))
+                pairs.append((ours, prompt))
             differences += [pair for pair in pairs if pair[0] != pair[1]]
         return differences
 
     def _as_official(self, text: str) -> str:
+        text = text.replace(RESERVED_CHARACTER, "")
         for exception in self.template_exceptions:
             text = text.replace(exception.ours, exception.official)
         return text

@@ -8,12 +8,13 @@ from collators.base import ChatCollator, TemplateException
 class Llava15Collator(ChatCollator):
     chat_template = (
         "{% for message in messages %}"
-        "{% if message.role != 'system' %}{{ message.role | upper }}: {% endif %}"
-        "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
         "{% if message.role == 'assistant' %}"
-        "{% generation %}{% for part in message.content %}{{ part.text }}{{ '' if loop.last else ' ' }}{% endfor %}"
-        "</s>{% endgeneration %}"
-        "{% else %}{% for part in message.content if part.type == 'text' %}{{ part.text }} {% endfor %}{% endif %}"
+        "ASSISTANT:{% generation %}{% for part in message.content %} {{ part.text }}{% endfor %}</s>{% endgeneration %}"
+        "{% else %}"
+        "{% if message.role == 'user' %}USER: {% endif %}"
+        "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
+        "{% for part in message.content if part.type == 'text' %}{{ part.text }} {% endfor %}"
+        "{% endif %}"
         "{% endfor %}"
         "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     )

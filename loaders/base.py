@@ -49,7 +49,9 @@ class BaseLoader:
         return processor
 
     def load_model(self) -> nn.Module:
-        return AutoModelForImageTextToText.from_pretrained(self.model_path, **self.model_kwargs)
+        model = AutoModelForImageTextToText.from_pretrained(self.model_path, **self.model_kwargs)
+        self.unused = self.unused_modules(model)
+        return model
 
     @property
     def dtype(self) -> torch.dtype:
@@ -60,9 +62,18 @@ class BaseLoader:
         """Modules whose output the loss never sees. They stay frozen: DDP fails on parameters without gradient."""
         return []
 
+    def is_unused(self, name: str) -> bool:
+        """Whether a module or parameter of the loaded model lies in `unused_modules`."""
+        return any(is_inside(name, path) for path in self.unused)
+
     def component_of(self, name: str) -> str | None:
         """The component of a parameter or module name, or None."""
         for component in ("vision_projector", "vision_encoder", "language_model"):
-            if any(name == path or name.startswith(path + ".") for path in getattr(self, component)):
+            if any(is_inside(name, path) for path in getattr(self, component)):
                 return component
         return None
+
+
+def is_inside(name: str, path: str) -> bool:
+    """Whether a module or parameter is `path` or lies in it."""
+    return name == path or name.startswith(path + ".")

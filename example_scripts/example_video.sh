@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Finetune a model on short clips of moving shapes, and look at its answers about clips it never saw.
+#
+#   bash example_scripts/example_video.sh
+#       a tiny model, made here: no download, no GPU, a few minutes on two cores
+#   MODEL_ID=qwen2.5-vl-3b-instruct bash example_scripts/example_video.sh
+#       any model of `python supported_models.py`, with LoRA, on a GPU
+#
+# To train on your own data, copy this file and change the four sections.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# ---- model ----------------------------------------------------------------------------------------------------------
+if [ -z "${MODEL_ID:-}" ]; then
+    MODEL_ID=qwen2-vl-2b-instruct
+    MODEL_LOCAL_PATH=checkpoints/tiny-qwen2-vl
+    python tiny_models.py --model_id "$MODEL_ID" --output_dir "$MODEL_LOCAL_PATH"
+fi
+OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/example_video-$MODEL_ID}
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+DATA=example_data/shapes
+NUM_FRAMES=4
+python example_data/draw.py --videos --output_dir "$DATA"
+
+# ---- training -------------------------------------------------------------------------------------------------------
+ARGUMENTS=(
+    --model_id "$MODEL_ID"
+    --data_path "$DATA/video_train.json"
+    --eval_data_path "$DATA/video_test.json"
+    --output_dir "$OUTPUT_DIR"
+    --train_vision_projector True
+    --lr_scheduler_type cosine
+    --logging_steps 50
+    --save_strategy no
+    --num_frames "$NUM_FRAMES"
+    --dataloader_num_workers 2
+)
+if [ -n "${MODEL_LOCAL_PATH:-}" ]; then
+    # A fresh model learns everything, vision encoder included, from its first steps.
+    ARGUMENTS+=(
+        --model_local_path "$MODEL_LOCAL_PATH"
+        --train_vision_encoder True
+        --per_device_train_batch_size 32
+        --per_device_eval_batch_size 32
+        --max_steps "${MAX_STEPS:-300}"
+        --learning_rate 3e-3
+        --adam_beta2 0.95
+        --warmup_steps 30
+        --disable_tqdm True
+    )
+else
+    ARGUMENTS+=(
+        --use_lora True
+        --bf16 True
+        --per_device_train_batch_size 4
+        --gradient_accumulation_steps 4
+        --num_train_epochs 1
+        --learning_rate 1e-4
+        --warmup_steps 0.03
+        --model_max_length 2048
+    )
+fi
+python train.py "${ARGUMENTS[@]}"
+
+# ---- answers --------------------------------------------------------------------------------------------------------
+python predict.py --model_path "$OUTPUT_DIR" --data_path "$DATA/video_test.json" \
+    --output_path "$OUTPUT_DIR/answers.jsonl" --batch_size 32 --max_new_tokens 8 --num_frames "$NUM_FRAMES"
+python example_data/report.py "$DATA/video_train.json" "$DATA/video_test.json" "$OUTPUT_DIR/answers.jsonl"

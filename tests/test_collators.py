@@ -1,0 +1,477 @@
+"""Training texts, labels and batches, each held against something that this repository did not compute."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from collators import COLLATORS
+from collators.base import IGNORE_INDEX, RESERVED_CHARACTER, ChatCollator, OverlongSample
+from datasets import MultimodalDataset, content_parts
+from loaders import LOADERS
+from tests.conftest import FAMILIES, REPO, TAKES_VIDEO, rows_for
+
+GOLDEN = json.loads((REPO / "tests" / "data" / "golden.json").read_text())
+END_OF_TURN = {"llava-1.5": "</s>"}  # the others: ChatML's
+
+
+def end_of_turn(family: str) -> str:
+    return END_OF_TURN.get(family, "<|im_end|>")
+
+
+def replies_of(row: dict) -> list[str]:
+    """The assistant's texts, read from the raw row."""
+    if "conversations" in row:
+        return [turn["value"] for turn in row["conversations"] if turn["from"] == "gpt"]
+    contents = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+    return [content if isinstance(content, str) else content[0]["text"] for content in contents]
+
+
+def trained_runs(tokenizer, row: torch.Tensor) -> list[str]:
+    """The decoded runs of labels of one row."""
+    runs, run = [], []
+    for label in [*row.tolist(), IGNORE_INDEX]:
+        if label != IGNORE_INDEX:
+            run.append(label)
+        elif run:
+            runs, run = [*runs, tokenizer.decode(run)], []
+    return runs
+
+
+def row_losses(model, batch: dict) -> torch.Tensor:
+    """Mean cross entropy of each row that has a label."""
+    with torch.no_grad():
+        logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
+    sums = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(1)
+    return (sums / (labels != IGNORE_INDEX).sum(1))[(labels != IGNORE_INDEX).any(1)]
+
+
+def logits_of(model, inputs: dict) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+
+
+def with_media(messages: list[dict]) -> list[dict]:
+    """Golden messages with something to look at."""
+    frames = {"metadata": {"fps": 2.0, "duration": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}}
+    opened = {
+        "image": {"image": Image.new("RGB", (64, 64), "red")},
+        "video": {"video": np.zeros((4, 56, 56, 3), np.uint8), **frames},
+        "text": {},
+    }
+    return [{**m, "content": [part | opened[part["type"]] for part in m["content"]]} for m in messages]
+
+
+@pytest.fixture(scope="module")
+def official(tiny):
+    """`official(family)`: the checkpoint's processor as it comes."""
+    return cache(lambda family: AutoProcessor.from_pretrained(tiny(family)))
+
+
+@pytest.fixture(scope="module")
+def make_collator(tiny):
+    def make(family: str, **kwargs) -> ChatCollator:
+        return COLLATORS.get(family)(LOADERS.get(family)(tiny(family)).load_processor(), **kwargs)
+
+    return make
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def collator(make_collator, family) -> ChatCollator:
+    return make_collator(family)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(official, family):
+    return official(family).tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tiny, family):
+    return AutoModelForImageTextToText.from_pretrained(tiny(family)).eval()
+
+
+@pytest.fixture(scope="module")
+def dataset(media_folder, family) -> MultimodalDataset:
+    path = media_folder / f"{family}-mixtures.json"
+    path.write_text(json.dumps(rows_for(family)))
+    return MultimodalDataset(str(path), num_frames=4)
+
+
+@pytest.fixture(scope="module")
+def samples(dataset) -> list[dict]:
+    return [dataset[i] for i in range(len(dataset))]
+
+
+# ---- the text ----
+
+
+def golden_texts(family: str) -> list[tuple[list, str, list]]:
+    """(messages, text, trained spans) of the golden records, with the documented exceptions applied."""
+    found = []
+    for record in (r for r in GOLDEN if r["family"] == family):
+        form = record.get("documented_variant", record)
+        text, spans = form["text"], form["trained"]
+        if family == "llava-onevision":  # history in the form of the generation prompt: no space after the role
+            gone = len("assistant \n") - len("assistant\n")
+            spans = [[start - gone * (n + 1), end - gone * (n + 1)] for n, (start, end) in enumerate(spans)]
+            text = text.replace("assistant \n", "assistant\n")
+        found.append((record["messages"], text, spans))
+    assert found
+    return found
+
+
+def test_texts_and_spans_are_the_golden_ones(collator, family):
+    for messages, text, spans in golden_texts(family):
+        rendered, ours = collator.render(messages)
+        bos = "<s>" if family == "llava-1.5" else ""  # its tokenizer writes it
+        assert bos + rendered == text
+        # After `ASSISTANT:` the space is the model's to write: no prompt ends with it.
+        space = 1 if family == "llava-1.5" else 0
+        assert [(s + len(bos) + space, e + len(bos)) for s, e in ours] == [tuple(span) for span in spans]
+        encoded = collator.encode({"messages": with_media(messages)})
+        assert encoded.text == text and encoded.cut == 0
+
+
+def test_tokens_trained_on_golden_texts_are_the_replies_and_their_end(collator, tokenizer, family):
+    for messages, text, spans in golden_texts(family):
+        labels = collator.encode({"messages": with_media(messages)}).inputs["labels"][0]
+        assert trained_runs(tokenizer, labels) == [text[start:end] for start, end in spans]
+
+
+def test_training_text_agrees_with_the_checkpoint(collator):
+    assert collator.template_differences() == []
+
+
+ALTERED = {
+    "llava-1.5": [("'ASSISTANT:'", "'ASSISTANT: '"), ("upper()", "title()"), ("<image>\n", "<image>")],
+    "llava-onevision": [
+        ("<|im_start|>assistant\n", "<|im_start|>assistant"),
+        ("<|im_start|>assistant\n", "<|im_start|>assistant \n"),
+        ("'\n' + part", "part"),
+        ("{{- '<|im_end|>' }}", "{{- '<|im_end|>\n' }}"),
+    ],
+    "qwen2-vl": [
+        ("a helpful assistant", "a useful assistant"),
+        ("+ '\n' }}", "+ ':' }}"),
+        ("<|im_end|>\n' }}\n{%- endfor %}", "<|im_end|>' }}\n{%- endfor %}"),
+        ("<|im_start|>assistant\n", "<|im_start|>assistant"),
+        ("<|image_pad|><|vision_end|>", "<|image_pad|><|vision_end|>\n"),
+        ("<|video_pad|><|vision_end|>", "<|video_pad|>"),
+    ],
+}
+ALTERED["qwen2.5-vl"] = ALTERED["qwen2-vl"]
+
+
+@pytest.mark.parametrize("family, change", [(f, c) for f in ALTERED for c in ALTERED[f]], scope="function")
+def test_an_altered_checkpoint_template_is_reported(make_collator, family, change):
+    collator = make_collator(family)
+    altered = collator.processor.chat_template.replace(*change)
+    assert altered != collator.processor.chat_template
+    collator.processor.chat_template = altered
+    differences = collator.template_differences()
+    assert differences and all(ours != official for ours, official in differences)
+
+
+def test_a_template_without_generation_tags_is_refused(official, family):
+    class Untagged(COLLATORS.get(family)):
+        chat_template = COLLATORS.get(family).chat_template.replace("generation %}", "if true %}", 1)
+
+    with pytest.raises(ValueError, match="Untagged.chat_template has no {% generation %} tag"):
+        Untagged(official(family))
+
+
+# ---- the labels ----
+
+
+def test_every_mixture_in_one_batch_trains_the_replies_and_their_end(collator, tokenizer, samples, official, family):
+    batch = collator(samples)
+    lengths = []
+    for row, sample, ids, labels, mask in zip(
+        rows_for(family), samples, batch["input_ids"], batch["labels"], batch["attention_mask"]
+    ):
+        assert trained_runs(tokenizer, labels) == [reply + end_of_turn(family) for reply in replies_of(row)]
+        trained = labels != IGNORE_INDEX
+        assert (labels[trained] == ids[trained]).all()
+        assert not (trained & (mask == 0)).any()
+        theirs = apply_official(official(family), sample["messages"])["input_ids"][0]
+        for name in ("image_token_id", "video_token_id"):
+            media_id = getattr(official(family), name, -1)
+            assert (ids == media_id).sum() == (theirs == media_id).sum()
+        if family == "llava-1.5":
+            assert (ids == 1).sum() == 1 and ids[0] == 1
+        lengths.append(int(mask.sum()))
+    assert batch["input_ids"].shape == batch["labels"].shape == (len(samples), max(lengths))
+    assert len(set(lengths)) > 1
+
+
+def apply_official(processor, messages: list[dict], **kwargs) -> dict:
+    options = {"do_sample_frames": False}
+    metadata = [p["metadata"] for m in messages for p in m["content"] if p["type"] == "video"]
+    if metadata:
+        options["video_metadata"] = [metadata]
+    if hasattr(processor, "video_processor") and "Qwen" in type(processor).__name__:
+        options["cap_pixels_per_frame"] = False
+    return processor.apply_chat_template(
+        [messages],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=options if metadata else {},
+        **kwargs,
+    )
+
+
+def test_tokens_and_labels_equal_the_librarys(collator, official, samples, family):
+    for sample in samples + [{"messages": with_media(record[0])} for record in golden_texts(family)]:
+        inputs = collator.encode(sample).inputs
+        theirs = apply_official(
+            official(family),
+            sample["messages"],
+            chat_template=collator.chat_template,
+            return_assistant_tokens_mask=True,
+        )
+        assert inputs["input_ids"].tolist() == theirs["input_ids"].tolist()
+        mask = torch.as_tensor(theirs.pop("assistant_masks")).bool()
+        assert inputs["labels"].tolist() == theirs["input_ids"].masked_fill(~mask, IGNORE_INDEX).tolist()
+        assert inputs.keys() - {"labels"} == theirs.keys()
+        for name in theirs:
+            assert torch.equal(inputs[name], torch.as_tensor(theirs[name])), name
+
+
+def test_unmasked_questions_train_all_text_and_no_media(make_collator, family, samples, official):
+    collator = make_collator(family, mask_question_tokens=False)
+    batch = collator(samples)
+    processor = official(family)
+    media = [id for id in (processor.image_token_id, getattr(processor, "video_token_id", None)) if id is not None]
+    expected = batch["attention_mask"].bool()
+    for id in media:
+        expected &= batch["input_ids"] != id
+    expected[:, 0] = False
+    assert (batch["labels"] != IGNORE_INDEX).equal(expected)
+
+
+def test_prompts_are_the_checkpoints_own(collator, official, samples, family):
+    for sample in samples:
+        for i, message in enumerate(sample["messages"]):
+            if message["role"] == "assistant":
+                prompt = collator.encode_prompt(sample["messages"][:i])
+                theirs = apply_official(official(family), sample["messages"][:i], add_generation_prompt=True)
+                assert prompt.keys() == theirs.keys()
+                assert all(torch.equal(prompt[name], torch.as_tensor(theirs[name])) for name in prompt)
+
+
+def test_a_prompt_is_the_beginning_of_what_is_trained(collator, samples):
+    """What a reply follows in training is what it follows in generation, also when it begins with white space."""
+    for reply in ("Red", "3", "\nRed", " Red", "\n\n", "😀", "(b)"):
+        messages = [*samples[0]["messages"][:-1], {"role": "assistant", "content": [{"type": "text", "text": reply}]}]
+        inputs = collator.encode({"messages": messages}).inputs
+        prompt = collator.encode_prompt(messages[:-1])["input_ids"][0]
+        assert inputs["input_ids"][0, : len(prompt)].equal(prompt)
+        assert (inputs["labels"][0] != IGNORE_INDEX).nonzero()[0] == len(prompt)
+
+
+# ---- batches ----
+
+
+def test_a_batch_of_many_equals_one_by_one(collator, model, samples):
+    together = row_losses(model, collator(samples))
+    alone = torch.cat([row_losses(model, collator([sample])) for sample in samples])
+    assert len(together) == len(samples)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_left_padding_ends_every_row_at_the_last_token(collator, model, samples):
+    rows = [collator.encode(sample).inputs for sample in samples]
+    left, right = collator.pad(rows, side="left"), collator.pad(rows)
+    for i, row in enumerate(rows):
+        length = row["input_ids"].shape[1]
+        for name in collator.sequence_padding.keys() & row.keys():
+            assert left[name][i, -length:].equal(row[name][0]) and right[name][i, :length].equal(row[name][0])
+        assert not left["attention_mask"][i, :-length].any()
+    torch.testing.assert_close(row_losses(model, left), row_losses(model, right), atol=1e-5, rtol=0)
+
+
+def loss_and_gradients(model, batch: dict) -> tuple[float, dict]:
+    model.zero_grad(set_to_none=True)
+    logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
+    loss.backward()
+    return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kinds", [{"image"}, {"image", "video"}], ids=["image", "image-video"])
+def test_dummy_media_teach_nothing_and_reach_every_vision_parameter(make_collator, model, samples, tiny, family, kinds):
+    if kinds - {"image"} and family not in TAKES_VIDEO:
+        pytest.skip("the family takes no videos")
+    collator, text_only = make_collator(family), [samples[3]]
+    plain = collator(text_only)
+    expected, without = loss_and_gradients(model, plain)
+    collator.media_in_every_batch = set(kinds)
+    batch = collator(text_only)
+    assert len(batch["input_ids"]) == 1 + len(kinds)
+    assert (batch["labels"][1:] == IGNORE_INDEX).all()
+    assert batch["labels"][0, : plain["labels"].shape[1]].equal(plain["labels"][0])
+    loss, gradients = loss_and_gradients(model, batch)
+    assert abs(loss - expected) <= 2e-6
+    loader = LOADERS.get(family)(tiny(family))
+    unused = tuple(path + "." for path in loader.unused_modules(model))
+    vision = [
+        name
+        for name in gradients
+        if loader.component_of(name) in ("vision_encoder", "vision_projector")
+        and not (unused and name.startswith(unused))
+    ]
+    assert vision and all(without[name] is None for name in vision)
+    for name in vision:
+        assert gradients[name] is not None and not gradients[name].any(), name
+    model.zero_grad(set_to_none=True)
+
+
+def test_a_batch_that_has_the_media_gets_no_dummy(make_collator, samples, family):
+    collator = make_collator(family)
+    kinds = collator.media_in_every_batch = {"image", "video"} if family in TAKES_VIDEO else {"image"}
+    assert len(collator([samples[0], samples[3]])["input_ids"]) == 2 + len(kinds - {"image"})
+    assert len(collator([samples[-1]])["input_ids"]) == 1
+
+
+# ---- the token budget ----
+
+
+def test_a_cut_keeps_all_media_and_leaves_the_kept_logits_unchanged(make_collator, model, samples, family):
+    collator = make_collator(family)
+    for sample in samples:
+        collator.model_max_length = None
+        whole = collator.encode(sample).inputs
+        length = whole["input_ids"].shape[1]
+        reference = logits_of(model, whole)
+        num_media = collator.is_media(whole["input_ids"]).sum()
+        first_label = int((whole["labels"][0] != IGNORE_INDEX).nonzero()[0])
+        media_end = collator._media_end(whole)
+        for budget in {max(media_end, first_label + 1), (max(media_end, first_label + 1) + length) // 2, length - 1}:
+            collator.model_max_length = budget
+            encoded = collator.encode(sample)
+            assert encoded.inputs["input_ids"].shape[1] == encoded.inputs["labels"].shape[1] == budget
+            assert encoded.cut == length - budget
+            assert collator.is_media(encoded.inputs["input_ids"]).sum() == num_media
+            assert (encoded.inputs["labels"] != IGNORE_INDEX).any()
+            torch.testing.assert_close(logits_of(model, encoded.inputs), reference[:, :budget], atol=1e-5, rtol=0)
+        collator.model_max_length = length
+        assert collator.encode(sample).cut == 0
+
+
+def test_no_budget_gives_a_broken_sample(make_collator, model, samples, tokenizer, family):
+    """At every budget: a row with complete media and a label, or an error that names sample and budget."""
+    collator = make_collator(family)
+    for sample in (samples[0], samples[4]):
+        collator.model_max_length = None
+        length = collator.encode(sample).inputs["input_ids"].shape[1]
+        usable = []
+        for collator.model_max_length in range(1, length + 1):
+            try:
+                inputs = collator.encode(sample).inputs
+            except OverlongSample as error:
+                assert sample["source"] in str(error)
+                assert f"--model_max_length of {collator.model_max_length}" in str(error)
+                usable.append(False)
+                continue
+            usable.append(True)
+            assert inputs["input_ids"].shape[1] <= collator.model_max_length
+            assert (inputs["labels"] != IGNORE_INDEX).any()
+            logits_of(model, inputs)  # raises when media tokens and pixels do not match
+        assert usable == sorted(usable) and usable[-1] and not usable[0]
+
+
+def test_exchanges_whose_media_lie_past_the_budget_are_dropped(make_collator, samples, tokenizer, family):
+    collator = make_collator(family)
+    whole = collator.encode(samples[4]).inputs
+    collator.model_max_length = collator._media_end(whole) - 1
+    encoded = collator.encode(samples[4])
+    assert trained_runs(tokenizer, encoded.inputs["labels"][0]) == ["Hi!" + end_of_turn(family)]
+    assert not collator.is_media(encoded.inputs["input_ids"]).any() and "pixel_values" not in encoded.inputs
+    assert encoded.cut == whole["input_ids"].shape[1] - encoded.inputs["input_ids"].shape[1]
+
+
+def test_the_first_exchanges_media_must_fit(make_collator, samples, family):
+    collator = make_collator(family)
+    media_end = collator._media_end(collator.encode(samples[0]).inputs)
+    collator.model_max_length = media_end - 1
+    with pytest.raises(OverlongSample, match=rf"sample 0: the media of its first exchange end at token {media_end},"):
+        collator.encode(samples[0])
+    collator.model_max_length = media_end
+    with pytest.raises(OverlongSample, match="sample 0: no reply is left"):
+        collator.encode(samples[0])
+
+
+def test_counts_are_never_below_the_true_length(collator, dataset, samples):
+    for row, sample in zip(dataset.rows, samples):
+        counted = collator.count_text_tokens(row) + collator.count_media_tokens(row, dataset.media_sizes)
+        true = collator.encode(sample).inputs["input_ids"].shape[1]
+        assert true <= counted
+        if sum(part["type"] == "image" for part in content_parts(row)) < 2:  # of several, onevision shrinks each
+            assert counted <= true + 2
+
+
+def test_fit_opens_nothing_within_budget(make_collator, dataset, monkeypatch, family):
+    collator = make_collator(family)
+    collator.model_max_length = max(
+        collator.count_text_tokens(row) + collator.count_media_tokens(row, dataset.media_sizes) for row in dataset.rows
+    )
+    monkeypatch.setattr(MultimodalDataset, "__getitem__", lambda *_: pytest.fail("opened a sample"))
+    rows = list(dataset.rows)
+    assert collator.fit(dataset, drop_overlong=False) == (0, 0)
+    assert dataset.rows == rows
+
+
+def test_fit_counts_lists_and_drops(make_collator, media_folder, samples, family):
+    dataset = MultimodalDataset(str(media_folder / f"{family}-mixtures.json"), num_frames=4)
+    collator = make_collator(family)
+    collator.model_max_length = budget = collator.encode(samples[0]).inputs["input_ids"].shape[1] - 1
+    fates = []
+    for sample in samples:
+        try:
+            fates.append("cut" if collator.encode(sample).cut else "whole")
+        except OverlongSample:
+            fates.append("dropped")
+    assert {"cut", "dropped"} <= set(fates)
+    with pytest.raises(ValueError, match=f"{fates.count('dropped')} of {len(samples)} samples do not fit") as error:
+        collator.fit(dataset, drop_overlong=False)
+    listed = str(error.value).splitlines()[1:]
+    assert len(listed) == fates.count("dropped")
+    assert all(f"sample {i}:" in line for i, line in zip([i for i, f in enumerate(fates) if f == "dropped"], listed))
+    assert len(dataset) == len(samples)
+    assert collator.fit(dataset, drop_overlong=True) == (fates.count("cut"), fates.count("dropped"))
+    assert [row["index"] for row in dataset.rows] == [i for i, fate in enumerate(fates) if fate != "dropped"]
+    batch = collator([dataset[i] for i in range(len(dataset))])
+    assert batch["input_ids"].shape[1] <= budget and (batch["labels"] != IGNORE_INDEX).any(1).all()
+
+
+def test_fit_refuses_to_drop_everything(make_collator, media_folder, family):
+    dataset = MultimodalDataset(str(media_folder / f"{family}-mixtures.json"), num_frames=4)
+    collator = make_collator(family, model_max_length=2)
+    with pytest.raises(ValueError, match=f"{len(dataset)} of {len(dataset)} samples do not fit"):
+        collator.fit(dataset, drop_overlong=True)
+
+
+# ---- odds and ends ----
+
+
+def test_the_trainer_finds_no_adapted_tokenizer_to_save(collator):
+    assert not hasattr(collator, "tokenizer")
+
+
+def test_the_reserved_character_is_in_no_text(collator, samples):
+    messages = [*samples[0]["messages"][:-1], {"role": "assistant", "content": [{"type": "text", "text": "\n</s>"}]}]
+    encoded = collator.encode({"messages": messages})
+    assert RESERVED_CHARACTER not in encoded.text
+    assert RESERVED_CHARACTER not in collator.processor.tokenizer.decode(encoded.inputs["input_ids"][0])

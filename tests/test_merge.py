@@ -1,0 +1,116 @@
+"""Adapter -> standalone checkpoint -> answers."""
+
+import json
+
+import pytest
+import torch
+from conftest import FAMILIES, MODEL_ID, rows_for, turns
+from safetensors.torch import load_file, save_file
+from test_trainer import VISION_FLAGS, run
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import merge_lora_weights
+import predict
+from datasets import MultimodalDataset
+
+LORA_FLAGS = ["--use_lora", True, "--use_vision_lora", True, *VISION_FLAGS]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_equals_adapter_and_reloads(tiny, family, write_rows, tmp_path):
+    path = write_rows(rows_for(family))
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    run(tiny, family, path, adapter, *LORA_FLAGS, "--max_steps", 3, "--learning_rate", 1e-2)
+    merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(merged)])
+
+    base, after = load_file(f"{tiny(family)}/model.safetensors"), load_file(merged / "model.safetensors")
+    assert {name: t.dtype for name, t in base.items()} == {name: t.dtype for name, t in after.items()}
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
+        assert (merged / name).read_bytes() == open(f"{tiny(family)}/{name}", "rb").read()
+
+    AutoProcessor.from_pretrained(merged)
+    plain, loading = AutoModelForImageTextToText.from_pretrained(merged, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    with_adapter, collator = predict.load(str(adapter))
+    dataset = MultimodalDataset(path, num_frames=4)
+    batch = collator([dataset[i] for i in range(len(dataset))])
+    batch.pop("labels")
+    untrained = AutoModelForImageTextToText.from_pretrained(tiny(family))
+    with torch.no_grad():
+        logits = [model.eval()(**batch).logits for model in (plain, with_adapter, untrained)]
+    assert (logits[0] - logits[1]).abs().max() < 1e-5
+    assert (logits[0] - logits[2]).abs().max() > 1e-2  # the training left its mark
+
+
+def test_merge_keeps_the_precision_of_the_base(tiny, write_rows, tmp_path):
+    """A base in bfloat16 gives a merged checkpoint in bfloat16, each weight rounded once."""
+    base = tmp_path / "base"
+    AutoModelForImageTextToText.from_pretrained(tiny("llava-1.5"), dtype=torch.bfloat16).save_pretrained(base)
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
+        (base / name).write_bytes(open(f"{tiny('llava-1.5')}/{name}", "rb").read())
+    run(lambda family: str(base), "llava-1.5", write_rows(rows_for("llava-1.5")), tmp_path / "adapter", "--use_lora", True)
+    merge_lora_weights.main(["--model_path", str(tmp_path / "adapter"), "--model_save_path", str(tmp_path / "merged")])
+    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
+    assert before.keys() == after.keys() and {t.dtype for t in after.values()} == {torch.bfloat16}
+    head = next(name for name in before if name.endswith("lm_head.weight"))
+    assert torch.equal(before[head], after[head])
+
+
+def test_merge_of_q_lora_sees_the_quantized_base(tiny, write_rows, tmp_path):
+    """With --load_4bit, the merged weight is the dequantized base weight plus the adapter's product."""
+    import bitsandbytes.functional as bnb
+
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    flags = ["--use_lora", True, "--q_lora", True, "--learning_rate", 1e-2, "--max_steps", 3, *VISION_FLAGS]
+    run(tiny, "qwen2-vl", write_rows(rows_for("qwen2-vl")), adapter, *flags)
+    merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(merged), "--load_4bit"])
+    name = "model.language_model.layers.1.mlp.down_proj"
+    base, after = load_file(f"{tiny('qwen2-vl')}/model.safetensors"), load_file(merged / "model.safetensors")
+    assert base.keys() == after.keys()
+    key = next(k for k in base if k.endswith("layers.1.mlp.down_proj.weight"))
+    packed, state = bnb.quantize_4bit(base[key], quant_type="nf4", compress_statistics=True)
+    lora = load_file(adapter / "adapter_model.safetensors")
+    product = lora[f"base_model.model.{name}.lora_B.weight"] @ lora[f"base_model.model.{name}.lora_A.weight"]
+    torch.testing.assert_close(after[key], bnb.dequantize_4bit(packed, state) + product * 2, atol=1e-6, rtol=1e-5)
+    assert (after[key] - base[key]).abs().max() > 1e-3
+
+
+def test_merge_refuses_what_it_cannot_do(tiny, tmp_path):
+    with pytest.raises(ValueError, match="no adapter"):
+        merge_lora_weights.main(["--model_path", tiny("llava-1.5"), "--model_save_path", str(tmp_path / "merged")])
+
+
+FACTS = ["Red", "Two dogs", "A lake", "Seven", "It rains", "Nobody", "Paris 1900", "Left </s> right"]
+
+
+def test_lora_memorises_eight_rows_and_the_merged_model_repeats_them(tiny, write_rows, tmp_path):
+    rows = [{"conversations": turns(f"Question {i}: what is it?", fact)} for i, fact in enumerate(FACTS)]
+    path = write_rows(rows)
+    adapter, merged, answers = tmp_path / "adapter", tmp_path / "merged", tmp_path / "answers.jsonl"
+    flags = ["--use_lora", True, "--lora_r", 16, "--lora_alpha", 32, "--lora_dropout", 0, "--max_steps", 200]
+    flags += ["--per_device_train_batch_size", 8, "--learning_rate", 5e-3, "--lr_scheduler_type", "cosine"]
+    run(tiny, "qwen2-vl", path, adapter, *flags)
+    merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(merged)])
+    predict.main(["--model_path", str(merged), "--data_path", path, "--output_path", str(answers)])
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [line["prediction"] for line in lines] == FACTS
+    assert [(line["index"], line["turn"], line["exact_match"]) for line in lines] == [(i, 0, True) for i in range(8)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_do_not_depend_on_the_batch(tiny, family, write_rows, tmp_path, capsys):
+    path, found = write_rows(rows_for(family)), []
+    for batch_size in ("1", "5"):
+        out = tmp_path / f"{batch_size}.jsonl"
+        words = ["--model_path", tiny(family), "--data_path", path, "--output_path", str(out), "--num_frames", "4"]
+        predict.main([*words, "--batch_size", batch_size, "--max_new_tokens", "8"])
+        found.append([json.loads(line) for line in out.read_text().splitlines()])
+    assert found[0] == found[1]
+    assert set(found[0][0]) == {"index", "turn", "prediction", "reference", "exact_match"}
+    turns_of = [(i, t) for i, row in enumerate(rows_for(family)) for t in range(number_of_replies(row))]
+    assert [(line["index"], line["turn"]) for line in found[0]] == turns_of
+    assert capsys.readouterr().out.splitlines()[-1] == "exact match: 0.00"
+
+
+def number_of_replies(row: dict) -> int:
+    return sum(turn.get("role", turn.get("from")) in ("assistant", "gpt") for turn in row.get("messages") or row["conversations"])

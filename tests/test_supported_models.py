@@ -1,0 +1,71 @@
+"""The table of models: its printed form, its look-up, its registry."""
+
+import subprocess
+import sys
+
+import pytest
+
+from supported_models import Registry, find_model
+from tests.conftest import REPO
+
+# As the issue prints it.
+HEAD = """\
+Supported models:
+  Model ID                      : HuggingFace Path
+  ------------------------------------------------
+  llava-1.5-7b                  : llava-hf/llava-1.5-7b-hf
+"""
+IDS = """
+llava-1.5-7b llava-1.5-13b llava-onevision-0.5b-ov llava-onevision-7b-ov llava-onevision-72b-ov
+qwen2-vl-2b-instruct qwen2-vl-7b-instruct qwen2-vl-72b-instruct
+qwen2.5-vl-3b-instruct qwen2.5-vl-7b-instruct qwen2.5-vl-32b-instruct qwen2.5-vl-72b-instruct
+""".split()
+
+
+def test_the_script_prints_the_table_without_torch():
+    code = (
+        "import runpy, sys; runpy.run_path('supported_models.py', run_name='__main__'); "
+        "sys.exit(str([name for name in ('torch', 'transformers', 'numpy', 'PIL') if name in sys.modules] or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+    assert done.stdout.startswith(HEAD)
+    rows = [line.split(" : ") for line in done.stdout.splitlines()[3:]]
+    assert {row[0].strip() for row in rows} >= set(IDS)
+    assert {len(row[0]) for row in rows} == {len("  llava-1.5-7b                 ")}
+
+
+@pytest.mark.parametrize(
+    "model_id, family, hub_path",
+    [
+        ("llava-1.5-13b", "llava-1.5", "llava-hf/llava-1.5-13b-hf"),
+        ("llava-onevision-0.5b-ov", "llava-onevision", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"),
+        ("Qwen/Qwen2-VL-2B-Instruct", "qwen2-vl", "Qwen/Qwen2-VL-2B-Instruct"),
+        ("qwen2.5-vl-32b-instruct", "qwen2.5-vl", "Qwen/Qwen2.5-VL-32B-Instruct"),
+    ],
+)
+def test_a_model_is_found_by_its_id_and_by_its_hub_path(model_id, family, hub_path):
+    assert tuple(find_model(model_id)) == (family, hub_path)
+
+
+@pytest.mark.parametrize(
+    "wrong, named",
+    [
+        ("qwen2vl-2b-instruct", "qwen2-vl-2b-instruct"),
+        ("llava-1.5", "llava-1.5-7b"),
+        ("Qwen/Qwen2.5-VL-3B-instruct", "qwen2.5-vl-3b-instruct"),
+        ("LLaVA-1.5-7B", "llava-1.5-7b"),
+        ("zzz", "python supported_models.py"),
+    ],
+)
+def test_an_unknown_id_names_the_nearest(wrong, named):
+    with pytest.raises(ValueError, match="--model_id") as caught:
+        find_model(wrong)
+    assert named in str(caught.value)
+
+
+def test_a_family_is_registered_once():
+    registry = Registry("collators")
+    registry.register("a")(int)
+    with pytest.raises(ValueError, match="registered twice"):
+        registry.register("a")(str)

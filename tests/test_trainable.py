@@ -1,0 +1,152 @@
+"""What trains: the names of trainable parameters, per family and mode, and the summary that is printed."""
+
+import re
+
+import pytest
+import torch
+from conftest import FAMILIES, MODEL_ID, rows_for
+from torch import nn
+
+from arguments import parse_arguments
+from collators import COLLATORS
+from datasets import MultimodalDataset
+from loaders import LOADERS
+from trainable import format_summary, make_trainable, quantization_config, summarize
+
+# Written by hand from the modules of transformers 5.23, independently of the loaders.
+VISION_ENCODER = {
+    "llava-1.5": r"model\.vision_tower\.",
+    "llava-onevision": r"model\.vision_tower\.",
+    "qwen2-vl": r"model\.visual\.(?!merger\.)",
+    "qwen2.5-vl": r"model\.visual\.(?!merger\.)",
+}
+PROJECTOR = {
+    "llava-1.5": r"model\.multi_modal_projector\.",
+    "llava-onevision": r"model\.(multi_modal_projector\.|image_newline$)",
+    "qwen2-vl": r"model\.visual\.merger\.",
+    "qwen2.5-vl": r"model\.visual\.merger\.",
+}
+LANGUAGE_MODEL = r"(model\.language_model|lm_head)\."
+VISION_FLAGS = ["--train_vision_encoder", "True", "--train_vision_projector", "True"]
+
+
+def load(tiny, family, *flags):
+    words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", "x.json"]
+    arguments = parse_arguments([*words, "--output_dir", "unused", *flags])
+    loader = LOADERS.get(family)(tiny(family))
+    model = make_trainable(loader.load_model(), loader, arguments)
+    return model, loader, arguments
+
+
+def trainable_names(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def batch_with_everything(tiny, family, write_rows, loader):
+    dataset = MultimodalDataset(write_rows(rows_for(family)), num_frames=4)
+    collator = COLLATORS.get(family)(loader.load_processor(), 2048)
+    return collator([dataset[i] for i in range(len(dataset))])
+
+
+def names_without_gradient(model, batch):
+    model(**batch, use_cache=False).loss.backward()
+    return {name for name, parameter in model.named_parameters() if parameter.grad is None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_training_trains_all_that_gets_a_gradient(tiny, family, write_rows):
+    model, loader, _ = load(tiny, family, *VISION_FLAGS)
+    everything = loader.load_model()
+    never = names_without_gradient(everything, batch_with_everything(tiny, family, write_rows, loader))
+    assert trainable_names(model) == {name for name, _ in everything.named_parameters()} - never
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("flags, patterns", [([], "l"), (VISION_FLAGS[:2], "le"), (VISION_FLAGS[2:], "lp")])
+def test_only_the_named_components_train(tiny, family, flags, patterns):
+    model, _, _ = load(tiny, family, *flags)
+    by_letter = {"l": LANGUAGE_MODEL, "e": VISION_ENCODER[family], "p": PROJECTOR[family]}
+    for letter, pattern in by_letter.items():
+        in_component = {name for name, _ in model.named_parameters() if re.match(pattern, name)}
+        assert bool(in_component & trainable_names(model)) == (letter in patterns)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_adapts_every_linear_of_the_language_model_and_no_other(tiny, family):
+    model, loader, _ = load(tiny, family, "--use_lora", "True")
+    plain = loader.load_model()
+    linears = {
+        name
+        for name, module in plain.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith("model.language_model.")
+    }
+    adapted = {re.sub(r"\.lora_[AB]\.default\.weight$", "", name) for name in trainable_names(model)}
+    assert adapted == {f"base_model.model.{name}" for name in linears}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_beside_full_vision_parts(tiny, family):
+    model, _, _ = load(tiny, family, "--use_lora", "True", *VISION_FLAGS)
+    names = {name.removeprefix("base_model.model.") for name in trainable_names(model)}
+    full = {name.replace(".modules_to_save.default", "") for name in names if ".modules_to_save." in name}
+    assert {name for name in names if ".modules_to_save." not in name and ".lora_" not in name} == set()
+    assert any(re.match(VISION_ENCODER[family], name) for name in full)
+    assert any(re.match(PROJECTOR[family], name) for name in full)
+    assert not any(re.match(LANGUAGE_MODEL, name) for name in full)
+    # what the loss never uses, and the one bare parameter, which an adapter checkpoint cannot hold
+    reference, _, _ = load(tiny, family, *VISION_FLAGS)
+    expected = {name for name in trainable_names(reference) if not re.match(LANGUAGE_MODEL, name)}
+    assert full == expected - {"model.image_newline"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vision_lora_leaves_the_projector_alone(tiny, family):
+    flags = ["--use_lora", "True", "--train_vision_encoder", "True", "--use_vision_lora", "True"]
+    model, _, _ = load(tiny, family, *flags)
+    names = {name.removeprefix("base_model.model.") for name in trainable_names(model)}
+    assert all(".lora_" in name for name in names)
+    assert any(re.match(VISION_ENCODER[family], name) for name in names)
+    assert not any(re.match(PROJECTOR[family], name) for name in names)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_lora_bias_does_not_reach_frozen_components(tiny, bias):
+    model, _, _ = load(tiny, "qwen2-vl", "--use_lora", "True", "--lora_bias", bias)
+    names = {name.removeprefix("base_model.model.") for name in trainable_names(model)}
+    assert any(name.endswith("bias") for name in names)
+    assert all(name.startswith("model.language_model.") for name in names)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_language_model_is_quantized(tiny, family):
+    from bitsandbytes.nn import Linear4bit
+
+    loader = LOADERS.get(family)(tiny(family))
+    linears = {n for n, m in loader.load_model().named_modules() if isinstance(m, nn.Linear)}
+    loader.model_kwargs = {"dtype": torch.float32, "quantization_config": quantization_config(loader, torch.float32)}
+    quantized = {name for name, module in loader.load_model().named_modules() if isinstance(module, Linear4bit)}
+    assert quantized == {name for name in linears if name.startswith("model.language_model.")}
+
+
+def test_summary_counts_every_parameter(tiny):
+    model, loader, arguments = load(tiny, "llava-onevision", *VISION_FLAGS, "--learning_rate", "3e-4")
+    rows = summarize(model, loader, arguments)
+    assert sum(row.total for row in rows) == sum(p.numel() for p in model.parameters())
+    assert sum(row.trained for row in rows) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    text = format_summary(rows)
+    assert [line.split()[:2] for line in text.splitlines()[1:4]] == [
+        ["vision_encoder", "full"],
+        ["vision_projector", "full"],
+        ["language_model", "full"],
+    ]
+    assert "0.0003" in text and "model.vision_tower.post_layernorm" in text
+
+
+def test_vision_lora_with_a_full_tied_language_model_is_refused(tiny):
+    with pytest.raises(ValueError, match="--use_vision_lora True .* tied"):
+        load(tiny, "qwen2-vl", "--train_vision_encoder", "True", "--use_vision_lora", "True")
+
+
+def test_checkpoint_of_another_family_is_refused(tiny):
+    with pytest.raises(ValueError, match="'llava' checkpoint, but --model_id belongs to 'qwen2_vl'"):
+        LOADERS.get("qwen2-vl")(tiny("llava-1.5"))

@@ -1,0 +1,175 @@
+"""The loss, the order of samples, accumulation, evaluation and what a run leaves behind."""
+
+import json
+import os
+
+import pytest
+import torch
+import yaml
+from conftest import FAMILIES, MODEL_ID, TAKES_VIDEO, rows_for, turns
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import train
+from collators import COLLATORS
+from datasets import MultimodalDataset
+from loaders import LOADERS
+from trainer import EpochSampler, FinetuneTrainer, epoch_order
+
+VISION_FLAGS = ["--train_vision_encoder", "True", "--train_vision_projector", "True"]
+
+
+def run(tiny, family, data_path, output_dir, *flags):
+    """A short run of train.py; returns its logged steps."""
+    defaults = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "num_frames": 4}
+    defaults |= {"disable_tqdm": True, "save_strategy": "no", "learning_rate": 1e-3, "model_max_length": 2048}
+    words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", data_path]
+    for name, value in defaults.items():
+        words += [] if f"--{name}" in flags else [f"--{name}", str(value)]
+    train.main([*words, "--output_dir", str(output_dir), *map(str, flags)])
+    with open(os.path.join(output_dir, "trainer_state.json")) as file:
+        return [entry for entry in json.load(file)["log_history"] if "loss" in entry]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_equal_the_models_own(tiny, family, write_rows, tmp_path):
+    """On one batch the library's own loss over all logits is the same mean over labels."""
+    from arguments import TrainingArguments
+
+    dataset = MultimodalDataset(write_rows(rows_for(family)), num_frames=4)
+    loader = LOADERS.get(family)(tiny(family))
+    model, collator = loader.load_model(), COLLATORS.get(family)(loader.load_processor(), 2048)
+    batch = collator([dataset[i] for i in range(len(dataset))])
+    expected = model(**batch, use_cache=False).loss
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    args = TrainingArguments(output_dir=str(tmp_path), report_to="none")
+    trainer = FinetuneTrainer(model=model, args=args, data_collator=collator, model_path=tiny(family))
+    num_labels = (batch["labels"] != -100).sum()
+    loss = trainer.compute_loss(model, batch, num_items_in_batch=num_labels)
+    loss.backward()
+    assert abs(loss.item() - expected.item()) < 1e-6
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_accumulated_steps_equal_one_batch(tiny, family, write_rows, tmp_path):
+    """Rows of unequal label counts: a mean of means would differ."""
+    rows = [
+        {"image": "red.png", "conversations": turns("<image>\nWhat is it?", "A plain red square without anything")},
+        {"conversations": turns("Hello.", "Hi")},
+        {"image": "blue.png", "conversations": turns("<image>\nAnd this?", "Blue", "Sure?", "Yes")},
+        {"conversations": turns("Count to nine.", "One two three four five six seven eight nine")},
+    ]
+    flags = ["--train_sampling_strategy", "sequential", "--max_steps", 1, *VISION_FLAGS]
+    path = write_rows(rows)
+    batched = run(tiny, family, path, tmp_path / "a", *flags, "--per_device_train_batch_size", 4)
+    split = ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 4]
+    accumulated = run(tiny, family, path, tmp_path / "b", *flags, *split)
+    for key in ("loss", "grad_norm"):
+        assert accumulated[0][key] == pytest.approx(batched[0][key], abs=2e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_evaluation_loss_is_a_mean_over_labels(tiny, write_rows, tmp_path, batch_size):
+    family = "qwen2.5-vl"
+    path = write_rows(rows_for(family))
+    flags = ["--eval_data_path", path, "--max_steps", 1, "--learning_rate", 0, "--per_device_eval_batch_size", batch_size]
+    run(tiny, family, path, tmp_path / "out", *flags)
+    loader = LOADERS.get(family)(tiny(family))
+    model, collator = loader.load_model(), COLLATORS.get(family)(loader.load_processor(), 2048)
+    dataset = MultimodalDataset(path, num_frames=4)
+    total = labels = 0
+    for i in range(len(dataset)):
+        batch = collator([dataset[i]])
+        count = int((batch["labels"] != -100).sum())
+        with torch.no_grad():
+            total, labels = total + model(**batch).loss.item() * count, labels + count
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["eval_loss"] == pytest.approx(total / labels, abs=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(tiny, write_rows, tmp_path):
+    for family in ("llava-1.5", "qwen2.5-vl"):
+        path = write_rows(rows_for(family))
+        flags = ["--use_lora", True, "--lora_dropout", 0, *VISION_FLAGS]
+        plain = run(tiny, family, path, tmp_path / f"{family}-a", *flags)
+        checkpointed = run(tiny, family, path, tmp_path / f"{family}-b", *flags, "--activation_checkpointing", True)
+        assert [e["loss"] for e in plain] == pytest.approx([e["loss"] for e in checkpointed], abs=1e-5)
+
+
+def test_order_is_a_pure_function_of_seed_epoch_and_position():
+    order = epoch_order(100, seed=7, epoch=3)
+    assert sorted(order) == list(range(100))
+    torch.manual_seed(0)
+    assert epoch_order(100, seed=7, epoch=3) == order
+    assert epoch_order(100, seed=7, epoch=4) != order
+    assert epoch_order(100, seed=8, epoch=3) != order
+    sampler = EpochSampler(100, seed=7)
+    sampler.set_epoch(3)
+    assert list(sampler) == list(sampler) == order
+
+
+def test_grouping_puts_similar_lengths_together():
+    lengths = [i % 50 for i in range(200)]
+    order = epoch_order(200, seed=1, epoch=0, lengths=lengths, group=8)
+    assert sorted(order) == list(range(200))
+    spread = [max(g) - min(g) for g in (([lengths[i] for i in order[k : k + 8]]) for k in range(0, 200, 8))]
+    assert sum(spread) / len(spread) < 12  # about 40 in random order
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_run_leaves_a_standalone_checkpoint(tiny, family, write_rows, tmp_path):
+    out = tmp_path / "out"
+    steps = run(tiny, family, write_rows(rows_for(family)), out, *VISION_FLAGS)
+    assert all(entry["loss"] > 0 and entry["grad_norm"] > 0 for entry in steps)
+    before, after = load_file(f"{tiny(family)}/model.safetensors"), load_file(out / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert {name: (t.shape, t.dtype) for name, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
+        assert (out / name).read_bytes() == open(f"{tiny(family)}/{name}", "rb").read()
+    AutoProcessor.from_pretrained(out)
+    AutoModelForImageTextToText.from_pretrained(out)
+    saved = yaml.safe_load((out / "args.yaml").read_text())
+    assert saved["model_id"] == MODEL_ID[family] and saved["learning_rate"] == 1e-3
+    assert "train_loss" in json.loads((out / "all_results.json").read_text())
+
+
+def test_args_yaml_repeats_the_run(tiny, write_rows, tmp_path):
+    first = run(tiny, "qwen2-vl", write_rows(rows_for("qwen2-vl")), tmp_path / "out", "--use_lora", True)
+    train.main([str(tmp_path / "out" / "args.yaml"), "--output_dir", str(tmp_path / "again")])
+    log = json.loads((tmp_path / "again" / "trainer_state.json").read_text())["log_history"]
+    assert [e["loss"] for e in log if "loss" in e] == [e["loss"] for e in first]
+
+
+def test_bfloat16_keeps_trained_weights_in_float32(tiny, write_rows, tmp_path):
+    """Adam's small updates would be rounded away in bfloat16."""
+    flags = ["--bf16", True, "--use_cpu", True, "--learning_rate", 1e-6]
+    run(tiny, "llava-1.5", write_rows(rows_for("llava-1.5")), tmp_path / "out", *flags)
+    before, after = load_file(f"{tiny('llava-1.5')}/model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name].to(before[name].dtype))}
+    assert {name for name in before if name.startswith("language_model")} <= changed
+
+
+def test_training_vision_on_text_alone_is_refused(tiny, write_rows, tmp_path):
+    path = write_rows([{"conversations": turns("Hello.", "Hi")}])
+    with pytest.raises(ValueError, match="--train_vision_encoder True has no effect"):
+        run(tiny, "llava-1.5", path, tmp_path / "out", *VISION_FLAGS)
+
+
+def test_a_video_for_a_model_without_videos_is_refused_before_step_1(tiny, write_rows, tmp_path):
+    path = write_rows(rows_for(TAKES_VIDEO[0]))
+    with pytest.raises(ValueError, match="sample 5.*takes no videos"):
+        run(tiny, "llava-1.5", path, tmp_path / "out")
+
+
+def test_overlong_samples_are_refused_or_dropped_and_counted(tiny, write_rows, tmp_path, capsys):
+    path = write_rows(rows_for("llava-1.5"))
+    with pytest.raises(ValueError, match="2 of 5 samples do not fit:\n.*sample 1: .*--model_max_length of 40"):
+        run(tiny, "llava-1.5", path, tmp_path / "a", "--model_max_length", 40)
+    run(tiny, "llava-1.5", path, tmp_path / "b", "--model_max_length", 40, "--drop_overlong", True)
+    assert "of 5 samples, 1 are cut to --model_max_length, 2 are dropped" in capsys.readouterr().out
