@@ -213,7 +213,7 @@ class Arguments:
             values |= {f.name: getattr(part, f.name) for f in fields(part)}
         # `to_dict` turns enums and configurations into plain values; a token of the Hub is not for a file.
         values |= {n: v for n, v in self.training.to_dict().items() if n in self.given and not n.endswith("_token")}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value not in (None, [])}
 
 
 def cli(main) -> None:
@@ -266,6 +266,10 @@ def check_flag_names(written: Iterable[str], known: Collection[str]) -> None:
         raise ValueError(f"{option} is not a flag.{hint} `python train.py --help` lists all.")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Each default behind its help; the description with its own line breaks."""
+
+
 def parse_arguments(words: list[str] | None = None, description: str | None = None, extend=None):
     """Command line words -> `Arguments`.
 
@@ -278,7 +282,15 @@ def parse_arguments(words: list[str] | None = None, description: str | None = No
         ValueError: an unknown, renamed or contradictory flag, or one without effect.
     """
     words = list(sys.argv[1:] if words is None else words)
-    parser = HfArgumentParser(PARTS, description=description, allow_abbrev=False, exit_on_error=False)
+    usage = "%(prog)s [run.yaml] [--flag value ...]"  # argparse would list all flags before every help text
+    parser = HfArgumentParser(
+        PARTS,
+        usage=usage,
+        description=description,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
     if extend:
         extend(parser)
     if words and words[0].endswith((".yaml", ".yml")):

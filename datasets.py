@@ -145,7 +145,9 @@ class MultimodalDataset(Dataset):
         for message in messages:
             for part in message["content"]:
                 if part["type"] != "text" and message["role"] != "user":
-                    raise ValueError(f"has a {part['type']} in a {message['role']} message; move it to a user message")
+                    raise ValueError(
+                        f"has {part['type']} content in role {message['role']!r}; move it to a user message"
+                    )
                 if match := UNUSABLE_CHARACTER.search(part.get("text", "")):
                     raise ValueError(f"has the unusable character U+{ord(match[0]):04X} in a text; remove it")
         return messages
@@ -257,13 +259,15 @@ def read_rows(path: str) -> list:
             if path.lower().endswith(".jsonl"):
                 rows = []
                 for number, line in enumerate(file, 1):  # noqa: B007
-                    rows += [json.loads(line)] if line.strip() else []
+                    rows += [json.loads(line.strip())] if line.strip() else []
             else:
                 rows = json.load(file)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number + error.lineno - 1}: not valid JSON: {error.msg}.") from error
+            hint = " (name a JSONL file .jsonl)" if error.msg == "Extra data" else ""
+            line = number + error.lineno - 1
+            raise ValueError(f"{path}, line {line}: not valid JSON: {error.msg}{hint}.") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path} must hold a JSON list of samples, not {type(rows).__name__}; or name it .jsonl.")
     return rows

@@ -9,11 +9,12 @@ With --json, stdout holds one object a line: {"index", "text", "trained", "num_t
 
 import json
 import sys
+from contextlib import redirect_stdout
 from typing import NamedTuple
 
 from arguments import cli, parse_arguments
 from collators import COLLATORS
-from collators.base import IGNORE_INDEX
+from collators.base import IGNORE_INDEX, ChatCollator
 from datasets import MultimodalDataset
 from loaders import LOADERS
 
@@ -31,7 +32,31 @@ class Run(NamedTuple):
 
 def main(words: list[str] | None = None) -> None:
     arguments, own = parse_arguments(words, description=__doc__, extend=add_flags)
-    data = arguments.data
+    stdout, failed = sys.stdout, False
+    in_colour = stdout.isatty()
+    with redirect_stdout(sys.stderr):  # whatever a library prints: stdout holds our lines only
+        dataset, collator = load(arguments)
+        if not own.json:
+            print(f"Trained text is {'green' if in_colour else 'between >> and <<'}.\n", file=stdout)
+        for index in chosen(own, len(dataset)):
+            try:
+                row, runs = describe(collator, dataset[index])
+            except ValueError as error:
+                row, runs, failed = {"index": index, "error": str(error)}, None, True
+            line = json.dumps(row, ensure_ascii=False) if own.json else show(row, runs, in_colour)
+            print(line, file=stdout, flush=True)
+    sys.exit(1 if failed else 0)
+
+
+def add_flags(parser) -> None:
+    parser.add_argument("--index", type=int, nargs="+", help="Rows to show, by their place in the file from 0.")
+    parser.add_argument("--num_rows", type=int, help="Show only the first rows.")
+    parser.add_argument("--json", action="store_true", help="One JSON object a line.")
+
+
+def load(arguments) -> tuple[MultimodalDataset, ChatCollator]:
+    """Data and collator as train.py makes them; rows that cannot be used stay, in `errors`."""
+    data, model = arguments.data, arguments.model
     dataset = MultimodalDataset(
         data.data_path,
         data.image_folder,
@@ -41,26 +66,8 @@ def main(words: list[str] | None = None) -> None:
         data.assistant_key,
         check=False,
     )
-    loader = LOADERS.get(arguments.model.family)(arguments.model.model_path)
-    collator = COLLATORS.get(arguments.model.family)(
-        loader.load_processor(), data.model_max_length, data.mask_question_tokens
-    )
-    if not own.json:
-        print(f"Trained text is {'green' if sys.stdout.isatty() else 'between >> and <<'}.\n")
-    failed = False
-    for index in chosen(own, len(dataset)):
-        try:
-            row, runs = describe(collator, dataset[index])
-        except ValueError as error:
-            row, runs, failed = {"index": index, "error": str(error)}, None, True
-        print(json.dumps(row, ensure_ascii=False) if own.json else show(row, runs), flush=True)
-    sys.exit(1 if failed else 0)
-
-
-def add_flags(parser) -> None:
-    parser.add_argument("--index", type=int, nargs="+", help="Rows to show, by their place in the file from 0.")
-    parser.add_argument("--num_rows", type=int, help="Show only the first rows.")
-    parser.add_argument("--json", action="store_true", help="One JSON object a line.")
+    processor = LOADERS.get(model.family)(model.model_path).load_processor()
+    return dataset, COLLATORS.get(model.family)(processor, data.model_max_length, data.mask_question_tokens)
 
 
 def chosen(own, length: int) -> list[int]:
@@ -100,14 +107,14 @@ def describe(collator, sample: dict) -> tuple[dict, list[Run]]:
     return row, runs
 
 
-def show(row: dict, runs: list[Run] | None) -> str:
+def show(row: dict, runs: list[Run] | None, in_colour: bool) -> str:
     """A row for the terminal: trained text marked, each run of media tokens folded to `[image: 576 tokens]`."""
     if runs is None:
         return f"--- row {row['index']} cannot be used\n{row['error']}\n"
     text = ""
     for run in runs:
         shown = run.text if run.kind in ("trained", "context") else f"[{run.kind}: {run.num_tokens} tokens]"
-        if sys.stdout.isatty():
+        if in_colour:
             text += f"{COLOURS[run.kind]}{shown}\033[0m"
         else:
             text += f">>{shown}<<" if run.kind == "trained" else shown

@@ -16,7 +16,7 @@ from transformers import set_seed
 import trainable
 from arguments import Arguments, cli, parse_arguments
 from collators import COLLATORS
-from datasets import MultimodalDataset
+from datasets import MultimodalDataset, content_parts
 from loaders import LOADERS
 from trainer import FinetuneTrainer
 
@@ -29,7 +29,6 @@ def main(words: list[str] | None = None) -> None:
     # rows on disk -> canonical samples; a row that cannot be used ends the run here
     train_dataset = load_dataset(arguments, arguments.data.data_path)
     eval_dataset = load_dataset(arguments, arguments.data.eval_data_path)
-    check_media_kinds(arguments, train_dataset)
 
     # model id -> family -> processor and collator; the training template is held against the checkpoint's
     loader = LOADERS.get(arguments.model.family)(arguments.model.model_path, **model_kwargs(arguments))
@@ -37,10 +36,12 @@ def main(words: list[str] | None = None) -> None:
         loader.load_processor(), arguments.data.model_max_length, arguments.data.mask_question_tokens
     )
     report_template_differences(collator)
+    check_media_kinds(arguments, collator, train_dataset, eval_dataset)
     fit_to_budget(collator, train_dataset, arguments.data.drop_overlong)
     fit_to_budget(collator, eval_dataset, arguments.data.drop_overlong)
 
     # weights; what trains, and how
+    join_deepspeed(arguments)
     set_seed(arguments.training.seed)  # of the adapters' first values
     quantize(arguments, loader)
     model = trainable.make_trainable(loader.load_model(), loader, arguments)
@@ -86,10 +87,15 @@ def load_dataset(arguments: Arguments, path: str | None) -> MultimodalDataset | 
         )
 
 
-def check_media_kinds(arguments: Arguments, dataset: MultimodalDataset) -> None:
+def check_media_kinds(arguments: Arguments, collator, train_dataset, eval_dataset) -> None:
+    """Refuse training of vision parts without media, and videos that the model cannot take."""
     for name in ("train_vision_encoder", "train_vision_projector"):
-        if getattr(arguments.model, name) and not dataset.media_kinds:
-            raise ValueError(f"--{name} True has no effect: {arguments.data.data_path} holds neither image nor video.")
+        if getattr(arguments.model, name) and not train_dataset.media_kinds:
+            raise ValueError(f"--{name} True has no effect: {train_dataset.name} holds neither image nor video.")
+    for dataset in filter(None, (train_dataset, eval_dataset)):
+        for row in dataset.rows if "video" in dataset.media_kinds and not collator.takes_videos else []:
+            if any(part["type"] == "video" for part in content_parts(row)):
+                raise ValueError(f"{row['source']}: has a video, but {arguments.model.model_id} takes no videos.")
 
 
 def model_kwargs(arguments: Arguments) -> dict:
@@ -118,6 +124,14 @@ def fit_to_budget(collator, dataset: MultimodalDataset | None, drop_overlong: bo
         say(f"{dataset.name}: of {total} samples, {cut} are cut to --model_max_length, {dropped} are dropped.")
 
 
+def join_deepspeed(arguments: Arguments) -> None:
+    """On a CPU, accelerate 1.15 starts torch.distributed alone, and ZeRO-3 would shard the weights for one process."""
+    if arguments.training.deepspeed:
+        import deepspeed
+
+        deepspeed.init_distributed()
+
+
 def quantize(arguments: Arguments, loader) -> None:
     if arguments.lora.q_lora:
         loader.model_kwargs["quantization_config"] = trainable.quantization_config(loader, loader.model_kwargs["dtype"])
@@ -138,7 +152,7 @@ def resume_from(arguments: Arguments) -> str | bool | None:
 
 
 def save(trainer: FinetuneTrainer, loader, arguments: Arguments, metrics: dict) -> None:
-    if not hasattr(trainer.model, "peft_config"):
+    if not (hasattr(trainer.model, "peft_config") or trainer.is_deepspeed_enabled):
         trainer.model.to(loader.dtype)  # the base's precision; checkpoints within the run keep full precision
     trainer.save_model()
     trainer.save_state()

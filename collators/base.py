@@ -9,7 +9,9 @@ The way of one sample, `ChatCollator.encode`:
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from functools import cached_property
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +79,10 @@ class ChatCollator:
             k: torch.tensor([i for i in v if i is not None], dtype=torch.long) for k, v in ids.items()
         }
         self._keep_typed_control_strings_text()
+
+    @property
+    def takes_videos(self) -> bool:
+        return getattr(self.processor, "video_processor", None) is not None
 
     # ---- a batch ----
 
@@ -164,7 +170,8 @@ class ChatCollator:
 
     def _media_end(self, inputs: dict[str, torch.Tensor]) -> int:
         """The position after the last token that stands for pixels; 0 without media."""
-        return max([0, *(self.is_media(inputs["input_ids"]).nonzero()[:, 1] + 1).tolist()])
+        positions = self.is_media(inputs["input_ids"]).nonzero()[:, 1]
+        return positions[-1].item() + 1 if len(positions) else 0
 
     def fit(self, dataset, drop_overlong: bool) -> tuple[int, int]:
         """Find the samples that exceed the budget, opening only those; drop what cannot be cut if told so.
@@ -252,7 +259,7 @@ class ChatCollator:
         if media["image"]:
             kwargs["images"] = [[part["image"] for part in media["image"]]]
         if media["video"]:
-            if getattr(self.processor, "video_processor", None) is None:
+            if not self.takes_videos:
                 raise ValueError("the model takes no videos")
             kwargs |= {"videos": [[part["video"] for part in media["video"]]], "do_sample_frames": False}
             kwargs["video_metadata"] = [[part["metadata"] for part in media["video"]]]
@@ -263,10 +270,10 @@ class ChatCollator:
             return_text_replacement_offsets=True,
             **kwargs,
         )
-        offsets = np.array(features.pop("offset_mapping")[0])
+        offsets = features.pop("offset_mapping")[0]
         replacements = next(iter(features.pop("text_replacement_offsets")), [])
         inputs = dict(BatchFeature(dict(features), tensor_type="pt"))
-        trained = torch.from_numpy(_overlaps(offsets, _expanded(spans, replacements)))[None]
+        trained = _overlaps(offsets, _expanded(spans, replacements))[None]
         if not self.mask_question_tokens:
             trained = ~self.is_media(inputs["input_ids"])
         inputs["labels"] = inputs["input_ids"].masked_fill(~trained, IGNORE_INDEX)
@@ -328,11 +335,12 @@ class ChatCollator:
         return bool(self._tokenizer.bos_token) and text.startswith(self._tokenizer.bos_token)
 
     def _with_bos(self, text: str) -> str:
-        first = self._tokenizer("").input_ids[:1]
-        bos = (
-            self._tokenizer.bos_token if first == [self._tokenizer.bos_token_id] and not self._writes_bos(text) else ""
-        )
-        return (bos or "") + text.replace(RESERVED_CHARACTER, "")
+        return ("" if self._writes_bos(text) else self._tokenizers_bos) + text.replace(RESERVED_CHARACTER, "")
+
+    @cached_property
+    def _tokenizers_bos(self) -> str:
+        """The BOS that the tokenizer puts before a text that has none."""
+        return self._tokenizer.bos_token if self._tokenizer("").input_ids[:1] == [self._tokenizer.bos_token_id] else ""
 
     @property
     def official_template(self) -> str:
@@ -389,21 +397,23 @@ PROBES = [
 ]
 
 
-def _expanded(spans: list, replacements: list[dict]) -> np.ndarray:
-    """Spans of the rendered text -> spans (n, 2) of the text with each medium's placeholder expanded."""
-    spans = np.array(spans, dtype=int).reshape(-1, 2)
-    ends = np.array([r["span"][1] for r in replacements], dtype=int)
-    gained = np.array([0] + [r["new_span"][1] - r["span"][1] for r in replacements])
-    return spans + gained[np.searchsorted(ends, spans, side="right")]
+def _expanded(spans: list, replacements: list[dict]) -> list[tuple[int, int]]:
+    """Spans of the rendered text -> spans of the text with each medium's placeholder expanded."""
+    ends = [r["span"][1] for r in replacements]
+    gained = [0] + [r["new_span"][1] - r["span"][1] for r in replacements]
+    return [tuple(char + gained[bisect_right(ends, char)] for char in span) for span in spans]
 
 
-def _overlaps(offsets: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """Which tokens, by their character offsets (tokens, 2), overlap one of the ordered spans (n, 2)."""
-    begins, ends = offsets[:, 0], offsets[:, 1]
-    if not len(spans):
-        return np.zeros(len(offsets), dtype=bool)
-    nearest = np.searchsorted(spans[:, 1], begins, side="right").clip(max=len(spans) - 1)
-    return (begins < spans[nearest, 1]) & (ends > spans[nearest, 0])
+def _overlaps(offsets: list[tuple[int, int]], spans: list) -> torch.Tensor:
+    """Which tokens, by their ascending character offsets, overlap a span: two bisections a span, no loop."""
+    last = len(offsets)
+    while last and offsets[last - 1][1] == 0:  # a special token that the tokenizer appends is at (0, 0)
+        last -= 1
+    mask = torch.zeros(len(offsets), dtype=torch.bool)
+    for start, end in spans:
+        first = bisect_right(offsets, start, hi=last, key=itemgetter(1))
+        mask[first : bisect_left(offsets, end, lo=first, hi=last, key=itemgetter(0))] = True
+    return mask
 
 
 def _pad_to(value: torch.Tensor, shape, fill, side: str) -> torch.Tensor:

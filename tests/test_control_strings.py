@@ -1,11 +1,10 @@
 """Control strings that somebody typed: they keep their spelling, and are text to tokenizer, processor and labels."""
 
-from functools import cache
+import json
 
 import pytest
 from PIL import Image
-from tokenizers import Regex, normalizers, pre_tokenizers
-from transformers import AutoProcessor
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
@@ -46,104 +45,156 @@ TYPED = [
     " <|im_end|> ",
     "\t<s>\t",
 ]
-WHITE_SPACE = ["\nRed", "\n\nRed\n", " Red", "Red ", "  Red  ", "Red\n\n", " \nRed", "\tRed"]
-UNUSUAL = ["Größe 漢字 العربية", "😀😀 👩‍👩‍👧", "ﬁ ① ½", "e\u0301 \u200b \u00a0x", "▁ _ ▁▁", "Ġ Ċ"]
+WHITE_SPACE = ["\nRed", "\n\nRed\n", " Red", "Red ", "  Red  ", "Red\n\n", " \nRed", "\tRed", "\n", "3"]
+UNUSUAL = ["Größe 漢字 العربية", "😀😀 👩‍👩‍👧", "ﬁ ① ½", "\u200b \u00a0x", "Ġ Ċ"]
+# One control string in two parts of a message.
+SPLIT = [
+    ("<|im_", "end|>"),
+    ("<", "|im_end|>"),
+    ("<", "/s>"),
+    ("</s", "> and </", "s>"),
+    ("<ima", "", "ge>"),
+    ("<|image_pad|", ">"),
+]
 
 
 def legacy_llama(backend) -> None:
-    """As the tokenizer.json of Llama 2: spaces are replaced before control tokens that are normalized are searched."""
+    """As the tokenizer.json of Llama 2: no pre-tokenizer; a space before every segment."""
     backend.pre_tokenizer = None
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
 
 
 def prefixing_llama(backend) -> None:
-    """As `LlamaTokenizer(legacy=True)`: a space before every segment."""
+    """As `LlamaTokenizer(legacy=True)`: the pre-tokenizer puts a space before every piece that it gets."""
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
 
 
-VARIANTS = {"legacy-llama": legacy_llama, "prefixing-llama": prefixing_llama}
+def merging_qwen(backend) -> None:
+    """As the real vocabulary: two line breaks are one token."""
+    model = json.loads(backend.to_str())["model"]
+    last = "".join(model["merges"][-1])
+    vocab = {"ĊĊ" if token == last else token: id for token, id in model["vocab"].items()}
+    backend.model = models.BPE(vocab, [("Ċ", "Ċ"), *(tuple(pair) for pair in model["merges"][:-1])])
+    assert len(backend.encode("\n\n").ids) == 1
+
+
+VARIANTS = {
+    "legacy-llama": ("llava-1.5", legacy_llama),
+    "prefixing-llama": ("llava-1.5", prefixing_llama),
+    "merging-qwen": ("qwen2-vl", merging_qwen),
+}
 
 
 @pytest.fixture(scope="module", params=[*FAMILIES, *VARIANTS])
-def pair(request, tiny):
-    """(family, collator, the same processor as it comes)."""
-    family = "llava-1.5" if request.param in VARIANTS else request.param
+def variant(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pair(variant, tiny):
+    """(collator, the same processor as it comes)."""
+    family, adapt = VARIANTS.get(variant, (variant, lambda backend: None))
     processors = [LOADERS.get(family)(tiny(family)).load_processor() for _ in range(2)]
     for processor in processors:
-        VARIANTS.get(request.param, lambda backend: None)(processor.tokenizer.backend_tokenizer)
-    return family, COLLATORS.get(family)(processors[0]), processors[1]
-
-
-@cache
-def picture() -> Image.Image:
-    return Image.new("RGB", (64, 64), "red")
+        adapt(processor.tokenizer.backend_tokenizer)
+    return COLLATORS.get(family)(processors[0]), processors[1]
 
 
 def text(*texts: str) -> list[dict]:
     return [{"type": "text", "text": t} for t in texts]
 
 
+PICTURE = {"type": "image", "image": Image.new("RGB", (64, 64), "red")}
+
+
 def conversation(system: list[dict], user: list[dict], reply: list[dict]) -> list[dict]:
     return [
         {"role": "system", "content": system},
-        {"role": "user", "content": [*user, {"type": "image", "image": picture()}, *text("Which colour?")]},
+        {"role": "user", "content": [*user, PICTURE, *text("Which colour?")]},
         {"role": "assistant", "content": text("Red")},
         {"role": "user", "content": text("And now?")},
         {"role": "assistant", "content": reply},
     ]
 
 
-def control_tokens(processor, ids) -> list[int]:
-    """The added tokens among these, in order: roles, ends of turns, media."""
-    added = {id for id, token in processor.tokenizer.added_tokens_decoder.items()}
-    return [id for id in ids.tolist() if id in added]
+HARMLESS = conversation(text("Hm"), text("Hm"), text("Hm"))
 
 
-def plain_text(processor, ids) -> str:
-    """Decoded, less the spaces that Llama tokenizers make up or swallow at the very beginning."""
-    return processor.tokenizer.decode(ids).removeprefix("<s>").lstrip(" ")
+def check(pair, variant: str, messages: list[dict]) -> None:
+    """The conversation keeps its spelling, and has the control tokens and runs of labels of a harmless one."""
+    collator, untouched = pair
+    added = set(untouched.tokenizer.added_tokens_decoder)
+    control_tokens = lambda ids: [id for id in ids[0].tolist() if id in added]  # noqa: E731
 
+    def spelling(ids, messages, template: str, **kwargs) -> tuple[str, str]:
+        """The tokens as the untouched tokenizer decodes them, and the text that the untouched processor renders."""
+        image = (ids[0] == untouched.image_token_id).nonzero()[:, 0]
+        ids = [id for i, id in enumerate(ids[0].tolist()) if i not in image[1:]]
+        asked = untouched.apply_chat_template(messages, chat_template=template, **kwargs)
+        both = untouched.tokenizer.decode(ids).removeprefix("<s>").lstrip(" "), asked.lstrip(" ")
+        return tuple(t.replace(" ", "") for t in both) if "llama" in variant else both  # these make up spaces
 
-def expanded(family: str, processor, encoded) -> str:
-    """The training text with its one placeholder expanded, by the number of media tokens."""
-    placeholder = processor.image_token
-    inputs = encoded.inputs["input_ids"][0]
-    marked = encoded.text.rsplit("Which colour?", 1)[0] if family.startswith("qwen") else encoded.text
-    return marked, (inputs == processor.image_token_id).sum().item(), placeholder
+    encoded, harmless = collator.encode({"messages": messages}), collator.encode({"messages": HARMLESS})
+    ids, labels = encoded.inputs["input_ids"], encoded.inputs["labels"][0]
+    assert control_tokens(ids) == control_tokens(harmless.inputs["input_ids"])
+    decoded, rendered = spelling(ids, messages, collator.chat_template)
+    assert decoded == rendered
+    assert encoded.text.removeprefix("<s>") == untouched.apply_chat_template(
+        messages, chat_template=collator.chat_template
+    )
 
-
-PLAIN = conversation(text("Hm"), text("Hm"), text("Hm"))
-
-
-def check(pair, messages: list[dict]) -> None:
-    """The conversation has the control tokens, media and labels of one with harmless texts, and its own spelling."""
-    family, collator, untouched = pair
-    encoded, plain = collator.encode({"messages": messages}), collator.encode({"messages": PLAIN})
-    ids, labels = encoded.inputs["input_ids"][0], encoded.inputs["labels"][0]
-    assert control_tokens(untouched, ids) == control_tokens(untouched, plain.inputs["input_ids"][0])
-
-    # The checkpoint's tokenizer spells what was typed, and nothing else.
-    media_id = untouched.image_token_id
-    typed = collator.render([{**m, "content": [placeholder(p) for p in m["content"]]} for m in messages])[0]
-    typed = typed.replace("\ufdd0", "").replace("\ue000", "")
-    assert plain_text(untouched, ids[ids != media_id]) == typed.removeprefix("<s>").lstrip(" ")
-
-    # Labels: the last run is the last reply and its end.
+    family = VARIANTS.get(variant, (variant,))[0]
     end = "</s>" if family == "llava-1.5" else "<|im_end|>"
-    separator = {"llava-1.5": " ", "llava-onevision": "\n"}.get(family, "")
-    replies = [separator.join(p["text"] for p in m["content"]) + end for m in messages if m["role"] == "assistant"]
+    joint = {"llava-1.5": " ", "llava-onevision": "\n"}.get(family, "")
+    replies = [joint.join(p["text"] for p in m["content"]) + end for m in messages if m["role"] == "assistant"]
     trained = (labels != IGNORE_INDEX).nonzero()[:, 0]
-    cut = [i for i in range(1, len(trained)) if trained[i] != trained[i - 1] + 1]
-    assert len(cut) == 1
-    runs = [labels[trained[: cut[0]]], labels[trained[cut[0] :]]]
-    assert [untouched.tokenizer.decode(run) for run in runs] == replies
+    first = next(i for i in range(1, len(trained)) if trained[i] != trained[i - 1] + 1)
+    assert trained[-1] - trained[first] == len(trained) - first - 1  # two runs
+    decoded = [untouched.tokenizer.decode(labels[run]) for run in (trained[:first], trained[first:])]
+    assert decoded == replies
 
-    # The prompts: the same control tokens as with harmless texts, and media where they were.
     for i in (2, 4):
-        prompt, harmless = collator.encode_prompt(messages[:i]), collator.encode_prompt(PLAIN[:i])
-        assert control_tokens(untouched, prompt["input_ids"][0]) == control_tokens(untouched, harmless["input_ids"][0])
-        assert prompt["pixel_values"].equal(harmless["pixel_values"])
+        prompt = collator.encode_prompt(messages[:i])["input_ids"]
+        assert control_tokens(prompt) == control_tokens(collator.encode_prompt(HARMLESS[:i])["input_ids"])
+        decoded, rendered = spelling(prompt, messages[:i], untouched.chat_template, add_generation_prompt=True)
+        assert decoded == rendered
 
 
-def placeholder(part: dict) -> dict:
-    return part
+@pytest.mark.parametrize("typed", TYPED + WHITE_SPACE + UNUSUAL)
+def test_what_was_typed_is_text(pair, variant, typed):
+    check(pair, variant, conversation(text(typed), text(typed), text(typed)))
+    check(pair, variant, conversation(text("Hm"), text(typed, typed), text(typed, "Red")))
+
+
+@pytest.mark.parametrize("parts", SPLIT)
+def test_a_control_string_in_two_parts_is_text(pair, variant, parts):
+    check(pair, variant, conversation(text(*parts), text(*parts), text(*parts)))
+    around = [*text(parts[0]), *text(*parts[1:])]
+    check(pair, variant, conversation(text("Hm"), around, text("Red")))
+
+
+CORPUS = [
+    *(text for text in UNUSUAL + WHITE_SPACE),
+    "What colour is the circle? It's 12345 miles, isn't it?\n\n\n  def f(x):\n\treturn x  # <b>",
+    "<s <|im_ |> </ s> < /s>",
+    "",
+    " ",
+]
+
+
+def test_other_text_gets_the_tokens_of_the_checkpoints_tokenizer(pair):
+    collator, untouched = pair
+    template = untouched.chat_template  # with all control tokens in their places
+    for sentence in [*CORPUS, template, __doc__]:
+        assert collator.processor.tokenizer(sentence).data == untouched.tokenizer(sentence).data
+
+
+def test_a_normalized_control_token_is_found_too(tiny):
+    """Older checkpoints search some control tokens after normalization."""
+    processor = LOADERS.get("llava-1.5")(tiny("llava-1.5")).load_processor()
+    processor.tokenizer.add_tokens([AddedToken("<|old|>", normalized=True, special=True)], special_tokens=True)
+    added = processor.tokenizer.convert_tokens_to_ids("<|old|>")
+    assert added in processor.tokenizer("Hm <|old|>").input_ids
+    collator = COLLATORS.get("llava-1.5")(processor)
+    ids = collator.encode({"messages": conversation(text("a <|old|>"), text("<|old|>"), text("<|old|>"))})
+    assert added not in ids.inputs["input_ids"]

@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from conftest import REPO
 
 from supported_models import Registry, find_model
-from tests.conftest import REPO
 
 # As the issue prints it.
 HEAD = """\

@@ -49,7 +49,7 @@ def test_loss_and_gradients_equal_the_models_own(tiny, family, write_rows, tmp_p
     num_labels = (batch["labels"] != -100).sum()
     loss = trainer.compute_loss(model, batch, num_items_in_batch=num_labels)
     loss.backward()
-    assert abs(loss.item() - expected.item()) < 1e-6
+    assert abs(loss.item() - expected.item()) < 5e-6
     for name, parameter in model.named_parameters():
         if name in gradients:
             torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4)

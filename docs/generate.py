@@ -1,0 +1,208 @@
+"""Rewrite the parts of the documentation that follow from the code.
+
+    python docs/generate.py
+
+These are docs/supported_models.md, docs/chat_formats.md, and in other pages what stands between `<!-- NAME -->` and
+`<!-- /NAME -->`. A test compares each with a fresh rendering.
+"""
+
+import contextlib
+import io
+import re
+import sys
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO))
+
+from PIL import Image  # noqa: E402
+
+import preview  # noqa: E402
+import trainable  # noqa: E402
+from arguments import DataArguments, LoraArguments, ModelArguments, parse_arguments  # noqa: E402
+from collators import COLLATORS  # noqa: E402
+from loaders import LOADERS  # noqa: E402
+from loaders.base import COMPONENTS  # noqa: E402
+from supported_models import MODELS, families  # noqa: E402
+
+FLAG_GROUPS = {"Model": ModelArguments, "Data": DataArguments, "LoRA": LoraArguments}
+NOTE = "<!-- Written by `python docs/generate.py`: change the code, not this file. -->\n"
+
+
+def text_part(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+IMAGE = {"type": "image", "image": Image.new("RGB", (64, 64))}
+EXAMPLE = [
+    {"role": "user", "content": [text_part("Look at "), IMAGE, text_part(". What is it?")]},
+    {"role": "assistant", "content": [text_part("A cat.")]},
+    {"role": "user", "content": [text_part("Its colour?")]},
+    {"role": "assistant", "content": [text_part("Grey.")]},
+]
+
+
+def table(head: list[str], rows: list[list]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |\n" for row in lines)
+
+
+def code(text: str) -> str:
+    return f"`{text}`"
+
+
+def visible(text: str) -> str:
+    """A piece of a template as code, line breaks written out."""
+    return code(text.replace("\n", "\\n")) if text.strip() else code(repr(text))
+
+
+def media_of(collator) -> str:
+    return "images" + (", videos" if getattr(collator.processor, "video_processor", None) else "")
+
+
+def models_of(family: str) -> dict[str, str]:
+    return {model_id: model.hub_path for model_id, model in MODELS.items() if model.family == family}
+
+
+def model_table(collators: dict) -> str:
+    rows = [[family, ", ".join(map(code, models_of(family))), media_of(c)] for family, c in collators.items()]
+    return table(["family", "`--model_id`", "media"], rows)
+
+
+def supported_models(collators: dict) -> str:
+    parts = [
+        "# Supported models\n",
+        NOTE,
+        "`--model_id` takes an id or a Hub path of this page; `python supported_models.py` prints the same list. "
+        "`--model_local_path` loads any other checkpoint of the same architecture instead, such as a finetuned one. "
+        "The modules say what `--train_vision_encoder`, `--train_vision_projector` and `--use_lora` reach; a parameter "
+        "inside the vision projector belongs to it alone, and sometimes modules are named that a checkpoint lacks.\n",
+    ]
+    for family, collator in collators.items():
+        loader = LOADERS.get(family)
+        modules = [[component, ", ".join(map(code, getattr(loader, component)))] for component in COMPONENTS]
+        parts += [
+            f"## {family}\n",
+            f"Takes {media_of(collator)}. Training text: [chat_formats.md](chat_formats.md#{slug(family)}).\n",
+            table(["model id", "Hub path"], [[code(k), code(v)] for k, v in models_of(family).items()]),
+            table(["component", "modules"], modules),
+        ]
+    return "\n".join(parts)
+
+
+def slug(heading: str) -> str:
+    """GitHub's anchor of a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def chat_formats(collators: dict) -> str:
+    parts = [
+        "# Chat formats\n",
+        NOTE,
+        "The training text of one conversation, family by family. `⟦ ⟧` enclose what is trained (they are not part of "
+        "the text): each reply and the token that ends it. A medium stands as one placeholder; the processor expands "
+        "it to as many tokens as its pixels need.\n",
+        "Two rules hold for every family:\n",
+        "1. The text before a reply is what the checkpoint's own chat template gives at inference for that history.\n"
+        "2. Every reply is followed by the token that stops generation, and that token is trained.\n",
+        "Where a checkpoint's template breaks one of them, the training text differs from it. Each such exception is "
+        "listed with its reason. At its start, `train.py` holds the training text against the template of the "
+        "checkpoint that it loads, and prints both texts where they differ in anything else.\n",
+    ]
+    for family, collator in collators.items():
+        exceptions = [[visible(e.official), visible(e.ours), e.reason] for e in collator.template_exceptions]
+        parts += [
+            f"## {family}\n",
+            f"```text\n{marked(collator)}\n```\n",
+            table(["the checkpoint's template", "trained", "reason"], exceptions)
+            if exceptions
+            else "No exception: the training text is the template's.\n",
+        ]
+    return "\n".join(parts)
+
+
+def marked(collator) -> str:
+    """The example's training text, BOS included, with its trained spans in brackets."""
+    bare, spans = collator.render(EXAMPLE)
+    text = collator.encode({"messages": EXAMPLE}).text
+    for start, end in reversed(spans):
+        bare = f"{bare[:start]}⟦{bare[start:end]}⟧{bare[end:]}"
+    bos = text[: len(text) - len(bare) + 2 * len(spans)]
+    return (bos + bare).rstrip("\n")
+
+
+def flag_tables() -> str:
+    parts = []
+    for title, group in FLAG_GROUPS.items():
+        rows = [
+            [code(f"--{field.name}"), "" if field.default is None else code(field.default), field.metadata["help"]]
+            for field in fields(group)
+        ]
+        parts.append(f"**{title}**\n\n" + table(["flag", "default", "meaning"], rows))
+    return "\n".join(parts)
+
+
+def summary(checkpoint: str) -> str:
+    """What train.py prints before its first step."""
+    flags = "--model_id qwen2-vl-2b-instruct --data_path train.json --use_lora True --train_vision_projector True"
+    arguments = parse_arguments([*flags.split(), "--use_cpu", "True", "--model_local_path", checkpoint])
+    loader = LOADERS.get("qwen2-vl")(checkpoint)
+    model = trainable.make_trainable(loader.load_model(), loader, arguments)
+    return f"```text\n{trainable.format_summary(trainable.summarize(model, loader, arguments))}\n```\n"
+
+
+def preview_example(checkpoint: str) -> str:
+    """What preview.py prints for the first row of the example data."""
+    data_path = str(REPO / "example_data/sample.json")
+    words = ["--model_id", "llava-1.5-7b", "--model_local_path", checkpoint, "--data_path", data_path]
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.suppress(SystemExit):
+        preview.main([*words, "--num_rows", "1"])
+    return f"```text\n{output.getvalue().strip()}\n```\n"
+
+
+def fill(path: Path, **parts: str) -> str:
+    """The text of a file with what stands between `<!-- name -->` and `<!-- /name -->` replaced, for each name."""
+    text = path.read_text(encoding="utf-8")
+    for name, content in parts.items():
+        before, _, rest = text.partition(f"<!-- {name} -->\n")
+        text = f"{before}<!-- {name} -->\n{content}<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
+    return text
+
+
+def render(checkpoint_of) -> dict[Path, str]:
+    """Path -> text of every file with a generated part.
+
+    Args:
+        checkpoint_of: family -> folder of a tiny checkpoint of it.
+    """
+    collators = {
+        family: COLLATORS.get(family)(LOADERS.get(family)(checkpoint_of(family)).load_processor())
+        for family in families()
+    }
+    return {
+        REPO / "README.md": fill(REPO / "README.md", models=model_table(collators)),
+        REPO / "docs/dataset.md": fill(REPO / "docs/dataset.md", preview=preview_example(checkpoint_of("llava-1.5"))),
+        REPO / "docs/training.md": fill(
+            REPO / "docs/training.md", flags=flag_tables(), summary=summary(checkpoint_of("qwen2-vl"))
+        ),
+        REPO / "docs/supported_models.md": supported_models(collators),
+        REPO / "docs/chat_formats.md": chat_formats(collators),
+    }
+
+
+def main() -> None:
+    from tiny_models import make_tiny_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = {family: f"{folder}/{family}" for family in families()}
+        for family, checkpoint in made.items():
+            make_tiny_checkpoint(family, checkpoint)
+        for path, text in render(made.get).items():
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path.relative_to(REPO)}")
+
+
+if __name__ == "__main__":
+    main()

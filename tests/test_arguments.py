@@ -1,0 +1,185 @@
+"""Flags: what is read, and what is refused with the flag and the cure."""
+
+import dataclasses
+import re
+
+import pytest
+import transformers
+import yaml
+from transformers import HfArgumentParser
+
+from arguments import FLAGS_WITHOUT_EFFECT, PARTS, RENAMED_FLAGS, parse_arguments
+from train import resume_from
+
+REQUIRED = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json"]
+TRAINING_FLAGS = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+KEPT_FLAGS = """
+model_id model_local_path data_path eval_data_path image_folder video_folder num_frames user_key assistant_key
+model_max_length use_flash_attn train_vision_encoder train_vision_projector mask_question_tokens use_lora
+use_vision_lora q_lora lora_r lora_alpha lora_dropout lora_bias
+""".split()
+
+
+def parse(words: str):
+    return parse_arguments(REQUIRED + words.split())
+
+
+def test_every_flag_of_the_issue_and_of_transformers_exists_and_has_help():
+    parser = HfArgumentParser(PARTS)
+    actions = {action.dest: action for action in parser._actions}
+    assert set(actions) >= {*KEPT_FLAGS, *TRAINING_FLAGS}
+    assert [name for name, action in actions.items() if not action.help] == []
+    help_text = parser.format_help()  # a bare % in a help would raise here
+    assert all(f"--{name}" in help_text for name in KEPT_FLAGS)
+
+
+def test_both_forms_of_a_flag_are_read():
+    arguments = parse("--use_lora=True --lora_r=4 --lora-alpha 32 --no_dataloader_pin_memory --learning_rate 1e-4")
+    assert (arguments.lora.use_lora, arguments.lora.lora_r, arguments.lora.lora_alpha) == (True, 4, 32)
+    assert arguments.training.learning_rate == 1e-4
+    assert arguments.given >= {"model_id", "use_lora", "lora_r", "lora_alpha", "dataloader_pin_memory", "learning_rate"}
+    assert arguments.as_dict()["dataloader_pin_memory"] is False
+
+
+def test_a_model_is_loaded_from_the_hub_path_or_the_local_path():
+    assert parse("").model.model_path == "Qwen/Qwen2-VL-2B-Instruct"
+    by_path = parse_arguments(["--model_id", "Qwen/Qwen2-VL-2B-Instruct", "--data_path", "rows.json"])
+    assert (by_path.model.family, by_path.model.model_path) == ("qwen2-vl", "Qwen/Qwen2-VL-2B-Instruct")
+    assert parse("--model_local_path here").model.model_path == "here"
+
+
+# (words, what the message must hold: the flag, and the cure)
+REFUSED = [
+    ("--warmup_ratio 0.03", "--warmup_ratio .* --warmup_steps"),
+    ("--evaluation_strategy steps", "--evaluation_strategy .* --eval_strategy"),
+    ("--evaluation-strategy steps", "--evaluation-strategy .* --eval_strategy"),
+    ("--group_by_length", "--group_by_length .* --train_sampling_strategy group_by_length"),
+    ("--group_by_length=True", "--group_by_length .* --train_sampling_strategy group_by_length"),
+    ("--no_cuda True", "--no_cuda .* --use_cpu"),
+    ("--logging_dir logs", "--logging_dir .* TENSORBOARD_LOGGING_DIR"),
+    ("--save_safetensors True", "--save_safetensors .* always safetensors"),
+    ("--overwrite_output_dir True", "--overwrite_output_dir .* --output_dir"),
+    ("--lora_rank 8", "--lora_rank is not a flag. Did you mean .*--lora_r"),
+    ("--use_lor True", "--use_lor is not a flag. Did you mean --use_lora"),
+    ("--num_frame 8", "--num_frame is not a flag. Did you mean --num_frames"),
+    ("--xyzzy 8", "--xyzzy is not a flag. .*--help"),
+    ("stray", "'stray' does not belong to any flag"),
+    ("--use_lora True --lora_r 4 run.yaml", "'run.yaml' does not belong .* a YAML file comes first"),
+    ("--lora_r x", "--lora_r.* 'x'"),
+    ("--use_lora maybe", "--use_lora.*yes/no"),
+    ("--lora_r", "--lora_r.*expected one argument"),
+    ("--lr_scheduler_type wavy", "--lr_scheduler_type.*'wavy'.*cosine"),
+    ("--use_vision_lora True", "--use_vision_lora .* --train_vision_encoder True"),
+    ("--q_lora True", "--q_lora .* --use_lora True"),
+    ("--lora_r 16", "--lora_r has no effect .* --use_lora True"),
+    ("--lora_bias all", "--lora_bias has no effect .* --use_lora True"),
+    ("--use_lora True --lora_bias some", "--lora_bias 'some' .* lora_only"),
+    ("--use_lora True --lora_r 0", "--lora_r is 0"),
+    ("--use_lora True --lora_alpha 0", "--lora_alpha is 0"),
+    ("--use_lora True --lora_dropout 1", "--lora_dropout is 1.0"),
+    ("--num_frames 0", "--num_frames is 0"),
+    ("--model_max_length 0", "--model_max_length is 0"),
+    ("--user_key a --assistant_key a", "--user_key and --assistant_key"),
+    ("--image_folder nowhere", "--image_folder 'nowhere' is not a folder"),
+    ("--video_folder nowhere", "--video_folder 'nowhere' is not a folder"),
+    ("--eval_strategy epoch", "--eval_strategy epoch needs --eval_data_path"),
+    ("--eval_steps 5", "--eval_steps has no effect .* --eval_strategy steps"),
+    ("--save_steps 5 --save_strategy epoch", "--save_steps has no effect .* --save_strategy steps"),
+    ("--logging_steps 5 --logging_strategy no", "--logging_steps has no effect"),
+    ("--remove_unused_columns True", "--remove_unused_columns"),
+    ("--resume_from_checkpoint nowhere", "--resume_from_checkpoint nowhere is not a folder"),
+    ("--load_best_model_at_end True", "--load_best_model_at_end"),
+    ("--bf16 True --fp16 True --use_cpu True", "fp16 and bf16"),
+    ("--fp16 True --use_cpu True", "--fp16 True needs a GPU: leave it out"),
+    ("--deepspeed nowhere.json", "nowhere.json"),
+    *((f"--{name} 1", f"--{name} has no effect") for name in ("do_train", "do_predict", "batch_eval_metrics")),
+]
+
+
+@pytest.mark.parametrize("words, named", REFUSED, ids=[words for words, _ in REFUSED])
+def test_a_wrong_flag_is_refused_with_its_name_and_the_cure(words, named):
+    with pytest.raises(ValueError) as caught:
+        parse(words)
+    assert re.search(named, str(caught.value))
+
+
+@pytest.mark.parametrize("flag", ["tf32", "bf16", "bf16_full_eval"])
+def test_a_precision_that_the_machine_lacks_is_refused(flag, monkeypatch):
+    monkeypatch.setattr("arguments.is_torch_tf32_available", lambda: False)
+    monkeypatch.setattr("arguments.is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(ValueError, match=f"--{flag} True needs a.* GPU.*leave it out"):
+        parse(f"--{flag} True")
+
+
+def test_bf16_runs_on_the_cpu_when_asked_for():
+    assert parse("--bf16 True --use_cpu True").training.bf16
+
+
+@pytest.mark.parametrize("given", [[], ["--model_id", "llava-1.5-7b"], ["--data_path", "rows.json"]])
+def test_a_missing_required_flag_is_named(given):
+    missing = "--data_path" if "--model_id" in given else "--model_id"
+    with pytest.raises(ValueError, match=f"{missing} is missing"):
+        parse_arguments(given)
+
+
+def test_renamed_flags_are_gone_and_their_successors_exist():
+    known = {option for action in HfArgumentParser(PARTS)._actions for option in action.option_strings}
+    assert not {f"--{name}" for name in RENAMED_FLAGS} & known
+    named = {option for cure in RENAMED_FLAGS.values() for option in re.findall(r"--\w+", cure)}
+    assert len(named) > 10 and named <= known
+    assert FLAGS_WITHOUT_EFFECT.keys() <= TRAINING_FLAGS
+
+
+# ---- YAML ----
+
+
+def test_a_yaml_file_gives_the_flags_and_the_command_line_wins(tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "model_id: llava-1.5-7b\ndata_path: rows.json\nuse_lora: true\nmask_question_tokens: false\nlora_r: 4\n"
+        "eval_data_path: null\nlearning_rate: 1e-4\nsave_strategy: no\nreport_to: [none]\noptim_target_modules: []\n"
+        "lr_scheduler_kwargs: {num_cycles: 2}\n"
+    )
+    arguments = parse_arguments([str(tmp_path / "run.yaml"), "--lora_r", "16", "--learning-rate=2e-4"])
+    lora, data, training = arguments.lora, arguments.data, arguments.training
+    assert (lora.use_lora, lora.lora_r, training.learning_rate) == (True, 16, 2e-4)
+    assert (data.mask_question_tokens, data.eval_data_path) == (False, None)
+    assert (training.save_strategy, training.report_to, training.lr_scheduler_kwargs) == ("no", [], {"num_cycles": 2})
+
+
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        (None, "run.yaml cannot be read: No such file"),
+        (b"a: [1", "run.yaml is not valid YAML"),
+        (b"caf\xe9: 1", "run.yaml is not valid YAML"),
+        (b"", "run.yaml must be a mapping"),
+        (b"- model_id", "run.yaml must be a mapping"),
+        (b"model_idd: llava-1.5-7b", "--model_idd is not a flag. Did you mean --model_id"),
+        (b"warmup_ratio: 0.1", "--warmup_ratio .* --warmup_steps"),
+        (b"data_path: rows.json", "--model_id is missing"),
+    ],
+)
+def test_a_bad_yaml_file_is_refused(tmp_path, content, named):
+    if content is not None:
+        (tmp_path / "run.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=named):
+        parse_arguments([str(tmp_path / "run.yaml")])
+
+
+def test_the_saved_arguments_give_the_same_run(tmp_path):
+    """`args.yaml` of a run is a run file."""
+    words = (
+        "--use_cpu True --bf16 True --save_strategy no --report_to none --hub_token secret --debug underflow_overflow"
+    )
+    first = parse(words + ' --accelerator_config {"even_batches":false} --mask_question_tokens False')
+    saved = yaml.safe_dump(first.as_dict())
+    assert "secret" not in saved and "HUB_TOKEN" not in saved
+    (tmp_path / "args.yaml").write_text(saved)
+    second = parse_arguments([str(tmp_path / "args.yaml")])
+    assert second.as_dict() == first.as_dict()
+    assert second.training.accelerator_config.even_batches is False and second.data.mask_question_tokens is False
+
+
+@pytest.mark.parametrize("value, expected", [("True", True), ("False", None)])
+def test_resume_takes_true_and_false(value, expected):
+    assert resume_from(parse(f"--resume_from_checkpoint {value}")) is expected
