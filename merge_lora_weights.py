@@ -9,6 +9,8 @@ import argparse
 import os
 import shutil
 
+from transformers.hf_argparser import string_to_bool
+
 from arguments import cli
 from loaders import LOADERS, family_of
 from predict import adapter_config, saved_arguments
@@ -67,8 +69,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model_local_path", help="The base; default: the path that the adapter was trained from.")
     parser.add_argument("--model_path", required=True, help="Folder of the adapter.")
     parser.add_argument("--model_save_path", required=True, help="Folder to write, new or empty.")
-    parser.add_argument("--load_model", action="store_true", help="Implied; accepted for old scripts.")
-    parser.add_argument("--load_4bit", action="store_true", help="Merge into the base as its quantization saw it.")
+    switch = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
+    parser.add_argument("--load_model", **switch, help="Implied; accepted for old scripts.")
+    parser.add_argument("--load_4bit", **switch, help="Merge into the base as its 4-bit quantization saw it.")
     return parser.parse_args(words)
 
 

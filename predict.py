@@ -23,8 +23,9 @@ from trainer import generate_answers
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
+    num_frames = args.num_frames or saved_arguments(args.model_path).get("num_frames", DataArguments.num_frames)
     dataset = MultimodalDataset(
-        args.data_path, args.image_folder, args.video_folder, args.num_frames, args.user_key, args.assistant_key
+        args.data_path, args.image_folder, args.video_folder, num_frames, args.user_key, args.assistant_key
     )
     model, collator = load(args.model_path, args.model_id, args.model_local_path)
     print(f"{args.model_path}: answering {args.data_path} ({len(dataset)} samples)", flush=True)
@@ -46,9 +47,10 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_path", required=True, help="JSONL file to write.")
     parser.add_argument("--model_id", help="Model id, where neither args.yaml nor the config tells the family.")
     parser.add_argument("--model_local_path", help="Base of an adapter; default: the path it was trained from.")
-    for name in ("image_folder", "video_folder", "num_frames", "user_key", "assistant_key"):
+    for name in ("image_folder", "video_folder", "user_key", "assistant_key"):
         field = DataArguments.__dataclass_fields__[name]
-        parser.add_argument(f"--{name}", type=type(field.default or ""), default=field.default, **field.metadata)
+        parser.add_argument(f"--{name}", default=field.default, **field.metadata)
+    parser.add_argument("--num_frames", type=int, help="Frames taken from each video; default: as in training.")
     parser.add_argument("--batch_size", type=int, default=8, help="Answers generated at a time.")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="Longest answer, in tokens.")
     return parser.parse_args(words)

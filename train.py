@@ -42,9 +42,10 @@ def main(words: list[str] | None = None) -> None:
 
     # weights; what trains, and how
     join_deepspeed(arguments)
-    set_seed(arguments.training.seed)  # of the adapters' first values
     quantize(arguments, loader)
-    model = trainable.make_trainable(loader.load_model(), loader, arguments)
+    model = loader.load_model()
+    set_seed(arguments.training.seed)  # adapters start alike under every engine
+    model = trainable.make_trainable(model, loader, arguments)
     say("\n" + trainable.format_summary(trainable.summarize(model, loader, arguments)) + "\n")
     collator.media_in_every_batch = equal_vision_calls(arguments, train_dataset, eval_dataset)
 
@@ -135,6 +136,7 @@ def join_deepspeed(arguments: Arguments) -> None:
 def quantize(arguments: Arguments, loader) -> None:
     if arguments.lora.q_lora:
         loader.model_kwargs["quantization_config"] = trainable.quantization_config(loader, loader.model_kwargs["dtype"])
+        loader.model_kwargs["device_map"] = {"": arguments.training.device}  # each rank has the whole model
 
 
 def equal_vision_calls(arguments: Arguments, *datasets: MultimodalDataset | None) -> set[str]:

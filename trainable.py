@@ -93,12 +93,13 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.
 
 
 def units(model: nn.Module, loader: BaseLoader, component: str) -> list[str]:
-    """The largest modules that lie wholly in a component: what peft can copy and save beside an adapter."""
+    """The largest modules that lie wholly in a component and train: what peft can copy and save beside an adapter."""
     owners = {}
     for name, _ in model.named_parameters():
+        owner = None if loader.is_unused(name) else loader.component_of(name)
         path = name.split(".")
         for depth in range(1, len(path) + 1):
-            owners.setdefault(".".join(path[:depth]), set()).add(loader.component_of(name))
+            owners.setdefault(".".join(path[:depth]), set()).add(owner)
     found = []
     for name, module in model.named_modules():
         inside_another = any(is_inside(name, unit) for unit in found)

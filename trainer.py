@@ -115,6 +115,9 @@ class FinetuneTrainer(transformers.Trainer):
         return EpochSampler(len(dataset), seed)
 
     def _save(self, output_dir=None, state_dict=None):
+        if state_dict is not None:  # ZeRO-3 gathers a tied head as a tensor of its own
+            tied = self.accelerator.unwrap_model(self.model).all_tied_weights_keys
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             copy_processor_files(self.model_path, output_dir or self.args.output_dir)

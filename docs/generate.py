@@ -37,7 +37,7 @@ def text_part(text: str) -> dict:
 
 IMAGE = {"type": "image", "image": Image.new("RGB", (64, 64))}
 EXAMPLE = [
-    {"role": "user", "content": [text_part("Look at "), IMAGE, text_part(". What is it?")]},
+    {"role": "user", "content": [text_part("Here is a photo."), IMAGE, text_part("What is it?")]},
     {"role": "assistant", "content": [text_part("A cat.")]},
     {"role": "user", "content": [text_part("Its colour?")]},
     {"role": "assistant", "content": [text_part("Grey.")]},
@@ -56,6 +56,11 @@ def code(text: str) -> str:
 def visible(text: str) -> str:
     """A piece of a template as code, line breaks written out."""
     return code(text.replace("\n", "\\n")) if text.strip() else code(repr(text))
+
+
+def as_markdown(text: str) -> str:
+    """Plain text whose control strings Markdown would take for HTML."""
+    return re.sub(r"(?<!`)<[^ <>]+>(?!`)", lambda match: code(match[0]), text)
 
 
 def media_of(collator) -> str:
@@ -78,7 +83,7 @@ def supported_models(collators: dict) -> str:
         "`--model_id` takes an id or a Hub path of this page; `python supported_models.py` prints the same list. "
         "`--model_local_path` loads any other checkpoint of the same architecture instead, such as a finetuned one. "
         "The modules say what `--train_vision_encoder`, `--train_vision_projector` and `--use_lora` reach; a parameter "
-        "inside the vision projector belongs to it alone, and sometimes modules are named that a checkpoint lacks.\n",
+        "inside the vision projector belongs to it alone.\n",
     ]
     for family, collator in collators.items():
         loader = LOADERS.get(family)
@@ -112,7 +117,9 @@ def chat_formats(collators: dict) -> str:
         "checkpoint that it loads, and prints both texts where they differ in anything else.\n",
     ]
     for family, collator in collators.items():
-        exceptions = [[visible(e.official), visible(e.ours), e.reason] for e in collator.template_exceptions]
+        exceptions = [
+            [visible(e.official), visible(e.ours), as_markdown(e.reason)] for e in collator.template_exceptions
+        ]
         parts += [
             f"## {family}\n",
             f"```text\n{marked(collator)}\n```\n",

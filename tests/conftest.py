@@ -85,7 +85,10 @@ def turns(*texts: str) -> list[dict]:
 IMAGE_ROWS = [
     {"image": "red.png", "conversations": turns("<image>\nWhat colour is it?", "Red")},
     {"image": ["red.png", "blue.png"], "conversations": turns("<image>\n<image>\nWhich is blue?", "The second")},
-    {"image": ["blue.png", "tall.jpg"], "conversations": turns("Is <image> like <image> ?", "No", "Why?", "The colour")},
+    {
+        "image": ["blue.png", "tall.jpg"],
+        "conversations": turns("Is <image> like <image> ?", "No", "Why?", "The colour"),
+    },
     {"conversations": turns("Name a colour.", "Blue"), "system_prompt": "Be brief.", "image": None},
     {
         "messages": [
@@ -100,6 +103,23 @@ VIDEO_ROWS = [
     {"video": "clip.mp4", "conversations": turns("<video>\nWhat happens?", "It gets brighter")},
     {"video": "clip.mp4", "image": "red.png", "conversations": turns("<image> then <video> ?", "Red, then a fade")},
 ]
+
+
+VISION_FLAGS = ["--train_vision_encoder", "True", "--train_vision_projector", "True"]
+
+
+def run(tiny, family: str, data_path: str, output_dir, *flags) -> list[dict]:
+    """A short run of train.py in this process; returns its logged steps."""
+    import train
+
+    defaults = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "num_frames": 4}
+    defaults |= {"disable_tqdm": True, "save_strategy": "no", "learning_rate": 1e-3, "model_max_length": 2048}
+    words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", data_path]
+    for name, value in defaults.items():
+        words += [] if f"--{name}" in flags else [f"--{name}", str(value)]
+    train.main([*words, "--output_dir", str(output_dir), *map(str, flags)])
+    with open(os.path.join(output_dir, "trainer_state.json")) as file:
+        return [entry for entry in json.load(file)["log_history"] if "loss" in entry]
 
 
 def rows_for(family: str) -> list[dict]:

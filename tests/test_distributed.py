@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import IMAGE_ROWS, MODEL_ID, REPO, VIDEO_ROWS, turns
+from conftest import IMAGE_ROWS, MODEL_ID, REPO, VIDEO_ROWS, VISION_FLAGS, turns
 from safetensors.torch import load_file
 
 # In file order with two rows a rank: texts meet images, images meet videos, texts meet image and video together.
@@ -25,7 +25,7 @@ def losses(tiny, family, data_path, output_dir, processes: int, *flags):
     words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", data_path]
     words += ["--output_dir", str(output_dir), "--use_cpu", "True", "--num_frames", "4", "--max_steps", "4"]
     words += ["--train_sampling_strategy", "sequential", "--logging_steps", "1", "--save_strategy", "no"]
-    words += ["--train_vision_encoder", "True", "--train_vision_projector", "True", "--learning_rate", "1e-3"]
+    words += [*VISION_FLAGS, "--learning_rate", "1e-3"]
     words += ["--per_device_train_batch_size", str(4 // processes), "--max_grad_norm", "0", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     result = subprocess.run(
@@ -36,7 +36,11 @@ def losses(tiny, family, data_path, output_dir, processes: int, *flags):
     return [entry["loss"] for entry in log if "loss" in entry]
 
 
-ENGINES = {"ddp": [], "zero2": ["--deepspeed", "ds_configs/zero2.json"], "zero3": ["--deepspeed", "ds_configs/zero3.json"]}
+ENGINES = {
+    "ddp": [],
+    "zero2": ["--deepspeed", "ds_configs/zero2.json"],
+    "zero3": ["--deepspeed", "ds_configs/zero3.json"],
+}
 
 
 @pytest.mark.slow

@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import FAMILIES, MODEL_ID, rows_for, turns
-from safetensors.torch import load_file, save_file
-from test_trainer import VISION_FLAGS, run
+from conftest import FAMILIES, VISION_FLAGS, rows_for, run, turns
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import merge_lora_weights
@@ -48,7 +47,14 @@ def test_merge_keeps_the_precision_of_the_base(tiny, write_rows, tmp_path):
     AutoModelForImageTextToText.from_pretrained(tiny("llava-1.5"), dtype=torch.bfloat16).save_pretrained(base)
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
         (base / name).write_bytes(open(f"{tiny('llava-1.5')}/{name}", "rb").read())
-    run(lambda family: str(base), "llava-1.5", write_rows(rows_for("llava-1.5")), tmp_path / "adapter", "--use_lora", True)
+    run(
+        lambda family: str(base),
+        "llava-1.5",
+        write_rows(rows_for("llava-1.5")),
+        tmp_path / "adapter",
+        "--use_lora",
+        True,
+    )
     merge_lora_weights.main(["--model_path", str(tmp_path / "adapter"), "--model_save_path", str(tmp_path / "merged")])
     before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
     assert before.keys() == after.keys() and {t.dtype for t in after.values()} == {torch.bfloat16}
@@ -113,4 +119,7 @@ def test_answers_do_not_depend_on_the_batch(tiny, family, write_rows, tmp_path, 
 
 
 def number_of_replies(row: dict) -> int:
-    return sum(turn.get("role", turn.get("from")) in ("assistant", "gpt") for turn in row.get("messages") or row["conversations"])
+    return sum(
+        turn.get("role", turn.get("from")) in ("assistant", "gpt")
+        for turn in row.get("messages") or row["conversations"]
+    )

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import FAMILIES, MODEL_ID, rows_for
+from conftest import FAMILIES, MODEL_ID, VISION_FLAGS, rows_for
 from torch import nn
 
 from arguments import parse_arguments
@@ -27,7 +27,6 @@ PROJECTOR = {
     "qwen2.5-vl": r"model\.visual\.merger\.",
 }
 LANGUAGE_MODEL = r"(model\.language_model|lm_head)\."
-VISION_FLAGS = ["--train_vision_encoder", "True", "--train_vision_projector", "True"]
 
 
 def load(tiny, family, *flags):

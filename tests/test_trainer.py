@@ -1,12 +1,11 @@
 """The loss, the order of samples, accumulation, evaluation and what a run leaves behind."""
 
 import json
-import os
 
 import pytest
 import torch
 import yaml
-from conftest import FAMILIES, MODEL_ID, TAKES_VIDEO, rows_for, turns
+from conftest import FAMILIES, MODEL_ID, TAKES_VIDEO, VISION_FLAGS, rows_for, run, turns
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -15,20 +14,6 @@ from collators import COLLATORS
 from datasets import MultimodalDataset
 from loaders import LOADERS
 from trainer import EpochSampler, FinetuneTrainer, epoch_order
-
-VISION_FLAGS = ["--train_vision_encoder", "True", "--train_vision_projector", "True"]
-
-
-def run(tiny, family, data_path, output_dir, *flags):
-    """A short run of train.py; returns its logged steps."""
-    defaults = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "num_frames": 4}
-    defaults |= {"disable_tqdm": True, "save_strategy": "no", "learning_rate": 1e-3, "model_max_length": 2048}
-    words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", data_path]
-    for name, value in defaults.items():
-        words += [] if f"--{name}" in flags else [f"--{name}", str(value)]
-    train.main([*words, "--output_dir", str(output_dir), *map(str, flags)])
-    with open(os.path.join(output_dir, "trainer_state.json")) as file:
-        return [entry for entry in json.load(file)["log_history"] if "loss" in entry]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -77,7 +62,16 @@ def test_accumulated_steps_equal_one_batch(tiny, family, write_rows, tmp_path):
 def test_evaluation_loss_is_a_mean_over_labels(tiny, write_rows, tmp_path, batch_size):
     family = "qwen2.5-vl"
     path = write_rows(rows_for(family))
-    flags = ["--eval_data_path", path, "--max_steps", 1, "--learning_rate", 0, "--per_device_eval_batch_size", batch_size]
+    flags = [
+        "--eval_data_path",
+        path,
+        "--max_steps",
+        1,
+        "--learning_rate",
+        0,
+        "--per_device_eval_batch_size",
+        batch_size,
+    ]
     run(tiny, family, path, tmp_path / "out", *flags)
     loader = LOADERS.get(family)(tiny(family))
     model, collator = loader.load_model(), COLLATORS.get(family)(loader.load_processor(), 2048)
@@ -150,7 +144,10 @@ def test_bfloat16_keeps_trained_weights_in_float32(tiny, write_rows, tmp_path):
     """Adam's small updates would be rounded away in bfloat16."""
     flags = ["--bf16", True, "--use_cpu", True, "--learning_rate", 1e-6]
     run(tiny, "llava-1.5", write_rows(rows_for("llava-1.5")), tmp_path / "out", *flags)
-    before, after = load_file(f"{tiny('llava-1.5')}/model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    before, after = (
+        load_file(f"{tiny('llava-1.5')}/model.safetensors"),
+        load_file(tmp_path / "out" / "model.safetensors"),
+    )
     changed = {name for name in before if not torch.equal(before[name], after[name].to(before[name].dtype))}
     assert {name for name in before if name.startswith("language_model")} <= changed
 

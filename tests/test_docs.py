@@ -1,0 +1,308 @@
+"""The documentation is true: its commands parse, its code runs, its generated parts are fresh, its links resolve."""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from importlib.metadata import metadata
+from pathlib import Path
+
+import pytest
+from conftest import REPO, turns
+
+import arguments
+import predict
+import preview
+import tiny_models
+from arguments import RENAMED_FLAGS, parse_arguments
+from datasets import MultimodalDataset
+from supported_models import families
+from trainable import training_modes
+
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+SCRIPTS = sorted((REPO / "example_scripts").glob("*.sh"))
+# Flags of the commands that are not ours.
+FOREIGN_FLAGS = {"nproc_per_node", "no-build-isolation"}
+
+
+def code_blocks(page: Path, language: str) -> list[tuple[str, str]]:
+    """(the paragraph before it, code) of each block of a language."""
+    text = page.read_text(encoding="utf-8")
+    blocks, position = [], 0
+    for match in re.finditer(r"(?ms)^ *```(\w*)\n(.*?)^ *```$", text):
+        if match[1] == language:
+            blocks.append((text[position : match.start()].strip().split("\n\n")[-1], textwrap.dedent(match[2])))
+        position = match.end()
+    return blocks
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = "".join(code for _, code in code_blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def ours(words: list[str]) -> list[str]:
+    """The words from our script's name on; empty for a command that runs none."""
+    start = next((i for i, word in enumerate(words) if word.endswith(".py")), len(words))
+    return words[start:]
+
+
+COMMANDS = [
+    pytest.param(ours(words), id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, words in enumerate(commands(page))
+    if ours(words) and page.stem != "add_new_model"  # the walk below runs them
+]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with what the commands name, on a machine that seems to have a GPU with bfloat16."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(arguments, "is_torch_bf16_gpu_available", lambda: True)
+    shutil.copytree(REPO / "ds_configs", "ds_configs")
+    ((_, run_yaml),) = code_blocks(REPO / "docs/training.md", "yaml")
+    Path("run.yaml").write_text(run_yaml, encoding="utf-8")
+    Path("out/checkpoint-500").mkdir(parents=True)
+    Path("out/args.yaml").write_text(run_yaml, encoding="utf-8")
+    return tmp_path
+
+
+def parse(script: str, words: list[str], monkeypatch) -> None:
+    """Run the script's real parser on its flags, and nothing more."""
+    if script in ("train.py", "preview.py"):
+        if "--deepspeed" in words:  # would start a process group
+            at = words.index("--deepspeed")
+            json.loads(Path(words[at + 1]).read_text())
+            words = words[:at] + words[at + 2 :]
+        words = words + ["--use_cpu", "True"]
+        parse_arguments(words, extend=preview.add_flags if script == "preview.py" else None)
+    elif script in ("predict.py", "merge_lora_weights.py"):
+        importlib.import_module(script.removesuffix(".py")).parse(words)
+    elif script == "tiny_models.py":
+        made = []
+        monkeypatch.setattr(tiny_models, "make_tiny_checkpoint", lambda *args: made.append(args))
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        tiny_models.main()
+        assert made
+    elif script == "example_data/draw.py":
+        draw = runpy.run_path(str(REPO / script))["main"]
+        draw.__globals__["write_split"] = lambda *args: ""
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        draw()
+    elif script == "example_data/report.py":
+        assert len(words) == 3
+    else:
+        assert script in ("supported_models.py", "docs/generate.py") and not words, script
+
+
+def test_there_are_commands():
+    assert {param.values[0][0] for param in COMMANDS} >= {
+        "train.py",
+        "preview.py",
+        "predict.py",
+        "merge_lora_weights.py",
+    }
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_command_of_the_pages_parses(words, workplace, monkeypatch):
+    assert (REPO / words[0]).is_file()
+    parse(words[0], words[1:], monkeypatch)
+
+
+@pytest.mark.parametrize("model_id", [None, "qwen2.5-vl-3b-instruct"])
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_the_commands_of_an_example_script_parse(script, model_id, workplace, monkeypatch):
+    stub = workplace / "bin/python"  # writes down how it is called
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\0" "$word"; done >> "$CALLS"\necho >> "$CALLS"\n')
+    stub.chmod(0o755)
+    calls = workplace / "calls"
+    environment = {name: value for name, value in os.environ.items() if name not in ("MODEL_ID", "OUTPUT_DIR")}
+    environment |= {"PATH": f"{stub.parent}:{os.environ['PATH']}", "CALLS": str(calls)}
+    subprocess.run(["bash", script], env=environment | ({"MODEL_ID": model_id} if model_id else {}), check=True)
+    called = [line.rstrip("\0").split("\0") for line in calls.read_text().splitlines()]
+    assert "train.py" in [words[0] for words in called]
+    for name, *words in called:
+        parse(name, words, monkeypatch)
+
+
+# ---- flags, links, versions ----
+
+
+def flags_of(main, *words: list[str]) -> set[str]:
+    """The flags in a script's own help."""
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.suppress(SystemExit):
+        main(*words)
+    return set(re.findall(r"--([\w-]+)", output.getvalue()))
+
+
+def test_every_flag_of_the_pages_exists(monkeypatch):
+    known = FOREIGN_FLAGS | set(RENAMED_FLAGS) | flags_of(preview.main, ["--help"])
+    known |= flags_of(predict.parse, ["--help"])
+    known |= flags_of(importlib.import_module("merge_lora_weights").parse, ["--help"])
+    monkeypatch.setattr(sys, "argv", ["tiny_models.py", "--help"])
+    known |= flags_of(tiny_models.main)
+    for page in PAGES:
+        text = re.sub(r"(?ms)^```text\n.*?^```$|<!--|-->", "", page.read_text(encoding="utf-8"))
+        unknown = set(re.findall(r"(?<![\w-])--([A-Za-z][\w-]*)", text)) - known
+        assert not unknown, f"{page.name}: {unknown}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_resolves(page):
+    generate = runpy.run_path(str(REPO / "docs/generate.py"))
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"(?m)^#+ (.*)$", file.read_text(encoding="utf-8"))
+            assert anchor in [generate["slug"](heading) for heading in headings], target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_file_named_in_the_pages_exists(page):
+    named = re.findall(r"`((?:docs|ds_configs|example_\w+|loaders|collators)/[\w./]+\w|\w+\.py)`", page.read_text())
+    missing = {name for name in named if not (REPO / name).exists()}
+    assert missing <= ({"loaders/my_llava.py", "collators/my_llava.py", "my_llava.py"}), missing
+
+
+def test_the_readme_names_the_commands_that_ci_runs():
+    (test_command,) = [
+        line for _, code in code_blocks(REPO / "README.md", "bash") for line in code.splitlines() if "pytest" in line
+    ]
+    assert test_command in (REPO / ".ci/run").read_text().splitlines()
+    for words in commands(REPO / "README.md"):
+        assert all((REPO / word).is_file() for word in words if word.endswith((".txt", ".sh")))
+
+
+def test_the_readme_names_the_python_that_the_pinned_transformers_needs():
+    lowest = re.search(r"3\.\d+", metadata("transformers")["Requires-Python"])[0]
+    assert f"Python {lowest} or newer" in (REPO / "README.md").read_text()
+
+
+# ---- what the pages claim ----
+
+
+def test_the_generated_parts_are_fresh(tiny):
+    generate = runpy.run_path(str(REPO / "docs/generate.py"))
+    for path, text in generate["render"](tiny).items():
+        assert path.read_text(encoding="utf-8") == text, f"run `python docs/generate.py`: {path.name} is stale"
+
+
+def test_the_table_of_what_trains():
+    text = (REPO / "docs/training.md").read_text()
+    rows = re.findall(r"(?m)^\| (none|`--.*`) \| (full|lora|frozen) \| (\w+) \| (\w+) \|$", text)
+    assert len(rows) > 5
+    for flags, *modes in rows:
+        words = [] if flags == "none" else flags.strip("`").split()
+        given = ["--model_id", "llava-1.5-7b", "--data_path", "train.json", "--use_cpu", "True"]
+        assert list(training_modes(parse_arguments(given + words)).values()) == modes, flags
+
+
+@pytest.mark.parametrize(
+    "old, new", re.findall(r"(?m)^\| `(--\w+ \w+[.\w]*)` \| `(--.*)` \|$", (REPO / "docs/training.md").read_text())
+)
+def test_the_table_of_renamed_flags(old, new):
+    given = ["--model_id", "llava-1.5-7b", "--data_path", "train.json"]
+    with pytest.raises(ValueError, match=new.split()[0]):
+        parse_arguments([*given, *old.split()])
+    parse_arguments([*given, *new.split(), *(["--eval_data_path", "test.json"] if "eval" in new else [])])
+
+
+def test_the_errors_of_the_data_page(write_rows, media_folder):
+    (media_folder / "broken.png").write_bytes(b"no image")
+    question = turns("<image>\nWhat is it?", "A square.")
+    rows = [
+        {"image": "red.png", "conversations": turns("What is it?", "A square.")},
+        {"image": "missing.png", "conversations": question},
+        {"image": "broken.png", "conversations": question},
+        {"image": "red.png", "conversations": [{"from": "user", "value": "<image>\nWhat is it?"}, *question[1:]]},
+        {"conversations": question[1:]},
+        {"image": "red.png", "messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B"}]},
+    ]
+    errors = "\n".join(MultimodalDataset(write_rows(rows), check=False).errors.values())
+    page = (REPO / "docs/dataset.md").read_text()
+    listed = re.findall(r"(?m)^\| `(.*?)` \| ", page)
+    (block,) = [code for _, code in code_blocks(REPO / "docs/dataset.md", "text") if code.startswith("Error")]
+    shown = [line.split(": ", 1)[1] for line in block.splitlines()[1:]]
+    for message in [*listed, *shown]:
+        if "of its first exchange" not in message:  # collators; see the tests of cutting
+            assert re.search(re.escape(message).replace(r"\.\.\.", ".*"), errors), message
+
+
+def test_the_rows_of_the_pages_are_read(media_folder, tmp_path):
+    for folder in ("photos", "clips"):
+        (tmp_path / folder).mkdir()
+    for name in ("photos/1.jpg", "photos/2.jpg"):
+        shutil.copy(media_folder / "tall.jpg", tmp_path / name)
+    shutil.copy(media_folder / "clip.mp4", tmp_path / "clips/door.mp4")
+    blocks = [code for page in PAGES for _, code in code_blocks(page, "json") if code.startswith("[")]
+    assert len(blocks) == 3
+    for code in blocks:
+        (tmp_path / "rows.json").write_text(code, encoding="utf-8")
+        dataset = MultimodalDataset(str(tmp_path / "rows.json"))
+        assert all(dataset[i]["messages"] for i in range(len(dataset)))
+
+
+def test_the_code_of_the_inference_page_runs(tiny, media_folder, workplace, capsys):
+    ((_, code),) = code_blocks(REPO / "docs/inference.md", "python")
+    shutil.copytree(tiny("qwen2-vl"), "merged")
+    shutil.copy(media_folder / "red.png", "photo.png")
+    Path("code.py").write_text(code, encoding="utf-8")
+    runpy.run_path("code.py")
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_walk_of_add_new_model(tmp_path):
+    page = REPO / "docs/add_new_model.md"
+    for path in (*REPO.glob("*.py"), *REPO.glob("loaders/*.py"), *REPO.glob("collators/*.py")):
+        (tmp_path / path.relative_to(REPO)).parent.mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / path.relative_to(REPO))
+    shutil.copytree(REPO / "example_data/images", tmp_path / "example_data/images")
+    shutil.copy(REPO / "example_data/sample.json", tmp_path / "example_data/sample.json")
+
+    for paragraph, code in code_blocks(page, "python"):
+        sentence = paragraph.split("\n")[-1]
+        if match := re.fullmatch(r"Create `(.+)`:", sentence):
+            (tmp_path / match[1]).write_text(code, encoding="utf-8")
+            continue
+        match = re.fullmatch(r"Add (above|to) `(\w+)` in `(.+)`:", sentence)
+        assert match, f"{page.name}: a test cannot follow {sentence!r}"
+        where, name, file = match.groups()
+        text = (tmp_path / file).read_text(encoding="utf-8")
+        start = re.search(rf"(?m)^{name} = {{$", text).start()
+        at = start if where == "above" else text.index("\n}\n", start) + 1
+        text = text[:at] + code + ("\n\n" if where == "above" else "") + text[at:]
+        (tmp_path / file).write_text(text, encoding="utf-8")
+
+    printed = {}
+    for words in commands(page):
+        done = subprocess.run(
+            [sys.executable, *words[1:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+        printed[words[1]] = done.stdout
+    assert "my-lab/my-llava-7b" in printed["supported_models.py"]
+    assert "the training text differs" not in printed["train.py"]
+    assert "vision_projector  full" in printed["train.py"] and "\nother" not in printed["train.py"]
+    ((_, expected),) = code_blocks(page, "json")
+    assert json.loads(printed["preview.py"]) == json.loads(expected)
+    assert "my-llava" not in families()
