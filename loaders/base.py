@@ -5,6 +5,7 @@ import os
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 COMPONENTS = ("vision_encoder", "vision_projector", "language_model")
 
@@ -50,6 +51,10 @@ class BaseLoader:
 
     def load_model(self) -> nn.Module:
         model = AutoModelForImageTextToText.from_pretrained(self.model_path, **self.model_kwargs)
+        if is_deepspeed_zero3_enabled() and getattr(model, "_weight_conversions", None):
+            # To save with the checkpoint's key names, the library reverts the renamings of loading, but under ZeRO-3
+            # it also keeps those that matched nothing (transformers 5.23), and text weights become `model.model.*`.
+            model._weight_conversions = [c for c in model._weight_conversions if c.was_used()]
         self.unused = self.unused_modules(model)
         return model
 
