@@ -7,6 +7,7 @@ a flag after the file wins).
 import argparse
 import difflib
 import json
+import logging
 import os
 import sys
 import traceback
@@ -19,6 +20,9 @@ from transformers import HfArgumentParser
 from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from supported_models import find_model
+
+# It warns on every CPU machine that kernels for 4-bit inference are missing; transformers imports it for any run.
+logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -169,6 +173,9 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(
                 f"--resume_from_checkpoint {folder} is not a folder; True resumes the last checkpoint in --output_dir."
             )
+        config = self.deepspeed
+        if config and not str(config).startswith("{") and not os.path.isfile(config):
+            raise ValueError(f"--deepspeed {config} is not a file; ds_configs/ holds some.")
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns True would empty every sample: leave it out.")
         try:
@@ -177,6 +184,8 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(f"transformers refuses the training flags: {error}") from error
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("--fp16 True needs a GPU: leave it out, or use --bf16 True --use_cpu True on the CPU.")
+        if self.fsdp and self.device.type == "cpu":  # accelerate 1.15 would run plain DDP without a word
+            raise ValueError("--fsdp needs GPUs: leave it out, or use --deepspeed on the CPU.")
         self.dataloader_pin_memory &= self.device.type == "cuda"  # else every loader warns
 
 

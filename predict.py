@@ -62,6 +62,8 @@ def load(model_path: str, model_id: str | None = None, model_local_path: str | N
     Raises:
         ValueError: no checkpoint there, or its base or family cannot be told.
     """
+    if not os.path.isdir(model_path):
+        raise ValueError(f"--model_path {model_path!r} is not a folder.")
     adapter = adapter_config(model_path)
     base_path = model_path
     if adapter is not None:

@@ -9,7 +9,6 @@
 
 import os
 
-import torch
 import yaml
 from transformers import set_seed
 
@@ -100,14 +99,17 @@ def check_media_kinds(arguments: Arguments, collator, train_dataset, eval_datase
 
 
 def model_kwargs(arguments: Arguments) -> dict:
-    training = arguments.training
+    engine_casts = arguments.training.deepspeed or arguments.lora.q_lora
     return {
-        "dtype": torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32,
+        "dtype": trainable.compute_dtype(arguments.training) if engine_casts else "auto",
         "attn_implementation": "flash_attention_2" if arguments.model.use_flash_attn else "sdpa",
     }
 
 
 def report_template_differences(collator) -> None:
+    if not collator.processor.chat_template:
+        say("WARNING: the checkpoint ships no chat template to hold the training text against.")
+        return
     for ours, official in collator.template_differences():
         say(
             "WARNING: the training text differs from the checkpoint's own chat template beyond the documented "
@@ -155,7 +157,7 @@ def resume_from(arguments: Arguments) -> str | bool | None:
 
 def save(trainer: FinetuneTrainer, loader, arguments: Arguments, metrics: dict) -> None:
     if not (hasattr(trainer.model, "peft_config") or trainer.is_deepspeed_enabled):
-        trainer.model.to(loader.dtype)  # the base's precision; checkpoints within the run keep full precision
+        restore_precision(trainer.model, loader)
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
@@ -163,6 +165,16 @@ def save(trainer: FinetuneTrainer, loader, arguments: Arguments, metrics: dict) 
         with open(os.path.join(arguments.training.output_dir, "args.yaml"), "w", encoding="utf-8") as file:
             yaml.safe_dump(arguments.as_dict(), file, sort_keys=False, allow_unicode=True)
     say(f"Saved to {arguments.training.output_dir}.")
+
+
+def restore_precision(model, loader) -> None:
+    """A whole model in the precision of its checkpoint; what stayed frozen, as it was before --bf16 rounded it."""
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad and p.dtype != loader.dtype}
+    if frozen:
+        before = dict(loader.load_model().named_parameters())
+        for name, parameter in frozen.items():
+            parameter.data = before[name].data.to(parameter.device)
+    model.to(loader.dtype)  # checkpoints within the run keep full precision
 
 
 if __name__ == "__main__":

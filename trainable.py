@@ -19,7 +19,12 @@ def training_modes(arguments) -> dict[str, str]:
     }
 
 
-def quantization_config(loader: BaseLoader, compute_dtype: torch.dtype):
+def compute_dtype(training) -> torch.dtype:
+    """The precision of matrix products, from `--bf16` and `--fp16`."""
+    return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+
+
+def quantization_config(loader: BaseLoader, dtype: torch.dtype):
     """nf4 with double quantization for the language model alone; https://arxiv.org/abs/2305.14314.
 
     bitsandbytes matches the skipped names from the start of a module's full name (transformers 5.23), and a list
@@ -31,13 +36,16 @@ def quantization_config(loader: BaseLoader, compute_dtype: torch.dtype):
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=[*loader.vision_encoder, *loader.vision_projector, "lm_head"],
     )
 
 
 def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module:
     """Freeze and unfreeze by the flags, wrapping the model with LoRA adapters where they ask for it.
+
+    What trains is kept in float32, since small updates vanish in 16 bits; what is frozen, in the precision of the
+    matrix products. DeepSpeed does the same by itself.
 
     Raises:
         ValueError: a component to train has nothing trainable.
@@ -53,8 +61,9 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
         name = base_name(name)
         if loader.is_unused(name) or modes.get(loader.component_of(name), "frozen") == "frozen":
             parameter.requires_grad_(False)  # such as the biases that `--lora_bias all` reaches everywhere
-        elif parameter.requires_grad and not arguments.training.deepspeed:
-            parameter.data = parameter.data.float()  # small updates vanish in bf16; DeepSpeed keeps its own fp32 copy
+        if parameter.is_floating_point() and not arguments.training.deepspeed:
+            dtype = torch.float32 if parameter.requires_grad else compute_dtype(arguments.training)
+            parameter.data = parameter.data.to(dtype)
     for component, mode in modes.items():
         if mode != "frozen" and not any(p.requires_grad for _, p in component_parameters(model, loader)[component]):
             raise ValueError(f"The {component} is to be trained ({mode}), but it has no parameter that can be.")
@@ -132,7 +141,7 @@ class ComponentSummary:
     total: int
     learning_rate: float | None
     dtypes: str
-    left_frozen: list[str]  # modules and parameters of a component in mode "full" that do not train
+    left_frozen: dict[str, str]  # what does not train in a component of mode "full" -> the reason
 
 
 def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[ComponentSummary]:
@@ -151,9 +160,10 @@ def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[Component
             dtypes = [dtype.replace("uint8", "nf4") for dtype in dtypes]
         rate = arguments.training.learning_rate if trained else None
         total = sum(num_elements(p) for _, p in parameters)
-        frozen = [base_name(name) for name, p in parameters if mode == "full" and not p.requires_grad]
-        frozen = [next((path for path in loader.unused if is_inside(name, path)), name) for name in frozen]
-        frozen = list(dict.fromkeys(frozen))
+        frozen = {}
+        for name in (base_name(name) for name, p in parameters if mode == "full" and not p.requires_grad):
+            module = next((path for path in loader.unused if is_inside(name, path)), None)
+            frozen[module or name] = "the loss never uses it" if module else "an adapter cannot hold a bare parameter"
         rows.append(ComponentSummary(component, mode, trained, total, rate, " ".join(dtypes), frozen))
     return rows
 
@@ -175,10 +185,5 @@ def format_summary(rows: list[ComponentSummary]) -> str:
         lines.append(f"{row.component:<18}{row.mode:<12}{row.total:>16,}{row.trained:>16,}{rate:>15}  {row.dtypes}")
     total, trained = sum(row.total for row in rows), sum(row.trained for row in rows)
     lines.append(f"{'all':<30}{total:>16,}{trained:>16,}  ({trained / total:.2%} of all parameters)")
-    lines += [
-        f"{row.component}: {', '.join(row.left_frozen)} stay frozen (the loss never uses them, or they are bare "
-        "parameters, which an adapter checkpoint cannot hold)"
-        for row in rows
-        if row.left_frozen
-    ]
+    lines += [f"frozen: {name} ({reason})" for row in rows for name, reason in row.left_frozen.items()]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from conftest import FACTS, FAMILIES, REPO, TAKES_VIDEO, rows_for
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -13,14 +14,8 @@ from collators import COLLATORS
 from collators.base import IGNORE_INDEX, RESERVED_CHARACTER, ChatCollator, OverlongSample
 from datasets import MultimodalDataset, content_parts
 from loaders import LOADERS
-from tests.conftest import FAMILIES, REPO, TAKES_VIDEO, rows_for
 
 GOLDEN = json.loads((REPO / "tests" / "data" / "golden.json").read_text())
-END_OF_TURN = {"llava-1.5": "</s>"}  # the others: ChatML's
-
-
-def end_of_turn(family: str) -> str:
-    return END_OF_TURN.get(family, "<|im_end|>")
 
 
 def replies_of(row: dict) -> list[str]:
@@ -122,10 +117,11 @@ def golden_texts(family: str) -> list[tuple[list, str, list]]:
     for record in (r for r in GOLDEN if r["family"] == family):
         form = record.get("documented_variant", record)
         text, spans = form["text"], form["trained"]
-        if family == "llava-onevision":  # history in the form of the generation prompt: no space after the role
-            gone = len("assistant \n") - len("assistant\n")
+        old, new = FACTS[family].rewritten  # stands once before each reply
+        if old:
+            gone = len(old) - len(new)
             spans = [[start - gone * (n + 1), end - gone * (n + 1)] for n, (start, end) in enumerate(spans)]
-            text = text.replace("assistant \n", "assistant\n")
+            text = text.replace(old, new)
         found.append((record["messages"], text, spans))
     assert found
     return found
@@ -134,10 +130,8 @@ def golden_texts(family: str) -> list[tuple[list, str, list]]:
 def test_texts_and_spans_are_the_golden_ones(collator, family):
     for messages, text, spans in golden_texts(family):
         rendered, ours = collator.render(messages)
-        bos = "<s>" if family == "llava-1.5" else ""  # its tokenizer writes it
+        bos, space = FACTS[family].bos, len(FACTS[family].prompt_space)
         assert bos + rendered == text
-        # After `ASSISTANT:` the space is the model's to write: no prompt ends with it.
-        space = 1 if family == "llava-1.5" else 0
         assert [(s + len(bos) + space, e + len(bos)) for s, e in ours] == [tuple(span) for span in spans]
         encoded = collator.encode({"messages": with_media(messages)})
         assert encoded.text == text and encoded.cut == 0
@@ -200,7 +194,7 @@ def test_every_mixture_in_one_batch_trains_the_replies_and_their_end(collator, t
     for row, sample, ids, labels, mask in zip(
         rows_for(family), samples, batch["input_ids"], batch["labels"], batch["attention_mask"]
     ):
-        assert trained_runs(tokenizer, labels) == [reply + end_of_turn(family) for reply in replies_of(row)]
+        assert trained_runs(tokenizer, labels) == [reply + FACTS[family].end_of_turn for reply in replies_of(row)]
         trained = labels != IGNORE_INDEX
         assert (labels[trained] == ids[trained]).all()
         assert not (trained & (mask == 0)).any()
@@ -208,7 +202,7 @@ def test_every_mixture_in_one_batch_trains_the_replies_and_their_end(collator, t
         for name in ("image_token_id", "video_token_id"):
             media_id = getattr(official(family), name, -1)
             assert (ids == media_id).sum() == (theirs == media_id).sum()
-        if family == "llava-1.5":
+        if FACTS[family].bos:
             assert (ids == 1).sum() == 1 and ids[0] == 1
         lengths.append(int(mask.sum()))
     assert batch["input_ids"].shape == batch["labels"].shape == (len(samples), max(lengths))
@@ -310,11 +304,9 @@ def loss_and_gradients(model, batch: dict) -> tuple[float, dict]:
     return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("kinds", [{"image"}, {"image", "video"}], ids=["image", "image-video"])
-def test_dummy_media_teach_nothing_and_reach_every_vision_parameter(make_collator, model, samples, tiny, family, kinds):
-    if kinds - {"image"} and family not in TAKES_VIDEO:
-        pytest.skip("the family takes no videos")
+def test_dummy_media_teach_nothing_and_reach_every_vision_parameter(make_collator, model, samples, tiny, family):
     collator, text_only = make_collator(family), [samples[3]]
+    kinds = {"image", "video"} if family in TAKES_VIDEO else {"image"}
     plain = collator(text_only)
     expected, without = loss_and_gradients(model, plain)
     collator.media_in_every_batch = set(kinds)
@@ -397,7 +389,7 @@ def test_exchanges_whose_media_lie_past_the_budget_are_dropped(make_collator, sa
     whole = collator.encode(samples[4]).inputs
     collator.model_max_length = collator._media_end(whole) - 1
     encoded = collator.encode(samples[4])
-    assert trained_runs(tokenizer, encoded.inputs["labels"][0]) == ["Hi!" + end_of_turn(family)]
+    assert trained_runs(tokenizer, encoded.inputs["labels"][0]) == ["Hi!" + FACTS[family].end_of_turn]
     assert not collator.is_media(encoded.inputs["input_ids"]).any() and "pixel_values" not in encoded.inputs
     assert encoded.cut == whole["input_ids"].shape[1] - encoded.inputs["input_ids"].shape[1]
 

@@ -3,13 +3,13 @@
 import json
 
 import pytest
+from conftest import FACTS, FAMILIES
 from PIL import Image
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from loaders import LOADERS
-from tests.conftest import FAMILIES
 
 CONTROL = [
     "</s>",
@@ -144,8 +144,7 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     )
 
     family = VARIANTS.get(variant, (variant,))[0]
-    end = "</s>" if family == "llava-1.5" else "<|im_end|>"
-    joint = {"llava-1.5": " ", "llava-onevision": "\n"}.get(family, "")
+    end, joint = FACTS[family].end_of_turn, FACTS[family].part_separator
     replies = [joint.join(p["text"] for p in m["content"]) + end for m in messages if m["role"] == "assistant"]
     trained = (labels != IGNORE_INDEX).nonzero()[:, 0]
     first = next(i for i in range(1, len(trained)) if trained[i] != trained[i - 1] + 1)

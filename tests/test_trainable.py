@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import FAMILIES, MODEL_ID, VISION_FLAGS, rows_for
+from conftest import FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, rows_for
 from torch import nn
 
 from arguments import parse_arguments
@@ -13,19 +13,6 @@ from datasets import MultimodalDataset
 from loaders import LOADERS
 from trainable import format_summary, make_trainable, quantization_config, summarize
 
-# Written by hand from the modules of transformers 5.23, independently of the loaders.
-VISION_ENCODER = {
-    "llava-1.5": r"model\.vision_tower\.",
-    "llava-onevision": r"model\.vision_tower\.",
-    "qwen2-vl": r"model\.visual\.(?!merger\.)",
-    "qwen2.5-vl": r"model\.visual\.(?!merger\.)",
-}
-PROJECTOR = {
-    "llava-1.5": r"model\.multi_modal_projector\.",
-    "llava-onevision": r"model\.(multi_modal_projector\.|image_newline$)",
-    "qwen2-vl": r"model\.visual\.merger\.",
-    "qwen2.5-vl": r"model\.visual\.merger\.",
-}
 LANGUAGE_MODEL = r"(model\.language_model|lm_head)\."
 
 
@@ -64,7 +51,7 @@ def test_full_training_trains_all_that_gets_a_gradient(tiny, family, write_rows)
 @pytest.mark.parametrize("flags, patterns", [([], "l"), (VISION_FLAGS[:2], "le"), (VISION_FLAGS[2:], "lp")])
 def test_only_the_named_components_train(tiny, family, flags, patterns):
     model, _, _ = load(tiny, family, *flags)
-    by_letter = {"l": LANGUAGE_MODEL, "e": VISION_ENCODER[family], "p": PROJECTOR[family]}
+    by_letter = {"l": LANGUAGE_MODEL, "e": FACTS[family].vision_encoder, "p": FACTS[family].vision_projector}
     for letter, pattern in by_letter.items():
         in_component = {name for name, _ in model.named_parameters() if re.match(pattern, name)}
         assert bool(in_component & trainable_names(model)) == (letter in patterns)
@@ -89,8 +76,8 @@ def test_lora_beside_full_vision_parts(tiny, family):
     names = {name.removeprefix("base_model.model.") for name in trainable_names(model)}
     full = {name.replace(".modules_to_save.default", "") for name in names if ".modules_to_save." in name}
     assert {name for name in names if ".modules_to_save." not in name and ".lora_" not in name} == set()
-    assert any(re.match(VISION_ENCODER[family], name) for name in full)
-    assert any(re.match(PROJECTOR[family], name) for name in full)
+    assert any(re.match(FACTS[family].vision_encoder, name) for name in full)
+    assert any(re.match(FACTS[family].vision_projector, name) for name in full)
     assert not any(re.match(LANGUAGE_MODEL, name) for name in full)
     # what the loss never uses, and the one bare parameter, which an adapter checkpoint cannot hold
     reference, _, _ = load(tiny, family, *VISION_FLAGS)
@@ -104,8 +91,8 @@ def test_vision_lora_leaves_the_projector_alone(tiny, family):
     model, _, _ = load(tiny, family, *flags)
     names = {name.removeprefix("base_model.model.") for name in trainable_names(model)}
     assert all(".lora_" in name for name in names)
-    assert any(re.match(VISION_ENCODER[family], name) for name in names)
-    assert not any(re.match(PROJECTOR[family], name) for name in names)
+    assert any(re.match(FACTS[family].vision_encoder, name) for name in names)
+    assert not any(re.match(FACTS[family].vision_projector, name) for name in names)
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
@@ -125,6 +112,13 @@ def test_only_the_language_model_is_quantized(tiny, family):
     loader.model_kwargs = {"dtype": torch.float32, "quantization_config": quantization_config(loader, torch.float32)}
     quantized = {name for name, module in loader.load_model().named_modules() if isinstance(module, Linear4bit)}
     assert quantized == {name for name in linears if name.startswith("model.language_model.")}
+
+
+def test_precision_of_trained_and_frozen_weights(tiny):
+    flags = ["--use_lora", "True", "--train_vision_projector", "True", "--bf16", "True", "--use_cpu", "True"]
+    model, _, _ = load(tiny, "llava-1.5", *flags)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
 def test_summary_counts_every_parameter(tiny):
