@@ -2,7 +2,7 @@
 
     python example_data/draw.py                      # images/, train.json, test.json
     python example_data/draw.py --videos             # videos/, video_train.json, video_test.json
-    python example_data/draw.py --sample             # a dozen pictures to look at, sample.json
+    python example_data/draw.py --sample             # a dozen pictures and two clips to look at, sample.json
     python example_data/draw.py --output_dir /tmp/shapes
 
 A picture shows one to four equal shapes in one corner: "three red stars, top left". A clip shows one shape that
@@ -162,12 +162,15 @@ def main():
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent, help="where to write")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--videos", action="store_true", help="draw clips in place of pictures")
-    kind.add_argument("--sample", action="store_true", help="draw a dozen pictures only")
+    kind.add_argument("--sample", action="store_true", help="draw a dozen pictures and two clips only")
     args = parser.parse_args()
 
     if args.sample:
-        scenes = random.Random(0).sample(combinations(IMAGE_PROPERTIES, test=False), 12)
-        print(write_split(args.output_dir, "sample", "image", IMAGE_PROPERTIES, scenes))
+        draw = random.Random(0)
+        images = draw.sample(combinations(IMAGE_PROPERTIES, test=False), 12)
+        clips = draw.sample(combinations(VIDEO_PROPERTIES, test=False), 2)
+        print(write_split(args.output_dir, "sample", "image", IMAGE_PROPERTIES, images))
+        print(write_split(args.output_dir, "video_sample", "video", VIDEO_PROPERTIES, clips))
         return
     # Training shows each of its combinations several times, drawn anew each time; the test set each of its own once.
     media, properties, prefix = (
