@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 import transformers
 import yaml
 from transformers import HfArgumentParser
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from supported_models import find_model
@@ -71,6 +72,12 @@ FLAGS_WITHOUT_EFFECT = {
         ),
         "evaluation measures the loss only",
     ),
+}
+
+# Flags of TrainingArguments -> the smallest value that has a meaning; the Trainer fails late on a smaller one.
+SMALLEST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("learning_rate", "label_smoothing_factor", "dataloader_num_workers", "seed"), 0),
 }
 
 
@@ -178,6 +185,7 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(f"--deepspeed {config} is not a file; ds_configs/ holds some.")
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns True would empty every sample: leave it out.")
+        self._check_values()
         try:
             super().__post_init__()
         except (ValueError, TypeError, OSError) as error:
@@ -187,6 +195,26 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.fsdp and self.device.type == "cpu":  # accelerate 1.15 would run plain DDP without a word
             raise ValueError("--fsdp needs GPUs: leave it out, or use --deepspeed on the CPU.")
         self.dataloader_pin_memory &= self.device.type == "cuda"  # else every loader warns
+        check_writable("--output_dir", self.output_dir)
+
+    def _check_values(self) -> None:
+        """What the Trainer would refuse with a traceback, and after the model is loaded."""
+        for name, smallest in SMALLEST.items():
+            if not getattr(self, name) >= smallest:  # nan too
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be {smallest} or more.")
+        if self.label_smoothing_factor > 1:
+            raise ValueError(f"--label_smoothing_factor is {self.label_smoothing_factor}; it must be at most 1.")
+        if not (self.num_train_epochs > 0 or self.max_steps > 0):
+            raise ValueError(f"--num_train_epochs is {self.num_train_epochs}: raise it, or give --max_steps.")
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise ValueError("--dataloader_persistent_workers True has no effect without --dataloader_num_workers.")
+        if self.save_strategy == "best" and not (self.metric_for_best_model or self.load_best_model_at_end):
+            raise ValueError("--save_strategy best needs --metric_for_best_model eval_loss.")
+        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        for name in set(names) - {"none", "all", *get_available_reporting_integrations()}:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise ValueError(f"--report_to {name} is unknown; use none, all, {', '.join(INTEGRATION_TO_CALLBACK)}.")
+            raise ValueError(f"--report_to {name} needs a package that is not installed; add it, or --report_to none.")
 
 
 PARTS = (ModelArguments, DataArguments, TrainingArguments, LoraArguments)
@@ -239,6 +267,17 @@ def cli(main) -> None:
         if os.path.dirname(os.path.dirname(os.path.abspath(raised_in))) not in (HERE, os.path.dirname(HERE)):
             raise
         sys.exit(f"Error: {error}")
+
+
+def check_writable(option: str, folder: str) -> None:
+    """Raise a ValueError where a folder can neither be written to nor made. Makes nothing."""
+    existing = os.path.abspath(folder)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise ValueError(f"{option} {folder} cannot be written: {existing} is not a folder. Name another.")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{option} {folder} cannot be written: no permission for {existing}. Name another.")
 
 
 def yaml_to_flags(path: str) -> list[str]:

@@ -24,6 +24,7 @@ import media
 
 ROLES = ("system", "user", "assistant")
 PLACEHOLDER = re.compile(r"(<image>|<video>)")
+LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
 # Stands inside control strings typed by a user until they are tokenized (collators/base.py).
 RESERVED_CHARACTER = "\ufdd0"
 # Lone surrogates (a cut "\ud83d" in JSON) are no characters, and no tokenizer takes them.
@@ -254,20 +255,25 @@ def read_rows(path: str) -> list:
     if not os.path.isfile(path):
         raise ValueError(f"{path} does not exist or is not a file.")
     number = 1  # of the line that a parse starts at
-    with open(path, encoding="utf-8-sig") as file:  # with or without the mark that Windows editors write first
-        try:
+    try:
+        with open(path, encoding="utf-8-sig") as file:  # with or without the mark that Windows editors write first
             if path.lower().endswith(".jsonl"):
                 rows = []
                 for number, line in enumerate(file, 1):  # noqa: B007
                     rows += [json.loads(line.strip())] if line.strip() else []
             else:
                 rows = json.load(file)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
-        except json.JSONDecodeError as error:
-            hint = " (name a JSONL file .jsonl)" if error.msg == "Extra data" else ""
-            line = number + error.lineno - 1
-            raise ValueError(f"{path}, line {line}: not valid JSON: {error.msg}{hint}.") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
+    except json.JSONDecodeError as error:
+        hint = " (name a JSONL file .jsonl)" if error.msg == "Extra data" else ""
+        line = number + error.lineno - 1
+        raise ValueError(f"{path}, line {line}: not valid JSON: {error.msg}{hint}.") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path} is not valid JSON: {reason}.") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path} must hold a JSON list of samples, not {type(rows).__name__}; or name it .jsonl.")
     return rows
@@ -311,9 +317,9 @@ def _split_placeholders(text: str) -> list[dict]:
             parts.append({"type": piece[1:-1]})
             continue
         if i > 0:
-            piece = piece.removeprefix("\n")
+            piece = LINE_BREAK_BEFORE.sub("", piece)
         if i < len(pieces) - 1:
-            piece = piece.removesuffix("\n")
+            piece = LINE_BREAK_BEHIND.sub("", piece)
         if piece:
             parts.append({"type": "text", "text": piece})
     return parts

@@ -22,8 +22,8 @@ def open_image(path: str) -> Image.Image:
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return image.convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"image {path} does not exist") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(_missing("image", path)) from None
     except Exception as error:  # on broken bytes the decoders raise nearly any type
         raise ValueError(f"image {path} cannot be decoded: {error}") from error
 
@@ -40,8 +40,8 @@ def open_video(path: str, num_frames: int) -> tuple[np.ndarray, dict]:
     """
     import av  # not needed by a run without videos
 
-    if not os.path.exists(path):
-        raise ValueError(f"video {path} does not exist")
+    if not os.path.isfile(path):
+        raise ValueError(_missing("video", path))
     try:
         with av.open(path) as container:
             total, fps = _count_frames(container)
@@ -89,6 +89,11 @@ def _count_frames(container) -> tuple[int, float]:
     return total, fps
 
 
+def _missing(kind: str, path: str) -> str:
+    fault = "is a folder" if os.path.isdir(path) else "does not exist"
+    return f"{kind} {path} {fault}; mend the path or --{kind}_folder"
+
+
 def _reason(error: Exception) -> str:
     """An error of PyAV without the path and number that its text repeats."""
     if isinstance(error, IndexError):
@@ -103,7 +108,7 @@ def check_media(kind: str, path: str) -> tuple[int, int]:
         ValueError: what opening would raise, as far as the header tells.
     """
     if not os.path.isfile(path):
-        raise ValueError(f"{kind} {path} does not exist")
+        raise ValueError(_missing(kind, path))
     if kind == "image":
         try:
             with Image.open(path) as image:

@@ -11,7 +11,7 @@ import shutil
 
 from transformers.hf_argparser import string_to_bool
 
-from arguments import cli
+from arguments import check_writable, cli
 from loaders import LOADERS, family_of
 from predict import adapter_config, saved_arguments
 from supported_models import find_model
@@ -26,6 +26,7 @@ def main(words: list[str] | None = None) -> None:
         raise ValueError(f"{args.model_path} holds no adapter (adapter_config.json), so there is nothing to merge.")
     if os.path.isdir(args.model_save_path) and os.listdir(args.model_save_path):
         raise ValueError(f"--model_save_path {args.model_save_path} exists and is not empty; name a new folder.")
+    check_writable("--model_save_path", args.model_save_path)
     if args.load_model:
         print("--load_model is implied: the base is always loaded.")
     base_path = args.model_local_path or adapter["base_model_name_or_path"]

@@ -13,7 +13,7 @@ import os
 import torch
 import yaml
 
-from arguments import DataArguments, cli
+from arguments import DataArguments, check_writable, cli
 from collators import COLLATORS
 from datasets import MultimodalDataset
 from loaders import LOADERS, family_of
@@ -23,11 +23,14 @@ from trainer import generate_answers
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
+    check(args)
     num_frames = args.num_frames or saved_arguments(args.model_path).get("num_frames", DataArguments.num_frames)
     dataset = MultimodalDataset(
         args.data_path, args.image_folder, args.video_folder, num_frames, args.user_key, args.assistant_key
     )
     model, collator = load(args.model_path, args.model_id, args.model_local_path)
+    if "video" in dataset.media_kinds and not collator.takes_videos:
+        raise ValueError(f"{args.data_path} holds videos, but {args.model_path} takes none.")
     print(f"{args.model_path}: answering {args.data_path} ({len(dataset)} samples)", flush=True)
     matches = []
     with open(args.output_path, "w", encoding="utf-8") as file:
@@ -54,6 +57,21 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=8, help="Answers generated at a time.")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="Longest answer, in tokens.")
     return parser.parse_args(words)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what would fail only after the model is loaded, or change nothing."""
+    for name in ("batch_size", "max_new_tokens", "num_frames"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be 1 or more.")
+    for name in ("image_folder", "video_folder"):
+        if (folder := getattr(args, name)) and not os.path.isdir(folder):
+            raise ValueError(f"--{name} {folder!r} is not a folder.")
+    if os.path.isdir(args.output_path):
+        raise ValueError(f"--output_path {args.output_path} is a folder; name a file.")
+    folder = os.path.dirname(os.path.abspath(args.output_path))
+    check_writable("--output_path", folder)
+    os.makedirs(folder, exist_ok=True)
 
 
 def load(model_path: str, model_id: str | None = None, model_local_path: str | None = None):
@@ -88,7 +106,10 @@ def adapter_config(model_path: str) -> dict | None:
     if not os.path.isfile(path):
         return None
     with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def saved_arguments(model_path: str) -> dict:

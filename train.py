@@ -156,7 +156,8 @@ def resume_from(arguments: Arguments) -> str | bool | None:
 
 
 def save(trainer: FinetuneTrainer, loader, arguments: Arguments, metrics: dict) -> None:
-    if not (hasattr(trainer.model, "peft_config") or trainer.is_deepspeed_enabled):
+    whole_model = not hasattr(trainer.model, "peft_config")
+    if whole_model and trainer.args.should_save and not trainer.is_deepspeed_enabled:
         restore_precision(trainer.model, loader)
     trainer.save_model()
     trainer.save_state()

@@ -72,34 +72,41 @@ class FinetuneTrainer(transformers.Trainer):
 
         The head runs on the positions that have a label only: `logits_to_keep` is a boolean (batch, tokens) mask.
         """
+        losses, keep, outputs = self._label_losses(model, inputs)
+        loss = losses.sum() / (keep.sum() if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # engines average gradients over ranks
+        return (loss, outputs) if return_outputs else loss
+
+    def _label_losses(self, model, inputs) -> tuple:
+        """The cross entropy of each label (labels,), where the labels are predicted (batch, tokens), the outputs."""
         inputs = dict(inputs)
         # The token at position t + 1 is the target of position t.
         targets = pad(inputs.pop("labels"), (0, 1), value=IGNORE_INDEX)[:, 1:]
         keep = targets != IGNORE_INDEX
         outputs = model(**inputs, logits_to_keep=keep, use_cache=False)
         logits = outputs.logits.view(-1, outputs.logits.shape[-1]).float()
-        loss = cross_entropy(logits, targets[keep], reduction="sum", label_smoothing=self.args.label_smoothing_factor)
-        if num_items_in_batch is None:
-            num_items_in_batch = keep.sum()
-        elif self.args.average_tokens_across_devices and model.training:
-            loss = loss * self.accelerator.num_processes  # engines average gradients over ranks
-        loss = loss / num_items_in_batch
-        return (loss, outputs) if return_outputs else loss
+        smoothing = self.args.label_smoothing_factor
+        return cross_entropy(logits, targets[keep], reduction="none", label_smoothing=smoothing), keep, outputs
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """As the Trainer's, with a loss per label of the whole set instead of a mean over batches."""
-        self._eval_sums = torch.zeros(2, dtype=torch.float64, device="cpu")
+        self._eval_loss, self._eval_labels = 0.0, 0
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        total, labels = self.accelerator.reduce(self._eval_sums.to(self.args.device), "sum").tolist()
-        output.metrics[f"{metric_key_prefix}_loss"] = total / labels
+        output.metrics[f"{metric_key_prefix}_loss"] = self._eval_loss / self._eval_labels
         return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        num_labels = (inputs["labels"] != IGNORE_INDEX).sum()
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs)).detach()
-        self._eval_sums += torch.stack([loss.cpu() * num_labels.cpu(), num_labels.cpu()]).double()
-        return loss, None, None
+            losses, keep, _ = self._label_losses(model, self._prepare_inputs(inputs))
+        # Per row, so that what accelerate repeats to fill the last batches of all ranks can be dropped again.
+        num_labels = keep.sum(1)
+        row_losses = torch.zeros(len(keep), device=keep.device).index_add(0, keep.nonzero()[:, 0], losses)
+        rows = num_labels > 0  # all but dummies
+        row_losses, num_labels = self.accelerator.gather_for_metrics((row_losses[rows], num_labels[rows]))
+        self._eval_loss += row_losses.double().sum().item()
+        self._eval_labels += num_labels.sum().item()
+        return losses.mean(), None, None
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset

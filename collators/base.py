@@ -107,12 +107,13 @@ class ChatCollator:
         for name in dict.fromkeys(name for row in rows for name in row):
             values = [row[name] for row in rows if name in row]
             if name in padding:
-                length = max(value.shape[1] for value in values)
-                batch[name] = torch.cat([_pad_to(v, (length,), padding[name], side) for v in values])
+                shape = [max(value.shape[1] for value in values)]
+                values = [_pad_to(value, shape, padding[name], side) for value in values]
             else:
                 # anyres: images differ in their number of patches, processors fill up with zeros
                 shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values))]
-                batch[name] = torch.cat([_pad_to(value, shape, 0, "right") for value in values])
+                values = [_pad_to(value, shape, 0, "right") for value in values]
+            batch[name] = torch.cat(values) if len(values) > 1 else values[0]
         return batch
 
     @cached_property
@@ -148,11 +149,7 @@ class ChatCollator:
             messages = messages[:-2]  # without its last exchange
             _, inputs = self._encode_messages(messages, source)
         if media_end > budget:
-            raise OverlongSample(
-                f"{source}: the media of its first exchange end at token {media_end}, past the --model_max_length of "
-                f"{budget}. Raise --model_max_length, use smaller images or fewer frames, or drop such samples with "
-                "--drop_overlong True."
-            )
+            raise self._media_do_not_fit(source, media_end)
         inputs = {k: v[:, :budget] if k in self.sequence_padding else v for k, v in inputs.items()}
         if not (inputs["labels"] != IGNORE_INDEX).any():
             raise OverlongSample(
@@ -160,6 +157,13 @@ class ChatCollator:
                 "Raise --model_max_length, or drop such samples with --drop_overlong True."
             )
         return Encoded(inputs, self._with_bos(text), full_length - inputs["input_ids"].shape[1])
+
+    def _media_do_not_fit(self, source: str, num_tokens: int) -> OverlongSample:
+        return OverlongSample(
+            f"{source}: the media of its first exchange need {num_tokens} tokens, more than the --model_max_length of "
+            f"{self.model_max_length}. Raise --model_max_length, use smaller images or fewer frames, or drop such "
+            "samples with --drop_overlong True."
+        )
 
     def _encode_messages(self, messages: list[dict], source: str) -> tuple[str, dict[str, torch.Tensor]]:
         text, spans = self.render(messages)
@@ -191,6 +195,8 @@ class ChatCollator:
                 self.count_text_tokens(row) + media_tokens > self.model_max_length
             ):
                 try:
+                    if self.model_max_length < media_tokens < float("inf") and len(row["messages"]) <= 3:
+                        raise self._media_do_not_fit(row["source"], media_tokens)
                     cut += self.encode(dataset[position]).cut > 0
                 except OverlongSample as error:
                     faults.append(str(error))
@@ -208,7 +214,7 @@ class ChatCollator:
         return len(self._tokenizer(text, add_special_tokens=not self._writes_bos(text)).input_ids)
 
     def count_media_tokens(self, row: dict, media_sizes: dict) -> float:
-        """Tokens of a sample's media, or somewhat more, from their sizes alone by the processor's own arithmetic.
+        """Tokens of a sample's media, from their sizes alone by the processor's own arithmetic; inf if it has none.
 
         Args:
             media_sizes: (kind, path) -> (height, width) or (frames, height, width).
@@ -418,6 +424,8 @@ def _overlaps(offsets: list[tuple[int, int]], spans: list) -> torch.Tensor:
 
 def _pad_to(value: torch.Tensor, shape, fill, side: str) -> torch.Tensor:
     """Pad the dimensions after the first to at least `shape`, at the given side."""
+    if list(value.shape[1 : 1 + len(shape)]) == list(shape):
+        return value  # padding by nothing would copy the pixels
     pads = []
     for size, target in zip(reversed(value.shape[1 : 1 + len(shape)]), reversed(shape)):
         pads += [target - size, 0] if side == "left" else [0, target - size]

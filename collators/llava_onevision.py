@@ -2,6 +2,7 @@
 
 from collators import register_collator
 from collators.base import ChatCollator, TemplateException
+from datasets import content_parts
 
 
 @register_collator("llava-onevision")
@@ -30,3 +31,11 @@ class LlavaOnevisionCollator(ChatCollator):
             "replies are trained after the prompt's form.",
         ),
     )
+
+    def count_media_tokens(self, row, media_sizes):
+        """Several images of a conversation are not split into tiles: each is one tile and a line break."""
+        images = [part for part in content_parts(row) if part["type"] == "image"]
+        if len(images) < 2:
+            return super().count_media_tokens(row, media_sizes)
+        others = {"messages": [{"content": [part for part in content_parts(row) if part["type"] == "video"]}]}
+        return len(images) * (self.processor.num_image_tokens + 1) + super().count_media_tokens(others, media_sizes)

@@ -32,7 +32,6 @@ ARGUMENTS=(
     --lr_scheduler_type cosine
     --logging_steps 50
     --save_strategy no
-    --dataloader_num_workers 1
 )
 if [ -n "${MODEL_LOCAL_PATH:-}" ]; then
     # A fresh model learns everything, vision encoder included, from its first steps.
@@ -45,6 +44,7 @@ if [ -n "${MODEL_LOCAL_PATH:-}" ]; then
         --learning_rate 3e-3
         --adam_beta2 0.95
         --warmup_steps 60
+        --dataloader_num_workers 1
         --disable_tqdm True
     )
 else
@@ -56,7 +56,8 @@ else
         --num_train_epochs 1
         --learning_rate 1e-4
         --warmup_steps 0.03
-        --model_max_length 2048
+        --model_max_length 4096
+        --dataloader_num_workers 4
     )
 fi
 python train.py "${ARGUMENTS[@]}"

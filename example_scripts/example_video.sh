@@ -34,7 +34,6 @@ ARGUMENTS=(
     --logging_steps 50
     --save_strategy no
     --num_frames "$NUM_FRAMES"
-    --dataloader_num_workers 2
 )
 if [ -n "${MODEL_LOCAL_PATH:-}" ]; then
     # A fresh model learns everything, vision encoder included, from its first steps.
@@ -47,6 +46,7 @@ if [ -n "${MODEL_LOCAL_PATH:-}" ]; then
         --learning_rate 3e-3
         --adam_beta2 0.95
         --warmup_steps 30
+        --dataloader_num_workers 2
         --disable_tqdm True
     )
 else
@@ -58,7 +58,8 @@ else
         --num_train_epochs 1
         --learning_rate 1e-4
         --warmup_steps 0.03
-        --model_max_length 2048
+        --model_max_length 4096
+        --dataloader_num_workers 4
     )
 fi
 python train.py "${ARGUMENTS[@]}"

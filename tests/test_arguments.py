@@ -92,12 +92,25 @@ REFUSED = [
     ("--bf16 True --fp16 True --use_cpu True", "fp16 and bf16"),
     ("--fp16 True --use_cpu True", "--fp16 True needs a GPU: leave it out"),
     ("--deepspeed nowhere.json", "nowhere.json"),
+    ("--per_device_train_batch_size 0", "--per_device_train_batch_size is 0; it must be 1 or more"),
+    ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps is 0"),
+    ("--learning_rate nan", "--learning_rate is nan"),
+    ("--label_smoothing_factor 2", "--label_smoothing_factor is 2.0; it must be at most 1"),
+    ("--dataloader_num_workers -1", "--dataloader_num_workers is -1"),
+    ("--dataloader_persistent_workers True", "--dataloader_persistent_workers .* --dataloader_num_workers"),
+    ("--num_train_epochs 0", "--num_train_epochs is 0.0: .* --max_steps"),
+    ("--save_strategy best", "--save_strategy best .* --metric_for_best_model"),
+    ("--report_to clearml", "--report_to clearml needs a package .* --report_to none"),
+    ("--report_to nobody", "--report_to nobody is unknown; use none, all, .*wandb"),
+    ("--output_dir setup.py/out", "--output_dir setup.py/out cannot be written: .*setup.py is not a folder"),
     *((f"--{name} 1", f"--{name} has no effect") for name in ("do_train", "do_predict", "batch_eval_metrics")),
 ]
 
 
 @pytest.mark.parametrize("words, named", REFUSED, ids=[words for words, _ in REFUSED])
-def test_a_wrong_flag_is_refused_with_its_name_and_the_cure(words, named):
+def test_a_wrong_flag_is_refused_with_its_name_and_the_cure(words, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "setup.py").touch()
     with pytest.raises(ValueError) as caught:
         parse(words)
     assert re.search(named, str(caught.value))

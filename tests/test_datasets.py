@@ -51,6 +51,7 @@ PLACEHOLDERS = {
     "<image>": [image("red.png")],
     "<image>\n<image>\nSame?": [image("red.png"), image("blue.png"), text("Same?")],
     "Is <image> like <image> ?": [text("Is "), image("red.png"), text(" like "), image("blue.png"), text(" ?")],
+    "What?\r\n<image>\r\nA\r\nB": [text("What?"), image("red.png"), text("A\r\nB")],
     "<image>\n\nA\n": [image("red.png"), text("\nA\n")],
     "<video>\n<image>\nSame?": [video("clip.mp4"), image("red.png"), text("Same?")],
     "A <Image> <image > < image>": [text("A <Image> <image > < image>")],
@@ -203,7 +204,9 @@ BAD_ROWS = [
     ({"conversations": turns("a", "cut \ud83d")}, r"U\+D83D"),
     ({"image": "none.png", "conversations": turns("<image>", "b")}, "image .*none.png does not exist"),
     ({"video": "none.mp4", "conversations": turns("<video>", "b")}, "video .*none.mp4 does not exist"),
-    ({"image": "", "conversations": turns("<image>", "b")}, "image .* does not exist"),
+    ({"image": "none.png", "conversations": turns("<image>", "b")}, "none.png does not exist; .*--image_folder"),
+    ({"video": "none.mp4", "conversations": turns("<video>", "b")}, "none.mp4 does not exist; .*--video_folder"),
+    ({"image": "", "conversations": turns("<image>", "b")}, "image .* is a folder"),
     ({"image": "clip.mp4", "conversations": turns("<image>", "b")}, "image .*clip.mp4 cannot be decoded"),
 ]
 
@@ -231,6 +234,8 @@ FILES = {
     "broken.json": (f"[{GOOD},\n{GOOD},\n{{'a'}}]", "broken.json, line 3: not valid JSON"),
     "broken.jsonl": (f"{GOOD}\n\n{GOOD}\n{{\n", "broken.jsonl, line 4: not valid JSON"),
     "lines.json": (f"{GOOD}\n{GOOD}", r"lines.json, line 2: not valid JSON: Extra data \(name a JSONL file .jsonl\)"),
+    "deep.json": ("[" * 100_000, "deep.json.* is not valid JSON: it is nested too deeply"),
+    "digits.json": ("[" + "1" * 5000 + "]", "digits.json.* not valid JSON: .*digits"),
     "latin.json": (f'[{GOOD}, "caf\xe9"]'.encode("latin-1"), "latin.json is not UTF-8 text"),
     "latin.jsonl": ('"caf\xe9"'.encode("latin-1"), "latin.jsonl is not UTF-8 text"),
 }

@@ -17,7 +17,7 @@ ROWS += [*TEXTS[:2], VIDEO_ROWS[1], VIDEO_ROWS[0], VIDEO_ROWS[0], VIDEO_ROWS[0],
 
 
 def losses(tiny, family, data_path, output_dir, processes: int, *flags):
-    """The loss of each step of a run of train.py on this many processes."""
+    """The loss of each step of a run of train.py on this many processes, and the evaluation loss, if any."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -33,7 +33,7 @@ def losses(tiny, family, data_path, output_dir, processes: int, *flags):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     log = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in log if "loss" in entry]
+    return [entry.get("loss", entry.get("eval_loss")) for entry in log if "loss" in entry or "eval_loss" in entry]
 
 
 ENGINES = {
@@ -59,7 +59,9 @@ def test_two_processes_equal_one(tiny, family, write_rows, tmp_path):
 @pytest.mark.slow
 def test_two_processes_equal_one_with_lora_and_text_alone_on_a_rank(tiny, write_rows, tmp_path):
     rows = [IMAGE_ROWS[0], IMAGE_ROWS[1], *TEXTS[:2]] * 4
-    path, lora = write_rows(rows), ["--use_lora", "True", "--lora_dropout", "0"]
+    # Nine rows for evaluation: two processes have to fill up their last batches.
+    lora = ["--use_lora", "True", "--lora_dropout", "0", "--eval_data_path", write_rows(rows[:9])]
+    path, lora = write_rows(rows), [*lora, "--per_device_eval_batch_size", "2"]
     alone = losses(tiny, "llava-1.5", path, tmp_path / "one", 1, *lora)
     for engine, flags in ENGINES.items():
         found = losses(tiny, "llava-1.5", path, tmp_path / engine, 2, *lora, *flags)

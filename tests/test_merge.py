@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import FAMILIES, VISION_FLAGS, rows_for, run, turns
+from conftest import FAMILIES, VIDEO_ROWS, VISION_FLAGS, rows_for, run, turns
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -84,6 +84,32 @@ def test_merge_of_q_lora_sees_the_quantized_base(tiny, write_rows, tmp_path):
 def test_merge_refuses_what_it_cannot_do(tiny, tmp_path):
     with pytest.raises(ValueError, match="no adapter"):
         merge_lora_weights.main(["--model_path", tiny("llava-1.5"), "--model_save_path", str(tmp_path / "merged")])
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="--model_save_path .*file cannot be written"):
+        merge_lora_weights.main(["--model_path", str(tmp_path), "--model_save_path", str(tmp_path / "file")])
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(ValueError, match="adapter_config.json is not valid JSON"):
+        merge_lora_weights.main(["--model_path", str(tmp_path), "--model_save_path", str(tmp_path / "merged")])
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--batch_size", "0"], "--batch_size is 0"),
+        (["--max_new_tokens", "0"], "--max_new_tokens is 0"),
+        (["--num_frames", "0"], "--num_frames is 0"),
+        (["--image_folder", "nowhere"], "--image_folder 'nowhere' is not a folder"),
+        (["--output_path", "/"], "--output_path / is a folder"),
+        (["--output_path", f"{__file__}/x.jsonl"], "--output_path .* cannot be written: .* is not a folder"),
+        ([], "rows.json holds videos, but .*llava-1.5 takes none"),
+    ],
+)
+def test_predict_refuses_what_would_fail_late(tiny, write_rows, tmp_path, flags, named):
+    path = write_rows(VIDEO_ROWS)
+    words = ["--model_path", tiny("llava-1.5"), "--data_path", path, "--output_path", str(tmp_path / "new" / "a.jsonl")]
+    with pytest.raises(ValueError, match=named):
+        predict.main(words + flags)
 
 
 FACTS = ["Red", "Two dogs", "A lake", "Seven", "It rains", "Nobody", "Paris 1900", "Left </s> right"]
