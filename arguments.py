@@ -54,24 +54,19 @@ RENAMED_FLAGS = {
     "adafactor": "--optim adafactor",
 }
 
-# Flags of TrainingArguments that nothing here reads -> why.
+# Flags of TrainingArguments that change nothing here -> the value that says what happens anyway, and why.
 FLAGS_WITHOUT_EFFECT = {
-    **dict.fromkeys(("do_train", "do_eval"), "train.py always trains, and evaluates where --eval_data_path is given"),
-    "do_predict": "predict.py writes answers",
-    "use_cache": "training never uses a cache",
-    "length_column_name": "lengths are estimated from the data",
+    "do_train": (True, "train.py always trains"),
+    "do_eval": (True, "--eval_data_path decides on evaluation"),
+    "do_predict": (False, "predict.py writes answers"),
+    "use_cache": (False, "training never uses a cache"),
+    "prediction_loss_only": (True, "evaluation measures the loss only"),
+    "length_column_name": (None, "lengths are estimated from the data"),
     **dict.fromkeys(
-        (
-            "include_for_metrics",
-            "batch_eval_metrics",
-            "eval_accumulation_steps",
-            "eval_do_concat_batches",
-            "eval_use_gather_object",
-            "prediction_loss_only",
-            "label_names",
-        ),
-        "evaluation measures the loss only",
+        ("include_for_metrics", "batch_eval_metrics", "eval_accumulation_steps", "eval_do_concat_batches"),
+        (None, "evaluation measures the loss only"),
     ),
+    **dict.fromkeys(("eval_use_gather_object", "label_names"), (None, "evaluation measures the loss only")),
 }
 
 # Flags of TrainingArguments -> the smallest value that has a meaning; the Trainer fails late on a smaller one.
@@ -192,8 +187,8 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(f"transformers refuses the training flags: {error}") from error
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("--fp16 True needs a GPU: leave it out, or use --bf16 True --use_cpu True on the CPU.")
-        if self.fsdp and self.device.type == "cpu":  # accelerate 1.15 would run plain DDP without a word
-            raise ValueError("--fsdp needs GPUs: leave it out, or use --deepspeed on the CPU.")
+        if self.fsdp:
+            raise ValueError("--fsdp is not supported: use --deepspeed ds_configs/zero3.json.")
         self.dataloader_pin_memory &= self.device.type == "cuda"  # else every loader warns
         check_writable("--output_dir", self.output_dir)
 
@@ -234,7 +229,14 @@ class Arguments:
         if self.training.eval_strategy != "no" and not self.data.eval_data_path:
             raise ValueError(f"--eval_strategy {self.training.eval_strategy.value} needs --eval_data_path.")
         for name in sorted(self.given & FLAGS_WITHOUT_EFFECT.keys()):
-            raise ValueError(f"--{name} has no effect, since {FLAGS_WITHOUT_EFFECT[name]}: leave it out.")
+            accepted, reason = FLAGS_WITHOUT_EFFECT[name]
+            if getattr(self.training, name) != accepted:
+                raise ValueError(f"--{name} has no effect, since {reason}: leave it out.")
+        if self.model.use_flash_attn and not (self.training.bf16 or self.training.fp16):
+            raise ValueError("--use_flash_attn True computes in 16 bits only: add --bf16 True.")
+        for name in ("bf16_full_eval", "fp16_full_eval"):
+            if getattr(self.training, name):
+                raise ValueError(f"--{name} True would round the trained weights before they are saved: leave it out.")
         for kind in ("eval", "save", "logging"):
             strategy = getattr(self.training, f"{kind}_strategy").value
             if f"{kind}_steps" in self.given and strategy != "steps":
@@ -307,7 +309,9 @@ def check_flag_names(written: Iterable[str], known: Collection[str]) -> None:
     for option in sorted(set(written) - set(known)):
         name = option.removeprefix("--").replace("-", "_")
         if name in RENAMED_FLAGS:
-            raise ValueError(f"{option} does not exist in transformers 5; use {RENAMED_FLAGS[name]}.")
+            successor = RENAMED_FLAGS[name]
+            cure = successor.replace("nothing: ", "leave it out, ") if "nothing" in successor else f"use {successor}"
+            raise ValueError(f"{option} does not exist in transformers 5; {cure}.")
         names = [other for other in known if "-" not in other.removeprefix("--")]  # of two spellings, the usual one
         nearest = difflib.get_close_matches(f"--{name}", names, n=3, cutoff=0.7)
         hint = f" Did you mean {', '.join(nearest)}?" if nearest else ""

@@ -87,7 +87,7 @@ def load(model_path: str, model_id: str | None = None, model_local_path: str | N
     if adapter is not None:
         base_path = model_local_path or adapter["base_model_name_or_path"]
     elif model_local_path:
-        raise ValueError(f"--model_local_path has no effect: {model_path} is a whole checkpoint, not an adapter.")
+        print(f"--model_local_path is not needed: {model_path} is a whole checkpoint, not an adapter.")
     model_id = model_id or saved_arguments(model_path).get("model_id")
     family = find_model(model_id).family if model_id else family_of(base_path)
     loader = LOADERS.get(family)(base_path, dtype="auto")

@@ -11,6 +11,7 @@ import os
 
 import yaml
 from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 import trainable
 from arguments import Arguments, cli, parse_arguments
@@ -23,7 +24,7 @@ from trainer import FinetuneTrainer
 def main(words: list[str] | None = None) -> None:
     # argv -> flags
     arguments = parse_arguments(words, description=__doc__)
-    check_devices(arguments)
+    check_start(arguments)
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here
     train_dataset = load_dataset(arguments, arguments.data.data_path)
@@ -71,12 +72,16 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def check_devices(arguments: Arguments) -> None:
+def check_start(arguments: Arguments) -> None:
+    """Refuse several GPUs in one process, and a resumption from nothing."""
     if arguments.training.n_gpu > 1:
         raise ValueError(
             f"{arguments.training.n_gpu} GPUs are visible to one process. Start with `torchrun --nproc_per_node "
             f"{arguments.training.n_gpu} train.py ...`, or show one GPU: CUDA_VISIBLE_DEVICES=0."
         )
+    folder = arguments.training.output_dir
+    if resume_from(arguments) is True and not (os.path.isdir(folder) and get_last_checkpoint(folder)):
+        raise ValueError(f"--resume_from_checkpoint True finds no checkpoint in --output_dir {folder}.")
 
 
 def load_dataset(arguments: Arguments, path: str | None) -> MultimodalDataset | None:

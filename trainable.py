@@ -62,8 +62,10 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
         if loader.is_unused(name) or modes.get(loader.component_of(name), "frozen") == "frozen":
             parameter.requires_grad_(False)  # such as the biases that `--lora_bias all` reaches everywhere
         if parameter.is_floating_point() and not arguments.training.deepspeed:
-            dtype = torch.float32 if parameter.requires_grad else compute_dtype(arguments.training)
-            parameter.data = parameter.data.to(dtype)
+            # A component that trains in full has one precision, also where it is unused or a bare parameter.
+            beside_trained = modes.get(loader.component_of(name)) == "full" and ".original_module." not in name
+            in_full = parameter.requires_grad or beside_trained
+            parameter.data = parameter.data.to(torch.float32 if in_full else compute_dtype(arguments.training))
     for component, mode in modes.items():
         if mode != "frozen" and not any(p.requires_grad for _, p in component_parameters(model, loader)[component]):
             raise ValueError(f"The {component} is to be trained ({mode}), but it has no parameter that can be.")

@@ -121,6 +121,9 @@ class FinetuneTrainer(transformers.Trainer):
             raise ValueError(f"--train_sampling_strategy {strategy} is not supported: use random or group_by_length.")
         return EpochSampler(len(dataset), seed)
 
+    def _get_eval_sampler(self, eval_dataset):
+        return SequentialSampler(eval_dataset)
+
     def _save(self, output_dir=None, state_dict=None):
         if state_dict is not None:  # ZeRO-3 gathers a tied head as a tensor of its own
             tied = self.accelerator.unwrap_model(self.model).all_tied_weights_keys
@@ -157,7 +160,7 @@ def generate_answers(model, collator, dataset, batch_size: int = 8, max_new_toke
         replies = [i for i, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
         for turn, i in enumerate(replies):
             reference = dataset.rows[position]["messages"][i]["content"]
-            prompt = collator.encode_prompt(sample["messages"][:i])
+            prompt = collator.encode_prompt(sample["messages"][:i], sample["source"])
             pending.append((sample["index"], turn, "".join(part["text"] for part in reference), prompt))
             if len(pending) == batch_size:
                 yield from _answer(model, collator, pending, max_new_tokens)

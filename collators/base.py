@@ -10,6 +10,7 @@ The way of one sample, `ChatCollator.encode`:
 
 import re
 from bisect import bisect_left, bisect_right
+from contextlib import contextmanager
 from functools import cached_property
 from operator import itemgetter
 from typing import NamedTuple
@@ -167,8 +168,14 @@ class ChatCollator:
 
     def _encode_messages(self, messages: list[dict], source: str) -> tuple[str, dict[str, torch.Tensor]]:
         text, spans = self.render(messages)
-        try:
+        with self._naming(source):
             return text, self._process(text, spans, messages)
+
+    @contextmanager
+    def _naming(self, source: str):
+        """What the processor raises becomes a ValueError that names the sample."""
+        try:
+            yield
         except (ValueError, IndexError, TypeError, RuntimeError) as error:
             raise ValueError(f"{source}: {type(self.processor).__name__} refuses it: {error}") from error
 
@@ -188,7 +195,8 @@ class ChatCollator:
         """
         kept, cut, faults = [], 0, []
         for position, row in enumerate(dataset.rows):
-            media_tokens = self.count_media_tokens(row, dataset.media_sizes)
+            with self._naming(row["source"]):
+                media_tokens = self.count_media_tokens(row, dataset.media_sizes)
             # A token is at least a byte of text; 64 is more than any template adds to a message.
             bound = sum(64 + len(part.get("text", "").encode()) for part in content_parts(row))
             if bound + media_tokens > self.model_max_length and (
@@ -230,10 +238,11 @@ class ChatCollator:
         counts = self.processor._get_num_multimodal_tokens(**sizes, **self.processor_kwargs)
         return sum(sum(counts[name]) for name in ("num_image_tokens", "num_video_tokens") if name in counts)
 
-    def encode_prompt(self, messages: list[dict]) -> dict[str, torch.Tensor]:
+    def encode_prompt(self, messages: list[dict], source: str = "sample") -> dict[str, torch.Tensor]:
         """Messages that end with the user's -> the inputs that the checkpoint's own template gives for generation."""
         text, _ = self.render(messages, self.official_template, add_generation_prompt=True)
-        inputs = self._process(text, [], messages)
+        with self._naming(source):
+            inputs = self._process(text, [], messages)
         del inputs["labels"]
         return inputs
 

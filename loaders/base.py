@@ -3,6 +3,7 @@
 import os
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -44,13 +45,20 @@ class BaseLoader:
 
     def load_processor(self):
         """The checkpoint's own processor, with a fast tokenizer."""
-        processor = AutoProcessor.from_pretrained(self.model_path)
-        if not processor.tokenizer.is_fast:
-            raise ValueError(f"{self.model_path} has no fast tokenizer (tokenizer.json).")
+        try:
+            processor = AutoProcessor.from_pretrained(self.model_path)
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{self.model_path} has no usable processor or tokenizer files: {error}") from error
+        # Without its files, a tokenizer loads all the same, empty.
+        if not processor.tokenizer.is_fast or processor.image_token not in processor.tokenizer.get_vocab():
+            raise ValueError(f"{self.model_path} has no fast tokenizer (tokenizer.json) with {processor.image_token}.")
         return processor
 
     def load_model(self) -> nn.Module:
-        model = AutoModelForImageTextToText.from_pretrained(self.model_path, **self.model_kwargs)
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(self.model_path, **self.model_kwargs)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self.model_path} has no usable weights: {error}") from error
         if is_deepspeed_zero3_enabled() and getattr(model, "_weight_conversions", None):
             # To save with the checkpoint's key names, the library reverts the renamings of loading, but under ZeRO-3
             # it also keeps those that matched nothing (transformers 5.23), and text weights become `model.model.*`.

@@ -103,7 +103,7 @@ REFUSED = [
     ("--report_to clearml", "--report_to clearml needs a package .* --report_to none"),
     ("--report_to nobody", "--report_to nobody is unknown; use none, all, .*wandb"),
     ("--output_dir setup.py/out", "--output_dir setup.py/out cannot be written: .*setup.py is not a folder"),
-    *((f"--{name} 1", f"--{name} has no effect") for name in ("do_train", "do_predict", "batch_eval_metrics")),
+    *((f"--{flag}", "has no effect") for flag in ("do_train False", "do_predict True", "batch_eval_metrics True")),
 ]
 
 

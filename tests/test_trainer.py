@@ -1,6 +1,7 @@
 """The loss, the order of samples, accumulation, evaluation and what a run leaves behind."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -150,6 +151,44 @@ def test_bfloat16_keeps_trained_weights_in_float32(tiny, family, write_rows, tmp
     changed = {name for name in before if not torch.equal(before[name], after[name].to(before[name].dtype))}
     assert not {name for name in before if "vision_tower" in name or "visual.blocks" in name} & changed
     assert {name for name in before if ".layers." in name and "visual" not in name and "vision" not in name} <= changed
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lora", [False, True])
+def test_bfloat16_trains_a_vision_encoder_of_which_a_part_is_unused(tiny, family, lora, write_rows, tmp_path):
+    flags = ["--bf16", True, "--use_cpu", True, "--use_lora", lora, *VISION_FLAGS]
+    steps = run(tiny, family, write_rows(rows_for(family)), tmp_path / "out", *flags)
+    assert all(entry["grad_norm"] > 0 for entry in steps)
+
+
+def test_grouping_by_length_with_evaluation(tiny, write_rows, tmp_path):
+    path = write_rows(rows_for("llava-1.5"))
+    flags = ["--train_sampling_strategy", "group_by_length", "--eval_data_path", path]
+    run(tiny, "llava-1.5", path, tmp_path / "out", *flags)
+    assert "eval_loss" in json.loads((tmp_path / "out" / "all_results.json").read_text())
+
+
+def test_an_impossible_image_is_named_before_step_1(tiny, media_folder, write_rows, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (3000, 10)).save(media_folder / "thin.png")
+    path = write_rows([{"image": "thin.png", "conversations": turns("<image>\nWhat?", "A line")}])
+    with pytest.raises(ValueError, match="sample 0: Qwen2VLProcessor refuses it: .*aspect ratio"):
+        run(tiny, "qwen2-vl", path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json", "processor_config.json"])
+def test_an_incomplete_checkpoint_is_named(tiny, missing, write_rows, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny("llava-1.5"), folder)
+    (folder / missing).unlink()
+    with pytest.raises(ValueError, match=f"{folder} has no"):
+        run(lambda _: str(folder), "llava-1.5", write_rows(rows_for("llava-1.5")), tmp_path / "out")
+
+
+def test_resuming_from_nothing_is_refused(tiny, write_rows, tmp_path):
+    with pytest.raises(ValueError, match="--resume_from_checkpoint True finds no checkpoint"):
+        run(tiny, "qwen2-vl", write_rows(rows_for("qwen2-vl")), tmp_path / "out", "--resume_from_checkpoint", True)
 
 
 def test_training_vision_on_text_alone_is_refused(tiny, write_rows, tmp_path):
