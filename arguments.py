@@ -7,7 +7,6 @@ a flag after the file wins).
 import argparse
 import difflib
 import json
-import logging
 import os
 import sys
 import traceback
@@ -21,9 +20,6 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from supported_models import find_model
-
-# It warns on every CPU machine that kernels for 4-bit inference are missing; transformers imports it for any run.
-logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 

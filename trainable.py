@@ -121,9 +121,7 @@ def units(model: nn.Module, loader: BaseLoader, component: str) -> list[str]:
 
 def base_name(name: str) -> str:
     """A parameter's name in the model that peft wrapped."""
-    return (
-        name.removeprefix("base_model.model.").replace(".modules_to_save.default", "").replace(".original_module", "")
-    )
+    return name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
 
 
 def component_parameters(model: nn.Module, loader: BaseLoader) -> dict[str, list[tuple[str, nn.Parameter]]]:
