@@ -90,14 +90,14 @@ def load(model_path: str, model_id: str | None = None, model_local_path: str | N
         print(f"--model_local_path is not needed: {model_path} is a whole checkpoint, not an adapter.")
     model_id = model_id or saved_arguments(model_path).get("model_id")
     family = find_model(model_id).family if model_id else family_of(base_path)
-    loader = LOADERS.get(family)(base_path, dtype="auto")
+    placement = {"device_map": "auto"} if torch.cuda.is_available() else {}  # over all GPUs
+    loader = LOADERS.get(family)(base_path, dtype="auto", **placement)
     model = loader.load_model()
     if adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, model_path)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device), COLLATORS.get(family)(loader.load_processor())
+    return model, COLLATORS.get(family)(loader.load_processor())
 
 
 def adapter_config(model_path: str) -> dict | None:
