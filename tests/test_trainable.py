@@ -6,12 +6,13 @@ import pytest
 import torch
 from conftest import FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, rows_for
 from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from arguments import parse_arguments
 from collators import COLLATORS
 from datasets import MultimodalDataset
 from loaders import LOADERS
-from trainable import format_summary, make_trainable, quantization_config, summarize
+from trainable import add_adapters, format_summary, make_trainable, quantization_config, summarize
 
 LANGUAGE_MODEL = r"(model\.language_model|lm_head)\."
 
@@ -68,6 +69,26 @@ def test_lora_adapts_every_linear_of_the_language_model_and_no_other(tiny, famil
     }
     adapted = {re.sub(r"\.lora_[AB]\.default\.weight$", "", name) for name in trainable_names(model)}
     assert adapted == {f"base_model.model.{name}" for name in linears}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_on_a_deep_model_is_as_exact(tiny, family):
+    """From 20 targets on, peft looks for shorter patterns that match them; tiny models have fewer."""
+    config = AutoConfig.from_pretrained(tiny(family))
+    text = config.get_text_config()
+    text.num_hidden_layers = 8
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1] * 8
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    _, loader, arguments = load(tiny, family, "--use_lora", "True")
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    expected = {name for name in linears if name.startswith("model.language_model.")}
+    assert len(expected) == 8 * 7
+    modes = {"vision_encoder": "frozen", "vision_projector": "frozen", "language_model": "lora"}
+    names = trainable_names(add_adapters(model, loader, modes, arguments.lora))
+    adapted = {re.sub(r"\.lora_[AB]\.default\.weight$", "", name) for name in names}
+    assert adapted == {f"base_model.model.{name}" for name in expected}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
