@@ -65,6 +65,9 @@ FLAGS_WITHOUT_EFFECT = {
     **dict.fromkeys(("eval_use_gather_object", "label_names"), (None, "evaluation measures the loss only")),
 }
 
+# Flags that ask for a GPU or an engine: what is trained on does not depend on them.
+HARDWARE_FLAGS = {"bf16", "fp16", "tf32", "use_flash_attn", "deepspeed", "fsdp", "torch_compile", "use_liger_kernel"}
+
 # Flags of TrainingArguments -> the smallest value that has a meaning; the Trainer fails late on a smaller one.
 SMALLEST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
@@ -318,13 +321,24 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Each default behind its help; the description with its own line breaks."""
 
 
+def without_flags(words: list[str], names: Collection[str]) -> list[str]:
+    """Command line words without these flags and their values."""
+    kept, dropping = [], False
+    for word in words:
+        if word.startswith("--"):
+            dropping = word.removeprefix("--").split("=")[0].replace("-", "_") in names
+        kept += [] if dropping else [word]
+    return kept
+
+
 def parse_arguments(words: list[str] | None = None, description: str | None = None, extend=None):
     """Command line words -> `Arguments`.
 
     Args:
         words: as in `sys.argv[1:]`, which is the default; the first may be a YAML file.
         description: head of the `--help` text.
-        extend: called with the parser to add a tool's own flags; then `(Arguments, namespace)` is returned.
+        extend: called with the parser to add the flags of a tool that trains nothing; then `HARDWARE_FLAGS` are
+            passed over, so that it runs on any machine, and `(Arguments, namespace)` is returned.
 
     Raises:
         ValueError: an unknown, renamed or contradictory flag, or one without effect.
@@ -343,6 +357,8 @@ def parse_arguments(words: list[str] | None = None, description: str | None = No
         extend(parser)
     if words and words[0].endswith((".yaml", ".yml")):
         words = yaml_to_flags(words[0]) + words[1:]
+    if extend:
+        words = without_flags(words, HARDWARE_FLAGS)
     # `--no-dataloader-pin-memory` and the like write the field that `dest` names.
     fields_of = {option: action.dest for action in parser._actions for option in action.option_strings}
     written = {word.split("=")[0] for word in words if word.startswith("--")}

@@ -163,6 +163,12 @@ def test_colours_are_for_a_terminal(run, write_rows, monkeypatch):
     assert "\033[32mRed<|im_end|>\033[0m" in out and "\033[36m[image: " in out and ">>" not in out
 
 
+def test_the_flags_of_a_gpu_run_are_no_obstacle(run, write_rows):
+    flags = ["--bf16", "True", "--tf32=True", "--use_flash_attn", "True", "--deepspeed", "nowhere.json"]
+    code, out = run("qwen2-vl", write_rows(ROWS[:1]), *flags, "--json")
+    assert code == 0 and json_lines(out)[0]["index"] == 0
+
+
 def test_what_a_library_prints_goes_to_stderr(run, write_rows, monkeypatch):
     open_image = media.open_image
     monkeypatch.setattr(media, "open_image", lambda path: print("noise") or open_image(path))
