@@ -104,9 +104,9 @@ def check_media_kinds(arguments: Arguments, collator, train_dataset, eval_datase
 
 
 def model_kwargs(arguments: Arguments) -> dict:
-    engine_casts = arguments.training.deepspeed or arguments.lora.q_lora
+    # As the checkpoint holds them, so that nothing is rounded on the way; DeepSpeed casts as it loads.
     return {
-        "dtype": trainable.compute_dtype(arguments.training) if engine_casts else "auto",
+        "dtype": trainable.compute_dtype(arguments.training) if arguments.training.deepspeed else "auto",
         "attn_implementation": "flash_attention_2" if arguments.model.use_flash_attn else "sdpa",
     }
 
@@ -142,15 +142,15 @@ def join_deepspeed(arguments: Arguments) -> None:
 
 def quantize(arguments: Arguments, loader) -> None:
     if arguments.lora.q_lora:
-        loader.model_kwargs["quantization_config"] = trainable.quantization_config(loader, loader.model_kwargs["dtype"])
+        dtype = trainable.compute_dtype(arguments.training)
+        loader.model_kwargs["quantization_config"] = trainable.quantization_config(loader, dtype)
         loader.model_kwargs["device_map"] = {"": arguments.training.device}  # each rank has the whole model
 
 
 def equal_vision_calls(arguments: Arguments, *datasets: MultimodalDataset | None) -> set[str]:
     """Kinds of media that every batch must hold: an engine that shards or reduces vision parameters waits for all."""
     vision_is_trained = arguments.model.train_vision_encoder or arguments.model.train_vision_projector
-    sharded = bool(arguments.training.deepspeed or arguments.training.fsdp)
-    if arguments.training.world_size == 1 or not (vision_is_trained or sharded):
+    if arguments.training.world_size == 1 or not (vision_is_trained or arguments.training.deepspeed):
         return set()
     return set().union(*(dataset.media_kinds for dataset in datasets if dataset))
 

@@ -62,15 +62,27 @@ def test_merge_keeps_the_precision_of_the_base(tiny, write_rows, tmp_path):
     assert torch.equal(before[head], after[head])
 
 
-def test_merge_of_q_lora_sees_the_quantized_base(tiny, write_rows, tmp_path):
-    """With --load_4bit, the merged weight is the dequantized base weight plus the adapter's product."""
+@pytest.mark.parametrize("precision", [[], ["--bf16", True, "--use_cpu", True]], ids=["float32", "bfloat16"])
+def test_merge_of_q_lora_sees_the_quantized_base(tiny, write_rows, tmp_path, precision, monkeypatch):
+    """With --load_4bit, the merged weight is the dequantized base weight, as training saw it, plus the product."""
     import bitsandbytes.functional as bnb
 
+    import train
+
+    name, seen = "model.language_model.layers.1.mlp.down_proj", {}
+    make_trainable = train.trainable.make_trainable
+
+    def spy(model, *args):
+        weight = model.get_submodule(name).weight
+        seen["weight"] = bnb.dequantize_4bit(weight.data, weight.quant_state)
+        return make_trainable(model, *args)
+
+    monkeypatch.setattr(train.trainable, "make_trainable", spy)
+
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
-    flags = ["--use_lora", True, "--q_lora", True, "--learning_rate", 1e-2, "--max_steps", 3, *VISION_FLAGS]
+    flags = ["--use_lora", True, "--q_lora", True, "--learning_rate", 1e-2, "--max_steps", 3, *VISION_FLAGS, *precision]
     run(tiny, "qwen2-vl", write_rows(rows_for("qwen2-vl")), adapter, *flags)
     merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(merged), "--load_4bit"])
-    name = "model.language_model.layers.1.mlp.down_proj"
     base, after = load_file(f"{tiny('qwen2-vl')}/model.safetensors"), load_file(merged / "model.safetensors")
     assert base.keys() == after.keys()
     key = next(k for k in base if k.endswith("layers.1.mlp.down_proj.weight"))
@@ -79,6 +91,7 @@ def test_merge_of_q_lora_sees_the_quantized_base(tiny, write_rows, tmp_path):
     product = lora[f"base_model.model.{name}.lora_B.weight"] @ lora[f"base_model.model.{name}.lora_A.weight"]
     torch.testing.assert_close(after[key], bnb.dequantize_4bit(packed, state) + product * 2, atol=1e-6, rtol=1e-5)
     assert (after[key] - base[key]).abs().max() > 1e-3
+    torch.testing.assert_close(seen["weight"], bnb.dequantize_4bit(packed, state), atol=0, rtol=0)
 
 
 def test_merge_refuses_what_it_cannot_do(tiny, tmp_path):
