@@ -64,6 +64,8 @@ def main(words: list[str] | None = None) -> None:
 
     # adapter or full checkpoint, the base's processor files, args.yaml, all_results.json
     save(trainer, loader, arguments, metrics)
+    trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the saving one down with it
+    trainer.end()
 
 
 def say(text: str) -> None:
