@@ -39,6 +39,13 @@ class TemplateException(NamedTuple):
     reason: str
 
 
+class ChatFormat(NamedTuple):
+    """A training template of a family that has several."""
+
+    template: str
+    exceptions: tuple[TemplateException, ...] = ()
+
+
 class Encoded(NamedTuple):
     inputs: dict[str, torch.Tensor]  # what the model gets, and labels; a batch of one row, unpadded
     text: str  # the rendered training text, media not expanded, BOS included
@@ -59,17 +66,25 @@ class ChatCollator:
     # opens where the generation prompt ends: after `ASSISTANT:`, the model itself writes the space before its reply.
     chat_template: str
     template_exceptions: tuple[TemplateException, ...] = ()
+    # Where a family's checkpoints differ in format: the one that agrees with the checkpoint's template is taken.
+    other_formats: tuple[ChatFormat, ...] = ()
+    # Variables of the templates, ours and the checkpoint's, such as a date, which would otherwise be today's.
+    template_kwargs: dict = {}
+    # Roles whose content the checkpoint's template takes as a string, not as a list of parts.
+    string_roles: tuple[str, ...] = ()
     # Tensors of shape (batch, tokens, ...), with their padding value; all others are concatenated over samples.
     sequence_padding = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE_INDEX, "mm_token_type_ids": 0}
     # Options of every processor call, such as {"cap_pixels_per_frame": False}.
     processor_kwargs: dict = {}
 
     def __init__(self, processor, model_max_length: int | None = None, mask_question_tokens: bool = True):
-        if not hasattr(self, "chat_template") or not re.search(r"\{%-?\s*generation\s*-?%\}", self.chat_template):
-            raise ValueError(
-                f"{type(self).__name__}.chat_template has no {{% generation %}} tag, so no token would be trained; put "
-                "the tag around each reply and its end-of-turn token."
-            )
+        formats = [ChatFormat(self.chat_template, self.template_exceptions), *self.other_formats]
+        for format in formats:
+            if not re.search(r"\{%-?\s*generation\s*-?%\}", format.template):
+                raise ValueError(
+                    f"{type(self).__name__}.chat_template has no {{% generation %}} tag, so no token would be trained; "
+                    "put the tag around each reply and its end-of-turn token."
+                )
         self.processor = processor
         self._tokenizer = processor.tokenizer  # not `tokenizer`: Trainer would save that, adapted, beside the weights
         self.model_max_length = model_max_length
@@ -79,7 +94,9 @@ class ChatCollator:
         self.media_token_ids = {
             k: torch.tensor([i for i in v if i is not None], dtype=torch.long) for k, v in ids.items()
         }
-        self._keep_typed_control_strings_text()
+        self._keep_typed_control_strings_text("".join(format.template for format in formats))
+        if self.other_formats and processor.chat_template:
+            self.chat_template, self.template_exceptions = min(formats, key=self._num_differences)
 
     @property
     def takes_videos(self) -> bool:
@@ -107,13 +124,10 @@ class ChatCollator:
         batch = {}
         for name in dict.fromkeys(name for row in rows for name in row):
             values = [row[name] for row in rows if name in row]
-            if name in padding:
-                shape = [max(value.shape[1] for value in values)]
-                values = [_pad_to(value, shape, padding[name], side) for value in values]
-            else:
-                # anyres: images differ in their number of patches, processors fill up with zeros
-                shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values))]
-                values = [_pad_to(value, shape, 0, "right") for value in values]
+            # anyres: images differ in their number of patches, processors fill up with zeros
+            shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values))]
+            token_side = side if name in padding else "right"
+            values = [_pad_to(value, shape, padding.get(name, 0), token_side) for value in values]
             batch[name] = torch.cat(values) if len(values) > 1 else values[0]
         return batch
 
@@ -249,12 +263,16 @@ class ChatCollator:
     def render(self, messages: list[dict], template: str | None = None, add_generation_prompt: bool = False):
         """Messages -> (text, character spans to train); control strings typed in a message are marked."""
         plain = [{"role": m["role"], "content": self._plain_parts(m["content"])} for m in messages]
+        for message in plain if template else []:
+            if message["role"] in self.string_roles:
+                message["content"] = "".join(part["text"] for part in message["content"])
         texts, spans = render_jinja_template(
             conversations=[plain],
             chat_template=template or self.chat_template,
             return_assistant_tokens_mask=template is None,
             add_generation_prompt=add_generation_prompt,
             **self._tokenizer.special_tokens_map,
+            **self.template_kwargs,
         )
         text, spans = texts[0], spans[0] if spans else []
         # A reply that begins with a line break must not merge it with the one that ends the generation prompt.
@@ -302,15 +320,15 @@ class ChatCollator:
 
     # ---- control strings ----
 
-    def _keep_typed_control_strings_text(self) -> None:
+    def _keep_typed_control_strings_text(self, templates: str) -> None:
         """Make `</s>` or `<image>` in a message tokenize as the ordinary characters that were typed.
 
         A reserved character is put inside such a string before the text is rendered, so that neither processor nor
         tokenizer takes it for a control token; once control tokens are split off, the tokenizer removes the character.
         """
-        template = f"{self.chat_template}{self.processor.chat_template}"
+        templates += str(self.processor.chat_template)
         tokens = [
-            t.content for t in self._tokenizer.added_tokens_decoder.values() if t.special or t.content in template
+            t.content for t in self._tokenizer.added_tokens_decoder.values() if t.special or t.content in templates
         ]
         tokens += self.processor.all_special_multimodal_tokens
         rests: dict[str, list[str]] = {}  # first character -> what may follow it
@@ -365,6 +383,10 @@ class ChatCollator:
         if not template:
             raise ValueError("the checkpoint ships no chat template")
         return template
+
+    def _num_differences(self, format: ChatFormat) -> int:
+        self.chat_template, self.template_exceptions = format
+        return len(self.template_differences())
 
     def template_differences(self) -> list[tuple[str, str]]:
         """Hold the training template against the checkpoint's.
@@ -431,12 +453,12 @@ def _overlaps(offsets: list[tuple[int, int]], spans: list) -> torch.Tensor:
     return mask
 
 
-def _pad_to(value: torch.Tensor, shape, fill, side: str) -> torch.Tensor:
-    """Pad the dimensions after the first to at least `shape`, at the given side."""
-    if list(value.shape[1 : 1 + len(shape)]) == list(shape):
+def _pad_to(value: torch.Tensor, shape: list[int], fill, side: str) -> torch.Tensor:
+    """Pad the dimensions after the first to `shape`: the second at the given side, the others at the right."""
+    if list(value.shape[1:]) == shape:
         return value  # padding by nothing would copy the pixels
-    pads = []
-    for size, target in zip(reversed(value.shape[1 : 1 + len(shape)]), reversed(shape)):
-        pads += [target - size, 0] if side == "left" else [0, target - size]
-    trailing = [0, 0] * (value.dim() - 1 - len(shape))
-    return torch.nn.functional.pad(value, trailing + pads, value=fill)
+    pads = [0, 0] * len(shape)  # from the last dimension on: before, behind
+    pads[1::2] = [target - size for size, target in zip(reversed(value.shape[1:]), reversed(shape))]
+    if side == "left":
+        pads[-2:] = reversed(pads[-2:])
+    return torch.nn.functional.pad(value, pads, value=fill)

@@ -18,6 +18,9 @@ class BaseLoader:
     """
 
     model_type: str  # `model_type` in the checkpoint's config.json
+    # Where several families share it: the `model_type` of `text_config` and of `vision_config`.
+    text_model_type: str | None = None
+    vision_model_type: str | None = None
     vision_encoder: list[str]
     vision_projector: list[str]
     language_model: list[str]
@@ -37,11 +40,21 @@ class BaseLoader:
         except (OSError, ValueError) as error:
             where = "has no usable config.json" if os.path.isdir(model_path) else "is neither a folder nor reachable"
             raise ValueError(f"{model_path} {where} (--model_id, --model_local_path): {error}") from error
-        if self.config.model_type != self.model_type:
+        if not self.fits(self.config):
+            parts = filter(None, (self.text_model_type, self.vision_model_type))
+            wanted = " with ".join([self.model_type, *parts])
             raise ValueError(
                 f"{model_path} is a {self.config.model_type!r} checkpoint, but --model_id belongs to "
-                f"{self.model_type!r}; choose the --model_id of its family."
+                f"{wanted!r}; choose the --model_id of its family."
             )
+
+    @classmethod
+    def fits(cls, config) -> bool:
+        """Whether a checkpoint with this config belongs to the family."""
+        if config.model_type != cls.model_type:
+            return False
+        parts = {"text_config": cls.text_model_type, "vision_config": cls.vision_model_type}
+        return all(type is None or getattr(config, part).model_type == type for part, type in parts.items())
 
     def load_processor(self):
         """The checkpoint's own processor, with a fast tokenizer."""

@@ -24,3 +24,5 @@ class LlavaLoader(BaseLoader):
 @register_loader("llava-1.5")
 class Llava15Loader(LlavaLoader):
     model_type = "llava"
+    text_model_type = "llama"
+    vision_model_type = "clip_vision_model"

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,47 +13,23 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks a hub is broken: fail at once
 
+from facts import FACTS  # noqa: E402
+
 from supported_models import MODELS, families  # noqa: E402
 
 FAMILIES = families()
 # The first model id of each family.
 MODEL_ID = {family: next(id for id, model in MODELS.items() if model.family == family) for family in FAMILIES}
-
-
-class Facts(NamedTuple):
-    """What a family is, written by hand from its golden records and the modules of transformers 5.23: what the tests
-    hold the code against."""
-
-    vision_encoder: str  # regular expressions of parameter names
-    vision_projector: str
-    end_of_turn: str = "<|im_end|>"
-    part_separator: str = ""  # between the text parts of a message
-    bos: str = ""  # written by the tokenizer
-    prompt_space: str = ""  # a space of the text that no prompt ends with: it is the model's to write
-    takes_video: bool = True
-    rewritten: tuple[str, str] = ("", "")  # documented exception: golden text -> ours
-
-
-FACTS = {
-    "llava-1.5": Facts(
-        r"model\.vision_tower\.",
-        r"model\.multi_modal_projector\.",
-        end_of_turn="</s>",
-        part_separator=" ",
-        bos="<s>",
-        prompt_space=" ",
-        takes_video=False,
-    ),
-    "llava-onevision": Facts(
-        r"model\.vision_tower\.",
-        r"model\.(multi_modal_projector\.|image_newline$)",
-        part_separator="\n",
-        rewritten=("assistant \n", "assistant\n"),
-    ),
-    "qwen2-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\."),
-    "qwen2.5-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\."),
-}
 TAKES_VIDEO = [family for family in FAMILIES if FACTS[family].takes_video]
+
+
+def golden_records(family: str, format: int = 0) -> list[dict]:
+    """The golden records of one of a family's formats."""
+    records = json.loads((REPO / "tests" / "golden" / f"{family}.json").read_text(encoding="utf-8"))
+    name = (FACTS[family].golden or (family,))[format]
+    found = [record for record in records if record["family"] == name]
+    assert found
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from conftest import FACTS, FAMILIES, REPO, TAKES_VIDEO, rows_for
+from conftest import FACTS, FAMILIES, TAKES_VIDEO, golden_records, rows_for
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -14,8 +14,6 @@ from collators import COLLATORS
 from collators.base import IGNORE_INDEX, RESERVED_CHARACTER, ChatCollator, OverlongSample
 from datasets import MultimodalDataset
 from loaders import LOADERS
-
-GOLDEN = json.loads((REPO / "tests" / "data" / "golden.json").read_text())
 
 
 def replies_of(row: dict) -> list[str]:
@@ -114,7 +112,7 @@ def samples(dataset) -> list[dict]:
 def golden_texts(family: str) -> list[tuple[list, str, list]]:
     """(messages, text, trained spans) of the golden records, with the documented exceptions applied."""
     found = []
-    for record in (r for r in GOLDEN if r["family"] == family):
+    for record in golden_records(family):
         form = record.get("documented_variant", record)
         text, spans = form["text"], form["trained"]
         old, new = FACTS[family].rewritten  # stands once before each reply
@@ -123,7 +121,6 @@ def golden_texts(family: str) -> list[tuple[list, str, list]]:
             spans = [[start - gone * (n + 1), end - gone * (n + 1)] for n, (start, end) in enumerate(spans)]
             text = text.replace(old, new)
         found.append((record["messages"], text, spans))
-    assert found
     return found
 
 
@@ -147,27 +144,7 @@ def test_training_text_agrees_with_the_checkpoint(collator):
     assert collator.template_differences() == []
 
 
-ALTERED = {
-    "llava-1.5": [("'ASSISTANT:'", "'ASSISTANT: '"), ("upper()", "title()"), ("<image>\n", "<image>")],
-    "llava-onevision": [
-        ("<|im_start|>assistant\n", "<|im_start|>assistant"),
-        ("<|im_start|>assistant\n", "<|im_start|>assistant \n"),
-        ("'\n' + part", "part"),
-        ("{{- '<|im_end|>' }}", "{{- '<|im_end|>\n' }}"),
-    ],
-    "qwen2-vl": [
-        ("a helpful assistant", "a useful assistant"),
-        ("+ '\n' }}", "+ ':' }}"),
-        ("<|im_end|>\n' }}\n{%- endfor %}", "<|im_end|>' }}\n{%- endfor %}"),
-        ("<|im_start|>assistant\n", "<|im_start|>assistant"),
-        ("<|image_pad|><|vision_end|>", "<|image_pad|><|vision_end|>\n"),
-        ("<|video_pad|><|vision_end|>", "<|video_pad|>"),
-    ],
-}
-ALTERED["qwen2.5-vl"] = ALTERED["qwen2-vl"]
-
-
-@pytest.mark.parametrize("family, change", [(f, c) for f in ALTERED for c in ALTERED[f]], scope="function")
+@pytest.mark.parametrize("family, change", [(f, c) for f in FAMILIES for c in FACTS[f].altered], scope="function")
 def test_an_altered_checkpoint_template_is_reported(make_collator, family, change):
     collator = make_collator(family)
     altered = collator.processor.chat_template.replace(*change)

@@ -174,9 +174,13 @@ def test_every_link_resolves(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_file_named_in_the_pages_exists(page):
-    named = re.findall(r"`((?:docs|ds_configs|example_\w+|loaders|collators)/[\w./]+\w|\w+\.py)`", page.read_text())
+    named = re.findall(
+        r"`((?:docs|ds_configs|example_\w+|loaders|collators|tiny_checkpoints)/[\w./]+\w|\w+\.py)`", page.read_text()
+    )
     missing = {name for name in named if not (REPO / name).exists()}
-    assert missing <= ({"loaders/my_llava.py", "collators/my_llava.py", "my_llava.py"}), missing
+    assert missing <= (
+        {"loaders/my_llava.py", "collators/my_llava.py", "tiny_checkpoints/my_llava.py", "my_llava.py"}
+    ), missing
 
 
 def test_the_readme_names_the_commands_that_ci_runs():
@@ -268,7 +272,12 @@ def test_the_code_of_the_inference_page_runs(tiny, media_folder, workplace, caps
 
 def test_the_walk_of_add_new_model(tmp_path):
     page = REPO / "docs/add_new_model.md"
-    for path in (*REPO.glob("*.py"), *REPO.glob("loaders/*.py"), *REPO.glob("collators/*.py")):
+    for path in (
+        *REPO.glob("*.py"),
+        *REPO.glob("loaders/*.py"),
+        *REPO.glob("collators/*.py"),
+        *REPO.glob("tiny_*/*.py"),
+    ):
         (tmp_path / path.relative_to(REPO)).parent.mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / path.relative_to(REPO))
     shutil.copytree(REPO / "example_data/images", tmp_path / "example_data/images")
@@ -279,14 +288,12 @@ def test_the_walk_of_add_new_model(tmp_path):
         if match := re.fullmatch(r"Create `(.+)`:", sentence):
             (tmp_path / match[1]).write_text(code, encoding="utf-8")
             continue
-        match = re.fullmatch(r"Add (above|to) `(\w+)` in `(.+)`:", sentence)
+        match = re.fullmatch(r"Add to `(\w+)` in `(.+)`:", sentence)
         assert match, f"{page.name}: a test cannot follow {sentence!r}"
-        where, name, file = match.groups()
+        name, file = match.groups()
         text = (tmp_path / file).read_text(encoding="utf-8")
-        start = re.search(rf"(?m)^{name} = {{$", text).start()
-        at = start if where == "above" else text.index("\n}\n", start) + 1
-        text = text[:at] + code + ("\n\n" if where == "above" else "") + text[at:]
-        (tmp_path / file).write_text(text, encoding="utf-8")
+        at = text.index("\n}\n", re.search(rf"(?m)^{name} = {{$", text).start()) + 1
+        (tmp_path / file).write_text(text[:at] + code + text[at:], encoding="utf-8")
 
     printed = {}
     for words in commands(page):

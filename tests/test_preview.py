@@ -5,12 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import FACTS, FAMILIES, MODEL_ID, REPO, TAKES_VIDEO, turns
+from conftest import FACTS, FAMILIES, MODEL_ID, REPO, TAKES_VIDEO, golden_records, turns
 
 import media
 import preview
 
-GOLDEN = json.loads((REPO / "tests" / "data" / "golden.json").read_text())
 KEYS = ["index", "text", "trained", "num_tokens", "num_trained", "num_image_tokens", "num_video_tokens", "cut"]
 ROWS = [
     {"image": "red.png", "conversations": turns("<image>\nWhat colour is it?", "Red", "And the shape?", "A square.")},
@@ -84,9 +83,8 @@ def test_json_lines_hold_text_and_trained_runs_and_errors(run, write_rows, famil
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_texts_are_the_golden_ones(run, write_rows, family):
-    records = [record for record in GOLDEN if record["family"] == family]
     rows, texts = [], []
-    for record in records:
+    for record in golden_records(family):
         messages = [
             {"role": m["role"], "content": [with_path(part) for part in m["content"]]} for m in record["messages"]
         ]

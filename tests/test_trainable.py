@@ -14,8 +14,6 @@ from datasets import MultimodalDataset
 from loaders import LOADERS
 from trainable import add_adapters, format_summary, make_trainable, quantization_config, summarize
 
-LANGUAGE_MODEL = r"(model\.language_model|lm_head)\."
-
 
 def load(tiny, family, *flags):
     words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", "x.json"]
@@ -52,7 +50,11 @@ def test_full_training_trains_all_that_gets_a_gradient(tiny, family, write_rows)
 @pytest.mark.parametrize("flags, patterns", [([], "l"), (VISION_FLAGS[:2], "le"), (VISION_FLAGS[2:], "lp")])
 def test_only_the_named_components_train(tiny, family, flags, patterns):
     model, _, _ = load(tiny, family, *flags)
-    by_letter = {"l": LANGUAGE_MODEL, "e": FACTS[family].vision_encoder, "p": FACTS[family].vision_projector}
+    by_letter = {
+        "l": FACTS[family].language_model,
+        "e": FACTS[family].vision_encoder,
+        "p": FACTS[family].vision_projector,
+    }
     for letter, pattern in by_letter.items():
         in_component = {name for name, _ in model.named_parameters() if re.match(pattern, name)}
         assert bool(in_component & trainable_names(model)) == (letter in patterns)
@@ -99,10 +101,10 @@ def test_lora_beside_full_vision_parts(tiny, family):
     assert {name for name in names if ".modules_to_save." not in name and ".lora_" not in name} == set()
     assert any(re.match(FACTS[family].vision_encoder, name) for name in full)
     assert any(re.match(FACTS[family].vision_projector, name) for name in full)
-    assert not any(re.match(LANGUAGE_MODEL, name) for name in full)
+    assert not any(re.match(FACTS[family].language_model, name) for name in full)
     # what the loss never uses, and the one bare parameter, which an adapter checkpoint cannot hold
     reference, _, _ = load(tiny, family, *VISION_FLAGS)
-    expected = {name for name in trainable_names(reference) if not re.match(LANGUAGE_MODEL, name)}
+    expected = {name for name in trainable_names(reference) if not re.match(FACTS[family].language_model, name)}
     assert full == expected - {"model.image_newline"}
 
 

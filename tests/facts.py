@@ -1,0 +1,55 @@
+"""What every family is, written by hand from its golden records and the modules of transformers 5.23: what the tests
+hold the code against."""
+
+from typing import NamedTuple
+
+
+class Facts(NamedTuple):
+    vision_encoder: str  # regular expressions of parameter names
+    vision_projector: str
+    language_model: str = r"(model\.language_model|lm_head)\."
+    end_of_turn: str = "<|im_end|>"
+    part_separator: str = ""  # between the text parts of a message
+    bos: str = ""  # written by the tokenizer
+    prompt_space: str = ""  # a space of the text that no prompt ends with: it is the model's to write
+    takes_video: bool = True
+    golden: tuple[str, ...] = ()  # `family` of its golden records, one for each of its formats; by default its own id
+    rewritten: tuple[str, str] = ("", "")  # documented exception: golden text -> ours
+    altered: tuple[tuple[str, str], ...] = ()  # replacements in the official template that must be noticed
+
+
+QWEN_ALTERED = (
+    ("a helpful assistant", "a useful assistant"),
+    ("+ '\n' }}", "+ ':' }}"),
+    ("<|im_end|>\n' }}\n{%- endfor %}", "<|im_end|>' }}\n{%- endfor %}"),
+    ("<|im_start|>assistant\n", "<|im_start|>assistant"),
+    ("<|image_pad|><|vision_end|>", "<|image_pad|><|vision_end|>\n"),
+    ("<|video_pad|><|vision_end|>", "<|video_pad|>"),
+)
+
+FACTS = {
+    "llava-1.5": Facts(
+        r"model\.vision_tower\.",
+        r"model\.multi_modal_projector\.",
+        end_of_turn="</s>",
+        part_separator=" ",
+        bos="<s>",
+        prompt_space=" ",
+        takes_video=False,
+        altered=(("'ASSISTANT:'", "'ASSISTANT: '"), ("upper()", "title()"), ("<image>\n", "<image>")),
+    ),
+    "llava-onevision": Facts(
+        r"model\.vision_tower\.",
+        r"model\.(multi_modal_projector\.|image_newline$)",
+        part_separator="\n",
+        rewritten=("assistant \n", "assistant\n"),
+        altered=(
+            ("<|im_start|>assistant\n", "<|im_start|>assistant"),
+            ("<|im_start|>assistant\n", "<|im_start|>assistant \n"),
+            ("'\n' + part", "part"),
+            ("{{- '<|im_end|>' }}", "{{- '<|im_end|>\n' }}"),
+        ),
+    ),
+    "qwen2-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),
+    "qwen2.5-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),
+}

@@ -1,0 +1,141 @@
+"""What the tiny checkpoints share: tokenizers learned from a little text, and the sizes of a small language model."""
+
+import json
+from typing import Any, NamedTuple
+
+
+class TinyModel(NamedTuple):
+    config: Any  # PreTrainedConfig of the whole model
+    processor: Any  # ProcessorMixin, with tokenizer and chat template
+    generation: dict  # the token ids of generation_config.json
+
+
+# Text that teaches the tokenizers: enough English that a question costs a few tokens instead of dozens.
+SENTENCES = """
+You are a helpful assistant. You are a careful visual assistant. USER: ASSISTANT: system user assistant
+What colour is the circle? The circle is red. What color is the shape in the top left? It is blue.
+How many shapes are there? There are three shapes. How many squares are in the image? Two. Only one.
+Which shape is in the top right? Which shape is in the bottom left? Which shape is in the bottom right?
+Which shape is in the center? Where is the green triangle? The triangle is in the middle of the picture.
+Is there a yellow star? Yes, there is. No, there is not. Is the square left of the circle? Is it above or below?
+Describe the image. Describe this image in one sentence. Describe the video. What happens in this video?
+What is shown in this image? What is in the picture? What can you see here? Here is the first picture.
+And the second. What changed? Which one was taken later? Name three primary colours. Red, yellow and blue.
+The image shows a small white shape on a black background. A person is walking with a dog in the street.
+Answer the question with a single word. Please read the text and tell me what it says. Let me think about that.
+I do not know, but I would like to help you. That was a good question. They have been to the old town near the sea.
+Can you count the objects? The answer is ten. This is how we did it. It's not what I'd say; don't you think so?
+""".strip().split("\n")
+
+VOCABULARY = 1100  # bytes and learned pieces, before the added tokens
+
+ANSWERS = """
+red green blue yellow orange purple pink brown black white grey gray cyan magenta circle circles square squares triangle
+triangles star stars diamond rectangle cross crosses heart top bottom left right center centre middle upper lower above
+below zero one two three four five six seven eight nine ten none yes no
+""".split()
+
+WORDS = """
+shape object image picture photo video frame colour color size small large big position count corner side between next
+behind front near many more less first second third last same different what which where who when why how is are was
+were be been do does did has have had can could will would should there not and or but if then than because with without
+from into over under about after before again also only very the this that these those it its he she they we you your
+his her their our some any all each both other another man woman child person people dog cat bird car bus train street
+house tree water sky sun table chair food book sign show see look find name describe explain answer question tell read
+write say think know make take give get go come use time day year way thing world life hand part place work word line
+number good new old long high little great
+""".split()
+
+
+def corpus() -> list[str]:
+    """The sentences, then each word as it meets a tokenizer: after a space, capitalised, and, as an answer, alone."""
+    answers = [line for word in ANSWERS for line in (word, word, word.capitalize(), f"A {word} {word}")]
+    return SENTENCES * 2 + answers + [f"{word.capitalize()} {word} {word}" for word in WORDS]
+
+
+def learn_bpe(pre_tokenizer, alphabet: list[str], first: list[str]) -> dict:
+    """Vocabulary and merges of a BPE, learned from `corpus()`; the tokens of `first` get ids 0, 1, ...
+
+    The trainer breaks ties by token id and has no random part: the same corpus gives the same merges everywhere.
+    """
+    from tokenizers import Tokenizer, models, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, initial_alphabet=alphabet, special_tokens=first, show_progress=False
+    )
+    bpe.train_from_iterator(corpus(), trainer)
+    model = json.loads(bpe.to_str())["model"]
+    return {"vocab": model["vocab"], "merges": [tuple(merge) for merge in model["merges"]]}
+
+
+def added_tokens(bpe: dict, control: list[str], plain: list[str] = ()) -> dict:
+    """id -> token for what follows the learned pieces: `control` tokens, then `plain` ones, which decoding keeps.
+
+    With the ids written down, a tokenizer class cannot put its end or pad token first.
+    """
+    from tokenizers import AddedToken
+
+    tokens = [AddedToken(token, normalized=False, special=True) for token in control]
+    tokens += [AddedToken(token, normalized=False, special=False) for token in plain]
+    return dict(enumerate(tokens, start=len(bpe["vocab"])))
+
+
+def llama_tokenizer(control: list[str], **kwargs):
+    """A `LlamaTokenizer`: <unk> <s> </s>, the 256 bytes, learned pieces, then the `control` tokens."""
+    from tokenizers import pre_tokenizers
+    from transformers import LlamaTokenizer
+
+    # Like SentencePiece: no piece crosses a space or joins a word and its punctuation, digits stand alone.
+    split = [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True)]
+    first = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    printable = [chr(code) for code in range(33, 127)]
+    bpe = learn_bpe(pre_tokenizers.Sequence(split), printable, first)
+    return LlamaTokenizer(
+        **bpe,
+        added_tokens_decoder=added_tokens(bpe, control),
+        legacy=False,
+        add_bos_token=True,
+        model_max_length=4096,
+        **kwargs,
+    )
+
+
+def qwen_tokenizer(control: list[str], plain: list[str] = (), **kwargs):
+    """A `Qwen2Tokenizer`: learned byte-level pieces, then the `control` tokens, then the `plain` ones."""
+    from tokenizers import pre_tokenizers
+    from transformers import Qwen2Tokenizer
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = learn_bpe(Qwen2Tokenizer().backend_tokenizer.pre_tokenizer, alphabet, first=[])
+    return Qwen2Tokenizer(
+        **bpe,
+        added_tokens_decoder=added_tokens(bpe, control, plain),
+        extra_special_tokens=[token for token in control if token != "<|endoftext|>"],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=32768,
+        **kwargs,
+    )
+
+
+def padded_size(tokenizer) -> int:
+    """Rows of the embedding: the next multiple of 64, since real checkpoints too have more rows than tokens."""
+    return (len(tokenizer) // 64 + 1) * 64
+
+
+# A language model of two layers. The wide initialisation lets so narrow a model learn from its first steps and makes
+# its answers depend on the image: with the usual 0.02 all logits are nearly equal.
+TEXT = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.08,
+}
+
+# The example's drawings are shapes on white paper. Normalised as photographs are, the paper is the largest signal and
+# drowns the position embeddings of a fresh encoder: it learns colours, but neither place nor count.
+PAPER = {"image_mean": [0.96] * 3, "image_std": [1.4] * 3}
