@@ -82,7 +82,9 @@ def flag(default, help: str):
 
 @dataclass
 class ModelArguments:
-    model_id: str | None = flag(None, "Model id, or Hub path, of `python supported_models.py`.")
+    model_id: str | None = flag(
+        None, "Model id, or Hub path, of `python supported_models.py`; auto: any other, by --model_local_path."
+    )
     model_local_path: str | None = flag(None, "Folder or Hub path to load weights, processor and config from instead.")
     use_flash_attn: bool = flag(False, "Use FlashAttention 2 (package flash-attn) instead of PyTorch's sdpa.")
     train_vision_encoder: bool = flag(False, "Train the vision encoder.")
@@ -93,6 +95,8 @@ class ModelArguments:
             raise ValueError("--model_id is missing; `python supported_models.py` lists the models.")
         self.family, hub_path = find_model(self.model_id)
         self.model_path = self.model_local_path or hub_path
+        if not self.model_path:
+            raise ValueError(f"--model_id {self.model_id} needs --model_local_path, a folder or Hub path.")
         if self.use_flash_attn and not is_flash_attn_2_available():
             raise ValueError(
                 "--use_flash_attn True needs a CUDA GPU and the package flash-attn (docs/training.md), or leave it out."
@@ -109,6 +113,9 @@ class DataArguments:
     user_key: str = flag("human", "Name of the user in the `from` field of `conversations`.")
     assistant_key: str = flag("gpt", "Name of the assistant in the `from` field of `conversations`.")
     model_max_length: int = flag(1024, "Longest sample in tokens, media included; the rest is cut on the right.")
+    chat_template: str | None = flag(
+        None, "Jinja file that replaces the chat template, in training and in answers (docs/chat_formats.md)."
+    )
     mask_question_tokens: bool = flag(True, "Train on replies only. False: on all text, never on media or padding.")
     drop_overlong: bool = flag(
         False, "Drop (and count) a sample whose first exchange exceeds --model_max_length; by default it is an error."
@@ -123,6 +130,8 @@ class DataArguments:
         for name in ("image_folder", "video_folder"):
             if (folder := getattr(self, name)) and not os.path.isdir(folder):
                 raise ValueError(f"--{name} {folder!r} is not a folder.")
+        if self.chat_template and not os.path.isfile(self.chat_template):
+            raise ValueError(f"--chat_template {self.chat_template!r} is not a file.")
         if self.user_key == self.assistant_key:
             raise ValueError(f"--user_key and --assistant_key are both {self.user_key!r}; they must differ.")
 

@@ -36,7 +36,8 @@ def main(words: list[str] | None = None) -> None:
     if saved.get("q_lora") and not args.load_4bit:
         print("The adapter was trained on a 4-bit base (q_lora). --load_4bit merges into the weights that it saw.")
     merge(loader, args.model_path, args.model_save_path, args.load_4bit)
-    copy_processor_files(base_path, args.model_save_path)
+    for path in (base_path, args.model_path):  # the run may have had a --chat_template of its own
+        copy_processor_files(path, args.model_save_path)
     for name in ("args.yaml", "all_results.json"):
         if os.path.isfile(os.path.join(args.model_path, name)):
             shutil.copyfile(os.path.join(args.model_path, name), os.path.join(args.model_save_path, name))

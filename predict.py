@@ -97,7 +97,8 @@ def load(model_path: str, model_id: str | None = None, model_local_path: str | N
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, model_path)
-    return model, COLLATORS.get(family)(loader.load_processor())
+    own_processor = os.path.isfile(os.path.join(model_path, "tokenizer_config.json"))
+    return model, COLLATORS.get(family)(loader.load_processor(model_path if own_processor else base_path))
 
 
 def adapter_config(model_path: str) -> dict | None:

@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from typing import NamedTuple
 
 from arguments import cli, parse_arguments
-from collators import COLLATORS
+from collators import make_collator
 from collators.base import IGNORE_INDEX, ChatCollator
 from datasets import MultimodalDataset
 from loaders import LOADERS
@@ -66,8 +66,7 @@ def load(arguments) -> tuple[MultimodalDataset, ChatCollator]:
         data.assistant_key,
         check=False,
     )
-    processor = LOADERS.get(model.family)(model.model_path).load_processor()
-    return dataset, COLLATORS.get(model.family)(processor, data.model_max_length, data.mask_question_tokens)
+    return dataset, make_collator(model.family, LOADERS.get(model.family)(model.model_path), data)
 
 
 def chosen(own, length: int) -> list[int]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 class Model(NamedTuple):
     family: str
-    hub_path: str
+    hub_path: str | None
 
 
 MODELS = {
@@ -32,24 +32,27 @@ MODELS = {
 }
 
 
+AUTO = "auto"  # the model id, and the family, of any other checkpoint
+
+
 def families() -> list[str]:
     """The family ids, in the order of the table."""
     return list(dict.fromkeys(model.family for model in MODELS.values()))
 
 
 def find_model(model_id: str) -> Model:
-    """The row of a model id, or of the Hub path of a listed model.
+    """The row of a model id, or of the Hub path of a listed model; `auto` has no Hub path.
 
     Raises:
         ValueError: unknown id; the message names the nearest ones.
     """
-    by_name = MODELS | {model.hub_path: model for model in MODELS.values()}
+    by_name = MODELS | {model.hub_path: model for model in MODELS.values()} | {AUTO: Model(AUTO, None)}
     if model_id not in by_name:
         nearest = difflib.get_close_matches(model_id.lower(), MODELS, n=3, cutoff=0.4)
         raise ValueError(
             f"--model_id {model_id!r} is not a supported model. "
             + (f"Did you mean {', '.join(nearest)}? " if nearest else "")
-            + "`python supported_models.py` lists all of them."
+            + "`python supported_models.py` lists all of them; --model_id auto takes any other checkpoint."
         )
     return by_name[model_id]
 
@@ -84,6 +87,7 @@ def print_models() -> None:
     print("  " + "-" * 48)
     for model_id, model in MODELS.items():
         print(f"  {model_id:<30}: {model.hub_path}")
+    print(f"  {AUTO:<30}: any other image-text-to-text checkpoint with a chat template, by --model_local_path")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from supported_models import families, find_model
+from supported_models import AUTO, families, find_model
 from tiny_checkpoints import TINY_CHECKPOINTS
 
 
@@ -41,8 +41,8 @@ def make_tiny_checkpoint(family: str, output_dir: str, seed: int = 0) -> None:
     Raises:
         ValueError: no such family.
     """
-    if family not in families():
-        raise ValueError(f"no tiny checkpoint of family {family!r}; known families: {', '.join(families())}")
+    if family not in (*families(), AUTO):
+        raise ValueError(f"no tiny checkpoint of family {family!r}; known families: {', '.join(families())}, {AUTO}")
     import torch
     from transformers import AutoModelForImageTextToText, GenerationConfig
 
@@ -64,7 +64,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--model_family_id", help=f"one of {', '.join(families())}")
+    which.add_argument("--model_family_id", help=f"one of {', '.join(families())} or {AUTO}")
     which.add_argument("--model_id", help="a model id of supported_models.py; its family is made")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")

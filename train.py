@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import trainable
 from arguments import Arguments, cli, parse_arguments
-from collators import COLLATORS
+from collators import make_collator
 from datasets import MultimodalDataset, content_parts
 from loaders import LOADERS
 from trainer import FinetuneTrainer
@@ -32,9 +32,7 @@ def main(words: list[str] | None = None) -> None:
 
     # model id -> family -> processor and collator; the training template is held against the checkpoint's
     loader = LOADERS.get(arguments.model.family)(arguments.model.model_path, **model_kwargs(arguments))
-    collator = COLLATORS.get(arguments.model.family)(
-        loader.load_processor(), arguments.data.model_max_length, arguments.data.mask_question_tokens
-    )
+    collator = make_collator(arguments.model.family, loader, arguments.data)
     report_template_differences(collator)
     check_media_kinds(arguments, collator, train_dataset, eval_dataset)
     fit_to_budget(collator, train_dataset, arguments.data.drop_overlong)
@@ -57,6 +55,7 @@ def main(words: list[str] | None = None) -> None:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         model_path=arguments.model.model_path,
+        chat_template=arguments.data.chat_template,
     )
     metrics = trainer.train(resume_from_checkpoint=resume_from(arguments)).metrics
     if eval_dataset:

@@ -56,14 +56,18 @@ class EpochSampler(Sampler):
 
 
 class FinetuneTrainer(transformers.Trainer):
-    """Args: as `transformers.Trainer`, and `model_path`, the folder or Hub path the model came from."""
+    """Args: as `transformers.Trainer`, and
+
+    model_path: the folder or Hub path the model came from.
+    chat_template: file of the chat template to save in the place of the checkpoint's.
+    """
 
     # The loss below is already divided by the labels of the whole global step.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, model_path: str, **kwargs):
+    def __init__(self, *args, model_path: str, chat_template: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.model_path = model_path
+        self.model_path, self.chat_template = model_path, chat_template
         # Several families set this to False, and the Trainer would not count the labels of a step for them.
         self.model_accepts_loss_kwargs = True
 
@@ -130,7 +134,10 @@ class FinetuneTrainer(transformers.Trainer):
             state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            copy_processor_files(self.model_path, output_dir or self.args.output_dir)
+            output_dir = output_dir or self.args.output_dir
+            copy_processor_files(self.model_path, output_dir)
+            if self.chat_template:
+                shutil.copyfile(self.chat_template, os.path.join(output_dir, "chat_template.jinja"))
 
 
 def copy_processor_files(model_path: str, output_dir: str) -> None:

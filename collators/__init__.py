@@ -4,3 +4,19 @@ from supported_models import Registry
 
 COLLATORS = Registry(__name__)
 register_collator = COLLATORS.register
+
+
+def make_collator(family: str, loader, data):
+    """The collator of a run, from its loader and its DataArguments."""
+    chat_template = None
+    if data.chat_template:
+        with open(data.chat_template, encoding="utf-8") as file:
+            chat_template = file.read()
+    processor = loader.load_processor()
+    return COLLATORS.get(family)(
+        processor,
+        data.model_max_length,
+        data.mask_question_tokens,
+        chat_template=chat_template,
+        stop_tokens=loader.stop_tokens(processor.tokenizer),
+    )

@@ -17,14 +17,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from tokenizers import pre_tokenizers
 from transformers import BatchFeature
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from collators.any_template import UnfitTemplate, find_replies, find_string_roles
 from datasets import RESERVED_CHARACTER, content_parts
 
 IGNORE_INDEX = -100
+GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class OverlongSample(ValueError):
@@ -60,6 +63,9 @@ class ChatCollator:
             one for the collator alone.
         model_max_length: token budget of a sample, media included.
         mask_question_tokens: True trains replies only; False all text, never media or padding.
+        chat_template: replaces the family's and the checkpoint's. Without {% generation %} tags, the replies are found
+            by rendering (`collators/any_template.py`).
+        stop_tokens: what ends generation, for such a template; by default the tokenizer's end token.
     """
 
     # Training template: the checkpoint's, with {% generation %} around each reply and its end-of-turn token. The tag
@@ -77,10 +83,20 @@ class ChatCollator:
     # Options of every processor call, such as {"cap_pixels_per_frame": False}.
     processor_kwargs: dict = {}
 
-    def __init__(self, processor, model_max_length: int | None = None, mask_question_tokens: bool = True):
-        formats = [ChatFormat(self.chat_template, self.template_exceptions), *self.other_formats]
-        for format in formats:
-            if not re.search(r"\{%-?\s*generation\s*-?%\}", format.template):
+    def __init__(
+        self,
+        processor,
+        model_max_length: int | None = None,
+        mask_question_tokens: bool = True,
+        chat_template: str | None = None,
+        stop_tokens: list[str] | None = None,
+    ):
+        if chat_template:
+            processor.chat_template = chat_template
+            formats = [ChatFormat(chat_template)]
+        else:
+            formats = [ChatFormat(self.chat_template, self.template_exceptions), *self.other_formats]
+            if not all(GENERATION_TAG.search(format.template) for format in formats):
                 raise ValueError(
                     f"{type(self).__name__}.chat_template has no {{% generation %}} tag, so no token would be trained; "
                     "put the tag around each reply and its end-of-turn token."
@@ -95,8 +111,17 @@ class ChatCollator:
             k: torch.tensor([i for i in v if i is not None], dtype=torch.long) for k, v in ids.items()
         }
         self._keep_typed_control_strings_text("".join(format.template for format in formats))
-        if self.other_formats and processor.chat_template:
+        self.chat_template, self.template_exceptions = formats[0]
+        self.stop_tokens = stop_tokens or [self._tokenizer.eos_token]
+        if chat_template:
+            self.string_roles = find_string_roles(lambda *args: self._render(args[0], chat_template, args[1])[0])
+        elif len(formats) > 1 and processor.chat_template:
             self.chat_template, self.template_exceptions = min(formats, key=self._num_differences)
+
+    @property
+    def is_tagged(self) -> bool:
+        """Whether the training template marks the replies itself."""
+        return bool(GENERATION_TAG.search(self.chat_template))
 
     @property
     def takes_videos(self) -> bool:
@@ -181,15 +206,17 @@ class ChatCollator:
         )
 
     def _encode_messages(self, messages: list[dict], source: str) -> tuple[str, dict[str, torch.Tensor]]:
-        text, spans = self.render(messages)
         with self._naming(source):
+            text, spans = self.render(messages)
             return text, self._process(text, spans, messages)
 
     @contextmanager
     def _naming(self, source: str):
-        """What the processor raises becomes a ValueError that names the sample."""
+        """What template and processor raise becomes a ValueError that names the sample."""
         try:
             yield
+        except UnfitTemplate as error:
+            raise ValueError(f"{source}: {error}") from error
         except (ValueError, IndexError, TypeError, RuntimeError) as error:
             raise ValueError(f"{source}: {type(self.processor).__name__} refuses it: {error}") from error
 
@@ -210,6 +237,8 @@ class ChatCollator:
         kept, cut, faults = [], 0, []
         for position, row in enumerate(dataset.rows):
             with self._naming(row["source"]):
+                if not self.is_tagged:
+                    self.render(row["messages"])  # not every conversation shows where its replies stand
                 media_tokens = self.count_media_tokens(row, dataset.media_sizes)
             # A token is at least a byte of text; 64 is more than any template adds to a message.
             bound = sum(64 + len(part.get("text", "").encode()) for part in content_parts(row))
@@ -254,33 +283,46 @@ class ChatCollator:
 
     def encode_prompt(self, messages: list[dict], source: str = "sample") -> dict[str, torch.Tensor]:
         """Messages that end with the user's -> the inputs that the checkpoint's own template gives for generation."""
-        text, _ = self.render(messages, self.official_template, add_generation_prompt=True)
         with self._naming(source):
+            text = self.render_official(messages, add_generation_prompt=True)
             inputs = self._process(text, [], messages)
         del inputs["labels"]
         return inputs
 
-    def render(self, messages: list[dict], template: str | None = None, add_generation_prompt: bool = False):
-        """Messages -> (text, character spans to train); control strings typed in a message are marked."""
-        plain = [{"role": m["role"], "content": self._plain_parts(m["content"])} for m in messages]
-        for message in plain if template else []:
-            if message["role"] in self.string_roles:
-                message["content"] = "".join(part["text"] for part in message["content"])
-        texts, spans = render_jinja_template(
-            conversations=[plain],
-            chat_template=template or self.chat_template,
-            return_assistant_tokens_mask=template is None,
-            add_generation_prompt=add_generation_prompt,
-            **self._tokenizer.special_tokens_map,
-            **self.template_kwargs,
-        )
-        text, spans = texts[0], spans[0] if spans else []
+    def render(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
+        """Messages -> (training text, character spans to train); control strings typed in a message are marked."""
+        if self.is_tagged:
+            text, spans = self._render(messages, self.chat_template, return_assistant_tokens_mask=True)
+        else:
+            text, spans = find_replies(messages, self.render_official, self.stop_tokens)
         # A reply that begins with a line break must not merge it with the one that ends the generation prompt.
         for start, _ in reversed(spans):
             if text[start - 1 : start + 1].isspace():
                 text = text[:start] + RESERVED_CHARACTER + text[start:]
                 spans = [(s + (s > start), e + (e > start)) for s, e in spans]
         return text, spans
+
+    def render_official(self, messages: list[dict], add_generation_prompt: bool = False) -> str:
+        """Messages -> the text of the checkpoint's own template."""
+        return self._render(messages, self.official_template, self.string_roles, add_generation_prompt)[0]
+
+    def _render(self, messages, template: str, string_roles=(), add_generation_prompt=False, **kwargs):
+        plain = [{"role": m["role"], "content": self._plain_parts(m["content"])} for m in messages]
+        for message in plain:
+            if message["role"] in string_roles:
+                message["content"] = "".join(part["text"] for part in message["content"])
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[plain],
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                **kwargs,
+                **self._tokenizer.special_tokens_map,
+                **self.template_kwargs,
+            )
+        except (TemplateError, TypeError) as error:  # such as roles that the template refuses
+            raise UnfitTemplate(f"the chat template cannot render the conversation: {error}") from error
+        return texts[0], spans[0] if spans else []
 
     def _process(self, text: str, spans: list, messages: list[dict]) -> dict[str, torch.Tensor]:
         """Rendered text and opened media -> the processor's tensors and labels, as a batch of one."""
@@ -381,7 +423,7 @@ class ChatCollator:
         if isinstance(template, dict):
             template = template.get("default")
         if not template:
-            raise ValueError("the checkpoint ships no chat template")
+            raise ValueError("the checkpoint ships no chat template; give one by --chat_template.")
         return template
 
     def _num_differences(self, format: ChatFormat) -> int:
@@ -395,15 +437,15 @@ class ChatCollator:
             (our text, the checkpoint's) for each probe conversation that differs by more than `template_exceptions`.
         """
         differences = []
-        for messages in PROBES:
+        for messages in PROBES if self.is_tagged else []:
             if not hasattr(self.processor, "video_token") and any(p["type"] == "video" for p in messages[0]["content"]):
                 continue
             text, spans = self.render(messages)
-            pairs = [(self._as_official(text), self.render(messages, self.official_template)[0])]
+            pairs = [(self._as_official(text), self.render_official(messages))]
             replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
             for n, (i, (start, _)) in enumerate(zip(replies, spans)):
                 history_end = spans[n - 1][1] if n else 0
-                prompt = self.render(messages[:i], self.official_template, add_generation_prompt=True)[0]
+                prompt = self.render_official(messages[:i], add_generation_prompt=True)
                 ours = self._as_official(text[:history_end]) + text[history_end:start]
                 pairs.append((ours, prompt))
             differences += [pair for pair in pairs if pair[0] != pair[1]]

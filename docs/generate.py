@@ -1,14 +1,18 @@
 """Rewrite the parts of the documentation that follow from the code.
 
     python docs/generate.py
+    python docs/generate.py --matrix      # first run the support matrix, for an hour or less
 
 These are docs/supported_models.md, docs/chat_formats.md, and in other pages what stands between `<!-- NAME -->` and
 `<!-- /NAME -->`. A test compares each with a fresh rendering.
 """
 
+import argparse
 import contextlib
 import io
+import json
 import re
+import subprocess
 import sys
 import tempfile
 from dataclasses import fields
@@ -27,6 +31,7 @@ from loaders import LOADERS  # noqa: E402
 from loaders.base import COMPONENTS  # noqa: E402
 from supported_models import MODELS, families  # noqa: E402
 
+MATRIX = REPO / "docs" / "support_matrix.json"
 FLAG_GROUPS = {"Model": ModelArguments, "Data": DataArguments, "LoRA": LoraArguments}
 NOTE = "<!-- Written by `python docs/generate.py`: change the code, not this file. -->\n"
 
@@ -84,6 +89,14 @@ def supported_models(collators: dict) -> str:
         "`--model_local_path` loads any other checkpoint of the same architecture instead, such as a finetuned one. "
         "The modules say what `--train_vision_encoder`, `--train_vision_projector` and `--use_lora` reach; a parameter "
         "inside the vision projector belongs to it alone.\n",
+        "Any other image-text-to-text checkpoint of transformers that has a chat template: "
+        "`--model_id auto --model_local_path ORG/NAME-or-folder` ([below](#auto)).\n",
+        "## What was tested\n",
+        "Each cell is a test on a tiny checkpoint, written down as it came out (`python docs/generate.py --matrix`). A "
+        "kind of row: the labels decode to the replies and their end token, the loss of a batch equals that of its "
+        "rows one by one, the gradient reaches every component and nothing unused. A way of training: two steps, save, "
+        "reload, merge; equal logits, and the key names, shapes and precisions of the base.\n",
+        support_matrix(),
     ]
     for family, collator in collators.items():
         loader = LOADERS.get(family)
@@ -94,7 +107,27 @@ def supported_models(collators: dict) -> str:
             table(["model id", "Hub path"], [[code(k), code(v)] for k, v in models_of(family).items()]),
             table(["component", "modules"], modules),
         ]
+    parts += [
+        "## auto\n",
+        "`--model_id auto` takes the checkpoint that `--model_local_path` names without a file of its own. Its vision "
+        "encoder, language model and head are what the model's accessors name; the vision projector is what lies "
+        "beside them, so a projector inside the encoder counts as encoder; an audio encoder stays frozen. The training "
+        "text is the checkpoint's own: [chat_formats.md](chat_formats.md#auto). Modules whose output the loss "
+        "never uses are not known: with several processes and `--train_vision_encoder True`, plain DDP may need "
+        "`--ddp_find_unused_parameters True`.\n",
+    ]
     return "\n".join(parts)
+
+
+def support_matrix() -> str:
+    """The outcomes that the tests wrote, as a table; an empty cell is one that the family cannot have."""
+    outcomes = json.loads(MATRIX.read_text(encoding="utf-8"))
+    columns = list(dict.fromkeys(column for cells in outcomes.values() for column in cells))
+    marks = {"passed": "✓", "failed": "✗", "skipped": "skipped", None: ""}
+    return table(
+        ["family", *columns],
+        [[family, *(marks[cells.get(column)] for column in columns)] for family, cells in outcomes.items()],
+    )
 
 
 def slug(heading: str) -> str:
@@ -127,6 +160,18 @@ def chat_formats(collators: dict) -> str:
             if exceptions
             else "No exception: the training text is the template's.\n",
         ]
+    parts += [
+        "## auto\n",
+        "With `--model_id auto` the checkpoint's own template is rendered message by message: a reply begins where the "
+        "prompt for it ends, and ends with the first stop token of `generation_config.json` that follows. Where the "
+        "template writes none, the stop token takes the place of the white space behind the reply. A template whose "
+        "prompt is not the beginning of the whole text (it drops earlier thoughts, say) is refused.\n",
+        "## A template of your own\n",
+        "`--chat_template FILE.jinja` replaces the template of any family, in training and, since it is saved with the "
+        "model, in answers. With `{% generation %}` tags it is used as it is; without them the replies are found as "
+        "for `auto`. A message's content is a list of parts, or a string for the roles where the template needs "
+        "one.\n",
+    ]
     return "\n".join(parts)
 
 
@@ -202,6 +247,11 @@ def render(checkpoint_of) -> dict[Path, str]:
 def main() -> None:
     from tiny_models import make_tiny_checkpoint
 
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--matrix", action="store_true", help="run the support matrix first")
+    if parser.parse_args().matrix:
+        tests = [str(REPO / "tests/test_matrix.py"), "-m", "cell", "--matrix", str(MATRIX)]
+        subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], cwd=REPO)
     with tempfile.TemporaryDirectory() as folder:
         made = {family: f"{folder}/{family}" for family in families()}
         for family, checkpoint in made.items():

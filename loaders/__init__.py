@@ -1,16 +1,16 @@
 """Family id -> loader class: `LOADERS.get("qwen2-vl")`."""
 
-from supported_models import Registry, families
+from supported_models import AUTO, Registry, families
 
 LOADERS = Registry(__name__)
 register_loader = LOADERS.register
 
 
 def family_of(model_path: str) -> str:
-    """The family of a checkpoint, by the model types in its config.
+    """The family of a checkpoint, by the model types in its config; `auto` where it has no files of its own.
 
     Raises:
-        ValueError: no checkpoint there, or not exactly one family fits it.
+        ValueError: no checkpoint there, none of vision and language, or several families fit it.
     """
     from transformers import AutoConfig
 
@@ -19,10 +19,9 @@ def family_of(model_path: str) -> str:
     except (OSError, ValueError) as error:
         raise ValueError(f"{model_path} is not a checkpoint: {error}") from error
     found = [family for family in families() if LOADERS.get(family).fits(config)]
+    if not found and LOADERS.get(AUTO).fits(config):
+        found = [AUTO]
     if len(found) != 1:
-        raise ValueError(
-            f"{model_path} is a {config.model_type!r} checkpoint, which "
-            + (f"fits the families {', '.join(found)}" if found else "no family supports")
-            + ": name its --model_id."
-        )
+        fitting = f"fits the families {', '.join(found)}: name its --model_id" if found else "has no images as input"
+        raise ValueError(f"{model_path} is a {config.model_type!r} checkpoint, which {fitting}.")
     return found[0]

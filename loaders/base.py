@@ -5,7 +5,7 @@ import os
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 COMPONENTS = ("vision_encoder", "vision_projector", "language_model")
@@ -56,16 +56,25 @@ class BaseLoader:
         parts = {"text_config": cls.text_model_type, "vision_config": cls.vision_model_type}
         return all(type is None or getattr(config, part).model_type == type for part, type in parts.items())
 
-    def load_processor(self):
-        """The checkpoint's own processor, with a fast tokenizer."""
+    def load_processor(self, path: str | None = None):
+        """The checkpoint's own processor, with a fast tokenizer; or that of another folder, such as an adapter's."""
+        path = path or self.model_path
         try:
-            processor = AutoProcessor.from_pretrained(self.model_path)
+            processor = AutoProcessor.from_pretrained(path)
         except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{self.model_path} has no usable processor or tokenizer files: {error}") from error
+            raise ValueError(f"{path} has no usable processor or tokenizer files: {error}") from error
         # Without its files, a tokenizer loads all the same, empty.
         if not processor.tokenizer.is_fast or processor.image_token not in processor.tokenizer.get_vocab():
-            raise ValueError(f"{self.model_path} has no fast tokenizer (tokenizer.json) with {processor.image_token}.")
+            raise ValueError(f"{path} has no fast tokenizer (tokenizer.json) with {processor.image_token}.")
         return processor
+
+    def stop_tokens(self, tokenizer) -> list[str]:
+        """What ends generation, by the checkpoint's generation_config.json."""
+        try:
+            ids = GenerationConfig.from_pretrained(self.model_path).eos_token_id
+        except OSError:  # it ships none
+            ids = tokenizer.eos_token_id
+        return tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [ids])
 
     def load_model(self) -> nn.Module:
         try:

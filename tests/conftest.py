@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 REPO = Path(__file__).resolve().parent.parent
@@ -15,11 +16,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks a hub is broken
 
 from facts import FACTS  # noqa: E402
 
-from supported_models import MODELS, families  # noqa: E402
+from collators.base import IGNORE_INDEX  # noqa: E402
+from supported_models import AUTO, MODELS, families  # noqa: E402
 
-FAMILIES = families()
+OUTCOMES = pytest.StashKey()
+FAMILIES = [*families(), AUTO]
 # The first model id of each family.
-MODEL_ID = {family: next(id for id, model in MODELS.items() if model.family == family) for family in FAMILIES}
+MODEL_ID = {family: next(id for id, model in MODELS.items() if model.family == family) for family in families()}
+MODEL_ID[AUTO] = AUTO
 TAKES_VIDEO = [family for family in FAMILIES if FACTS[family].takes_video]
 
 
@@ -30,6 +34,13 @@ def golden_records(family: str, format: int = 0) -> list[dict]:
     found = [record for record in records if record["family"] == name]
     assert found
     return found
+
+
+def as_given(family: str, messages: list[dict]) -> list[dict]:
+    """Messages in the form that the family's official template takes."""
+    strings = FACTS[family].string_roles
+    joined = {i: "".join(p["text"] for p in m["content"]) for i, m in enumerate(messages) if m["role"] in strings}
+    return [message | {"content": joined.get(i, message["content"])} for i, message in enumerate(messages)]
 
 
 @pytest.fixture(scope="session")
@@ -135,3 +146,57 @@ def run(tiny, family: str, data_path: str, output_dir, *flags) -> list[dict]:
 
 def rows_for(family: str) -> list[dict]:
     return IMAGE_ROWS + (VIDEO_ROWS if family in TAKES_VIDEO else [])
+
+
+def replies_of(row: dict) -> list[str]:
+    """The assistant's texts, read from the raw row."""
+    if "conversations" in row:
+        return [turn["value"] for turn in row["conversations"] if turn["from"] == "gpt"]
+    contents = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+    return [content if isinstance(content, str) else content[0]["text"] for content in contents]
+
+
+def trained_runs(tokenizer, row: torch.Tensor) -> list[str]:
+    """The decoded runs of labels of one row."""
+    runs, run = [], []
+    for label in [*row.tolist(), IGNORE_INDEX]:
+        if label != IGNORE_INDEX:
+            run.append(label)
+        elif run:
+            runs, run = [*runs, tokenizer.decode(run)], []
+    return runs
+
+
+def row_losses(model, batch: dict) -> torch.Tensor:
+    """Mean cross entropy of each row that has a label."""
+    with torch.no_grad():
+        logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
+    sums = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(1)
+    return (sums / (labels != IGNORE_INDEX).sum(1))[(labels != IGNORE_INDEX).any(1)]
+
+
+# ---- the support matrix: `--matrix FILE` writes what became of every cell ----
+
+
+def pytest_addoption(parser):
+    parser.addoption("--matrix", metavar="FILE", help="write the outcome of each cell of tests/test_matrix.py")
+
+
+def pytest_configure(config):
+    config.stash[OUTCOMES] = {}
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    for mark in item.iter_markers("cell"):
+        family, column = mark.args
+        cells = item.config.stash[OUTCOMES].setdefault(family, {})
+        if report.outcome != "passed" or column not in cells:
+            cells[column] = report.outcome
+
+
+def pytest_sessionfinish(session):
+    if path := session.config.getoption("--matrix"):
+        Path(path).write_text(json.dumps(session.config.stash[OUTCOMES], indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ class Facts(NamedTuple):
     bos: str = ""  # written by the tokenizer
     prompt_space: str = ""  # a space of the text that no prompt ends with: it is the model's to write
     takes_video: bool = True
+    string_roles: tuple[str, ...] = ()  # roles whose content the official template takes as a string
     golden: tuple[str, ...] = ()  # `family` of its golden records, one for each of its formats; by default its own id
     rewritten: tuple[str, str] = ("", "")  # documented exception: golden text -> ours
     altered: tuple[tuple[str, str], ...] = ()  # replacements in the official template that must be noticed
@@ -52,4 +53,11 @@ FACTS = {
     ),
     "qwen2-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),
     "qwen2.5-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),
+    "auto": Facts(
+        r"model\.vision_tower\.",
+        r"model\.multi_modal_projector\.",
+        end_of_turn="<|END_OF_TURN_TOKEN|>",
+        takes_video=False,
+        string_roles=("system",),
+    ),
 }

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import FACTS, FAMILIES
+from conftest import FACTS, FAMILIES, as_given
 from PIL import Image
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
@@ -126,11 +126,21 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     added = set(untouched.tokenizer.added_tokens_decoder)
     control_tokens = lambda ids: [id for id in ids[0].tolist() if id in added]  # noqa: E731
 
+    family = VARIANTS.get(variant, (variant,))[0]
+
+    def official(messages, template: str, **kwargs) -> str:
+        given = as_given(family, messages) if template == untouched.chat_template else messages
+        return untouched.apply_chat_template(given, chat_template=template, **kwargs)
+
     def spelling(ids, messages, template: str, **kwargs) -> tuple[str, str]:
         """The tokens as the untouched tokenizer decodes them, and the text that the untouched processor renders."""
-        image = (ids[0] == untouched.image_token_id).nonzero()[:, 0]
-        ids = [id for i, id in enumerate(ids[0].tolist()) if i not in image[1:]]
-        asked = untouched.apply_chat_template(messages, chat_template=template, **kwargs)
+        image, ids = untouched.image_token_ids, ids[0].tolist()
+        ids = [
+            untouched.image_token_id if id in image else id
+            for i, id in enumerate(ids)
+            if i == 0 or not (id in image and ids[i - 1] in image)
+        ]
+        asked = official(messages, template, **kwargs)
         both = untouched.tokenizer.decode(ids).removeprefix("<s>").lstrip(" "), asked.lstrip(" ")
         return tuple(t.replace(" ", "") for t in both) if "llama" in variant else both  # these make up spaces
 
@@ -139,11 +149,7 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     assert control_tokens(ids) == control_tokens(harmless.inputs["input_ids"])
     decoded, rendered = spelling(ids, messages, collator.chat_template)
     assert decoded == rendered
-    assert encoded.text.removeprefix("<s>") == untouched.apply_chat_template(
-        messages, chat_template=collator.chat_template
-    )
-
-    family = VARIANTS.get(variant, (variant,))[0]
+    assert encoded.text.removeprefix("<s>") == official(messages, collator.chat_template)
     end, joint = FACTS[family].end_of_turn, FACTS[family].part_separator
     replies = [joint.join(p["text"] for p in m["content"]) + end for m in messages if m["role"] == "assistant"]
     trained = (labels != IGNORE_INDEX).nonzero()[:, 0]

@@ -112,11 +112,13 @@ def qwen_tokenizer(control: list[str], plain: list[str] = (), **kwargs):
     return Qwen2Tokenizer(
         **bpe,
         added_tokens_decoder=added_tokens(bpe, control, plain),
-        extra_special_tokens=[token for token in control if token != "<|endoftext|>"],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        model_max_length=32768,
-        **kwargs,
+        **{
+            "extra_special_tokens": [token for token in control if token != "<|endoftext|>"],
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "model_max_length": 32768,
+        }
+        | kwargs,
     )
 
 
