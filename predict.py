@@ -98,7 +98,9 @@ def load(model_path: str, model_id: str | None = None, model_local_path: str | N
 
         model = PeftModel.from_pretrained(model, model_path)
     own_processor = os.path.isfile(os.path.join(model_path, "tokenizer_config.json"))
-    return model, COLLATORS.get(family)(loader.load_processor(model_path if own_processor else base_path))
+    processor = loader.load_processor(model_path if own_processor else base_path)
+    replaced = saved_arguments(model_path).get("chat_template")  # the run saved it with its processor
+    return model, COLLATORS.get(family)(processor, chat_template=processor.chat_template if replaced else None)
 
 
 def adapter_config(model_path: str) -> dict | None:

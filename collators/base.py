@@ -292,7 +292,9 @@ class ChatCollator:
     def render(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
         """Messages -> (training text, character spans to train); control strings typed in a message are marked."""
         if self.is_tagged:
-            text, spans = self._render(messages, self.chat_template, return_assistant_tokens_mask=True)
+            # A --chat_template is also the checkpoint's; ours take lists of parts for every role.
+            roles = self.string_roles if self.chat_template == self.processor.chat_template else ()
+            text, spans = self._render(messages, self.chat_template, roles, return_assistant_tokens_mask=True)
         else:
             text, spans = find_replies(messages, self.render_official, self.stop_tokens)
         # A reply that begins with a line break must not merge it with the one that ends the generation prompt.

@@ -29,6 +29,12 @@ TAGGED = """{% for message in messages %}<|im_start|>{{ message.role + '\n' }}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
 
+# The system message and replies are strings here.
+STRINGS = TAGGED.replace("message.content[0].text", "message.content").replace(
+    "{%- else %}", "{%- elif message.role == 'system' %}{{ message.content + '<|im_end|>' }}\n{%- else %}", 1
+)
+
+
 def auto_collator(path: str, **kwargs):
     loader = LOADERS.get(AUTO)(path)
     processor = loader.load_processor()
@@ -104,18 +110,18 @@ def test_a_history_that_changes_is_refused():
         find_replies(conversation("<think>a</think>b", "c"), render, ["#"])
 
 
-@pytest.mark.parametrize("template", [CHATML, TAGGED], ids=["untagged", "tagged"])
+@pytest.mark.parametrize("template", [CHATML, TAGGED, STRINGS], ids=["untagged", "tagged", "strings"])
 def test_chat_template_replaces_the_family_s_in_training_and_answers(tiny, template, write_rows, tmp_path, capsys):
     (tmp_path / "my.jinja").write_text(template)
-    path = write_rows(
-        [{"image": "red.png", "conversations": turns("<image>\nWhat colour is it?", "Red", "So?", "Yes")}]
-    )
+    conversations = turns("<image>\nWhat colour is it?", "Red", "So?", "Yes")
+    path = write_rows([{"image": "red.png", "conversations": conversations, "system_prompt": "Be brief."}])
     given = ["--chat_template", str(tmp_path / "my.jinja")]
     words = ["--model_id", "qwen2-vl-2b-instruct", "--model_local_path", tiny("qwen2-vl"), "--data_path", path]
     with pytest.raises(SystemExit):
         preview.main([*words, "--json", *given])
-    row = json.loads(capsys.readouterr().out)
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert row["text"] == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\n<|image_pad|>What colour is it?<|im_end|>\n<|im_start|>assistant\nRed<|im_end|>\n"
         "<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
     )
@@ -124,11 +130,11 @@ def test_chat_template_replaces_the_family_s_in_training_and_answers(tiny, templ
     run(tiny, "qwen2-vl", path, tmp_path / "out", "--use_lora", True, *given)
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == template
     _, collator = predict.load(str(tmp_path / "out"))
-    messages = MultimodalDataset(path)[0]["messages"][:1]
+    messages = MultimodalDataset(path)[0]["messages"][:2]
     text = collator.processor.tokenizer.decode(collator.encode_prompt(messages)["input_ids"][0])
-    assert text.startswith("<|im_start|>user\n<|image_pad|>") and text.endswith(
-        "it?<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert text.startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|image_pad|>"
+    ) and text.endswith("it?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_a_row_that_the_template_refuses_is_named_before_training(tiny, write_rows, tmp_path):
