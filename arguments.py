@@ -145,6 +145,8 @@ class LoraArguments:
     lora_alpha: int = flag(16, "Scale: the adapter's output is multiplied by lora_alpha / lora_r.")
     lora_dropout: float = flag(0.05, "Dropout before the adapters.")
     lora_bias: str = flag("none", "Which biases train beside the adapters: none, lora_only or all.")
+    lora_experts: bool = flag(False, "Adapters on the experts of a mixture of experts too; needs --lora_dropout 0.")
+    lora_router: bool = flag(False, "Adapters on the router of a mixture of experts too; needs --lora_dropout 0.")
 
     def __post_init__(self):
         if self.lora_bias not in ("none", "lora_only", "all"):
@@ -156,6 +158,13 @@ class LoraArguments:
             raise ValueError(f"--lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1.")
         if self.q_lora and not self.use_lora:
             raise ValueError("--q_lora True quantizes the language model under LoRA: add --use_lora True.")
+        for name in ("lora_experts", "lora_router"):
+            if getattr(self, name) and not self.use_lora:
+                raise ValueError(f"--{name} True has no effect without LoRA: add --use_lora True.")
+            if getattr(self, name) and self.lora_dropout:
+                raise ValueError(
+                    f"--{name} True adapts weights whose input has no place for dropout: add --lora_dropout 0."
+                )
         changed = [f.name for f in fields(self) if f.name.startswith("lora_") and getattr(self, f.name) != f.default]
         if changed and not (self.use_lora or self.use_vision_lora):
             raise ValueError(

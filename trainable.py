@@ -32,12 +32,13 @@ def quantization_config(loader: BaseLoader, dtype: torch.dtype):
     """
     from transformers import BitsAndBytesConfig  # imports bitsandbytes, which only a quantized run needs
 
+    routers = [name.removesuffix(".weight") for name in loader.routers]  # small, and their choices decide
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=[*loader.vision_encoder, *loader.vision_projector, "lm_head"],
+        llm_int8_skip_modules=[*loader.vision_encoder, *loader.vision_projector, *routers, "lm_head"],
     )
 
 
@@ -73,7 +74,11 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
 
 
 def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.Module:
-    """Adapters on every Linear of the components in mode "lora", whole copies of those in mode "full"."""
+    """Adapters on every Linear of the components in mode "lora", whole copies of those in mode "full".
+
+    The experts and the router of a mixture are left frozen without their flags: a router may be a Linear, but what
+    it returns is more than a product.
+    """
     from peft import LoraConfig, get_peft_model  # only a run with adapters needs peft
 
     head = model.get_output_embeddings()
@@ -89,7 +94,15 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.
         and module is not head
         and modes.get(loader.component_of(name)) == "lora"
         and not loader.is_unused(name)
+        and not loader.mixture_part(name)
     ]
+    parameters = []
+    for flag, ends in (("lora_experts", loader.experts), ("lora_router", loader.routers)):
+        if getattr(lora, flag):
+            found = [name for name, _ in model.named_parameters() if name.endswith(tuple(f".{end}" for end in ends))]
+            if not found:
+                raise ValueError(f"--{flag} True has no effect: the model is no mixture of experts. Leave it out.")
+            parameters += found
     full = [name for component in COMPONENTS if modes[component] == "full" for name in units(model, loader, component)]
     config = LoraConfig(
         r=lora.lora_r,
@@ -97,6 +110,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.
         lora_dropout=lora.lora_dropout,
         bias=lora.lora_bias,
         target_modules=targets,
+        target_parameters=parameters or None,
         modules_to_save=full or None,
         task_type="CAUSAL_LM",
     )
@@ -142,6 +156,7 @@ class ComponentSummary:
     learning_rate: float | None
     dtypes: str
     left_frozen: dict[str, str]  # what does not train in a component of mode "full" -> the reason
+    mixture: dict[str, int]  # "experts" and "router" of a mixture of experts -> how many of their parameters train
 
 
 def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[ComponentSummary]:
@@ -160,11 +175,15 @@ def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[Component
             dtypes = [dtype.replace("uint8", "nf4") for dtype in dtypes]
         rate = arguments.training.learning_rate if trained else None
         total = sum(num_elements(p) for _, p in parameters)
+        mixture = {}
+        for name, parameter in parameters:
+            if part := loader.mixture_part(name):
+                mixture[part] = mixture.get(part, 0) + num_elements(parameter) * parameter.requires_grad
         frozen = {}
         for name in (base_name(name) for name, p in parameters if mode == "full" and not p.requires_grad):
             module = next((path for path in loader.unused if is_inside(name, path)), None)
             frozen[module or name] = "the loss never uses it" if module else "an adapter cannot hold a bare parameter"
-        rows.append(ComponentSummary(component, mode, trained, total, rate, " ".join(dtypes), frozen))
+        rows.append(ComponentSummary(component, mode, trained, total, rate, " ".join(dtypes), frozen, mixture))
     return rows
 
 
@@ -185,5 +204,8 @@ def format_summary(rows: list[ComponentSummary]) -> str:
         lines.append(f"{row.component:<18}{row.mode:<12}{row.total:>16,}{row.trained:>16,}{rate:>15}  {row.dtypes}")
     total, trained = sum(row.total for row in rows), sum(row.trained for row in rows)
     lines.append(f"{'all':<30}{total:>16,}{trained:>16,}  ({trained / total:.2%} of all parameters)")
+    for row in rows:
+        for part, trained in sorted(row.mixture.items()):
+            lines.append(f"{part}: " + (f"{row.mode}, {trained:,} parameters" if trained else "frozen"))
     lines += [f"frozen: {name} ({reason})" for row in rows for name, reason in row.left_frozen.items()]
     return "\n".join(lines)

@@ -24,6 +24,9 @@ class BaseLoader:
     vision_encoder: list[str]
     vision_projector: list[str]
     language_model: list[str]
+    # Ends of the parameter names of a mixture of experts, such as "mlp.experts.down_proj" and "mlp.gate.weight".
+    experts: list[str] = []
+    routers: list[str] = []
 
     def __init__(self, model_path: str, **model_kwargs):
         """
@@ -106,6 +109,13 @@ class BaseLoader:
         for component in ("vision_projector", "vision_encoder", "language_model"):
             if any(is_inside(name, path) for path in getattr(self, component)):
                 return component
+        return None
+
+    def mixture_part(self, name: str) -> str | None:
+        """ "experts" or "router", for a parameter or module of theirs, also where peft wrapped it; else None."""
+        for part, ends in (("experts", self.experts), ("router", self.routers)):
+            if any(f".{end.rpartition('.')[0]}." in f".{name}." for end in ends):
+                return part
         return None
 
 

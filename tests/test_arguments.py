@@ -16,7 +16,7 @@ TRAINING_FLAGS = {field.name for field in dataclasses.fields(transformers.Traini
 KEPT_FLAGS = """
 model_id model_local_path data_path eval_data_path image_folder video_folder num_frames user_key assistant_key
 model_max_length use_flash_attn train_vision_encoder train_vision_projector mask_question_tokens use_lora
-use_vision_lora q_lora lora_r lora_alpha lora_dropout lora_bias
+use_vision_lora q_lora lora_r lora_alpha lora_dropout lora_bias lora_experts lora_router
 """.split()
 
 
@@ -73,6 +73,8 @@ REFUSED = [
     ("--q_lora True", "--q_lora .* --use_lora True"),
     ("--lora_r 16", "--lora_r has no effect .* --use_lora True"),
     ("--lora_bias all", "--lora_bias has no effect .* --use_lora True"),
+    ("--lora_experts True --lora_dropout 0", "--lora_experts True has no effect .* --use_lora True"),
+    ("--use_lora True --lora_router True", "--lora_router True .* --lora_dropout 0"),
     ("--use_lora True --lora_bias some", "--lora_bias 'some' .* lora_only"),
     ("--use_lora True --lora_r 0", "--lora_r is 0"),
     ("--use_lora True --lora_alpha 0", "--lora_alpha is 0"),
