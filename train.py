@@ -181,7 +181,8 @@ def restore_precision(model, loader) -> None:
         before = dict(loader.load_model().named_parameters())
         for name, parameter in frozen.items():
             parameter.data = before[name].data.to(parameter.device)
-    model.to(loader.dtype)  # checkpoints within the run keep full precision
+    for parameter in model.parameters():  # `model.to` would make the complex buffers of Llama 4 real
+        parameter.data = parameter.data.to(loader.dtype)  # checkpoints within the run keep full precision
 
 
 if __name__ == "__main__":
