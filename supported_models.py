@@ -17,6 +17,8 @@ class Model(NamedTuple):
 
 
 MODELS = {
+    "llama-4-scout-17b-16e-instruct": Model("llama4", "meta-llama/Llama-4-Scout-17B-16E-Instruct"),
+    "llama-4-maverick-17b-128e-instruct": Model("llama4", "meta-llama/Llama-4-Maverick-17B-128E-Instruct"),
     "llava-1.5-7b": Model("llava-1.5", "llava-hf/llava-1.5-7b-hf"),
     "llava-1.5-13b": Model("llava-1.5", "llava-hf/llava-1.5-13b-hf"),
     "llava-onevision-0.5b-ov": Model("llava-onevision", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"),

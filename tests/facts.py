@@ -14,6 +14,10 @@ class Facts(NamedTuple):
     prompt_space: str = ""  # a space of the text that no prompt ends with: it is the model's to write
     takes_video: bool = True
     string_roles: tuple[str, ...] = ()  # roles whose content the official template takes as a string
+    media_tokens: tuple[str, ...] = ()  # that stand for pixels or frame them, beside the processor's `image_token`
+    bare: tuple[str, ...] = ()  # parameters of the vision parts that an adapter checkpoint cannot hold
+    experts: tuple[str, ...] = ()  # how the names of fused expert weights end
+    router: str = ""  # and the router's
     golden: tuple[str, ...] = ()  # `family` of its golden records, one for each of its formats; by default its own id
     rewritten: tuple[str, str] = ("", "")  # documented exception: golden text -> ours
     altered: tuple[tuple[str, str], ...] = ()  # replacements in the official template that must be noticed
@@ -29,6 +33,28 @@ QWEN_ALTERED = (
 )
 
 FACTS = {
+    "llama4": Facts(
+        r"vision_model\.(?!vision_adapter\.)",
+        r"(multi_modal_projector|vision_model\.vision_adapter)\.",
+        r"language_model\.",
+        end_of_turn="<|eot|>",
+        takes_video=False,
+        string_roles=("system",),
+        media_tokens=(
+            *("<|patch|>", "<|image_start|>", "<|image_end|>"),
+            *("<|tile_x_separator|>", "<|tile_y_separator|>"),
+        ),
+        bare=("vision_model.class_embedding", "vision_model.positional_embedding_vlm"),
+        experts=("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"),
+        router="feed_forward.router.weight",
+        golden=("llama-4",),
+        altered=(
+            ("{{- bos_token }}", ""),
+            ("{{- '<|eot|>' }}", "{{- '<|eot|>\n' }}"),
+            ("<|header_start|>assistant<|header_end|>\n\n", "<|header_start|>assistant<|header_end|>\n"),
+            ("'<|image|>'", "'<|image|>\n'"),
+        ),
+    ),
     "llava-1.5": Facts(
         r"model\.vision_tower\.",
         r"model\.multi_modal_projector\.",
@@ -44,6 +70,7 @@ FACTS = {
         r"model\.(multi_modal_projector\.|image_newline$)",
         part_separator="\n",
         rewritten=("assistant \n", "assistant\n"),
+        bare=("model.image_newline",),
         altered=(
             ("<|im_start|>assistant\n", "<|im_start|>assistant"),
             ("<|im_start|>assistant\n", "<|im_start|>assistant \n"),
@@ -59,5 +86,6 @@ FACTS = {
         end_of_turn="<|END_OF_TURN_TOKEN|>",
         takes_video=False,
         string_roles=("system",),
+        media_tokens=("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>"),
     ),
 }

@@ -19,7 +19,7 @@ from conftest import (
     trained_runs,
 )
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoProcessor
 
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX, RESERVED_CHARACTER, ChatCollator, OverlongSample
@@ -74,7 +74,7 @@ def tokenizer(official, family):
 
 @pytest.fixture(scope="module")
 def model(tiny, family):
-    return AutoModelForImageTextToText.from_pretrained(tiny(family)).eval()
+    return LOADERS.get(family)(tiny(family)).load_model().eval()
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,8 @@ def test_every_mixture_in_one_batch_trains_the_replies_and_their_end(collator, t
 
 def apply_official(processor, messages: list[dict], **kwargs) -> dict:
     options = {"do_sample_frames": False}
-    metadata = [p["metadata"] for m in messages if m["role"] == "user" for p in m["content"] if p["type"] == "video"]
+    parts = [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
+    metadata = [part["metadata"] for part in parts if part["type"] == "video"]
     if metadata:
         options["video_metadata"] = [metadata]
     if hasattr(processor, "video_processor") and "Qwen" in type(processor).__name__:
@@ -222,7 +223,8 @@ def test_unmasked_questions_train_all_text_and_no_media(make_collator, family, s
     collator = make_collator(family, mask_question_tokens=False)
     batch = collator(samples)
     processor = official(family)
-    media = [id for id in [*processor.image_token_ids, *processor.video_token_ids] if id is not None]
+    media = [id for id in (processor.image_token_id, getattr(processor, "video_token_id", None)) if id is not None]
+    media += processor.tokenizer.convert_tokens_to_ids(FACTS[family].media_tokens)
     expected = batch["attention_mask"].bool()
     for id in media:
         expected &= batch["input_ids"] != id

@@ -123,10 +123,10 @@ HARMLESS = conversation(text("Hm"), text("Hm"), text("Hm"))
 def check(pair, variant: str, messages: list[dict]) -> None:
     """The conversation keeps its spelling, and has the control tokens and runs of labels of a harmless one."""
     collator, untouched = pair
+    family = VARIANTS.get(variant, (variant,))[0]
+    facts = FACTS[family]
     added = set(untouched.tokenizer.added_tokens_decoder)
     control_tokens = lambda ids: [id for id in ids[0].tolist() if id in added]  # noqa: E731
-
-    family = VARIANTS.get(variant, (variant,))[0]
 
     def official(messages, template: str, **kwargs) -> str:
         given = as_given(family, messages) if template == untouched.chat_template else messages
@@ -134,15 +134,12 @@ def check(pair, variant: str, messages: list[dict]) -> None:
 
     def spelling(ids, messages, template: str, **kwargs) -> tuple[str, str]:
         """The tokens as the untouched tokenizer decodes them, and the text that the untouched processor renders."""
-        image, ids = untouched.image_token_ids, ids[0].tolist()
-        ids = [
-            untouched.image_token_id if id in image else id
-            for i, id in enumerate(ids)
-            if i == 0 or not (id in image and ids[i - 1] in image)
-        ]
+        image = (ids[0] == untouched.image_token_id).nonzero()[:, 0]
+        frame = untouched.tokenizer.convert_tokens_to_ids(facts.media_tokens)
+        ids = [id for i, id in enumerate(ids[0].tolist()) if i not in image[1:] and id not in frame]
         asked = official(messages, template, **kwargs)
         both = untouched.tokenizer.decode(ids).removeprefix("<s>").lstrip(" "), asked.lstrip(" ")
-        return tuple(t.replace(" ", "") for t in both) if "llama" in variant else both  # these make up spaces
+        return tuple(t.replace(" ", "") for t in both) if "-llama" in variant else both  # these make up spaces
 
     encoded, harmless = collator.encode({"messages": messages}), collator.encode({"messages": HARMLESS})
     ids, labels = encoded.inputs["input_ids"], encoded.inputs["labels"][0]
@@ -150,7 +147,8 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     decoded, rendered = spelling(ids, messages, collator.chat_template)
     assert decoded == rendered
     assert encoded.text.removeprefix("<s>") == official(messages, collator.chat_template)
-    end, joint = FACTS[family].end_of_turn, FACTS[family].part_separator
+
+    end, joint = facts.end_of_turn, facts.part_separator
     replies = [joint.join(p["text"] for p in m["content"]) + end for m in messages if m["role"] == "assistant"]
     trained = (labels != IGNORE_INDEX).nonzero()[:, 0]
     first = next(i for i in range(1, len(trained)) if trained[i] != trained[i - 1] + 1)

@@ -4,37 +4,43 @@ import json
 
 import pytest
 import torch
-from conftest import FAMILIES, VIDEO_ROWS, VISION_FLAGS, rows_for, run, turns
+from conftest import FACTS, FAMILIES, VIDEO_ROWS, VISION_FLAGS, rows_for, run, turns
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import merge_lora_weights
 import predict
 from datasets import MultimodalDataset
+from loaders import LOADERS
 
 LORA_FLAGS = ["--use_lora", True, "--use_vision_lora", True, *VISION_FLAGS]
+MIXTURE_FLAGS = ["--lora_experts", True, "--lora_router", True, "--lora_dropout", 0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merged_equals_adapter_and_reloads(tiny, family, write_rows, tmp_path):
     path = write_rows(rows_for(family))
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
-    run(tiny, family, path, adapter, *LORA_FLAGS, "--max_steps", 3, "--learning_rate", 1e-2)
+    mixture = [*FACTS[family].experts, *filter(None, [FACTS[family].router])]
+    flags = LORA_FLAGS + (MIXTURE_FLAGS if mixture else [])
+    run(tiny, family, path, adapter, *flags, "--max_steps", 3, "--learning_rate", 1e-2)
     merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(merged)])
 
     base, after = load_file(f"{tiny(family)}/model.safetensors"), load_file(merged / "model.safetensors")
     assert {name: t.dtype for name, t in base.items()} == {name: t.dtype for name, t in after.items()}
+    adapted = [name for name in base if name.endswith(tuple(mixture))]
+    assert len(adapted) >= len(mixture) and not any(torch.equal(base[name], after[name]) for name in adapted)
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
         assert (merged / name).read_bytes() == open(f"{tiny(family)}/{name}", "rb").read()
 
     AutoProcessor.from_pretrained(merged)
-    plain, loading = AutoModelForImageTextToText.from_pretrained(merged, output_loading_info=True)
+    _, loading = AutoModelForImageTextToText.from_pretrained(merged, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     with_adapter, collator = predict.load(str(adapter))
     dataset = MultimodalDataset(path, num_frames=4)
     batch = collator([dataset[i] for i in range(len(dataset))])
     batch.pop("labels")
-    untrained = AutoModelForImageTextToText.from_pretrained(tiny(family))
+    plain, untrained = (LOADERS.get(family)(str(path)).load_model() for path in (merged, tiny(family)))
     with torch.no_grad():
         logits = [model.eval()(**batch).logits for model in (plain, with_adapter, untrained)]
     assert (logits[0] - logits[1]).abs().max() < 1e-5
@@ -125,11 +131,11 @@ def test_predict_refuses_what_would_fail_late(tiny, write_rows, tmp_path, flags,
         predict.main(words + flags)
 
 
-FACTS = ["Red", "Two dogs", "A lake", "Seven", "It rains", "Nobody", "Paris 1900", "Left </s> right"]
+REPLIES = ["Red", "Two dogs", "A lake", "Seven", "It rains", "Nobody", "Paris 1900", "Left </s> right"]
 
 
 def test_lora_memorises_eight_rows_and_the_merged_model_repeats_them(tiny, write_rows, tmp_path):
-    rows = [{"conversations": turns(f"Question {i}: what is it?", fact)} for i, fact in enumerate(FACTS)]
+    rows = [{"conversations": turns(f"Question {i}: what is it?", fact)} for i, fact in enumerate(REPLIES)]
     path = write_rows(rows)
     adapter, merged, answers = tmp_path / "adapter", tmp_path / "merged", tmp_path / "answers.jsonl"
     flags = ["--use_lora", True, "--lora_r", 16, "--lora_alpha", 32, "--lora_dropout", 0, "--max_steps", 200]
@@ -138,7 +144,7 @@ def test_lora_memorises_eight_rows_and_the_merged_model_repeats_them(tiny, write
     merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(merged)])
     predict.main(["--model_path", str(merged), "--data_path", path, "--output_path", str(answers)])
     lines = [json.loads(line) for line in answers.read_text().splitlines()]
-    assert [line["prediction"] for line in lines] == FACTS
+    assert [line["prediction"] for line in lines] == REPLIES
     assert [(line["index"], line["turn"], line["exact_match"]) for line in lines] == [(i, 0, True) for i in range(8)]
 
 

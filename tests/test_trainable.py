@@ -23,6 +23,13 @@ def load(tiny, family, *flags):
     return model, loader, arguments
 
 
+def in_language_model(family: str, name: str) -> bool:
+    """Whether a module lies in the language model, without its head and the routers of a mixture of experts."""
+    router = FACTS[family].router.removesuffix(".weight")
+    outside = name.endswith("lm_head") or (router and name.endswith(f".{router}"))
+    return bool(re.match(FACTS[family].language_model, name)) and not outside
+
+
 def trainable_names(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -67,7 +74,7 @@ def test_lora_adapts_every_linear_of_the_language_model_and_no_other(tiny, famil
     linears = {
         name
         for name, module in plain.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith("model.language_model.")
+        if isinstance(module, nn.Linear) and in_language_model(family, name)
     }
     adapted = {re.sub(r"\.lora_[AB]\.default\.weight$", "", name) for name in trainable_names(model)}
     assert adapted == {f"base_model.model.{name}" for name in linears}
@@ -78,14 +85,15 @@ def test_lora_on_a_deep_model_is_as_exact(tiny, family):
     """From 20 targets on, peft looks for shorter patterns that match them; tiny models have fewer."""
     config = AutoConfig.from_pretrained(tiny(family))
     text = config.get_text_config()
-    text.num_hidden_layers = 8
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:1] * 8
+    layers, text.num_hidden_layers = text.num_hidden_layers, 8
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == layers:  # such as layer_types
+            setattr(text, name, value[:1] * 8)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     _, loader, arguments = load(tiny, family, "--use_lora", "True")
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    expected = {name for name in linears if name.startswith("model.language_model.")}
+    expected = {name for name in linears if in_language_model(family, name)}
     assert len(expected) == 8 * 7
     modes = {"vision_encoder": "frozen", "vision_projector": "frozen", "language_model": "lora"}
     names = trainable_names(add_adapters(model, loader, modes, arguments.lora))
@@ -102,10 +110,10 @@ def test_lora_beside_full_vision_parts(tiny, family):
     assert any(re.match(FACTS[family].vision_encoder, name) for name in full)
     assert any(re.match(FACTS[family].vision_projector, name) for name in full)
     assert not any(re.match(FACTS[family].language_model, name) for name in full)
-    # what the loss never uses, and the one bare parameter, which an adapter checkpoint cannot hold
+    # what the loss never uses, and bare parameters, which an adapter checkpoint cannot hold
     reference, _, _ = load(tiny, family, *VISION_FLAGS)
     expected = {name for name in trainable_names(reference) if not re.match(FACTS[family].language_model, name)}
-    assert full == expected - {"model.image_newline"}
+    assert full == expected - set(FACTS[family].bare)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -134,7 +142,46 @@ def test_only_the_language_model_is_quantized(tiny, family):
     linears = {n for n, m in loader.load_model().named_modules() if isinstance(m, nn.Linear)}
     loader.model_kwargs = {"dtype": torch.float32, "quantization_config": quantization_config(loader, torch.float32)}
     quantized = {name for name, module in loader.load_model().named_modules() if isinstance(module, Linear4bit)}
-    assert quantized == {name for name in linears if name.startswith("model.language_model.")}
+    assert quantized == {name for name in linears if in_language_model(family, name)}
+
+
+MIXTURES = [family for family in FAMILIES if FACTS[family].experts]
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("experts", [False, True])
+@pytest.mark.parametrize("router", [False, True])
+def test_experts_and_router_have_adapters_only_where_asked(tiny, family, experts, router):
+    asked = ["--lora_experts"] * experts + ["--lora_router"] * router
+    flags = ["--use_lora", "True", "--lora_dropout", "0", *(word for flag in asked for word in (flag, "True"))]
+    model, loader, arguments = load(tiny, family, *flags)
+    plain = dict(loader.load_model().named_parameters())
+    # an adapter of rank r of each expert, (in + out) * r numbers
+    experts_total = sum(
+        shape[0] * 8 * (shape[1] + shape[2])
+        for shape in (p.shape for name, p in plain.items() if name.endswith(FACTS[family].experts))
+    )
+    router_total = sum(8 * sum(p.shape) for name, p in plain.items() if name.endswith(FACTS[family].router))
+    assert experts_total and router_total
+    without, _, _ = load(tiny, family, "--use_lora", "True")
+    count = lambda model: sum(p.numel() for p in model.parameters() if p.requires_grad)  # noqa: E731
+    assert count(model) - count(without) == experts * experts_total + router * router_total
+    lines = format_summary(summarize(model, loader, arguments)).splitlines()
+    assert f"experts: {f'lora r=8, {experts_total:,} parameters' if experts else 'frozen'}" in lines
+    assert f"router: {f'lora r=8, {router_total:,} parameters' if router else 'frozen'}" in lines
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_summary_counts_the_experts_that_train_in_full(tiny, family):
+    model, loader, arguments = load(tiny, family)
+    experts = sum(p.numel() for name, p in model.named_parameters() if name.endswith(FACTS[family].experts))
+    assert f"experts: full, {experts:,} parameters" in format_summary(summarize(model, loader, arguments))
+
+
+@pytest.mark.parametrize("flag", ["--lora_experts", "--lora_router"])
+def test_a_model_without_experts_has_none_to_adapt(tiny, flag):
+    with pytest.raises(ValueError, match=f"{flag} True has no effect: the model is no mixture of experts"):
+        load(tiny, "qwen2-vl", "--use_lora", "True", "--lora_dropout", "0", flag, "True")
 
 
 def test_precision_of_trained_and_frozen_weights(tiny):

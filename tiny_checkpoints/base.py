@@ -122,6 +122,32 @@ def qwen_tokenizer(control: list[str], plain: list[str] = (), **kwargs):
     )
 
 
+# Words and numbers of up to three digits, as the tokenizer.json of Llama 3 splits them.
+LLAMA_3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def llama_3_tokenizer(control: list[str], **kwargs):
+    """A generic fast tokenizer as of Llama 3 and later: byte-level pieces, then the `control` tokens, the first BOS.
+
+    BOS is put before every text by the post-processor of tokenizer.json.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    split = [pre_tokenizers.Split(Regex(LLAMA_3_SPLIT), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    bpe = learn_bpe(pre_tokenizers.Sequence(split), sorted(pre_tokenizers.ByteLevel.alphabet()), first=[])
+    backend = Tokenizer(models.BPE(**bpe, ignore_merges=True))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Sequence(split), decoders.ByteLevel()
+    backend.add_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    bos = control[0]
+    start = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", [(bos, backend.token_to_id(bos))])
+    backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), start])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, **kwargs)
+
+
 def padded_size(tokenizer) -> int:
     """Rows of the embedding: the next multiple of 64, since real checkpoints too have more rows than tokens."""
     return (len(tokenizer) // 64 + 1) * 64

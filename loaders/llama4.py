@@ -1,0 +1,26 @@
+"""Llama 4: a vision transformer over tiles, a linear projector, and a mixture of experts with chunked attention."""
+
+from loaders import register_loader
+from loaders.base import BaseLoader
+
+
+@register_loader("llama4")
+class Llama4Loader(BaseLoader):
+    model_type = "llama4"
+    vision_encoder = ["vision_model"]
+    # The adapter shuffles and mixes the patches that the projector maps to the width of the text.
+    vision_projector = ["multi_modal_projector", "vision_model.vision_adapter"]
+    language_model = ["language_model"]
+    experts = ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]
+    routers = ["feed_forward.router.weight"]
+
+    def load_model(self):
+        model = super().load_model()
+        model.vision_model.register_forward_pre_hook(fit_pixels)
+        return model
+
+
+def fit_pixels(vision_model, inputs: tuple) -> tuple:
+    """The processor normalizes in bfloat16 and the model casts nothing (transformers 5.23)."""
+    pixel_values, *others = inputs
+    return pixel_values.to(vision_model.dtype), *others
