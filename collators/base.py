@@ -82,6 +82,8 @@ class ChatCollator:
     sequence_padding = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE_INDEX, "mm_token_type_ids": 0}
     # Options of every processor call, such as {"cap_pixels_per_frame": False}.
     processor_kwargs: dict = {}
+    # The longest text that the processor writes beside every two frames of a video, such as their time.
+    frame_text: str = ""
 
     def __init__(
         self,
@@ -242,9 +244,8 @@ class ChatCollator:
                 media_tokens = self.count_media_tokens(row, dataset.media_sizes)
             # A token is at least a byte of text; 64 is more than any template adds to a message.
             bound = sum(64 + len(part.get("text", "").encode()) for part in content_parts(row))
-            if bound + media_tokens > self.model_max_length and (
-                self.count_text_tokens(row) + media_tokens > self.model_max_length
-            ):
+            others = media_tokens + self.count_frame_text_tokens(row, dataset.media_sizes)
+            if bound + others > self.model_max_length and self.count_text_tokens(row) + others > self.model_max_length:
                 try:
                     if self.model_max_length < media_tokens < float("inf") and len(row["messages"]) <= 3:
                         raise self._media_do_not_fit(row["source"], media_tokens)
@@ -280,6 +281,14 @@ class ChatCollator:
             return float("inf")
         counts = self.processor._get_num_multimodal_tokens(**sizes, **self.processor_kwargs)
         return sum(sum(counts[name]) for name in ("num_image_tokens", "num_video_tokens") if name in counts)
+
+    def count_frame_text_tokens(self, row: dict, media_sizes: dict) -> int:
+        """At most how many tokens of text the processor writes into the videos of a sample; opens no file."""
+        if not self.frame_text:
+            return 0
+        frames = [media_sizes["video", part["video"]][0] for part in content_parts(row) if part["type"] == "video"]
+        tokens = self._tokenizer(self.frame_text, add_special_tokens=False).input_ids
+        return len(tokens) * sum((number + 1) // 2 for number in frames)
 
     def encode_prompt(self, messages: list[dict], source: str = "sample") -> dict[str, torch.Tensor]:
         """Messages that end with the user's -> the inputs that the checkpoint's own template gives for generation."""

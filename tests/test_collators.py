@@ -384,17 +384,24 @@ def test_the_first_exchanges_media_must_fit(make_collator, samples, family):
 
 
 def test_counts_are_never_below_the_true_length(collator, dataset, samples):
+    slack = 4  # the unexpanded placeholders
+    if collator.frame_text:
+        slack += 2 * 4  # the clip's two times are seconds of one digit, the longest have five
     for row, sample in zip(dataset.rows, samples):
         ids = collator.encode(sample).inputs["input_ids"]
         media_tokens = collator.count_media_tokens(row, dataset.media_sizes)
         assert media_tokens == collator.is_media(ids).sum()
-        assert 0 <= collator.count_text_tokens(row) + media_tokens - ids.shape[1] <= 4  # the unexpanded placeholders
+        beside = collator.count_frame_text_tokens(row, dataset.media_sizes)
+        assert 0 <= collator.count_text_tokens(row) + beside + media_tokens - ids.shape[1] <= slack
 
 
 def test_fit_opens_nothing_within_budget(make_collator, dataset, monkeypatch, family):
     collator = make_collator(family)
     collator.model_max_length = max(
-        collator.count_text_tokens(row) + collator.count_media_tokens(row, dataset.media_sizes) for row in dataset.rows
+        collator.count_text_tokens(row)
+        + collator.count_media_tokens(row, dataset.media_sizes)
+        + collator.count_frame_text_tokens(row, dataset.media_sizes)
+        for row in dataset.rows
     )
     monkeypatch.setattr(MultimodalDataset, "__getitem__", lambda *_: pytest.fail("opened a sample"))
     rows = list(dataset.rows)
