@@ -31,6 +31,10 @@ MODELS = {
     "qwen2.5-vl-7b-instruct": Model("qwen2.5-vl", "Qwen/Qwen2.5-VL-7B-Instruct"),
     "qwen2.5-vl-32b-instruct": Model("qwen2.5-vl", "Qwen/Qwen2.5-VL-32B-Instruct"),
     "qwen2.5-vl-72b-instruct": Model("qwen2.5-vl", "Qwen/Qwen2.5-VL-72B-Instruct"),
+    "qwen3-vl-2b-instruct": Model("qwen3-vl", "Qwen/Qwen3-VL-2B-Instruct"),
+    "qwen3-vl-4b-instruct": Model("qwen3-vl", "Qwen/Qwen3-VL-4B-Instruct"),
+    "qwen3-vl-8b-instruct": Model("qwen3-vl", "Qwen/Qwen3-VL-8B-Instruct"),
+    "qwen3-vl-32b-instruct": Model("qwen3-vl", "Qwen/Qwen3-VL-32B-Instruct"),
 }
 
 

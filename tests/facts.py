@@ -80,6 +80,11 @@ FACTS = {
     ),
     "qwen2-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),
     "qwen2.5-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),
+    "qwen3-vl": Facts(
+        r"model\.visual\.(?!merger\.|deepstack_merger_list\.)",
+        r"model\.visual\.(merger|deepstack_merger_list)\.",
+        altered=QWEN_ALTERED[1:],
+    ),
     "auto": Facts(
         r"model\.vision_tower\.",
         r"model\.multi_modal_projector\.",

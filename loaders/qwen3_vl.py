@@ -1,0 +1,13 @@
+"""Qwen3-VL: the vision transformer passes the outputs of several of its layers, each through a merger of its own, to
+the first layers of Qwen3 (DeepStack)."""
+
+from loaders import register_loader
+from loaders.base import BaseLoader
+
+
+@register_loader("qwen3-vl")
+class Qwen3VLLoader(BaseLoader):
+    model_type = "qwen3_vl"
+    vision_encoder = ["model.visual"]
+    vision_projector = ["model.visual.merger", "model.visual.deepstack_merger_list"]
+    language_model = ["model.language_model", "lm_head"]

@@ -1,0 +1,98 @@
+"""A tiny Qwen3-VL."""
+
+from tiny_checkpoints import register_tiny
+from tiny_checkpoints.base import PAPER, TEXT, TinyModel, padded_size, qwen_tokenizer
+from tiny_checkpoints.qwen2_5_vl import QWEN_2_5_PLAIN_TOKENS
+from tiny_checkpoints.qwen2_vl import QWEN_VISION_TOKENS
+
+# ChatML without a default system prompt; parts in their order; content may be a string.
+QWEN3_TEMPLATE = """
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\n' }}
+    {%- if message['content'] is string %}
+        {{- message['content'] }}
+    {%- else %}
+        {%- for part in message['content'] %}
+            {%- if part['type'] in ('image', 'image_url') %}
+                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+            {%- elif part['type'] == 'video' %}
+                {{- '<|vision_start|><|video_pad|><|vision_end|>' }}
+            {%- elif 'text' in part %}
+                {{- part['text'] }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+    {{- '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+QWEN3_PLAIN_TOKENS = [*QWEN_2_5_PLAIN_TOKENS, "<tool_response>", "</tool_response>", "<think>", "</think>"]
+
+
+def qwen3_vl_model(config_class, text: dict, tie_word_embeddings: bool) -> TinyModel:
+    """The common part of the dense model and the mixture of experts: a token is 32x32 pixels; 4 to 64 tokens an image.
+
+    Args:
+        text: options of the language model beside the shared ones.
+    """
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    tokenizer = qwen_tokenizer(QWEN_VISION_TOKENS, QWEN3_PLAIN_TOKENS)
+    ids = dict(zip(QWEN_VISION_TOKENS, tokenizer.convert_tokens_to_ids(QWEN_VISION_TOKENS)))
+    end_of_text, end_of_turn = ids["<|endoftext|>"], ids["<|im_end|>"]
+    shared = TEXT | {
+        "head_dim": 32,
+        "vocab_size": padded_size(tokenizer),
+        "max_position_embeddings": 262144,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_turn,
+        # Half of a head's 32 dimensions, shared out in about the real ratio 24 : 20 : 20 to time, height and width.
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5e6,
+            "mrope_section": [6, 5, 5],
+            "mrope_interleaved": True,
+        },
+    }
+    vision = {
+        "depth": 3,
+        "deepstack_visual_indexes": [0, 1],
+        "hidden_size": 48,
+        "intermediate_size": 128,
+        "num_heads": 4,
+        "num_position_embeddings": 64,
+        "out_hidden_size": TEXT["hidden_size"],
+        "initializer_range": 0.15,
+    }
+    config = config_class(
+        text_config=shared | text,
+        vision_config=vision,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=tie_word_embeddings,
+    )
+    pixels = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, **PAPER}
+    token = 32 * 32
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": 4 * token, "longest_edge": 64 * token}, **pixels),
+        tokenizer=tokenizer,
+        # Pixels of all frames together; two frames share a token.
+        video_processor=Qwen3VLVideoProcessor(size={"shortest_edge": 4 * token, "longest_edge": 64 * token}, **pixels),
+        chat_template=QWEN3_TEMPLATE,
+    )
+    generation = {
+        "bos_token_id": end_of_text,
+        "eos_token_id": [end_of_turn, end_of_text],
+        "pad_token_id": end_of_text,
+    }
+    return TinyModel(config, processor, generation)
+
+
+@register_tiny("qwen3-vl")
+def qwen3_vl() -> TinyModel:
+    """Features of two of three vision layers enter the language model."""
+    from transformers import Qwen3VLConfig
+
+    return qwen3_vl_model(Qwen3VLConfig, text={}, tie_word_embeddings=True)
