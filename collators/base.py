@@ -40,6 +40,7 @@ class TemplateException(NamedTuple):
     ours: str
     official: str
     reason: str
+    at_end: bool = False  # only where it ends a conversation, instead of everywhere
 
 
 class ChatFormat(NamedTuple):
@@ -452,7 +453,7 @@ class ChatCollator:
             if not hasattr(self.processor, "video_token") and any(p["type"] == "video" for p in messages[0]["content"]):
                 continue
             text, spans = self.render(messages)
-            pairs = [(self._as_official(text), self.render_official(messages))]
+            pairs = [(self._as_official(text, ends=True), self.render_official(messages))]
             replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
             for n, (i, (start, _)) in enumerate(zip(replies, spans)):
                 history_end = spans[n - 1][1] if n else 0
@@ -462,10 +463,14 @@ class ChatCollator:
             differences += [pair for pair in pairs if pair[0] != pair[1]]
         return differences
 
-    def _as_official(self, text: str) -> str:
+    def _as_official(self, text: str, ends: bool = False) -> str:
+        """Our text with the documented differences undone; `ends`: it is a whole conversation, not a history."""
         text = text.replace(RESERVED_CHARACTER, "")
         for exception in self.template_exceptions:
-            text = text.replace(exception.ours, exception.official)
+            if not exception.at_end:
+                text = text.replace(exception.ours, exception.official)
+            elif ends and text.endswith(exception.ours):
+                text = text.removesuffix(exception.ours) + exception.official
         return text
 
 
