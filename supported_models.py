@@ -35,6 +35,7 @@ MODELS = {
     "qwen3-vl-4b-instruct": Model("qwen3-vl", "Qwen/Qwen3-VL-4B-Instruct"),
     "qwen3-vl-8b-instruct": Model("qwen3-vl", "Qwen/Qwen3-VL-8B-Instruct"),
     "qwen3-vl-32b-instruct": Model("qwen3-vl", "Qwen/Qwen3-VL-32B-Instruct"),
+    "glm-4.1v-9b-thinking": Model("glm-4.1v", "zai-org/GLM-4.1V-9B-Thinking"),
 }
 
 

@@ -36,7 +36,7 @@ def golden_records(family: str, format: int = 0) -> list[dict]:
     return found
 
 
-def as_given(family: str, messages: list[dict]) -> list[dict]:
+def for_official_template(family: str, messages: list[dict]) -> list[dict]:
     """Messages in the form that the family's official template takes."""
     strings = FACTS[family].string_roles
     joined = {i: "".join(p["text"] for p in m["content"]) for i, m in enumerate(messages) if m["role"] in strings}

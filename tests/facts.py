@@ -8,6 +8,7 @@ class Facts(NamedTuple):
     vision_encoder: str  # regular expressions of parameter names
     vision_projector: str
     language_model: str = r"(model\.language_model|lm_head)\."
+    linears_per_layer: int = 7  # of the language model
     end_of_turn: str = "<|im_end|>"
     part_separator: str = ""  # between the text parts of a message
     bos: str = ""  # written by the tokenizer
@@ -18,6 +19,7 @@ class Facts(NamedTuple):
     bare: tuple[str, ...] = ()  # parameters of the vision parts that an adapter checkpoint cannot hold
     experts: tuple[str, ...] = ()  # how the names of fused expert weights end
     router: str = ""  # and the router's
+    frames_as_images: bool = False  # the model gets each time step of a video as an image
     golden: tuple[str, ...] = ()  # `family` of its golden records, one for each of its formats; by default its own id
     rewritten: tuple[str, str] = ("", "")  # documented exception: golden text -> ours
     altered: tuple[tuple[str, str], ...] = ()  # replacements in the official template that must be noticed
@@ -84,6 +86,20 @@ FACTS = {
         r"model\.visual\.(?!merger\.|deepstack_merger_list\.)",
         r"model\.visual\.(merger|deepstack_merger_list)\.",
         altered=QWEN_ALTERED[1:],
+    ),
+    "glm-4.1v": Facts(
+        r"model\.visual\.(?!merger\.)",
+        r"model\.visual\.merger\.",
+        linears_per_layer=6,
+        end_of_turn="<|user|>",
+        frames_as_images=True,
+        altered=(
+            ("[gMASK]<sop>", "[gMASK]"),
+            ("+ '|>\n' }}", "+ '|>' }}"),
+            ("<|assistant|>\n", "<|assistant|>\n<think>"),
+            ("<|end_of_image|>' }}", "<|end_of_image|>\n' }}"),
+            ("<|begin_of_video|>", ""),
+        ),
     ),
     "auto": Facts(
         r"model\.vision_tower\.",

@@ -11,7 +11,7 @@ from conftest import (
     FACTS,
     FAMILIES,
     TAKES_VIDEO,
-    as_given,
+    for_official_template,
     golden_records,
     replies_of,
     row_losses,
@@ -159,7 +159,7 @@ def test_every_mixture_in_one_batch_trains_the_replies_and_their_end(collator, t
         trained = labels != IGNORE_INDEX
         assert (labels[trained] == ids[trained]).all()
         assert not (trained & (mask == 0)).any()
-        theirs = apply_official(official(family), as_given(family, sample["messages"]))["input_ids"][0]
+        theirs = apply_official(official(family), for_official_template(family, sample["messages"]))["input_ids"][0]
         for name in ("image_token_id", "video_token_id"):
             media_id = getattr(official(family), name, -1)
             assert (ids == media_id).sum() == (theirs == media_id).sum()
@@ -178,7 +178,7 @@ def apply_official(processor, messages: list[dict], **kwargs) -> dict:
         options["video_metadata"] = [metadata]
     if hasattr(processor, "video_processor") and "Qwen" in type(processor).__name__:
         options["cap_pixels_per_frame"] = False
-    return processor.apply_chat_template(
+    inputs = processor.apply_chat_template(
         [messages],
         tokenize=True,
         return_dict=True,
@@ -186,6 +186,7 @@ def apply_official(processor, messages: list[dict], **kwargs) -> dict:
         processor_kwargs=options if metadata else {},
         **kwargs,
     )
+    return {name: torch.as_tensor(value) for name, value in inputs.items()}
 
 
 # The template of the tiny `auto` checkpoint, tagged by hand.
@@ -202,7 +203,20 @@ TAGGED = """
 {%- endfor %}"""
 
 
-def test_tokens_and_labels_equal_the_librarys(collator, official, samples, family):
+def frames_as_images(inputs: dict) -> dict:
+    """The library's tensors of a sample whose images come before its videos, each time step turned into an image."""
+    if "video_grid_thw" in inputs:
+        parts = [inputs.pop(name) for name in ("pixel_values", "pixel_values_videos") if name in inputs]
+        inputs["pixel_values"] = torch.cat(parts)
+        grids = [*inputs.pop("image_grid_thw", []), *inputs.pop("video_grid_thw")]
+        inputs["image_grid_thw"] = torch.tensor(
+            [[1, h, w] for t, h, w in torch.stack(grids).tolist() for _ in range(t)]
+        )
+        inputs["mm_token_type_ids"] = (inputs["mm_token_type_ids"] > 0).long()
+    return inputs
+
+
+def test_tokens_and_labels_equal_the_librarys(collator, official, model, samples, family):
     for sample in samples + [{"messages": with_media(record[0])} for record in golden_texts(family)]:
         inputs = collator.encode(sample).inputs
         theirs = apply_official(
@@ -212,11 +226,33 @@ def test_tokens_and_labels_equal_the_librarys(collator, official, samples, famil
             return_assistant_tokens_mask=True,
         )
         assert inputs["input_ids"].tolist() == theirs["input_ids"].tolist()
-        mask = torch.as_tensor(theirs.pop("assistant_masks")).bool()
+        mask = theirs.pop("assistant_masks").bool()
         assert inputs["labels"].tolist() == theirs["input_ids"].masked_fill(~mask, IGNORE_INDEX).tolist()
+        if FACTS[family].frames_as_images:
+            if "pixel_values" not in theirs:  # the model takes no videos beside images
+                assert torch.equal(logits_of(model, inputs), logits_of(model, theirs))
+            theirs = frames_as_images(theirs)
         assert inputs.keys() - {"labels"} == theirs.keys()
         for name in theirs:
-            assert torch.equal(inputs[name], torch.as_tensor(theirs[name])), name
+            assert torch.equal(inputs[name], theirs[name]), name
+
+
+FRAMES_AS_IMAGES = [family for family in FAMILIES if FACTS[family].frames_as_images]
+
+
+@pytest.mark.parametrize("family", FRAMES_AS_IMAGES, scope="function")
+def test_images_and_frames_keep_the_order_of_the_text(make_collator, family):
+    collator = make_collator(family)
+    image, video = (with_media([{"role": "user", "content": [{"type": kind}]}])[0] for kind in ("image", "video"))
+    reply = {"role": "assistant", "content": [{"type": "text", "text": "Yes"}]}
+    encode = lambda *messages: collator.encode({"messages": [*messages, reply]}).inputs  # noqa: E731
+    both = {"role": "user", "content": [*video["content"], *image["content"], *video["content"]]}
+    inputs, pieces = encode(both), [encode(video), encode(image), encode(video)]
+    for name in ("pixel_values", "image_grid_thw"):
+        assert torch.equal(inputs[name], torch.cat([piece[name] for piece in pieces]))
+    kinds = [inputs["input_ids"][0, collator.is_media(inputs["input_ids"], kind)[0]] for kind in ("image", "video")]
+    num_image, num_video = (collator.is_media(piece["input_ids"]).sum() for piece in pieces[1:])
+    assert [len(ids) for ids in kinds] == [num_image, 2 * num_video]
 
 
 def test_unmasked_questions_train_all_text_and_no_media(make_collator, family, samples, official):
@@ -237,10 +273,12 @@ def test_prompts_are_the_checkpoints_own(collator, official, samples, family):
         for i, message in enumerate(sample["messages"]):
             if message["role"] == "assistant":
                 prompt = collator.encode_prompt(sample["messages"][:i])
-                given = as_given(family, sample["messages"][:i])
-                theirs = apply_official(official(family), given, add_generation_prompt=True)
+                history = for_official_template(family, sample["messages"][:i])
+                theirs = apply_official(official(family), history, add_generation_prompt=True)
+                if FACTS[family].frames_as_images:
+                    theirs = frames_as_images(theirs)
                 assert prompt.keys() == theirs.keys()
-                assert all(torch.equal(prompt[name], torch.as_tensor(theirs[name])) for name in prompt)
+                assert all(torch.equal(prompt[name], theirs[name]) for name in prompt)
 
 
 def test_a_prompt_is_the_beginning_of_what_is_trained(collator, samples):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import FACTS, FAMILIES, as_given
+from conftest import FACTS, FAMILIES, for_official_template
 from PIL import Image
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
@@ -129,7 +129,7 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     control_tokens = lambda ids: [id for id in ids[0].tolist() if id in added]  # noqa: E731
 
     def official(messages, template: str, **kwargs) -> str:
-        given = as_given(family, messages) if template == untouched.chat_template else messages
+        given = for_official_template(family, messages) if template == untouched.chat_template else messages
         return untouched.apply_chat_template(given, chat_template=template, **kwargs)
 
     def spelling(ids, messages, template: str, **kwargs) -> tuple[str, str]:
@@ -159,7 +159,8 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     for i in (2, 4):
         prompt = collator.encode_prompt(messages[:i])["input_ids"]
         assert control_tokens(prompt) == control_tokens(collator.encode_prompt(HARMLESS[:i])["input_ids"])
-        decoded, rendered = spelling(prompt, messages[:i], untouched.chat_template, add_generation_prompt=True)
+        history = for_official_template(family, messages[:i])
+        decoded, rendered = spelling(prompt, history, untouched.chat_template, add_generation_prompt=True)
         assert decoded == rendered
 
 

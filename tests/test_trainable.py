@@ -94,7 +94,7 @@ def test_lora_on_a_deep_model_is_as_exact(tiny, family):
     _, loader, arguments = load(tiny, family, "--use_lora", "True")
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     expected = {name for name in linears if in_language_model(family, name)}
-    assert len(expected) == 8 * 7
+    assert len(expected) == 8 * FACTS[family].linears_per_layer
     modes = {"vision_encoder": "frozen", "vision_projector": "frozen", "language_model": "lora"}
     names = trainable_names(add_adapters(model, loader, modes, arguments.lora))
     adapted = {re.sub(r"\.lora_[AB]\.default\.weight$", "", name) for name in names}
