@@ -35,6 +35,8 @@ MODELS = {
     "qwen3-vl-4b-instruct": Model("qwen3-vl", "Qwen/Qwen3-VL-4B-Instruct"),
     "qwen3-vl-8b-instruct": Model("qwen3-vl", "Qwen/Qwen3-VL-8B-Instruct"),
     "qwen3-vl-32b-instruct": Model("qwen3-vl", "Qwen/Qwen3-VL-32B-Instruct"),
+    "qwen3-vl-30b-a3b-instruct": Model("qwen3-vl-moe", "Qwen/Qwen3-VL-30B-A3B-Instruct"),
+    "qwen3-vl-235b-a22b-instruct": Model("qwen3-vl-moe", "Qwen/Qwen3-VL-235B-A22B-Instruct"),
     "glm-4.1v-9b-thinking": Model("glm-4.1v", "zai-org/GLM-4.1V-9B-Thinking"),
 }
 

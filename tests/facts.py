@@ -87,6 +87,13 @@ FACTS = {
         r"model\.visual\.(merger|deepstack_merger_list)\.",
         altered=QWEN_ALTERED[1:],
     ),
+    "qwen3-vl-moe": Facts(
+        r"model\.visual\.(?!merger\.|deepstack_merger_list\.)",
+        r"model\.visual\.(merger|deepstack_merger_list)\.",
+        linears_per_layer=4,
+        golden=("qwen3-vl",),
+        altered=QWEN_ALTERED[1:],
+    ),
     "glm-4.1v": Facts(
         r"model\.visual\.(?!merger\.)",
         r"model\.visual\.merger\.",

@@ -1,0 +1,14 @@
+"""A tiny Qwen3-VL, mixture of experts."""
+
+from tiny_checkpoints import register_tiny
+from tiny_checkpoints.base import TinyModel
+from tiny_checkpoints.qwen3_vl import qwen3_vl_model
+
+
+@register_tiny("qwen3-vl-moe")
+def qwen3_vl_moe() -> TinyModel:
+    """Eight experts a layer, two of which a token takes; the head is not tied."""
+    from transformers import Qwen3VLMoeConfig
+
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    return qwen3_vl_model(Qwen3VLMoeConfig, text=experts, tie_word_embeddings=False)
