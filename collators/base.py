@@ -140,11 +140,15 @@ class ChatCollator:
             needed, comes last and has no label.
         """
         rows = [self.encode(sample).inputs for sample in samples]
-        present = {
-            kind for kind in self.media_in_every_batch for row in rows if self.is_media(row["input_ids"], kind).any()
-        }
-        rows += [self.dummy_rows[kind] for kind in sorted(self.media_in_every_batch - present)]
+        present = {kind for kind in self.vision_calls for row in rows if self.is_media(row["input_ids"], kind).any()}
+        rows += [self.dummy_rows[kind] for kind in sorted(self.vision_calls - present)]
         return self.pad(rows)
+
+    @property
+    def vision_calls(self) -> set[str]:
+        """The kinds of `media_in_every_batch`; a video without tokens of its own comes to the model as images."""
+        frames_are_images = not len(self.media_token_ids["video"])
+        return {"image"} if frames_are_images and self.media_in_every_batch else self.media_in_every_batch
 
     def pad(self, rows: list[dict[str, torch.Tensor]], side: str = "right") -> dict[str, torch.Tensor]:
         """Rows of batch size 1 -> one batch. Sequences are padded; pixels and grids of all rows are concatenated."""
@@ -168,7 +172,7 @@ class ChatCollator:
             "video": {"video": np.zeros((2, 28, 28, 3), np.uint8), **frames},
         }
         rows = {}
-        for kind in self.media_in_every_batch:
+        for kind in self.vision_calls:
             content = [{"type": kind, **opened[kind]}, {"type": "text", "text": "."}]
             messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content[1:]}]
             inputs = self._process(*self.render(messages), messages)
@@ -358,7 +362,7 @@ class ChatCollator:
             **kwargs,
         )
         offsets = features.pop("offset_mapping")[0]
-        replacements = next(iter(features.pop("text_replacement_offsets")), [])
+        replacements = next(iter(features.pop("text_replacement_offsets", [])), [])  # Idefics3: none without images
         inputs = dict(BatchFeature(dict(features), tensor_type="pt"))
         trained = _overlaps(offsets, _expanded(spans, replacements))[None]
         if not self.mask_question_tokens:
