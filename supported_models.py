@@ -38,6 +38,10 @@ MODELS = {
     "qwen3-vl-30b-a3b-instruct": Model("qwen3-vl-moe", "Qwen/Qwen3-VL-30B-A3B-Instruct"),
     "qwen3-vl-235b-a22b-instruct": Model("qwen3-vl-moe", "Qwen/Qwen3-VL-235B-A22B-Instruct"),
     "glm-4.1v-9b-thinking": Model("glm-4.1v", "zai-org/GLM-4.1V-9B-Thinking"),
+    "smolvlm2-256m-video-instruct": Model("smolvlm2", "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"),
+    "smolvlm2-500m-video-instruct": Model("smolvlm2", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"),
+    "smolvlm2-2.2b-instruct": Model("smolvlm2", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"),
+    "idefics3-8b-llama3": Model("idefics3", "HuggingFaceM4/Idefics3-8B-Llama3"),
 }
 
 

@@ -145,7 +145,7 @@ def run(tiny, family: str, data_path: str, output_dir, *flags) -> list[dict]:
 
 
 def rows_for(family: str) -> list[dict]:
-    return IMAGE_ROWS + (VIDEO_ROWS if family in TAKES_VIDEO else [])
+    return IMAGE_ROWS + (VIDEO_ROWS[: 1 + FACTS[family].mixes_media] if family in TAKES_VIDEO else [])
 
 
 def replies_of(row: dict) -> list[str]:
@@ -154,6 +154,11 @@ def replies_of(row: dict) -> list[str]:
         return [turn["value"] for turn in row["conversations"] if turn["from"] == "gpt"]
     contents = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
     return [content if isinstance(content, str) else content[0]["text"] for content in contents]
+
+
+def taught(family: str, reply: str) -> str:
+    """What the trained tokens of a reply decode to."""
+    return FACTS[family].decoded_space + reply + FACTS[family].end_of_turn
 
 
 def trained_runs(tokenizer, row: torch.Tensor) -> list[str]:

@@ -8,11 +8,11 @@ class Facts(NamedTuple):
     vision_encoder: str  # regular expressions of parameter names
     vision_projector: str
     language_model: str = r"(model\.language_model|lm_head)\."
-    linears_per_layer: int = 7  # of the language model
     end_of_turn: str = "<|im_end|>"
     part_separator: str = ""  # between the text parts of a message
     bos: str = ""  # written by the tokenizer
     prompt_space: str = ""  # a space of the text that no prompt ends with: it is the model's to write
+    decoded_space: str = ""  # that space, where the tokenizer keeps it when it decodes a reply alone
     takes_video: bool = True
     string_roles: tuple[str, ...] = ()  # roles whose content the official template takes as a string
     media_tokens: tuple[str, ...] = ()  # that stand for pixels or frame them, beside the processor's `image_token`
@@ -20,6 +20,10 @@ class Facts(NamedTuple):
     experts: tuple[str, ...] = ()  # how the names of fused expert weights end
     router: str = ""  # and the router's
     frames_as_images: bool = False  # the model gets each time step of a video as an image
+    mixes_media: bool = True  # images and videos in one sample
+    no_video_token: bool = False  # a video's frames have the tokens of images
+    expanded: str = ""  # regular expression of what the processor writes beside an image's tokens; "": nothing
+    linears_per_layer: int = 7  # of the first layer of the language model
     golden: tuple[str, ...] = ()  # `family` of its golden records, one for each of its formats; by default its own id
     rewritten: tuple[str, str] = ("", "")  # documented exception: golden text -> ours
     altered: tuple[tuple[str, str], ...] = ()  # replacements in the official template that must be noticed
@@ -33,6 +37,14 @@ QWEN_ALTERED = (
     ("<|image_pad|><|vision_end|>", "<|image_pad|><|vision_end|>\n"),
     ("<|video_pad|><|vision_end|>", "<|video_pad|>"),
 )
+
+SPEAKERS_ALTERED = (
+    ("else ': '", "else ':'"),
+    ("== 'image' else", "== 'text' else"),
+    ("<end_of_utterance>\n", "<end_of_utterance>"),
+    ("'Assistant:'", "'Assistant: '"),
+)
+TILED = r"<fake_token_around_image>((<row_\d_col_\d>|<global-img>)(<image>)*\n*(<fake_token_around_image>)?)+"
 
 FACTS = {
     "llama4": Facts(
@@ -82,6 +94,29 @@ FACTS = {
     ),
     "qwen2-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),
     "qwen2.5-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),
+    "smolvlm2": Facts(
+        r"model\.vision_model\.",
+        r"model\.connector\.",
+        r"(model\.text_model|lm_head)\.",
+        end_of_turn="<end_of_utterance>",
+        prompt_space=" ",
+        decoded_space=" ",
+        mixes_media=False,
+        no_video_token=True,
+        expanded=TILED,
+        altered=SPEAKERS_ALTERED,
+    ),
+    "idefics3": Facts(
+        r"model\.vision_model\.",
+        r"model\.connector\.",
+        r"(model\.text_model|lm_head)\.",
+        end_of_turn="<end_of_utterance>",
+        prompt_space=" ",
+        decoded_space=" ",
+        takes_video=False,
+        expanded=TILED,
+        altered=SPEAKERS_ALTERED,
+    ),
     "qwen3-vl": Facts(
         r"model\.visual\.(?!merger\.|deepstack_merger_list\.)",
         r"model\.visual\.(merger|deepstack_merger_list)\.",

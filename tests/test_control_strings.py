@@ -1,9 +1,10 @@
 """Control strings that somebody typed: they keep their spelling, and are text to tokenizer, processor and labels."""
 
 import json
+import re
 
 import pytest
-from conftest import FACTS, FAMILIES, for_official_template
+from conftest import FACTS, FAMILIES, for_official_template, taught
 from PIL import Image
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
@@ -136,9 +137,11 @@ def check(pair, variant: str, messages: list[dict]) -> None:
         """The tokens as the untouched tokenizer decodes them, and the text that the untouched processor renders."""
         image = (ids[0] == untouched.image_token_id).nonzero()[:, 0]
         frame = untouched.tokenizer.convert_tokens_to_ids(facts.media_tokens)
-        ids = [id for i, id in enumerate(ids[0].tolist()) if i not in image[1:] and id not in frame]
+        ids = [id for i, id in enumerate(ids[0].tolist()) if facts.expanded or i not in image[1:] and id not in frame]
         asked = official(messages, template, **kwargs)
-        both = untouched.tokenizer.decode(ids).removeprefix("<s>").lstrip(" "), asked.lstrip(" ")
+        decoded = untouched.tokenizer.decode(ids)
+        decoded = re.sub(facts.expanded, untouched.image_token, decoded) if facts.expanded else decoded
+        both = decoded.removeprefix("<s>").lstrip(" "), asked.lstrip(" ")
         return tuple(t.replace(" ", "") for t in both) if "-llama" in variant else both  # these make up spaces
 
     encoded, harmless = collator.encode({"messages": messages}), collator.encode({"messages": HARMLESS})
@@ -148,8 +151,10 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     assert decoded == rendered
     assert encoded.text.removeprefix("<s>") == official(messages, collator.chat_template)
 
-    end, joint = facts.end_of_turn, facts.part_separator
-    replies = [joint.join(p["text"] for p in m["content"]) + end for m in messages if m["role"] == "assistant"]
+    joint = facts.part_separator
+    replies = [
+        taught(family, joint.join(p["text"] for p in m["content"])) for m in messages if m["role"] == "assistant"
+    ]
     trained = (labels != IGNORE_INDEX).nonzero()[:, 0]
     first = next(i for i in range(1, len(trained)) if trained[i] != trained[i - 1] + 1)
     assert trained[-1] - trained[first] == len(trained) - first - 1  # two runs

@@ -104,6 +104,7 @@ def llama_tokenizer(control: list[str], **kwargs):
 
 def qwen_tokenizer(control: list[str], plain: list[str] = (), **kwargs):
     """A `Qwen2Tokenizer`: learned byte-level pieces, then the `control` tokens, then the `plain` ones."""
+    kwargs.setdefault("extra_special_tokens", [token for token in control if token != "<|endoftext|>"])
     from tokenizers import pre_tokenizers
     from transformers import Qwen2Tokenizer
 
@@ -146,6 +147,29 @@ def llama_3_tokenizer(control: list[str], **kwargs):
     start = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", [(bos, backend.token_to_id(bos))])
     backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), start])
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, **kwargs)
+
+
+def byte_level_tokenizer(split: list, first: list[str], control: list[str], writes_bos: bool = False, **kwargs):
+    """A tokenizer of no class of its own: the `first` tokens, learned byte-level pieces, then the `control` tokens.
+
+    Args:
+        split: pre-tokenizers that come before the bytes.
+        writes_bos: whether it puts `bos_token` before a text, as Llama 3 does.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    by_pieces = pre_tokenizers.Sequence(split)
+    backend = Tokenizer(models.BPE(**learn_bpe(by_pieces, alphabet, first)))
+    backend.pre_tokenizer, backend.decoder = by_pieces, decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in [*first, *control]])
+    if writes_bos:
+        bos = kwargs["bos_token"]
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **kwargs)
 
 
 def padded_size(tokenizer) -> int:

@@ -1,0 +1,43 @@
+"""SmolVLM2: the format of Idefics3; the processor writes a sentence on each video, and the time of each frame."""
+
+import numpy as np
+from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
+from transformers.video_utils import VideoMetadata
+
+from collators import register_collator
+from collators.idefics3 import TiledImageCollator, speakers
+from datasets import content_parts
+
+
+@register_collator("smolvlm2")
+class SmolVLM2Collator(TiledImageCollator):
+    chat_template = speakers("<|im_start|>")
+    processor_kwargs = {"videos_kwargs": {"return_tensors": "pt"}}  # it reads the number of frames from the tensor
+
+    def render(self, messages, template=None, add_generation_prompt=False):
+        """The checkpoint's template knows no videos: where there is one, the processor takes its own (5.23)."""
+        if template and any(part["type"] == "video" for message in messages for part in message["content"]):
+            template = DEFAULT_CHAT_TEMPLATE
+        return super().render(messages, template, add_generation_prompt)
+
+    def _process(self, text, spans, messages):
+        refuse_mixed_media({"messages": messages})
+        return super()._process(text, spans, messages)
+
+    def count_media_tokens(self, row, media_sizes):
+        refuse_mixed_media(row)
+        videos = [part["video"] for part in content_parts(row) if part["type"] == "video"]
+        frames = sum(self._count_video_tokens(media_sizes["video", video][0]) for video in videos)
+        return frames + super().count_media_tokens(row, media_sizes)
+
+    def _count_video_tokens(self, num_frames: int) -> int:
+        """Each digit is a token, so times up to 99:59 count alike; a longer video has one token more a frame."""
+        metadata = VideoMetadata(num_frames, fps=1.0, duration=0.0, frames_indices=[0] * num_frames)
+        frames = {"pixel_values": np.empty((1, num_frames)), "video_metadata": [metadata]}
+        return self._count_tokens(self.processor.replace_video_token(frames, 0))
+
+
+def refuse_mixed_media(row: dict) -> None:
+    """The processor returns both kinds as `pixel_values`, and loses the images (transformers 5.23)."""
+    if {"image", "video"} <= {part["type"] for part in content_parts(row)}:
+        raise ValueError("a sample may hold images or videos, not both")

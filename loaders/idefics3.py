@@ -1,0 +1,12 @@
+"""Idefics3: SigLIP at variable resolution, a linear connector after a pixel shuffle, and Llama 3."""
+
+from loaders import register_loader
+from loaders.base import BaseLoader
+
+
+@register_loader("idefics3")
+class Idefics3Loader(BaseLoader):
+    model_type = "idefics3"
+    vision_encoder = ["model.vision_model"]
+    vision_projector = ["model.connector"]
+    language_model = ["model.text_model", "lm_head"]
