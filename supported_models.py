@@ -41,6 +41,18 @@ MODELS = {
     "smolvlm2-256m-video-instruct": Model("smolvlm2", "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"),
     "smolvlm2-500m-video-instruct": Model("smolvlm2", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"),
     "smolvlm2-2.2b-instruct": Model("smolvlm2", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"),
+    "internvl3-1b": Model("internvl3", "OpenGVLab/InternVL3-1B-hf"),
+    "internvl3-2b": Model("internvl3", "OpenGVLab/InternVL3-2B-hf"),
+    "internvl3-8b": Model("internvl3", "OpenGVLab/InternVL3-8B-hf"),
+    "internvl3-14b": Model("internvl3", "OpenGVLab/InternVL3-14B-hf"),
+    "internvl3-38b": Model("internvl3", "OpenGVLab/InternVL3-38B-hf"),
+    "internvl3-78b": Model("internvl3", "OpenGVLab/InternVL3-78B-hf"),
+    "internvl3.5-1b": Model("internvl3", "OpenGVLab/InternVL3_5-1B-HF"),
+    "internvl3.5-2b": Model("internvl3", "OpenGVLab/InternVL3_5-2B-HF"),
+    "internvl3.5-4b": Model("internvl3", "OpenGVLab/InternVL3_5-4B-HF"),
+    "internvl3.5-8b": Model("internvl3", "OpenGVLab/InternVL3_5-8B-HF"),
+    "internvl3.5-14b": Model("internvl3", "OpenGVLab/InternVL3_5-14B-HF"),
+    "internvl3.5-38b": Model("internvl3", "OpenGVLab/InternVL3_5-38B-HF"),
     "idefics3-8b-llama3": Model("idefics3", "HuggingFaceM4/Idefics3-8B-Llama3"),
 }
 

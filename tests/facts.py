@@ -106,6 +106,18 @@ FACTS = {
         expanded=TILED,
         altered=SPEAKERS_ALTERED,
     ),
+    "internvl3": Facts(
+        r"model\.vision_tower\.",
+        r"model\.multi_modal_projector\.",
+        frames_are_images=True,
+        expanded=r"<img>(<IMG_CONTEXT>)*</img>",
+        altered=(
+            ("<IMG_CONTEXT>\n", "<IMG_CONTEXT>"),
+            ("<video>\n", "\n<video>"),
+            ("<|im_end|>\n", "<|im_end|>"),
+            ("assistant\n", "assistant"),
+        ),
+    ),
     "idefics3": Facts(
         r"model\.vision_model\.",
         r"model\.connector\.",

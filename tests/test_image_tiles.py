@@ -14,7 +14,7 @@ from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from loaders import LOADERS
 
-TILED = ["smolvlm2", "idefics3"]
+TILED = ["smolvlm2", "idefics3", "internvl3"]
 SIZES = [
     (64, 64),
     (63, 64),
@@ -70,7 +70,7 @@ SECONDS = [0, 1, 61, 599, 5999]  # of its frames
 METADATA = {"fps": 1.0, "duration": 6000.0, "total_num_frames": 6000, "frames_indices": SECONDS}
 
 
-@pytest.mark.parametrize("family", ["smolvlm2"], scope="module")
+@pytest.mark.parametrize("family", ["smolvlm2", "internvl3"], scope="module")
 def test_a_video_is_counted_exactly(collator, family, tiny):
     processor = AutoProcessor.from_pretrained(tiny(family))
     kwargs = {"videos": [[VIDEO]], "video_metadata": [[METADATA]], "do_sample_frames": False}

@@ -1,0 +1,36 @@
+"""InternVL3 and InternVL3.5: ChatML; a line break after each image and video, whose frames are numbered images."""
+
+import numpy as np
+
+from collators import register_collator
+from collators.base import ChatCollator
+from datasets import content_parts
+
+
+@register_collator("internvl3")
+class InternVL3Collator(ChatCollator):
+    chat_template = (
+        "{% for message in messages %}"
+        "<|im_start|>{{ message.role }}{{ '\n' }}"
+        "{% if message.role == 'assistant' %}"
+        "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>{% endgeneration %}"
+        "{% else %}"
+        "{% for part in message.content %}"
+        "{% if part.type == 'image' %}<IMG_CONTEXT>\n{% elif part.type == 'video' %}<video>\n"
+        "{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %}"
+        "<|im_end|>"
+        "{% endif %}"
+        "{{ '\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+    def count_media_tokens(self, row, media_sizes):
+        """The processor counts images alone (transformers 5.23)."""
+        images = {"messages": [{"content": [part for part in content_parts(row) if part["type"] == "image"]}]}
+        videos = [part["video"] for part in content_parts(row) if part["type"] == "video"]
+        frames = [np.empty(media_sizes["video", video][0]) for video in videos]
+        written = [self.processor.replace_video_token({"pixel_values_videos": [video]}, 0) for video in frames]
+        in_videos = sum(len(self._tokenizer(text, add_special_tokens=False).input_ids) for text in written)
+        return super().count_media_tokens(images, media_sizes) + in_videos
