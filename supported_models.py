@@ -54,6 +54,12 @@ MODELS = {
     "internvl3.5-14b": Model("internvl3", "OpenGVLab/InternVL3_5-14B-HF"),
     "internvl3.5-38b": Model("internvl3", "OpenGVLab/InternVL3_5-38B-HF"),
     "idefics3-8b-llama3": Model("idefics3", "HuggingFaceM4/Idefics3-8B-Llama3"),
+    "lfm2-vl-450m": Model("lfm2-vl", "LiquidAI/LFM2-VL-450M"),
+    "lfm2-vl-1.6b": Model("lfm2-vl", "LiquidAI/LFM2-VL-1.6B"),
+    "lfm2-vl-3b": Model("lfm2-vl", "LiquidAI/LFM2-VL-3B"),
+    "lfm2.5-vl-450m": Model("lfm2-vl", "LiquidAI/LFM2.5-VL-450M"),
+    "lfm2.5-vl-1.6b": Model("lfm2-vl", "LiquidAI/LFM2.5-VL-1.6B"),
+    "lfm2.5-vl-3b": Model("lfm2-vl", "LiquidAI/LFM2.5-VL-3B"),
 }
 
 

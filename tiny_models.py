@@ -26,7 +26,11 @@ def hub_state_dict(model) -> dict:
     and puts back only for a model that was loaded from one.
     """
     tower = "model.vision_tower."
-    nested = model.config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model")
+    nested = model.config.vision_config.model_type in (
+        "clip_vision_model",
+        "siglip_vision_model",
+        "siglip2_vision_model",
+    )
     return {
         name.replace(tower, tower + "vision_model.") if nested else name: weight
         for name, weight in model.state_dict().items()

@@ -118,6 +118,20 @@ FACTS = {
             ("assistant\n", "assistant"),
         ),
     ),
+    "lfm2-vl": Facts(
+        r"model\.vision_tower\.",
+        r"model\.multi_modal_projector\.",
+        takes_video=False,
+        golden=("lfm2.5-vl",),
+        expanded=r"<\|image_start\|>(<\|img_\w+\|>|<image>)+<\|image_end\|>",
+        linears_per_layer=5,  # of a convolution: in_proj, out_proj and three of the MLP
+        altered=(
+            ("bos_token", "eos_token"),
+            ("<|im_end|>\n", "<|im_end|>"),
+            ("assistant\n", "assistant"),
+            ("'<image>'", "'<image>\n'"),
+        ),
+    ),
     "idefics3": Facts(
         r"model\.vision_model\.",
         r"model\.connector\.",

@@ -1,0 +1,41 @@
+"""LFM2-VL and LFM2.5-VL: ChatML after <|startoftext|>; the processor cuts large images into tiles."""
+
+from collators import register_collator
+from collators.idefics3 import TiledImageCollator
+
+
+@register_collator("lfm2-vl")
+class Lfm2VLCollator(TiledImageCollator):
+    chat_template = (
+        "{{ bos_token }}"
+        "{% for message in messages %}"
+        "<|im_start|>{{ message.role }}{{ '\n' }}"
+        "{% if message.role == 'assistant' %}"
+        "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>{% endgeneration %}"
+        "{% else %}"
+        "{% for part in message.content %}"
+        "{% if part.type == 'text' %}{{ part.text }}{% else %}<{{ part.type }}>{% endif %}"
+        "{% endfor %}"
+        "<|im_end|>"
+        "{% endif %}"
+        "{{ '\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+    def _count_image_tokens(self, height, width):
+        """An image of up to about twice the pixels of its most tokens is shrunk, a larger one cut into a grid."""
+        images = self.processor.image_processor
+        options = {"downsample_factor": images.downsample_factor, "encoder_patch_size": images.encoder_patch_size}
+        options["max_image_tokens"] = images.max_image_tokens
+        shrunk = images.smart_resize(height, width, min_image_tokens=images.min_image_tokens, **options)
+        rows = cols = 1
+        splits = images.do_image_splitting and not images.min_tiles == images.max_tiles == 1
+        tolerance = images.max_pixels_tolerance
+        if splits and images._is_image_too_large(height, width, max_pixels_tolerance=tolerance, **options):
+            cols, rows, *_ = images._get_grid_layout(
+                height, width, images.min_tiles, images.max_tiles, images.tile_size
+            )
+        written = {"image_rows": [rows], "image_cols": [cols], "image_sizes": [shrunk[::-1]]}
+        special = self.processor.use_image_special_tokens
+        return self._count_tokens(self.processor.replace_image_token(written, 0, use_image_special_tokens=special))

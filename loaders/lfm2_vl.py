@@ -1,0 +1,16 @@
+"""LFM2-VL, LFM2.5-VL: SigLIP 2 at native resolution, an MLP projector, and LFM2 of short convolutions and attention."""
+
+from loaders import register_loader
+from loaders.base import BaseLoader
+
+
+@register_loader("lfm2-vl")
+class Lfm2VLLoader(BaseLoader):
+    model_type = "lfm2_vl"
+    vision_encoder = ["model.vision_tower"]
+    vision_projector = ["model.multi_modal_projector"]
+    language_model = ["model.language_model", "lm_head"]
+
+    def unused_modules(self, model):
+        """SigLIP 2's pooling, where a checkpoint has it."""
+        return ["model.vision_tower.head"]
