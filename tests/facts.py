@@ -109,7 +109,7 @@ FACTS = {
     "internvl3": Facts(
         r"model\.vision_tower\.",
         r"model\.multi_modal_projector\.",
-        frames_are_images=True,
+        no_video_token=True,
         expanded=r"<img>(<IMG_CONTEXT>)*</img>",
         altered=(
             ("<IMG_CONTEXT>\n", "<IMG_CONTEXT>"),
