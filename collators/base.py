@@ -168,7 +168,8 @@ class ChatCollator:
         """Per kind of medium, a row with one small medium and no label: it costs a vision call and teaches nothing."""
         frames = {"metadata": {"fps": 1.0, "duration": 2.0, "total_num_frames": 2, "frames_indices": [0, 1]}}
         opened = {
-            "image": {"image": Image.new("RGB", (28, 28))},
+            # Mistral3 fails on a batch whose only image is one token, of 28x28 pixels (transformers 5.23).
+            "image": {"image": Image.new("RGB", (56, 56))},
             "video": {"video": np.zeros((2, 28, 28, 3), np.uint8), **frames},
         }
         rows = {}
@@ -242,13 +243,15 @@ class ChatCollator:
             ValueError: samples that cannot be cut, without `drop_overlong`; or no sample is left.
         """
         kept, cut, faults = [], 0, []
+        # Such as a default system prompt.
+        template_bytes = len(self.render(_conversation(("user", ""), ("assistant", "")))[0].encode())
         for position, row in enumerate(dataset.rows):
             with self._naming(row["source"]):
                 if not self.is_tagged:
                     self.render(row["messages"])  # not every conversation shows where its replies stand
                 media_tokens = self.count_media_tokens(row, dataset.media_sizes)
-            # A token is at least a byte of text; 64 is more than any template adds to a message.
-            bound = sum(64 + len(part.get("text", "").encode()) for part in content_parts(row))
+            # A token is at least a byte of text; 64 is more than any template adds to a further message.
+            bound = template_bytes + sum(64 + len(part.get("text", "").encode()) for part in content_parts(row))
             others = media_tokens + self.count_frame_text_tokens(row, dataset.media_sizes)
             if bound + others > self.model_max_length and self.count_text_tokens(row) + others > self.model_max_length:
                 try:
