@@ -18,7 +18,7 @@ from collators.base import IGNORE_INDEX
 
 # What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
 PROCESSOR_FILES = [
-    *["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"],
+    *["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "tekken.json"],
     *["chat_template.json", "*.jinja", "additional_chat_templates/*", "generation_config.json"],
     *["processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"],
 ]
