@@ -60,6 +60,9 @@ MODELS = {
     "lfm2.5-vl-450m": Model("lfm2-vl", "LiquidAI/LFM2.5-VL-450M"),
     "lfm2.5-vl-1.6b": Model("lfm2-vl", "LiquidAI/LFM2.5-VL-1.6B"),
     "lfm2.5-vl-3b": Model("lfm2-vl", "LiquidAI/LFM2.5-VL-3B"),
+    "pixtral-12b": Model("pixtral", "mistral-community/pixtral-12b"),
+    "mistral-small-3.1-24b-instruct-2503": Model("mistral-small-3.1", "mistralai/Mistral-Small-3.1-24B-Instruct-2503"),
+    "mistral-small-3.2-24b-instruct-2506": Model("mistral-small-3.1", "mistralai/Mistral-Small-3.2-24B-Instruct-2506"),
 }
 
 

@@ -38,9 +38,15 @@ def golden_records(family: str, format: int = 0) -> list[dict]:
 
 def for_official_template(family: str, messages: list[dict]) -> list[dict]:
     """Messages in the form that the family's official template takes."""
-    strings = FACTS[family].string_roles
-    joined = {i: "".join(p["text"] for p in m["content"]) for i, m in enumerate(messages) if m["role"] in strings}
-    return [message | {"content": joined.get(i, message["content"])} for i, message in enumerate(messages)]
+    facts, given = FACTS[family], []
+    for message in messages:
+        text = "".join(part.get("text", "") for part in message["content"])
+        if message["role"] in facts.string_roles:
+            message = message | {"content": text}
+        elif message["role"] in facts.one_part_roles:
+            message = message | {"content": [{"type": "text", "text": text}]}
+        given.append(message)
+    return given
 
 
 @pytest.fixture(scope="session")
@@ -142,6 +148,11 @@ def run(tiny, family: str, data_path: str, output_dir, *flags) -> list[dict]:
     train.main([*words, "--output_dir", str(output_dir), *map(str, flags)])
     with open(os.path.join(output_dir, "trainer_state.json")) as file:
         return [entry for entry in json.load(file)["log_history"] if "loss" in entry]
+
+
+def official_template(processor, family: str) -> str:
+    """The checkpoint's chat template, with what changes from day to day held fast."""
+    return processor.chat_template.replace(*FACTS[family].pinned)
 
 
 def rows_for(family: str) -> list[dict]:

@@ -26,6 +26,8 @@ class Facts(NamedTuple):
     linears_per_layer: int = 7  # of the first layer of the language model
     golden: tuple[str, ...] = ()  # `family` of its golden records, one for each of its formats; by default its own id
     rewritten: tuple[str, str] = ("", "")  # documented exception: golden text -> ours
+    one_part_roles: tuple[str, ...] = ()  # of whose content the official template reads the first part only
+    pinned: tuple[str, str] = ("", "")  # in the official template: what changes from day to day -> a constant
     altered: tuple[tuple[str, str], ...] = ()  # replacements in the official template that must be noticed
 
 
@@ -94,6 +96,38 @@ FACTS = {
     ),
     "qwen2-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),
     "qwen2.5-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),
+    "pixtral": Facts(
+        r"model\.vision_tower\.",
+        r"model\.multi_modal_projector\.",
+        end_of_turn="</s>",
+        takes_video=False,
+        string_roles=("system",),
+        rewritten=("[INST][IMG]What is", "[INST]You are a careful visual assistant.\n\n[IMG]What is"),
+        altered=(
+            ("'[INST]'", "' [INST] '"),
+            ("'[/INST]'", "'[/INST] '"),
+            ("+ '\n\n'", "+ '\n'"),
+            ("'[IMG]'", "'[IMG]\n'"),
+            ("eos_token", "''"),
+            ("bos_token", "''"),
+        ),
+    ),
+    "mistral-small-3.1": Facts(
+        r"model\.vision_tower\.",
+        r"model\.multi_modal_projector\.",
+        end_of_turn="</s>",
+        takes_video=False,
+        one_part_roles=("system", "assistant"),
+        pinned=("strftime_now('%Y-%m-%d')", "'2025-03-17'"),
+        altered=(
+            ("2023-10-01", "2024-10-01"),
+            ("strftime_now('%Y-%m-%d')", "'2025-03-18'"),
+            ("'[/SYSTEM_PROMPT]'", "'[/SYSTEM_PROMPT]\n'"),
+            ("'[INST]'", "'[INST] '"),
+            ("'[IMG]'", "'[IMG]\n'"),
+            ("eos_token", "''"),
+        ),
+    ),
     "smolvlm2": Facts(
         r"model\.vision_model\.",
         r"model\.connector\.",

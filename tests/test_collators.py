@@ -13,6 +13,7 @@ from conftest import (
     TAKES_VIDEO,
     for_official_template,
     golden_records,
+    official_template,
     replies_of,
     row_losses,
     rows_for,
@@ -99,10 +100,10 @@ def golden_texts(family: str) -> list[tuple[list, str, list]]:
     for record in golden_records(family):
         form = record.get("documented_variant", record)
         text, spans = form["text"], form["trained"]
-        old, new = FACTS[family].rewritten  # stands once before each reply
+        old, new = FACTS[family].rewritten  # stands before replies, in none
         if old:
             gone = len(old) - len(new)
-            spans = [[start - gone * (n + 1), end - gone * (n + 1)] for n, (start, end) in enumerate(spans)]
+            spans = [[i - gone * text[:start].count(old) for i in (start, end)] for start, end in spans]
             text = text.replace(old, new)
         found.append((record["messages"], text, spans))
     return found
@@ -162,14 +163,17 @@ def test_every_mixture_in_one_batch_trains_the_replies_and_their_end(collator, t
         assert (labels[trained] == ids[trained]).all()
         assert not (trained & (mask == 0)).any()
         theirs = apply_official(official(family), for_official_template(family, sample["messages"]))["input_ids"][0]
-        for name in ("image_token_id", "video_token_id"):
-            media_id = getattr(official(family), name, -1)
+        for media_id in media_ids(official(family)):
             assert (ids == media_id).sum() == (theirs == media_id).sum()
         if FACTS[family].bos:
             assert (ids == 1).sum() == 1 and ids[0] == 1
         lengths.append(int(mask.sum()))
     assert batch["input_ids"].shape == batch["labels"].shape == (len(samples), max(lengths))
     assert len(set(lengths)) > 1
+
+
+def media_ids(processor) -> list[int]:
+    return [id for id in processor.image_token_ids + processor.video_token_ids if id is not None]
 
 
 def apply_official(processor, messages: list[dict], **kwargs) -> dict:
@@ -261,8 +265,7 @@ def test_unmasked_questions_train_all_text_and_no_media(make_collator, family, s
     collator = make_collator(family, mask_question_tokens=False)
     batch = collator(samples)
     processor = official(family)
-    media = [id for id in (*processor.image_token_ids, *processor.video_token_ids) if id is not None]
-    media += processor.tokenizer.convert_tokens_to_ids(FACTS[family].media_tokens)
+    media = {*media_ids(processor), *processor.tokenizer.convert_tokens_to_ids(FACTS[family].media_tokens)}
     expected = batch["attention_mask"].bool()
     for id in media:
         expected &= batch["input_ids"] != id
@@ -275,8 +278,12 @@ def test_prompts_are_the_checkpoints_own(collator, official, samples, family):
         for i, message in enumerate(sample["messages"]):
             if message["role"] == "assistant":
                 prompt = collator.encode_prompt(sample["messages"][:i])
-                history = for_official_template(family, sample["messages"][:i])
-                theirs = apply_official(official(family), history, add_generation_prompt=True)
+                theirs = apply_official(
+                    official(family),
+                    for_official_template(family, sample["messages"][:i]),
+                    chat_template=official_template(official(family), family),
+                    add_generation_prompt=True,
+                )
                 if FACTS[family].frames_as_images:
                     theirs = frames_as_images(theirs)
                 assert prompt.keys() == theirs.keys()

@@ -4,7 +4,8 @@ import json
 import re
 
 import pytest
-from conftest import FACTS, FAMILIES, for_official_template, taught
+import torch
+from conftest import FACTS, FAMILIES, for_official_template, official_template, taught
 from PIL import Image
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
@@ -29,6 +30,8 @@ CONTROL = [
     "ASSISTANT:",
     "USER: ",
     "<|im_start|>assistant\n",
+    "[IMG]",
+    "[/INST]",
 ]
 TYPED = [
     *CONTROL,
@@ -56,6 +59,7 @@ SPLIT = [
     ("</s", "> and </", "s>"),
     ("<ima", "", "ge>"),
     ("<|image_pad|", ">"),
+    ("[", "IMG]"),
 ]
 
 
@@ -130,18 +134,19 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     control_tokens = lambda ids: [id for id in ids[0].tolist() if id in added]  # noqa: E731
 
     def official(messages, template: str, **kwargs) -> str:
-        given = for_official_template(family, messages) if template == untouched.chat_template else messages
+        is_official = template == official_template(untouched, family)
+        given = for_official_template(family, messages) if is_official else messages
         return untouched.apply_chat_template(given, chat_template=template, **kwargs)
 
     def spelling(ids, messages, template: str, **kwargs) -> tuple[str, str]:
         """The tokens as the untouched tokenizer decodes them, and the text that the untouched processor renders."""
-        image = (ids[0] == untouched.image_token_id).nonzero()[:, 0]
+        image = torch.isin(ids[0], torch.tensor(untouched.image_token_ids)).nonzero()[:, 0]
         frame = untouched.tokenizer.convert_tokens_to_ids(facts.media_tokens)
         ids = [id for i, id in enumerate(ids[0].tolist()) if facts.expanded or i not in image[1:] and id not in frame]
         asked = official(messages, template, **kwargs)
         decoded = untouched.tokenizer.decode(ids)
         decoded = re.sub(facts.expanded, untouched.image_token, decoded) if facts.expanded else decoded
-        both = decoded.removeprefix("<s>").lstrip(" "), asked.lstrip(" ")
+        both = tuple(t.removeprefix("<s>").lstrip(" ") for t in (decoded, asked))
         return tuple(t.replace(" ", "") for t in both) if "-llama" in variant else both  # these make up spaces
 
     encoded, harmless = collator.encode({"messages": messages}), collator.encode({"messages": HARMLESS})
@@ -149,7 +154,7 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     assert control_tokens(ids) == control_tokens(harmless.inputs["input_ids"])
     decoded, rendered = spelling(ids, messages, collator.chat_template)
     assert decoded == rendered
-    assert encoded.text.removeprefix("<s>") == official(messages, collator.chat_template)
+    assert encoded.text.removeprefix("<s>") == official(messages, collator.chat_template).removeprefix("<s>")
 
     joint = facts.part_separator
     replies = [
@@ -164,8 +169,8 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     for i in (2, 4):
         prompt = collator.encode_prompt(messages[:i])["input_ids"]
         assert control_tokens(prompt) == control_tokens(collator.encode_prompt(HARMLESS[:i])["input_ids"])
-        history = for_official_template(family, messages[:i])
-        decoded, rendered = spelling(prompt, history, untouched.chat_template, add_generation_prompt=True)
+        template = official_template(untouched, family)
+        decoded, rendered = spelling(prompt, messages[:i], template, add_generation_prompt=True)
         assert decoded == rendered
 
 

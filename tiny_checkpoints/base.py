@@ -172,6 +172,37 @@ def byte_level_tokenizer(split: list, first: list[str], control: list[str], writ
     return PreTrainedTokenizerFast(tokenizer_object=backend, **kwargs)
 
 
+TEKKEN_TOKENS = (
+    "<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] [TOOL_CALLS] "
+    "[IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]"
+).split()
+
+
+def tekken_tokenizer(**kwargs):
+    """Mistral's Tekken as a `tokenizer.json`: the control tokens first, with the real ids, then byte-level pieces."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    from loaders.pixtral import TEKKEN_PATTERN
+
+    split = pre_tokenizers.Split(Regex(TEKKEN_PATTERN), "isolated")
+    split = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe = learn_bpe(split, sorted(pre_tokenizers.ByteLevel.alphabet()), TEKKEN_TOKENS)
+    backend = Tokenizer(models.BPE(bpe["vocab"], bpe["merges"], ignore_merges=True))
+    backend.pre_tokenizer, backend.decoder = split, decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in TEKKEN_TOKENS])
+    backend.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        model_input_names=["input_ids", "attention_mask"],
+        **kwargs,
+    )
+
+
 def padded_size(tokenizer) -> int:
     """Rows of the embedding: the next multiple of 64, since real checkpoints too have more rows than tokens."""
     return (len(tokenizer) // 64 + 1) * 64

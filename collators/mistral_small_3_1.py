@@ -1,0 +1,76 @@
+"""Mistral Small 3.1 and 3.2: the format of Pixtral with a system block; 3.1 fills it with a dated default."""
+
+from collators import register_collator
+from collators.base import ChatFormat
+from collators.pixtral import PixtralCollator
+from datasets import content_parts
+
+DATE = "2025-03-17"  # of the release, in training and in the prompts of predict.py alike
+DEFAULT_SYSTEM = (
+    "You are Mistral Small 3, a Large Language Model (LLM) created by Mistral AI, a French startup headquartered in "
+    "Paris.\nYour knowledge base was last updated on 2023-10-01. The current date is " + DATE + "."
+    "\n\nWhen you're not sure about some information, you say that you don't have the information and don't make up "
+    "anything.\nIf the user's question is not clear, ambiguous, or does not provide enough context for you to "
+    "accurately answer the question, you do not try to answer it right away and you rather ask the user to clarify "
+    'their request (e.g. "What are some good restaurants around me?" => "Where are you?" or "When is the next flight '
+    'to Tokyo" => "Where do you travel from?")'
+)
+
+
+def mistral_template(user_parts: str = "message.content") -> str:
+    """All messages; `user_parts` is the expression for the parts of a user's message."""
+    return (
+        "{% for message in messages %}"
+        "{% if message.role == 'assistant' %}"
+        "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}</s>{% endgeneration %}"
+        "{% elif message.role == 'user' %}"
+        "[INST]"
+        "{% for part in " + user_parts + " %}"
+        "{% if part.type == 'image' %}[IMG]{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %}"
+        "[/INST]"
+        "{% else %}"
+        "[SYSTEM_PROMPT]{% for part in message.content %}{{ part.text }}{% endfor %}[/SYSTEM_PROMPT]"
+        "{% endif %}"
+        "{% endfor %}"
+    )
+
+
+# As mistral-common writes it: no system text, no block; of two parts the image comes first.
+WITHOUT_DEFAULT_SYSTEM = "<s>" + mistral_template(
+    "(message.content | sort(attribute='type') if message.content | length == 2 else message.content)"
+)
+
+
+@register_collator("mistral-small-3.1")
+class MistralSmall31Collator(PixtralCollator):
+    chat_template = (
+        "<s>{% if messages[0].role != 'system' %}[SYSTEM_PROMPT]" + DEFAULT_SYSTEM + "[/SYSTEM_PROMPT]{% endif %}"
+    ) + mistral_template()
+    other_formats = (ChatFormat(WITHOUT_DEFAULT_SYSTEM),)
+    template_exceptions = ()
+    string_roles = ()
+
+    def count_media_tokens(self, row, media_sizes):
+        """As Pixtral; refuses an image of one token, which transformers 5.23 fails on where a batch holds no other."""
+        token = self.processor.patch_size * self.processor.spatial_merge_size
+        for part in content_parts(row):
+            if part["type"] == "image" and max(size := media_sizes["image", part["image"]]) <= token:
+                raise ValueError(f"an image of {size[1]}x{size[0]} pixels; enlarge it to more than {token} on a side")
+        return super().count_media_tokens(row, media_sizes)
+
+    @property
+    def official_template(self):
+        # A function among the variables of a template is replaced by its name (transformers 5.23), a macro is not.
+        return "{% macro strftime_now(format) %}" + DATE + "{% endmacro %}" + super().official_template
+
+    def _render(self, messages, *args, **kwargs):
+        """The checkpoint's template reads only the first part of a system text and of a reply: all parts become one."""
+        return super()._render([whole(message) for message in messages], *args, **kwargs)
+
+
+def whole(message: dict) -> dict:
+    """A system message or reply with its text in one part."""
+    if message["role"] == "user":
+        return message
+    return message | {"content": [{"type": "text", "text": "".join(part["text"] for part in message["content"])}]}

@@ -1,0 +1,58 @@
+"""Pixtral: [INST] format; the system text stands at the beginning of the first user message."""
+
+import math
+
+from collators import register_collator
+from collators.base import ChatCollator, TemplateException
+from datasets import content_parts
+
+
+@register_collator("pixtral")
+class PixtralCollator(ChatCollator):
+    chat_template = (
+        "<s>"
+        "{% for message in messages %}"
+        "{% if message.role == 'assistant' %}"
+        "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}</s>{% endgeneration %}"
+        "{% elif message.role == 'user' %}"
+        "[INST]"
+        "{% if loop.index0 == 1 and messages[0].role == 'system' %}"
+        "{% for part in messages[0].content %}{{ part.text }}{% endfor %}{{ '\n\n' }}"
+        "{% endif %}"
+        "{% for part in message.content %}{% if part.type == 'image' %}[IMG]{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %}"
+        "[/INST]"
+        "{% endif %}"
+        "{% endfor %}"
+    )
+    string_roles = ("system",)
+    template_exceptions = (
+        TemplateException(
+            "Be brief.\n\n",  # the system text of PROBES
+            "",
+            "The template drops the system text (here `Be brief.`) from a conversation that ends with a reply, and "
+            "puts it into the last user message of a prompt. It is kept in the first one, as before a first reply.",
+        ),
+    )
+
+    # The processor's own default, "pt" (transformers 5.23), would make a tensor of the offsets too.
+    processor_kwargs = {"return_tensors": None}
+
+    def count_media_tokens(self, row, media_sizes):
+        """A token for each patch and one for the end of each row of patches.
+
+        The processor's own count takes an image of one or three pixels' height for a transposed one (transformers
+        5.23), and resizing leaves nothing of one that is much longer than it is wide.
+        """
+        patch = self.processor.patch_size * self.processor.spatial_merge_size
+        longest = self.processor.image_processor.size["longest_edge"]
+        num_tokens = 0
+        for part in content_parts(row):
+            if part["type"] == "image":
+                size = media_sizes["image", part["image"]]
+                shrink = max(1, max(size) / longest)
+                height, width = (math.ceil(math.floor(side / shrink) / patch) for side in size)
+                if not height * width:
+                    raise ValueError(f"an image of {size[1]}x{size[0]} pixels is too narrow to be resized")
+                num_tokens += height * (width + 1)
+        return num_tokens

@@ -1,0 +1,45 @@
+"""Mistral Small 3.1 and 3.2: Pixtral's vision transformer, a projector that merges 2x2 patches, and Mistral."""
+
+import re
+
+from transformers import PixtralImageProcessor, PixtralProcessor
+from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
+from transformers.utils import cached_file, has_file
+
+from collators.mistral_small_3_1 import WITHOUT_DEFAULT_SYSTEM
+from loaders import register_loader
+from loaders.pixtral import PixtralLoader
+
+
+@register_loader("mistral-small-3.1")
+class MistralSmall31Loader(PixtralLoader):
+    model_type = "mistral3"
+
+    def load_processor(self):
+        """The checkpoint's own; where it ships Mistral's tekken.json alone, as Small 3.2, one made of that and config.
+
+        Such a checkpoint has no chat template: it gets the text that mistral-common makes of a conversation.
+        """
+        if any(has_file(self.model_path, name) for name in ("processor_config.json", "preprocessor_config.json")):
+            return super().load_processor()
+        try:
+            tekken = cached_file(self.model_path, "tekken.json")
+        except OSError as error:
+            raise ValueError(f"{self.model_path} has no usable processor or tokenizer files: {error}") from error
+        template = re.sub(r"\{% (end)?generation %\}", "", WITHOUT_DEFAULT_SYSTEM)
+        vision = self.config.vision_config
+        return PixtralProcessor(
+            image_processor=PixtralImageProcessor(
+                size={"longest_edge": vision.image_size}, patch_size=vision.patch_size * self.config.spatial_merge_size
+            ),
+            tokenizer=convert_tekken_tokenizer(tekken, chat_template=template),
+            patch_size=vision.patch_size,
+            spatial_merge_size=self.config.spatial_merge_size,
+            chat_template=template,
+        )
+
+    def load_model(self):
+        # Where config.json does not say, transformers 5.23 takes every mistral3 for one with a tied head.
+        self.config.tie_word_embeddings = self.config.text_config.tie_word_embeddings
+        self.model_kwargs["config"] = self.config
+        return super().load_model()

@@ -1,0 +1,55 @@
+"""A tiny Mistral Small 3.1."""
+
+from collators.mistral_small_3_1 import DATE, DEFAULT_SYSTEM
+from tiny_checkpoints import register_tiny
+from tiny_checkpoints.base import PAPER, TinyModel, padded_size, tekken_tokenizer
+from tiny_checkpoints.pixtral import MISTRAL_IDS, MISTRAL_TEXT, PIXTRAL_VISION
+
+# Of a system text and of a reply, the first part only; today's date in the default system prompt.
+MISTRAL_SMALL_TEMPLATE = """
+{%- set parts = messages[0]['content'] if messages[0]['role'] == 'system' else [{'text': default}] %}
+{{- bos_token + '[SYSTEM_PROMPT]' + parts[0]['text'] + '[/SYSTEM_PROMPT]' }}
+{%- for message in messages if message['role'] != 'system' %}
+    {%- if message['role'] == 'assistant' %}
+        {{- (message['content'] if message['content'] is string else message['content'][0]['text']) + eos_token }}
+    {%- elif message['content'] is string %}
+        {{- '[INST]' + message['content'] + '[/INST]' }}
+    {%- else %}
+        {{- '[INST]' }}
+        {%- for part in message['content'] %}{{ '[IMG]' if part['type'] == 'image' else part['text'] }}{% endfor %}
+        {{- '[/INST]' }}
+    {%- endif %}
+{%- endfor %}"""
+
+
+@register_tiny("mistral-small-3.1")
+def mistral_small_3_1() -> TinyModel:
+    """An image token is 28x28 pixels, four patches of 14x14, at most 5x5 of them, and one more ends each row."""
+    from transformers import (
+        Mistral3Config,
+        MistralConfig,
+        PixtralImageProcessor,
+        PixtralProcessor,
+        PixtralVisionConfig,
+    )
+
+    before, after = repr(DEFAULT_SYSTEM).split(DATE)
+    default = "{%- set default = " + before + "' + strftime_now('%Y-%m-%d') + '" + after + " %}"
+    tokenizer = tekken_tokenizer()
+    config = Mistral3Config(
+        vision_config=PixtralVisionConfig(**PIXTRAL_VISION, image_size=140, patch_size=14),
+        text_config=MistralConfig(**MISTRAL_TEXT, vocab_size=padded_size(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        spatial_merge_size=2,
+        multimodal_projector_bias=False,
+        tie_word_embeddings=False,
+    )
+    processor = PixtralProcessor(
+        image_processor=PixtralImageProcessor(size={"longest_edge": 140}, patch_size=14, **PAPER),
+        tokenizer=tokenizer,
+        patch_size=14,
+        spatial_merge_size=2,
+        chat_template=default + MISTRAL_SMALL_TEMPLATE,
+    )
+    return TinyModel(config, processor, MISTRAL_IDS)
