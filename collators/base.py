@@ -11,6 +11,7 @@ The way of one sample, `ChatCollator.encode`:
 import re
 from bisect import bisect_left, bisect_right
 from contextlib import contextmanager
+from difflib import SequenceMatcher
 from functools import cached_property
 from operator import itemgetter
 from typing import NamedTuple
@@ -73,7 +74,7 @@ class ChatCollator:
     # opens where the generation prompt ends: after `ASSISTANT:`, the model itself writes the space before its reply.
     chat_template: str
     template_exceptions: tuple[TemplateException, ...] = ()
-    # Where a family's checkpoints differ in format: the one that agrees with the checkpoint's template is taken.
+    # Where a family's checkpoints differ in format: the one nearest to the checkpoint's template is taken.
     other_formats: tuple[ChatFormat, ...] = ()
     # Variables of the templates, ours and the checkpoint's, such as a date, which would otherwise be today's.
     template_kwargs: dict = {}
@@ -118,8 +119,8 @@ class ChatCollator:
         self.stop_tokens = stop_tokens or [self._tokenizer.eos_token]
         if chat_template:
             self.string_roles = find_string_roles(lambda *args: self._render(args[0], chat_template, args[1])[0])
-        elif len(formats) > 1 and processor.chat_template:
-            self.chat_template, self.template_exceptions = min(formats, key=self._num_differences)
+        elif len(formats) > 1:
+            self.chat_template, self.template_exceptions = min(formats, key=self._distance)
 
     @property
     def is_tagged(self) -> bool:
@@ -445,9 +446,10 @@ class ChatCollator:
             raise ValueError("the checkpoint ships no chat template; give one by --chat_template.")
         return template
 
-    def _num_differences(self, format: ChatFormat) -> int:
+    def _distance(self, format: ChatFormat) -> float:
+        """Take the format; how unlike its texts are to the checkpoint's, summed over those that differ."""
         self.chat_template, self.template_exceptions = format
-        return len(self.template_differences())
+        return sum(1 - SequenceMatcher(None, *pair).ratio() for pair in self.template_differences())
 
     def template_differences(self) -> list[tuple[str, str]]:
         """Hold the training template against the checkpoint's.
@@ -460,15 +462,21 @@ class ChatCollator:
             if not hasattr(self.processor, "video_token") and any(p["type"] == "video" for p in messages[0]["content"]):
                 continue
             text, spans = self.render(messages)
-            pairs = [(self._as_official(text, ends=True), self.render_official(messages))]
+            pairs = [(self._as_official(text, ends=True), self._official(messages))]
             replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
             for n, (i, (start, _)) in enumerate(zip(replies, spans)):
                 history_end = spans[n - 1][1] if n else 0
-                prompt = self.render_official(messages[:i], add_generation_prompt=True)
                 ours = self._as_official(text[:history_end]) + text[history_end:start]
-                pairs.append((ours, prompt))
+                pairs.append((ours, self._official(messages[:i], add_generation_prompt=True)))
             differences += [pair for pair in pairs if pair[0] != pair[1]]
         return differences
+
+    def _official(self, messages: list[dict], **kwargs) -> str:
+        """The checkpoint's text, or why its template refuses the conversation, such as one with a system message."""
+        try:
+            return self.render_official(messages, **kwargs)
+        except UnfitTemplate as error:
+            return f"[{error}]"
 
     def _as_official(self, text: str, ends: bool = False) -> str:
         """Our text with the documented differences undone; `ends`: it is a whole conversation, not a history."""
