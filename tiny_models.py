@@ -37,10 +37,13 @@ def hub_state_dict(model) -> dict:
     }
 
 
-def make_tiny_checkpoint(family: str, output_dir: str, seed: int = 0) -> None:
+def make_tiny_checkpoint(family: str, output_dir: str, seed: int = 0, checkpoint: str | None = None) -> None:
     """Write a tiny random fp32 checkpoint of `family` into `output_dir` (made if missing, files overwritten).
 
     The same seed gives the same bytes. The caller's random state is left as it was.
+
+    Args:
+        checkpoint: which one to follow, of a family whose checkpoints differ in chat format; by default the smallest.
 
     Raises:
         ValueError: no such family.
@@ -50,7 +53,7 @@ def make_tiny_checkpoint(family: str, output_dir: str, seed: int = 0) -> None:
     import torch
     from transformers import AutoModelForImageTextToText, GenerationConfig
 
-    tiny = TINY_CHECKPOINTS.get(family)()
+    tiny = TINY_CHECKPOINTS.get(family)(*filter(None, [checkpoint]))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU
         model = AutoModelForImageTextToText.from_config(tiny.config, dtype=torch.float32)

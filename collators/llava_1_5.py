@@ -1,4 +1,4 @@
-"""LLaVA 1.5: Vicuna format; a message's images come first."""
+"""LLaVA 1.5: Vicuna format; a message's media come first."""
 
 from collators import register_collator
 from collators.base import ChatCollator, TemplateException
@@ -13,6 +13,7 @@ class Llava15Collator(ChatCollator):
         "{% else %}"
         "{% if message.role == 'user' %}USER: {% endif %}"
         "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
+        "{% for part in message.content if part.type == 'video' %}<video>\n{% endfor %}"  # LLaVA-NeXT-Video
         "{% for part in message.content if part.type == 'text' %}{{ part.text }} {% endfor %}"
         "{% endif %}"
         "{% endfor %}"

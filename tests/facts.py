@@ -24,7 +24,7 @@ class Facts(NamedTuple):
     no_video_token: bool = False  # a video's frames have the tokens of images
     expanded: str = ""  # regular expression of what the processor writes beside an image's tokens; "": nothing
     linears_per_layer: int = 7  # of the first layer of the language model
-    golden: tuple[str, ...] = ()  # `family` of its golden records, one for each of its formats; by default its own id
+    golden: tuple[str, ...] = ()  # `family` of its golden records, the main format first; by default its own id
     rewritten: tuple[str, str] = ("", "")  # documented exception: golden text -> ours
     one_part_roles: tuple[str, ...] = ()  # of whose content the official template reads the first part only
     pinned: tuple[str, str] = ("", "")  # in the official template: what changes from day to day -> a constant
@@ -47,6 +47,7 @@ SPEAKERS_ALTERED = (
     ("'Assistant:'", "'Assistant: '"),
 )
 TILED = r"<fake_token_around_image>((<row_\d_col_\d>|<global-img>)(<image>)*\n*(<fake_token_around_image>)?)+"
+VICUNA_ALTERED = (("'ASSISTANT:'", "'ASSISTANT: '"), ("upper()", "title()"), ("<image>\n", "<image>"))
 
 FACTS = {
     "llama4": Facts(
@@ -79,7 +80,33 @@ FACTS = {
         bos="<s>",
         prompt_space=" ",
         takes_video=False,
-        altered=(("'ASSISTANT:'", "'ASSISTANT: '"), ("upper()", "title()"), ("<image>\n", "<image>")),
+        altered=VICUNA_ALTERED,
+    ),
+    "llava-1.6": Facts(
+        r"model\.vision_tower\.",
+        r"model\.(multi_modal_projector\.|image_newline$)",
+        end_of_turn="</s>",
+        part_separator=" ",
+        bos="<s>",
+        prompt_space=" ",
+        takes_video=False,
+        golden=("llava-v1.6-vicuna", "llava-v1.6-mistral"),
+        altered=VICUNA_ALTERED,
+    ),
+    "llava-next-video": Facts(
+        r"model\.vision_tower\.",
+        r"model\.(multi_modal_projector\.|image_newline$)",
+        end_of_turn="</s>",
+        part_separator=" ",
+        bos="<s>",
+        prompt_space=" ",
+        golden=(
+            "llava-next-video-7b",
+            "llava-next-video-7b-32k",
+            "llava-next-video-7b-32k-mistral",
+            "llava-next-video-34b",
+        ),
+        altered=(*VICUNA_ALTERED, ("<video>\n", "<video>")),
     ),
     "llava-onevision": Facts(
         r"model\.vision_tower\.",

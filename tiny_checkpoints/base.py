@@ -82,7 +82,7 @@ def added_tokens(bpe: dict, control: list[str], plain: list[str] = ()) -> dict:
     return dict(enumerate(tokens, start=len(bpe["vocab"])))
 
 
-def llama_tokenizer(control: list[str], **kwargs):
+def llama_tokenizer(control: list[str], add_bos_token: bool = True, **kwargs):
     """A `LlamaTokenizer`: <unk> <s> </s>, the 256 bytes, learned pieces, then the `control` tokens."""
     from tokenizers import pre_tokenizers
     from transformers import LlamaTokenizer
@@ -96,7 +96,7 @@ def llama_tokenizer(control: list[str], **kwargs):
         **bpe,
         added_tokens_decoder=added_tokens(bpe, control),
         legacy=False,
-        add_bos_token=True,
+        add_bos_token=add_bos_token,
         model_max_length=4096,
         **kwargs,
     )

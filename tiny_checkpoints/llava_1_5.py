@@ -13,28 +13,34 @@ LLAVA_TEMPLATE = """
 {%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
 
 
-@register_tiny("llava-1.5")
-def llava_1_5() -> TinyModel:
-    """CLIP, two-layer projector, Llama. 64x64 images: 16 tokens each. Large enough to learn to name drawn shapes."""
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
+def tiny_clip():
+    """Two layers of CLIP, of which the last one is never used: `vision_feature_layer` is -2. 4x4 patches an image."""
+    from transformers import CLIPVisionConfig
 
-    tokenizer = llama_tokenizer(["<image>", "<pad>"], pad_token="<pad>", padding_side="left")
-    image_token_id, pad_token_id = tokenizer.convert_tokens_to_ids(["<image>", "<pad>"])
-    vision = CLIPVisionConfig(
+    return CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=256,
         projection_dim=128,
-        num_hidden_layers=2,  # the last one is never used: vision_feature_layer is -2
+        num_hidden_layers=2,
         num_attention_heads=4,
         image_size=64,
         patch_size=16,
         initializer_factor=3.0,
     )
+
+
+@register_tiny("llava-1.5")
+def llava_1_5() -> TinyModel:
+    """CLIP, two-layer projector, Llama. 64x64 images: 16 tokens each. Large enough to learn to name drawn shapes."""
+    from transformers import CLIPImageProcessor, LlamaConfig, LlavaConfig, LlavaProcessor
+
+    tokenizer = llama_tokenizer(["<image>", "<pad>"], pad_token="<pad>", padding_side="left")
+    image_token_id, pad_token_id = tokenizer.convert_tokens_to_ids(["<image>", "<pad>"])
     text = LlamaConfig(
         **TEXT | {"num_key_value_heads": 4}, vocab_size=padded_size(tokenizer), max_position_embeddings=4096
     )
     config = LlavaConfig(
-        vision_config=vision,
+        vision_config=tiny_clip(),
         text_config=text,
         image_token_index=image_token_id,
         image_seq_length=16,

@@ -1,0 +1,29 @@
+"""LLaVA 1.6: Vicuna format as LLaVA 1.5, or Mistral's; a message's media come first."""
+
+from collators import register_collator
+from collators.base import ChatFormat
+from collators.llava_1_5 import Llava15Collator
+
+
+@register_collator("llava-1.6")
+class Llava16Collator(Llava15Collator):
+    other_formats = (
+        ChatFormat(
+            "{% for message in messages %}"
+            "{% if message.role == 'assistant' %}"
+            "{% generation %}"
+            " {% for part in message.content %}{{ part.text }}{% endfor %}</s>"
+            "{% endgeneration %}"
+            "{{ ' ' }}"
+            "{% elif message.role == 'system' %}"
+            "<<SYS>>\n{% for part in message.content %}{{ part.text }}{% endfor %}{{ '\n<</SYS>>\n\n' }}"
+            "{% else %}"
+            "[INST] "
+            "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
+            "{% for part in message.content if part.type == 'video' %}<video>\n{% endfor %}"  # LLaVA-NeXT-Video
+            "{% for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor %}"
+            " [/INST]"
+            "{% endif %}"
+            "{% endfor %}"
+        ),
+    )

@@ -1,0 +1,41 @@
+"""LLaVA-NeXT-Video: Vicuna, Mistral or ChatML format; a message's images come first, then its videos."""
+
+from collators import register_collator
+from collators.base import ChatFormat
+from collators.llava_1_6 import Llava16Collator
+from datasets import content_parts
+
+
+@register_collator("llava-next-video")
+class LlavaNextVideoCollator(Llava16Collator):
+    other_formats = (
+        *Llava16Collator.other_formats,
+        ChatFormat(
+            "{% for message in messages %}"
+            "<|im_start|>{{ message.role + '\n' }}"
+            "{% if message.role == 'assistant' %}"
+            "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>{% endgeneration %}"
+            "{% else %}"
+            "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
+            "{% for part in message.content if part.type == 'video' %}<video>\n{% endfor %}"
+            "{% for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor %}"
+            "<|im_end|>"
+            "{% endif %}"
+            "{{ '\n' }}"
+            "{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        ),
+    )
+
+    # Its processor makes tensors by default (transformers 5.23).
+    processor_kwargs = {"return_tensors": None}
+
+    def count_media_tokens(self, row, media_sizes):
+        """The processor of transformers 5.23 counts images only. Two by two patches of a frame are a token."""
+        parts = [part for part in content_parts(row) if part["type"] == "video"]
+        frames = sum(media_sizes["video", part["video"]][0] for part in parts)
+        frame, patch = self.processor.video_processor.crop_size, self.processor.patch_size
+        images = {"messages": [{"content": [part for part in content_parts(row) if part["type"] == "image"]}]}
+        return frames * ((frame.height // patch) * (frame.width // patch) // 4) + super().count_media_tokens(
+            images, media_sizes
+        )

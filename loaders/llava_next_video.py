@@ -1,0 +1,18 @@
+"""LLaVA-NeXT-Video: LLaVA 1.6 for images; a video's frames are pooled to a quarter of their patches."""
+
+from loaders import register_loader
+from loaders.llava_1_5 import LlavaLoader
+
+
+@register_loader("llava-next-video")
+class LlavaNextVideoLoader(LlavaLoader):
+    model_type = "llava_next_video"
+    # The resampler has weights only where it pools by a convolution, as no released checkpoint does.
+    vision_projector = ["model.multi_modal_projector", "model.vision_resampler", "model.image_newline"]
+
+    def load_model(self):
+        model, processor = super().load_model(), self.load_processor()
+        # The 34B checkpoint came with a config.json that names other ids than its tokenizer gives: the processor
+        # places the media, so its ids count.
+        model.config.image_token_id, model.config.video_token_id = processor.image_token_id, processor.video_token_id
+        return model
