@@ -27,6 +27,8 @@ MODELS = {
     "llava-next-video-7b": Model("llava-next-video", "llava-hf/LLaVA-NeXT-Video-7B-hf"),
     "llava-next-video-7b-32k": Model("llava-next-video", "llava-hf/LLaVA-NeXT-Video-7B-32K-hf"),
     "llava-next-video-34b": Model("llava-next-video", "llava-hf/LLaVA-NeXT-Video-34B-hf"),
+    "llava-interleave-qwen-0.5b": Model("llava-interleave", "llava-hf/llava-interleave-qwen-0.5b-hf"),
+    "llava-interleave-qwen-7b": Model("llava-interleave", "llava-hf/llava-interleave-qwen-7b-hf"),
     "llava-onevision-0.5b-ov": Model("llava-onevision", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"),
     "llava-onevision-7b-ov": Model("llava-onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf"),
     "llava-onevision-72b-ov": Model("llava-onevision", "llava-hf/llava-onevision-qwen2-72b-ov-hf"),

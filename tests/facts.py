@@ -108,6 +108,21 @@ FACTS = {
         ),
         altered=(*VICUNA_ALTERED, ("<video>\n", "<video>")),
     ),
+    "llava-interleave": Facts(
+        r"model\.vision_tower\.",
+        r"model\.multi_modal_projector\.",
+        part_separator="\n",
+        prompt_space="\n",
+        decoded_space="\n",
+        takes_video=False,
+        altered=(
+            ("<|im_start|>assistant\n", "<|im_start|>assistant"),
+            ("<|im_start|>assistant\n", "<|im_start|>assistant\n\n"),
+            ("'\n' + part", "part"),
+            ("'<image>'", "'<image>\n'"),
+            ("<|im_end|>\n", "<|im_end|>"),
+        ),
+    ),
     "llava-onevision": Facts(
         r"model\.vision_tower\.",
         r"model\.(multi_modal_projector\.|image_newline$)",

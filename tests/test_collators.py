@@ -113,8 +113,10 @@ def test_texts_and_spans_are_the_golden_ones(collator, family):
     for messages, text, spans in golden_texts(family):
         rendered, ours = collator.render(messages)
         bos, space = FACTS[family].bos, len(FACTS[family].prompt_space)
-        assert bos + rendered == text
-        assert [(s + len(bos) + space, e + len(bos)) for s, e in ours] == [tuple(span) for span in spans]
+        # A reply that the template begins with a line break is kept apart from that of the prompt.
+        ours = [[n - rendered[:n].count(RESERVED_CHARACTER) for n in span] for span in ours]
+        assert bos + rendered.replace(RESERVED_CHARACTER, "") == text
+        assert [[s + len(bos) + space, e + len(bos)] for s, e in ours] == spans
         encoded = collator.encode({"messages": with_media(messages)})
         assert encoded.text == text and encoded.cut == 0
 

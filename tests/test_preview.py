@@ -150,7 +150,7 @@ def test_the_terminal_view_folds_media_and_marks_what_is_trained(run, write_rows
     code, out = run(family, path)
     assert f"[image: {line['num_image_tokens']} tokens]" in out and f"[video: {line['num_video_tokens']} tokens]" in out
     assert f"--- row 0: {line['num_tokens']} tokens, {line['num_trained']} trained, " in out
-    assert f">>Red{FACTS[family].end_of_turn}<<" in out
+    assert f">>{FACTS[family].decoded_space}Red{FACTS[family].end_of_turn}<<" in out
     assert "an <|image_pad|>" in out.split("--- row 1")[1]  # typed, so shown as it is
     assert "--- row 2 cannot be used\n" in out and code == 1
 
