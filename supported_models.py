@@ -19,6 +19,9 @@ class Model(NamedTuple):
 MODELS = {
     "llama-4-scout-17b-16e-instruct": Model("llama4", "meta-llama/Llama-4-Scout-17B-16E-Instruct"),
     "llama-4-maverick-17b-128e-instruct": Model("llama4", "meta-llama/Llama-4-Maverick-17B-128E-Instruct"),
+    "gemma-3-4b-it": Model("gemma-3", "google/gemma-3-4b-it"),
+    "gemma-3-12b-it": Model("gemma-3", "google/gemma-3-12b-it"),
+    "gemma-3-27b-it": Model("gemma-3", "google/gemma-3-27b-it"),
     "llava-1.5-7b": Model("llava-1.5", "llava-hf/llava-1.5-7b-hf"),
     "llava-1.5-13b": Model("llava-1.5", "llava-hf/llava-1.5-13b-hf"),
     "llava-1.6-vicuna-7b": Model("llava-1.6", "llava-hf/llava-v1.6-vicuna-7b-hf"),

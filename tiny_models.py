@@ -57,6 +57,9 @@ def make_tiny_checkpoint(family: str, output_dir: str, seed: int = 0, checkpoint
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU
         model = AutoModelForImageTextToText.from_config(tiny.config, dtype=torch.float32)
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and not parameter.any():  # as a projection that starts at zero hides the images
+                torch.nn.init.normal_(parameter, std=0.08)
     model.generation_config = GenerationConfig(do_sample=False, **tiny.generation)
     model.save_pretrained(output_dir, state_dict=hub_state_dict(model))
     tiny.processor.save_pretrained(output_dir)

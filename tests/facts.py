@@ -22,9 +22,11 @@ class Facts(NamedTuple):
     frames_as_images: bool = False  # the model gets each time step of a video as an image
     mixes_media: bool = True  # images and videos in one sample
     no_video_token: bool = False  # a video's frames have the tokens of images
-    expanded: str = ""  # regular expression of what the processor writes beside an image's tokens; "": nothing
+    expanded: str = ""  # regular expression of what the processor writes for an image; "": its tokens alone
     linears_per_layer: int = 7  # of the first layer of the language model
     golden: tuple[str, ...] = ()  # `family` of its golden records, the main format first; by default its own id
+    bidirectional_images: bool = False  # the tokens of an image attend to each other in both directions
+    trims: bool = False  # white space around each text part of a user or assistant message is dropped
     rewritten: tuple[str, str] = ("", "")  # documented exception: golden text -> ours
     one_part_roles: tuple[str, ...] = ()  # of whose content the official template reads the first part only
     pinned: tuple[str, str] = ("", "")  # in the official template: what changes from day to day -> a constant
@@ -70,6 +72,22 @@ FACTS = {
             ("{{- '<|eot|>' }}", "{{- '<|eot|>\n' }}"),
             ("<|header_start|>assistant<|header_end|>\n\n", "<|header_start|>assistant<|header_end|>\n"),
             ("'<|image|>'", "'<|image|>\n'"),
+        ),
+    ),
+    "gemma-3": Facts(
+        r"model\.vision_tower\.",
+        r"model\.multi_modal_projector\.",
+        end_of_turn="<end_of_turn>",
+        takes_video=False,
+        bidirectional_images=True,
+        expanded=r"\n\n<start_of_image>(<image_soft_token>)*<end_of_image>\n\n",
+        trims=True,
+        altered=(
+            ("<end_of_turn>\n", "<end_of_turn>"),
+            ("'\n\n'", "'\n'"),
+            ("<start_of_turn>model\n", "<start_of_turn>model"),
+            ("<start_of_image>", "<start_of_image>\n"),
+            ("{{- bos_token }}", ""),
         ),
     ),
     "llava-1.5": Facts(

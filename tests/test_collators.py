@@ -323,6 +323,32 @@ def test_left_padding_ends_every_row_at_the_last_token(collator, model, samples)
     torch.testing.assert_close(row_losses(model, left), row_losses(model, right), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("family", [f for f in FAMILIES if FACTS[f].bidirectional_images], scope="function")
+def test_tokens_of_an_image_see_each_other_and_nothing_later(make_collator, tiny, media_folder, family):
+    """By the gradients of the logits of an image's first token, in a batch of all mixtures."""
+    (media_folder / f"{family}-bidirectional.json").write_text(json.dumps(rows_for(family)))
+    dataset = MultimodalDataset(str(media_folder / f"{family}-bidirectional.json"), num_frames=4)
+    collator = make_collator(family)
+    batch = collator([dataset[i] for i in range(len(dataset))])
+    model, embeddings = LOADERS.get(family)(tiny(family)).load_model().eval(), []
+
+    def record(module, args, kwargs):
+        embeddings.append(kwargs["inputs_embeds"].detach().requires_grad_())
+        return args, kwargs | {"inputs_embeds": embeddings[0]}
+
+    model.model.language_model.register_forward_pre_hook(record, with_kwargs=True)
+    logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+    is_image = collator.is_media(batch["input_ids"], "image")
+    for row, positions in enumerate(is_image):
+        starts = (positions & ~positions.roll(1)).nonzero()[:, 0].tolist()
+        for first in starts:
+            last = first + int(positions[first:].int().cumprod(0).sum()) - 1
+            (gradient,) = torch.autograd.grad(logits[row, first].sum(), embeddings[0], retain_graph=True)
+            seen = gradient.abs().sum(-1) > 0
+            assert seen[row, : last + 1].all() and not seen[row, last + 1 :].any()
+            assert not seen[:row].any() and not seen[row + 1 :].any()
+
+
 def loss_and_gradients(model, batch: dict) -> tuple[float, dict]:
     model.zero_grad(set_to_none=True)
     logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]

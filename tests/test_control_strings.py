@@ -130,7 +130,7 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     collator, untouched = pair
     family = VARIANTS.get(variant, (variant,))[0]
     facts = FACTS[family]
-    added = set(untouched.tokenizer.added_tokens_decoder)
+    added = {id for id, token in untouched.tokenizer.added_tokens_decoder.items() if not token.content.isspace()}
     control_tokens = lambda ids: [id for id in ids[0].tolist() if id in added]  # noqa: E731
 
     def official(messages, template: str, **kwargs) -> str:
@@ -156,10 +156,9 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     assert decoded == rendered
     assert encoded.text.removeprefix("<s>") == official(messages, collator.chat_template).removeprefix("<s>")
 
-    joint = facts.part_separator
-    replies = [
-        taught(family, joint.join(p["text"] for p in m["content"])) for m in messages if m["role"] == "assistant"
-    ]
+    trim = str.strip if facts.trims else str
+    texts = [[trim(part["text"]) for part in m["content"]] for m in messages if m["role"] == "assistant"]
+    replies = [taught(family, facts.part_separator.join(parts)) for parts in texts]
     trained = (labels != IGNORE_INDEX).nonzero()[:, 0]
     first = next(i for i in range(1, len(trained)) if trained[i] != trained[i - 1] + 1)
     assert trained[-1] - trained[first] == len(trained) - first - 1  # two runs
@@ -178,6 +177,12 @@ def check(pair, variant: str, messages: list[dict]) -> None:
 def test_what_was_typed_is_text(pair, variant, typed):
     check(pair, variant, conversation(text(typed), text(typed), text(typed)))
     check(pair, variant, conversation(text("Hm"), text(typed, typed), text(typed, "Red")))
+
+
+def test_the_checkpoints_own_control_tokens_are_text(pair, variant):
+    for typed in pair[1].tokenizer.all_special_tokens:
+        check(pair, variant, conversation(text(typed), text(typed), text(typed)))
+        check(pair, variant, conversation(text("Hm"), text(typed[:1], typed[1:]), text(typed[:-1], typed[-1:])))
 
 
 @pytest.mark.parametrize("parts", SPLIT)

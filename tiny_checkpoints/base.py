@@ -203,6 +203,29 @@ def tekken_tokenizer(**kwargs):
     )
 
 
+def gemma_tokenizer(turns: list[str], control: list[str], plain: list[str] = (), **kwargs):
+    """A `GemmaTokenizer`: <pad> <eos> <bos> <unk> <mask>, the `turns` tokens, line breaks, bytes and learned pieces.
+
+    The `control` tokens follow, then the `plain` ones, which are not special.
+    """
+    from tokenizers import AddedToken, pre_tokenizers
+    from transformers import GemmaTokenizer
+
+    split = [pre_tokenizers.Metaspace(prepend_scheme="never"), pre_tokenizers.Punctuation()]
+    split.append(pre_tokenizers.Digits(individual_digits=True))
+    line_breaks = ["\n" * count for count in range(1, 32)]  # as in the real vocabulary, a run of them is one token
+    first = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *turns, *line_breaks]
+    printable = ["▁", *(chr(code) for code in range(33, 127))]
+    bpe = learn_bpe(pre_tokenizers.Sequence(split), printable, first=first + [f"<0x{byte:02X}>" for byte in range(256)])
+    leading = {
+        id: AddedToken(token, normalized=False, special=token not in ("<mask>", *line_breaks))
+        for id, token in enumerate(first)
+    }
+    return GemmaTokenizer(
+        **bpe, added_tokens_decoder=leading | added_tokens(bpe, control, plain), add_bos_token=True, **kwargs
+    )
+
+
 def padded_size(tokenizer) -> int:
     """Rows of the embedding: the next multiple of 64, since real checkpoints too have more rows than tokens."""
     return (len(tokenizer) // 64 + 1) * 64

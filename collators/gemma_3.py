@@ -1,0 +1,59 @@
+"""Gemma 3: the system prompt opens the first user turn; images stay where they stand, texts are trimmed around them."""
+
+from collators import register_collator
+from collators.base import ChatCollator
+
+
+def gemma_template(image: str) -> str:
+    return (
+        "{{ bos_token }}"
+        "{% for message in messages if message.role != 'system' %}"
+        "{% if message.role == 'assistant' %}"
+        "<start_of_turn>model\n"
+        "{% generation %}{% for part in message.content %}{{ part.text | trim }}{% endfor %}"
+        "<end_of_turn>{% endgeneration %}{{ '\n' }}"
+        "{% else %}"
+        "<start_of_turn>user\n"
+        "{% if loop.first and messages[0].role == 'system' %}"
+        "{% for part in messages[0].content %}{{ part.text }}{% endfor %}{{ '\n\n' }}"
+        "{% endif %}"
+        "{% for part in message.content %}"
+        f"{{% if part.type == 'image' %}}{image}{{% else %}}{{{{ part.text | trim }}}}{{% endif %}}"
+        "{% endfor %}"
+        "<end_of_turn>\n"
+        "{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    )
+
+
+class TrimmingCollator(ChatCollator):
+    """What the Gemma chat families share: their templates trim each text part but those of the system prompt."""
+
+    string_roles = ("system",)  # of a list, the templates take the first part alone
+
+    def _render(self, messages, *args, **kwargs):
+        """Trimmed before control strings are searched: the spaces between two parts may keep one apart."""
+        trimmed = [
+            message if message["role"] == "system" else message | {"content": [*map(trim, message["content"])]}
+            for message in messages
+        ]
+        return super()._render(trimmed, *args, **kwargs)
+
+    def count_text_tokens(self, row):
+        """With the line breaks and the tokens that the processor writes around the pixels of an image."""
+        text, _ = self.render(row["messages"])
+        around = self.processor.full_image_sequence.replace(self.processor.tokenizer.image_token, "")
+        text = text.replace(self.processor.image_token, around)
+        return len(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def trim(part: dict) -> dict:
+    return part | {"text": part["text"].strip()} if part["type"] == "text" else part
+
+
+@register_collator("gemma-3")
+class Gemma3Collator(TrimmingCollator):
+    chat_template = gemma_template("<start_of_image>")
+    # 1 for the tokens of an image, which attend to each other in both directions.
+    sequence_padding = ChatCollator.sequence_padding | {"token_type_ids": 0}

@@ -1,0 +1,12 @@
+"""Gemma 3: SigLIP, average pooling to 256 tokens and one matrix, a bare parameter of the projector; Gemma 3 text."""
+
+from loaders import register_loader
+from loaders.base import BaseLoader
+
+
+@register_loader("gemma-3")
+class Gemma3Loader(BaseLoader):
+    model_type = "gemma3"
+    vision_encoder = ["model.vision_tower"]
+    vision_projector = ["model.multi_modal_projector"]
+    language_model = ["model.language_model", "lm_head"]
