@@ -25,6 +25,8 @@ class InternVL3Collator(ChatCollator):
         "{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
+    # Without it, an image behind a video cannot be joined with its frames (transformers 5.23).
+    processor_kwargs = {"images_kwargs": {"return_tensors": "pt"}}
 
     def count_media_tokens(self, row, media_sizes):
         """The processor counts images alone (transformers 5.23)."""

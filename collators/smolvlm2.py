@@ -14,11 +14,12 @@ class SmolVLM2Collator(TiledImageCollator):
     chat_template = speakers("<|im_start|>")
     processor_kwargs = {"videos_kwargs": {"return_tensors": "pt"}}  # it reads the number of frames from the tensor
 
-    def render(self, messages, template=None, add_generation_prompt=False):
+    def _render(self, messages, template, *args, **kwargs):
         """The checkpoint's template knows no videos: where there is one, the processor takes its own (5.23)."""
-        if template and any(part["type"] == "video" for message in messages for part in message["content"]):
+        has_video = any(part["type"] == "video" for part in content_parts({"messages": messages}))
+        if has_video and template == self.processor.chat_template:
             template = DEFAULT_CHAT_TEMPLATE
-        return super().render(messages, template, add_generation_prompt)
+        return super()._render(messages, template, *args, **kwargs)
 
     def _process(self, text, spans, messages):
         refuse_mixed_media({"messages": messages})

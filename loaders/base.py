@@ -1,6 +1,7 @@
 """What all model families share: where the weights come from and which modules belong to which component."""
 
 import os
+from importlib.util import find_spec
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +28,8 @@ class BaseLoader:
     # Ends of the parameter names of a mixture of experts, such as "mlp.experts.down_proj" and "mlp.gate.weight".
     experts: list[str] = []
     routers: list[str] = []
+    # Packages that only this family needs -> what for.
+    packages: dict[str, str] = {}
 
     def __init__(self, model_path: str, **model_kwargs):
         """
@@ -35,8 +38,11 @@ class BaseLoader:
             model_kwargs: for `from_pretrained`: dtype, attn_implementation, quantization_config.
 
         Raises:
-            ValueError: no checkpoint there, or one of another family.
+            ValueError: no checkpoint there, one of another family, or a package is missing.
         """
+        for package, purpose in self.packages.items():
+            if not find_spec(package):
+                raise ValueError(f"{model_path} needs the package {package}, {purpose}: pip install {package}")
         self.model_path, self.model_kwargs = model_path, model_kwargs
         try:
             self.config = AutoConfig.from_pretrained(model_path)

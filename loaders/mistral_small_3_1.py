@@ -15,17 +15,18 @@ from loaders.pixtral import PixtralLoader
 class MistralSmall31Loader(PixtralLoader):
     model_type = "mistral3"
 
-    def load_processor(self):
+    def load_processor(self, path=None):
         """The checkpoint's own; where it ships Mistral's tekken.json alone, as Small 3.2, one made of that and config.
 
         Such a checkpoint has no chat template: it gets the text that mistral-common makes of a conversation.
         """
-        if any(has_file(self.model_path, name) for name in ("processor_config.json", "preprocessor_config.json")):
-            return super().load_processor()
+        path = path or self.model_path
+        if any(has_file(path, name) for name in ("processor_config.json", "preprocessor_config.json")):
+            return super().load_processor(path)
         try:
-            tekken = cached_file(self.model_path, "tekken.json")
+            tekken = cached_file(path, "tekken.json")
         except OSError as error:
-            raise ValueError(f"{self.model_path} has no usable processor or tokenizer files: {error}") from error
+            raise ValueError(f"{path} has no usable processor or tokenizer files: {error}") from error
         template = re.sub(r"\{% (end)?generation %\}", "", WITHOUT_DEFAULT_SYSTEM)
         vision = self.config.vision_config
         return PixtralProcessor(

@@ -22,14 +22,14 @@ class PixtralLoader(BaseLoader):
     vision_projector = ["model.multi_modal_projector"]
     language_model = ["model.language_model", "lm_head"]
 
-    def load_processor(self):
+    def load_processor(self, path=None):
         """The checkpoint's own, which splits text as Mistral does.
 
         The tokenizer.json of Mistral Small 3.1 holds another pattern: it breaks words at combining marks (Hindi, Thai,
         Tamil). `fix_mistral_regex` of transformers 5.23 leaves it alone where config.json is as recent as itself, so
         that the tokens would change between the checkpoint and what is saved from it.
         """
-        processor = super().load_processor()
+        processor = super().load_processor(path)
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         split = pre_tokenizers.Split(Regex(TEKKEN_PATTERN), "isolated")
         processor.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])

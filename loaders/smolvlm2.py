@@ -1,7 +1,5 @@
 """SmolVLM2: the module names of Idefics3, and SmolLM2."""
 
-from importlib.util import find_spec
-
 from loaders import register_loader
 from loaders.idefics3 import Idefics3Loader
 
@@ -9,11 +7,7 @@ from loaders.idefics3 import Idefics3Loader
 @register_loader("smolvlm2")
 class SmolVLM2Loader(Idefics3Loader):
     model_type = "smolvlm"
-
-    def load_processor(self):
-        if not find_spec("num2words"):
-            raise ValueError("SmolVLM2 spells the number of a video's frames with num2words: pip install num2words")
-        return super().load_processor()
+    packages = {"num2words": "which spells the number of a video's frames"}
 
     def load_model(self):
         model = super().load_model()
