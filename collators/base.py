@@ -366,7 +366,8 @@ class ChatCollator:
             **kwargs,
         )
         offsets = features.pop("offset_mapping")[0]
-        replacements = next(iter(features.pop("text_replacement_offsets", [])), [])  # Idefics3: none without images
+        # Without an entry where nothing was expanded, and for a processor that never expands.
+        replacements = next(iter(features.pop("text_replacement_offsets", [])), [])
         inputs = dict(BatchFeature(dict(features), tensor_type="pt"))
         trained = _overlaps(offsets, _expanded(spans, replacements))[None]
         if not self.mask_question_tokens:
