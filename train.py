@@ -45,7 +45,7 @@ def main(words: list[str] | None = None) -> None:
     set_seed(arguments.training.seed)  # adapters start alike under every engine
     model = trainable.make_trainable(model, loader, arguments)
     say("\n" + trainable.format_summary(trainable.summarize(model, loader, arguments)) + "\n")
-    collator.media_in_every_batch = equal_vision_calls(arguments, train_dataset, eval_dataset)
+    collator.media_in_every_batch = equal_vision_calls(arguments, loader, train_dataset, eval_dataset)
 
     # training and evaluation
     trainer = FinetuneTrainer(
@@ -148,12 +148,14 @@ def quantize(arguments: Arguments, loader) -> None:
         loader.model_kwargs["device_map"] = {"": arguments.training.device}  # each rank has the whole model
 
 
-def equal_vision_calls(arguments: Arguments, *datasets: MultimodalDataset | None) -> set[str]:
-    """Kinds of media that every batch must hold: an engine that shards or reduces vision parameters waits for all."""
+def equal_vision_calls(arguments: Arguments, loader, *datasets: MultimodalDataset | None) -> set[str]:
+    """Kinds of media that every batch must hold: an engine that shards or reduces parameters waits for all of them."""
     vision_is_trained = arguments.model.train_vision_encoder or arguments.model.train_vision_projector
-    if arguments.training.world_size == 1 or not (vision_is_trained or arguments.training.deepspeed):
+    needed = vision_is_trained or loader.language_model_sees_media or arguments.training.deepspeed
+    if arguments.training.world_size == 1 or not needed:
         return set()
-    return set().union(*(dataset.media_kinds for dataset in datasets if dataset))
+    kinds = {"image"} if loader.language_model_sees_media else set()  # also where no row has any
+    return kinds.union(*(dataset.media_kinds for dataset in datasets if dataset))
 
 
 def resume_from(arguments: Arguments) -> str | bool | None:

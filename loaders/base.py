@@ -25,6 +25,8 @@ class BaseLoader:
     vision_encoder: list[str]
     vision_projector: list[str]
     language_model: list[str]
+    # Whether the language model has parameters that get a gradient only from a batch that holds media.
+    language_model_sees_media = False
     # Ends of the parameter names of a mixture of experts, such as "mlp.experts.down_proj" and "mlp.gate.weight".
     experts: list[str] = []
     routers: list[str] = []
