@@ -17,6 +17,8 @@ class Model(NamedTuple):
 
 
 MODELS = {
+    "llama-3.2-11b-vision-instruct": Model("llama-3.2-vision", "meta-llama/Llama-3.2-11B-Vision-Instruct"),
+    "llama-3.2-90b-vision-instruct": Model("llama-3.2-vision", "meta-llama/Llama-3.2-90B-Vision-Instruct"),
     "llama-4-scout-17b-16e-instruct": Model("llama4", "meta-llama/Llama-4-Scout-17B-16E-Instruct"),
     "llama-4-maverick-17b-128e-instruct": Model("llama4", "meta-llama/Llama-4-Maverick-17B-128E-Instruct"),
     "gemma-3-4b-it": Model("gemma-3", "google/gemma-3-4b-it"),

@@ -60,6 +60,9 @@ def make_tiny_checkpoint(family: str, output_dir: str, seed: int = 0, checkpoint
         for parameter in model.parameters():
             if parameter.ndim > 1 and not parameter.any():  # as a projection that starts at zero hides the images
                 torch.nn.init.normal_(parameter, std=0.08)
+    for name, parameter in model.named_parameters():
+        if tiny.gates is not None and name.endswith("gate"):
+            parameter.data.fill_(tiny.gates)
     model.generation_config = GenerationConfig(do_sample=False, **tiny.generation)
     model.save_pretrained(output_dir, state_dict=hub_state_dict(model))
     tiny.processor.save_pretrained(output_dir)

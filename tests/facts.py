@@ -52,6 +52,20 @@ TILED = r"<fake_token_around_image>((<row_\d_col_\d>|<global-img>)(<image>)*\n*(
 VICUNA_ALTERED = (("'ASSISTANT:'", "'ASSISTANT: '"), ("upper()", "title()"), ("<image>\n", "<image>"))
 
 FACTS = {
+    "llama-3.2-vision": Facts(
+        r"model\.vision_model\.",
+        r"model\.multi_modal_projector\.",
+        end_of_turn="<|eot_id|>",
+        takes_video=False,
+        golden=("mllama",),
+        altered=(
+            ("{{- bos_token }}", ""),
+            ("December 2023", "December 2024"),
+            ("system is defined or ", ""),
+            ("{{- '<|eot_id|>' }}", "{{- '<|eot_id|>\n' }}"),
+            ("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|start_header_id|>assistant<|end_header_id|>\n"),
+        ),
+    ),
     "llama4": Facts(
         r"vision_model\.(?!vision_adapter\.)",
         r"(multi_modal_projector|vision_model\.vision_adapter)\.",

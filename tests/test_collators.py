@@ -232,6 +232,7 @@ def test_tokens_and_labels_equal_the_librarys(collator, official, model, samples
             sample["messages"],
             chat_template=collator.chat_template if collator.is_tagged else TAGGED,
             return_assistant_tokens_mask=True,
+            **collator.template_kwargs,
         )
         assert inputs["input_ids"].tolist() == theirs["input_ids"].tolist()
         mask = theirs.pop("assistant_masks").bool()
@@ -285,6 +286,7 @@ def test_prompts_are_the_checkpoints_own(collator, official, samples, family):
                     for_official_template(family, sample["messages"][:i]),
                     chat_template=official_template(official(family), family),
                     add_generation_prompt=True,
+                    **collator.template_kwargs,
                 )
                 if FACTS[family].frames_as_images:
                     theirs = frames_as_images(theirs)
@@ -318,7 +320,9 @@ def test_left_padding_ends_every_row_at_the_last_token(collator, model, samples)
     for i, row in enumerate(rows):
         length = row["input_ids"].shape[1]
         for name in collator.sequence_padding.keys() & row.keys():
-            assert left[name][i, -length:].equal(row[name][0]) and right[name][i, :length].equal(row[name][0])
+            own = tuple(slice(size) for size in row[name].shape[2:])  # rows may differ in their number of images
+            assert left[name][i, -length:, *own].equal(row[name][0])
+            assert right[name][i, :length, *own].equal(row[name][0])
         assert not left["attention_mask"][i, :-length].any()
     torch.testing.assert_close(row_losses(model, left), row_losses(model, right), atol=1e-5, rtol=0)
 

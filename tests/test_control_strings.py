@@ -136,7 +136,7 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     def official(messages, template: str, **kwargs) -> str:
         is_official = template == official_template(untouched, family)
         given = for_official_template(family, messages) if is_official else messages
-        return untouched.apply_chat_template(given, chat_template=template, **kwargs)
+        return untouched.apply_chat_template(given, chat_template=template, **kwargs, **collator.template_kwargs)
 
     def spelling(ids, messages, template: str, **kwargs) -> tuple[str, str]:
         """The tokens as the untouched tokenizer decodes them, and the text that the untouched processor renders."""

@@ -66,3 +66,16 @@ def test_two_processes_equal_one_with_lora_and_text_alone_on_a_rank(tiny, write_
     for engine, flags in ENGINES.items():
         found = losses(tiny, "llava-1.5", path, tmp_path / engine, 2, *lora, *flags)
         assert found == pytest.approx(alone, abs=1e-4), engine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [[], ["--use_lora", "True", "--lora_dropout", "0"]], ids=["full", "lora"])
+def test_two_processes_equal_one_where_texts_skip_layers(tiny, lora, write_rows, tmp_path):
+    """Layers of the language model that see images alone, on a rank with texts alone, and without any image."""
+    flags = ["--train_vision_encoder", "False", "--train_vision_projector", "False", *lora]
+    for name, rows in {"mixed": [IMAGE_ROWS[0], IMAGE_ROWS[1], *TEXTS[:2]] * 4, "texts": TEXTS * 4}.items():
+        path = write_rows(rows)
+        alone = losses(tiny, "llama-3.2-vision", path, tmp_path / f"{name}-one", 1, *flags)
+        for engine, engine_flags in ENGINES.items():
+            found = losses(tiny, "llama-3.2-vision", path, tmp_path / f"{name}-{engine}", 2, *flags, *engine_flags)
+            assert found == pytest.approx(alone, abs=1e-4), (name, engine)

@@ -8,6 +8,7 @@ class TinyModel(NamedTuple):
     config: Any  # PreTrainedConfig of the whole model
     processor: Any  # ProcessorMixin, with tokenizer and chat template
     generation: dict  # the token ids of generation_config.json
+    gates: float | None = None  # value of the parameters `*gate`, which a fresh model has at zero
 
 
 # Text that teaches the tokenizers: enough English that a question costs a few tokens instead of dozens.

@@ -1,0 +1,66 @@
+"""Llama 3.2 Vision: the template writes BOS and a date; an image is one token, cross-attention sees its tiles."""
+
+import torch
+
+from collators import register_collator
+from collators.base import ChatCollator, TemplateException
+from datasets import content_parts
+
+
+@register_collator("llama-3.2-vision")
+class Llama32VisionCollator(ChatCollator):
+    chat_template = (
+        "{{ bos_token }}"
+        "{% set seen = namespace(image=false, reply=false, system='') %}"
+        "{% for message in messages %}"
+        "{% if message.role == 'system' %}"
+        "{% set seen.system = message.content | map(attribute='text') | join | trim %}"
+        "{% elif message.role == 'assistant' %}{% set seen.reply = true %}"
+        "{% elif not seen.reply and 'image' in message.content | map(attribute='type') %}"
+        "{% set seen.image = true %}"
+        "{% endif %}"
+        "{% endfor %}"
+        "{% if messages[0].role == 'system' or not seen.image %}"
+        "<|start_header_id|>system<|end_header_id|>\n\n"
+        "Cutting Knowledge Date: December 2023\nToday Date: {{ date_string }}\n\n{{ seen.system }}<|eot_id|>"
+        "{% endif %}"
+        "{% for message in messages if message.role != 'system' %}"
+        "<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
+        "{% if message.role == 'assistant' %}"
+        "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}<|eot_id|>{% endgeneration %}"
+        "{% else %}"
+        "{% for part in message.content %}{{ '<|image|>' if part.type == 'image' else part.text }}{% endfor %}"
+        "<|eot_id|>"
+        "{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    )
+    template_exceptions = (
+        TemplateException(
+            "Today Date: ... first reply ... <|image|>",
+            "first reply ... <|image|>",
+            "The template drops the block with the date from the whole conversation once a later message has an image; "
+            "the block stands or falls with the messages before the first reply, as in the prompt for it.",
+        ),
+    )
+    template_kwargs = {"date_string": "26 Jul 2024"}  # the template's own for an environment without a clock
+    string_roles = ("system",)
+    sequence_padding = ChatCollator.sequence_padding | {"cross_attention_mask": 0}
+
+    def pad(self, rows, side="right"):
+        """As the base's; the model wants images of every row or of none, so a row without gets one that is masked."""
+        images = next((row for row in rows if "pixel_values" in row), None)
+        if images:
+            rows = [row if "pixel_values" in row else row | masked_image(row, images) for row in rows]
+        return super().pad(rows, side)
+
+    def count_media_tokens(self, row, media_sizes):
+        """The processor has no arithmetic of its own (transformers 5.23)."""
+        return sum(part["type"] == "image" for part in content_parts(row))
+
+
+def masked_image(row: dict, images: dict) -> dict[str, torch.Tensor]:
+    """The image tensors of a row that has none, shaped after those of another row's first image."""
+    empty = {name: torch.zeros_like(images[name][:, :1]) for name in images.keys() - row.keys()}
+    tokens = row["input_ids"].shape[1]
+    return empty | {"cross_attention_mask": empty["cross_attention_mask"][:, :, :1].repeat(1, tokens, 1, 1)}
