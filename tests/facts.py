@@ -57,6 +57,7 @@ FACTS = {
         r"model\.multi_modal_projector\.",
         end_of_turn="<|eot_id|>",
         takes_video=False,
+        string_roles=("system",),
         golden=("mllama",),
         altered=(
             ("{{- bos_token }}", ""),
