@@ -178,7 +178,7 @@ def test_images_of_any_shape(family, tiny, dataset):
         assert count(10) == sum(height * width for height, width in grids[-1])  # [IMG]
         assert count(12) == sum(height - 1 for height, _ in grids[-1])  # [IMG_BREAK]
         assert count(13) == len(grids[-1])  # [IMG_END]
-    assert len({tuple(grid) for grid in grids[-1]}) >= 6
+    assert len({tuple(grid) for grid in grids[-1]}) >= 5
     batch = collator(samples)
     assert batch["image_sizes"].tolist() == [
         [height * token, width * token] for grid in grids for height, width in grid
