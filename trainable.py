@@ -128,7 +128,9 @@ def units(model: nn.Module, loader: BaseLoader, component: str) -> list[str]:
     found = []
     for name, module in model.named_modules():
         inside_another = any(is_inside(name, unit) for unit in found)
-        if owners.get(name) == {component} and not isinstance(module, nn.ModuleList) and not inside_another:
+        # Code may index a container, or ask for its type: its members are copied one by one.
+        container = isinstance(module, (nn.ModuleList, nn.Sequential))
+        if owners.get(name) == {component} and not container and not inside_another:
             found.append(name)
     return found
 
