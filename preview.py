@@ -26,7 +26,7 @@ class Run(NamedTuple):
     """Neighbouring tokens of one kind: "trained", "context", "image" or "video"."""
 
     kind: str
-    text: str
+    text: str  # none of media
     num_tokens: int
 
 
@@ -66,7 +66,8 @@ def load(arguments) -> tuple[MultimodalDataset, ChatCollator]:
         data.assistant_key,
         check=False,
     )
-    return dataset, make_collator(model.family, LOADERS.get(model.family)(model.model_path), data)
+    loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
+    return dataset, make_collator(model.family, loader, data)
 
 
 def chosen(own, length: int) -> list[int]:
@@ -90,9 +91,10 @@ def describe(collator, sample: dict) -> tuple[dict, list[Run]]:
             kinds[i] = kind
     edges = [0, *(i for i in range(1, len(ids)) if kinds[i] != kinds[i - 1]), len(ids)]
     decode = collator.processor.tokenizer.decode
-    runs = [
-        Run(kinds[a], decode(ids[a:b], clean_up_tokenization_spaces=False), b - a) for a, b in zip(edges, edges[1:])
-    ]
+    runs = []
+    for a, b in zip(edges, edges[1:]):
+        is_text = kinds[a] in ("trained", "context")
+        runs.append(Run(kinds[a], decode(ids[a:b], clean_up_tokenization_spaces=False) if is_text else "", b - a))
     row = {
         "index": sample["index"],
         "text": encoded.text,

@@ -327,7 +327,7 @@ class ChatCollator:
         return self._render(messages, self.official_template, self.string_roles, add_generation_prompt)[0]
 
     def _render(self, messages, template: str, string_roles=(), add_generation_prompt=False, **kwargs):
-        plain = [{"role": m["role"], "content": self._plain_parts(m["content"])} for m in messages]
+        plain = self._plain_messages(messages)
         for message in plain:
             if message["role"] in string_roles:
                 message["content"] = "".join(part["text"] for part in message["content"])
@@ -346,16 +346,11 @@ class ChatCollator:
 
     def _process(self, text: str, spans: list, messages: list[dict]) -> dict[str, torch.Tensor]:
         """Rendered text and opened media -> the processor's tensors and labels, as a batch of one."""
-        media = {
-            kind: [part for message in messages for part in message["content"] if part["type"] == kind]
-            for kind in ("image", "video")
-        }
+        media = self._media(messages)
         kwargs = dict(self.processor_kwargs)
         if media["image"]:
             kwargs["images"] = [[part["image"] for part in media["image"]]]
         if media["video"]:
-            if not self.takes_videos:
-                raise ValueError("the model takes no videos")
             kwargs |= {"videos": [[part["video"] for part in media["video"]]], "do_sample_frames": False}
             kwargs["video_metadata"] = [[part["metadata"] for part in media["video"]]]
         features = self.processor(
@@ -369,7 +364,23 @@ class ChatCollator:
         # Without an entry where nothing was expanded, and for a processor that never expands.
         replacements = next(iter(features.pop("text_replacement_offsets", [])), [])
         inputs = dict(BatchFeature(dict(features), tensor_type="pt"))
-        trained = _overlaps(offsets, _expanded(spans, replacements))[None]
+        return self._with_labels(inputs, offsets, _expanded(spans, replacements))
+
+    def _media(self, messages: list[dict]) -> dict[str, list[dict]]:
+        """The opened images and videos, in order.
+
+        Raises:
+            ValueError: a video, and the model takes none.
+        """
+        parts = content_parts({"messages": messages})
+        media = {kind: [part for part in parts if part["type"] == kind] for kind in ("image", "video")}
+        if media["video"] and not self.takes_videos:
+            raise ValueError("the model takes no videos")
+        return media
+
+    def _with_labels(self, inputs: dict, offsets: list[tuple[int, int]], spans: list) -> dict[str, torch.Tensor]:
+        """Tensors of one row, the characters that each token stands for, and those to train -> labels too."""
+        trained = _overlaps(offsets, spans)[None]
         if not self.mask_question_tokens:
             trained = ~self.is_media(inputs["input_ids"])
         inputs["labels"] = inputs["input_ids"].masked_fill(~trained, IGNORE_INDEX)
@@ -406,6 +417,10 @@ class ChatCollator:
         elif backend.pre_tokenizer:
             steps.append(backend.pre_tokenizer)
         backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+
+    def _plain_messages(self, messages: list[dict]) -> list[dict]:
+        """Messages for a template: without pixels, control strings marked."""
+        return [{"role": m["role"], "content": self._plain_parts(m["content"])} for m in messages]
 
     def _plain_parts(self, content: list[dict]) -> list[dict]:
         """A message's parts for the template: media without their pixels, texts with control strings marked.
