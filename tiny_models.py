@@ -25,16 +25,16 @@ def hub_state_dict(model) -> dict:
     It restores all but the `vision_model.` of CLIP and SigLIP, which transformers 5.23 strips when it loads a Hub file
     and puts back only for a model that was loaded from one.
     """
-    tower = "model.vision_tower."
-    nested = model.config.vision_config.model_type in (
-        "clip_vision_model",
-        "siglip_vision_model",
-        "siglip2_vision_model",
-    )
-    return {
-        name.replace(tower, tower + "vision_model.") if nested else name: weight
-        for name, weight in model.state_dict().items()
-    }
+    from transformers import CLIPVisionModel, Siglip2VisionModel, SiglipVisionModel
+
+    kinds = (CLIPVisionModel, SiglipVisionModel, Siglip2VisionModel)
+    towers = [f"{name}." for name, module in model.named_modules() if isinstance(module, kinds)]
+    weights = {}
+    for name, weight in model.state_dict().items():
+        for tower in towers:
+            name = name.replace(tower, tower + "vision_model.")
+        weights[name] = weight
+    return weights
 
 
 def make_tiny_checkpoint(family: str, output_dir: str, seed: int = 0, checkpoint: str | None = None) -> None:
@@ -56,7 +56,10 @@ def make_tiny_checkpoint(family: str, output_dir: str, seed: int = 0, checkpoint
     tiny = TINY_CHECKPOINTS.get(family)(*filter(None, [checkpoint]))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU
-        model = AutoModelForImageTextToText.from_config(tiny.config, dtype=torch.float32)
+        if tiny.model_class:
+            model = tiny.model_class(tiny.config)
+        else:
+            model = AutoModelForImageTextToText.from_config(tiny.config, dtype=torch.float32)
         for parameter in model.parameters():
             if parameter.ndim > 1 and not parameter.any():  # as a projection that starts at zero hides the images
                 torch.nn.init.normal_(parameter, std=0.08)

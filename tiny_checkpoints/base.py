@@ -1,14 +1,32 @@
 """What the tiny checkpoints share: tokenizers learned from a little text, and the sizes of a small language model."""
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
 class TinyModel(NamedTuple):
     config: Any  # PreTrainedConfig of the whole model
-    processor: Any  # ProcessorMixin, with tokenizer and chat template
+    processor: Any  # ProcessorMixin, with tokenizer and chat template; or `RemoteFiles`
     generation: dict  # the token ids of generation_config.json
     gates: float | None = None  # value of the parameters `*gate`, which a fresh model has at zero
+    model_class: Any = None  # where no Auto class has one
+
+
+class RemoteFiles(NamedTuple):
+    """What a checkpoint with remote code holds beside its weights; stands where others have a processor."""
+
+    code: str  # folder in tiny_checkpoints/remote
+    files: dict[str, str | dict]  # name -> text, or what is JSON
+    tokenizer: dict  # token -> id
+
+    def save_pretrained(self, output_dir: str) -> None:
+        for path in Path(__file__).parent.joinpath("remote", self.code).glob("*.py"):
+            shutil.copy(path, output_dir)
+        for name, content in self.files.items():
+            text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+            Path(output_dir, name).write_text(text, encoding="utf-8")
 
 
 # Text that teaches the tokenizers: enough English that a question costs a few tokens instead of dozens.
@@ -83,16 +101,22 @@ def added_tokens(bpe: dict, control: list[str], plain: list[str] = ()) -> dict:
     return dict(enumerate(tokens, start=len(bpe["vocab"])))
 
 
-def llama_tokenizer(control: list[str], add_bos_token: bool = True, **kwargs):
-    """A `LlamaTokenizer`: <unk> <s> </s>, the 256 bytes, learned pieces, then the `control` tokens."""
+def learn_llama_bpe() -> dict:
+    """Vocabulary and merges of a Llama tokenizer: <unk> <s> </s>, the 256 bytes, learned pieces."""
     from tokenizers import pre_tokenizers
-    from transformers import LlamaTokenizer
 
     # Like SentencePiece: no piece crosses a space or joins a word and its punctuation, digits stand alone.
     split = [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True)]
     first = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     printable = [chr(code) for code in range(33, 127)]
-    bpe = learn_bpe(pre_tokenizers.Sequence(split), printable, first)
+    return learn_bpe(pre_tokenizers.Sequence(split), printable, first)
+
+
+def llama_tokenizer(control: list[str], add_bos_token: bool = True, **kwargs):
+    """A `LlamaTokenizer`: the pieces of `learn_llama_bpe`, then the `control` tokens."""
+    from transformers import LlamaTokenizer
+
+    bpe = learn_llama_bpe()
     return LlamaTokenizer(
         **bpe,
         added_tokens_decoder=added_tokens(bpe, control),
@@ -105,7 +129,6 @@ def llama_tokenizer(control: list[str], add_bos_token: bool = True, **kwargs):
 
 def qwen_tokenizer(control: list[str], plain: list[str] = (), **kwargs):
     """A `Qwen2Tokenizer`: learned byte-level pieces, then the `control` tokens, then the `plain` ones."""
-    kwargs.setdefault("extra_special_tokens", [token for token in control if token != "<|endoftext|>"])
     from tokenizers import pre_tokenizers
     from transformers import Qwen2Tokenizer
 
