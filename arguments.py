@@ -87,6 +87,9 @@ class ModelArguments:
     )
     model_local_path: str | None = flag(None, "Folder or Hub path to load weights, processor and config from instead.")
     use_flash_attn: bool = flag(False, "Use FlashAttention 2 (package flash-attn) instead of PyTorch's sdpa.")
+    trust_remote_code: bool = flag(
+        False, "Run the Python files of the checkpoint, with all your rights: families without a class in transformers."
+    )
     train_vision_encoder: bool = flag(False, "Train the vision encoder.")
     train_vision_projector: bool = flag(False, "Train the vision projector (always in full).")
 

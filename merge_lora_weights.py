@@ -13,7 +13,7 @@ from transformers.hf_argparser import string_to_bool
 
 from arguments import check_writable, cli
 from loaders import LOADERS, family_of
-from predict import adapter_config, saved_arguments
+from predict import adapter_config, add_trust_flag, saved_arguments
 from supported_models import find_model
 from trainable import quantization_config
 from trainer import copy_processor_files
@@ -32,7 +32,8 @@ def main(words: list[str] | None = None) -> None:
     base_path = args.model_local_path or adapter["base_model_name_or_path"]
     saved = saved_arguments(args.model_path)
     model_id = args.model_id or saved.get("model_id")
-    loader = LOADERS.get(find_model(model_id).family if model_id else family_of(base_path))(base_path)
+    family = find_model(model_id).family if model_id else family_of(base_path)
+    loader = LOADERS.get(family)(base_path, args.trust_remote_code)
     if saved.get("q_lora") and not args.load_4bit:
         print("The adapter was trained on a 4-bit base (q_lora). --load_4bit merges into the weights that it saw.")
     merge(loader, args.model_path, args.model_save_path, args.load_4bit)
@@ -71,6 +72,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model_local_path", help="The base; default: the path that the adapter was trained from.")
     parser.add_argument("--model_path", required=True, help="Folder of the adapter.")
     parser.add_argument("--model_save_path", required=True, help="Folder to write, new or empty.")
+    add_trust_flag(parser)
     switch = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
     parser.add_argument("--load_model", **switch, help="Implied; accepted for old scripts.")
     parser.add_argument("--load_4bit", **switch, help="Merge into the base as its 4-bit quantization saw it.")

@@ -12,8 +12,9 @@ import os
 
 import torch
 import yaml
+from transformers.hf_argparser import string_to_bool
 
-from arguments import DataArguments, check_writable, cli
+from arguments import DataArguments, ModelArguments, check_writable, cli
 from collators import COLLATORS
 from datasets import MultimodalDataset
 from loaders import LOADERS, family_of
@@ -28,7 +29,7 @@ def main(words: list[str] | None = None) -> None:
     dataset = MultimodalDataset(
         args.data_path, args.image_folder, args.video_folder, num_frames, args.user_key, args.assistant_key
     )
-    model, collator = load(args.model_path, args.model_id, args.model_local_path)
+    model, collator = load(args.model_path, args.model_id, args.model_local_path, args.trust_remote_code)
     if "video" in dataset.media_kinds and not collator.takes_videos:
         raise ValueError(f"{args.data_path} holds videos, but {args.model_path} takes none.")
     print(f"{args.model_path}: answering {args.data_path} ({len(dataset)} samples)", flush=True)
@@ -50,6 +51,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_path", required=True, help="JSONL file to write.")
     parser.add_argument("--model_id", help="Model id, where neither args.yaml nor the config tells the family.")
     parser.add_argument("--model_local_path", help="Base of an adapter; default: the path it was trained from.")
+    add_trust_flag(parser)
     for name in ("image_folder", "video_folder", "user_key", "assistant_key"):
         field = DataArguments.__dataclass_fields__[name]
         parser.add_argument(f"--{name}", default=field.default, **field.metadata)
@@ -57,6 +59,12 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=8, help="Answers generated at a time.")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="Longest answer, in tokens.")
     return parser.parse_args(words)
+
+
+def add_trust_flag(parser: argparse.ArgumentParser) -> None:
+    """Never taken from args.yaml: whoever wrote the folder would consent for whoever runs it."""
+    help = ModelArguments.__dataclass_fields__["trust_remote_code"].metadata["help"]
+    parser.add_argument("--trust_remote_code", type=string_to_bool, nargs="?", const=True, default=False, help=help)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -74,7 +82,9 @@ def check(args: argparse.Namespace) -> None:
     os.makedirs(folder, exist_ok=True)
 
 
-def load(model_path: str, model_id: str | None = None, model_local_path: str | None = None):
+def load(
+    model_path: str, model_id: str | None = None, model_local_path: str | None = None, trust_remote_code: bool = False
+):
     """(model, collator) of a checkpoint folder; an adapter is put on its base.
 
     Raises:
@@ -91,7 +101,7 @@ def load(model_path: str, model_id: str | None = None, model_local_path: str | N
     model_id = model_id or saved_arguments(model_path).get("model_id")
     family = find_model(model_id).family if model_id else family_of(base_path)
     placement = {"device_map": "auto"} if torch.cuda.is_available() else {}  # over all GPUs
-    loader = LOADERS.get(family)(base_path, dtype="auto", **placement)
+    loader = LOADERS.get(family)(base_path, trust_remote_code, dtype="auto", **placement)
     model = loader.load_model()
     if adapter is not None:
         from peft import PeftModel

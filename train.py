@@ -31,7 +31,9 @@ def main(words: list[str] | None = None) -> None:
     eval_dataset = load_dataset(arguments, arguments.data.eval_data_path)
 
     # model id -> family -> processor and collator; the training template is held against the checkpoint's
-    loader = LOADERS.get(arguments.model.family)(arguments.model.model_path, **model_kwargs(arguments))
+    loader = LOADERS.get(arguments.model.family)(
+        arguments.model.model_path, arguments.model.trust_remote_code, **model_kwargs(arguments)
+    )
     collator = make_collator(arguments.model.family, loader, arguments.data)
     report_template_differences(collator)
     check_media_kinds(arguments, collator, train_dataset, eval_dataset)

@@ -15,6 +15,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from collators.base import IGNORE_INDEX
+from loaders.base import local_folder
 
 # What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
 PROCESSOR_FILES = [
@@ -142,10 +143,7 @@ class FinetuneTrainer(transformers.Trainer):
 
 def copy_processor_files(model_path: str, output_dir: str) -> None:
     """Copy the base checkpoint's own tokenizer, processor, template and generation files."""
-    if not os.path.isdir(model_path):
-        from huggingface_hub import snapshot_download  # in the cache since the processor was loaded
-
-        model_path = snapshot_download(model_path, allow_patterns=PROCESSOR_FILES)
+    model_path = local_folder(model_path, PROCESSOR_FILES)  # in the cache since the processor was loaded
     for pattern in PROCESSOR_FILES:
         for path in glob.glob(os.path.join(model_path, pattern)):
             target = os.path.join(output_dir, os.path.relpath(path, model_path))

@@ -15,7 +15,7 @@ def family_of(model_path: str) -> str:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model_path)
+        config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{model_path} is not a checkpoint: {error}") from error
     found = [family for family in families() if LOADERS.get(family).fits(config)]

@@ -32,22 +32,37 @@ class BaseLoader:
     routers: list[str] = []
     # Packages that only this family needs -> what for.
     packages: dict[str, str] = {}
+    # Whether the classes are Python files of the checkpoint's own (loaders/remote_code.py).
+    remote_code = False
 
-    def __init__(self, model_path: str, **model_kwargs):
+    def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
         """
         Args:
             model_path: folder or Hub path of weights, processor and config alike.
+            trust_remote_code: the user's consent to run the checkpoint's Python files, where the family needs them.
             model_kwargs: for `from_pretrained`: dtype, attn_implementation, quantization_config.
 
         Raises:
-            ValueError: no checkpoint there, one of another family, or a package is missing.
+            ValueError: no checkpoint there, one of another family, a package is missing, or a consent is missing or has
+                no use.
         """
+        if self.remote_code and not trust_remote_code:
+            raise ValueError(
+                f"{model_path}: transformers has no classes for its family; they are Python files in the checkpoint, "
+                "which run with all your rights on this machine. If you trust their author, or have read them, add "
+                "--trust_remote_code True."
+            )
+        if trust_remote_code and not self.remote_code:
+            raise ValueError(
+                f"--trust_remote_code True has no effect: transformers itself has the classes for {model_path}, and "
+                "no Python file of the checkpoint is run. Leave it out."
+            )
         for package, purpose in self.packages.items():
             if not find_spec(package):
                 raise ValueError(f"{model_path} needs the package {package}, {purpose}: pip install {package}")
         self.model_path, self.model_kwargs = model_path, model_kwargs
         try:
-            self.config = AutoConfig.from_pretrained(model_path)
+            self.config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
             where = "has no usable config.json" if os.path.isdir(model_path) else "is neither a folder nor reachable"
             raise ValueError(f"{model_path} {where} (--model_id, --model_local_path): {error}") from error
@@ -71,7 +86,7 @@ class BaseLoader:
         """The checkpoint's own processor, with a fast tokenizer; or that of another folder, such as an adapter's."""
         path = path or self.model_path
         try:
-            processor = AutoProcessor.from_pretrained(path)
+            processor = AutoProcessor.from_pretrained(path, trust_remote_code=self.remote_code)
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{path} has no usable processor or tokenizer files: {error}") from error
         # Without its files, a tokenizer loads all the same, empty.
@@ -87,9 +102,12 @@ class BaseLoader:
             ids = tokenizer.eos_token_id
         return tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [ids])
 
+    def model_class(self) -> type:
+        return AutoModelForImageTextToText
+
     def load_model(self) -> nn.Module:
         try:
-            model = AutoModelForImageTextToText.from_pretrained(self.model_path, **self.model_kwargs)
+            model = self.model_class().from_pretrained(self.model_path, **self.model_kwargs)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.model_path} has no usable weights: {error}") from error
         if is_deepspeed_zero3_enabled() and getattr(model, "_weight_conversions", None):
@@ -125,6 +143,15 @@ class BaseLoader:
             if any(f".{end.rpartition('.')[0]}." in f".{name}." for end in ends):
                 return part
         return None
+
+
+def local_folder(model_path: str, patterns: list[str]) -> str:
+    """The folder of a checkpoint; of one on the Hub, its cache, with the files that match `patterns`."""
+    if os.path.isdir(model_path):
+        return model_path
+    from huggingface_hub import snapshot_download  # only a checkpoint on the Hub needs it
+
+    return snapshot_download(model_path, allow_patterns=patterns)
 
 
 def is_inside(name: str, path: str) -> bool:

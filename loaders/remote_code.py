@@ -1,0 +1,133 @@
+"""Families whose classes are Python files of the checkpoint, written for a transformers of 2023 or 2024.
+
+What such a class lacks on transformers 5.23 is overridden in a subclass of it, made here when it is loaded. No library
+and no file of the checkpoint is changed.
+"""
+
+import glob
+import importlib.util
+import os
+import shutil
+from contextlib import nullcontext
+
+import torch
+from safetensors import safe_open
+from transformers import AutoProcessor, AutoTokenizer, GenerationMixin
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from loaders.base import BaseLoader, local_folder
+
+# What loads a saved model again: transformers 5.23 writes a config.json that the code of the checkpoint refuses.
+CODE_FILES = ["config.json", "*.py"]
+WEIGHT_FILES = ["*.safetensors", "pytorch_model*.bin"]
+
+
+class RemoteModel:
+    """What every remote model class is given; comes before it in the order of bases."""
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return True  # 5.23 would ask the bases one by one, and warn of each
+
+    def forward(self, *args, logits_to_keep=None, **kwargs):
+        """As the checkpoint's, with the logits of the positions in a boolean (batch, tokens) mask only."""
+        if logits_to_keep is None:
+            return super().forward(*args, **kwargs)
+        select = self.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: hidden[0][logits_to_keep])
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            select.remove()
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        super().save_pretrained(save_directory, *args, **kwargs)
+        folder = local_folder(self.config.name_or_path, CODE_FILES)
+        for path in [path for pattern in CODE_FILES for path in glob.glob(os.path.join(folder, pattern))]:
+            shutil.copyfile(path, os.path.join(save_directory, os.path.basename(path)))
+
+
+class RemoteCodeLoader(BaseLoader):
+    """Base of the families with remote code."""
+
+    remote_code = True
+    packages: tuple[str, ...] = ()  # that the checkpoint's files import, beyond requirements.txt
+    stop_tokens: tuple[str, ...]  # end a reply; the checkpoint leaves that to its sample code
+    model_shim: type  # a subclass of `RemoteModel`
+    renamed: tuple[str, str] = ("", "")  # in names of weights: what stands in the file -> in the loaded model
+
+    def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
+        super().__init__(model_path, trust_remote_code, **model_kwargs)
+        if missing := [name for name in self.packages if importlib.util.find_spec(name) is None]:
+            raise ValueError(f"The Python files of {model_path} need more packages: pip install {' '.join(missing)}")
+        if model_kwargs.get("attn_implementation") == "flash_attention_2":
+            raise ValueError(
+                f"--use_flash_attn True cannot be used with {model_path}: its own code calls flash-attn in a way that "
+                "transformers 5 does not know. Leave it out."
+            )
+        self.model_kwargs["attn_implementation"] = "eager"  # the checkpoint's own
+
+    def load_auto_processor(self):
+        """What AutoProcessor makes of the checkpoint."""
+        try:
+            return AutoProcessor.from_pretrained(self.model_path, trust_remote_code=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{self.model_path} has no usable processor or tokenizer files: {error}") from error
+
+    def model_class(self):
+        remote = get_class_from_dynamic_module(self.config.auto_map["AutoModelForCausalLM"], self.model_path)
+        # `generate` left the bases of PreTrainedModel with transformers 4.50. The name goes into config.json.
+        return type(remote.__name__, (self.model_shim, remote, GenerationMixin), {"__module__": remote.__module__})
+
+    def load_model(self):
+        model = super().load_model()
+        self.check_weights(model)
+        # Caches of today are not what the code expects.
+        model.config.use_cache = model.generation_config.use_cache = False
+        tokenizer = AutoTokenizer.from_pretrained(self.model_path, trust_remote_code=True)
+        model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(self.stop_tokens))
+        return model
+
+    def check_weights(self, model) -> None:
+        """Old code and a new `from_pretrained` can silently leave random weights: compare each with the file's.
+
+        Raises:
+            ValueError: weights that differ or that are in only one of the two; the message names some.
+        """
+        folder = local_folder(self.model_path, WEIGHT_FILES)
+        loaded = dict(model.named_parameters())
+        wrong, unseen = [], set(loaded)
+        for name, weight in stored_weights(folder):
+            name = name.replace(*self.renamed)
+            if name not in loaded:
+                continue  # a buffer, or a second name of a shared weight
+            unseen.discard(name)
+            parameter = loaded[name]
+            if hasattr(parameter, "quant_state"):
+                continue  # packed into 4 bits
+            if is_deepspeed_zero3_enabled():
+                from deepspeed.zero import GatheredParameters
+
+                whole = GatheredParameters([parameter])
+            else:
+                whole = nullcontext()
+            with whole:
+                if not torch.equal(parameter.data, weight.to(parameter.device, parameter.dtype)):
+                    wrong.append(name)
+        if wrong or unseen:
+            raise ValueError(
+                f"{self.model_path} was not loaded as it is stored: {len(wrong)} weights differ from the file's, "
+                f"{len(unseen)} are not in it, such as {sorted([*wrong, *unseen])[0]}. Its Python files do not work "
+                "with this version of transformers."
+            )
+
+
+def stored_weights(folder: str):
+    """Yields (name, tensor) of a checkpoint's weight files."""
+    paths = sorted(glob.glob(os.path.join(folder, WEIGHT_FILES[0])))
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                yield name, file.get_tensor(name)
+    for path in [] if paths else sorted(glob.glob(os.path.join(folder, WEIGHT_FILES[1]))):
+        yield from torch.load(path, map_location="cpu", mmap=True, weights_only=True).items()
