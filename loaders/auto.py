@@ -17,8 +17,8 @@ class AutoLoader(BaseLoader):
     def fits(cls, config) -> bool:
         return type(config) in AutoModelForImageTextToText._model_mapping
 
-    def __init__(self, model_path: str, **model_kwargs):
-        super().__init__(model_path, **model_kwargs)
+    def __init__(self, model_path: str, *args, **model_kwargs):
+        super().__init__(model_path, *args, **model_kwargs)
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(self.config)
         names = {module: name for name, module in model.named_modules()}

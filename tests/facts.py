@@ -123,6 +123,7 @@ FACTS = {
         bos="<s>",
         prompt_space=" ",
         takes_video=False,
+        bare=("model.image_newline",),
         golden=("llava-v1.6-vicuna", "llava-v1.6-mistral"),
         altered=VICUNA_ALTERED,
     ),
@@ -133,6 +134,7 @@ FACTS = {
         part_separator=" ",
         bos="<s>",
         prompt_space=" ",
+        bare=("model.image_newline",),
         golden=(
             "llava-next-video-7b",
             "llava-next-video-7b-32k",
@@ -269,6 +271,7 @@ FACTS = {
         r"model\.visual\.merger\.",
         linears_per_layer=6,
         end_of_turn="<|user|>",
+        string_roles=("system", "assistant"),
         frames_as_images=True,
         altered=(
             ("[gMASK]<sop>", "[gMASK]"),
