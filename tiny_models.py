@@ -23,9 +23,16 @@ def hub_state_dict(model) -> dict:
     """The weights under names that `save_pretrained` turns into those of the Hub file.
 
     It restores all but the `vision_model.` of CLIP and SigLIP, which transformers 5.23 strips when it loads a Hub file
-    and puts back only for a model that was loaded from one.
+    and puts back only for a model that was loaded from one; and it does not transpose the experts of Qwen3-VL.
     """
     from transformers import CLIPVisionModel, Siglip2VisionModel, SiglipVisionModel
+
+    if model.config.model_type == "qwen3_vl_moe":
+        model._weight_conversions = []  # else they would be transposed back
+        return {
+            name: weight.transpose(1, 2).contiguous() if ".experts." in name else weight
+            for name, weight in model.state_dict().items()
+        }
 
     kinds = (CLIPVisionModel, SiglipVisionModel, Siglip2VisionModel)
     towers = [f"{name}." for name, module in model.named_modules() if isinstance(module, kinds)]

@@ -41,7 +41,7 @@ class TemplateException(NamedTuple):
     ours: str
     official: str
     reason: str
-    at_end: bool = False  # only where it ends a conversation, instead of everywhere
+    where: str = "everywhere"  # or "end": where a conversation ends; or "history": before its last exchange
 
 
 class ChatFormat(NamedTuple):
@@ -478,10 +478,11 @@ class ChatCollator:
             if not hasattr(self.processor, "video_token") and any(p["type"] == "video" for p in messages[0]["content"]):
                 continue
             text, spans = self.render(messages)
-            pairs = [(self._as_official(text, ends=True), self._official(messages))]
+            history_ends = [0, *(end for _, end in spans)]
+            ours = self._as_official(text[: history_ends[-2]], text[history_ends[-2] :])
+            pairs = [(ours, self._official(messages))]
             replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-            for n, (i, (start, _)) in enumerate(zip(replies, spans)):
-                history_end = spans[n - 1][1] if n else 0
+            for i, (start, _), history_end in zip(replies, spans, history_ends):
                 ours = self._as_official(text[:history_end]) + text[history_end:start]
                 pairs.append((ours, self._official(messages[:i], add_generation_prompt=True)))
             differences += [pair for pair in pairs if pair[0] != pair[1]]
@@ -494,15 +495,17 @@ class ChatCollator:
         except UnfitTemplate as error:
             return f"[{error}]"
 
-    def _as_official(self, text: str, ends: bool = False) -> str:
-        """Our text with the documented differences undone; `ends`: it is a whole conversation, not a history."""
-        text = text.replace(RESERVED_CHARACTER, "")
-        for exception in self.template_exceptions:
-            if not exception.at_end:
-                text = text.replace(exception.ours, exception.official)
-            elif ends and text.endswith(exception.ours):
-                text = text.removesuffix(exception.ours) + exception.official
-        return text
+    def _as_official(self, history: str, last: str = "") -> str:
+        """Our text with the documented differences undone; `last`: the last exchange of a whole conversation."""
+        history, last = (text.replace(RESERVED_CHARACTER, "") for text in (history, last))
+        for ours, official, _, where in self.template_exceptions:
+            if where != "end":
+                history = history.replace(ours, official)
+            if where == "everywhere":
+                last = last.replace(ours, official)
+            elif where == "end" and last.endswith(ours):
+                last = last.removesuffix(ours) + official
+        return history + last
 
 
 def _conversation(*turns: tuple[str, str | list[str]]) -> list[dict]:

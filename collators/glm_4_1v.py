@@ -32,7 +32,7 @@ class Glm41VCollator(ChatCollator):
             "",
             "The template ends a reply with nothing; generation stops at the <|user|> of the next turn, so the last "
             "reply gets one too.",
-            at_end=True,
+            where="end",
         ),
     )
     string_roles = ("system", "assistant")

@@ -9,6 +9,7 @@ class Facts(NamedTuple):
     vision_projector: str
     language_model: str = r"(model\.language_model|lm_head)\."
     end_of_turn: str = "<|im_end|>"
+    rounding: float = 1e-5  # of a logit in float32, between two ways of computing it
     part_separator: str = ""  # between the text parts of a message
     bos: str = ""  # written by the tokenizer
     prompt_space: str = ""  # a space of the text that no prompt ends with: it is the model's to write
@@ -19,14 +20,14 @@ class Facts(NamedTuple):
     bare: tuple[str, ...] = ()  # parameters of the vision parts that an adapter checkpoint cannot hold
     experts: tuple[str, ...] = ()  # how the names of fused expert weights end
     router: str = ""  # and the router's
-    frames_as_images: bool = False  # the model gets each time step of a video as an image
+    time_steps_as_images: bool = False  # the collator hands each time step of a video over as an image
     mixes_media: bool = True  # images and videos in one sample
     no_video_token: bool = False  # a video's frames have the tokens of images
     expanded: str = ""  # regular expression of what the processor writes for an image; "": its tokens alone
     linears_per_layer: int = 7  # of the first layer of the language model
     golden: tuple[str, ...] = ()  # `family` of its golden records, the main format first; by default its own id
     bidirectional_images: bool = False  # the tokens of an image attend to each other in both directions
-    trims: bool = False  # white space around each text part of a user or assistant message is dropped
+    trims: str = ""  # white space around user and assistant texts is dropped: of "parts", or of "messages"
     rewritten: tuple[str, str] = ("", "")  # documented exception: golden text -> ours
     one_part_roles: tuple[str, ...] = ()  # of whose content the official template reads the first part only
     pinned: tuple[str, str] = ("", "")  # in the official template: what changes from day to day -> a constant
@@ -96,7 +97,7 @@ FACTS = {
         takes_video=False,
         bidirectional_images=True,
         expanded=r"\n\n<start_of_image>(<image_soft_token>)*<end_of_image>\n\n",
-        trims=True,
+        trims="parts",
         altered=(
             ("<end_of_turn>\n", "<end_of_turn>"),
             ("'\n\n'", "'\n'"),
@@ -266,13 +267,27 @@ FACTS = {
         golden=("qwen3-vl",),
         altered=QWEN_ALTERED[1:],
     ),
+    "qwen3.5": Facts(
+        r"model\.visual\.(?!merger\.)",
+        r"model\.visual\.merger\.",
+        linears_per_layer=8,  # of linear attention
+        rounding=5e-5,  # it is 2e-15 in float64: linear attention sums over chunks of the text
+        trims="messages",
+        altered=(
+            ("loop.last and ", ""),
+            ("is true", "is false"),
+            ("</think>\n\n' }}{% endif %}\n{%- endif", "</think>\n' }}{% endif %}\n{%- endif"),
+            ("trim + '<|im_end|>\n'", "trim + '<|im_end|>'"),
+            ("<|image_pad|><|vision_end|>", "<|image_pad|><|vision_end|>\n"),
+        ),
+    ),
     "glm-4.1v": Facts(
         r"model\.visual\.(?!merger\.)",
         r"model\.visual\.merger\.",
         linears_per_layer=6,
         end_of_turn="<|user|>",
         string_roles=("system", "assistant"),
-        frames_as_images=True,
+        time_steps_as_images=True,
         altered=(
             ("[gMASK]<sop>", "[gMASK]"),
             ("+ '|>\n' }}", "+ '|>' }}"),

@@ -156,9 +156,9 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     assert decoded == rendered
     assert encoded.text.removeprefix("<s>") == official(messages, collator.chat_template).removeprefix("<s>")
 
-    trim = str.strip if facts.trims else str
-    texts = [[trim(part["text"]) for part in m["content"]] for m in messages if m["role"] == "assistant"]
-    replies = [taught(family, facts.part_separator.join(parts)) for parts in texts]
+    trim_part, trim = ((str.strip if facts.trims == what else str) for what in ("parts", "messages"))
+    texts = [[trim_part(part["text"]) for part in m["content"]] for m in messages if m["role"] == "assistant"]
+    replies = [taught(family, trim(facts.part_separator.join(parts))) for parts in texts]
     trained = (labels != IGNORE_INDEX).nonzero()[:, 0]
     first = next(i for i in range(1, len(trained)) if trained[i] != trained[i - 1] + 1)
     assert trained[-1] - trained[first] == len(trained) - first - 1  # two runs

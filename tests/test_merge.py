@@ -27,7 +27,8 @@ def test_merged_equals_adapter_and_reloads(tiny, family, write_rows, tmp_path):
     merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(merged)])
 
     base, after = load_file(f"{tiny(family)}/model.safetensors"), load_file(merged / "model.safetensors")
-    assert {name: t.dtype for name, t in base.items()} == {name: t.dtype for name, t in after.items()}
+    kinds = [{name: (t.dtype, t.shape) for name, t in weights.items()} for weights in (base, after)]
+    assert kinds[0] == kinds[1]
     adapted = [name for name in base if name.endswith(tuple(mixture))]
     assert len(adapted) >= len(mixture) and not any(torch.equal(base[name], after[name]) for name in adapted)
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
@@ -43,7 +44,7 @@ def test_merged_equals_adapter_and_reloads(tiny, family, write_rows, tmp_path):
     plain, untrained = (LOADERS.get(family)(str(path)).load_model() for path in (merged, tiny(family)))
     with torch.no_grad():
         logits = [model.eval()(**batch).logits for model in (plain, with_adapter, untrained)]
-    assert (logits[0] - logits[1]).abs().max() < 1e-5
+    assert (logits[0] - logits[1]).abs().max() < FACTS[family].rounding
     assert (logits[0] - logits[2]).abs().max() > 1e-2  # the training left its mark
 
 

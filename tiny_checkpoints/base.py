@@ -127,14 +127,15 @@ def llama_tokenizer(control: list[str], add_bos_token: bool = True, **kwargs):
     )
 
 
-def qwen_tokenizer(control: list[str], plain: list[str] = (), **kwargs):
-    """A `Qwen2Tokenizer`: learned byte-level pieces, then the `control` tokens, then the `plain` ones."""
+def qwen_tokenizer(control: list[str], plain: list[str] = (), tokenizer_class=None, **kwargs):
+    """A `Qwen2Tokenizer`, or another: learned byte-level pieces, then the `control` tokens, then the `plain` ones."""
     from tokenizers import pre_tokenizers
     from transformers import Qwen2Tokenizer
 
+    tokenizer_class = tokenizer_class or Qwen2Tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = learn_bpe(Qwen2Tokenizer().backend_tokenizer.pre_tokenizer, alphabet, first=[])
-    return Qwen2Tokenizer(
+    bpe = learn_bpe(tokenizer_class().backend_tokenizer.pre_tokenizer, alphabet, first=[])
+    return tokenizer_class(
         **bpe,
         added_tokens_decoder=added_tokens(bpe, control, plain),
         **{

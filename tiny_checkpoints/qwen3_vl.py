@@ -29,34 +29,34 @@ QWEN3_TEMPLATE = """
 QWEN3_PLAIN_TOKENS = [*QWEN_2_5_PLAIN_TOKENS, "<tool_response>", "</tool_response>", "<think>", "</think>"]
 
 
-def qwen3_vl_model(config_class, text: dict, tie_word_embeddings: bool) -> TinyModel:
-    """The common part of the dense model and the mixture of experts: a token is 32x32 pixels; 4 to 64 tokens an image.
+def qwen3_vl_model(
+    config_class,
+    text: dict,
+    vision: dict,
+    tie_word_embeddings: bool,
+    chat_template=QWEN3_TEMPLATE,
+    tokenizer_class=None,
+) -> TinyModel:
+    """The common part of Qwen3-VL and Qwen3.5: a token is 32x32 pixels; 4 to 64 tokens an image.
 
     Args:
         text: options of the language model beside the shared ones.
+        vision: options of the vision encoder beside the shared ones.
     """
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
-    tokenizer = qwen_tokenizer(QWEN_VISION_TOKENS, QWEN3_PLAIN_TOKENS)
+    tokenizer = qwen_tokenizer(QWEN_VISION_TOKENS, QWEN3_PLAIN_TOKENS, tokenizer_class)
     ids = dict(zip(QWEN_VISION_TOKENS, tokenizer.convert_tokens_to_ids(QWEN_VISION_TOKENS)))
     end_of_text, end_of_turn = ids["<|endoftext|>"], ids["<|im_end|>"]
-    shared = TEXT | {
+    shared_text = TEXT | {
         "head_dim": 32,
         "vocab_size": padded_size(tokenizer),
         "max_position_embeddings": 262144,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_turn,
-        # Half of a head's 32 dimensions, shared out in about the real ratio 24 : 20 : 20 to time, height and width.
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 5e6,
-            "mrope_section": [6, 5, 5],
-            "mrope_interleaved": True,
-        },
     }
-    vision = {
+    shared_vision = {
         "depth": 3,
-        "deepstack_visual_indexes": [0, 1],
         "hidden_size": 48,
         "intermediate_size": 128,
         "num_heads": 4,
@@ -65,22 +65,22 @@ def qwen3_vl_model(config_class, text: dict, tie_word_embeddings: bool) -> TinyM
         "initializer_range": 0.15,
     }
     config = config_class(
-        text_config=shared | text,
-        vision_config=vision,
+        text_config=shared_text | text,
+        vision_config=shared_vision | vision,
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=tie_word_embeddings,
     )
-    pixels = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, **PAPER}
-    token = 32 * 32
+    # Of a video, the pixels of all frames together; two frames share a token.
+    size = {"shortest_edge": 4 * 32 * 32, "longest_edge": 64 * 32 * 32}
+    pixels = {"size": size, "patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, **PAPER}
     processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": 4 * token, "longest_edge": 64 * token}, **pixels),
+        image_processor=Qwen2VLImageProcessor(**pixels),
         tokenizer=tokenizer,
-        # Pixels of all frames together; two frames share a token.
-        video_processor=Qwen3VLVideoProcessor(size={"shortest_edge": 4 * token, "longest_edge": 64 * token}, **pixels),
-        chat_template=QWEN3_TEMPLATE,
+        video_processor=Qwen3VLVideoProcessor(**pixels),
+        chat_template=chat_template,
     )
     generation = {
         "bos_token_id": end_of_text,
@@ -90,9 +90,14 @@ def qwen3_vl_model(config_class, text: dict, tie_word_embeddings: bool) -> TinyM
     return TinyModel(config, processor, generation)
 
 
+# Features of two of three vision layers enter the language model.
+DEEPSTACK = {"deepstack_visual_indexes": [0, 1]}
+# Half of a head's 32 dimensions, shared out in about the real ratio 24 : 20 : 20 to time, height and width.
+QWEN3_ROPE = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+
+
 @register_tiny("qwen3-vl")
 def qwen3_vl() -> TinyModel:
-    """Features of two of three vision layers enter the language model."""
     from transformers import Qwen3VLConfig
 
-    return qwen3_vl_model(Qwen3VLConfig, text={}, tie_word_embeddings=True)
+    return qwen3_vl_model(Qwen3VLConfig, {"rope_parameters": QWEN3_ROPE}, DEEPSTACK, tie_word_embeddings=True)

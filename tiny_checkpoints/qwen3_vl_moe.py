@@ -2,7 +2,7 @@
 
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import TinyModel
-from tiny_checkpoints.qwen3_vl import qwen3_vl_model
+from tiny_checkpoints.qwen3_vl import DEEPSTACK, QWEN3_ROPE, qwen3_vl_model
 
 
 @register_tiny("qwen3-vl-moe")
@@ -11,4 +11,5 @@ def qwen3_vl_moe() -> TinyModel:
     from transformers import Qwen3VLMoeConfig
 
     experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
-    return qwen3_vl_model(Qwen3VLMoeConfig, text=experts, tie_word_embeddings=False)
+    text = experts | {"rope_parameters": QWEN3_ROPE}
+    return qwen3_vl_model(Qwen3VLMoeConfig, text, DEEPSTACK, tie_word_embeddings=False)

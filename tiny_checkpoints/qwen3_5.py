@@ -1,0 +1,57 @@
+"""A tiny Qwen3.5."""
+
+from tiny_checkpoints import register_tiny
+from tiny_checkpoints.base import TinyModel
+from tiny_checkpoints.qwen3_vl import qwen3_vl_model
+
+# Messages are trimmed. An empty thought stands before the last reply and ends the prompt, but is not in the history.
+# The sizes from 4B on think unless told otherwise: there, the last condition is `enable_thinking is not false`.
+QWEN3_5_TEMPLATE = """
+{%- for message in messages %}
+    {%- set content %}
+        {%- if message['content'] is string %}
+            {{- message['content'] }}
+        {%- else %}
+            {%- for part in message['content'] %}
+                {%- if part['type'] == 'image' %}
+                    {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+                {%- elif part['type'] == 'video' %}
+                    {{- '<|vision_start|><|video_pad|><|vision_end|>' }}
+                {%- else %}
+                    {{- part['text'] }}
+                {%- endif %}
+            {%- endfor %}
+        {%- endif %}
+    {%- endset %}
+    {{- '<|im_start|>' + message['role'] + '\n' }}
+    {%- if loop.last and message['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}
+    {{- content | trim + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is true %}{{ '<think>\n' }}{% else %}{{ '<think>\n\n</think>\n\n' }}{% endif %}
+{%- endif %}"""
+
+
+@register_tiny("qwen3.5")
+def qwen3_5() -> TinyModel:
+    """A layer of linear attention, then one of attention with an output gate."""
+    from transformers import Qwen3_5Config
+    from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
+
+    text = {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        # A quarter of a head's 32 dimensions turn, shared out in about the real ratio 11 : 11 : 10.
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e7,
+            "partial_rotary_factor": 0.25,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+        },
+    }
+    return qwen3_vl_model(Qwen3_5Config, text, {}, True, QWEN3_5_TEMPLATE, Qwen3_5Tokenizer)
