@@ -12,8 +12,8 @@ class Facts(NamedTuple):
     rounding: float = 1e-5  # of a logit in float32, between two ways of computing it
     part_separator: str = ""  # between the text parts of a message
     bos: str = ""  # written by the tokenizer
-    prompt_space: str = ""  # a space of the text that no prompt ends with: it is the model's to write
-    decoded_space: str = ""  # that space, where the tokenizer keeps it when it decodes a reply alone
+    prompt_space: str = ""  # white space of the text that no prompt ends with: it is the model's to write
+    decoded_space: str = ""  # of that space, what the tokens of a reply show when they are decoded
     takes_video: bool = True
     string_roles: tuple[str, ...] = ()  # roles whose content the official template takes as a string
     media_tokens: tuple[str, ...] = ()  # that stand for pixels or frame them, beside the processor's `image_token`

@@ -487,6 +487,21 @@ def test_counts_are_never_below_the_true_length(collator, tokenizer, dataset, sa
         assert 0 <= collator.count_text_tokens(row) + beside + media_tokens - ids.shape[1] <= slack
 
 
+def test_media_of_any_shape_are_counted(collator):
+    """One and two images of odd shapes: tiles, padding and its removal round differently for each."""
+    for size in [(28, 28), (37, 200), (200, 37), (63, 65), (129, 128), (333, 97), (64, 191), (500, 33)]:
+        for number in (1, 2):
+            image = {"type": "image", "image": Image.new("RGB", size)}
+            text = {"type": "text", "text": "Hm"}
+            messages = [
+                {"role": "user", "content": [image] * number + [text]},
+                {"role": "assistant", "content": [text]},
+            ]
+            true = collator.is_media(collator.encode({"messages": messages}).inputs["input_ids"]).sum()
+            row = {"messages": [{"content": [{"type": "image", "image": "path"}] * number}]}
+            assert collator.count_media_tokens(row, {("image", "path"): size[::-1]}) == true
+
+
 def test_fit_opens_nothing_within_budget(make_collator, dataset, monkeypatch, family):
     collator = make_collator(family)
     collator.model_max_length = max(
