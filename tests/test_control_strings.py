@@ -146,7 +146,7 @@ def check(pair, variant: str, messages: list[dict]) -> None:
         asked = official(messages, template, **kwargs)
         decoded = untouched.tokenizer.decode(ids)
         decoded = re.sub(facts.expanded, untouched.image_token, decoded) if facts.expanded else decoded
-        both = tuple(t.removeprefix("<s>").lstrip(" ") for t in (decoded, asked))
+        both = decoded.removeprefix(facts.bos).lstrip(" "), asked.lstrip(" ")
         return tuple(t.replace(" ", "") for t in both) if "-llama" in variant else both  # these make up spaces
 
     encoded, harmless = collator.encode({"messages": messages}), collator.encode({"messages": HARMLESS})
@@ -154,7 +154,7 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     assert control_tokens(ids) == control_tokens(harmless.inputs["input_ids"])
     decoded, rendered = spelling(ids, messages, collator.chat_template)
     assert decoded == rendered
-    assert encoded.text.removeprefix("<s>") == official(messages, collator.chat_template).removeprefix("<s>")
+    assert encoded.text.removeprefix(facts.bos) == official(messages, collator.chat_template)
 
     trim_part, trim = ((str.strip if facts.trims == what else str) for what in ("parts", "messages"))
     texts = [[trim_part(part["text"]) for part in m["content"]] for m in messages if m["role"] == "assistant"]
