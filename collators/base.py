@@ -244,7 +244,7 @@ class ChatCollator:
             ValueError: samples that cannot be cut, without `drop_overlong`; or no sample is left.
         """
         kept, cut, faults = [], 0, []
-        # Such as a default system prompt.
+        # What a template writes unasked, such as a default system prompt.
         template_bytes = len(self.render(_conversation(("user", ""), ("assistant", "")))[0].encode())
         for position, row in enumerate(dataset.rows):
             with self._naming(row["source"]):

@@ -31,7 +31,7 @@ class MistralSmall31Loader(PixtralLoader):
         vision = self.config.vision_config
         return PixtralProcessor(
             image_processor=PixtralImageProcessor(
-                size={"longest_edge": vision.image_size}, patch_size=vision.patch_size * self.config.spatial_merge_size
+                size={"longest_edge": vision.image_size}, patch_size=vision.patch_size
             ),
             tokenizer=convert_tekken_tokenizer(tekken, chat_template=template),
             patch_size=vision.patch_size,
