@@ -20,10 +20,10 @@ class Llama32VisionLoader(BaseLoader):
 
 
 def silence_text_before_images(layer) -> None:
-    """Make cross-attention add nothing to tokens that no image precedes, as in Meta's own implementation.
+    """Make cross-attention add nothing to tokens that no image precedes, as in Meta's own implementation and vLLM.
 
-    Of such tokens transformers 5.23 masks the MLP alone: they attend to all images of the batch's rows and to padding,
-    so the answer to a text would depend on the batch.
+    Of such tokens transformers 5.23 masks the MLP alone: they attend to all images, also to those that pad their row
+    to the length of others, so what a text gives would depend on its batch.
     """
 
     def hand_on(layer, inputs, kwargs):

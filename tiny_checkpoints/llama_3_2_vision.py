@@ -40,7 +40,7 @@ CONTROL = (
 
 @register_tiny("llama-3.2-vision")
 def llama_3_2_vision() -> TinyModel:
-    """Two layers, the second of which attends to the images: up to four tiles of 56x56 pixels, one token of text."""
+    """Three layers, the second of which attends to the images: up to four tiles of 56x56 pixels, one token of text."""
     from transformers import MllamaConfig, MllamaImageProcessor, MllamaProcessor
 
     tokenizer = llama_3_tokenizer(
@@ -53,6 +53,8 @@ def llama_3_2_vision() -> TinyModel:
     text = TEXT | {
         "vocab_size": ids["<|image|>"],  # the head cannot write an image
         "max_position_embeddings": 131072,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
         "cross_attention_layers": [1],
         "rope_parameters": {
             **{"rope_type": "llama3", "rope_theta": 500000.0, "original_max_position_embeddings": 8192},
