@@ -1,9 +1,9 @@
-"""Idefics3: `User: text<end_of_utterance>`; the processor cuts images into tiles."""
+"""Idefics3 and the first SmolVLM: `User: text<end_of_utterance>`; the processor cuts images into tiles."""
 
 from functools import cache
 
 from collators import register_collator
-from collators.base import ChatCollator
+from collators.base import ChatCollator, ChatFormat
 from datasets import content_parts
 
 
@@ -50,3 +50,4 @@ class TiledImageCollator(ChatCollator):
 @register_collator("idefics3")
 class Idefics3Collator(TiledImageCollator):
     chat_template = speakers("<|begin_of_text|>")
+    other_formats = (ChatFormat(speakers("<|im_start|>")),)  # SmolVLM

@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from conftest import FACTS, run, turns
+from conftest import FACTS, golden_records, run, turns
 from PIL import Image
 from transformers import AutoProcessor
 
@@ -104,6 +104,16 @@ def test_images_beside_a_video_are_refused(collator, tiny, write_rows, tmp_path)
     row = {"image": "red.png", "video": "clip.mp4", "conversations": turns("<image><video>What?", "Red")}
     with pytest.raises(ValueError, match="sample 0: .* images or videos, not both"):
         run(tiny, "smolvlm2", write_rows([row]), tmp_path / "out")
+
+
+def test_the_first_smolvlm_gets_its_own_begin_token(tiny):
+    """Its checkpoints are of the Idefics3 classes; its text is that of the golden records of SmolVLM2."""
+    processor = LOADERS.get("idefics3")(tiny("idefics3")).load_processor()
+    processor.chat_template = processor.chat_template.replace("<|begin_of_text|>", "<|im_start|>")
+    collator = COLLATORS.get("idefics3")(processor)
+    assert collator.template_differences() == []
+    records = golden_records("smolvlm2")
+    assert [collator.render(record["messages"])[0] for record in records] == [record["text"] for record in records]
 
 
 def test_a_missing_num2words_is_named(tiny, monkeypatch):
