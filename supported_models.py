@@ -84,6 +84,8 @@ MODELS = {
     "pixtral-12b": Model("pixtral", "mistral-community/pixtral-12b"),
     "mistral-small-3.1-24b-instruct-2503": Model("mistral-small-3.1", "mistralai/Mistral-Small-3.1-24B-Instruct-2503"),
     "mistral-small-3.2-24b-instruct-2506": Model("mistral-small-3.1", "mistralai/Mistral-Small-3.2-24B-Instruct-2506"),
+    "granite-vision-3.1-2b-preview": Model("granite-vision", "ibm-granite/granite-vision-3.1-2b-preview"),
+    "granite-vision-3.2-2b": Model("granite-vision", "ibm-granite/granite-vision-3.2-2b"),
 }
 
 

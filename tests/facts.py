@@ -244,6 +244,18 @@ FACTS = {
             ("'<image>'", "'<image>\n'"),
         ),
     ),
+    "granite-vision": Facts(
+        r"model\.vision_tower\.",
+        r"model\.(multi_modal_projector\.|image_newline$)",
+        end_of_turn="<|end_of_text|>",
+        takes_video=False,
+        altered=(
+            ("helpful, detailed", "detailed, helpful"),
+            ("'<|assistant|>\n'", "'<|assistant|>'"),
+            ("<image>\n", "<image>"),
+            ("else '<|end_of_text|>'", "else '<|end_of_text|>\n'"),
+        ),
+    ),
     "idefics3": Facts(
         r"model\.vision_model\.",
         r"model\.connector\.",
