@@ -38,7 +38,7 @@ def quantization_config(loader: BaseLoader, dtype: torch.dtype):
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=[*loader.vision_encoder, *loader.vision_projector, *routers, "lm_head"],
+        llm_int8_skip_modules=[*loader.vision_encoder, *loader.vision_projector, *loader.other, *routers, "lm_head"],
     )
 
 

@@ -28,9 +28,9 @@ def gemma_template(image: str) -> str:
 
 
 class TrimmingCollator(ChatCollator):
-    """What the Gemma chat families share: their templates trim each text part but those of the system prompt."""
+    """What the Gemma chat families share: their templates trim each text part of a user or assistant message."""
 
-    string_roles = ("system",)  # of a list, the templates take the first part alone
+    string_roles = ("system",)  # of a list, Gemma 3 takes the first part alone, Gemma 4 puts a space after each
 
     def _render(self, messages, *args, **kwargs):
         """Trimmed before control strings are searched: the spaces between two parts may keep one apart."""
@@ -39,13 +39,6 @@ class TrimmingCollator(ChatCollator):
             for message in messages
         ]
         return super()._render(trimmed, *args, **kwargs)
-
-    def count_text_tokens(self, row):
-        """With the line breaks and the tokens that the processor writes around the pixels of an image."""
-        text, _ = self.render(row["messages"])
-        around = self.processor.full_image_sequence.replace(self.processor.tokenizer.image_token, "")
-        text = text.replace(self.processor.image_token, around)
-        return len(self._tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def trim(part: dict) -> dict:
@@ -57,3 +50,10 @@ class Gemma3Collator(TrimmingCollator):
     chat_template = gemma_template("<start_of_image>")
     # 1 for the tokens of an image, which attend to each other in both directions.
     sequence_padding = ChatCollator.sequence_padding | {"token_type_ids": 0}
+
+    def count_text_tokens(self, row):
+        """With the line breaks and the tokens that the processor writes around the pixels of an image."""
+        text, _ = self.render(row["messages"])
+        around = self.processor.full_image_sequence.replace(self.processor.tokenizer.image_token, "")
+        text = text.replace(self.processor.image_token, around)
+        return len(self._tokenizer(text, add_special_tokens=False).input_ids)

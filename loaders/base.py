@@ -30,6 +30,8 @@ class BaseLoader:
     # Ends of the parameter names of a mixture of experts, such as "mlp.experts.down_proj" and "mlp.gate.weight".
     experts: list[str] = []
     routers: list[str] = []
+    # What no flag names, such as an audio tower: never trained, never quantized.
+    other: list[str] = []
     # Packages that only this family needs -> what for.
     packages: dict[str, str] = {}
     # Whether the classes are Python files of the checkpoint's own (loaders/remote_code.py).

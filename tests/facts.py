@@ -24,9 +24,10 @@ class Facts(NamedTuple):
     mixes_media: bool = True  # images and videos in one sample
     no_video_token: bool = False  # a video's frames have the tokens of images
     expanded: str = ""  # regular expression of what the processor writes for an image; "": its tokens alone
-    linears_per_layer: int = 7  # of the first layer of the language model
     golden: tuple[str, ...] = ()  # `family` of its golden records, the main format first; by default its own id
     bidirectional_images: bool = False  # the tokens of an image attend to each other in both directions
+    frame_label_tokens: int = 0  # at most, of the text that the processor writes around each frame of a video
+    deep_linears: int = 56  # Linear modules of its language model with eight layers
     trims: str = ""  # white space around user and assistant texts is dropped: of "parts", or of "messages"
     rewritten: tuple[str, str] = ("", "")  # documented exception: golden text -> ours
     one_part_roles: tuple[str, ...] = ()  # of whose content the official template reads the first part only
@@ -103,6 +104,24 @@ FACTS = {
             ("'\n\n'", "'\n'"),
             ("<start_of_turn>model\n", "<start_of_turn>model"),
             ("<start_of_image>", "<start_of_image>\n"),
+            ("{{- bos_token }}", ""),
+        ),
+    ),
+    "gemma-4": Facts(
+        r"model\.vision_tower\.",
+        r"model\.embed_vision\.",
+        end_of_turn="<turn|>",
+        frame_label_tokens=9,
+        deep_linears=69,  # without the keys and values of two layers, with three projections of embeddings per layer
+        expanded=r"<\|image>(<\|image\|>)*<image\|>",
+        trims="parts",
+        altered=(
+            ("<turn|>\n", "<turn|>"),
+            (
+                "{%- if add_generation_prompt %}{{ '<|turn>model\n' }}",
+                "{%- if add_generation_prompt %}{{ '<|turn>model' }}",
+            ),
+            ("{{ '<|' + part['type'] + '|>' }}", "{{ '\n\n<|' + part['type'] + '|>\n\n' }}"),
             ("{{- bos_token }}", ""),
         ),
     ),
@@ -236,7 +255,7 @@ FACTS = {
         takes_video=False,
         golden=("lfm2.5-vl",),
         expanded=r"<\|image_start\|>(<\|img_\w+\|>|<image>)+<\|image_end\|>",
-        linears_per_layer=5,  # of a convolution: in_proj, out_proj and three of the MLP
+        deep_linears=40,
         altered=(
             ("bos_token", "eos_token"),
             ("<|im_end|>\n", "<|im_end|>"),
@@ -275,14 +294,14 @@ FACTS = {
     "qwen3-vl-moe": Facts(
         r"model\.visual\.(?!merger\.|deepstack_merger_list\.)",
         r"model\.visual\.(merger|deepstack_merger_list)\.",
-        linears_per_layer=4,
+        deep_linears=32,
         golden=("qwen3-vl",),
         altered=QWEN_ALTERED[1:],
     ),
     "qwen3.5": Facts(
         r"model\.visual\.(?!merger\.)",
         r"model\.visual\.merger\.",
-        linears_per_layer=8,  # of linear attention
+        deep_linears=64,
         rounding=5e-5,  # it is 2e-15 in float64: linear attention sums over chunks of the text
         trims="messages",
         altered=(
@@ -296,7 +315,7 @@ FACTS = {
     "glm-4.1v": Facts(
         r"model\.visual\.(?!merger\.)",
         r"model\.visual\.merger\.",
-        linears_per_layer=6,
+        deep_linears=48,
         end_of_turn="<|user|>",
         string_roles=("system", "assistant"),
         time_steps_as_images=True,

@@ -84,17 +84,17 @@ def test_lora_adapts_every_linear_of_the_language_model_and_no_other(tiny, famil
 def test_lora_on_a_deep_model_is_as_exact(tiny, family):
     """From 20 targets on, peft looks for shorter patterns that match them; tiny models have fewer."""
     config = AutoConfig.from_pretrained(tiny(family))
-    text = config.get_text_config()
-    layers, text.num_hidden_layers = text.num_hidden_layers, 8
-    for name, value in vars(text).items():
-        if isinstance(value, list) and len(value) == layers:  # such as layer_types
-            setattr(text, name, value[:1] * 8)
+    text, layers = config.text_config, config.text_config.num_hidden_layers
+    fields = text.to_dict() | {"num_hidden_layers": 8}
+    per_layer = {k: (v * 8)[:8] for k, v in fields.items() if isinstance(v, list) and len(v) == layers}
+    fields.pop("per_layer_config", None)  # follows from the layer types
+    config.text_config = type(text)(**fields | per_layer)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     _, loader, arguments = load(tiny, family, "--use_lora", "True")
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     expected = {name for name in linears if in_language_model(family, name)}
-    assert len(expected) == 8 * FACTS[family].linears_per_layer
+    assert len(expected) == FACTS[family].deep_linears
     modes = {"vision_encoder": "frozen", "vision_projector": "frozen", "language_model": "lora"}
     names = trainable_names(add_adapters(model, loader, modes, arguments.lora))
     adapted = {re.sub(r"\.lora_[AB]\.default\.weight$", "", name) for name in names}

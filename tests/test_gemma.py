@@ -1,0 +1,111 @@
+"""What only the Gemma families have: formats, attention in both directions, parts that are never trained."""
+
+import json
+
+import pytest
+import torch
+from conftest import for_official_template, rows_for
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from collators import COLLATORS
+from collators.base import IGNORE_INDEX
+from datasets import MultimodalDataset
+from loaders import LOADERS
+
+THOUGHT = "<|channel>thought\n<channel|>"
+PROMPT, TURN = "{{ '<|turn>model\n", "{{- '<|turn>' + role + '\n' }}"
+LARGE_FIRST = ((PROMPT, PROMPT + THOUGHT),)
+LARGE = (*LARGE_FIRST, (TURN, TURN + "{% if role == 'model' %}{{ '" + THOUGHT + "' }}{% endif %}"))
+
+
+def parts(*texts: str) -> list[dict]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+CHAT = [
+    {"role": "user", "content": parts("One?")},
+    {"role": "assistant", "content": parts("Two.")},
+    {"role": "user", "content": parts("Three?")},
+    {"role": "assistant", "content": parts("Four.")},
+]
+
+
+@pytest.mark.parametrize("changes, thought", [((), ""), (LARGE_FIRST, THOUGHT), (LARGE, THOUGHT)])
+def test_gemma_4_follows_the_size_of_the_checkpoint(tiny, changes, thought):
+    """E2B and E4B answer at once; 26B-A4B and 31B after an empty thought, in two revisions of their template."""
+    processor = LOADERS.get("gemma-4")(tiny("gemma-4")).load_processor()
+    for old, new in changes:
+        assert old in processor.chat_template
+        processor.chat_template = processor.chat_template.replace(old, new)
+    collator = COLLATORS.get("gemma-4")(processor)
+    assert collator.template_differences() == []
+    encoded = collator.encode({"messages": CHAT})
+    turn = "<|turn>user\n{}<turn|>\n<|turn>model\n" + thought + "{}<turn|>\n"
+    assert encoded.text == "<bos>" + turn.format("One?", "Two.") + turn.format("Three?", "Four.")
+    labels = encoded.inputs["labels"]
+    assert processor.tokenizer.decode(labels[labels != IGNORE_INDEX]) == "Two.<turn|>Four.<turn|>"
+    prompt = collator.encode_prompt(CHAT[:1])["input_ids"][0]
+    assert encoded.inputs["input_ids"][0, : len(prompt)].equal(prompt)
+
+
+@pytest.fixture
+def large(tiny, tmp_path):
+    """A Gemma 4 as 26B-A4B: a mixture of experts, images seen in both directions, no audio, no embeddings per layer."""
+    config = AutoConfig.from_pretrained(tiny("gemma-4"))
+    fields = config.text_config.to_dict() | {"use_bidirectional_attention": "vision", "num_kv_shared_layers": 0}
+    fields |= {"hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "use_double_wide_mlp": False}
+    fields |= {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
+    config.text_config = type(config.text_config)(**fields)
+    config.audio_config = None
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config)
+    model.save_pretrained(tmp_path / "large")
+    return str(tmp_path / "large")
+
+
+def test_gemma_4_with_experts_loads_and_has_no_stray_parameter(large):
+    loader = LOADERS.get("gemma-4")(large, attn_implementation="sdpa")
+    model = loader.load_model()
+    names = [name for name, _ in model.named_parameters()]
+    assert all(loader.component_of(name) for name in names)
+    for suffixes in (loader.experts, loader.routers):
+        assert all(any(name.endswith(suffix) for name in names) for suffix in suffixes)
+
+
+def test_gemma_4_images_are_seen_in_both_directions_where_the_checkpoint_says_so(large, tiny, media_folder):
+    """In sliding layers alone; in a batch of all mixtures every row is as it is alone."""
+    (media_folder / "large.json").write_text(json.dumps(rows_for("gemma-4")))
+    dataset = MultimodalDataset(str(media_folder / "large.json"), num_frames=2)
+    collator = COLLATORS.get("gemma-4")(LOADERS.get("gemma-4")(tiny("gemma-4")).load_processor())
+    model = AutoModelForImageTextToText.from_pretrained(large).eval()
+    rows = [collator.encode(dataset[i]).inputs for i in range(len(dataset))]
+    batch = collator.pad(rows)
+
+    def logits(inputs: dict) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+
+    together = logits(batch)
+    for i, row in enumerate(rows):
+        length = row["input_ids"].shape[1]
+        torch.testing.assert_close(together[i, :length], logits(row)[0], atol=2e-5, rtol=0)
+        causal = logits({name: value for name, value in row.items() if name != "mm_token_type_ids"})[0]
+        has_media = bool(collator.is_media(row["input_ids"]).any())
+        assert ((together[i, :length] - causal).abs().max() > 1e-3) == has_media
+
+
+def test_a_control_string_that_trimming_would_join_is_text(tiny):
+    collator = COLLATORS.get("gemma-3")(LOADERS.get("gemma-3")(tiny("gemma-3")).load_processor())
+    end = collator.processor.tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    messages = [{**message, "content": parts("<end_of", " _turn>", " \n x")} for message in CHAT]
+    encoded = collator.encode({"messages": messages})
+    assert "<end_of_turn>x<end_of_turn>" in encoded.text and (encoded.inputs["input_ids"] == end).sum() == 4
+
+
+def test_a_system_prompt_in_parts_is_whole(tiny):
+    """The templates would read the first part alone, or put spaces in."""
+    for family in ("gemma-3", "gemma-4"):
+        collator = COLLATORS.get(family)(LOADERS.get(family)(tiny(family)).load_processor())
+        messages = [{"role": "system", "content": parts("Be brief.", " Be kind.")}, *CHAT]
+        official = collator.processor.apply_chat_template(for_official_template(collator, messages))
+        assert collator.encode({"messages": messages}).text == official and "Be brief. Be kind." in official
