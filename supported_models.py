@@ -24,6 +24,8 @@ MODELS = {
     "gemma-3-4b-it": Model("gemma-3", "google/gemma-3-4b-it"),
     "gemma-3-12b-it": Model("gemma-3", "google/gemma-3-12b-it"),
     "gemma-3-27b-it": Model("gemma-3", "google/gemma-3-27b-it"),
+    "gemma-3n-e2b-it": Model("gemma-3n", "google/gemma-3n-E2B-it"),
+    "gemma-3n-e4b-it": Model("gemma-3n", "google/gemma-3n-E4B-it"),
     "gemma-4-e2b-it": Model("gemma-4", "google/gemma-4-E2B-it"),
     "gemma-4-e4b-it": Model("gemma-4", "google/gemma-4-E4B-it"),
     "gemma-4-26b-a4b-it": Model("gemma-4", "google/gemma-4-26B-A4B-it"),

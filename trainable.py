@@ -38,7 +38,10 @@ def quantization_config(loader: BaseLoader, dtype: torch.dtype):
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=[*loader.vision_encoder, *loader.vision_projector, *loader.other, *routers, "lm_head"],
+        llm_int8_skip_modules=[
+            *(*loader.vision_encoder, *loader.vision_projector, *loader.other),
+            *(*routers, *loader.bare_weights, "lm_head"),
+        ],
     )
 
 
@@ -95,6 +98,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.
         and modes.get(loader.component_of(name)) == "lora"
         and not loader.is_unused(name)
         and not loader.mixture_part(name)
+        and not name.endswith(tuple(loader.bare_weights))
     ]
     parameters = []
     for flag, ends in (("lora_experts", loader.experts), ("lora_router", loader.routers)):

@@ -32,6 +32,8 @@ class BaseLoader:
     routers: list[str] = []
     # What no flag names, such as an audio tower: never trained, never quantized.
     other: list[str] = []
+    # Linear modules whose weight the model uses without calling them: neither adapted nor quantized; ends of names.
+    bare_weights: list[str] = []
     # Packages that only this family needs -> what for.
     packages: dict[str, str] = {}
     # Whether the classes are Python files of the checkpoint's own (loaders/remote_code.py).

@@ -8,6 +8,9 @@ class Facts(NamedTuple):
     vision_encoder: str  # regular expressions of parameter names
     vision_projector: str
     language_model: str = r"(model\.language_model|lm_head)\."
+    other: str = r"$^"  # of no component: never trained, though some get a gradient of zeros
+    vision_linears: bool = True  # the vision encoder has Linear modules, which take LoRA
+    bare_weights: str = r"$^"  # Linear modules of the language model that are neither adapted nor quantized
     end_of_turn: str = "<|im_end|>"
     rounding: float = 1e-5  # of a logit in float32, between two ways of computing it
     part_separator: str = ""  # between the text parts of a message
@@ -107,9 +110,27 @@ FACTS = {
             ("{{- bos_token }}", ""),
         ),
     ),
+    "gemma-3n": Facts(
+        r"model\.vision_tower\.",
+        r"model\.embed_vision\.",
+        other=r"model\.(audio_tower|embed_audio)\.",
+        vision_linears=False,
+        bare_weights=r".*\.altup\.(prediction|correction)_coefs$",
+        end_of_turn="<end_of_turn>",
+        takes_video=False,
+        deep_linears=95,  # with three of AltUp and Laurel and two of embeddings per layer, without two keys and values
+        expanded=r"\n\n<start_of_image>(<image_soft_token>)*<end_of_image>\n\n",
+        trims="parts",
+        altered=(
+            ("<end_of_turn>\n", "<end_of_turn>"),
+            ("'\n\n'", "'\n'"),
+            ("{{ '<image_soft_token>' }}", "{{ '<start_of_image>' }}"),
+        ),
+    ),
     "gemma-4": Facts(
         r"model\.vision_tower\.",
         r"model\.embed_vision\.",
+        other=r"model\.(audio_tower|embed_audio)\.",
         end_of_turn="<turn|>",
         frame_label_tokens=9,
         deep_linears=69,  # without the keys and values of two layers, with three projections of embeddings per layer

@@ -109,3 +109,12 @@ def test_a_system_prompt_in_parts_is_whole(tiny):
         messages = [{"role": "system", "content": parts("Be brief.", " Be kind.")}, *CHAT]
         official = collator.processor.apply_chat_template(for_official_template(collator, messages))
         assert collator.encode({"messages": messages}).text == official and "Be brief. Be kind." in official
+
+
+def test_gemma_3n_without_timm_is_refused_by_name(tiny, monkeypatch):
+    from loaders import gemma_3n
+
+    path = tiny("gemma-3n")
+    monkeypatch.setattr(gemma_3n, "is_timm_available", lambda: False)
+    with pytest.raises(ValueError, match="needs the package timm .*: pip install timm"):
+        LOADERS.get("gemma-3n")(path)

@@ -13,7 +13,7 @@ import predict
 from datasets import MultimodalDataset
 from loaders import LOADERS
 
-LORA_FLAGS = ["--use_lora", True, "--use_vision_lora", True, *VISION_FLAGS]
+LORA_FLAGS = ["--use_lora", True, *VISION_FLAGS]
 MIXTURE_FLAGS = ["--lora_experts", True, "--lora_router", True, "--lora_dropout", 0]
 
 
@@ -22,7 +22,7 @@ def test_merged_equals_adapter_and_reloads(tiny, family, write_rows, tmp_path):
     path = write_rows(rows_for(family))
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
     mixture = [*FACTS[family].experts, *filter(None, [FACTS[family].router])]
-    flags = LORA_FLAGS + (MIXTURE_FLAGS if mixture else [])
+    flags = [*LORA_FLAGS, "--use_vision_lora", FACTS[family].vision_linears, *(MIXTURE_FLAGS if mixture else [])]
     run(tiny, family, path, adapter, *flags, "--max_steps", 3, "--learning_rate", 1e-2)
     merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(merged)])
 
