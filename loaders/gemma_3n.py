@@ -3,8 +3,6 @@
 The vision encoder has no Linear module but convolutions, so it takes no LoRA.
 """
 
-from transformers.utils import is_timm_available
-
 from loaders import register_loader
 from loaders.base import BaseLoader
 
@@ -19,8 +17,4 @@ class Gemma3nLoader(BaseLoader):
     # AltUp clamps both weights when it trains (transformers 5.23), the one in place, which would spoil packed 4-bit
     # values; the other it then multiplies itself, past any adapter.
     bare_weights = ["prediction_coefs", "correction_coefs"]
-
-    def __init__(self, model_path: str, **model_kwargs):
-        if not is_timm_available():
-            raise ValueError("Gemma 3n needs the package timm for its vision encoder: pip install timm")
-        super().__init__(model_path, **model_kwargs)
+    packages = {"timm": "which has its vision encoder"}

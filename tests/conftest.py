@@ -133,6 +133,21 @@ VIDEO_ROWS = [
 ]
 
 
+# For families that take one exchange, with images before the question.
+SINGLE_ROWS = [
+    {"image": "red.png", "conversations": turns("<image>\nWhat colour is it?", "Red")},
+    {"image": ["red.png", "blue.png"], "conversations": turns("<image>\n<image>\nWhich is blue?", "The second")},
+    {"image": "tall.jpg", "conversations": turns("<image>Is it wide or tall?", "It is a tall green picture")},
+    {"image": "blue.png", "conversations": turns("<image> detect blue", "<loc0000><loc0001><loc1022><loc1023> blue")},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "path": "red.png"}, {"type": "text", "text": "And this?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "A red square"}]},
+        ]
+    },
+]
+
+
 VISION_FLAGS = ["--train_vision_encoder", "True", "--train_vision_projector", "True"]
 
 
@@ -155,7 +170,15 @@ def official_template(processor, family: str) -> str:
     return processor.chat_template.replace(*FACTS[family].pinned)
 
 
+# What a checkpoint folder holds beside the weights and their config.
+def processor_files(family: str) -> list[str]:
+    names = ["tokenizer.json", "tokenizer_config.json", "processor_config.json"]
+    return names + ["chat_template.jinja"] * FACTS[family].multi_turn
+
+
 def rows_for(family: str) -> list[dict]:
+    if not FACTS[family].multi_turn:
+        return SINGLE_ROWS
     return IMAGE_ROWS + (VIDEO_ROWS[: 1 + FACTS[family].mixes_media] if family in TAKES_VIDEO else [])
 
 

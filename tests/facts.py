@@ -28,6 +28,7 @@ class Facts(NamedTuple):
     no_video_token: bool = False  # a video's frames have the tokens of images
     expanded: str = ""  # regular expression of what the processor writes for an image; "": its tokens alone
     golden: tuple[str, ...] = ()  # `family` of its golden records, the main format first; by default its own id
+    multi_turn: bool = True  # else: one exchange, with images, without a system prompt; and no chat template
     bidirectional_images: bool = False  # the tokens of an image attend to each other in both directions
     frame_label_tokens: int = 0  # at most, of the text that the processor writes around each frame of a video
     deep_linears: int = 56  # Linear modules of its language model with eight layers
@@ -211,6 +212,13 @@ FACTS = {
             ("'\n' + part", "part"),
             ("{{- '<|im_end|>' }}", "{{- '<|im_end|>\n' }}"),
         ),
+    ),
+    "paligemma": Facts(
+        r"model\.vision_tower\.",
+        r"model\.multi_modal_projector\.",
+        end_of_turn="<eos>",
+        takes_video=False,
+        multi_turn=False,
     ),
     "qwen2-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),
     "qwen2.5-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),

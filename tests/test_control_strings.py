@@ -90,7 +90,7 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, *VARIANTS])
+@pytest.fixture(scope="module", params=[*(f for f in FAMILIES if FACTS[f].multi_turn), *VARIANTS])
 def variant(request) -> str:
     return request.param
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import for_official_template, rows_for
+from conftest import for_official_template, rows_for, run, turns
+from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from collators import COLLATORS
@@ -118,3 +119,107 @@ def test_gemma_3n_without_timm_is_refused_by_name(tiny, monkeypatch):
     monkeypatch.setattr(gemma_3n, "is_timm_available", lambda: False)
     with pytest.raises(ValueError, match="needs the package timm .*: pip install timm"):
         LOADERS.get("gemma-3n")(path)
+
+
+@pytest.fixture(scope="module")
+def paligemma(tiny):
+    """(collator, the same processor as it comes)"""
+    processors = [LOADERS.get("paligemma")(tiny("paligemma")).load_processor() for _ in range(2)]
+    return COLLATORS.get("paligemma")(processors[0]), processors[1]
+
+
+PICTURE = {"type": "image", "image": Image.new("RGB", (64, 64), "red")}
+
+
+def exchange(question: str, reply: str) -> list[dict]:
+    return [
+        {"role": "user", "content": [PICTURE, *parts(question)]},
+        {"role": "assistant", "content": parts(reply)},
+    ]
+
+
+@pytest.mark.parametrize(
+    "typed", ["<image>", "<bos>", "<eos>x", "a <pad>", "\n<image>\n", "<bos><eos>", "\n", " x ", "\nx"]
+)
+def test_paligemma_keeps_control_strings_text(paligemma, typed):
+    collator, untouched = paligemma
+    control = torch.tensor(untouched.tokenizer.all_special_ids)
+    encoded, harmless = (collator.encode({"messages": exchange(text, text)}) for text in (typed, "Hm"))
+    ids, labels = encoded.inputs["input_ids"][0], encoded.inputs["labels"][0]
+    others = harmless.inputs["input_ids"][0]
+    assert ids[torch.isin(ids, control)].equal(others[torch.isin(others, control)])
+    assert untouched.tokenizer.decode(labels[labels != IGNORE_INDEX]) == typed + "<eos>"
+    assert encoded.text == f"<image><bos>{typed}\n{typed}<eos>"
+    prompt = collator.encode_prompt(exchange(typed, typed)[:1])["input_ids"][0]
+    assert ids[: len(prompt)].equal(prompt) and (labels != IGNORE_INDEX).nonzero()[0] == len(prompt)
+
+
+def test_paligemma_locations_are_tokens(paligemma):
+    collator, untouched = paligemma
+    labels = collator.encode({"messages": exchange("detect cat", "<loc0000><loc1023><seg127> cat")}).inputs["labels"][0]
+    names = untouched.tokenizer.convert_ids_to_tokens(labels[labels != IGNORE_INDEX])
+    assert names[:3] == ["<loc0000>", "<loc1023>", "<seg127>"] and names[-1] == "<eos>"
+
+
+def test_paligemma_sees_its_prompt_in_both_directions_and_its_reply_in_one(paligemma, tiny, media_folder):
+    (media_folder / "paligemma.json").write_text(json.dumps(rows_for("paligemma")))
+    dataset = MultimodalDataset(str(media_folder / "paligemma.json"))
+    batch = paligemma[0]([dataset[i] for i in range(len(dataset))])
+    model, embeddings = AutoModelForImageTextToText.from_pretrained(tiny("paligemma")).eval(), []
+
+    def record(module, args, kwargs):
+        embeddings.append(kwargs["inputs_embeds"].detach().requires_grad_())
+        return args, kwargs | {"inputs_embeds": embeddings[0]}
+
+    model.model.language_model.register_forward_pre_hook(record, with_kwargs=True)
+    logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    for row, labels in enumerate(batch["labels"]):
+        start = int((labels != IGNORE_INDEX).nonzero()[0])
+        for position, seen_until in ((0, start), (start - 1, start), (start, start + 1)):
+            (gradient,) = torch.autograd.grad(logits[row, position].sum(), embeddings[0], retain_graph=True)
+            seen = gradient.abs().sum(-1) > 0
+            assert seen[row, :seen_until].all() and seen.sum() == seen_until
+
+
+@pytest.mark.parametrize(
+    "messages, named",
+    [
+        ([{"role": "system", "content": "Be brief."}], "no system prompt"),
+        ([{"role": "user", "content": "And?"}, {"role": "assistant", "content": "So."}], "answers once"),
+        (None, "at least one image"),
+    ],
+)
+def test_paligemma_names_a_row_of_another_form_before_step_1(tiny, write_rows, tmp_path, messages, named):
+    good = {"image": "red.png", "conversations": turns("<image>What?", "Red")}
+    picture = {"role": "user", "content": [{"type": "image", "path": "red.png"}, {"type": "text", "text": "What?"}]}
+    chat = [picture, {"role": "assistant", "content": "Red"}]
+    if messages is None:
+        chat[0] = {"role": "user", "content": "What?"}
+    elif messages[0]["role"] == "system":
+        chat = messages + chat
+    else:
+        chat += messages
+    path = write_rows([good, {"messages": chat}])
+    with pytest.raises(ValueError, match=f"sample 1: .*{named}"):
+        run(tiny, "paligemma", path, tmp_path / "out")
+
+
+def test_paligemma_2_loads_and_a_batch_equals_one_by_one(paligemma, tiny, media_folder, tmp_path):
+    from transformers import Gemma2Config
+
+    config = AutoConfig.from_pretrained(tiny("paligemma"))
+    shared = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim", "vocab_size")
+    fields = {name: getattr(config.text_config, name) for name in shared}
+    config.text_config = Gemma2Config(**fields, num_key_value_heads=1, sliding_window=64, pad_token_id=0)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
+    loader = LOADERS.get("paligemma")(str(tmp_path), attn_implementation="sdpa")
+    model = loader.load_model().eval()
+    assert all(loader.component_of(name) for name, _ in model.named_parameters())
+    (media_folder / "paligemma2.json").write_text(json.dumps(rows_for("paligemma")))
+    dataset = MultimodalDataset(str(media_folder / "paligemma2.json"))
+    rows = [paligemma[0].encode(dataset[i]).inputs for i in range(len(dataset))]
+    with torch.no_grad():
+        together = model(**paligemma[0].pad(rows)).logits
+        for i, row in enumerate(rows):
+            alone = model(**row).logits[0]
+            torch.testing.assert_close(together[i, : len(alone)], alone, atol=1e-5, rtol=0)

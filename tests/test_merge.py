@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import FACTS, FAMILIES, VIDEO_ROWS, VISION_FLAGS, rows_for, run, turns
+from conftest import FACTS, FAMILIES, VIDEO_ROWS, VISION_FLAGS, processor_files, rows_for, run, turns
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -31,7 +31,7 @@ def test_merged_equals_adapter_and_reloads(tiny, family, write_rows, tmp_path):
     assert kinds[0] == kinds[1]
     adapted = [name for name in base if name.endswith(tuple(mixture))]
     assert len(adapted) >= len(mixture) and not any(torch.equal(base[name], after[name]) for name in adapted)
-    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
+    for name in processor_files(family):
         assert (merged / name).read_bytes() == open(f"{tiny(family)}/{name}", "rb").read()
 
     AutoProcessor.from_pretrained(merged)

@@ -1,0 +1,67 @@
+"""PaliGemma: no chat, but images, a prefix and a suffix; images and prefix see each other in both directions."""
+
+from collators import register_collator
+from collators.base import ChatCollator
+
+
+@register_collator("paligemma")
+class PaliGemmaCollator(ChatCollator):
+    chat_template = (
+        "{% for message in messages %}"
+        "{% if message.role == 'assistant' %}"
+        "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}{{ eos_token }}{% endgeneration %}"
+        "{% else %}"
+        "{% for part in message.content if part.type == 'image' %}<image>{% endfor %}"
+        "{{ bos_token }}{% for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor %}{{ '\n' }}"
+        "{% endif %}"
+        "{% endfor %}"
+    )
+    # 0 for images and prefix, 1 for the suffix.
+    sequence_padding = ChatCollator.sequence_padding | {"token_type_ids": 0}
+
+    def __init__(self, processor, model_max_length: int | None = None, mask_question_tokens: bool = True):
+        if not mask_question_tokens:
+            raise ValueError(
+                "--mask_question_tokens False has no meaning for PaliGemma: the tokens of its prompt see each other in "
+                "both directions, so there is nothing to predict. Leave the flag out."
+            )
+        super().__init__(processor, model_max_length)
+
+    @property
+    def official_template(self) -> str:
+        return self.chat_template  # the checkpoint's format is code, the processor's
+
+    def count_media_tokens(self, row, media_sizes):
+        check_form(row["messages"])  # here, where every row comes by before step 1
+        return super().count_media_tokens(row, media_sizes)
+
+    def _process(self, text, spans, messages):
+        """As the processor itself places BOS, prefix, suffix and labels."""
+        check_form(messages)
+        images = [part["image"] for part in messages[0]["content"] if part["type"] == "image"]
+        start = spans[0][0] if spans else len(text)
+        placeholders, _, prefix = text[:start].partition(self._tokenizer.bos_token)
+        features = self.processor(
+            images=[images],
+            text=[placeholders + prefix.removesuffix("\n")],  # the processor writes BOS, line break and EOS itself
+            suffix=[text[start:].removesuffix(self._tokenizer.eos_token)] if spans else None,
+            return_tensors="pt",
+            **self.processor_kwargs,
+        )
+        return dict(features)
+
+
+def check_form(messages: list[dict]) -> None:
+    """One exchange, whose question begins with its images.
+
+    Raises:
+        ValueError: anything else; the message says what to do.
+    """
+    roles = [message["role"] for message in messages]
+    if "system" in roles:
+        raise ValueError("PaliGemma has no system prompt; write what matters of it into the question.")
+    if roles not in (["user"], ["user", "assistant"]):
+        raise ValueError("PaliGemma answers once; make each exchange a sample of its own.")
+    kinds = [part["type"] for part in messages[0]["content"]]
+    if kinds != sorted(kinds) or "image" not in kinds:  # "image" is before "text"
+        raise ValueError("PaliGemma needs at least one image, and all images before the text of the question.")
