@@ -102,6 +102,7 @@ FACTS = {
         takes_video=False,
         bidirectional_images=True,
         expanded=r"\n\n<start_of_image>(<image_soft_token>)*<end_of_image>\n\n",
+        string_roles=("system",),
         trims="parts",
         altered=(
             ("<end_of_turn>\n", "<end_of_turn>"),
@@ -121,6 +122,7 @@ FACTS = {
         takes_video=False,
         deep_linears=95,  # with three of AltUp and Laurel and two of embeddings per layer, without two keys and values
         expanded=r"\n\n<start_of_image>(<image_soft_token>)*<end_of_image>\n\n",
+        string_roles=("system",),
         trims="parts",
         altered=(
             ("<end_of_turn>\n", "<end_of_turn>"),
@@ -136,6 +138,7 @@ FACTS = {
         frame_label_tokens=9,
         deep_linears=69,  # without the keys and values of two layers, with three projections of embeddings per layer
         expanded=r"<\|image>(<\|image\|>)*<image\|>",
+        string_roles=("system",),
         trims="parts",
         altered=(
             ("<turn|>\n", "<turn|>"),
@@ -284,7 +287,7 @@ FACTS = {
         takes_video=False,
         golden=("lfm2.5-vl",),
         expanded=r"<\|image_start\|>(<\|img_\w+\|>|<image>)+<\|image_end\|>",
-        deep_linears=40,
+        deep_linears=48,  # convolutions have five, attentions seven
         altered=(
             ("bos_token", "eos_token"),
             ("<|im_end|>\n", "<|im_end|>"),
@@ -297,6 +300,7 @@ FACTS = {
         r"model\.(multi_modal_projector\.|image_newline$)",
         end_of_turn="<|end_of_text|>",
         takes_video=False,
+        bare=("model.image_newline",),
         altered=(
             ("helpful, detailed", "detailed, helpful"),
             ("'<|assistant|>\n'", "'<|assistant|>'"),
@@ -330,7 +334,7 @@ FACTS = {
     "qwen3.5": Facts(
         r"model\.visual\.(?!merger\.)",
         r"model\.visual\.merger\.",
-        deep_linears=64,
+        deep_linears=60,  # two of three layers have linear attention, of five projections
         rounding=5e-5,  # it is 2e-15 in float64: linear attention sums over chunks of the text
         trims="messages",
         altered=(

@@ -108,7 +108,7 @@ def test_a_system_prompt_in_parts_is_whole(tiny):
     for family in ("gemma-3", "gemma-4"):
         collator = COLLATORS.get(family)(LOADERS.get(family)(tiny(family)).load_processor())
         messages = [{"role": "system", "content": parts("Be brief.", " Be kind.")}, *CHAT]
-        official = collator.processor.apply_chat_template(for_official_template(collator, messages))
+        official = collator.processor.apply_chat_template(for_official_template(family, messages))
         assert collator.encode({"messages": messages}).text == official and "Be brief. Be kind." in official
 
 

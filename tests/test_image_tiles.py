@@ -139,4 +139,5 @@ def test_smolvlm2_trains_in_bfloat16_whatever_is_frozen(tiny, write_rows, tmp_pa
 
 
 def test_every_family_of_tiles_is_listed():
-    assert set(TILED) >= {family for family, facts in FACTS.items() if facts.expanded}
+    # Where the count is more than the tokens of pixels, but for Gemma's, whose few tokens around them are constant.
+    assert set(TILED) >= {family for family, facts in FACTS.items() if facts.expanded and "gemma" not in family}

@@ -91,7 +91,7 @@ def test_without_a_template_the_text_is_that_of_mistral_common(tekken_only):
         "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST][IMG]What is it?[/INST]A cat.</s>"
     )
     three = {"role": "user", "content": [text("What is "), {"type": "image"}, text("?")]}
-    prompt = collator.render([three], collator.official_template, add_generation_prompt=True)[0]
+    prompt = collator.render_official([three], add_generation_prompt=True)
     assert prompt == "<s>[INST]What is [IMG]?[/INST]"
     assert collator.template_differences() == []
 
