@@ -334,7 +334,7 @@ FACTS = {
     "qwen3.5": Facts(
         r"model\.visual\.(?!merger\.)",
         r"model\.visual\.merger\.",
-        deep_linears=60,  # two of three layers have linear attention, of five projections
+        deep_linears=60,  # eight in layers of linear attention, seven in others
         rounding=5e-5,  # it is 2e-15 in float64: linear attention sums over chunks of the text
         trims="messages",
         altered=(
