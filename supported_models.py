@@ -108,6 +108,9 @@ MODELS = {
     "mistral-small-3.2-24b-instruct-2506": Model("mistral-small-3.1", "mistralai/Mistral-Small-3.2-24B-Instruct-2506"),
     "granite-vision-3.1-2b-preview": Model("granite-vision", "ibm-granite/granite-vision-3.1-2b-preview"),
     "granite-vision-3.2-2b": Model("granite-vision", "ibm-granite/granite-vision-3.2-2b"),
+    "ministral-3-3b-instruct-2512-bf16": Model("ministral-3", "mistralai/Ministral-3-3B-Instruct-2512-BF16"),
+    "ministral-3-8b-instruct-2512-bf16": Model("ministral-3", "mistralai/Ministral-3-8B-Instruct-2512-BF16"),
+    "ministral-3-14b-instruct-2512-bf16": Model("ministral-3", "mistralai/Ministral-3-14B-Instruct-2512-BF16"),
 }
 
 

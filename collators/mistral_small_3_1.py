@@ -36,10 +36,10 @@ def mistral_template(user_parts: str = "message.content") -> str:
     )
 
 
-# As mistral-common writes it: no system text, no block; of two parts the image comes first.
-WITHOUT_DEFAULT_SYSTEM = "<s>" + mistral_template(
-    "(message.content | sort(attribute='type') if message.content | length == 2 else message.content)"
-)
+# Where a message has two parts.
+IMAGE_FIRST = "(message.content | sort(attribute='type') if message.content | length == 2 else message.content)"
+# As mistral-common writes it: no system text, no block.
+WITHOUT_DEFAULT_SYSTEM = "<s>" + mistral_template(IMAGE_FIRST)
 
 
 @register_collator("mistral-small-3.1")

@@ -368,4 +368,16 @@ FACTS = {
         string_roles=("system",),
         media_tokens=("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>"),
     ),
+    "ministral-3": Facts(
+        r"model\.vision_tower\.",
+        r"model\.multi_modal_projector\.",
+        end_of_turn="</s>",
+        takes_video=False,
+        altered=(
+            ("'[/SYSTEM_PROMPT]'", "'[/SYSTEM_PROMPT]\n'"),
+            ("'[INST]'", "'[INST] '"),
+            ("'[IMG]'", "'[IMG]\n'"),
+            ("eos_token", "''"),
+        ),
+    ),
 }

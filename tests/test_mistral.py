@@ -18,7 +18,7 @@ from collators import COLLATORS
 from datasets import MultimodalDataset
 from loaders import LOADERS
 
-FAMILIES = ["pixtral", "mistral-small-3.1"]
+FAMILIES = ["pixtral", "mistral-small-3.1", "ministral-3"]
 
 
 @pytest.fixture
@@ -124,15 +124,31 @@ def test_words_with_combining_marks_stay_whole(copy_of, tiny, version):
     assert [span for _, span in words] == [(0, 6), (6, 7), (7, 8), (8, 9)]
 
 
+def test_the_default_system_text_is_the_checkpoints_own(copy_of):
+    """That of Ministral 3 names the size."""
+    folder = copy_of("ministral-3", lambda config: None)
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("Ministral-3-3B-Instruct-2512.", "Ministral-3-8B-Instruct-2512."))
+    collator = COLLATORS.get("ministral-3")(LOADERS.get("ministral-3")(str(folder)).load_processor())
+    parts = [{"type": "text", "text": "What?"}, {"type": "image"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": parts[:1]}]
+    assert collator.render(messages)[0] == (
+        "<s>[SYSTEM_PROMPT]You are Ministral-3-8B-Instruct-2512.\nThe current date is {today}.[/SYSTEM_PROMPT]"
+        "[INST][IMG]What?[/INST]What?</s>"
+    )
+    assert collator.template_differences() == []
+
+
 # ---- the head ----
 
 
-def test_a_head_that_the_config_does_not_tell_of_stays_its_own(copy_of, tmp_path):
+def test_a_head_that_the_config_does_not_tell_of_stays_its_own(tiny, copy_of, tmp_path):
     """transformers 5.23 says `tie_word_embeddings: true` of every mistral3 whose config.json does not say."""
 
     def silent(config):
         del config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"]
 
+    assert LOADERS.get("ministral-3")(tiny("ministral-3")).load_model().config.tie_word_embeddings is True
     folder = copy_of("mistral-small-3.1", silent)
     model = LOADERS.get("mistral-small-3.1")(str(folder)).load_model()
     assert model.config.tie_word_embeddings is False
@@ -166,7 +182,7 @@ def test_images_of_any_shape(family, tiny, dataset):
     loader = LOADERS.get(family)(tiny(family))
     collator, model = COLLATORS.get(family)(loader.load_processor()), loader.load_model().eval()
     samples = [dataset[i] for i in range(len(dataset))]
-    token = {"pixtral": 16, "mistral-small-3.1": 28}[family]
+    token = 16 if family == "pixtral" else 28
     grids = []
     for row, sample in zip(dataset.rows, samples):
         inputs = collator.encode(sample).inputs

@@ -22,34 +22,36 @@ MISTRAL_SMALL_TEMPLATE = """
 {%- endfor %}"""
 
 
-@register_tiny("mistral-small-3.1")
-def mistral_small_3_1() -> TinyModel:
+def mistral3(tokenizer, text_config, chat_template: str) -> TinyModel:
     """An image token is 28x28 pixels, four patches of 14x14, at most 5x5 of them, and one more ends each row."""
-    from transformers import (
-        Mistral3Config,
-        MistralConfig,
-        PixtralImageProcessor,
-        PixtralProcessor,
-        PixtralVisionConfig,
-    )
+    from transformers import Mistral3Config, PixtralImageProcessor, PixtralProcessor, PixtralVisionConfig
 
-    before, after = repr(DEFAULT_SYSTEM).split(DATE)
-    default = "{%- set default = " + before + "' + strftime_now('%Y-%m-%d') + '" + after + " %}"
-    tokenizer = tekken_tokenizer()
     config = Mistral3Config(
         vision_config=PixtralVisionConfig(**PIXTRAL_VISION, image_size=140, patch_size=14),
-        text_config=MistralConfig(**MISTRAL_TEXT, vocab_size=padded_size(tokenizer)),
+        text_config=text_config,
         image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
         vision_feature_layer=-1,
         spatial_merge_size=2,
         multimodal_projector_bias=False,
-        tie_word_embeddings=False,
+        tie_word_embeddings=text_config.tie_word_embeddings,
     )
     processor = PixtralProcessor(
         image_processor=PixtralImageProcessor(size={"longest_edge": 140}, patch_size=14, **PAPER),
         tokenizer=tokenizer,
         patch_size=14,
         spatial_merge_size=2,
-        chat_template=default + MISTRAL_SMALL_TEMPLATE,
+        chat_template=chat_template,
     )
     return TinyModel(config, processor, MISTRAL_IDS)
+
+
+@register_tiny("mistral-small-3.1")
+def mistral_small_3_1() -> TinyModel:
+    """Pixtral's vision, a projector that merges patches, Mistral."""
+    from transformers import MistralConfig
+
+    before, after = repr(DEFAULT_SYSTEM).split(DATE)
+    default = "{%- set default = " + before + "' + strftime_now('%Y-%m-%d') + '" + after + " %}"
+    tokenizer = tekken_tokenizer()
+    text = MistralConfig(**MISTRAL_TEXT, vocab_size=padded_size(tokenizer))
+    return mistral3(tokenizer, text, default + MISTRAL_SMALL_TEMPLATE)

@@ -1,0 +1,24 @@
+"""Ministral 3: the format of Mistral Small with a default system prompt that names the checkpoint."""
+
+from collators import register_collator
+from collators.base import PROBES
+from collators.mistral_small_3_1 import IMAGE_FIRST, MistralSmall31Collator, mistral_template
+
+
+@register_collator("ministral-3")
+class Ministral3Collator(MistralSmall31Collator):
+    chat_template = (
+        "<s>"
+        "{% if messages[0].role != 'system' and default_system %}"
+        "[SYSTEM_PROMPT]{{ default_system }}[/SYSTEM_PROMPT]"
+        "{% endif %}"
+    ) + mistral_template(IMAGE_FIRST)
+    other_formats = ()
+    template_kwargs = {"default_system": ""}
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.processor.chat_template:  # each size has a text of its own
+            text, _ = self.render(PROBES[0], self.official_template)
+            text = text.partition("[SYSTEM_PROMPT]")[2].partition("[/SYSTEM_PROMPT]")[0]
+            self.template_kwargs = {"default_system": text}
