@@ -35,6 +35,7 @@ class Llama32VisionCollator(ChatCollator):
         "{% endfor %}"
         "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
     )
+    # The ellipses stand for any text: what differs depends on the conversation, and no probe meets it.
     template_exceptions = (
         TemplateException(
             "Today Date: ... first reply ... <|image|>",
