@@ -23,14 +23,17 @@ def hub_state_dict(model) -> dict:
     """The weights under names that `save_pretrained` turns into those of the Hub file.
 
     It restores all but the `vision_model.` of CLIP and SigLIP, which transformers 5.23 strips when it loads a Hub file
-    and puts back only for a model that was loaded from one; and it does not transpose the experts of Qwen3-VL.
+    and puts back only for a model that was loaded from one. Of experts, a fresh model would get names that older
+    files have; on the Hub, those of Qwen3.5 lie as in memory, those of Qwen3-VL transposed.
     """
     from transformers import CLIPVisionModel, Siglip2VisionModel, SiglipVisionModel
 
-    if model.config.model_type == "qwen3_vl_moe":
-        model._weight_conversions = []  # else they would be transposed back
+    model_type = model.config.model_type
+    if model_type in ("qwen3_vl_moe", "qwen3_5_moe"):
+        model._weight_conversions = []
+        swap = model_type == "qwen3_vl_moe"
         return {
-            name: weight.transpose(1, 2).contiguous() if ".experts." in name else weight
+            name: weight.transpose(1, 2).contiguous() if swap and ".experts." in name else weight
             for name, weight in model.state_dict().items()
         }
 

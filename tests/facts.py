@@ -56,6 +56,13 @@ SPEAKERS_ALTERED = (
 )
 TILED = r"<fake_token_around_image>((<row_\d_col_\d>|<global-img>)(<image>)*\n*(<fake_token_around_image>)?)+"
 VICUNA_ALTERED = (("'ASSISTANT:'", "'ASSISTANT: '"), ("upper()", "title()"), ("<image>\n", "<image>"))
+QWEN3_5_ALTERED = (
+    ("loop.last and ", ""),
+    ("is true", "is false"),
+    ("</think>\n\n' }}{% endif %}\n{%- endif", "</think>\n' }}{% endif %}\n{%- endif"),
+    ("trim + '<|im_end|>\n'", "trim + '<|im_end|>'"),
+    ("<|image_pad|><|vision_end|>", "<|image_pad|><|vision_end|>\n"),
+)
 
 FACTS = {
     "llama-3.2-vision": Facts(
@@ -328,6 +335,8 @@ FACTS = {
         r"model\.visual\.(?!merger\.|deepstack_merger_list\.)",
         r"model\.visual\.(merger|deepstack_merger_list)\.",
         deep_linears=32,
+        experts=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+        router="mlp.gate.weight",
         golden=("qwen3-vl",),
         altered=QWEN_ALTERED[1:],
     ),
@@ -337,13 +346,18 @@ FACTS = {
         deep_linears=60,  # eight in layers of linear attention, seven in others
         rounding=5e-5,  # it is 2e-15 in float64: linear attention sums over chunks of the text
         trims="messages",
-        altered=(
-            ("loop.last and ", ""),
-            ("is true", "is false"),
-            ("</think>\n\n' }}{% endif %}\n{%- endif", "</think>\n' }}{% endif %}\n{%- endif"),
-            ("trim + '<|im_end|>\n'", "trim + '<|im_end|>'"),
-            ("<|image_pad|><|vision_end|>", "<|image_pad|><|vision_end|>\n"),
-        ),
+        altered=QWEN3_5_ALTERED,
+    ),
+    "qwen3.5-moe": Facts(
+        r"model\.visual\.(?!merger\.)",
+        r"model\.visual\.merger\.",
+        deep_linears=68,  # nine and eight: three of them the shared expert's, and its gate
+        experts=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+        router="mlp.gate.weight",
+        rounding=5e-5,  # it is 2e-15 in float64: linear attention sums over chunks of the text
+        trims="messages",
+        golden=("qwen3.5",),
+        altered=(("enable_thinking is not false", "true"), *QWEN3_5_ALTERED[:1], *QWEN3_5_ALTERED[3:]),
     ),
     "glm-4.1v": Facts(
         r"model\.visual\.(?!merger\.)",

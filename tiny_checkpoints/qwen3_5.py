@@ -33,25 +33,35 @@ QWEN3_5_TEMPLATE = """
 {%- endif %}"""
 
 
-@register_tiny("qwen3.5")
-def qwen3_5() -> TinyModel:
-    """A layer of linear attention, then one of attention with an output gate."""
-    from transformers import Qwen3_5Config
+# A layer of linear attention, then one of attention with an output gate.
+HYBRID = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    # A quarter of a head's 32 dimensions turn, shared out in about the real ratio 11 : 11 : 10.
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e7,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    },
+}
+
+
+def qwen3_5_model(config_class, text: dict, tie_word_embeddings: bool) -> TinyModel:
+    """The common part of the dense model and the mixture of experts."""
     from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
 
-    text = {
-        "layer_types": ["linear_attention", "full_attention"],
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 2,
-        "linear_key_head_dim": 32,
-        "linear_value_head_dim": 32,
-        # A quarter of a head's 32 dimensions turn, shared out in about the real ratio 11 : 11 : 10.
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e7,
-            "partial_rotary_factor": 0.25,
-            "mrope_section": [2, 1, 1],
-            "mrope_interleaved": True,
-        },
-    }
-    return qwen3_vl_model(Qwen3_5Config, text, {}, True, QWEN3_5_TEMPLATE, Qwen3_5Tokenizer)
+    return qwen3_vl_model(
+        config_class, HYBRID | text, {}, tie_word_embeddings, QWEN3_5_TEMPLATE, tokenizer_class=Qwen3_5Tokenizer
+    )
+
+
+@register_tiny("qwen3.5")
+def qwen3_5() -> TinyModel:
+    from transformers import Qwen3_5Config
+
+    return qwen3_5_model(Qwen3_5Config, {}, tie_word_embeddings=True)

@@ -1,0 +1,11 @@
+"""Qwen3.5, mixture of experts: the module names of Qwen3.5; the experts of a layer lie in two parameters."""
+
+from loaders import register_loader
+from loaders.qwen3_5 import Qwen35Loader
+
+
+@register_loader("qwen3.5-moe")
+class Qwen35MoeLoader(Qwen35Loader):
+    model_type = "qwen3_5_moe"
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    routers = ["mlp.gate.weight"]
