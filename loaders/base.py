@@ -34,6 +34,8 @@ class BaseLoader:
     other: list[str] = []
     # Linear modules whose weight the model uses without calling them: neither adapted nor quantized; ends of names.
     bare_weights: list[str] = []
+    # Whether some tokens attend to later ones. FlashAttention drops that part of a mask in silence (transformers 5.23).
+    bidirectional = False
     # Packages that only this family needs -> what for.
     packages: dict[str, str] = {}
     # Whether the classes are Python files of the checkpoint's own (loaders/remote_code.py).
@@ -77,6 +79,17 @@ class BaseLoader:
                 f"{model_path} is a {self.config.model_type!r} checkpoint, but --model_id belongs to "
                 f"{wanted!r}; choose the --model_id of its family."
             )
+
+        if self.bidirectional and model_kwargs.get("attn_implementation") == "flash_attention_2":
+            raise ValueError(
+                "--use_flash_attn True would change this model: some of its tokens attend to later ones, which "
+                "FlashAttention cannot do. Leave the flag out."
+            )
+
+    def set_attention(self, **parts: str) -> None:
+        """Name the attention of parts (sub-configs) that refuse the one that the whole model is told."""
+        if wanted := self.model_kwargs.get("attn_implementation"):
+            self.model_kwargs["attn_implementation"] = dict.fromkeys(("", *self.config.sub_configs), wanted) | parts
 
     @classmethod
     def fits(cls, config) -> bool:

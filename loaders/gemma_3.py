@@ -10,3 +10,4 @@ class Gemma3Loader(BaseLoader):
     vision_encoder = ["model.vision_tower"]
     vision_projector = ["model.multi_modal_projector"]
     language_model = ["model.language_model", "lm_head"]
+    bidirectional = True  # the tokens of an image

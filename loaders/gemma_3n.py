@@ -18,3 +18,7 @@ class Gemma3nLoader(BaseLoader):
     # values; the other it then multiplies itself, past any adapter.
     bare_weights = ["prediction_coefs", "correction_coefs"]
     packages = {"timm": "which has its vision encoder"}
+
+    def __init__(self, model_path: str, *args, **model_kwargs):
+        super().__init__(model_path, *args, **model_kwargs)
+        self.set_attention(vision_config="sdpa")  # timm chooses for itself; its wrapper refuses FlashAttention

@@ -20,7 +20,9 @@ class Gemma4Loader(BaseLoader):
 
     def __init__(self, model_path: str, **model_kwargs):
         super().__init__(model_path, **model_kwargs)
-        if attention := self.model_kwargs.get("attn_implementation"):
-            # The audio tower has eager attention alone and refuses what the whole model is told (transformers 5.23).
-            parts = dict.fromkeys(("", "text_config", "vision_config"), attention)
-            self.model_kwargs["attn_implementation"] = parts | {"audio_config": "eager"}
+        self.set_attention(audio_config="eager")  # the audio tower has no other (transformers 5.23)
+
+    @property
+    def bidirectional(self) -> bool:
+        """26B-A4B and 31B see images and videos in both directions, E2B and E4B in one."""
+        return self.config.text_config.use_bidirectional_attention is not None

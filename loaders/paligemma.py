@@ -10,10 +10,9 @@ class PaliGemmaLoader(BaseLoader):
     vision_encoder = ["model.vision_tower"]
     vision_projector = ["model.multi_modal_projector"]
     language_model = ["model.language_model", "lm_head"]
+    bidirectional = True  # images and prefix
 
     def __init__(self, model_path: str, *args, **model_kwargs):
         super().__init__(model_path, *args, **model_kwargs)
-        if self.config.text_config.model_type == "gemma2" and self.model_kwargs.get("attn_implementation") == "sdpa":
-            # Gemma 2 has no sdpa, and refuses what the whole model is told (transformers 5.23).
-            parts = {"": "sdpa", "vision_config": "sdpa", "text_config": "eager"}
-            self.model_kwargs["attn_implementation"] = parts
+        if self.config.text_config.model_type == "gemma2":
+            self.set_attention(text_config="eager")  # Gemma 2 has no sdpa (transformers 5.23)
