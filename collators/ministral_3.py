@@ -19,6 +19,6 @@ class Ministral3Collator(MistralSmall31Collator):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.processor.chat_template:  # each size has a text of its own
-            text, _ = self.render(PROBES[0], self.official_template)
+            text = self.render_official(PROBES[0])
             text = text.partition("[SYSTEM_PROMPT]")[2].partition("[/SYSTEM_PROMPT]")[0]
             self.template_kwargs = {"default_system": text}

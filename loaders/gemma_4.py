@@ -18,8 +18,8 @@ class Gemma4Loader(BaseLoader):
     experts = ["experts.gate_up_proj", "experts.down_proj"]
     routers = ["router.proj.weight", "router.scale", "router.per_expert_scale"]
 
-    def __init__(self, model_path: str, **model_kwargs):
-        super().__init__(model_path, **model_kwargs)
+    def __init__(self, model_path: str, *args, **model_kwargs):
+        super().__init__(model_path, *args, **model_kwargs)
         self.set_attention(audio_config="eager")  # the audio tower has no other (transformers 5.23)
 
     @property
