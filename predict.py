@@ -107,7 +107,7 @@ def load(
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, model_path)
-    own_processor = os.path.isfile(os.path.join(model_path, "tokenizer_config.json"))
+    own_processor = os.path.isfile(os.path.join(model_path, "tokenizer_config.json")) and not loader.remote_code
     processor = loader.load_processor(model_path if own_processor else base_path)
     replaced = saved_arguments(model_path).get("chat_template")  # the run saved it with its processor
     return model, COLLATORS.get(family)(processor, chat_template=processor.chat_template if replaced else None)

@@ -7,7 +7,8 @@ For dry runs and tests. Everything but the sizes follows the family's smallest H
 tokens and their order, chat template, stop tokens, tied or untied head. So a script that runs on the tiny one has met
 every class and file of the real one. The folder is a `--model_local_path` like any other.
 
-A family's `tiny_checkpoints/<family>.py` holds its config, processor and generation ids.
+A family's `tiny_checkpoints/<family>.py` holds its config, processor and generation ids; where the Hub checkpoint
+brings Python files, a stand-in for them is in `tiny_checkpoints/remote`.
 """
 
 import argparse

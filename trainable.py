@@ -188,7 +188,7 @@ def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[Component
         frozen = {}
         for name in (base_name(name) for name, p in parameters if mode == "full" and not p.requires_grad):
             module = next((path for path in loader.unused if is_inside(name, path)), None)
-            frozen[module or name] = "the loss never uses it" if module else "an adapter cannot hold a bare parameter"
+            frozen[module or name] = "it gets no gradient" if module else "an adapter cannot hold a bare parameter"
         rows.append(ComponentSummary(component, mode, trained, total, rate, " ".join(dtypes), frozen, mixture))
     return rows
 

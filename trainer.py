@@ -19,7 +19,8 @@ from loaders.base import local_folder
 
 # What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
 PROCESSOR_FILES = [
-    *["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "tekken.json"],
+    *["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"],
+    *["tekken.json", "*.tiktoken"],
     *["chat_template.json", "*.jinja", "additional_chat_templates/*", "generation_config.json"],
     *["processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"],
 ]

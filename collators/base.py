@@ -10,6 +10,7 @@ The way of one sample, `ChatCollator.encode`:
 
 import re
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from contextlib import contextmanager
 from difflib import SequenceMatcher
 from functools import cached_property
@@ -404,12 +405,7 @@ class ChatCollator:
         tokens = [
             t.content for t in self._tokenizer.added_tokens_decoder.values() if t.special or t.content in templates
         ]
-        tokens += self.processor.all_special_multimodal_tokens
-        rests: dict[str, list[str]] = {}  # first character -> what may follow it
-        for token in sorted({token for token in tokens if len(token) > 1 and not token.isspace()}):
-            rests.setdefault(token[0], []).append(re.escape(token[1:]))
-        # Matches first characters only, so that strings which overlap are all found.
-        self.control_string = re.compile("|".join(f"{re.escape(c)}(?={'|'.join(rest)})" for c, rest in rests.items()))
+        self.control_string = control_pattern([*tokens, *self.processor.all_special_multimodal_tokens])
         backend = self._tokenizer.backend_tokenizer
         steps = [pre_tokenizers.Split(RESERVED_CHARACTER, "removed")]
         if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
@@ -506,6 +502,14 @@ class ChatCollator:
             elif where == "end" and last.endswith(ours):
                 last = last.removesuffix(ours) + official
         return history + last
+
+
+def control_pattern(tokens: Iterable[str]) -> re.Pattern:
+    """Matches the first character of each of these strings, so that strings which overlap are all found."""
+    rests: dict[str, list[str]] = {}  # first character -> what may follow it
+    for token in sorted({token for token in tokens if len(token) > 1 and not token.isspace()}):
+        rests.setdefault(token[0], []).append(re.escape(token[1:]))
+    return re.compile("|".join(f"{re.escape(c)}(?={'|'.join(rest)})" for c, rest in rests.items()))
 
 
 def _conversation(*turns: tuple[str, str | list[str]]) -> list[dict]:

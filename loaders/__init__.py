@@ -17,7 +17,10 @@ def family_of(model_path: str) -> str:
     try:
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{model_path} is not a checkpoint: {error}") from error
+        raise ValueError(
+            f"{model_path} is not a checkpoint, or its classes are Python files of its own: then name its --model_id. "
+            f"({error})"
+        ) from error
     found = [family for family in families() if LOADERS.get(family).fits(config)]
     if not found and LOADERS.get(AUTO).fits(config):
         found = [AUTO]

@@ -63,9 +63,9 @@ class BaseLoader:
                 f"--trust_remote_code True has no effect: transformers itself has the classes for {model_path}, and "
                 "no Python file of the checkpoint is run. Leave it out."
             )
-        for package, purpose in self.packages.items():
-            if not find_spec(package):
-                raise ValueError(f"{model_path} needs the package {package}, {purpose}: pip install {package}")
+        if missing := {package: purpose for package, purpose in self.packages.items() if not find_spec(package)}:
+            wanted = "; ".join(f"{package}, {purpose}" for package, purpose in missing.items())
+            raise ValueError(f"{model_path} needs the package {wanted}: pip install {' '.join(missing)}")
         self.model_path, self.model_kwargs = model_path, model_kwargs
         try:
             self.config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
@@ -102,14 +102,18 @@ class BaseLoader:
     def load_processor(self, path: str | None = None):
         """The checkpoint's own processor, with a fast tokenizer; or that of another folder, such as an adapter's."""
         path = path or self.model_path
-        try:
-            processor = AutoProcessor.from_pretrained(path, trust_remote_code=self.remote_code)
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{path} has no usable processor or tokenizer files: {error}") from error
+        processor = self.load_with(AutoProcessor, path)
         # Without its files, a tokenizer loads all the same, empty.
         if not processor.tokenizer.is_fast or processor.image_token not in processor.tokenizer.get_vocab():
             raise ValueError(f"{path} has no fast tokenizer (tokenizer.json) with {processor.image_token}.")
         return processor
+
+    def load_with(self, auto_class, path: str):
+        """What AutoProcessor or AutoTokenizer makes of a folder."""
+        try:
+            return auto_class.from_pretrained(path, trust_remote_code=self.remote_code)
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} has no usable processor or tokenizer files: {error}") from error
 
     def stop_tokens(self, tokenizer) -> list[str]:
         """What ends generation, by the checkpoint's generation_config.json."""

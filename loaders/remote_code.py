@@ -1,18 +1,17 @@
 """Families whose classes are Python files of the checkpoint, written for a transformers of 2023 or 2024.
 
-What such a class lacks on transformers 5.23 is overridden in a subclass of it, made here when it is loaded. No library
-and no file of the checkpoint is changed.
+What such a class lacks on transformers 5.23 is overridden in a subclass of it, made here when it is loaded; what lies
+deeper is mended on the loaded model. No library and no file of the checkpoint is changed.
 """
 
 import glob
-import importlib.util
 import os
 import shutil
 from contextlib import nullcontext
 
 import torch
 from safetensors import safe_open
-from transformers import AutoProcessor, AutoTokenizer, GenerationMixin
+from transformers import AutoTokenizer, GenerationMixin
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -51,28 +50,18 @@ class RemoteCodeLoader(BaseLoader):
     """Base of the families with remote code."""
 
     remote_code = True
-    packages: tuple[str, ...] = ()  # that the checkpoint's files import, beyond requirements.txt
-    stop_tokens: tuple[str, ...]  # end a reply; the checkpoint leaves that to its sample code
+    end_tokens: list[str]  # of a reply; the checkpoint leaves that to its sample code
     model_shim: type  # a subclass of `RemoteModel`
     renamed: tuple[str, str] = ("", "")  # in names of weights: what stands in the file -> in the loaded model
 
     def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
         super().__init__(model_path, trust_remote_code, **model_kwargs)
-        if missing := [name for name in self.packages if importlib.util.find_spec(name) is None]:
-            raise ValueError(f"The Python files of {model_path} need more packages: pip install {' '.join(missing)}")
         if model_kwargs.get("attn_implementation") == "flash_attention_2":
             raise ValueError(
                 f"--use_flash_attn True cannot be used with {model_path}: its own code calls flash-attn in a way that "
                 "transformers 5 does not know. Leave it out."
             )
         self.model_kwargs["attn_implementation"] = "eager"  # the checkpoint's own
-
-    def load_auto_processor(self):
-        """What AutoProcessor makes of the checkpoint."""
-        try:
-            return AutoProcessor.from_pretrained(self.model_path, trust_remote_code=True)
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{self.model_path} has no usable processor or tokenizer files: {error}") from error
 
     def model_class(self):
         remote = get_class_from_dynamic_module(self.config.auto_map["AutoModelForCausalLM"], self.model_path)
@@ -84,9 +73,12 @@ class RemoteCodeLoader(BaseLoader):
         self.check_weights(model)
         # Caches of today are not what the code expects.
         model.config.use_cache = model.generation_config.use_cache = False
-        tokenizer = AutoTokenizer.from_pretrained(self.model_path, trust_remote_code=True)
-        model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(self.stop_tokens))
+        tokenizer = self.load_with(AutoTokenizer, self.model_path)
+        model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(self.end_tokens)
         return model
+
+    def stop_tokens(self, tokenizer) -> list[str]:
+        return self.end_tokens
 
     def check_weights(self, model) -> None:
         """Old code and a new `from_pretrained` can silently leave random weights: compare each with the file's.
@@ -106,9 +98,9 @@ class RemoteCodeLoader(BaseLoader):
             if hasattr(parameter, "quant_state"):
                 continue  # packed into 4 bits
             if is_deepspeed_zero3_enabled():
-                from deepspeed.zero import GatheredParameters
+                import deepspeed
 
-                whole = GatheredParameters([parameter])
+                whole = deepspeed.zero.GatheredParameters([parameter])
             else:
                 whole = nullcontext()
             with whole:

@@ -24,6 +24,8 @@ FAMILIES = [*families(), AUTO]
 # The first model id of each family.
 MODEL_ID = {family: next(id for id, model in MODELS.items() if model.family == family) for family in families()}
 MODEL_ID[AUTO] = AUTO
+# Flags that every run of the family needs.
+CONSENT = {family: ["--trust_remote_code", "True"] if FACTS[family].remote_code else [] for family in FAMILIES}
 TAKES_VIDEO = [family for family in FAMILIES if FACTS[family].takes_video]
 
 
@@ -47,6 +49,12 @@ def for_official_template(family: str, messages: list[dict]) -> list[dict]:
             message = message | {"content": [{"type": "text", "text": text}]}
         given.append(message)
     return given
+
+
+def make_loader(family: str, path: str, **kwargs):
+    from loaders import LOADERS
+
+    return LOADERS.get(family)(str(path), FACTS[family].remote_code, **kwargs)
 
 
 @pytest.fixture(scope="session")
@@ -158,6 +166,7 @@ def run(tiny, family: str, data_path: str, output_dir, *flags) -> list[dict]:
     defaults = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "num_frames": 4}
     defaults |= {"disable_tqdm": True, "save_strategy": "no", "learning_rate": 1e-3, "model_max_length": 2048}
     words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", data_path]
+    words += CONSENT[family]
     for name, value in defaults.items():
         words += [] if f"--{name}" in flags else [f"--{name}", str(value)]
     train.main([*words, "--output_dir", str(output_dir), *map(str, flags)])
@@ -167,13 +176,7 @@ def run(tiny, family: str, data_path: str, output_dir, *flags) -> list[dict]:
 
 def official_template(processor, family: str) -> str:
     """The checkpoint's chat template, with what changes from day to day held fast."""
-    return processor.chat_template.replace(*FACTS[family].pinned)
-
-
-# What a checkpoint folder holds beside the weights and their config.
-def processor_files(family: str) -> list[str]:
-    names = ["tokenizer.json", "tokenizer_config.json", "processor_config.json"]
-    return names + ["chat_template.jinja"] * FACTS[family].multi_turn
+    return (processor.chat_template or "").replace(*FACTS[family].pinned)
 
 
 def rows_for(family: str) -> list[dict]:
@@ -190,9 +193,11 @@ def replies_of(row: dict) -> list[str]:
     return [content if isinstance(content, str) else content[0]["text"] for content in contents]
 
 
-def taught(family: str, reply: str) -> str:
-    """What the trained tokens of a reply decode to."""
-    return FACTS[family].decoded_space + reply + FACTS[family].end_of_turn
+def taught(family: str, replies: list[str]) -> list[str]:
+    """What the trained tokens of a conversation's replies decode to."""
+    facts = FACTS[family]
+    texts = [facts.decoded_space + reply + facts.end_of_turn for reply in replies]
+    return [*texts[:-1], (texts[-1] + facts.end_of_text).replace(*facts.decoded)]
 
 
 def trained_runs(tokenizer, row: torch.Tensor) -> list[str]:

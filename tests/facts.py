@@ -36,6 +36,11 @@ class Facts(NamedTuple):
     rewritten: tuple[str, str] = ("", "")  # documented exception: golden text -> ours
     one_part_roles: tuple[str, ...] = ()  # of whose content the official template reads the first part only
     pinned: tuple[str, str] = ("", "")  # in the official template: what changes from day to day -> a constant
+    remote_code: bool = False
+    files: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja")
+    end_of_text: str = ""  # trained after the end of the last reply
+    bos_after_image: bool = False
+    decoded: tuple[str, str] = ("", "")  # a space that the tokenizer makes up: text -> decoded tokens of it
     altered: tuple[tuple[str, str], ...] = ()  # replacements in the official template that must be noticed
 
 
@@ -223,12 +228,49 @@ FACTS = {
             ("{{- '<|im_end|>' }}", "{{- '<|im_end|>\n' }}"),
         ),
     ),
+    "phi3-v": Facts(
+        r"model\.vision_embed_tokens\.img_processor\.",
+        r"model\.vision_embed_tokens\.(img_projection\.|glb_GN$|sub_GN$)",
+        language_model=r"(model\.(embed_tokens|layers|norm)|lm_head)\.",
+        end_of_turn="<|end|>",
+        end_of_text="\n<|endoftext|>",
+        bos="<s>",
+        bos_after_image=True,
+        takes_video=False,
+        golden=("phi-3-vision",),
+        remote_code=True,
+        files=("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "processing_phi3_v.py"),
+        decoded=("<|end|>\n", "<|end|> \n"),
+        deep_linears=32,
+        bare=("model.vision_embed_tokens.glb_GN", "model.vision_embed_tokens.sub_GN"),
+        altered=(
+            ("<|assistant|>\n", "<|assistant|>"),
+            ("<|end|>\n", "<|end|>"),
+            ("'|>\n'", "'|> '"),
+        ),
+    ),
+    "qwen-vl": Facts(
+        r"transformer\.visual\.(?!attn_pool\.)",
+        r"transformer\.visual\.attn_pool\.",
+        language_model=r"(transformer\.(wte|h|ln_f)|lm_head)\.",
+        takes_video=False,
+        golden=("qwen-vl-chat",),
+        remote_code=True,
+        files=("qwen.tiktoken", "tokenizer_config.json", "generation_config.json", "tokenization_qwen.py"),
+        deep_linears=40,
+        bare=(
+            "transformer.visual.positional_embedding",
+            "transformer.visual.proj",
+            "transformer.visual.attn_pool.query",
+        ),
+    ),
     "paligemma": Facts(
         r"model\.vision_tower\.",
         r"model\.multi_modal_projector\.",
         end_of_turn="<eos>",
         takes_video=False,
         multi_turn=False,
+        files=("tokenizer.json", "tokenizer_config.json", "processor_config.json"),
     ),
     "qwen2-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),
     "qwen2.5-vl": Facts(r"model\.visual\.(?!merger\.)", r"model\.visual\.merger\.", altered=QWEN_ALTERED),

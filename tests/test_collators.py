@@ -13,6 +13,7 @@ from conftest import (
     TAKES_VIDEO,
     for_official_template,
     golden_records,
+    make_loader,
     official_template,
     replies_of,
     row_losses,
@@ -20,13 +21,14 @@ from conftest import (
     taught,
     trained_runs,
 )
+from official import official_processor
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import PaliGemmaProcessor, ProcessorMixin
 
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX, RESERVED_CHARACTER, ChatCollator, OverlongSample
 from datasets import MultimodalDataset, content_parts
-from loaders import LOADERS
+from loaders.base import is_inside
 
 
 def logits_of(model, inputs: dict) -> torch.Tensor:
@@ -48,13 +50,13 @@ def with_media(messages: list[dict]) -> list[dict]:
 @pytest.fixture(scope="module")
 def official(tiny):
     """`official(family)`: the checkpoint's processor as it comes."""
-    return cache(lambda family: AutoProcessor.from_pretrained(tiny(family)))
+    return cache(lambda family: official_processor(family, tiny(family)))
 
 
 @pytest.fixture(scope="module")
 def make_collator(tiny):
     def make(family: str, **kwargs) -> ChatCollator:
-        return COLLATORS.get(family)(LOADERS.get(family)(tiny(family)).load_processor(), **kwargs)
+        return COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor(), **kwargs)
 
     return make
 
@@ -76,7 +78,7 @@ def tokenizer(official, family):
 
 @pytest.fixture(scope="module")
 def model(tiny, family):
-    return LOADERS.get(family)(tiny(family)).load_model().eval()
+    return make_loader(family, tiny(family)).load_model().eval()
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,8 @@ def test_tokens_trained_on_golden_texts_are_the_replies_and_their_end(collator, 
     for messages, text, spans in golden_texts(family):
         labels = collator.encode({"messages": with_media(messages)}).inputs["labels"][0]
         space = FACTS[family].decoded_space
-        assert trained_runs(tokenizer, labels) == [space + text[start:end] for start, end in spans]
+        texts = [space + text[start:end].replace(*FACTS[family].decoded) for start, end in spans]
+        assert trained_runs(tokenizer, labels) == texts
 
 
 def test_training_text_agrees_with_the_checkpoint(collator):
@@ -160,15 +163,18 @@ def test_every_mixture_in_one_batch_trains_the_replies_and_their_end(collator, t
     for row, sample, ids, labels, mask in zip(
         rows_for(family), samples, batch["input_ids"], batch["labels"], batch["attention_mask"]
     ):
-        assert trained_runs(tokenizer, labels) == [taught(family, reply) for reply in replies_of(row)]
+        assert trained_runs(tokenizer, labels) == taught(family, replies_of(row))
         trained = labels != IGNORE_INDEX
         assert (labels[trained] == ids[trained]).all()
         assert not (trained & (mask == 0)).any()
         theirs = apply_official(official(family), for_official_template(family, sample["messages"]))["input_ids"][0]
-        for media_id in media_ids(official(family)):
+        if FACTS[family].remote_code:
+            assert official(family).is_media(ids[None]).sum() == official(family).is_media(theirs[None]).sum()
+        for media_id in [] if FACTS[family].remote_code else media_ids(official(family)):
             assert (ids == media_id).sum() == (theirs == media_id).sum()
         if FACTS[family].bos:
-            assert (ids == 1).sum() == 1 and ids[0] == 1
+            num_images = sum(part["type"] == "image" for part in content_parts(sample))
+            assert (ids == 1).sum() == 1 + num_images * FACTS[family].bos_after_image and ids[0] == 1
         lengths.append(int(mask.sum()))
     assert batch["input_ids"].shape == batch["labels"].shape == (len(samples), max(lengths))
     assert len(set(lengths)) > 1
@@ -179,7 +185,7 @@ def media_ids(processor) -> list[int]:
 
 
 def apply_official(processor, messages: list[dict], **kwargs) -> dict:
-    if not processor.chat_template:
+    if isinstance(processor, PaliGemmaProcessor):
         question, *reply = messages
         images = [part["image"] for part in question["content"] if part["type"] == "image"]
         prefix = "".join(part["text"] for part in question["content"] if part["type"] == "text")
@@ -281,10 +287,13 @@ def test_unmasked_questions_train_all_text_and_no_media(make_collator, family, s
     collator = make_collator(family, mask_question_tokens=False)
     batch = collator(samples)
     processor = official(family)
-    media = {*media_ids(processor), *processor.tokenizer.convert_tokens_to_ids(FACTS[family].media_tokens)}
     expected = batch["attention_mask"].bool()
-    for id in media:
-        expected &= batch["input_ids"] != id
+    if FACTS[family].remote_code:
+        expected &= ~processor.is_media(batch["input_ids"])
+    else:
+        frame = processor.tokenizer.convert_tokens_to_ids(FACTS[family].media_tokens)
+        for id in {*media_ids(processor), *frame}:
+            expected &= batch["input_ids"] != id
     expected[:, 0] = False
     assert (batch["labels"] != IGNORE_INDEX).equal(expected)
 
@@ -346,7 +355,7 @@ def test_tokens_of_an_image_see_each_other_and_nothing_later(make_collator, tiny
     dataset = MultimodalDataset(str(media_folder / f"{family}-bidirectional.json"), num_frames=4)
     collator = make_collator(family)
     batch = collator([dataset[i] for i in range(len(dataset))])
-    model, embeddings = LOADERS.get(family)(tiny(family)).load_model().eval(), []
+    model, embeddings = make_loader(family, tiny(family)).load_model().eval(), []
 
     def record(module, args, kwargs):
         embeddings.append(kwargs["inputs_embeds"].detach().requires_grad_())
@@ -387,13 +396,13 @@ def test_dummy_media_teach_nothing_and_reach_every_vision_parameter(make_collato
     assert batch["labels"][0, : plain["labels"].shape[1]].equal(plain["labels"][0])
     loss, gradients = loss_and_gradients(model, batch)
     assert abs(loss - expected) <= 2e-6
-    loader = LOADERS.get(family)(tiny(family))
-    unused = tuple(path + "." for path in loader.unused_modules(model))
+    loader = make_loader(family, tiny(family))
+    unused = loader.unused_modules(model)
     vision = [
         name
         for name in gradients
         if loader.component_of(name) in ("vision_encoder", "vision_projector")
-        and not (unused and name.startswith(unused))
+        and not any(is_inside(name, path) for path in unused)
     ]
     assert vision and all(without[name] is None or not without[name].any() for name in vision)
     for name in vision:
@@ -464,7 +473,7 @@ def test_exchanges_whose_media_lie_past_the_budget_are_dropped(make_collator, sa
     whole = collator.encode(samples[4]).inputs
     collator.model_max_length = collator._media_end(whole) - 1
     encoded = collator.encode(samples[4])
-    assert trained_runs(tokenizer, encoded.inputs["labels"][0]) == [taught(family, "Hi!")]
+    assert trained_runs(tokenizer, encoded.inputs["labels"][0]) == taught(family, ["Hi!"])
     assert not collator.is_media(encoded.inputs["input_ids"]).any() and "pixel_values" not in encoded.inputs
     assert encoded.cut == whole["input_ids"].shape[1] - encoded.inputs["input_ids"].shape[1]
 
@@ -480,7 +489,7 @@ def test_the_first_exchanges_media_must_fit(make_collator, samples, family):
         collator.encode(samples[0])
 
 
-def test_counts_are_never_below_the_true_length(collator, tokenizer, dataset, samples, family):
+def test_counts_are_never_below_the_true_length(collator, dataset, samples, family):
     for row, sample in zip(dataset.rows, samples):
         ids = collator.encode(sample).inputs["input_ids"]
         media_tokens = collator.count_media_tokens(row, dataset.media_sizes)
@@ -489,14 +498,14 @@ def test_counts_are_never_below_the_true_length(collator, tokenizer, dataset, sa
         num_frames = sum(dataset.media_sizes[medium][0] for medium in media if medium[0] == "video")
         num_media += num_frames * FACTS[family].frame_label_tokens
         assert media_tokens >= num_media if FACTS[family].expanded and num_media else media_tokens == num_media
-        slack = sum(1 + len(tokenizer.tokenize(getattr(collator.processor, f"{kind}_token"))) for kind, _ in media)
+        slack = sum(placeholder_tokens(collator, kind) for kind, _ in media)
         if collator.frame_text:
             slack += 2 * 4  # the clip's two times are seconds of one digit, the longest have five
         beside = collator.count_frame_text_tokens(row, dataset.media_sizes)
         assert 0 <= collator.count_text_tokens(row) + beside + media_tokens - ids.shape[1] <= slack
 
 
-def test_images_of_any_shape_are_counted(collator, tokenizer, family):
+def test_images_of_any_shape_are_counted(collator, family):
     """One and two images of odd shapes: tiles, padding and its removal round differently for each."""
     for size in [(30, 30), (37, 200), (200, 37), (63, 65), (129, 128), (333, 97), (64, 191), (500, 33)]:
         for number in (1, 2):
@@ -506,8 +515,16 @@ def test_images_of_any_shape_are_counted(collator, tokenizer, family):
             counted = collator.count_media_tokens(row, {("image", "path"): size[::-1]})
             num_media = collator.is_media(ids).sum()
             assert counted >= num_media if FACTS[family].expanded else counted == num_media
-            placeholders = number * (1 + len(tokenizer.tokenize(collator.processor.image_token)))
-            assert 0 <= collator.count_text_tokens(row) + counted - ids.shape[1] <= placeholders
+            slack = number * placeholder_tokens(collator, "image")
+            assert 0 <= collator.count_text_tokens(row) + counted - ids.shape[1] <= slack
+
+
+def placeholder_tokens(collator, kind: str) -> int:
+    """At most how many tokens more a text has for a medium's unexpanded placeholder."""
+    token = {"image": "<|image_9|>", "video": ""}  # of remote code, whose processors have no such attribute
+    if isinstance(collator.processor, ProcessorMixin) and hasattr(collator.processor, "image_token"):
+        token = {kind: getattr(collator.processor, f"{kind}_token")}
+    return 1 + len(collator.processor.tokenizer.tokenize(token[kind]))
 
 
 def conversation(media: list[dict]) -> dict:
@@ -570,4 +587,5 @@ def test_the_reserved_character_is_in_no_text(collator, samples):
     messages = [*samples[0]["messages"][:-1], {"role": "assistant", "content": [{"type": "text", "text": "\n</s>"}]}]
     encoded = collator.encode({"messages": messages})
     assert RESERVED_CHARACTER not in encoded.text
-    assert RESERVED_CHARACTER not in collator.processor.tokenizer.decode(encoded.inputs["input_ids"][0])
+    ids = encoded.inputs["input_ids"]
+    assert RESERVED_CHARACTER not in collator.processor.tokenizer.decode(ids[~collator.is_media(ids)])

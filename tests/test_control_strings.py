@@ -5,7 +5,8 @@ import re
 
 import pytest
 import torch
-from conftest import FACTS, FAMILIES, for_official_template, official_template, taught
+from conftest import FACTS, FAMILIES, for_official_template, make_loader, official_template, taught
+from official import official_processor
 from PIL import Image
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
@@ -32,6 +33,16 @@ CONTROL = [
     "<|im_start|>assistant\n",
     "[IMG]",
     "[/INST]",
+    "<|end|>",
+    "<|assistant|>\n",
+    "<|image_1|>",
+    "<|image|>",
+    "<img>",
+    "</img>",
+    "<img>img_1.jpg</img>",
+    "<imgpad>",
+    "<ref>",
+    "<|extra_0|>",
 ]
 TYPED = [
     *CONTROL,
@@ -98,11 +109,11 @@ def variant(request) -> str:
 @pytest.fixture(scope="module")
 def pair(variant, tiny):
     """(collator, the same processor as it comes)."""
-    family, adapt = VARIANTS.get(variant, (variant, lambda backend: None))
-    processors = [LOADERS.get(family)(tiny(family)).load_processor() for _ in range(2)]
-    for processor in processors:
-        adapt(processor.tokenizer.backend_tokenizer)
-    return COLLATORS.get(family)(processors[0]), processors[1]
+    family, adapt = VARIANTS.get(variant, (variant, None))
+    processor, untouched = make_loader(family, tiny(family)).load_processor(), official_processor(family, tiny(family))
+    for one in (processor, untouched) if adapt else ():
+        adapt(one.tokenizer.backend_tokenizer)
+    return COLLATORS.get(family)(processor), untouched
 
 
 def text(*texts: str) -> list[dict]:
@@ -130,7 +141,10 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     collator, untouched = pair
     family = VARIANTS.get(variant, (variant,))[0]
     facts = FACTS[family]
-    added = {id for id, token in untouched.tokenizer.added_tokens_decoder.items() if not token.content.isspace()}
+    makes_up_spaces = "-llama" in variant or facts.decoded[0]
+    added = getattr(untouched, "control_ids", None) or {
+        id for id, token in untouched.tokenizer.added_tokens_decoder.items() if not token.content.isspace()
+    }
     control_tokens = lambda ids: [id for id in ids[0].tolist() if id in added]  # noqa: E731
 
     def official(messages, template: str, **kwargs) -> str:
@@ -140,14 +154,19 @@ def check(pair, variant: str, messages: list[dict]) -> None:
 
     def spelling(ids, messages, template: str, **kwargs) -> tuple[str, str]:
         """The tokens as the untouched tokenizer decodes them, and the text that the untouched processor renders."""
-        image = torch.isin(ids[0], torch.tensor(untouched.image_token_ids)).nonzero()[:, 0]
-        frame = untouched.tokenizer.convert_tokens_to_ids(facts.media_tokens)
-        ids = [id for i, id in enumerate(ids[0].tolist()) if facts.expanded or i not in image[1:] and id not in frame]
         asked = official(messages, template, **kwargs)
-        decoded = untouched.tokenizer.decode(ids)
+        if hasattr(untouched, "spelling"):
+            decoded = untouched.spelling(ids[0].tolist())
+        else:
+            image = torch.isin(ids[0], torch.tensor(getattr(untouched, "image_token_ids", [-1]))).nonzero()[:, 0]
+            frame = untouched.tokenizer.convert_tokens_to_ids(facts.media_tokens)
+            kept = [
+                i for i, id in enumerate(ids[0].tolist()) if facts.expanded or i not in image[1:] and id not in frame
+            ]
+            decoded = untouched.tokenizer.decode(ids[0, kept])
         decoded = re.sub(facts.expanded, untouched.image_token, decoded) if facts.expanded else decoded
         both = decoded.removeprefix(facts.bos).lstrip(" "), asked.lstrip(" ")
-        return tuple(t.replace(" ", "") for t in both) if "-llama" in variant else both  # these make up spaces
+        return tuple(t.replace(" ", "") for t in both) if makes_up_spaces else both
 
     encoded, harmless = collator.encode({"messages": messages}), collator.encode({"messages": HARMLESS})
     ids, labels = encoded.inputs["input_ids"], encoded.inputs["labels"][0]
@@ -158,7 +177,7 @@ def check(pair, variant: str, messages: list[dict]) -> None:
 
     trim_part, trim = ((str.strip if facts.trims == what else str) for what in ("parts", "messages"))
     texts = [[trim_part(part["text"]) for part in m["content"]] for m in messages if m["role"] == "assistant"]
-    replies = [taught(family, trim(facts.part_separator.join(parts))) for parts in texts]
+    replies = taught(family, [trim(facts.part_separator.join(parts)) for parts in texts])
     trained = (labels != IGNORE_INDEX).nonzero()[:, 0]
     first = next(i for i in range(1, len(trained)) if trained[i] != trained[i - 1] + 1)
     assert trained[-1] - trained[first] == len(trained) - first - 1  # two runs
@@ -203,7 +222,7 @@ CORPUS = [
 
 def test_other_text_gets_the_tokens_of_the_checkpoints_tokenizer(pair):
     collator, untouched = pair
-    template = untouched.chat_template  # with all control tokens in their places
+    template = untouched.chat_template or collator.chat_template  # with all control tokens in their places
     for sentence in [*CORPUS, template, __doc__]:
         assert collator.processor.tokenizer(sentence).data == untouched.tokenizer(sentence).data
 

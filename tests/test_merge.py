@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-from conftest import FACTS, FAMILIES, VIDEO_ROWS, VISION_FLAGS, processor_files, rows_for, run, turns
+from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, VIDEO_ROWS, VISION_FLAGS, make_loader, rows_for, run, turns
+from official import official_processor
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 import merge_lora_weights
 import predict
 from datasets import MultimodalDataset
-from loaders import LOADERS
 
 LORA_FLAGS = ["--use_lora", True, *VISION_FLAGS]
 MIXTURE_FLAGS = ["--lora_experts", True, "--lora_router", True, "--lora_dropout", 0]
@@ -24,24 +24,25 @@ def test_merged_equals_adapter_and_reloads(tiny, family, write_rows, tmp_path):
     mixture = [*FACTS[family].experts, *filter(None, [FACTS[family].router])]
     flags = [*LORA_FLAGS, "--use_vision_lora", FACTS[family].vision_linears, *(MIXTURE_FLAGS if mixture else [])]
     run(tiny, family, path, adapter, *flags, "--max_steps", 3, "--learning_rate", 1e-2)
-    merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(merged)])
+    merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(merged), *CONSENT[family]])
 
     base, after = load_file(f"{tiny(family)}/model.safetensors"), load_file(merged / "model.safetensors")
     kinds = [{name: (t.dtype, t.shape) for name, t in weights.items()} for weights in (base, after)]
     assert kinds[0] == kinds[1]
     adapted = [name for name in base if name.endswith(tuple(mixture))]
     assert len(adapted) >= len(mixture) and not any(torch.equal(base[name], after[name]) for name in adapted)
-    for name in processor_files(family):
+    for name in FACTS[family].files:
         assert (merged / name).read_bytes() == open(f"{tiny(family)}/{name}", "rb").read()
 
-    AutoProcessor.from_pretrained(merged)
-    _, loading = AutoModelForImageTextToText.from_pretrained(merged, output_loading_info=True)
-    assert not loading["missing_keys"] and not loading["unexpected_keys"]
-    with_adapter, collator = predict.load(str(adapter))
+    official_processor(family, merged)
+    if not FACTS[family].remote_code:  # which the library alone cannot load
+        _, loading = AutoModelForImageTextToText.from_pretrained(merged, output_loading_info=True)
+        assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    with_adapter, collator = predict.load(str(adapter), trust_remote_code=FACTS[family].remote_code)
     dataset = MultimodalDataset(path, num_frames=4)
     batch = collator([dataset[i] for i in range(len(dataset))])
     batch.pop("labels")
-    plain, untrained = (LOADERS.get(family)(str(path)).load_model() for path in (merged, tiny(family)))
+    plain, untrained = (make_loader(family, path).load_model() for path in (merged, tiny(family)))
     with torch.no_grad():
         logits = [model.eval()(**batch).logits for model in (plain, with_adapter, untrained)]
     assert (logits[0] - logits[1]).abs().max() < FACTS[family].rounding
@@ -155,6 +156,7 @@ def test_answers_do_not_depend_on_the_batch(tiny, family, write_rows, tmp_path, 
     for batch_size in ("1", "5"):
         out = tmp_path / f"{batch_size}.jsonl"
         words = ["--model_path", tiny(family), "--data_path", path, "--output_path", str(out), "--num_frames", "4"]
+        words += [*CONSENT[family], *(["--model_id", MODEL_ID[family]] if CONSENT[family] else [])]
         predict.main([*words, "--batch_size", batch_size, "--max_new_tokens", "8"])
         found.append([json.loads(line) for line in out.read_text().splitlines()])
     assert found[0] == found[1]

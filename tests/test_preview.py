@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import FACTS, FAMILIES, MODEL_ID, REPO, TAKES_VIDEO, golden_records, turns
+from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, REPO, TAKES_VIDEO, golden_records, turns
 
 import media
 import preview
@@ -25,10 +25,18 @@ def run(tiny, capsys):
     """`run(family, path, *words)`: exit code and stdout of preview.py."""
 
     def call(family: str, path: str, *words: str) -> tuple[int, str]:
-        flags = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", path]
+        flags = [
+            "--model_id",
+            MODEL_ID[family],
+            "--model_local_path",
+            tiny(family),
+            "--data_path",
+            path,
+            *CONSENT[family],
+        ]
         capsys.readouterr()  # what making the checkpoint printed
         with pytest.raises(SystemExit) as caught:
-            preview.main([*flags, *words])
+            preview.main([*flags, *CONSENT[family], *words])
         return caught.value.code, capsys.readouterr().out
 
     return call

@@ -4,9 +4,9 @@ import re
 
 import pytest
 import torch
-from conftest import FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, rows_for
+from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, make_loader, rows_for
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from arguments import parse_arguments
 from collators import COLLATORS
@@ -17,8 +17,8 @@ from trainable import add_adapters, format_summary, make_trainable, quantization
 
 def load(tiny, family, *flags):
     words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", "x.json"]
-    arguments = parse_arguments([*words, "--output_dir", "unused", *flags])
-    loader = LOADERS.get(family)(tiny(family))
+    arguments = parse_arguments([*words, "--output_dir", "unused", *CONSENT[family], *flags])
+    loader = make_loader(family, tiny(family))
     model = make_trainable(loader.load_model(), loader, arguments)
     return model, loader, arguments
 
@@ -28,7 +28,7 @@ def in_language_model(family: str, name: str) -> bool:
     facts = FACTS[family]
     router = facts.router.removesuffix(".weight")
     outside = name.endswith("lm_head") or (router and name.endswith(f".{router}"))
-    return bool(re.match(facts.language_model, name)) and not outside and not re.match(facts.bare_weights, name)
+    return bool(re.match(facts.language_model, f"{name}.")) and not outside and not re.match(facts.bare_weights, name)
 
 
 def trainable_names(model):
@@ -85,14 +85,20 @@ def test_lora_adapts_every_linear_of_the_language_model_and_no_other(tiny, famil
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_on_a_deep_model_is_as_exact(tiny, family):
     """From 20 targets on, peft looks for shorter patterns that match them; tiny models have fewer."""
-    config = AutoConfig.from_pretrained(tiny(family))
-    text, layers = config.text_config, config.text_config.num_hidden_layers
-    fields = text.to_dict() | {"num_hidden_layers": 8}
-    per_layer = {k: (v * 8)[:8] for k, v in fields.items() if isinstance(v, list) and len(v) == layers}
-    fields.pop("per_layer_config", None)  # follows from the layer types
-    config.text_config = type(text)(**fields | per_layer)
+    trust = FACTS[family].remote_code
+    config = AutoConfig.from_pretrained(tiny(family), trust_remote_code=trust)
+    auto_class, options = AutoModelForImageTextToText, {}
+    if trust:
+        auto_class, options = AutoModelForCausalLM, {"trust_remote_code": True, "attn_implementation": "eager"}
+        config.num_hidden_layers = 8
+    else:
+        text, layers = config.text_config, config.text_config.num_hidden_layers
+        fields = text.to_dict() | {"num_hidden_layers": 8}
+        per_layer = {k: (v * 8)[:8] for k, v in fields.items() if isinstance(v, list) and len(v) == layers}
+        fields.pop("per_layer_config", None)  # follows from the layer types
+        config.text_config = type(text)(**fields | per_layer)
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+        model = auto_class.from_config(config, **options)
     _, loader, arguments = load(tiny, family, "--use_lora", "True")
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     expected = {name for name in linears if in_language_model(family, name)}
@@ -144,7 +150,7 @@ def test_lora_bias_does_not_reach_frozen_components(tiny, bias):
 def test_only_the_language_model_is_quantized(tiny, family):
     from bitsandbytes.nn import Linear4bit
 
-    loader = LOADERS.get(family)(tiny(family))
+    loader = make_loader(family, tiny(family))
     linears = {n for n, m in loader.load_model().named_modules() if isinstance(m, nn.Linear)}
     loader.model_kwargs = {"dtype": torch.float32, "quantization_config": quantization_config(loader, torch.float32)}
     quantized = {name for name, module in loader.load_model().named_modules() if isinstance(module, Linear4bit)}

@@ -7,14 +7,23 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import FACTS, FAMILIES, MODEL_ID, TAKES_VIDEO, VISION_FLAGS, processor_files, rows_for, run, turns
+from conftest import (
+    FACTS,
+    FAMILIES,
+    MODEL_ID,
+    TAKES_VIDEO,
+    VISION_FLAGS,
+    make_loader,
+    rows_for,
+    run,
+    turns,
+)
+from official import official_processor
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import train
 from collators import COLLATORS
 from datasets import MultimodalDataset
-from loaders import LOADERS
 from trainer import EpochSampler, FinetuneTrainer, epoch_order
 
 
@@ -24,7 +33,7 @@ def test_loss_and_gradients_equal_the_models_own(tiny, family, write_rows, tmp_p
     from arguments import TrainingArguments
 
     dataset = MultimodalDataset(write_rows(rows_for(family)), num_frames=4)
-    loader = LOADERS.get(family)(tiny(family))
+    loader = make_loader(family, tiny(family))
     model, collator = loader.load_model(), COLLATORS.get(family)(loader.load_processor(), 2048)
     batch = collator([dataset[i] for i in range(len(dataset))])
     expected = model(**batch, use_cache=False).loss
@@ -75,7 +84,7 @@ def test_evaluation_loss_is_a_mean_over_labels(tiny, write_rows, tmp_path, batch
         batch_size,
     ]
     run(tiny, family, path, tmp_path / "out", *flags)
-    loader = LOADERS.get(family)(tiny(family))
+    loader = make_loader(family, tiny(family))
     model, collator = loader.load_model(), COLLATORS.get(family)(loader.load_processor(), 2048)
     dataset = MultimodalDataset(path, num_frames=4)
     total = labels = 0
@@ -126,10 +135,10 @@ def test_full_run_leaves_a_standalone_checkpoint(tiny, family, write_rows, tmp_p
     assert before.keys() == after.keys()
     assert {name: (t.shape, t.dtype) for name, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    for name in processor_files(family):
+    for name in FACTS[family].files:
         assert (out / name).read_bytes() == open(f"{tiny(family)}/{name}", "rb").read()
-    AutoProcessor.from_pretrained(out)
-    AutoModelForImageTextToText.from_pretrained(out)
+    official_processor(family, out)
+    make_loader(family, out).load_model()
     saved = yaml.safe_load((out / "args.yaml").read_text())
     assert saved["model_id"] == MODEL_ID[family] and saved["learning_rate"] == 1e-3
     assert "train_loss" in json.loads((out / "all_results.json").read_text())

@@ -10,8 +10,8 @@ class TinyModel(NamedTuple):
     config: Any  # PreTrainedConfig of the whole model
     processor: Any  # ProcessorMixin, with tokenizer and chat template; or `RemoteFiles`
     generation: dict  # the token ids of generation_config.json
-    gates: float | None = None  # value of the parameters `*gate`, which a fresh model has at zero
     model_class: Any = None  # where no Auto class has one
+    gates: float | None = None  # value of the parameters `*gate`, which a fresh model has at zero
 
 
 class RemoteFiles(NamedTuple):
@@ -127,14 +127,22 @@ def llama_tokenizer(control: list[str], add_bos_token: bool = True, **kwargs):
     )
 
 
-def qwen_tokenizer(control: list[str], plain: list[str] = (), tokenizer_class=None, **kwargs):
-    """A `Qwen2Tokenizer`, or another: learned byte-level pieces, then the `control` tokens, then the `plain` ones."""
+def learn_qwen_bpe(tokenizer_class=None) -> dict:
+    """Vocabulary and merges of a Qwen tokenizer: the 256 bytes, learned byte-level pieces."""
     from tokenizers import pre_tokenizers
     from transformers import Qwen2Tokenizer
 
     tokenizer_class = tokenizer_class or Qwen2Tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = learn_bpe(tokenizer_class().backend_tokenizer.pre_tokenizer, alphabet, first=[])
+    return learn_bpe(tokenizer_class().backend_tokenizer.pre_tokenizer, alphabet, first=[])
+
+
+def qwen_tokenizer(control: list[str], plain: list[str] = (), tokenizer_class=None, **kwargs):
+    """A `Qwen2Tokenizer`, or another: the pieces of `learn_qwen_bpe`, the `control` tokens, the `plain` ones."""
+    from transformers import Qwen2Tokenizer
+
+    tokenizer_class = tokenizer_class or Qwen2Tokenizer
+    bpe = learn_qwen_bpe(tokenizer_class)
     return tokenizer_class(
         **bpe,
         added_tokens_decoder=added_tokens(bpe, control, plain),

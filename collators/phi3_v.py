@@ -1,0 +1,79 @@
+"""Phi-3-vision: `<|role|>` headers; images are tags that are numbered over the conversation."""
+
+import re
+from itertools import count
+
+import torch
+
+from collators import register_collator
+from collators.base import ChatCollator, TemplateException
+from datasets import content_parts
+
+IMAGE_TAG = re.compile(r"<\|image_\d+\|>")
+
+
+@register_collator("phi3-v")
+class Phi3VCollator(ChatCollator):
+    chat_template = (
+        "{% for message in messages %}"
+        "<|{{ message.role }}|>{{ '\n' }}"
+        "{% if message.role == 'assistant' %}{% generation %}"
+        "{% for part in message.content %}{{ part.text }}{% endfor %}<|end|>"
+        "{% if loop.last %}{{ '\n' }}<|endoftext|>{% endif %}"
+        "{% endgeneration %}{% if not loop.last %}{{ '\n' }}{% endif %}"
+        "{% else %}"
+        "{% for part in message.content %}{{ part.text }}{% endfor %}<|end|>{{ '\n' }}"
+        "{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{{ '\n' }}{% endif %}"
+    )
+    template_exceptions = (
+        TemplateException(
+            "<|end|>\n<|endoftext|>",
+            "<|end|>\n",
+            "The template has no <|endoftext|>; the checkpoint's sample code says that training text ends with it.",
+        ),
+    )
+    string_roles = ("system", "user", "assistant")
+
+    def is_media(self, input_ids, kind=None):
+        """The tokens of image N have the id -N."""
+        return input_ids < 0 if kind != "video" else torch.zeros_like(input_ids, dtype=torch.bool)
+
+    def count_media_tokens(self, row, media_sizes):
+        images = [media_sizes["image", part["image"]] for part in content_parts(row) if part["type"] == "image"]
+        return sum(self.processor.calc_num_image_tokens_from_image_size(width, height) for height, width in images)
+
+    def count_text_tokens(self, row):
+        text, _ = self.render(row["messages"])
+        return sum(len(self._tokenizer(piece).input_ids) for piece in IMAGE_TAG.split(text))
+
+    def _keep_typed_control_strings_text(self, templates):
+        super()._keep_typed_control_strings_text(templates)
+        # Not among its special tokens: the numbered tags are text to the tokenizer, and </s> is an added word.
+        self.control_string = re.compile(rf"{self.control_string.pattern}|<(?=\|image_\d+\|>|/s>)")
+
+    def _plain_messages(self, messages):
+        plain, numbers = super()._plain_messages(messages), count(1)
+        for part in content_parts({"messages": plain}):
+            if part["type"] == "image":
+                part["text"] = f"<|image_{next(numbers)}|>\n"
+        return plain
+
+    def _process(self, text, spans, messages):
+        """The processor takes one text, tells no offsets, and tokenizes what stands around each image apart."""
+        images = [part["image"] for part in self._media(messages)["image"]]
+        inputs = dict(self.processor(text, images or None, return_tensors="pt"))
+        ids = inputs["input_ids"][0].tolist()
+        offsets = []
+        start = 0
+        for tag in [*IMAGE_TAG.finditer(text), None]:
+            piece = self._tokenizer(text[start : tag and tag.start()], return_offsets_mapping=True)
+            assert ids[len(offsets) : len(offsets) + len(piece.input_ids)] == piece.input_ids
+            offsets += [(start + a, start + b) for a, b in piece.offset_mapping]
+            if tag:
+                start = tag.end()
+                while len(offsets) < len(ids) and ids[len(offsets)] < 0:
+                    offsets.append(tag.span())
+        assert len(offsets) == len(ids)
+        return self._with_labels(inputs, offsets, spans)

@@ -1,0 +1,95 @@
+"""Qwen-VL-Chat: ChatML; an image is `Picture N: <img>name</img>`, N counting in each message. No Jinja template: the
+format is in the checkpoint's `make_context` and `from_list_format`."""
+
+import re
+import unicodedata
+from itertools import count
+
+import torch
+
+from collators import register_collator
+from collators.base import ChatCollator, control_pattern
+from datasets import RESERVED_CHARACTER, content_parts
+
+# What is tokenized apart, as in `make_context`: a header, an image, an end. What lies between is text.
+CONTROL = re.compile(r"(<\|im_start\|>)(\w+)(\n)|(<\|im_end\|>)(\n)?|(<img>\w+\.jpg</img>)")
+
+
+@register_collator("qwen-vl")
+class QwenVLCollator(ChatCollator):
+    chat_template = (
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+        "{% for message in messages %}"
+        "<|im_start|>{{ message.role }}{{ '\n' }}"
+        "{% if message.role == 'assistant' %}{% generation %}"
+        "{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>{% endgeneration %}"
+        "{% else %}"
+        "{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>"
+        "{% endif %}"
+        "{{ '\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
+    )
+
+    @property
+    def official_template(self):
+        return self.chat_template  # prompts too are what `make_context` gives
+
+    def is_media(self, input_ids, kind=None):
+        """From `<img>` to `</img>`: between them the code finds a file's name, one byte a token."""
+        if kind == "video":
+            return torch.zeros_like(input_ids, dtype=torch.bool)
+        is_end = input_ids == self._tokenizer.img_end_id
+        opened = (input_ids == self._tokenizer.img_start_id).cumsum(-1)
+        return (opened - is_end.cumsum(-1) > 0) | is_end
+
+    def count_media_tokens(self, row, media_sizes):
+        return sum(part["type"] == "image" for part in content_parts(row)) * len(self._slot("_"))
+
+    def count_text_tokens(self, row):
+        ids, _ = self._tokens(self.render(row["messages"])[0])
+        return len(ids) - self.count_media_tokens(row, {})
+
+    def _slot(self, name: str) -> list[int]:
+        """An image's tokens; their number does not depend on it."""
+        return self._tokenizer.encode(f"<img>{name}</img>")
+
+    def _keep_typed_control_strings_text(self, templates):
+        self.control_string = control_pattern(self._tokenizer.special_tokens)
+
+    def _plain_messages(self, messages):
+        plain, files = super()._plain_messages(messages), count(1)
+        for message in plain:
+            numbers = count(1)
+            for part in message["content"]:
+                if part["type"] == "image":
+                    part["text"] = f"Picture {next(numbers)}: <img>img_{next(files)}.jpg</img>\n"
+        return plain
+
+    def _process(self, text, spans, messages):
+        images = [self.processor.transform(part["image"]) for part in self._media(messages)["image"]]
+        ids, offsets = self._tokens(text)
+        inputs = {"input_ids": torch.tensor([ids])}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if images:
+            inputs["pixel_values"] = torch.stack(images)
+        return self._with_labels(inputs, offsets, spans)
+
+    def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a rendered text, and for each the characters of the piece that it was tokenized with."""
+        pieces, begin = [], 0
+        for match in CONTROL.finditer(text):
+            groups = [i for i in range(1, CONTROL.groups + 1) if match[i]]
+            pieces += [(begin, match.start(), False), *((*match.span(i), True) for i in groups)]
+            begin = match.end()
+        ids, offsets = [], []
+        for start, end, is_control in [*pieces, (begin, len(text), False)]:
+            piece = text[start:end]
+            if is_control:
+                tokens = self._tokenizer.encode(piece)
+            else:
+                piece = unicodedata.normalize("NFC", piece.replace(RESERVED_CHARACTER, ""))
+                tokens = self._tokenizer.tokenizer.encode(piece, allowed_special=set(), disallowed_special=())
+            ids += tokens
+            offsets += [(start, end)] * len(tokens)
+        return ids, offsets

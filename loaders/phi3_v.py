@@ -1,0 +1,56 @@
+"""Phi-3-vision and Phi-3.5-vision: CLIP over tiles of 336 pixels, an MLP projector and Phi-3; remote code of 2024."""
+
+from transformers import AutoProcessor
+
+from loaders import register_loader
+from loaders.remote_code import RemoteCodeLoader, RemoteModel
+
+VISION = "model.vision_embed_tokens"
+
+
+class Phi3VModel(RemoteModel):
+    # The code has a list, as in transformers 4, with which 5.23 cannot save. `wte` is `embed_tokens` a second time.
+    _tied_weights_keys = {f"{VISION}.wte.weight": "model.embed_tokens.weight"}
+
+    def forward(self, input_ids=None, **kwargs):
+        # The code overwrites the negative ids of images in place, so a second call would see no image.
+        return super().forward(input_ids=None if input_ids is None else input_ids.clone(), **kwargs)
+
+    def save_pretrained(self, save_directory, *args, state_dict=None, **kwargs):
+        if state_dict is not None:  # an engine gathers a shared weight under each of its names
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in self._tied_weights_keys}
+        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+
+
+@register_loader("phi3-v")
+class Phi3VLoader(RemoteCodeLoader):
+    model_type = "phi3_v"
+    model_shim = Phi3VModel
+    end_tokens = ["<|end|>", "<|endoftext|>"]
+    # The code makes a CLIPVisionModel, which has had no inner `vision_model` since transformers 5.
+    renamed = ("img_processor.vision_model.", "img_processor.")
+    vision_encoder = [f"{VISION}.img_processor"]
+    vision_projector = [f"{VISION}.img_projection", f"{VISION}.glb_GN", f"{VISION}.sub_GN"]
+    language_model = ["model.embed_tokens", "model.layers", "model.norm", "lm_head"]
+
+    def load_model(self):
+        model = super().load_model()
+        # The code writes the features among the embeddings, which autocast leaves in another precision.
+        embeddings, projection = model.get_input_embeddings(), model.get_submodule(f"{VISION}.img_projection")
+        projection.register_forward_hook(lambda _, inputs, features: features.to(embeddings.weight.dtype))
+        return model
+
+    def load_processor(self, path=None):
+        path = path or self.model_path
+        processor = self.load_with(AutoProcessor, path)
+        if not processor.tokenizer.is_fast or "<|end|>" not in processor.tokenizer.get_vocab():
+            raise ValueError(f"{path} has no fast tokenizer (tokenizer.json) with <|end|>.")
+        processor.chat_template = processor.tokenizer.chat_template  # its class has none of its own
+        return processor
+
+    def unused_modules(self, model):
+        """What follows the second last hidden state of CLIP."""
+        tower = f"{VISION}.img_processor"
+        num_layers = len(model.get_submodule(f"{tower}.encoder.layers"))
+        used_layers = range(num_layers + 1)[model.get_submodule(VISION).layer_idx]
+        return [f"{tower}.encoder.layers.{i}" for i in range(used_layers, num_layers)] + [f"{tower}.post_layernorm"]
