@@ -130,6 +130,19 @@ class FinetuneTrainer(transformers.Trainer):
     def _get_eval_sampler(self, eval_dataset):
         return SequentialSampler(eval_dataset)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """As the Trainer's, which passes over weights whose names in the file are not the loaded model's (5.23)."""
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "peft_config"):
+            return super()._load_from_checkpoint(resume_from_checkpoint)
+        saved = type(model).from_pretrained(resume_from_checkpoint, config=model.config, dtype=torch.float32)
+        model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self):
+        if self.is_deepspeed_enabled or hasattr(self.accelerator.unwrap_model(self.model), "peft_config"):
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
     def _save(self, output_dir=None, state_dict=None):
         if state_dict is not None:  # ZeRO-3 gathers a tied head as a tensor of its own
             tied = self.accelerator.unwrap_model(self.model).all_tied_weights_keys

@@ -197,6 +197,28 @@ def test_an_incomplete_checkpoint_is_named(tiny, missing, write_rows, tmp_path):
         run(lambda _: str(folder), "llava-1.5", write_rows(rows_for("llava-1.5")), tmp_path / "out")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_resumed_run_goes_on_as_if_never_stopped(tiny, family, write_rows, tmp_path):
+    path, out = write_rows(rows_for(family)), tmp_path / "out"
+    flags = [*VISION_FLAGS, "--save_strategy", "steps", "--save_steps", 1, "--learning_rate", 1e-2]
+    whole = run(tiny, family, path, out, *flags)
+    shutil.rmtree(out / "checkpoint-2")
+    resumed = run(tiny, family, path, out, *flags, "--resume_from_checkpoint", True)
+    for key in ("loss", "grad_norm"):
+        assert [e[key] for e in resumed] == pytest.approx([e[key] for e in whole], abs=1e-5, rel=1e-5)
+
+
+def test_the_best_checkpoint_is_the_one_left(tiny, write_rows, tmp_path):
+    path = write_rows(rows_for("llava-1.5"))
+    best = ["--load_best_model_at_end", True, "--eval_strategy", "steps", "--eval_steps", 1, "--save_steps", 1]
+    best += ["--save_strategy", "steps", "--eval_data_path", path, "--learning_rate", 1e-2, "--max_steps", 3]
+    best += ["--metric_for_best_model", "eval_loss", "--greater_is_better", True]  # so it is not the last one
+    run(tiny, "llava-1.5", path, tmp_path / "out", *best, *VISION_FLAGS)
+    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    *each, last = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert len(each) == 3 and max(each) > each[-1] and last == pytest.approx(max(each), abs=1e-5)
+
+
 def test_resuming_from_nothing_is_refused(tiny, write_rows, tmp_path):
     with pytest.raises(ValueError, match="--resume_from_checkpoint True finds no checkpoint"):
         run(tiny, "qwen2-vl", write_rows(rows_for("qwen2-vl")), tmp_path / "out", "--resume_from_checkpoint", True)
