@@ -246,7 +246,8 @@ class ChatCollator:
         """
         kept, cut, faults = [], 0, []
         # What a template writes unasked, such as a default system prompt.
-        template_bytes = len(self.render(_conversation(("user", ""), ("assistant", "")))[0].encode())
+        empty = _conversation(("user", ""), ("assistant", ""))
+        template_bytes = len((self.render(empty)[0] if self.is_tagged else self.render_official(empty)).encode())
         for position, row in enumerate(dataset.rows):
             with self._naming(row["source"]):
                 if not self.is_tagged:

@@ -322,7 +322,7 @@ FACTS = {
         r"model\.vision_tower\.",
         r"model\.multi_modal_projector\.",
         no_video_token=True,
-        expanded=r"<img>(<IMG_CONTEXT>)*</img>",
+        expanded=r"<img>(<IMG_CONTEXT>)+</img>",
         altered=(
             ("<IMG_CONTEXT>\n", "<IMG_CONTEXT>"),
             ("<video>\n", "\n<video>"),
@@ -422,7 +422,7 @@ FACTS = {
         end_of_turn="<|END_OF_TURN_TOKEN|>",
         takes_video=False,
         string_roles=("system",),
-        media_tokens=("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>"),
+        expanded=r"<\|START_OF_IMG\|>(<\|IMG_(PATCH|LINE_BREAK)\|>)+<\|END_OF_IMG\|>",
     ),
     "ministral-3": Facts(
         r"model\.vision_tower\.",
