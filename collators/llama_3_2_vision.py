@@ -1,4 +1,7 @@
-"""Llama 3.2 Vision: the template writes BOS and a date; an image is one token, cross-attention sees its tiles."""
+"""Llama 3.2 Vision: the template writes BOS and a date; an image is one token, cross-attention sees its tiles.
+
+The date is left out where an image comes before the first reply and there is no system prompt.
+"""
 
 import torch
 

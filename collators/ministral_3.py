@@ -1,4 +1,4 @@
-"""Ministral 3: the format of Mistral Small with a default system prompt that names the checkpoint."""
+"""Ministral 3: the format of Mistral Small 3.2 with a default system prompt that names the checkpoint."""
 
 from collators import register_collator
 from collators.base import PROBES

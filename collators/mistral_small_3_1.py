@@ -1,4 +1,7 @@
-"""Mistral Small 3.1 and 3.2: the format of Pixtral with a system block; 3.1 fills it with a dated default."""
+"""Mistral Small 3.1 and 3.2: the format of Pixtral with a system block; 3.1 fills it with a dated default.
+
+The date is that of its release. 3.2 puts the image first in a message of one image and one text.
+"""
 
 from collators import register_collator
 from collators.base import ChatFormat

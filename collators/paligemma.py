@@ -1,4 +1,7 @@
-"""PaliGemma: no chat, but images, a prefix and a suffix; images and prefix see each other in both directions."""
+"""PaliGemma: no chat, but images, a prefix and a suffix; images and prefix see each other in both directions.
+
+A sample is one exchange without a system prompt; its question begins with one image or more.
+"""
 
 from collators import register_collator
 from collators.base import ChatCollator

@@ -1,4 +1,7 @@
-"""SmolVLM2: the format of Idefics3; the processor writes a sentence on each video, and the time of each frame."""
+"""SmolVLM2: the format of Idefics3; the processor writes a sentence on each video, and the time of each frame.
+
+A sample holds images or videos, not both.
+"""
 
 import numpy as np
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE

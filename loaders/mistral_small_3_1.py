@@ -1,4 +1,7 @@
-"""Mistral Small 3.1 and 3.2: Pixtral's vision transformer, a projector that merges 2x2 patches, and Mistral."""
+"""Mistral Small 3.1 and 3.2: Pixtral's vision transformer, a projector that merges 2x2 patches, and Mistral.
+
+Of a processor, 3.2 ships Mistral's tekken.json alone: the rest is made from that and config.json.
+"""
 
 import re
 
