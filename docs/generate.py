@@ -27,9 +27,11 @@ import preview  # noqa: E402
 import trainable  # noqa: E402
 from arguments import DataArguments, LoraArguments, ModelArguments, parse_arguments  # noqa: E402
 from collators import COLLATORS  # noqa: E402
+from collators.base import ChatFormat  # noqa: E402
+from datasets import RESERVED_CHARACTER  # noqa: E402
 from loaders import LOADERS  # noqa: E402
 from loaders.base import COMPONENTS  # noqa: E402
-from supported_models import MODELS, families  # noqa: E402
+from supported_models import AUTO, MODELS, families  # noqa: E402
 
 MATRIX = REPO / "docs" / "support_matrix.json"
 FLAG_GROUPS = {"Model": ModelArguments, "Data": DataArguments, "LoRA": LoraArguments}
@@ -47,6 +49,11 @@ EXAMPLE = [
     {"role": "user", "content": [text_part("Its colour?")]},
     {"role": "assistant", "content": [text_part("Grey.")]},
 ]
+EXCHANGE = [  # for a family that refuses the example
+    {"role": "user", "content": [IMAGE, text_part("What is it?")]},
+    {"role": "assistant", "content": [text_part("A cat.")]},
+]
+PLACES = {"everywhere": "everywhere", "end": "end of a conversation", "history": "before the last exchange"}
 
 
 def table(head: list[str], rows: list[list]) -> str:
@@ -65,11 +72,16 @@ def visible(text: str) -> str:
 
 def as_markdown(text: str) -> str:
     """Plain text whose control strings Markdown would take for HTML."""
-    return re.sub(r"(?<!`)<[^ <>]+>(?!`)", lambda match: code(match[0]), text)
+    return re.sub(r"`[^`]*`|<[^ <>]+>", lambda match: match[0] if match[0][0] == "`" else code(match[0]), text)
+
+
+def notes_of(part) -> str:
+    """What the module of a loader or collator says of itself, in one paragraph."""
+    return as_markdown(" ".join(sys.modules[type(part).__module__].__doc__.split()))
 
 
 def media_of(collator) -> str:
-    return "images" + (", videos" if getattr(collator.processor, "video_processor", None) else "")
+    return "images" + (", videos" if collator.takes_videos else "")
 
 
 def models_of(family: str) -> dict[str, str]:
@@ -77,36 +89,38 @@ def models_of(family: str) -> dict[str, str]:
 
 
 def model_table(collators: dict) -> str:
-    rows = [[family, ", ".join(map(code, models_of(family))), media_of(c)] for family, c in collators.items()]
-    return table(["family", "`--model_id`", "media"], rows)
+    """A row a family; of many models, the first and the last."""
+    rows = []
+    for family, collator in collators.items():
+        ids = [*models_of(family)]
+        named = ", ".join(map(code, ids)) if len(ids) < 4 else f"`{ids[0]}` to `{ids[-1]}` ({len(ids)})"
+        rows.append([family, named, media_of(collator)])
+    return table(["family", "`--model_id` (number)", "media"], rows)
 
 
-def supported_models(collators: dict) -> str:
+def supported_models(loaders: dict, collators: dict) -> str:
     parts = [
         "# Supported models\n",
         NOTE,
         "`--model_id` takes an id or a Hub path of this page; `python supported_models.py` prints the same list. "
-        "`--model_local_path` loads any other checkpoint of the same architecture instead, such as a finetuned one. "
-        "The modules say what `--train_vision_encoder`, `--train_vision_projector` and `--use_lora` reach; a parameter "
-        "inside the vision projector belongs to it alone.\n",
+        "`--model_local_path` loads any other checkpoint of the same architecture instead, such as a finetuned one.\n",
         "Any other image-text-to-text checkpoint of transformers that has a chat template: "
         "`--model_id auto --model_local_path ORG/NAME-or-folder` ([below](#auto)).\n",
+        "A family's modules say what `--train_vision_encoder`, `--train_vision_projector` and `--use_lora` reach. A "
+        "parameter inside the vision projector belongs to it alone, also where the projector lies inside the encoder. "
+        "The experts and routers of a mixture, given by the ends of their names, are part of the language model "
+        "([training.md](training.md#mixtures-of-experts)). Modules in no component are never trained and never "
+        "quantized.\n",
         "## What was tested\n",
         "Each cell is a test on a tiny checkpoint, written down as it came out (`python docs/generate.py --matrix`). A "
         "kind of row: the labels decode to the replies and their end token, the loss of a batch equals that of its "
         "rows one by one, the gradient reaches every component and nothing unused. A way of training: two steps, save, "
-        "reload, merge; equal logits, and the key names, shapes and precisions of the base.\n",
-        support_matrix(),
+        "reload, merge; equal logits, and the key names, shapes and precisions of the base. An empty cell was not run: "
+        "mostly, because the family cannot have it.\n",
+        support_matrix([*collators, AUTO]),
     ]
     for family, collator in collators.items():
-        loader = LOADERS.get(family)
-        modules = [[component, ", ".join(map(code, getattr(loader, component)))] for component in COMPONENTS]
-        parts += [
-            f"## {family}\n",
-            f"Takes {media_of(collator)}. Training text: [chat_formats.md](chat_formats.md#{slug(family)}).\n",
-            table(["model id", "Hub path"], [[code(k), code(v)] for k, v in models_of(family).items()]),
-            table(["component", "modules"], modules),
-        ]
+        parts += [f"## {family}\n", fact_sheet(family, loaders[family], collator)]
     parts += [
         "## auto\n",
         "`--model_id auto` takes the checkpoint that `--model_local_path` names without a file of its own. Its vision "
@@ -114,20 +128,56 @@ def supported_models(collators: dict) -> str:
         "beside them, so a projector inside the encoder counts as encoder; an audio encoder stays frozen. The training "
         "text is the checkpoint's own: [chat_formats.md](chat_formats.md#auto). Modules whose output the loss "
         "never uses are not known: with several processes and `--train_vision_encoder True`, plain DDP may need "
-        "`--ddp_find_unused_parameters True`.\n",
+        "`--ddp_find_unused_parameters True`. Nor are experts: `--lora_experts` and `--lora_router` are refused.\n",
     ]
     return "\n".join(parts)
 
 
-def support_matrix() -> str:
-    """The outcomes that the tests wrote, as a table; an empty cell is one that the family cannot have."""
-    outcomes = json.loads(MATRIX.read_text(encoding="utf-8"))
-    columns = list(dict.fromkeys(column for cells in outcomes.values() for column in cells))
-    marks = {"passed": "✓", "failed": "✗", "skipped": "skipped", None: ""}
-    return table(
-        ["family", *columns],
-        [[family, *(marks[cells.get(column)] for column in columns)] for family, cells in outcomes.items()],
+def fact_sheet(family: str, loader, collator) -> str:
+    """What loader and collator say of themselves, what the family takes and needs, its modules, its models."""
+    facts = [f"Takes {media_of(collator)}. Training text: [chat_formats.md](chat_formats.md#{slug(family)})."]
+    if loader.packages:
+        facts.append(f"Needs `pip install {' '.join(loader.packages)}`.")
+    if loader.remote_code:
+        facts.append("Needs `--trust_remote_code True` ([training.md](training.md#remote-code)).")
+    refused, why = "`--use_flash_attn True` is refused", "([training.md](training.md#precision-and-memory))"
+    if isinstance(type(loader).bidirectional, property):  # it depends on the checkpoint
+        facts.append(f"{refused} for some {why}: {type(loader).bidirectional.__doc__}")
+    elif refuses_flash_attention(loader):
+        facts.append(f"{refused} {why}.")
+    modules = {component: getattr(loader, component) for component in COMPONENTS}
+    modules |= {"experts": loader.experts, "routers": loader.routers, "in no component": loader.other}
+    rows = [[name, ", ".join(map(code, paths))] for name, paths in modules.items() if paths]
+    return "\n".join(
+        [
+            f"{notes_of(loader)}\n",
+            f"{notes_of(collator)}\n",
+            " ".join(facts) + "\n",
+            table(["component", "modules"], rows),
+            table(["model id", "Hub path"], [[code(k), code(v)] for k, v in models_of(family).items()]),
+        ]
     )
+
+
+def refuses_flash_attention(loader) -> bool:
+    try:
+        type(loader)(loader.model_path, loader.remote_code, attn_implementation="flash_attention_2")
+    except ValueError:
+        return True
+    return False
+
+
+def support_matrix(listed: list[str]) -> str:
+    """The outcomes that the tests wrote, as a table; an empty cell was not run."""
+    outcomes = json.loads(MATRIX.read_text(encoding="utf-8"))
+    fullest_first = sorted(outcomes.values(), key=len, reverse=True)
+    columns = list(dict.fromkeys(column for cells in fullest_first for column in cells))
+    marks = {"passed": "✓", "failed": "✗", "skipped": "skipped", None: ""}
+    rows = []
+    for family in listed:
+        cells = outcomes.get(family, {})
+        rows.append([f"[{family}](#{slug(family)})", *(marks[cells.get(column)] for column in columns)])
+    return table(["family", *columns], rows)
 
 
 def slug(heading: str) -> str:
@@ -146,20 +196,13 @@ def chat_formats(collators: dict) -> str:
         "1. The text before a reply is what the checkpoint's own chat template gives at inference for that history.\n"
         "2. Every reply is followed by the token that stops generation, and that token is trained.\n",
         "Where a checkpoint's template breaks one of them, the training text differs from it. Each such exception is "
-        "listed with its reason. At its start, `train.py` holds the training text against the template of the "
-        "checkpoint that it loads, and prints both texts where they differ in anything else.\n",
+        "listed with its place and its reason. At its start, `train.py` holds the training text against the template "
+        "of the checkpoint that it loads, and prints both texts where they differ in anything else.\n",
+        "Some families have several formats. The one nearest to the template of the checkpoint at hand is taken. Of "
+        "all but the first, a BOS that the tokenizer writes is left out below.\n",
     ]
     for family, collator in collators.items():
-        exceptions = [
-            [visible(e.official), visible(e.ours), as_markdown(e.reason)] for e in collator.template_exceptions
-        ]
-        parts += [
-            f"## {family}\n",
-            f"```text\n{marked(collator)}\n```\n",
-            table(["the checkpoint's template", "trained", "reason"], exceptions)
-            if exceptions
-            else "No exception: the training text is the template's.\n",
-        ]
+        parts += [f"## {family}\n", f"{notes_of(collator)}\n", *family_formats(collator)]
     parts += [
         "## auto\n",
         "With `--model_id auto` the checkpoint's own template is rendered message by message: a reply begins where the "
@@ -167,22 +210,50 @@ def chat_formats(collators: dict) -> str:
         "template writes none, the stop token takes the place of the white space behind the reply. A template whose "
         "prompt is not the beginning of the whole text (it drops earlier thoughts, say) is refused.\n",
         "## A template of your own\n",
-        "`--chat_template FILE.jinja` replaces the template of any family, in training and, since it is saved with the "
-        "model, in answers. With `{% generation %}` tags it is used as it is; without them the replies are found as "
-        "for `auto`. A message's content is a list of parts, or a string for the roles where the template needs "
-        "one.\n",
+        "`--chat_template FILE.jinja` replaces the template of any family but paligemma, in training and, since it is "
+        "saved with the model, in answers. With `{% generation %}` tags it is used as it is; without them the replies "
+        "are found as for `auto`. A message's content is a list of parts, or a string for the roles where the template "
+        "needs one.\n",
     ]
     return "\n".join(parts)
 
 
-def marked(collator) -> str:
-    """The example's training text, BOS included, with its trained spans in brackets."""
-    bare, spans = collator.render(EXAMPLE)
-    text = collator.encode({"messages": EXAMPLE}).text
+def family_formats(collator) -> list[str]:
+    """Each format of a family, with the example and its exceptions; then what the templates are given."""
+    own = ChatFormat(type(collator).chat_template, type(collator).template_exceptions)
+    exceptions = {}  # checkpoints may train on one text and differ in their own template
+    for format in (own, *collator.other_formats):
+        exceptions.setdefault(format.template, []).extend(format.exceptions)
+    taken, parts = collator.chat_template, []
+    for number, (template, found) in enumerate(exceptions.items(), 1):
+        if len(exceptions) > 1:
+            parts.append(f"Format {number} of {len(exceptions)}:\n")
+        rows = [[visible(e.official), visible(e.ours), PLACES[e.where], as_markdown(e.reason)] for e in found]
+        parts += [
+            f"```text\n{marked(collator, template, with_bos=template == taken)}\n```\n",
+            table(["the checkpoint's template", "trained", "where", "reason"], rows)
+            if rows
+            else "No exception: the training text is the template's.\n",
+        ]
+    if given := collator.template_kwargs:
+        fixed = type(collator).template_kwargs
+        values = (f"`{k}={v!r}`" if v == fixed[k] else f"`{k}`, read from the checkpoint" for k, v in given.items())
+        parts.append(f"Given to the template: {', '.join(values)}.\n")
+    return parts
+
+
+def marked(collator, template: str, with_bos: bool) -> str:
+    """The example's training text with its trained spans in brackets; `with_bos`: and the tokenizer's BOS."""
+    collator.chat_template = template
+    for messages in (EXAMPLE, EXCHANGE):
+        with contextlib.suppress(ValueError):
+            text = collator.encode({"messages": messages}).text
+            break
+    bare, spans = collator.render(messages)
+    bos = text[: len(text) - len(bare.replace(RESERVED_CHARACTER, ""))] if with_bos else ""
     for start, end in reversed(spans):
         bare = f"{bare[:start]}⟦{bare[start:end]}⟧{bare[end:]}"
-    bos = text[: len(text) - len(bare) + 2 * len(spans)]
-    return (bos + bare).rstrip("\n")
+    return (bos + bare).replace(RESERVED_CHARACTER, "").rstrip("\n")
 
 
 def flag_tables() -> str:
@@ -229,17 +300,18 @@ def render(checkpoint_of) -> dict[Path, str]:
     Args:
         checkpoint_of: family -> folder of a tiny checkpoint of it.
     """
-    collators = {
-        family: COLLATORS.get(family)(LOADERS.get(family)(checkpoint_of(family)).load_processor())
-        for family in families()
-    }
+    loaders = {}
+    for family in families():
+        loader = LOADERS.get(family)
+        loaders[family] = loader(checkpoint_of(family), trust_remote_code=loader.remote_code)
+    collators = {family: COLLATORS.get(family)(loader.load_processor()) for family, loader in loaders.items()}
     return {
         REPO / "README.md": fill(REPO / "README.md", models=model_table(collators)),
         REPO / "docs/dataset.md": fill(REPO / "docs/dataset.md", preview=preview_example(checkpoint_of("llava-1.5"))),
         REPO / "docs/training.md": fill(
             REPO / "docs/training.md", flags=flag_tables(), summary=summary(checkpoint_of("qwen2-vl"))
         ),
-        REPO / "docs/supported_models.md": supported_models(collators),
+        REPO / "docs/supported_models.md": supported_models(loaders, collators),
         REPO / "docs/chat_formats.md": chat_formats(collators),
     }
 
