@@ -136,10 +136,10 @@ def supported_models(loaders: dict, collators: dict) -> str:
 def fact_sheet(family: str, loader, collator) -> str:
     """What loader and collator say of themselves, what the family takes and needs, its modules, its models."""
     facts = [f"Takes {media_of(collator)}. Training text: [chat_formats.md](chat_formats.md#{slug(family)})."]
-    if loader.packages:
-        facts.append(f"Needs `pip install {' '.join(loader.packages)}`.")
-    if loader.remote_code:
-        facts.append("Needs `--trust_remote_code True` ([training.md](training.md#remote-code)).")
+    needs = [f"`pip install {' '.join(loader.packages)}`"] if loader.packages else []
+    needs += ["`--trust_remote_code True` ([training.md](training.md#remote-code))"] if loader.remote_code else []
+    if needs:
+        facts.append(f"Needs {' and '.join(needs)}.")
     refused, why = "`--use_flash_attn True` is refused", "([training.md](training.md#precision-and-memory))"
     if isinstance(type(loader).bidirectional, property):  # it depends on the checkpoint
         facts.append(f"{refused} for some {why}: {type(loader).bidirectional.__doc__}")
@@ -210,10 +210,10 @@ def chat_formats(collators: dict) -> str:
         "template writes none, the stop token takes the place of the white space behind the reply. A template whose "
         "prompt is not the beginning of the whole text (it drops earlier thoughts, say) is refused.\n",
         "## A template of your own\n",
-        "`--chat_template FILE.jinja` replaces the template of any family but paligemma, in training and, since it is "
-        "saved with the model, in answers. With `{% generation %}` tags it is used as it is; without them the replies "
-        "are found as for `auto`. A message's content is a list of parts, or a string for the roles where the template "
-        "needs one.\n",
+        "`--chat_template FILE.jinja` replaces the template of any family but paligemma, phi3-v and qwen-vl, whose "
+        "format is code; in training and, since it is saved with the model, in answers. With `{% generation %}` tags "
+        "it is used as it is; without them the replies are found as for `auto`. A message's content is a list of "
+        "parts, or a string for the roles where the template needs one.\n",
     ]
     return "\n".join(parts)
 
@@ -233,7 +233,9 @@ def family_formats(collator) -> list[str]:
             f"```text\n{marked(collator, template, with_bos=template == taken)}\n```\n",
             table(["the checkpoint's template", "trained", "where", "reason"], rows)
             if rows
-            else "No exception: the training text is the template's.\n",
+            else "No exception: the training text is the template's.\n"
+            if collator.processor.chat_template not in (None, own.template)
+            else "The checkpoint has no chat template: its code writes the format.\n",
         ]
     if given := collator.template_kwargs:
         fixed = type(collator).template_kwargs

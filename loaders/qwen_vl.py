@@ -1,7 +1,4 @@
-"""Qwen-VL-Chat: a vision transformer with its projector (`attn_pool`) inside, and Qwen; remote code of 2023.
-
-Its Python files need `pip install tiktoken einops matplotlib requests`.
-"""
+"""Qwen-VL-Chat: a vision transformer with its projector (`attn_pool`) inside, and Qwen; remote code of 2023."""
 
 import math
 import sys
