@@ -2,6 +2,7 @@
 
 from collators import register_collator
 from collators.base import ChatCollator
+from datasets import content_parts
 
 
 @register_collator("auto")
@@ -9,3 +10,9 @@ class AutoCollator(ChatCollator):
     def __init__(self, processor, *args, chat_template: str | None = None, **kwargs):
         self.processor = processor
         super().__init__(processor, *args, chat_template=chat_template or self.official_template, **kwargs)
+
+    def count_media_tokens(self, row, media_sizes):
+        """Some processors write text into videos, such as times, so a sample with one is opened before training."""
+        if any(part["type"] == "video" for part in content_parts(row)):
+            return float("inf")
+        return super().count_media_tokens(row, media_sizes)

@@ -83,6 +83,8 @@ class ChatCollator:
     string_roles: tuple[str, ...] = ()
     # Tensors of shape (batch, tokens, ...), with their padding value; all others are concatenated over samples.
     sequence_padding = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE_INDEX, "mm_token_type_ids": 0}
+    # Why no --chat_template can replace the format, where code of the checkpoint writes it.
+    fixed_format: str = ""
     # Options of every processor call, such as {"cap_pixels_per_frame": False}.
     processor_kwargs: dict = {}
     # The longest text that the processor writes beside every two frames of a video, such as their time.
@@ -96,6 +98,8 @@ class ChatCollator:
         chat_template: str | None = None,
         stop_tokens: list[str] | None = None,
     ):
+        if chat_template and self.fixed_format:
+            raise ValueError(f"--chat_template cannot be used, since {self.fixed_format}. Leave it out.")
         if chat_template:
             processor.chat_template = chat_template
             formats = [ChatFormat(chat_template)]

@@ -22,14 +22,14 @@ class PaliGemmaCollator(ChatCollator):
     # 0 for images and prefix, 1 for the suffix.
     sequence_padding = ChatCollator.sequence_padding | {"token_type_ids": 0}
 
-    def __init__(self, processor, model_max_length=None, mask_question_tokens=True, chat_template=None, **kwargs):
+    fixed_format = "the processor of PaliGemma writes its format"
+
+    def __init__(self, processor, model_max_length=None, mask_question_tokens=True, **kwargs):
         if not mask_question_tokens:
             raise ValueError(
                 "--mask_question_tokens False has no meaning for PaliGemma: the tokens of its prompt see each other in "
                 "both directions, so there is nothing to predict. Leave the flag out."
             )
-        if chat_template:
-            raise ValueError("--chat_template has no meaning for PaliGemma, whose processor writes its format.")
         processor.chat_template = self.chat_template  # the checkpoint's format is code, the processor's
         super().__init__(processor, model_max_length, **kwargs)
 

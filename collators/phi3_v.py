@@ -32,9 +32,11 @@ class Phi3VCollator(ChatCollator):
             "<|end|>\n<|endoftext|>",
             "<|end|>\n",
             "The template has no <|endoftext|>; the checkpoint's sample code says that training text ends with it.",
+            where="end",
         ),
     )
     string_roles = ("system", "user", "assistant")
+    fixed_format = "the processor of Phi-3-vision numbers the images in the text"
 
     def is_media(self, input_ids, kind=None):
         """The tokens of image N have the id -N."""

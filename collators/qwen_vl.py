@@ -31,6 +31,8 @@ class QwenVLCollator(ChatCollator):
         "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
     )
 
+    fixed_format = "Python code of Qwen-VL-Chat writes its format"
+
     @property
     def official_template(self):
         return self.chat_template  # prompts too are what `make_context` gives

@@ -21,6 +21,9 @@ from supported_models import AUTO, MODELS, families  # noqa: E402
 
 OUTCOMES = pytest.StashKey()
 FAMILIES = [*families(), AUTO]
+# One family of each kind. Tests of whole runs take the others too, but marked slow.
+KINDS = ("llava-1.5", "llava-onevision", "qwen2.5-vl", "qwen3-vl-moe", "phi3-v", "llama-3.2-vision", "gemma-3", AUTO)
+BY_KIND = [family if family in KINDS else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
 # The first model id of each family.
 MODEL_ID = {family: next(id for id, model in MODELS.items() if model.family == family) for family in families()}
 MODEL_ID[AUTO] = AUTO

@@ -185,3 +185,11 @@ def test_the_components_are_the_models_own(tiny, family):
     assert loader.vision_projector == projector
     listed = LOADERS.get(family)(tiny(family))
     assert (loader.vision_encoder, loader.language_model) == (listed.vision_encoder, listed.language_model)
+
+
+@pytest.mark.parametrize("family", ["paligemma", "phi3-v", "qwen-vl"])
+def test_a_format_that_code_writes_is_not_replaced(tiny, family, write_rows, tmp_path):
+    (tmp_path / "my.jinja").write_text(CHATML)
+    path = write_rows([{"image": "red.png", "conversations": turns("<image>What?", "Red")}])
+    with pytest.raises(ValueError, match="--chat_template cannot be used, since .* its format|numbers the images"):
+        run(tiny, family, path, tmp_path / "out", "--chat_template", tmp_path / "my.jinja")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, VIDEO_ROWS, VISION_FLAGS, make_loader, rows_for, run, turns
+from conftest import BY_KIND, CONSENT, FACTS, MODEL_ID, VIDEO_ROWS, VISION_FLAGS, make_loader, rows_for, run, turns
 from official import official_processor
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
@@ -17,7 +17,7 @@ LORA_FLAGS = ["--use_lora", True, *VISION_FLAGS]
 MIXTURE_FLAGS = ["--lora_experts", True, "--lora_router", True, "--lora_dropout", 0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BY_KIND)
 def test_merged_equals_adapter_and_reloads(tiny, family, write_rows, tmp_path):
     path = write_rows(rows_for(family))
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
@@ -150,7 +150,7 @@ def test_lora_memorises_eight_rows_and_the_merged_model_repeats_them(tiny, write
     assert [(line["index"], line["turn"], line["exact_match"]) for line in lines] == [(i, 0, True) for i in range(8)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BY_KIND)
 def test_answers_do_not_depend_on_the_batch(tiny, family, write_rows, tmp_path, capsys):
     path, found = write_rows(rows_for(family)), []
     for batch_size in ("1", "5"):

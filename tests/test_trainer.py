@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 from conftest import (
+    BY_KIND,
     FACTS,
-    FAMILIES,
     MODEL_ID,
     TAKES_VIDEO,
     VISION_FLAGS,
@@ -27,7 +27,7 @@ from datasets import MultimodalDataset
 from trainer import EpochSampler, FinetuneTrainer, epoch_order
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BY_KIND)
 def test_loss_and_gradients_equal_the_models_own(tiny, family, write_rows, tmp_path):
     """On one batch the library's own loss over all logits is the same mean over labels."""
     from arguments import TrainingArguments
@@ -51,7 +51,7 @@ def test_loss_and_gradients_equal_the_models_own(tiny, family, write_rows, tmp_p
             torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BY_KIND)
 def test_accumulated_steps_equal_one_batch(tiny, family, write_rows, tmp_path):
     """Rows of unequal label counts: a mean of means would differ."""
     rows = [
@@ -66,7 +66,7 @@ def test_accumulated_steps_equal_one_batch(tiny, family, write_rows, tmp_path):
     split = ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 4]
     accumulated = run(tiny, family, path, tmp_path / "b", *flags, *split)
     for key in ("loss", "grad_norm"):
-        assert accumulated[0][key] == pytest.approx(batched[0][key], rel=1e-6, abs=2e-5)
+        assert accumulated[0][key] == pytest.approx(batched[0][key], rel=5e-6, abs=2e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -126,7 +126,7 @@ def test_grouping_puts_similar_lengths_together():
     assert sum(spread) / len(spread) < 12  # about 40 in random order
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BY_KIND)
 def test_full_run_leaves_a_standalone_checkpoint(tiny, family, write_rows, tmp_path):
     out = tmp_path / "out"
     steps = run(tiny, family, write_rows(rows_for(family)), out, *VISION_FLAGS)
@@ -151,7 +151,7 @@ def test_args_yaml_repeats_the_run(tiny, write_rows, tmp_path):
     assert [e["loss"] for e in log if "loss" in e] == [e["loss"] for e in first]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BY_KIND)
 def test_bfloat16_keeps_trained_weights_in_float32(tiny, family, write_rows, tmp_path):
     """Adam's small updates would be rounded away in bfloat16."""
     flags = ["--bf16", True, "--use_cpu", True, "--learning_rate", 1e-6, "--train_vision_projector", True]
@@ -164,7 +164,7 @@ def test_bfloat16_keeps_trained_weights_in_float32(tiny, family, write_rows, tmp
     assert {name for name in before if ".layers." in name and not re.search(elsewhere, name)} <= changed
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BY_KIND)
 @pytest.mark.parametrize("lora", [False, True])
 def test_bfloat16_trains_a_vision_encoder_of_which_a_part_is_unused(tiny, family, lora, write_rows, tmp_path):
     flags = ["--bf16", True, "--use_cpu", True, "--use_lora", lora, *VISION_FLAGS]
@@ -197,7 +197,7 @@ def test_an_incomplete_checkpoint_is_named(tiny, missing, write_rows, tmp_path):
         run(lambda _: str(folder), "llava-1.5", write_rows(rows_for("llava-1.5")), tmp_path / "out")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BY_KIND)
 def test_a_resumed_run_goes_on_as_if_never_stopped(tiny, family, write_rows, tmp_path):
     path, out = write_rows(rows_for(family)), tmp_path / "out"
     flags = [*VISION_FLAGS, "--save_strategy", "steps", "--save_steps", 1, "--learning_rate", 1e-2]
