@@ -30,6 +30,8 @@ from collators.base import IGNORE_INDEX, RESERVED_CHARACTER, ChatCollator, Overl
 from datasets import MultimodalDataset, content_parts
 from loaders.base import is_inside
 
+MULTI_TURN = [family for family in FAMILIES if FACTS[family].multi_turn]
+
 
 def logits_of(model, inputs: dict) -> torch.Tensor:
     with torch.no_grad():
@@ -382,9 +384,8 @@ def loss_and_gradients(model, batch: dict) -> tuple[float, dict]:
     return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.parametrize("family", MULTI_TURN, scope="module")
 def test_dummy_media_teach_nothing_and_reach_every_vision_parameter(make_collator, model, samples, tiny, family):
-    if not FACTS[family].multi_turn:
-        pytest.skip("every row has an image")
     collator, text_only = make_collator(family), [samples[3]]
     kinds = {"image", "video"} if family in TAKES_VIDEO else {"image"}
     plain = collator(text_only)
@@ -466,9 +467,8 @@ def test_no_budget_gives_a_broken_sample(make_collator, model, samples, tokenize
         assert usable == sorted(usable) and usable[-1] and not usable[0]
 
 
+@pytest.mark.parametrize("family", MULTI_TURN, scope="module")
 def test_exchanges_whose_media_lie_past_the_budget_are_dropped(make_collator, samples, tokenizer, family):
-    if not FACTS[family].multi_turn:
-        pytest.skip("one exchange only")
     collator = make_collator(family)
     whole = collator.encode(samples[4]).inputs
     collator.model_max_length = collator._media_end(whole) - 1
