@@ -3,26 +3,31 @@
 from collators import register_collator
 from collators.base import ChatCollator
 
+# ChatML.
+MESSAGES = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}{{ '\n' }}"
+    "{% if message.role == 'assistant' %}"
+    "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>{% endgeneration %}"
+    "{% else %}"
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}"
+    "<|im_end|>"
+    "{% endif %}"
+    "{{ '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 
 @register_collator("qwen2-vl")
 class Qwen2VLCollator(ChatCollator):
     chat_template = (
         "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-        "{% for message in messages %}"
-        "<|im_start|>{{ message.role }}{{ '\n' }}"
-        "{% if message.role == 'assistant' %}"
-        "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>{% endgeneration %}"
-        "{% else %}"
-        "{% for part in message.content %}"
-        "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-        "{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-        "{% else %}{{ part.text }}{% endif %}"
-        "{% endfor %}"
-        "<|im_end|>"
-        "{% endif %}"
-        "{{ '\n' }}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        + MESSAGES
     )
     # As AutoProcessor does by default in transformers 5.23, which warns when it is left out.
     processor_kwargs = {"cap_pixels_per_frame": False}

@@ -1,7 +1,7 @@
 """A tiny checkpoint of a family that has no files of its own (Cohere2 Vision), for `--model_id auto`."""
 
 from tiny_checkpoints import register_tiny
-from tiny_checkpoints.base import TEXT, TinyModel, padded_size, qwen_tokenizer
+from tiny_checkpoints.base import TEXT, TinyModel, padded_size, qwen_tokenizer, tiny_siglip
 
 # A line for the role, strings for the system message, parts for all others.
 TEMPLATE = """
@@ -25,7 +25,6 @@ def cohere2_vision() -> TinyModel:
         Cohere2VisionConfig,
         Cohere2VisionImageProcessor,
         Cohere2VisionProcessor,
-        SiglipVisionConfig,
     )
 
     control = ["<|endoftext|>", "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"]
@@ -39,15 +38,7 @@ def cohere2_vision() -> TinyModel:
         [*control, *image.values()], extra_special_tokens=image, eos_token="<|END_OF_TURN_TOKEN|>"
     )
     end_of_turn, image_token_id = tokenizer.convert_tokens_to_ids(["<|END_OF_TURN_TOKEN|>", "<|IMG_PATCH|>"])
-    vision = SiglipVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-        vision_use_head=False,
-    )
+    vision = tiny_siglip(32, 8)
     text = Cohere2Config(
         **TEXT,
         vocab_size=padded_size(tokenizer),

@@ -278,3 +278,18 @@ TEXT = {
 # The example's drawings are shapes on white paper. Normalised as photographs are, the paper is the largest signal and
 # drowns the position embeddings of a fresh encoder: it learns colours, but neither place nor count.
 PAPER = {"image_mean": [0.96] * 3, "image_std": [1.4] * 3}
+
+
+def tiny_siglip(image_size: int, patch_size: int):
+    """The config of a SigLIP of two layers, without the head that pools the patches."""
+    from transformers import SiglipVisionConfig
+
+    return SiglipVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=image_size,
+        patch_size=patch_size,
+        vision_use_head=False,
+    )

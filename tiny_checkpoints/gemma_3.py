@@ -1,7 +1,7 @@
 """A tiny Gemma 3."""
 
 from tiny_checkpoints import register_tiny
-from tiny_checkpoints.base import TEXT, TinyModel, gemma_tokenizer, padded_size
+from tiny_checkpoints.base import TEXT, TinyModel, gemma_tokenizer, padded_size, tiny_siglip
 
 # <bos> is part of it; the system prompt opens the first turn; texts are trimmed, but not the system prompt's.
 GEMMA_3_TEMPLATE = """
@@ -35,7 +35,7 @@ GEMMA_3_TEMPLATE = """
 @register_tiny("gemma-3")
 def gemma_3() -> TinyModel:
     """SigLIP, pooling, Gemma 3 with a sliding window in every other layer. 64x64 images: 16 tokens each."""
-    from transformers import Gemma3Config, Gemma3ImageProcessor, Gemma3Processor, Gemma3TextConfig, SiglipVisionConfig
+    from transformers import Gemma3Config, Gemma3ImageProcessor, Gemma3Processor, Gemma3TextConfig
 
     side, image_tokens = 64, 16
     tokenizer = gemma_tokenizer(
@@ -50,15 +50,7 @@ def gemma_3() -> TinyModel:
     )
     pad, end, begin, end_of_turn = tokenizer.convert_tokens_to_ids(["<pad>", "<eos>", "<bos>", "<end_of_turn>"])
     ids = {"pad_token_id": pad, "bos_token_id": begin}
-    vision = SiglipVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=side,
-        patch_size=8,
-        vision_use_head=False,
-    )
+    vision = tiny_siglip(side, 8)
     text = Gemma3TextConfig(
         **TEXT,
         **ids,

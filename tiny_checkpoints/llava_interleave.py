@@ -1,7 +1,7 @@
 """A tiny LLaVA-NeXT-Interleave."""
 
 from tiny_checkpoints import register_tiny
-from tiny_checkpoints.base import TEXT, TinyModel, padded_size, qwen_tokenizer
+from tiny_checkpoints.base import TEXT, TinyModel, padded_size, qwen_tokenizer, tiny_siglip
 
 # A line break after the role, the images, then every text on a new line.
 LLAVA_INTERLEAVE_TEMPLATE = """
@@ -18,22 +18,14 @@ LLAVA_INTERLEAVE_TEMPLATE = """
 def llava_interleave() -> TinyModel:
     """SigLIP, two-layer projector, Qwen2. Images of 44x44 pixels: 3x3 tokens, and two pixels that no patch covers, as
     the real 384 pixels are 27 patches of 14 and six pixels."""
-    from transformers import LlavaConfig, LlavaProcessor, Qwen2Config, SiglipImageProcessor, SiglipVisionConfig
+    from transformers import LlavaConfig, LlavaProcessor, Qwen2Config, SiglipImageProcessor
 
     tokenizer = qwen_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"])
     end_of_text, end_of_turn, image_token_id = tokenizer.convert_tokens_to_ids(
         ["<|endoftext|>", "<|im_end|>", "<image>"]
     )
     size, patch = 44, 14
-    vision = SiglipVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=size,
-        patch_size=patch,
-        vision_use_head=False,
-    )
+    vision = tiny_siglip(size, patch)
     text = Qwen2Config(
         **TEXT | {"num_key_value_heads": 4},
         vocab_size=padded_size(tokenizer),

@@ -1,7 +1,7 @@
 """A tiny LLaVA-OneVision."""
 
 from tiny_checkpoints import register_tiny
-from tiny_checkpoints.base import TEXT, TinyModel, padded_size, qwen_tokenizer
+from tiny_checkpoints.base import TEXT, TinyModel, padded_size, qwen_tokenizer, tiny_siglip
 
 # A space after the role, images, videos, then every text on a line of its own; but the prompt has no space.
 LLAVA_ONEVISION_TEMPLATE = """
@@ -24,7 +24,6 @@ def llava_onevision() -> TinyModel:
         LlavaOnevisionProcessor,
         LlavaOnevisionVideoProcessor,
         Qwen2Config,
-        SiglipVisionConfig,
     )
 
     tokenizer = qwen_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"])
@@ -33,15 +32,7 @@ def llava_onevision() -> TinyModel:
     )
     tile, patch = 42, 14
     grid = [[height * tile, width * tile] for height in (1, 2) for width in (1, 2)]
-    vision = SiglipVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=tile,
-        patch_size=patch,
-        vision_use_head=False,
-    )
+    vision = tiny_siglip(tile, patch)
     text = Qwen2Config(
         **TEXT,
         vocab_size=padded_size(tokenizer),
