@@ -41,7 +41,7 @@ def find_replies(messages: list[dict], render, stop_tokens: list[str]) -> tuple[
         text += prompt[len(rendered) :]
         ends = [at + len(token) for token in stop_tokens if (at := reply.find(token)) >= 0]
         if not ends:
-            typed = message["content"][-1]["text"]
+            typed = "".join(part["text"] for part in message["content"])
             kept, own_space = reply.rstrip(), typed[len(typed.rstrip()) :]
             reply = kept + (own_space if reply.startswith(kept + own_space) else "") + stop_tokens[0]
             ends = [len(reply)]

@@ -100,6 +100,7 @@ class ChatCollator:
     ):
         if chat_template and self.fixed_format:
             raise ValueError(f"--chat_template cannot be used, since {self.fixed_format}. Leave it out.")
+        self.is_replaced = bool(chat_template)
         if chat_template:
             processor.chat_template = chat_template
             formats = [ChatFormat(chat_template)]
@@ -254,8 +255,8 @@ class ChatCollator:
         template_bytes = len((self.render(empty)[0] if self.is_tagged else self.render_official(empty)).encode())
         for position, row in enumerate(dataset.rows):
             with self._naming(row["source"]):
-                if not self.is_tagged:
-                    self.render(row["messages"])  # not every conversation shows where its replies stand
+                if self.is_replaced:
+                    self._check_rendering(row["messages"])
                 media_tokens = self.count_media_tokens(row, dataset.media_sizes)
             # A token is at least a byte of text; 64 is more than any template adds to a further message.
             bound = template_bytes + sum(64 + len(part.get("text", "").encode()) for part in content_parts(row))
@@ -274,6 +275,15 @@ class ChatCollator:
             raise ValueError(f"{len(faults)} of {len(dataset)} samples do not fit:\n{listed}")
         dataset.select(kept)
         return cut, len(faults)
+
+    def _check_rendering(self, messages: list[dict]) -> None:
+        """Raise an UnfitTemplate where a template that nobody prepared hides a reply or leaves a medium out."""
+        text, _ = self.render(messages)
+        kinds = [part["type"] for part in content_parts({"messages": messages})]
+        for kind in {*kinds} - {"text"}:
+            token = getattr(self.processor, f"{kind}_token")
+            if (found := text.count(token)) != (number := kinds.count(kind)):
+                raise UnfitTemplate(f"the chat template writes {found} {token} for {number} {kind}(s).")
 
     def count_text_tokens(self, row: dict) -> int:
         """Tokens of a sample without its media; opens no file."""
@@ -316,8 +326,7 @@ class ChatCollator:
     def render(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
         """Messages -> (training text, character spans to train); control strings typed in a message are marked."""
         if self.is_tagged:
-            # A --chat_template is also the checkpoint's; ours take lists of parts for every role.
-            roles = self.string_roles if self.chat_template == self.processor.chat_template else ()
+            roles = self.string_roles if self.is_replaced else ()  # ours take lists of parts for every role
             text, spans = self._render(messages, self.chat_template, roles, return_assistant_tokens_mask=True)
         else:
             text, spans = find_replies(messages, self.render_official, self.stop_tokens)
@@ -336,6 +345,8 @@ class ChatCollator:
         plain = self._plain_messages(messages)
         for message in plain:
             if message["role"] in string_roles:
+                if any(part["type"] != "text" for part in message["content"]):
+                    raise UnfitTemplate(f"the chat template has no place for media in a {message['role']} message.")
                 message["content"] = "".join(part["text"] for part in message["content"])
         try:
             texts, spans = render_jinja_template(
@@ -478,7 +489,10 @@ class ChatCollator:
         for messages in PROBES if self.is_tagged else []:
             if not hasattr(self.processor, "video_token") and any(p["type"] == "video" for p in messages[0]["content"]):
                 continue
-            text, spans = self.render(messages)
+            try:
+                text, spans = self.render(messages)
+            except UnfitTemplate:
+                continue  # a --chat_template need not take what the data may not hold
             history_ends = [0, *(end for _, end in spans)]
             ours = self._as_official(text[: history_ends[-2]], text[history_ends[-2] :])
             pairs = [(ours, self._official(messages))]

@@ -90,6 +90,7 @@ def conversation(*replies: str) -> list[dict]:
         ("!", ("Red",), "U: A:[Red!#]"),
         ("@\n", ("Red", "Blue"), "U: A:[Red@]\nU: A:[Blue@]\n"),  # another stop token, which the template writes
         ("#.", ("Red",), "U: A:[Red#]."),
+        ("@\n#", ("Red",), "U: A:[Red@]\n#"),  # the first of two, whatever their order in the list
     ],
 )
 def test_a_reply_ends_with_a_stop_token(after, replies, expected):
@@ -137,11 +138,36 @@ def test_chat_template_replaces_the_family_s_in_training_and_answers(tiny, templ
     ) and text.endswith("it?<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_a_row_that_the_template_refuses_is_named_before_training(tiny, write_rows, tmp_path):
+@pytest.mark.parametrize("template", [CHATML, TAGGED], ids=["untagged", "tagged"])
+def test_a_row_that_the_template_refuses_is_named_before_training(tiny, template, write_rows, tmp_path):
     refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
-    (tmp_path / "my.jinja").write_text(refuse + CHATML)
+    (tmp_path / "my.jinja").write_text(refuse + template)
     rows = [{"conversations": turns("A?", "B.")}, {"conversations": turns("A?", "B."), "system_prompt": "Be brief."}]
     with pytest.raises(ValueError, match="rows.json, sample 1: the chat template cannot render .*no system message"):
+        run(tiny, "qwen2-vl", write_rows(rows), tmp_path / "out", "--chat_template", tmp_path / "my.jinja")
+
+
+@pytest.mark.parametrize("tag", [True, False], ids=["tagged", "untagged"])
+@pytest.mark.parametrize(
+    "user, named",
+    [
+        ("{{ message.content[-1].text }}", "writes 0 <.image_pad.> for 1 image"),
+        ("{{ message.content + '' }}", "no place for media in a user message"),
+    ],
+    ids=["left out", "strings"],
+)
+def test_a_template_without_a_place_for_an_image_is_refused_before_training(
+    tiny, write_rows, tmp_path, user, named, tag
+):
+    reply = "{{ message.content[-1].text }}" if "[-1]" in user else "{{ message.content }}"
+    reply = "{% generation %}" + reply + "<|im_end|>{% endgeneration %}" if tag else reply + "<|im_end|>"
+    (tmp_path / "my.jinja").write_text(
+        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+        "{% if message.role == 'assistant' %}" + reply + "{% else %}" + user + "<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    rows = [{"conversations": turns("A?", "B.")}, {"image": "red.png", "conversations": turns("<image>What?", "Red")}]
+    with pytest.raises(ValueError, match=f"rows.json, sample 1: the chat template .*{named}"):
         run(tiny, "qwen2-vl", write_rows(rows), tmp_path / "out", "--chat_template", tmp_path / "my.jinja")
 
 
