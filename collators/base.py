@@ -345,7 +345,7 @@ class ChatCollator:
         plain = self._plain_messages(messages)
         for message in plain:
             if message["role"] in string_roles:
-                if any(part["type"] != "text" for part in message["content"]):
+                if any("text" not in part for part in message["content"]):
                     raise UnfitTemplate(f"the chat template has no place for media in a {message['role']} message.")
                 message["content"] = "".join(part["text"] for part in message["content"])
         try:
