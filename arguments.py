@@ -8,6 +8,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Collection, Iterable
@@ -65,6 +66,10 @@ FLAGS_WITHOUT_EFFECT = {
     **dict.fromkeys(("eval_use_gather_object", "label_names"), (None, "evaluation measures the loss only")),
 }
 
+# Of `init_lora_weights` of peft. PiSSA and OLoRA take a part out of the base's weights, which peft 0.21 does again, to
+# the same result, wherever the adapter is loaded. Its others need data first, or cannot be done again exactly.
+LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
+
 # Flags that ask for a GPU or an engine: what is trained on does not depend on them.
 HARDWARE_FLAGS = {"bf16", "fp16", "tf32", "use_flash_attn", "deepspeed", "fsdp", "torch_compile", "use_liger_kernel"}
 
@@ -72,6 +77,7 @@ HARDWARE_FLAGS = {"bf16", "fp16", "tf32", "use_flash_attn", "deepspeed", "fsdp",
 SMALLEST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("learning_rate", "label_smoothing_factor", "dataloader_num_workers", "seed"), 0),
+    **dict.fromkeys(("vision_encoder_lr", "vision_projector_lr"), 0),
 }
 
 
@@ -144,10 +150,18 @@ class LoraArguments:
     use_lora: bool = flag(False, "Train LoRA adapters on the language model instead of all its weights.")
     use_vision_lora: bool = flag(False, "Train LoRA adapters on the vision encoder instead of all its weights.")
     q_lora: bool = flag(False, "Quantize the frozen language model to 4 bits (nf4, double quantization) under LoRA.")
+    load_in_8bit: bool = flag(False, "Quantize the frozen language model to 8 bits (LLM.int8) under LoRA.")
     lora_r: int = flag(8, "Rank of the adapters.")
     lora_alpha: int = flag(16, "Scale: the adapter's output is multiplied by lora_alpha / lora_r.")
     lora_dropout: float = flag(0.05, "Dropout before the adapters.")
     lora_bias: str = flag("none", "Which biases train beside the adapters: none, lora_only or all.")
+    lora_target_modules: list[str] | None = flag(
+        None, "Linear layers with an adapter: names, ends of names, or regexes of whole names. Default: all."
+    )
+    lora_init: str = flag("default", f"How adapters start: {', '.join(LORA_INITS)}.")
+    use_dora: bool = flag(False, "DoRA: train the magnitudes of the adapted weights beside their directions.")
+    use_rslora: bool = flag(False, "Scale by lora_alpha / sqrt(lora_r), so that high ranks learn as well.")
+    lora_weight_path: str | None = flag(None, "Folder of an adapter to go on from; it decides on its rank and targets.")
     lora_experts: bool = flag(False, "Adapters on the experts of a mixture of experts too; needs --lora_dropout 0.")
     lora_router: bool = flag(False, "Adapters on the router of a mixture of experts too; needs --lora_dropout 0.")
 
@@ -159,8 +173,29 @@ class LoraArguments:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"--lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1.")
-        if self.q_lora and not self.use_lora:
-            raise ValueError("--q_lora True quantizes the language model under LoRA: add --use_lora True.")
+        if self.q_lora and self.load_in_8bit:
+            raise ValueError("--q_lora True and --load_in_8bit True exclude each other: 4 bits or 8.")
+        quantized = "q_lora" if self.q_lora else "load_in_8bit" if self.load_in_8bit else None
+        if quantized and not self.use_lora:
+            raise ValueError(f"--{quantized} True quantizes the language model under LoRA: add --use_lora True.")
+        if self.lora_init not in LORA_INITS:
+            raise ValueError(f"--lora_init {self.lora_init} is not supported; use one of {', '.join(LORA_INITS)}.")
+        if quantized and self.lora_init not in ("default", "gaussian"):
+            raise ValueError(
+                f"--lora_init {self.lora_init} computes with the base's weights, which --{quantized} True packs: use "
+                "default or gaussian."
+            )
+        if self.lora_init == "orthogonal" and self.lora_r % 2:
+            raise ValueError(f"--lora_init orthogonal needs an even rank, but --lora_r is {self.lora_r}.")
+        if self.use_dora and self.load_in_8bit:
+            raise ValueError(
+                "--use_dora True loses the scales of 8-bit weights (peft 0.21): use --q_lora True, or leave one out."
+            )
+        for pattern in self.lora_target_modules or []:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"--lora_target_modules {pattern!r} is no regular expression: {error}.") from error
         for name in ("lora_experts", "lora_router"):
             if getattr(self, name) and not self.use_lora:
                 raise ValueError(f"--{name} True has no effect without LoRA: add --use_lora True.")
@@ -168,18 +203,51 @@ class LoraArguments:
                 raise ValueError(
                     f"--{name} True adapts weights whose input has no place for dropout: add --lora_dropout 0."
                 )
-        changed = [f.name for f in fields(self) if f.name.startswith("lora_") and getattr(self, f.name) != f.default]
+        names = [f.name for f in fields(self) if f.name.startswith(("lora_", "use_dora", "use_rslora"))]
+        changed = [name for name in names if getattr(self, name) != self.__dataclass_fields__[name].default]
         if changed and not (self.use_lora or self.use_vision_lora):
             raise ValueError(
                 f"--{changed[0]} has no effect without LoRA: add --use_lora True (or --use_vision_lora True), "
                 f"or leave --{changed[0]} out."
             )
 
+    def take_from_adapter(self, given: Collection[str], model_path: str) -> None:
+        """Set the flags to what the adapter in --lora_weight_path is; refuse those that say otherwise."""
+        path = self.lora_weight_path
+        adapter = adapter_config(path)
+        if adapter is None:
+            raise ValueError(f"--lora_weight_path {path} holds no adapter (adapter_config.json).")
+        base = adapter["base_model_name_or_path"]
+        # The folder of a checkpoint may have been moved, so its name decides.
+        if os.path.basename(os.path.realpath(base)) != os.path.basename(os.path.realpath(model_path)):
+            raise ValueError(
+                f"--lora_weight_path {path} was trained on {base}, not on {model_path}. If they are the same under two "
+                "names, change base_model_name_or_path in its adapter_config.json."
+            )
+        values = {
+            "lora_init": "default" if adapter["init_lora_weights"] is True else adapter["init_lora_weights"],
+            **{f"lora_{name}": adapter[name] for name in ("r", "bias")},
+            **{name: adapter[name] for name in ("lora_alpha", "lora_dropout", "use_dora", "use_rslora")},
+        }
+        for name, value in values.items():
+            if name in given and getattr(self, name) != value:
+                raise ValueError(
+                    f"--{name} {getattr(self, name)} contradicts the adapter in --lora_weight_path, which has {value}: "
+                    "leave it out."
+                )
+            setattr(self, name, value)
+        for name in ("lora_target_modules", "lora_experts", "lora_router"):
+            if getattr(self, name):
+                raise ValueError(f"--{name} is settled by the adapter in --lora_weight_path: leave it out.")
+        self.__post_init__()
+
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
     # The dataset hands over whole samples, so no column of theirs may be removed.
     remove_unused_columns: bool = flag(False, "Kept False: the collator needs every field of a sample.")
+    vision_encoder_lr: float | None = flag(None, "Learning rate of the vision encoder. Default: --learning_rate.")
+    vision_projector_lr: float | None = flag(None, "Learning rate of the vision projector. Default: --learning_rate.")
 
     def __post_init__(self):
         if self.tf32 and not is_torch_tf32_available():
@@ -215,8 +283,9 @@ class TrainingArguments(transformers.TrainingArguments):
     def _check_values(self) -> None:
         """What the Trainer would refuse with a traceback, and after the model is loaded."""
         for name, smallest in SMALLEST.items():
-            if not getattr(self, name) >= smallest:  # nan too
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be {smallest} or more.")
+            value = getattr(self, name)
+            if value is not None and not value >= smallest:  # nan too
+                raise ValueError(f"--{name} is {value}; it must be {smallest} or more.")
         if self.label_smoothing_factor > 1:
             raise ValueError(f"--label_smoothing_factor is {self.label_smoothing_factor}; it must be at most 1.")
         if not (self.num_train_epochs > 0 or self.max_steps > 0):
@@ -246,6 +315,15 @@ class Arguments:
     def __post_init__(self):
         if self.lora.use_vision_lora and not self.model.train_vision_encoder:
             raise ValueError("--use_vision_lora True has no effect without --train_vision_encoder True: add it.")
+        if self.lora.lora_weight_path:
+            self.lora.take_from_adapter(self.given, self.model.model_path)
+        for component in ("vision_encoder", "vision_projector"):
+            if getattr(self.training, f"{component}_lr") is None:
+                continue
+            if not getattr(self.model, f"train_{component}"):
+                raise ValueError(f"--{component}_lr has no effect without --train_{component} True: add it.")
+            if "lomo" in self.training.optim or "layerwise" in self.training.optim:
+                raise ValueError(f"--optim {self.training.optim} has one learning rate: leave --{component}_lr out.")
         if self.training.eval_strategy != "no" and not self.data.eval_data_path:
             raise ValueError(f"--eval_strategy {self.training.eval_strategy.value} needs --eval_data_path.")
         for name in sorted(self.given & FLAGS_WITHOUT_EFFECT.keys()):
@@ -273,6 +351,18 @@ class Arguments:
         # `to_dict` turns enums and configurations into plain values; a token of the Hub is not for a file.
         values |= {n: v for n, v in self.training.to_dict().items() if n in self.given and not n.endswith("_token")}
         return {name: value for name, value in values.items() if value not in (None, [])}
+
+
+def adapter_config(model_path: str) -> dict | None:
+    """The adapter's configuration, or None where `model_path` is no adapter."""
+    path = os.path.join(model_path, "adapter_config.json")
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def cli(main) -> None:

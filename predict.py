@@ -14,7 +14,8 @@ import torch
 import yaml
 from transformers.hf_argparser import string_to_bool
 
-from arguments import DataArguments, ModelArguments, check_writable, cli
+import trainable
+from arguments import DataArguments, ModelArguments, adapter_config, check_writable, cli
 from collators import COLLATORS
 from datasets import MultimodalDataset
 from loaders import LOADERS, family_of
@@ -102,6 +103,11 @@ def load(
     family = find_model(model_id).family if model_id else family_of(base_path)
     placement = {"device_map": "auto"} if torch.cuda.is_available() else {}  # over all GPUs
     loader = LOADERS.get(family)(base_path, trust_remote_code, dtype="auto", **placement)
+    if adapter is not None:
+        saved = saved_arguments(model_path)
+        # The adapter corrects the base that it saw, so it stands on one that is quantized alike.
+        if bits := trainable.quantized_bits(saved.get("q_lora"), saved.get("load_in_8bit")):
+            loader.model_kwargs["quantization_config"] = trainable.quantization_config(loader, loader.dtype, bits)
     model = loader.load_model()
     if adapter is not None:
         from peft import PeftModel
@@ -111,18 +117,6 @@ def load(
     processor = loader.load_processor(model_path if own_processor else base_path)
     replaced = saved_arguments(model_path).get("chat_template")  # the run saved it with its processor
     return model, COLLATORS.get(family)(processor, chat_template=processor.chat_template if replaced else None)
-
-
-def adapter_config(model_path: str) -> dict | None:
-    """The adapter's configuration, or None where `model_path` is no adapter."""
-    path = os.path.join(model_path, "adapter_config.json")
-    if not os.path.isfile(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def saved_arguments(model_path: str) -> dict:

@@ -58,6 +58,7 @@ def main(words: list[str] | None = None) -> None:
         eval_dataset=eval_dataset,
         model_path=arguments.model.model_path,
         chat_template=arguments.data.chat_template,
+        learning_rates=trainable.learning_rates(model, loader, arguments),
     )
     metrics = trainer.train(resume_from_checkpoint=resume_from(arguments)).metrics
     if eval_dataset:
@@ -144,9 +145,9 @@ def join_deepspeed(arguments: Arguments) -> None:
 
 
 def quantize(arguments: Arguments, loader) -> None:
-    if arguments.lora.q_lora:
+    if bits := trainable.quantized_bits(arguments.lora.q_lora, arguments.lora.load_in_8bit):
         dtype = trainable.compute_dtype(arguments.training)
-        loader.model_kwargs["quantization_config"] = trainable.quantization_config(loader, dtype)
+        loader.model_kwargs["quantization_config"] = trainable.quantization_config(loader, dtype, bits)
         loader.model_kwargs["device_map"] = {"": arguments.training.device}  # each rank has the whole model
 
 

@@ -1,10 +1,12 @@
-"""What is trained, and how: freezing, LoRA, quantization, and the summary a user reads before step 1."""
+"""What is trained, and how: freezing, quantization, learning rates, and the summary a user reads before step 1."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from adapters import add_adapters, base_name, load_adapter, shortened
 from loaders.base import COMPONENTS, BaseLoader, is_inside
 
 
@@ -24,8 +26,13 @@ def compute_dtype(training) -> torch.dtype:
     return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
 
 
-def quantization_config(loader: BaseLoader, dtype: torch.dtype):
-    """nf4 with double quantization for the language model alone; https://arxiv.org/abs/2305.14314.
+def quantized_bits(q_lora: bool | None, load_in_8bit: bool | None) -> int | None:
+    return 4 if q_lora else 8 if load_in_8bit else None
+
+
+def quantization_config(loader: BaseLoader, dtype: torch.dtype, bits: int = 4):
+    """For the language model alone: nf4 with double quantization (https://arxiv.org/abs/2305.14314), or LLM.int8
+    (https://arxiv.org/abs/2208.07339).
 
     bitsandbytes matches the skipped names from the start of a module's full name (transformers 5.23), and a list
     of ours replaces its default, so the head is named too.
@@ -33,16 +40,30 @@ def quantization_config(loader: BaseLoader, dtype: torch.dtype):
     from transformers import BitsAndBytesConfig  # imports bitsandbytes, which only a quantized run needs
 
     routers = [name.removesuffix(".weight") for name in loader.routers]  # small, and their choices decide
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        **({"load_in_4bit": True} | nf4 if bits == 4 else {"load_in_8bit": True}),
         llm_int8_skip_modules=[
             *(*loader.vision_encoder, *loader.vision_projector, *loader.other),
             *(*routers, *loader.bare_weights, "lm_head"),
         ],
     )
+
+
+def learning_rate_of(component: str, training) -> float:
+    rates = {"vision_encoder": training.vision_encoder_lr, "vision_projector": training.vision_projector_lr}
+    rate = rates.get(component)
+    return training.learning_rate if rate is None else rate
+
+
+def learning_rates(model: nn.Module, loader: BaseLoader, arguments) -> dict[str, float]:
+    """Parameter name -> learning rate, of what trains."""
+    return {
+        name: learning_rate_of(component, arguments.training)
+        for component, parameters in component_parameters(model, loader).items()
+        for name, parameter in parameters
+        if parameter.requires_grad
+    }
 
 
 def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module:
@@ -70,78 +91,12 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
             beside_trained = modes.get(loader.component_of(name)) == "full" and ".original_module." not in name
             in_full = parameter.requires_grad or beside_trained
             parameter.data = parameter.data.to(torch.float32 if in_full else compute_dtype(arguments.training))
+    if arguments.lora.lora_weight_path:
+        load_adapter(model, loader, modes, arguments.lora.lora_weight_path)
     for component, mode in modes.items():
         if mode != "frozen" and not any(p.requires_grad for _, p in component_parameters(model, loader)[component]):
             raise ValueError(f"The {component} is to be trained ({mode}), but it has no parameter that can be.")
     return model
-
-
-def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.Module:
-    """Adapters on every Linear of the components in mode "lora", whole copies of those in mode "full".
-
-    The experts and the router of a mixture are left frozen without their flags: a router may be a Linear, but what
-    it returns is more than a product.
-    """
-    from peft import LoraConfig, get_peft_model  # only a run with adapters needs peft
-
-    head = model.get_output_embeddings()
-    if modes["language_model"] == "full" and head.weight is model.get_input_embeddings().weight:
-        raise ValueError(
-            "--use_vision_lora True with a fully trained language model cannot be saved for this model, whose head "
-            "is tied to its embeddings: add --use_lora True, or leave --use_vision_lora out."
-        )
-    targets = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and module is not head
-        and modes.get(loader.component_of(name)) == "lora"
-        and not loader.is_unused(name)
-        and not loader.mixture_part(name)
-        and not name.endswith(tuple(loader.bare_weights))
-    ]
-    parameters = []
-    for flag, ends in (("lora_experts", loader.experts), ("lora_router", loader.routers)):
-        if getattr(lora, flag):
-            found = [name for name, _ in model.named_parameters() if name.endswith(tuple(f".{end}" for end in ends))]
-            if not found:
-                raise ValueError(f"--{flag} True has no effect: the model is no mixture of experts. Leave it out.")
-            parameters += found
-    full = [name for component in COMPONENTS if modes[component] == "full" for name in units(model, loader, component)]
-    config = LoraConfig(
-        r=lora.lora_r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        bias=lora.lora_bias,
-        target_modules=targets,
-        target_parameters=parameters or None,
-        modules_to_save=full or None,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
-
-
-def units(model: nn.Module, loader: BaseLoader, component: str) -> list[str]:
-    """The largest modules that lie wholly in a component and train: what peft can copy and save beside an adapter."""
-    owners = {}
-    for name, _ in model.named_parameters():
-        owner = None if loader.is_unused(name) else loader.component_of(name)
-        path = name.split(".")
-        for depth in range(1, len(path) + 1):
-            owners.setdefault(".".join(path[:depth]), set()).add(owner)
-    found = []
-    for name, module in model.named_modules():
-        inside_another = any(is_inside(name, unit) for unit in found)
-        # Code may index a container, or ask for its type: its members are copied one by one.
-        container = isinstance(module, (nn.ModuleList, nn.Sequential))
-        if owners.get(name) == {component} and not container and not inside_another:
-            found.append(name)
-    return found
-
-
-def base_name(name: str) -> str:
-    """A parameter's name in the model that peft wrapped."""
-    return name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
 
 
 def component_parameters(model: nn.Module, loader: BaseLoader) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -163,6 +118,7 @@ class ComponentSummary:
     dtypes: str
     left_frozen: dict[str, str]  # what does not train in a component of mode "full" -> the reason
     mixture: dict[str, int]  # "experts" and "router" of a mixture of experts -> how many of their parameters train
+    adapted: list[str]  # linear layers with an adapter
 
 
 def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[ComponentSummary]:
@@ -175,11 +131,8 @@ def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[Component
         trained = sum(num_elements(p) for _, p in parameters if p.requires_grad)
         mode = modes.get(component, "frozen")
         if mode == "lora":
-            mode += f" r={arguments.lora.lora_r}"
-        dtypes = sorted({str(p.dtype).removeprefix("torch.") for _, p in parameters})
-        if any(hasattr(p, "quant_state") for _, p in parameters):
-            dtypes = [dtype.replace("uint8", "nf4") for dtype in dtypes]
-        rate = arguments.training.learning_rate if trained else None
+            mode = f"{'dora' if arguments.lora.use_dora else 'lora'} r={arguments.lora.lora_r}"
+        rate = learning_rate_of(component, arguments.training) if trained else None
         total = sum(num_elements(p) for _, p in parameters)
         mixture = {}
         for name, parameter in parameters:
@@ -189,8 +142,17 @@ def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[Component
         for name in (base_name(name) for name, p in parameters if mode == "full" and not p.requires_grad):
             module = next((path for path in loader.unused if is_inside(name, path)), None)
             frozen[module or name] = "it gets no gradient" if module else "an adapter cannot hold a bare parameter"
-        rows.append(ComponentSummary(component, mode, trained, total, rate, " ".join(dtypes), frozen, mixture))
+        adapted = [base_name(name).split(".lora_A.")[0] for name, p in parameters if ".lora_A." in name]
+        adapted = [name for name in adapted if not loader.mixture_part(name)]
+        row = ComponentSummary(component, mode, trained, total, rate, precision(parameters), frozen, mixture, adapted)
+        rows.append(row)
     return rows
+
+
+def precision(parameters: list[tuple[str, nn.Parameter]]) -> str:
+    """The kinds of numbers in a component; of quantized ones, in how many linear layers."""
+    kinds = Counter("nf4" if hasattr(p, "quant_state") else str(p.dtype).removeprefix("torch.") for _, p in parameters)
+    return ", ".join(f"{kind} ({kinds[kind]} Linear)" if kind in ("nf4", "int8") else kind for kind in sorted(kinds))
 
 
 def num_elements(parameter: nn.Parameter) -> int:
@@ -210,6 +172,7 @@ def format_summary(rows: list[ComponentSummary]) -> str:
         lines.append(f"{row.component:<18}{row.mode:<12}{row.total:>16,}{row.trained:>16,}{rate:>15}  {row.dtypes}")
     total, trained = sum(row.total for row in rows), sum(row.trained for row in rows)
     lines.append(f"{'all':<30}{total:>16,}{trained:>16,}  ({trained / total:.2%} of all parameters)")
+    lines += [f"adapters: {len(row.adapted)} Linear, {shortened(row.adapted)}" for row in rows if row.adapted]
     for row in rows:
         for part, trained in sorted(row.mixture.items()):
             lines.append(f"{part}: " + (f"{row.mode}, {trained:,} parameters" if trained else "frozen"))

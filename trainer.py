@@ -62,14 +62,22 @@ class FinetuneTrainer(transformers.Trainer):
 
     model_path: the folder or Hub path the model came from.
     chat_template: file of the chat template to save in the place of the checkpoint's.
+    learning_rates: by the name of a parameter; default: `args.learning_rate`.
     """
 
     # The loss below is already divided by the labels of the whole global step.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, model_path: str, chat_template: str | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        model_path: str,
+        chat_template: str | None = None,
+        learning_rates: dict[str, float] | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.model_path, self.chat_template = model_path, chat_template
+        self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
         # Several families set this to False, and the Trainer would not count the labels of a step for them.
         self.model_accepts_loss_kwargs = True
 
@@ -94,6 +102,18 @@ class FinetuneTrainer(transformers.Trainer):
         logits = outputs.logits.view(-1, outputs.logits.shape[-1]).float()
         smoothing = self.args.label_smoothing_factor
         return cross_entropy(logits, targets[keep], reduction="none", label_smoothing=smoothing), keep, outputs
+
+    def create_optimizer(self, model=None):
+        """As the Trainer's, with the parameters of another learning rate in groups of their own, behind its groups."""
+        optimizer = super().create_optimizer(model)
+        named = self.accelerator.unwrap_model(self.model if model is None else model).named_parameters()
+        rates = {parameter: self.learning_rates[name] for name, parameter in named if name in self.learning_rates}
+        for group in list(optimizer.param_groups):
+            for rate in sorted({rates[p] for p in group["params"] if p in rates} - {group["lr"]}):
+                moved = [p for p in group["params"] if rates.get(p) == rate]
+                group["params"] = [p for p in group["params"] if rates.get(p) != rate]
+                optimizer.add_param_group({**group, "params": moved, "lr": rate})
+        return optimizer
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """As the Trainer's, with a loss per label of the whole set instead of a mean over batches."""

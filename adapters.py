@@ -1,0 +1,226 @@
+"""LoRA through peft: which modules get an adapter, and an adapter that another run goes on from."""
+
+import difflib
+import re
+from collections import defaultdict
+
+from torch import nn
+
+from loaders.base import COMPONENTS, BaseLoader, is_inside
+
+# Module paths of transformers 5.23 -> what older versions, or the same part of other families, are called in patterns
+# that people carry along. Until 4.51 the parts of a model had no common `model.`; until 5.0 a CLIP or SigLIP tower had
+# one more level.
+OLD_PATHS = {
+    "model.language_model": ["language_model.model", "model"],  # of LLaVA and Llama 3.2 Vision; of Qwen2-VL
+    "model.text_model": ["language_model.model", "model.language_model"],
+    "language_model.model": ["model.language_model"],
+    "model.layers": ["language_model.model.layers", "model.language_model.layers"],
+    "lm_head": ["language_model.lm_head"],
+    "model.vision_tower": ["vision_tower", "vision_tower.vision_model", "model.vision_tower.vision_model"],
+    "model.vision_model": ["vision_model"],
+    "model.visual": ["visual"],
+    "model.multi_modal_projector": ["multi_modal_projector"],
+}
+NOT_LINEAR = "not linear layers"
+
+
+def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.Module:
+    """Adapters on linear layers of the components in mode "lora", whole copies of those in mode "full".
+
+    Raises:
+        ValueError: a pattern of `--lora_target_modules` without a match, a flag without effect, an adapter in
+            `--lora_weight_path` that does not fit.
+    """
+    from peft import LoraConfig, get_peft_model  # only a run with adapters needs peft
+
+    head = model.get_output_embeddings()
+    if modes["language_model"] == "full" and head.weight is model.get_input_embeddings().weight:
+        raise ValueError(
+            "--use_vision_lora True with a fully trained language model cannot be saved for this model, whose head "
+            "is tied to its embeddings: add --use_lora True, or leave --use_vision_lora out."
+        )
+    if lora.lora_weight_path:
+        config = LoraConfig.from_pretrained(lora.lora_weight_path)
+        config.inference_mode = False
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise ValueError(f"--lora_weight_path {lora.lora_weight_path} does not fit the model: {error}") from error
+    parameters = []
+    for flag, ends in (("lora_experts", loader.experts), ("lora_router", loader.routers)):
+        if getattr(lora, flag):
+            found = [name for name, _ in model.named_parameters() if name.endswith(tuple(f".{end}" for end in ends))]
+            if not found:
+                raise ValueError(f"--{flag} True has no effect: the model is no mixture of experts. Leave it out.")
+            parameters += found
+    full = [name for component in COMPONENTS if modes[component] == "full" for name in units(model, loader, component)]
+    config = LoraConfig(
+        r=lora.lora_r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        bias=lora.lora_bias,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+        init_lora_weights=lora.lora_init == "default" or lora.lora_init,
+        target_modules=target_modules(model, loader, modes, lora.lora_target_modules),
+        target_parameters=parameters or None,
+        modules_to_save=full or None,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: list[str] | None) -> list[str]:
+    """Full names of the linear layers that get an adapter.
+
+    Without patterns: every one of the components in mode "lora", except the output head. The experts and the router of
+    a mixture have flags of their own: a router may be a Linear, but what it returns is more than a product.
+
+    Args:
+        patterns: names, ends of names, or regular expressions of whole names; what matches no name of today is held
+            against `OLD_PATHS`.
+    """
+    head = model.get_output_embeddings()
+    reasons = {name: why_not(name, module, loader, modes) for name, module in model.named_modules()}
+    head_name = next(name for name, module in model.named_modules() if module is head)
+    if not patterns:
+        return [name for name, reason in reasons.items() if not reason and name != head_name]
+    if head.weight is model.get_input_embeddings().weight:
+        reasons[head_name] = "tied to the embeddings, which an adapter would change too when it is merged"
+    targets = []
+    for pattern in patterns:
+        found = [name for name in reasons if matches(pattern, name)]
+        found = found or [name for name in reasons if any(matches(pattern, old) for old in old_names(name))]
+        fitting = [name for name in found if not reasons[name]]
+        if not fitting:
+            raise ValueError(no_target(pattern, {name: reasons[name] for name in found}, reasons))
+        targets += fitting
+    return list(dict.fromkeys(targets))
+
+
+def why_not(name: str, module: nn.Module, loader: BaseLoader, modes: dict) -> str | None:
+    """Why a module cannot have an adapter, or None if it can."""
+    component = loader.component_of(name)
+    if not isinstance(module, nn.Linear):
+        return NOT_LINEAR
+    if component is None:
+        return "of no component that trains"
+    if modes[component] != "lora":
+        cures = {"vision_encoder": "; add --train_vision_encoder True --use_vision_lora True"}
+        return f"of the {component}, which has no adapters (it is {modes[component]}{cures.get(component, '')})"
+    if loader.mixture_part(name):
+        return "of a mixture of experts: see --lora_experts and --lora_router"
+    if loader.is_unused(name) or name.endswith(tuple(loader.bare_weights)):
+        return "never called by the model"
+    return None
+
+
+def matches(pattern: str, name: str) -> bool:
+    return name == pattern or name.endswith(f".{pattern}") or bool(re.fullmatch(pattern, name))
+
+
+def old_names(name: str) -> list[str]:
+    """What older versions called a module of today."""
+    path = next((path for path in OLD_PATHS if is_inside(name, path)), None)
+    return [old + name.removeprefix(path) for old in OLD_PATHS[path]] if path else []
+
+
+def no_target(pattern: str, found: dict[str, str], reasons: dict[str, str | None]) -> str:
+    """The message for a pattern without a module that can have an adapter."""
+    fitting = [name for name, reason in reasons.items() if not reason]
+    message = f"--lora_target_modules {pattern!r} "
+    if found:
+        by_reason = defaultdict(list)
+        for name, reason in found.items():
+            by_reason[reason].append(name)
+        if len(by_reason) > 1:
+            by_reason.pop(NOT_LINEAR, None)  # such as the blocks around linear layers
+        message += "matches only modules that get no adapter:"
+        message += "".join(f"\n  {len(names)} {reason}: {shortened(names)}" for reason, names in by_reason.items())
+    else:
+        plain = re.sub(r"(\[\\d\]|\[0-9\]|\\d)[+*]?", "0", pattern).replace("\\", "")
+        ends = {name for full in fitting for name in (full, full.rpartition(".")[2])}
+        kinds = {re.sub(r"\d+", "0", name): name for name in sorted(ends, reverse=True)}
+        nearest = difflib.get_close_matches(plain, kinds, n=3, cutoff=0.5)
+        hint = f" Did you mean {', '.join(kinds[kind] for kind in nearest)}?" if nearest else ""
+        message += f"matches no module.{hint}"
+    return f"{message}\nLinear layers that can have an adapter: {shortened(fitting)}"
+
+
+def shortened(names: list[str]) -> str:
+    """Module names in short: those that differ by the number of a layer or in their ends are written together, as in
+    `model.layers.{0..27}.{mlp.up_proj, mlp.down_proj}`.
+    """
+    numbers, ends = defaultdict(list), defaultdict(list)
+    for name in names:
+        head, number, end = re.fullmatch(r"(.*?)(?:\.(\d+)\.(.*))?", name).groups()
+        numbers[head, end].append(number and int(number))
+    for (head, end), found in numbers.items():
+        ends[head, tuple(found)].append(end)
+    return ", ".join(
+        f"{head}.{braces(ranges(found))}.{braces(tails)}" if tails != [None] else head
+        for (head, found), tails in ends.items()
+    )
+
+
+def braces(words: list[str]) -> str:
+    return words[0] if len(words) == 1 and ".." not in words[0] else "{" + ", ".join(words) + "}"
+
+
+def ranges(numbers: tuple[int, ...]) -> list[str]:
+    """`(0, 1, 2, 5)` -> `["0..2", "5"]`."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return [f"{start}..{end}" if start < end else str(start) for start, end in zip(sorted(starts), sorted(ends))]
+
+
+def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -> None:
+    """Load the weights in `path`, by whose configuration `add_adapters` has wrapped the model.
+
+    Raises:
+        ValueError: they are not those of this model, or train other components than the flags say.
+    """
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    config = model.peft_config["default"]
+    try:
+        weights = load_peft_weights(path, device="cpu")
+        held = dict.fromkeys(COMPONENTS, "frozen")
+        held |= {loader.component_of(name): "full" for name in config.modules_to_save or []}
+        held |= {loader.component_of(base_name(name)): "lora" for name in weights if ".lora_" in name}
+        for component, mode in modes.items():
+            if held[component] != mode:
+                raise ValueError(f"its {component} is {held[component]}, but by the flags {mode}")
+        result = set_peft_model_state_dict(model, weights)
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"--lora_weight_path {path} does not fit the model: {error}") from error
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if wrong := sorted({*trained.intersection(result.missing_keys), *result.unexpected_keys}):
+        raise ValueError(
+            f"--lora_weight_path {path} does not fit the model: {len(wrong)} weights are in only one of the two, such "
+            f"as {wrong[0]}."
+        )
+
+
+def units(model: nn.Module, loader: BaseLoader, component: str) -> list[str]:
+    """The largest modules that lie wholly in a component and train: what peft can copy and save beside an adapter."""
+    owners = {}
+    for name, _ in model.named_parameters():
+        owner = None if loader.is_unused(name) else loader.component_of(name)
+        path = name.split(".")
+        for depth in range(1, len(path) + 1):
+            owners.setdefault(".".join(path[:depth]), set()).add(owner)
+    found = []
+    for name, module in model.named_modules():
+        inside_another = any(is_inside(name, unit) for unit in found)
+        # Code may index a container, or ask for its type: its members are copied one by one.
+        container = isinstance(module, (nn.ModuleList, nn.Sequential))
+        if owners.get(name) == {component} and not container and not inside_another:
+            found.append(name)
+    return found
+
+
+def base_name(name: str) -> str:
+    """A parameter's name in the model that peft wrapped."""
+    return name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
