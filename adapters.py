@@ -19,6 +19,7 @@ OLD_PATHS = {
     "lm_head": ["language_model.lm_head"],
     "model.vision_tower": ["vision_tower", "vision_tower.vision_model", "model.vision_tower.vision_model"],
     "model.vision_model": ["vision_model"],
+    "model.vision_embed_tokens.img_processor": ["model.vision_embed_tokens.img_processor.vision_model"],
     "model.visual": ["visual"],
     "model.multi_modal_projector": ["multi_modal_projector"],
 }

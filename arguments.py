@@ -180,17 +180,16 @@ class LoraArguments:
             raise ValueError(f"--{quantized} True quantizes the language model under LoRA: add --use_lora True.")
         if self.lora_init not in LORA_INITS:
             raise ValueError(f"--lora_init {self.lora_init} is not supported; use one of {', '.join(LORA_INITS)}.")
-        if quantized and self.lora_init not in ("default", "gaussian"):
+        flags = [name for name in ("q_lora", "load_in_8bit", "lora_experts", "lora_router") if getattr(self, name)]
+        if flags and self.lora_init not in ("default", "gaussian"):
             raise ValueError(
-                f"--lora_init {self.lora_init} computes with the base's weights, which --{quantized} True packs: use "
-                "default or gaussian."
+                f"--lora_init {self.lora_init} cannot read the weights as --{flags[0]} True holds them: use default or "
+                "gaussian."
             )
+        if self.use_dora and (flags := [name for name in flags if name != "q_lora"]):
+            raise ValueError(f"--use_dora True does not work with --{flags[0]} True (peft 0.21): leave one out.")
         if self.lora_init == "orthogonal" and self.lora_r % 2:
             raise ValueError(f"--lora_init orthogonal needs an even rank, but --lora_r is {self.lora_r}.")
-        if self.use_dora and self.load_in_8bit:
-            raise ValueError(
-                "--use_dora True loses the scales of 8-bit weights (peft 0.21): use --q_lora True, or leave one out."
-            )
         for pattern in self.lora_target_modules or []:
             try:
                 re.compile(pattern)
@@ -322,8 +321,9 @@ class Arguments:
                 continue
             if not getattr(self.model, f"train_{component}"):
                 raise ValueError(f"--{component}_lr has no effect without --train_{component} True: add it.")
-            if "lomo" in self.training.optim or "layerwise" in self.training.optim:
-                raise ValueError(f"--optim {self.training.optim} has one learning rate: leave --{component}_lr out.")
+            optimizer = self.training.optim.value
+            if "lomo" in optimizer or "layerwise" in optimizer:
+                raise ValueError(f"--optim {optimizer} has one learning rate: leave --{component}_lr out.")
         if self.training.eval_strategy != "no" and not self.data.eval_data_path:
             raise ValueError(f"--eval_strategy {self.training.eval_strategy.value} needs --eval_data_path.")
         for name in sorted(self.given & FLAGS_WITHOUT_EFFECT.keys()):

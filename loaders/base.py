@@ -131,6 +131,12 @@ class BaseLoader:
             model = self.model_class().from_pretrained(self.model_path, **self.model_kwargs)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.model_path} has no usable weights: {error}") from error
+        if "quantization_config" in self.model_kwargs:
+            for module in model.modules():
+                # On a CPU with AVX512-BF16, evaluation would pack 4-bit weights anew for good, rounded further, and
+                # nothing that comes out of them would have a gradient again (bitsandbytes 0.50).
+                if hasattr(module, "support_avx512bf16_for_cpu"):
+                    module.support_avx512bf16_for_cpu = False
         if is_deepspeed_zero3_enabled() and getattr(model, "_weight_conversions", None):
             # To save with the checkpoint's key names, the library reverts the renamings of loading, but under ZeRO-3
             # it also keeps those that matched nothing (transformers 5.23), and text weights become `model.model.*`.

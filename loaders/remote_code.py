@@ -95,8 +95,8 @@ class RemoteCodeLoader(BaseLoader):
                 continue  # a buffer, or a second name of a shared weight
             unseen.discard(name)
             parameter = loaded[name]
-            if hasattr(parameter, "quant_state"):
-                continue  # packed into 4 bits
+            if not parameter.is_floating_point():
+                continue  # quantized
             if is_deepspeed_zero3_enabled():
                 import deepspeed
 

@@ -1,10 +1,13 @@
 """What trains: the names of trainable parameters, per family and mode, and the summary that is printed."""
 
 import re
+import shutil
 
 import pytest
 import torch
-from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, make_loader, rows_for
+import transformers
+from conftest import BY_KIND, CONSENT, FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -12,7 +15,15 @@ from arguments import parse_arguments
 from collators import COLLATORS
 from datasets import MultimodalDataset
 from loaders import LOADERS
-from trainable import add_adapters, format_summary, make_trainable, quantization_config, summarize
+from trainable import (
+    add_adapters,
+    format_summary,
+    learning_rates,
+    make_trainable,
+    quantization_config,
+    summarize,
+)
+from trainer import FinetuneTrainer
 
 
 def load(tiny, family, *flags):
@@ -146,15 +157,99 @@ def test_lora_bias_does_not_reach_frozen_components(tiny, bias):
     assert all(name.startswith("model.language_model.") for name in names)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_only_the_language_model_is_quantized(tiny, family):
-    from bitsandbytes.nn import Linear4bit
+@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("bits, kind", [(4, "nf4"), (8, "int8")])
+def test_only_the_language_model_is_quantized(tiny, family, bits, kind):
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
+    flag = {4: "--q_lora", 8: "--load_in_8bit"}[bits]
+    words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", "x.json"]
+    arguments = parse_arguments([*words, "--use_lora", "True", flag, "True", *CONSENT[family]])
     loader = make_loader(family, tiny(family))
     linears = {n for n, m in loader.load_model().named_modules() if isinstance(m, nn.Linear)}
-    loader.model_kwargs = {"dtype": torch.float32, "quantization_config": quantization_config(loader, torch.float32)}
-    quantized = {name for name, module in loader.load_model().named_modules() if isinstance(module, Linear4bit)}
+    loader.model_kwargs["quantization_config"] = quantization_config(loader, torch.float32, bits)
+    model = loader.load_model()
+    kinds = {4: Linear4bit, 8: Linear8bitLt}
+    quantized = {name for name, module in model.named_modules() if isinstance(module, kinds[bits])}
     assert quantized == {name for name in linears if in_language_model(family, name)}
+    assert not any(isinstance(module, kinds[12 - bits]) for module in model.modules())
+    rows = {row.component: row for row in summarize(make_trainable(model, loader, arguments), loader, arguments)}
+    assert f"{kind} ({len(quantized)} Linear)" in rows.pop("language_model").dtypes
+    assert {row.dtypes for row in rows.values()} == {"float32"}
+
+
+# ---- learning rates ----
+
+RATES = {"vision_encoder": 1e-3, "vision_projector": 2e-3, "language_model": 5e-4}
+RATE_FLAGS = ["--vision_encoder_lr", "1e-3", "--vision_projector_lr", "2e-3", "--learning_rate", "5e-4"]
+
+
+def component_by_name(family: str, name: str) -> str:
+    name = name.removeprefix("base_model.model.")
+    facts = FACTS[family]
+    patterns = (facts.vision_projector, facts.vision_encoder, facts.language_model)
+    found = zip(("vision_projector", "vision_encoder", "language_model"), patterns)
+    return next(component for component, pattern in found if re.match(pattern, name))
+
+
+@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("lora", [[], ["--use_lora", "True"]], ids=["full", "lora"])
+def test_each_component_steps_at_its_own_learning_rate(tiny, family, lora, write_rows, tmp_path):
+    """With plain gradient descent, a step is the gradient times the rate."""
+    flags = [
+        *lora,
+        *VISION_FLAGS,
+        *RATE_FLAGS,
+        "--optim",
+        "sgd",
+        "--weight_decay",
+        "0.1",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    model, loader, arguments = load(tiny, family, *flags)
+    rates = learning_rates(model, loader, arguments)
+    trainer = FinetuneTrainer(model=model, args=arguments.training, model_path=tiny(family), learning_rates=rates)
+    groups = trainer.create_optimizer().param_groups
+    rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert sorted(rate_of) == sorted(map(id, trained.values()))
+    assert sum(len(group["params"]) for group in groups) == len(trained)
+    plain = transformers.Trainer(model=model, args=arguments.training).create_optimizer().param_groups
+    assert decays == {id(p): group["weight_decay"] for group in plain for p in group["params"]}
+    assert groups[0]["lr"] == RATES["language_model"]  # the one that is logged
+
+    for group in groups:
+        group["weight_decay"] = 0
+    names_without_gradient(model, batch_with_everything(tiny, family, write_rows, loader))
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    trainer.optimizer.step()
+    for name, p in trained.items():
+        step = RATES[component_by_name(family, name)] * p.grad
+        torch.testing.assert_close(before[name] - p.detach(), step, atol=2e-6, rtol=1e-3)
+    lines = format_summary(summarize(model, loader, arguments)).splitlines()[1:4]
+    assert [line.split()[-2] for line in lines] == ["0.001", "0.002", "0.0005"]
+
+
+def test_learning_rates_are_those_of_the_run_and_of_a_resumed_one(tiny, write_rows, tmp_path):
+    path, out = write_rows(rows_for("qwen2-vl")), tmp_path / "out"
+    flags = [*VISION_FLAGS, "--vision_encoder_lr", 1e-4, "--vision_projector_lr", 0, "--learning_rate", 1e-2]
+    flags += ["--save_strategy", "steps", "--save_steps", 1]
+    whole = run(tiny, "qwen2-vl", path, out, *flags)
+    assert [step["learning_rate"] for step in whole] == [1e-2, 5e-3]
+    before, after = (load_file(f"{folder}/model.safetensors") for folder in (tiny("qwen2-vl"), out))
+    merger = {name for name in before if name.startswith("visual.merger.")}
+    assert merger and all(torch.equal(before[name], after[name]) for name in merger)
+    blocks = {name for name in before if name.startswith("visual.blocks.") and name.endswith("weight")}
+    moved = torch.stack([(before[name] - after[name]).abs().max() for name in blocks])
+    # Adam's first steps are about as long as the rate: 1e-4 + 0.5e-4.
+    assert 5e-5 < moved.min() and moved.max() < 2e-4
+    shutil.rmtree(out / "checkpoint-2")
+    resumed = run(tiny, "qwen2-vl", path, out, *flags, "--resume_from_checkpoint", True)
+    assert [step["loss"] for step in resumed] == pytest.approx([step["loss"] for step in whole], abs=1e-5)
+    again = load_file(out / "model.safetensors")
+    assert all(torch.allclose(after[name], again[name], atol=1e-6) for name in after)
 
 
 MIXTURES = [family for family in FAMILIES if FACTS[family].experts]
