@@ -70,7 +70,7 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
     """Freeze and unfreeze by the flags, wrapping the model with LoRA adapters where they ask for it.
 
     What trains is kept in float32, since small updates vanish in 16 bits; what is frozen, in the precision of the
-    matrix products. DeepSpeed does the same by itself.
+    matrix products. DeepSpeed keeps a copy in float32 of what trains, and wants all of it in one precision.
 
     Raises:
         ValueError: a component to train has nothing trainable.
@@ -86,10 +86,10 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
         name = base_name(name)
         if loader.is_unused(name) or modes.get(loader.component_of(name), "frozen") == "frozen":
             parameter.requires_grad_(False)  # such as the biases that `--lora_bias all` reaches everywhere
-        if parameter.is_floating_point() and not arguments.training.deepspeed:
+        if parameter.is_floating_point() and not hasattr(parameter, "ds_id"):  # which ZeRO-3 has taken over
             # A component that trains in full has one precision, also where it is unused or a bare parameter.
             beside_trained = modes.get(loader.component_of(name)) == "full" and ".original_module." not in name
-            in_full = parameter.requires_grad or beside_trained
+            in_full = not arguments.training.deepspeed and (parameter.requires_grad or beside_trained)
             parameter.data = parameter.data.to(torch.float32 if in_full else compute_dtype(arguments.training))
     if arguments.lora.lora_weight_path:
         load_adapter(model, loader, modes, arguments.lora.lora_weight_path)
