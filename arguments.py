@@ -77,7 +77,6 @@ HARDWARE_FLAGS = {"bf16", "fp16", "tf32", "use_flash_attn", "deepspeed", "fsdp",
 SMALLEST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("learning_rate", "label_smoothing_factor", "dataloader_num_workers", "seed"), 0),
-    **dict.fromkeys(("vision_encoder_lr", "vision_projector_lr"), 0),
 }
 
 
@@ -98,8 +97,16 @@ class ModelArguments:
     )
     train_vision_encoder: bool = flag(False, "Train the vision encoder.")
     train_vision_projector: bool = flag(False, "Train the vision projector (always in full).")
+    vision_encoder_lr: float | None = flag(None, "Learning rate of the vision encoder. Default: --learning_rate.")
+    vision_projector_lr: float | None = flag(None, "Learning rate of the vision projector. Default: --learning_rate.")
 
     def __post_init__(self):
+        for component in ("vision_encoder", "vision_projector"):
+            rate = getattr(self, f"{component}_lr")
+            if rate is not None and not rate >= 0:  # nan too
+                raise ValueError(f"--{component}_lr is {rate}; it must be 0 or more.")
+            if rate is not None and not getattr(self, f"train_{component}"):
+                raise ValueError(f"--{component}_lr has no effect without --train_{component} True: add it.")
         if not self.model_id:
             raise ValueError("--model_id is missing; `python supported_models.py` lists the models.")
         self.family, hub_path = find_model(self.model_id)
@@ -245,8 +252,6 @@ class LoraArguments:
 class TrainingArguments(transformers.TrainingArguments):
     # The dataset hands over whole samples, so no column of theirs may be removed.
     remove_unused_columns: bool = flag(False, "Kept False: the collator needs every field of a sample.")
-    vision_encoder_lr: float | None = flag(None, "Learning rate of the vision encoder. Default: --learning_rate.")
-    vision_projector_lr: float | None = flag(None, "Learning rate of the vision projector. Default: --learning_rate.")
 
     def __post_init__(self):
         if self.tf32 and not is_torch_tf32_available():
@@ -282,9 +287,8 @@ class TrainingArguments(transformers.TrainingArguments):
     def _check_values(self) -> None:
         """What the Trainer would refuse with a traceback, and after the model is loaded."""
         for name, smallest in SMALLEST.items():
-            value = getattr(self, name)
-            if value is not None and not value >= smallest:  # nan too
-                raise ValueError(f"--{name} is {value}; it must be {smallest} or more.")
+            if not getattr(self, name) >= smallest:  # nan too
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be {smallest} or more.")
         if self.label_smoothing_factor > 1:
             raise ValueError(f"--label_smoothing_factor is {self.label_smoothing_factor}; it must be at most 1.")
         if not (self.num_train_epochs > 0 or self.max_steps > 0):
@@ -316,14 +320,14 @@ class Arguments:
             raise ValueError("--use_vision_lora True has no effect without --train_vision_encoder True: add it.")
         if self.lora.lora_weight_path:
             self.lora.take_from_adapter(self.given, self.model.model_path)
-        for component in ("vision_encoder", "vision_projector"):
-            if getattr(self.training, f"{component}_lr") is None:
-                continue
-            if not getattr(self.model, f"train_{component}"):
-                raise ValueError(f"--{component}_lr has no effect without --train_{component} True: add it.")
-            optimizer = self.training.optim.value
-            if "lomo" in optimizer or "layerwise" in optimizer:
-                raise ValueError(f"--optim {optimizer} has one learning rate: leave --{component}_lr out.")
+        rates = [n for n in ("vision_encoder_lr", "vision_projector_lr") if getattr(self.model, n) is not None]
+        if rates and any(kind in self.training.optim.value for kind in ("lomo", "layerwise")):
+            raise ValueError(f"--optim {self.training.optim.value} has one learning rate: leave --{rates[0]} out.")
+        if rates and self.training.deepspeed and self.training.hf_deepspeed_config.get_value("optimizer"):
+            raise ValueError(
+                f"--{rates[0]} has no effect on the optimizer in --deepspeed {self.training.deepspeed}: take its "
+                "section out of the file; --optim chooses an optimizer."
+            )
         if self.training.eval_strategy != "no" and not self.data.eval_data_path:
             raise ValueError(f"--eval_strategy {self.training.eval_strategy.value} needs --eval_data_path.")
         for name in sorted(self.given & FLAGS_WITHOUT_EFFECT.keys()):

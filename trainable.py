@@ -50,16 +50,16 @@ def quantization_config(loader: BaseLoader, dtype: torch.dtype, bits: int = 4):
     )
 
 
-def learning_rate_of(component: str, training) -> float:
-    rates = {"vision_encoder": training.vision_encoder_lr, "vision_projector": training.vision_projector_lr}
-    rate = rates.get(component)
-    return training.learning_rate if rate is None else rate
+def learning_rate_of(component: str, arguments) -> float:
+    model = arguments.model
+    rate = {"vision_encoder": model.vision_encoder_lr, "vision_projector": model.vision_projector_lr}.get(component)
+    return arguments.training.learning_rate if rate is None else rate
 
 
 def learning_rates(model: nn.Module, loader: BaseLoader, arguments) -> dict[str, float]:
     """Parameter name -> learning rate, of what trains."""
     return {
-        name: learning_rate_of(component, arguments.training)
+        name: learning_rate_of(component, arguments)
         for component, parameters in component_parameters(model, loader).items()
         for name, parameter in parameters
         if parameter.requires_grad
@@ -132,7 +132,7 @@ def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[Component
         mode = modes.get(component, "frozen")
         if mode == "lora":
             mode = f"{'dora' if arguments.lora.use_dora else 'lora'} r={arguments.lora.lora_r}"
-        rate = learning_rate_of(component, arguments.training) if trained else None
+        rate = learning_rate_of(component, arguments) if trained else None
         total = sum(num_elements(p) for _, p in parameters)
         mixture = {}
         for name, parameter in parameters:

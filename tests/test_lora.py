@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from conftest import BY_KIND, FACTS, KINDS, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run, turns
+from launch import Launch, launch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_trainable import in_language_model, load, trainable_names
@@ -152,6 +153,16 @@ REFUSED = [
 def test_flags_that_do_not_go_together_are_refused(words, named):
     with pytest.raises(ValueError, match=named):
         parse_arguments(["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json", *LORA, *words.split()])
+
+
+def test_learning_rates_that_deepspeed_would_not_see_are_refused(tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}))
+    words = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json", "--train_vision_projector", "True"]
+    words += ["--vision_projector_lr", "1e-5", "--deepspeed", str(config), "--use_cpu", "True"]
+    run = Launch(words)  # in a process of its own, since the Trainer's flags switch DeepSpeed on for a whole process
+    assert run.wait() == [1]
+    assert "Error: --vision_projector_lr has no effect on the optimizer in --deepspeed" in run.output
 
 
 # ---- inits, DoRA, quantized bases: trained, saved, loaded again ----
@@ -332,3 +343,54 @@ def test_what_contradicts_the_adapter_is_refused(tiny, write_rows, tmp_path):
         refused(named)
     (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["no_such_layer"]}))
     refused("does not fit the model: .*no_such_layer")
+
+
+# ---- engines ----
+
+SHARDED = {
+    "dora and rates": ["--use_dora", True, "--vision_encoder_lr", 1e-4, "--vision_projector_lr", 2e-3],
+    "pissa": ["--lora_init", "pissa"],
+}
+
+
+def sharded_losses(tiny, path, out, processes: int, *flags) -> list[float]:
+    words = ["--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), "--data_path", path]
+    words += [
+        *LORA,
+        *VISION_FLAGS,
+        "--use_cpu",
+        True,
+        "--max_steps",
+        3,
+        "--per_device_train_batch_size",
+        4 // processes,
+    ]
+    words += ["--learning_rate", 2e-3, "--logging_steps", 1, "--save_strategy", "no", "--max_grad_norm", 0]
+    words += ["--train_sampling_strategy", "sequential", "--output_dir", out]
+    if processes > 1:
+        words += ["--deepspeed", "ds_configs/zero3.json"]
+    launch([*words, *flags], processes)
+    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", SHARDED.values(), ids=SHARDED)
+def test_shards_on_two_processes_train_as_one(tiny, write_rows, tmp_path, flags):
+    path = write_rows(rows_for("llava-1.5")[:4])
+    flags = ["--lora_dropout", 0, *flags]
+    alone = sharded_losses(tiny, path, tmp_path / "one", 1, *flags)
+    assert sharded_losses(tiny, path, tmp_path / "two", 2, *flags) == pytest.approx(alone, abs=1e-4)
+    # An adapter that shards wrote goes on in one process and in shards.
+    go_on = ["--lora_weight_path", tmp_path / "two"]
+    alone = sharded_losses(tiny, path, tmp_path / "one-on", 1, *go_on)
+    assert sharded_losses(tiny, path, tmp_path / "two-on", 2, *go_on) == pytest.approx(alone, abs=1e-4)
+    assert alone[0] < 6.5  # 7.3 at the start
+
+
+@pytest.mark.slow
+def test_shards_take_adapters_beside_modules_in_full_in_bfloat16(tiny, write_rows, tmp_path):
+    path = write_rows(rows_for("llava-1.5")[:4])
+    flags = ["--bf16", True, "--lora_dropout", 0]
+    alone = sharded_losses(tiny, path, tmp_path / "one", 1, *flags)
+    assert sharded_losses(tiny, path, tmp_path / "two", 2, *flags) == pytest.approx(alone, abs=3e-2)
