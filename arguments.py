@@ -14,11 +14,19 @@ import traceback
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields
 
+import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available, is_torch_tf32_available
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.utils import (
+    is_flash_attn_2_available,
+    is_flash_attn_3_available,
+    is_liger_kernel_available,
+    is_torch_bf16_gpu_available,
+    is_torch_tf32_available,
+)
 
 from supported_models import find_model
 
@@ -59,6 +67,7 @@ FLAGS_WITHOUT_EFFECT = {
     "use_cache": (False, "training never uses a cache"),
     "prediction_loss_only": (True, "evaluation measures the loss only"),
     "length_column_name": (None, "lengths are estimated from the data"),
+    "optim_target_modules": (None, "no optimizer that reads it is supported"),
     **dict.fromkeys(
         ("include_for_metrics", "batch_eval_metrics", "eval_accumulation_steps", "eval_do_concat_batches"),
         (None, "evaluation measures the loss only"),
@@ -70,13 +79,53 @@ FLAGS_WITHOUT_EFFECT = {
 # the same result, wherever the adapter is loaded. Its others need data first, or cannot be done again exactly.
 LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 
-# Flags that ask for a GPU or an engine: what is trained on does not depend on them.
-HARDWARE_FLAGS = {"bf16", "fp16", "tf32", "use_flash_attn", "deepspeed", "fsdp", "torch_compile", "use_liger_kernel"}
+# Flags of TrainingArguments that would make the loss or the order of samples inexact -> the value that stays, and why.
+FIXED_FLAGS = {
+    "remove_unused_columns": (False, "would empty every sample"),
+    "average_tokens_across_devices": (True, "would make the loss a mean of the processes' means"),
+    "auto_find_batch_size": (False, "would begin again, with another batch size, on weights that are already trained"),
+    "dataloader_in_order": (True, "would give another order of samples in every run"),
+    **dict.fromkeys(
+        ("bf16_full_eval", "fp16_full_eval"), (False, "would round the trained weights before they are saved")
+    ),
+}
+
+# What --accelerator_config may not change: every process takes whole batches, evenly, in the order of our sampler.
+BATCH_SETTINGS = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler")
+
+# Keys of --activation_checkpointing_kwargs that leave the gradients alone.
+CHECKPOINTING_KEYS = {"every_n_layers", "offload", "use_reentrant"}
+
+# Where Liger runs; and all of its kernels but those that stand in for a loss: ours needs the logits.
+LIGER_DEVICES = ("cuda", "xpu", "npu")
+LIGER_KERNELS = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+
+# Starts of names of --optim -> why not.
+REFUSED_OPTIMIZERS = {
+    ("galore", "apollo", "lomo", "adalomo"): "it groups the parameters itself, past the learning rates of components",
+    ("schedule_free",): "other weights would be saved than those that are evaluated (transformers 5.23)",
+}
+
+# --attn_implementation -> whether this machine has what it needs, and what that is.
+ATTENTION = {
+    "sdpa": (lambda: True, ""),
+    "eager": (lambda: True, ""),
+    "flash_attention_2": (is_flash_attn_2_available, "a CUDA GPU and the package flash-attn (docs/training.md)"),
+    "flash_attention_3": (is_flash_attn_3_available, "a Hopper GPU and the package flash-attn-3"),
+    "flex_attention": (torch.cuda.is_available, "a GPU: PyTorch trains with it on no CPU"),
+}
+
+# Flags that ask for a GPU, a package or an engine: what is trained on does not depend on them.
+HARDWARE_FLAGS = {
+    *("bf16", "fp16", "tf32", "use_flash_attn", "attn_implementation", "deepspeed", "fsdp", "optim", "optim_args"),
+    *("torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel"),
+}
 
 # Flags of TrainingArguments -> the smallest value that has a meaning; the Trainer fails late on a smaller one.
 SMALLEST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
-    **dict.fromkeys(("learning_rate", "label_smoothing_factor", "dataloader_num_workers", "seed"), 0),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "label_smoothing_factor"), 0),
+    **dict.fromkeys(("dataloader_num_workers", "seed"), 0),
 }
 
 
@@ -91,7 +140,8 @@ class ModelArguments:
         None, "Model id, or Hub path, of `python supported_models.py`; auto: any other, by --model_local_path."
     )
     model_local_path: str | None = flag(None, "Folder or Hub path to load weights, processor and config from instead.")
-    use_flash_attn: bool = flag(False, "Use FlashAttention 2 (package flash-attn) instead of PyTorch's sdpa.")
+    attn_implementation: str | None = flag(None, f"How attention is computed: {', '.join(ATTENTION)}. Default: sdpa.")
+    use_flash_attn: bool = flag(False, "Short for --attn_implementation flash_attention_2 (package flash-attn).")
     trust_remote_code: bool = flag(
         False, "Run the Python files of the checkpoint, with all your rights: families without a class in transformers."
     )
@@ -113,10 +163,22 @@ class ModelArguments:
         self.model_path = self.model_local_path or hub_path
         if not self.model_path:
             raise ValueError(f"--model_id {self.model_id} needs --model_local_path, a folder or Hub path.")
-        if self.use_flash_attn and not is_flash_attn_2_available():
+        if self.use_flash_attn and self.attn_implementation not in (None, "flash_attention_2"):
             raise ValueError(
-                "--use_flash_attn True needs a CUDA GPU and the package flash-attn (docs/training.md), or leave it out."
+                f"--use_flash_attn True and --attn_implementation {self.attn_implementation} contradict each other: "
+                "leave one of them out."
             )
+        if self.attn_implementation and self.attn_implementation not in ATTENTION:
+            raise ValueError(
+                f"--attn_implementation {self.attn_implementation} is unknown; use one of {', '.join(ATTENTION)}."
+            )
+        if self.use_flash_attn or self.attn_implementation:
+            name = self.attn_implementation or "flash_attention_2"
+            is_available, needed = ATTENTION[name]
+            if not is_available():
+                flags = "--use_flash_attn True" if self.use_flash_attn else f"--attn_implementation {name}"
+                raise ValueError(f"{flags} needs {needed}: leave it out.")
+            self.attn_implementation = name
 
 
 @dataclass
@@ -252,6 +314,10 @@ class LoraArguments:
 class TrainingArguments(transformers.TrainingArguments):
     # The dataset hands over whole samples, so no column of theirs may be removed.
     remove_unused_columns: bool = flag(False, "Kept False: the collator needs every field of a sample.")
+    # The Trainer (5.23) would log the mean of the steps before in the place of a loss that is nan or infinite.
+    logging_nan_inf_filter: bool = flag(False, "Log a mean of earlier losses where the loss is nan or infinite.")
+    # The Trainer's type, dict[str, bool], has no reader for the command line (5.23).
+    liger_kernel_config: str | None = flag(None, 'Kernels of Liger to use or not, as JSON: {"rope": false}.')
 
     def __post_init__(self):
         if self.tf32 and not is_torch_tf32_available():
@@ -270,8 +336,9 @@ class TrainingArguments(transformers.TrainingArguments):
         config = self.deepspeed
         if config and not str(config).startswith("{") and not os.path.isfile(config):
             raise ValueError(f"--deepspeed {config} is not a file; ds_configs/ holds some.")
-        if self.remove_unused_columns:
-            raise ValueError("--remove_unused_columns True would empty every sample: leave it out.")
+        for name, (kept, reason) in FIXED_FLAGS.items():
+            if getattr(self, name) != kept:
+                raise ValueError(f"--{name} {not kept} {reason}: leave it out.")
         self._check_values()
         try:
             super().__post_init__()
@@ -281,8 +348,60 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError("--fp16 True needs a GPU: leave it out, or use --bf16 True --use_cpu True on the CPU.")
         if self.fsdp:
             raise ValueError("--fsdp is not supported: use --deepspeed ds_configs/zero3.json.")
+        self._check_engine()
         self.dataloader_pin_memory &= self.device.type == "cuda"  # else every loader warns
         check_writable("--output_dir", self.output_dir)
+
+    def _check_engine(self) -> None:
+        """What the Trainer would change in silence, or refuse only after the model is loaded."""
+        for name in BATCH_SETTINGS:
+            if getattr(self.accelerator_config, name) != getattr(AcceleratorConfig(), name):
+                raise ValueError(f"--accelerator_config {name} would change which samples a step holds: leave it out.")
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if precision != "no" and not getattr(self, precision):
+            raise ValueError(f"accelerate launch was told {precision}, the flags not: add --{precision} True.")
+        kwargs = self.activation_checkpointing_kwargs or {}
+        if kwargs and not self.activation_checkpointing:
+            raise ValueError("--activation_checkpointing_kwargs has no effect: add --activation_checkpointing True.")
+        if kwargs.keys() - CHECKPOINTING_KEYS or kwargs.get("use_reentrant"):
+            raise ValueError(
+                f"--activation_checkpointing_kwargs takes {', '.join(sorted(CHECKPOINTING_KEYS))}, the last as false "
+                "only: others can lose gradients."
+            )
+        if self.use_liger_kernel and not (self.device.type in LIGER_DEVICES and is_liger_kernel_available()):
+            raise ValueError("--use_liger_kernel True needs a GPU and the package liger-kernel: leave it out.")
+        self.liger_kernel_config = LIGER_KERNELS if self.use_liger_kernel else None
+        self._try_optimizer()
+        if self.torch_compile:
+            try:
+                compiled = torch.compile(torch.sin, backend=self.torch_compile_backend, mode=self.torch_compile_mode)
+                compiled(torch.zeros(8, device=self.device))
+            except Exception as error:  # of a compiler, a backend or a driver
+                raise ValueError(f"--torch_compile True does not work on this machine: {error}") from error
+
+    def _try_optimizer(self) -> None:
+        """Make optimizer and schedule for one number: before step 1, nothing else reads the flags for them."""
+        name = self.optim.value
+        for starts, reason in REFUSED_OPTIMIZERS.items():
+            if name.startswith(starts):
+                raise ValueError(f"--optim {name} is not supported: {reason}.")
+        if "paged" in name and self.device.type != "cuda":
+            raise ValueError(f"--optim {name} needs a CUDA GPU: use {name.removeprefix('paged_')}.")
+        try:
+            optimizer_class, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(self)
+            optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], **kwargs)
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"--optim {name} cannot be made with these flags: {error}") from error
+        try:
+            steps = {"num_warmup_steps": 1, "num_training_steps": 10}
+            transformers.get_scheduler(
+                self.lr_scheduler_type, optimizer, **steps, scheduler_specific_kwargs=self.lr_scheduler_kwargs
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"--lr_scheduler_type {self.lr_scheduler_type.value} with --lr_scheduler_kwargs "
+                f"{self.lr_scheduler_kwargs or {}} is not possible: {error}"
+            ) from error
 
     def _check_values(self) -> None:
         """What the Trainer would refuse with a traceback, and after the model is loaded."""
@@ -293,8 +412,11 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(f"--label_smoothing_factor is {self.label_smoothing_factor}; it must be at most 1.")
         if not (self.num_train_epochs > 0 or self.max_steps > 0):
             raise ValueError(f"--num_train_epochs is {self.num_train_epochs}: raise it, or give --max_steps.")
-        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
-            raise ValueError("--dataloader_persistent_workers True has no effect without --dataloader_num_workers.")
+        if self.max_steps == 0 or self.max_steps < -1:  # the Trainer makes one step at a rate of 0 of it (5.23)
+            raise ValueError(f"--max_steps is {self.max_steps}; it must be 1 or more, or -1 for --num_train_epochs.")
+        for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
+            if getattr(self, name) and not self.dataloader_num_workers:
+                raise ValueError(f"--{name} {getattr(self, name)} has no effect without --dataloader_num_workers.")
         if self.save_strategy == "best" and not (self.metric_for_best_model or self.load_best_model_at_end):
             raise ValueError("--save_strategy best needs --metric_for_best_model eval_loss.")
         names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
@@ -334,11 +456,13 @@ class Arguments:
             accepted, reason = FLAGS_WITHOUT_EFFECT[name]
             if getattr(self.training, name) != accepted:
                 raise ValueError(f"--{name} has no effect, since {reason}: leave it out.")
-        if self.model.use_flash_attn and not (self.training.bf16 or self.training.fp16):
-            raise ValueError("--use_flash_attn True computes in 16 bits only: add --bf16 True.")
-        for name in ("bf16_full_eval", "fp16_full_eval"):
-            if getattr(self.training, name):
-                raise ValueError(f"--{name} True would round the trained weights before they are saved: leave it out.")
+        attention = self.model.attn_implementation or ""
+        if attention.startswith("flash") and not (self.training.bf16 or self.training.fp16):
+            raise ValueError(f"--attn_implementation {attention} computes in 16 bits only: add --bf16 True.")
+        if self.training.eval_on_start and not self.data.eval_data_path:
+            raise ValueError("--eval_on_start True needs --eval_data_path.")
+        if {"gradient_checkpointing", "activation_checkpointing"} <= self.given:
+            raise ValueError("--gradient_checkpointing is the old name of --activation_checkpointing: leave it out.")
         for kind in ("eval", "save", "logging"):
             strategy = getattr(self.training, f"{kind}_strategy").value
             if f"{kind}_steps" in self.given and strategy != "steps":

@@ -34,6 +34,7 @@ def main(words: list[str] | None = None) -> None:
     loader = LOADERS.get(arguments.model.family)(
         arguments.model.model_path, arguments.model.trust_remote_code, **model_kwargs(arguments)
     )
+    check_kernels(arguments, loader)
     collator = make_collator(arguments.model.family, loader, arguments.data)
     report_template_differences(collator)
     check_media_kinds(arguments, collator, train_dataset, eval_dataset)
@@ -111,8 +112,19 @@ def model_kwargs(arguments: Arguments) -> dict:
     # As the checkpoint holds them, so that nothing is rounded on the way; DeepSpeed casts as it loads.
     return {
         "dtype": trainable.compute_dtype(arguments.training) if arguments.training.deepspeed else "auto",
-        "attn_implementation": "flash_attention_2" if arguments.model.use_flash_attn else "sdpa",
+        "attn_implementation": arguments.model.attn_implementation or LOADERS.get(arguments.model.family).attention,
     }
+
+
+def check_kernels(arguments: Arguments, loader) -> None:
+    """Refuse Liger for a model that it has no kernels for, where it would do nothing in silence (0.8.5)."""
+    if arguments.training.use_liger_kernel:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+        if loader.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+            raise ValueError(
+                f"--use_liger_kernel True: Liger has no kernels for {loader.config.model_type}. Leave it out."
+            )
 
 
 def report_template_differences(collator) -> None:

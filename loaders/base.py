@@ -36,6 +36,8 @@ class BaseLoader:
     bare_weights: list[str] = []
     # Whether some tokens attend to later ones. FlashAttention drops that part of a mask in silence (transformers 5.23).
     bidirectional = False
+    # How attention is computed where --attn_implementation leaves it open.
+    attention = "sdpa"
     # Packages that only this family needs -> what for.
     packages: dict[str, str] = {}
     # Whether the classes are Python files of the checkpoint's own (loaders/remote_code.py).
@@ -80,10 +82,11 @@ class BaseLoader:
                 f"{wanted!r}; choose the --model_id of its family."
             )
 
-        if self.bidirectional and model_kwargs.get("attn_implementation") == "flash_attention_2":
+        attention = model_kwargs.get("attn_implementation") or ""
+        if self.bidirectional and attention.startswith("flash"):
             raise ValueError(
-                "--use_flash_attn True would change this model: some of its tokens attend to later ones, which "
-                "FlashAttention cannot do. Leave the flag out."
+                f"--attn_implementation {attention} (--use_flash_attn True) would change this model: some of its "
+                "tokens attend to later ones, which FlashAttention cannot do. Leave the flag out."
             )
 
     def set_attention(self, **parts: str) -> None:
@@ -131,6 +134,9 @@ class BaseLoader:
             model = self.model_class().from_pretrained(self.model_path, **self.model_kwargs)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.model_path} has no usable weights: {error}") from error
+        except (ImportError, ValueError) as error:  # such as an attention that its class does not have
+            attention = self.model_kwargs.get("attn_implementation")
+            raise ValueError(f"transformers refuses {self.model_path} with attention {attention}: {error}") from error
         if "quantization_config" in self.model_kwargs:
             for module in model.modules():
                 # On a CPU with AVX512-BF16, evaluation would pack 4-bit weights anew for good, rounded further, and

@@ -50,18 +50,20 @@ class RemoteCodeLoader(BaseLoader):
     """Base of the families with remote code."""
 
     remote_code = True
+    attention = "eager"
     end_tokens: list[str]  # of a reply; the checkpoint leaves that to its sample code
     model_shim: type  # a subclass of `RemoteModel`
     renamed: tuple[str, str] = ("", "")  # in names of weights: what stands in the file -> in the loaded model
 
     def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
         super().__init__(model_path, trust_remote_code, **model_kwargs)
-        if model_kwargs.get("attn_implementation") == "flash_attention_2":
+        asked = model_kwargs.get("attn_implementation")
+        if asked not in (None, "eager"):
             raise ValueError(
-                f"--use_flash_attn True cannot be used with {model_path}: its own code calls flash-attn in a way that "
-                "transformers 5 does not know. Leave it out."
+                f"--attn_implementation {asked} (--use_flash_attn True is flash_attention_2) cannot be used with "
+                f"{model_path}: its own code computes attention, which transformers 5 calls eager. Leave it out."
             )
-        self.model_kwargs["attn_implementation"] = "eager"  # the checkpoint's own
+        self.model_kwargs["attn_implementation"] = "eager"
 
     def model_class(self):
         remote = get_class_from_dynamic_module(self.config.auto_map["AutoModelForCausalLM"], self.model_path)

@@ -8,15 +8,15 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
-from arguments import FLAGS_WITHOUT_EFFECT, PARTS, RENAMED_FLAGS, parse_arguments
-from train import resume_from
+from arguments import ATTENTION, FIXED_FLAGS, FLAGS_WITHOUT_EFFECT, PARTS, RENAMED_FLAGS, parse_arguments
+from train import model_kwargs, resume_from
 
 REQUIRED = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json"]
 TRAINING_FLAGS = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
 KEPT_FLAGS = """
 model_id model_local_path data_path eval_data_path image_folder video_folder num_frames user_key assistant_key
-model_max_length use_flash_attn train_vision_encoder train_vision_projector mask_question_tokens use_lora
-use_vision_lora q_lora lora_r lora_alpha lora_dropout lora_bias lora_experts lora_router
+model_max_length use_flash_attn attn_implementation train_vision_encoder train_vision_projector mask_question_tokens
+use_lora use_vision_lora q_lora lora_r lora_alpha lora_dropout lora_bias lora_experts lora_router
 """.split()
 
 
@@ -105,6 +105,42 @@ REFUSED = [
     ("--report_to clearml", "--report_to clearml needs a package .* --report_to none"),
     ("--report_to nobody", "--report_to nobody is unknown; use none, all, .*wandb"),
     ("--output_dir setup.py/out", "--output_dir setup.py/out cannot be written: .*setup.py is not a folder"),
+    ("--max_steps 0", "--max_steps is 0; .* --num_train_epochs"),
+    ("--max_grad_norm -1", "--max_grad_norm is -1"),
+    ("--weight_decay -1", "--weight_decay is -1"),
+    ("--eval_on_start True", "--eval_on_start True needs --eval_data_path"),
+    ("--dataloader_multiprocessing_context spawn", "--dataloader_multiprocessing_context spawn .* --dataloader_num"),
+    ("--average_tokens_across_devices False", "--average_tokens_across_devices False .* mean of the processes' means"),
+    ("--auto_find_batch_size True", "--auto_find_batch_size True would begin again"),
+    ("--dataloader_in_order False", "--dataloader_in_order False .* order"),
+    ("--bf16_full_eval True --use_cpu True", "--bf16_full_eval True would round"),
+    ("--fp16_full_eval True --use_cpu True", "--fp16_full_eval True would round"),
+    *(
+        (f'--accelerator_config {{"{name}":{value}}}', f"--accelerator_config {name} would change")
+        for name, value in [("split_batches", "true"), ("dispatch_batches", "true"), ("even_batches", "false")]
+    ),
+    ("--gradient_checkpointing True --activation_checkpointing False", "--gradient_checkpointing is the old name"),
+    ('--activation_checkpointing_kwargs {"offload":true}', "has no effect: add --activation_checkpointing True"),
+    *(
+        (f"--activation_checkpointing True --activation_checkpointing_kwargs {{{wrong}}}", "takes every_n_layers, off")
+        for wrong in ('"use_reentrant":true', '"preserve_rng_state":false')
+    ),
+    ("--attn_implementation fast", "--attn_implementation fast is unknown; use one of sdpa, eager, flash_attention_2"),
+    ("--use_flash_attn True --attn_implementation eager", "--use_flash_attn True and .* eager contradict"),
+    ("--use_flash_attn True", "--use_flash_attn True needs a CUDA GPU and the package flash-attn"),
+    ("--attn_implementation flash_attention_3", "--attn_implementation flash_attention_3 needs a Hopper GPU"),
+    ("--attn_implementation flex_attention", "--attn_implementation flex_attention needs a GPU"),
+    ("--use_liger_kernel True", "--use_liger_kernel True needs a GPU and the package liger-kernel"),
+    ("--optim galore_adamw --optim_args rank=4", "--optim galore_adamw is not supported: it groups the parameters"),
+    ("--optim schedule_free_adamw", "--optim schedule_free_adamw is not supported: other weights would be saved"),
+    ("--optim paged_adamw_8bit --use_cpu True", "--optim paged_adamw_8bit needs a CUDA GPU: use adamw_8bit"),
+    ("--optim grokadamw", "--optim grokadamw cannot be made .*pip install grokadamw"),
+    ("--adam_beta1 2", "--optim adamw_torch_fused cannot be made .* 2.0"),
+    ("--optim_target_modules all-linear", "--optim_target_modules has no effect"),
+    ('--lr_scheduler_kwargs {"foo":1}', "--lr_scheduler_kwargs {'foo': 1} is not possible: .*'foo'"),
+    ("--lr_scheduler_type cosine_with_min_lr", "--lr_scheduler_type cosine_with_min_lr .* min_lr"),
+    ("--torch_compile True --torch_compile_backend foo", "--torch_compile True does not work .*foo"),
+    ("--torch_compile True --torch_compile_mode foo", "--torch_compile True does not work .*foo"),
     *((f"--{flag}", "has no effect") for flag in ("do_train False", "do_predict True", "batch_eval_metrics True")),
 ]
 
@@ -126,6 +162,30 @@ def test_a_precision_that_the_machine_lacks_is_refused(flag, monkeypatch):
         parse(f"--{flag} True")
 
 
+def test_the_names_of_the_optimizers_that_work_here_are_taken():
+    """All that the Trainer makes from PyTorch and bitsandbytes."""
+    names = "adamw_torch sgd adagrad rmsprop adafactor adamw_8bit lion_32bit ademamix_8bit rmsprop_bnb"
+    for name in names.split():
+        assert parse(f"--optim {name}").training.optim == name
+
+
+def test_mixed_precision_of_accelerate_launch_must_be_said_in_the_flags(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="accelerate launch .* --bf16 True"):
+        parse("--use_cpu True")
+    assert parse("--use_cpu True --bf16 True").training.mixed_precision == "bf16"
+
+
+def test_flash_attention_has_a_long_and_a_short_name(monkeypatch):
+    monkeypatch.setitem(ATTENTION, "flash_attention_2", (lambda: True, ""))
+    for words in ("--use_flash_attn True", "--attn_implementation flash_attention_2"):
+        with pytest.raises(ValueError, match="16 bits only: add --bf16 True"):
+            parse(words)
+        arguments = parse(f"{words} --bf16 True --use_cpu True")
+        assert model_kwargs(arguments)["attn_implementation"] == "flash_attention_2"
+    assert model_kwargs(parse(""))["attn_implementation"] == "sdpa"
+
+
 def test_bf16_runs_on_the_cpu_when_asked_for():
     assert parse("--bf16 True --use_cpu True").training.bf16
 
@@ -142,7 +202,7 @@ def test_renamed_flags_are_gone_and_their_successors_exist():
     assert not {f"--{name}" for name in RENAMED_FLAGS} & known
     named = {option for cure in RENAMED_FLAGS.values() for option in re.findall(r"--\w+", cure)}
     assert len(named) > 10 and named <= known
-    assert FLAGS_WITHOUT_EFFECT.keys() <= TRAINING_FLAGS
+    assert FLAGS_WITHOUT_EFFECT.keys() | FIXED_FLAGS.keys() <= TRAINING_FLAGS
 
 
 # ---- YAML ----
@@ -152,7 +212,7 @@ def test_a_yaml_file_gives_the_flags_and_the_command_line_wins(tmp_path):
     (tmp_path / "run.yaml").write_text(
         "model_id: llava-1.5-7b\ndata_path: rows.json\nuse_lora: true\nmask_question_tokens: false\nlora_r: 4\n"
         "eval_data_path: null\nlearning_rate: 1e-4\nsave_strategy: no\nreport_to: [none]\noptim_target_modules: []\n"
-        "lr_scheduler_kwargs: {num_cycles: 2}\n"
+        "lr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cycles: 2}\n"
     )
     arguments = parse_arguments([str(tmp_path / "run.yaml"), "--lora_r", "16", "--learning-rate=2e-4"])
     lora, data, training = arguments.lora, arguments.data, arguments.training
@@ -186,13 +246,13 @@ def test_the_saved_arguments_give_the_same_run(tmp_path):
     words = (
         "--use_cpu True --bf16 True --save_strategy no --report_to none --hub_token secret --debug underflow_overflow"
     )
-    first = parse(words + ' --accelerator_config {"even_batches":false} --mask_question_tokens False')
+    first = parse(words + ' --accelerator_config {"non_blocking":true} --mask_question_tokens False')
     saved = yaml.safe_dump(first.as_dict())
     assert "secret" not in saved and "HUB_TOKEN" not in saved
     (tmp_path / "args.yaml").write_text(saved)
     second = parse_arguments([str(tmp_path / "args.yaml")])
     assert second.as_dict() == first.as_dict()
-    assert second.training.accelerator_config.even_batches is False and second.data.mask_question_tokens is False
+    assert second.training.accelerator_config.non_blocking is True and second.data.mask_question_tokens is False
 
 
 @pytest.mark.parametrize("value, expected", [("True", True), ("False", None)])
