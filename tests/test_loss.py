@@ -1,8 +1,11 @@
 """The loss and its gradients against plain sums over labels: one row at a time, all logits, float64, no Trainer."""
 
+import json
+
 import pytest
 import torch
-from conftest import FACTS, FAMILIES, KINDS, make_loader, rows_for, turns
+from conftest import FACTS, FAMILIES, KINDS, MODEL_ID, VISION_FLAGS, make_loader, rows_for, turns
+from launch import launch
 from transformers import TrainerCallback
 
 from arguments import TrainingArguments
@@ -107,3 +110,39 @@ def test_accumulated_loss_and_gradients_are_those_of_the_labels(tiny, family, op
         each.append(losses.detach())
     assert len(logged) == len(seen.steps) == 3
     assert trainer.evaluate()["eval_loss"] == pytest.approx(torch.cat(each).mean().item(), abs=FACTS[family].rounding)
+
+
+ENGINES = {
+    "ddp": [],
+    "zero2": ["--deepspeed", "ds_configs/zero2.json"],
+    "zero3": ["--deepspeed", "ds_configs/zero3.json"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("family", ["llava-1.5", "qwen2.5-vl", "gemma-3"])  # the library is right for the first alone
+def test_two_processes_share_the_labels_of_a_step(tiny, family, engine, write_rows, tmp_path):
+    """Eleven rows, batches of two, two accumulated: the last window has one batch a process, filled up with row 0."""
+    rows = unequal_rows(family) + [SHORT, LONG]
+    path = write_rows(rows)
+    words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--output_dir", tmp_path / "out"]
+    words += ["--data_path", path, "--eval_data_path", path, "--num_frames", 4, "--use_cpu", True, *VISION_FLAGS]
+    words += ["--per_device_train_batch_size", 2, "--per_device_eval_batch_size", 2, "--learning_rate", 0]
+    words += ["--gradient_accumulation_steps", 2, "--num_train_epochs", 1, "--logging_steps", 1, "--max_grad_norm", 0]
+    words += ["--train_sampling_strategy", "sequential", "--save_strategy", "no", "--model_max_length", 2048]
+    launch([*words, *ENGINES[engine]], processes=2)
+    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    logged = [entry for entry in log if "loss" in entry]
+    parts = Parts(tiny, family, path)
+    assert len(logged) == 2
+    for entry, indices in zip(logged, [range(8), [8, 9, 10, 0]]):
+        losses = parts.label_losses(indices)
+        parts.model.zero_grad()
+        losses.mean().backward()
+        norm = torch.stack([gradient.norm() for gradient in gradients_of(parts.model).values()]).norm().item()
+        assert entry["loss"] == pytest.approx(losses.mean().item(), abs=1e-5)
+        assert entry["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    with torch.no_grad():
+        truth = parts.label_losses(range(11)).mean().item()
+    assert log[-1]["eval_loss"] == pytest.approx(truth, abs=1e-5)
