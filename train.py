@@ -11,8 +11,8 @@ import os
 
 import yaml
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
+import resume
 import trainable
 from arguments import Arguments, cli, parse_arguments
 from collators import make_collator
@@ -25,6 +25,7 @@ def main(words: list[str] | None = None) -> None:
     # argv -> flags
     arguments = parse_arguments(words, description=__doc__)
     check_start(arguments)
+    checkpoint = checkpoint_to_resume(arguments)
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here
     train_dataset = load_dataset(arguments, arguments.data.data_path)
@@ -40,6 +41,9 @@ def main(words: list[str] | None = None) -> None:
     check_media_kinds(arguments, collator, train_dataset, eval_dataset)
     fit_to_budget(collator, train_dataset, arguments.data.drop_overlong)
     fit_to_budget(collator, eval_dataset, arguments.data.drop_overlong)
+    run = resume.describe_run(arguments, train_dataset)
+    if checkpoint:
+        resume.check_same_run(checkpoint, run)
 
     # weights; what trains, and how
     join_deepspeed(arguments)
@@ -60,13 +64,15 @@ def main(words: list[str] | None = None) -> None:
         model_path=arguments.model.model_path,
         chat_template=arguments.data.chat_template,
         learning_rates=trainable.learning_rates(model, loader, arguments),
+        run=run,
     )
-    metrics = trainer.train(resume_from_checkpoint=resume_from(arguments)).metrics
+    metrics = trainer.train(checkpoint).metrics
     if eval_dataset:
         metrics |= trainer.evaluate()
 
     # adapter or full checkpoint, the base's processor files, args.yaml, all_results.json
-    save(trainer, loader, arguments, metrics)
+    with resume.disk_errors(arguments.training.output_dir, arguments.training.output_dir):
+        save(trainer, loader, arguments, metrics)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the saving one down with it
     trainer.end()
 
@@ -78,15 +84,31 @@ def say(text: str) -> None:
 
 
 def check_start(arguments: Arguments) -> None:
-    """Refuse several GPUs in one process, and a resumption from nothing."""
+    """Refuse several GPUs in one process."""
     if arguments.training.n_gpu > 1:
         raise ValueError(
             f"{arguments.training.n_gpu} GPUs are visible to one process. Start with `torchrun --nproc_per_node "
             f"{arguments.training.n_gpu} train.py ...`, or show one GPU: CUDA_VISIBLE_DEVICES=0."
         )
-    folder = arguments.training.output_dir
-    if resume_from(arguments) is True and not (os.path.isdir(folder) and get_last_checkpoint(folder)):
-        raise ValueError(f"--resume_from_checkpoint True finds no checkpoint in --output_dir {folder}.")
+
+
+def checkpoint_to_resume(arguments: Arguments) -> str | None:
+    """What `--resume_from_checkpoint` names; True: the newest whole one, or none before the first is saved."""
+    folder, wanted = arguments.training.output_dir, arguments.training.resume_from_checkpoint
+    if arguments.training.should_save and resume.remove_unfinished(folder):
+        say(f"Removed {os.path.join(folder, resume.UNFINISHED)}: a checkpoint was half written or half deleted.")
+    if not wanted or str(wanted).lower() == "false":
+        return None
+    if str(wanted).lower() != "true":
+        resume.read_record(wanted)
+        return wanted
+    checkpoint, problems = resume.newest_checkpoint(folder)
+    for problem in problems:
+        say(f"WARNING: passed over: {problem}")
+    say(
+        f"Resuming from {checkpoint}." if checkpoint else f"No checkpoint in {folder} yet: starting from the beginning."
+    )
+    return checkpoint
 
 
 def load_dataset(arguments: Arguments, path: str | None) -> MultimodalDataset | None:
@@ -171,11 +193,6 @@ def equal_vision_calls(arguments: Arguments, loader, *datasets: MultimodalDatase
         return set()
     kinds = {"image"} if loader.language_model_sees_media else set()  # also where no row has any
     return kinds.union(*(dataset.media_kinds for dataset in datasets if dataset))
-
-
-def resume_from(arguments: Arguments) -> str | bool | None:
-    value = arguments.training.resume_from_checkpoint
-    return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
 def save(trainer: FinetuneTrainer, loader, arguments: Arguments, metrics: dict) -> None:

@@ -9,13 +9,13 @@ import shutil
 from collections.abc import Iterator
 
 import torch
-import transformers
 from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import Sampler, SequentialSampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from collators.base import IGNORE_INDEX
 from loaders.base import local_folder
+from resume import ResumableTrainer
 
 # What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
 PROCESSOR_FILES = [
@@ -57,8 +57,8 @@ class EpochSampler(Sampler):
         return iter(epoch_order(*self.arguments, self.epoch, *self.options))
 
 
-class FinetuneTrainer(transformers.Trainer):
-    """Args: as `transformers.Trainer`, and
+class FinetuneTrainer(ResumableTrainer):
+    """Args: as `ResumableTrainer`, and
 
     model_path: the folder or Hub path the model came from.
     chat_template: file of the chat template to save in the place of the checkpoint's.
@@ -78,6 +78,7 @@ class FinetuneTrainer(transformers.Trainer):
     ):
         super().__init__(*args, **kwargs)
         self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
+        self.epoch_sampler = None
         # Several families set this to False, and the Trainer would not count the labels of a step for them.
         self.model_accepts_loss_kwargs = True
 
@@ -140,28 +141,20 @@ class FinetuneTrainer(transformers.Trainer):
         strategy = str(getattr(self.args.train_sampling_strategy, "value", self.args.train_sampling_strategy))
         if strategy == "sequential":
             return SequentialSampler(dataset)
-        if strategy == "group_by_length":
-            group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            return EpochSampler(len(dataset), seed, dataset.lengths, group)
-        if strategy != "random":
+        lengths = dataset.lengths if strategy == "group_by_length" else None
+        group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        if strategy not in ("random", "group_by_length"):
             raise ValueError(f"--train_sampling_strategy {strategy} is not supported: use random or group_by_length.")
-        return EpochSampler(len(dataset), seed)
+        self.epoch_sampler = EpochSampler(len(dataset), seed, lengths, group)
+        return self.epoch_sampler
+
+    def _run_epoch(self, *, epoch, **kwargs):
+        if self.epoch_sampler:  # accelerate 1.15 does not reach it on a resumed rank of several
+            self.epoch_sampler.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset):
         return SequentialSampler(eval_dataset)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """As the Trainer's, which passes over weights whose names in the file are not the loaded model's (5.23)."""
-        model = self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "peft_config"):
-            return super()._load_from_checkpoint(resume_from_checkpoint)
-        saved = type(model).from_pretrained(resume_from_checkpoint, config=model.config, dtype=torch.float32)
-        model.load_state_dict(saved.state_dict())
-
-    def _load_best_model(self):
-        if self.is_deepspeed_enabled or hasattr(self.accelerator.unwrap_model(self.model), "peft_config"):
-            return super()._load_best_model()
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _save(self, output_dir=None, state_dict=None):
         if state_dict is not None:  # ZeRO-3 gathers a tied head as a tensor of its own

@@ -1,0 +1,297 @@
+"""Stop and resume: checkpoints that are whole or not there, and a Trainer that goes on from one exactly.
+
+A checkpoint is written in the folder `unfinished-checkpoints` of the output folder, and renamed to `checkpoint-N` when
+all of it is on the disk. Its `checkpoint.json` lists its files, and what a run must share with it to go on from it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import zlib
+from contextlib import contextmanager
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import sort_checkpoints
+
+from datasets import MultimodalDataset, content_parts
+
+UNFINISHED = "unfinished-checkpoints"
+RECORD = "checkpoint.json"
+
+# Flags that a resumed run may change: where things lie, how they are read, and who is told.
+FREE_FLAGS = {
+    *("output_dir", "resume_from_checkpoint", "model_local_path", "model_path", "data_path", "eval_data_path"),
+    *(
+        "image_folder",
+        "video_folder",
+        "save_total_limit",
+        "disable_tqdm",
+        "skip_memory_metrics",
+        "local_rank",
+        "ddp_timeout",
+    ),
+    *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
+    *("dataloader_pin_memory", "dataloader_multiprocessing_context"),
+    *("log_level", "log_level_replica", "log_on_each_node", "report_to", "run_name", "project"),
+    *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+    *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
+}
+
+
+def describe_run(arguments, dataset: MultimodalDataset) -> dict:
+    """What a resumed run must share with the one that wrote the checkpoint."""
+    texts = hashlib.sha256()
+    for row in dataset.rows:
+        texts.update(repr([part.get("text", part["type"]) for part in content_parts(row)]).encode())
+    flags = vars(arguments.model) | vars(arguments.data) | vars(arguments.lora) | arguments.training.to_dict()
+    flags = {name: value for name, value in flags.items() if name not in FREE_FLAGS}
+    run = {"flags": flags, "processes": arguments.training.world_size}
+    run |= {"samples": len(dataset), "texts": texts.hexdigest()}
+    return json.loads(json.dumps(run, default=str))  # as it will be read again
+
+
+def check_same_run(checkpoint: str, run: dict) -> None:
+    """Raise a ValueError where a run would not go on as the one that wrote the checkpoint."""
+    before = read_record(checkpoint)["run"]
+    found, flags = [], before["flags"]
+    for name in sorted(flags.keys() | run["flags"].keys()):
+        then, now = flags.get(name), run["flags"].get(name)
+        if then != now:
+            found.append(f"--{name} is {now} and was {then}")
+    if run["processes"] != before["processes"]:
+        found.append(f"there are {run['processes']} processes and were {before['processes']}")
+    if run["samples"] != before["samples"]:
+        found.append(f"--data_path has {run['samples']} usable samples and had {before['samples']}")
+    elif run["texts"] != before["texts"]:
+        found.append("--data_path has other texts, or in another order")
+    if found:
+        raise ValueError(
+            f"{checkpoint} cannot be resumed exactly: {'; '.join(found)}. Start the run as it was, or a new one "
+            "without --resume_from_checkpoint."
+        )
+
+
+def read_record(checkpoint: str) -> dict:
+    """The `checkpoint.json` of a whole checkpoint.
+
+    Raises:
+        ValueError: a file is missing or cut short.
+    """
+    try:
+        with open(os.path.join(checkpoint, RECORD), encoding="utf-8") as file:
+            record = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{checkpoint} is no whole checkpoint of train.py: no usable {RECORD} ({error}).") from error
+    for name, size in record["files"].items():
+        path = os.path.join(checkpoint, name)
+        if not os.path.isfile(path) or os.path.getsize(path) != size:
+            raise ValueError(f"{checkpoint} is no whole checkpoint: {name} is missing or not of {size:,} bytes.")
+    return record
+
+
+def newest_checkpoint(folder: str) -> tuple[str | None, list[str]]:
+    """The whole checkpoint of the highest step in an output folder, and what is wrong with those above it."""
+    problems = []
+    for checkpoint in reversed(sort_checkpoints(folder)):
+        try:
+            read_record(checkpoint)
+            return checkpoint, problems
+        except ValueError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def remove_unfinished(folder: str) -> bool:
+    """Delete what interrupted saves left in an output folder; returns whether there was any."""
+    leftovers = os.path.join(folder, UNFINISHED)
+    found = os.path.isdir(leftovers)
+    if found:
+        shutil.rmtree(leftovers)
+    return found
+
+
+@contextmanager
+def disk_errors(folder: str, output_dir: str):
+    """What goes wrong in writing to a folder, as a ValueError that says where to go on."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # the file writer of torch.save
+            raise
+        shutil.rmtree(os.path.join(output_dir, UNFINISHED), ignore_errors=True)  # it only takes up room
+        free = shutil.disk_usage(output_dir).free
+        newest, _ = newest_checkpoint(output_dir)
+        state = f"the last whole checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        raise ValueError(
+            f"{folder} could not be written ({error}); the disk has {free / 1e6:,.0f} MB free and {state}. "
+            "Make room, then run the same again with --resume_from_checkpoint True."
+        ) from error
+
+
+class ResumableTrainer(transformers.Trainer):
+    """Args: as `transformers.Trainer`, and
+
+    run: of `describe_run`, for the checkpoints.
+    """
+
+    def __init__(self, *args, run: dict | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.run, self.resumed_from, self.is_saving = run, None, False
+        self.add_callback(StopCallback(self))
+
+    def train(self, resume_from_checkpoint: str | None = None):
+        self.resumed_from = resume_from_checkpoint
+        return super().train(resume_from_checkpoint)
+
+    def _get_output_dir(self, trial):
+        return os.path.join(self.args.output_dir, UNFINISHED) if self.is_saving else self.args.output_dir
+
+    def _save_checkpoint(self, model, trial):
+        """As the Trainer's, but no process ever sees half of it as checkpoint-N, whenever it is killed."""
+        output_dir, name = self.args.output_dir, f"checkpoint-{self.state.global_step}"
+        unfinished, finished = os.path.join(output_dir, UNFINISHED, name), os.path.join(output_dir, name)
+        with disk_errors(finished, output_dir):
+            self.is_saving = True
+            super()._save_checkpoint(model, trial)
+            self.is_saving = False
+            best = os.path.join(output_dir, f"checkpoint-{self.state.best_global_step}")
+            if best == finished or os.path.isdir(best):
+                self.state.best_model_checkpoint = best
+            # The losses since the last logged step, which the Trainer forgets (5.23). All ranks have written before.
+            losses = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
+            if self.args.should_save:
+                self.state.save_to_json(os.path.join(unfinished, TRAINER_STATE_NAME))
+                record = {"losses": losses, "total": self._total_loss_scalar, "logged": self._globalstep_last_logged}
+                write_record(unfinished, {"run": self.run, **record})
+                discard(finished)  # of an earlier run
+                os.rename(unfinished, finished)
+                sync(output_dir)
+                self._rotate_checkpoints(keep={finished, self.state.best_model_checkpoint})
+                os.rmdir(os.path.dirname(unfinished))
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(finished)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if not self.is_saving:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _rotate_checkpoints(self, keep: set[str | None]) -> None:
+        """Delete the oldest beyond `--save_total_limit`; as the library's, but half deleted is deleted."""
+        checkpoints = sort_checkpoints(self.args.output_dir, use_mtime=True)
+        surplus = len(checkpoints) - (self.args.save_total_limit or len(checkpoints))
+        for checkpoint in [path for path in checkpoints if path not in keep][: max(surplus, 0)]:
+            discard(checkpoint)
+
+    def restore_losses(self) -> None:
+        record = read_record(self.resumed_from)
+        self._tr_loss += record["losses"][self.args.process_index]
+        self._total_loss_scalar, self._globalstep_last_logged = record["total"], record["logged"]
+
+    def log(self, logs, start_time=None):
+        if "train_loss" in logs:  # of the whole run, not since the resumption
+            logs["train_loss"] = self._total_loss_scalar / self.state.global_step
+        super().log(logs, start_time)
+
+    def _run_epoch(self, **kwargs):
+        if self.state.global_step < self.state.max_steps:  # resumed at the end, the Trainer would take a step (5.23)
+            super()._run_epoch(**kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """As the Trainer's, which passes over weights whose names in the file are not the loaded model's (5.23)."""
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "peft_config"):
+            return super()._load_from_checkpoint(resume_from_checkpoint)
+        saved = type(model).from_pretrained(resume_from_checkpoint, config=model.config, dtype=torch.float32)
+        model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self):
+        if self.is_deepspeed_enabled or hasattr(self.accelerator.unwrap_model(self.model), "peft_config"):
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def write_record(folder: str, record: dict) -> None:
+    """Bring all files of a checkpoint to the disk and list them in its `checkpoint.json`."""
+    files = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names if name != RECORD]
+    record["files"] = {os.path.relpath(path, folder): os.path.getsize(path) for path in sorted(files)}
+    with open(os.path.join(folder, RECORD), "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1)
+    for path in [*files, os.path.join(folder, RECORD), *(parent for parent, _, _ in os.walk(folder))]:
+        sync(path)
+
+
+def sync(path: str) -> None:
+    """Wait until a file or a folder's list of names is on the disk, for the machine may lose its power."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def discard(checkpoint: str) -> None:
+    """Delete a checkpoint, if it is there; killed meanwhile, what is left of it lies with the unfinished ones."""
+    if os.path.isdir(checkpoint):
+        bin = os.path.join(os.path.dirname(checkpoint), UNFINISHED, f"deleted-{os.path.basename(checkpoint)}")
+        os.makedirs(os.path.dirname(bin), exist_ok=True)
+        os.rename(checkpoint, bin)
+        shutil.rmtree(bin)
+
+
+class StopCallback(TrainerCallback):
+    """SIGTERM (a preempted job): at the end of the step all ranks save a checkpoint and exit.
+
+    The library's `--enable_jit_checkpoint` (5.23) saves on each rank when its own timer says so, and lets the script
+    go on as though the training were complete.
+    """
+
+    EXIT_CODE = 128 + signal.SIGTERM
+
+    def __init__(self, trainer: ResumableTrainer):
+        self.trainer, self.asked, self.stopping, self.save_after_epoch = trainer, False, False, False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.resumed_from:
+            self.trainer.restore_losses()
+        self.handler_before = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number, frame):
+        self.asked = True
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        # Dropout is a pure function of seed, step and rank, whatever evaluations and data loaders drew before.
+        torch.manual_seed(zlib.crc32(f"{args.seed} {state.global_step} {args.process_index}".encode()))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        asked = torch.tensor(float(self.asked), device=args.device)
+        if self.trainer.accelerator.reduce(asked).item() and state.global_step < state.max_steps:
+            self.stopping = control.should_save = True
+        if (
+            state.epoch.is_integer() or state.global_step == state.max_steps
+        ):  # what comes at the end of an epoch belongs before its last checkpoint
+            self.save_after_epoch, control.should_save = control.should_save, False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save |= self.save_after_epoch
+        self.save_after_epoch = False
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.stopping:
+            if state.is_world_process_zero:
+                print(
+                    f"Stopped by SIGTERM after step {state.global_step} of {state.max_steps}. To go on: the same again "
+                    "with --resume_from_checkpoint True.",
+                    flush=True,
+                )
+            self.on_train_end(args, state, control)
+            self.trainer.end()
+            sys.exit(self.EXIT_CODE)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        signal.signal(signal.SIGTERM, self.handler_before)
