@@ -96,16 +96,16 @@ def read_record(checkpoint: str) -> dict:
     return record
 
 
-def newest_checkpoint(folder: str) -> tuple[str | None, list[str]]:
-    """The whole checkpoint of the highest step in an output folder, and what is wrong with those above it."""
-    problems = []
-    for checkpoint in reversed(sort_checkpoints(folder)):
+def whole_checkpoints(folder: str, use_mtime: bool = False) -> tuple[list[str], list[str]]:
+    """The whole checkpoints of an output folder by step or by time, oldest first; what is wrong with the others."""
+    whole, problems = [], []
+    for checkpoint in sort_checkpoints(folder, use_mtime=use_mtime):
         try:
             read_record(checkpoint)
-            return checkpoint, problems
+            whole.append(checkpoint)
         except ValueError as error:
             problems.append(str(error))
-    return None, problems
+    return whole, problems
 
 
 def remove_unfinished(folder: str) -> bool:
@@ -127,8 +127,8 @@ def disk_errors(folder: str, output_dir: str):
             raise
         shutil.rmtree(os.path.join(output_dir, UNFINISHED), ignore_errors=True)  # it only takes up room
         free = shutil.disk_usage(output_dir).free
-        newest, _ = newest_checkpoint(output_dir)
-        state = f"the last whole checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        whole, _ = whole_checkpoints(output_dir)
+        state = f"the last whole checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
         raise ValueError(
             f"{folder} could not be written ({error}); the disk has {free / 1e6:,.0f} MB free and {state}. "
             "Make room, then run the same again with --resume_from_checkpoint True."
@@ -149,6 +149,11 @@ class ResumableTrainer(transformers.Trainer):
     def train(self, resume_from_checkpoint: str | None = None):
         self.resumed_from = resume_from_checkpoint
         return super().train(resume_from_checkpoint)
+
+    def _get_dataloader(self, *args, **kwargs):
+        loader = super()._get_dataloader(*args, **kwargs)
+        loader.base_dataloader.worker_init_fn = ignore_sigterm
+        return loader
 
     def _get_output_dir(self, trial):
         return os.path.join(self.args.output_dir, UNFINISHED) if self.is_saving else self.args.output_dir
@@ -184,8 +189,8 @@ class ResumableTrainer(transformers.Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _rotate_checkpoints(self, keep: set[str | None]) -> None:
-        """Delete the oldest beyond `--save_total_limit`; as the library's, but half deleted is deleted."""
-        checkpoints = sort_checkpoints(self.args.output_dir, use_mtime=True)
+        """Delete the oldest beyond `--save_total_limit`; as the library's, but only what is whole counts."""
+        checkpoints, _ = whole_checkpoints(self.args.output_dir, use_mtime=True)
         surplus = len(checkpoints) - (self.args.save_total_limit or len(checkpoints))
         for checkpoint in [path for path in checkpoints if path not in keep][: max(surplus, 0)]:
             discard(checkpoint)
@@ -242,6 +247,11 @@ def discard(checkpoint: str) -> None:
         os.makedirs(os.path.dirname(bin), exist_ok=True)
         os.rename(checkpoint, bin)
         shutil.rmtree(bin)
+
+
+def ignore_sigterm(worker: int) -> None:
+    """Where all processes of a job get the signal, the data loader's must live until the checkpoint is saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class StopCallback(TrainerCallback):

@@ -99,16 +99,18 @@ def checkpoint_to_resume(arguments: Arguments) -> str | None:
         say(f"Removed {os.path.join(folder, resume.UNFINISHED)}: a checkpoint was half written or half deleted.")
     if not wanted or str(wanted).lower() == "false":
         return None
+    if arguments.training.save_only_model:
+        raise ValueError(
+            "--save_only_model True saves no state to resume from: leave it or --resume_from_checkpoint out."
+        )
     if str(wanted).lower() != "true":
         resume.read_record(wanted)
         return wanted
-    checkpoint, problems = resume.newest_checkpoint(folder)
+    whole, problems = resume.whole_checkpoints(folder)
     for problem in problems:
         say(f"WARNING: passed over: {problem}")
-    say(
-        f"Resuming from {checkpoint}." if checkpoint else f"No checkpoint in {folder} yet: starting from the beginning."
-    )
-    return checkpoint
+    say(f"Resuming from {whole[-1]}." if whole else f"No checkpoint in {folder} yet: starting from the beginning.")
+    return whole[-1] if whole else None
 
 
 def load_dataset(arguments: Arguments, path: str | None) -> MultimodalDataset | None:
