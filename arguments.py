@@ -68,6 +68,7 @@ FLAGS_WITHOUT_EFFECT = {
     "prediction_loss_only": (True, "evaluation measures the loss only"),
     "length_column_name": (None, "lengths are estimated from the data"),
     "optim_target_modules": (None, "no optimizer that reads it is supported"),
+    "enable_jit_checkpoint": (False, "SIGTERM saves and stops anyway"),
     **dict.fromkeys(
         ("include_for_metrics", "batch_eval_metrics", "eval_accumulation_steps", "eval_do_concat_batches"),
         (None, "evaluation measures the loss only"),

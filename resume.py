@@ -143,12 +143,21 @@ class ResumableTrainer(transformers.Trainer):
 
     def __init__(self, *args, run: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.run, self.resumed_from, self.is_saving = run, None, False
-        self.add_callback(StopCallback(self))
+        self.run, self.resumed_from, self.is_saving, self.asked_to_stop = run, None, False, False
+        self.add_callback(ResumeCallback(self))
 
     def train(self, resume_from_checkpoint: str | None = None):
         self.resumed_from = resume_from_checkpoint
-        return super().train(resume_from_checkpoint)
+        if self.args.save_only_model:
+            return super().train(resume_from_checkpoint)
+        handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
+        try:
+            return super().train(resume_from_checkpoint)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+
+    def _ask_to_stop(self, number, frame):
+        self.asked_to_stop = True
 
     def _get_dataloader(self, *args, **kwargs):
         loader = super()._get_dataloader(*args, **kwargs)
@@ -178,7 +187,7 @@ class ResumableTrainer(transformers.Trainer):
                 discard(finished)  # of an earlier run
                 os.rename(unfinished, finished)
                 sync(output_dir)
-                self._rotate_checkpoints(keep={finished, self.state.best_model_checkpoint})
+                self._rotate_checkpoints(keep={name, os.path.basename(best)})
                 os.rmdir(os.path.dirname(unfinished))
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
@@ -188,11 +197,11 @@ class ResumableTrainer(transformers.Trainer):
         if not self.is_saving:
             super()._push_from_checkpoint(checkpoint_folder)
 
-    def _rotate_checkpoints(self, keep: set[str | None]) -> None:
+    def _rotate_checkpoints(self, keep: set[str]) -> None:
         """Delete the oldest beyond `--save_total_limit`; as the library's, but only what is whole counts."""
         checkpoints, _ = whole_checkpoints(self.args.output_dir, use_mtime=True)
         surplus = len(checkpoints) - (self.args.save_total_limit or len(checkpoints))
-        for checkpoint in [path for path in checkpoints if path not in keep][: max(surplus, 0)]:
+        for checkpoint in [path for path in checkpoints if os.path.basename(path) not in keep][: max(surplus, 0)]:
             discard(checkpoint)
 
     def restore_losses(self) -> None:
@@ -254,37 +263,30 @@ def ignore_sigterm(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-class StopCallback(TrainerCallback):
-    """SIGTERM (a preempted job): at the end of the step all ranks save a checkpoint and exit.
+class ResumeCallback(TrainerCallback):
+    """What makes a stopped run go on exactly, and stops it on SIGTERM.
 
-    The library's `--enable_jit_checkpoint` (5.23) saves on each rank when its own timer says so, and lets the script
-    go on as though the training were complete.
+    The library's `--enable_jit_checkpoint` (5.23) does not agree with other ranks on the step to save, and lets the
+    script go on as though the training were complete.
     """
 
-    EXIT_CODE = 128 + signal.SIGTERM
-
     def __init__(self, trainer: ResumableTrainer):
-        self.trainer, self.asked, self.stopping, self.save_after_epoch = trainer, False, False, False
+        self.trainer, self.stopping, self.save_after_epoch = trainer, False, False
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.trainer.resumed_from:
             self.trainer.restore_losses()
-        self.handler_before = signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, number, frame):
-        self.asked = True
 
     def on_step_begin(self, args, state, control, **kwargs):
         # Dropout is a pure function of seed, step and rank, whatever evaluations and data loaders drew before.
         torch.manual_seed(zlib.crc32(f"{args.seed} {state.global_step} {args.process_index}".encode()))
 
     def on_step_end(self, args, state, control, **kwargs):
-        asked = torch.tensor(float(self.asked), device=args.device)
+        asked = torch.tensor(float(self.trainer.asked_to_stop), device=args.device)
         if self.trainer.accelerator.reduce(asked).item() and state.global_step < state.max_steps:
             self.stopping = control.should_save = True
-        if (
-            state.epoch.is_integer() or state.global_step == state.max_steps
-        ):  # what comes at the end of an epoch belongs before its last checkpoint
+        # What is logged and evaluated at the end of an epoch comes before its last checkpoint.
+        if state.epoch.is_integer() or state.global_step == state.max_steps:
             self.save_after_epoch, control.should_save = control.should_save, False
 
     def on_epoch_end(self, args, state, control, **kwargs):
@@ -295,13 +297,9 @@ class StopCallback(TrainerCallback):
         if self.stopping:
             if state.is_world_process_zero:
                 print(
-                    f"Stopped by SIGTERM after step {state.global_step} of {state.max_steps}. To go on: the same again "
-                    "with --resume_from_checkpoint True.",
+                    f"SIGTERM: stopped after step {state.global_step} of {state.max_steps} and saved a checkpoint. "
+                    "To go on: the same again with --resume_from_checkpoint True.",
                     flush=True,
                 )
-            self.on_train_end(args, state, control)
             self.trainer.end()
-            sys.exit(self.EXIT_CODE)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        signal.signal(signal.SIGTERM, self.handler_before)
+            sys.exit(128 + signal.SIGTERM)  # as a shell reports it

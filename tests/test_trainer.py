@@ -219,11 +219,6 @@ def test_the_best_checkpoint_is_the_one_left(tiny, write_rows, tmp_path):
     assert len(each) == 3 and max(each) > each[-1] and last == pytest.approx(max(each), abs=1e-5)
 
 
-def test_resuming_from_nothing_is_refused(tiny, write_rows, tmp_path):
-    with pytest.raises(ValueError, match="--resume_from_checkpoint True finds no checkpoint"):
-        run(tiny, "qwen2-vl", write_rows(rows_for("qwen2-vl")), tmp_path / "out", "--resume_from_checkpoint", True)
-
-
 def test_training_vision_on_text_alone_is_refused(tiny, write_rows, tmp_path):
     path = write_rows([{"conversations": turns("Hello.", "Hi")}])
     with pytest.raises(ValueError, match="--train_vision_encoder True has no effect"):
