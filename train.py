@@ -94,16 +94,16 @@ def check_start(arguments: Arguments) -> None:
 
 def checkpoint_to_resume(arguments: Arguments) -> str | None:
     """What `--resume_from_checkpoint` names; True: the newest whole one, or none before the first is saved."""
-    folder, wanted = arguments.training.output_dir, arguments.training.resume_from_checkpoint
+    folder, wanted = arguments.training.output_dir, resume_from(arguments)
     if arguments.training.should_save and resume.remove_unfinished(folder):
         say(f"Removed {os.path.join(folder, resume.UNFINISHED)}: a checkpoint was half written or half deleted.")
-    if not wanted or str(wanted).lower() == "false":
+    if not wanted:
         return None
     if arguments.training.save_only_model:
         raise ValueError(
             "--save_only_model True saves no state to resume from: leave it or --resume_from_checkpoint out."
         )
-    if str(wanted).lower() != "true":
+    if wanted is not True:
         resume.read_record(wanted)
         return wanted
     whole, problems = resume.whole_checkpoints(folder)
@@ -111,6 +111,11 @@ def checkpoint_to_resume(arguments: Arguments) -> str | None:
         say(f"WARNING: passed over: {problem}")
     say(f"Resuming from {whole[-1]}." if whole else f"No checkpoint in {folder} yet: starting from the beginning.")
     return whole[-1] if whole else None
+
+
+def resume_from(arguments: Arguments) -> str | bool | None:
+    value = arguments.training.resume_from_checkpoint
+    return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
 def load_dataset(arguments: Arguments, path: str | None) -> MultimodalDataset | None:

@@ -57,13 +57,14 @@ def words_of(tiny, path: str, *flags) -> list:
     return [*words, *STEPS, "--use_cpu", True, "--disable_tqdm", True, *flags]
 
 
-@pytest.mark.parametrize("way", [LORA, []], ids=["lora", "full"])
-def test_a_resumed_run_equals_the_unbroken_one(tiny, write_rows, tmp_path, way):
+# Within the first epoch, and at its end, before which its evaluation has to come.
+@pytest.mark.parametrize("way, steps", [(LORA, (5, 6)), ([], (5,))], ids=["lora", "full"])
+def test_a_resumed_run_equals_the_unbroken_one(tiny, write_rows, tmp_path, way, steps):
     path = write_rows(ROWS)
     flags = [*STEPS, *way, "--eval_data_path", path, "--eval_strategy", "epoch", "--max_steps", 8]
     run(tiny, "llava-1.5", path, tmp_path / "whole", *flags)
     assert [entry["step"] for entry in log_of(tmp_path / "whole")] == [4, 6, 8, 8, 8, 8]
-    for step in (5, 6):  # within the first epoch, and at its end, before which the evaluation has to come
+    for step in steps:
         checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
         run(tiny, "llava-1.5", path, tmp_path / f"{step}", *flags, "--resume_from_checkpoint", checkpoint)
         assert_equal_runs(tmp_path / f"{step}", tmp_path / "whole")
