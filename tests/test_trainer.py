@@ -1,4 +1,4 @@
-"""The loss, the order of samples, accumulation, evaluation and what a run leaves behind."""
+"""The loss of one batch, the order of samples and what a run leaves behind."""
 
 import json
 import re
@@ -49,61 +49,6 @@ def test_loss_and_gradients_equal_the_models_own(tiny, family, write_rows, tmp_p
     for name, parameter in model.named_parameters():
         if name in gradients:
             torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4)
-
-
-@pytest.mark.parametrize("family", BY_KIND)
-def test_accumulated_steps_equal_one_batch(tiny, family, write_rows, tmp_path):
-    """Rows of unequal label counts: a mean of means would differ."""
-    rows = [
-        {"image": "red.png", "conversations": turns("<image>\nWhat is it?", "A plain red square without anything")},
-        {"conversations": turns("Hello.", "Hi")},
-        {"image": "blue.png", "conversations": turns("<image>\nAnd this?", "Blue", "Sure?", "Yes")},
-        {"conversations": turns("Count to nine.", "One two three four five six seven eight nine")},
-    ]
-    flags = ["--train_sampling_strategy", "sequential", "--max_steps", 1, *VISION_FLAGS]
-    path = write_rows(rows if FACTS[family].multi_turn else rows_for(family)[:4])
-    batched = run(tiny, family, path, tmp_path / "a", *flags, "--per_device_train_batch_size", 4)
-    split = ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 4]
-    accumulated = run(tiny, family, path, tmp_path / "b", *flags, *split)
-    for key in ("loss", "grad_norm"):
-        assert accumulated[0][key] == pytest.approx(batched[0][key], rel=5e-6, abs=2e-5)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_evaluation_loss_is_a_mean_over_labels(tiny, write_rows, tmp_path, batch_size):
-    family = "qwen2.5-vl"
-    path = write_rows(rows_for(family))
-    flags = [
-        "--eval_data_path",
-        path,
-        "--max_steps",
-        1,
-        "--learning_rate",
-        0,
-        "--per_device_eval_batch_size",
-        batch_size,
-    ]
-    run(tiny, family, path, tmp_path / "out", *flags)
-    loader = make_loader(family, tiny(family))
-    model, collator = loader.load_model(), COLLATORS.get(family)(loader.load_processor(), 2048)
-    dataset = MultimodalDataset(path, num_frames=4)
-    total = labels = 0
-    for i in range(len(dataset)):
-        batch = collator([dataset[i]])
-        count = int((batch["labels"] != -100).sum())
-        with torch.no_grad():
-            total, labels = total + model(**batch).loss.item() * count, labels + count
-    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
-    assert results["eval_loss"] == pytest.approx(total / labels, abs=1e-5)
-
-
-def test_gradient_checkpointing_changes_nothing(tiny, write_rows, tmp_path):
-    for family in ("llava-1.5", "qwen2.5-vl"):
-        path = write_rows(rows_for(family))
-        flags = ["--use_lora", True, "--lora_dropout", 0, *VISION_FLAGS]
-        plain = run(tiny, family, path, tmp_path / f"{family}-a", *flags)
-        checkpointed = run(tiny, family, path, tmp_path / f"{family}-b", *flags, "--activation_checkpointing", True)
-        assert [e["loss"] for e in plain] == pytest.approx([e["loss"] for e in checkpointed], abs=1e-5)
 
 
 def test_order_is_a_pure_function_of_seed_epoch_and_position():
