@@ -1,5 +1,6 @@
 """What all model families share: where the weights come from and which modules belong to which component."""
 
+import logging
 import os
 from importlib.util import find_spec
 
@@ -138,6 +139,8 @@ class BaseLoader:
             attention = self.model_kwargs.get("attn_implementation")
             raise ValueError(f"transformers refuses {self.model_path} with attention {attention}: {error}") from error
         if "quantization_config" in self.model_kwargs:
+            # LLM.int8 works on float16, which bitsandbytes 0.50 says of every layer at every call.
+            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
             for module in model.modules():
                 # On a CPU with AVX512-BF16, evaluation would pack 4-bit weights anew for good, rounded further, and
                 # nothing that comes out of them would have a gradient again (bitsandbytes 0.50).
