@@ -444,8 +444,6 @@ class Arguments:
         if self.lora.lora_weight_path:
             self.lora.take_from_adapter(self.given, self.model.model_path)
         rates = [n for n in ("vision_encoder_lr", "vision_projector_lr") if getattr(self.model, n) is not None]
-        if rates and any(kind in self.training.optim.value for kind in ("lomo", "layerwise")):
-            raise ValueError(f"--optim {self.training.optim.value} has one learning rate: leave --{rates[0]} out.")
         if rates and self.training.deepspeed and self.training.hf_deepspeed_config.get_value("optimizer"):
             raise ValueError(
                 f"--{rates[0]} has no effect on the optimizer in --deepspeed {self.training.deepspeed}: take its "

@@ -145,7 +145,6 @@ REFUSED = [
     ("--vision_encoder_lr 1e-5", "--vision_encoder_lr has no effect without --train_vision_encoder True"),
     ("--vision_projector_lr 1e-5", "--vision_projector_lr has no effect without --train_vision_projector True"),
     ("--train_vision_projector True --vision_projector_lr -1", "--vision_projector_lr is -1.0; it must be 0 or more"),
-    ("--train_vision_projector True --vision_projector_lr 1e-5 --optim lomo", "--optim lomo has one learning rate"),
 ]
 
 
