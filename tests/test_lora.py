@@ -154,6 +154,7 @@ def test_flags_that_do_not_go_together_are_refused(words, named):
         parse_arguments(["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json", *LORA, *words.split()])
 
 
+@pytest.mark.slow
 def test_learning_rates_that_deepspeed_would_not_see_are_refused(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}))
