@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import zlib
 from contextlib import contextmanager
 
@@ -161,7 +162,7 @@ class ResumableTrainer(transformers.Trainer):
 
     def _get_dataloader(self, *args, **kwargs):
         loader = super()._get_dataloader(*args, **kwargs)
-        loader.base_dataloader.worker_init_fn = ignore_sigterm
+        loader.base_dataloader.worker_init_fn = heed_parent_only
         return loader
 
     def _get_output_dir(self, trial):
@@ -258,9 +259,16 @@ def discard(checkpoint: str) -> None:
         shutil.rmtree(bin)
 
 
-def ignore_sigterm(worker: int) -> None:
-    """Where all processes of a job get the signal, the data loader's must live until the checkpoint is saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def heed_parent_only(worker: int) -> None:
+    """Where all processes of a job get SIGTERM, the data loader's must live until the checkpoint is saved."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class ResumeCallback(TrainerCallback):
@@ -274,6 +282,13 @@ class ResumeCallback(TrainerCallback):
         self.trainer, self.stopping, self.save_after_epoch = trainer, False, False
 
     def on_train_begin(self, args, state, control, **kwargs):
+        # Where nodes share a folder, one may still see what lay there a minute ago.
+        step = torch.tensor([state.global_step], device=args.device)
+        if len(steps := set(self.trainer.accelerator.gather(step).tolist())) > 1:
+            raise ValueError(
+                f"The processes start from different checkpoints, of steps {sorted(steps)}: give one of them to all by "
+                "--resume_from_checkpoint PATH."
+            )
         if self.trainer.resumed_from:
             self.trainer.restore_losses()
 

@@ -13,7 +13,7 @@ from functools import partial
 import psutil
 import pytest
 from conftest import IMAGE_ROWS, run, turns
-from launch import Launch, launch
+from launch import Launch, free_port, launch
 from safetensors.torch import load_file
 
 ROWS = [{"image": "red.png", "conversations": turns(f"<image>\nQuestion {i}?", "Yes " * (i + 1))} for i in range(9)]
@@ -103,6 +103,21 @@ def test_two_resumed_processes_equal_the_unbroken_ones(tiny, write_rows, tmp_pat
         assert_equal_runs(tmp_path / f"{step}", tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_processes_that_see_different_checkpoints_are_refused(tiny, write_rows, tmp_path):
+    words = words_of(tiny, write_rows(ROWS), *LORA, "--max_steps", 3, "--output_dir", tmp_path / "out")
+    launch(words, 2)
+    ranks, port = [], free_port()
+    for rank, step in enumerate((1, 2)):
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        resume = ["--resume_from_checkpoint", tmp_path / "out" / f"checkpoint-{step}"]
+        ranks.append(Launch([*words, *resume], environment=env))
+    for started in ranks:
+        assert started.wait() == [1]
+        assert "Error: The processes start from different checkpoints, of steps [1, 2]" in started.output
+
+
 def wait_for(condition, started: Launch, timeout: float = 300) -> None:
     end = time.monotonic() + timeout
     while not condition():
@@ -188,7 +203,9 @@ def test_sigterm_on_one_rank_stops_all_where_its_workers_get_it_too(tiny, write_
     for process in psutil.Process(started.processes[1].pid).children(recursive=True):
         process.terminate()
     started.processes[1].terminate()
-    assert started.wait() == [143, 143]
+    for process in started.processes:
+        process.join(120)
+    assert [process.exitcode for process in started.processes] == [143, 143], started.output[-3000:]
     assert len(checkpoints(tmp_path / "out")) == 1
     assert "SIGTERM: stopped" in started.output and "Traceback" not in started.output
     launch(words, 2)
