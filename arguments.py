@@ -319,6 +319,9 @@ class TrainingArguments(transformers.TrainingArguments):
     logging_nan_inf_filter: bool = flag(False, "Log a mean of earlier losses where the loss is nan or infinite.")
     # The Trainer's type, dict[str, bool], has no reader for the command line (5.23).
     liger_kernel_config: str | None = flag(None, 'Kernels of Liger to use or not, as JSON: {"rope": false}.')
+    fsdp: bool = flag(
+        False, "Shard weights, gradients and optimizer with FSDP2 (--fsdp_config fsdp_configs/fsdp2.json)."
+    )
 
     def __post_init__(self):
         if self.tf32 and not is_torch_tf32_available():
@@ -347,8 +350,6 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(f"transformers refuses the training flags: {error}") from error
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("--fp16 True needs a GPU: leave it out, or use --bf16 True --use_cpu True on the CPU.")
-        if self.fsdp:
-            raise ValueError("--fsdp is not supported: use --deepspeed ds_configs/zero3.json.")
         self._check_engine()
         self.dataloader_pin_memory &= self.device.type == "cuda"  # else every loader warns
         check_writable("--output_dir", self.output_dir)

@@ -221,14 +221,15 @@ class ResumableTrainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """As the Trainer's, which passes over weights whose names in the file are not the loaded model's (5.23)."""
+        if self.is_fsdp_enabled or hasattr(self.accelerator.unwrap_model(self.model), "peft_config"):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
         model = self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "peft_config"):
-            return super()._load_from_checkpoint(resume_from_checkpoint)
         saved = type(model).from_pretrained(resume_from_checkpoint, config=model.config, dtype=torch.float32)
         model.load_state_dict(saved.state_dict())
 
     def _load_best_model(self):
-        if self.is_deepspeed_enabled or hasattr(self.accelerator.unwrap_model(self.model), "peft_config"):
+        adapter = hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or adapter:
             return super()._load_best_model()
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 

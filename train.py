@@ -12,11 +12,13 @@ import os
 import yaml
 from transformers import set_seed
 
+import engines
 import resume
 import trainable
 from arguments import Arguments, cli, parse_arguments
 from collators import make_collator
 from datasets import MultimodalDataset, content_parts
+from engines import say
 from loaders import LOADERS
 from trainer import FinetuneTrainer
 
@@ -24,7 +26,7 @@ from trainer import FinetuneTrainer
 def main(words: list[str] | None = None) -> None:
     # argv -> flags
     arguments = parse_arguments(words, description=__doc__)
-    check_start(arguments)
+    engines.check(arguments)
     checkpoint = checkpoint_to_resume(arguments)
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here
@@ -46,13 +48,14 @@ def main(words: list[str] | None = None) -> None:
         resume.check_same_run(checkpoint, run)
 
     # weights; what trains, and how
-    join_deepspeed(arguments)
+    engines.join(arguments.training)
     quantize(arguments, loader)
     model = loader.load_model()
+    engines.set_up_fsdp(arguments.training, model, trainable.compute_dtype(arguments.training))
     set_seed(arguments.training.seed)  # adapters start alike under every engine
     model = trainable.make_trainable(model, loader, arguments)
     say("\n" + trainable.format_summary(trainable.summarize(model, loader, arguments)) + "\n")
-    collator.media_in_every_batch = equal_vision_calls(arguments, loader, train_dataset, eval_dataset)
+    collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, train_dataset, eval_dataset)
 
     # training and evaluation
     trainer = FinetuneTrainer(
@@ -75,21 +78,6 @@ def main(words: list[str] | None = None) -> None:
         save(trainer, loader, arguments, metrics)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the saving one down with it
     trainer.end()
-
-
-def say(text: str) -> None:
-    """Print on the first process only."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(text, flush=True)
-
-
-def check_start(arguments: Arguments) -> None:
-    """Refuse several GPUs in one process."""
-    if arguments.training.n_gpu > 1:
-        raise ValueError(
-            f"{arguments.training.n_gpu} GPUs are visible to one process. Start with `torchrun --nproc_per_node "
-            f"{arguments.training.n_gpu} train.py ...`, or show one GPU: CUDA_VISIBLE_DEVICES=0."
-        )
 
 
 def checkpoint_to_resume(arguments: Arguments) -> str | None:
@@ -177,35 +165,16 @@ def fit_to_budget(collator, dataset: MultimodalDataset | None, drop_overlong: bo
         say(f"{dataset.name}: of {total} samples, {cut} are cut to --model_max_length, {dropped} are dropped.")
 
 
-def join_deepspeed(arguments: Arguments) -> None:
-    """On a CPU, accelerate 1.15 starts torch.distributed alone, and ZeRO-3 would shard the weights for one process."""
-    if arguments.training.deepspeed:
-        import deepspeed
-
-        deepspeed.init_distributed()
-
-
 def quantize(arguments: Arguments, loader) -> None:
     if bits := trainable.quantized_bits(arguments.lora.q_lora, arguments.lora.load_in_8bit):
         dtype = trainable.compute_dtype(arguments.training)
-        loader.model_kwargs["quantization_config"] = trainable.quantization_config(loader, dtype, bits)
-        loader.model_kwargs["device_map"] = {"": arguments.training.device}  # each rank has the whole model
-
-
-def equal_vision_calls(arguments: Arguments, loader, *datasets: MultimodalDataset | None) -> set[str]:
-    """Kinds of media that every batch must hold: an engine that shards or reduces parameters waits for all of them."""
-    vision_is_trained = arguments.model.train_vision_encoder or arguments.model.train_vision_projector
-    needed = vision_is_trained or loader.language_model_sees_media or arguments.training.deepspeed
-    if arguments.training.world_size == 1 or not needed:
-        return set()
-    kinds = {"image"} if loader.language_model_sees_media else set()  # also where no row has any
-    return kinds.union(*(dataset.media_kinds for dataset in datasets if dataset))
+        config = trainable.quantization_config(loader, dtype, bits)
+        loader.model_kwargs |= engines.quantized(arguments, config, dtype)
 
 
 def save(trainer: FinetuneTrainer, loader, arguments: Arguments, metrics: dict) -> None:
-    whole_model = not hasattr(trainer.model, "peft_config")
-    if whole_model and trainer.args.should_save and not trainer.is_deepspeed_enabled:
-        restore_precision(trainer.model, loader)
+    if not hasattr(trainer.model, "peft_config") and not trainer.is_deepspeed_enabled:
+        engines.put_together(trainer, loader)
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
@@ -213,17 +182,6 @@ def save(trainer: FinetuneTrainer, loader, arguments: Arguments, metrics: dict) 
         with open(os.path.join(arguments.training.output_dir, "args.yaml"), "w", encoding="utf-8") as file:
             yaml.safe_dump(arguments.as_dict(), file, sort_keys=False, allow_unicode=True)
     say(f"Saved to {arguments.training.output_dir}.")
-
-
-def restore_precision(model, loader) -> None:
-    """A whole model in the precision of its checkpoint; what stayed frozen, as it was before --bf16 rounded it."""
-    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad and p.dtype != loader.dtype}
-    if frozen:
-        before = dict(loader.load_model().named_parameters())
-        for name, parameter in frozen.items():
-            parameter.data = before[name].data.to(parameter.device)
-    for parameter in model.parameters():  # `model.to` would make the complex buffers of Llama 4 real
-        parameter.data = parameter.data.to(loader.dtype)  # checkpoints within the run keep full precision
 
 
 if __name__ == "__main__":

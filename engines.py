@@ -1,0 +1,166 @@
+"""What each engine needs that the Trainer leaves open: DDP, DeepSpeed's ZeRO and FSDP2."""
+
+import os
+from threading import Timer
+
+import torch
+from accelerate.utils import DistributedType
+
+# Keys of --fsdp_config that FSDP2 acts on (transformers 5.23); any other would be passed over in silence.
+FSDP_KEYS = {
+    *("version", "auto_wrap_policy", "transformer_layer_cls_to_wrap", "min_num_params", "reshard_after_forward"),
+    *("cpu_ram_efficient_loading", "state_dict_type", "cpu_offload", "activation_checkpointing"),
+}
+
+
+def say(text: str) -> None:
+    """Print on the first process only."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(text, flush=True)
+
+
+def check(arguments) -> None:
+    """Refuse, before anything is loaded, what the engine cannot do.
+
+    Raises:
+        ValueError: names the flags, the reason and what to use instead.
+    """
+    training = arguments.training
+    if training.n_gpu > 1:
+        raise ValueError(
+            f"{training.n_gpu} GPUs are visible to one process. Start with `torchrun --nproc_per_node "
+            f"{training.n_gpu} train.py ...`, or show one GPU: CUDA_VISIBLE_DEVICES=0."
+        )
+    if training.deepspeed:
+        check_deepspeed(arguments, training.hf_deepspeed_config)
+    if training.fsdp:
+        check_fsdp(arguments, training.fsdp_config)
+    elif training.fsdp_config:
+        raise ValueError("--fsdp_config has no effect without --fsdp True: add it, or leave --fsdp_config out.")
+    if (training.deepspeed or training.fsdp) and "RANK" not in os.environ:
+        flag = "deepspeed" if training.deepspeed else "fsdp"
+        raise ValueError(f"--{flag} needs a launcher, also for one process: torchrun --nproc_per_node 1 train.py ...")
+
+
+def check_deepspeed(arguments, config) -> None:
+    for key, flags in (
+        ("optimizer", "--optim, --weight_decay and --vision_encoder_lr"),
+        ("scheduler", "--warmup_steps"),
+    ):
+        if key in config.config:
+            raise ValueError(f"--deepspeed: its {key!r} would override flags such as {flags}: delete it from the file.")
+    if config.is_zero3() and arguments.lora.load_in_8bit:
+        raise ValueError(
+            "--load_in_8bit True: bitsandbytes 0.50 keeps 8-bit weights whole beside the shard that ZeRO-3 makes of "
+            "them. Use ds_configs/zero2.json, or --q_lora True."
+        )
+    if config.is_zero3():
+        check_nodes_share_a_folder(arguments, "ZeRO-3")
+
+
+def check_fsdp(arguments, config: dict) -> None:
+    training = arguments.training
+    if training.deepspeed:
+        raise ValueError("--fsdp True and --deepspeed are two engines: leave one out.")
+    kind = training.distributed_state.distributed_type
+    if kind == DistributedType.MULTI_CPU or (kind == DistributedType.NO and training.device.type == "cpu"):
+        raise ValueError(
+            "--fsdp True needs GPUs: on CPUs accelerate 1.15 would run DDP instead, without a word. Use --deepspeed "
+            "ds_configs/zero3.json, which shards there too, or leave --fsdp out."
+        )
+    if int(config.get("version", 2)) != 2:
+        raise ValueError("--fsdp_config: only version 2 is supported: leave `version` out.")
+    if unknown := {key for key, value in config.items() if value} - FSDP_KEYS:
+        raise ValueError(
+            f"--fsdp_config: {min(unknown)} has no effect on FSDP2; known are {', '.join(sorted(FSDP_KEYS))}."
+        )
+    if config.get("activation_checkpointing"):
+        raise ValueError(
+            "--fsdp_config: its activation_checkpointing draws dropout anew when it computes again, and saves empty "
+            "adapters (accelerate 1.15, peft 0.21). Use --activation_checkpointing True instead."
+        )
+    if config.get("cpu_offload") and "gloo" not in str(training.ddp_backend):
+        raise ValueError("--fsdp_config: cpu_offload also communicates on CPUs: add --ddp_backend cuda:nccl,cpu:gloo.")
+    if arguments.lora.load_in_8bit:
+        raise ValueError(
+            "--load_in_8bit True: 8-bit weights lose their scales when FSDP2 shards them (bitsandbytes 0.50). Use "
+            "--q_lora True, or leave --fsdp out."
+        )
+    check_nodes_share_a_folder(arguments, "FSDP2")
+
+
+def check_nodes_share_a_folder(arguments, engine: str) -> None:
+    if arguments.training.save_on_each_node:
+        raise ValueError(
+            f"--save_on_each_node True: {engine} gathers the weights on the first node only. Give an --output_dir "
+            "that all nodes share, and leave the flag out."
+        )
+
+
+def join(training) -> None:
+    """Start DeepSpeed's communication.
+
+    On a CPU, accelerate 1.15 starts torch.distributed alone, and ZeRO-3 would shard the weights for one process. There
+    DeepSpeed also compiles an operation on first use: one process does it, the others wait for its lock, which ends
+    with its owner (torch 2.14; an older one waits for ever on the file `lock` that a killed build left behind).
+    """
+    if training.deepspeed:
+        import deepspeed
+
+        building = "Building DeepSpeed's communication for CPUs with g++: about a minute, once per machine."
+        message = Timer(3, say, [building])  # a built one loads in less
+        message.start()
+        try:
+            deepspeed.init_distributed()
+        finally:
+            message.cancel()
+
+
+def quantized(arguments, config, dtype: torch.dtype) -> dict:
+    """For `from_pretrained`: how to quantize, and where to."""
+    if arguments.training.fsdp:
+        config.bnb_4bit_quant_storage = dtype  # FSDP2 shards floating-point numbers only
+    if arguments.training.deepspeed and arguments.training.hf_deepspeed_config.is_zero3():
+        return {"quantization_config": config}  # loads a whole model by itself, and shards it when training starts
+    return {"quantization_config": config, "device_map": {"": arguments.training.device}}
+
+
+def set_up_fsdp(training, model, dtype: torch.dtype) -> None:
+    """Complete what accelerate is told: which layers are gathered and freed one by one, and in what precision."""
+    if not training.fsdp:
+        return
+    plugin = training.fsdp_plugin_args
+    if plugin["auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP" and "transformer_cls_names_to_wrap" not in plugin:
+        # accelerate 1.15 takes all that `_no_split_modules` names, and fails on what a model does not have, such as
+        # CLIP's text embeddings.
+        here = {type(module).__name__ for module in model.modules()}
+        plugin["transformer_cls_names_to_wrap"] = sorted(here.intersection(model._no_split_modules))
+    if dtype != torch.float32:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        # Gradients are summed over processes in float32, as by DDP; accelerate's own policy sums in 16 bits.
+        plugin["mixed_precision_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+
+
+def equal_vision_calls(arguments, loader, *datasets) -> set[str]:
+    """Kinds of media that every batch must hold: an engine that shards or reduces parameters waits for all of them."""
+    training = arguments.training
+    vision_is_trained = arguments.model.train_vision_encoder or arguments.model.train_vision_projector
+    needed = vision_is_trained or loader.language_model_sees_media or training.deepspeed or training.fsdp
+    if training.world_size == 1 or not needed:
+        return set()
+    kinds = {"image"} if loader.language_model_sees_media else set()  # also where no row has any
+    return kinds.union(*(dataset.media_kinds for dataset in datasets if dataset))
+
+
+def put_together(trainer, loader) -> None:
+    """Make `trainer.model` a whole one in the precision of its checkpoint, on the processes that save it.
+
+    What trained is put into the checkpoint's own model, so that all else is as it was before `--bf16` rounded it.
+    """
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # by FSDP2 on the first process only
+    if trainer.args.should_save:
+        trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+        trainer.model = loader.load_model()
+        trainer.model.load_state_dict({name: weights[name] for name in trained}, strict=False)
+    trainer.is_fsdp_enabled = False  # nothing is sharded any more
