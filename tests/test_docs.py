@@ -28,7 +28,7 @@ from supported_models import families
 from trainable import training_modes
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
-SCRIPTS = sorted((REPO / "example_scripts").glob("*.sh"))
+SCRIPTS = sorted((REPO / "example_scripts").glob("example_*.sh"))  # those for many machines hand the user's flags on
 # Flags of the commands that are not ours, and of docs/generate.py.
 FOREIGN_FLAGS = {"nproc_per_node", "no-build-isolation", "matrix"}
 
@@ -68,7 +68,8 @@ def workplace(tmp_path, monkeypatch):
     """A folder with what the commands name, on a machine that seems to have a GPU with bfloat16."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(arguments, "is_torch_bf16_gpu_available", lambda: True)
-    shutil.copytree(REPO / "ds_configs", "ds_configs")
+    for folder in ("ds_configs", "fsdp_configs"):
+        shutil.copytree(REPO / folder, folder)
     ((_, run_yaml),) = code_blocks(REPO / "docs/training.md", "yaml")
     Path("run.yaml").write_text(run_yaml, encoding="utf-8")
     Path("out/checkpoint-500").mkdir(parents=True)
