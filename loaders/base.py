@@ -146,12 +146,16 @@ class BaseLoader:
                 # nothing that comes out of them would have a gradient again (bitsandbytes 0.50).
                 if hasattr(module, "support_avx512bf16_for_cpu"):
                     module.support_avx512bf16_for_cpu = False
+        self.mend_saving(model)
+        self.unused = self.unused_modules(model)
+        return model
+
+    def mend_saving(self, model: nn.Module) -> None:
+        """Set right how a loaded model finds the checkpoint's key names and shapes again, where the library errs."""
         if is_deepspeed_zero3_enabled() and getattr(model, "_weight_conversions", None):
             # To save with the checkpoint's key names, the library reverts the renamings of loading, but under ZeRO-3
             # it also keeps those that matched nothing (transformers 5.23), and text weights become `model.model.*`.
             model._weight_conversions = [c for c in model._weight_conversions if c.was_used()]
-        self.unused = self.unused_modules(model)
-        return model
 
     @property
     def dtype(self) -> torch.dtype:
