@@ -1,67 +1,232 @@
-"""Adapter + base -> one standalone checkpoint, in the base's precision and with the base's key names.
+"""Adapter + base -> one standalone checkpoint, in the base's precision, with its key names and its shards.
 
     python merge_lora_weights.py --model_id qwen2.5-vl-3b-instruct --model_path out --model_save_path merged
 
-The result loads with plain `AutoModelForImageTextToText` and `AutoProcessor`.
+The result loads with plain `AutoModelForImageTextToText` and `AutoProcessor`. It is written shard by shard
+(shard_merge.py) and then held against base + adapter; a failed check ends with exit code 1.
 """
 
 import argparse
+import glob
+import json
 import os
 import shutil
+import tempfile
 
+import psutil
+import torch
+import yaml
+from huggingface_hub import HfApi
+from peft import PeftModel, get_peft_model_state_dict
+from PIL import Image
 from transformers.hf_argparser import string_to_bool
+from transformers.trainer_utils import get_last_checkpoint
 
-from arguments import check_writable, cli
+from arguments import adapter_config, check_writable, cli
+from collators import COLLATORS
 from loaders import LOADERS, family_of
-from predict import adapter_config, add_trust_flag, saved_arguments
+from loaders.base import BaseLoader, local_folder
+from predict import add_trust_flag, saved_arguments
+from shard_merge import ShardMerge, WholeModelNeeded, check_adapter, open_file
 from supported_models import find_model
 from trainable import quantization_config
 from trainer import copy_processor_files
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WEIGHT_FILES = ["model*.safetensors", "pytorch_model*.bin"]
+
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
-    adapter = adapter_config(args.model_path)
-    if adapter is None:
-        raise ValueError(f"{args.model_path} holds no adapter (adapter_config.json), so there is nothing to merge.")
+    adapter = read_adapter(args.model_path)
+    check_target(args)
+    base_path = args.model_local_path or adapter.get("base_model_name_or_path")
+    if not base_path:
+        raise ValueError(f"{args.model_path} does not say what it was trained from: name it by --model_local_path.")
+    saved = saved_arguments(args.model_path)
+    model_id = args.model_id or saved.get("model_id")
+    family = find_model(model_id).family if model_id else family_of(base_path)
+    loader = LOADERS.get(family)(base_path, args.trust_remote_code)
+    if hasattr(loader.config, "quantization_config"):  # only such a config has the attribute
+        raise ValueError(f"{base_path} is stored quantized. Name its full-precision base by --model_local_path.")
+    if saved.get("q_lora") and not args.load_4bit:
+        print("The adapter was trained on a 4-bit base (q_lora). --load_4bit merges into the weights that it saw.")
+    if saved.get("load_in_8bit"):
+        print("The adapter was trained on an 8-bit base (load_in_8bit). It is merged into the full-precision one.")
+
+    dtype = DTYPES.get(args.dtype)
+    seen_as = quantization_config(loader, loader.dtype, 4) if args.load_4bit else None
+    try:
+        shards = ShardMerge(loader, args.model_path, dtype, seen_as)
+    except WholeModelNeeded as reason:
+        shards = None
+        print(f"Merging the loaded model, which takes {gigabytes(memory_needed(loader))} of memory: {reason}.")
+
+    # Made in a folder of its own and then moved: what has the name is whole.
+    place = os.path.abspath(args.model_save_path)
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f"{os.path.basename(place)}.partial-", dir=os.path.dirname(place), ignore_cleanup_errors=True
+    ) as parent:
+        folder = os.path.join(parent, "merged")
+        os.mkdir(folder)
+        if shards:
+            shards.write(folder)
+            shutil.copyfile(os.path.join(shards.folder, "config.json"), os.path.join(folder, "config.json"))
+        else:
+            merge_whole(loader, args.model_path, seen_as, dtype or loader.dtype).save_pretrained(folder)
+        if dtype:
+            write_dtype(os.path.join(folder, "config.json"), args.dtype)
+        for path in (base_path, args.model_path):  # the run may have had a --chat_template of its own
+            copy_processor_files(path, folder)
+        if saved:
+            with open(os.path.join(folder, "args.yaml"), "w", encoding="utf-8") as file:
+                yaml.safe_dump(saved, file, sort_keys=False, allow_unicode=True)
+        if os.path.isfile(results := os.path.join(args.model_path, "all_results.json")):
+            shutil.copyfile(results, os.path.join(folder, "all_results.json"))
+        os.replace(folder, place)
+    print(f"Merged {args.model_path} into {base_path}: {args.model_save_path} ({dtype or loader.dtype})", flush=True)
+
+    if shards:
+        print(f"Self-check of the files: {shards.check(place)}.", flush=True)
+    if (needed := memory_needed(loader)) > psutil.virtual_memory().available:
+        print(f"The logits are not checked: that takes {gigabytes(needed)} of memory, which are not free.")
+    else:
+        merged = LOADERS.get(family)(place, args.trust_remote_code, dtype=torch.float32)
+        collator = COLLATORS.get(family)(loader.load_processor())
+        print(check_logits(loader, args.model_path, seen_as, merged, collator, dtype), flush=True)
+    if args.push_to_hub:
+        HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=place)
+        print(f"Pushed to {args.push_to_hub}.")
+
+
+def read_adapter(path: str) -> dict:
+    """The configuration of the adapter in a folder.
+
+    Raises:
+        ValueError: there is none; the message says what to do with what there is.
+    """
+    if (config := adapter_config(path)) is not None:
+        return config
+    cure = "so there is nothing to merge"
+    for shards, command in {
+        "global_step*": f"python {path}/zero_to_fp32.py {path} {path} --safe_serialization",
+        "pytorch_model_fsdp_*": f"accelerate merge-weights {path}/pytorch_model_fsdp_0 {path}",
+    }.items():
+        if glob.glob(os.path.join(path, shards)) and not glob.glob(os.path.join(path, "model*.safetensors")):
+            cure = (
+                f"but the shards of a training engine. `{command}` makes them a whole checkpoint, with no need to merge"
+            )
+    if os.path.isdir(path) and (checkpoint := get_last_checkpoint(path)):
+        cure = f"but the run left checkpoints: the last is {checkpoint}"
+    raise ValueError(f"{path} holds no adapter (adapter_config.json), {cure}.")
+
+
+def check_target(args: argparse.Namespace) -> None:
+    """Refuse a place that cannot be written, here or on the Hub, before anything is read."""
     if os.path.isdir(args.model_save_path) and os.listdir(args.model_save_path):
         raise ValueError(f"--model_save_path {args.model_save_path} exists and is not empty; name a new folder.")
     check_writable("--model_save_path", args.model_save_path)
     if args.load_model:
         print("--load_model is implied: the base is always loaded.")
-    base_path = args.model_local_path or adapter["base_model_name_or_path"]
-    saved = saved_arguments(args.model_path)
-    model_id = args.model_id or saved.get("model_id")
-    family = find_model(model_id).family if model_id else family_of(base_path)
-    loader = LOADERS.get(family)(base_path, args.trust_remote_code)
-    if saved.get("q_lora") and not args.load_4bit:
-        print("The adapter was trained on a 4-bit base (q_lora). --load_4bit merges into the weights that it saw.")
-    merge(loader, args.model_path, args.model_save_path, args.load_4bit)
-    for path in (base_path, args.model_path):  # the run may have had a --chat_template of its own
-        copy_processor_files(path, args.model_save_path)
-    for name in ("args.yaml", "all_results.json"):
-        if os.path.isfile(os.path.join(args.model_path, name)):
-            shutil.copyfile(os.path.join(args.model_path, name), os.path.join(args.model_save_path, name))
-    print(f"Merged {args.model_path} into {base_path}: {args.model_save_path} ({loader.dtype})")
+    if args.push_to_hub:
+        try:
+            HfApi().create_repo(args.push_to_hub, exist_ok=True)
+        except Exception as error:  # of the Hub or of the HTTP client, which have no base of their own
+            raise ValueError(f"--push_to_hub {args.push_to_hub} cannot be made: {error}") from error
 
 
-def merge(loader, adapter_path: str, save_path: str, load_4bit: bool = False) -> None:
-    """Write base + adapter to `save_path`.
+def memory_needed(loader: BaseLoader) -> float:
+    """Bytes for the model in float32, and a third more for the adapter and what is computed."""
+    folder = local_folder(loader.model_path, WEIGHT_FILES)
+    paths = [path for pattern in WEIGHT_FILES for path in glob.glob(os.path.join(folder, pattern))]
+    return sum(map(os.path.getsize, paths)) * 4 / loader.dtype.itemsize * 4 / 3
 
-    Args:
-        load_4bit: merge into the base as its 4-bit quantization saw it: quantized, then dequantized.
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def write_dtype(path: str, dtype: str) -> None:
+    """Name the precision in a config.json, wherever it names one."""
+
+    def rename(config: dict) -> dict:
+        config = {key: rename(value) if isinstance(value, dict) else value for key, value in config.items()}
+        return config | {key: dtype for key in ("dtype", "torch_dtype") if config.get(key)}
+
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(rename({"dtype": dtype} | config), file, indent=2)
+
+
+# ---- on the loaded model ----
+
+
+def load_with_adapter(loader: BaseLoader, adapter_path: str, seen_as) -> PeftModel:
+    """Base and adapter in float32; the base as a quantization saw it, if one is given.
+
+    Raises:
+        ValueError: the adapter does not fit the base.
     """
-    from peft import PeftModel
-
-    # Small updates are rounded away in 16 bits, so the sum is formed in the base's own precision.
-    loader.model_kwargs["dtype"] = loader.dtype
-    if load_4bit:
-        loader.model_kwargs["quantization_config"] = quantization_config(loader, loader.dtype)
+    loader.model_kwargs["dtype"] = torch.float32
+    if seen_as:
+        loader.model_kwargs |= {"dtype": loader.dtype, "quantization_config": seen_as}
     model = loader.load_model()
-    if load_4bit:
-        model = model.dequantize().to(loader.dtype)
-    model = PeftModel.from_pretrained(model, adapter_path).merge_and_unload(safe_merge=True)
-    model.save_pretrained(save_path)
+    model = (model.dequantize() if seen_as else model).float()
+    try:
+        model = PeftModel.from_pretrained(model, adapter_path)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{adapter_path} is no adapter of {loader.model_path}: {error}") from error
+    stored = get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected = {key.removeprefix("base_model.model."): tensor for key, tensor in stored.items()}
+    check_adapter(
+        open_file(os.path.join(adapter_path, "adapter_model.safetensors")), expected, adapter_path, loader.model_path
+    )
+    return model.eval()
+
+
+def merge_whole(loader: BaseLoader, adapter_path: str, seen_as, dtype: torch.dtype):
+    return load_with_adapter(loader, adapter_path, seen_as).merge_and_unload(safe_merge=True).to(dtype)
+
+
+@torch.no_grad()
+def check_logits(loader, adapter_path: str, seen_as, merged: BaseLoader, collator, dtype: torch.dtype | None) -> str:
+    """Compare the logits of base + adapter and of the merged model, both computed in float32, on a probe with an image.
+
+    Their difference has to be of the size of rounding: of what random changes, within the precision that was written,
+    of the weights that were merged do to the logits.
+
+    Raises:
+        ValueError: it is larger.
+    """
+    torch.manual_seed(0)
+    image = Image.fromarray(torch.randint(256, (64, 64, 3), dtype=torch.uint8).numpy())
+    question = [{"type": "image", "image": image}, {"type": "text", "text": "What is in the image?"}]
+    answer = [{"type": "text", "text": "Nothing but noise."}]
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    batch = collator([{"messages": messages}])
+    del batch["labels"]
+
+    model = load_with_adapter(loader, adapter_path, seen_as)
+    with_adapter = model(**batch).logits
+    with model.disable_adapter():
+        moved = with_adapter - model(**batch).logits
+    for name, parameter in model.named_parameters():
+        if dtype or "base_layer" in name or "modules_to_save" in name:
+            parameter *= 1 + torch.finfo(dtype or loader.dtype).eps * (torch.rand_like(parameter) - 0.5)
+    rounding = with_adapter - model(**batch).logits
+    del model
+    difference = with_adapter - merged.load_model().eval()(**batch).logits
+
+    moved, rounding, difference = (x.square().mean().sqrt().item() for x in (moved, rounding, difference))
+    found = (
+        f"the logits of base + adapter and of the merged model differ by {difference:.2g} (root mean square, "
+        f"{batch['input_ids'].numel()} tokens); rounding alone moves them by {rounding:.2g}, the adapter by {moved:.2g}"
+    )
+    if not difference <= 4 * rounding + 1e-6 * with_adapter.abs().max():
+        raise ValueError(f"Self-check failed: {found}. Do not use {merged.model_path}.")
+    return f"Self-check of the logits: {found}."
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -72,10 +237,14 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model_local_path", help="The base; default: the path that the adapter was trained from.")
     parser.add_argument("--model_path", required=True, help="Folder of the adapter.")
     parser.add_argument("--model_save_path", required=True, help="Folder to write, new or empty.")
+    parser.add_argument("--dtype", choices=DTYPES, help="Precision to write; default: each tensor's own in the base.")
     add_trust_flag(parser)
     switch = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
     parser.add_argument("--load_model", **switch, help="Implied; accepted for old scripts.")
     parser.add_argument("--load_4bit", **switch, help="Merge into the base as its 4-bit quantization saw it.")
+    parser.add_argument(
+        "--push_to_hub", metavar="ORG/NAME", help="Upload the result there; log in with `hf auth login`."
+    )
     return parser.parse_args(words)
 
 
