@@ -107,7 +107,7 @@ def test_an_attention_that_a_class_does_not_have_is_refused_before_the_weights(t
 
 @pytest.mark.slow
 def test_a_compiled_model_is_the_same(tiny, write_rows, tmp_path):
-    """Adapters and a whole projector, batches of different shapes, evaluation, and the names of the weights that are left."""
+    """Adapters and a whole projector, batches of different shapes, evaluation, and the names of what is saved."""
     family = "llava-1.5"
     path = write_rows(rows_for(family))
     flags = [*MODES["projector"], "--eval_data_path", path, "--use_cpu", True, "--max_steps", 3]
