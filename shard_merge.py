@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model, revert_weight_conversion
+from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
@@ -286,7 +287,7 @@ def check_adapter(file, expected: dict[str, torch.Tensor], adapter_path: str, ba
 
 
 def skeleton(loader: BaseLoader) -> nn.Module:
-    with torch.device("meta"):
+    with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():  # as `from_pretrained` does
         return loader.model_class().from_config(deepcopy(loader.config), dtype=torch.float32)
 
 
