@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import zlib
 from contextlib import contextmanager
 
@@ -160,11 +159,6 @@ class ResumableTrainer(transformers.Trainer):
     def _ask_to_stop(self, number, frame):
         self.asked_to_stop = True
 
-    def _get_dataloader(self, *args, **kwargs):
-        loader = super()._get_dataloader(*args, **kwargs)
-        loader.base_dataloader.worker_init_fn = heed_parent_only
-        return loader
-
     def _get_output_dir(self, trial):
         return os.path.join(self.args.output_dir, UNFINISHED) if self.is_saving else self.args.output_dir
 
@@ -258,18 +252,6 @@ def discard(checkpoint: str) -> None:
         os.makedirs(os.path.dirname(bin), exist_ok=True)
         os.rename(checkpoint, bin)
         shutil.rmtree(bin)
-
-
-def heed_parent_only(worker: int) -> None:
-    """Where all processes of a job get SIGTERM, the data loader's must live until the checkpoint is saved."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
 
 
 class ResumeCallback(TrainerCallback):

@@ -10,7 +10,6 @@ import threading
 import time
 from functools import partial
 
-import psutil
 import pytest
 from conftest import IMAGE_ROWS, run, turns
 from launch import Launch, free_port, launch
@@ -194,14 +193,12 @@ def test_sigterm_saves_and_stops(tiny, write_rows, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ZERO2], ids=["ddp", "zero2"])
-def test_sigterm_on_one_rank_stops_all_where_its_workers_get_it_too(tiny, write_rows, tmp_path, flags):
-    words = words_of(tiny, write_rows(ROWS), *LORA, *flags, "--dataloader_num_workers", 1, "--save_steps", 1000)
+def test_sigterm_on_one_rank_stops_all(tiny, write_rows, tmp_path, flags):
+    words = words_of(tiny, write_rows(ROWS), *LORA, *flags, "--save_steps", 1000)
     launch([*words, "--output_dir", tmp_path / "whole"], 2)
     words += ["--output_dir", tmp_path / "out", "--resume_from_checkpoint", True]
     started = Launch(words, 2)
     wait_for(lambda: "'loss'" in started.output, started)
-    for process in psutil.Process(started.processes[1].pid).children(recursive=True):
-        process.terminate()
     started.processes[1].terminate()
     for process in started.processes:
         process.join(120)
