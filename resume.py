@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import zlib
 from contextlib import contextmanager
 
@@ -25,22 +26,15 @@ from datasets import MultimodalDataset, content_parts
 UNFINISHED = "unfinished-checkpoints"
 RECORD = "checkpoint.json"
 
-# Flags that a resumed run may change: where things lie, how they are read, and who is told.
+# Flags that a resumed run may change: where things lie, how they are read, when it is saved and measured, who is told.
 FREE_FLAGS = {
     *("output_dir", "resume_from_checkpoint", "model_local_path", "model_path", "data_path", "eval_data_path"),
-    *(
-        "image_folder",
-        "video_folder",
-        "save_total_limit",
-        "disable_tqdm",
-        "skip_memory_metrics",
-        "local_rank",
-        "ddp_timeout",
-    ),
-    *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
-    *("dataloader_pin_memory", "dataloader_multiprocessing_context"),
+    *("image_folder", "video_folder", "dataloader_num_workers", "dataloader_persistent_workers", "local_rank"),
+    *("dataloader_prefetch_factor", "dataloader_pin_memory", "dataloader_multiprocessing_context", "ddp_timeout"),
+    *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
+    *("per_device_eval_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "disable_tqdm"),
     *("log_level", "log_level_replica", "log_on_each_node", "report_to", "run_name", "project"),
-    *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+    *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics"),
     *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
 }
 
@@ -159,6 +153,11 @@ class ResumableTrainer(transformers.Trainer):
     def _ask_to_stop(self, number, frame):
         self.asked_to_stop = True
 
+    def _get_dataloader(self, *args, **kwargs):
+        loader = super()._get_dataloader(*args, **kwargs)
+        loader.base_dataloader.worker_init_fn = heed_parent_only
+        return loader
+
     def _get_output_dir(self, trial):
         return os.path.join(self.args.output_dir, UNFINISHED) if self.is_saving else self.args.output_dir
 
@@ -252,6 +251,18 @@ def discard(checkpoint: str) -> None:
         os.makedirs(os.path.dirname(bin), exist_ok=True)
         os.rename(checkpoint, bin)
         shutil.rmtree(bin)
+
+
+def heed_parent_only(worker: int) -> None:
+    """In a data loader's worker: end by SIGTERM of the parent alone, since a job that is stopped may send it to all."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait_for_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()
 
 
 class ResumeCallback(TrainerCallback):

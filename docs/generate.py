@@ -1,7 +1,7 @@
 """Rewrite the parts of the documentation that follow from the code.
 
     python docs/generate.py
-    python docs/generate.py --matrix      # first run the support matrix, for an hour or less
+    python docs/generate.py --matrix      # first run the matrices: of data and families, of strategies and engines
 
 These are docs/supported_models.md, docs/chat_formats.md, and in other pages what stands between `<!-- NAME -->` and
 `<!-- /NAME -->`. A test compares each with a fresh rendering.
@@ -34,6 +34,7 @@ from loaders.base import COMPONENTS  # noqa: E402
 from supported_models import AUTO, MODELS, families  # noqa: E402
 
 MATRIX = REPO / "docs" / "support_matrix.json"
+STRATEGIES = REPO / "docs" / "strategy_matrix.json"
 FLAG_GROUPS = {"Model": ModelArguments, "Data": DataArguments, "LoRA": LoraArguments}
 NOTE = "<!-- Written by `python docs/generate.py`: change the code, not this file. -->\n"
 
@@ -180,6 +181,27 @@ def support_matrix(listed: list[str]) -> str:
     return table(["family", *columns], rows)
 
 
+def strategy_matrix() -> str:
+    """Ways of training by engines: a tick where every family passed; a refusal, with its reason below the table."""
+    outcomes = json.loads(STRATEGIES.read_text(encoding="utf-8"))
+    rows, refusals = {}, []
+    for cell in next(iter(outcomes.values())):
+        strategy, engine = cell.split(", ")
+        found = {cells[cell] for cells in outcomes.values()}
+        if found == {"passed"}:
+            mark = "✓"
+        elif "failed" in found:
+            mark = "✗ " + ", ".join(family for family, cells in outcomes.items() if cells[cell] == "failed")
+        else:
+            (reason,) = found
+            refusals += [reason] if reason not in refusals else []
+            mark = f"refused ({refusals.index(reason) + 1})"
+        rows.setdefault(strategy, {})[engine] = mark
+    text = table(["", *next(iter(rows.values()))], [[strategy, *marks.values()] for strategy, marks in rows.items()])
+    notes = "".join(f"{number}. {reason}\n" for number, reason in enumerate(refusals, 1))
+    return f"Families: {', '.join(outcomes)}.\n\n{text}" + (f"\n{notes}" if notes else "")
+
+
 def slug(heading: str) -> str:
     """GitHub's anchor of a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
@@ -311,7 +333,10 @@ def render(checkpoint_of) -> dict[Path, str]:
         REPO / "README.md": fill(REPO / "README.md", models=model_table(collators)),
         REPO / "docs/dataset.md": fill(REPO / "docs/dataset.md", preview=preview_example(checkpoint_of("llava-1.5"))),
         REPO / "docs/training.md": fill(
-            REPO / "docs/training.md", flags=flag_tables(), summary=summary(checkpoint_of("qwen2-vl"))
+            REPO / "docs/training.md",
+            flags=flag_tables(),
+            summary=summary(checkpoint_of("qwen2-vl")),
+            strategies=strategy_matrix(),
         ),
         REPO / "docs/supported_models.md": supported_models(loaders, collators),
         REPO / "docs/chat_formats.md": chat_formats(collators),
@@ -322,10 +347,11 @@ def main() -> None:
     from tiny_models import make_tiny_checkpoint
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--matrix", action="store_true", help="run the support matrix first")
+    parser.add_argument("--matrix", action="store_true", help="run the matrices first")
     if parser.parse_args().matrix:
-        tests = [str(REPO / "tests/test_matrix.py"), "-m", "cell", "--matrix", str(MATRIX)]
-        subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], cwd=REPO)
+        for tests, file in (("tests/test_matrix.py", MATRIX), ("tests/test_strategies.py", STRATEGIES)):
+            words = ["-m", "pytest", "-q", tests, "-m", "cell", "--matrix", str(file)]
+            subprocess.run([sys.executable, *words], cwd=REPO)
     with tempfile.TemporaryDirectory() as folder:
         made = {family: f"{folder}/{family}" for family in families()}
         for family, checkpoint in made.items():

@@ -94,5 +94,6 @@ def _run(script: str, words: list[str], environment: dict, log: str) -> None:
     from arguments import cli
 
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of its own, for workers of a data loader
     sys.argv = [f"{script}.py", *words]
     cli(importlib.import_module(script).main)

@@ -10,6 +10,7 @@ import threading
 import time
 from functools import partial
 
+import psutil
 import pytest
 from conftest import IMAGE_ROWS, run, turns
 from launch import Launch, free_port, launch
@@ -21,6 +22,7 @@ ROWS += IMAGE_ROWS[:2]
 STEPS = ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2, "--max_steps", 14]
 STEPS += ["--logging_steps", 4, "--save_strategy", "steps", "--save_steps", 1, "--learning_rate", 1e-2]
 LORA = ["--use_lora", True, "--lora_dropout", 0.3]
+PERSISTENT = ["--dataloader_persistent_workers", True]
 ZERO2 = ["--deepspeed", "ds_configs/zero2.json"]
 # What is not the same in every run.
 TIMES = ("runtime", "samples_per_second", "steps_per_second")
@@ -70,11 +72,10 @@ def test_a_resumed_run_equals_the_unbroken_one(tiny, write_rows, tmp_path, way, 
 
 
 WAYS = {
-    "workers": [*LORA, "--dataloader_num_workers", 2, "--dataloader_persistent_workers", True],
+    "workers": [*LORA, "--dataloader_num_workers", 2, *PERSISTENT],
     "length": [*LORA, "--train_sampling_strategy", "group_by_length"],
     "bf16": ["--bf16", True, "--use_cpu", True, "--train_vision_projector", True, "--activation_checkpointing", True],
-    # Evaluation on a CPU would change the weights: bitsandbytes 0.50 packs them anew for it, and rounds.
-    "q_lora": [*LORA, "--q_lora", True, "--eval_strategy", "no"],
+    "q_lora": [*LORA, "--q_lora", True],
 }
 
 
@@ -193,13 +194,17 @@ def test_sigterm_saves_and_stops(tiny, write_rows, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ZERO2], ids=["ddp", "zero2"])
-def test_sigterm_on_one_rank_stops_all(tiny, write_rows, tmp_path, flags):
-    words = words_of(tiny, write_rows(ROWS), *LORA, *flags, "--save_steps", 1000)
+def test_sigterm_on_one_rank_stops_all_where_its_workers_get_it_too(tiny, write_rows, tmp_path, flags):
+    words = words_of(tiny, write_rows(ROWS), *LORA, *flags, "--dataloader_num_workers", 1)
+    words += [*PERSISTENT, "--save_steps", 1000]
     launch([*words, "--output_dir", tmp_path / "whole"], 2)
     words += ["--output_dir", tmp_path / "out", "--resume_from_checkpoint", True]
     started = Launch(words, 2)
     wait_for(lambda: "'loss'" in started.output, started)
-    started.processes[1].terminate()
+    workers = psutil.Process(started.processes[1].pid).children()
+    assert [worker.name() for worker in workers] == ["pt_data_worker"]
+    for process in [*workers, started.processes[1]]:
+        process.terminate()
     for process in started.processes:
         process.join(120)
     assert [process.exitcode for process in started.processes] == [143, 143], started.output[-3000:]
