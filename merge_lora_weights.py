@@ -22,7 +22,8 @@ from PIL import Image
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer_utils import get_last_checkpoint
 
-from arguments import adapter_config, check_writable, cli
+from arguments import cli
+from checks import adapter_config, check_writable
 from collators import COLLATORS
 from loaders import LOADERS, family_of
 from loaders.base import BaseLoader, local_folder
@@ -49,6 +50,8 @@ def main(words: list[str] | None = None) -> None:
     loader = LOADERS.get(family)(base_path, args.trust_remote_code)
     if hasattr(loader.config, "quantization_config"):  # only such a config has the attribute
         raise ValueError(f"{base_path} is stored quantized. Name its full-precision base by --model_local_path.")
+    if args.load_4bit and saved and not saved.get("q_lora"):
+        raise ValueError("--load_4bit: the adapter was not trained on a 4-bit base (args.yaml). Leave it out.")
     if saved.get("q_lora") and not args.load_4bit:
         print("The adapter was trained on a 4-bit base (q_lora). --load_4bit merges into the weights that it saw.")
     if saved.get("load_in_8bit"):

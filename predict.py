@@ -15,7 +15,8 @@ import yaml
 from transformers.hf_argparser import string_to_bool
 
 import trainable
-from arguments import DataArguments, ModelArguments, adapter_config, check_writable, cli
+from arguments import DataArguments, ModelArguments, cli
+from checks import adapter_config, check_writable
 from collators import COLLATORS
 from datasets import MultimodalDataset
 from loaders import LOADERS, family_of

@@ -8,7 +8,8 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
-from arguments import ATTENTION, FIXED_FLAGS, FLAGS_WITHOUT_EFFECT, PARTS, RENAMED_FLAGS, parse_arguments
+from arguments import PARTS, parse_arguments
+from checks import ATTENTION, FIXED_FLAGS, FLAGS_WITHOUT_EFFECT, RENAMED_FLAGS
 from train import model_kwargs, resume_from
 
 REQUIRED = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json"]

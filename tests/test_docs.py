@@ -22,7 +22,8 @@ import arguments
 import predict
 import preview
 import tiny_models
-from arguments import RENAMED_FLAGS, parse_arguments
+from arguments import parse_arguments
+from checks import RENAMED_FLAGS
 from datasets import MultimodalDataset
 from supported_models import families
 from trainable import training_modes

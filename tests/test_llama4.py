@@ -6,7 +6,6 @@ from PIL import Image
 
 from collators import COLLATORS
 from loaders import LOADERS
-from train import restore_precision
 
 
 @pytest.fixture
@@ -41,11 +40,3 @@ def test_media_tokens_of_images_of_every_shape(collator):
             known = {("image", str(image.size)): (image.height, image.width) for image in group}
             ids = collator.encode(asked_about(*group)).inputs["input_ids"]
             assert collator.count_media_tokens(row, known) == collator.is_media(ids).sum()
-
-
-def test_rotary_tables_stay_complex_when_a_run_is_saved(tiny):
-    loader = LOADERS.get("llama4")(tiny("llama4"))
-    model = loader.load_model()
-    table = model.vision_model.rotary_embedding.freqs_ci.clone()
-    restore_precision(model, loader)
-    assert table.is_complex() and torch.equal(model.vision_model.rotary_embedding.freqs_ci, table)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from conftest import BY_KIND, FACTS, KINDS, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run, turns
-from launch import Launch, launch
+from launch import launch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_trainable import in_language_model, load, trainable_names
@@ -152,17 +152,6 @@ REFUSED = [
 def test_flags_that_do_not_go_together_are_refused(words, named):
     with pytest.raises(ValueError, match=named):
         parse_arguments(["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json", *LORA, *words.split()])
-
-
-@pytest.mark.slow
-def test_learning_rates_that_deepspeed_would_not_see_are_refused(tmp_path):
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}))
-    words = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json", "--train_vision_projector", "True"]
-    words += ["--vision_projector_lr", "1e-5", "--deepspeed", str(config), "--use_cpu", "True"]
-    run = Launch(words)  # in a process of its own, since the Trainer's flags switch DeepSpeed on for a whole process
-    assert run.wait() == [1]
-    assert "Error: --vision_projector_lr has no effect on the optimizer in --deepspeed" in run.output
 
 
 # ---- inits, DoRA, quantized bases: trained, saved, loaded again ----

@@ -109,6 +109,11 @@ def test_merge_refuses_what_it_cannot_do(tiny, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="--model_save_path .*file cannot be written"):
         merge_lora_weights.main(["--model_path", str(tmp_path), "--model_save_path", str(tmp_path / "file")])
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": tiny("llava-1.5")}))
+    (tmp_path / "args.yaml").write_text("model_id: llava-1.5-7b\nuse_lora: true\n")
+    with pytest.raises(ValueError, match="--load_4bit: the adapter was not trained on a 4-bit base"):
+        words = ["--model_path", str(tmp_path), "--model_save_path", str(tmp_path / "merged"), "--load_4bit"]
+        merge_lora_weights.main(words)
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match="adapter_config.json is not valid JSON"):
         merge_lora_weights.main(["--model_path", str(tmp_path), "--model_save_path", str(tmp_path / "merged")])

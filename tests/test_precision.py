@@ -12,7 +12,8 @@ from transformers import TrainerCallback, set_seed
 
 import train
 import trainable
-from arguments import ATTENTION, parse_arguments
+from arguments import parse_arguments
+from checks import ATTENTION
 from collators import make_collator
 from loaders import LOADERS
 from trainer import FinetuneTrainer
