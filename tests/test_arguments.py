@@ -157,8 +157,8 @@ def test_a_wrong_flag_is_refused_with_its_name_and_the_cure(words, named, tmp_pa
 
 @pytest.mark.parametrize("flag", ["tf32", "bf16", "bf16_full_eval"])
 def test_a_precision_that_the_machine_lacks_is_refused(flag, monkeypatch):
-    monkeypatch.setattr("arguments.is_torch_tf32_available", lambda: False)
-    monkeypatch.setattr("arguments.is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr("checks.is_torch_tf32_available", lambda: False)
+    monkeypatch.setattr("checks.is_torch_bf16_gpu_available", lambda: False)
     with pytest.raises(ValueError, match=f"--{flag} True needs a.* GPU.*leave it out"):
         parse(f"--{flag} True")
 

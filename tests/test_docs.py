@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO, turns
 
-import arguments
+import checks
 import predict
 import preview
 import tiny_models
@@ -68,7 +68,7 @@ COMMANDS = [
 def workplace(tmp_path, monkeypatch):
     """A folder with what the commands name, on a machine that seems to have a GPU with bfloat16."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(arguments, "is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.setattr(checks, "is_torch_bf16_gpu_available", lambda: True)
     for folder in ("ds_configs", "fsdp_configs"):
         shutil.copytree(REPO / folder, folder)
     ((_, run_yaml),) = code_blocks(REPO / "docs/training.md", "yaml")

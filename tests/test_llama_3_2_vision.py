@@ -8,8 +8,8 @@ from transformers import AutoModelForImageTextToText
 
 from arguments import parse_arguments
 from collators import COLLATORS
+from engines import equal_vision_calls
 from loaders import LOADERS
-from train import equal_vision_calls
 
 FAMILY = "llama-3.2-vision"
 

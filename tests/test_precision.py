@@ -136,9 +136,9 @@ def gpu_packages(monkeypatch):
     monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
     monkeypatch.setitem(sys.modules, liger.__name__, liger)
     monkeypatch.setitem(sys.modules, table.__name__, table)
-    for module in ("arguments", "transformers.integrations.liger"):
+    for module in ("checks", "transformers.integrations.liger"):
         monkeypatch.setattr(f"{module}.is_liger_kernel_available", lambda: True)
-    monkeypatch.setattr("arguments.LIGER_DEVICES", {"cpu"})
+    monkeypatch.setattr("checks.LIGER_DEVICES", {"cpu"})
     for name in ("flash_attention_2", "flash_attention_3"):
         monkeypatch.setitem(ATTENTION, name, (lambda: True, ""))
     return calls
