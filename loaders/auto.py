@@ -2,6 +2,7 @@
 
 import torch
 from transformers import AutoModelForImageTextToText
+from transformers.modeling_utils import set_zero3_state
 
 from loaders import register_loader
 from loaders.base import BaseLoader, is_inside
@@ -19,7 +20,7 @@ class AutoLoader(BaseLoader):
 
     def __init__(self, model_path: str, *args, **model_kwargs):
         super().__init__(model_path, *args, **model_kwargs)
-        with torch.device("meta"):
+        with torch.device("meta"), set_zero3_state():  # as within ZeRO-3's own, so that it shards nothing here
             model = AutoModelForImageTextToText.from_config(self.config)
         names = {module: name for name, module in model.named_modules()}
         modules = [model.get_encoder(modality="image"), model.get_decoder(), model.get_output_embeddings()]
