@@ -291,8 +291,10 @@ class ResumeCallback(TrainerCallback):
         torch.manual_seed(zlib.crc32(f"{args.seed} {state.global_step} {args.process_index}".encode()))
 
     def on_step_end(self, args, state, control, **kwargs):
-        asked = torch.tensor(float(self.trainer.asked_to_stop), device=args.device)
-        if self.trainer.accelerator.reduce(asked).item() and state.global_step < state.max_steps:
+        asked = self.trainer.asked_to_stop
+        if args.world_size > 1:  # all stop at one step; a process alone need not wait for its GPU to ask
+            asked = self.trainer.accelerator.reduce(torch.tensor(float(asked), device=args.device)).item()
+        if asked and state.global_step < state.max_steps:
             self.stopping = control.should_save = True
         # What is logged and evaluated at the end of an epoch comes before its last checkpoint.
         if state.epoch.is_integer() or state.global_step == state.max_steps:
