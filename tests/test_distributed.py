@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -250,25 +251,52 @@ FAKE_SCONTROL = """#!/usr/bin/env bash
 """
 
 
-@pytest.mark.slow
-def test_a_slurm_job_starts_on_all_machines_and_resumes(tiny, write_rows, tmp_path):
+@pytest.fixture
+def slurm(tiny, write_rows, tmp_path):
+    """`slurm(*flags)`: how to start a job on two machines, as arguments of `subprocess.Popen`."""
     for name, text in {"srun": FAKE_SRUN, "scontrol": FAKE_SCONTROL}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    path, out = write_rows(ROWS), tmp_path / "out"
-    given = words(tiny, "qwen2-vl", path, out, 2, *VISION_FLAGS, "--save_strategy", "steps", "--save_steps", "2")
-    place = given.index("--output_dir")
-    script = ["bash", "example_scripts/multi_node.slurm", *map(str, given[:place] + given[place + 2 :])]
-    job = {"SLURM_NNODES": 2, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": os.getpid(), "SLURM_JOB_NAME": "finelmm"}
-    job |= {"OUTPUT_DIR": out, "REQUEUED": tmp_path / "requeued"}
-    env = environment(**job)
-    env["PATH"] = f"{tmp_path}:{env['PATH']}"
-    logs = []
+
+    def start(*flags) -> dict:
+        out = tmp_path / "out"
+        given = words(tiny, "qwen2-vl", write_rows(ROWS), out, 2, *VISION_FLAGS, "--save_strategy", "steps", *flags)
+        place = given.index("--output_dir")
+        script = ["bash", "example_scripts/multi_node.slurm", *map(str, given[:place] + given[place + 2 :])]
+        job = {"SLURM_NNODES": 2, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": os.getpid()}
+        job |= {"SLURM_JOB_NAME": "finelmm", "OUTPUT_DIR": out, "REQUEUED": tmp_path / "requeued"}
+        env = environment(**job)
+        return {"args": script, "cwd": REPO, "env": env | {"PATH": f"{tmp_path}:{env['PATH']}"}, "text": True}
+
+    return start
+
+
+@pytest.mark.slow
+def test_a_slurm_job_starts_on_all_machines_and_resumes(slurm, tmp_path):
+    job, out, logs = slurm("--save_steps", 2), tmp_path / "out", []
     for said in ("starting from the beginning", f"Resuming from {out}/checkpoint-2"):
-        result = subprocess.run(script, cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
+        result = subprocess.run(**job, capture_output=True, timeout=600)
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         assert result.stdout.count(said) == 1
         logs.append(logged(out))
         shutil.rmtree(out / "checkpoint-4")
     assert len(logs[0]) == 4 and logs[1] == pytest.approx(logs[0], abs=1e-4)
     assert not (tmp_path / "requeued").exists()
+
+
+@pytest.mark.slow
+def test_a_slurm_job_whose_time_is_up_saves_and_is_queued_again(slurm, tmp_path):
+    job, out, log = slurm("--save_steps", 1000, "--max_steps", 100), tmp_path / "out", tmp_path / "log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(**job, stdout=file, stderr=file)
+        while "'loss'" not in log.read_text():
+            assert process.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(600) != 0
+    assert "SIGTERM: stopped after step" in log.read_text()
+    assert (tmp_path / "requeued").read_text().split() == [str(os.getpid())]
+    (checkpoint,) = out.glob("checkpoint-*")
+    result = subprocess.run(**job, capture_output=True, timeout=600)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert f"Resuming from {checkpoint}." in result.stdout and len(logged(out)) == 100
