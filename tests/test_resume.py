@@ -140,7 +140,9 @@ def chain_of_kills(words, out, kills: int, aimed: int, processes: int = 1) -> No
             started.kill()
             assert (out / "unfinished-checkpoints").exists()
         else:
-            time.sleep(delay + (not steps) * dice.uniform(0, 4))  # without a step, also while the model is loaded
+            end = time.monotonic() + delay + (not steps) * dice.uniform(0, 4)  # without a step, also while it loads
+            while time.monotonic() < end and not has_reached(out, max(before, default=0) + steps + 1):
+                time.sleep(0.001)
             assert started.running
             started.kill()
         after = checkpoints(out)
