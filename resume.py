@@ -22,6 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
 from datasets import MultimodalDataset, content_parts
+from engines import say
 
 UNFINISHED = "unfinished-checkpoints"
 RECORD = "checkpoint.json"
@@ -109,6 +110,32 @@ def remove_unfinished(folder: str) -> bool:
     if found:
         shutil.rmtree(leftovers)
     return found
+
+
+def checkpoint_to_resume(training) -> str | None:
+    """What `--resume_from_checkpoint` names; True: the newest whole one, or none before the first is saved."""
+    folder, wanted = training.output_dir, resume_from(training)
+    if training.should_save and remove_unfinished(folder):
+        say(f"Removed {os.path.join(folder, UNFINISHED)}: a checkpoint was half written or half deleted.")
+    if not wanted:
+        return None
+    if training.save_only_model:
+        raise ValueError(
+            "--save_only_model True saves no state to resume from: leave it or --resume_from_checkpoint out."
+        )
+    if wanted is not True:
+        read_record(wanted)
+        return wanted
+    whole, problems = whole_checkpoints(folder)
+    for problem in problems:
+        say(f"WARNING: passed over: {problem}")
+    say(f"Resuming from {whole[-1]}." if whole else f"No checkpoint in {folder} yet: starting from the beginning.")
+    return whole[-1] if whole else None
+
+
+def resume_from(training) -> str | bool | None:
+    value = training.resume_from_checkpoint
+    return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def main(words: list[str] | None = None) -> None:
     # argv -> flags
     arguments = parse_arguments(words, description=__doc__)
     engines.check(arguments)
-    checkpoint = checkpoint_to_resume(arguments)
+    checkpoint = resume.checkpoint_to_resume(arguments.training)
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here
     train_dataset = load_dataset(arguments, arguments.data.data_path)
@@ -78,32 +78,6 @@ def main(words: list[str] | None = None) -> None:
         save(trainer, loader, arguments, metrics)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the saving one down with it
     trainer.end()
-
-
-def checkpoint_to_resume(arguments: Arguments) -> str | None:
-    """What `--resume_from_checkpoint` names; True: the newest whole one, or none before the first is saved."""
-    folder, wanted = arguments.training.output_dir, resume_from(arguments)
-    if arguments.training.should_save and resume.remove_unfinished(folder):
-        say(f"Removed {os.path.join(folder, resume.UNFINISHED)}: a checkpoint was half written or half deleted.")
-    if not wanted:
-        return None
-    if arguments.training.save_only_model:
-        raise ValueError(
-            "--save_only_model True saves no state to resume from: leave it or --resume_from_checkpoint out."
-        )
-    if wanted is not True:
-        resume.read_record(wanted)
-        return wanted
-    whole, problems = resume.whole_checkpoints(folder)
-    for problem in problems:
-        say(f"WARNING: passed over: {problem}")
-    say(f"Resuming from {whole[-1]}." if whole else f"No checkpoint in {folder} yet: starting from the beginning.")
-    return whole[-1] if whole else None
-
-
-def resume_from(arguments: Arguments) -> str | bool | None:
-    value = arguments.training.resume_from_checkpoint
-    return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
 def load_dataset(arguments: Arguments, path: str | None) -> MultimodalDataset | None:

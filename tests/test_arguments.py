@@ -10,7 +10,8 @@ from transformers import HfArgumentParser
 
 from arguments import PARTS, parse_arguments
 from checks import ATTENTION, FIXED_FLAGS, FLAGS_WITHOUT_EFFECT, RENAMED_FLAGS
-from train import model_kwargs, resume_from
+from resume import resume_from
+from train import model_kwargs
 
 REQUIRED = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json"]
 TRAINING_FLAGS = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
@@ -258,4 +259,4 @@ def test_the_saved_arguments_give_the_same_run(tmp_path):
 
 @pytest.mark.parametrize("value, expected", [("True", True), ("False", None)])
 def test_resume_takes_true_and_false(value, expected):
-    assert resume_from(parse(f"--resume_from_checkpoint {value}")) is expected
+    assert resume_from(parse(f"--resume_from_checkpoint {value}").training) is expected
