@@ -440,7 +440,8 @@ def test_checkpoints_of_zero_3(tiny, write_rows, tmp_path):
 def test_peak_memory_is_about_a_shard(tmp_path):
     from benchmarks.merge_memory import measure
 
-    found = measure(str(tmp_path), layers=12, hidden=1024, shard_size="120MB")
+    # Beside the shard there are three float32 copies of a matrix and what malloc keeps, about 30 MB.
+    found = measure(str(tmp_path), layers=36, hidden=768, shard_size="260MB")
     assert found["shards"] >= 2 and found["checkpoint"] > 1.5 * found["shard"]
     assert found["peak by shards"] < 1.5 * found["shard"]
     assert found["peak by whole"] > 2 * found["checkpoint"]
