@@ -1,127 +1,218 @@
-"""Images and videos: from a reference in a row to pixels."""
+"""Images: from a reference in a row to pixels; and what images and videos have in common.
 
+A reference is an absolute path, an http(s) URL, the bytes of an encoded file, or a PIL image; of a video also a list of
+image references, its frames. Videos are decoded in videos.py, URLs fetched in fetch.py.
+"""
+
+import contextlib
+import io
 import os
+import stat
+from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+FILTERS = {name: Image.Resampling[name.upper()] for name in "bilinear bicubic lanczos nearest box hamming".split()}
+# The rest of Pillow's formats are not what people train on, and EPS is a program that it hands to Ghostscript.
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
 
-def open_image(path: str) -> Image.Image:
-    """The image as a person sees it: RGB, turned by its EXIF orientation, transparency on white.
-
-    Raises:
-        ValueError: missing, empty or broken file; the message names it.
-    """
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("I", "F"):
-                raise ValueError("its 32-bit pixels have no known range; save it with 8 or 16 bits")
-            if image.mode.startswith("I;16"):  # `convert` would clip at 255 and leave it white
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return image.convert("RGB")
-    except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(_missing("image", path)) from None
-    except Exception as error:  # on broken bytes the decoders raise nearly any type
-        raise ValueError(f"image {path} cannot be decoded: {error}") from error
-
-
-def open_video(path: str, num_frames: int) -> tuple[np.ndarray, dict]:
-    """Decode `num_frames` frames, evenly spaced from the first to the last (a short clip repeats frames).
-
-    Returns:
-        frames (num_frames, height, width, 3) uint8 RGB, and the metadata that video processors read:
-        fps (frames per second of the file), duration (seconds), total_num_frames, frames_indices.
+@dataclass(frozen=True)
+class MediaOptions:
+    """How media are opened: the flags of the same names.
 
     Raises:
-        ValueError: missing, empty, broken or truncated file; the message names it.
+        ValueError: a value that cannot work, or one that would have no effect; the message names the flag.
     """
-    import av  # not needed by a run without videos
 
-    if not os.path.isfile(path):
-        raise ValueError(_missing("video", path))
-    try:
-        with av.open(path) as container:
-            total, fps = _count_frames(container)
-        indices = np.linspace(0, total - 1, num_frames).round().astype(int)
-        wanted, frames = set(indices.tolist()), {}
-        with av.open(path) as container:
-            container.streams.video[0].thread_type = "AUTO"
-            for position, frame in enumerate(container.decode(video=0)):
-                if position in wanted:
-                    frames[position] = frame.to_ndarray(format="rgb24")
-                if position >= total - 1:
-                    break
-        if len(frames) < len(wanted):
-            raise ValueError(f"it is truncated or damaged: of {total} frames fewer can be decoded")
-    except (av.FFmpegError, IndexError, OSError, ValueError) as error:
-        raise ValueError(f"video {path} cannot be decoded: {_reason(error)}") from error
-    metadata = {"fps": fps, "duration": total / fps, "total_num_frames": total, "frames_indices": indices.tolist()}
-    return np.stack([frames[i] for i in indices.tolist()]), metadata
+    image_size: str | None = None  # "512" (square) or "640x480" (width x height): exactly that, whatever the ratio
+    image_resize_algorithm: str = "bicubic"
+    min_pixels: int | None = None  # width * height within [min_pixels, max_pixels], the ratio of the sides kept
+    max_pixels: int | None = None
+    num_frames: int = 8  # of a video, evenly spaced from the first to the last
+    fps: float | None = None  # instead of num_frames: so many a second of video, at most max_frames
+    max_frames: int | None = None
+    video_max_pixels: int | None = None  # of a frame, the ratio of the sides kept
+    video_backend: str = "pyav"  # or decord
+    allow_urls: bool = False
+    allowed_networks: tuple[str, ...] = ()  # that URLs may point to beside public addresses, as "10.1.0.0/16"
+    cache_folder: str = "~/.cache/finelmm"  # fetched files are kept in its folder media
+    image_pixel_limit: int = 179_000_000  # a larger image or frame is refused as a decompression bomb
+    media_megabytes_limit: int = 2_000  # of a fetched file
+    video_seconds_limit: int = 4 * 3600
+
+    def __post_init__(self):
+        for name in ("min_pixels", "max_pixels", "num_frames", "fps", "max_frames", "video_max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name} is {value}; it must be more than 0.")
+        for name in ("image_pixel_limit", "media_megabytes_limit", "video_seconds_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.image_resize_algorithm not in FILTERS:
+            raise ValueError(
+                f"--image_resize_algorithm is {self.image_resize_algorithm!r}, expected {', '.join(FILTERS)}."
+            )
+        if self.video_backend not in ("pyav", "decord"):
+            raise ValueError(f"--video_backend is {self.video_backend!r}, expected pyav or decord.")
+        if self.image_size is not None and (self.min_pixels or self.max_pixels):
+            raise ValueError("--min_pixels and --max_pixels have no effect beside --image_size; give one or the other.")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"--min_pixels {self.min_pixels} is more than --max_pixels {self.max_pixels}.")
+        if self.max_frames and not self.fps:
+            raise ValueError("--max_frames has no effect without --fps; give --num_frames or --fps.")
+        self.target_size(1, 1)
+
+    def target_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) that an image of (width, height) is resized to.
+
+        Raises:
+            ValueError: --image_size is not of the form 512 or 640x480.
+        """
+        if self.image_size is None:
+            return scaled_size(width, height, self.min_pixels, self.max_pixels)
+        sides = str(self.image_size).lower().split("x")
+        if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
+            raise ValueError(f"--image_size is {self.image_size!r}, expected 512 (square) or 640x480 (width x height).")
+        return int(sides[0]), int(sides[-1])
 
 
-def _count_frames(container) -> tuple[int, float]:
-    """Frames of an opened video, and its frames per second. Counts packets, which decodes nothing.
+def scaled_size(width: int, height: int, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
+    """The size with width * height within the bounds and the ratio of the sides kept, up to whole pixels."""
+    if min_pixels and width * height < min_pixels:
+        scale = (min_pixels / (width * height)) ** 0.5
+        width, height = int(np.ceil(width * scale)), int(np.ceil(height * scale))
+    if max_pixels and width * height > max_pixels:
+        scale = (max_pixels / (width * height)) ** 0.5
+        width, height = max(1, int(width * scale)), max(1, int(height * scale))
+        width, height = min(width, max_pixels), min(height, max_pixels)  # where the other side is a single pixel
+    return width, height
 
-    Headers cannot be trusted with the number: raw streams, mkv, webm and flv have none, and in a clip that was cut
-    without encoding it again it includes frames outside of the cut (packets marked "discard").
+
+def open_image(reference, options: MediaOptions) -> Image.Image:
+    """The image as a person sees it: RGB, turned by its EXIF orientation, transparency on white; then resized as asked.
+
+    Of an animation it is the first frame.
 
     Raises:
-        ValueError: the packets end before the duration that the header promises.
+        ValueError: missing, empty, broken, truncated or too large file; the message names it.
     """
-    video = container.streams.video[0]
-    fps = float(video.average_rate or video.guessed_rate or 24)
-    total, packets, end = 0, 0, 0.0
-    for packet in container.demux():  # sound too: it may be longer than the pictures
-        if packet.pts is not None:
-            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if packet.stream is video and packet.size:
-            packets += 1
-            total += not packet.is_discard
-    if not total:
-        raise ValueError("it holds no frame")
-    missing = (container.duration or 0) / 1e6 + (container.start_time or 0) / 1e6 - end  # seconds
-    # Where the header has no count, the last frame may come without its duration, and times are rounded.
-    if end and missing > (0.25 / fps if packets < video.frames else max(1.5 / fps, 0.1)):
-        raise ValueError(f"it is truncated: the last {missing:.2f} seconds that its header promises are missing")
-    return total, fps
+    with _header(reference, options) as image:
+        image = _as_seen(image)
+        size = options.target_size(*image.size)
+        return image if size == image.size else image.resize(size, FILTERS[options.image_resize_algorithm])
 
 
-def _missing(kind: str, path: str) -> str:
-    fault = "is a folder" if os.path.isdir(path) else "does not exist"
-    return f"{kind} {path} {fault}; mend the path or --{kind}_folder"
+def read_header(kind: str, reference, options: MediaOptions) -> tuple[int, ...]:
+    """(height, width) of an image or (frames, height, width) of a video, as opening gives them.
 
-
-def _reason(error: Exception) -> str:
-    """An error of PyAV without the path and number that its text repeats."""
-    if isinstance(error, IndexError):
-        return "it holds no video stream"
-    return getattr(error, "strerror", None) or str(error)
-
-
-def check_media(kind: str, path: str) -> tuple[int, int]:
-    """(height, width) from the file's header, decoding nothing.
+    It decodes no pixel of an image, and one frame of a video, which alone tells how a phone was held. With `fps` the
+    number of frames is what the video's header promises.
 
     Raises:
         ValueError: what opening would raise, as far as the header tells.
     """
-    if not os.path.isfile(path):
-        raise ValueError(_missing(kind, path))
-    if kind == "image":
-        try:
-            with Image.open(path) as image:
-                # Of the base class: PngImageFile's own decodes the whole image to look behind the pixels.
-                turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-                return image.size if turned else image.size[::-1]
-        except Exception as error:  # on broken bytes the decoders raise nearly any type
-            raise ValueError(f"image {path} cannot be decoded: {error}") from error
-    import av
+    if kind == "video":
+        import videos  # not needed by a run without videos
 
+        return videos.read_header(reference, options)
+    with _header(reference, options) as image:
+        # Of the base class: PngImageFile's own decodes the whole image to look behind the pixels.
+        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        width, height = image.size[::-1] if turned else image.size
+        return options.target_size(width, height)[::-1]
+
+
+def describe(reference) -> str:
+    """How a message names a medium: one printable line, and no credentials, query or content."""
+    if isinstance(reference, (bytes, bytearray, memoryview)):
+        return f"of {len(reference):,} bytes"
+    if isinstance(reference, Image.Image):
+        return f"of {reference.width}x{reference.height} pixels"
+    if isinstance(reference, (list, tuple)):
+        return f"of {len(reference)} images"
+    if not isinstance(reference, str):
+        return f"of type {type(reference).__name__}"
+    if is_url(reference):
+        scheme, rest = reference.split("://", 1)
+        address, question, _ = rest.partition("?")
+        authority, slash, path = address.partition("/")
+        reference = f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}{question and '?...'}"
+    if not reference.isprintable():
+        reference = repr(reference)
+    return reference if len(reference) <= 300 else f"{reference[:200]}...{reference[-60:]}"
+
+
+def is_url(reference) -> bool:
+    return isinstance(reference, str) and reference[:8].lower().startswith(("http://", "https://"))
+
+
+def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
+    """Where the encoded bytes of a medium are: the path of a regular file, or bytes in memory.
+
+    Raises:
+        ValueError: no such file, a folder, a pipe or device (which might never end), a URL that may not be fetched, or
+            what is no reference at all.
+    """
+    name = f"{kind} {describe(reference)}"
+    if isinstance(reference, (bytes, bytearray, memoryview)):
+        return io.BytesIO(reference)
+    if not isinstance(reference, str):
+        raise ValueError(f"{name} is no medium; expected a path, a URL or the bytes of a file")
+    if is_url(reference):
+        import fetch  # not needed by a run without URLs
+
+        if not options.allow_urls:
+            raise ValueError(f"{name} is a URL; give --allow_urls True to have it fetched")
+        return fetch.fetch(reference, options)
     try:
-        with av.open(path) as container:
-            stream = container.streams.video[0]
-            return stream.height, stream.width
-    except (av.FFmpegError, IndexError, OSError) as error:
-        raise ValueError(f"video {path} cannot be decoded: {_reason(error)}") from error
+        mode = os.stat(reference).st_mode
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        fault = "does not exist" if missing else f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise ValueError(f"{name} {fault}; mend the path or --{kind}_folder") from None
+    if not stat.S_ISREG(mode):
+        fault = "is a folder" if stat.S_ISDIR(mode) else "is a pipe or device, not a file"
+        raise ValueError(f"{name} {fault}; mend the path or --{kind}_folder")
+    return reference
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An image with transparency as RGB, on white."""
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+
+
+@contextlib.contextmanager
+def _header(reference, options: MediaOptions):
+    """An image with only its header read. What fails in the body of the `with` is a ValueError that names the image."""
+    in_memory = isinstance(reference, Image.Image)
+    source = reference if in_memory else local_file("image", reference, options)
+    Image.MAX_IMAGE_PIXELS = options.image_pixel_limit // 2  # Pillow (13) refuses what has twice as many
+    try:
+        with contextlib.nullcontext(reference) if in_memory else Image.open(source, formats=FORMATS) as image:
+            yield image
+    except UnidentifiedImageError as error:
+        raise _undecodable(reference, f"it is of none of the formats {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise _undecodable(reference, f"{error} If you trust it, raise --image_pixel_limit") from error
+    except Exception as error:  # on broken bytes the decoders raise nearly any type
+        raise _undecodable(reference, error) from error
+
+
+def _undecodable(reference, reason) -> ValueError:
+    return ValueError(f"image {describe(reference)} cannot be decoded: {reason}")
+
+
+def _as_seen(image: Image.Image) -> Image.Image:
+    tiff = image.tag_v2 if image.format == "TIFF" else {}
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # 16 bits of grey
+    image = ImageOps.exif_transpose(image)
+    if deep:  # `convert` would clip at 255 and leave it white
+        bits = tiff.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+        if tiff.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0; Pillow (13) turns only 8 bits
+            image = ImageOps.invert(image)
+    if image.mode in ("I", "F"):
+        raise ValueError("its 32-bit pixels have no known range; save it with 8 or 16 bits")
+    return on_white(image) if image.has_transparency_data else image.convert("RGB")
