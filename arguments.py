@@ -17,6 +17,7 @@ import yaml
 from transformers import HfArgumentParser
 
 import checks
+from media import FILTERS
 from supported_models import find_model
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -64,14 +65,46 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    data_path: str | None = flag(None, "Training data: a JSON list or JSONL file (docs/dataset.md).")
-    eval_data_path: str | None = flag(None, "Evaluation data in the same form.")
-    image_folder: str | None = flag(None, "Folder of relative image paths. Default: the data file's folder.")
-    video_folder: str | None = flag(None, "Folder of relative video paths. Default: the data file's folder.")
-    num_frames: int = flag(8, "Frames taken from each video, evenly spaced from the first to the last.")
+class ReadingArguments:
+    """How rows and media are read, in training and for answers alike."""
+
+    max_samples: int | None = flag(None, "At most so many rows of each path, the first ones.")
     user_key: str = flag("human", "Name of the user in the `from` field of `conversations`.")
     assistant_key: str = flag("gpt", "Name of the assistant in the `from` field of `conversations`.")
+    field_messages: str = flag("messages", "Name of the field `messages`.")
+    image_folder: str | None = flag(None, "Folder of relative image paths. Default: the data file's folder.")
+    video_folder: str | None = flag(None, "Folder of relative video paths. Default: the data file's folder.")
+    allow_outside: bool = flag(False, "Let paths in the data leave these folders.")
+    allow_urls: bool = flag(False, "Fetch media from http(s) URLs, though never from private addresses.")
+    data_cache: str | None = flag(
+        None, "Folder of indexes and of fetched media. Default: $FINELMM_CACHE, or ~/.cache/finelmm."
+    )
+    image_size: str | None = flag(None, "Resize each image to a square (512) or a width and height (640x480).")
+    image_resize_algorithm: str = flag("bicubic", f"How images are resized: {', '.join(FILTERS)}.")
+    min_pixels: int | None = flag(None, "Enlarge an image of fewer pixels; its aspect ratio stays.")
+    max_pixels: int | None = flag(None, "Shrink an image of more pixels; its aspect ratio stays.")
+    num_frames: int = flag(8, "Frames taken from each video, evenly spaced from the first to the last.")
+    fps: float | None = flag(None, "Frames taken from each second of a video, instead of --num_frames.")
+    max_frames: int | None = flag(None, "At most so many frames of a video; needs --fps.")
+    video_max_pixels: int | None = flag(None, "Shrink video frames of more pixels; their aspect ratio stays.")
+    video_backend: str = flag("pyav", "What decodes videos: pyav or decord.")
+    image_pixel_limit: int = flag(179_000_000, "Refuse an image of more pixels: it may be a decompression bomb.")
+    media_megabytes_limit: int = flag(2_000, "Refuse to fetch a larger file.")
+    video_seconds_limit: int = flag(4 * 3600, "Refuse a longer video.")
+    processor_kwargs: str | None = flag(None, "Options of the checkpoint's own processor, as a JSON object.")
+
+    def __post_init__(self):
+        checks.check_reading(self)
+
+
+@dataclass
+class DataArguments(ReadingArguments):
+    data_path: list[str] | None = flag(
+        None,
+        "Training data: JSON, JSONL and Parquet files, folders, globs, data sets of the Hub, each written "
+        "PATH[:SPLIT][SLICE][:WEIGHT] (docs/dataset.md).",
+    )
+    eval_data_path: list[str] | None = flag(None, "Evaluation data, written in the same way.")
     model_max_length: int = flag(1024, "Longest sample in tokens, media included; the rest is cut on the right.")
     chat_template: str | None = flag(
         None, "Jinja file that replaces the chat template, in training and in answers (docs/chat_formats.md)."
@@ -80,20 +113,14 @@ class DataArguments:
     drop_overlong: bool = flag(
         False, "Drop (and count) a sample whose first exchange exceeds --model_max_length; by default it is an error."
     )
+    on_bad_sample: str = flag(
+        "error", "What a sample does that fails in training: error ends the run, skip draws another."
+    )
+    max_bad_samples: int = flag(100, "With --on_bad_sample skip: end the run when more samples than these fail.")
 
     def __post_init__(self):
-        if not self.data_path:
-            raise ValueError("--data_path is missing: a JSON list or JSONL file, see docs/dataset.md.")
-        for name in ("num_frames", "model_max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
-        for name in ("image_folder", "video_folder"):
-            if (folder := getattr(self, name)) and not os.path.isdir(folder):
-                raise ValueError(f"--{name} {folder!r} is not a folder.")
-        if self.chat_template and not os.path.isfile(self.chat_template):
-            raise ValueError(f"--chat_template {self.chat_template!r} is not a file.")
-        if self.user_key == self.assistant_key:
-            raise ValueError(f"--user_key and --assistant_key are both {self.user_key!r}; they must differ.")
+        super().__post_init__()
+        checks.check_data(self)
 
 
 @dataclass

@@ -20,6 +20,8 @@ from transformers.utils import (
     is_torch_tf32_available,
 )
 
+from media import CACHE_FOLDER, MediaOptions
+
 # Flags that transformers 5 removed or renamed -> what to write now.
 RENAMED_FLAGS = {
     "warmup_ratio": "--warmup_steps (a fraction such as 0.03 is accepted)",
@@ -133,6 +135,47 @@ def check_model(model) -> None:
     if not is_available():
         flags = "--use_flash_attn True" if model.use_flash_attn else f"--attn_implementation {name}"
         raise ValueError(f"{flags} needs {needed}: leave it out.")
+
+
+def check_reading(reading) -> None:
+    """Flags of how rows and media are read."""
+    if reading.max_samples is not None and reading.max_samples < 1:
+        raise ValueError(f"--max_samples is {reading.max_samples}; it must be 1 or more.")
+    for name in ("image_folder", "video_folder"):
+        if (folder := getattr(reading, name)) and not os.path.isdir(folder):
+            raise ValueError(f"--{name} {folder!r} is not a folder.")
+    if reading.user_key == reading.assistant_key:
+        raise ValueError(f"--user_key and --assistant_key are both {reading.user_key!r}; they must differ.")
+    MediaOptions.of(reading)
+    check_writable("--data_cache", os.path.expanduser(reading.data_cache or CACHE_FOLDER))
+
+
+def check_data(data) -> None:
+    if not data.data_path:
+        raise ValueError("--data_path is missing: a JSON, JSONL or Parquet file, see docs/dataset.md.")
+    if data.model_max_length < 1:
+        raise ValueError(f"--model_max_length is {data.model_max_length}; it must be 1 or more.")
+    if data.chat_template and not os.path.isfile(data.chat_template):
+        raise ValueError(f"--chat_template {data.chat_template!r} is not a file.")
+    if data.on_bad_sample not in ("error", "skip"):
+        raise ValueError(f"--on_bad_sample {data.on_bad_sample} is unknown; use error or skip.")
+    if data.max_bad_samples < 0:
+        raise ValueError(f"--max_bad_samples is {data.max_bad_samples}; it must be 0 or more.")
+
+
+def processor_options(text: str | None) -> dict:
+    """What --processor_kwargs holds.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        options = json.loads(text or "{}")
+    except ValueError as error:
+        raise ValueError(f"--processor_kwargs {text} is not valid JSON: {error}.") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'--processor_kwargs {text} must be a JSON object, such as {{"max_pixels": 1003520}}.')
+    return options
 
 
 def check_lora(lora) -> None:

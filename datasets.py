@@ -1,89 +1,115 @@
-"""Rows on disk -> canonical samples.
+"""Rows on disk -> samples.
 
-Whatever form a row has in its file, everything after this module sees only
+Whatever form a row has in its file (rows.py), everything after this module sees only
 
     {"messages": [{"role": "system" | "user" | "assistant", "content": [
-        {"type": "text", "text": str} | {"type": "image", "image": ...} | {"type": "video", "video": ...}]}],
+        {"type": "text", "text": str} | {"type": "image", "image": ...} | {"type": "video", "video": ...}],
+        "train": False}],   # only where a reply is left out of the loss
      "index": int,    # the row's place in its file, from 0
      "source": str}   # "train.json, sample 7", for error messages
 
-`dataset.rows[i]` holds references (absolute paths), `dataset[i]` opened media: a PIL image, or a video's frames as
-(num_frames, height, width, 3) uint8 with a "metadata" entry beside them.
+`dataset.rows[i]` holds references, `dataset[i]` opened media: a PIL image, or a video's frames as
+(num_frames, height, width, 3) uint8 with a "metadata" entry beside them. Neither rows nor media are held in memory: an
+index on disk (row_index.py) knows where each row lies and how large its media are.
 """
 
-import json
+import hashlib
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
 
 # transformers and accelerate look for the package `datasets` on the path, find this file instead, and read
 # `Dataset` (transformers 5.23) and `IterableDataset` (accelerate 1.15, two or more processes) from it.
-from torch.utils.data import Dataset, IterableDataset  # noqa: F401
+from torch.utils.data import Dataset, IterableDataset, get_worker_info  # noqa: F401
 
-import media
+from media import MediaOptions, open_image
+from row_index import Layout, RowIndex, open_index
+from rows import RowForm
+from sources import find_source
 
-ROLES = ("system", "user", "assistant")
-PLACEHOLDER = re.compile(r"(<image>|<video>)")
-LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
-# Stands inside control strings typed by a user until they are tokenized (collators/base.py).
-RESERVED_CHARACTER = "\ufdd0"
-# Lone surrogates (a cut "\ud83d" in JSON) are no characters, and no tokenizer takes them.
-UNUSABLE_CHARACTER = re.compile(f"[{RESERVED_CHARACTER}\ud800-\udfff]")
-# Fields that only `conversations` reads: beside `messages` they would be ignored.
-LLAVA_FIELDS = ("conversations", "image", "images", "video", "videos", "system_prompt")
 # For `lengths` only: a rough number of tokens of one medium, and of characters per token.
 MEDIA_TOKENS = {"image": 576, "video": 1024}
 CHARACTERS_PER_TOKEN = 4
+# The label of a token that is not trained, as PyTorch's cross entropy has it.
+IGNORE_INDEX = -100
+SHOWN_FAULTS = 10  # samples that are named when they are skipped
 
 
 class MultimodalDataset(Dataset):
-    """The samples of one JSON or JSONL file.
+    """The samples of one or several paths.
 
     Args:
-        data_path: a JSON list or JSONL file.
+        data_path: one or several of `PATH[:SPLIT][SLICE][:WEIGHT]` (sources.py).
         image_folder, video_folder: where relative paths start; by default the data file's folder.
-        num_frames: frames per video.
+        media: how images and videos are read.
         user_key, assistant_key: the names in the `from` field of `conversations`.
+        field_messages: the name of the field `messages`.
+        max_samples: at most so many rows of each path, the first ones.
+        allow_outside: whether relative paths may leave their folder.
         check: True raises a ValueError that lists the rows that cannot be used; False keeps them in
             `errors` (position -> message), with None in `rows`.
     """
 
     def __init__(
         self,
-        data_path: str,
+        data_path: str | list[str],
         image_folder: str | None = None,
         video_folder: str | None = None,
-        num_frames: int = 8,
+        media: MediaOptions | None = None,
         user_key: str = "human",
         assistant_key: str = "gpt",
+        field_messages: str = "messages",
+        max_samples: int | None = None,
+        allow_outside: bool = False,
         check: bool = True,
     ):
-        own_folder = os.path.dirname(os.path.abspath(data_path))
-        self.name = os.path.basename(data_path)
-        self.folders = {
-            "image": os.path.abspath(image_folder or own_folder),
-            "video": os.path.abspath(video_folder or own_folder),
-        }
-        self.num_frames = num_frames
-        self.roles = {"system": "system", user_key: "user", assistant_key: "assistant"}
-        self.rows, self.errors = [], {}
-        # (kind, path) -> (height, width) of an image, (frames, height, width) of a video, from the files' headers
-        self.media_sizes: dict[tuple[str, str], tuple[int, ...]] = {}
-        for index, row in enumerate(read_rows(data_path)):
-            try:
-                messages = self._messages(row)
-            except ValueError as error:
-                messages, self.errors[index] = None, f"{self._source(index)}: {error}"
-            self.rows.append(messages and {"messages": messages, "index": index, "source": self._source(index)})
-        self._check_media()
-        if not self.rows:
-            raise ValueError(f"{data_path} holds no sample.")
+        self.media = media or MediaOptions()
+        self.paths = [data_path] if isinstance(data_path, str) else list(data_path)
+        self.name = ", ".join(self.paths)
+        self.files: list[RowIndex] = []
+        self.starts = [0]  # of each file, in a numbering of the rows of all files
+        self.weights, self.chosen = [], []  # of each path; the latter in that numbering
+        for source in map(find_source, self.paths):
+            folders = {"image": image_folder or source.folder, "video": video_folder or source.folder}
+            form = RowForm(
+                {kind: os.path.abspath(folder) for kind, folder in folders.items()},
+                user_key,
+                assistant_key,
+                field_messages,
+                self.media.allow_urls,
+                allow_outside,
+                allow_absolute=not source.from_hub,
+            )
+            first = self.starts[-1]
+            for file in source.files:
+                self.files.append(open_index(file, form, self.media))
+                self.starts.append(self.starts[-1] + len(self.files[-1]))
+            numbers = source.select(self.starts[-1] - first)[:max_samples]
+            self.chosen.append(range(first + numbers.start, first + numbers.stop))
+            self.weights.append(source.weight)
+        self.first_of = [0, *accumulate(map(len, self.chosen))]  # position of the first row of each path, and the end
+        self.kept: np.ndarray | None = None  # by `select`: positions before it
+        self.rows = Rows(self)
+        if not len(self):
+            raise ValueError(f"{self.name} holds no sample.")
+        self.errors = {}
+        for file, index in zip(self.starts, self.files):
+            for place, fault in index.errors.items():
+                for first, numbers in zip(self.first_of, self.chosen):
+                    if file + place in numbers:
+                        self.errors[first + numbers.index(file + place)] = fault
         if check and self.errors:
             shown = "\n".join(f"  {self.errors[i]}" for i in sorted(self.errors)[:10])
-            raise ValueError(f"{len(self.errors)} of {len(self.rows)} samples of {data_path} cannot be used:\n{shown}")
+            raise ValueError(f"{len(self.errors)} of {len(self)} samples of {self.name} cannot be used:\n{shown}")
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.first_of[-1] if self.kept is None else len(self.kept)
 
     def __getitem__(self, position: int) -> dict:
         """The sample with its media opened.
@@ -95,242 +121,257 @@ class MultimodalDataset(Dataset):
         if row is None:
             raise ValueError(self.errors[position])
         try:
-            messages = [
-                {"role": m["role"], "content": [self._open(part) for part in m["content"]]} for m in row["messages"]
-            ]
+            messages = [{**m, "content": [self._open(part) for part in m["content"]]} for m in row["messages"]]
         except ValueError as error:
             raise ValueError(f"{row['source']}: {error}") from error
         return {**row, "messages": messages}
 
+    def _open(self, part: dict) -> dict:
+        if part["type"] == "image":
+            return {**part, "image": open_image(part["image"], self.media)}
+        if part["type"] == "video":
+            import videos  # not needed by a run without videos
+
+            frames, metadata = videos.open_video(part["video"], self.media)
+            return {**part, "video": frames, "metadata": metadata}
+        return part
+
+    def _locate(self, position: int) -> tuple[RowIndex, int]:
+        """The file of a row, and its place in it."""
+        if self.kept is not None:
+            position = int(self.kept[position])
+        path = bisect_right(self.first_of, position) - 1
+        number = self.chosen[path][position - self.first_of[path]]
+        file = bisect_right(self.starts, number) - 1
+        return self.files[file], number - self.starts[file]
+
+    def raw(self, position: int) -> object:
+        """A row as its file has it."""
+        index, place = self._locate(position)
+        return index.raw(place)
+
+    def source(self, position: int) -> str:
+        """How error messages name a row."""
+        index, place = self._locate(position)
+        return index.source(place)
+
+    def outline(self, position: int) -> tuple[dict, dict[tuple[str, int], tuple[int, ...]]]:
+        """A row without its texts and references, and (kind, reference there) -> size of each of its media."""
+        index, place = self._locate(position)
+        layout = index.layout(place)
+        return {"messages": layout.messages}, layout.media_sizes(index.sizes(place))
+
+    def select(self, positions: Sequence[int]) -> None:
+        """Keep only the rows at these positions, which are in ascending order."""
+        self.kept = np.asarray(positions) if self.kept is None else self.kept[positions]
+
+    def _numbers(self) -> np.ndarray:
+        """Position -> number of the row among those of all files (rows,)."""
+        numbers = np.concatenate([np.arange(chosen.start, chosen.stop) for chosen in self.chosen])
+        return numbers if self.kept is None else numbers[self.kept]
+
+    def _by_file(self) -> Iterator[tuple[RowIndex, np.ndarray, np.ndarray]]:
+        """Each file, the places of its rows, and their positions."""
+        numbers = self._numbers()
+        for start, end, index in zip(self.starts, self.starts[1:], self.files):
+            positions = np.flatnonzero((numbers >= start) & (numbers < end))
+            yield index, numbers[positions] - start, positions
+
+    def layouts(self) -> dict[Layout, int]:
+        """The layouts that occur, each with the first position of a row that has it."""
+        found = {}
+        for index, places, positions in self._by_file():
+            numbers, firsts = np.unique(index.layouts[places], return_index=True)
+            for number, first in zip(numbers.tolist(), positions[firsts].tolist()):
+                if number >= 0:  # else it cannot be used
+                    found.setdefault(index.layouts_used[number], first)
+        return found
+
+    def groups(self) -> Iterator[tuple[Layout, np.ndarray, np.ndarray]]:
+        """The rows in groups that differ in nothing but texts and references.
+
+        Yields:
+            the layout, the size of each medium (media, 3) int32, and the positions (rows,) in ascending order.
+        """
+        for index, places, positions in self._by_file():
+            for layout, sizes, members in index.groups(places):
+                yield layout, sizes, positions[members]
+
+    def text_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of the texts of each row (rows,) int64."""
+        total = np.zeros(len(self), np.int64)
+        for index, places, positions in self._by_file():
+            total[positions] = index.text_bytes[places]
+        return total
+
     @property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> np.ndarray:
         """Estimated tokens of each sample, from its text and the number of its media; opens no file."""
-        return [
-            sum(
-                MEDIA_TOKENS.get(part["type"]) or len(part["text"]) // CHARACTERS_PER_TOKEN + 1
-                for part in content_parts(row)
-            )
-            for row in self.rows
-        ]
+        lengths = self.text_bytes() // CHARACTERS_PER_TOKEN + 1
+        for index, places, positions in self._by_file():
+            media = [sum(MEDIA_TOKENS[kind] for kind in layout.media) for layout in index.layouts_used]
+            lengths[positions] += np.array([*media, 0])[index.layouts[places]]  # the last is of rows without a layout
+        return lengths
 
     @property
     def media_kinds(self) -> set[str]:
         """Which of "image" and "video" occur in the data set."""
-        return {part["type"] for row in self.rows if row for part in content_parts(row)} - {"text"}
+        return {kind for layout in self.layouts() for kind in layout.media}
 
-    def select(self, positions: list[int]) -> None:
-        """Keep only the rows at these positions."""
-        self.rows = [self.rows[position] for position in positions]
+    @property
+    def digest(self) -> str:
+        """A hash of the texts of all rows and their order."""
+        found = hashlib.sha256("".join(index.digest for index in self.files).encode())
+        found.update(self._numbers().tobytes())
+        return found.hexdigest()
 
-    # ---- one row -> messages ----
+    def summary(self) -> str:
+        """A line for each path: its rows, and how many of them an epoch takes."""
+        ends, lines = self._ends(), []
+        for path, first, end, share in zip(self.paths, ends, ends[1:], self._shares()):
+            of_epoch = "" if share == end - first else f", {share:,} an epoch"
+            lines.append(f"{path}: {end - first:,} samples{of_epoch}")
+        return "\n".join(lines)
 
-    def _source(self, index: int) -> str:
-        return f"{self.name}, sample {index}"
+    # ---- weights ----
 
-    def _messages(self, row: dict) -> list[dict]:
-        if not isinstance(row, dict):
-            raise ValueError(f"must be a JSON object, not {type(row).__name__}")
-        row = {key: value for key, value in row.items() if value is not None}
-        if "messages" in row:
-            if ignored := [field for field in LLAVA_FIELDS if field in row]:
-                raise ValueError(
-                    f"has the field `{ignored[0]}` beside `messages`, where it has no effect: make media parts of the "
-                    "content (docs/dataset.md), or remove the field"
-                )
-            messages = [self._openai_message(turn, i) for i, turn in enumerate(_turns(row, "messages"))]
-        elif "conversations" in row:
-            messages = self._llava_messages(row)
-        else:
-            raise ValueError("has neither a `conversations` nor a `messages` field; see docs/dataset.md")
-        _check_roles([message["role"] for message in messages])
-        for message in messages:
-            for part in message["content"]:
-                if part["type"] != "text" and message["role"] != "user":
-                    raise ValueError(
-                        f"has {part['type']} content in role {message['role']!r}; move it to a user message"
-                    )
-                if match := UNUSABLE_CHARACTER.search(part.get("text", "")):
-                    raise ValueError(f"has the unusable character U+{ord(match[0]):04X} in a text; remove it")
-        return messages
+    @property
+    def epoch_size(self) -> int:
+        """Samples in an epoch: each path gives its rows times its weight."""
+        return sum(self._shares())
 
-    def _llava_messages(self, row: dict) -> list[dict]:
-        """`conversations`: `<image>` and `<video>` in user turns stand for the media of the row, in order."""
-        media_left = {kind: _as_list(row.get(kind), kind) for kind in ("image", "video")}
-        counts = {kind: len(paths) for kind, paths in media_left.items()}
-        found = dict.fromkeys(counts, 0)
-        messages = []
-        if "system_prompt" in row:
-            messages.append({"role": "system", "content": [_text(row["system_prompt"], "system_prompt")]})
-        for i, turn in enumerate(_turns(row, "conversations")):
-            sender = turn.get("from")
-            if not isinstance(sender, str) or sender not in self.roles:
-                raise ValueError(
-                    f"conversations[{i}].from is {sender!r}, expected one of {', '.join(map(repr, self.roles))} "
-                    "(--user_key and --assistant_key rename them)"
-                )
-            role, text = self.roles[sender], _text(turn.get("value"), f"conversations[{i}].value")
-            content = [text]
-            if role == "user":
-                content = _split_placeholders(text["text"])
-                for part in content:
-                    if (kind := part["type"]) != "text":
-                        found[kind] += 1
-                        part[kind] = self._resolve(kind, media_left[kind].pop(0)) if media_left[kind] else None
-            messages.append({"role": role, "content": content})
-        for kind, count in counts.items():
-            if found[kind] != count:
-                raise ValueError(
-                    f"has {found[kind]} <{kind}> in its user turns but {count} in its `{kind}` field; they must match"
-                )
-        return messages
+    def _shares(self) -> list[int]:
+        return [max(round(w * n), min(n, 1)) for w, n in zip(self.weights, np.diff(self._ends()).tolist())]
 
-    def _openai_message(self, turn: dict, i: int) -> dict:
-        """`messages`: content is a string or a list of parts; text is text, whatever stands in it."""
-        where, role = f"messages[{i}]", turn.get("role")
-        if role not in ROLES:
-            raise ValueError(f"{where}.role is {role!r}, expected one of {', '.join(map(repr, ROLES))}")
-        content = turn.get("content")
-        if not isinstance(content, list):
-            return {"role": role, "content": [_text(content, f"{where}.content")]}
-        parts = []
-        for j, part in enumerate(content):
-            spot = f"{where}.content[{j}]"
-            part = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {}
-            kind = part.get("type")
-            if kind == "text":
-                parts.append(_text(part.get("text"), f"{spot}.text"))
-            elif kind in ("image", "video"):
-                reference = part.get("path", part.get(kind))
-                if not isinstance(reference, str):
-                    raise ValueError(f"{spot} has type {kind!r} but no `path`")
-                parts.append({"type": kind, kind: self._resolve(kind, reference)})
-            else:
-                raise ValueError(f"{spot} has type {kind!r}, expected 'text', 'image' or 'video'")
-        return {"role": role, "content": parts}
+    def _ends(self) -> list[int]:
+        """The position of the first row of each path, and the end."""
+        return self.first_of if self.kept is None else np.searchsorted(self.kept, self.first_of).tolist()
 
-    # ---- media ----
+    def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
+        """The positions that an epoch takes, not shuffled: a pure function of its arguments.
 
-    def _resolve(self, kind: str, path: str) -> str:
-        return os.path.normpath(os.path.join(self.folders[kind], path))
-
-    def _open(self, part: dict) -> dict:
-        if part["type"] == "image":
-            return {**part, "image": media.open_image(part["image"])}
-        if part["type"] == "video":
-            frames, metadata = media.open_video(part["video"], self.num_frames)
-            return {**part, "video": frames, "metadata": metadata}
-        return part
-
-    def _check_media(self) -> None:
-        """Read the header of every medium once; a row with a missing or unreadable one becomes an error."""
-
-        def read_header(reference: tuple[str, str]) -> tuple[int, ...] | ValueError:
-            try:
-                size = media.check_media(*reference)
-            except ValueError as error:
-                return error
-            return size if reference[0] == "image" else (self.num_frames, *size)
-
-        references = [_references(row) for row in self.rows]
-        distinct = list(dict.fromkeys(reference for of_row in references for reference in of_row))
-        with ThreadPoolExecutor() as pool:
-            self.media_sizes = dict(zip(distinct, pool.map(read_header, distinct)))
-        for position, of_row in enumerate(references):
-            faults = [self.media_sizes[r] for r in of_row if isinstance(self.media_sizes[r], ValueError)]
-            if faults:
-                self.rows[position], self.errors[position] = None, f"{self._source(position)}: {faults[0]}"
+        A path of weight 0.5 gives one half of its rows and in the next epoch the other, one of weight 2 each row twice.
+        """
+        chosen, ends = [], self._ends()
+        for path, (start, end, share) in enumerate(zip(ends, ends[1:], self._shares())):
+            number = end - start
+            if share == number:
+                chosen.append(np.arange(start, end))
+                continue
+            # The next `share` rows of an endless line of shuffled passes over the path.
+            first, last = epoch * share, (epoch + 1) * share
+            for turn in range(first // max(number, 1), -(-last // max(number, 1))):
+                order = np.random.default_rng([seed, path, turn]).permutation(number)
+                chosen.append(start + order[max(first - turn * number, 0) : last - turn * number])
+        return np.concatenate(chosen)
 
 
-def content_parts(row: dict) -> list[dict]:
-    """All content parts of a canonical sample, in order."""
-    return [part for message in row["messages"] for part in message["content"]]
+class Rows(Sequence):
+    """The canonical rows of a data set, read from their files when they are asked for."""
+
+    def __init__(self, dataset: MultimodalDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: int) -> dict | None:
+        position = range(len(self))[position]
+        index, place = self.dataset._locate(position)
+        return None if place in index.errors else index.row(place)
 
 
-def read_rows(path: str) -> list:
-    """The raw rows of a JSON list or a JSONL file (by its ending).
+def make_dataset(data, paths: str | list[str] | None, check=True, weighted=False) -> MultimodalDataset | None:
+    """The data set of some paths, read as the flags say (ReadingArguments); None without paths.
 
-    Raises:
-        ValueError: no such file, not a list, or broken JSON with its line.
+    Args:
+        check: as of MultimodalDataset.
+        weighted: whether the paths may have weights, which only training heeds.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"{path} does not exist or is not a file.")
-    number = 1  # of the line that a parse starts at
-    try:
-        with open(path, encoding="utf-8-sig") as file:  # with or without the mark that Windows editors write first
-            if path.lower().endswith(".jsonl"):
-                rows = []
-                for number, line in enumerate(file, 1):  # noqa: B007
-                    rows += [json.loads(line.strip())] if line.strip() else []
-            else:
-                rows = json.load(file)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
-    except json.JSONDecodeError as error:
-        hint = " (name a JSONL file .jsonl)" if error.msg == "Extra data" else ""
-        line = number + error.lineno - 1
-        raise ValueError(f"{path}, line {line}: not valid JSON: {error.msg}{hint}.") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{path} is not valid JSON: {reason}.") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} must hold a JSON list of samples, not {type(rows).__name__}; or name it .jsonl.")
-    return rows
+    if not paths:
+        return None
+    dataset = MultimodalDataset(
+        paths,
+        data.image_folder,
+        data.video_folder,
+        MediaOptions.of(data),
+        data.user_key,
+        data.assistant_key,
+        data.field_messages,
+        data.max_samples,
+        data.allow_outside,
+        check,
+    )
+    if not weighted and set(dataset.weights) != {1}:
+        raise ValueError(f"{dataset.name}: only training data (--data_path) has weights; here each row counts once.")
+    return dataset
 
 
-def _references(row: dict | None) -> list[tuple[str, str]]:
-    """(kind, path) of each medium of a row."""
-    return [(p["type"], p[p["type"]]) for p in content_parts(row) if p["type"] != "text"] if row else []
+class EncodedDataset(Dataset):
+    """The samples of a data set as tensors (`ChatCollator.encode`), for training and evaluation.
 
+    With `--on_bad_sample skip`, a sample that fails is named and counted, and another one, drawn by its position alone,
+    stands in for it; in evaluation, where a sample counted twice would change the loss, the other one has no label.
+    """
 
-def _turns(row: dict, field: str) -> list[dict]:
-    turns = row[field]
-    if not isinstance(turns, list) or not turns:
-        raise ValueError(f"has no turn in its `{field}` field; it must be a list of at least two")
-    for i, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise ValueError(f"{field}[{i}] must be an object, not {type(turn).__name__}")
-    return turns
+    def __init__(self, dataset: MultimodalDataset, collator, arguments, is_training: bool = True):
+        self.dataset, self.collator, self.is_training = dataset, collator, is_training
+        self.skips, self.limit = arguments.data.on_bad_sample == "skip", arguments.data.max_bad_samples
+        # Shared with the data loader's workers: which samples failed, and which one each worker is busy with.
+        self.failed = torch.zeros(len(dataset) if self.skips else 0, dtype=torch.bool).share_memory_()
+        self.at_work = torch.full((max(arguments.training.dataloader_num_workers, 1), 2), -1).share_memory_()
 
+    def __len__(self) -> int:
+        return len(self.dataset)
 
-def _text(value, field: str) -> dict:
-    if not isinstance(value, str):
-        raise ValueError(f"{field} must be text, not {'missing' if value is None else type(value).__name__}")
-    return {"type": "text", "text": value}
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        """The tensors of a sample, a batch of one.
 
+        Raises:
+            ValueError: the sample, or with `--on_bad_sample skip` too many of them, cannot be used.
+        """
+        worker = get_worker_info()
+        if worker:
+            self.at_work[worker.id] = torch.tensor([os.getpid(), position])
+        try:
+            return self.collator.encode(self.dataset[position]).inputs
+        except ValueError as error:
+            if not self.skips:
+                raise
+            self._count(position, error)
+        inputs = self._replacement(position)
+        if not self.is_training:
+            inputs["labels"] = torch.full_like(inputs["labels"], IGNORE_INDEX)
+        return inputs
 
-def _as_list(value, field: str) -> list[str]:
-    paths = value if isinstance(value, list) else [] if value is None else [value]
-    for path in paths:
-        if not isinstance(path, str):
-            raise ValueError(f"`{field}` must be a path or a list of paths, not {type(path).__name__}")
-    return list(paths)
+    def _count(self, position: int, error: ValueError) -> None:
+        if self.failed[position]:
+            return
+        self.failed[position] = True
+        number = int(self.failed.sum())
+        if number <= SHOWN_FAULTS:
+            print(f"Skipped: {error}", file=sys.stderr, flush=True)
+        if number > self.limit:
+            raise ValueError(f"{number} samples cannot be used, more than --max_bad_samples {self.limit}; last {error}")
 
+    def _replacement(self, position: int) -> dict[str, torch.Tensor]:
+        draw = np.random.default_rng(position)
+        while True:
+            other = int(draw.integers(len(self.dataset)))
+            try:
+                return self.collator.encode(self.dataset[other]).inputs
+            except ValueError as error:
+                self._count(other, error)
+                if self.failed.all():
+                    raise
 
-def _split_placeholders(text: str) -> list[dict]:
-    """Text parts and media parts, in order; a line break that sets a placeholder apart belongs to neither."""
-    parts = []
-    pieces = PLACEHOLDER.split(text)
-    for i, piece in enumerate(pieces):
-        if i % 2:
-            parts.append({"type": piece[1:-1]})
-            continue
-        if i > 0:
-            piece = LINE_BREAK_BEFORE.sub("", piece)
-        if i < len(pieces) - 1:
-            piece = LINE_BREAK_BEHIND.sub("", piece)
-        if piece:
-            parts.append({"type": "text", "text": piece})
-    return parts
-
-
-def _check_roles(roles: list[str]) -> None:
-    """An optional system message, then user and assistant in turn, an assistant last."""
-    turns = roles[1:] if roles[0] == "system" else roles
-    expected = [("user", "assistant")[i % 2] for i in range(len(turns))]
-    if turns != expected or len(turns) % 2 or not turns:
-        raise ValueError(
-            f"has the roles {', '.join(roles)}; expected an optional system message, then user and assistant in turn, "
-            "with an assistant reply at the end"
-        )
+    def explain(self, error: RuntimeError) -> ValueError | None:
+        """What a data loader's error of a dead worker means: the sample that it was busy with."""
+        for process, position in self.at_work.tolist():
+            if process > 0 and re.search(rf"worker \(pid(\(s\))? [\d, ]*\b{process}\b", str(error)):
+                return ValueError(
+                    f"{self.dataset.source(position)}: the data loader's worker died over it ({str(error).strip()}). "
+                    "It may lack memory, or a decoder crashed: look at its media, or run with "
+                    "--dataloader_num_workers 0."
+                )
+        return None

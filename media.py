@@ -8,11 +8,13 @@ import contextlib
 import io
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+# Where indexes of data files and fetched media lie.
+CACHE_FOLDER = os.environ.get("FINELMM_CACHE", "~/.cache/finelmm")
 FILTERS = {name: Image.Resampling[name.upper()] for name in "bilinear bicubic lanczos nearest box hamming".split()}
 # The rest of Pillow's formats are not what people train on, and EPS is a program that it hands to Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -37,7 +39,7 @@ class MediaOptions:
     video_backend: str = "pyav"  # or decord
     allow_urls: bool = False
     allowed_networks: tuple[str, ...] = ()  # that URLs may point to beside public addresses, as "10.1.0.0/16"
-    cache_folder: str = "~/.cache/finelmm"  # fetched files are kept in its folder media
+    cache_folder: str = CACHE_FOLDER  # fetched files are kept in its folder media
     image_pixel_limit: int = 179_000_000  # a larger image or frame is refused as a decompression bomb
     media_megabytes_limit: int = 2_000  # of a fetched file
     video_seconds_limit: int = 4 * 3600
@@ -63,6 +65,12 @@ class MediaOptions:
         if self.max_frames and not self.fps:
             raise ValueError("--max_frames has no effect without --fps; give --num_frames or --fps.")
         self.target_size(1, 1)
+
+    @classmethod
+    def of(cls, flags) -> "MediaOptions":
+        """The options that flags of the same names have (arguments.ReadingArguments)."""
+        values = {field.name: getattr(flags, field.name) for field in fields(cls) if hasattr(flags, field.name)}
+        return cls(**values, cache_folder=flags.data_cache or CACHE_FOLDER)
 
     def target_size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) that an image of (width, height) is resized to.

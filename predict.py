@@ -12,26 +12,31 @@ import os
 
 import torch
 import yaml
+from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 import trainable
-from arguments import DataArguments, ModelArguments, cli
-from checks import adapter_config, check_writable
+from arguments import ModelArguments, ReadingArguments, cli
+from checks import adapter_config, check_reading, check_writable, processor_options
 from collators import COLLATORS
-from datasets import MultimodalDataset
+from datasets import make_dataset
 from loaders import LOADERS, family_of
 from supported_models import find_model
 from trainer import generate_answers
+
+# What the model gets to see of images and videos: as in training, unless a flag says otherwise.
+AS_IN_TRAINING = (
+    *("image_size", "image_resize_algorithm", "min_pixels", "max_pixels", "num_frames", "fps", "max_frames"),
+    *("video_max_pixels", "processor_kwargs"),
+)
 
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
     check(args)
-    num_frames = args.num_frames or saved_arguments(args.model_path).get("num_frames", DataArguments.num_frames)
-    dataset = MultimodalDataset(
-        args.data_path, args.image_folder, args.video_folder, num_frames, args.user_key, args.assistant_key
-    )
+    dataset = make_dataset(args, args.data_path)
     model, collator = load(args.model_path, args.model_id, args.model_local_path, args.trust_remote_code)
+    collator.set_processor_options(processor_options(args.processor_kwargs))
     if "video" in dataset.media_kinds and not collator.takes_videos:
         raise ValueError(f"{args.data_path} holds videos, but {args.model_path} takes none.")
     print(f"{args.model_path}: answering {args.data_path} ({len(dataset)} samples)", flush=True)
@@ -45,21 +50,19 @@ def main(words: list[str] | None = None) -> None:
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    parser = HfArgumentParser(
+        ReadingArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model_path", required=True, help="Folder of a base, adapter or merged checkpoint.")
-    parser.add_argument("--data_path", required=True, help="A JSON list or JSONL file (docs/dataset.md).")
+    parser.add_argument("--data_path", required=True, help="A data file, as train.py takes it (docs/dataset.md).")
     parser.add_argument("--output_path", required=True, help="JSONL file to write.")
     parser.add_argument("--model_id", help="Model id, where neither args.yaml nor the config tells the family.")
     parser.add_argument("--model_local_path", help="Base of an adapter; default: the path it was trained from.")
     add_trust_flag(parser)
-    for name in ("image_folder", "video_folder", "user_key", "assistant_key"):
-        field = DataArguments.__dataclass_fields__[name]
-        parser.add_argument(f"--{name}", default=field.default, **field.metadata)
-    parser.add_argument("--num_frames", type=int, help="Frames taken from each video; default: as in training.")
     parser.add_argument("--batch_size", type=int, default=8, help="Answers generated at a time.")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="Longest answer, in tokens.")
+    saved = saved_arguments(parser.parse_args(words).model_path)
+    parser.set_defaults(**{name: saved[name] for name in AS_IN_TRAINING if name in saved})
     return parser.parse_args(words)
 
 
@@ -71,12 +74,10 @@ def add_trust_flag(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what would fail only after the model is loaded, or change nothing."""
-    for name in ("batch_size", "max_new_tokens", "num_frames"):
-        if (value := getattr(args, name)) is not None and value < 1:
+    for name in ("batch_size", "max_new_tokens"):
+        if (value := getattr(args, name)) < 1:
             raise ValueError(f"--{name} is {value}; it must be 1 or more.")
-    for name in ("image_folder", "video_folder"):
-        if (folder := getattr(args, name)) and not os.path.isdir(folder):
-            raise ValueError(f"--{name} {folder!r} is not a folder.")
+    check_reading(args)
     if os.path.isdir(args.output_path):
         raise ValueError(f"--output_path {args.output_path} is a folder; name a file.")
     folder = os.path.dirname(os.path.abspath(args.output_path))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from arguments import cli, parse_arguments
 from collators import make_collator
 from collators.base import IGNORE_INDEX, ChatCollator
-from datasets import MultimodalDataset
+from datasets import MultimodalDataset, make_dataset
 from loaders import LOADERS
 
 # Terminal colours: green, grey, cyan.
@@ -57,15 +57,7 @@ def add_flags(parser) -> None:
 def load(arguments) -> tuple[MultimodalDataset, ChatCollator]:
     """Data and collator as train.py makes them; rows that cannot be used stay, in `errors`."""
     data, model = arguments.data, arguments.model
-    dataset = MultimodalDataset(
-        data.data_path,
-        data.image_folder,
-        data.video_folder,
-        data.num_frames,
-        data.user_key,
-        data.assistant_key,
-        check=False,
-    )
+    dataset = make_dataset(data, data.data_path, check=False, weighted=True)
     loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
     return dataset, make_collator(model.family, loader, data)
 

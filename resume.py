@@ -4,7 +4,6 @@ A checkpoint is written in the folder `unfinished-checkpoints` of the output fol
 all of it is on the disk. Its `checkpoint.json` lists its files, and what a run must share with it to go on from it.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
-from datasets import MultimodalDataset, content_parts
+from datasets import MultimodalDataset
 from engines import say
 
 UNFINISHED = "unfinished-checkpoints"
@@ -30,7 +29,8 @@ RECORD = "checkpoint.json"
 # Flags that a resumed run may change: where things lie, how they are read, when it is saved and measured, who is told.
 FREE_FLAGS = {
     *("output_dir", "resume_from_checkpoint", "model_local_path", "model_path", "data_path", "eval_data_path"),
-    *("image_folder", "video_folder", "dataloader_num_workers", "dataloader_persistent_workers", "local_rank"),
+    *("image_folder", "video_folder", "data_cache", "dataloader_num_workers", "dataloader_persistent_workers"),
+    *("local_rank", "on_bad_sample", "max_bad_samples"),
     *("dataloader_prefetch_factor", "dataloader_pin_memory", "dataloader_multiprocessing_context", "ddp_timeout"),
     *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
     *("per_device_eval_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "disable_tqdm"),
@@ -42,13 +42,10 @@ FREE_FLAGS = {
 
 def describe_run(arguments, dataset: MultimodalDataset) -> dict:
     """What a resumed run must share with the one that wrote the checkpoint."""
-    texts = hashlib.sha256()
-    for row in dataset.rows:
-        texts.update(repr([part.get("text", part["type"]) for part in content_parts(row)]).encode())
     flags = vars(arguments.model) | vars(arguments.data) | vars(arguments.lora) | arguments.training.to_dict()
     flags = {name: value for name, value in flags.items() if name not in FREE_FLAGS}
     run = {"flags": flags, "processes": arguments.training.world_size}
-    run |= {"samples": len(dataset), "texts": texts.hexdigest()}
+    run |= {"samples": len(dataset), "texts": dataset.digest}
     return json.loads(json.dumps(run, default=str))  # as it will be read again
 
 

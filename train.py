@@ -17,7 +17,7 @@ import resume
 import trainable
 from arguments import Arguments, cli, parse_arguments
 from collators import make_collator
-from datasets import MultimodalDataset, content_parts
+from datasets import EncodedDataset, MultimodalDataset, make_dataset
 from engines import say
 from loaders import LOADERS
 from trainer import FinetuneTrainer
@@ -30,8 +30,10 @@ def main(words: list[str] | None = None) -> None:
     checkpoint = resume.checkpoint_to_resume(arguments.training)
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here
-    train_dataset = load_dataset(arguments, arguments.data.data_path)
-    eval_dataset = load_dataset(arguments, arguments.data.eval_data_path)
+    train_dataset = make_dataset(arguments.data, arguments.data.data_path, weighted=True)
+    eval_dataset = make_dataset(arguments.data, arguments.data.eval_data_path)
+
+    say(train_dataset.summary())
 
     # model id -> family -> processor and collator; the training template is held against the checkpoint's
     loader = LOADERS.get(arguments.model.family)(
@@ -61,15 +63,16 @@ def main(words: list[str] | None = None) -> None:
     trainer = FinetuneTrainer(
         model=model,
         args=arguments.training,
-        data_collator=collator,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
+        data_collator=collator.collate,
+        train_dataset=EncodedDataset(train_dataset, collator, arguments),
+        eval_dataset=eval_dataset and EncodedDataset(eval_dataset, collator, arguments, is_training=False),
         model_path=arguments.model.model_path,
         chat_template=arguments.data.chat_template,
         learning_rates=trainable.learning_rates(model, loader, arguments),
         run=run,
     )
     metrics = trainer.train(checkpoint).metrics
+    trainer.report_skipped()
     if eval_dataset:
         metrics |= trainer.evaluate()
 
@@ -80,23 +83,16 @@ def main(words: list[str] | None = None) -> None:
     trainer.end()
 
 
-def load_dataset(arguments: Arguments, path: str | None) -> MultimodalDataset | None:
-    data = arguments.data
-    if path:
-        return MultimodalDataset(
-            path, data.image_folder, data.video_folder, data.num_frames, data.user_key, data.assistant_key
-        )
-
-
 def check_media_kinds(arguments: Arguments, collator, train_dataset, eval_dataset) -> None:
     """Refuse training of vision parts without media, and videos that the model cannot take."""
     for name in ("train_vision_encoder", "train_vision_projector"):
         if getattr(arguments.model, name) and not train_dataset.media_kinds:
             raise ValueError(f"--{name} True has no effect: {train_dataset.name} holds neither image nor video.")
     for dataset in filter(None, (train_dataset, eval_dataset)):
-        for row in dataset.rows if "video" in dataset.media_kinds and not collator.takes_videos else []:
-            if any(part["type"] == "video" for part in content_parts(row)):
-                raise ValueError(f"{row['source']}: has a video, but {arguments.model.model_id} takes no videos.")
+        for layout, position in dataset.layouts().items() if not collator.takes_videos else []:
+            if "video" in layout.media:
+                source = dataset.source(position)
+                raise ValueError(f"{source}: has a video, but {arguments.model.model_id} takes no videos.")
 
 
 def model_kwargs(arguments: Arguments) -> dict:

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import Sampler, SequentialSampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from collators.base import IGNORE_INDEX
+from datasets import IGNORE_INDEX, MultimodalDataset
+from engines import say
 from loaders.base import local_folder
 from resume import ResumableTrainer
 
@@ -26,8 +27,8 @@ PROCESSOR_FILES = [
 ]
 
 
-def epoch_order(length: int, seed: int, epoch: int, lengths: list[int] | None = None, group: int = 1) -> list[int]:
-    """The order of an epoch: a pure function of its arguments.
+def epoch_order(length: int, seed: int, epoch: int, lengths: list[int] | None = None, group: int = 1):
+    """The order of an epoch (length,): a pure function of its arguments.
 
     Args:
         lengths: estimated tokens per sample; given, samples of similar length stand in one `group`.
@@ -36,25 +37,29 @@ def epoch_order(length: int, seed: int, epoch: int, lengths: list[int] | None = 
     generator = torch.Generator().manual_seed(seed + epoch)
     if lengths is not None:
         return get_length_grouped_indices(lengths, group, generator=generator)
-    return torch.randperm(length, generator=generator).tolist()
+    return torch.randperm(length, generator=generator).numpy()
 
 
 class EpochSampler(Sampler):
-    """Yields `epoch_order` of the epoch that `set_epoch` names."""
+    """Yields the rows of the epoch that `set_epoch` names, in the order of `--train_sampling_strategy`."""
 
-    def __init__(self, length: int, seed: int, lengths: list[int] | None = None, group: int = 1):
-        self.arguments = (length, seed)
-        self.options = (lengths, group)
+    def __init__(self, dataset: MultimodalDataset, seed: int, strategy: str = "random", group: int = 1):
+        self.dataset, self.seed, self.strategy, self.group = dataset, seed, strategy, group
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.arguments[0]
+        return self.dataset.epoch_size
 
     def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(*self.arguments, self.epoch, *self.options))
+        rows = self.dataset.epoch_rows(self.seed, self.epoch)
+        if self.strategy != "sequential":
+            lengths = self.dataset.lengths[rows].tolist() if self.strategy == "group_by_length" else None
+            rows = rows[epoch_order(len(rows), self.seed, self.epoch, lengths, self.group)]
+        for start in range(0, len(rows), 1024):  # a Python number takes four times the memory
+            yield from rows[start : start + 1024].tolist()
 
 
 class FinetuneTrainer(ResumableTrainer):
@@ -81,6 +86,22 @@ class FinetuneTrainer(ResumableTrainer):
         self.epoch_sampler = None
         # Several families set this to False, and the Trainer would not count the labels of a step for them.
         self.model_accepts_loss_kwargs = True
+
+    def train(self, resume_from_checkpoint: str | None = None):
+        try:
+            return super().train(resume_from_checkpoint)
+        except RuntimeError as error:
+            for dataset in filter(None, (self.train_dataset, self.eval_dataset)):
+                if explained := dataset.explain(error):
+                    raise explained from error
+            raise
+
+    def report_skipped(self) -> None:
+        """Say how many samples could not be used, on all processes since the start."""
+        failed = self.train_dataset.failed
+        if len(failed):
+            number = int((self.accelerator.reduce(failed.to(self.args.device).long()) > 0).sum())
+            say(f"--on_bad_sample skip: {number:,} of {len(failed):,} training samples were skipped for others.")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross entropy summed over the labels, divided by the labels of the whole global step over all ranks.
@@ -139,13 +160,10 @@ class FinetuneTrainer(ResumableTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         strategy = str(getattr(self.args.train_sampling_strategy, "value", self.args.train_sampling_strategy))
-        if strategy == "sequential":
-            return SequentialSampler(dataset)
-        lengths = dataset.lengths if strategy == "group_by_length" else None
         group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        if strategy not in ("random", "group_by_length"):
+        if strategy not in ("random", "sequential", "group_by_length"):
             raise ValueError(f"--train_sampling_strategy {strategy} is not supported: use random or group_by_length.")
-        self.epoch_sampler = EpochSampler(len(dataset), seed, lengths, group)
+        self.epoch_sampler = EpochSampler(dataset.dataset, seed, strategy, group)
         return self.epoch_sampler
 
     def _run_epoch(self, *, epoch, **kwargs):
@@ -180,7 +198,7 @@ def copy_processor_files(model_path: str, output_dir: str) -> None:
 
 @torch.inference_mode()
 def generate_answers(model, collator, dataset, batch_size: int = 8, max_new_tokens: int = 128) -> Iterator[dict]:
-    """Greedy answers to every assistant turn, each with the reference history before it.
+    """Greedy answers to every user, where the reply is one to learn, each with the reference history before it.
 
     Yields:
         {"index", "turn", "prediction", "reference", "exact_match"}, in the order of the rows and turns.
@@ -191,9 +209,11 @@ def generate_answers(model, collator, dataset, batch_size: int = 8, max_new_toke
         sample = dataset[position]
         replies = [i for i, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
         for turn, i in enumerate(replies):
-            reference = dataset.rows[position]["messages"][i]["content"]
+            reference, before = sample["messages"][i], sample["messages"][i - 1] if i else {"role": None}
+            if before["role"] != "user" or not reference.get("train", True):
+                continue
             prompt = collator.encode_prompt(sample["messages"][:i], sample["source"])
-            pending.append((sample["index"], turn, "".join(part["text"] for part in reference), prompt))
+            pending.append((sample["index"], turn, "".join(part["text"] for part in reference["content"]), prompt))
             if len(pending) == batch_size:
                 yield from _answer(model, collator, pending, max_new_tokens)
                 pending = []

@@ -1,5 +1,6 @@
 """Family id -> collator class: `COLLATORS.get("qwen2-vl")`."""
 
+from checks import processor_options
 from supported_models import Registry
 
 COLLATORS = Registry(__name__)
@@ -13,10 +14,12 @@ def make_collator(family: str, loader, data):
         with open(data.chat_template, encoding="utf-8") as file:
             chat_template = file.read()
     processor = loader.load_processor()
-    return COLLATORS.get(family)(
+    collator = COLLATORS.get(family)(
         processor,
         data.model_max_length,
         data.mask_question_tokens,
         chat_template=chat_template,
         stop_tokens=loader.stop_tokens(processor.tokenizer),
     )
+    collator.set_processor_options(processor_options(data.processor_kwargs))
+    return collator

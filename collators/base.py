@@ -26,9 +26,9 @@ from transformers import BatchFeature
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from collators.any_template import UnfitTemplate, find_replies, find_string_roles
-from datasets import RESERVED_CHARACTER, content_parts
+from datasets import IGNORE_INDEX
+from rows import RESERVED_CHARACTER, content_parts
 
-IGNORE_INDEX = -100
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -128,6 +128,25 @@ class ChatCollator:
         elif len(formats) > 1:
             self.chat_template, self.template_exceptions = min(formats, key=self._distance)
 
+    def set_processor_options(self, options: dict) -> None:
+        """Add the user's options to every call of the processor.
+
+        Raises:
+            ValueError: the processor has no such option, or does not take its value; the message lists those it has.
+        """
+        parts = [getattr(self.processor, f"{kind}_processor", None) for kind in ("image", "video")]
+        known = {name for part in parts if hasattr(part, "valid_kwargs") for name in part.valid_kwargs.__annotations__}
+        if unknown := options.keys() - known:
+            raise ValueError(
+                f"--processor_kwargs: {type(self.processor).__name__} has no option {min(unknown)!r}; it has "
+                f"{', '.join(sorted(known)) or 'none'}."
+            )
+        self.processor_kwargs = self.processor_kwargs | options
+        if options:
+            probe = _conversation(("user", "image", "?"), ("assistant", "."))
+            probe[0]["content"][0]["image"] = Image.new("RGB", (56, 56))
+            self._encode_messages(probe, "--processor_kwargs")
+
     @property
     def is_tagged(self) -> bool:
         """Whether the training template marks the replies itself."""
@@ -140,16 +159,18 @@ class ChatCollator:
     # ---- a batch ----
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
-        """Opened samples -> one batch, padded on the right to its longest row.
+        """Opened samples -> one batch."""
+        return self.collate([self.encode(sample).inputs for sample in samples])
+
+    def collate(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Encoded samples -> one batch, padded on the right to its longest row.
 
         Returns:
             input_ids, attention_mask, labels (batch, tokens) and the family's own tensors; a dummy row, where one is
             needed, comes last and has no label.
         """
-        rows = [self.encode(sample).inputs for sample in samples]
         present = {kind for kind in self.vision_calls for row in rows if self.is_media(row["input_ids"], kind).any()}
-        rows += [self.dummy_rows[kind] for kind in sorted(self.vision_calls - present)]
-        return self.pad(rows)
+        return self.pad(rows + [self.dummy_rows[kind] for kind in sorted(self.vision_calls - present)])
 
     @property
     def vision_calls(self) -> set[str]:
@@ -249,32 +270,61 @@ class ChatCollator:
         Raises:
             ValueError: samples that cannot be cut, without `drop_overlong`; or no sample is left.
         """
-        kept, cut, faults = [], 0, []
+        cut, faults = 0, {}
         # What a template writes unasked, such as a default system prompt.
         empty = _conversation(("user", ""), ("assistant", ""))
         template_bytes = len((self.render(empty)[0] if self.is_tagged else self.render_official(empty)).encode())
-        for position, row in enumerate(dataset.rows):
-            with self._naming(row["source"]):
-                if self.is_replaced:
+        text_bytes, media_tokens, others = dataset.text_bytes(), np.zeros(len(dataset)), np.zeros(len(dataset))
+        for layout, sizes, positions in dataset.groups():
+            with self._naming(dataset.source(positions[0])):
+                row, known = {"messages": layout.messages}, layout.media_sizes(sizes)
+                self._check_layout(row["messages"])
+                media_tokens[positions] = self.count_media_tokens(row, known)
+                # A token is at least a byte of text; 64 is more than any template adds to a further message.
+                others[positions] = self.count_frame_text_tokens(row, known)
+                text_bytes[positions] += template_bytes + 64 * len(content_parts(row))
+        if self.is_replaced:
+            for row in dataset.rows:
+                with self._naming(row["source"]):
                     self._check_rendering(row["messages"])
-                media_tokens = self.count_media_tokens(row, dataset.media_sizes)
-            # A token is at least a byte of text; 64 is more than any template adds to a further message.
-            bound = template_bytes + sum(64 + len(part.get("text", "").encode()) for part in content_parts(row))
-            others = media_tokens + self.count_frame_text_tokens(row, dataset.media_sizes)
-            if bound + others > self.model_max_length and self.count_text_tokens(row) + others > self.model_max_length:
+        others += media_tokens
+        for position in np.flatnonzero(text_bytes + others > self.model_max_length).tolist():
+            row = dataset.rows[position]
+            if self.count_text_tokens(row) + others[position] > self.model_max_length:
                 try:
-                    if self.model_max_length < media_tokens < float("inf") and len(row["messages"]) <= 3:
-                        raise self._media_do_not_fit(row["source"], media_tokens)
+                    if self.model_max_length < media_tokens[position] < float("inf") and len(row["messages"]) <= 3:
+                        raise self._media_do_not_fit(row["source"], int(media_tokens[position]))
                     cut += self.encode(dataset[position]).cut > 0
                 except OverlongSample as error:
-                    faults.append(str(error))
-                    continue
-            kept.append(position)
-        if faults and not (drop_overlong and kept):
-            listed = "\n".join(f"  {fault}" for fault in faults[:10])
+                    faults[position] = str(error)
+        if faults and not (drop_overlong and len(faults) < len(dataset)):
+            listed = "\n".join(f"  {fault}" for fault in list(faults.values())[:10])
             raise ValueError(f"{len(faults)} of {len(dataset)} samples do not fit:\n{listed}")
-        dataset.select(kept)
+        if faults:
+            dataset.select(np.setdiff1d(np.arange(len(dataset)), list(faults)))
         return cut, len(faults)
+
+    def _check_layout(self, messages: list[dict]) -> None:
+        """Refuse what the format has no place for: a reply that nobody asked for, and one that is left out of all text.
+
+        Raises:
+            ValueError: it goes on behind "train.json, sample 7: ".
+        """
+        if any("train" in message for message in messages) and not self.mask_question_tokens:
+            raise ValueError('"train": false has no effect with --mask_question_tokens False, which trains all text')
+        if [m["role"] for m in messages if m["role"] != "system"][0] == "assistant" and not self.begins_with_replies:
+            raise ValueError("begins with a reply, for which the chat template has no place; put a user message before")
+
+    @cached_property
+    def begins_with_replies(self) -> bool:
+        """Whether a conversation may begin with the assistant: the checkpoint's template takes it, and ours alike."""
+        messages = _conversation(("assistant", "Hello."), ("user", "Name a colour."), ("assistant", "Red."))
+        try:
+            text, spans = self.render(messages)
+            official = self.render_official(messages)
+        except UnfitTemplate:
+            return False
+        return len(spans) == 2 and self._as_official(text[: spans[0][1]], text[spans[0][1] :]) == official
 
     def _check_rendering(self, messages: list[dict]) -> None:
         """Raise an UnfitTemplate where a template that nobody prepared hides a reply or leaves a medium out."""
@@ -330,6 +380,8 @@ class ChatCollator:
             text, spans = self._render(messages, self.chat_template, roles, return_assistant_tokens_mask=True)
         else:
             text, spans = find_replies(messages, self.render_official, self.stop_tokens)
+        replies = [message for message in messages if message["role"] == "assistant"]
+        spans = [span for span, reply in zip(spans, replies, strict=True) if reply.get("train", True)]
         # A reply that begins with a line break must not merge it with the one that ends the generation prompt.
         for start, _ in reversed(spans):
             if text[start - 1 : start + 1].isspace():

@@ -28,9 +28,9 @@ import trainable  # noqa: E402
 from arguments import DataArguments, LoraArguments, ModelArguments, parse_arguments  # noqa: E402
 from collators import COLLATORS  # noqa: E402
 from collators.base import ChatFormat  # noqa: E402
-from datasets import RESERVED_CHARACTER  # noqa: E402
 from loaders import LOADERS  # noqa: E402
 from loaders.base import COMPONENTS  # noqa: E402
+from rows import RESERVED_CHARACTER  # noqa: E402
 from supported_models import AUTO, MODELS, families  # noqa: E402
 
 MATRIX = REPO / "docs" / "support_matrix.json"

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks a hub is broken: fail at once
+CACHE = tempfile.TemporaryDirectory()  # of this session's tests alone
+os.environ["FINELMM_CACHE"] = CACHE.name
 
 from facts import FACTS  # noqa: E402
 

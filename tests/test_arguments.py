@@ -65,7 +65,7 @@ REFUSED = [
     ("--use_lor True", "--use_lor is not a flag. Did you mean --use_lora"),
     ("--num_frame 8", "--num_frame is not a flag. Did you mean --num_frames"),
     ("--xyzzy 8", "--xyzzy is not a flag. .*--help"),
-    ("stray", "'stray' does not belong to any flag"),
+    ("--use_lora True stray", "'stray' does not belong to any flag"),
     ("--use_lora True --lora_r 4 run.yaml", "'run.yaml' does not belong .* a YAML file comes first"),
     ("--lora_r x", "--lora_r.* 'x'"),
     ("--use_lora maybe", "--use_lora.*yes/no"),

@@ -12,6 +12,7 @@ from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from datasets import MultimodalDataset
 from loaders import LOADERS
+from media import MediaOptions
 from tiny_models import make_tiny_checkpoint
 
 # (family, `family` of the golden records of one of its checkpoints)
@@ -61,7 +62,7 @@ def records(checkpoint) -> list[dict]:
 def samples(checkpoint, media_folder) -> list[dict]:
     path = media_folder / f"{checkpoint[1]}-formats.json"
     path.write_text(json.dumps(rows_for(checkpoint[0])))
-    dataset = MultimodalDataset(str(path), num_frames=4)
+    dataset = MultimodalDataset(str(path), media=MediaOptions(num_frames=4))
     return [dataset[i] for i in range(len(dataset))]
 
 

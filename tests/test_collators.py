@@ -27,8 +27,10 @@ from transformers import PaliGemmaProcessor, ProcessorMixin
 
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX, RESERVED_CHARACTER, ChatCollator, OverlongSample
-from datasets import MultimodalDataset, content_parts
+from datasets import MultimodalDataset
 from loaders.base import is_inside
+from media import MediaOptions
+from rows import content_parts
 
 MULTI_TURN = [family for family in FAMILIES if FACTS[family].multi_turn]
 
@@ -87,7 +89,7 @@ def model(tiny, family):
 def dataset(media_folder, family) -> MultimodalDataset:
     path = media_folder / f"{family}-mixtures.json"
     path.write_text(json.dumps(rows_for(family)))
-    return MultimodalDataset(str(path), num_frames=4)
+    return MultimodalDataset(str(path), media=MediaOptions(num_frames=4))
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +356,7 @@ def test_left_padding_ends_every_row_at_the_last_token(collator, model, samples)
 def test_tokens_of_an_image_see_each_other_and_nothing_later(make_collator, tiny, media_folder, family):
     """By the gradients of the logits of an image's first token, in a batch of all mixtures."""
     (media_folder / f"{family}-bidirectional.json").write_text(json.dumps(rows_for(family)))
-    dataset = MultimodalDataset(str(media_folder / f"{family}-bidirectional.json"), num_frames=4)
+    dataset = MultimodalDataset(str(media_folder / f"{family}-bidirectional.json"), media=MediaOptions(num_frames=4))
     collator = make_collator(family)
     batch = collator([dataset[i] for i in range(len(dataset))])
     model, embeddings = make_loader(family, tiny(family)).load_model().eval(), []
@@ -490,18 +492,18 @@ def test_the_first_exchanges_media_must_fit(make_collator, samples, family):
 
 
 def test_counts_are_never_below_the_true_length(collator, dataset, samples, family):
-    for row, sample in zip(dataset.rows, samples):
+    for i, (row, sample) in enumerate(zip(dataset.rows, samples)):
         ids = collator.encode(sample).inputs["input_ids"]
-        media_tokens = collator.count_media_tokens(row, dataset.media_sizes)
+        outline, sizes = dataset.outline(i)
+        media_tokens = collator.count_media_tokens(outline, sizes)
         num_media = collator.is_media(ids).sum()
-        media = [(part["type"], part[part["type"]]) for part in content_parts(row) if part["type"] != "text"]
-        num_frames = sum(dataset.media_sizes[medium][0] for medium in media if medium[0] == "video")
+        num_frames = sum(size[0] for (kind, _), size in sizes.items() if kind == "video")
         num_media += num_frames * FACTS[family].frame_label_tokens
         assert media_tokens >= num_media if FACTS[family].expanded and num_media else media_tokens == num_media
-        slack = sum(placeholder_tokens(collator, kind) for kind, _ in media)
+        slack = sum(placeholder_tokens(collator, kind) for kind, _ in sizes)
         if collator.frame_text:
             slack += 2 * 4  # the clip's two times are seconds of one digit, the longest have five
-        beside = collator.count_frame_text_tokens(row, dataset.media_sizes)
+        beside = collator.count_frame_text_tokens(outline, sizes)
         assert 0 <= collator.count_text_tokens(row) + beside + media_tokens - ids.shape[1] <= slack
 
 
@@ -536,18 +538,18 @@ def test_fit_opens_nothing_within_budget(make_collator, dataset, monkeypatch, fa
     collator = make_collator(family)
     collator.model_max_length = max(
         collator.count_text_tokens(row)
-        + collator.count_media_tokens(row, dataset.media_sizes)
-        + collator.count_frame_text_tokens(row, dataset.media_sizes)
-        for row in dataset.rows
+        + collator.count_media_tokens(*dataset.outline(i))
+        + collator.count_frame_text_tokens(*dataset.outline(i))
+        for i, row in enumerate(dataset.rows)
     )
     monkeypatch.setattr(MultimodalDataset, "__getitem__", lambda *_: pytest.fail("opened a sample"))
     rows = list(dataset.rows)
     assert collator.fit(dataset, drop_overlong=False) == (0, 0)
-    assert dataset.rows == rows
+    assert list(dataset.rows) == rows
 
 
 def test_fit_counts_lists_and_drops(make_collator, media_folder, samples, family):
-    dataset = MultimodalDataset(str(media_folder / f"{family}-mixtures.json"), num_frames=4)
+    dataset = MultimodalDataset(str(media_folder / f"{family}-mixtures.json"), media=MediaOptions(num_frames=4))
     collator = make_collator(family)
     collator.model_max_length = budget = collator.encode(samples[0]).inputs["input_ids"].shape[1] - 1
     fates = []
@@ -570,7 +572,7 @@ def test_fit_counts_lists_and_drops(make_collator, media_folder, samples, family
 
 
 def test_fit_refuses_to_drop_everything(make_collator, media_folder, family):
-    dataset = MultimodalDataset(str(media_folder / f"{family}-mixtures.json"), num_frames=4)
+    dataset = MultimodalDataset(str(media_folder / f"{family}-mixtures.json"), media=MediaOptions(num_frames=4))
     collator = make_collator(family, model_max_length=2)
     with pytest.raises(ValueError, match=f"{len(dataset)} of {len(dataset)} samples do not fit"):
         collator.fit(dataset, drop_overlong=True)

@@ -10,6 +10,8 @@ from PIL import Image
 
 import media
 from datasets import MultimodalDataset
+from media import MediaOptions
+from rows import content_parts
 
 
 def text(value: str) -> dict:
@@ -197,8 +199,11 @@ BAD_ROWS = [
         "image content in role 'assistant'",
     ),
     (
-        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "image": "red.png"},
-        "`image`",
+        {
+            "messages": [{"role": "user", "content": "<image> a"}, {"role": "assistant", "content": "b"}],
+            "image": "red.png",
+        },
+        "<image> in a text of `messages`.*`image`",
     ),
     ({"conversations": turns("a \ufdd0", "b")}, r"U\+FDD0"),
     ({"conversations": turns("a", "cut \ud83d")}, r"U\+D83D"),
@@ -234,10 +239,10 @@ FILES = {
     "broken.json": (f"[{GOOD},\n{GOOD},\n{{'a'}}]", "broken.json, line 3: not valid JSON"),
     "broken.jsonl": (f"{GOOD}\n\n{GOOD}\n{{\n", "broken.jsonl, line 4: not valid JSON"),
     "lines.json": (f"{GOOD}\n{GOOD}", r"lines.json, line 2: not valid JSON: Extra data \(name a JSONL file .jsonl\)"),
-    "deep.json": ("[" * 100_000, "deep.json.* is not valid JSON: it is nested too deeply"),
+    "deep.json": ("[" * 100_000, "deep.json, line 1: not valid JSON: it is nested too deeply"),
     "digits.json": ("[" + "1" * 5000 + "]", "digits.json.* not valid JSON: .*digits"),
     "latin.json": (f'[{GOOD}, "caf\xe9"]'.encode("latin-1"), "latin.json is not UTF-8 text"),
-    "latin.jsonl": ('"caf\xe9"'.encode("latin-1"), "latin.jsonl is not UTF-8 text"),
+    "latin.jsonl": ('"caf\xe9"'.encode("latin-1"), "latin.jsonl, line 1: .*utf-8"),
 }
 
 
@@ -249,9 +254,11 @@ def test_a_bad_file_is_an_error_that_names_it(tmp_path, name):
         MultimodalDataset(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("path", ["none.json", ""])
-def test_a_missing_file_is_an_error_that_names_it(tmp_path, path):
-    with pytest.raises(ValueError, match=f"{path} does not exist"):
+@pytest.mark.parametrize(
+    "path, named", [("none.json", "none.json does not exist"), ("", "there is no .json, .jsonl, .parquet file in ")]
+)
+def test_a_missing_file_is_an_error_that_names_it(tmp_path, path, named):
+    with pytest.raises(ValueError, match=named):
         MultimodalDataset(str(tmp_path / path))
 
 
@@ -272,23 +279,23 @@ def all_media(write_rows) -> MultimodalDataset:
         "video": "clip.mp4",
         "conversations": turns("<image>a<image>b<video>", "c"),
     }
-    return MultimodalDataset(write_rows([row, {"conversations": turns("Hi", "Hello " * 40)}]), num_frames=4)
+    return MultimodalDataset(
+        write_rows([row, {"conversations": turns("Hi", "Hello " * 40)}]), media=MediaOptions(num_frames=4)
+    )
 
 
 def test_rows_hold_references_and_samples_opened_media(write_rows, media_folder):
     dataset = all_media(write_rows)
-    rows = json.dumps(dataset.rows)  # only what JSON can hold
+    rows = json.dumps(list(dataset.rows))  # only what JSON can hold
     red, _, blue, _, clip = dataset[0]["messages"][0]["content"]
     assert (red["image"].mode, red["image"].size, red["image"].getpixel((0, 0))) == ("RGB", (64, 64), (255, 0, 0))
     assert blue["image"].size == (100, 50)
     assert clip["video"].shape == (4, 64, 64, 3) and clip["metadata"]["frames_indices"] == [0, 5, 10, 15]
-    assert json.dumps(dataset.rows) == rows
+    assert json.dumps(list(dataset.rows)) == rows
     assert dataset.media_kinds == {"image", "video"}
-    assert dataset.media_sizes == {
-        ("image", str(media_folder / "red.png")): (64, 64),
-        ("image", str(media_folder / "blue.png")): (50, 100),
-        ("video", str(media_folder / "clip.mp4")): (4, 64, 64),
-    }
+    outline, sizes = dataset.outline(0)
+    assert [part["type"] for part in content_parts(outline)] == ["image", "text", "image", "text", "video", "text"]
+    assert sizes == {("image", 0): (64, 64), ("image", 1): (50, 100), ("video", 2): (4, 64, 64)}
 
 
 def test_lengths_open_no_file(write_rows, monkeypatch):
@@ -297,7 +304,7 @@ def test_lengths_open_no_file(write_rows, monkeypatch):
     def refuse(*_):
         raise AssertionError("opened a file")
 
-    for name in ("open_image", "open_video", "check_media"):
+    for name in ("open_image", "read_header"):
         monkeypatch.setattr(media, name, refuse)
     monkeypatch.setattr("builtins.open", refuse)
     with_media, only_text = dataset.lengths

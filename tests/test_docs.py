@@ -237,7 +237,12 @@ def test_the_errors_of_the_data_page(write_rows, media_folder):
         {"image": "broken.png", "conversations": question},
         {"image": "red.png", "conversations": [{"from": "user", "value": "<image>\nWhat is it?"}, *question[1:]]},
         {"conversations": question[1:]},
-        {"image": "red.png", "messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B"}]},
+        {
+            "image": "red.png",
+            "messages": [{"role": "user", "content": "<image>A?"}, {"role": "assistant", "content": "B"}],
+        },
+        {"image": "../red.png", "conversations": question},
+        {"image": "https://example.org/red.png", "conversations": question},
     ]
     errors = "\n".join(MultimodalDataset(write_rows(rows), check=False).errors.values())
     page = (REPO / "docs/dataset.md").read_text()
@@ -256,7 +261,7 @@ def test_the_rows_of_the_pages_are_read(media_folder, tmp_path):
         shutil.copy(media_folder / "tall.jpg", tmp_path / name)
     shutil.copy(media_folder / "clip.mp4", tmp_path / "clips/door.mp4")
     blocks = [code for page in PAGES for _, code in code_blocks(page, "json") if code.startswith("[")]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for code in blocks:
         (tmp_path / "rows.json").write_text(code, encoding="utf-8")
         dataset = MultimodalDataset(str(tmp_path / "rows.json"))

@@ -12,6 +12,7 @@ from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from datasets import MultimodalDataset
 from loaders import LOADERS
+from media import MediaOptions
 
 THOUGHT = "<|channel>thought\n<channel|>"
 PROMPT, TURN = "{{ '<|turn>model\n", "{{- '<|turn>' + role + '\n' }}"
@@ -76,7 +77,7 @@ def test_gemma_4_with_experts_loads_and_has_no_stray_parameter(large):
 def test_gemma_4_images_are_seen_in_both_directions_where_the_checkpoint_says_so(large, tiny, media_folder):
     """In sliding layers alone; in a batch of all mixtures every row is as it is alone."""
     (media_folder / "large.json").write_text(json.dumps(rows_for("gemma-4")))
-    dataset = MultimodalDataset(str(media_folder / "large.json"), num_frames=2)
+    dataset = MultimodalDataset(str(media_folder / "large.json"), media=MediaOptions(num_frames=2))
     collator = COLLATORS.get("gemma-4")(LOADERS.get("gemma-4")(tiny("gemma-4")).load_processor())
     model = AutoModelForImageTextToText.from_pretrained(large).eval()
     rows = [collator.encode(dataset[i]).inputs for i in range(len(dataset))]

@@ -18,6 +18,7 @@ import train
 from adapters import old_names, shortened
 from arguments import parse_arguments
 from datasets import MultimodalDataset
+from media import MediaOptions
 from trainable import format_summary, summarize
 
 CLASSIC = r"language_model.model.layers.[\d]+.(mlp|cross_attn|self_attn).(up|down|gate|q|k|v|o)_proj"
@@ -176,7 +177,7 @@ def trained(tiny, write_rows, tmp_path, monkeypatch):
 
 
 def logits_of(model, collator, path) -> torch.Tensor:
-    dataset = MultimodalDataset(path, num_frames=4)
+    dataset = MultimodalDataset(path, media=MediaOptions(num_frames=4))
     batch = collator([dataset[i] for i in range(len(dataset))])
     batch.pop("labels")
     with torch.no_grad():
@@ -247,7 +248,7 @@ def test_gradients_reach_every_adapter_under_checkpointing_and_after_evaluation(
     model = train.trainable.make_trainable(loader.load_model(), loader, arguments)
     path = write_rows(rows_for(family))
     collator = predict.COLLATORS.get(family)(loader.load_processor(), 2048)
-    dataset = MultimodalDataset(path, num_frames=4)
+    dataset = MultimodalDataset(path, media=MediaOptions(num_frames=4))
     batch = collator([dataset[i] for i in range(len(dataset))])
 
     def gradients():
@@ -283,7 +284,7 @@ CONTINUED = [
 def test_an_adapter_goes_on_where_it_ended(tiny, trained, family, parts, own, tmp_path):
     model, _, folder, path = trained(family, *LORA, *parts, *own, "--lora_dropout", 0)
     _, collator = predict.load(folder)
-    dataset = MultimodalDataset(path, num_frames=4)
+    dataset = MultimodalDataset(path, media=MediaOptions(num_frames=4))
     batch = collator([dataset[i] for i in range(len(dataset))])
     # In training mode, as bitsandbytes multiplies 8-bit weights in two ways. Nothing drops out.
     with torch.autocast("cpu", torch.bfloat16, enabled="--bf16" in parts):

@@ -12,6 +12,7 @@ from arguments import TrainingArguments
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from datasets import MultimodalDataset
+from media import MediaOptions
 from trainer import FinetuneTrainer
 
 # Label counts from 1 to dozens: a mean of means over batches would be far off.
@@ -32,7 +33,7 @@ class Parts:
         self.loader = make_loader(family, tiny(family))
         self.model = self.loader.load_model().float()
         self.collator = COLLATORS.get(family)(self.loader.load_processor(), 2048, **options)
-        self.dataset = MultimodalDataset(path, num_frames=4)
+        self.dataset = MultimodalDataset(path, media=MediaOptions(num_frames=4))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(bool(self.loader.component_of(name)) and not self.loader.is_unused(name))
 

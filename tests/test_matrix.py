@@ -32,6 +32,7 @@ from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from datasets import MultimodalDataset
 from loaders.base import COMPONENTS
+from media import MediaOptions
 
 # Two rows a kind or more, so that a batch has something to pad.
 KINDS = {
@@ -123,7 +124,7 @@ def parts(tiny):
 def test_data(parts, write_rows, family, kind):
     loader, collator, model = parts(family)
     rows = [row for row in KINDS.get(kind, KINDS["one image"]) if fits(family, row)]
-    dataset = MultimodalDataset(write_rows(rows), num_frames=4)
+    dataset = MultimodalDataset(write_rows(rows), media=MediaOptions(num_frames=4))
     samples = [dataset[i] for i in range(len(dataset))]
     if kind == "over-long":
         check_cut(collator, model, samples, FACTS[family].rounding)
@@ -181,7 +182,7 @@ def test_training(tiny, family, mode, write_rows, tmp_path):
     assert shapes(merged) == shapes(tiny(family))
 
     plain, untrained = (make_loader(family, folder).load_model() for folder in (merged, tiny(family)))
-    dataset = MultimodalDataset(path, num_frames=4)
+    dataset = MultimodalDataset(path, media=MediaOptions(num_frames=4))
     batch = collator([dataset[i] for i in range(len(dataset))])
     batch.pop("labels")
     with torch.no_grad():

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 import merge_lora_weights
 import predict
 from datasets import MultimodalDataset
+from media import MediaOptions
 
 LORA_FLAGS = ["--use_lora", True, *VISION_FLAGS]
 MIXTURE_FLAGS = ["--lora_experts", True, "--lora_router", True, "--lora_dropout", 0]
@@ -39,7 +40,7 @@ def test_merged_equals_adapter_and_reloads(tiny, family, write_rows, tmp_path):
         _, loading = AutoModelForImageTextToText.from_pretrained(merged, output_loading_info=True)
         assert not loading["missing_keys"] and not loading["unexpected_keys"]
     with_adapter, collator = predict.load(str(adapter), trust_remote_code=FACTS[family].remote_code)
-    dataset = MultimodalDataset(path, num_frames=4)
+    dataset = MultimodalDataset(path, media=MediaOptions(num_frames=4))
     batch = collator([dataset[i] for i in range(len(dataset))])
     batch.pop("labels")
     plain, untrained = (make_loader(family, path).load_model() for path in (merged, tiny(family)))

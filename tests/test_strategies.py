@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 import merge_lora_weights
 import predict
 from datasets import MultimodalDataset
+from media import MediaOptions
 
 ARCHETYPES = ["llava-1.5", "qwen2.5-vl", "llava-onevision", "gemma-3", "llama-3.2-vision"]
 LORA = ["--use_lora", True, "--lora_dropout", 0]
@@ -139,7 +140,7 @@ def losses(out) -> list[float]:
 
 def loss_of(model, collator, data) -> float:
     """The mean over all labels, from rows that are never padded and logits that are never cut."""
-    dataset, total, labels = MultimodalDataset(str(data), num_frames=4), 0.0, 0
+    dataset, total, labels = MultimodalDataset(str(data), media=MediaOptions(num_frames=4)), 0.0, 0
     for i in range(len(dataset)):
         batch = collator([dataset[i]])
         targets = batch.pop("labels")[0, 1:]

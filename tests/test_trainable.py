@@ -15,6 +15,7 @@ from arguments import parse_arguments
 from collators import COLLATORS
 from datasets import MultimodalDataset
 from loaders import LOADERS
+from media import MediaOptions
 from trainable import (
     add_adapters,
     format_summary,
@@ -47,7 +48,7 @@ def trainable_names(model):
 
 
 def batch_with_everything(tiny, family, write_rows, loader):
-    dataset = MultimodalDataset(write_rows(rows_for(family)), num_frames=4)
+    dataset = MultimodalDataset(write_rows(rows_for(family)), media=MediaOptions(num_frames=4))
     collator = COLLATORS.get(family)(loader.load_processor(), 2048)
     return collator([dataset[i] for i in range(len(dataset))])
 

@@ -1,0 +1,323 @@
+"""One row of a file, in any of its forms -> canonical messages.
+
+    conversations   {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, ...]}
+    messages        {"messages": [{"role": "user", "content": "..." or [parts]}, ...], "images": [...]}
+    prompt          {"prompt": "..." or [messages], "completion": "..." or [messages], "images": [...]}
+
+A reference to a medium becomes an absolute path, an http(s) URL, or the bytes of an encoded file; a video may also be a
+list of references to images. docs/dataset.md describes the forms to users.
+"""
+
+import base64
+import binascii
+import os
+import re
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+ROLES = ("system", "user", "assistant")
+KINDS = ("image", "video")
+PLACEHOLDER = re.compile(r"(<image>|<video>)")
+LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
+# Stands inside control strings typed by a user until they are tokenized (collators/base.py).
+RESERVED_CHARACTER = "\ufdd0"
+# Lone surrogates (a cut "\ud83d" in JSON) are no characters, and no tokenizer takes them.
+UNUSABLE_CHARACTER = re.compile(f"[{RESERVED_CHARACTER}\ud800-\udfff]")
+DATA_URL = re.compile(r"data:(?P<type>[\w/.+-]*)(?:;[\w=.+-]+)*?(?P<base64>;base64)?,", re.IGNORECASE)
+# Of a part -> the keys that its reference may stand under, besides the name of its kind.
+SOURCES = ("path", "url", "base64")
+
+
+@dataclass(frozen=True)
+class RowForm:
+    """How the rows of a file are to be read."""
+
+    folders: dict[str, str]  # "image" and "video" -> the absolute folder where relative paths start
+    user_key: str = "human"
+    assistant_key: str = "gpt"
+    field_messages: str = "messages"
+    allow_urls: bool = False
+    allow_outside: bool = False
+    allow_absolute: bool = True  # False for what came from the Hub, whose author is not the user
+    roles: dict[str, str] = field(init=False)  # name in `from` -> role
+
+    def __post_init__(self):
+        roles = {"system": "system", self.user_key: "user", self.assistant_key: "assistant"}
+        object.__setattr__(self, "roles", roles)
+
+    def messages(self, row: object) -> list[dict]:
+        """The canonical messages of a row.
+
+        Raises:
+            ValueError: names the field and the cure; it goes on behind "train.json, sample 7: ".
+        """
+        if not isinstance(row, dict):
+            raise ValueError(f"must be a JSON object, not {type(row).__name__}")
+        row = {key: value for key, value in row.items() if value is not None}
+        forms = [name for name in (self.field_messages, "conversations", "prompt") if name in row]
+        if len(forms) > 1:
+            raise ValueError(f"has both `{forms[0]}` and `{forms[1]}`, and only one can be trained on; remove one")
+        if not forms:
+            raise ValueError(
+                f"has neither a `conversations` nor a `{self.field_messages}` field, nor a `prompt`; "
+                "see docs/dataset.md (--field_messages renames the second)"
+            )
+        if forms[0] == self.field_messages:
+            messages = self._of_messages(row, _turns(row, self.field_messages), self.field_messages)
+        else:
+            messages = self._of_conversations(row) if forms[0] == "conversations" else self._of_prompt(row)
+        _check_roles([message["role"] for message in messages])
+        for message in messages:
+            for part in message["content"]:
+                if part["type"] != "text" and message["role"] != "user":
+                    raise ValueError(
+                        f"has {part['type']} content in role {message['role']!r}; move it to a user message"
+                    )
+                if match := UNUSABLE_CHARACTER.search(part.get("text", "")):
+                    raise ValueError(f"has the unusable character U+{ord(match[0]):04X} in a text; remove it")
+        if not any(message["role"] == "assistant" and message.get("train", True) for message in messages):
+            raise ValueError('has "train": false on every reply, so that nothing would be trained')
+        return messages
+
+    def _of_conversations(self, row: dict) -> list[dict]:
+        """`<image>` and `<video>` in user turns stand for the media of the row, in order."""
+        left = {kind: self._column(row, kind) for kind in KINDS}
+        counts = {kind: len(references) for kind, (_, references) in left.items()}
+        found = dict.fromkeys(KINDS, 0)
+        messages = []
+        if "system_prompt" in row:
+            messages.append({"role": "system", "content": [_text(row["system_prompt"], "system_prompt")]})
+        for i, turn in enumerate(_turns(row, "conversations")):
+            sender = turn.get("from")
+            if not isinstance(sender, str) or sender not in self.roles:
+                raise ValueError(
+                    f"conversations[{i}].from is {shown(sender)}, expected one of {', '.join(map(repr, self.roles))} "
+                    "(--user_key and --assistant_key rename them)"
+                )
+            role, text = self.roles[sender], _text(turn.get("value"), f"conversations[{i}].value")
+            content = [text]
+            if role == "user":
+                content = _split_placeholders(text["text"])
+                for part in content:
+                    if (kind := part["type"]) != "text":
+                        found[kind] += 1
+                        part[kind] = left[kind][1].pop(0) if left[kind][1] else None
+            messages.append({"role": role, "content": content, **_train(turn, f"conversations[{i}]")})
+        for kind, count in counts.items():
+            if found[kind] != count:
+                raise ValueError(
+                    f"has {found[kind]} <{kind}> in its user turns but {count} in its `{left[kind][0]}` field; they "
+                    "must match"
+                )
+        return messages
+
+    def _of_messages(self, row: dict, turns: list, name: str) -> list[dict]:
+        """Text is text, whatever stands in it; media are parts, or columns of the row that parts have places for."""
+        if "system_prompt" in row:
+            raise ValueError(f"has the field `system_prompt` beside `{name}`; make it a message of role 'system'")
+        messages = [self._message(turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
+        for kind in reversed(KINDS):  # so that images come first where both go to the front
+            column, references = self._column(row, kind)
+            parts = [part for message in messages for part in message["content"] if part["type"] == kind]
+            empty = [part for part in parts if part[kind] is None]
+            if references and not empty:
+                self._put_in_front(messages, kind, references, column)
+                continue
+            if len(empty) != len(references):
+                if not references:
+                    where = empty[0]["where"]
+                    raise ValueError(f"{where} has type {kind!r} but no `path`, and the row has no `{kind}s` for it")
+                raise ValueError(
+                    f"has {len(empty)} parts of type {kind!r} without a source but {len(references)} in its "
+                    f"`{column}` field; they must match"
+                )
+            for i, part in enumerate(empty):
+                index, where = part.pop("index"), part.pop("where")
+                if index is not None and index not in range(len(references)):  # some data sets number them
+                    raise ValueError(f"{where}.index is {shown(index)}, but `{column}` has {len(references)} values")
+                part[kind] = references[i if index is None else index]
+        return messages
+
+    def _put_in_front(self, messages: list[dict], kind: str, references: list, column: str) -> None:
+        """Media that no part names go to the front of the first user message."""
+        users = [message for message in messages if message["role"] == "user"]
+        if not users:
+            raise ValueError(f"has a `{column}` field, but no user message to put it in")
+        if any(f"<{kind}>" in part.get("text", "") for message in users for part in message["content"]):
+            raise ValueError(
+                f"has <{kind}> in a text of `messages`, where it is no placeholder, beside its `{column}` field; "
+                "make it a part of the content, or use `conversations` (docs/dataset.md)"
+            )
+        users[0]["content"][:0] = [{"type": kind, kind: reference} for reference in references]
+
+    def _of_prompt(self, row: dict) -> list[dict]:
+        """The completion is trained, and of the prompt nothing, as is usual for this form."""
+        turns = []
+        for name, role in (("prompt", "user"), ("completion", "assistant")):
+            if isinstance(row.get(name), list):
+                turns += [{**turn, "train": False} if name == "prompt" else turn for turn in _turns(row, name)]
+            else:
+                turns.append({"role": role, "content": _text(row.get(name), name)["text"]})
+        return self._of_messages(row, turns, "prompt + completion")
+
+    def _message(self, turn: dict, where: str) -> dict:
+        role, content = turn.get("role"), turn.get("content")
+        if role not in ROLES:
+            raise ValueError(f"{where}.role is {shown(role)}, expected one of {', '.join(map(repr, ROLES))}")
+        if isinstance(content, list):
+            parts = [self._part(part, f"{where}.content[{j}]") for j, part in enumerate(content)]
+        else:
+            parts = [_text(content, f"{where}.content")]
+        return {"role": role, "content": parts, **_train(turn, where)}
+
+    def _part(self, part: object, where: str) -> dict:
+        """A part of a message; of a medium without a source, the reference is None."""
+        part = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {}
+        kind = part.get("type")
+        if kind == "text":
+            return _text(part.get("text"), f"{where}.text")
+        if kind in ("image_url", "video_url"):  # OpenAI's: {"image_url": {"url": ...}}
+            kind, url = kind.removesuffix("_url"), part.get(kind)
+            part = {"url": url.get("url") if isinstance(url, dict) else url}
+            if part["url"] is None:
+                raise ValueError(f"{where} has type '{kind}_url' but no `{kind}_url` with a `url`")
+        elif kind not in KINDS:
+            raise ValueError(
+                f"{where} has type {shown(kind)}, expected 'text', 'image', 'video', 'image_url' or 'video_url'"
+            )
+        given = [name for name in (*SOURCES, kind) if name in part]
+        if len(given) > 1:
+            raise ValueError(f"{where} has both `{given[0]}` and `{given[1]}`; keep one")
+        if not given:
+            return {"type": kind, kind: None, "index": part.get("index"), "where": where}
+        value = part[given[0]]
+        if given[0] == "base64":
+            return {"type": kind, kind: _decode(value, f"{where}.base64")}
+        return {"type": kind, kind: self._reference(kind, value, f"{where}.{given[0]}")}
+
+    # ---- references ----
+
+    def _column(self, row: dict, kind: str) -> tuple[str, list]:
+        """The name and the references of the row's field `image` or `images`, `video` or `videos`."""
+        names = [name for name in (kind, f"{kind}s") if name in row]
+        if len(names) > 1:
+            raise ValueError(f"has both `{names[0]}` and `{names[1]}`; keep one")
+        name = names[0] if names else kind
+        values = row.get(name, [])
+        values = values if isinstance(values, list) else [values]
+        where = [f"{name}[{i}]" if len(values) > 1 else name for i in range(len(values))]
+        return name, [self._reference(kind, value, spot) for value, spot in zip(values, where)]
+
+    def _reference(self, kind: str, value: object, where: str) -> object:
+        if isinstance(value, dict) and value.keys() & {"bytes", "path"}:  # of the Hub's Image and Video columns
+            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        if isinstance(value, list) and kind == "video" and value:
+            return [self._reference("image", frame, f"{where}[{i}]") for i, frame in enumerate(value)]
+        if isinstance(value, (bytes, Image.Image)):
+            return value
+        if not isinstance(value, str):
+            raise ValueError(
+                f"`{where}` must be a path or a list of paths (or a URL, a data URL, {{bytes, path}}), not "
+                f"{type(value).__name__}"
+            )
+        if value[:5].lower() == "data:":
+            return _decode_url(kind, value, where)
+        if re.match(r"https?://", value, re.IGNORECASE):
+            if not self.allow_urls:
+                raise ValueError(f"{where} is the URL {shown(value)}: add --allow_urls True to fetch such media")
+            return value
+        return self._path(kind, value, where)
+
+    def _path(self, kind: str, path: str, where: str) -> str:
+        if re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE) or "\0" in path:
+            raise ValueError(f"{where} is {shown(path)}, which is no path; use a path, or an http(s) URL")
+        folder = self.folders[kind]
+        resolved = os.path.normpath(os.path.join(folder, path))
+        if self.allow_outside or (os.path.isabs(path) and self.allow_absolute):
+            return resolved
+        if not (resolved + os.sep).startswith(os.path.join(folder, "")):
+            raise ValueError(
+                f"{where} is {shown(path)}, which leaves the folder {folder}: mend the path or --{kind}_folder, or "
+                "add --allow_outside True if you trust the data"
+            )
+        return resolved
+
+
+def content_parts(row: dict) -> list[dict]:
+    """All content parts of a canonical sample, in order."""
+    return [part for message in row["messages"] for part in message["content"]]
+
+
+def shown(value: object) -> str:
+    """A value in an error message, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _turns(row: dict, name: str) -> list[dict]:
+    turns = row[name]
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"has no turn in its `{name}` field; it must be a list of at least two")
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise ValueError(f"{name}[{i}] must be an object, not {type(turn).__name__}")
+    return turns
+
+
+def _text(value: object, where: str) -> dict:
+    if not isinstance(value, str):
+        raise ValueError(f"{where} must be text, not {'missing' if value is None else type(value).__name__}")
+    return {"type": "text", "text": value}
+
+
+def _train(turn: dict, where: str) -> dict:
+    """`"train": false`, or OpenAI's `"weight": 0`, leaves a message out of the loss."""
+    for name in ("train", "weight"):
+        if turn.get(name) not in (None, False, True):  # to which 0 and 1 are equal
+            raise ValueError(f"{where}.{name} is {shown(turn[name])}; it must be true or false")
+    return {"train": False} if False in (turn.get("train"), turn.get("weight")) else {}
+
+
+def _decode(text: object, where: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise ValueError(f"{where} is not valid base64: {error}") from error
+
+
+def _decode_url(kind: str, url: str, where: str) -> bytes:
+    match = DATA_URL.match(url)
+    if not match or not match["base64"]:
+        raise ValueError(f"{where} is no data URL of the form data:{kind}/...;base64,...")
+    if match["type"] and match["type"].partition("/")[0].lower() not in (kind, "application"):
+        raise ValueError(f"{where} is a data URL of type {shown(match['type'])}, but the part is a {kind}")
+    return _decode(url[match.end() :], where)
+
+
+def _split_placeholders(text: str) -> list[dict]:
+    """Text parts and media parts, in order; a line break that sets a placeholder apart belongs to neither."""
+    parts = []
+    pieces = PLACEHOLDER.split(text)
+    for i, piece in enumerate(pieces):
+        if i % 2:
+            parts.append({"type": piece[1:-1]})
+            continue
+        if i > 0:
+            piece = LINE_BREAK_BEFORE.sub("", piece)
+        if i < len(pieces) - 1:
+            piece = LINE_BREAK_BEHIND.sub("", piece)
+        if piece:
+            parts.append({"type": "text", "text": piece})
+    return parts
+
+
+def _check_roles(roles: list[str]) -> None:
+    """An optional system message, then user and assistant in turn from either on, an assistant last."""
+    turns = roles[1:] if roles[0] == "system" else roles
+    expected = [("assistant", "user")[i % 2] for i in range(len(turns))][::-1]
+    if turns != expected or "user" not in turns:
+        raise ValueError(
+            f"has the roles {', '.join(roles)}; expected an optional system message, then user and assistant in turn, "
+            "with an assistant reply at the end"
+        )

@@ -1,0 +1,321 @@
+"""From `--data_path` to rows: which files a path names, and any row of a file without holding the others.
+
+A path is `PATH[:SPLIT][SLICE][:WEIGHT]`, such as `train.json`, `b.jsonl:0.5`, `shards/*.parquet[:1%]` or
+`owner/name:train[100:200]:2`.
+"""
+
+import codecs
+import contextlib
+import functools
+import glob
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+ENDINGS = (".json", ".jsonl", ".parquet")
+WEIGHT = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
+SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]\Z")
+SPLIT = re.compile(r":([\w.-]+)\Z")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
+WHITE_SPACE = re.compile(r"[ \t\r\n]*")
+CHUNK = 1 << 20  # characters of a JSON list that are read at a time
+NO_DATA = ["*.py", "*.bin", "*.safetensors", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.gguf"]  # is not fetched
+MADE_BY_THE_HUB = "refs/convert/parquet"  # the branch of its Parquet copies
+ARROW_ROWS = 64  # rows of a batch in the copy of a Parquet file: what one access maps
+
+
+@dataclass(frozen=True)
+class Source:
+    """One path of `--data_path`."""
+
+    path: str  # as it was written
+    files: tuple[str, ...]
+    bounds: tuple[str | None, str | None]  # of the slice, such as ("100", "200") or (None, "1%")
+    weight: float  # how often each row is seen in an epoch
+    folder: str  # where relative media paths start, unless a flag says otherwise
+    from_hub: bool
+
+    def select(self, num_rows: int) -> range:
+        """The rows of the slice.
+
+        Raises:
+            ValueError: it is empty, or goes beyond the rows that there are.
+        """
+        start, stop = (
+            bound and (round(num_rows * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound))
+            for bound in self.bounds
+        )
+        rows = range(num_rows)[slice(start, stop)]
+        percents = [abs(int(bound[:-1])) for bound in self.bounds if bound and bound.endswith("%")]
+        if num_rows and (not rows or max(abs(start or 0), abs(stop or 0)) > num_rows or max(percents, default=0) > 100):
+            fault = "goes beyond the end" if rows else "is empty"
+            raise ValueError(f"{self.path}: its slice {fault}, for there are {num_rows:,} rows.")
+        return rows
+
+
+def find_source(path: str) -> Source:
+    """What a path of `--data_path` names.
+
+    Raises:
+        ValueError: nothing is there, or the path has no meaning; the message names it and the cure.
+    """
+    rest, weight, bounds, split = path, 1.0, (None, None), None
+    if not os.path.exists(rest) and (match := WEIGHT.search(rest)):
+        rest, weight = rest[: match.start()], float(match[1])
+    if not os.path.exists(rest) and (match := SLICE.search(rest)):
+        rest, bounds = rest[: match.start()], match.groups()
+    if not os.path.exists(rest) and (match := SPLIT.search(rest)):
+        rest, split = rest[: match.start()], match[1]
+    if weight <= 0:
+        raise ValueError(f"{path}: the weight must be a number above 0.")
+    if split and os.path.isfile(rest):
+        raise ValueError(f"{path}: {rest} is a file, and only folders and Hub ids have splits such as {split!r}.")
+    from_hub = not os.path.exists(rest) and bool(HUB_ID.match(rest)) and not rest.lower().endswith(ENDINGS)
+    folder = download(rest) if from_hub else rest
+    if os.path.isdir(folder):
+        parts = ["**"] if from_hub else ["", "data", *([split, os.path.join("data", split)] if split else [])]
+        places = [os.path.join(glob.escape(folder), part) for part in parts]
+        files = sorted({name for place in places for name in glob.glob(os.path.join(place, "*"), recursive=from_hub)})
+        files = [file for file in files if file.lower().endswith(ENDINGS)]
+        if from_hub and any(file.endswith(".parquet") for file in files):
+            files = [file for file in files if file.endswith(".parquet")]  # others describe the data set
+        if split:
+            files = [file for file in files if in_split(os.path.relpath(file, folder), split)]
+        what = f"no {', '.join(ENDINGS)} file" + (f" of a split {split!r}" if split else "")
+    elif os.path.isfile(rest) or not glob.has_magic(rest):
+        files, folder, what = [rest], os.path.dirname(rest), "no file"
+    else:
+        files, folder, what = sorted(glob.glob(rest, recursive=True)), os.path.dirname(rest.split("*")[0]), "no file"
+    for file in files:
+        if not os.path.isfile(file):
+            raise ValueError(
+                f"{file} does not exist or is not a file. A path is a file ({', '.join(ENDINGS)}), a folder, a glob or "
+                "a data set id of the Hub, with [:SPLIT][SLICE][:WEIGHT] behind it (docs/dataset.md)."
+            )
+        if not file.lower().endswith(ENDINGS):
+            raise ValueError(f"{file} is of no known form: name it {' or '.join(ENDINGS)}.")
+    if not files:
+        raise ValueError(f"{path}: there is {what} in {folder or '.'}.")
+    return Source(path, tuple(files), bounds, weight, os.path.abspath(folder), from_hub)
+
+
+def in_split(file: str, split: str) -> bool:
+    """Whether a file belongs to a split, by its name or a folder that it lies in, as on the Hub."""
+    *folders, name = file.split(os.sep)
+    return split in folders or re.match(rf"{re.escape(split)}[-_.]", name) is not None
+
+
+def download(name: str) -> str:
+    """The folder of a data set of the Hub: its Parquet files, its own or those the Hub made; else all of its files.
+
+    Raises:
+        ValueError: there is none, or the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, snapshot_download  # only a data set on the Hub needs it
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    def snapshot(**kwargs) -> str:
+        return snapshot_download(name, repo_type="dataset", ignore_patterns=NO_DATA, **kwargs)
+
+    try:
+        files = HfApi().list_repo_files(name, repo_type="dataset")
+        if any(is_parquet(file) for file in files):
+            return snapshot(allow_patterns=["*.parquet"])
+        if any(file.lower().endswith(ENDINGS) for file in files):
+            return snapshot()
+        return snapshot(allow_patterns=["*.parquet"], revision=MADE_BY_THE_HUB)
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        for revision in (None, MADE_BY_THE_HUB):  # what an earlier run fetched
+            with contextlib.suppress(OSError, HfHubHTTPError, HFValidationError):
+                folder = snapshot(allow_patterns=["*.parquet"], revision=revision, local_files_only=True)
+                if any(name.lower().endswith(ENDINGS) for _, _, names in os.walk(folder) for name in names):
+                    return folder
+        raise ValueError(
+            f"{name} is neither a file or folder here nor a data set of the Hub that can be reached: {error}"
+        ) from error
+
+
+# ---- rows ----
+
+
+def scan(path: str) -> Iterator[tuple[int, int, object]]:
+    """Go once over the rows of a JSON or JSONL file: (offset, number) of the bytes of each, and what they hold.
+
+    In the place of a line of JSONL that is not valid, what it holds is a ValueError.
+
+    Raises:
+        ValueError: no JSON list, or broken JSON with its line.
+    """
+    try:
+        yield from (scan_lines if path.lower().endswith(".jsonl") else scan_list)(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
+
+
+def scan_lines(path: str) -> Iterator[tuple[int, int, object]]:
+    offset = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if text.strip():
+                try:
+                    row = json.loads(text.decode(), object_pairs_hook=unique)
+                except (ValueError, RecursionError) as error:
+                    row = broken(path, number, error)
+                yield offset + len(line) - len(text), len(text), row
+            offset += len(line)
+
+
+def scan_list(path: str) -> Iterator[tuple[int, int, object]]:
+    with open(path, "rb") as file:
+        window, other = JsonWindow(file), None
+        try:
+            if window.peek() == "[":
+                window.advance(window.at + 1)
+                more = window.peek() != "]"
+                while more:
+                    start, row = window.offset, window.parse()
+                    yield start, window.offset - start, row
+                    more = window.peek() == ","
+                    if more:
+                        window.advance(window.at + 1)
+                window.expect("]")
+            else:
+                other = type(window.parse()).__name__
+            window.expect("")
+        except UnicodeDecodeError:  # of the file as a whole, whose window knows no place of it
+            raise
+        except (ValueError, RecursionError) as error:
+            raise broken(path, window.line_of(getattr(error, "pos", window.at)), error) from error
+    if other:
+        raise ValueError(f"{path} must hold a JSON list of samples, not {other}; or name it .jsonl.")
+
+
+class JsonWindow:
+    """A place in a file of JSON, and the text from there on, of which no more than a window is held."""
+
+    def __init__(self, file):
+        self.file, self.decode = file, codecs.getincrementaldecoder("utf-8")().decode
+        self.parser = json.JSONDecoder(object_pairs_hook=unique)
+        self.text, self.at, self.is_last = "", 0, False  # the window, the place in it, whether the file ends with it
+        self.line, self.offset = 1, 3 if file.read(3) == codecs.BOM_UTF8 else 0  # of the place
+        file.seek(self.offset)
+
+    def read_on(self) -> None:
+        data = self.file.read(max(CHUNK, len(self.text) - self.at))  # twice as much each time, for rows of any size
+        self.text, self.at, self.is_last = self.text[self.at :] + self.decode(data, not data), 0, not data
+
+    def advance(self, to: int) -> None:
+        passed = self.text[self.at : to]
+        self.line, self.offset, self.at = self.line + passed.count("\n"), self.offset + len(passed.encode()), to
+
+    def line_of(self, position: int) -> int:
+        return self.line + self.text.count("\n", self.at, position)
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end of the file."""
+        while True:
+            self.advance(WHITE_SPACE.match(self.text, self.at).end())
+            if self.at < len(self.text) or self.is_last:
+                return self.text[self.at : self.at + 1]
+            self.read_on()
+
+    def expect(self, character: str) -> None:
+        if self.peek() != character:
+            raise json.JSONDecodeError(f"Expecting {character!r}" if character else "Extra data", self.text, self.at)
+        self.advance(self.at + 1)
+
+    def parse(self) -> object:
+        """The value at the place, which moves behind it."""
+        while True:
+            try:
+                self.peek()
+                value, end = self.parser.raw_decode(self.text, self.at)
+                if self.is_last or end < len(self.text):  # else a number may go on
+                    self.advance(end)
+                    return value
+            except json.JSONDecodeError as error:
+                # One that the window cuts off is read on; any other fault lies before the end of the window.
+                if self.is_last or not (error.msg.startswith("Unterminated") or error.pos > len(self.text) - 16):
+                    raise
+            self.read_on()
+
+
+def unique(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object, of which no key is lost because it stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return found
+
+
+def broken(path: str, line: int, error: Exception) -> ValueError:
+    hint = ""
+    if isinstance(error, RecursionError):
+        reason = "it is nested too deeply"
+    elif isinstance(error, json.JSONDecodeError):
+        reason = error.msg
+        hint = " (name a JSONL file .jsonl)" if error.msg == "Extra data" and path.endswith(".json") else ""
+    else:  # other bytes than UTF-8, a key that stands twice, a number of thousands of digits
+        reason = str(error)
+    return ValueError(f"{path}, line {line}: not valid JSON: {reason}{hint}.")
+
+
+def read_json(path: str, offset: int, length: int) -> object:
+    """One row of a JSON or JSONL file, by what `scan` said of it."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        return json.loads(file.read(length))
+
+
+def is_parquet(path: str) -> bool:
+    return path.lower().endswith(".parquet")
+
+
+def copy_parquet(path: str, target: str) -> None:
+    """Write a Parquet file as an Arrow file, from which any row can be read by itself.
+
+    Raises:
+        ValueError: broken, or no Parquet file.
+    """
+    import pyarrow as pa  # only Parquet files need it
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file, pa.OSFile(target, "wb") as sink:
+            with pa.ipc.new_file(sink, file.schema_arrow) as writer:
+                for batch in file.iter_batches(ARROW_ROWS):
+                    for start in range(0, len(batch), ARROW_ROWS):
+                        writer.write_batch(batch.slice(start, ARROW_ROWS))
+    except (pa.ArrowException, OSError) as error:
+        reason = "".join(c if c.isprintable() else " " for c in str(error))[:300]
+        raise ValueError(f"{path} is not a readable Parquet file: {reason}") from error
+
+
+def arrow_batches(path: str):
+    return map_arrow(path, os.stat(path).st_ino)
+
+
+@functools.lru_cache(maxsize=64)
+def map_arrow(path: str, version: int):
+    """An Arrow file, mapped once by a process, and again when another was put in its place."""
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.memory_map(path))
+
+
+def scan_arrow(path: str) -> Iterator[tuple[int, int, object]]:
+    """As `scan`, with the batch and the place in it of each row of a copied Parquet file."""
+    batches = arrow_batches(path)
+    for number in range(batches.num_record_batches):
+        for place, row in enumerate(batches.get_batch(number).to_pylist()):
+            yield number, place, row
+
+
+def read_arrow(path: str, number: int, place: int) -> object:
+    return arrow_batches(path).get_batch(number).slice(place, 1).to_pylist()[0]

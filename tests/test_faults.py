@@ -1,0 +1,191 @@
+"""Samples that fail while training, replies that are left out, and conversations that begin with a reply."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import FAMILIES, MODEL_ID, REPO, make_loader, run, trained_runs, turns
+from torch.utils.data import DataLoader
+
+from collators import COLLATORS
+from datasets import IGNORE_INDEX, EncodedDataset, MultimodalDataset
+
+HALF = "half.png"
+
+
+@pytest.fixture(scope="module")
+def half(media_folder):
+    """A picture whose header is whole and whose pixels are not."""
+    (media_folder / HALF).write_bytes((media_folder / "red.png").read_bytes()[:60])
+
+
+def rows_with(broken: set[int], number: int = 8) -> list[dict]:
+    """Rows that name themselves; those of `broken` hold half a picture."""
+    return [
+        {"image": HALF if i in broken else "red.png", "conversations": turns("<image>\nWhich?", f"row {i}")}
+        for i in range(number)
+    ]
+
+
+def encoded(path: str, tiny, is_training: bool = True, skip: bool = True, limit: int = 100, workers: int = 0):
+    loader = make_loader("llava-1.5", tiny("llava-1.5"))
+    collator = COLLATORS.get("llava-1.5")(loader.load_processor())
+    data = SimpleNamespace(on_bad_sample="skip" if skip else "error", max_bad_samples=limit)
+    training = SimpleNamespace(dataloader_num_workers=workers)
+    arguments = SimpleNamespace(data=data, training=training)
+    return EncodedDataset(MultimodalDataset(path), collator, arguments, is_training)
+
+
+def taught_rows(dataset: EncodedDataset, workers: int = 0) -> list[str]:
+    tokenizer = dataset.collator.processor.tokenizer
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers)
+    return ["".join(trained_runs(tokenizer, item["labels"][0])).strip().removesuffix("</s>") for item in loader]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_sample_is_replaced_counted_and_named(write_rows, half, tiny, capfd, workers):
+    path = write_rows(rows_with({2, 5}))
+    dataset = encoded(path, tiny, workers=workers)
+    found = taught_rows(dataset, workers)
+    good = [f"row {i}" for i in range(8) if i not in (2, 5)]
+    assert [row for i, row in enumerate(found) if i not in (2, 5)] == good
+    assert found[2] in good and found[5] in good
+    assert taught_rows(dataset, workers) == found == taught_rows(encoded(path, tiny, workers=0))  # by position alone
+    assert dataset.failed.nonzero()[:, 0].tolist() == [2, 5]
+    shown = capfd.readouterr().err
+    assert all(re.search(rf"Skipped: .*sample {i}: image .*{HALF} cannot be decoded", shown) for i in (2, 5))
+
+
+def test_without_the_flag_a_bad_sample_is_an_error(write_rows, half, tiny):
+    with pytest.raises(ValueError, match="sample 2: image .*half.png cannot be decoded"):
+        taught_rows(encoded(write_rows(rows_with({2})), tiny, skip=False))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_bad_samples_end_the_run(write_rows, half, tiny, workers):
+    dataset = encoded(write_rows(rows_with({1, 3, 6})), tiny, limit=2, workers=workers)
+    with pytest.raises(ValueError, match="3 samples cannot be used, more than --max_bad_samples 2; .*sample "):
+        taught_rows(dataset, workers)
+
+
+def test_when_every_sample_is_bad_the_run_ends(write_rows, half, tiny):
+    with pytest.raises(ValueError, match="half.png cannot be decoded"):
+        taught_rows(encoded(write_rows(rows_with(set(range(8)))), tiny))
+
+
+def test_what_replaces_a_sample_of_evaluation_has_no_label(write_rows, half, tiny):
+    dataset = encoded(write_rows(rows_with({4})), tiny, is_training=False)
+    assert [bool((dataset[i]["labels"] != IGNORE_INDEX).any()) for i in range(8)] == [i != 4 for i in range(8)]
+
+
+def test_a_run_skips_and_says_how_many(write_rows, half, tiny, tmp_path, capfd):
+    path = write_rows(rows_with({2, 5}))
+    flags = ["--on_bad_sample", "skip", "--eval_data_path", path, "--max_steps", 8]
+    run(tiny, "llava-1.5", path, tmp_path / "out", *flags)
+    assert "2 of 8 training samples were skipped for others" in capfd.readouterr().out
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    run(
+        tiny,
+        "llava-1.5",
+        path,
+        tmp_path / "good",
+        *flags[:2],
+        "--max_steps",
+        8,
+        "--eval_data_path",
+        write_rows([row for i, row in enumerate(rows_with({2, 5})) if i not in (2, 5)]),
+    )
+    good = json.loads((tmp_path / "good" / "all_results.json").read_text())
+    assert results["eval_loss"] == pytest.approx(good["eval_loss"], rel=1e-6)  # as though they were not there
+    with pytest.raises(ValueError, match="sample [25]: image .*half.png cannot be decoded"):
+        run(tiny, "llava-1.5", path, tmp_path / "again", "--max_steps", 8)
+
+
+KILLED_OVER = """
+import os, sys
+sys.argv = ["train.py"]
+import datasets, train
+open_sample = datasets.MultimodalDataset.__getitem__
+def dying(self, position):
+    if position == 5:
+        os.kill(os.getpid(), {signal})
+    return open_sample(self, position)
+datasets.MultimodalDataset.__getitem__ = dying
+from arguments import cli
+cli(lambda: train.main({words}))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_worker_that_dies_names_its_sample(write_rows, tiny, tmp_path, number):
+    words = ["--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), "--use_cpu", "True"]
+    words += ["--data_path", write_rows(rows_with(set())), "--output_dir", str(tmp_path / "out")]
+    words += ["--dataloader_num_workers", "2", "--max_steps", "20", "--per_device_train_batch_size", "1"]
+    script = KILLED_OVER.format(signal=int(number), words=words)
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, timeout=300, env=os.environ
+    )
+    assert result.returncode == 1
+    assert re.search(r"Error: .*rows.json, sample 5: the data loader's worker died over it", result.stderr)
+
+
+# ---- what is left out of the loss ----
+
+
+def conversation_with(*trained: bool) -> list[dict]:
+    messages = []
+    for i, is_trained in enumerate(trained):
+        messages.append({"role": "user", "content": f"question {i}"})
+        messages.append({"role": "assistant", "content": f"answer {i}", **({} if is_trained else {"train": False})})
+    return messages
+
+
+def collator_of(family: str, tiny, **kwargs):
+    return COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor(), **kwargs)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "paligemma"])
+def test_a_reply_with_train_false_has_no_label(write_rows, tiny, family):
+    collator = collator_of(family, tiny)
+    path = write_rows([{"messages": conversation_with(*trained)} for trained in ([1, 1, 1], [0, 1, 0], [1, 0, 1])])
+    dataset = MultimodalDataset(path)
+    whole, middle, ends = (collator.encode(dataset[i]).inputs for i in range(3))
+    assert torch.equal(whole["input_ids"], middle["input_ids"]) and torch.equal(whole["input_ids"], ends["input_ids"])
+    runs = trained_runs(collator.processor.tokenizer, whole["labels"][0])
+    assert len(runs) == 3 and all(f"answer {i}" in run for i, run in enumerate(runs))
+    assert trained_runs(collator.processor.tokenizer, middle["labels"][0]) == runs[1:2]
+    assert trained_runs(collator.processor.tokenizer, ends["labels"][0]) == runs[::2]
+
+
+def test_train_false_contradicts_training_on_all_text(write_rows, tiny):
+    collator = collator_of("llava-1.5", tiny, model_max_length=1024, mask_question_tokens=False)
+    dataset = MultimodalDataset(write_rows([{"messages": conversation_with(True, False)}]))
+    with pytest.raises(ValueError, match='sample 0.*"train": false .*--mask_question_tokens False'):
+        collator.fit(dataset, drop_overlong=False)
+
+
+GREETED = [{"role": "assistant", "content": "Hello."}, *conversation_with(True)]
+
+
+# Families whose official template refuses a conversation that begins with a reply, or has one exchange only.
+USER_FIRST = ("gemma-3", "gemma-3n", "paligemma")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_conversation_may_begin_with_a_reply_where_the_template_allows_it(write_rows, tiny, family):
+    """Where it does, the text is the official template's, and both replies are taught."""
+    collator = collator_of(family, tiny, model_max_length=1024)
+    dataset = MultimodalDataset(write_rows([{"messages": GREETED}]))
+    if family in USER_FIRST:
+        with pytest.raises(ValueError, match="sample 0.*(begins with a reply|one exchange)"):
+            collator.fit(dataset, drop_overlong=False)
+        return
+    assert collator.fit(dataset, drop_overlong=False) == (0, 0)
+    runs = trained_runs(collator.processor.tokenizer, collator.encode(dataset[0]).inputs["labels"][0])
+    assert [text in run for text, run in zip(("Hello.", "answer 0"), runs, strict=True)] == [True, True]
