@@ -538,33 +538,46 @@ class ChatCollator:
             (our text, the checkpoint's) for each probe conversation that differs by more than `template_exceptions`.
         """
         differences = []
-        for messages in PROBES if self.is_tagged else []:
+        for messages in PROBES:
             if not hasattr(self.processor, "video_token") and any(p["type"] == "video" for p in messages[0]["content"]):
                 continue
             try:
-                text, spans = self.render(messages)
+                differences += self.differences_in(messages)
             except UnfitTemplate:
                 continue  # a --chat_template need not take what the data may not hold
-            history_ends = [0, *(end for _, end in spans)]
-            ours = self._as_official(text[: history_ends[-2]], text[history_ends[-2] :])
-            pairs = [(ours, self._official(messages))]
-            replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-            for i, (start, _), history_end in zip(replies, spans, history_ends):
-                ours = self._as_official(text[:history_end]) + text[history_end:start]
-                pairs.append((ours, self._official(messages[:i], add_generation_prompt=True)))
-            differences += [pair for pair in pairs if pair[0] != pair[1]]
         return differences
+
+    def differences_in(self, messages: list[dict]) -> list[tuple[str, str]]:
+        """Hold the training text of one conversation, and the prompts of its replies, against the checkpoint's.
+
+        Returns:
+            (our text, the checkpoint's) of the whole and of each prompt, where they differ by more than
+            `template_exceptions`; nothing for a template without tags, whose text is the checkpoint's.
+
+        Raises:
+            UnfitTemplate: the training template cannot render the conversation.
+        """
+        if not self.is_tagged:
+            return []
+        text, spans = self.render(messages)
+        history_ends = [0, *(end for _, end in spans)]
+        ours = self._as_official(text[: history_ends[-2]], text[history_ends[-2] :])
+        pairs = [(ours, self._official(messages))]
+        replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        for i, (start, _), history_end in zip(replies, spans, history_ends):
+            ours = self._as_official(text[:history_end]) + text[history_end:start].replace(RESERVED_CHARACTER, "")
+            pairs.append((ours, self._official(messages[:i], add_generation_prompt=True)))
+        return [pair for pair in pairs if pair[0] != pair[1]]
 
     def _official(self, messages: list[dict], **kwargs) -> str:
         """The checkpoint's text, or why its template refuses the conversation, such as one with a system message."""
         try:
-            return self.render_official(messages, **kwargs)
+            return self.render_official(messages, **kwargs).replace(RESERVED_CHARACTER, "")
         except UnfitTemplate as error:
             return f"[{error}]"
 
     def _as_official(self, history: str, last: str = "") -> str:
         """Our text with the documented differences undone; `last`: the last exchange of a whole conversation."""
-        history, last = (text.replace(RESERVED_CHARACTER, "") for text in (history, last))
         for ours, official, _, where in self.template_exceptions:
             if where != "end":
                 history = history.replace(ours, official)
@@ -572,7 +585,8 @@ class ChatCollator:
                 last = last.replace(ours, official)
             elif where == "end" and last.endswith(ours):
                 last = last.removesuffix(ours) + official
-        return history + last
+        # Only now: a control string that was typed is none of ours, and stays.
+        return (history + last).replace(RESERVED_CHARACTER, "")
 
 
 def control_pattern(tokens: Iterable[str]) -> re.Pattern:
