@@ -318,5 +318,7 @@ def test_the_walk_of_add_new_model(tmp_path):
     assert "the training text differs" not in printed["train.py"]
     assert "vision_projector  full" in printed["train.py"] and "\nother" not in printed["train.py"]
     ((_, expected),) = code_blocks(page, "json")
-    assert json.loads(printed["preview.py"]) == json.loads(expected)
+    row = json.loads(printed["preview.py"])
+    assert len(row.pop("token_ids")) == len(row.pop("labels")) == row["num_tokens"]
+    assert row == json.loads(expected)
     assert "my-llava" not in families()

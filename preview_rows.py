@@ -1,0 +1,156 @@
+"""A row of a data set -> its tokens in runs: trained, context, media, cut. What `preview.py` shows."""
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from difflib import SequenceMatcher
+from itertools import takewhile
+from typing import NamedTuple
+
+import torch
+
+from collators.base import IGNORE_INDEX, ChatCollator
+from datasets import MultimodalDataset
+
+
+class Run(NamedTuple):
+    """Neighbouring tokens of one kind: "trained", "context", "image" or "video"."""
+
+    kind: str
+    ids: list[int]
+    is_cut: bool = False  # by --model_max_length: no part of what the model gets
+
+    @property
+    def is_text(self) -> bool:
+        return self.kind in ("trained", "context")
+
+    @property
+    def folded(self) -> str:
+        return f"[{self.kind}: {len(self.ids)} tokens]"
+
+
+class Piece(NamedTuple):
+    """A token of text; several where only together they are characters."""
+
+    ids: list[int]
+    text: str
+
+
+class Preview(NamedTuple):
+    row: dict  # what --json prints
+    sample: dict | None = None  # opened; of a row that cannot be used, neither this nor what follows
+    runs: tuple[Run, ...] = ()
+
+
+def examine(dataset: MultimodalDataset, collator: ChatCollator, index: int) -> Preview:
+    """Open and encode a row as a run does; one that cannot be used gives its error."""
+    try:
+        sample = dataset[index]
+        encoded = collator.encode(sample)
+    except ValueError as error:
+        return Preview({"index": index, "error": str(error)})
+    ids, labels = encoded.inputs["input_ids"][0], encoded.inputs["labels"][0]
+    runs = split_runs(collator, ids, labels)
+    counts = count(runs)
+    row = {
+        "index": index,
+        "text": encoded.text,
+        "trained": [decode(collator, run.ids) for run in runs if run.kind == "trained"],
+        "num_tokens": len(ids),
+        "num_trained": counts["trained"],
+        "num_image_tokens": counts["image"],
+        "num_video_tokens": counts["video"],
+        "cut": encoded.cut,
+        "token_ids": ids.tolist(),
+        "labels": labels.tolist(),
+    }
+    return Preview(row, sample, runs)
+
+
+def split_runs(
+    collator: ChatCollator, ids: torch.Tensor, labels: torch.Tensor, is_cut: bool = False
+) -> tuple[Run, ...]:
+    """Token ids and labels of a row, each of shape (tokens,) -> runs."""
+    kinds = ["context" if label == IGNORE_INDEX else "trained" for label in labels.tolist()]
+    for kind in ("image", "video"):
+        for i in collator.is_media(ids, kind).nonzero()[:, 0].tolist():
+            kinds[i] = kind
+    edges = [0, *(i for i in range(1, len(ids)) if kinds[i] != kinds[i - 1]), len(ids)]
+    return tuple(Run(kinds[a], ids[a:b].tolist(), is_cut) for a, b in zip(edges, edges[1:]) if a < b)
+
+
+def cut_runs(collator: ChatCollator, preview: Preview) -> tuple[Run, ...]:
+    """The tokens that --model_max_length cuts away."""
+    if not preview.row["cut"]:
+        return ()
+    unlimited = copy.copy(collator)
+    unlimited.model_max_length = None
+    inputs = unlimited.encode(preview.sample).inputs
+    ids, labels = inputs["input_ids"][0], inputs["labels"][0]
+    begin = 0
+    for kept, run in zip(preview.runs, split_runs(collator, ids, labels)):
+        if run.is_text or kept.is_text:
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(kept.ids, run.ids)))
+        else:  # without the exchanges that were left out, an image may have another number of tokens
+            same = len(run.ids)
+        begin += same
+        if same < len(run.ids):
+            break
+    return split_runs(collator, ids[begin:], labels[begin:], is_cut=True)
+
+
+def count(runs: Iterable[Run]) -> Counter:
+    """Kind of run, or "cut" -> number of tokens."""
+    counts = Counter()
+    for run in runs:
+        counts["cut" if run.is_cut else run.kind] += len(run.ids)
+    return counts
+
+
+def decode(collator: ChatCollator, ids: list[int]) -> str:
+    return collator.processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def pieces(collator: ChatCollator, ids: list[int], before: list[int]) -> list[Piece]:
+    """Token ids -> their texts, with the white space that they have behind the tokens `before` them."""
+    known = before[-1:]  # what a text is decoded behind: some tokenizers drop the first token's space
+    anchor, read, ids, found = 0, len(known), [*known, *ids], []
+    for end in range(read + 1, len(ids) + 1):
+        text = decode(collator, ids[anchor:end])
+        if text.endswith("\ufffd") and end < len(ids):
+            continue  # bytes of a character that the next tokens complete
+        found.append(Piece(ids[read:end], text[len(decode(collator, ids[anchor:read])) :]))
+        anchor, read = read, end
+    return found
+
+
+def with_pieces(collator: ChatCollator, runs: Iterable[Run]) -> Iterator[tuple[Run, list[Piece]]]:
+    """Each run with its pieces, of which media have none."""
+    before = []
+    for run in runs:
+        yield run, pieces(collator, run.ids, before) if run.is_text else []
+        before = run.ids if run.is_text else before  # ids of Phi-3 Vision's images are negative: no tokenizer's
+
+
+def run_differences(collator: ChatCollator) -> list[tuple[str, str]]:
+    """What train.py warns of at its start: (our text, the checkpoint's) of probe conversations."""
+    return collator.template_differences() if collator.processor.chat_template else []
+
+
+def row_difference(collator: ChatCollator, sample: dict) -> tuple[str, str] | None:
+    """Our text of a row and the checkpoint's, where they differ beyond the documented exceptions."""
+    differences = collator.differences_in(sample["messages"]) if collator.processor.chat_template else []
+    return differences[0] if differences else None
+
+
+def inline_difference(ours: str, official: str) -> list[tuple[str, str]]:
+    """Two texts -> ("" in both, "ins" in ours alone, "del" in the checkpoint's alone; text), in order."""
+    ours, official = (re.findall(r"<[^<>\s]+>|\w+|\W", text) for text in (ours, official))
+    found = []
+    for tag, a, b, c, d in SequenceMatcher(None, official, ours).get_opcodes():
+        if tag == "equal":
+            found.append(("", "".join(ours[c:d])))
+        else:
+            found += [(name, "".join(words)) for name, words in (("del", official[a:b]), ("ins", ours[c:d])) if words]
+    return found
