@@ -541,7 +541,7 @@ def epoch(train: dict, arguments, num_processes: int) -> dict:
     if arguments.data.on_bad_sample == "skip":
         rows += sum(train["faults"][fault]["rows"] for fault in BAD if fault in train["faults"])
     whole = math.floor if training.dataloader_drop_last else math.ceil
-    batches = whole(whole(rows / training.per_device_train_batch_size) / num_processes)
+    batches = whole(rows / (training.per_device_train_batch_size * num_processes))
     steps = math.ceil(batches / training.gradient_accumulation_steps)
     total = training.max_steps if training.max_steps > 0 else math.ceil(steps * training.num_train_epochs)
     tokens = round(train["trained_tokens"] / train["good"] * rows) if train["good"] else 0
