@@ -27,8 +27,9 @@ class Table(NamedTuple):
 
 def headline(report: dict) -> tuple[str, list[str]]:
     """What training would do with the data, and why."""
-    would = "fail" if report["failures"] else "start"
-    return f"Training would {would}", report["failures"] + report["notes"]
+    if report["failures"]:
+        return "Training would fail", report["failures"]
+    return "Training would start", report["notes"]
 
 
 def facts(report: dict) -> dict[str, str]:
