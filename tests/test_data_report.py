@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
-from conftest import CONSENT, MODEL_ID, REPO, turns
+from conftest import CONSENT, MODEL_ID, turns
 from transformers import AutoTokenizer
 
 import data_report
@@ -294,29 +293,31 @@ def test_rows_that_end_their_process_are_named_and_the_others_checked(check, wri
 # ---- a check that goes on ----
 
 
-def test_an_interrupted_check_goes_on_with_the_rest(check, words, write_rows, tmp_path):
+def test_an_interrupted_check_goes_on_with_the_rest(check, write_rows, tmp_path, capsys):
     path = write_rows([row(f"SLOW {i}", "Hello") for i in range(20)])
-    command = words("llava-1.5", path, "--dataloader_num_workers", 2)
-    log = str(tmp_path / "first")
-    code = f"import sys; sys.path[:0] = ['tests', '.']; import test_data_report as t; t.main({command}, {log!r})"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stderr=subprocess.PIPE, text=True)
+    flags = ["--dataloader_num_workers", 2]
     cache = tmp_path / "cache" / "checks"
     lines = lambda: sum(file.read_bytes().count(b"\n") for file in cache.glob("*.jsonl"))  # noqa: E731
-    while lines() < 6:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+
+    def interrupt():
+        while lines() < 6:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        check("llava-1.5", path, *flags)
     done = lines()
-    assert process.returncode != 0 and 6 <= done < 20 and f"{done} of 20 rows are checked" in err
+    assert 6 <= done < 20 and f"{done} of 20 rows are checked" in capsys.readouterr().err
     (file,) = cache.glob("*.jsonl")
     known = [json.loads(line)["position"] for line in file.read_text().splitlines()]
     with open(file, "a") as torn:  # as a kill leaves it
         torn.write('{"position": 19, "sou')
-    result, report, opened = check("llava-1.5", path, "--dataloader_num_workers", 2)
+    result, report, opened = check("llava-1.5", path, *flags)
     assert result == 0 and report["data"]["train"]["good"] == 20
     assert opened == sorted(set(range(20)) - set(known))
-    assert check("llava-1.5", path, "--dataloader_num_workers", 2)[1:] == (report, [])
+    assert check("llava-1.5", path, *flags)[1:] == (report, [])
 
 
 def test_only_what_changes_the_result_starts_anew(check, write_rows):
