@@ -28,11 +28,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import data_report_views
-import datasets
 from collators import make_collator
 from collators.base import IGNORE_INDEX, OverlongSample
-from datasets import content_parts
+from datasets import make_dataset
 from loaders import LOADERS
+from media import CACHE_FOLDER
+from rows import content_parts
 
 KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
 # What may be wrong with a row; the place of each in this table is its code in `Results.rows`, from 1.
@@ -69,17 +70,11 @@ ROW = np.dtype(
 )
 
 
-def add_flags(parser) -> None:
-    parser.add_argument("--check", action="store_true", help="Check every row, and say what training would do.")
-    parser.add_argument("--write_clean", metavar="FILE", help="With --check: write the usable training rows (JSONL).")
-    parser.add_argument("--num_processes", type=int, help="With --check: processes of the run, for its steps.")
-
-
 def run(arguments, own) -> int:
     """Check the data of a run, and print or write what was found.
 
     Args:
-        own: the flags of `add_flags`, and `html` and `json` of preview.py.
+        own: the flags that preview.py adds.
 
     Returns:
         The exit code: 1 if training would fail.
@@ -87,12 +82,11 @@ def run(arguments, own) -> int:
     Raises:
         ValueError: flags, data files or a checkpoint that cannot be used.
     """
-    check_flags(own)
     data, model, stdout = arguments.data, arguments.model, sys.stdout
     with redirect_stdout(sys.stderr):  # whatever a library prints
-        splits = {"train": datasets.make_dataset(arguments, data.data_path, check=False)}
+        splits = {"train": make_dataset(data, data.data_path, check=False, weighted=True)}
         if data.eval_data_path:
-            splits["eval"] = datasets.make_dataset(arguments, data.eval_data_path, check=False)
+            splits["eval"] = make_dataset(data, data.eval_data_path, check=False)
         loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
         collator = make_collator(model.family, loader, data)
         results = Results(progress_file(arguments, splits), [len(dataset) for dataset in splits.values()])
@@ -107,17 +101,6 @@ def run(arguments, own) -> int:
     else:
         data_report_views.show(report, Console(file=stdout))
     return 1 if report["failures"] else 0
-
-
-def check_flags(own) -> None:
-    for name in ("html", "write_clean"):
-        path = getattr(own, name)
-        if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-            raise ValueError(f"--{name} {path} lies in no folder that exists; create it first.")
-    if own.write_clean and os.path.exists(own.write_clean):
-        raise ValueError(f"--write_clean {own.write_clean} exists already; delete it or name a new file.")
-    if own.num_processes is not None and own.num_processes < 1:
-        raise ValueError(f"--num_processes is {own.num_processes}; it must be 1 or more.")
 
 
 def number_of_workers(arguments) -> int:
@@ -323,7 +306,8 @@ class Results:
 def progress_file(arguments, splits: dict) -> str:
     """The file of this check: named by all that the results depend on, but not by the bytes of media."""
     data, model = arguments.data, arguments.model
-    paths = [path for dataset in splits.values() for path in dataset.files] + [data.chat_template, model.model_path]
+    paths = [index.path for dataset in splits.values() for index in dataset.files]
+    paths += [data.chat_template, model.model_path]
     key = {
         "flags": {name: value for name, value in vars(data).items() if name not in FREE_FLAGS},
         "model": [model.model_id, model.model_path, transformers.__version__],
@@ -331,7 +315,7 @@ def progress_file(arguments, splits: dict) -> str:
         "rows": [len(dataset) for dataset in splits.values()],
     }
     name = hash_of(json.dumps(key, sort_keys=True, default=str).encode())[:32]
-    return os.path.join(os.path.expanduser(data.data_cache), "checks", f"{name}.jsonl")
+    return os.path.join(os.path.expanduser(data.data_cache or CACHE_FOLDER), "checks", f"{name}.jsonl")
 
 
 def file_states(path: str) -> list[tuple]:

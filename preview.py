@@ -3,6 +3,7 @@
     python preview.py --model_id qwen2.5-vl-3b-instruct --data_path train.json --num_rows 5
     python preview.py run.yaml --random 20 --html page.html
     python preview.py run.yaml --index 0 7 --json
+    python preview.py run.yaml --check                             # every row; what training would do (data_report.py)
 
 With --json, stdout holds one object a line: {"index", "text", "trained", "num_tokens", "num_trained",
 "num_image_tokens", "num_video_tokens", "cut", "token_ids", "labels"}, or {"index", "error"} for a row that cannot be
@@ -31,10 +32,13 @@ PAGE_ROWS = 50
 
 def main(words: list[str] | None = None) -> None:
     arguments, own = parse_arguments(words, description=__doc__, extend=add_flags)
+    check_flags(own)
+    if own.check:
+        import data_report  # its libraries are not needed to look at rows
+
+        sys.exit(data_report.run(arguments, own))
     stdout, failed = sys.stdout, []
     with redirect_stdout(sys.stderr):  # whatever a library prints: stdout holds our lines only
-        if own.html:
-            check_file(own.html)
         dataset, collator = load(arguments)
         indices = chosen(own, len(dataset), arguments.training.seed)
 
@@ -64,18 +68,39 @@ def add_flags(parser) -> None:
     rows.add_argument("--index", type=int, nargs="+", help="Rows to show, by their place in the data from 0.")
     rows.add_argument("--random", type=int, metavar="N", help="Show N rows, drawn at random by --seed.")
     parser.add_argument("--num_rows", type=int, help="Show only the first rows.")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="One JSON object a line.")
-    form.add_argument(
+    parser.add_argument("--json", action="store_true", help="One JSON object a line.")
+    parser.add_argument(
         "--html", metavar="FILE", help=f"Write one self-contained page; of {PAGE_ROWS} rows, if none are chosen."
     )
+    parser.add_argument("--check", action="store_true", help="Check every row, and say what training would do.")
+    parser.add_argument("--write_clean", metavar="FILE", help="With --check: write the usable training rows (JSONL).")
+    parser.add_argument("--num_processes", type=int, help="With --check: processes of the run, for its steps.")
 
 
-def check_file(path: str) -> None:
+def check_flags(own) -> None:
+    for name in ("num_rows", "random", "num_processes"):
+        if (value := getattr(own, name)) is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be 1 or more.")
+    for name in ("write_clean", "num_processes"):
+        if getattr(own, name) and not own.check:
+            raise ValueError(f"--{name} has no effect without --check: add it.")
+    for name in ("index", "random", "num_rows"):
+        if getattr(own, name) and own.check:
+            raise ValueError(f"--{name} has no effect with --check, which goes over all rows: leave one out.")
+    if own.json and own.html and not own.check:
+        raise ValueError("--json and --html are two forms of the same rows: leave one out.")
+    for name in ("html", "write_clean"):
+        if path := getattr(own, name):
+            check_file(name, path)
+    if own.write_clean and os.path.exists(own.write_clean):
+        raise ValueError(f"--write_clean {own.write_clean} exists already; delete it or name a new file.")
+
+
+def check_file(name: str, path: str) -> None:
     if os.path.isdir(path):
-        raise ValueError(f"--html {path} is a folder; name a file.")
+        raise ValueError(f"--{name} {path} is a folder; name a file.")
     folder = os.path.dirname(os.path.abspath(path))
-    check_writable("--html", folder)
+    check_writable(f"--{name}", folder)
     os.makedirs(folder, exist_ok=True)
 
 
@@ -89,9 +114,6 @@ def load(arguments) -> tuple[MultimodalDataset, ChatCollator]:
 
 def chosen(own, length: int, seed: int) -> list[int]:
     """The rows to show: --index in the order asked for, else ascending."""
-    for name in ("num_rows", "random"):
-        if (value := getattr(own, name)) is not None and value < 1:
-            raise ValueError(f"--{name} is {value}; it must be 1 or more.")
     for index in own.index or []:
         if not 0 <= index < length:
             raise ValueError(f"--index {index} is outside the file, which has rows 0 to {length - 1}.")

@@ -11,7 +11,6 @@ from markupsafe import Markup
 from PIL import Image, ImageOps
 
 from collators.base import ChatCollator
-from datasets import content_parts
 from html_page import html_page, legible, render, visible_breaks
 from preview_rows import (
     Preview,
@@ -23,6 +22,7 @@ from preview_rows import (
     run_differences,
     with_pieces,
 )
+from rows import content_parts
 
 # A picture of a page that is larger is written as JPEG, then at half its size, until it fits.
 MAX_PICTURE_BYTES = 300_000

@@ -16,18 +16,11 @@ from transformers import AutoTokenizer
 
 import data_report
 import datasets
-from arguments import parse_arguments
+import preview
 
 
 class LoggedDataset(datasets.MultimodalDataset):
     """Notes each row that is opened in a file, and does harm on rows that say so."""
-
-    def __init__(self, path: str, log: Path, check: bool):
-        super().__init__(path, check=check)
-        self.log, self.files, self.raw_rows = log, [path], datasets.read_rows(path)
-
-    def raw(self, position: int) -> dict:
-        return self.raw_rows[position]
 
     def __getitem__(self, position: int) -> dict:
         with open(self.log, "a") as file:
@@ -44,26 +37,18 @@ class LoggedDataset(datasets.MultimodalDataset):
         return super().__getitem__(position)
 
 
-def add_flags(parser) -> None:
-    """The flags of preview.py that the check reads, and those of data that train.py has."""
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--html")
-    parser.add_argument("--on_bad_sample", default="error")
-    parser.add_argument("--max_bad_samples", type=int, default=100)
-    parser.add_argument("--data_cache")
-    data_report.add_flags(parser)
-
-
 def main(words: list[str], log: str) -> int:
-    arguments, own = parse_arguments(words, extend=add_flags)
-    for name in ("on_bad_sample", "max_bad_samples", "data_cache"):
-        setattr(arguments.data, name, getattr(own, name))
-    arguments.data.data_path = [arguments.data.data_path]
-    if arguments.data.eval_data_path:
-        arguments.data.eval_data_path = [arguments.data.eval_data_path]
-    make = lambda arguments, paths, check: LoggedDataset(*paths, log, check)  # noqa: E731
-    with mock.patch.object(datasets, "make_dataset", make, create=True):
-        return data_report.run(arguments, own)
+    """preview.py with a `LoggedDataset`; returns its exit code."""
+    make = data_report.make_dataset
+
+    def make_logged(*args, **kwargs):
+        dataset = make(*args, **kwargs)
+        dataset.__class__, dataset.log = LoggedDataset, log
+        return dataset
+
+    with mock.patch.object(data_report, "make_dataset", make_logged), pytest.raises(SystemExit) as end:
+        preview.main(words)
+    return end.value.code
 
 
 @pytest.fixture
@@ -375,7 +360,7 @@ def test_the_clean_file_holds_the_usable_rows_as_they_were(check, write_rows, me
         assert [json.loads(line) for line in beside.read_text().splitlines()] == good
         for flag, value, named in [
             ("--write_clean", beside, "exists already"),
-            ("--html", tmp_path / "no" / "report.html", "no folder that exists"),
+            ("--html", tmp_path, "is a folder; name a file"),
             ("--num_processes", 0, "1 or more"),
         ]:
             with pytest.raises(ValueError, match=named):
