@@ -1,0 +1,524 @@
+"""`--data_path`: files, folders, globs, Hub data sets, slices and weights, and the index that they are read through."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections import Counter
+from functools import partial
+from hashlib import sha1
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import REPO, run, turns
+from torch.utils.data import DataLoader
+
+from datasets import MultimodalDataset
+
+
+def rows_named(name: str, count: int) -> list[dict]:
+    return [{"conversations": turns(f"{name}{i}", f"reply {i}")} for i in range(count)]
+
+
+def write(path: Path, count: int, name: str | None = None) -> str:
+    """A file of rows that say their file's name and their place: a0, a1, ..."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = rows_named(name or path.name.split(".")[0], count)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=4)
+    else:
+        lines = [json.dumps(row) for row in rows]
+        path.write_text("\n".join(lines) if path.suffix == ".jsonl" else f"[{', '.join(lines)}]")
+    return str(path)
+
+
+@pytest.fixture
+def read(tmp_path):
+    return partial(MultimodalDataset, data_cache=str(tmp_path / "cache"))
+
+
+def names(dataset: MultimodalDataset) -> list[str]:
+    return [dataset.rows[i]["messages"][0]["content"][0]["text"] for i in range(len(dataset))]
+
+
+def named(name: str, indices) -> list[str]:
+    return [f"{name}{i}" for i in indices]
+
+
+# ---- what a path names ----
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "parquet", "JSONL", "Parquet"])
+def test_a_file_by_its_ending(tmp_path, read, ending):
+    path = tmp_path / f"a.{ending}"
+    Path(write(tmp_path / f"a.{ending.lower()}", 10)).rename(path)
+    dataset = read(str(path))
+    assert names(dataset) == named("a", range(10))
+    assert [(row["index"], row["source"]) for row in (dataset.rows[0], dataset.rows[9])] == [
+        (0, f"a.{ending}, sample 0"),
+        (9, f"a.{ending}, sample 9"),
+    ]
+    assert dataset.raw(9) == rows_named("a", 10)[9]
+
+
+FOLDER = {
+    "b.jsonl": 2,
+    "a.json": 3,
+    "c.parquet": 2,
+    "notes.txt": 0,
+    "d.csv": 0,
+    "sub/e.json": 1,
+    "data/train-00000-of-00002.parquet": 2,
+    "data/train-00001-of-00002.parquet": 1,
+    "data/train_extra.jsonl": 1,
+    "data/training.jsonl": 1,
+    "data/test.jsonl": 2,
+    "validation/f.jsonl": 2,
+}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name, count in FOLDER.items():
+        write(tmp_path / "set" / name, count, Path(name).stem + "-")
+    return tmp_path / "set"
+
+
+def stems(dataset) -> dict[str, int]:
+    """Rows of each file, in the order of the data set."""
+    return dict(Counter(name.rsplit("-", 1)[0] for name in names(dataset)))
+
+
+ROOT = {"a": 3, "b": 2, "c": 2}
+TRAIN = {"train-00000-of-00002": 2, "train-00001-of-00002": 1, "train_extra": 1}
+# spec, after the folder -> the files that it takes, in order
+PLACES = {
+    "/a.json": {"a": 3},
+    "/*.json*": {"a": 3, "b": 2},
+    "/[bc].*": {"b": 2, "c": 2},
+    "/?.parquet": {"c": 2},
+    "/data/train-*": {"train-00000-of-00002": 2, "train-00001-of-00002": 1},
+    "/data": TRAIN | {"training": 1, "test": 2},
+    "/sub": {"e": 1},
+    "/sub/": {"e": 1},
+    ":train": TRAIN,
+    ":test": {"test": 2},
+    "/data:test": {"test": 2},
+    ":validation": {"f": 2},
+    ":train[1:3]": {"train-00000-of-00002": 1, "train-00001-of-00002": 1},
+    ":train[:50%]": {"train-00000-of-00002": 2},
+    "/*.json*[2:4]": {"a": 1, "b": 1},
+    ":test:0.5": {"test": 2},
+    ":train[-1:]:2": {"train_extra": 1},
+}
+
+
+@pytest.mark.parametrize("spec", PLACES)
+def test_a_place_names_its_files_in_order(folder, read, spec):
+    found = stems(read(f"{folder}{spec}"))
+    if spec == ":train":  # whether `-` or `_` sorts first is the file system's order of bytes
+        assert found == PLACES[spec]
+    else:
+        assert list(found.items()) == list(PLACES[spec].items())
+
+
+def test_a_folder_has_its_own_files_and_those_of_data(folder, read):
+    found = stems(read(str(folder)))
+    assert found == ROOT | TRAIN | {"training": 1, "test": 2}
+    assert [name for name in found if name in ROOT] == ["a", "b", "c"]
+
+
+def test_rows_of_several_files_say_where_they_stand(tmp_path, read):
+    paths = [write(tmp_path / "a.json", 5), write(tmp_path / "b.jsonl", 3), write(tmp_path / "c.parquet", 9)]
+    dataset = read([paths[0] + "[3:]", paths[1], paths[2] + "[-2:]"])
+    assert names(dataset) == named("a", [3, 4]) + named("b", range(3)) + named("c", [7, 8])
+    assert [dataset.rows[i]["index"] for i in range(7)] == [3, 4, 0, 1, 2, 7, 8]
+    assert dataset.rows[1]["source"].endswith("a.json, sample 4")
+    assert dataset.rows[6]["source"].endswith("c.parquet, sample 8")
+    assert dataset.raw(5) == rows_named("c", 9)[7]
+
+
+def test_media_start_at_the_folder_of_their_own_file(media_folder, tmp_path, read):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "red.png").write_bytes((media_folder / "red.png").read_bytes())
+        row = {"image": "red.png", "conversations": turns("<image>What?", "Red")}
+        (tmp_path / name / "rows.json").write_text(json.dumps([row]))
+    dataset = read([str(tmp_path / "one" / "rows.json"), str(tmp_path / "two" / "rows.json")])
+    assert [dataset.rows[i]["messages"][0]["content"][0]["image"] for i in (0, 1)] == [
+        str(tmp_path / "one" / "red.png"),
+        str(tmp_path / "two" / "red.png"),
+    ]
+
+
+def test_a_faulty_row_outside_of_the_slice_is_no_fault(tmp_path, read):
+    rows = rows_named("a", 4)
+    rows[3] = {"conversations": []}
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert names(read(str(tmp_path / "a.json") + "[:3]")) == named("a", range(3))
+    with pytest.raises(ValueError, match="a.json, sample 3: .*no turn"):
+        read(str(tmp_path / "a.json") + "[2:]")
+
+
+# ---- slices ----
+
+# of ten rows
+SLICES = {
+    "[2:5]": [2, 3, 4],
+    "[:3]": [0, 1, 2],
+    "[8:]": [8, 9],
+    "[:]": range(10),
+    "[-2:]": [8, 9],
+    "[:-8]": [0, 1],
+    "[-5:-3]": [5, 6],
+    "[2:10]": range(2, 10),
+    "[:50%]": range(5),
+    "[10%:20%]": [1],
+    "[-10%:]": [9],
+    "[:100%]": range(10),
+    "[:14%]": [0],
+    "[:16%]": [0, 1],
+    "[96%:]": None,
+    "[5:5]": None,
+    "[5:2]": None,
+    "[:1%]": None,
+    "[10:]": None,
+    "[100:200]": None,
+    "[5:11]": None,
+    "[-11:]": None,
+    "[:101%]": None,
+    "[-101%:]": None,
+}
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "parquet"])
+@pytest.mark.parametrize("text", SLICES)
+def test_a_slice_takes_its_rows(tmp_path, read, text, ending):
+    spec = write(tmp_path / f"a.{ending}", 10) + text
+    if SLICES[text] is None:
+        with pytest.raises(ValueError) as caught:
+            read(spec)
+        assert text in str(caught.value) and "10" in str(caught.value)
+    else:
+        assert names(read(spec)) == named("a", SLICES[text])
+
+
+# What stands behind the path of a file or folder -> how the error names it.
+WRONG = ["[1]", "[1:2:3]", "[a:b]", "[1.5:2]", "[1:2", "[]", ":train", ":0", ":-1", ":nan", ":inf", "[1:2]x", "[:%]"]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_wrong_spec_is_an_error_that_names_it(tmp_path, read, text):
+    spec = write(tmp_path / "a.json", 10) + text
+    with pytest.raises(ValueError) as caught:
+        read(spec)
+    assert spec in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "spec", [":nothing", ":", "/none.json", "/*.none", "/notes.txt", "/d.csv", "/[xyz].json", "/missing", "[0:1]:train"]
+)
+def test_a_place_without_rows_is_an_error_that_names_it(folder, read, spec):
+    with pytest.raises(ValueError) as caught:
+        read(f"{folder}{spec}")
+    assert f"{folder}{spec}" in str(caught.value)
+
+
+def test_a_folder_without_data_files_is_an_error_that_says_which_count(tmp_path, read):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.csv").write_text("a,b")
+    with pytest.raises(ValueError, match=r"set.*\.json.*\.parquet"):
+        read(str(tmp_path / "set"))
+
+
+def test_max_samples_takes_the_first(tmp_path, read):
+    path = write(tmp_path / "a.jsonl", 10)
+    assert names(read(path, max_samples=3)) == named("a", range(3))
+    assert names(read(path + "[4:]", max_samples=3)) == named("a", [4, 5, 6])
+    assert len(read(path, max_samples=100)) == 10
+
+
+# ---- weights: which rows an epoch has ----
+
+
+def seen(dataset, epochs, seed: int = 0) -> Counter:
+    """How often each row comes in these epochs."""
+    name = names(dataset)
+    return Counter(name[position] for epoch in epochs for position in dataset.epoch_rows(seed, epoch))
+
+
+def test_without_weights_an_epoch_is_a_permutation(tmp_path, read):
+    dataset = read([write(tmp_path / "a.json", 30), write(tmp_path / "b.jsonl", 20)])
+    epochs = [list(map(int, dataset.epoch_rows(seed=3, epoch=e))) for e in range(3)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert epochs[0] != sorted(epochs[0])
+    assert 0 < sum(p < 30 for p in epochs[0][:30]) < 30  # the files are mixed
+    assert epochs[0] != list(map(int, dataset.epoch_rows(seed=4, epoch=0)))
+
+
+def test_epoch_rows_is_a_pure_function(tmp_path, read):
+    specs = [write(tmp_path / "a.json", 20) + ":0.5", write(tmp_path / "b.jsonl", 11) + ":1.5"]
+    in_order = [list(map(int, read(specs).epoch_rows(7, e))) for e in range(4)]
+    dataset = read(specs)
+    assert [list(map(int, dataset.epoch_rows(7, e))) for e in (3, 1, 3, 0)] == [in_order[e] for e in (3, 1, 3, 0)]
+
+
+# weight, rows, epochs -> how often each row is seen in them
+@pytest.mark.parametrize(
+    "weight, rows, epochs, times",
+    [("0.5", 10, 2, 1), ("0.5", 7, 2, 1), ("0.25", 8, 4, 1), ("2", 5, 1, 2), ("1.5", 6, 2, 3), ("1", 5, 1, 1)]
+    + [("3.0", 4, 1, 3), ("0.1", 20, 10, 1), ("0.3", 10, 10, 3), ("2.5", 3, 2, 5), ("1e-1", 5, 10, 1)],
+)
+def test_counts_follow_the_weight(tmp_path, read, weight, rows, epochs, times):
+    dataset = read([write(tmp_path / "a.json", rows) + f":{weight}", write(tmp_path / "b.jsonl", 3)])
+    for start in (0, epochs, 5 * epochs):
+        counts = seen(dataset, range(start, start + epochs))
+        assert counts == dict.fromkeys(named("a", range(rows)), times) | dict.fromkeys(named("b", range(3)), epochs)
+    share = float(weight) * rows
+    for epoch in range(4):  # evenly over the epochs
+        assert abs(sum(n for name, n in seen(dataset, [epoch]).items() if name[0] == "a") - share) < 1
+
+
+def test_a_weight_holds_for_the_slice_before_it(tmp_path, read):
+    path = write(tmp_path / "a.json", 10)
+    dataset = read([path + "[:4]:0.5", path + "[8:]:2"])
+    assert len(dataset) == 6
+    assert seen(dataset, [0, 1]) == dict.fromkeys(named("a", range(4)), 1) | dict.fromkeys(named("a", [8, 9]), 4)
+
+
+def test_halves_are_not_always_the_same(tmp_path, read):
+    dataset = read([write(tmp_path / "a.json", 40) + ":0.5"])
+    halves = {seed: frozenset(seen(dataset, [0], seed)) for seed in range(4)}
+    assert len(set(halves.values())) == 4
+    assert frozenset(seen(dataset, [2])) != halves[0]  # a new cut after each round
+
+
+# ---- the index ----
+
+
+def test_a_changed_file_is_read_again(tmp_path, read):
+    for ending in ("json", "jsonl", "parquet"):
+        path = tmp_path / f"a.{ending}"
+        assert names(read(write(path, 5))) == named("a", range(5))
+        write(path, 5, "b")  # of the same size
+        os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 10**9))
+        assert names(read(str(path))) == named("b", range(5))
+        write(path, 8)
+        assert names(read(str(path))) == named("a", range(8))
+
+
+def test_two_files_of_one_name_have_an_index_each(tmp_path, read):
+    paths = [write(tmp_path / folder / "a.json", 4, folder) for folder in ("x", "y")]
+    for path in paths:
+        os.utime(path, ns=(0, 10**18))
+    assert names(read(paths)) == named("x", range(4)) + named("y", range(4))
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"\0" * 64])
+def test_a_damaged_index_does_no_harm(tmp_path, read, damage):
+    """A full disk or a kill while it was written: the rows are right all the same."""
+    paths = [write(tmp_path / "a.json", 9), write(tmp_path / "b.jsonl", 9), write(tmp_path / "c.parquet", 9)]
+    expected = names(read(paths))
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    for file in files:
+        file.write_bytes(damage(file.read_bytes()))
+    assert names(read(paths)) == expected
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_names_its_flag(tmp_path):
+    path = write(tmp_path / "a.json", 3)
+    with pytest.raises(ValueError, match="data_cache"):
+        MultimodalDataset(path, data_cache=path + "/cache")
+
+
+def test_processes_may_index_one_file_at_the_same_time(tmp_path, read):
+    path = write(tmp_path / "a.jsonl", 2000)
+    context = multiprocessing.get_context("fork")
+    barrier, answers = context.Barrier(4), context.SimpleQueue()
+
+    def open_it():
+        barrier.wait()
+        answers.put(hash(tuple(names(read(path)))))
+
+    processes = [context.Process(target=open_it) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = {answers.get() for _ in processes}
+    for process in processes:
+        process.join(60)
+    assert found == {hash(tuple(named("a", range(2000))))}
+
+
+def test_workers_and_copies_read_the_same_rows(tmp_path, read):
+    paths = [write(tmp_path / "a.json", 9), write(tmp_path / "b.jsonl", 9), write(tmp_path / "c.parquet", 9)]
+    dataset = read(paths)
+    expected = names(dataset)
+    assert names(pickle.loads(pickle.dumps(dataset))) == expected
+    loader = DataLoader(dataset, batch_size=None, num_workers=2)
+    assert [sample["messages"][0]["content"][0]["text"] for sample in loader] == expected
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "parquet"])
+def test_memory_does_not_grow_with_the_rows(tmp_path, read, ending):
+    """Of a data set whose index exists: what is kept, and what it takes to open it."""
+    kept, peaks = [], []
+    for count in (500, 10_000):
+        path = write(tmp_path / f"{count}.{ending}", count)
+        read(path)
+        tracemalloc.start()
+        dataset = read(path)
+        dataset.rows[count - 1]
+        now, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        kept, peaks = [*kept, now], [*peaks, peak]
+        assert len(pickle.dumps(dataset)) < 20_000  # what a worker is sent where processes are spawned
+    assert kept[1] - kept[0] < 50_000 and peaks[1] - peaks[0] < 200_000
+
+
+# ---- a Hub data set, from a server that answers as the Hub does ----
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+HUB_ROWS = {"messages": [{"role": "user", "content": "hub0"}, {"role": "assistant", "content": "Yes"}]}
+ESCAPING = {"image": "/etc/passwd", "conversations": turns("<image>What?", "Red")}
+
+
+def parquet_bytes(rows: list[dict]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+HUB_FILES = {
+    "org/set": {
+        "README.md": b"# a set",
+        ".gitattributes": b"",
+        "loader.py": b"raise SystemExit('code of a data set was run')",
+        "data/train-00000-of-00001.parquet": parquet_bytes([HUB_ROWS] * 3),
+        "data/test-00000-of-00001.parquet": parquet_bytes([HUB_ROWS]),
+        "model.safetensors": b"0" * 1000,
+    },
+    "org/lines": {"train.jsonl": json.dumps(HUB_ROWS).encode() + b"\n", "extra.json": b"[]", "weights.bin": b"0"},
+    "org/escape": {"train.json": json.dumps([ESCAPING]).encode()},
+    "org/upwards": {"train.json": json.dumps([ESCAPING | {"image": "../../../../../../../../etc/passwd"}]).encode()},
+    "org/none": {"README.md": b"# nothing"},
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    asked: list[str] = []
+
+    def answer(self, body: bytes, status: int = 200, **headers) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        path = self.path.split("?")[0]
+        for repo, files in HUB_FILES.items():
+            if path == f"/api/datasets/{repo}" or path.startswith(f"/api/datasets/{repo}/revision/"):
+                siblings = [{"rfilename": name} for name in files]
+                return self.answer(json.dumps({"id": repo, "sha": REVISION, "siblings": siblings}).encode())
+            if path.startswith(f"/api/datasets/{repo}/tree/"):
+                tree = [
+                    {"type": "file", "path": n, "size": len(d), "oid": sha1(d).hexdigest()} for n, d in files.items()
+                ]
+                return self.answer(json.dumps(tree).encode())
+            for name, data in files.items():
+                if path.startswith(f"/datasets/{repo}/resolve/") and path.endswith("/" + name):
+                    return self.answer(data, ETag=f'"{sha1(data).hexdigest()}"', X_Repo_Commit=REVISION)
+        self.answer(b"{}", 404, X_Error_Code="RepoNotFound")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+OPEN = """
+import json, sys
+from datasets import MultimodalDataset
+answers = []
+for specs in json.loads(sys.argv[1]):
+    try:
+        dataset = MultimodalDataset(specs, data_cache=sys.argv[2])
+        answers.append([len(dataset), dataset.rows[0]["messages"][0]["content"][0]["text"]])
+    except ValueError as error:
+        answers.append(str(error))
+print(json.dumps(answers))
+"""
+
+
+def test_a_hub_data_set_by_its_id(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
+
+    def open_in_child(*specs, **more) -> list:
+        result = subprocess.run(
+            [sys.executable, "-c", OPEN, json.dumps(specs), str(tmp_path / "cache")],
+            cwd=tmp_path,
+            env=environment | {"PYTHONPATH": os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")]), **more},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return json.loads(result.stdout.splitlines()[-1])
+
+    found = open_in_child(
+        "org/set",
+        "org/set:train",
+        "org/set:train[:1]",
+        ["org/set:test", "org/lines:train"],
+        "org/escape",
+        "org/upwards",
+        "org/none",
+        "org/missing",
+        "org/set:nothing",
+    )
+    server.shutdown()
+    assert found[:4] == [[4, "hub0"], [3, "hub0"], [1, "hub0"], [2, "hub0"]]
+    words = ("/etc/passwd", "etc/passwd", "org/none", "org/missing", "nothing")
+    assert [word in message for word, message in zip(words, found[4:])] == [True] * 5
+    assert "train.json, sample 0" in found[4] and "train.json, sample 0" in found[5]
+    fetched = {path.split("/")[-1] for path in Hub.asked if "/resolve/" in path}
+    assert fetched and not fetched & {"model.safetensors", "weights.bin", "loader.py"}
+    # once there, it is read without a network
+    assert open_in_child("org/set:train", HF_HUB_OFFLINE="1") == [[3, "hub0"]]
+
+
+def test_a_hub_id_without_a_network_is_an_error_that_says_so(read, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="org/absent"):  # HF_HUB_OFFLINE is set for all tests
+        read("org/absent")
+
+
+def test_a_folder_goes_before_a_hub_id(read, monkeypatch, tmp_path):
+    write(tmp_path / "org" / "set" / "a.json", 2)
+    monkeypatch.chdir(tmp_path)
+    assert names(read("org/set")) == named("a", range(2))
+
+
+# ---- the flags ----
+
+
+def test_train_py_takes_several_specs(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("FINELMM_CACHE", str(tmp_path / "cache"))
+    paths = [write(tmp_path / "a.json", 6) + "[:4]:0.5", write(tmp_path / "b.parquet", 4)]
+    evaluation = write(tmp_path / "c.jsonl", 2)
+    flags = ["--data_path", *paths, "--eval_data_path", evaluation, "--num_train_epochs", 2, "--max_steps", -1]
+    steps = run(tiny, "llava-1.5", paths[0], tmp_path / "out", *flags, "--per_device_train_batch_size", 3)
+    assert len(steps) == 4  # two epochs of 2 + 4 rows, three a step
