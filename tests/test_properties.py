@@ -1,6 +1,7 @@
 """Random conversations: what is trained is the replies and nothing else, and every medium has its tokens."""
 
 import json
+import unicodedata
 from functools import cache, partial
 
 import numpy as np
@@ -42,7 +43,8 @@ CLIPS = {size: np.full((4, *size, 3), 99, np.uint8) for size in ((56, 56), (84, 
 
 # Lone surrogates and the reserved U+FDD0 are errors of the reader.
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\ufdd0")
-TEXTS = st.lists(st.sampled_from(CONTROL) | st.text(CHARACTERS, max_size=8), max_size=5).map("".join)
+PIECES = st.lists(st.sampled_from(CONTROL) | st.text(CHARACTERS, max_size=8), max_size=5)
+TEXTS = PIECES.map("".join).map(partial(unicodedata.normalize, "NFC"))  # as the tokenizer of Qwen does
 WORDS = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=6)  # that no template trims
 
 
@@ -83,15 +85,13 @@ def families(tiny):
 
         @cache
         def count(kind: str, size: tuple[int, int]) -> int:
-            token = getattr(untouched, f"{kind}_token")
-            given = {"images": PICTURES[size]} if kind == "image" else {"videos": [CLIPS[size]]}
-            given |= (
-                {"videos_kwargs": {"video_metadata": [FRAMES["metadata"]], "do_sample_frames": False}}
-                if kind == "video"
-                else {}
-            )
+            token = getattr(untouched, "boi_token", None) or getattr(untouched, f"{kind}_token")
+            given = {"images": PICTURES[size]}
+            if kind == "video":
+                options = {"video_metadata": [FRAMES["metadata"]], "do_sample_frames": False}
+                given = {"videos": [CLIPS[size]], "videos_kwargs": options}
             ids = untouched(text=[token], **given, return_tensors="pt")["input_ids"]
-            return (ids == getattr(untouched, f"{kind}_token_id")).sum().item()
+            return torch.isin(ids, torch.tensor(getattr(untouched, f"{kind}_token_ids"))).sum().item()
 
         return COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor()), untouched, count
 

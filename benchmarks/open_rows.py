@@ -1,0 +1,144 @@
+"""Time and memory of opening a data set of many rows, for the first and the second time, and of reading it shuffled.
+
+    python benchmarks/open_rows.py
+    python benchmarks/open_rows.py --rows 1000 10000 --forms jsonl
+
+Makes data sets of text and image references (all to a few small pictures) in a temporary folder, about 1 GB for a
+million rows in three forms. Each opening is a process of its own. Memory is what opening added to a process that has
+imported the code: at its peak, and kept (pages that no other process shares).
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+from PIL import Image  # noqa: E402
+
+PICTURES = 8
+ACCESSES = 2000
+ANSWER = "It is a plain square of one colour, with nothing else in the picture. " * 3
+
+
+def row(i: int) -> dict:
+    return {
+        "id": f"{i:012}",
+        "image": f"{i % PICTURES}.png",
+        "conversations": [
+            {"from": "human", "value": f"<image>\nWhat do you see in picture {i}?"},
+            {"from": "gpt", "value": ANSWER},
+        ],
+    }
+
+
+def write(path: Path, count: int) -> None:
+    """`count` rows, in the form that the ending names."""
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with pq.ParquetWriter(path, pa.Table.from_pylist([row(0)]).schema) as writer:
+            for start in range(0, count, 1000):
+                writer.write_table(pa.Table.from_pylist([row(i) for i in range(start, min(start + 1000, count))]))
+        return
+    is_list = path.suffix == ".json"
+    with open(path, "w") as file:
+        file.write("[" if is_list else "")
+        for i in range(count):
+            file.write((",\n" if is_list and i else "") + json.dumps(row(i)) + ("" if is_list else "\n"))
+        file.write("]" if is_list else "")
+
+
+def measure_opening(path: str, cache: str) -> dict:
+    """In a process of its own: seconds, and MB at the peak and kept."""
+    from datasets import MultimodalDataset
+
+    process, usage = psutil.Process(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak, kept, start = usage(), process.memory_full_info().uss, time.perf_counter()
+    dataset = MultimodalDataset(path, data_cache=cache)
+    assert dataset.rows[len(dataset) - 1]["messages"]
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "peak": usage() - peak, "kept": (process.memory_full_info().uss - kept) / 2**20}
+
+
+def measure_reading(path: str, cache: str) -> dict:
+    """Rows per second in random order, pictures opened, by this process and by two workers, once they have started."""
+    from torch.utils.data import DataLoader
+
+    from datasets import MultimodalDataset
+
+    dataset = MultimodalDataset(path, data_cache=cache)
+    positions = [random.Random(0).randrange(len(dataset)) for _ in range(ACCESSES)]
+    rates = {}
+    for workers in (0, 2):
+        loader = DataLoader(dataset, sampler=positions, batch_size=8, collate_fn=list, num_workers=workers)
+        batches = iter(loader)
+        next(batches)
+        start = time.perf_counter()
+        read = sum(len(batch) for batch in batches)
+        rates[str(workers)] = read / (time.perf_counter() - start)
+    return rates
+
+
+def in_child(task: str, path: Path, cache: Path) -> dict:
+    command = [sys.executable, __file__, "--task", task, str(path), str(cache)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--forms", nargs="+", default=["jsonl", "json", "parquet"])
+    parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)  # of a child
+    own = parser.parse_args()
+    if own.task:
+        tasks = {"open": measure_opening, "read": measure_reading}
+        print(json.dumps(tasks[own.task[0]](*own.task[1:])))
+        return
+    print(
+        "form      rows       file MB | first: s   peak MB  kept MB | second: s  peak MB  kept MB | rows/s  2 workers"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(PICTURES):
+            Image.new("RGB", (64, 64), (i * 30, 99, 99)).save(os.path.join(folder, f"{i}.png"))
+        for form in own.forms:
+            results = []
+            for count in own.rows:
+                path, cache = Path(folder) / f"{count}.{form}", Path(folder) / f"cache-{count}-{form}"
+                write(path, count)
+                first, second = (in_child("open", path, cache) for _ in range(2))
+                rates = in_child("read", path, cache)
+                results.append((first, second))
+                opened = " | ".join(f"{r['seconds']:8.2f} {r['peak']:10.1f} {r['kept']:8.1f}" for r in (first, second))
+                megabytes, (alone, two) = path.stat().st_size / 1e6, (rates["0"], rates["2"])
+                print(f"{form:8} {count:9,} {megabytes:9.1f}   | {opened} | {alone:6.0f} {two:8.0f}", flush=True)
+                path.unlink()
+            summarise(form, own.rows, results)
+
+
+def summarise(form: str, counts: list[int], results: list[tuple[dict, dict]]) -> None:
+    """How both openings grow from the fewest rows to the most, and how near the first is to a straight line."""
+    if len(counts) < 3:
+        return
+    growth = counts[-1] / counts[0]
+    for name, unit in (("seconds", "s"), ("peak", "MB"), ("kept", "MB")):
+        low, high = results[0][1][name], results[-1][1][name]
+        print(f"{form}: {growth:g} times the rows, second opening: {low:.2f} -> {high:.2f} {unit}")
+    seconds = np.array([first["seconds"] for first, _ in results])
+    slope, start = np.polyfit(counts, seconds, 1)
+    error = np.abs(start + slope * np.array(counts) - seconds).max()
+    print(f"{form}: first opening: {start:.2f} s + {slope * 1e6:.2f} s per million rows, at most {error:.2f} s off\n")
+
+
+if __name__ == "__main__":
+    main()
