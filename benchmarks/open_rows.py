@@ -62,10 +62,11 @@ def write(path: Path, count: int) -> None:
 def measure_opening(path: str, cache: str) -> dict:
     """In a process of its own: seconds, and MB at the peak and kept."""
     from datasets import MultimodalDataset
+    from media import MediaOptions
 
     process, usage = psutil.Process(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     peak, kept, start = usage(), process.memory_full_info().uss, time.perf_counter()
-    dataset = MultimodalDataset(path, data_cache=cache)
+    dataset = MultimodalDataset(path, media=MediaOptions(cache_folder=cache))
     assert dataset.rows[len(dataset) - 1]["messages"]
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak": usage() - peak, "kept": (process.memory_full_info().uss - kept) / 2**20}
@@ -76,8 +77,9 @@ def measure_reading(path: str, cache: str) -> dict:
     from torch.utils.data import DataLoader
 
     from datasets import MultimodalDataset
+    from media import MediaOptions
 
-    dataset = MultimodalDataset(path, data_cache=cache)
+    dataset = MultimodalDataset(path, media=MediaOptions(cache_folder=cache))
     positions = [random.Random(0).randrange(len(dataset)) for _ in range(ACCESSES)]
     rates = {}
     for workers in (0, 2):

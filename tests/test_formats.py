@@ -75,8 +75,7 @@ def read(tmp_path, media_folder):
         MultimodalDataset,
         image_folder=str(media_folder),
         video_folder=str(media_folder),
-        media=MediaOptions(num_frames=NUM_FRAMES),
-        data_cache=str(tmp_path / "cache"),
+        media=MediaOptions(num_frames=NUM_FRAMES, cache_folder=str(tmp_path / "cache")),
     )
 
 
@@ -322,7 +321,7 @@ def test_references_are_absolute_paths_bytes_and_urls(media_folder, tmp_path, re
         {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}},
     ]
     row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Yes"}]}
-    options = MediaOptions(num_frames=NUM_FRAMES, allow_urls=True)
+    options = MediaOptions(num_frames=NUM_FRAMES, allow_urls=True, cache_folder=str(tmp_path / "cache"))
     dataset = read(as_json([row], tmp_path), media=options, check=False)  # nothing is fetched: no such host here
     if dataset.errors:
         pytest.fail(str(dataset.errors))
@@ -556,7 +555,7 @@ def told(sample: dict, folder: Path) -> list[tuple]:
 def test_a_published_format_is_read_to_the_letter(collators, media_folder, tmp_path, name):
     write, conversations = PUBLISHED[name]
     path, options = write(tmp_path, media_folder)
-    options |= {"media": MediaOptions(num_frames=NUM_FRAMES), "data_cache": str(tmp_path / "cache")}
+    options |= {"media": MediaOptions(num_frames=NUM_FRAMES, cache_folder=str(tmp_path / "cache"))}
     dataset = MultimodalDataset(path, **options)
     samples = [dataset[i] for i in range(len(dataset))]
     assert [told(sample, media_folder) for sample in samples] == conversations

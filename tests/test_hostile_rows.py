@@ -11,6 +11,7 @@ import re
 import resource
 import socket
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -39,43 +40,59 @@ def faults(dataset: MultimodalDataset) -> dict[int, str]:
     return found
 
 
-@pytest.fixture
-def open_apart(tmp_path):
-    """`open_apart(path)`: open a data set and its rows in a process of its own.
+def opened(path: str, options: dict) -> str | tuple[list[bool], dict[int, str]]:
+    """What `open_apart` returns for one path. Nothing but a ValueError may be raised."""
+    try:
+        dataset = MultimodalDataset(path, check=False, **options)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error))):
+            MultimodalDataset(path, **options)
+        return str(error)
+    if dataset.errors:
+        with pytest.raises(ValueError, match=re.escape(dataset.errors[min(dataset.errors)])):
+            MultimodalDataset(path, **options)
+    errors = faults(dataset)
+    return [position not in errors for position in range(len(dataset))], errors
 
-    Returns: (whether each row can be used, the errors of those that cannot), or the text of a ValueError.
+
+@pytest.fixture(scope="module")
+def open_apart(tmp_path_factory):
+    """`open_apart(path)`: open a data set and its rows in a process of its own, with check=False and with True.
+
+    Returns: (whether each row can be used, the errors of those that cannot), or the text of a ValueError; of a list of
+    paths the list of these.
     """
     context = multiprocessing.get_context("fork")
+    media = MediaOptions(cache_folder=str(tmp_path_factory.mktemp("cache")))
 
-    def in_child(sender, path, options):
+    def in_child(sender, paths, options):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            dataset = MultimodalDataset(path, data_cache=str(tmp_path / "cache"), **options)
-            found = faults(dataset)
-            answer = [position not in found for position in range(len(dataset))], found
-            if options.get("check", True) and found:
-                answer = "\n".join(found.values())
-        except ValueError as error:
-            answer = str(error)
-        sender.send((answer, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024))
+            answers = [opened(str(path), {"media": media, **options}) for path in paths]
+        except BaseException:
+            answers = traceback.format_exc()
+        sender.send((answers, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024))
 
-    def get(path, **options):
+    def get(paths, **options):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=in_child, args=(sender, str(path), options))
+        several = paths if isinstance(paths, list) else [paths]
+        process = context.Process(target=in_child, args=(sender, several, options))
         process.start()
         sender.close()
         try:
             assert receiver.poll(SECONDS), f"still busy after {SECONDS} seconds"
-            answer, megabytes = receiver.recv()  # EOFError: the process died, or raised something else
+            answers, megabytes = receiver.recv()  # EOFError: the process died
         finally:
             process.kill()
             process.join()
+        assert isinstance(answers, list), answers
         assert megabytes < MEGABYTES
-        for message in [answer] if isinstance(answer, str) else answer[1].values():
-            assert len(message) < 4000, "the error repeats the file"
-            message.encode()  # it can be printed
-            assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", message), "the error would move the cursor"
-        return answer
+        for answer in answers:
+            for message in [answer] if isinstance(answer, str) else answer[1].values():
+                assert len(message) < 4000, "the error repeats the file"
+                assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", message), f"would move the cursor: {message!r}"
+                message.encode()  # it can be printed
+        return answers if isinstance(paths, list) else answers[0]
 
     return get
 
@@ -158,13 +175,12 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("check", [True, False])
 @pytest.mark.parametrize("name", FILES)
-def test_a_hostile_file_is_an_error_that_names_it(tmp_path, open_apart, name, check):
+def test_a_hostile_file_is_an_error_that_names_it(tmp_path, open_apart, name):
     content, named = FILES[name]
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    answer = open_apart(tmp_path / name, check=check)
-    if not isinstance(answer, str):  # JSON may be kept up to the fault
+    answer = open_apart(tmp_path / name)
+    if not isinstance(answer, str):  # a list may be kept up to the fault
         answer = "\n".join(answer[1].values())
     assert name in answer and re.search(named, answer), answer
 
@@ -186,14 +202,20 @@ def test_what_is_no_file_is_an_error(tmp_path, open_apart, kind):
 ROWS = [HI, {"image": "red.png", "conversations": turns('<image>\n{"a": [1]}', '[{]} \\ " é')}, HI]
 
 
+def written(folder: Path, ending: str, contents: list[str | bytes]) -> list[Path]:
+    """Files 0, 1, 2, ... of these contents."""
+    paths = [folder / f"{i}.{ending}" for i in range(len(contents))]
+    for path, content in zip(paths, contents):
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return paths
+
+
 def test_a_list_cut_anywhere_is_an_error_that_names_the_line(tmp_path, open_apart):
     text = json.dumps(ROWS, indent=1, ensure_ascii=False)
-    for end in range(0, len(text), 7):
-        cut = text[:end]
-        (tmp_path / "cut.json").write_text(cut, encoding="utf-8")
-        answer = open_apart(tmp_path / "cut.json")
-        assert isinstance(answer, str) and "cut.json" in answer
-        if end:
+    cuts = [text[:end] for end in range(0, len(text), 5)]
+    for path, cut, answer in zip(paths := written(tmp_path, "json", cuts), cuts, open_apart(paths)):
+        assert isinstance(answer, str) and path.name in answer
+        if cut:
             with pytest.raises(json.JSONDecodeError) as caught:
                 json.loads(cut)
             (line,) = re.findall(r"line (\d+)", answer)
@@ -202,22 +224,20 @@ def test_a_list_cut_anywhere_is_an_error_that_names_the_line(tmp_path, open_apar
 
 def test_a_list_broken_anywhere_is_an_error_that_names_the_line(tmp_path, open_apart):
     text = json.dumps(ROWS, indent=1, ensure_ascii=False)
-    for place in range(0, len(text), 11):
-        broken = text[:place] + "\x01" + text[place:]  # nowhere valid
-        (tmp_path / "broken.json").write_text(broken, encoding="utf-8")
-        answer = open_apart(tmp_path / "broken.json")
-        assert re.search(rf"broken.json, line {broken[:place].count(chr(10)) + 1}\b", answer), answer
+    places = range(0, len(text), 7)
+    paths = written(tmp_path, "json", [f"{text[:place]}\x01{text[place:]}" for place in places])  # nowhere valid
+    for path, place, answer in zip(paths, places, open_apart(paths)):
+        assert re.search(rf"{path.name}, line {text[:place].count(chr(10)) + 1}\b", answer), answer
 
 
 def test_jsonl_broken_anywhere_loses_that_line_alone(tmp_path, open_apart):
-    lines = [json.dumps(row, ensure_ascii=False) for row in (HI, HI, HI)]
-    for place in range(0, len(lines[1]), 9):
-        for broken in (lines[1][: place + 1], lines[1][:place] + "\x01" + lines[1][place:]):
-            (tmp_path / "broken.jsonl").write_text("\n".join([lines[0], "", broken, lines[2]]), encoding="utf-8")
-            usable, errors = open_apart(tmp_path / "broken.jsonl", check=False)
-            assert usable == [True, False, True] and errors.keys() == {1}
-            assert re.search(r"broken.jsonl, (line 3|sample 1.*line 3)\b", errors[1]), errors[1]
-    assert re.search(r"broken.jsonl, (line 3|sample 1.*line 3)\b", open_apart(tmp_path / "broken.jsonl"))
+    line = json.dumps(HI, ensure_ascii=False)
+    broken = [line[:end] for end in range(1, len(line), 4)]
+    broken += [f"{line[:place]}\x01{line[place:]}" for place in range(0, len(line), 4)]
+    paths = written(tmp_path, "jsonl", [f"{line}\n\n{bad}\n{line}" for bad in broken])
+    for path, (usable, errors) in zip(paths, open_apart(paths)):
+        assert usable == [True, False, True]
+        assert re.search(rf"{path.name}, .*line 3\b", errors[1]), errors[1]
 
 
 # A line of JSONL between two good ones.
@@ -245,10 +265,9 @@ LINES = {
 @pytest.mark.parametrize("name", LINES)
 def test_a_hostile_line_is_an_error_and_the_others_stay(tmp_path, open_apart, name):
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([GOOD.encode(), LINES[name], GOOD.encode()]))
-    usable, errors = open_apart(tmp_path / "a.jsonl", check=False)
+    usable, errors = open_apart(tmp_path / "a.jsonl")
     assert usable == [True, False, True]
     assert re.search(r"a.jsonl, .*(line 2|sample 1)\b", errors[1])
-    assert re.search(r"a.jsonl, .*(line 2|sample 1)\b", open_apart(tmp_path / "a.jsonl"))
 
 
 HARMLESS = {
@@ -276,7 +295,7 @@ def test_odd_json_is_an_error_or_a_row(tmp_path, open_apart):
     starts += [f'"a": {nested(depth)}' for depth in DEPTHS]
     lines = [f"{{{start}, {GOOD[1:]}" for start in starts]
     (tmp_path / "a.jsonl").write_text("".join(f"{line}\n{GOOD}\n" for line in lines))
-    usable, errors = open_apart(tmp_path / "a.jsonl", check=False)
+    usable, errors = open_apart(tmp_path / "a.jsonl")
     assert len(usable) == 2 * len(lines) and all(usable[1::2])
     assert all(f"sample {i}" in error or f"line {i + 1}" in error for i, error in errors.items())
 
@@ -292,7 +311,7 @@ def test_a_deeply_nested_field_is_an_error(tmp_path, open_apart, field):
     }.get(field, "{%s}")
     lines = [around.replace("%s", f'"{field}": {nested(depth)}') for depth in DEPTHS]
     (tmp_path / "a.jsonl").write_text("".join(f"{line}\n{GOOD}\n" for line in lines))
-    usable, errors = open_apart(tmp_path / "a.jsonl", check=False)
+    usable, errors = open_apart(tmp_path / "a.jsonl")
     assert usable == [False, True] * len(lines)
     assert all(f"sample {i}" in error or f"line {i + 1}" in error for i, error in errors.items())
 
@@ -371,7 +390,9 @@ def test_a_wrong_type_in_any_field_is_an_error_that_names_it(media_folder, tmp_p
     rows = [FORMS[form], *(replaced(FORMS[form], path, value) for path, value in cases)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folders = {"image_folder": str(media_folder), "video_folder": str(media_folder)}
-    dataset = MultimodalDataset(str(tmp_path / "a.jsonl"), **folders, data_cache=str(tmp_path / "cache"), check=False)
+    dataset = MultimodalDataset(
+        str(tmp_path / "a.jsonl"), **folders, media=MediaOptions(cache_folder=str(tmp_path / "cache")), check=False
+    )
     errors = faults(dataset)
     assert 0 not in errors and len(cases) > 30
     wrong = []
@@ -395,6 +416,7 @@ def parquet(columns: dict, path: Path) -> Path:
     return path
 
 
+LISTS = [BARE[0], {"role": "assistant", "content": [TEXT]}]  # Parquet cannot mix lists and texts
 CONVERSATION = pa.list_(pa.struct({"from": pa.string(), "value": pa.string()}))
 COLUMNS = {
     "no usable column": {"text": ["a", "b"]},
@@ -409,13 +431,13 @@ COLUMNS = {
     "messages of decimals": {"messages": pa.array([1, 2], pa.decimal128(5))},
     "contents of numbers": {"messages": [[{"role": "user", "content": 1}, {"role": "assistant", "content": 2}]] * 2},
     "contents of bytes": {"messages": [[{"role": "user", "content": b"\xff"}, {"role": "assistant", "content": b"a"}]]},
-    "images of numbers": {"messages": [BARE] * 2, "images": [[1], [2]]},
-    "images of empty structs": {"messages": [BARE], "images": [[{"bytes": None, "path": None}]]},
-    "images of bytes that are none": {"messages": [BARE], "images": [[{"bytes": b"no image", "path": "red.png"}]]},
-    "images of texts as bytes": {"messages": [BARE], "images": [[{"bytes": "no bytes", "path": None}]]},
-    "an image of a struct of others": {"messages": [BARE], "image": [{"width": 1, "height": 2}]},
-    "fewer images": {"messages": [BARE], "images": pa.array([[]], pa.list_(pa.binary()))},
-    "null images": {"messages": [BARE], "images": pa.nulls(1)},
+    "images of numbers": {"messages": [LISTS] * 2, "images": [[1], [2]]},
+    "images of empty structs": {"messages": [LISTS], "images": [[{"bytes": None, "path": None}]]},
+    "images of bytes that are none": {"messages": [LISTS], "images": [[{"bytes": b"no image", "path": "red.png"}]]},
+    "images of texts as bytes": {"messages": [LISTS], "images": [[{"bytes": "no bytes", "path": None}]]},
+    "an image of a struct of others": {"messages": [LISTS], "image": [{"width": 1, "height": 2}]},
+    "fewer images": {"messages": [LISTS], "images": pa.array([[]], pa.list_(pa.binary()))},
+    "null images": {"messages": [LISTS], "images": pa.nulls(1)},
     "a null row": {"conversations": pa.array([None, None], CONVERSATION)},
     "null turns": {"conversations": pa.array([[None, None]], CONVERSATION)},
     "null values": {"conversations": pa.array([[{"from": "human", "value": None}]], CONVERSATION)},
@@ -424,22 +446,24 @@ COLUMNS = {
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_parquet_of_other_columns_is_an_error(tmp_path, open_apart, name):
-    path = parquet(COLUMNS[name], tmp_path / "a.parquet")
-    assert "a.parquet" in open_apart(path)
-    answer = open_apart(path, check=False)
-    assert isinstance(answer, str) or not any(answer[0])
+    answer = open_apart(parquet(COLUMNS[name], tmp_path / "a.parquet"))
+    if not isinstance(answer, str):
+        assert not any(answer[0])
+        answer = answer[1][0]
+    assert "a.parquet" in answer
 
 
 def test_parquet_cut_or_flipped_anywhere_is_an_error_or_its_rows(tmp_path, open_apart):
     data = parquet({"conversations": [HI["conversations"]] * 50}, tmp_path / "a.parquet").read_bytes()
-    for end in range(0, len(data), len(data) // 12):
-        (tmp_path / "cut.parquet").write_bytes(data[:end])
-        assert "cut.parquet" in open_apart(tmp_path / "cut.parquet")
-    for place in range(4, len(data), len(data) // 24):
-        flipped = data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
-        (tmp_path / "flipped.parquet").write_bytes(flipped)
-        answer = open_apart(tmp_path / "flipped.parquet")
-        assert answer == ([True] * 50, {}) or "flipped.parquet" in answer
+    paths = written(tmp_path, "parquet", [data[:end] for end in range(0, len(data), len(data) // 20)])
+    assert all(path.name in answer for path, answer in zip(paths, open_apart(paths)))
+    places = range(0, len(data), len(data) // 50)
+    flipped = [data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :] for place in places]
+    paths = written(tmp_path, "parquet", flipped)
+    for path, answer in zip(paths, open_apart(paths)):
+        assert answer == ([True] * 50, {}) or path.name in (
+            answer if isinstance(answer, str) else answer[1].popitem()[1]
+        )
 
 
 # ---- nothing is unpickled ----
@@ -449,7 +473,8 @@ def test_parquet_cut_or_flipped_anywhere_is_an_error_or_its_rows(tmp_path, open_
 def test_a_pickle_is_never_loaded_as_data(tmp_path, open_apart, mark, name):
     marker, planted = mark
     (tmp_path / name).write_bytes(planted)
-    assert name in open_apart(tmp_path / name)
+    answer = open_apart(tmp_path / name)
+    assert name in (answer if isinstance(answer, str) else answer[1][0])
     assert not marker.exists()
 
 
@@ -462,10 +487,10 @@ def test_a_pickle_is_never_loaded_as_a_medium(tmp_path, open_apart, mark):
         rows.append(parts({"type": kind, "path": name}))
     rows.append(parts({"type": "image", "base64": base64.b64encode(planted).decode()}))
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    usable, errors = open_apart(tmp_path / "a.json", check=False)
+    usable, errors = open_apart(tmp_path / "a.json")
     assert not any(usable) and len(errors) == len(rows) and not marker.exists()
-    parquet({"messages": [BARE], "images": [[{"bytes": planted, "path": "a.png"}]]}, tmp_path / "a.parquet")
-    assert "a.parquet" in open_apart(tmp_path / "a.parquet") and not marker.exists()
+    parquet({"messages": [LISTS], "images": [[{"bytes": planted, "path": "a.png"}]]}, tmp_path / "a.parquet")
+    assert open_apart(tmp_path / "a.parquet")[0] == [False] and not marker.exists()
 
 
 def test_a_parquet_type_that_pyarrow_used_to_unpickle_is_not(tmp_path, open_apart, mark):
@@ -474,33 +499,35 @@ def test_a_parquet_type_that_pyarrow_used_to_unpickle_is_not(tmp_path, open_apar
     metadata = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": planted}
     field = pa.field("messages", pa.string(), metadata=metadata)
     pq.write_table(pa.table({"messages": ["Hi"]}).cast(pa.schema([field])), tmp_path / "a.parquet")
-    assert "a.parquet" in open_apart(tmp_path / "a.parquet")
+    answer = open_apart(tmp_path / "a.parquet")
+    assert isinstance(answer, str) or not any(answer[0])
     assert not marker.exists()
 
 
 def test_a_pickle_in_the_place_of_the_index_is_never_loaded(tmp_path, open_apart, mark):
     marker, planted = mark
     (tmp_path / "a.jsonl").write_text(GOOD)
-    open_apart(tmp_path / "a.jsonl")
+    media = MediaOptions(cache_folder=str(tmp_path / "cache"))
+    assert open_apart(tmp_path / "a.jsonl", media=media) == ([True], {})
     for file in (tmp_path / "cache").rglob("*"):
         if file.is_file():
             file.write_bytes(planted)
-    open_apart(tmp_path / "a.jsonl")
+    assert open_apart(tmp_path / "a.jsonl", media=media) == ([True], {})
     assert not marker.exists()
 
 
 # ---- paths and addresses ----
 
 
-@pytest.fixture
-def tree(media_folder, tmp_path) -> Path:
-    """tree/data/rows.json beside own.png; outside of it secret.png, and links that lead there."""
-    data = tmp_path / "tree" / "data"
-    data.mkdir(parents=True)
-    for path in (data / "own.png", tmp_path / "tree" / "secret.png"):
-        path.write_bytes((media_folder / "red.png").read_bytes())
-    (data / "link.png").symlink_to(tmp_path / "tree" / "secret.png")
-    (data / "linked").symlink_to(tmp_path / "tree")
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """The folder data with own.png; outside of it secret.png, and links that lead there."""
+    data = tmp_path_factory.mktemp("tree") / "data"
+    data.mkdir()
+    for path in (data / "own.png", data.parent / "secret.png"):
+        path.write_bytes(PNG.getvalue())
+    (data / "link.png").symlink_to(data.parent / "secret.png")
+    (data / "linked").symlink_to(data.parent)
     (data / "loop.png").symlink_to(data / "loop.png")
     (data / "inside.png").symlink_to(data / "own.png")
     (data / "zero.png").symlink_to("/dev/zero")
@@ -576,16 +603,23 @@ def rows_of(reference: str) -> list[dict]:
     ]
 
 
+@pytest.fixture(scope="module")
+def answers(tree, open_apart) -> dict:
+    """Reference -> what became of its rows."""
+    paths = []
+    for i, reference in enumerate(PATHS):
+        paths.append(tree / f"rows-{i}.jsonl")
+        rows = rows_of(reference)[: 2 if len(reference) > 10**6 else None]
+        paths[-1].write_text("".join(f"{json.dumps(row)}\n{GOOD}\n" for row in rows))
+    return dict(zip(PATHS, zip(paths, open_apart(paths))))
+
+
 @pytest.mark.parametrize("reference", PATHS, ids=lambda reference: ascii(reference[:40]))
-def test_a_hostile_reference_is_an_error_in_every_place(tree, open_apart, reference):
-    rows = rows_of(reference)
-    (tree / "rows.jsonl").write_text(
-        "".join(f"{json.dumps(row)}\n{GOOD}\n" for row in rows[: 2 if len(reference) > 10**6 else 8])
-    )
-    usable, errors = open_apart(tree / "rows.jsonl", check=False)
-    assert usable == [False, True] * (len(usable) // 2), errors
+def test_a_hostile_reference_is_an_error_in_every_place(answers, reference):
+    path, (usable, errors) = answers[reference]
+    assert len(usable) >= 4 and usable == [False, True] * (len(usable) // 2), errors
     for position, error in errors.items():
-        assert f"rows.jsonl, sample {position}: " in error and re.search(re.escape(PATHS[reference]), error), error
+        assert f"{path.name}, sample {position}: " in error and PATHS[reference] in error, error
 
 
 @pytest.mark.parametrize("url", URLS)
@@ -596,7 +630,7 @@ def test_a_url_is_not_fetched_unless_allowed(tree, open_apart, url):
         rows.append(parts({"type": "video", "url": rows[0]["image"]}))
         rows.append(parts({"type": "video_url", "video_url": {"url": rows[0]["image"]}}))
         (tree / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        usable, errors = open_apart(tree / "rows.jsonl", check=False)
+        usable, errors = open_apart(tree / "rows.jsonl")
         with pytest.raises(TimeoutError):
             server.accept()
     assert usable == [False] * len(rows)
@@ -610,12 +644,12 @@ def test_paths_may_leave_the_folder_where_that_is_allowed(tree, open_apart):
 
 
 def test_what_stays_inside_and_what_the_user_names_is_taken(tree, open_apart):
-    """A link inside, a folder that is a link itself, `..` that comes back, an absolute path of the user's own file."""
-    references = ["own.png", "inside.png", "x/../own.png", "../data/own.png", str(tree.parent / "secret.png")]
+    """A link inside, a folder that is a link itself, `..` that comes back, an absolute path of the user's own hand."""
+    references = ["own.png", "inside.png", "x/../own.png", str(tree.parent / "secret.png")]
     (tree / "rows.json").write_text(json.dumps([rows_of(reference)[0] for reference in references]))
-    assert open_apart(tree / "rows.json") == ([True] * 5, {})
+    assert open_apart(tree / "rows.json") == ([True] * 4, {})
     (tree.parent / "way").symlink_to(tree)
-    assert open_apart(tree / "rows.json", image_folder=str(tree.parent / "way")) == ([True] * 5, {})
+    assert open_apart(tree / "rows.json", image_folder=str(tree.parent / "way")) == ([True] * 4, {})
 
 
 # ---- rows that contradict themselves ----
@@ -670,10 +704,9 @@ CONTRADICTIONS = {
 def test_a_row_that_contradicts_itself_is_an_error(tree, open_apart, name):
     row, named = CONTRADICTIONS[name]
     (tree / "rows.jsonl").write_text(f"{GOOD}\n{json.dumps(row)}\n{GOOD}\n")
-    usable, errors = open_apart(tree / "rows.jsonl", check=False)
+    usable, errors = open_apart(tree / "rows.jsonl")
     assert usable == [True, False, True]
     assert re.search(rf"rows.jsonl, sample 1: .*({named})", errors[1], re.DOTALL), errors[1]
-    assert "rows.jsonl, sample 1: " in open_apart(tree / "rows.jsonl")
 
 
 def test_control_strings_stay_what_was_typed(tmp_path):
@@ -691,7 +724,7 @@ def test_control_strings_stay_what_was_typed(tmp_path):
     ]
     rows = [{"messages": [{"role": "user", "content": t}, {"role": "assistant", "content": t}]} for t in typed]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    dataset = MultimodalDataset(str(tmp_path / "a.json"), data_cache=str(tmp_path / "cache"))
+    dataset = MultimodalDataset(str(tmp_path / "a.json"), media=MediaOptions(cache_folder=str(tmp_path / "cache")))
     for i, text in enumerate(typed):
         assert [m["content"] for m in dataset.rows[i]["messages"]] == [[{"type": "text", "text": text}]] * 2
 
@@ -700,23 +733,18 @@ def test_many_faults_are_counted_and_ten_are_shown(tmp_path):
     (tmp_path / "a.jsonl").write_text(f"{GOOD}\n" + '{"conversations": 7}\n' * 5000)
     start = time.monotonic()
     with pytest.raises(ValueError, match="5000 of 5001") as caught:
-        MultimodalDataset(str(tmp_path / "a.jsonl"), data_cache=str(tmp_path / "cache"))
+        MultimodalDataset(str(tmp_path / "a.jsonl"), media=MediaOptions(cache_folder=str(tmp_path / "cache")))
     assert str(caught.value).count("\n") < 15 and time.monotonic() - start < SECONDS
 
 
 def test_an_error_stays_an_error_when_the_index_exists(tmp_path):
     (tmp_path / "a.jsonl").write_text(f'{GOOD}\n{{"conversations": 7}}\n')
-    read = partial(MultimodalDataset, str(tmp_path / "a.jsonl"), data_cache=str(tmp_path / "cache"))
+    read = partial(
+        MultimodalDataset, str(tmp_path / "a.jsonl"), media=MediaOptions(cache_folder=str(tmp_path / "cache"))
+    )
     first = read(check=False).errors
     assert read(check=False).errors == first and first.keys() == {1}
     with pytest.raises(ValueError, match="a.jsonl, sample 1: .*conversations"):
         read()
     with pytest.raises(ValueError, match="a.jsonl, sample 1: .*conversations"):
         read(check=False)[1]
-
-
-def test_media_may_be_limited_by_the_user(tree):
-    """The options of media reach the rows: the default refuses a URL, an allowed one is a reference."""
-    (tree / "rows.json").write_text(json.dumps([parts({"type": "image", "path": "own.png"})]))
-    dataset = MultimodalDataset(str(tree / "rows.json"), media=MediaOptions(), data_cache=str(tree / "cache"))
-    assert dataset[0]["messages"][0]["content"][0]["image"].size == (64, 64)

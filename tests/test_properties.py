@@ -18,6 +18,7 @@ from PIL import Image
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from datasets import MultimodalDataset
+from media import MediaOptions
 
 # The same examples in every run; the media and checkpoints of the fixtures are made once.
 quick = partial(
@@ -167,7 +168,7 @@ def test_any_texts_come_back_from_a_file_as_they_were(tmp_path, ending):
     )
     def check(several):
         file = as_file([{"messages": messages} for messages in several], ending, path)
-        dataset = MultimodalDataset(file, data_cache=str(tmp_path / "cache"))
+        dataset = MultimodalDataset(file, media=MediaOptions(cache_folder=str(tmp_path / "cache")))
         assert [dataset.rows[i]["messages"] for i in range(len(dataset))] == several
 
     check()
@@ -209,7 +210,9 @@ def test_any_layout_of_placeholders_takes_the_images_in_order(media_folder, tmp_
             expected += [{"role": "user", "content": merged}, {"role": "assistant", "content": [text(reply)]}]
         row = {"conversations": turns} | ({"images": paths} if paths else {})
         file = as_file([row], ending, tmp_path / "rows")
-        dataset = MultimodalDataset(file, image_folder=str(media_folder), data_cache=str(tmp_path / "cache"))
+        dataset = MultimodalDataset(
+            file, image_folder=str(media_folder), media=MediaOptions(cache_folder=str(tmp_path / "cache"))
+        )
         assert dataset.rows[0]["messages"] == expected
 
     check()
