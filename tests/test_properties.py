@@ -87,8 +87,9 @@ def families(tiny):
         @cache
         def count(kind: str, size: tuple[int, int]) -> int:
             token = getattr(untouched, "boi_token", None) or getattr(untouched, f"{kind}_token")
-            given = {"images": PICTURES[size]}
-            if kind == "video":
+            if kind == "image":
+                given = {"images": PICTURES[size]}
+            else:
                 options = {"video_metadata": [FRAMES["metadata"]], "do_sample_frames": False}
                 given = {"videos": [CLIPS[size]], "videos_kwargs": options}
             ids = untouched(text=[token], **given, return_tensors="pt")["input_ids"]

@@ -403,7 +403,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, read, ending):
         sent = len(pickle.dumps(dataset))  # to a worker, where processes are spawned
         found.append((kept, peak, sent))
     per_row = [(more - less) / 9500 for less, more in zip(*found)]
-    assert max(per_row) < 10, per_row  # bytes: at most its number
+    assert max(per_row) < 16, per_row  # bytes: at most its number, for a moment twice
 
 
 # ---- a Hub data set, from a server that answers as the Hub does ----
