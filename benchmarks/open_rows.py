@@ -133,9 +133,9 @@ def summarise(form: str, counts: list[int], results: list[tuple[dict, dict]]) ->
     if len(counts) < 3:
         return
     growth = counts[-1] / counts[0]
-    for name, unit in (("seconds", "s"), ("peak", "MB"), ("kept", "MB")):
+    for name, what in (("seconds", "seconds"), ("peak", "MB at its peak"), ("kept", "MB kept")):
         low, high = results[0][1][name], results[-1][1][name]
-        print(f"{form}: {growth:g} times the rows, second opening: {low:.2f} -> {high:.2f} {unit}")
+        print(f"{form}: second opening, {growth:g} times the rows: {low:.2f} -> {high:.2f} {what}")
     seconds = np.array([first["seconds"] for first, _ in results])
     slope, start = np.polyfit(counts, seconds, 1)
     error = np.abs(start + slope * np.array(counts) - seconds).max()

@@ -110,7 +110,7 @@ def test_labels_are_the_replies_and_media_have_their_tokens(families, family):
     facts = FACTS[family]
     trim = str.strip if facts.trims else str
 
-    @quick(max_examples=40)
+    @quick(max_examples=30)
     @given(conversations(videos=facts.takes_video))
     def check(messages):
         encoded = collator.encode({"messages": messages, "source": "rows.json, sample 0"})
@@ -132,7 +132,7 @@ def test_labels_are_the_replies_and_media_have_their_tokens(families, family):
 def test_a_batch_is_its_samples_padded(families, family):
     collator, _, _ = families(family)
 
-    @quick(max_examples=15)
+    @quick(max_examples=8)
     @given(st.lists(conversations(videos=FACTS[family].takes_video), min_size=2, max_size=3))
     def check(several):
         batch = collator([{"messages": messages} for messages in several])
@@ -163,7 +163,7 @@ def test_any_texts_come_back_from_a_file_as_they_were(tmp_path, ending):
     """Nothing that stands in a text is taken for the end of a row, a medium or a part."""
     path = tmp_path / "rows"
 
-    @quick(max_examples=40)
+    @quick(max_examples=20)
     @given(
         st.lists(conversations(videos=False).filter(lambda messages: not images_in(messages)), min_size=1, max_size=3)
     )
