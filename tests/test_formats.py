@@ -390,17 +390,18 @@ def test_a_list_of_images_is_a_video(tmp_path, read, column):
 
 @pytest.mark.parametrize("family", ["llava-1.5", "qwen2.5-vl"])
 @pytest.mark.parametrize("untrained", [[0], [1], [0, 2], [1, 2], []])
-@pytest.mark.parametrize("form", ["messages", "conversations"])
+@pytest.mark.parametrize("form", ["messages", "conversations", "OpenAI"])
 def test_a_reply_with_train_false_has_no_label(collators, tmp_path, read, family, untrained, form):
     replies = ["Red", "Two of them", "Blue"]
     turns = [(role, text) for reply in replies for role, text in (("user", "What?"), ("assistant", reply))]
-    if form == "messages":
+    if form != "conversations":
         turns = [{"role": role, "content": text} for role, text in turns]
     else:
         turns = [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in turns]
+    no, yes = ({"weight": 0}, {"weight": 1}) if form == "OpenAI" else ({"train": False}, {"train": True})
     for i in range(3):
-        turns[2 * i + 1] |= {"train": False} if i in untrained else {"train": True} if i == 1 else {}
-    dataset = read(as_json([{form: turns}], tmp_path))
+        turns[2 * i + 1] |= no if i in untrained else yes if i == 1 else {}
+    dataset = read(as_json([{"messages" if form == "OpenAI" else form: turns}], tmp_path))
     messages = dataset.rows[0]["messages"]
     assert [i for i in range(3) if messages[2 * i + 1].get("train") is False] == untrained
     labels = collators[family]([dataset[0]])["labels"][0]
