@@ -93,6 +93,8 @@ class RowIndex:
         for name in ARRAYS:
             setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
         self.media = self.media.reshape(-1, 3)
+        if sources.is_parquet(path):
+            sources.arrow_batches(self.arrow_copy)  # whether it is whole
 
     def __reduce__(self):  # another process maps the files itself
         return RowIndex, (self.path, self.folder, self.form)
@@ -100,11 +102,15 @@ class RowIndex:
     def __len__(self) -> int:
         return len(self.layouts)
 
+    @property
+    def arrow_copy(self) -> str:
+        return os.path.join(os.path.dirname(self.folder), ARROW_COPY)
+
     def raw(self, place: int) -> object:
         """A row as the file has it."""
         where = int(self.offsets[place]), int(self.lengths[place])
         if sources.is_parquet(self.path):
-            return sources.read_arrow(os.path.join(os.path.dirname(self.folder), ARROW_COPY), *where)
+            return sources.read_arrow(self.arrow_copy, *where)
         return sources.read_json(self.path, *where)
 
     def row(self, place: int) -> dict:
@@ -123,7 +129,7 @@ class RowIndex:
         return self.media[first : first + len(self.layout(place).media)]
 
     def is_broken(self, place: int) -> bool:
-        """Whether a row is a line that is no JSON."""
+        """Whether a row is a line that is no JSON, or of bytes that are no text."""
         return place in self.broken
 
     def groups(self, places: np.ndarray) -> Iterator[tuple[Layout, np.ndarray, np.ndarray]]:
@@ -171,7 +177,7 @@ def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
                 shutil.rmtree(folder)
             except FileNotFoundError:
                 pass
-            except (OSError, ValueError, KeyError):  # it was damaged
+            except (OSError, EOFError, ValueError, KeyError):  # it was damaged
                 shutil.rmtree(of_state)
             IndexMaker(path, form, options).make(folder)
             return RowIndex(path, folder, form)
@@ -206,7 +212,7 @@ class IndexMaker:
         self.arrays = {name: array(code) for name, code in ARRAYS.items()}
         self.layouts: dict[Layout, int] = {}
         self.errors: dict[int, str] = {}
-        self.broken: list[int] = []  # lines that are no JSON
+        self.broken: list[int] = []  # lines that are no JSON, and texts that are none
         self.digest, self.media_folders = hashlib.sha256(), set()
         self.known: dict[tuple[str, str], tuple[int, int, int] | ValueError] = {}  # (kind, path or URL) -> size
 
@@ -246,9 +252,9 @@ class IndexMaker:
             try:
                 if isinstance(row, ValueError):
                     self.broken.append(place)
-                    self.errors[place] = str(row)
-                else:
-                    usable.append((place, content_parts({"messages": (messages := self.form.messages(row))}), messages))
+                    raise row
+                messages = self.form.messages(row)
+                usable.append((place, content_parts({"messages": messages}), messages))
             except ValueError as error:
                 self.errors[place] = f"{self.name}, sample {place}: {error}"
         self.read_ahead((part for _, parts, _ in usable for part in parts if part["type"] != "text"), pool)

@@ -143,7 +143,7 @@ def download(name: str) -> str:
 def scan(path: str) -> Iterator[tuple[int, int, object]]:
     """Go once over the rows of a JSON or JSONL file: (offset, number) of the bytes of each, and what they hold.
 
-    In the place of a line of JSONL that is not valid, what it holds is a ValueError.
+    In the place of what a line of JSONL holds that is not valid, there is a ValueError.
 
     Raises:
         ValueError: no JSON list, or broken JSON with its line.
@@ -165,7 +165,7 @@ def scan_lines(path: str) -> Iterator[tuple[int, int, object]]:
                 try:
                     row = json.loads(text.decode(), object_pairs_hook=unique)
                 except (ValueError, RecursionError) as error:
-                    row = broken(path, number, error)
+                    row = ValueError(f"is line {number}, which is {fault_of(error)}")
                 yield offset + len(line) - len(text), len(text), row
             offset += len(line)
 
@@ -190,7 +190,9 @@ def scan_list(path: str) -> Iterator[tuple[int, int, object]]:
         except UnicodeDecodeError:  # of the file as a whole, whose window knows no place of it
             raise
         except (ValueError, RecursionError) as error:
-            raise broken(path, window.line_of(getattr(error, "pos", window.at)), error) from error
+            line = window.line_of(getattr(error, "pos", window.at))
+            hint = " (name a JSONL file .jsonl)" if getattr(error, "msg", None) == "Extra data" else ""
+            raise ValueError(f"{path}, line {line}: {fault_of(error)}{hint}.") from error
     if other:
         raise ValueError(f"{path} must hold a JSON list of samples, not {other}; or name it .jsonl.")
 
@@ -254,16 +256,13 @@ def unique(pairs: list[tuple[str, object]]) -> dict:
     return found
 
 
-def broken(path: str, line: int, error: Exception) -> ValueError:
-    hint = ""
+def fault_of(error: Exception) -> str:
     if isinstance(error, RecursionError):
-        reason = "it is nested too deeply"
-    elif isinstance(error, json.JSONDecodeError):
-        reason = error.msg
-        hint = " (name a JSONL file .jsonl)" if error.msg == "Extra data" and path.endswith(".json") else ""
-    else:  # other bytes than UTF-8, a key that stands twice, a number of thousands of digits
-        reason = str(error)
-    return ValueError(f"{path}, line {line}: not valid JSON: {reason}{hint}.")
+        return "not valid JSON: it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text: {error}"
+    # A key that stands twice and a number of thousands of digits are errors without `msg`.
+    return f"not valid JSON: {getattr(error, 'msg', None) or error}"
 
 
 def read_json(path: str, offset: int, length: int) -> object:
@@ -292,7 +291,7 @@ def copy_parquet(path: str, target: str) -> None:
                 for batch in file.iter_batches(ARROW_ROWS):
                     for start in range(0, len(batch), ARROW_ROWS):
                         writer.write_batch(batch.slice(start, ARROW_ROWS))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = "".join(c if c.isprintable() else " " for c in str(error))[:300]
         raise ValueError(f"{path} is not a readable Parquet file: {reason}") from error
 
@@ -313,8 +312,18 @@ def scan_arrow(path: str) -> Iterator[tuple[int, int, object]]:
     """As `scan`, with the batch and the place in it of each row of a copied Parquet file."""
     batches = arrow_batches(path)
     for number in range(batches.num_record_batches):
-        for place, row in enumerate(batches.get_batch(number).to_pylist()):
+        for place, row in enumerate(rows_of(batches.get_batch(number))):
             yield number, place, row
+
+
+def rows_of(batch) -> list:
+    """The rows of an Arrow batch; in the place of one with other bytes than UTF-8, a ValueError."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            return [ValueError(f"has a text that is not UTF-8: {error}")]
+        return [row for place in range(len(batch)) for row in rows_of(batch.slice(place, 1))]
 
 
 def read_arrow(path: str, number: int, place: int) -> object:

@@ -237,12 +237,12 @@ FILES = {
     "empty.jsonl": ("\n\n", "holds no sample"),
     "nothing.json": ("", "line 1: not valid JSON"),
     "broken.json": (f"[{GOOD},\n{GOOD},\n{{'a'}}]", "broken.json, line 3: not valid JSON"),
-    "broken.jsonl": (f"{GOOD}\n\n{GOOD}\n{{\n", "broken.jsonl, line 4: not valid JSON"),
+    "broken.jsonl": (f"{GOOD}\n\n{GOOD}\n{{\n", "broken.jsonl, sample 2: is line 4, which is not valid JSON"),
     "lines.json": (f"{GOOD}\n{GOOD}", r"lines.json, line 2: not valid JSON: Extra data \(name a JSONL file .jsonl\)"),
     "deep.json": ("[" * 100_000, "deep.json, line 1: not valid JSON: it is nested too deeply"),
     "digits.json": ("[" + "1" * 5000 + "]", "digits.json.* not valid JSON: .*digits"),
     "latin.json": (f'[{GOOD}, "caf\xe9"]'.encode("latin-1"), "latin.json is not UTF-8 text"),
-    "latin.jsonl": ('"caf\xe9"'.encode("latin-1"), "latin.jsonl, line 1: .*utf-8"),
+    "latin.jsonl": ('"caf\xe9"'.encode("latin-1"), "latin.jsonl, sample 0: is line 1, which is not UTF-8 text"),
 }
 
 

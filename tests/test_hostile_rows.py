@@ -540,8 +540,6 @@ PATHS = {
     "../secret.png": "allow_outside",
     "./../secret.png": "allow_outside",
     "x/../../secret.png": "allow_outside",
-    "link.png": "allow_outside",
-    "linked/secret.png": "allow_outside",
     "../../../../../../../../../../etc/passwd": "allow_outside",
     "..": "",
     ".": "",
@@ -643,12 +641,13 @@ def test_paths_may_leave_the_folder_where_that_is_allowed(tree, open_apart):
 
 
 def test_what_stays_inside_and_what_the_user_names_is_taken(tree, open_apart):
-    """A link inside, a folder that is a link itself, `..` that comes back, an absolute path of the user's own hand."""
-    references = ["own.png", "inside.png", "x/../own.png", str(tree.parent / "secret.png")]
+    """Links, also those that lead out, for no data file makes them; `..` that comes back; an absolute path."""
+    references = ["own.png", "inside.png", "link.png", "linked/secret.png", "x/../own.png"]
+    references.append(str(tree.parent / "secret.png"))
     (tree / "rows.json").write_text(json.dumps([rows_of(reference)[0] for reference in references]))
-    assert open_apart(tree / "rows.json") == ([True] * 4, {})
+    assert open_apart(tree / "rows.json") == ([True] * 6, {})
     (tree.parent / "way").symlink_to(tree)
-    assert open_apart(tree / "rows.json", image_folder=str(tree.parent / "way")) == ([True] * 4, {})
+    assert open_apart(tree / "rows.json", image_folder=str(tree.parent / "way")) == ([True] * 6, {})
 
 
 # ---- rows that contradict themselves ----
