@@ -17,8 +17,11 @@ CONTAINERS = (
     "mov,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,vvc,ogg,nut,mxf,dv,rm,mjpeg,gif,apng,"
     "wav,mp3,aac,flac"
 )
+MP4, MKV, FLV, AVI = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "avi"
+# Containers that store when each frame is shown and where keyframes are. For others, as avi, FFmpeg guesses.
+TIMED = (MP4, MKV, FLV)
 # What FFmpeg calls the duration of these is the time of their end, wherever they start.
-END_IN_HEADER = ("matroska,webm", "flv")
+END_IN_HEADER = (MKV, FLV)
 # Of a list of images the times are unknown; transformers (5.23) takes this rate where a video has none.
 UNKNOWN_FPS = 24.0
 
@@ -207,14 +210,17 @@ def _scan(container, stream, options: MediaOptions) -> _Scan:
     fps, start = _header_rate(stream), (container.start_time or 0) / 1e6
     promised = _promised_end(container)
     _check_length(promised - start, options)
-    times, keys, packets, end, leading = [], [], 0, 0.0, False
+    times, keys, packets, end, leading, cut_short = [], [], 0, 0.0, False, False
     for packet in container.demux():  # sound too: it may be longer than the pictures
         if packet.pts is not None:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             _check_length(end - start, options)
-        if packet.stream is not stream or not packet.size:
+        if packet.stream is not stream:
             continue
-        packets += 1
+        packets += packet.dts is not None or packet.size > 0  # avi has empty ones: the frame before goes on
+        if not packet.size:
+            continue
+        cut_short = packet.is_corrupt
         if packet.is_keyframe:
             keys.append(packet.pts)
         elif keys and None not in (packet.pts, keys[-1]):
@@ -226,19 +232,21 @@ def _scan(container, stream, options: MediaOptions) -> _Scan:
         raise ValueError("it holds no frame")
     _check_length(total / fps, options)
     # Where the header has no count, the last frame may come without its duration, and times are rounded.
-    if end and promised - end > (0.25 / fps if packets < stream.frames else max(1.5 / fps, 0.1)):
+    cut_short |= end > 0 and promised - end > (0.25 / fps if packets < stream.frames else max(1.5 / fps, 0.1))
+    # FFmpeg shortens the duration of an avi to what is there.
+    if cut_short or (container.format.name == AVI and packets < stream.frames):
         readable = f"of {promised - start:.2f} seconds the first {max(end - start, 0):.2f}"
-        if packets < stream.frames:
+        if packets <= stream.frames:
             readable = f"of {stream.frames} frames the first {packets}"
         raise ValueError(f"it is truncated: {readable} can be read")
-    if None in times or None in keys or len(set(times)) < total or not keys:
+    if None in times + keys or len(set(times)) < total or not keys:
         return _Scan(total, fps, None, [], leading)
     times, keys = sorted(times), sorted(keys)
     if total > 1:
         measured = (total - 1) / float((times[-1] - times[0]) * stream.time_base)
         # Headers round, and guess where the rate varies.
         fps = fps if abs(measured / fps - 1) < 0.02 else measured
-    return _Scan(total, fps, times, keys, leading)
+    return _Scan(total, fps, times if container.format.name in TIMED else None, keys, leading)
 
 
 def _is_hidden(packet) -> bool:
@@ -339,7 +347,7 @@ def _decode_with_decord(source, wanted: list[int], scan: _Scan, options: MediaOp
         container_name, codec = container.format.name, stream.codec_context.name
         first = next(container.decode(stream))
     reason = None
-    if container_name not in ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm") or codec in ("mpeg4", "mpeg2video"):
+    if container_name not in (MP4, MKV) or codec in ("mpeg4", "mpeg2video"):
         reason = f"it is {codec} in {container_name}"
     elif scan.leading:
         reason = "it has open groups of pictures"
