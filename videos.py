@@ -186,10 +186,10 @@ def _check_length(seconds: float, options: MediaOptions) -> None:
 def _promised(container, stream, source, options: MediaOptions) -> tuple[int, float]:
     """Frames and frames per second by the header; counted where it has none, as in raw streams."""
     fps, total = _header_rate(stream), 0
-    if len(stream.index_entries) == stream.frames:
-        total = sum(not entry.is_discard for entry in stream.index_entries)
-    elif container.format.name in END_IN_HEADER:  # others estimate
+    if container.format.name in END_IN_HEADER:  # others estimate
         total = round((_promised_end(container) - (container.start_time or 0) / 1e6) * fps)
+    elif len(stream.index_entries) == stream.frames:
+        total = sum(not entry.is_discard for entry in stream.index_entries)
     if total < 1:
         with _opened(source, options) as (container, stream):
             scan = _scan(container, stream, options)
