@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 from bisect import bisect_right
 
 import av
@@ -17,11 +18,15 @@ CONTAINERS = (
     "mov,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,vvc,ogg,nut,mxf,dv,rm,mjpeg,gif,apng,"
     "wav,mp3,aac,flac"
 )
-MP4, MKV, FLV, AVI = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "avi"
+MP4, MKV, FLV = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv"
 # Containers that store when each frame is shown and where keyframes are. For others, as avi, FFmpeg guesses.
 TIMED = (MP4, MKV, FLV)
 # What FFmpeg calls the duration of these is the time of their end, wherever they start.
 END_IN_HEADER = (MKV, FLV)
+# FFmpeg shortens the duration of these to what is there, but tells how many frames there should be.
+COUNTED = ("avi", "gif")
+# How files end that promise no length.
+TRAILERS = {"gif": b";", "apng": b"IEND\xaeB`\x82"}
 # Of a list of images the times are unknown; transformers (5.23) takes this rate where a video has none.
 UNKNOWN_FPS = 24.0
 
@@ -47,7 +52,7 @@ def open_video(reference, options: MediaOptions) -> tuple[np.ndarray, dict]:
     source = media.local_file("video", reference, options)
     with _named(reference):
         with _opened(source, options) as (container, stream):
-            scan = _scan(container, stream, options)
+            scan = _scan(container, stream, source, options)
         indices = _choose(scan.total, scan.fps, options)
         wanted = sorted(set(indices))
         if options.video_backend == "decord":
@@ -161,6 +166,8 @@ def _opened(source, options: MediaOptions):
         if not streams:
             raise ValueError("it holds no video stream")
         stream = streams[0]
+        if stream.codec_context is None:
+            raise ValueError("its pictures are of an unknown codec")
         if stream.width * stream.height > options.image_pixel_limit:
             raise ValueError(f"its frames have {stream.width}x{stream.height} pixels, more than --image_pixel_limit")
         stream.codec_context.options = {"max_pixels": str(options.image_pixel_limit)}  # if they grow on the way
@@ -192,20 +199,20 @@ def _promised(container, stream, source, options: MediaOptions) -> tuple[int, fl
         total = sum(not entry.is_discard for entry in stream.index_entries)
     if total < 1:
         with _opened(source, options) as (container, stream):
-            scan = _scan(container, stream, options)
+            scan = _scan(container, stream, source, options)
             return scan.total, scan.fps
     _check_length(total / fps, options)
     return total, fps
 
 
-def _scan(container, stream, options: MediaOptions) -> _Scan:
+def _scan(container, stream, source, options: MediaOptions) -> _Scan:
     """Go over the packets of an opened video, decoding nothing.
 
     Headers cannot be trusted with the number of frames: raw streams, mkv, webm and flv have none, and in a clip that
     was cut without encoding it again it includes frames outside of the cut (packets marked "discard").
 
     Raises:
-        ValueError: the packets end before the duration that the header promises.
+        ValueError: the packets end before what the header promises. Raw streams and MPEG-TS promise nothing.
     """
     fps, start = _header_rate(stream), (container.start_time or 0) / 1e6
     promised = _promised_end(container)
@@ -233,8 +240,9 @@ def _scan(container, stream, options: MediaOptions) -> _Scan:
     _check_length(total / fps, options)
     # Where the header has no count, the last frame may come without its duration, and times are rounded.
     cut_short |= end > 0 and promised - end > (0.25 / fps if packets < stream.frames else max(1.5 / fps, 0.1))
-    # FFmpeg shortens the duration of an avi to what is there.
-    if cut_short or (container.format.name == AVI and packets < stream.frames):
+    if trailer := TRAILERS.get(container.format.name):
+        cut_short |= not _tail(source).rstrip(b"\0").endswith(trailer)
+    if cut_short or (container.format.name in COUNTED and packets < stream.frames):
         readable = f"of {promised - start:.2f} seconds the first {max(end - start, 0):.2f}"
         if packets <= stream.frames:
             readable = f"of {stream.frames} frames the first {packets}"
@@ -247,6 +255,14 @@ def _scan(container, stream, options: MediaOptions) -> _Scan:
         # Headers round, and guess where the rate varies.
         fps = fps if abs(measured / fps - 1) < 0.02 else measured
     return _Scan(total, fps, times if container.format.name in TIMED else None, keys, leading)
+
+
+def _tail(source) -> bytes:
+    """The last bytes of a file."""
+    with open(source, "rb") if isinstance(source, str) else contextlib.nullcontext(source) as file:
+        file.seek(0, io.SEEK_END)
+        file.seek(max(0, file.tell() - 16))
+        return file.read()
 
 
 def _is_hidden(packet) -> bool:

@@ -4,7 +4,10 @@ import gzip
 import hashlib
 import io
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -204,12 +207,38 @@ def test_a_closed_port_is_named_after_three_tries(options, monkeypatch):
         fetch.fetch(f"http://127.0.0.1:{port}/", options())
 
 
-def test_a_certificate_must_be_right(server, options, monkeypatch):
-    """The server speaks no TLS at all, so no https URL to it may succeed."""
-    monkeypatch.setattr(fetch, "BACKOFF_SECONDS", 0.01)
+@pytest.fixture
+def encrypted(server, tmp_path, monkeypatch):
+    """The server speaks TLS with a certificate for localhost, which nobody trusts yet; returns its path."""
+    certificate, key = str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")
+    request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    request += ["-keyout", key, "-out", certificate, "-subj", "/CN=localhost", "-days", "2"]
+    subprocess.run([*request, "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
     server.answers["/a"] = answer()
-    with pytest.raises(ValueError, match="SSL|EOF|reset"):
-        fetch.fetch(server.url.replace("http:", "https:") + "/a", options())
+    return certificate
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+@pytest.mark.parametrize(
+    "host, trusted, message",
+    [
+        ("localhost", True, None),
+        ("localhost", False, "certificate verify failed"),
+        ("127.0.0.1", True, "certificate is not valid for '127.0.0.1'"),
+    ],
+)
+def test_a_certificate_must_be_trusted_and_of_the_host(server, encrypted, options, monkeypatch, host, trusted, message):
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", encrypted)
+    url = f"https://{host}:{server.server_port}/a"
+    if message is None:
+        assert open(fetch.fetch(url, options(allowed_networks=("127.0.0.1/32", "::1/128"))), "rb").read() == b"content"
+    else:
+        with pytest.raises(ValueError, match=message):
+            fetch.fetch(url, options(allowed_networks=("127.0.0.1/32", "::1/128")))
 
 
 PRIVATE = """
