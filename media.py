@@ -198,7 +198,7 @@ def _header(reference, options: MediaOptions):
     source = reference if in_memory else local_file("image", reference, options)
     Image.MAX_IMAGE_PIXELS = options.image_pixel_limit // 2  # Pillow (13) refuses what has twice as many
     try:
-        with contextlib.nullcontext(reference) if in_memory else Image.open(source, formats=FORMATS) as image:
+        with reference.copy() if in_memory else Image.open(source, formats=FORMATS) as image:
             yield image
     except UnidentifiedImageError as error:
         raise _undecodable(reference, f"it is of none of the formats {', '.join(FORMATS)}") from error
@@ -213,9 +213,10 @@ def _undecodable(reference, reason) -> ValueError:
 
 
 def _as_seen(image: Image.Image) -> Image.Image:
+    """The image turned (in place) and as RGB."""
     tiff = image.tag_v2 if image.format == "TIFF" else {}
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # 16 bits of grey
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if deep:  # `convert` would clip at 255 and leave it white
         bits = tiff.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
         image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))

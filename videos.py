@@ -73,10 +73,7 @@ def read_header(reference, options: MediaOptions) -> tuple[int, int, int]:
         return options.num_frames, height, width
     source = media.local_file("video", reference, options)
     with _named(reference), _opened(source, options) as (container, stream):
-        frame = next(container.decode(stream), None)
-        if frame is None:
-            raise ValueError("it holds no frame")
-        height, width, _ = _pixels(frame, options).shape
+        height, width, _ = _pixels(_first_frame(container, stream), options).shape
         number = options.num_frames
         if options.fps:
             number = len(_choose(*_promised(container, stream, source, options), options))
@@ -215,8 +212,7 @@ def _scan(container, stream, source, options: MediaOptions) -> _Scan:
         ValueError: the packets end before what the header promises. Raw streams and MPEG-TS promise nothing.
     """
     fps, start = _header_rate(stream), (container.start_time or 0) / 1e6
-    promised = _promised_end(container)
-    _check_length(promised - start, options)
+    _check_length(_promised_end(container) - start, options)
     times, keys, packets, end, leading, cut_short = [], [], 0, 0.0, False, False
     for packet in container.demux():  # sound too: it may be longer than the pictures
         if packet.pts is not None:
@@ -238,15 +234,7 @@ def _scan(container, stream, source, options: MediaOptions) -> _Scan:
     if not total:
         raise ValueError("it holds no frame")
     _check_length(total / fps, options)
-    # Where the header has no count, the last frame may come without its duration, and times are rounded.
-    cut_short |= end > 0 and promised - end > (0.25 / fps if packets < stream.frames else max(1.5 / fps, 0.1))
-    if trailer := TRAILERS.get(container.format.name):
-        cut_short |= not _tail(source).rstrip(b"\0").endswith(trailer)
-    if cut_short or (container.format.name in COUNTED and packets < stream.frames):
-        readable = f"of {promised - start:.2f} seconds the first {max(end - start, 0):.2f}"
-        if packets <= stream.frames:
-            readable = f"of {stream.frames} frames the first {packets}"
-        raise ValueError(f"it is truncated: {readable} can be read")
+    _check_whole(container, stream, source, fps, packets, end, cut_short)
     if None in times + keys or len(set(times)) < total or not keys:
         return _Scan(total, fps, None, [], leading)
     times, keys = sorted(times), sorted(keys)
@@ -255,6 +243,27 @@ def _scan(container, stream, source, options: MediaOptions) -> _Scan:
         # Headers round, and guess where the rate varies.
         fps = fps if abs(measured / fps - 1) < 0.02 else measured
     return _Scan(total, fps, times if container.format.name in TIMED else None, keys, leading)
+
+
+def _check_whole(container, stream, source, fps: float, packets: int, end: float, cut_short: bool) -> None:
+    """Hold what was read against what the header promises.
+
+    Args:
+        packets: of pictures.
+        end: of the last packet of any stream, in seconds.
+        cut_short: whether the last packet is incomplete.
+    """
+    start, promised = (container.start_time or 0) / 1e6, _promised_end(container)
+    # Where the header has no count, the last frame may come without its duration, and times are rounded.
+    cut_short |= end > 0 and promised - end > (0.25 / fps if packets < stream.frames else max(1.5 / fps, 0.1))
+    cut_short |= container.format.name in COUNTED and packets < stream.frames
+    if trailer := TRAILERS.get(container.format.name):
+        cut_short |= not _tail(source).rstrip(b"\0").endswith(trailer)
+    if cut_short:
+        readable = f"of {promised - start:.2f} seconds the first {max(end - start, 0):.2f}"
+        if packets <= stream.frames:
+            readable = f"of {stream.frames} frames the first {packets}"
+        raise ValueError(f"it is truncated: {readable} can be read")
 
 
 def _tail(source) -> bytes:
@@ -281,7 +290,7 @@ def _decode(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> di
 
 def _decode_by_time(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> dict[int, np.ndarray] | None:
     """The wanted frames; jumps to the keyframe before one only if that skips work. None if a jump goes astray."""
-    frames, shown = {}, scan.keys[0]
+    frames, shown, known = {}, scan.keys[0], set(scan.keys)
     with _opened(source, options) as (container, stream):
         try:
             decoded = container.decode(stream)
@@ -290,7 +299,7 @@ def _decode_by_time(source, wanted: list[int], scan: _Scan, options: MediaOption
                 key = scan.keys[max(0, bisect_right(scan.keys, time) - 1)]
                 if key > shown:
                     container.seek(key, stream=stream)
-                    decoded = _decode_from_keyframe(container, stream, scan.keys)
+                    decoded = _decode_from_keyframe(container, stream, known)
                 for frame in decoded:
                     shown = time if frame.pts is None else frame.pts
                     if shown >= time:
@@ -305,9 +314,8 @@ def _decode_by_time(source, wanted: list[int], scan: _Scan, options: MediaOption
     return frames
 
 
-def _decode_from_keyframe(container, stream, keys: list[int]):
-    """Frames from where a jump ended, or none if that is no keyframe: MPEG-TS has no index of them."""
-    known = set(keys)
+def _decode_from_keyframe(container, stream, known: set[int]):
+    """Frames from where a jump ended, or none if that is no known keyframe."""
     for number, packet in enumerate(container.demux(stream)):
         if number == 0 and packet.pts not in known:
             return
@@ -328,6 +336,13 @@ def _decode_by_number(source, wanted: list[int], total: int, options: MediaOptio
         except av.FFmpegError:  # told below, with how far it got
             pass
     raise ValueError(f"it is truncated or damaged: of {total} frames the first {number} can be decoded")
+
+
+def _first_frame(container, stream):
+    frame = next(container.decode(stream), None)
+    if frame is None:
+        raise ValueError("it holds no frame")
+    return frame
 
 
 def _pixels(frame, options: MediaOptions) -> np.ndarray:
@@ -361,7 +376,7 @@ def _decode_with_decord(source, wanted: list[int], scan: _Scan, options: MediaOp
 
     with _opened(source, options) as (container, stream):
         container_name, codec = container.format.name, stream.codec_context.name
-        first = next(container.decode(stream))
+        first = _first_frame(container, stream)
     reason = None
     if container_name not in (MP4, MKV) or codec in ("mpeg4", "mpeg2video"):
         reason = f"it is {codec} in {container_name}"

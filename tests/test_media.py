@@ -147,6 +147,9 @@ def test_exif_turns_the_image_and_its_size(tmp_path, ending, orientation, size, 
         image.getpixel(corner)[0] > 200 and sum(image.getpixel((size[0] - 1 - corner[0], size[1] - 1 - corner[1]))) < 60
     )
     assert media.read_header("image", path, PLAIN) == size[::-1]
+    with Image.open(path) as given:
+        assert media.open_image(given, PLAIN).tobytes() == image.tobytes()
+        assert media.read_header("image", given, PLAIN) == size[::-1] and given.size == (32, 16)
 
 
 def test_checking_an_image_decodes_no_pixel(tmp_path):

@@ -1,0 +1,148 @@
+"""Time and memory of opening videos and images, as ratios to the plain way.
+
+    python benchmarks/decode.py
+
+Encodes clips of 60 seconds, 640x360, 30 frames a second, with B-frames and a keyframe every 250 or 30 frames, in a
+temporary folder. The first table: 8 and 32 frames by `videos.open_video` with either backend, against a full decode
+(all frames as RGB) and against one pass that decodes all frames and converts the wanted ones. Peak memory is that of a
+process of its own, beyond what it had before. The second: 1080p JPEG files by `media.open_image`, against Pillow alone,
+on one core. All ways take turns; shown are medians of the times, and of the ratios within a turn.
+"""
+
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import av  # noqa: E402
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+import media  # noqa: E402
+import videos  # noqa: E402
+
+TURNS = 3
+SECONDS, RATE, WIDTH, HEIGHT = 60, 30, 640, 360
+
+
+def write_clip(path: str, gop: int) -> None:
+    """A bright patch moves over a drifting texture with grain."""
+    random = np.random.default_rng(0)
+    texture = random.integers(0, 200, (HEIGHT // 8, WIDTH // 8 + 250, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    grain = random.integers(0, 12, (HEIGHT + 32, WIDTH + 32, 3), dtype=np.uint8)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast", "bf": "3"})
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = WIDTH, HEIGHT, "yuv420p", gop
+        for i in range(SECONDS * RATE):
+            y, x = random.integers(0, 32, 2)
+            frame = texture[:, i : i + WIDTH] + grain[y : y + HEIGHT, x : x + WIDTH]
+            frame[100:160, i % (WIDTH - 60) : i % (WIDTH - 60) + 60] = 250
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def full_decode(path: str, count: int) -> np.ndarray:
+    with av.open(path) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack([frames[i] for i in np.linspace(0, len(frames) - 1, count).round().astype(int)])
+
+
+def one_pass(path: str, count: int) -> np.ndarray:
+    wanted = set(np.linspace(0, SECONDS * RATE - 1, count).round().astype(int).tolist())
+    with av.open(path) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        decoded = enumerate(container.decode(video=0))
+        return np.stack([frame.to_ndarray(format="rgb24") for i, frame in decoded if i in wanted])
+
+
+def pyav(path: str, count: int) -> np.ndarray:
+    return videos.open_video(path, media.MediaOptions(num_frames=count))[0]
+
+
+def decord(path: str, count: int) -> np.ndarray:
+    return videos.open_video(path, media.MediaOptions(num_frames=count, video_backend="decord"))[0]
+
+
+def memory(name: str) -> int:
+    """In kB, of this process; /proc is of Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def measure(way, path: str, count: int, pipe) -> None:
+    """In a process of its own: sends seconds, peak memory in MB and a checksum of the frames."""
+    before, start = memory("VmRSS"), time.perf_counter()
+    frames = way(path, count)
+    pipe.send((time.perf_counter() - start, (memory("VmHWM") - before) / 1024, float(frames.mean())))
+
+
+def run(way, path: str, count: int) -> tuple[float, float, float]:
+    theirs, ours = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=measure, args=(way, path, count, ours))
+    process.start()
+    result = theirs.recv()
+    process.join()
+    return result
+
+
+def compare_videos(folder: str) -> None:
+    print(
+        f"{'keyframe every':>14} {'frames':>6} {'way':<12} {'seconds':>7} {'of full':>7} {'of one pass':>11} {'MB':>6}"
+    )
+    for gop in (250, 30):
+        path = f"{folder}/{gop}.mp4"
+        write_clip(path, gop)
+        for count in (8, 32):
+            ways = (full_decode, one_pass, pyav, decord)
+            turns = [{way: run(way, path, count) for way in ways} for _ in range(TURNS)]
+            for way in ways:
+                results = [turn[way] for turn in turns]
+                full = statistics.median(turn[way][0] / turn[full_decode][0] for turn in turns)
+                single = statistics.median(turn[way][0] / turn[one_pass][0] for turn in turns)
+                seconds, peak = (statistics.median(result[i] for result in results) for i in (0, 1))
+                assert all(abs(turn[way][2] - turn[full_decode][2]) < 0.5 for turn in turns), "other frames"
+                print(
+                    f"{gop:>14} {count:>6} {way.__name__:<12} {seconds:>7.2f} {full:>7.2f} {single:>11.2f} {peak:>6.0f}"
+                )
+
+
+def compare_images(folder: str) -> None:
+    grain = np.random.default_rng(0).integers(0, 12, (1080, 1920, 3), dtype=np.uint8)
+    hills = np.add.outer(np.sin(np.arange(1080) / 90), np.cos(np.arange(1920) / 120)) * 50 + 110
+    path = f"{folder}/a.jpg"
+    Image.fromarray((hills[..., None] + grain).astype(np.uint8)).save(path, quality=90)
+
+    def pillow() -> None:
+        with Image.open(path) as image:
+            image.convert("RGB")
+
+    ways = {
+        "Pillow alone": pillow,
+        "open_image": lambda: media.open_image(path, media.MediaOptions()),
+        "to 512x512": lambda: media.open_image(path, media.MediaOptions(image_size="512")),
+    }
+    turns = []
+    for _ in range(5):
+        turn = {}
+        for name, way in ways.items():
+            start = time.process_time()
+            for _ in range(10):
+                way()
+            turn[name] = (time.process_time() - start) / 10
+        turns.append(turn)
+    print(f"\n{'1080p JPEG':<14} {'a second and core':>17} {'of Pillow':>9}")
+    for name in ways:
+        seconds = statistics.median(turn[name] for turn in turns)
+        ratio = statistics.median(turn[name] / turn["Pillow alone"] for turn in turns)
+        print(f"{name:<14} {1 / seconds:>17.0f} {ratio:>9.2f}")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        compare_videos(folder)
+        compare_images(folder)
