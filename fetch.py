@@ -24,9 +24,9 @@ TOTAL_SECONDS = 600  # of one download
 TRIES = 3
 BACKOFF_SECONDS = 1.0  # before the second try; twice that before the third
 REDIRECTS = 5
-# Closed, though `ipaddress` calls them global: site-local addresses, and those with an IPv4 address inside: NAT64
-# (RFC 6052), Teredo (RFC 4380), 6to4 (RFC 3056).
-CLOSED = [ipaddress.ip_network(network) for network in ("fec0::/10", "64:ff9b::/96", "2001::/32", "2002::/16")]
+# Closed, though `ipaddress` calls some of them global: site-local addresses, and those with an IPv4 address inside:
+# mapped (RFC 4291), NAT64 (RFC 6052), Teredo (RFC 4380), 6to4 (RFC 3056).
+CLOSED = [ipaddress.ip_network(n) for n in ("fec0::/10", "::ffff:0:0/96", "64:ff9b::/96", "2001::/32", "2002::/16")]
 
 
 class _Temporary(Exception):
@@ -175,7 +175,6 @@ def _public_addresses(host: str, port: int, options: media.MediaOptions) -> list
     addresses = list(dict.fromkeys(i[4][0] for i in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     for text in addresses:
         address = ipaddress.ip_address(text)
-        address = getattr(address, "ipv4_mapped", None) or address
         public = address.is_global and not address.is_multicast and not address.is_reserved
         closed = not public or any(address in network for network in CLOSED)
         if closed and not any(address in network for network in allowed):

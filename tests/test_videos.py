@@ -87,7 +87,7 @@ CLIPS = {
     "hevc.mkv": HEVC,
     "mpeg2.mpg": {"codec": "mpeg2video", "bf": "2", "b": "4M"},
     "mpeg4.avi": {"codec": "mpeg4", "bf": "2", "b": "4M"},
-    "vp8.webm": {"codec": "libvpx", "auto-alt-ref": "1", "lag-in-frames": "16", "b": "400k"},  # has hidden packets
+    "vp8.webm": {"codec": "libvpx", "b": "400k"},
     "vp9.webm": {"codec": "libvpx-vp9", "b": "400k", "cpu-used": "8"},
     "alpha.webm": {"codec": "libvpx-vp9", "pix_fmt": "yuva420p", "b": "400k", "cpu-used": "8"},
     "ten.mp4": {"pix_fmt": "yuv420p10le", **H264},
@@ -197,6 +197,32 @@ def test_a_truncated_video_is_never_a_shorter_clip(tmp_path, name, muxer, kept, 
     if muxer:
         readable = int(str(error.value).split("it is truncated: of 32 frames the first ")[1].split()[0])
         assert 32 * kept - 10 < readable < 32
+
+
+def test_a_packet_that_is_never_shown_is_no_frame(clips, tmp_path):
+    """As encoders of VP8 write for reference only; here the sixth, by its bit show_frame."""
+    with av.open(clips("vp8.webm")) as whole, av.open(str(tmp_path / "a.webm"), "w") as hiding:
+        stream = hiding.add_stream_from_template(whole.streams.video[0])
+        for number, packet in enumerate(packet for packet in whole.demux(video=0) if packet.size):
+            data = bytes(packet)
+            copy = av.Packet(bytes([data[0] & ~0x10]) + data[1:] if number == 5 else data)
+            copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+            copy.is_keyframe, copy.stream = packet.is_keyframe, stream
+            hiding.mux(copy)
+    frames, metadata = videos.open_video(str(tmp_path / "a.webm"), MediaOptions(num_frames=47))
+    assert metadata["total_num_frames"] == 47 and numbers(frames) == [i for i in range(48) if i != 5]
+
+
+@pytest.mark.parametrize("inside", [0, 5])
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi"])  # in others a frame is within what their headers round
+def test_a_missing_last_frame_or_a_part_of_it_is_noticed(tmp_path, name, inside):
+    path = tmp_path / name
+    write_clip(path, 32, muxer={"movflags": "+faststart"} if name == "a.mp4" else {}, **H264)
+    with av.open(str(path)) as container:
+        last = [packet for packet in container.demux(video=0) if packet.size][-1]
+    path.write_bytes(path.read_bytes()[: last.pos + inside])
+    with pytest.raises(ValueError, match=f"{name} cannot be decoded: it is truncated"):
+        videos.open_video(str(path), MediaOptions(num_frames=4))
 
 
 @pytest.mark.parametrize("frames", [2, 4])
