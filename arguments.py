@@ -122,6 +122,11 @@ class DataArguments(ReadingArguments):
         super().__post_init__()
         checks.check_data(self)
 
+    @property
+    def allowed_bad_samples(self) -> int | None:
+        """How many samples may fail; None: the first one ends the run."""
+        return self.max_bad_samples if self.on_bad_sample == "skip" else None
+
 
 @dataclass
 class LoraArguments:

@@ -381,7 +381,8 @@ def summarize(arguments, splits: dict, results: Results, num_processes: int) -> 
     if "eval" in splits:
         report["overlap"] = overlap(results)
     report["failures"], report["notes"] = verdict(report, arguments)
-    report["epoch"] = epoch(report["data"]["train"], arguments, num_processes)
+    weight = splits["train"].epoch_size / len(splits["train"])  # of the mean row
+    report["epoch"] = epoch(report["data"]["train"], weight, arguments, num_processes)
     return report
 
 
@@ -518,12 +519,13 @@ def rows_of(number: int, name: str) -> str:
     return f"{number:,} row{'s' * (number != 1)} of {name}"
 
 
-def epoch(train: dict, arguments, num_processes: int) -> dict:
+def epoch(train: dict, weight: float, arguments, num_processes: int) -> dict:
     """Steps and tokens of an epoch, as the Trainer counts them; a skipped row is replaced, a dropped one is not."""
     training = arguments.training
     rows = train["good"]
     if arguments.data.on_bad_sample == "skip":
         rows += sum(train["faults"][fault]["rows"] for fault in BAD if fault in train["faults"])
+    rows = round(rows * weight)
     whole = math.floor if training.dataloader_drop_last else math.ceil
     batches = whole(rows / (training.per_device_train_batch_size * num_processes))
     steps = math.ceil(batches / training.gradient_accumulation_steps)

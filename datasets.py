@@ -18,7 +18,7 @@ import os
 import re
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -54,6 +54,7 @@ class MultimodalDataset(Dataset):
         allow_outside: whether relative paths may leave their folder.
         check: True raises a ValueError that lists the rows that cannot be used; False keeps them in
             `errors` (position -> message), with None in `rows`.
+        max_bad_samples: given, `check` leaves them out instead, as long as they are no more than these.
     """
 
     def __init__(
@@ -68,26 +69,27 @@ class MultimodalDataset(Dataset):
         max_samples: int | None = None,
         allow_outside: bool = False,
         check: bool = True,
+        max_bad_samples: int | None = None,
     ):
         self.media = media or MediaOptions()
         self.paths = [data_path] if isinstance(data_path, str) else list(data_path)
-        self.name = ", ".join(self.paths)
+        self.name = ", ".join(self.paths[:3]) + (f" and {len(self.paths) - 3} more" if len(self.paths) > 3 else "")
         self.files: list[RowIndex] = []
         self.starts = [0]  # of each file, in a numbering of the rows of all files
         self.weights, self.chosen = [], []  # of each path; the latter in that numbering
         for source in map(find_source, self.paths):
-            folders = {"image": image_folder or source.folder, "video": video_folder or source.folder}
-            form = RowForm(
-                {kind: os.path.abspath(folder) for kind, folder in folders.items()},
-                user_key,
-                assistant_key,
-                field_messages,
-                self.media.allow_urls,
-                allow_outside,
-                allow_absolute=not source.from_hub,
-            )
             first = self.starts[-1]
             for file in source.files:
+                own = source.root or os.path.dirname(os.path.abspath(file))
+                form = RowForm(
+                    {"image": os.path.abspath(image_folder or own), "video": os.path.abspath(video_folder or own)},
+                    user_key,
+                    assistant_key,
+                    field_messages,
+                    self.media.allow_urls,
+                    allow_outside,
+                    allow_absolute=source.root is None,
+                )
                 self.files.append(open_index(file, form, self.media))
                 self.starts.append(self.starts[-1] + len(self.files[-1]))
             numbers = source.select(self.starts[-1] - first)[:max_samples]
@@ -104,9 +106,15 @@ class MultimodalDataset(Dataset):
                 for first, numbers in zip(self.first_of, self.chosen):
                     if file + place in numbers:
                         self.errors[first + numbers.index(file + place)] = fault
+        self.max_bad_samples, self.num_bad = max_bad_samples, 0
         if check and self.errors:
-            shown = "\n".join(f"  {self.errors[i]}" for i in sorted(self.errors)[:10])
-            raise ValueError(f"{len(self.errors)} of {len(self)} samples of {self.name} cannot be used:\n{shown}")
+            faults = {position: self.errors[position] for position in sorted(self.errors)}
+            if max_bad_samples is None:
+                raise ValueError(
+                    f"{len(faults)} of {len(self)} samples of {self.name} cannot be used:\n{listed(faults)}"
+                )
+            self.leave_out(faults)
+            self.errors = {}
 
     def __len__(self) -> int:
         return self.first_of[-1] if self.kept is None else len(self.kept)
@@ -164,6 +172,25 @@ class MultimodalDataset(Dataset):
     def select(self, positions: Sequence[int]) -> None:
         """Keep only the rows at these positions, which are in ascending order."""
         self.kept = np.asarray(positions) if self.kept is None else self.kept[positions]
+
+    def leave_out(self, faults: dict[int, str], also: Collection[int] = ()) -> None:
+        """Drop the samples of `faults` (position -> what is wrong), which are named and counted, and those of `also`.
+
+        Raises:
+            ValueError: they are more than `max_bad_samples`, or no sample is left.
+        """
+        self.num_bad += len(faults)
+        if self.num_bad > self.max_bad_samples:
+            raise ValueError(
+                f"{self.num_bad} samples of {self.name} cannot be used, more than --max_bad_samples "
+                f"{self.max_bad_samples}:\n{listed(faults)}"
+            )
+        kept = np.setdiff1d(np.arange(len(self)), [*faults, *also])
+        if not len(kept):
+            raise ValueError(f"None of the {len(self)} samples of {self.name} can be used:\n{listed(faults)}")
+        if faults and int(os.environ.get("RANK", 0)) == 0:
+            print(f"{self.name}: left out {len(faults)} of {len(self)} samples:\n{listed(faults)}", flush=True)
+        self.select(kept)
 
     def _numbers(self) -> np.ndarray:
         """Position -> number of the row among those of all files (rows,)."""
@@ -266,6 +293,11 @@ class MultimodalDataset(Dataset):
         return np.concatenate(chosen)
 
 
+def listed(faults: dict[int, str]) -> str:
+    """The first of some faults, a line each."""
+    return "\n".join(f"  {fault}" for fault in list(faults.values())[:SHOWN_FAULTS])
+
+
 class Rows(Sequence):
     """The canonical rows of a data set, read from their files when they are asked for."""
 
@@ -281,11 +313,13 @@ class Rows(Sequence):
         return None if place in index.errors else index.row(place)
 
 
-def make_dataset(data, paths: str | list[str] | None, check=True, weighted=False) -> MultimodalDataset | None:
+def make_dataset(
+    data, paths: str | list[str] | None, check=True, weighted=False, max_bad_samples: int | None = None
+) -> MultimodalDataset | None:
     """The data set of some paths, read as the flags say (ReadingArguments); None without paths.
 
     Args:
-        check: as of MultimodalDataset.
+        check, max_bad_samples: as of MultimodalDataset.
         weighted: whether the paths may have weights, which only training heeds.
     """
     if not paths:
@@ -301,6 +335,7 @@ def make_dataset(data, paths: str | list[str] | None, check=True, weighted=False
         data.max_samples,
         data.allow_outside,
         check,
+        max_bad_samples,
     )
     if not weighted and set(dataset.weights) != {1}:
         raise ValueError(f"{dataset.name}: only training data (--data_path) has weights; here each row counts once.")
@@ -310,16 +345,16 @@ def make_dataset(data, paths: str | list[str] | None, check=True, weighted=False
 class EncodedDataset(Dataset):
     """The samples of a data set as tensors (`ChatCollator.encode`), for training and evaluation.
 
-    With `--on_bad_sample skip`, a sample that fails is named and counted, and another one, drawn by its position alone,
-    stands in for it; in evaluation, where a sample counted twice would change the loss, the other one has no label.
+    Where the data set allows bad samples, one that fails is named and counted, and another, drawn by its position alone,
+    stands in for it; in evaluation, where a sample counted twice would change the loss, the other has no label.
     """
 
-    def __init__(self, dataset: MultimodalDataset, collator, arguments, is_training: bool = True):
+    def __init__(self, dataset: MultimodalDataset, collator, num_workers: int = 0, is_training: bool = True):
         self.dataset, self.collator, self.is_training = dataset, collator, is_training
-        self.skips, self.limit = arguments.data.on_bad_sample == "skip", arguments.data.max_bad_samples
+        self.skips = dataset.max_bad_samples is not None
         # Shared with the data loader's workers: which samples failed, and which one each worker is busy with.
         self.failed = torch.zeros(len(dataset) if self.skips else 0, dtype=torch.bool).share_memory_()
-        self.at_work = torch.full((max(arguments.training.dataloader_num_workers, 1), 2), -1).share_memory_()
+        self.at_work = torch.full((max(num_workers, 1), 2), -1).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -348,11 +383,11 @@ class EncodedDataset(Dataset):
         if self.failed[position]:
             return
         self.failed[position] = True
-        number = int(self.failed.sum())
+        number, limit = self.dataset.num_bad + int(self.failed.sum()), self.dataset.max_bad_samples
         if number <= SHOWN_FAULTS:
             print(f"Skipped: {error}", file=sys.stderr, flush=True)
-        if number > self.limit:
-            raise ValueError(f"{number} samples cannot be used, more than --max_bad_samples {self.limit}; last {error}")
+        if number > limit:
+            raise ValueError(f"{number} samples cannot be used, more than --max_bad_samples {limit}; last {error}")
 
     def _replacement(self, position: int) -> dict[str, torch.Tensor]:
         draw = np.random.default_rng(position)

@@ -34,8 +34,7 @@ class Source:
     files: tuple[str, ...]
     bounds: tuple[str | None, str | None]  # of the slice, such as ("100", "200") or (None, "1%")
     weight: float  # how often each row is seen in an epoch
-    folder: str  # where relative media paths start, unless a flag says otherwise
-    from_hub: bool
+    root: str | None  # of a data set of the Hub: its folder, where its relative paths of media start
 
     def select(self, num_rows: int) -> range:
         """The rows of the slice.
@@ -61,33 +60,20 @@ def find_source(path: str) -> Source:
     Raises:
         ValueError: nothing is there, or the path has no meaning; the message names it and the cure.
     """
-    rest, weight, bounds, split = path, 1.0, (None, None), None
-    if not os.path.exists(rest) and (match := WEIGHT.search(rest)):
-        rest, weight = rest[: match.start()], float(match[1])
-    if not os.path.exists(rest) and (match := SLICE.search(rest)):
-        rest, bounds = rest[: match.start()], match.groups()
-    if not os.path.exists(rest) and (match := SPLIT.search(rest)):
-        rest, split = rest[: match.start()], match[1]
+    place, weight, bounds, split = path, 1.0, (None, None), None
+    if not os.path.exists(place) and (match := WEIGHT.search(place)):
+        place, weight = place[: match.start()], float(match[1])
+    if not os.path.exists(place) and (match := SLICE.search(place)):
+        place, bounds = place[: match.start()], match.groups()
+    if not os.path.exists(place) and (match := SPLIT.search(place)):
+        place, split = place[: match.start()], match[1]
     if weight <= 0:
         raise ValueError(f"{path}: the weight must be a number above 0.")
-    if split and os.path.isfile(rest):
-        raise ValueError(f"{path}: {rest} is a file, and only folders and Hub ids have splits such as {split!r}.")
-    from_hub = not os.path.exists(rest) and bool(HUB_ID.match(rest)) and not rest.lower().endswith(ENDINGS)
-    folder = download(rest) if from_hub else rest
-    if os.path.isdir(folder):
-        parts = ["**"] if from_hub else ["", "data", *([split, os.path.join("data", split)] if split else [])]
-        places = [os.path.join(glob.escape(folder), part) for part in parts]
-        files = sorted({name for place in places for name in glob.glob(os.path.join(place, "*"), recursive=from_hub)})
-        files = [file for file in files if file.lower().endswith(ENDINGS)]
-        if from_hub and any(file.endswith(".parquet") for file in files):
-            files = [file for file in files if file.endswith(".parquet")]  # others describe the data set
-        if split:
-            files = [file for file in files if in_split(os.path.relpath(file, folder), split)]
-        what = f"no {', '.join(ENDINGS)} file" + (f" of a split {split!r}" if split else "")
-    elif os.path.isfile(rest) or not glob.has_magic(rest):
-        files, folder, what = [rest], os.path.dirname(rest), "no file"
-    else:
-        files, folder, what = sorted(glob.glob(rest, recursive=True)), os.path.dirname(rest.split("*")[0]), "no file"
+    if split and os.path.isfile(place):
+        raise ValueError(f"{path}: {place} is a file, and only folders and Hub ids have splits such as {split!r}.")
+    from_hub = not os.path.exists(place) and bool(HUB_ID.match(place)) and not place.lower().endswith(ENDINGS)
+    root = download(place) if from_hub else None
+    files = files_of(root or place, split, everywhere=from_hub)
     for file in files:
         if not os.path.isfile(file):
             raise ValueError(
@@ -97,8 +83,23 @@ def find_source(path: str) -> Source:
         if not file.lower().endswith(ENDINGS):
             raise ValueError(f"{file} is of no known form: name it {' or '.join(ENDINGS)}.")
     if not files:
-        raise ValueError(f"{path}: there is {what} in {folder or '.'}.")
-    return Source(path, tuple(files), bounds, weight, os.path.abspath(folder), from_hub)
+        of_split = f" of a split {split!r}" if split else ""
+        raise ValueError(f"{path}: there is no {', '.join(ENDINGS)} file{of_split} in {root or place or '.'}.")
+    return Source(path, tuple(files), bounds, weight, root)
+
+
+def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
+    """The data files of a folder, those that match a glob, or the one of that name; sorted."""
+    if not os.path.isdir(place):
+        is_glob = glob.has_magic(place) and not os.path.isfile(place)
+        return sorted(glob.glob(place, recursive=True)) if is_glob else [place]
+    parts = ["**"] if everywhere else ["", "data", *([split, os.path.join("data", split)] if split else [])]
+    patterns = [os.path.join(glob.escape(place), part, "*") for part in parts]
+    found = sorted({file for pattern in patterns for file in glob.glob(pattern, recursive=everywhere)})
+    found = [file for file in found if file.lower().endswith(ENDINGS)]
+    if everywhere and any(map(is_parquet, found)):
+        found = [file for file in found if is_parquet(file)]  # others describe the data set
+    return [file for file in found if not split or in_split(os.path.relpath(file, place), split)]
 
 
 def in_split(file: str, split: str) -> bool:

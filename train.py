@@ -29,10 +29,10 @@ def main(words: list[str] | None = None) -> None:
     engines.check(arguments)
     checkpoint = resume.checkpoint_to_resume(arguments.training)
 
-    # rows on disk -> canonical samples; a row that cannot be used ends the run here
-    train_dataset = make_dataset(arguments.data, arguments.data.data_path, weighted=True)
-    eval_dataset = make_dataset(arguments.data, arguments.data.eval_data_path)
-
+    # rows on disk -> canonical samples; a row that cannot be used ends the run here, unless some are allowed
+    data, allowed = arguments.data, arguments.data.allowed_bad_samples
+    train_dataset = make_dataset(data, data.data_path, weighted=True, max_bad_samples=allowed)
+    eval_dataset = make_dataset(data, data.eval_data_path, max_bad_samples=allowed)
     say(train_dataset.summary())
 
     # model id -> family -> processor and collator; the training template is held against the checkpoint's
@@ -60,12 +60,13 @@ def main(words: list[str] | None = None) -> None:
     collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, train_dataset, eval_dataset)
 
     # training and evaluation
+    num_workers = arguments.training.dataloader_num_workers
     trainer = FinetuneTrainer(
         model=model,
         args=arguments.training,
         data_collator=collator.collate,
-        train_dataset=EncodedDataset(train_dataset, collator, arguments),
-        eval_dataset=eval_dataset and EncodedDataset(eval_dataset, collator, arguments, is_training=False),
+        train_dataset=EncodedDataset(train_dataset, collator, num_workers),
+        eval_dataset=eval_dataset and EncodedDataset(eval_dataset, collator, num_workers, is_training=False),
         model_path=arguments.model.model_path,
         chat_template=arguments.data.chat_template,
         learning_rates=trainable.learning_rates(model, loader, arguments),

@@ -270,7 +270,7 @@ class ChatCollator:
         Raises:
             ValueError: samples that cannot be cut, without `drop_overlong`; or no sample is left.
         """
-        cut, faults = 0, {}
+        cut, faults, broken = 0, {}, {}
         # What a template writes unasked, such as a default system prompt.
         empty = _conversation(("user", ""), ("assistant", ""))
         template_bytes = len((self.render(empty)[0] if self.is_tagged else self.render_official(empty)).encode())
@@ -297,10 +297,16 @@ class ChatCollator:
                     cut += self.encode(dataset[position]).cut > 0
                 except OverlongSample as error:
                     faults[position] = str(error)
+                except ValueError as error:  # such as a medium that is broken behind its header
+                    if dataset.max_bad_samples is None:
+                        raise
+                    broken[position] = str(error)
         if faults and not (drop_overlong and len(faults) < len(dataset)):
             listed = "\n".join(f"  {fault}" for fault in list(faults.values())[:10])
             raise ValueError(f"{len(faults)} of {len(dataset)} samples do not fit:\n{listed}")
-        if faults:
+        if broken:
+            dataset.leave_out(broken, also=faults)
+        elif faults:
             dataset.select(np.setdiff1d(np.arange(len(dataset)), list(faults)))
         return cut, len(faults)
 

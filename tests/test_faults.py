@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,10 +35,8 @@ def rows_with(broken: set[int], number: int = 8) -> list[dict]:
 def encoded(path: str, tiny, is_training: bool = True, skip: bool = True, limit: int = 100, workers: int = 0):
     loader = make_loader("llava-1.5", tiny("llava-1.5"))
     collator = COLLATORS.get("llava-1.5")(loader.load_processor())
-    data = SimpleNamespace(on_bad_sample="skip" if skip else "error", max_bad_samples=limit)
-    training = SimpleNamespace(dataloader_num_workers=workers)
-    arguments = SimpleNamespace(data=data, training=training)
-    return EncodedDataset(MultimodalDataset(path), collator, arguments, is_training)
+    dataset = MultimodalDataset(path, max_bad_samples=limit if skip else None)
+    return EncodedDataset(dataset, collator, workers, is_training)
 
 
 def taught_rows(dataset: EncodedDataset, workers: int = 0) -> list[str]:
@@ -105,6 +102,26 @@ def test_a_run_skips_and_says_how_many(write_rows, half, tiny, tmp_path, capfd):
     assert results["eval_loss"] == pytest.approx(good["eval_loss"], rel=1e-6)  # as though they were not there
     with pytest.raises(ValueError, match="sample [25]: image .*half.png cannot be decoded"):
         run(tiny, "llava-1.5", path, tmp_path / "again", "--max_steps", 8)
+
+
+def test_what_is_found_before_training_is_left_out_alike(write_rows, half, tiny, tmp_path, capfd):
+    """A row without a picture, and one whose broken picture is opened to see whether it fits."""
+    rows = rows_with({2}) + [{"image": "none.png", "conversations": turns("<image>\nWhich?", "row 8")}]
+    rows[2]["conversations"][1]["value"] = "row 2 " * 20
+    path = write_rows(rows)
+    collator = COLLATORS.get("llava-1.5")(make_loader("llava-1.5", tiny("llava-1.5")).load_processor(), 40)
+    dataset = MultimodalDataset(path, max_bad_samples=2)
+    assert collator.fit(dataset, drop_overlong=True)[1] == 0
+    assert [row["index"] for row in dataset.rows] == [0, 1, 3, 4, 5, 6, 7] and dataset.num_bad == 2
+    shown = capfd.readouterr().out
+    assert re.search("left out 1 of 9 samples:\n.*sample 8: .*none.png does not exist", shown)
+    assert re.search("left out 1 of 8 samples:\n.*sample 2: .*half.png cannot be decoded", shown)
+    with pytest.raises(ValueError, match="1 samples .*more than --max_bad_samples 0:\n.*sample 8: "):
+        MultimodalDataset(path, max_bad_samples=0)
+    with pytest.raises(ValueError, match="2 samples .*more than --max_bad_samples 1:\n.*sample 2: "):
+        collator.fit(MultimodalDataset(path, max_bad_samples=1), drop_overlong=True)
+    with pytest.raises(ValueError, match="1 of 9 samples .* cannot be used:\n.*sample 8: "):
+        MultimodalDataset(path)
 
 
 KILLED_OVER = """
