@@ -345,8 +345,8 @@ def make_dataset(
 class EncodedDataset(Dataset):
     """The samples of a data set as tensors (`ChatCollator.encode`), for training and evaluation.
 
-    Where the data set allows bad samples, one that fails is named and counted, and another, drawn by its position alone,
-    stands in for it; in evaluation, where a sample counted twice would change the loss, the other has no label.
+    Where the data set allows bad samples, one that fails is named and counted, and another, drawn by its position,
+    stands in for it; in evaluation, where a sample that counts twice would change the loss, the other has no label.
     """
 
     def __init__(self, dataset: MultimodalDataset, collator, num_workers: int = 0, is_training: bool = True):
