@@ -80,7 +80,7 @@ class MultimodalDataset(Dataset):
         for source in map(find_source, self.paths):
             first = self.starts[-1]
             for file in source.files:
-                own = source.root or os.path.dirname(os.path.abspath(file))
+                own = os.path.dirname(os.path.abspath(file))
                 form = RowForm(
                     {"image": os.path.abspath(image_folder or own), "video": os.path.abspath(video_folder or own)},
                     user_key,
@@ -88,7 +88,7 @@ class MultimodalDataset(Dataset):
                     field_messages,
                     self.media.allow_urls,
                     allow_outside,
-                    allow_absolute=source.root is None,
+                    allow_absolute=not source.from_hub,
                 )
                 self.files.append(open_index(file, form, self.media))
                 self.starts.append(self.starts[-1] + len(self.files[-1]))

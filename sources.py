@@ -34,7 +34,7 @@ class Source:
     files: tuple[str, ...]
     bounds: tuple[str | None, str | None]  # of the slice, such as ("100", "200") or (None, "1%")
     weight: float  # how often each row is seen in an epoch
-    root: str | None  # of a data set of the Hub: its folder, where its relative paths of media start
+    from_hub: bool
 
     def select(self, num_rows: int) -> range:
         """The rows of the slice.
@@ -72,8 +72,7 @@ def find_source(path: str) -> Source:
     if split and os.path.isfile(place):
         raise ValueError(f"{path}: {place} is a file, and only folders and Hub ids have splits such as {split!r}.")
     from_hub = not os.path.exists(place) and bool(HUB_ID.match(place)) and not place.lower().endswith(ENDINGS)
-    root = download(place) if from_hub else None
-    files = files_of(root or place, split, everywhere=from_hub)
+    files = files_of(download(place) if from_hub else place, split, everywhere=from_hub)
     for file in files:
         if not os.path.isfile(file):
             raise ValueError(
@@ -84,13 +83,13 @@ def find_source(path: str) -> Source:
             raise ValueError(f"{file} is of no known form: name it {' or '.join(ENDINGS)}.")
     if not files:
         of_split = f" of a split {split!r}" if split else ""
-        raise ValueError(f"{path}: there is no {', '.join(ENDINGS)} file{of_split} in {root or place or '.'}.")
-    return Source(path, tuple(files), bounds, weight, root)
+        raise ValueError(f"{path}: there is no {', '.join(ENDINGS)} file{of_split} in {place or '.'}.")
+    return Source(path, tuple(files), bounds, weight, from_hub)
 
 
 def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
     """The data files of a folder, those that match a glob, or the one of that name; sorted."""
-    if not os.path.isdir(place):
+    if not (os.path.isdir(place) or everywhere):
         is_glob = glob.has_magic(place) and not os.path.isfile(place)
         return sorted(glob.glob(place, recursive=True)) if is_glob else [place]
     parts = ["**"] if everywhere else ["", "data", *([split, os.path.join("data", split)] if split else [])]

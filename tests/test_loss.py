@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from arguments import TrainingArguments
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
-from datasets import MultimodalDataset
+from datasets import EncodedDataset, MultimodalDataset
 from media import MediaOptions
 from trainer import FinetuneTrainer
 
@@ -44,9 +44,9 @@ class Parts:
         return FinetuneTrainer(
             model=self.model,
             args=TrainingArguments(output_dir=str(output_dir), **defaults | flags),
-            data_collator=self.collator,
-            train_dataset=self.dataset,
-            eval_dataset=self.dataset,
+            data_collator=self.collator.collate,
+            train_dataset=EncodedDataset(self.dataset, self.collator),
+            eval_dataset=EncodedDataset(self.dataset, self.collator, is_training=False),
             model_path=self.loader.model_path,
             callbacks=list(callbacks),
         )

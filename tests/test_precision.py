@@ -15,6 +15,7 @@ import trainable
 from arguments import parse_arguments
 from checks import ATTENTION
 from collators import make_collator
+from datasets import EncodedDataset, make_dataset
 from loaders import LOADERS
 from trainer import FinetuneTrainer
 
@@ -50,12 +51,12 @@ class Step(TrainerCallback):
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
                 module.register_forward_hook(self.count)
-        dataset = train.load_dataset(arguments, path)
         collator = make_collator(family, loader, arguments.data)
+        dataset = EncodedDataset(make_dataset(arguments.data, path), collator)
         trainer = FinetuneTrainer(
             model=model,
             args=arguments.training,
-            data_collator=collator,
+            data_collator=collator.collate,
             train_dataset=dataset,
             model_path=loader.model_path,
             callbacks=[self],

@@ -267,7 +267,7 @@ def test_random_rows_are_drawn_by_the_seed(run, write_rows):
     "words, named",
     [
         ("--random 0", "--random is 0"),
-        ("--random 1 --index 0", "two forms of the same rows"),
+        ("--random 1 --index 0", "not allowed with"),
         ("--html a.html --json", "two forms of the same rows"),
         ("--html .", "is a folder"),
         ("--html README.md/a.html", "is not a folder"),

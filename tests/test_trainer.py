@@ -59,8 +59,8 @@ def test_order_is_a_pure_function_of_seed_epoch_and_position():
     assert sorted(order) == list(range(100))
     torch.manual_seed(0)
     assert epoch_order(100, seed=7, epoch=3).tolist() == order
-    assert epoch_order(100, seed=7, epoch=4) != order
-    assert epoch_order(100, seed=8, epoch=3) != order
+    assert epoch_order(100, seed=7, epoch=4).tolist() != order
+    assert epoch_order(100, seed=8, epoch=3).tolist() != order
     whole = SimpleNamespace(epoch_size=100, epoch_rows=lambda seed, epoch: np.arange(100))
     sampler = EpochSampler(whole, seed=7)
     sampler.set_epoch(3)
