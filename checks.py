@@ -174,7 +174,7 @@ def processor_options(text: str | None) -> dict:
     except ValueError as error:
         raise ValueError(f"--processor_kwargs {text} is not valid JSON: {error}.") from error
     if not isinstance(options, dict):
-        raise ValueError(f'--processor_kwargs {text} must be a JSON object, such as {{"max_pixels": 1003520}}.')
+        raise ValueError(f'--processor_kwargs {text} must be a JSON object, such as {{"do_resize": true}}.')
     return options
 
 

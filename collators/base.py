@@ -32,6 +32,13 @@ from rows import RESERVED_CHARACTER, content_parts
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
+# Options of processors that are settled by how media are opened and batches made.
+SETTLED_OPTIONS = {
+    *("return_tensors", "device", "data_format", "input_data_format", "do_convert_rgb", "disable_grouping"),
+    *("do_sample_frames", "num_frames", "fps", "min_frames", "max_frames", "video_metadata", "return_metadata"),
+}
+
+
 class OverlongSample(ValueError):
     """A sample that cannot be cut to the token budget without cutting through a medium or losing every label."""
 
@@ -129,23 +136,34 @@ class ChatCollator:
             self.chat_template, self.template_exceptions = min(formats, key=self._distance)
 
     def set_processor_options(self, options: dict) -> None:
-        """Add the user's options to every call of the processor.
+        """Have the checkpoint's image and video processors made with other options.
 
         Raises:
-            ValueError: the processor has no such option, or does not take its value; the message lists those it has.
+            ValueError: they have no such option, or do not take its value; the message lists those that there are.
         """
-        parts = [getattr(self.processor, f"{kind}_processor", None) for kind in ("image", "video")]
-        known = {name for part in parts if hasattr(part, "valid_kwargs") for name in part.valid_kwargs.__annotations__}
-        if unknown := options.keys() - known:
+        parts = {name: getattr(self.processor, name, None) for name in ("image_processor", "video_processor")}
+        known = {
+            name: part.valid_kwargs.__annotations__.keys() - SETTLED_OPTIONS
+            for name, part in parts.items()
+            if hasattr(part, "valid_kwargs")
+        }
+        of_all = set().union(*known.values())
+        if unknown := options.keys() - of_all:
             raise ValueError(
                 f"--processor_kwargs: {type(self.processor).__name__} has no option {min(unknown)!r}; it has "
-                f"{', '.join(sorted(known)) or 'none'}."
+                f"{', '.join(sorted(of_all)) or 'none'}."
             )
-        self.processor_kwargs = self.processor_kwargs | options
-        if options:
-            probe = _conversation(("user", "image", "?"), ("assistant", "."))
-            probe[0]["content"][0]["image"] = Image.new("RGB", (56, 56))
-            self._encode_messages(probe, "--processor_kwargs")
+        if not options:
+            return
+        probe = _conversation(("user", "image", "?"), ("assistant", "."))
+        probe[0]["content"][0]["image"] = Image.new("RGB", (56, 56))
+        try:
+            for name, own in known.items():
+                mine = {option: options[option] for option in options.keys() & own}
+                setattr(self.processor, name, type(parts[name]).from_dict(parts[name].to_dict(), **mine))
+            self._process(*self.render(probe), probe)
+        except Exception as error:  # on a value of a wrong type they raise nearly any
+            raise ValueError(f"--processor_kwargs {options}: {type(self.processor).__name__}: {error}") from error
 
     @property
     def is_tagged(self) -> bool:
