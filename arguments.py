@@ -83,7 +83,7 @@ class ReadingArguments:
     image_resize_algorithm: str = flag("bicubic", f"How images are resized: {', '.join(FILTERS)}.")
     min_pixels: int | None = flag(None, "Enlarge an image of fewer pixels; its aspect ratio stays.")
     max_pixels: int | None = flag(None, "Shrink an image of more pixels; its aspect ratio stays.")
-    num_frames: int = flag(8, "Frames taken from each video, evenly spaced from the first to the last.")
+    num_frames: int = flag(8, "Frames taken from each video, evenly spaced from the first to the last; or give --fps.")
     fps: float | None = flag(None, "Frames taken from each second of a video, instead of --num_frames.")
     max_frames: int | None = flag(None, "At most so many frames of a video; needs --fps.")
     video_max_pixels: int | None = flag(None, "Shrink video frames of more pixels; their aspect ratio stays.")
@@ -91,6 +91,7 @@ class ReadingArguments:
     image_pixel_limit: int = flag(179_000_000, "Refuse an image of more pixels: it may be a decompression bomb.")
     media_megabytes_limit: int = flag(2_000, "Refuse to fetch a larger file.")
     video_seconds_limit: int = flag(4 * 3600, "Refuse a longer video.")
+    video_pixel_limit: int = flag(2_000_000_000, "Refuse to decode more pixels of a video, all frames together.")
     processor_kwargs: str | None = flag(None, "Options of the checkpoint's own processor, as a JSON object.")
 
     def __post_init__(self):
@@ -113,9 +114,7 @@ class DataArguments(ReadingArguments):
     drop_overlong: bool = flag(
         False, "Drop (and count) a sample whose first exchange exceeds --model_max_length; by default it is an error."
     )
-    on_bad_sample: str = flag(
-        "error", "What a sample does that fails in training: error ends the run, skip draws another."
-    )
+    on_bad_sample: str = flag("error", "A sample that cannot be used: error ends the run, skip takes others instead.")
     max_bad_samples: int = flag(100, "With --on_bad_sample skip: end the run when more samples than these fail.")
 
     def __post_init__(self):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import fields
 
 import torch
 import transformers
@@ -147,6 +148,7 @@ def check_reading(reading) -> None:
     if reading.user_key == reading.assistant_key:
         raise ValueError(f"--user_key and --assistant_key are both {reading.user_key!r}; they must differ.")
     MediaOptions.of(reading)
+    processor_options(reading.processor_kwargs)
     check_writable("--data_cache", os.path.expanduser(reading.data_cache or CACHE_FOLDER))
 
 
@@ -328,6 +330,16 @@ def check_together(arguments) -> None:
         raise ValueError("--use_vision_lora True has no effect without --train_vision_encoder True: add it.")
     if arguments.training.eval_strategy != "no" and not arguments.data.eval_data_path:
         raise ValueError(f"--eval_strategy {arguments.training.eval_strategy.value} needs --eval_data_path.")
+    data = arguments.data
+    changed = {field.name for field in fields(data) if getattr(data, field.name) != field.default}
+    if "num_frames" in changed and data.fps:
+        raise ValueError("--num_frames and --fps are two ways to choose frames: leave one out.")
+    if "max_bad_samples" in changed and data.on_bad_sample != "skip":
+        raise ValueError("--max_bad_samples has no effect without --on_bad_sample skip: add it.")
+    if "image_resize_algorithm" in changed and not (data.image_size or data.min_pixels or data.max_pixels):
+        raise ValueError("--image_resize_algorithm has no effect without --image_size, --min_pixels or --max_pixels.")
+    if "media_megabytes_limit" in changed and not data.allow_urls:
+        raise ValueError("--media_megabytes_limit has no effect without --allow_urls True: add it.")
     for name in sorted(arguments.given & FLAGS_WITHOUT_EFFECT.keys()):
         accepted, reason = FLAGS_WITHOUT_EFFECT[name]
         if getattr(arguments.training, name) != accepted:

@@ -29,7 +29,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info  # noqa: F401
 
 from media import MediaOptions, open_image
-from row_index import Layout, RowIndex, open_index
+from row_index import ChangedFile, Layout, RowIndex, open_index
 from rows import RowForm
 from sources import find_source
 
@@ -247,9 +247,9 @@ class MultimodalDataset(Dataset):
 
     @property
     def digest(self) -> str:
-        """A hash of the texts of all rows and their order."""
+        """A hash of the texts of all rows, their order, and how many of them an epoch takes."""
         found = hashlib.sha256("".join(index.digest for index in self.files).encode())
-        found.update(self._numbers().tobytes())
+        found.update(self._numbers().tobytes() + repr([self._ends(), self._shares()]).encode())
         return found.hexdigest()
 
     def summary(self) -> str:
@@ -274,6 +274,13 @@ class MultimodalDataset(Dataset):
         """The position of the first row of each path, and the end."""
         return self.first_of if self.kept is None else np.searchsorted(self.kept, self.first_of).tolist()
 
+    def row_weights(self) -> np.ndarray:
+        """How often each row is seen in an epoch, in the mean (rows,)."""
+        ends = self._ends()
+        return np.concatenate(
+            [np.full(b - a, share / max(b - a, 1)) for a, b, share in zip(ends, ends[1:], self._shares())]
+        )
+
     def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
         """The positions that an epoch takes, not shuffled: a pure function of its arguments.
 
@@ -288,7 +295,7 @@ class MultimodalDataset(Dataset):
             # The next `share` rows of an endless line of shuffled passes over the path.
             first, last = epoch * share, (epoch + 1) * share
             for turn in range(first // max(number, 1), -(-last // max(number, 1))):
-                order = np.random.default_rng([seed, path, turn]).permutation(number)
+                order = np.random.default_rng([seed % 2**32, path, turn]).permutation(number)
                 chosen.append(start + order[max(first - turn * number, 0) : last - turn * number])
         return np.concatenate(chosen)
 
@@ -370,6 +377,8 @@ class EncodedDataset(Dataset):
             self.at_work[worker.id] = torch.tensor([os.getpid(), position])
         try:
             return self.collator.encode(self.dataset[position]).inputs
+        except ChangedFile:
+            raise
         except ValueError as error:
             if not self.skips:
                 raise
@@ -383,10 +392,10 @@ class EncodedDataset(Dataset):
         if self.failed[position]:
             return
         self.failed[position] = True
-        number, limit = self.dataset.num_bad + int(self.failed.sum()), self.dataset.max_bad_samples
+        number, limit = int(self.failed.sum()), self.dataset.max_bad_samples
         if number <= SHOWN_FAULTS:
             print(f"Skipped: {error}", file=sys.stderr, flush=True)
-        if number > limit:
+        if (number := self.dataset.num_bad + number) > limit:
             raise ValueError(f"{number} samples cannot be used, more than --max_bad_samples {limit}; last {error}")
 
     def _replacement(self, position: int) -> dict[str, torch.Tensor]:
@@ -400,8 +409,11 @@ class EncodedDataset(Dataset):
                 if self.failed.all():
                     raise
 
-    def explain(self, error: RuntimeError) -> ValueError | None:
-        """What a data loader's error of a dead worker means: the sample that it was busy with."""
+    def explain(self, error: Exception) -> ValueError | None:
+        """What a data loader's error means: what its worker raised, or the sample over which it died."""
+        if isinstance(error, ValueError):  # the text of a traceback ends with the error and its message
+            raised = re.match(r"Caught \w+ in DataLoader worker.*\n[\w.]+: (.+)\Z", str(error), re.DOTALL)
+            return ValueError(raised[1].strip()) if raised else None
         for process, position in self.at_work.tolist():
             if process > 0 and re.search(rf"worker \(pid(\(s\))? [\d, ]*\b{process}\b", str(error)):
                 return ValueError(

@@ -9,6 +9,7 @@ around it. A line of the output is {"index", "turn", "prediction", "reference", 
 import argparse
 import json
 import os
+import sys
 
 import torch
 import yaml
@@ -25,9 +26,11 @@ from supported_models import find_model
 from trainer import generate_answers
 
 # What the model gets to see of images and videos: as in training, unless a flag says otherwise.
+# Flags of one group stand together: where one is given, none of it is taken from training.
 AS_IN_TRAINING = (
-    *("image_size", "image_resize_algorithm", "min_pixels", "max_pixels", "num_frames", "fps", "max_frames"),
-    *("video_max_pixels", "processor_kwargs"),
+    ("image_size", "min_pixels", "max_pixels"),
+    ("num_frames", "fps", "max_frames"),
+    *[(name,) for name in ("image_resize_algorithm", "video_max_pixels", "video_backend", "processor_kwargs")],
 )
 
 
@@ -45,6 +48,8 @@ def main(words: list[str] | None = None) -> None:
         for line in generate_answers(model, collator, dataset, args.batch_size, args.max_new_tokens):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             matches.append(line["exact_match"])
+    if not matches:
+        raise ValueError(f"{args.data_path} holds no reply to a user, so there is nothing to answer.")
     print(f"{len(matches)} answers written to {args.output_path}")
     print(f"exact match: {sum(matches) / len(matches):.2f}")
 
@@ -62,7 +67,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=8, help="Answers generated at a time.")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="Longest answer, in tokens.")
     saved = saved_arguments(parser.parse_args(words).model_path)
-    parser.set_defaults(**{name: saved[name] for name in AS_IN_TRAINING if name in saved})
+    given = {word.split("=")[0].removeprefix("--") for word in words or sys.argv[1:]}
+    names = [name for group in AS_IN_TRAINING if not given.intersection(group) for name in group]
+    parser.set_defaults(**{name: saved[name] for name in names if name in saved})
     return parser.parse_args(words)
 
 

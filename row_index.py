@@ -4,17 +4,18 @@ The index of a file is made once, in one pass that checks every row and the head
 cache folder. It is mapped into memory, so processes share it and none grows with the number of rows.
 """
 
+import contextlib
 import glob
 import hashlib
 import json
 import os
 import shutil
+import time
 from array import array
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property
-from itertools import islice
 
 import numpy as np
 from filelock import FileLock
@@ -26,17 +27,18 @@ from media import MediaOptions
 from rows import RowForm, content_parts
 
 VERSION = 1  # of the files below
-BATCH = 1024  # rows whose media headers are read at a time
+DAYS_KEPT = 7  # an index of a file that was written again since
+SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
+BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
 KNOWN = 100_000  # headers that are kept meanwhile
 ARRAYS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "media": "i"}
 UNUSABLE = -1  # layout of a row that cannot be used
-ARROW_COPY = "rows.arrow"  # of a Parquet file
 
 
 class Layout(str):
     """The roles and parts of a row, of which rows of one kind differ in texts and references only.
 
-    A capital letter begins a message of that role, N a reply that is not trained; t, i and v are its parts: "UitAt".
+    A capital letter begins a message of that role, a minus one that is not trained; t, i and v are its parts: "UitA-t".
     """
 
     LETTERS = {"system": "S", "user": "U", "assistant": "A", "text": "t", "image": "i", "video": "v"}
@@ -47,17 +49,19 @@ class Layout(str):
 
     @classmethod
     def _message(cls, message: dict) -> str:
-        letter = "N" if message["role"] == "assistant" and "train" in message else cls.LETTERS[message["role"]]
-        return letter + "".join(cls.LETTERS[part["type"]] for part in message["content"])
+        parts = "".join(cls.LETTERS[part["type"]] for part in message["content"])
+        return cls.LETTERS[message["role"]] + "-" * ("train" in message) + parts
 
     @cached_property
     def messages(self) -> list[dict]:
         """A row of this layout: every text is "x", every reference its place among the row's media."""
-        names = {letter: name for name, letter in self.LETTERS.items()} | {"N": "assistant"}
+        names = {letter: name for name, letter in self.LETTERS.items()}
         messages, number = [], 0
         for letter in self:
             if letter.isupper():
-                messages.append({"role": names[letter], "content": []} | ({"train": False} if letter == "N" else {}))
+                messages.append({"role": names[letter], "content": []})
+            elif letter == "-":
+                messages[-1]["train"] = False
             elif letter == "t":
                 messages[-1]["content"].append({"type": "text", "text": "x"})
             else:
@@ -78,6 +82,10 @@ class Layout(str):
         }
 
 
+class ChangedFile(ValueError):
+    """A data file that is no longer what its index was made of."""
+
+
 class RowIndex:
     """The index of one file, and its rows."""
 
@@ -89,12 +97,12 @@ class RowIndex:
         self.layouts_used = [Layout(layout) for layout in about["layouts"]]
         self.errors = {int(place): fault for place, fault in about["errors"].items()}
         self.digest, self.media_folders = about["digest"], about["media_folders"]
-        self.broken = set(about["broken"])
+        self.broken, self.state = set(about["broken"]), about["state"]
         for name in ARRAYS:
             setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
         self.media = self.media.reshape(-1, 3)
-        if sources.is_parquet(path):
-            sources.arrow_batches(self.arrow_copy)  # whether it is whole
+        # Held as long as the index is, so that no other run takes it away.
+        self.arrow = sources.open_arrow(arrow_copy(folder, form)) if sources.is_parquet(path) else None
 
     def __reduce__(self):  # another process maps the files itself
         return RowIndex, (self.path, self.folder, self.form)
@@ -102,15 +110,17 @@ class RowIndex:
     def __len__(self) -> int:
         return len(self.layouts)
 
-    @property
-    def arrow_copy(self) -> str:
-        return os.path.join(os.path.dirname(self.folder), ARROW_COPY)
-
     def raw(self, place: int) -> object:
-        """A row as the file has it."""
+        """A row as the file has it; of Parquet, the columns that can be read.
+
+        Raises:
+            ChangedFile: JSON that was written again since.
+        """
         where = int(self.offsets[place]), int(self.lengths[place])
-        if sources.is_parquet(self.path):
-            return sources.read_arrow(self.arrow_copy, *where)
+        if self.arrow:
+            return sources.read_arrow(self.arrow, *where)
+        if state_of(self.path) != self.state:
+            raise ChangedFile(f"{self.path} was changed while it is in use; start again.")
         return sources.read_json(self.path, *where)
 
     def row(self, place: int) -> dict:
@@ -146,8 +156,9 @@ class RowIndex:
             firsts = self.first_medium[places[members]]
             sizes = self.media[firsts[:, None] + np.arange(width)].reshape(len(members), -1)
             distinct, group = np.unique(sizes, axis=0, return_inverse=True)
+            group = group.ravel()  # numpy 2.0 gives it two dimensions
             order = np.argsort(group, kind="stable")
-            for values, alike in zip(distinct, np.split(order, np.cumsum(np.bincount(group.ravel()))[:-1])):
+            for values, alike in zip(distinct, np.split(order, np.cumsum(np.bincount(group))[:-1])):
                 yield layout, values.reshape(width, 3), members[alike]
 
 
@@ -157,26 +168,24 @@ def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
     Raises:
         ValueError: the file is broken as a whole. What is wrong with single rows stands in `errors`.
     """
-    try:
-        state = os.stat(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    state = state_of(path)
     # cache/rows/<path>/<state of the file>/<how it is read>
     of_path = os.path.join(os.path.expanduser(options.cache_folder), "rows", name_of(os.path.realpath(path)))
-    of_state = os.path.join(of_path, name_of(VERSION, state.st_size, state.st_mtime_ns))
+    of_state = os.path.join(of_path, name_of(VERSION, state))
     folder = os.path.join(of_state, name_of(os.path.basename(path), asdict(form), asdict(options)))
     try:
         os.makedirs(of_state, exist_ok=True)
         with FileLock(os.path.join(of_path, "lock")):  # of several processes, one makes it
             for outdated in set(glob.glob(os.path.join(of_path, "*", ""))) - {os.path.join(of_state, "")}:
-                shutil.rmtree(outdated)
+                if time.time() - os.path.getmtime(outdated) > DAYS_KEPT * 86_400:  # another run may still use it
+                    shutil.rmtree(outdated)
             try:
                 index = RowIndex(path, folder, form)
                 if is_current(index, options):
                     return index
                 shutil.rmtree(folder)
-            except FileNotFoundError:
-                pass
+            except FileNotFoundError:  # there is none, or not all of it
+                shutil.rmtree(folder, ignore_errors=True)
             except (OSError, EOFError, ValueError, KeyError):  # it was damaged
                 shutil.rmtree(of_state)
             IndexMaker(path, form, options).make(folder)
@@ -189,12 +198,33 @@ def name_of(*values) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def state_of(path: str) -> list[int]:
+    """Size and time of the last change of a file."""
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise ChangedFile(f"{path} cannot be read: {error.strerror}.") from error
+    return [state.st_size, state.st_mtime_ns]
+
+
+def arrow_copy(folder: str, form: RowForm) -> str:
+    """The copy of a Parquet file, beside the folder of its index."""
+    return os.path.join(os.path.dirname(folder), f"{name_of(form.columns)}.arrow")
+
+
 def is_current(index: RowIndex, options: MediaOptions) -> bool:
     """Whether media and their folders are as they were when the index was made, as far as that is seen at once."""
     if any(modified(folder) != time for folder, time in index.media_folders.items()):
         return False
-    maker = IndexMaker(index.path, index.form, options)
-    return all(index.is_broken(place) or maker.fault(index.raw(place)) for place in index.errors)
+    looked_at = os.path.join(index.folder, "index.json")
+    if time.time() - os.path.getmtime(looked_at) < SECONDS_CURRENT:
+        return True
+    maker, rows = IndexMaker(index.path, index.form, options), []
+    rows = [index.raw(place) for place in index.errors if not index.is_broken(place)]
+    if not maker.all_faulty(rows):
+        return False
+    os.utime(looked_at)
+    return True
 
 
 def modified(folder: str) -> int | None:
@@ -209,6 +239,7 @@ class IndexMaker:
 
     def __init__(self, path: str, form: RowForm, options: MediaOptions):
         self.path, self.form, self.options, self.name = path, form, options, os.path.basename(path)
+        self.state = state_of(path)
         self.arrays = {name: array(code) for name, code in ARRAYS.items()}
         self.layouts: dict[Layout, int] = {}
         self.errors: dict[int, str] = {}
@@ -223,8 +254,8 @@ class IndexMaker:
         os.makedirs(unfinished)
         try:
             with ThreadPoolExecutor(8) as pool, self.progress() as progress:
-                found = enumerate(self.scan(os.path.dirname(folder)))
-                while batch := list(islice(found, BATCH)):
+                found = enumerate(self.scan(folder))
+                while batch := self.next_batch(found):
                     self.add(batch, pool)
                     progress.update(len(batch))
             self.write(unfinished)
@@ -238,11 +269,21 @@ class IndexMaker:
     def scan(self, folder: str) -> Iterator[tuple[int, int, object]]:
         if not sources.is_parquet(self.path):
             return sources.scan(self.path)
-        copy = os.path.join(folder, ARROW_COPY)
+        copy = arrow_copy(folder, self.form)
         if not os.path.isfile(copy):
-            sources.copy_parquet(self.path, f"{copy}.unfinished")
+            sources.copy_parquet(self.path, self.form.columns, f"{copy}.unfinished")
             os.rename(f"{copy}.unfinished", copy)
-        return sources.scan_arrow(copy)
+        return sources.scan_arrow(sources.open_arrow(copy))
+
+    def next_batch(self, found: Iterator) -> list[tuple[int, tuple[int, int, object]]]:
+        """Rows whose media headers are read together: not more than fit into memory with all their bytes."""
+        batch, size = [], 0
+        while len(batch) < (sources.ARROW_ROWS if sources.is_parquet(self.path) else BATCH) and size < BATCH_BYTES:
+            if (row := next(found, None)) is None:
+                break
+            batch.append(row)
+            size += row[1][1]  # of JSON, the bytes of the row
+        return batch
 
     def add(self, batch: list[tuple[int, tuple[int, int, object]]], pool: ThreadPoolExecutor) -> None:
         usable = []
@@ -296,19 +337,22 @@ class IndexMaker:
             return error
         return size if kind == "video" else (0, *size)
 
-    def fault(self, row: object) -> bool:
-        """Whether a row cannot be used."""
-        try:
-            parts = content_parts({"messages": self.form.messages(row)})
-        except ValueError:
-            return True
-        return any(isinstance(self.size(part), ValueError) for part in parts if part["type"] != "text")
+    def all_faulty(self, rows: list[object]) -> bool:
+        """Whether none of these rows can be used."""
+        parts = []
+        for row in rows:
+            with contextlib.suppress(ValueError):
+                parts.append(content_parts({"messages": self.form.messages(row)}))
+        media = [[part for part in of_row if part["type"] != "text"] for of_row in parts]
+        with ThreadPoolExecutor(8) as pool:
+            self.read_ahead((part for of_row in media for part in of_row), pool)
+        return all(any(isinstance(self.size(part), ValueError) for part in of_row) for of_row in media)
 
     def write(self, folder: str) -> None:
         for name, values in self.arrays.items():
             np.save(os.path.join(folder, f"{name}.npy"), np.array(values, dtype=values.typecode))
         about = {"layouts": list(self.layouts), "errors": self.errors, "broken": self.broken}
-        about |= {"digest": self.digest.hexdigest()}
+        about |= {"digest": self.digest.hexdigest(), "state": self.state}
         about["media_folders"] = {name: modified(name) for name in sorted(self.media_folders)}
         with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
             json.dump(about, file)

@@ -46,6 +46,12 @@ class RowForm:
         roles = {"system": "system", self.user_key: "user", self.assistant_key: "assistant"}
         object.__setattr__(self, "roles", roles)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All fields of a row that can be read."""
+        media = (name for kind in KINDS for name in (kind, f"{kind}s"))
+        return (self.field_messages, "conversations", "prompt", "completion", "system_prompt", *media)
+
     def messages(self, row: object) -> list[dict]:
         """The canonical messages of a row.
 
@@ -55,7 +61,9 @@ class RowForm:
         if not isinstance(row, dict):
             raise ValueError(f"must be a JSON object, not {type(row).__name__}")
         row = {key: value for key, value in row.items() if value is not None}
-        forms = [name for name in (self.field_messages, "conversations", "prompt") if name in row]
+        forms = [name for name in dict.fromkeys((self.field_messages, "conversations")) if name in row]
+        if "completion" in row or not forms and "prompt" in row:  # many data sets have a `prompt` beside messages
+            forms.append("prompt")
         if len(forms) > 1:
             raise ValueError(f"has both `{forms[0]}` and `{forms[1]}`, and only one can be trained on; remove one")
         if not forms:
@@ -122,6 +130,10 @@ class RowForm:
             parts = [part for message in messages for part in message["content"] if part["type"] == kind]
             empty = [part for part in parts if part[kind] is None]
             if references and not empty:
+                if parts:
+                    raise ValueError(
+                        f"has parts of type {kind!r} that name their source, and a `{column}` field besides; remove one"
+                    )
                 self._put_in_front(messages, kind, references, column)
                 continue
             if len(empty) != len(references):

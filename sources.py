@@ -6,18 +6,18 @@ A path is `PATH[:SPLIT][SLICE][:WEIGHT]`, such as `train.json`, `b.jsonl:0.5`, `
 
 import codecs
 import contextlib
-import functools
 import glob
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 ENDINGS = (".json", ".jsonl", ".parquet")
 WEIGHT = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
 SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]\Z")
-SPLIT = re.compile(r":([\w.-]+)\Z")
+SPLIT = re.compile(r":([\w.-]+(?:/[\w.-]+)?)\Z")
+SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")  # as they are usually called
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 CHUNK = 1 << 20  # characters of a JSON list that are read at a time
@@ -43,15 +43,22 @@ class Source:
             ValueError: it is empty, or goes beyond the rows that there are.
         """
         start, stop = (
-            bound and (round(num_rows * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound))
-            for bound in self.bounds
+            default if bound is None else place_of(bound, num_rows)
+            for bound, default in zip(self.bounds, (0, num_rows))
         )
-        rows = range(num_rows)[slice(start, stop)]
-        percents = [abs(int(bound[:-1])) for bound in self.bounds if bound and bound.endswith("%")]
-        if num_rows and (not rows or max(abs(start or 0), abs(stop or 0)) > num_rows or max(percents, default=0) > 100):
-            fault = "goes beyond the end" if rows else "is empty"
-            raise ValueError(f"{self.path}: its slice {fault}, for there are {num_rows:,} rows.")
-        return rows
+        if not 0 <= start <= num_rows or not 0 <= stop <= num_rows:
+            raise ValueError(f"{self.path}: its slice goes beyond the {num_rows:,} rows that there are.")
+        if num_rows and start >= stop:
+            raise ValueError(f"{self.path}: its slice is empty, for there are {num_rows:,} rows.")
+        return range(start, stop)
+
+
+def place_of(bound: str, num_rows: int) -> int:
+    """A bound of a slice, such as "100", "-50" or "10%", as a number of rows from the first."""
+    is_percent, number = bound.endswith("%"), int(bound.rstrip("%"))
+    if is_percent:  # beyond 100 stays beyond, however few rows there are
+        number = round(num_rows * number / 100) if abs(number) <= 100 else num_rows + abs(number)
+    return num_rows + number if bound.startswith("-") else number
 
 
 def find_source(path: str) -> Source:
@@ -69,10 +76,14 @@ def find_source(path: str) -> Source:
         place, split = place[: match.start()], match[1]
     if weight <= 0:
         raise ValueError(f"{path}: the weight must be a number above 0.")
-    if split and os.path.isfile(place):
-        raise ValueError(f"{path}: {place} is a file, and only folders and Hub ids have splits such as {split!r}.")
+    if split and (os.path.isfile(place) or glob.has_magic(place)):
+        raise ValueError(f"{path}: only folders and Hub ids have splits such as {split!r}; leave it out.")
     from_hub = not os.path.exists(place) and bool(HUB_ID.match(place)) and not place.lower().endswith(ENDINGS)
-    files = files_of(download(place) if from_hub else place, split, everywhere=from_hub)
+    root = download(place) if from_hub else place
+    files = files_of(root, split, everywhere=from_hub)
+    splits = [name for name in SPLITS if any(in_split(os.path.relpath(file, root), name) for file in files)]
+    if from_hub and not split and len(splits) > 1:
+        raise ValueError(f"{path} has the splits {', '.join(splits)}: name one of them, such as {place}:{splits[0]}.")
     for file in files:
         if not os.path.isfile(file):
             raise ValueError(
@@ -102,9 +113,9 @@ def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
 
 
 def in_split(file: str, split: str) -> bool:
-    """Whether a file belongs to a split, by its name or a folder that it lies in, as on the Hub."""
+    """Whether a file belongs to a split (or to "configuration/split"), by its name or a folder that it lies in."""
     *folders, name = file.split(os.sep)
-    return split in folders or re.match(rf"{re.escape(split)}[-_.]", name) is not None
+    return all(part in folders or re.match(rf"{re.escape(part)}[-_.]", name) for part in split.split("/"))
 
 
 def download(name: str) -> str:
@@ -275,55 +286,56 @@ def is_parquet(path: str) -> bool:
     return path.lower().endswith(".parquet")
 
 
-def copy_parquet(path: str, target: str) -> None:
-    """Write a Parquet file as an Arrow file, from which any row can be read by itself.
+def copy_parquet(path: str, columns: Collection[str], target: str) -> None:
+    """Write these columns of a Parquet file as an Arrow file, from which any row can be read by itself.
 
     Raises:
-        ValueError: broken, or no Parquet file.
+        ValueError: broken, no Parquet file, or without any of the columns.
     """
     import pyarrow as pa  # only Parquet files need it
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file, pa.OSFile(target, "wb") as sink:
-            with pa.ipc.new_file(sink, file.schema_arrow) as writer:
-                for batch in file.iter_batches(ARROW_ROWS):
+            names = file.schema_arrow.names
+            if not (wanted := [name for name in names if name in columns]):
+                raise ValueError(f"it has the columns {', '.join(names)}, and none of {', '.join(columns)}")
+            fields = [file.schema_arrow.field(name) for name in wanted]
+            # A dictionary of its own in every row group could not be written.
+            plain = pa.schema([f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in fields])
+            with pa.ipc.new_file(sink, plain) as writer:
+                for batch in file.iter_batches(ARROW_ROWS, columns=wanted):
+                    batch = batch.select(wanted).cast(plain)
                     for start in range(0, len(batch), ARROW_ROWS):
                         writer.write_batch(batch.slice(start, ARROW_ROWS))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         reason = "".join(c if c.isprintable() else " " for c in str(error))[:300]
         raise ValueError(f"{path} is not a readable Parquet file: {reason}") from error
 
 
-def arrow_batches(path: str):
-    return map_arrow(path, os.stat(path).st_ino)
-
-
-@functools.lru_cache(maxsize=64)
-def map_arrow(path: str, version: int):
-    """An Arrow file, mapped once by a process, and again when another was put in its place."""
+def open_arrow(path: str):
+    """An Arrow file, mapped into memory."""
     import pyarrow as pa
 
     return pa.ipc.open_file(pa.memory_map(path))
 
 
-def scan_arrow(path: str) -> Iterator[tuple[int, int, object]]:
-    """As `scan`, with the batch and the place in it of each row of a copied Parquet file."""
-    batches = arrow_batches(path)
+def scan_arrow(batches) -> Iterator[tuple[int, int, object]]:
+    """As `scan`, with the batch and the place in it of each row of an Arrow file."""
     for number in range(batches.num_record_batches):
         for place, row in enumerate(rows_of(batches.get_batch(number))):
             yield number, place, row
 
 
 def rows_of(batch) -> list:
-    """The rows of an Arrow batch; in the place of one with other bytes than UTF-8, a ValueError."""
+    """The rows of an Arrow batch; in the place of one that Python has no values for, a ValueError."""
     try:
         return batch.to_pylist()
-    except UnicodeDecodeError as error:
+    except ValueError as error:  # such as other bytes than UTF-8
         if len(batch) == 1:
-            return [ValueError(f"has a text that is not UTF-8: {error}")]
+            return [ValueError(f"cannot be read: {error}")]
         return [row for place in range(len(batch)) for row in rows_of(batch.slice(place, 1))]
 
 
-def read_arrow(path: str, number: int, place: int) -> object:
-    return arrow_batches(path).get_batch(number).slice(place, 1).to_pylist()[0]
+def read_arrow(batches, number: int, place: int) -> object:
+    return batches.get_batch(number).slice(place, 1).to_pylist()[0]

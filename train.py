@@ -42,7 +42,7 @@ def main(words: list[str] | None = None) -> None:
     check_kernels(arguments, loader)
     collator = make_collator(arguments.model.family, loader, arguments.data)
     report_template_differences(collator)
-    check_media_kinds(arguments, collator, train_dataset, eval_dataset)
+    check_media_kinds(arguments, train_dataset)
     fit_to_budget(collator, train_dataset, arguments.data.drop_overlong)
     fit_to_budget(collator, eval_dataset, arguments.data.drop_overlong)
     run = resume.describe_run(arguments, train_dataset)
@@ -73,9 +73,9 @@ def main(words: list[str] | None = None) -> None:
         run=run,
     )
     metrics = trainer.train(checkpoint).metrics
-    trainer.report_skipped()
     if eval_dataset:
         metrics |= trainer.evaluate()
+    trainer.report_skipped()
 
     # adapter or full checkpoint, the base's processor files, args.yaml, all_results.json
     with resume.disk_errors(arguments.training.output_dir, arguments.training.output_dir):
@@ -84,16 +84,11 @@ def main(words: list[str] | None = None) -> None:
     trainer.end()
 
 
-def check_media_kinds(arguments: Arguments, collator, train_dataset, eval_dataset) -> None:
-    """Refuse training of vision parts without media, and videos that the model cannot take."""
+def check_media_kinds(arguments: Arguments, train_dataset: MultimodalDataset) -> None:
+    """Refuse training of vision parts without media."""
     for name in ("train_vision_encoder", "train_vision_projector"):
         if getattr(arguments.model, name) and not train_dataset.media_kinds:
             raise ValueError(f"--{name} True has no effect: {train_dataset.name} holds neither image nor video.")
-    for dataset in filter(None, (train_dataset, eval_dataset)):
-        for layout, position in dataset.layouts().items() if not collator.takes_videos else []:
-            if "video" in layout.media:
-                source = dataset.source(position)
-                raise ValueError(f"{source}: has a video, but {arguments.model.model_id} takes no videos.")
 
 
 def model_kwargs(arguments: Arguments) -> dict:

@@ -7,6 +7,7 @@ import glob
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.nn.functional import cross_entropy, pad
@@ -88,20 +89,33 @@ class FinetuneTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True
 
     def train(self, resume_from_checkpoint: str | None = None):
-        try:
+        with self.naming_samples():
             return super().train(resume_from_checkpoint)
-        except RuntimeError as error:
+
+    def evaluate(self, *args, **kwargs):
+        with self.naming_samples():
+            return super().evaluate(*args, **kwargs)
+
+    @contextmanager
+    def naming_samples(self):
+        """What ends a data loader's worker becomes a ValueError that names the sample."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
             for dataset in filter(None, (self.train_dataset, self.eval_dataset)):
                 if explained := dataset.explain(error):
                     raise explained from error
             raise
 
+    def num_examples(self, dataloader) -> int:
+        return dataloader.dataset.dataset.epoch_size
+
     def report_skipped(self) -> None:
         """Say how many samples could not be used, on all processes since the start."""
-        failed = self.train_dataset.failed
-        if len(failed):
-            number = int((self.accelerator.reduce(failed.to(self.args.device).long()) > 0).sum())
-            say(f"--on_bad_sample skip: {number:,} of {len(failed):,} training samples were skipped for others.")
+        for what, dataset in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
+            if dataset and len(dataset.failed):
+                number = int((self.accelerator.reduce(dataset.failed.to(self.args.device).long()) > 0).sum())
+                say(f"--on_bad_sample skip: {number:,} of {len(dataset):,} {what} samples were skipped.")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross entropy summed over the labels, divided by the labels of the whole global step over all ranks.
@@ -150,7 +164,7 @@ class FinetuneTrainer(ResumableTrainer):
         # Per row, so that what accelerate repeats to fill the last batches of all ranks can be dropped again.
         num_labels = keep.sum(1)
         row_losses = torch.zeros(len(keep), device=keep.device).index_add(0, keep.nonzero()[:, 0], losses)
-        rows = num_labels > 0  # all but dummies
+        rows = slice(self.args.eval_batch_size)  # all but dummies, which stand last
         row_losses, num_labels = self.accelerator.gather_for_metrics((row_losses[rows], num_labels[rows]))
         self._eval_loss += row_losses.double().sum().item()
         self._eval_labels += num_labels.sum().item()
@@ -213,7 +227,7 @@ def generate_answers(model, collator, dataset, batch_size: int = 8, max_new_toke
             if before["role"] != "user" or not reference.get("train", True):
                 continue
             prompt = collator.encode_prompt(sample["messages"][:i], sample["source"])
-            pending.append((sample["index"], turn, "".join(part["text"] for part in reference["content"]), prompt))
+            pending.append((position, turn, "".join(part["text"] for part in reference["content"]), prompt))
             if len(pending) == batch_size:
                 yield from _answer(model, collator, pending, max_new_tokens)
                 pending = []

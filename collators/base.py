@@ -22,6 +22,7 @@ import torch
 from jinja2 import TemplateError
 from PIL import Image
 from tokenizers import pre_tokenizers
+from tqdm import tqdm
 from transformers import BatchFeature
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -156,14 +157,21 @@ class ChatCollator:
         if not options:
             return
         probe = _conversation(("user", "image", "?"), ("assistant", "."))
-        probe[0]["content"][0]["image"] = Image.new("RGB", (56, 56))
+        probe[0]["content"][0]["image"] = image = Image.new("RGB", (300, 200))
         try:
             for name, own in known.items():
                 mine = {option: options[option] for option in options.keys() & own}
                 setattr(self.processor, name, type(parts[name]).from_dict(parts[name].to_dict(), **mine))
-            self._process(*self.render(probe), probe)
+            made = self.is_media(self._process(*self.render(probe), probe)["input_ids"]).sum()
+            probe[0]["content"][0]["image"] = 0
+            counted = self.count_media_tokens({"messages": probe}, {("image", 0): image.size[::-1]})
         except Exception as error:  # on a value of a wrong type they raise nearly any
             raise ValueError(f"--processor_kwargs {options}: {type(self.processor).__name__}: {error}") from error
+        if made > counted:  # it counts without heeding the option (transformers 5.23)
+            raise ValueError(
+                f"--processor_kwargs {options}: {type(self.processor).__name__} makes {made} tokens of an image but "
+                f"counts {counted:g}, so no budget could be kept."
+            )
 
     @property
     def is_tagged(self) -> bool:
@@ -294,19 +302,31 @@ class ChatCollator:
         template_bytes = len((self.render(empty)[0] if self.is_tagged else self.render_official(empty)).encode())
         text_bytes, media_tokens, others = dataset.text_bytes(), np.zeros(len(dataset)), np.zeros(len(dataset))
         for layout, sizes, positions in dataset.groups():
-            with self._naming(dataset.source(positions[0])):
-                row, known = {"messages": layout.messages}, layout.media_sizes(sizes)
-                self._check_layout(row["messages"])
-                media_tokens[positions] = self.count_media_tokens(row, known)
-                # A token is at least a byte of text; 64 is more than any template adds to a further message.
-                others[positions] = self.count_frame_text_tokens(row, known)
-                text_bytes[positions] += template_bytes + 64 * len(content_parts(row))
+            row, known = {"messages": layout.messages}, layout.media_sizes(sizes)
+            try:
+                with self._naming(dataset.source(positions[0])):
+                    self.check_layout(row["messages"])
+                    media_tokens[positions] = self.count_media_tokens(row, known)
+                    others[positions] = self.count_frame_text_tokens(row, known)
+            except ValueError as error:
+                if dataset.max_bad_samples is None:
+                    raise
+                reason = str(error).removeprefix(dataset.source(positions[0]))
+                broken |= {position: f"{dataset.source(position)}{reason}" for position in positions.tolist()}
+            # A token is at least a byte of text; 64 is more than any template adds to a further message.
+            text_bytes[positions] += template_bytes + 64 * len(content_parts(row))
         if self.is_replaced:
-            for row in dataset.rows:
-                with self._naming(row["source"]):
-                    self._check_rendering(row["messages"])
+            for position, row in enumerate(tqdm(dataset.rows, "Rendering all rows", delay=2, mininterval=1)):
+                try:
+                    with self._naming(row["source"]):
+                        self.check_rendering(row["messages"])
+                except ValueError as error:
+                    if dataset.max_bad_samples is None:
+                        raise
+                    broken[position] = str(error)
         others += media_tokens
-        for position in np.flatnonzero(text_bytes + others > self.model_max_length).tolist():
+        doubtful = np.setdiff1d(np.flatnonzero(text_bytes + others > self.model_max_length), list(broken)).tolist()
+        for position in tqdm(doubtful, "Counting tokens of long rows", delay=2, mininterval=1):
             row = dataset.rows[position]
             if self.count_text_tokens(row) + others[position] > self.model_max_length:
                 try:
@@ -328,12 +348,13 @@ class ChatCollator:
             dataset.select(np.setdiff1d(np.arange(len(dataset)), list(faults)))
         return cut, len(faults)
 
-    def _check_layout(self, messages: list[dict]) -> None:
-        """Refuse what the format has no place for: a reply that nobody asked for, and one that is left out of all text.
+    def check_layout(self, messages: list[dict]) -> None:
+        """Refuse what the format has no place for: videos, a reply that nobody asked for, or one left out of all text.
 
         Raises:
             ValueError: it goes on behind "train.json, sample 7: ".
         """
+        self._media(messages)
         if any("train" in message for message in messages) and not self.mask_question_tokens:
             raise ValueError('"train": false has no effect with --mask_question_tokens False, which trains all text')
         if [m["role"] for m in messages if m["role"] != "system"][0] == "assistant" and not self.begins_with_replies:
@@ -350,7 +371,7 @@ class ChatCollator:
             return False
         return len(spans) == 2 and self._as_official(text[: spans[0][1]], text[spans[0][1] :]) == official
 
-    def _check_rendering(self, messages: list[dict]) -> None:
+    def check_rendering(self, messages: list[dict]) -> None:
         """Raise an UnfitTemplate where a template that nobody prepared hides a reply or leaves a medium out."""
         text, _ = self.render(messages)
         kinds = [part["type"] for part in content_parts({"messages": messages})]

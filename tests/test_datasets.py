@@ -153,6 +153,15 @@ def test_relative_paths_start_at_their_folder_and_absolute_ones_stand(write_rows
     ]
 
 
+def test_messages_may_stand_in_any_field(write_rows):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    for name in ("dialogue", "conversations", "prompt"):
+        dataset = MultimodalDataset(write_rows([{name: messages}]), field_messages=name)
+        assert messages_of(dataset) == [user(text("Hi")), reply(text("Hello"))]
+    dataset = MultimodalDataset(write_rows([{"prompt": "of whatever", "messages": messages}]))
+    assert messages_of(dataset) == [user(text("Hi")), reply(text("Hello"))]
+
+
 HI = turns("Hi", "Hello")
 # What is wrong with a row -> what the message must name.
 BAD_ROWS = [

@@ -6,10 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import FAMILIES, MODEL_ID, REPO, make_loader, run, trained_runs, turns
+from launch import launch
 from torch.utils.data import DataLoader
 
 from collators import COLLATORS
@@ -85,7 +87,8 @@ def test_a_run_skips_and_says_how_many(write_rows, half, tiny, tmp_path, capfd):
     path = write_rows(rows_with({2, 5}))
     flags = ["--on_bad_sample", "skip", "--eval_data_path", path, "--max_steps", 8]
     run(tiny, "llava-1.5", path, tmp_path / "out", *flags)
-    assert "2 of 8 training samples were skipped for others" in capfd.readouterr().out
+    assert "2 of 8 training samples were skipped" in (shown := capfd.readouterr().out)
+    assert "2 of 8 evaluation samples were skipped" in shown
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     run(
         tiny,
@@ -124,6 +127,49 @@ def test_what_is_found_before_training_is_left_out_alike(write_rows, half, tiny,
         MultimodalDataset(path)
 
 
+def test_a_worker_names_what_is_wrong_in_a_line(write_rows, half, tiny, tmp_path):
+    path = write_rows(rows_with({2}))
+    with pytest.raises(ValueError, match=r"\A\S*rows.json, sample 2: image .*half.png cannot be decoded"):
+        run(tiny, "llava-1.5", path, tmp_path / "out", "--dataloader_num_workers", 1, "--max_steps", 8)
+
+
+def test_what_a_family_refuses_is_left_out_alike(write_rows, tiny, capfd):
+    clip = {"video": "clip.mp4", "conversations": turns("<video>\nWhat?", "Grey")}
+    path = write_rows([*rows_with(set(), 2), clip, *rows_with(set(), 1), clip])
+    collator = collator_of("llava-1.5", tiny, model_max_length=1024)
+    with pytest.raises(ValueError, match="sample 2: .* takes no videos"):
+        collator.fit(MultimodalDataset(path), drop_overlong=False)
+    dataset = MultimodalDataset(path, max_bad_samples=2)
+    assert collator.fit(dataset, drop_overlong=False) == (0, 0)
+    assert [row["index"] for row in dataset.rows] == [0, 1, 3]
+    shown = capfd.readouterr().out
+    assert all(re.search(f"sample {i}: .* takes no videos", shown) for i in (2, 4))
+
+
+def test_a_file_that_changes_in_use_ends_the_run_also_where_bad_samples_are_skipped(write_rows, tiny):
+    path = write_rows(rows_with(set()))
+    dataset = encoded(path, tiny)
+    assert dataset[3]["labels"].shape[0] == 1
+    text = Path(path).read_text()
+    Path(path).write_text(text.replace("row 3", "ROW 3"))
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(ValueError, match="rows.json was changed while it is in use; start again"):
+        dataset[3]
+
+
+@pytest.mark.slow
+def test_evaluation_skips_alike_on_two_processes(write_rows, half, tiny, tmp_path):
+    path, clean = write_rows(rows_with({2, 5})), write_rows(rows_with(set(), 8))
+    words = ["--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), "--use_cpu", True]
+    words += ["--data_path", clean, "--eval_data_path", path, "--on_bad_sample", "skip", "--max_steps", 1]
+    words += ["--per_device_eval_batch_size", 2, "--per_device_train_batch_size", 1, "--learning_rate", 0]
+    losses = []
+    for processes in (1, 2):
+        launch([*words, "--output_dir", tmp_path / str(processes)], processes=processes)
+        losses.append(json.loads((tmp_path / str(processes) / "all_results.json").read_text())["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 KILLED_OVER = """
 import os, sys
 sys.argv = ["train.py"]
@@ -139,7 +185,7 @@ cli(lambda: train.main({words}))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.slow)])
 def test_a_worker_that_dies_names_its_sample(write_rows, tiny, tmp_path, number):
     words = ["--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), "--use_cpu", "True"]
     words += ["--data_path", write_rows(rows_with(set())), "--output_dir", str(tmp_path / "out")]

@@ -307,7 +307,50 @@ def test_halves_are_not_always_the_same(tmp_path, read):
     assert frozenset(seen(dataset, [2])) != halves[0]  # a new cut after each round
 
 
+def test_a_negative_part_is_counted_from_the_end(tmp_path, read):
+    path = write(tmp_path / "a.json", 40)
+    assert names(read(path + "[-10%:]")) == named("a", range(36, 40))
+    assert names(read(path + "[:-10%]")) == named("a", range(36))
+    with pytest.raises(ValueError, match="slice is empty"):
+        read(path + "[-1%:]")
+
+
+def test_the_digest_knows_weights_and_order(tmp_path, read):
+    a, b = write(tmp_path / "a.json", 6), write(tmp_path / "b.json", 6)
+    digests = [read(paths).digest for paths in ([a], [a + ":0.5"], [a + ":2"], [a, b], [b, a], [a + "[:5]"], [a])]
+    assert len(set(digests)) == 6 and digests[0] == digests[-1]
+
+
 # ---- the index ----
+
+
+def test_an_index_of_which_a_file_is_missing_is_made_anew(tmp_path, read):
+    for ending in ("json", "parquet"):
+        path = write(tmp_path / f"a.{ending}", 5)
+        for gone in ("*.arrow", "offsets.npy", "index.json"):
+            read(path)
+            for file in (tmp_path / "cache").rglob(gone):
+                file.unlink()
+            assert names(read(path)) == named("a", range(5))
+
+
+def test_a_parquet_file_that_is_written_again_leaves_a_running_data_set_whole(tmp_path, read):
+    path = write(tmp_path / "a.parquet", 5)
+    running = read(path)
+    write(tmp_path / "a.parquet", 7, "b")
+    assert names(read(path)) == named("b", range(7))
+    assert names(running) == named("a", range(5))
+
+
+def test_columns_that_no_form_reads_may_be_of_any_type(tmp_path, read):
+    rows = rows_named("a", 6)
+    columns = {
+        "conversations": [row["conversations"] for row in rows],
+        "at": pa.array([1] * 6, pa.timestamp("ns")),
+        "kind": pa.array(list("xyxyxz")).dictionary_encode(),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=2)
+    assert names(read(str(tmp_path / "a.parquet"))) == named("a", range(6))
 
 
 def test_a_changed_file_is_read_again(tmp_path, read):
@@ -525,7 +568,7 @@ def test_a_hub_data_set_by_its_id(tmp_path):
         return json.loads(result.stdout.splitlines()[-1])
 
     found = open_in_child(
-        "org/set",
+        ["org/set:train", "org/set:test"],
         "org/set:train",
         "org/set:train[:1]",
         ["org/set:test", "org/lines:train"],
@@ -535,12 +578,14 @@ def test_a_hub_data_set_by_its_id(tmp_path):
         "org/none",
         "org/missing",
         "org/set:nothing",
+        "org/set",
     )
     server.shutdown()
     assert found[:4] == [[4, "hub0", []], [3, "hub0", []], [1, "hub0", []], [2, "hub0", []]]
     assert found[4] == [1, "hub0", [[64, 64]]]  # beside its file, though the cache of the Hub links to both
     words = ("/etc/passwd", "etc/passwd", "org/none", "org/missing", "nothing")
     assert [word in message for word, message in zip(words, found[5:])] == [True] * 5
+    assert "has the splits train, test: name one" in found[10]
     assert "train.json, sample 0" in found[5] and "train.json, sample 0" in found[6]
     fetched = {path.split("?")[0].split("/")[-1] for path in Hub.asked if "/org/set/resolve/" in path}
     assert fetched == {"train-00000-of-00001.parquet", "test-00000-of-00001.parquet"}
