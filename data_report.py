@@ -17,12 +17,14 @@ import re
 import sys
 from bisect import bisect, bisect_left
 from collections import Counter
-from contextlib import redirect_stdout
+from collections.abc import Iterable
+from contextlib import contextmanager, redirect_stdout
 from itertools import accumulate
 
 import numpy as np
 import torch
 import transformers
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -32,9 +34,10 @@ from collators import make_collator
 from collators.base import IGNORE_INDEX, OverlongSample
 from datasets import make_dataset
 from loaders import LOADERS
-from media import CACHE_FOLDER
+from media import CACHE_FOLDER, is_url
 from rows import content_parts
 
+VERSION = 1  # of the progress file: raise it when the code finds something else in a row
 KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
 # What may be wrong with a row; the place of each in this table is its code in `Results.rows`, from 1.
 FAULTS = {
@@ -50,12 +53,11 @@ CODES = {None: 0} | {fault: code for code, fault in enumerate(FAULTS, 1)}
 NOT_DONE = -1
 # What --on_bad_sample decides on.
 BAD = ("row", "missing", "broken", "refused", "no label")
-# Looked at again at each start: the file of the medium may have been mended.
-LOOKED_AT_AGAIN = ("missing", "broken", "crash")
+# Looked at again at each start, since what lies outside the data file may have been mended.
+LOOKED_AT_AGAIN = ("row", "missing", "broken", "crash")
 # Flags of data that no row's result depends on.
 FREE_FLAGS = {"drop_overlong", "on_bad_sample", "max_bad_samples", "data_cache"}
-# What datasets.py and media.py write on a medium, behind the name of the sample.
-MEDIUM_FAULT = re.compile(r": (image|video) ")
+# What media.py writes on a file that is not there.
 MISSING = re.compile("does not exist|is a folder")
 # Fields of raw rows that name a medium.
 MEDIA_FIELDS = {"image", "images", "image_url", "video", "videos", "video_url", "path", "url"}
@@ -65,6 +67,7 @@ ROW = np.dtype(
     [
         *[("fault", "i1"), ("kind", "i1"), ("text", "i4"), ("image", "i4"), ("video", "i4")],  # tokens before any cut
         *[("labels", "i4"), ("cut", "i4"), ("content", "u8"), ("question", "u8")],
+        ("late", "?"),  # whether training meets the fault only when it comes to the row
         ("offset", "i8"),  # of the row's line in the progress file
     ]
 )
@@ -83,14 +86,18 @@ def run(arguments, own) -> int:
         ValueError: flags, data files or a checkpoint that cannot be used.
     """
     data, model, stdout = arguments.data, arguments.model, sys.stdout
+    if own.write_clean:
+        check_clean_path(own.write_clean)
     with redirect_stdout(sys.stderr):  # whatever a library prints
         splits = {"train": make_dataset(data, data.data_path, check=False, weighted=True)}
         if data.eval_data_path:
             splits["eval"] = make_dataset(data, data.eval_data_path, check=False)
         loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
         collator = make_collator(model.family, loader, data)
-        results = Results(progress_file(arguments, splits), [len(dataset) for dataset in splits.values()])
-        check_rows(splits, collator, results, number_of_workers(arguments))
+        progress = progress_file(arguments, splits)
+        with alone_with(progress):
+            results = Results(progress, splits)
+            check_rows(splits, collator, results, number_of_workers(arguments))
         report = summarize(arguments, splits, results, own.num_processes or arguments.training.world_size)
         report["written"] = write_clean(own.write_clean, splits["train"], results, data) if own.write_clean else {}
     if own.html:
@@ -142,13 +149,46 @@ class CheckedRows(Dataset):
     def describe(self, dataset, place: int) -> dict:
         row = dataset.rows[place]
         if row is None:
-            return as_fault(dataset.errors[place], "row")
+            index, number = dataset._locate(place)
+            try:
+                index.row(number)
+            except ValueError:
+                return {"fault": "row", "reason": dataset.errors[place]}
+            return medium_fault(dataset.errors[place])
         found = {"source": row["source"], "kind": kind_of(row)}
+        try:
+            media_tokens = self.count_before_training(row, *dataset.outline(place))
+        except ValueError as error:
+            return found | {"fault": "refused", "reason": str(error)}
         try:
             sample = dataset[place]
         except ValueError as error:
-            return found | as_fault(str(error), "broken")
-        return found | fingerprints(row) | self.measure(sample)
+            found |= medium_fault(str(error))
+        else:
+            found |= fingerprints(row) | self.measure(sample)
+        return found | ({"late": not self.is_opened_before_training(row, media_tokens)} if "fault" in found else {})
+
+    def count_before_training(self, row: dict, outline: dict, media_sizes: dict) -> float:
+        """At most how many tokens `fit` counts for the media of a row, without opening them.
+
+        Raises:
+            ValueError: what training refuses before its first step.
+        """
+        with self.collator._naming(row["source"]):
+            self.collator._media(row["messages"])
+            self.collator.check_layout(row["messages"])
+            if self.collator.is_replaced:
+                self.collator.check_rendering(row["messages"])
+            of_media = self.collator.count_media_tokens(outline, media_sizes)
+            return of_media + self.collator.count_frame_text_tokens(outline, media_sizes)
+
+    def is_opened_before_training(self, row: dict, media_tokens: float) -> bool:
+        """Whether `fit` opens a row, since it may exceed the budget."""
+        try:
+            with self.collator._naming(row["source"]):
+                return self.collator.count_text_tokens(row) + media_tokens > self.collator.model_max_length
+        except ValueError:  # it cannot be rendered
+            return False
 
     def measure(self, sample: dict) -> dict:
         """The tokens of an opened sample before any cut, and what the budget does to it."""
@@ -200,10 +240,8 @@ def locate(splits: dict, position: int) -> tuple:
     raise IndexError(position)
 
 
-def as_fault(message: str, otherwise: str) -> dict:
-    if MEDIUM_FAULT.search(message):
-        otherwise = "missing" if MISSING.search(message) else "broken"
-    return {"fault": otherwise, "reason": message}
+def medium_fault(message: str) -> dict:
+    return {"fault": "missing" if MISSING.search(message) else "broken", "reason": message}
 
 
 def kind_of(row: dict) -> str:
@@ -228,11 +266,11 @@ def digest(reference) -> str:
     """A hash of a medium's bytes: a file, a URL (by its name), encoded bytes, a PIL image, or a list of these."""
     if isinstance(reference, list):
         return hash_of("".join(map(digest, reference)).encode())
-    if isinstance(reference, str) and not reference.startswith(("http://", "https://")):
+    if is_url(reference):
+        return hash_of(reference.encode())
+    if isinstance(reference, str):
         with open(reference, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    if isinstance(reference, str):
-        return hash_of(reference.encode())
     return hash_of(reference if isinstance(reference, bytes) else reference.tobytes())
 
 
@@ -247,27 +285,35 @@ class Results:
     """What is known of each row: a few numbers in memory, the rest in the lines of the progress file.
 
     Args:
-        path: the progress file; what it holds already is taken over.
-        lengths: rows of each split.
+        path: the progress file; what it holds already is taken over, but for faults that may have been mended and
+            rows that cannot be used by now.
     """
 
-    def __init__(self, path: str, lengths: list[int]):
-        self.starts = list(accumulate(lengths, initial=0))
+    def __init__(self, path: str, splits: dict):
+        self.starts = list(accumulate(map(len, splits.values()), initial=0))
         self.rows = np.zeros(self.starts[-1], ROW)
         self.rows["fault"] = NOT_DONE
         # of each (split, kind, class of size)
         self.media, self.media_tokens = Counter(), Counter()
-        os.makedirs(os.path.dirname(path), exist_ok=True)
         self.file = open(path, "a+b")
-        self.file.seek(0)
         self.end = 0
-        for line in self.file:
-            if not line.endswith(b"\n"):  # the check was killed while it wrote
+        self._take_over()
+        faulty = np.isin(self.rows["fault"], [CODES[fault] for fault in LOOKED_AT_AGAIN])
+        unusable = [start + i for start, dataset in zip(self.starts, splits.values()) for i in dataset.errors]
+        done = self.rows["fault"] != NOT_DONE
+        self._forget(np.flatnonzero(faulty | done & np.isin(np.arange(len(self.rows)), unusable)))
+
+    def _take_over(self) -> None:
+        self.file.seek(0)
+        while line := self.file.readline():
+            try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("no end")
+                self._take(line)
+            except ValueError:  # the check was killed while it wrote
                 self.file.truncate(self.end)
-                break
-            self._take(line)
-        again = np.isin(self.rows["fault"], [CODES[fault] for fault in LOOKED_AT_AGAIN])
-        self.rows["fault"][again] = NOT_DONE
+                return
+            self.file.seek(self.end)
 
     def add(self, line: str) -> None:
         """Note the result on a row, in the file first."""
@@ -279,15 +325,31 @@ class Results:
     def _take(self, line: bytes) -> None:
         found = json.loads(line)
         position = found["position"]
-        for kind, width, height, tokens in found.get("media", []):
-            size = bisect(self.starts, position) - 1, kind, bisect_left(MEGAPIXELS, width * height / 1e6)
-            self.media[size] += 1
-            self.media_tokens[size] += tokens
+        if self.rows["fault"][position] != NOT_DONE:
+            self._forget([position])
+        self._count_media(found, 1)
         counts = [found.get(name, 0) for name in ("text", "image", "video", "labels", "cut")]
         hashes = [int(found.get(name, "0"), 16) for name in ("content", "question")]
         kind = KINDS.index(found.get("kind", "unreadable"))
-        self.rows[position] = (CODES[found.get("fault")], kind, *counts, *hashes, self.end)
+        late = found.get("late", False)
+        self.rows[position] = (CODES[found.get("fault")], kind, *counts, *hashes, late, self.end)
         self.end += len(line)
+
+    def _forget(self, positions: Iterable[int]) -> None:
+        """Take back what is known of rows."""
+        for position in positions:
+            self._count_media(self.details(position), -1)
+            self.rows["fault"][position] = NOT_DONE
+
+    def _count_media(self, found: dict, sign: int) -> None:
+        for kind, width, height, tokens in found.get("media", []):
+            size = (
+                bisect(self.starts, found["position"]) - 1,
+                kind,
+                bisect_left(MEGAPIXELS, width * height / 1e6),
+            )
+            self.media[size] += sign
+            self.media_tokens[size] += sign * tokens
 
     @property
     def left(self) -> np.ndarray:
@@ -309,13 +371,31 @@ def progress_file(arguments, splits: dict) -> str:
     paths = [index.path for dataset in splits.values() for index in dataset.files]
     paths += [data.chat_template, model.model_path]
     key = {
+        "version": VERSION,
         "flags": {name: value for name, value in vars(data).items() if name not in FREE_FLAGS},
         "model": [model.model_id, model.model_path, transformers.__version__],
         "files": [state for path in paths if path and os.path.exists(path) for state in file_states(path)],
         "rows": [len(dataset) for dataset in splits.values()],
     }
     name = hash_of(json.dumps(key, sort_keys=True, default=str).encode())[:32]
-    return os.path.join(os.path.expanduser(data.data_cache or CACHE_FOLDER), "checks", f"{name}.jsonl")
+    folder = os.path.join(os.path.expanduser(data.data_cache or CACHE_FOLDER), "checks")
+    os.makedirs(folder, exist_ok=True)
+    return os.path.join(folder, f"{name}.jsonl")
+
+
+@contextmanager
+def alone_with(path: str):
+    """Only one process at a time goes on with a progress file."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print("Another check of the same data is running; waiting until it ends.", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def file_states(path: str) -> list[tuple]:
@@ -381,8 +461,8 @@ def summarize(arguments, splits: dict, results: Results, num_processes: int) -> 
     if "eval" in splits:
         report["overlap"] = overlap(results)
     report["failures"], report["notes"] = verdict(report, arguments)
-    weight = splits["train"].epoch_size / len(splits["train"])  # of the mean row
-    report["epoch"] = epoch(report["data"]["train"], weight, arguments, num_processes)
+    train = results.rows[: results.starts[1]]
+    report["epoch"] = epoch(splits["train"], train, arguments, num_processes)
     return report
 
 
@@ -413,12 +493,22 @@ def describe_split(results: Results, split: int, start: int, end: int) -> dict:
         "histograms": {"tokens": histogram(total), "labels": histogram(rows["labels"][good])},
         "over_budget": {"rows": int((rows["cut"] > 0).sum() + (rows["fault"] == CODES["overlong"]).sum())},
         "cut": {"rows": int((rows["cut"] > 0).sum()), "tokens": int(rows["cut"].sum())},
-        "trained_tokens": int((rows["text"] + visual - rows["cut"])[good].sum()),
+        "trained_tokens": int(tokens_within_budget(rows)[good].sum()),
+        "late": int(found_late(rows).sum()),
         "faults": faults,
         "duplicates": duplicates(results, start, rows),
         "sizes": size_classes(results, split),
         "costly": [costly_row(results, start + i) for i in costly],
     }
+
+
+def tokens_within_budget(rows: np.ndarray) -> np.ndarray:
+    return rows["text"] + rows["image"] + rows["video"] - rows["cut"]
+
+
+def found_late(rows: np.ndarray) -> np.ndarray:
+    """Which rows fail only when training comes to them."""
+    return np.isin(rows["fault"], [CODES[fault] for fault in BAD]) & rows["late"]
 
 
 def spread(values: np.ndarray) -> dict:
@@ -460,19 +550,20 @@ def overlap(results: Results) -> dict:
         examples = []
         for i in np.flatnonzero(shared)[:NUM_EXAMPLES]:
             twin = np.flatnonzero(train[name] == held_out[name][i])[0]
-            examples.append([results.name(twin), results.name(len(train) + i)])
+            examples.append({"train": results.name(twin), "eval": results.name(len(train) + i)})
         found[name] = {"rows": int(shared.sum()), "examples": examples}
     return found
 
 
 def size_classes(results: Results, split: int) -> list[dict]:
     """What media of each class of size cost, the dearest first."""
-    tokens = {size: number for size, number in results.media_tokens.most_common() if size[0] == split}
+    number_of = results.media
+    tokens = {size: n for size, n in results.media_tokens.most_common() if size[0] == split and number_of[size]}
     visual, limits = sum(tokens.values()), [*(f"{limit:g}" for limit in MEGAPIXELS), ""]
     found = []
     for (_, kind, i), number in tokens.items():
         size = f"{limits[i - 1] if i else 0} to {limits[i]}" if limits[i] else f"above {limits[i - 1]}"
-        of_size = {"kind": kind, "megapixels": size, "media": results.media[split, kind, i], "tokens": round(number)}
+        of_size = {"kind": kind, "megapixels": size, "media": number_of[split, kind, i], "tokens": round(number)}
         found.append(of_size | {"share": number / visual})
     return found
 
@@ -495,7 +586,8 @@ def verdict(report: dict, arguments) -> tuple[list[str], list[str]]:
         elif bad and bad > data.max_bad_samples:
             failures.append(f"{rows_of(bad, name)} cannot be used, more than --max_bad_samples {data.max_bad_samples}")
         elif bad:
-            notes.append(f"{rows_of(bad, name)} skipped")
+            late = f", {of_split['late']:,} of them when training comes to them" if of_split["late"] else ""
+            notes.append(f"{rows_of(bad, name)} skipped{late}")
         if overlong and not data.drop_overlong:
             budget = f"--model_max_length {data.model_max_length}"
             failures.append(f"{rows_of(overlong, name)} too long for {budget} (--drop_overlong True drops them)")
@@ -519,30 +611,48 @@ def rows_of(number: int, name: str) -> str:
     return f"{number:,} row{'s' * (number != 1)} of {name}"
 
 
-def epoch(train: dict, weight: float, arguments, num_processes: int) -> dict:
-    """Steps and tokens of an epoch, as the Trainer counts them; a skipped row is replaced, a dropped one is not."""
+def epoch(dataset, rows: np.ndarray, arguments, num_processes: int) -> dict:
+    """Steps and tokens of an epoch, as the Trainer counts them.
+
+    What is skipped or dropped before training is left out of the epoch; for a fault that training meets later, another
+    row is taken, drawn from all.
+    """
     training = arguments.training
-    rows = train["good"]
-    if arguments.data.on_bad_sample == "skip":
-        rows += sum(train["faults"][fault]["rows"] for fault in BAD if fault in train["faults"])
-    rows = round(rows * weight)
+    good = rows["fault"] == 0
+    late = found_late(rows)
+    taken = np.flatnonzero(good | late if arguments.data.on_bad_sample == "skip" else good)
+    dataset, tokens = copy.copy(dataset), tokens_within_budget(rows).astype(float)
+    dataset.select(taken)
+    tokens[late] = tokens[good].mean() if good.any() else 0
+    number = dataset.epoch_size
+    total_tokens = round(float(dataset.row_weights() @ tokens[taken]))
     whole = math.floor if training.dataloader_drop_last else math.ceil
-    batches = whole(rows / (training.per_device_train_batch_size * num_processes))
+    batches = whole(number / (training.per_device_train_batch_size * num_processes))
     steps = math.ceil(batches / training.gradient_accumulation_steps)
     total = training.max_steps if training.max_steps > 0 else math.ceil(steps * training.num_train_epochs)
-    tokens = round(train["trained_tokens"] / train["good"] * rows) if train["good"] else 0
     return {
-        "rows": rows,
+        "rows": number,
         "rows_per_step": training.per_device_train_batch_size * training.gradient_accumulation_steps * num_processes,
         "processes": num_processes,
         "steps": steps,
         "total_steps": total,
-        "tokens": tokens,
-        "tokens_per_step": round(tokens / steps) if steps else 0,
+        "tokens": total_tokens,
+        "tokens_per_step": round(total_tokens / steps) if steps else 0,
     }
 
 
 # ---- rows for a run ----
+
+
+def check_clean_path(path: str) -> None:
+    if not path.endswith(".jsonl"):
+        raise ValueError(f"--write_clean {path} must end in .jsonl, since that is what it will hold.")
+    if os.path.exists(others := rejected_path(path)):
+        raise ValueError(f"--write_clean {path} would overwrite {others}; delete it or name a new file.")
+
+
+def rejected_path(path: str) -> str:
+    return f"{path.removesuffix('.jsonl')}.rejected.jsonl"
 
 
 def write_clean(path: str, dataset, results: Results, data) -> dict[str, str]:
@@ -554,8 +664,8 @@ def write_clean(path: str, dataset, results: Results, data) -> dict[str, str]:
     Returns:
         What was written where.
     """
-    stem, folder = os.path.splitext(path)[0], os.path.dirname(os.path.abspath(path))
-    others = f"{stem}.rejected.jsonl"
+    folder, others = os.path.dirname(os.path.abspath(path)), rejected_path(path)
+    media_folder = f"{path.removesuffix('.jsonl')}.media"
     bases = [os.path.abspath(base or folder) for base in (data.image_folder, data.video_folder)]
     number = 0
     with open(f"{path}.part", "w", encoding="utf-8") as good, open(others, "w", encoding="utf-8") as rejected:
@@ -563,11 +673,11 @@ def write_clean(path: str, dataset, results: Results, data) -> dict[str, str]:
             if results.rows["fault"][position]:
                 found = results.details(position)
                 line = {"row": position, "fault": found["fault"], "reason": found["reason"]}
-                rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
+                rejected.write(json.dumps(line) + "\n")
                 continue
             paths = media_paths(dataset.rows[position])
-            row = portable(dataset.raw(position), paths, bases, f"{stem}.media")
-            good.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            row = portable(dataset.raw(position), paths, bases, media_folder)
+            good.write(json.dumps(row, default=str) + "\n")
             number += 1
     os.replace(f"{path}.part", path)
     return {f"{number:,} usable": path, f"{len(dataset) - number:,} others": others}
@@ -583,9 +693,9 @@ def media_paths(row: dict) -> list[str]:
 def portable(value, paths: list[str], bases: list[str], media_folder: str, field: str = ""):
     """A raw row, or a part of it, whose media are found from elsewhere too."""
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return {"path": written_bytes(value["bytes"], value.get("path") or "", media_folder)}
+        return {"path": written_bytes(value["bytes"], media_folder)}
     if isinstance(value, bytes):
-        return written_bytes(value, "", media_folder)
+        return written_bytes(value, media_folder)
     if isinstance(value, dict):
         return {name: portable(item, paths, bases, media_folder, name) for name, item in value.items()}
     if isinstance(value, list):
@@ -599,8 +709,8 @@ def portable(value, paths: list[str], bases: list[str], media_folder: str, field
     return min((path for path in paths if path.endswith(tail)), key=len, default=value)
 
 
-def written_bytes(content: bytes, name: str, folder: str) -> str:
-    path = os.path.join(os.path.abspath(folder), hash_of(content)[:32] + os.path.splitext(name)[1])
+def written_bytes(content: bytes, folder: str) -> str:
+    path = os.path.join(os.path.abspath(folder), hash_of(content)[:32])
     os.makedirs(folder, exist_ok=True)
     with open(path, "wb") as file:
         file.write(content)

@@ -53,11 +53,11 @@ def tables(report: dict, num_costly: int) -> list[Table]:
         found += split_tables(of_split, report["model_max_length"], num_costly)
     if "overlap" in report:
         meanings = {"content": "the whole row", "question": "media and questions"}
-        rows = [
-            [meanings[name], f"{same['rows']:,}", " = ".join(same["examples"][0]) if same["examples"] else ""]
-            for name, same in report["overlap"].items()
-        ]
-        columns = {"the same": False, "rows": True, "first": False}
+        rows = []
+        for name, same in report["overlap"].items():
+            first = same["examples"][0] if same["examples"] else None
+            rows.append([meanings[name], f"{same['rows']:,}", f"{first['eval']} = {first['train']}" if first else ""])
+        columns = {"the same": False, "rows": True, "first: evaluation = training": False}
         found.append(Table("Evaluation rows that stand in the training data", columns, rows))
     return found
 

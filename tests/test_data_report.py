@@ -15,6 +15,7 @@ from conftest import CONSENT, MODEL_ID, turns
 from transformers import AutoTokenizer
 
 import data_report
+import data_report_views
 import datasets
 import preview
 
@@ -196,14 +197,31 @@ def test_duplicates_and_what_stands_in_both_data_sets(check, write_rows, media_f
     held_out = [row(asked, "Crimson", image=copied), row(asked, "Red", image="blue.png"), row("Who?", "I")]
     paths = write_rows(train, "train.json"), write_rows(held_out, "eval.json")
     code, report, _ = check("llava-1.5", paths[0], "--eval_data_path", paths[1])
-    places = lambda examples: [tuple(name.split("sample ")[1] for name in pair) for pair in examples]  # noqa: E731
+    names = [os.path.basename(path) for path in paths]
+    pair = lambda i, j: {"train": f"{names[0]}, sample {i}", "eval": f"{names[1]}, sample {j}"}  # noqa: E731
     same = report["data"]["train"]["duplicates"]
-    assert same["rows"] == 2 and places(same["examples"]) == [("0", "2"), ("1", "4")]
-    assert {name: (found["rows"], places(found["examples"])) for name, found in report["overlap"].items()} == {
-        "content": (1, [("3", "1")]),
-        "question": (1, [("0", "0")]),
+    assert same["rows"] == 2
+    assert same["examples"] == [[f"{names[0]}, sample {i}" for i in twins] for twins in ((0, 2), (1, 4))]
+    assert report["overlap"] == {
+        "content": {"rows": 1, "examples": [pair(3, 1)]},
+        "question": {"rows": 1, "examples": [pair(0, 0)]},
     }
+    table = next(table for table in data_report_views.tables(report, 1) if "Evaluation" in table.title)
+    assert list(table.columns)[2] == "first: evaluation = training"
+    assert table.rows[0][2] == f"{names[1]}, sample 1 = {names[0]}, sample 3"
     assert report["data"]["eval"]["rows"] == 3 and code == 0
+
+
+def test_tokens_of_an_epoch_heed_the_weights_of_the_paths(check, tiny, write_rows):
+    tokenizer = AutoTokenizer.from_pretrained(tiny("llava-1.5"))
+    answers = ["a", "b b", "c c c", "d d d d"], ["word " * 40]
+    lengths = [[len(tokenizer(f"USER: Hi ASSISTANT: {text}</s>").input_ids) for text in of_path] for of_path in answers]
+    short, long = (
+        write_rows([row("Hi", text) for text in of_path], name) for of_path, name in zip(answers, ("a.json", "b.json"))
+    )
+    _, report, _ = check("llava-1.5", short, "--data_path", f"{short}:0.5", f"{long}:3")
+    assert report["epoch"]["rows"] == 2 + 3
+    assert report["epoch"]["tokens"] == sum(lengths[0]) / 2 + 3 * lengths[1][0]
 
 
 # ---- faults, and what training would do ----
@@ -241,6 +259,51 @@ def test_faults_are_told_apart_and_the_flags_decide(check, write_rows, media_fol
     assert found == code and re.search(named, "\n".join(report["failures"] + report["notes"]))
 
 
+def test_an_epoch_counts_a_faulty_row_only_where_training_replaces_it(check, tiny, write_rows, media_folder, tmp_path):
+    rows = faulty_rows(media_folder, tmp_path)
+    flags = ["--on_bad_sample", "skip"]
+    _, report, _ = check("llava-1.5", write_rows(rows), *flags)
+    tokens = len(AutoTokenizer.from_pretrained(tiny("llava-1.5"))("USER: a ASSISTANT: b</s>").input_ids)
+    # the good row, and for the one that is broken behind its header another, which is the good one too
+    assert (report["epoch"]["rows"], report["epoch"]["tokens"]) == (2, 2 * tokens)
+    assert any("4 rows of" in note and "1 of them when training comes to them" in note for note in report["notes"])
+    # one that may exceed the budget is opened before training
+    rows[1]["conversations"][1]["value"] = "word " * 300
+    _, report, _ = check("llava-1.5", write_rows(rows), *flags, "--model_max_length", 200)
+    assert faults(report) == {"row": 1, "missing": 1, "broken": 1, "refused": 1} and report["epoch"]["rows"] == 1
+
+
+def test_what_the_format_has_no_place_for_is_refused(check, write_rows, tmp_path):
+    untrained = turns("a", "b", "c", "d")
+    untrained[1]["train"] = False
+    path = write_rows([{"conversations": untrained}, row("a", "b")])
+    _, report, _ = check("llava-1.5", path, "--mask_question_tokens", False)
+    assert faults(report) == {"refused": 1}
+    reason = report["data"]["train"]["faults"]["refused"]["examples"][0]
+    assert "sample 0" in reason and "--mask_question_tokens False" in reason
+
+    template = tmp_path / "texts.jinja"
+    template.write_text(
+        "{% for m in messages %}{% for p in m.content %}{% if m.role == 'assistant' %}A:{% generation %}{{ p.text }}"
+        "</s>{% endgeneration %}{% elif p.type == 'text' %}U:{{ p.text }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    path = write_rows([row("a", "b"), row("<image> a", "b", image="red.png")])
+    _, report, _ = check("qwen2.5-vl", path, "--chat_template", template)
+    assert faults(report) == {"refused": 1}
+    reason = report["data"]["train"]["faults"]["refused"]["examples"][0]
+    assert "sample 1" in reason and "for 1 image(s)" in reason
+
+
+def test_references_that_are_not_allowed_are_faults_of_the_row(check, write_rows):
+    images = ["https://example.com/a.png", "../x.png", "none.png"]
+    path = write_rows([row("<image> a", "b", image=image) for image in images] + [row("a", "b")])
+    assert faults(check("llava-1.5", path)[1]) == {"row": 2, "missing": 1}
+
+
+def test_a_url_counts_by_its_name():
+    assert data_report.digest("HTTPS://example.com/a.png") != data_report.digest("https://example.com/b.png")
+
+
 def test_a_row_without_a_label_is_found(check, write_rows, tmp_path):
     template = tmp_path / "no_end.jinja"
     template.write_text(
@@ -251,6 +314,7 @@ def test_a_row_without_a_label_is_found(check, write_rows, tmp_path):
     code, report, _ = check("qwen2.5-vl", path, "--chat_template", template)
     assert faults(report) == {"no label": 1} and code == 1
     assert "sample 1: no token of it would be trained" in report["data"]["train"]["faults"]["no label"]["examples"][0]
+    assert report["data"]["train"]["late"] == 1
 
 
 def test_flags_without_effect_and_no_usable_row_fail(check, write_rows):
@@ -305,7 +369,7 @@ def test_an_interrupted_check_goes_on_with_the_rest(check, write_rows, tmp_path,
     assert check("llava-1.5", path, *flags)[1:] == (report, [])
 
 
-def test_only_what_changes_the_result_starts_anew(check, write_rows):
+def test_only_what_changes_the_result_starts_anew(check, write_rows, monkeypatch):
     rows = [row("a", "b"), row("<image> a", "b", image="late.png"), row("c", "d")]
     path = write_rows(rows)
     _, report, opened = check("llava-1.5", path)
@@ -316,11 +380,49 @@ def test_only_what_changes_the_result_starts_anew(check, write_rows):
     shutil.copy(late.parent / "red.png", late)
     try:
         _, report, opened = check("llava-1.5", path)
-        assert opened == [1] and faults(report) == {}
+        assert opened == [1] and faults(report) == {} and report["data"]["train"]["sizes"][0]["media"] == 1
+        os.rename(late, late.with_suffix(".away"))
+        for _ in range(2):
+            _, report, opened = check("llava-1.5", path)
+            assert opened == [] and faults(report) == {"missing": 1} and report["data"]["train"]["sizes"] == []
+        os.rename(late.with_suffix(".away"), late)
+        _, report, opened = check("llava-1.5", path)
+        assert opened == [1] and faults(report) == {} and report["data"]["train"]["sizes"][0]["media"] == 1
     finally:
         late.unlink()
+    monkeypatch.setattr(data_report, "VERSION", -1)
+    assert check("llava-1.5", path)[2] == [0, 2]
     Path(path).write_text(json.dumps([*rows[::2], row("e", "f")]))
     assert check("llava-1.5", path)[2] == [0, 1, 2]
+
+
+def test_a_progress_file_counts_a_row_once_and_ends_before_what_is_no_json(tmp_path):
+    rows = datasets.torch.utils.data.TensorDataset(datasets.torch.zeros(3))
+    rows.errors = {}
+    lines = [json.dumps({"position": 0, "text": 5, "media": [["image", 8, 8, 4]]}) + "\n"] * 2
+    path = tmp_path / "progress.jsonl"
+    path.write_text("".join(lines) + '{"position": 1, "te{"position": 2, "text": 5}\n{"position": 2, "text": 5}\n')
+    results = data_report.Results(str(path), {"train": rows})
+    assert list(results.media.values()) == [1] and list(results.media_tokens.values()) == [4]
+    assert results.left.tolist() == [1, 2] and path.read_text() == "".join(lines)
+    results.add('{"position": 2, "text": 7}')
+    assert results.details(2)["text"] == 7 and results.details(0)["text"] == 5
+
+
+def test_a_second_check_of_the_same_data_waits(tmp_path, capsys):
+    path, order = str(tmp_path / "progress.jsonl"), []
+
+    def second():
+        with data_report.alone_with(path):
+            order.append("second")
+
+    thread = threading.Thread(target=second, daemon=True)
+    with data_report.alone_with(path):
+        thread.start()
+        thread.join(0.3)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"] and "waiting until it ends" in capsys.readouterr().err
 
 
 # ---- the clean rows ----
@@ -328,7 +430,7 @@ def test_only_what_changes_the_result_starts_anew(check, write_rows):
 
 def test_the_clean_file_holds_the_usable_rows_as_they_were(check, write_rows, media_folder, tmp_path):
     good = [
-        {"id": 7, "note": "ünïcode", **row("<image>\nred.png", "red.png", image="red.png")},
+        {"id": 7, "note": "ünïcode \ud800", **row("<image>\nred.png", "red.png", image="red.png")},
         {
             "messages": [
                 {"role": "user", "content": [{"type": "image", "path": "./blue.png"}, {"type": "text", "text": "?"}]},
@@ -346,7 +448,6 @@ def test_the_clean_file_holds_the_usable_rows_as_they_were(check, write_rows, me
     expected = json.loads(json.dumps(good))
     expected[0]["image"], expected[1]["messages"][0]["content"][0]["path"] = red, blue
     assert written == expected  # and the text "red.png" is no path
-    assert "ünïcode" in clean.read_text(encoding="utf-8")
     others = [json.loads(line) for line in (clean.parent / "clean.rejected.jsonl").read_text().splitlines()]
     assert [(line["row"], line["fault"]) for line in others] == [(1, "row"), (3, "missing")]
     assert "none.png does not exist" in others[1]["reason"]
@@ -354,12 +455,15 @@ def test_the_clean_file_holds_the_usable_rows_as_they_were(check, write_rows, me
     opened = datasets.MultimodalDataset(str(clean))
     assert len(opened) == 3 and opened[0]["messages"][0]["content"][0]["image"].size == (64, 64)
 
+    (tmp_path / "other.rejected.jsonl").touch()
     beside = media_folder / f"{tmp_path.name}-clean.jsonl"
     try:
         check("llava-1.5", path, "--write_clean", beside)
         assert [json.loads(line) for line in beside.read_text().splitlines()] == good
         for flag, value, named in [
             ("--write_clean", beside, "exists already"),
+            ("--write_clean", tmp_path / "clean.json", "must end in .jsonl"),
+            ("--write_clean", tmp_path / "other.jsonl", "would overwrite .*other.rejected.jsonl"),
             ("--html", tmp_path, "is a folder; name a file"),
             ("--num_processes", 0, "1 or more"),
         ]:
@@ -371,11 +475,11 @@ def test_the_clean_file_holds_the_usable_rows_as_they_were(check, write_rows, me
 
 
 def test_encoded_bytes_become_files(tmp_path):
-    raw = {"images": [{"bytes": b"\x89PNG", "path": "a.png"}], "video": b"\0", "text": "a.png"}
+    raw = {"images": [{"bytes": b"\x89PNG", "path": "a.png\0/../.x"}], "video": b"\0", "text": "a.png"}
     found = data_report.portable(raw, [], [], str(tmp_path / "clean.media"))
     json.dumps(found)
     image = Path(found["images"][0]["path"])
-    assert image.read_bytes() == b"\x89PNG" and image.suffix == ".png" and image.is_absolute()
+    assert image.read_bytes() == b"\x89PNG" and image.suffix == "" and image.is_absolute()
     assert Path(found["video"]).read_bytes() == b"\0" and found["text"] == "a.png"
 
 
