@@ -1,5 +1,7 @@
 """Time and memory of opening a data set of many rows, for the first and the second time, and of reading it shuffled.
 
+Of the most rows, also the second opening of a slice with a weight, and the time to draw an epoch from it.
+
     python benchmarks/open_rows.py
     python benchmarks/open_rows.py --rows 1000 10000 --forms jsonl
 
@@ -26,6 +28,7 @@ import psutil  # noqa: E402
 from PIL import Image  # noqa: E402
 
 PICTURES = 8
+SLICE = "[10%:90%]:0.5"
 ACCESSES = 2000
 ANSWER = "It is a plain square of one colour, with nothing else in the picture. " * 3
 
@@ -72,6 +75,17 @@ def measure_opening(path: str, cache: str) -> dict:
     return {"seconds": seconds, "peak": usage() - peak, "kept": (process.memory_full_info().uss - kept) / 2**20}
 
 
+def measure_epoch(path: str, cache: str) -> dict:
+    """As `measure_opening`, and the seconds that the positions of an epoch take."""
+    from datasets import MultimodalDataset
+    from media import MediaOptions
+
+    found = measure_opening(path, cache)
+    dataset, start = MultimodalDataset(path, media=MediaOptions(cache_folder=cache)), time.perf_counter()
+    assert len(dataset.epoch_rows(0, 0)) == dataset.epoch_size
+    return found | {"epoch": time.perf_counter() - start}
+
+
 def measure_reading(path: str, cache: str) -> dict:
     """Rows per second in random order, pictures opened, by this process and by two workers, once they have started."""
     from torch.utils.data import DataLoader
@@ -92,7 +106,7 @@ def measure_reading(path: str, cache: str) -> dict:
     return rates
 
 
-def in_child(task: str, path: Path, cache: Path) -> dict:
+def in_child(task: str, path: Path | str, cache: Path) -> dict:
     command = [sys.executable, __file__, "--task", task, str(path), str(cache)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
@@ -104,12 +118,13 @@ def main() -> None:
     parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)  # of a child
     own = parser.parse_args()
     if own.task:
-        tasks = {"open": measure_opening, "read": measure_reading}
+        tasks = {"open": measure_opening, "read": measure_reading, "epoch": measure_epoch}
         print(json.dumps(tasks[own.task[0]](*own.task[1:])))
         return
     print(
         "form      rows       file MB | first: s   peak MB  kept MB | second: s  peak MB  kept MB | rows/s  2 workers"
     )
+    sliced = []
     with tempfile.TemporaryDirectory() as folder:
         for i in range(PICTURES):
             Image.new("RGB", (64, 64), (i * 30, 99, 99)).save(os.path.join(folder, f"{i}.png"))
@@ -124,8 +139,13 @@ def main() -> None:
                 opened = " | ".join(f"{r['seconds']:8.2f} {r['peak']:10.1f} {r['kept']:8.1f}" for r in (first, second))
                 megabytes, (alone, two) = path.stat().st_size / 1e6, (rates["0"], rates["2"])
                 print(f"{form:8} {count:9,} {megabytes:9.1f}   | {opened} | {alone:6.0f} {two:8.0f}", flush=True)
+                if count == max(own.rows):
+                    sliced.append((form, count, in_child("epoch", f"{path}{SLICE}", cache)))
                 path.unlink()
             summarise(form, own.rows, results)
+    for form, count, r in sliced:
+        opened = f"second opening {r['seconds']:.2f} s, {r['peak']:.1f} MB at its peak, {r['kept']:.1f} MB kept"
+        print(f"{form}: {count:,} rows as PATH{SLICE}: {opened}; drawing an epoch {r['epoch']:.3f} s")
 
 
 def summarise(form: str, counts: list[int], results: list[tuple[dict, dict]]) -> None:
