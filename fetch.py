@@ -10,9 +10,9 @@ import ipaddress
 import os
 import socket
 import ssl
-import tempfile
 import threading
 import time
+import uuid
 from contextlib import closing, suppress
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -20,7 +20,7 @@ import media
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 20  # between two pieces of data
-TOTAL_SECONDS = 600  # of one download
+TOTAL_SECONDS = 600  # of one download, with its redirects and tries
 TRIES = 3
 BACKOFF_SECONDS = 1.0  # before the second try; twice that before the third
 REDIRECTS = 5
@@ -46,10 +46,11 @@ def fetch(url: str, options: media.MediaOptions) -> str:
     path = os.path.join(folder, hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest())
     if os.path.exists(path):
         return path
+    deadline = time.monotonic() + TOTAL_SECONDS
     try:
         for attempt in range(TRIES):
             try:
-                return _into_cache(url, path, options)
+                return _into_cache(url, path, deadline, options)
             except (_Temporary, OSError, http.client.HTTPException) as error:
                 if attempt == TRIES - 1:
                     raise ValueError(f"{error or type(error).__name__} (tried {TRIES} times)") from error
@@ -58,13 +59,13 @@ def fetch(url: str, options: media.MediaOptions) -> str:
         raise ValueError(f"URL {media.describe(url)} cannot be fetched: {error}") from error
 
 
-def _into_cache(url: str, path: str, options: media.MediaOptions) -> str:
+def _into_cache(url: str, path: str, deadline: float, options: media.MediaOptions) -> str:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".part")
+    part = f"{path}.{uuid.uuid4().hex}.part"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(part, "xb") as file:  # with the rights of the umask, unlike a temporary file: caches are shared
             for _ in range(REDIRECTS + 1):
-                location = _request(url, file, options)
+                location = _request(url, file, deadline, options)
                 if location is None:
                     break
                 url = urljoin(url, location)
@@ -77,7 +78,7 @@ def _into_cache(url: str, path: str, options: media.MediaOptions) -> str:
             os.remove(part)
 
 
-def _request(url: str, file, options: media.MediaOptions) -> str | None:
+def _request(url: str, file, deadline: float, options: media.MediaOptions) -> str | None:
     """One request: writes the body to `file`, or returns where the server redirects to."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -92,8 +93,7 @@ def _request(url: str, file, options: media.MediaOptions) -> str | None:
     connection = _Connection(host, port, _public_addresses(host, port, options), parts.scheme == "https")
     safe = "/%:=&?~+!$,;'@()*[]"
     target = quote(parts.path or "/", safe) + (f"?{quote(parts.query, safe)}" if parts.query else "")
-    late = threading.Event()
-    timer = threading.Timer(TOTAL_SECONDS, lambda: (late.set(), connection.abort()))
+    timer = threading.Timer(max(0, deadline - time.monotonic()), connection.abort)
     timer.daemon = True
     timer.start()
     try:
@@ -103,11 +103,11 @@ def _request(url: str, file, options: media.MediaOptions) -> str | None:
             with connection.getresponse() as response:
                 location = _read(response, file, options)
     except (OSError, http.client.HTTPException, _Temporary):
-        if not late.is_set():
+        if not connection.late.is_set():
             raise
     finally:
         timer.cancel()
-    if late.is_set():
+    if connection.late.is_set():
         raise ValueError(f"it takes longer than {TOTAL_SECONDS} seconds")
     return location
 
@@ -140,6 +140,7 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, host: str, port: int, addresses: list[str], encrypted: bool):
         super().__init__(host, port)
         self.addresses, self.encrypted, self.socket = addresses, encrypted, None
+        self.late = threading.Event()
         self.default_port = 443 if encrypted else 80  # what the Host header leaves out
 
     def connect(self) -> None:
@@ -157,9 +158,12 @@ class _Connection(http.client.HTTPConnection):
                 self.sock, server_hostname=self.host, do_handshake_on_connect=False
             )
             self.sock.do_handshake()
+        if self.late.is_set():  # before there was a socket to end
+            raise TimeoutError("too late")
 
     def abort(self) -> None:
         """From another thread: ends whatever waits for data."""
+        self.late.set()
         if self.socket:
             with suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)

@@ -8,6 +8,8 @@ import contextlib
 import io
 import os
 import stat
+import struct
+import zlib
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,8 +18,9 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageErr
 # Where indexes of data files and fetched media lie.
 CACHE_FOLDER = os.environ.get("FINELMM_CACHE", "~/.cache/finelmm")
 FILTERS = {name: Image.Resampling[name.upper()] for name in "bilinear bicubic lanczos nearest box hamming".split()}
-# The rest of Pillow's formats are not what people train on, and EPS is a program that it hands to Ghostscript.
-FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+# The rest of Pillow's formats are not what people train on, TGA is known only by the ending of a name, and EPS is a
+# program that Pillow hands to Ghostscript.
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,14 @@ class MediaOptions:
     image_pixel_limit: int = 179_000_000  # a larger image or frame is refused as a decompression bomb
     media_megabytes_limit: int = 2_000  # of a fetched file
     video_seconds_limit: int = 4 * 3600
+    video_pixel_limit: int = 2_000_000_000  # of all frames taken from a video together, as they are scaled
 
     def __post_init__(self):
         for name in ("min_pixels", "max_pixels", "num_frames", "fps", "max_frames", "video_max_pixels"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:  # also NaN
                 raise ValueError(f"--{name} is {value}; it must be more than 0.")
-        for name in ("image_pixel_limit", "media_megabytes_limit", "video_seconds_limit"):
+        for name in ("image_pixel_limit", "media_megabytes_limit", "video_seconds_limit", "video_pixel_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
         if self.image_resize_algorithm not in FILTERS:
@@ -126,9 +130,14 @@ def read_header(kind: str, reference, options: MediaOptions) -> tuple[int, ...]:
 
         return videos.read_header(reference, options)
     with _header(reference, options) as image:
+        _is_deep(image)
+        width, height = image.size
+        if image.format == "TIFF":  # Pillow (11 and later) has turned the size, but not the pixels
+            width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
         # Of the base class: PngImageFile's own decodes the whole image to look behind the pixels.
-        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        width, height = image.size[::-1] if turned else image.size
+        exif = Image.Image.getexif(_without_pixels(image) if image.format == "PNG" else image)
+        if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+            width, height = height, width
         return options.target_size(width, height)[::-1]
 
 
@@ -212,16 +221,48 @@ def _undecodable(reference, reason) -> ValueError:
     return ValueError(f"image {describe(reference)} cannot be decoded: {reason}")
 
 
+def _is_deep(image: Image.Image) -> bool:
+    """Whether it is grey of 16 bits.
+
+    Raises:
+        ValueError: 32 bits, whose range is not known.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return True
+    if image.mode in ("I", "F"):
+        raise ValueError("its 32-bit pixels have no known range; save it with 8 or 16 bits")
+    return False
+
+
+def _without_pixels(image: Image.Image) -> Image.Image:
+    """An opened PNG with its chunks (PNG specification, 5.3) but those of pixels: EXIF may stand behind them."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    image.fp.seek(0)
+    kept, behind = [image.fp.read(8)], False
+    while len(start := image.fp.read(8)) == 8:
+        length, name = struct.unpack(">I4s", start)
+        if name == b"IEND" or (behind and name == b"fcTL"):  # the second frame of an animation
+            break
+        if name == b"IDAT":
+            behind = True
+            image.fp.seek(length, os.SEEK_CUR)
+        else:
+            kept.append(chunk(name, image.fp.read(length)))
+        image.fp.seek(4, os.SEEK_CUR)  # its checksum
+    return Image.open(io.BytesIO(b"".join(kept) + chunk(b"IDAT", b"")), formats=["PNG"])
+
+
 def _as_seen(image: Image.Image) -> Image.Image:
     """The image turned (in place) and as RGB."""
     tiff = image.tag_v2 if image.format == "TIFF" else {}
-    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # 16 bits of grey
+    deep = _is_deep(image)
     ImageOps.exif_transpose(image, in_place=True)
     if deep:  # `convert` would clip at 255 and leave it white
         bits = tiff.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
         image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
         if tiff.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0; Pillow (13) turns only 8 bits
             image = ImageOps.invert(image)
-    if image.mode in ("I", "F"):
-        raise ValueError("its 32-bit pixels have no known range; save it with 8 or 16 bits")
     return on_white(image) if image.has_transparency_data else image.convert("RGB")

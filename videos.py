@@ -52,8 +52,9 @@ def open_video(reference, options: MediaOptions) -> tuple[np.ndarray, dict]:
     source = media.local_file("video", reference, options)
     with _named(reference):
         with _opened(source, options) as (container, stream):
-            scan = _scan(container, stream, source, options)
+            scan, size = _scan(container, stream, source, options), (stream.width, stream.height)
         indices = _choose(scan.total, scan.fps, options)
+        _scaled_size(*size, len(indices), options)
         wanted = sorted(set(indices))
         if options.video_backend == "decord":
             frames = _decode_with_decord(source, wanted, scan, options)
@@ -67,16 +68,14 @@ def open_video(reference, options: MediaOptions) -> tuple[np.ndarray, dict]:
 def read_header(reference, options: MediaOptions) -> tuple[int, int, int]:
     """(frames, height, width) as `open_video` gives them; see `media.read_header`."""
     if isinstance(reference, (list, tuple)):
-        _check_list(reference)
-        height, width = media.read_header("image", reference[0], _of_frames(options))
-        width, height = media.scaled_size(width, height, None, options.video_max_pixels)
-        return options.num_frames, height, width
+        indices, _, (width, height) = _choose_images(reference, options)
+        return len(indices), height, width
     source = media.local_file("video", reference, options)
     with _named(reference), _opened(source, options) as (container, stream):
-        height, width, _ = _pixels(_first_frame(container, stream), options).shape
-        number = options.num_frames
+        frame, number = _first_frame(container, stream), options.num_frames
         if options.fps:
             number = len(_choose(*_promised(container, stream, source, options), options))
+        height, width, _ = _pixels(frame, number, options).shape
         return number, height, width
 
 
@@ -92,6 +91,21 @@ def _choose(total: int, fps: float, options: MediaOptions) -> list[int]:
     return np.minimum(indices, total - 1).tolist()
 
 
+def _scaled_size(width: int, height: int, number: int, options: MediaOptions) -> tuple[int, int]:
+    """(width, height) of each frame once scaled.
+
+    Raises:
+        ValueError: so many frames of that size are too large together.
+    """
+    width, height = media.scaled_size(width, height, None, options.video_max_pixels)
+    if number * width * height > options.video_pixel_limit:
+        raise ValueError(
+            f"{number:,} frames of {width}x{height} pixels are more than --video_pixel_limit; lower "
+            f"{'--max_frames' if options.fps else '--num_frames (--max_frames with --fps)'} or --video_max_pixels"
+        )
+    return width, height
+
+
 def _metadata(total: int, fps: float, indices: list[int]) -> dict:
     return {"fps": fps, "duration": total / fps, "total_num_frames": total, "frames_indices": indices}
 
@@ -100,29 +114,31 @@ def _metadata(total: int, fps: float, indices: list[int]) -> dict:
 
 
 def _open_images(references, options: MediaOptions) -> tuple[np.ndarray, dict]:
-    _check_list(references)
-    indices = np.linspace(0, len(references) - 1, options.num_frames).round().astype(int).tolist()
-    images = {i: media.open_image(references[i], _of_frames(options)) for i in sorted(set(indices))}
-    first = images[indices[0]].size
-    for i, image in images.items():
-        if image.size != first:
-            raise ValueError(
-                f"the images of a video must have one size, but image {media.describe(references[i])} has "
-                f"{image.width}x{image.height} pixels and the first {first[0]}x{first[1]}"
-            )
-    size = media.scaled_size(*first, None, options.video_max_pixels)
-    frames = {i: np.asarray(image if size == first else image.resize(size)) for i, image in images.items()}
+    indices, single, size = _choose_images(references, options)
+    frames = {}
+    for i in sorted(set(indices)):
+        image = media.open_image(references[i], single)
+        frames[i] = np.asarray(image if size == image.size else image.resize(size))
     return np.stack([frames[i] for i in indices]), _metadata(len(references), UNKNOWN_FPS, indices)
 
 
-def _check_list(references) -> None:
+def _choose_images(references, options: MediaOptions) -> tuple[list[int], MediaOptions, tuple[int, int]]:
+    """The numbers of the images to take, the options to open each with, and the (width, height) of the frames."""
     if not references:
         raise ValueError("a video is an empty list of images")
-
-
-def _of_frames(options: MediaOptions) -> MediaOptions:
-    """The options for single images of a video: those of size are of images, not of frames."""
-    return dataclasses.replace(options, image_size=None, min_pixels=None, max_pixels=None)
+    # Flags of size that mean images do not mean frames.
+    single = dataclasses.replace(options, image_size=None, min_pixels=None, max_pixels=None)
+    indices = np.linspace(0, len(references) - 1, options.num_frames).round().astype(int).tolist()
+    sizes = {i: media.read_header("image", references[i], single)[::-1] for i in sorted(set(indices))}
+    first = sizes[indices[0]]
+    for i, (width, height) in sizes.items():
+        if (width, height) != first:
+            raise ValueError(
+                f"the images of a video must have one size, but image {media.describe(references[i])} has "
+                f"{width}x{height} pixels and the first {first[0]}x{first[1]}"
+            )
+    with _named(references):
+        return indices, single, _scaled_size(*first, len(indices), options)
 
 
 # ---- the container ----
@@ -167,7 +183,12 @@ def _opened(source, options: MediaOptions):
             raise ValueError("its pictures are of an unknown codec")
         if stream.width * stream.height > options.image_pixel_limit:
             raise ValueError(f"its frames have {stream.width}x{stream.height} pixels, more than --image_pixel_limit")
-        stream.codec_context.options = {"max_pixels": str(options.image_pixel_limit)}  # if they grow on the way
+        stream.codec_context.options = {
+            "max_pixels": str(options.image_pixel_limit),  # if they grow on the way
+            # Damage is an error, and not painted over. VP8, VP9, WMV, GIF and QuickTime RLE notice little of it: there
+            # nearly any bytes are a picture.
+            "err_detect": "explode",
+        }
         stream.thread_type = "AUTO"
         yield container, stream
 
@@ -308,7 +329,7 @@ def _decode_by_time(source, wanted: list[int], scan: _Scan, options: MediaOption
                     return None
                 if frame.pts != time or frame.is_corrupt:
                     return None
-                frames[index] = _pixels(frame, options)
+                frames[index] = _pixels(frame, len(wanted), options)
         except av.FFmpegError:
             return None
     return frames
@@ -328,8 +349,10 @@ def _decode_by_number(source, wanted: list[int], total: int, options: MediaOptio
     with _opened(source, options) as (container, stream):
         try:
             for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    break
                 if number in remaining:
-                    frames[number] = _pixels(frame, options)
+                    frames[number] = _pixels(frame, len(wanted), options)
                 number += 1
                 if number > wanted[-1]:
                     return frames
@@ -339,15 +362,18 @@ def _decode_by_number(source, wanted: list[int], total: int, options: MediaOptio
 
 
 def _first_frame(container, stream):
-    frame = next(container.decode(stream), None)
+    try:
+        frame = next(container.decode(stream), None)
+    except av.FFmpegError as error:
+        raise ValueError("it is truncated or damaged: not even its first frame can be decoded") from error
     if frame is None:
         raise ValueError("it holds no frame")
     return frame
 
 
-def _pixels(frame, options: MediaOptions) -> np.ndarray:
-    """(height, width, 3) uint8 of a decoded frame, scaled and turned."""
-    width, height = media.scaled_size(frame.width, frame.height, None, options.video_max_pixels)
+def _pixels(frame, number: int, options: MediaOptions) -> np.ndarray:
+    """(height, width, 3) uint8 of a decoded frame, one of `number`, scaled and turned."""
+    width, height = _scaled_size(frame.width, frame.height, number, options)
     if any(component.is_alpha for component in frame.format.components):
         rgba = frame.to_ndarray(format="rgba", width=width, height=height)
         pixels = np.asarray(media.on_white(Image.fromarray(rgba)))
@@ -370,7 +396,7 @@ def _decode_with_decord(source, wanted: list[int], scan: _Scan, options: MediaOp
     part 2 with B-frames, and from open groups of pictures; and it breaks on turned frames.
 
     Raises:
-        ValueError: a clip of such a kind, or one where decord fails.
+        ValueError: a clip of such a kind, a damaged one, or one where decord fails.
     """
     import decord
 
@@ -388,7 +414,8 @@ def _decode_with_decord(source, wanted: list[int], scan: _Scan, options: MediaOp
         reason = "it has transparency"
     if reason:
         raise ValueError(f"{reason}, which decord gets wrong; use --video_backend pyav")
-    width, height = media.scaled_size(first.width, first.height, None, options.video_max_pixels)
+    _decode(source, wanted, scan, options)  # decord has no such option, and paints over damage
+    width, height = _scaled_size(first.width, first.height, len(wanted), options)
     if not isinstance(source, str):
         source.seek(0)
     try:

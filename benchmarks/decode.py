@@ -85,6 +85,7 @@ def run(way, path: str, count: int) -> tuple[float, float, float]:
     theirs, ours = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=measure, args=(way, path, count, ours))
     process.start()
+    ours.close()  # so that the end of the child is seen
     result = theirs.recv()
     process.join()
     return result

@@ -181,6 +181,36 @@ def test_a_server_that_dawdles_is_left(server, options, monkeypatch, limit, mess
     assert time.monotonic() - start < 2
 
 
+@pytest.mark.parametrize("first", [(302, {"Location": "/a", "Content-Length": "0"}), (503, {"Content-Length": "100"})])
+def test_redirects_and_tries_share_one_time(server, options, monkeypatch, first):
+    """Each answer is within the time, all of them together are not."""
+    monkeypatch.setattr(fetch, "TOTAL_SECONDS", 0.3)
+    status, headers = first
+
+    def late(answer):
+        time.sleep(0.2)
+        return answer
+
+    class Answers(list):
+        def pop(self, _):
+            return late((status, headers, []))
+
+    server.answers["/a"] = Answers()
+    with pytest.raises(ValueError, match="it takes longer than 0.3 seconds"):
+        fetch.fetch(server.url + "/a", options())
+    assert len(server.seen) == 2
+
+
+def test_a_shared_cache_is_readable_as_the_umask_says(server, options):
+    server.answers["/a"] = answer()
+    before = os.umask(0o027)
+    try:
+        path = fetch.fetch(server.url + "/a", options())
+    finally:
+        os.umask(before)
+    assert os.stat(path).st_mode & 0o777 == 0o640
+
+
 def test_headers_that_never_end_are_left(options, monkeypatch):
     monkeypatch.setattr(fetch, "TOTAL_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -130,7 +130,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path, ending):
     assert media.open_image(str(tmp_path / f"a.{ending}"), PLAIN).getpixel((4, 4)) == RED
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize("ending", ["png", "jpg", "tiff", "webp"])
 @pytest.mark.parametrize(
     "orientation, size, corner", [(1, (32, 16), (0, 0)), (3, (32, 16), (31, 15)), (6, (16, 32), (15, 0))]
 )
@@ -148,8 +148,26 @@ def test_exif_turns_the_image_and_its_size(tmp_path, ending, orientation, size, 
     )
     assert media.read_header("image", path, PLAIN) == size[::-1]
     with Image.open(path) as given:
+        before = given.size  # of TIFF, Pillow turns it
         assert media.open_image(given, PLAIN).tobytes() == image.tobytes()
-        assert media.read_header("image", given, PLAIN) == size[::-1] and given.size == (32, 16)
+        assert media.read_header("image", given, PLAIN) == size[::-1] and given.size == before
+
+
+@pytest.mark.parametrize("orientation, size", [(1, (32, 16)), (6, (16, 32))])
+@pytest.mark.parametrize("animated", [False, True])
+def test_exif_behind_the_pixels_of_a_png_turns_it_too(orientation, size, animated):
+    """PNG specification, 5.6: eXIf may stand anywhere between IHDR and IEND."""
+    file = io.BytesIO()
+    image = Image.new("RGB", (32, 16))
+    image.save(file, "PNG", save_all=animated, append_images=[Image.new("RGB", (32, 16), RED)] * animated)
+    exif = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, ExifTags.Base.Orientation, 3, 1, orientation, 0, 0)
+    late = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    content = file.getvalue()
+    end = content.rindex(b"fcTL" if animated else b"IEND") - 4  # of an animation, behind the first frame
+    content = content[:end] + late + content[end:]
+    assert content.index(b"eXIf") > content.index(b"IDAT")
+    assert media.open_image(content, PLAIN).size == size
+    assert media.read_header("image", content, PLAIN) == size[::-1]
 
 
 def test_checking_an_image_decodes_no_pixel(tmp_path):
@@ -180,6 +198,12 @@ def test_a_missing_file_is_a_value_error_that_names_it(tmp_path, kind):
             opened()
 
 
+def test_a_format_without_a_magic_number_is_none(tmp_path):
+    Image.new("RGB", (4, 2)).save(tmp_path / "a.tga")
+    with pytest.raises(ValueError, match="it is of none of the formats"):
+        media.open_image(str(tmp_path / "a.tga"), PLAIN)
+
+
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "bmp"])
 def test_a_truncated_image_is_a_value_error(tmp_path, ending):
     path = tmp_path / f"a.{ending}"
@@ -192,8 +216,11 @@ def test_a_truncated_image_is_a_value_error(tmp_path, ending):
 
 def test_pixels_of_unknown_range_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tiff")
-    with pytest.raises(ValueError, match="32-bit"):
-        media.open_image(str(tmp_path / "a.tiff"), PLAIN)
+    Image.new("I", (4, 4)).save(tmp_path / "b.tiff")
+    for name in ("a.tiff", "b.tiff"):
+        for opened in (media.open_image, lambda *of: media.read_header("image", *of)):
+            with pytest.raises(ValueError, match="32-bit"):
+                opened(str(tmp_path / name), PLAIN)
 
 
 # ---- what a reference may be ----
@@ -311,6 +338,8 @@ def test_each_algorithm_is_the_one_of_its_name(name):
         ({"min_pixels": 0}, "--min_pixels is 0"),
         ({"num_frames": 0}, "--num_frames is 0"),
         ({"fps": -1.0}, "--fps is -1.0"),
+        ({"fps": float("nan")}, "--fps is nan"),
+        ({"video_pixel_limit": 0}, "--video_pixel_limit is 0"),
         ({"max_frames": 4}, "--max_frames has no effect without --fps"),
         ({"video_backend": "opencv"}, "--video_backend is 'opencv'"),
         ({"image_pixel_limit": 0}, "--image_pixel_limit is 0"),

@@ -94,6 +94,9 @@ CLIPS = {
     "alpha.webm": {"codec": "libvpx-vp9", "pix_fmt": "yuva420p", "b": "400k", "cpu-used": "8"},
     "ten.mp4": {"pix_fmt": "yuv420p10le", **H264},
     "full.mov": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "h263.flv": {"codec": "flv", "b": "400k"},
+    "av1.mp4": {"codec": "libsvtav1"},
+    "prores.mov": {"codec": "prores", "pix_fmt": "yuv422p10le"},
     "a.gif": {"codec": "gif", "pix_fmt": "rgb8"},
 }
 NO_TIME = "a.h264"  # FFmpeg says 25 a second
@@ -137,6 +140,61 @@ def test_a_jump_skips_what_is_not_wanted(clips, tmp_path):
     assert numbers(frames) == [0, 47]
     with pytest.raises(ValueError, match="a.mp4 cannot be decoded: .* of 48 frames the first 1[012] can be decoded"):
         videos.open_video(str(tmp_path / "a.mp4"), MediaOptions(num_frames=4))
+
+
+def damaged(path: str) -> bytes:
+    """A clip with 16 bytes within every third picture overwritten."""
+    content, random = bytearray(open(path, "rb").read()), np.random.default_rng(0)
+    with av.open(path) as container:
+        pictures = [bytes(packet) for packet in container.demux(video=0) if packet.size > 60]
+    for picture in pictures[::3]:
+        middle = content.find(picture[len(picture) // 2 :][:20])
+        if middle >= 0:  # not across packets of MPEG-TS
+            content[middle : middle + 16] = random.bytes(16)
+    assert content != open(path, "rb").read()
+    return bytes(content)
+
+
+# Nearly any bytes are a picture of these; of HEVC as long as its slices end where they should.
+UNNOTICED = ("vp8.webm", "vp9.webm", "alpha.webm", "a.gif", "hevc.mkv")
+
+
+@pytest.mark.parametrize("name", [name for name in CLIPS if name not in UNNOTICED])
+def test_damage_is_an_error_and_not_painted_over(clips, tmp_path, name):
+    (tmp_path / name).write_bytes(damaged(clips(name)))
+    for flags in ({"num_frames": 48}, {"fps": 8.0}):
+        with pytest.raises(ValueError, match=f"{name} cannot be decoded: it is truncated or damaged: of 48 frames the"):
+            videos.open_video(str(tmp_path / name), MediaOptions(**flags))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "hevc.mp4", "av1.mp4", "full.mov"])
+def test_stretches_of_a_file_that_were_overwritten_are_an_error(clips, tmp_path, name):
+    content = open(clips(name) if name in CLIPS else write_clip(tmp_path / name, **HEVC), "rb").read()
+    start = content.index(b"mdat") + 4
+    end = start - 8 + int.from_bytes(content[start - 8 : start - 4])
+    for seed in range(4):
+        broken, random = bytearray(content), np.random.default_rng(seed)
+        for at in random.integers(start, end - 200, 4):
+            broken[at : at + 200] = random.bytes(200)
+        (tmp_path / name).write_bytes(broken)
+        with pytest.raises(ValueError, match=f"{name} cannot be decoded: "):
+            videos.open_video(str(tmp_path / name), MediaOptions(num_frames=48))
+
+
+@pytest.mark.parametrize(
+    "flags, number", [({"fps": 8.0}, 48), ({"num_frames": 24}, 24), ({"fps": 8.0, "max_frames": 24}, 24)]
+)
+@pytest.mark.parametrize("backend", ["pyav", pytest.param("decord", marks=needs_decord)])
+def test_all_frames_together_have_a_limit(clips, monkeypatch, flags, number, backend):
+    flags = flags | {"video_backend": backend, "video_max_pixels": 1000}
+    pixels = number * 27 * 36  # as they are scaled
+    frames, _ = videos.open_video(clips("a.mp4"), MediaOptions(**flags, video_pixel_limit=pixels))
+    assert frames.size == 3 * pixels
+    monkeypatch.setattr(videos, "_decode", lambda *_: pytest.fail("it was decoded"))
+    for opened in (videos.open_video, videos.read_header):
+        with pytest.raises(ValueError, match=f"a.mp4 .* {number} frames of 36x27 pixels .* --video_pixel_limit") as e:
+            opened(clips("a.mp4"), MediaOptions(**flags, video_pixel_limit=pixels - 1))
+        assert "--max_frames" in str(e.value) and "--video_max_pixels" in str(e.value)
 
 
 @pytest.mark.parametrize(
@@ -392,8 +450,22 @@ def test_frames_may_be_bytes_or_opened_and_are_scaled(images):
     ],
 )
 def test_a_list_with_a_wrong_image_is_named(images, last, message):
-    with pytest.raises(ValueError, match=message):
-        videos.open_video([*images, last], MediaOptions(num_frames=3))
+    for opened in (videos.open_video, videos.read_header):
+        with pytest.raises(ValueError, match=message):
+            opened([*images, last], MediaOptions(num_frames=3))
+
+
+def test_an_image_that_is_not_taken_need_not_be_there(images):
+    images[1] = "/none.png"
+    assert videos.read_header(images, MediaOptions(num_frames=3)) == (3, 48, 64)
+    assert len(videos.open_video(images, MediaOptions(num_frames=3))[0]) == 3
+
+
+def test_images_together_have_the_limit_too(images):
+    for opened in (videos.open_video, videos.read_header):
+        opened(images, MediaOptions(num_frames=3, video_pixel_limit=3 * 48 * 64))
+        with pytest.raises(ValueError, match="video of 6 images .* 3 frames of 64x48 pixels .* --video_pixel_limit"):
+            opened(images, MediaOptions(num_frames=3, video_pixel_limit=3 * 48 * 64 - 1))
 
 
 def test_an_empty_list_is_no_video():
@@ -415,6 +487,14 @@ def test_decord_gives_the_same_frames(clips, name):
         ours, expected = videos.open_video(clips(name), MediaOptions(num_frames=count))
         assert numbers(theirs) == numbers(ours) == indices_of(count) and metadata == expected
         assert np.abs(theirs.astype(int) - ours).mean() < 4  # other conversions of colour
+
+
+@needs_decord
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "whole.mp4", "ten.mp4", "full.mov"])
+def test_damage_is_an_error_with_decord_too(clips, tmp_path, name):
+    (tmp_path / name).write_bytes(damaged(clips(name)))
+    with pytest.raises(ValueError, match=f"{name} cannot be decoded: it is truncated or damaged"):
+        videos.open_video(str(tmp_path / name), MediaOptions(num_frames=48, video_backend="decord"))
 
 
 @needs_decord
