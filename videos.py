@@ -185,8 +185,8 @@ def _opened(source, options: MediaOptions):
             raise ValueError(f"its frames have {stream.width}x{stream.height} pixels, more than --image_pixel_limit")
         stream.codec_context.options = {
             "max_pixels": str(options.image_pixel_limit),  # if they grow on the way
-            # Damage is an error, and not painted over. VP8, VP9, WMV, GIF and QuickTime RLE notice little of it: there
-            # nearly any bytes are a picture.
+            # Damage is an error, and not painted over. What nearly any bytes decode to stays unnoticed: most of VP8,
+            # VP9, WMV, GIF and QuickTime RLE, and now and then a few bytes within a slice of H.264 or HEVC.
             "err_detect": "explode",
         }
         stream.thread_type = "AUTO"
