@@ -219,9 +219,8 @@ def is_current(index: RowIndex, options: MediaOptions) -> bool:
     looked_at = os.path.join(index.folder, "index.json")
     if time.time() - os.path.getmtime(looked_at) < SECONDS_CURRENT:
         return True
-    maker, rows = IndexMaker(index.path, index.form, options), []
     rows = [index.raw(place) for place in index.errors if not index.is_broken(place)]
-    if not maker.all_faulty(rows):
+    if not IndexMaker(index.path, index.form, options).all_faulty(rows):
         return False
     os.utime(looked_at)
     return True
