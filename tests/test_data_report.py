@@ -353,10 +353,13 @@ def test_an_interrupted_check_goes_on_with_the_rest(check, write_rows, tmp_path,
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt, daemon=True)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        check("llava-1.5", path, *flags)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            check("llava-1.5", path, *flags)
+    finally:
+        signal.signal(signal.SIGINT, before)
     done = lines()
     assert 6 <= done < 20 and f"{done} of 20 rows are checked" in capsys.readouterr().err
     (file,) = cache.glob("*.jsonl")

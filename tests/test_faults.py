@@ -66,7 +66,7 @@ def test_without_the_flag_a_bad_sample_is_an_error(write_rows, half, tiny):
         taught_rows(encoded(write_rows(rows_with({2})), tiny, skip=False))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_too_many_bad_samples_end_the_run(write_rows, half, tiny, workers):
     dataset = encoded(write_rows(rows_with({1, 3, 6})), tiny, limit=2, workers=workers)
     with pytest.raises(ValueError, match="3 samples cannot be used, more than --max_bad_samples 2; .*sample "):
@@ -83,6 +83,7 @@ def test_what_replaces_a_sample_of_evaluation_has_no_label(write_rows, half, tin
     assert [bool((dataset[i]["labels"] != IGNORE_INDEX).any()) for i in range(8)] == [i != 4 for i in range(8)]
 
 
+@pytest.mark.slow
 def test_a_run_skips_and_says_how_many(write_rows, half, tiny, tmp_path, capfd):
     path = write_rows(rows_with({2, 5}))
     flags = ["--on_bad_sample", "skip", "--eval_data_path", path, "--max_steps", 8]
@@ -185,7 +186,8 @@ cli(lambda: train.main({words}))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_worker_that_dies_names_its_sample(write_rows, tiny, tmp_path, number):
     words = ["--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), "--use_cpu", "True"]
     words += ["--data_path", write_rows(rows_with(set())), "--output_dir", str(tmp_path / "out")]

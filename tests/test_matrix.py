@@ -24,6 +24,7 @@ from conftest import (
     trained_runs,
     turns,
 )
+from conftest import KINDS as ONE_OF_EACH_KIND
 from safetensors.torch import load_file
 
 import merge_lora_weights
@@ -90,14 +91,14 @@ def kinds_of(family: str) -> list[str]:
     return [kind for kind, rows in KINDS.items() if any(fits(family, row) for row in rows)]
 
 
-def cells(columns_of, slow=()) -> list:
+def cells(columns_of, is_slow=lambda family, column: False) -> list:
     """A test case for each family and column, marked for `--matrix`."""
     return [
         pytest.param(
             family,
             column,
             id=f"{family}-{column}",
-            marks=[pytest.mark.cell(family, column), *([pytest.mark.slow] if column in slow else [])],
+            marks=[pytest.mark.cell(family, column), *([pytest.mark.slow] if is_slow(family, column) else [])],
         )
         for family in FAMILIES
         for column in columns_of(family)
@@ -167,7 +168,12 @@ def modes_of(family: str) -> list[str]:
     return [mode for mode in MODES if mode != "vision LoRA" or FACTS[family].vision_linears]
 
 
-@pytest.mark.parametrize("family, mode", cells(modes_of, slow=["full", "vision LoRA", "projector"]))
+def is_slow(family: str, mode: str) -> bool:
+    """All but LoRA of one family of each kind."""
+    return mode != "LoRA" or family not in ONE_OF_EACH_KIND
+
+
+@pytest.mark.parametrize("family, mode", cells(modes_of, is_slow))
 def test_training(tiny, family, mode, write_rows, tmp_path):
     """Train, save, reload, merge: the logits of the trained model, the key names and shapes of the base."""
     path, out, merged = write_rows(rows_for(family)), tmp_path / "out", tmp_path / "merged"
