@@ -296,7 +296,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("family", ["llava-1.5", "qwen2.5-vl"])
+@pytest.mark.parametrize("family", ["qwen2.5-vl", pytest.param("llava-1.5", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_batch(collators, media_folder, tmp_path, read, form, family):
     form = FORMS[form]

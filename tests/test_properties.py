@@ -107,7 +107,9 @@ def parts_of(messages: list[dict]) -> list[dict]:
     return [part for message in messages for part in message["content"]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [*FAMILIES[:2], *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[2:])]
+)
 def test_labels_are_the_replies_and_media_have_their_tokens(families, family):
     collator, untouched, count = families(family)
     facts = FACTS[family]
