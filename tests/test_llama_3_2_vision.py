@@ -114,6 +114,7 @@ FLAGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 def test_masks_hold_under_gradient_checkpointing_and_in_copies(tiny, flags, write_rows, tmp_path):
     """The loss of a text beside images is that of the text, a row a batch."""

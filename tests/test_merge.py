@@ -4,7 +4,19 @@ import json
 
 import pytest
 import torch
-from conftest import BY_KIND, CONSENT, FACTS, MODEL_ID, VIDEO_ROWS, VISION_FLAGS, make_loader, rows_for, run, turns
+from conftest import (
+    BY_KIND,
+    CONSENT,
+    FACTS,
+    FAMILIES,
+    MODEL_ID,
+    VIDEO_ROWS,
+    VISION_FLAGS,
+    make_loader,
+    rows_for,
+    run,
+    turns,
+)
 from official import official_processor
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
@@ -18,7 +30,8 @@ LORA_FLAGS = ["--use_lora", True, *VISION_FLAGS]
 MIXTURE_FLAGS = ["--lora_experts", True, "--lora_router", True, "--lora_dropout", 0]
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_merged_equals_adapter_and_reloads(tiny, family, write_rows, tmp_path):
     path = write_rows(rows_for(family))
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
@@ -142,6 +155,7 @@ def test_predict_refuses_what_would_fail_late(tiny, write_rows, tmp_path, flags,
 REPLIES = ["Red", "Two dogs", "A lake", "Seven", "It rains", "Nobody", "Paris 1900", "Left </s> right"]
 
 
+@pytest.mark.slow
 def test_lora_memorises_eight_rows_and_the_merged_model_repeats_them(tiny, write_rows, tmp_path):
     rows = [{"conversations": turns(f"Question {i}: what is it?", fact)} for i, fact in enumerate(REPLIES)]
     path = write_rows(rows)

@@ -117,6 +117,7 @@ def test_kept_logits_are_those_of_the_whole(tiny, family, write_rows):
     assert all(torch.equal(batch[name], before[name]) for name in batch)  # some code writes into its inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", REMOTE)
 def test_gradient_checkpointing_changes_nothing(tiny, family, write_rows, tmp_path):
     path = write_rows(rows_for(family))

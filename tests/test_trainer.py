@@ -12,6 +12,7 @@ import yaml
 from conftest import (
     BY_KIND,
     FACTS,
+    FAMILIES,
     MODEL_ID,
     TAKES_VIDEO,
     VISION_FLAGS,
@@ -146,7 +147,8 @@ def test_an_incomplete_checkpoint_is_named(tiny, missing, write_rows, tmp_path):
         run(lambda _: str(folder), "llava-1.5", write_rows(rows_for("llava-1.5")), tmp_path / "out")
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_resumed_run_goes_on_as_if_never_stopped(tiny, family, write_rows, tmp_path):
     path, out = write_rows(rows_for(family)), tmp_path / "out"
     flags = [*VISION_FLAGS, "--save_strategy", "steps", "--save_steps", 1, "--learning_rate", 1e-2]
