@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import io
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -251,7 +250,6 @@ def encrypted(server, tmp_path, monkeypatch):
     return certificate
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
 @pytest.mark.parametrize(
     "host, trusted, message",
     [
