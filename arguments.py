@@ -110,6 +110,12 @@ class DataArguments(ReadingArguments):
     chat_template: str | None = flag(
         None, "Jinja file that replaces the chat template, in training and in answers (docs/chat_formats.md)."
     )
+    padding_free: bool | None = flag(
+        None, "Lay the samples of a batch in one row instead of padding them. Default: where the model can."
+    )
+    packing: bool = flag(
+        False, "Fill each row of a batch with samples up to --model_max_length; --per_device_train_batch_size counts rows."
+    )
     mask_question_tokens: bool = flag(True, "Train on replies only. False: on all text, never on media or padding.")
     drop_overlong: bool = flag(
         False, "Drop (and count) a sample whose first exchange exceeds --model_max_length; by default it is an error."

@@ -340,6 +340,11 @@ def check_together(arguments) -> None:
         raise ValueError("--image_resize_algorithm has no effect without --image_size, --min_pixels or --max_pixels.")
     if "media_megabytes_limit" in changed and not data.allow_urls:
         raise ValueError("--media_megabytes_limit has no effect without --allow_urls True: add it.")
+    if data.packing and data.padding_free is False:
+        raise ValueError("--packing True lays samples in one row, which --padding_free False forbids: leave one out.")
+    strategy = arguments.training.train_sampling_strategy
+    if data.packing and strategy != "random":
+        raise ValueError(f"--packing True decides itself what stands together: leave out --train_sampling_strategy {strategy}.")
     for name in sorted(arguments.given & FLAGS_WITHOUT_EFFECT.keys()):
         accepted, reason = FLAGS_WITHOUT_EFFECT[name]
         if getattr(arguments.training, name) != accepted:

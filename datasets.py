@@ -366,12 +366,14 @@ class EncodedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        """The tensors of a sample, a batch of one.
+    def __getitem__(self, position: int | tuple[int, ...]) -> dict:
+        """The tensors of a sample, a batch of one; of several positions, these samples in one row.
 
         Raises:
             ValueError: the sample, or with `--on_bad_sample skip` too many of them, cannot be used.
         """
+        if isinstance(position, tuple):
+            return self.collator.join([self[one] for one in position])
         worker = get_worker_info()
         if worker:
             self.at_work[worker.id] = torch.tensor([os.getpid(), position])

@@ -12,6 +12,7 @@ import os
 import yaml
 from transformers import set_seed
 
+import attention
 import engines
 import resume
 import trainable
@@ -41,6 +42,8 @@ def main(words: list[str] | None = None) -> None:
     )
     check_kernels(arguments, loader)
     collator = make_collator(arguments.model.family, loader, arguments.data)
+    if attention.is_padding_free(arguments, loader):
+        collator.join_samples(loader)
     report_template_differences(collator)
     check_media_kinds(arguments, train_dataset)
     fit_to_budget(collator, train_dataset, arguments.data.drop_overlong)
@@ -53,6 +56,8 @@ def main(words: list[str] | None = None) -> None:
     engines.join(arguments.training)
     quantize(arguments, loader)
     model = loader.load_model()
+    if collator.joins_samples:
+        attention.separate_samples(model, loader)
     engines.set_up_fsdp(arguments.training, model, trainable.compute_dtype(arguments.training))
     set_seed(arguments.training.seed)  # adapters start alike under every engine
     model = trainable.make_trainable(model, loader, arguments)

@@ -1,23 +1,25 @@
-"""The HF Trainer with the three things it leaves open: an exact loss, a pure sampler, the base's own processor files.
+"""The HF Trainer with the three things it leaves open: an exact loss, pure samplers, the base's own processor files.
 
 Also here: `generate_answers`, the answers of a model on a data set.
 """
 
 import glob
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, pad
-from torch.utils.data import Sampler, SequentialSampler
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from torch.utils.data import SequentialSampler
 
-from datasets import IGNORE_INDEX, MultimodalDataset
+from datasets import IGNORE_INDEX
 from engines import say
 from loaders.base import local_folder
 from resume import ResumableTrainer
+from sampling import EpochSampler, PackSampler
 
 # What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
 PROCESSOR_FILES = [
@@ -28,47 +30,14 @@ PROCESSOR_FILES = [
 ]
 
 
-def epoch_order(length: int, seed: int, epoch: int, lengths: list[int] | None = None, group: int = 1):
-    """The order of an epoch (length,): a pure function of its arguments.
-
-    Args:
-        lengths: estimated tokens per sample; given, samples of similar length stand in one `group`.
-        group: samples per step.
-    """
-    generator = torch.Generator().manual_seed(seed + epoch)
-    if lengths is not None:
-        return get_length_grouped_indices(lengths, group, generator=generator)
-    return torch.randperm(length, generator=generator).numpy()
-
-
-class EpochSampler(Sampler):
-    """Yields the rows of the epoch that `set_epoch` names, in the order of `--train_sampling_strategy`."""
-
-    def __init__(self, dataset: MultimodalDataset, seed: int, strategy: str = "random", group: int = 1):
-        self.dataset, self.seed, self.strategy, self.group = dataset, seed, strategy, group
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.dataset.epoch_size
-
-    def __iter__(self) -> Iterator[int]:
-        rows = self.dataset.epoch_rows(self.seed, self.epoch)
-        if self.strategy != "sequential":
-            lengths = self.dataset.lengths[rows].tolist() if self.strategy == "group_by_length" else None
-            rows = rows[epoch_order(len(rows), self.seed, self.epoch, lengths, self.group)]
-        for start in range(0, len(rows), 1024):  # a Python number takes four times the memory
-            yield from rows[start : start + 1024].tolist()
-
-
 class FinetuneTrainer(ResumableTrainer):
     """Args: as `ResumableTrainer`, and
 
     model_path: the folder or Hub path the model came from.
     chat_template: file of the chat template to save in the place of the checkpoint's.
     learning_rates: by the name of a parameter; default: `args.learning_rate`.
+    lengths: tokens of each training row (rows,); needed to group by length and to pack.
+    pack_budget: tokens of a pack; None: no packs.
     """
 
     # The loss below is already divided by the labels of the whole global step.
@@ -80,11 +49,13 @@ class FinetuneTrainer(ResumableTrainer):
         model_path: str,
         chat_template: str | None = None,
         learning_rates: dict[str, float] | None = None,
+        lengths: np.ndarray | None = None,
+        pack_budget: int | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
-        self.epoch_sampler = None
+        self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
         # Several families set this to False, and the Trainer would not count the labels of a step for them.
         self.model_accepts_loss_kwargs = True
 
@@ -161,12 +132,17 @@ class FinetuneTrainer(ResumableTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         with torch.no_grad(), self.compute_loss_context_manager():
             losses, keep, _ = self._label_losses(model, self._prepare_inputs(inputs))
-        # Per row, so that what accelerate repeats to fill the last batches of all ranks can be dropped again.
-        num_labels = keep.sum(1)
-        row_losses = torch.zeros(len(keep), device=keep.device).index_add(0, keep.nonzero()[:, 0], losses)
-        rows = slice(self.args.eval_batch_size)  # all but dummies, which stand last
-        row_losses, num_labels = self.accelerator.gather_for_metrics((row_losses[rows], num_labels[rows]))
-        self._eval_loss += row_losses.double().sum().item()
+        # Per sample, so that what accelerate repeats to fill the last batches of all ranks can be dropped again.
+        row, place = keep.nonzero(as_tuple=True)
+        samples = len(keep)
+        if lengths := inputs.get("sample_lengths"):
+            samples = len(lengths)
+            row = torch.bucketize(place, torch.tensor(lengths, device=place.device).cumsum(0), right=True)
+        num_labels = torch.bincount(row, minlength=samples)
+        sample_losses = torch.zeros(samples, device=row.device).index_add(0, row, losses)
+        own = slice(self.args.eval_batch_size)  # all but dummies, which stand last
+        sample_losses, num_labels = self.accelerator.gather_for_metrics((sample_losses[own], num_labels[own]))
+        self._eval_loss += sample_losses.double().sum().item()
         self._eval_labels += num_labels.sum().item()
         return losses.mean(), None, None
 
@@ -177,8 +153,22 @@ class FinetuneTrainer(ResumableTrainer):
         group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         if strategy not in ("random", "sequential", "group_by_length"):
             raise ValueError(f"--train_sampling_strategy {strategy} is not supported: use random or group_by_length.")
-        self.epoch_sampler = EpochSampler(dataset.dataset, seed, strategy, group)
+        if self.pack_budget:
+            batch = self.args.train_batch_size * self.args.world_size
+            self.epoch_sampler = PackSampler(
+                dataset.dataset, seed, self.lengths, self.pack_budget, batch, self._most_epochs(dataset.dataset, batch)
+            )
+        else:
+            self.epoch_sampler = EpochSampler(dataset.dataset, seed, strategy, group, self.lengths)
         return self.epoch_sampler
+
+    def _most_epochs(self, dataset, batch: int) -> int:
+        """The epochs of the run, or more: by `--max_steps`, as many as there are if every pack is full."""
+        if self.args.max_steps <= 0:
+            return math.ceil(self.args.num_train_epochs)
+        tokens = self.lengths[dataset.epoch_rows(0, 0)].sum()
+        packs = self.args.max_steps * self.args.gradient_accumulation_steps * batch
+        return math.ceil(packs * self.pack_budget / tokens)
 
     def _run_epoch(self, *, epoch, **kwargs):
         if self.epoch_sampler:  # accelerate 1.15 does not reach it on a resumed rank of several

@@ -124,6 +124,8 @@ class ChatCollator:
         self.model_max_length = model_max_length
         self.mask_question_tokens = mask_question_tokens
         self.media_in_every_batch: set[str] = set()  # kinds of media of which a batch that has none gets a dummy
+        self.joins_samples = False  # by `join_samples`
+        self.rope_index = None
         ids = {"image": processor.image_token_ids, "video": processor.video_token_ids}
         self.media_token_ids = {
             k: torch.tensor([i for i in v if i is not None], dtype=torch.long) for k, v in ids.items()
@@ -184,19 +186,52 @@ class ChatCollator:
 
     # ---- a batch ----
 
+    def join_samples(self, loader) -> None:
+        """From now on, lay the samples of a batch in one row instead of padding them."""
+        self.joins_samples = True
+        self.rope_index = loader.meta_model().model.get_rope_index if loader.mrope else None
+
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         """Opened samples -> one batch."""
         return self.collate([self.encode(sample).inputs for sample in samples])
 
     def collate(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Encoded samples -> one batch, padded on the right to its longest row.
+        """Encoded samples -> one batch, padded on the right to its longest row, or all in one row (`join_samples`).
 
         Returns:
             input_ids, attention_mask, labels (batch, tokens) and the family's own tensors; a dummy row, where one is
-            needed, comes last and has no label.
+            needed, comes last and has no label. Of samples in one row: as `join`.
         """
         present = {kind for kind in self.vision_calls for row in rows if self.is_media(row["input_ids"], kind).any()}
-        return self.pad(rows + [self.dummy_rows[kind] for kind in sorted(self.vision_calls - present)])
+        rows = rows + [self.dummy_rows[kind] for kind in sorted(self.vision_calls - present)]
+        return self.join(rows) if self.joins_samples else self.pad(rows)
+
+    def join(self, rows: list[dict]) -> dict:
+        """Rows of batch size 1, each of one sample or joined before -> one such row of all their samples.
+
+        Returns:
+            input_ids, labels (1, tokens), no attention_mask; `position_ids` (1, tokens), from 0 in each sample, or with
+            mrope (4, 1, tokens): these, and those of time, height and width; `sample_lengths`: the tokens of each.
+        """
+        rows = [row if "sample_lengths" in row else self._as_row_of_samples(row) for row in rows]
+        lengths = [length for row in rows for length in row["sample_lengths"]]
+        rows = [{name: value for name, value in row.items() if name != "sample_lengths"} for row in rows]
+        sequences = {"position_ids", *self.sequence_padding}
+        batch = {
+            name: torch.cat(values, dim=-1) if name in sequences else _concatenate(values)
+            for name, values in _by_name(rows).items()
+        }
+        return batch | {"sample_lengths": lengths}
+
+    def _as_row_of_samples(self, row: dict[str, torch.Tensor]) -> dict:
+        """One sample as `join` gives it."""
+        number = row["input_ids"].shape[1]
+        positions = torch.arange(number)[None]
+        if self.rope_index:
+            grids = {name: value for name, value in row.items() if name not in ("attention_mask", "labels")}
+            positions = torch.cat([positions[None], self.rope_index(**grids)[0]])
+        inputs = {name: value for name, value in row.items() if name != "attention_mask"}
+        return inputs | {"position_ids": positions, "sample_lengths": [number]}
 
     @property
     def vision_calls(self) -> set[str]:
@@ -207,15 +242,10 @@ class ChatCollator:
     def pad(self, rows: list[dict[str, torch.Tensor]], side: str = "right") -> dict[str, torch.Tensor]:
         """Rows of batch size 1 -> one batch. Sequences are padded; pixels and grids of all rows are concatenated."""
         padding = self.sequence_padding | {"input_ids": self._tokenizer.pad_token_id or 0}
-        batch = {}
-        for name in dict.fromkeys(name for row in rows for name in row):
-            values = [row[name] for row in rows if name in row]
-            # anyres: images differ in their number of patches, processors fill up with zeros
-            shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values))]
-            token_side = side if name in padding else "right"
-            values = [_pad_to(value, shape, padding.get(name, 0), token_side) for value in values]
-            batch[name] = torch.cat(values) if len(values) > 1 else values[0]
-        return batch
+        return {
+            name: _concatenate(values, padding[name], side) if name in padding else _concatenate(values)
+            for name, values in _by_name(rows).items()
+        }
 
     @cached_property
     def dummy_rows(self) -> dict[str, dict[str, torch.Tensor]]:
@@ -677,6 +707,18 @@ def _overlaps(offsets: list[tuple[int, int]], spans: list) -> torch.Tensor:
         first = bisect_right(offsets, start, hi=last, key=itemgetter(1))
         mask[first : bisect_left(offsets, end, lo=first, hi=last, key=itemgetter(0))] = True
     return mask
+
+
+def _by_name(rows: list[dict]) -> dict[str, list]:
+    """The values of each name, from the rows that have it."""
+    return {name: [row[name] for row in rows if name in row] for name in dict.fromkeys(n for row in rows for n in row)}
+
+
+def _concatenate(values: list[torch.Tensor], fill=0, side: str = "right") -> torch.Tensor:
+    """Tensors along the first dimension, the others padded to the largest: images differ in their number of patches."""
+    shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values))]
+    values = [_pad_to(value, shape, fill, side) for value in values]
+    return torch.cat(values) if len(values) > 1 else values[0]
 
 
 def _pad_to(value: torch.Tensor, shape: list[int], fill, side: str) -> torch.Tensor:

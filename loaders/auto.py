@@ -1,8 +1,6 @@
 """Any other checkpoint of `AutoModelForImageTextToText`: its components are what the model's own accessors name."""
 
-import torch
 from transformers import AutoModelForImageTextToText
-from transformers.modeling_utils import set_zero3_state
 
 from loaders import register_loader
 from loaders.base import BaseLoader, is_inside
@@ -13,6 +11,7 @@ class AutoLoader(BaseLoader):
     """The vision projector is what lies beside encoders and language model; one inside the encoder belongs to it."""
 
     model_type = "any image-text-to-text"
+    inseparable = "no test has shown that its samples stay apart"
 
     @classmethod
     def fits(cls, config) -> bool:
@@ -20,8 +19,7 @@ class AutoLoader(BaseLoader):
 
     def __init__(self, model_path: str, *args, **model_kwargs):
         super().__init__(model_path, *args, **model_kwargs)
-        with torch.device("meta"), set_zero3_state():  # as within ZeRO-3's own, so that it shards nothing here
-            model = AutoModelForImageTextToText.from_config(self.config)
+        model = self.meta_model()
         names = {module: name for name, module in model.named_modules()}
         modules = [model.get_encoder(modality="image"), model.get_decoder(), model.get_output_embeddings()]
         encoder, decoder, head = (names.get(module) for module in modules)

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_utils import set_zero3_state
 
 COMPONENTS = ("vision_encoder", "vision_projector", "language_model")
 
@@ -37,6 +38,10 @@ class BaseLoader:
     bare_weights: list[str] = []
     # Whether some tokens attend to later ones. FlashAttention drops that part of a mask in silence (transformers 5.23).
     bidirectional = False
+    # Why samples that lie in one row would see each other (--padding_free), if they would.
+    inseparable = ""
+    # Whether rotary positions are of time, height and width; such a model has `get_rope_index`.
+    mrope = False
     # How attention is computed where --attn_implementation leaves it open.
     attention = "sdpa"
     # Packages that only this family needs -> what for.
@@ -95,6 +100,12 @@ class BaseLoader:
         if wanted := self.model_kwargs.get("attn_implementation"):
             self.model_kwargs["attn_implementation"] = dict.fromkeys(("", *self.config.sub_configs), wanted) | parts
 
+    @property
+    def text_attention(self) -> str:
+        """How the language model computes attention."""
+        wanted = self.model_kwargs.get("attn_implementation") or self.attention
+        return wanted["text_config"] if isinstance(wanted, dict) else wanted
+
     @classmethod
     def fits(cls, config) -> bool:
         """Whether a checkpoint with this config belongs to the family."""
@@ -129,6 +140,11 @@ class BaseLoader:
 
     def model_class(self) -> type:
         return AutoModelForImageTextToText
+
+    def meta_model(self) -> nn.Module:
+        """The model without its weights: no file is read and no memory taken."""
+        with torch.device("meta"), set_zero3_state():  # as within ZeRO-3's own, so that it shards nothing here
+            return self.model_class().from_config(self.config)
 
     def load_model(self) -> nn.Module:
         try:

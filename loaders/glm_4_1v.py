@@ -10,3 +10,4 @@ class Glm41VLoader(BaseLoader):
     vision_encoder = ["model.visual"]
     vision_projector = ["model.visual.merger"]
     language_model = ["model.language_model", "lm_head"]
+    mrope = True

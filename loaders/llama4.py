@@ -13,6 +13,8 @@ class Llama4Loader(BaseLoader):
     language_model = ["language_model"]
     experts = ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]
     routers = ["feed_forward.router.weight"]
+    # transformers 5.23 takes the place in the row, not in the sample.
+    inseparable = "layers without rotary positions scale attention by the place of a token in its row"
 
     def load_model(self):
         model = super().load_model()

@@ -13,6 +13,7 @@ class Llama32VisionLoader(BaseLoader):
     vision_encoder = ["model.vision_model"]
     vision_projector = ["model.multi_modal_projector"]
     language_model = ["model.language_model", "lm_head"]  # with the gates
+    inseparable = "its cross-attention shows the images of a row to all samples in it"
     language_model_sees_media = True  # a batch without images skips the cross-attention layers
 
     def load_model(self):

@@ -11,3 +11,4 @@ class Qwen3VLLoader(BaseLoader):
     vision_encoder = ["model.visual"]
     vision_projector = ["model.visual.merger", "model.visual.deepstack_merger_list"]
     language_model = ["model.language_model", "lm_head"]
+    mrope = True

@@ -51,6 +51,7 @@ class RemoteCodeLoader(BaseLoader):
 
     remote_code = True
     attention = "eager"
+    inseparable = "its own code keeps nothing apart but padding"
     end_tokens: list[str]  # of a reply; the checkpoint leaves that to its sample code
     model_shim: type  # a subclass of `RemoteModel`
     renamed: tuple[str, str] = ("", "")  # in names of weights: what stands in the file -> in the loaded model

@@ -1,0 +1,106 @@
+"""Attention in a row that holds several samples: each sees itself alone, at the cost of its own length.
+
+transformers 5.23 keeps such samples apart with a mask of (tokens, tokens) for the whole row, which PyTorch's attention
+computes in full. Here each sample is a call of its own, and a mask is made only where a model needs more than causality,
+such as a sliding window; each call gets its sample's part of it.
+"""
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+SDPA_BY_SAMPLE = "sdpa_by_sample"
+# How attention may be computed where samples lie in one row. FlashAttention tells them apart by their positions.
+JOINING = ("sdpa", "flash_attention_2", "flash_attention_3")
+
+
+def sdpa_by_sample(module, query, key, value, attention_mask, *, sample_lengths=None, **kwargs):
+    """As transformers' `sdpa`, sample by sample.
+
+    Args:
+        query, key, value: (1, heads, tokens, head size).
+        attention_mask: (1, 1, tokens, tokens), True where a token is seen; None for causal attention.
+        sample_lengths: tokens of each sample of the row; None where the row is no row of samples, as in generation.
+
+    Returns:
+        (1, tokens, heads, head size), and None for the weights.
+    """
+    if sample_lengths is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    parts, start = [], 0
+    for q, k, v in zip(*(states.split(sample_lengths, dim=2) for states in (query, key, value))):
+        end = start + q.shape[2]
+        mask = None if attention_mask is None else attention_mask[..., start:end, start:end]
+        parts.append(sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0])
+        start = end
+    return torch.cat(parts, dim=1), None
+
+
+def mask_by_sample(*, config, attention_mask=None, **kwargs) -> torch.Tensor | None:
+    """As transformers' `sdpa_mask`, but None where causality within each sample is all there is to mask."""
+    has_window = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention"
+    }
+    if attention_mask is None and not has_window:
+        return None
+    return sdpa_mask(config=config, attention_mask=attention_mask, **kwargs)
+
+
+AttentionInterface.register(SDPA_BY_SAMPLE, sdpa_by_sample)
+AttentionMaskInterface.register(SDPA_BY_SAMPLE, mask_by_sample)
+
+
+def is_padding_free(arguments, loader) -> bool:
+    """Whether the samples of a batch lie in one row: by the flags, and by what the model can.
+
+    Raises:
+        ValueError: `--padding_free` or `--packing` for a model or an attention that would mix samples.
+    """
+    data, flag = arguments.data, "packing" if arguments.data.packing else "padding_free"
+    reason = loader.inseparable
+    if not reason and loader.text_attention not in JOINING:
+        reason = f"its {loader.text_attention} attention would compute the square of the whole row"
+    if not reason and loader.text_attention == "sdpa" and arguments.training.torch_compile:
+        reason = "--torch_compile True would compile anew for every mixture of lengths"
+    if reason and getattr(data, flag):
+        raise ValueError(f"--{flag} True cannot be used with {arguments.model.model_path}: {reason}. Leave it out.")
+    return data.padding_free is not False and not reason
+
+
+def separate_samples(model, loader) -> None:
+    """Have a loaded model's language model compute attention by sample; FlashAttention does by itself."""
+    if loader.text_attention == "sdpa":
+        model.get_decoder().set_attn_implementation(SDPA_BY_SAMPLE)
+
+
+def is_row_of_samples(inputs: dict) -> bool:
+    """Whether a model is given a row of several samples: such a row has positions and no mask."""
+    return inputs.get("attention_mask") is None and inputs.get("position_ids") is not None
+
+
+def causal_masks(position_ids: torch.Tensor, window: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks of a row of samples, both (1, 1, tokens, tokens), True where a token is seen.
+
+    Args:
+        position_ids: (1, tokens), from 0 in each sample.
+
+    Returns:
+        What is earlier in the same sample; what is fewer than `window` places before, or later.
+    """
+    sample = (position_ids == 0).cumsum(-1)
+    place = torch.arange(position_ids.shape[-1], device=position_ids.device)
+    distance = place[:, None] - place
+    causal = (sample[:, :, None] == sample[:, None]) & (distance >= 0)
+    return causal[:, None], (distance < window)[None, None]
+
+
+def blocks_of(marked: torch.Tensor) -> torch.Tensor:
+    """(1, tokens) marks -> the number of the run of marked tokens that each lies in; -1 where it is not marked."""
+    starts = marked & ~torch.nn.functional.pad(marked, (1, 0))[:, :-1]
+    return (starts.cumsum(-1) - 1).masked_fill(~marked, -1)
+
+
+def same_block(blocks: torch.Tensor) -> torch.Tensor:
+    """(1, tokens) numbers of blocks, -1 outside of all -> (1, 1, tokens, tokens), True for two tokens of one block."""
+    return ((blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0))[:, None]

@@ -1,0 +1,127 @@
+"""Which rows a step takes: the order of an epoch, and rows that are packed together; pure functions of seed and epoch."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from datasets import MultimodalDataset
+
+LOOK_AHEAD = 4096  # rows of which the packs of an epoch are made at a time
+
+
+def epoch_order(length: int, seed: int, epoch: int, lengths: list[int] | None = None, group: int = 1):
+    """The order of an epoch (length,): a pure function of its arguments.
+
+    Args:
+        lengths: tokens of each sample; given, samples of similar length stand in one `group`.
+        group: samples per step.
+    """
+    generator = torch.Generator().manual_seed(seed + epoch)
+    if lengths is not None:
+        return get_length_grouped_indices(lengths, group, generator=generator)
+    return torch.randperm(length, generator=generator).numpy()
+
+
+class EpochSampler(Sampler):
+    """Yields the rows of the epoch that `set_epoch` names, in the order of `--train_sampling_strategy`.
+
+    Args:
+        lengths: tokens of each row (rows,), for the strategy group_by_length.
+        group: samples per step.
+    """
+
+    def __init__(
+        self,
+        dataset: MultimodalDataset,
+        seed: int,
+        strategy: str = "random",
+        group: int = 1,
+        lengths: np.ndarray | None = None,
+    ):
+        self.dataset, self.seed, self.strategy, self.group, self.lengths = dataset, seed, strategy, group, lengths
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.dataset.epoch_size
+
+    def __iter__(self) -> Iterator[int]:
+        rows = self.rows_of(self.epoch)
+        for start in range(0, len(rows), 1024):  # a Python number takes four times the memory
+            yield from rows[start : start + 1024].tolist()
+
+    def rows_of(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch in order."""
+        rows = self.dataset.epoch_rows(self.seed, epoch)
+        if self.strategy == "sequential":
+            return rows
+        lengths = self.lengths[rows].tolist() if self.strategy == "group_by_length" else None
+        return rows[epoch_order(len(rows), self.seed, epoch, lengths, self.group)]
+
+
+class PackSampler(EpochSampler):
+    """Yields packs, tuples of rows that have at most `budget` tokens together; each row of an epoch is in one of them.
+
+    Every epoch has the same number of packs, a multiple of `batch` where the rows suffice, so that all processes make
+    the same steps and no row is repeated. The epoch that needs most packs decides; the others split some.
+
+    Args:
+        lengths: tokens of each row (rows,).
+        budget: tokens of a pack.
+        batch: packs that all processes take at a time.
+        epochs: how many epochs the run has.
+    """
+
+    def __init__(self, dataset, seed: int, lengths: np.ndarray, budget: int, batch: int, epochs: int):
+        super().__init__(dataset, seed, lengths=lengths)
+        self.budget, self.num_packs = budget, 0
+        most = max(len(self.packs_of(epoch)) for epoch in range(epochs))
+        self.num_packs = min(-(-most // batch) * batch, dataset.epoch_size)
+
+    def __len__(self) -> int:
+        return self.num_packs
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        packs = self.packs_of(self.epoch)
+        for i in np.random.default_rng([self.seed % 2**32, self.epoch]).permutation(len(packs)).tolist():
+            yield tuple(packs[i])
+
+    def packs_of(self, epoch: int) -> list[list[int]]:
+        """The packs of an epoch, longest rows of a look-ahead first."""
+        packs = pack(self.rows_of(epoch), self.lengths, self.budget)
+        while len(packs) < self.num_packs:
+            largest = max(packs, key=len)
+            packs.append(largest[len(largest) // 2 :])
+            del largest[len(largest) // 2 :]
+        return packs
+
+
+def pack(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[list[int]]:
+    """Rows in groups of at most `budget` tokens, a longer one alone: best fit, the longest of a look-ahead first.
+
+    Args:
+        rows: (rows,), in the order of the look-ahead.
+        lengths: tokens by row.
+    """
+    packs, rooms = [], []  # rooms: (tokens that still fit, which pack), ascending
+    for start in range(0, len(rows), LOOK_AHEAD):
+        ahead = rows[start : start + LOOK_AHEAD]
+        ahead = ahead[np.argsort(-lengths[ahead], kind="stable")]
+        for row, length in zip(ahead.tolist(), lengths[ahead].tolist()):
+            place = bisect_left(rooms, (length,))
+            if place < len(rooms):
+                room, number = rooms.pop(place)
+            else:
+                room, number = budget, len(packs)
+                packs.append([])
+            packs[number].append(row)
+            if room > length:
+                insort(rooms, (room - length, number))
+        rooms = rooms[-LOOK_AHEAD:]
+    return packs
