@@ -114,7 +114,8 @@ class DataArguments(ReadingArguments):
         None, "Lay the samples of a batch in one row instead of padding them. Default: where the model can."
     )
     packing: bool = flag(
-        False, "Fill each row of a batch with samples up to --model_max_length; --per_device_train_batch_size counts rows."
+        False,
+        "Fill each row with samples up to --model_max_length tokens; --per_device_train_batch_size counts rows.",
     )
     mask_question_tokens: bool = flag(True, "Train on replies only. False: on all text, never on media or padding.")
     drop_overlong: bool = flag(

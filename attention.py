@@ -1,8 +1,8 @@
 """Attention in a row that holds several samples: each sees itself alone, at the cost of its own length.
 
-transformers 5.23 keeps such samples apart with a mask of (tokens, tokens) for the whole row, which PyTorch's attention
-computes in full. Here each sample is a call of its own, and a mask is made only where a model needs more than causality,
-such as a sliding window; each call gets its sample's part of it.
+transformers 5.23 keeps such samples apart with a mask of (tokens, tokens) for the whole row, of which PyTorch computes
+all. Here each sample is a call of its own, and a mask is made only where a model needs more than causality, such as a
+sliding window; each call gets its sample's part of it.
 """
 
 import torch

@@ -344,7 +344,9 @@ def check_together(arguments) -> None:
         raise ValueError("--packing True lays samples in one row, which --padding_free False forbids: leave one out.")
     strategy = arguments.training.train_sampling_strategy
     if data.packing and strategy != "random":
-        raise ValueError(f"--packing True decides itself what stands together: leave out --train_sampling_strategy {strategy}.")
+        raise ValueError(
+            f"--packing True decides itself what stands together: leave out --train_sampling_strategy {strategy}."
+        )
     for name in sorted(arguments.given & FLAGS_WITHOUT_EFFECT.keys()):
         accepted, reason = FLAGS_WITHOUT_EFFECT[name]
         if getattr(arguments.training, name) != accepted:

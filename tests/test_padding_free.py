@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from conftest import BY_KIND, FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run, turns
+from conftest import BY_KIND, FACTS, make_loader, rows_for, turns
 
 import attention
-from arguments import parse_arguments
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from datasets import MultimodalDataset

@@ -28,7 +28,8 @@ import train
 from collators import COLLATORS
 from datasets import MultimodalDataset
 from media import MediaOptions
-from trainer import EpochSampler, FinetuneTrainer, epoch_order
+from sampling import EpochSampler, epoch_order
+from trainer import FinetuneTrainer
 
 
 @pytest.mark.parametrize("family", BY_KIND)
