@@ -57,7 +57,7 @@ FLAGS_WITHOUT_EFFECT = {
     "do_predict": (False, "predict.py writes answers"),
     "use_cache": (False, "training never uses a cache"),
     "prediction_loss_only": (True, "evaluation measures the loss only"),
-    "length_column_name": (None, "lengths are estimated from the data"),
+    "length_column_name": (None, "lengths are counted from the data"),
     "optim_target_modules": (None, "no optimizer that reads it is supported"),
     "enable_jit_checkpoint": (False, "SIGTERM saves and stops anyway"),
     **dict.fromkeys(

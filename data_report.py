@@ -186,7 +186,7 @@ class CheckedRows(Dataset):
         """Whether `fit` opens a row, since it may exceed the budget."""
         try:
             with self.collator._naming(row["source"]):
-                return self.collator.count_text_tokens(row) + media_tokens > self.collator.model_max_length
+                return self.collator.count_text_tokens([row])[0] + media_tokens > self.collator.model_max_length
         except ValueError:  # it cannot be rendered
             return False
 

@@ -33,9 +33,6 @@ from row_index import ChangedFile, Layout, RowIndex, open_index
 from rows import RowForm
 from sources import find_source
 
-# For `lengths` only: a rough number of tokens of one medium, and of characters per token.
-MEDIA_TOKENS = {"image": 576, "video": 1024}
-CHARACTERS_PER_TOKEN = 4
 # The label of a token that is not trained, as PyTorch's cross entropy has it.
 IGNORE_INDEX = -100
 SHOWN_FAULTS = 10  # samples that are named when they are skipped
@@ -197,17 +194,17 @@ class MultimodalDataset(Dataset):
         numbers = np.concatenate([np.arange(chosen.start, chosen.stop) for chosen in self.chosen])
         return numbers if self.kept is None else numbers[self.kept]
 
-    def _by_file(self) -> Iterator[tuple[RowIndex, np.ndarray, np.ndarray]]:
-        """Each file, the places of its rows, and their positions."""
-        numbers = self._numbers()
+    def by_file(self, positions: np.ndarray | None = None) -> Iterator[tuple[RowIndex, np.ndarray, np.ndarray]]:
+        """Each file, the places in it of the rows at these positions (by default all), and where these stand."""
+        numbers = self._numbers() if positions is None else self._numbers()[positions]
         for start, end, index in zip(self.starts, self.starts[1:], self.files):
-            positions = np.flatnonzero((numbers >= start) & (numbers < end))
-            yield index, numbers[positions] - start, positions
+            members = np.flatnonzero((numbers >= start) & (numbers < end))
+            yield index, numbers[members] - start, members
 
     def layouts(self) -> dict[Layout, int]:
         """The layouts that occur, each with the first position of a row that has it."""
         found = {}
-        for index, places, positions in self._by_file():
+        for index, places, positions in self.by_file():
             numbers, firsts = np.unique(index.layouts[places], return_index=True)
             for number, first in zip(numbers.tolist(), positions[firsts].tolist()):
                 if number >= 0:  # else it cannot be used
@@ -220,25 +217,24 @@ class MultimodalDataset(Dataset):
         Yields:
             the layout, the size of each medium (media, 3) int32, and the positions (rows,) in ascending order.
         """
-        for index, places, positions in self._by_file():
+        for index, places, positions in self.by_file():
             for layout, sizes, members in index.groups(places):
                 yield layout, sizes, positions[members]
 
     def text_bytes(self) -> np.ndarray:
         """UTF-8 bytes of the texts of each row (rows,) int64."""
         total = np.zeros(len(self), np.int64)
-        for index, places, positions in self._by_file():
+        for index, places, positions in self.by_file():
             total[positions] = index.text_bytes[places]
         return total
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Estimated tokens of each sample, from its text and the number of its media; opens no file."""
-        lengths = self.text_bytes() // CHARACTERS_PER_TOKEN + 1
-        for index, places, positions in self._by_file():
-            media = [sum(MEDIA_TOKENS[kind] for kind in layout.media) for layout in index.layouts_used]
-            lengths[positions] += np.array([*media, 0])[index.layouts[places]]  # the last is of rows without a layout
-        return lengths
+    def num_parts(self) -> np.ndarray:
+        """Texts and media of each row (rows,) int64."""
+        total = np.zeros(len(self), np.int64)
+        for index, places, positions in self.by_file():
+            parts = [sum(map(str.islower, layout)) for layout in index.layouts_used]
+            total[positions] = np.array([*parts, 0])[index.layouts[places]]  # the last is of rows without a layout
+        return total
 
     @property
     def media_kinds(self) -> set[str]:

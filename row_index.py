@@ -173,7 +173,7 @@ def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
     of_path = os.path.join(os.path.expanduser(options.cache_folder), "rows", name_of(os.path.realpath(path)))
     of_state = os.path.join(of_path, name_of(VERSION, state))
     folder = os.path.join(of_state, name_of(os.path.basename(path), asdict(form), asdict(options)))
-    try:
+    with naming_cache(options.cache_folder):
         os.makedirs(of_state, exist_ok=True)
         with FileLock(os.path.join(of_path, "lock")):  # of several processes, one makes it
             for outdated in set(glob.glob(os.path.join(of_path, "*", ""))) - {os.path.join(of_state, "")}:
@@ -190,8 +190,15 @@ def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
                 shutil.rmtree(of_state)
             IndexMaker(path, form, options).make(folder)
             return RowIndex(path, folder, form)
+
+
+@contextlib.contextmanager
+def naming_cache(folder: str) -> Iterator[None]:
+    """What the disk refuses becomes a ValueError that names the flag."""
+    try:
+        yield
     except OSError as error:
-        raise ValueError(f"--data_cache {options.cache_folder} cannot be written: {error}.") from error
+        raise ValueError(f"--data_cache {folder} cannot be written: {error}.") from error
 
 
 def name_of(*values) -> str:

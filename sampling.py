@@ -1,4 +1,4 @@
-"""Which rows a step takes: the order of an epoch, and rows that are packed together; pure functions of seed and epoch."""
+"""Which rows a step takes: the order of an epoch, and what is packed together; pure functions of seed and epoch."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator

@@ -9,6 +9,7 @@
 
 import os
 
+import numpy as np
 import yaml
 from transformers import set_seed
 
@@ -20,6 +21,7 @@ from arguments import Arguments, cli, parse_arguments
 from collators import make_collator
 from datasets import EncodedDataset, MultimodalDataset, make_dataset
 from engines import say
+from lengths import token_lengths
 from loaders import LOADERS
 from trainer import FinetuneTrainer
 
@@ -48,6 +50,7 @@ def main(words: list[str] | None = None) -> None:
     check_media_kinds(arguments, train_dataset)
     fit_to_budget(collator, train_dataset, arguments.data.drop_overlong)
     fit_to_budget(collator, eval_dataset, arguments.data.drop_overlong)
+    lengths = lengths_for_order(arguments, collator, train_dataset)
     run = resume.describe_run(arguments, train_dataset)
     if checkpoint:
         resume.check_same_run(checkpoint, run)
@@ -75,6 +78,8 @@ def main(words: list[str] | None = None) -> None:
         model_path=arguments.model.model_path,
         chat_template=arguments.data.chat_template,
         learning_rates=trainable.learning_rates(model, loader, arguments),
+        lengths=lengths,
+        pack_budget=arguments.data.model_max_length if arguments.data.packing else None,
         run=run,
     )
     metrics = trainer.train(checkpoint).metrics
@@ -134,6 +139,13 @@ def fit_to_budget(collator, dataset: MultimodalDataset | None, drop_overlong: bo
     cut, dropped = collator.fit(dataset, drop_overlong)
     if cut or dropped:
         say(f"{dataset.name}: of {total} samples, {cut} are cut to --model_max_length, {dropped} are dropped.")
+
+
+def lengths_for_order(arguments: Arguments, collator, dataset: MultimodalDataset) -> np.ndarray | None:
+    """Tokens of each training sample as it is trained on (rows,), where the order of an epoch follows them."""
+    if arguments.training.train_sampling_strategy != "group_by_length" and not arguments.data.packing:
+        return None
+    return np.minimum(token_lengths(dataset, collator), collator.model_max_length)
 
 
 def quantize(arguments: Arguments, loader) -> None:

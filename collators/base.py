@@ -8,31 +8,36 @@ The way of one sample, `ChatCollator.encode`:
              --cut--> at most `model_max_length` tokens, never through a medium
 """
 
+import hashlib
+import inspect
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from contextlib import contextmanager
 from difflib import SequenceMatcher
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain, islice
 from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from jinja2 import TemplateError
 from PIL import Image
-from tokenizers import pre_tokenizers
-from tqdm import tqdm
+from tokenizers import Tokenizer, pre_tokenizers
 from transformers import BatchFeature
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from collators.any_template import UnfitTemplate, find_replies, find_string_roles
 from datasets import IGNORE_INDEX
+from lengths import media_tokens, remembered, text_tokens
+from row_index import ChangedFile
 from rows import RESERVED_CHARACTER, content_parts
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
-
+WHOLE, CUT = 1, 2  # what becomes of a long row
 # Options of processors that are settled by how media are opened and batches made.
 SETTLED_OPTIONS = {
     *("return_tensors", "device", "data_format", "input_data_format", "do_convert_rgb", "disable_grouping"),
@@ -95,6 +100,8 @@ class ChatCollator:
     fixed_format: str = ""
     # Options of every processor call, such as {"cap_pixels_per_frame": False}.
     processor_kwargs: dict = {}
+    # Tokens of a medium's placeholder in the rendered text, in whose place its own come.
+    placeholder_tokens: int = 1
     # The longest text that the processor writes beside every two frames of a video, such as their time.
     frame_text: str = ""
 
@@ -326,57 +333,58 @@ class ChatCollator:
         Raises:
             ValueError: samples that cannot be cut, without `drop_overlong`; or no sample is left.
         """
-        cut, faults, broken = 0, {}, {}
         # What a template writes unasked, such as a default system prompt.
         empty = _conversation(("user", ""), ("assistant", ""))
         template_bytes = len((self.render(empty)[0] if self.is_tagged else self.render_official(empty)).encode())
-        text_bytes, media_tokens, others = dataset.text_bytes(), np.zeros(len(dataset)), np.zeros(len(dataset))
-        for layout, sizes, positions in dataset.groups():
-            row, known = {"messages": layout.messages}, layout.media_sizes(sizes)
-            try:
-                with self._naming(dataset.source(positions[0])):
-                    self.check_layout(row["messages"])
-                    media_tokens[positions] = self.count_media_tokens(row, known)
-                    others[positions] = self.count_frame_text_tokens(row, known)
-            except ValueError as error:
-                if dataset.max_bad_samples is None:
-                    raise
-                reason = str(error).removeprefix(dataset.source(positions[0]))
-                broken |= {position: f"{dataset.source(position)}{reason}" for position in positions.tolist()}
-            # A token is at least a byte of text; 64 is more than any template adds to a further message.
-            text_bytes[positions] += template_bytes + 64 * len(content_parts(row))
-        if self.is_replaced:
-            for position, row in enumerate(tqdm(dataset.rows, "Rendering all rows", delay=2, mininterval=1)):
-                try:
-                    with self._naming(row["source"]):
-                        self.check_rendering(row["messages"])
-                except ValueError as error:
-                    if dataset.max_bad_samples is None:
-                        raise
-                    broken[position] = str(error)
-        others += media_tokens
-        doubtful = np.setdiff1d(np.flatnonzero(text_bytes + others > self.model_max_length), list(broken)).tolist()
-        for position in tqdm(doubtful, "Counting tokens of long rows", delay=2, mininterval=1):
-            row = dataset.rows[position]
-            if self.count_text_tokens(row) + others[position] > self.model_max_length:
-                try:
-                    if self.model_max_length < media_tokens[position] < float("inf") and len(row["messages"]) <= 3:
-                        raise self._media_do_not_fit(row["source"], int(media_tokens[position]))
-                    cut += self.encode(dataset[position]).cut > 0
-                except OverlongSample as error:
-                    faults[position] = str(error)
-                except ValueError as error:  # such as a medium that is broken behind its header
-                    if dataset.max_bad_samples is None:
-                        raise
-                    broken[position] = str(error)
+        media, beside, broken = media_tokens(dataset, self)
+        self._allow(dataset, broken)
+        # A token is at least a byte of text; 64 is more than any template adds to a further message.
+        text_bytes = dataset.text_bytes() + template_bytes + 64 * dataset.num_parts()
+        is_doubtful = text_bytes + media + beside > self.model_max_length
+        # Every row is rendered once by a template that nobody prepared.
+        doubtful = np.setdiff1d(np.arange(len(dataset)) if self.is_replaced else np.flatnonzero(is_doubtful), [*broken])
+        text, unfit = text_tokens(dataset, self, doubtful)
+        self._allow(dataset, unfit)
+        long = np.setdiff1d(doubtful[text + (media + beside)[doubtful] > self.model_max_length], [*unfit])
+        key = [self.fingerprint, self.model_max_length, self.mask_question_tokens]
+        find = partial(self._fates, dataset, media)
+        fates, failed = remembered(dataset, long, find, lambda index: index.folder, "fates", key, "Encoding long rows")
+        faults = {position: error for position, error in failed.items() if isinstance(error, OverlongSample)}
+        # Such as a medium that is broken behind its header.
+        late = {position: error for position, error in failed.items() if position not in faults}
+        self._allow(dataset, late)
         if faults and not (drop_overlong and len(faults) < len(dataset)):
             listed = "\n".join(f"  {fault}" for fault in list(faults.values())[:10])
             raise ValueError(f"{len(faults)} of {len(dataset)} samples do not fit:\n{listed}")
-        if broken:
-            dataset.leave_out(broken, also=faults)
+        if broken := broken | unfit | late:
+            dataset.leave_out({position: str(error) for position, error in broken.items()}, also=faults)
         elif faults:
             dataset.select(np.setdiff1d(np.arange(len(dataset)), list(faults)))
-        return cut, len(faults)
+        return int((fates == CUT).sum()), len(faults)
+
+    @staticmethod
+    def _allow(dataset, faults: dict[int, ValueError]) -> None:
+        """Raise the first fault, unless the data set may have some."""
+        if faults and dataset.max_bad_samples is None:
+            raise next(iter(faults.values()))
+
+    def _fates(self, dataset, media: np.ndarray, positions: list[int]) -> list[int | ValueError]:
+        """WHOLE or CUT for each of some long rows, or why it cannot be used."""
+        fates = []
+        for position in positions:
+            try:
+                fates.append(self._fate(dataset, position, media[position]))
+            except ChangedFile:
+                raise
+            except ValueError as error:
+                fates.append(error)
+        return fates
+
+    def _fate(self, dataset, position: int, media: float) -> int:
+        row = dataset.rows[position]
+        if self.model_max_length < media < float("inf") and len(row["messages"]) <= 3:
+            raise self._media_do_not_fit(row["source"], int(media))
+        return CUT if self.encode(dataset[position]).cut else WHOLE
 
     def check_layout(self, messages: list[dict]) -> None:
         """Refuse what the format has no place for: videos, a reply that nobody asked for, or one left out of all text.
@@ -410,10 +418,56 @@ class ChatCollator:
             if (found := text.count(token)) != (number := kinds.count(kind)):
                 raise UnfitTemplate(f"the chat template writes {found} {token} for {number} {kind}(s).")
 
-    def count_text_tokens(self, row: dict) -> int:
-        """Tokens of a sample without its media; opens no file."""
-        text, _ = self.render(row["messages"])
-        return len(self._tokenizer(text, add_special_tokens=not self._writes_bos(text)).input_ids)
+    def count_text_tokens(self, rows: list[dict]) -> list[int]:
+        """Tokens of each sample without those that stand for its media; opens no file.
+
+        Raises:
+            ValueError: the template cannot render one; the message names it.
+        """
+        pieces, placeholders = [], []
+        for row in rows:
+            with self._naming(row.get("source", "sample")):
+                if self.is_replaced:
+                    self.check_rendering(row["messages"])
+                pieces.append(self._pieces(row["messages"]))
+            num_media = sum(part["type"] != "text" for part in content_parts(row))
+            placeholders.append(num_media * self.placeholder_tokens)
+        lengths = iter(self._lengths_of([*chain(*pieces)]))
+        return [sum(islice(lengths, len(of_row))) - number for of_row, number in zip(pieces, placeholders)]
+
+    def _pieces(self, messages: list[dict]) -> list[str]:
+        """The training text, in the pieces that the processor tokenizes apart, each medium a placeholder."""
+        return [self.render(messages)[0]]
+
+    def _lengths_of(self, texts: list[str]) -> list[int]:
+        """Tokens of each text, as the processor tokenizes it."""
+        lengths, writes_bos = np.zeros(len(texts), int), np.array([*map(self._writes_bos, texts)], bool)
+        for mask in (writes_bos, ~writes_bos):
+            some = [texts[i] for i in np.flatnonzero(mask)]
+            encoded = self._backend.encode_batch_fast(some, add_special_tokens=mask is not writes_bos)
+            lengths[mask] = [len(tokens) for tokens in encoded]
+        return lengths.tolist()
+
+    @property
+    def _backend(self) -> Tokenizer:
+        """The tokenizer itself, several times as fast as through transformers; made to neither cut nor pad."""
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that the tokens of a sample depend on beside the sample and the budget, our code included."""
+        code = [inspect.getsource(inspect.getmodule(cls)) for cls in type(self).__mro__[:-1]]
+        templates = [self.chat_template, self.processor.chat_template, self.template_kwargs, self.string_roles]
+        tokens = [self.stop_tokens, self._tokenizer.special_tokens_map]
+        settings = [code, templates, tokens, self.processor_kwargs, *self._files(), transformers.__version__]
+        return hashlib.sha256(repr(settings).encode()).hexdigest()
+
+    def _files(self) -> list[str]:
+        """What the checkpoint's files make of tokenizer and processor."""
+        return [self._backend.to_str(), self.processor.to_json_string()]
 
     def count_media_tokens(self, row: dict, media_sizes: dict) -> float:
         """Tokens of a sample's media, from their sizes alone by the processor's own arithmetic; inf if it has none.

@@ -51,9 +51,9 @@ class Gemma3Collator(TrimmingCollator):
     # 1 for the tokens of an image, which attend to each other in both directions.
     sequence_padding = ChatCollator.sequence_padding | {"token_type_ids": 0}
 
-    def count_text_tokens(self, row):
+    placeholder_tokens = 0
+
+    def _pieces(self, messages):
         """With the line breaks and the tokens that the processor writes around the pixels of an image."""
-        text, _ = self.render(row["messages"])
         around = self.processor.full_image_sequence.replace(self.processor.tokenizer.image_token, "")
-        text = text.replace(self.processor.image_token, around)
-        return len(self._tokenizer(text, add_special_tokens=False).input_ids)
+        return [text.replace(self.processor.image_token, around) for text in super()._pieces(messages)]

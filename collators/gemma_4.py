@@ -51,12 +51,15 @@ class Gemma4Collator(TrimmingCollator):
         ),
     )
 
-    def count_text_tokens(self, row):
-        """With the two tokens that the processor writes around the pixels of an image."""
-        images = sum(part["type"] == "image" for part in content_parts(row))
-        return super().count_text_tokens(row) + images  # the placeholder counts as one of the two
-
     def count_media_tokens(self, row, media_sizes):
-        """With what the processor writes around each frame of a video: `00:07 <|image>`, `<image|> `, nine tokens."""
+        """With what the processor writes around each image, two tokens, and around each frame of a video, nine.
+
+        The latter are `00:07 <|image>` and `<image|> `.
+        """
+        kinds = [part["type"] for part in content_parts(row)]
         frames = sum(media_sizes["video", part["video"]][0] for part in content_parts(row) if part["type"] == "video")
-        return super().count_media_tokens(row, media_sizes) + 9 * frames
+        return super().count_media_tokens(row, media_sizes) + 2 * kinds.count("image") + 9 * frames
+
+    def count_frame_text_tokens(self, row, media_sizes):
+        """From 100 minutes on, a time has a digit more."""
+        return sum(media_sizes["video", part["video"]][0] for part in content_parts(row) if part["type"] == "video")

@@ -33,9 +33,14 @@ class PaliGemmaCollator(ChatCollator):
         processor.chat_template = self.chat_template  # the checkpoint's format is code, the processor's
         super().__init__(processor, model_max_length, **kwargs)
 
-    def count_media_tokens(self, row, media_sizes):
-        check_form(row["messages"])  # here, where every row comes by before step 1
-        return super().count_media_tokens(row, media_sizes)
+    def check_layout(self, messages):
+        super().check_layout(messages)
+        check_form(messages)
+
+    def _pieces(self, messages):
+        """Prefix and suffix are tokenized as a pair."""
+        text, spans = self.render(messages)
+        return [text[: spans[0][0]], text[spans[0][0] :]]
 
     def _process(self, text, spans, messages):
         """As the processor itself places BOS, prefix, suffix and labels."""

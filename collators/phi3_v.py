@@ -46,9 +46,10 @@ class Phi3VCollator(ChatCollator):
         images = [media_sizes["image", part["image"]] for part in content_parts(row) if part["type"] == "image"]
         return sum(self.processor.calc_num_image_tokens_from_image_size(width, height) for height, width in images)
 
-    def count_text_tokens(self, row):
-        text, _ = self.render(row["messages"])
-        return sum(len(self._tokenizer(piece).input_ids) for piece in IMAGE_TAG.split(text))
+    placeholder_tokens = 0
+
+    def _pieces(self, messages):
+        return IMAGE_TAG.split(self.render(messages)[0])
 
     def _keep_typed_control_strings_text(self, templates):
         super()._keep_typed_control_strings_text(templates)

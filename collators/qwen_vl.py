@@ -48,9 +48,12 @@ class QwenVLCollator(ChatCollator):
     def count_media_tokens(self, row, media_sizes):
         return sum(part["type"] == "image" for part in content_parts(row)) * len(self._slot("_"))
 
-    def count_text_tokens(self, row):
-        ids, _ = self._tokens(self.render(row["messages"])[0])
-        return len(ids) - self.count_media_tokens(row, {})
+    def count_text_tokens(self, rows):
+        texts = [self.render(row["messages"])[0] for row in rows]
+        return [len(self._tokens(text)[0]) - self.count_media_tokens(row, {}) for text, row in zip(texts, rows)]
+
+    def _files(self):
+        return [repr(self._tokenizer.mergeable_ranks), repr(self._tokenizer.special_tokens)]
 
     def _slot(self, name: str) -> list[int]:
         """An image's tokens; their number does not depend on it."""

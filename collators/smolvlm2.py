@@ -34,8 +34,13 @@ class SmolVLM2Collator(TiledImageCollator):
         frames = sum(self._count_video_tokens(media_sizes["video", video][0]) for video in videos)
         return frames + super().count_media_tokens(row, media_sizes)
 
+    def count_frame_text_tokens(self, row, media_sizes):
+        """From 100 minutes on, the time of a frame has a digit more; from ten hours on, so has the video's."""
+        videos = [part["video"] for part in content_parts(row) if part["type"] == "video"]
+        return sum(media_sizes["video", video][0] + 1 for video in videos)
+
     def _count_video_tokens(self, num_frames: int) -> int:
-        """Each digit is a token, so times up to 99:59 count alike; a longer video has one token more a frame."""
+        """Each digit is a token, so times up to 99:59 count alike."""
         metadata = VideoMetadata(num_frames, fps=1.0, duration=0.0, frames_indices=[0] * num_frames)
         frames = {"pixel_values": np.empty((1, num_frames)), "video_metadata": [metadata]}
         return self._count_tokens(self.processor.replace_video_token(frames, 0))

@@ -8,7 +8,6 @@ import pytest
 from conftest import turns
 from PIL import Image
 
-import media
 from datasets import MultimodalDataset
 from media import MediaOptions
 from rows import content_parts
@@ -305,19 +304,6 @@ def test_rows_hold_references_and_samples_opened_media(write_rows, media_folder)
     outline, sizes = dataset.outline(0)
     assert [part["type"] for part in content_parts(outline)] == ["image", "text", "image", "text", "video", "text"]
     assert sizes == {("image", 0): (64, 64), ("image", 1): (50, 100), ("video", 2): (4, 64, 64)}
-
-
-def test_lengths_open_no_file(write_rows, monkeypatch):
-    dataset = all_media(write_rows)
-
-    def refuse(*_):
-        raise AssertionError("opened a file")
-
-    for name in ("open_image", "read_header"):
-        monkeypatch.setattr(media, name, refuse)
-    monkeypatch.setattr("builtins.open", refuse)
-    with_media, only_text = dataset.lengths
-    assert with_media > 1000 and 50 <= only_text <= 80  # about 245 characters
 
 
 def test_a_medium_that_breaks_later_is_an_error_that_names_file_and_sample(write_rows, media_folder):

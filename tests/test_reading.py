@@ -74,7 +74,7 @@ def test_counts_hold_whatever_the_flags(tiny, write_rows, family):
         for i, row in enumerate(dataset.rows):
             outline = dataset.outline(i)
             length = collator.encode(dataset[i]).inputs["input_ids"].shape[1]
-            counted = collator.count_text_tokens(row) + collator.count_media_tokens(*outline)
+            counted = collator.count_text_tokens([row])[0] + collator.count_media_tokens(*outline)
             counted += collator.count_frame_text_tokens(*outline)
             assert length <= counted
 
