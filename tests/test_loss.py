@@ -4,15 +4,16 @@ import json
 
 import pytest
 import torch
-from conftest import FACTS, FAMILIES, KINDS, MODEL_ID, VISION_FLAGS, make_loader, rows_for, turns
+from conftest import CONSENT, FACTS, FAMILIES, KINDS, MODEL_ID, VISION_FLAGS, make_loader, rows_for, turns
 from launch import launch
 from transformers import TrainerCallback
 
-from arguments import TrainingArguments
+from arguments import TrainingArguments, parse_arguments
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from datasets import EncodedDataset, MultimodalDataset
 from media import MediaOptions
+from trainable import make_trainable
 from trainer import FinetuneTrainer
 
 # Label counts from 1 to dozens: a mean of means over batches would be far off.
@@ -111,6 +112,29 @@ def test_accumulated_loss_and_gradients_are_those_of_the_labels(tiny, family, op
         each.append(losses.detach())
     assert len(logged) == len(seen.steps) == 3
     assert trainer.evaluate()["eval_loss"] == pytest.approx(torch.cat(each).mean().item(), abs=FACTS[family].rounding)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_and_recomputed_activations_have_the_gradients_of_the_labels(tiny, family, write_rows, tmp_path):
+    words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--output_dir", str(tmp_path)]
+    words += ["--data_path", "x", "--use_lora", "True", "--lora_dropout", "0", *CONSENT[family]]
+    parts, seen = Parts(tiny, family, write_rows(unequal_rows(family))), Gradients()
+    parts.model = make_trainable(parts.model, parts.loader, parse_arguments(words))
+    torch.manual_seed(0)
+    for name, parameter in parts.model.named_parameters():
+        if "lora_B" in name:  # zeros, behind which the other half has no gradient
+            torch.nn.init.normal_(parameter, std=0.02)
+    trainer = parts.trainer(tmp_path, [seen], per_device_train_batch_size=3, activation_checkpointing=True)
+    trainer.train()
+    parts.model.gradient_checkpointing_disable()
+    for step, gradients in enumerate(seen.steps):
+        parts.model.zero_grad()
+        parts.label_losses(range(3 * step, 3 * step + 3)).mean().backward()
+        for name, expected in gradients_of(parts.model).items():
+            atol = ROUNDING.get(family, FACTS[family].rounding) * max(1, expected.abs().max().item())
+            torch.testing.assert_close(gradients[name], expected, atol=atol, rtol=0)
+            assert expected.any() or "lora" not in name
 
 
 ENGINES = {

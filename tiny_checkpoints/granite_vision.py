@@ -62,6 +62,7 @@ def granite_vision() -> TinyModel:
         embedding_multiplier=12.0,
         residual_multiplier=0.22,
         attention_multiplier=0.125,
+        logits_scaling=8.0,
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=0,
