@@ -31,6 +31,9 @@ def check(arguments) -> None:
             f"{training.n_gpu} GPUs are visible to one process. Start with `torchrun --nproc_per_node "
             f"{training.n_gpu} train.py ...`, or show one GPU: CUDA_VISIBLE_DEVICES=0."
         )
+    if training.device.type == "cpu":
+        # accelerate 1.15 imports DeepSpeed in every run, where it is installed, and it warns that it finds no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if training.deepspeed:
         check_deepspeed(arguments, training.hf_deepspeed_config)
     if training.fsdp:

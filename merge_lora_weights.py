@@ -6,6 +6,11 @@ The result loads with plain `AutoModelForImageTextToText` and `AutoProcessor`. I
 (shard_merge.py) and then held against base + adapter; a failed check ends with exit code 1.
 """
 
+if __name__ == "__main__":
+    import entry
+
+    entry.begin(__file__)  # answers --help: the imports below take seconds
+
 import argparse
 import glob
 import json

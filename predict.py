@@ -6,6 +6,11 @@ Every assistant turn is answered greedily, with the reference history before it 
 around it. A line of the output is {"index", "turn", "prediction", "reference", "exact_match"}.
 """
 
+if __name__ == "__main__":
+    import entry
+
+    entry.begin(__file__)  # answers --help: the imports below take seconds
+
 import argparse
 import json
 import os

@@ -10,6 +10,11 @@ With --json, stdout holds one object a line: {"index", "text", "trained", "num_t
 used (exit code 1).
 """
 
+if __name__ == "__main__":
+    import entry
+
+    entry.begin(__file__)  # answers --help: the imports below take seconds
+
 import json
 import os
 import random

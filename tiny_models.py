@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one line of output, not a bar for one small file
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate 1.15 imports DeepSpeed, which warns where no GPU is
     try:
         family = args.model_family_id or find_model(args.model_id).family
         make_tiny_checkpoint(family, str(args.output_dir), args.seed)

@@ -7,6 +7,11 @@
 `main` is the whole story, from flags to a saved checkpoint.
 """
 
+if __name__ == "__main__":
+    import entry
+
+    entry.begin(__file__)  # answers --help: the imports below take seconds
+
 import os
 
 import numpy as np

@@ -1,0 +1,46 @@
+"""What a script does before its imports, which take seconds.
+
+The text of --help lies in `docs/help`, written by `python docs/generate.py` from the real parser. It is shown while the
+flags in the source are those it was written from; else the script goes on, and the parser shows what holds now.
+"""
+
+import ast
+import hashlib
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def begin(script: str) -> None:
+    """Answer --help, if it is asked for, and end there; else keep two lines off the screen that say nothing of the run.
+
+    Args:
+        script: the path of the script that runs.
+    """
+    if {"-h", "--help"}.intersection(sys.argv[1:]):
+        written = HERE / "docs" / "help" / f"{Path(script).stem}.txt"
+        digest, _, text = written.read_text(encoding="utf-8").partition("\n")
+        if digest == flags_digest(script):
+            print(text, end="")
+            sys.exit()
+    # peft 0.21 imports bitsandbytes wherever it is installed, which warns of a kernel for 4-bit answers on some CPUs.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # It also asks a model by a name that transformers 5.23 has renamed.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
+def flags_digest(script: str | Path) -> str:
+    """A digest of the source that the help of a script is made of: its docstring, its flags, those of arguments.py."""
+    found = []
+    for path in (Path(script), HERE / "arguments.py"):
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        found.append(ast.get_docstring(tree))
+        for node in ast.walk(tree):
+            is_flag = isinstance(node, ast.Call) and ast.unparse(node.func) == "parser.add_argument"
+            if is_flag or isinstance(node, ast.AnnAssign):
+                found += source.splitlines()[node.lineno - 1 : node.end_lineno]
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()

@@ -1,0 +1,113 @@
+"""What a script imports and prints before its work: nothing that the run does not need, no line that tells nothing."""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+from conftest import MODEL_ID, REPO, rows_for
+
+# Module -> the only thing that needs it. What transformers 5.23, peft 0.21 and accelerate 1.15 import in every run is
+# not here: peft, bitsandbytes and deepspeed where they are installed, torch._dynamo with sympy, torch.distributed.
+NEEDED_FOR = {
+    "pyarrow": "Parquet",
+    "av": "videos",
+    "decord": "--video_backend decord",
+    "fetch": "--allow_urls",
+    "rich": "preview.py in a terminal",
+    "matplotlib": "preview.py --check --html",
+    "flash_attn": "--use_flash_attn",
+    "liger_kernel": "--use_liger_kernel",
+    "tensorboard": "--report_to",
+    "wandb": "--report_to",
+    "preview": "a tool",
+    "predict": "a tool",
+    "merge_lora_weights": "a tool",
+    "tiny_models": "a tool",
+    "data_report": "a tool",
+}
+HEAVY = ("torch", "transformers", "numpy", "PIL", "yaml", "peft")
+# The table of what trains, and the Trainer's report, are the run's own lines.
+OWN_LINES = re.compile(
+    r"|.*: \d+ samples|component .*|vision_.*|language_model .*|all .*|adapters: .*|\{'train_runtime.*|Saved to .*"
+)
+PROGRESS = re.compile(r"(Loading weights: | *\d+%\|).*| *")
+
+
+def run_script(words: list) -> tuple[str, str, set[str]]:
+    """stdout and stderr of a script that ran by itself, and the modules that it had imported when it ended."""
+    code = (
+        "import atexit, json, os, runpy, sys\n"
+        "sys.path.insert(0, os.getcwd())\n"
+        "sys.argv = sys.argv[1:]\n"
+        "atexit.register(lambda: print('MODULES', json.dumps(sorted(sys.modules)), file=sys.__stderr__))\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], cwd=REPO, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    stderr, _, modules = done.stderr.rpartition("MODULES ")
+    return done.stdout, stderr, set(json.loads(modules))
+
+
+@pytest.mark.parametrize(
+    "flags", [pytest.param(["--use_lora", "True"], id="lora"), pytest.param([], id="full", marks=pytest.mark.slow)]
+)
+def test_a_run_imports_and_prints_only_what_it_needs(tiny, write_rows, tmp_path, flags):
+    words = ["train.py", "--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), *flags]
+    words += ["--data_path", write_rows(rows_for("llava-1.5")), "--output_dir", tmp_path / "out", "--max_steps", 1]
+    stdout, stderr, modules = run_script([*words, "--use_cpu", "True"])
+    assert {"torch", "transformers", "trainer"} <= modules  # the list is that of the run
+    assert {name: NEEDED_FOR[name] for name in modules & NEEDED_FOR.keys()} == {}
+    assert [line for line in stdout.split("\n") if not OWN_LINES.fullmatch(line)] == []
+    assert [line for line in re.split("[\r\n]", stderr) if not PROGRESS.fullmatch(line)] == []
+
+
+@pytest.mark.parametrize("script", ["train", "preview", "predict", "merge_lora_weights", "tiny_models"])
+def test_help_needs_no_heavy_import(script):
+    """That its text is the real parser's is a test of the generated parts (tests/test_docs.py)."""
+    stdout, stderr, modules = run_script([f"{script}.py", "--help"])
+    assert stdout.startswith(f"usage: {script}.py")
+    assert stderr == ""
+    assert modules.isdisjoint(HEAVY)
+
+
+SCRIPT = """\
+\"\"\"A tool.\"\"\"
+if __name__ == "__main__":
+    import entry
+
+    entry.begin(__file__)
+
+parser.add_argument("--number", help="A number.")
+"""
+FLAGS = """\
+\"\"\"Flags.\"\"\"
+class Arguments:
+    size: int = 1
+"""
+CHANGES = [
+    ("tool.py", "A number.", "Another."),
+    ("arguments.py", "size: int = 1", "size: int = 2"),
+    ("arguments.py", "size: int = 1", "size: int = 1\n    own: int = 3"),
+]
+
+
+@pytest.mark.parametrize("name, old, new", CHANGES, ids=["help", "default", "new flag"])
+def test_a_changed_flag_is_left_to_the_parser(tmp_path, name, old, new):
+    (tmp_path / "docs/help").mkdir(parents=True)
+    for file, text in (("entry.py", (REPO / "entry.py").read_text()), ("tool.py", SCRIPT), ("arguments.py", FLAGS)):
+        (tmp_path / file).write_text(text)
+    digest = runpy.run_path(str(tmp_path / "entry.py"))["flags_digest"](tmp_path / "tool.py")
+    (tmp_path / "docs/help/tool.txt").write_text(f"{digest}\nusage: as it was\n")
+    command = [sys.executable, "tool.py", "--help"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout == "usage: as it was\n"
+    (tmp_path / name).write_text((tmp_path / name).read_text().replace(old, new))
+    gone_on = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert gone_on.stdout == ""
+    assert "name 'parser' is not defined" in gone_on.stderr
