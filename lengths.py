@@ -12,6 +12,7 @@ from dataclasses import asdict
 from functools import partial
 
 import numpy as np
+import torch
 from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -41,8 +42,8 @@ def token_lengths(dataset, collator) -> np.ndarray:
     """
     media, beside, refused = media_tokens(dataset, collator)
     text, unfit = text_tokens(dataset, collator, np.arange(len(dataset)))
-    for fault in [*refused.values(), *unfit.values()]:
-        raise fault
+    if faults := refused | unfit:
+        raise next(iter(faults.values()))
     return np.minimum(text + media + beside, np.iinfo(np.int32).max).astype(np.int32)
 
 
@@ -72,11 +73,11 @@ def media_tokens(dataset, collator) -> tuple[np.ndarray, np.ndarray, dict[int, V
 
 def text_tokens(dataset, collator, positions: np.ndarray) -> tuple[np.ndarray, dict[int, ValueError]]:
     """Tokens of these samples without their media (len(positions),); position -> why one cannot be rendered."""
-
     find = partial(_count_texts, dataset, collator)
     # Beside the folder of the index, since flags of how media are read do not matter.
-    folder_of = lambda index: os.path.dirname(index.folder)  # noqa: E731
-    return remembered(dataset, positions, find, folder_of, "texts", collator.fingerprint, "Counting tokens")
+    return remembered(
+        dataset, positions, find, lambda index: os.path.dirname(index.folder), "texts", collator.fingerprint, "Counting"
+    )
 
 
 def _count_texts(dataset, collator, positions: Sequence[int]) -> list[int | ValueError]:
@@ -97,7 +98,7 @@ def remembered(
         folder_of: (index of a file) -> where such numbers of its rows are kept.
         name: of this kind of numbers.
         key: stands for all that they depend on, besides the rows and how they are read.
-        what: the progress bar's.
+        what: is done, for the progress bar.
 
     Returns:
         The numbers (len(positions),) int32, 0 where there is none; position -> why.
@@ -105,13 +106,15 @@ def remembered(
     numbers, faults = np.zeros(len(positions), np.int32), {}
     with naming_cache(dataset.media.cache_folder):
         for index, places, members in dataset.by_file(positions):
+            if not len(places):
+                continue
             own = name_of(VERSION, os.path.basename(index.path), asdict(index.form), key)
             path = os.path.join(folder_of(index), f"{name}-{own}.numbers")
             with FileLock(f"{path}.lock"):
                 known = open_numbers(path, len(index))
                 missing = known[places] == UNKNOWN
                 new_places, new_positions = places[missing], positions[members][missing]
-                for batch, found in search(find, new_positions, f"{what} of {index.name}"):
+                for batch, found in search(find, new_positions, f"{what} {index.name}"):
                     for place, position, number in zip(new_places[batch], new_positions[batch].tolist(), found):
                         if isinstance(number, ValueError):
                             faults[position] = number
@@ -130,13 +133,19 @@ def open_numbers(path: str, length: int) -> np.ndarray:
         np.zeros(length, np.int32).tofile(f"{path}.unfinished")  # not a hole, which a full disk could not fill
         os.rename(f"{path}.unfinished", path)
     os.utime(path)
-    return np.memmap(path, np.int32, "r+", shape=(length,)) if length else np.zeros(0, np.int32)
+    return np.memmap(path, np.int32, "r+", shape=(length,))
 
 
 def search(find: Find, positions: np.ndarray, what: str) -> Iterator[tuple[slice, list[int | ValueError]]]:
     """Yields slices of `positions`, one behind the other, and what was found of each."""
-    num_workers = min(len(os.sched_getaffinity(0)), len(positions) // ROWS_PER_WORKER)
-    batches = DataLoader(Found(find, positions), batch_size=None, num_workers=num_workers, collate_fn=tuple)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    batches = DataLoader(
+        Found(find, positions),
+        batch_size=None,
+        num_workers=min(cores, len(positions) // ROWS_PER_WORKER),
+        collate_fn=tuple,
+        generator=torch.Generator(),  # else it would draw from the run's
+    )
     with tqdm(total=len(positions), desc=what, unit=" rows", delay=2, mininterval=1) as progress:
         for number, found in batches:
             if isinstance(found, ChangedFile):

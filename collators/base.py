@@ -348,7 +348,9 @@ class ChatCollator:
         long = np.setdiff1d(doubtful[text + (media + beside)[doubtful] > self.model_max_length], [*unfit])
         key = [self.fingerprint, self.model_max_length, self.mask_question_tokens]
         find = partial(self._fates, dataset, media)
-        fates, failed = remembered(dataset, long, find, lambda index: index.folder, "fates", key, "Encoding long rows")
+        fates, failed = remembered(
+            dataset, long, find, lambda index: index.folder, "fates", key, "Encoding long rows of"
+        )
         faults = {position: error for position, error in failed.items() if isinstance(error, OverlongSample)}
         # Such as a medium that is broken behind its header.
         late = {position: error for position, error in failed.items() if position not in faults}

@@ -28,7 +28,7 @@ from sampling import EpochSampler
 TEXTS = ["Why?", "\n\nsee\n", " a  b ", "<image>", "</s><|im_end|>\n", "é日本🙂", "1 234\t56", "<|image_1|> x", "."]
 
 
-def hostile_rows(family: str, count: int = 24) -> list[dict]:
+def hostile_rows(family: str, count: int = 12) -> list[dict]:
     """Rows in the form `messages`, where a control string that is typed is text."""
     rng = np.random.default_rng(0)
     words = lambda: "".join(rng.choice(TEXTS, rng.integers(1, 5)))  # noqa: E731

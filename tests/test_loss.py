@@ -134,7 +134,7 @@ def test_adapters_and_recomputed_activations_have_the_gradients_of_the_labels(ti
         for name, expected in gradients_of(parts.model).items():
             atol = ROUNDING.get(family, FACTS[family].rounding) * max(1, expected.abs().max().item())
             torch.testing.assert_close(gradients[name], expected, atol=atol, rtol=0)
-            assert expected.any() or "lora" not in name
+        assert sum(gradient.any() for name, gradient in gradients.items() if "lora_A" in name) > 7
 
 
 ENGINES = {
