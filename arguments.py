@@ -254,24 +254,28 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Each default behind its help; the description with its own line breaks."""
 
 
-def without_flags(words: list[str], names: Collection[str]) -> list[str]:
-    """Command line words without these flags and their values."""
-    kept, dropping = [], False
+def split_flags(words: list[str], names: Collection[str]) -> tuple[list[str], list[str]]:
+    """Command line words without these flags and their values, and those alone."""
+    others, found, is_named = [], [], False
     for word in words:
         if word.startswith("--"):
-            dropping = word.removeprefix("--").split("=")[0].replace("-", "_") in names
-        kept += [] if dropping else [word]
-    return kept
+            is_named = word.removeprefix("--").split("=")[0].replace("-", "_") in names
+        (found if is_named else others).append(word)
+    return others, found
 
 
-def parse_arguments(words: list[str] | None = None, description: str | None = None, extend=None):
+def parse_arguments(
+    words: list[str] | None = None, description: str | None = None, extend=None, defaults: Collection[str] = ()
+):
     """Command line words -> `Arguments`.
 
     Args:
         words: as in `sys.argv[1:]`, which is the default; the first may be a YAML file.
         description: head of the `--help` text.
         extend: called with the parser to add the flags of a tool that trains nothing; then `HARDWARE_FLAGS` are
-            passed over, so that it runs on any machine, and `(Arguments, namespace)` is returned.
+            passed over, so that it runs on any machine, and `(Arguments, namespace)` is returned; the words of those
+            flags are the namespace's `passed_over`.
+        defaults: words that stand for flags which the user leaves out.
 
     Raises:
         ValueError: an unknown, renamed or contradictory flag, or one without effect.
@@ -291,14 +295,14 @@ def parse_arguments(words: list[str] | None = None, description: str | None = No
     if words and words[0].endswith((".yaml", ".yml")):
         words = yaml_to_flags(words[0]) + words[1:]
     if extend:
-        words = without_flags(words, HARDWARE_FLAGS)
+        words, passed_over = split_flags(words, HARDWARE_FLAGS)
     # `--no-dataloader-pin-memory` and the like write the field that `dest` names.
     fields_of = {option: action.dest for action in parser._actions for option in action.option_strings}
     written = {word.split("=")[0] for word in words if word.startswith("--")}
     checks.check_flag_names(written, fields_of.keys())
     try:
         *parts, rest = parser.parse_args_into_dataclasses(
-            words, look_for_args_file=False, return_remaining_strings=True
+            [*defaults, *words], look_for_args_file=False, return_remaining_strings=True
         )
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from error
@@ -306,4 +310,7 @@ def parse_arguments(words: list[str] | None = None, description: str | None = No
         hint = "; a YAML file comes first" if rest[0].endswith((".yaml", ".yml")) else ""
         raise ValueError(f"{' '.join(rest)!r} does not belong to any flag{hint}.")
     arguments = Arguments(*parts[:4], {fields_of[option] for option in written})
-    return (arguments, parts[4]) if extend else arguments
+    if not extend:
+        return arguments
+    parts[4].passed_over = passed_over
+    return arguments, parts[4]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from copy import copy
 from importlib.util import find_spec
 
 import torch
@@ -48,6 +49,8 @@ class BaseLoader:
     packages: dict[str, str] = {}
     # Whether the classes are Python files of the checkpoint's own (loaders/remote_code.py).
     remote_code = False
+    # Whether `load_model` reads the weights, or gives the model without them (`meta_model`).
+    reads_weights = True
 
     def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
         """
@@ -148,7 +151,7 @@ class BaseLoader:
 
     def load_model(self) -> nn.Module:
         try:
-            model = self.model_class().from_pretrained(self.model_path, **self.model_kwargs)
+            model = self._read_model() if self.reads_weights else self._model_without_weights()
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.model_path} has no usable weights: {error}") from error
         except (ImportError, ValueError) as error:  # such as an attention that its class does not have
@@ -162,9 +165,37 @@ class BaseLoader:
                 # nothing that comes out of them would have a gradient again (bitsandbytes 0.50).
                 if hasattr(module, "support_avx512bf16_for_cpu"):
                     module.support_avx512bf16_for_cpu = False
-        self.mend_saving(model)
+        if self.reads_weights:
+            self.mend_saving(model)
         self.unused = self.unused_modules(model)
         return model
+
+    def _read_model(self) -> nn.Module:
+        return self.model_class().from_pretrained(self.model_path, **self.model_kwargs)
+
+    def meta_model(self) -> nn.Module:
+        """The model of `load_model` on the meta device: shapes and precisions, no numbers; opens no file of weights.
+
+        Raises:
+            ValueError: the family's classes are remote code, which computes with its numbers as it is made.
+        """
+        if self.remote_code:
+            raise ValueError(
+                f"{self.model_path}: its Python files are written for weights that are there, so that its model cannot "
+                "be made without them."
+            )
+        loader = copy(self)
+        loader.reads_weights = False
+        model = loader.load_model()
+        self.unused = loader.unused
+        return model
+
+    def _model_without_weights(self) -> nn.Module:
+        kwargs = {"config": self.config} | self.model_kwargs
+        if kwargs["dtype"] == "auto":
+            kwargs["dtype"] = self.dtype
+        with torch.device("meta"):
+            return self.model_class().from_config(**kwargs)
 
     def mend_saving(self, model: nn.Module) -> None:
         """Set right how a loaded model finds the checkpoint's key names and shapes again, where the library errs."""

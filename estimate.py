@@ -1,0 +1,464 @@
+"""Forecast the memory of a training run, for each device, and what to change where it does not fit. Takes train.py's
+flags; loads no weights, and needs no GPU for the flags that do.
+
+    python estimate.py --model_id qwen2.5-vl-3b-instruct --data_path train.json --bf16 True --gpu_memory 24
+    python estimate.py run.yaml --use_lora True --model_max_length 2048
+    python estimate.py run.yaml --deepspeed ds_configs/zero3.json --num_devices 8 --json
+
+A step is run without numbers (step_memory.py) on the longest rows of the data; without --data_path, on rows of
+--model_max_length tokens with an image each. With --json, stdout holds one object: the bytes of each kind, "total",
+"assumptions", and "cures" where --gpu_memory is given.
+"""
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from copy import copy
+from dataclasses import field, make_dataclass
+from typing import NamedTuple, get_type_hints
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from transformers import HfArgumentParser
+from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers.training_args import OptimizerNames
+
+import checks
+import engines
+import trainable
+from arguments import HARDWARE_FLAGS, Arguments, ModelArguments, TrainingArguments, cli, parse_arguments
+from collators import make_collator
+from datasets import IGNORE_INDEX, make_dataset
+from loaders import LOADERS
+from media import MediaOptions
+from step_memory import KINDS, QuantizedLinear, Shares, measure_step
+
+GB = 1e9
+# Of a GPU's memory, left to the CUDA context and to gaps between blocks.
+RESERVE = 0.1
+# Without data: the size of the image in a row, and how much of the text is trained.
+IMAGE_SIZE, LABEL_SHARE = (640, 480), 0.5
+# Of engines that share weights or states: how many devices are tried.
+MORE_DEVICES = 8
+# Defaults of DeepSpeed 0.19, in elements.
+BUCKET, LIVE_PARAMETERS = 500_000_000, 1_000_000_000
+# Of the longest rows by a rough count, so many times a batch are opened, to find the longest.
+CANDIDATES = 4
+
+
+class Forecast(NamedTuple):
+    sizes: dict[str, float]  # bytes on a device at the peak, by kind
+    rows: int  # of the batch
+    tokens: int  # of a row
+    labels: int  # of the batch
+
+    @property
+    def total(self) -> float:
+        return sum(self.sizes.values())
+
+
+class Cure(NamedTuple):
+    flags: str
+    forecast: Forecast
+
+
+def main(words: list[str] | None = None) -> None:
+    arguments, own = parse_arguments(words, __doc__, add_flags, defaults=["--data_path", ""])
+    check_flags(own)
+    set_hardware(arguments, own.passed_over)
+    num_devices = own.num_devices or int(os.environ.get("WORLD_SIZE", 1))
+    check_engine(arguments, num_devices)
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):  # whatever a library prints
+        forecast = forecast_run(arguments, num_devices)
+        limit = own.gpu_memory and own.gpu_memory * GB * (1 - RESERVE)
+        fits = not limit or forecast.total <= limit
+        cures = [] if fits else list(find_cures(arguments, num_devices, forecast.total, limit))
+    report = {kind: round(size) for kind, size in forecast.sizes.items()} | {"total": round(forecast.total)}
+    report |= {"devices": num_devices, **forecast._asdict()}
+    del report["sizes"]
+    report["assumptions"] = assumptions(arguments, num_devices)
+    if limit:
+        report["fits"] = fits
+        report["cures"] = [
+            {"flags": c.flags, "total": round(c.forecast.total), "fits": c.forecast.total <= limit} for c in cures
+        ]
+    if own.json:
+        print(json.dumps(report), file=stdout)
+    else:
+        show(report, own.gpu_memory, stdout)
+
+
+# ---- flags ----
+
+
+def add_flags(parser) -> None:
+    parser.add_argument(
+        "--gpu_memory", type=float, metavar="GB", help="Memory of a GPU: what to change to fit into it."
+    )
+    parser.add_argument("--num_devices", type=int, help="Processes of the run. Default: WORLD_SIZE, or 1.")
+    parser.add_argument("--json", action="store_true", help="One JSON object.")
+
+
+def check_flags(own) -> None:
+    for name in ("gpu_memory", "num_devices"):
+        if (value := getattr(own, name)) is not None and not value > 0:
+            raise ValueError(f"--{name} is {value}; it must be more than 0.")
+
+
+def set_hardware(arguments: Arguments, words: list[str]) -> None:
+    """Set the flags of train.py that this machine may not be able to follow.
+
+    Raises:
+        ValueError: a value that no machine can follow.
+    """
+    owners = {}
+    fields = []
+    for part in (ModelArguments, TrainingArguments):
+        types = get_type_hints(part)
+        for name in sorted(HARDWARE_FLAGS & part.__dataclass_fields__.keys()):
+            known = part.__dataclass_fields__[name]
+            owners[name] = arguments.model if part is ModelArguments else arguments.training
+            fields.append((name, types[name], field(default=known.default, metadata=known.metadata)))
+    parser = HfArgumentParser(make_dataclass("HardwareArguments", fields), allow_abbrev=False, exit_on_error=False)
+    try:
+        (hardware,) = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    except Exception as error:  # argparse.ArgumentError of a value, ValueError of what is left over
+        raise ValueError(str(error)) from error
+    for name, owner in owners.items():
+        setattr(owner, name, getattr(hardware, name))
+    arguments.given |= {word.removeprefix("--").split("=")[0].replace("-", "_") for word in words if word[:2] == "--"}
+    model, training = arguments.model, arguments.training
+    if training.bf16 and training.fp16:
+        raise ValueError("--bf16 True and --fp16 True exclude each other: leave one out.")
+    if model.attn_implementation and model.attn_implementation not in checks.ATTENTION:
+        known = ", ".join(checks.ATTENTION)
+        raise ValueError(f"--attn_implementation {model.attn_implementation} is unknown; use one of {known}.")
+    if model.use_flash_attn:
+        model.attn_implementation = "flash_attention_2"
+    try:
+        training.optim = OptimizerNames(str(training.optim).removeprefix("OptimizerNames."))
+    except ValueError as error:
+        raise ValueError(f"--optim {training.optim} is unknown: {error}") from error
+    for starts, reason in checks.REFUSED_OPTIMIZERS.items():
+        if training.optim.value.startswith(starts):
+            raise ValueError(f"--optim {training.optim.value} is not supported: {reason}.")
+    checks.check_together(arguments)
+
+
+def check_engine(arguments: Arguments, num_devices: int) -> None:
+    training = arguments.training
+    if training.deepspeed and training.fsdp:
+        raise ValueError("--fsdp True and --deepspeed are two engines: leave one out.")
+    if training.deepspeed:
+        engines.check_deepspeed(arguments, deepspeed_config(training))
+    if training.fsdp and arguments.lora.load_in_8bit:
+        raise ValueError("--load_in_8bit True does not work with --fsdp True: use --q_lora True.")
+
+
+def deepspeed_config(training):
+    from accelerate.utils import HfDeepSpeedConfig
+
+    try:
+        return HfDeepSpeedConfig(training.deepspeed)
+    except ValueError as error:
+        raise ValueError(f"--deepspeed {training.deepspeed} is neither a file nor JSON: {error}") from error
+
+
+# ---- a forecast ----
+
+
+def forecast_run(arguments: Arguments, num_devices: int) -> Forecast:
+    training, lora = arguments.training, arguments.lora
+    dtype = trainable.compute_dtype(training)
+    loader = make_loader(arguments)
+    batch = make_batch(arguments, loader)
+    model = loader.meta_model()
+    if bits := trainable.quantized_bits(lora.q_lora, lora.load_in_8bit):
+        stand_in_for_quantized(model, trainable.quantization_config(loader, dtype, bits).llm_int8_skip_modules, bits)
+    model = trainable.make_trainable(model, loader, arguments)
+    shares = engine_shares(model, training, dtype, num_devices)
+    sizes = measure_step(model, batch, training, dtype, lambda parameters: optimizer(training, parameters), shares)
+    return Forecast(sizes, *batch["input_ids"].shape, int((batch["labels"] != IGNORE_INDEX).sum()))
+
+
+def make_loader(arguments: Arguments):
+    """As train.py's; FlashAttention, which cannot be run here, is as sdpa, whose kernels keep no scores either."""
+    model = arguments.model
+    family = LOADERS.get(model.family)
+    attention = model.attn_implementation or family.attention
+    if attention.startswith("fla") or attention.startswith("flex"):
+        family(model.model_path, model.trust_remote_code, attn_implementation=attention)  # which may refuse it
+        attention = "sdpa"
+    dtype = trainable.compute_dtype(arguments.training) if arguments.training.deepspeed else "auto"
+    return family(model.model_path, model.trust_remote_code, dtype=dtype, attn_implementation=attention)
+
+
+def stand_in_for_quantized(model, skipped: list[str], bits: int) -> None:
+    """Put a layer of quantized size in the place of each that bitsandbytes would quantize."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Linear) and should_convert_module(name, skipped):
+            model.set_submodule(name, QuantizedLinear(module, bits))
+
+
+def optimizer(training, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The run's; a paged one as its like that is not, since it needs as much where there is room."""
+    training = copy(training)
+    training.optim = OptimizerNames(training.optim.value.removeprefix("paged_"))
+    try:
+        optimizer_class, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(training)
+        return optimizer_class(parameters, **kwargs)
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"--optim {training.optim.value} cannot be made with these flags: {error}") from error
+
+
+def engine_shares(model, training, dtype: torch.dtype, num_devices: int) -> Shares:
+    """What the engine leaves on a device, and its buffers.
+
+    DDP (torch 2.14) copies all gradients into buckets. DeepSpeed 0.19 reduces gradients in buckets of
+    `reduce_bucket_size` elements, two of them with `overlap_comm`; ZeRO-3 keeps up to `stage3_max_live_parameters`
+    elements gathered. FSDP2 gathers a layer and the next, and all that lies outside the layers.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    in_gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    width = dtype.itemsize
+    if training.deepspeed:
+        zero = deepspeed_config(training).config.get("zero_optimization", {})
+        stage, share = zero.get("stage", 0), 1 / num_devices
+        leaves = "device" in zero.get("offload_optimizer", {})
+        shares = Shares({"gradients": share if stage >= 2 else 1, "optimizer": share if stage else 1})
+        if leaves:
+            shares.share |= {"gradients": 0, "optimizer": 0}
+        bucket = zero.get("reduce_bucket_size", BUCKET)
+        if bucket == "auto":
+            bucket = model.config.get_text_config().hidden_size ** 2
+        shares.more["gradients"] = min(in_gradients, bucket * width * (2 if zero.get("overlap_comm") else 1))
+        if stage == 3:
+            shares.share["weights"] = 0 if "device" in zero.get("offload_param", {}) else share
+            live = zero.get("stage3_max_live_parameters", LIVE_PARAMETERS)
+            whole = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+            shares.more["weights"] = min(whole, live * width)
+        return shares
+    if training.fsdp:
+        layers = largest_layers(model)
+        outside = sum(p.numel() for p in model.parameters()) - sum(
+            sum(p.numel() for p in m.parameters()) for m in layers
+        )
+        largest = max(sum(p.numel() for p in layer.parameters()) for layer in layers)
+        more = Counter(weights=(outside + 2 * largest) * width, gradients=largest * 4)
+        return Shares(dict.fromkeys(("weights", "gradients", "optimizer"), 1 / num_devices) | {"copies": 0}, more)
+    return Shares(more=Counter(gradients=in_gradients if num_devices > 1 else 0))
+
+
+def largest_layers(model) -> list[torch.nn.Module]:
+    """The modules that FSDP2 gathers one by one."""
+    names = set(model._no_split_modules)
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+# ---- the batch ----
+
+
+def make_batch(arguments: Arguments, loader) -> dict[str, torch.Tensor]:
+    """The batch of a step at its largest, as the collator makes it."""
+    collator = make_collator(arguments.model.family, loader, arguments.data)
+    number = arguments.training.per_device_train_batch_size
+    rows = (
+        longest_rows(arguments, collator, number) if any(arguments.data.data_path) else [made_row(arguments, collator)]
+    )
+    return collator.collate([rows[i % len(rows)] for i in range(number)])
+
+
+def longest_rows(arguments: Arguments, collator, number: int) -> list[dict[str, torch.Tensor]]:
+    """The longest rows of the data, encoded: found by their bytes of text and their media's sizes, then by opening."""
+    data = arguments.data
+    dataset = make_dataset(data, data.data_path, check=False, weighted=True)
+    tokens = dataset.text_bytes() / 4
+    for layout, sizes, positions in dataset.groups():
+        try:
+            collator.check_layout(layout.messages)
+            row = {"messages": layout.messages}
+            tokens[positions] += collator.count_media_tokens(row, layout.media_sizes(sizes))
+        except ValueError:
+            tokens[positions] = -1  # such as a video, and the model takes none: train.py will say so
+    encoded, faults = [], []
+    for position in np.argsort(-tokens, kind="stable").tolist():
+        try:
+            encoded.append(collator.encode(dataset[position]).inputs)
+        except ValueError as error:
+            faults.append(str(error))
+        if len(encoded) == CANDIDATES * number or len(faults) > 100:
+            break
+    if not encoded:
+        raise ValueError(f"No row of {dataset.name} can be used, such as {faults[0]}")
+    return sorted(encoded, key=lambda inputs: inputs["input_ids"].shape[1], reverse=True)[:number]
+
+
+def made_row(arguments: Arguments, collator) -> dict[str, torch.Tensor]:
+    """A row of --model_max_length tokens: an image, a question, and an answer that takes its share of the rest."""
+    image = Image.new("RGB", MediaOptions.of(arguments.data).target_size(*IMAGE_SIZE))
+
+    def encode(question: int, answer: int) -> dict[str, torch.Tensor]:
+        parts = [{"type": "image", "image": image}, {"type": "text", "text": "word" + " word" * question}]
+        answer = [{"type": "text", "text": "word" + " word" * answer}]
+        messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
+        return collator.encode({"messages": messages, "source": "a row with an image"}).inputs
+
+    budget = arguments.data.model_max_length
+    length = encode(0, 0)["input_ids"].shape[1]
+    per_word = (encode(0, 8)["input_ids"].shape[1] - length) / 8 or 1
+    words = int((budget - length) / per_word)
+    question = int(words * (1 - LABEL_SHARE))
+    return encode(question, budget)
+
+
+# ---- what to change ----
+
+
+class Change(NamedTuple):
+    flags: str
+    part: str = ""  # of the arguments
+    values: dict = {}
+    num_devices: int = 0  # 0: as before
+
+    def apply(self, arguments: Arguments) -> Arguments:
+        changed = copy(arguments)
+        if self.part:
+            part = copy(getattr(arguments, self.part))
+            vars(part).update(self.values)
+            vars(changed)[self.part] = part
+        return changed
+
+
+def changes(arguments: Arguments, num_devices: int) -> Iterator[Change]:
+    """What may save memory, the cheapest first."""
+    data, training, lora = arguments.data, arguments.training, arguments.lora
+    if not (training.bf16 or training.fp16):
+        yield Change("--bf16 True", "training", {"bf16": True})
+    if not training.activation_checkpointing:
+        yield Change("--activation_checkpointing True", "training", {"activation_checkpointing": True})
+    batch, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    for smaller in sorted({batch // 2, 1} - {0, batch}, reverse=True):
+        values = {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": steps * batch // smaller}
+        yield Change(" ".join(f"--{name} {value}" for name, value in values.items()), "training", values)
+    if training.optim.value.startswith("adamw_torch") and not lora.use_lora and not training.deepspeed:
+        yield Change("--optim adamw_8bit", "training", {"optim": OptimizerNames.ADAMW_8BIT})
+    more = max(num_devices, MORE_DEVICES)
+    if training.deepspeed or training.fsdp:
+        if num_devices < more:
+            yield Change(f"{more} devices", num_devices=more)
+    elif not lora.load_in_8bit:
+        for stage in (2, 3):
+            file = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ds_configs", f"zero{stage}.json")
+            flags = f"--deepspeed ds_configs/zero{stage}.json, {more} devices"
+            yield Change(flags, "training", {"deepspeed": file}, more)
+    if not lora.use_lora:
+        yield Change("--use_lora True", "lora", {"use_lora": True})
+    if not (lora.q_lora or lora.load_in_8bit):
+        flags = "--q_lora True" if lora.use_lora else "--use_lora True --q_lora True"
+        yield Change(flags, "lora", {"use_lora": True, "q_lora": True})
+    length = data.model_max_length // 2
+    yield Change(f"--model_max_length {length}", "data", {"model_max_length": length})
+    if not data.image_size:
+        pixels = (data.max_pixels or IMAGE_SIZE[0] * IMAGE_SIZE[1]) // 2
+        yield Change(f"--max_pixels {pixels}", "data", {"max_pixels": pixels})
+
+
+def find_cures(arguments: Arguments, num_devices: int, before: float, limit: float) -> Iterator[Cure]:
+    """The changes that save something, each alone; where none fits, more and more of them on the same devices."""
+    useful = []
+    for change in changes(arguments, num_devices):
+        cure = try_changes(arguments, num_devices, [change])
+        if cure and cure.forecast.total < before:
+            useful.append((change, cure))
+            yield cure
+    if any(cure.forecast.total <= limit for _, cure in useful):
+        return
+    together = []
+    for change, _ in useful:
+        if change.num_devices:
+            continue
+        # The same flag again, such as a still smaller batch, takes the place of the earlier one.
+        together = [other for other in together if not other.values.keys() <= change.values.keys()] + [change]
+        if len(together) > 1 and (cure := try_changes(arguments, num_devices, together)):
+            yield cure
+            if cure.forecast.total <= limit:
+                return
+
+
+def try_changes(arguments: Arguments, num_devices: int, several: list[Change]) -> Cure | None:
+    """The forecast of some changes; None where data or model do not allow them, such as a cut through an image."""
+    for change in several:
+        arguments, num_devices = change.apply(arguments), change.num_devices or num_devices
+    flags = " ".join(change.flags for change in several)
+    print(f"Trying {flags}", file=sys.stderr)
+    try:
+        return Cure(flags, forecast_run(arguments, num_devices))
+    except ValueError:
+        return None
+
+
+# ---- the report ----
+
+
+def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
+    data, training, model = arguments.data, arguments.training, arguments.model
+    found = []
+    if any(data.data_path):
+        found.append("The batch is of the longest rows of the data; most steps need less.")
+    else:
+        found.append(
+            f"No --data_path: rows of {data.model_max_length} tokens with an image of {IMAGE_SIZE[0]}x{IMAGE_SIZE[1]}; "
+            f"{LABEL_SHARE:.0%} of their text is trained."
+        )
+    if training.deepspeed or training.fsdp or num_devices > 1:
+        found.append("The engine's shares and buffers are computed, not measured.")
+    if (model.attn_implementation or "").startswith(("flash", "flex")):
+        found.append(f"{model.attn_implementation} is counted as sdpa.")
+    if training.torch_compile or training.use_liger_kernel:
+        found.append("What --torch_compile and --use_liger_kernel save is not counted.")
+    if (training.activation_checkpointing_kwargs or {}).get("offload"):
+        found.append("What --activation_checkpointing_kwargs offloads is counted all the same.")
+    found.append(
+        f"Weights are loaded in their own precision first. {RESERVE:.0%} of a GPU are left to the CUDA context."
+    )
+    return found
+
+
+def show(report: dict, gpu_memory: float | None, file) -> None:
+    """The report as text; the same without a terminal, but for colours."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=file, highlight=False, soft_wrap=True)
+    batch = f"{report['rows']} rows of {report['tokens']:,} tokens, {report['labels']:,} labels"
+    console.print(f"On each of {report['devices']} device(s), at the peak of a step with a batch of {batch}:\n")
+    table = Table("", "GB", box=None)
+    table.columns[1].justify = "right"
+    for kind in (*KINDS, "total"):
+        table.add_row(kind, f"{report[kind] / GB:.2f}", style="bold" if kind == "total" else "")
+    console.print(table)
+    console.print("\n" + "\n".join(f"- {text}" for text in report["assumptions"]))
+    if not gpu_memory:
+        return
+    verdict = "fits" if report["fits"] else "does not fit"
+    console.print(f"\nIt {verdict} into {gpu_memory:g} GB.", style="green" if report["fits"] else "red")
+    if report["fits"]:
+        return
+    if not report["cures"]:
+        console.print("No flag that is known to this script makes it smaller.")
+        return
+    table = Table("GB", "fits", "with", box=None)
+    for cure in report["cures"]:
+        table.add_row(f"{cure['total'] / GB:.2f}", "yes" if cure["fits"] else "no", cure["flags"])
+    console.print("What would change that, the cheapest first:\n")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    cli(main)
