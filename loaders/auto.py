@@ -19,7 +19,7 @@ class AutoLoader(BaseLoader):
 
     def __init__(self, model_path: str, *args, **model_kwargs):
         super().__init__(model_path, *args, **model_kwargs)
-        model = self.meta_model()
+        model = self._model_without_weights()
         names = {module: name for name, module in model.named_modules()}
         modules = [model.get_encoder(modality="image"), model.get_decoder(), model.get_output_embeddings()]
         encoder, decoder, head = (names.get(module) for module in modules)

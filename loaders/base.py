@@ -144,11 +144,6 @@ class BaseLoader:
     def model_class(self) -> type:
         return AutoModelForImageTextToText
 
-    def meta_model(self) -> nn.Module:
-        """The model without its weights: no file is read and no memory taken."""
-        with torch.device("meta"), set_zero3_state():  # as within ZeRO-3's own, so that it shards nothing here
-            return self.model_class().from_config(self.config)
-
     def load_model(self) -> nn.Module:
         try:
             model = self._read_model() if self.reads_weights else self._model_without_weights()
@@ -191,10 +186,10 @@ class BaseLoader:
         return model
 
     def _model_without_weights(self) -> nn.Module:
-        kwargs = {"config": self.config} | self.model_kwargs
+        kwargs = {"config": self.config, "dtype": "auto"} | self.model_kwargs
         if kwargs["dtype"] == "auto":
             kwargs["dtype"] = self.dtype
-        with torch.device("meta"):
+        with torch.device("meta"), set_zero3_state():  # as within ZeRO-3's own, so that it shards nothing here
             return self.model_class().from_config(**kwargs)
 
     def mend_saving(self, model: nn.Module) -> None:
