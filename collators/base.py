@@ -30,6 +30,7 @@ from transformers import BatchFeature
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from collators.any_template import UnfitTemplate, find_replies, find_string_roles
+from collators.channels_last import channels_last
 from datasets import IGNORE_INDEX
 from lengths import media_tokens, remembered, text_tokens
 from row_index import ChangedFile
@@ -127,6 +128,8 @@ class ChatCollator:
                     "put the tag around each reply and its end-of-turn token."
                 )
         self.processor = processor
+        if hasattr(processor, "image_processor"):
+            processor.image_processor = channels_last(processor.image_processor)
         self._tokenizer = processor.tokenizer  # not `tokenizer`: Trainer would save that, adapted, beside the weights
         self.model_max_length = model_max_length
         self.mask_question_tokens = mask_question_tokens
