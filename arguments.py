@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 
+import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
@@ -84,6 +85,9 @@ class ReadingArguments:
     image_resize_algorithm: str = flag("bicubic", f"How images are resized: {', '.join(FILTERS)}.")
     min_pixels: int | None = flag(None, "Enlarge an image of fewer pixels; its aspect ratio stays.")
     max_pixels: int | None = flag(None, "Shrink an image of more pixels; its aspect ratio stays.")
+    jpeg_draft: bool = flag(
+        False, "Decode large JPEG images at 1/2, 1/4 or 1/8 before --image_size or --max_pixels: faster, less sharp."
+    )
     num_frames: int = flag(8, "Frames taken from each video, evenly spaced from the first to the last; or give --fps.")
     fps: float | None = flag(None, "Frames taken from each second of a video, instead of --num_frames.")
     max_frames: int | None = flag(None, "At most so many frames of a video; needs --fps.")
@@ -165,6 +169,12 @@ class TrainingArguments(transformers.TrainingArguments):
     remove_unused_columns: bool = flag(False, "Kept False: the collator needs every field of a sample.")
     # The Trainer (5.23) would log the mean of the steps before in the place of a loss that is nan or infinite.
     logging_nan_inf_filter: bool = flag(False, "Log a mean of earlier losses where the loss is nan or infinite.")
+    dataloader_num_workers: int | None = flag(
+        None, "Processes that prepare samples beside each training one. Default: up to 4 with a GPU, 0 on a CPU."
+    )
+    dataloader_persistent_workers: bool | None = flag(
+        None, "Keep these processes from one epoch to the next. Default: True where there are some."
+    )
     # The Trainer's type, dict[str, bool], has no reader for the command line (5.23).
     liger_kernel_config: str | None = flag(None, "Settled by --use_liger_kernel: all but its losses.")
     fsdp: bool = flag(
@@ -172,6 +182,10 @@ class TrainingArguments(transformers.TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = default_workers(self.use_cpu)
+        if self.dataloader_persistent_workers is None:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         checks.check_training(self)
         try:
             super().__post_init__()
@@ -182,6 +196,16 @@ class TrainingArguments(transformers.TrainingArguments):
             self.liger_kernel_config = checks.LIGER_KERNELS
         self.dataloader_pin_memory &= self.device.type == "cuda"  # else every loader warns
         checks.check_writable("--output_dir", self.output_dir)
+
+
+def default_workers(use_cpu: bool) -> int:
+    """Processes that prepare samples beside each training one: the cores of a GPU's share, at most 4.
+
+    On a CPU none: they would take its cores from the training (benchmarks/collate.py).
+    """
+    if use_cpu or not torch.accelerator.is_available():
+        return 0
+    return max(1, min(4, os.cpu_count() // torch.accelerator.device_count()))
 
 
 PARTS = (ModelArguments, DataArguments, TrainingArguments, LoraArguments)

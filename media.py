@@ -35,6 +35,7 @@ class MediaOptions:
     image_resize_algorithm: str = "bicubic"
     min_pixels: int | None = None  # width * height within [min_pixels, max_pixels], the ratio of the sides kept
     max_pixels: int | None = None
+    jpeg_draft: bool = False  # decode a JPEG at 1/2, 1/4 or 1/8 of its size, where that is still no smaller than asked
     num_frames: int = 8  # of a video, evenly spaced from the first to the last
     fps: float | None = None  # instead of num_frames: so many a second of video, at most max_frames
     max_frames: int | None = None
@@ -66,6 +67,10 @@ class MediaOptions:
             raise ValueError("--min_pixels and --max_pixels have no effect beside --image_size; give one or the other.")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(f"--min_pixels {self.min_pixels} is more than --max_pixels {self.max_pixels}.")
+        if self.jpeg_draft and not (self.image_size or self.max_pixels):
+            raise ValueError(
+                "--jpeg_draft has no effect without a size to decode for: add --image_size or --max_pixels."
+            )
         if self.max_frames and not self.fps:
             raise ValueError("--max_frames has no effect without --fps; give --num_frames or --fps.")
         self.target_size(1, 1)
@@ -111,8 +116,12 @@ def open_image(reference, options: MediaOptions) -> Image.Image:
         ValueError: missing, empty, broken, truncated or too large file; the message names it.
     """
     with _header(reference, options) as image:
+        size = None
+        if options.jpeg_draft and image.format in ("JPEG", "MPO"):
+            size = options.target_size(*_seen_size(image))
+            image.draft(None, size[::-1] if _is_turned(image) else size)
         image = _as_seen(image)
-        size = options.target_size(*image.size)
+        size = size or options.target_size(*image.size)
         return image if size == image.size else image.resize(size, FILTERS[options.image_resize_algorithm])
 
 
@@ -131,14 +140,7 @@ def read_header(kind: str, reference, options: MediaOptions) -> tuple[int, ...]:
         return videos.read_header(reference, options)
     with _header(reference, options) as image:
         _is_deep(image)
-        width, height = image.size
-        if image.format == "TIFF":  # Pillow (11 and later) has turned the size, but not the pixels
-            width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
-        # Of the base class: PngImageFile's own decodes the whole image to look behind the pixels.
-        exif = Image.Image.getexif(_without_pixels(image) if image.format == "PNG" else image)
-        if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
-            width, height = height, width
-        return options.target_size(width, height)[::-1]
+        return options.target_size(*_seen_size(image))[::-1]
 
 
 def describe(reference) -> str:
@@ -232,6 +234,21 @@ def _is_deep(image: Image.Image) -> bool:
     if image.mode in ("I", "F"):
         raise ValueError("its 32-bit pixels have no known range; save it with 8 or 16 bits")
     return False
+
+
+def _seen_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) as a person sees it, by the header alone."""
+    width, height = image.size
+    if image.format == "TIFF":  # Pillow (11 and later) has turned the size, but not the pixels
+        width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+    return (height, width) if _is_turned(image) else (width, height)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether it lies on its side, by its EXIF orientation."""
+    # Of the base class: PngImageFile's own decodes the whole image to look behind the pixels.
+    exif = Image.Image.getexif(_without_pixels(image) if image.format == "PNG" else image)
+    return exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
 
 
 def _without_pixels(image: Image.Image) -> Image.Image:

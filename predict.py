@@ -33,7 +33,7 @@ from trainer import generate_answers
 # What the model gets to see of images and videos: as in training, unless a flag says otherwise.
 # Flags of one group stand together: where one is given, none of it is taken from training.
 AS_IN_TRAINING = (
-    ("image_size", "min_pixels", "max_pixels"),
+    ("image_size", "min_pixels", "max_pixels", "jpeg_draft"),
     ("num_frames", "fps", "max_frames"),
     *[(name,) for name in ("image_resize_algorithm", "video_max_pixels", "video_backend", "processor_kwargs")],
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from adapters import add_adapters, base_name, load_adapter, shortened
 from loaders.base import COMPONENTS, BaseLoader, is_inside
@@ -97,6 +98,18 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
         if mode != "frozen" and not any(p.requires_grad for _, p in component_parameters(model, loader)[component]):
             raise ValueError(f"The {component} is to be trained ({mode}), but it has no parameter that can be.")
     return model
+
+
+class KeepFrozenOut(TrainerCallback):
+    """Under activation checkpointing, keep what is frozen out of the graph.
+
+    transformers (5.23) has the embeddings of text and of patches ask for a gradient then, which only reentrant
+    checkpointing needs (it is refused, checks.py): a frozen vision encoder would be computed again in the backward
+    pass, and gone through backwards, for nothing.
+    """
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        model.disable_input_require_grads()
 
 
 def component_parameters(model: nn.Module, loader: BaseLoader) -> dict[str, list[tuple[str, nn.Parameter]]]:

@@ -20,6 +20,7 @@ from engines import say
 from loaders.base import local_folder
 from resume import ResumableTrainer
 from sampling import EpochSampler, PackSampler
+from trainable import KeepFrozenOut
 
 # What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
 PROCESSOR_FILES = [
@@ -56,6 +57,7 @@ class FinetuneTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
         self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
+        self.add_callback(KeepFrozenOut)
         # Several families set this to False, and the Trainer would not count the labels of a step for them.
         self.model_accepts_loss_kwargs = True
 

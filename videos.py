@@ -127,7 +127,7 @@ def _choose_images(references, options: MediaOptions) -> tuple[list[int], MediaO
     if not references:
         raise ValueError("a video is an empty list of images")
     # Flags of size that mean images do not mean frames.
-    single = dataclasses.replace(options, image_size=None, min_pixels=None, max_pixels=None)
+    single = dataclasses.replace(options, image_size=None, min_pixels=None, max_pixels=None, jpeg_draft=False)
     indices = np.linspace(0, len(references) - 1, options.num_frames).round().astype(int).tolist()
     sizes = {i: media.read_header("image", references[i], single)[::-1] for i in sorted(set(indices))}
     first = sizes[indices[0]]

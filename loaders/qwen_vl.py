@@ -16,6 +16,9 @@ class QwenVLModel(RemoteModel):
     # The code has the signature of transformers 4.
     _set_gradient_checkpointing = PreTrainedModel._set_gradient_checkpointing
 
+    def disable_input_require_grads(self):
+        """They stay: the code checkpoints in the reentrant way, and only the embeddings of text ask for gradients."""
+
     def forward(self, *args, pixel_values=None, **kwargs):
         """As the checkpoint's, which would open files: it reads their names out of the slots of images."""
         visual = self.transformer.visual
