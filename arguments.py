@@ -181,6 +181,10 @@ class TrainingArguments(transformers.TrainingArguments):
         False, "Shard weights, gradients and optimizer with FSDP2 (--fsdp_config fsdp_configs/fsdp2.json)."
     )
 
+    peak_tflops: float | None = flag(
+        None, "Peak of one device in TFLOP/s, at the precision of the run; logs mfu, the share of it that is used."
+    )
+
     def __post_init__(self):
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = default_workers(self.use_cpu)
@@ -195,6 +199,8 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.use_liger_kernel:
             self.liger_kernel_config = checks.LIGER_KERNELS
         self.dataloader_pin_memory &= self.device.type == "cuda"  # else every loader warns
+        # A copy that blocks would wait for the GPU's work, which would count as waiting for data.
+        self.accelerator_config.non_blocking |= self.dataloader_pin_memory
         checks.check_writable("--output_dir", self.output_dir)
 
 

@@ -44,7 +44,7 @@ RENAMED_FLAGS = {
     "fsdp_min_num_params": "--fsdp_config",
     "dispatch_batches": "--accelerator_config",
     "split_batches": "--accelerator_config",
-    "include_tokens_per_second": "--include_num_input_tokens_seen",
+    "include_tokens_per_second": "nothing: tokens_per_second is always logged",
     "include_inputs_for_metrics": "--include_for_metrics inputs",
     "torchdynamo": "--torch_compile_backend",
     "adafactor": "--optim adafactor",
@@ -250,6 +250,10 @@ def check_training(training) -> None:
     for name, smallest in SMALLEST.items():
         if not getattr(training, name) >= smallest:  # nan too
             raise ValueError(f"--{name} is {getattr(training, name)}; it must be {smallest} or more.")
+    if training.peak_tflops is not None and not training.peak_tflops > 0:
+        raise ValueError(f"--peak_tflops is {training.peak_tflops}; it must be above 0, such as 989 for an H100.")
+    if training.peak_tflops and training.torch_compile:
+        raise ValueError("--peak_tflops counts what modules compute, which --torch_compile True hides: leave one out.")
     if training.label_smoothing_factor > 1:
         raise ValueError(f"--label_smoothing_factor is {training.label_smoothing_factor}; it must be at most 1.")
     if not (training.num_train_epochs > 0 or training.max_steps > 0):

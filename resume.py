@@ -36,7 +36,7 @@ FREE_FLAGS = {
     *("per_device_eval_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "disable_tqdm"),
     *("log_level", "log_level_replica", "log_on_each_node", "report_to", "run_name", "project"),
     *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics"),
-    *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
+    *("peak_tflops", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
 }
 
 

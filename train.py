@@ -28,6 +28,7 @@ from datasets import EncodedDataset, MultimodalDataset, make_dataset
 from engines import say
 from lengths import token_lengths
 from loaders import LOADERS
+from throughput import FlopCounter
 from trainer import FinetuneTrainer
 
 
@@ -85,6 +86,7 @@ def main(words: list[str] | None = None) -> None:
         learning_rates=trainable.learning_rates(model, loader, arguments),
         lengths=lengths,
         pack_budget=arguments.data.model_max_length if arguments.data.packing else None,
+        flop_counter=FlopCounter(model, loader) if arguments.training.peak_tflops else None,
         run=run,
     )
     metrics = trainer.train(checkpoint).metrics

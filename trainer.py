@@ -21,6 +21,7 @@ from loaders.base import local_folder
 from resume import ResumableTrainer
 from sampling import EpochSampler, PackSampler
 from trainable import KeepFrozenOut
+from throughput import FlopCounter, ThroughputMeter
 
 # What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
 PROCESSOR_FILES = [
@@ -39,6 +40,7 @@ class FinetuneTrainer(ResumableTrainer):
     learning_rates: by the name of a parameter; default: `args.learning_rate`.
     lengths: tokens of each training row (rows,); needed to group by length and to pack.
     pack_budget: tokens of a pack; None: no packs.
+    flop_counter: of the model, where `--peak_tflops` asks for the MFU.
     """
 
     # The loss below is already divided by the labels of the whole global step.
@@ -52,12 +54,14 @@ class FinetuneTrainer(ResumableTrainer):
         learning_rates: dict[str, float] | None = None,
         lengths: np.ndarray | None = None,
         pack_budget: int | None = None,
+        flop_counter: FlopCounter | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
         self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
         self.add_callback(KeepFrozenOut)
+        self.meter = ThroughputMeter(self.args.device, flop_counter, self.args.peak_tflops)
         # Several families set this to False, and the Trainer would not count the labels of a step for them.
         self.model_accepts_loss_kwargs = True
 
@@ -66,6 +70,7 @@ class FinetuneTrainer(ResumableTrainer):
             return super().train(resume_from_checkpoint)
 
     def evaluate(self, *args, **kwargs):
+        self.meter.pause()
         with self.naming_samples():
             return super().evaluate(*args, **kwargs)
 
@@ -95,7 +100,8 @@ class FinetuneTrainer(ResumableTrainer):
 
         The head runs on the positions that have a label only: `logits_to_keep` is a boolean (batch, tokens) mask.
         """
-        losses, keep, outputs = self._label_losses(model, inputs)
+        with self.meter.forward(inputs):
+            losses, keep, outputs = self._label_losses(model, inputs)
         loss = losses.sum() / (keep.sum() if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # engines average gradients over ranks
@@ -111,6 +117,20 @@ class FinetuneTrainer(ResumableTrainer):
         logits = outputs.logits.view(-1, outputs.logits.shape[-1]).float()
         smoothing = self.args.label_smoothing_factor
         return cross_entropy(logits, targets[keep], reduction="none", label_smoothing=smoothing), keep, outputs
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        return super().get_batch_samples(self.meter.waiting(epoch_iterator), num_batches, device)
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            logs |= self.meter.log()
+        elif "train_loss" in logs:  # also what `train` returns; the Trainer's own counts the time of evaluations
+            logs |= self.meter.log_run()
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, *args):
+        self.meter.pause()
+        super()._save_checkpoint(*args)
 
     def create_optimizer(self, model=None):
         """As the Trainer's, with the parameters of another learning rate in groups of their own, behind its groups."""

@@ -25,7 +25,7 @@ LORA = ["--use_lora", True, "--lora_dropout", 0.3]
 PERSISTENT = ["--dataloader_persistent_workers", True]
 ZERO2 = ["--deepspeed", "ds_configs/zero2.json"]
 # What is not the same in every run.
-TIMES = ("runtime", "samples_per_second", "steps_per_second")
+TIMES = ("runtime", "_per_second", "data_wait", "peak_memory_gb", "padding")  # the last, of the steps since a log
 
 
 def log_of(folder) -> list[dict]:
