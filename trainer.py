@@ -20,8 +20,8 @@ from engines import say
 from loaders.base import local_folder
 from resume import ResumableTrainer
 from sampling import EpochSampler, PackSampler
-from trainable import KeepFrozenOut
 from throughput import FlopCounter, ThroughputMeter
+from trainable import KeepFrozenOut
 
 # What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
 PROCESSOR_FILES = [
