@@ -207,7 +207,7 @@ class TrainingArguments(transformers.TrainingArguments):
 def default_workers(use_cpu: bool) -> int:
     """Processes that prepare samples beside each training one: the cores of a GPU's share, at most 4.
 
-    On a CPU none: they would take its cores from the training (benchmarks/collate.py).
+    On a CPU none: they would take its cores from the training.
     """
     if use_cpu or not torch.accelerator.is_available():
         return 0
