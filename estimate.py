@@ -68,11 +68,8 @@ class Cure(NamedTuple):
 
 
 def main(words: list[str] | None = None) -> None:
-    arguments, own = parse_arguments(words, __doc__, add_flags, defaults=["--data_path", ""])
-    check_flags(own)
-    set_hardware(arguments, own.passed_over)
+    arguments, own = parse(words)
     num_devices = own.num_devices or int(os.environ.get("WORLD_SIZE", 1))
-    check_engine(arguments, num_devices)
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):  # whatever a library prints
         forecast = forecast_run(arguments, num_devices)
@@ -97,18 +94,23 @@ def main(words: list[str] | None = None) -> None:
 # ---- flags ----
 
 
+def parse(words: list[str] | None = None):
+    """Command line words -> `Arguments`, and the flags of `add_flags`."""
+    arguments, own = parse_arguments(words, __doc__, add_flags, defaults=["--data_path", ""])
+    for name in ("gpu_memory", "num_devices"):
+        if (value := getattr(own, name)) is not None and not value > 0:
+            raise ValueError(f"--{name} is {value}; it must be more than 0.")
+    set_hardware(arguments, own.passed_over)
+    check_engine(arguments)
+    return arguments, own
+
+
 def add_flags(parser) -> None:
     parser.add_argument(
         "--gpu_memory", type=float, metavar="GB", help="Memory of a GPU: what to change to fit into it."
     )
     parser.add_argument("--num_devices", type=int, help="Processes of the run. Default: WORLD_SIZE, or 1.")
     parser.add_argument("--json", action="store_true", help="One JSON object.")
-
-
-def check_flags(own) -> None:
-    for name in ("gpu_memory", "num_devices"):
-        if (value := getattr(own, name)) is not None and not value > 0:
-            raise ValueError(f"--{name} is {value}; it must be more than 0.")
 
 
 def set_hardware(arguments: Arguments, words: list[str]) -> None:
@@ -151,7 +153,7 @@ def set_hardware(arguments: Arguments, words: list[str]) -> None:
     checks.check_together(arguments)
 
 
-def check_engine(arguments: Arguments, num_devices: int) -> None:
+def check_engine(arguments: Arguments) -> None:
     training = arguments.training
     if training.deepspeed and training.fsdp:
         raise ValueError("--fsdp True and --deepspeed are two engines: leave one out.")
@@ -179,6 +181,7 @@ def forecast_run(arguments: Arguments, num_devices: int) -> Forecast:
     loader = make_loader(arguments)
     batch = make_batch(arguments, loader)
     model = loader.meta_model()
+    model.set_experts_implementation("eager")  # the others' kernels ask for a GPU, or for 16 bits
     if bits := trainable.quantized_bits(lora.q_lora, lora.load_in_8bit):
         stand_in_for_quantized(model, trainable.quantization_config(loader, dtype, bits).llm_int8_skip_modules, bits)
     model = trainable.make_trainable(model, loader, arguments)

@@ -3,7 +3,7 @@
     python benchmarks/estimate.py                    # the whole grid: about 20 minutes on two cores, 12 GB
     python benchmarks/estimate.py --only qlora       # the runs whose name contains a word
 
-Each run is a process of its own, of two steps on random checkpoints of 50 to 250 million parameters. Prints gigabytes
+Each run is a process of its own, of two steps on random checkpoints of 20 to 250 million parameters. Prints gigabytes
 above what the process held after its imports: the forecast; the peak of resident memory in the steps; and the peak of
 the whole process, which on a CPU also holds the checkpoint's file while it is read.
 """
@@ -35,20 +35,20 @@ GRID = {
     "full-checkpointing": ("llava-1.5", 1024, 32, 4, 512, AGAIN),
     "full-bf16": ("qwen2.5-vl", 768, 150, 2, 256, BF16),
     "full-bf16-accumulated": ("gemma-3", 1024, 32, 1, 256, (*BF16, "--gradient_accumulation_steps", "2")),
-    "full-gemma": ("gemma-3", 768, 150, 2, 512, ()),
+    "full-gemma": ("gemma-3", 768, 150, 2, 256, ()),
     "full-adafactor": ("llava-1.5", 1024, 32, 2, 512, ("--optim", "adafactor")),
-    "full-vision": ("qwen2.5-vl", 768, 150, 1, 512, VISION),
-    "full-eager": ("llava-1.5", 512, 32, 2, 1024, ("--attn_implementation", "eager")),
-    "lora": ("llava-1.5", 512, 32, 4, 1024, LORA),
-    "lora-long": ("qwen2.5-vl", 512, 150, 1, 2048, LORA),
-    "lora-wide": ("qwen2.5-vl", 512, 150, 8, 256, LORA),
-    "lora-bf16": ("llava-1.5", 512, 32, 8, 512, (*LORA, *BF16)),
-    "lora-gemma": ("gemma-3", 512, 150, 2, 1024, LORA),
-    "lora-gemma-bf16": ("gemma-3", 512, 150, 4, 1024, (*LORA, *BF16)),
-    "lora-checkpointing": ("qwen2.5-vl", 512, 150, 8, 512, (*LORA, *AGAIN)),
-    "qlora": ("llava-1.5", 512, 32, 4, 1024, (*LORA, "--q_lora", "True")),
-    "qlora-bf16": ("qwen2.5-vl", 512, 150, 4, 1024, (*LORA, *BF16, "--q_lora", "True")),
-    "8bit": ("llava-1.5", 512, 32, 4, 1024, (*LORA, "--load_in_8bit", "True")),
+    "full-vision": ("qwen2.5-vl", 768, 150, 1, 256, VISION),
+    "full-eager": ("llava-1.5", 256, 32, 2, 1024, ("--attn_implementation", "eager")),
+    "lora": ("llava-1.5", 256, 32, 4, 1024, LORA),
+    "lora-long": ("qwen2.5-vl", 256, 150, 1, 2048, LORA),
+    "lora-wide": ("qwen2.5-vl", 256, 150, 8, 256, LORA),
+    "lora-bf16": ("llava-1.5", 256, 32, 8, 512, (*LORA, *BF16)),
+    "lora-gemma": ("gemma-3", 256, 150, 2, 1024, LORA),
+    "lora-gemma-bf16": ("gemma-3", 256, 150, 4, 1024, (*LORA, *BF16)),
+    "lora-checkpointing": ("qwen2.5-vl", 256, 150, 8, 512, (*LORA, *AGAIN)),
+    "qlora": ("llava-1.5", 256, 32, 4, 1024, (*LORA, "--q_lora", "True")),
+    "qlora-bf16": ("qwen2.5-vl", 256, 150, 4, 1024, (*LORA, *BF16, "--q_lora", "True")),
+    "8bit": ("llava-1.5", 256, 32, 4, 1024, (*LORA, "--load_in_8bit", "True")),
 }
 
 # Runs train.py and prints resident bytes: after the imports, at the peak of the steps, at that of the process.

@@ -87,7 +87,7 @@ def parse(script: str, words: list[str], monkeypatch) -> None:
             words = words[:at] + words[at + 2 :]
         words = words + ["--use_cpu", "True"]
         parse_arguments(words, extend=preview.add_flags if script == "preview.py" else None)
-    elif script in ("predict.py", "merge_lora_weights.py"):
+    elif script in ("predict.py", "merge_lora_weights.py", "estimate.py"):
         importlib.import_module(script.removesuffix(".py")).parse(words)
     elif script == "tiny_models.py":
         made = []
@@ -112,6 +112,7 @@ def test_there_are_commands():
         "preview.py",
         "predict.py",
         "merge_lora_weights.py",
+        "estimate.py",
     }
 
 
