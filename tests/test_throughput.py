@@ -88,15 +88,17 @@ def test_memory_is_the_peak_of_the_process():
     del block
 
 
-def test_a_run_logs_the_figures_of_its_batches(tiny, write_rows, tmp_path):
+@pytest.mark.parametrize("padding_free", [True, False])
+def test_a_run_logs_the_figures_of_its_batches(tiny, padding_free, write_rows, tmp_path):
     rows = rows_for("llava-1.5")[:4]
     path = write_rows(rows)
     loader = make_loader("llava-1.5", tiny("llava-1.5"))
     collator, dataset = COLLATORS.get("llava-1.5")(loader.load_processor(), 2048), MultimodalDataset(path)
     lengths = [collator.encode(dataset[i]).inputs["input_ids"].shape[1] for i in range(4)]
     flags = ["--train_sampling_strategy", "sequential", "--gradient_accumulation_steps", 2, "--peak_tflops", 0.1]
-    steps = run(tiny, "llava-1.5", path, tmp_path / "out", *flags, "--eval_data_path", path)
-    positions = 2 * max(lengths[:2]) + 2 * max(lengths[2:])
+    flags += ["--padding_free", padding_free, "--eval_data_path", path]
+    steps = run(tiny, "llava-1.5", path, tmp_path / "out", *flags)
+    positions = sum(lengths) if padding_free else 2 * max(lengths[:2]) + 2 * max(lengths[2:])
     final = json.loads((tmp_path / "out" / "all_results.json").read_text())
     final = {name.removeprefix("train_"): value for name, value in final.items()}
     for entry in [*steps, final]:
