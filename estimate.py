@@ -28,6 +28,7 @@ from transformers import HfArgumentParser
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.training_args import OptimizerNames
 
+import attention
 import checks
 import engines
 import trainable
@@ -181,13 +182,16 @@ def forecast_run(arguments: Arguments, num_devices: int) -> Forecast:
     loader = make_loader(arguments)
     batch = make_batch(arguments, loader)
     model = loader.meta_model()
+    if "sample_lengths" in batch:
+        attention.separate_samples(model, loader)
     model.set_experts_implementation("eager")  # the others' kernels ask for a GPU, or for 16 bits
     if bits := trainable.quantized_bits(lora.q_lora, lora.load_in_8bit):
         stand_in_for_quantized(model, trainable.quantization_config(loader, dtype, bits).llm_int8_skip_modules, bits)
     model = trainable.make_trainable(model, loader, arguments)
     shares = engine_shares(model, training, dtype, num_devices)
     sizes = measure_step(model, batch, training, dtype, lambda parameters: optimizer(training, parameters), shares)
-    return Forecast(sizes, *batch["input_ids"].shape, int((batch["labels"] != IGNORE_INDEX).sum()))
+    rows, tokens = batch["input_ids"].shape
+    return Forecast(sizes, rows, tokens, int((batch["labels"] != IGNORE_INDEX).sum()))
 
 
 def make_loader(arguments: Arguments):
@@ -268,12 +272,15 @@ def largest_layers(model) -> list[torch.nn.Module]:
 
 
 def make_batch(arguments: Arguments, loader) -> dict[str, torch.Tensor]:
-    """The batch of a step at its largest, as the collator makes it."""
-    collator = make_collator(arguments.model.family, loader, arguments.data)
+    """The batch of a step at its largest, as the collator makes it; a pack holds as many of the longest rows as fit."""
+    data = arguments.data
+    collator = make_collator(arguments.model.family, loader, data)
+    if attention.is_padding_free(arguments, loader):
+        collator.join_samples(loader)
     number = arguments.training.per_device_train_batch_size
-    rows = (
-        longest_rows(arguments, collator, number) if any(arguments.data.data_path) else [made_row(arguments, collator)]
-    )
+    rows = longest_rows(arguments, collator, number) if any(data.data_path) else [made_row(arguments, collator)]
+    if data.packing:
+        number *= data.model_max_length // rows[0]["input_ids"].shape[1]
     return collator.collate([rows[i % len(rows)] for i in range(number)])
 
 

@@ -178,6 +178,7 @@ def measure_step(
         options.pop("offload", None)
         every = options.pop("every_n_layers", 1)
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options or None, every_n_layers=every)
+        model.disable_input_require_grads()  # as trainable.KeepFrozenOut
     model.train()
     with ledger:
         kept = _update(trained, ledger, make_optimizer, in_float32=bool(training.deepspeed))
@@ -225,9 +226,13 @@ def _update(trained: list[nn.Parameter], ledger: Ledger, make_optimizer, in_floa
 
 def _forward_and_backward(model, batch, mode: FakeTensorMode, training, autocast) -> None:
     """As FinetuneTrainer does; accelerate hands the logits on in float32."""
-    inputs = {
-        name: mode.from_tensor(value) if value.is_floating_point() else value.clone() for name, value in batch.items()
-    }
+
+    def given(value):
+        if not torch.is_tensor(value):
+            return value  # the lengths of samples in one row
+        return mode.from_tensor(value) if value.is_floating_point() else value.clone()
+
+    inputs = {name: given(value) for name, value in batch.items()}
     targets = pad(inputs.pop("labels"), (0, 1), value=IGNORE_INDEX)[:, 1:]
     keep = targets != IGNORE_INDEX
     with autocast:
