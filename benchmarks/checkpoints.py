@@ -8,7 +8,7 @@ tokens of an image, are those of the real one. Sizes of the language model:
 
     32k, 150k   hidden 256, 4 layers: nearly all parameters are the embeddings of a vocabulary of 32,000 or 151,936
     7b          as a 7B model in small: hidden 512, 16 layers, feed-forward and vocabulary in their real proportion to
-                the hidden size, and a vision encoder scaled alike; the head is a small share of the work, as it is there
+                the hidden size, a vision encoder scaled alike; the head is a small share of the work, as it is there
 """
 
 import argparse

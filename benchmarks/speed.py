@@ -45,6 +45,8 @@ sys.path.insert(0, str(HERE))
 
 from checkpoints import FAMILIES, ROWS, SIZES, make_checkpoint, make_rows  # noqa: E402
 
+from supported_models import find_model  # noqa: E402
+
 CONTENDERS = ("bare", "prepared", "ours", "trl", "trl-plain", "predecessor", "llamafactory")
 STEP = re.compile(r"['\"]loss['\"]: .*['\"]epoch['\"]: ['\"]?([\d.]+)")
 # The longest row in tokens, for all alike: (of llava-1.5 and qwen2-vl, of llava-onevision).
@@ -165,10 +167,21 @@ def command_of(name: str, case, checkpoint: Path, rows: Path, folder: Path) -> t
         words += [json.dumps({"gradient_checkpointing": False})] if name == "trl-plain" else []
         return [own.trl_python, HERE / "contenders" / "trl_sft.py", *words], folder
     if name == "predecessor":
-        words = own_flags(case, for_transformers_4(checkpoint), rows, output)
-        words += ["--image_folder", rows.parent, "--video_folder", rows.parent]
-        return [own.predecessor_python, "train.py", *words], own.predecessor
-    return [own.llamafactory_python, "-m", "llamafactory.cli", "train", llamafactory_file(case, checkpoint, rows)], folder
+        old, hub = for_transformers_4(checkpoint), checkpoint.with_name(checkpoint.name + "-hub")
+        # It reads some files by the Hub path whatever --model_local_path says: that is a folder where it runs.
+        link = hub / find_model(FAMILIES[family]).hub_path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(old)
+        words = own_flags(case, old, rows, output) + ["--image_folder", rows.parent, "--video_folder", rows.parent]
+        return [own.predecessor_python, Path(own.predecessor, "train.py").resolve(), *words], hub
+    return [
+        own.llamafactory_python,
+        "-m",
+        "llamafactory.cli",
+        "train",
+        llamafactory_file(case, checkpoint, rows),
+    ], folder
 
 
 def llamafactory_file(case, checkpoint: Path, rows: Path) -> Path:
@@ -193,7 +206,7 @@ def llamafactory_file(case, checkpoint: Path, rows: Path) -> Path:
         **{"use_cpu": True, "disable_tqdm": True, "overwrite_cache": True, "dataloader_num_workers": 0},
         **({"lora_rank": 8, "lora_target": "all"} if mode == "lora" else {}),
     }
-    path = folder / "run.json"
+    path = folder / "run.yaml"  # JSON is YAML; of a .json file, 0.9.5 cannot read it
     path.write_text(json.dumps(flags))
     return path
 
@@ -223,7 +236,9 @@ def for_transformers_4(checkpoint: Path) -> Path:
         )
     if config["model_type"] == "qwen2_vl":
         image["min_pixels"], image["max_pixels"] = image.pop("size").values()
-    (target / "preprocessor_config.json").write_text(json.dumps(image | {"processor_class": processor["processor_class"]}))
+    (target / "preprocessor_config.json").write_text(
+        json.dumps(image | {"processor_class": processor["processor_class"]})
+    )
     if config["model_type"] == "llava_onevision":
         (target / "video_processor").mkdir(exist_ok=True)
         (target / "preprocessor_config.json").write_text(json.dumps(image))

@@ -1,20 +1,22 @@
 """TRL's SFTTrainer on the rows of benchmarks/checkpoints.py. Run by benchmarks/speed.py, in a venv of its own.
 
-    python benchmarks/contenders/trl_sft.py CHECKPOINT rows.json BATCH_SIZE lora|full LENGTH [flags of SFTConfig as JSON]
+    python benchmarks/contenders/trl_sft.py CHECKPOINT rows.json BATCH_SIZE MODE LENGTH [JSON]
 
-Loss on the replies alone, as ours (prompt and completion); float32, as all contenders; else the defaults of SFTConfig,
-of which gradient checkpointing is one. Pictures are opened when their row is wanted.
+MODE is lora or full, JSON more flags of SFTConfig. Loss on the replies alone (prompt and completion) and float32, as of
+all contenders; else the defaults of SFTConfig, of which gradient checkpointing is one. Pictures are opened when their
+row is wanted.
 """
 
 import json
 import sys
 from pathlib import Path
 
-import datasets
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig, SFTTrainer
+
+import datasets
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
