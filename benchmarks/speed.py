@@ -104,7 +104,8 @@ class Contender:
         """Read up to the last step of the epoch; when the first step since the start of the process ended."""
         self.epochs += 1
         first, said = None, []
-        watchdog = threading.Timer(self.own.timeout, self.end)
+        late = threading.Event()
+        watchdog = threading.Timer(self.own.timeout, lambda: (late.set(), self.end()))
         watchdog.start()
         try:
             for line in self.process.stdout:
@@ -115,6 +116,8 @@ class Contender:
                         return first
         finally:
             watchdog.cancel()
+        if late.is_set():
+            raise Failure(f"no epoch within {self.own.timeout:g} s (--timeout)")
         errors = self.log.read_text().strip().splitlines() + [line.rstrip() for line in said]
         raise Failure(next((line for line in reversed(errors) if "Error" in line), "\n".join(errors[-3:]) or "no word"))
 
@@ -229,19 +232,11 @@ def for_transformers_4(checkpoint: Path) -> Path:
         config["vision_config"].pop("rope_parameters")
         config["vision_config"]["in_chans"] = config["vision_config"].pop("in_channels")
     image = processor.pop("image_processor")
-    video = processor.pop("video_processor", None)
-    for part in filter(None, (image, video)):
-        part["image_processor_type"] = part.pop("image_processor_type", part.pop("video_processor_type", "")).replace(
-            "Fast", ""
-        )
+    processor.pop("video_processor", None)
     if config["model_type"] == "qwen2_vl":
-        image["min_pixels"], image["max_pixels"] = image.pop("size").values()
-    (target / "preprocessor_config.json").write_text(
-        json.dumps(image | {"processor_class": processor["processor_class"]})
-    )
-    if config["model_type"] == "llava_onevision":
-        (target / "video_processor").mkdir(exist_ok=True)
-        (target / "preprocessor_config.json").write_text(json.dumps(image))
+        size = image.pop("size")
+        image |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    (target / "preprocessor_config.json").write_text(json.dumps(image))
     template = (target / "chat_template.jinja").read_text()
     (target / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     (target / "processor_config.json").write_text(json.dumps(processor))
@@ -252,8 +247,8 @@ def for_transformers_4(checkpoint: Path) -> Path:
 # ---- a case ----
 
 
-def compare(family: str, size: str, kind: str, mode: str, cache: Path, own) -> dict[str, float]:
-    """Print the table of one case; seconds of an epoch over ours, of the contenders that ran."""
+def compare(family: str, size: str, kind: str, mode: str, cache: Path, own) -> None:
+    """Print the table of one case."""
     checkpoint = cache / f"{family}-{size}"
     if not checkpoint.exists():
         make_checkpoint(family, size, str(checkpoint))
@@ -280,18 +275,15 @@ def compare(family: str, size: str, kind: str, mode: str, cache: Path, own) -> d
             except Failure as failure:
                 print(f"{name}: does not run: {failure}")
                 contender.end()
-        rounds = []
-        for _ in range(own.rounds):
-            rounds.append({contender.name: contender.turn() for contender in running})
-        report(running, rounds, tokens, own)
+        rounds = [{contender.name: contender.turn() for contender in running} for _ in range(own.rounds)]
+        if rounds and running:
+            report(running, rounds, tokens, own)
     finally:
         for contender in running:
             contender.end()
 
 
 def report(running: list[Contender], rounds: list[dict], tokens: int, own) -> None:
-    if not running:
-        return
     base = own.base if own.base in rounds[0] else running[0].name
     print(
         f"{'':13} {'s/step':>8} {'CPU-s/step':>10} {'tokens/s':>9} {'tokens/CPU-s':>12} | "
