@@ -36,6 +36,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -122,12 +123,14 @@ class Contender:
         raise Failure(next((line for line in reversed(errors) if "Error" in line), "\n".join(errors[-3:]) or "no word"))
 
     def _cpu(self) -> float:
-        times = [p.cpu_times() for p in self._processes()]
-        return sum(t.user + t.system for t in times) + times[0].children_user + times[0].children_system
-
-    def _processes(self) -> list[psutil.Process]:
         process = psutil.Process(self.process.pid)
-        return [process, *process.children(recursive=True)]
+        spent = process.cpu_times()
+        total = spent.user + spent.system + spent.children_user + spent.children_system  # of children that have ended
+        for child in process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                times = child.cpu_times()
+                total += times.user + times.system
+        return total
 
     def peak(self) -> float:
         """Of its main process, in GB."""
@@ -275,8 +278,17 @@ def compare(family: str, size: str, kind: str, mode: str, cache: Path, own) -> N
             except Failure as failure:
                 print(f"{name}: does not run: {failure}")
                 contender.end()
-        rounds = [{contender.name: contender.turn() for contender in running} for _ in range(own.rounds)]
-        if rounds and running:
+        rounds = []
+        for _ in range(own.rounds):
+            rounds.append({})
+            for contender in list(running):
+                try:
+                    rounds[-1][contender.name] = contender.turn()
+                except Failure as failure:
+                    print(f"{contender.name}: stopped: {failure}")
+                    contender.end()
+                    running.remove(contender)
+        if running:
             report(running, rounds, tokens, own)
     finally:
         for contender in running:
@@ -284,7 +296,7 @@ def compare(family: str, size: str, kind: str, mode: str, cache: Path, own) -> N
 
 
 def report(running: list[Contender], rounds: list[dict], tokens: int, own) -> None:
-    base = own.base if own.base in rounds[0] else running[0].name
+    base = own.base if own.base in rounds[-1] else running[0].name
     print(
         f"{'':13} {'s/step':>8} {'CPU-s/step':>10} {'tokens/s':>9} {'tokens/CPU-s':>12} | "
         f"{'speed of ' + base + ' / its':>22} {'by CPU-seconds':>14} | {'first step':>10} {'peak GB':>7}"
