@@ -119,6 +119,8 @@ class Contender:
             watchdog.cancel()
         if late.is_set():
             raise Failure(f"no epoch within {self.own.timeout:g} s (--timeout)")
+        if (code := self.process.wait()) < 0:
+            raise Failure(f"killed by {signal.Signals(-code).name}; by SIGKILL where memory runs out")
         errors = self.log.read_text().strip().splitlines() + [line.rstrip() for line in said]
         raise Failure(next((line for line in reversed(errors) if "Error" in line), "\n".join(errors[-3:]) or "no word"))
 
