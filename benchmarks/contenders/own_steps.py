@@ -15,6 +15,7 @@ import torch  # noqa: E402
 from torch.nn.functional import cross_entropy, pad  # noqa: E402
 from transformers import set_seed  # noqa: E402
 
+import attention  # noqa: E402
 import trainable  # noqa: E402
 from arguments import parse_arguments  # noqa: E402
 from collators import make_collator  # noqa: E402
@@ -60,7 +61,11 @@ def main() -> None:
     collator = make_collator(arguments.model.family, loader, arguments.data)
     fit_to_budget(collator, dataset, arguments.data.drop_overlong)
     set_seed(training.seed)
-    model = trainable.make_trainable(loader.load_model(), loader, arguments)
+    model = loader.load_model()
+    if attention.is_padding_free(arguments, loader):
+        collator.join_samples(loader)
+        attention.separate_samples(model, loader)
+    model = trainable.make_trainable(model, loader, arguments)
     kept = KeptRows(dataset, collator)
     if way == "bare":
         size = training.per_device_train_batch_size
