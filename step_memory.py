@@ -187,7 +187,7 @@ def measure_step(
                 parameter.grad = None
         # DeepSpeed holds the model itself in that precision.
         casts = dtype != torch.float32 and not training.deepspeed
-        _forward_and_backward(model, batch, mode, training, torch.autocast("cpu", dtype, enabled=casts))
+        _loss(model, batch, mode, training, torch.autocast("cpu", dtype, enabled=casts)).backward()
     del kept
     found = defaultdict(float)
     for kind, size in ledger.peak.items():
@@ -224,8 +224,8 @@ def _update(trained: list[nn.Parameter], ledger: Ledger, make_optimizer, in_floa
     return optimizer, updated
 
 
-def _forward_and_backward(model, batch, mode: FakeTensorMode, training, autocast) -> None:
-    """As FinetuneTrainer does; accelerate hands the logits on in float32."""
+def _loss(model, batch: dict, mode: FakeTensorMode, training, autocast) -> torch.Tensor:
+    """As FinetuneTrainer's, which keeps no logits beyond it; accelerate hands them on in float32."""
 
     def given(value):
         if not torch.is_tensor(value):
@@ -236,11 +236,7 @@ def _forward_and_backward(model, batch, mode: FakeTensorMode, training, autocast
     targets = pad(inputs.pop("labels"), (0, 1), value=IGNORE_INDEX)[:, 1:]
     keep = targets != IGNORE_INDEX
     with autocast:
-        outputs = model(**inputs, logits_to_keep=keep, use_cache=False)
-    logits = outputs.logits.float()
-    del outputs
+        logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
+    logits = logits.float().view(-1, logits.shape[-1])
     smoothing = training.label_smoothing_factor
-    losses = cross_entropy(
-        logits.view(-1, logits.shape[-1]), targets[keep], reduction="none", label_smoothing=smoothing
-    )
-    (losses.sum() / keep.sum()).backward()
+    return cross_entropy(logits, targets[keep], reduction="none", label_smoothing=smoothing).sum() / keep.sum()
