@@ -144,10 +144,7 @@ def set_hardware(arguments: Arguments, words: list[str]) -> None:
         raise ValueError(f"--attn_implementation {model.attn_implementation} is unknown; use one of {known}.")
     if model.use_flash_attn:
         model.attn_implementation = "flash_attention_2"
-    try:
-        training.optim = OptimizerNames(str(training.optim).removeprefix("OptimizerNames."))
-    except ValueError as error:
-        raise ValueError(f"--optim {training.optim} is unknown: {error}") from error
+    training.optim = OptimizerNames(training.optim)
     for starts, reason in checks.REFUSED_OPTIMIZERS.items():
         if training.optim.value.startswith(starts):
             raise ValueError(f"--optim {training.optim.value} is not supported: {reason}.")

@@ -153,7 +153,7 @@ def test_cures_fit_and_are_readable_without_colours(tiny, capsys, monkeypatch):
     [
         (["--gpu_memory", "0"], "--gpu_memory"),
         (["--num_devices", "-1"], "--num_devices"),
-        (["--optim", "adam"], "--optim adam"),
+        (["--optim", "adam"], "--optim: invalid choice: 'adam'"),
         (["--optim", "galore_adamw"], "--optim galore_adamw"),
         (["--bf16", "maybe"], "bf16"),
         (["--bf16", "True", "--fp16", "True"], "--fp16"),
