@@ -14,6 +14,7 @@ time of the process with its children; Linux only.
     bare          the limit: batches made before, forward with the head on labelled positions, backward, AdamW
     prepared      FinetuneTrainer on rows that were encoded before
     ours          train.py, with --ours_flags
+    padded        train.py with padded batches; grouped: those, by length; packed: two packs a step, about as many tokens
     trl           TRL's SFTTrainer at its defaults (gradient checkpointing among them); --trl_python
     trl-plain     the same without gradient checkpointing
     predecessor   train.py of a clone of lmms-finetune at its defaults; --predecessor, --predecessor_python
@@ -48,7 +49,13 @@ from checkpoints import FAMILIES, ROWS, SIZES, make_checkpoint, make_rows  # noq
 
 from supported_models import find_model  # noqa: E402
 
-CONTENDERS = ("bare", "prepared", "ours", "trl", "trl-plain", "predecessor", "llamafactory")
+# train.py with other batches than its default's -> the flags.
+BATCHES = {
+    "padded": "--padding_free False",
+    "grouped": "--padding_free False --train_sampling_strategy group_by_length",
+    "packed": "--packing True --train_sampling_strategy random --per_device_train_batch_size 2",
+}
+CONTENDERS = (*BATCHES, "bare", "prepared", "ours", "trl", "trl-plain", "predecessor", "llamafactory")
 STEP = re.compile(r"['\"]loss['\"]: .*['\"]epoch['\"]: ['\"]?([\d.]+)")
 # The longest row in tokens, for all alike: (of llava-1.5 and qwen2-vl, of llava-onevision).
 LENGTHS = {"small": (1024, 2048), "hd": (2048, 8192), "clips": (2048, 2048), "mixture": (1024, 2048)}
@@ -166,10 +173,11 @@ def command_of(name: str, case, checkpoint: Path, rows: Path, folder: Path) -> t
     """The command line of a contender and the folder that it runs in."""
     family, kind, mode, own = case
     output, repo = folder / name, HERE.parent
-    if name in ("bare", "prepared", "ours"):
+    if name in ("bare", "prepared", "ours", *BATCHES):
         words = own_flags(case, checkpoint, rows, output) + ["--train_sampling_strategy", "sequential"]
-        script = ["train.py"] if name == "ours" else ["benchmarks/contenders/own_steps.py", name]
-        return [sys.executable, *script, *words, *(own.ours_flags.split() if name != "bare" else [])], repo
+        script = ["benchmarks/contenders/own_steps.py", name] if name in ("bare", "prepared") else ["train.py"]
+        more = BATCHES.get(name, own.ours_flags if name != "bare" else "").split()
+        return [sys.executable, *script, *words, *more], repo
     if name in ("trl", "trl-plain"):
         words = [checkpoint, rows, own.batch_size, mode, longest(family, kind)]
         words += [json.dumps({"gradient_checkpointing": False})] if name == "trl-plain" else []
