@@ -14,7 +14,7 @@ time of the process with its children; Linux only.
     bare          the limit: batches made before, forward with the head on labelled positions, backward, AdamW
     prepared      FinetuneTrainer on rows that were encoded before
     ours          train.py, with --ours_flags
-    padded        train.py with padded batches; grouped: those, by length; packed: two packs a step, about as many tokens
+    padded        train.py with padded batches; grouped: those, by length; packed: with two packs a step
     trl           TRL's SFTTrainer at its defaults (gradient checkpointing among them); --trl_python
     trl-plain     the same without gradient checkpointing
     predecessor   train.py of a clone of lmms-finetune at its defaults; --predecessor, --predecessor_python
