@@ -152,6 +152,7 @@ def flags_of(main, *words: list[str]) -> set[str]:
 def test_every_flag_of_the_pages_exists(monkeypatch):
     known = FOREIGN_FLAGS | set(RENAMED_FLAGS) | flags_of(preview.main, ["--help"])
     known |= flags_of(predict.parse, ["--help"])
+    known |= flags_of(importlib.import_module("estimate").parse, ["--help"])
     known |= flags_of(importlib.import_module("merge_lora_weights").parse, ["--help"])
     monkeypatch.setattr(sys, "argv", ["tiny_models.py", "--help"])
     known |= flags_of(tiny_models.main)
