@@ -10,6 +10,11 @@ A step is run without numbers (step_memory.py) on the longest rows of the data; 
 "assumptions", and "cures" where --gpu_memory is given.
 """
 
+if __name__ == "__main__":
+    import entry
+
+    entry.begin(__file__)  # answers --help: the imports below take seconds
+
 import json
 import os
 import sys
