@@ -2,8 +2,8 @@
 
 `measure_step` runs optimizer, forward and backward on fake tensors, which have a shape and a precision but no numbers
 (torch's FakeTensor), and follows which of them are alive. So adapters, checkpointing, dropout, autocast and the code of
-each family need no formula. Tensors of integers that come from the data, such as token ids and masks, are real: what
-the code asks of them has an answer.
+each family need no formula. The batch is real, and so is all that follows from it alone, such as masks and positions:
+what the code asks of them has an answer.
 """
 
 import weakref
@@ -187,7 +187,7 @@ def measure_step(
                 parameter.grad = None
         # DeepSpeed holds the model itself in that precision.
         casts = dtype != torch.float32 and not training.deepspeed
-        _loss(model, batch, mode, training, torch.autocast("cpu", dtype, enabled=casts)).backward()
+        _loss(model, batch, training, torch.autocast("cpu", dtype, enabled=casts)).backward()
     del kept
     found = defaultdict(float)
     for kind, size in ledger.peak.items():
@@ -224,15 +224,10 @@ def _update(trained: list[nn.Parameter], ledger: Ledger, make_optimizer, in_floa
     return optimizer, updated
 
 
-def _loss(model, batch: dict, mode: FakeTensorMode, training, autocast) -> torch.Tensor:
+def _loss(model, batch: dict, training, autocast) -> torch.Tensor:
     """As FinetuneTrainer's, which keeps no logits beyond it; accelerate hands them on in float32."""
-
-    def given(value):
-        if not torch.is_tensor(value):
-            return value  # the lengths of samples in one row
-        return mode.from_tensor(value) if value.is_floating_point() else value.clone()
-
-    inputs = {name: given(value) for name, value in batch.items()}
+    # All but the lengths of samples in one row are tensors.
+    inputs = {name: value.clone() if torch.is_tensor(value) else value for name, value in batch.items()}
     targets = pad(inputs.pop("labels"), (0, 1), value=IGNORE_INDEX)[:, 1:]
     keep = targets != IGNORE_INDEX
     with autocast:
