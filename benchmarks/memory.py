@@ -46,12 +46,13 @@ def measure(way: str, checkpoint: str) -> dict:
     input_ids = torch.randint(0, 1000, (ROWS, TOKENS))
     labels = input_ids.clone()
     labels[:, : TOKENS - int(TOKENS * LABELLED)] = IGNORE_INDEX
+    batch = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
 
     def step() -> float:
         if way == "labelled":
-            loss = trainer.compute_loss(model, {"input_ids": input_ids, "labels": labels})
+            loss = trainer.compute_loss(model, dict(batch))
         else:
-            loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+            loss = model(**batch, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -369,6 +369,7 @@ def main() -> None:
     parser.add_argument("--llamafactory_python", help="interpreter with LLaMA-Factory")
     parser.add_argument("--cache", help="folder of checkpoints and rows to keep; default: a temporary one")
     own = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # not without ending those that are stopped
     print_machine(own)
     with tempfile.TemporaryDirectory() as temporary:
         cache = Path(own.cache or temporary).resolve()
