@@ -75,8 +75,8 @@ def separate_samples(model, loader) -> None:
 
 
 def is_row_of_samples(inputs: dict) -> bool:
-    """Whether a model is given a row of several samples: such a row has positions and no mask."""
-    return inputs.get("attention_mask") is None and inputs.get("position_ids") is not None
+    """Whether a model is given a row of several samples, which no generation gives it."""
+    return inputs.get("sample_lengths") is not None
 
 
 def causal_masks(position_ids: torch.Tensor, window: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

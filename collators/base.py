@@ -199,7 +199,7 @@ class ChatCollator:
     def join_samples(self, loader) -> None:
         """From now on, lay the samples of a batch in one row instead of padding them."""
         self.joins_samples = True
-        self.rope_index = loader.meta_model().model.get_rope_index if loader.mrope else None
+        self.rope_index = loader.rope_index() if loader.mrope else None
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         """Opened samples -> one batch."""

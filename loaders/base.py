@@ -185,8 +185,12 @@ class BaseLoader:
         self.unused = loader.unused
         return model
 
-    def _model_without_weights(self) -> nn.Module:
-        kwargs = {"config": self.config, "dtype": "auto"} | self.model_kwargs
+    def rope_index(self):
+        """`get_rope_index` of the model, with mrope: it needs no weights."""
+        return self._model_without_weights(attn_implementation="eager").model.get_rope_index
+
+    def _model_without_weights(self, **kwargs) -> nn.Module:
+        kwargs = {"config": self.config, "dtype": "auto"} | self.model_kwargs | kwargs
         if kwargs["dtype"] == "auto":
             kwargs["dtype"] = self.dtype
         with torch.device("meta"), set_zero3_state():  # as within ZeRO-3's own, so that it shards nothing here
