@@ -6,6 +6,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+# Read when torch is imported, here and in the processes that tests start: on tensors as small as these, threads wait
+# for each other longer than they work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
