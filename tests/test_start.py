@@ -34,7 +34,7 @@ HEAVY = ("torch", "transformers", "numpy", "PIL", "yaml", "peft")
 OWN_LINES = re.compile(
     r"|.*: \d+ samples|component .*|vision_.*|language_model .*|all .*|adapters: .*|\{'train_runtime.*|Saved to .*"
 )
-PROGRESS = re.compile(r"(Loading weights: | *\d+%\|).*| *")
+PROGRESS = re.compile(r"((Loading weights|Writing model shards): | *\d+%\|).*| *")
 
 
 def run_script(words: list) -> tuple[str, str, set[str]]:
