@@ -165,7 +165,7 @@ def test_packs_hold_each_row_once_within_the_budget_and_are_nearly_full():
 
 def test_epochs_of_other_rows_have_the_same_number_of_packs():
     """As with a path of weight 0.5, whose epochs differ in their rows and so in their tokens."""
-    lengths = np.array([900] * 50 + [100] * 50)
+    lengths = np.array([100] * 50 + [900] * 50)
     halves = whole(50, lambda seed, epoch: np.arange(50) + 50 * (epoch % 2))
     sampler = PackSampler(halves, 0, lengths, 1000, batch=4, epochs=2)
     counts = []
