@@ -5,6 +5,8 @@ all. Here each sample is a call of its own, and a mask is made only where a mode
 sliding window; each call gets its sample's part of it.
 """
 
+from functools import partial
+
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -39,10 +41,8 @@ def sdpa_by_sample(module, query, key, value, attention_mask, *, sample_lengths=
 
 def mask_by_sample(*, config, attention_mask=None, **kwargs) -> torch.Tensor | None:
     """As transformers' `sdpa_mask`, but None where causality within each sample is all there is to mask."""
-    has_window = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {
-        "full_attention"
-    }
-    if attention_mask is None and not has_window:
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])  # neither is a field of every config
+    if attention_mask is None and kinds == {"full_attention"} and not getattr(config, "sliding_window", None):
         return None
     return sdpa_mask(config=config, attention_mask=attention_mask, **kwargs)
 
@@ -69,14 +69,17 @@ def is_padding_free(arguments, loader) -> bool:
 
 
 def separate_samples(model, loader) -> None:
-    """Have a loaded model's language model compute attention by sample; FlashAttention does by itself."""
+    """Have a loaded model keep the samples of a row apart; FlashAttention, by their positions, does so itself."""
     if loader.text_attention == "sdpa":
         model.get_decoder().set_attn_implementation(SDPA_BY_SAMPLE)
+    if loader.bidirectional:
+        model.model.register_forward_pre_hook(partial(_give_masks, loader), with_kwargs=True)
 
 
-def is_row_of_samples(inputs: dict) -> bool:
-    """Whether a model is given a row of several samples, which no generation gives it."""
-    return inputs.get("sample_lengths") is not None
+def _give_masks(loader, model, inputs: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    if kwargs.get("sample_lengths") is None:  # in generation
+        return None
+    return inputs, kwargs | {"attention_mask": loader.masks_of_samples(kwargs)}
 
 
 def causal_masks(position_ids: torch.Tensor, window: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,7 +27,7 @@ def begin(script: str) -> None:
         if digest == flags_digest(script):
             print(text, end="")
             sys.exit()
-    gc.disable()  # over modules being imported it takes an eighth of their time, and frees nothing; `cli` enables it
+    gc.disable()  # it looks through modules being imported again and again, and frees nothing; `cli` enables it
     # peft 0.21 imports bitsandbytes wherever it is installed, which warns of a kernel for 4-bit answers on some CPUs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # It also asks a model by a name that transformers 5.23 has renamed.

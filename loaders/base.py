@@ -133,6 +133,18 @@ class BaseLoader:
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{path} has no usable processor or tokenizer files: {error}") from error
 
+    def masks_of_samples(self, inputs: dict) -> dict[str, torch.Tensor] | torch.Tensor:
+        """What a `bidirectional` model needs where samples lie in one row, since transformers 5.23 errs there.
+
+        Args:
+            inputs: of the model, with `position_ids` (1, tokens), from 0 in each sample.
+
+        Returns:
+            What its language model takes as attention_mask: a (1, 1, tokens, tokens) mask, True where a token is seen,
+            or one for each kind of layer.
+        """
+        raise NotImplementedError
+
     def stop_tokens(self, tokenizer) -> list[str]:
         """What ends generation, by the checkpoint's generation_config.json."""
         try:

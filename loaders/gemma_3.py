@@ -13,17 +13,7 @@ class Gemma3Loader(BaseLoader):
     language_model = ["model.language_model", "lm_head"]
     bidirectional = True  # the tokens of an image
 
-    def load_model(self):
-        model = super().load_model()
-        model.model.register_forward_pre_hook(mask_samples, with_kwargs=True)
-        return model
-
-
-def mask_samples(model, inputs: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """Masks for a row of several samples: transformers 5.23 confuses places in a sample with places in the row."""
-    if not attention.is_row_of_samples(kwargs):
-        return None
-    causal, near = attention.causal_masks(kwargs["position_ids"], model.config.text_config.sliding_window)
-    same_image = attention.same_block(attention.blocks_of(kwargs["token_type_ids"] == 1))
-    masks = {"full_attention": causal | same_image, "sliding_attention": (causal | same_image) & near}
-    return inputs, kwargs | {"attention_mask": masks}
+    def masks_of_samples(self, inputs):
+        causal, near = attention.causal_masks(inputs["position_ids"], self.config.text_config.sliding_window)
+        same_image = attention.same_block(attention.blocks_of(inputs["token_type_ids"] == 1))
+        return {"full_attention": causal | same_image, "sliding_attention": (causal | same_image) & near}

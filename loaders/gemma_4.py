@@ -28,18 +28,8 @@ class Gemma4Loader(BaseLoader):
         """26B-A4B and 31B see images and videos in both directions, E2B and E4B in one."""
         return self.config.text_config.use_bidirectional_attention is not None
 
-    def load_model(self):
-        model = super().load_model()
-        if self.bidirectional:
-            model.model.register_forward_pre_hook(mask_samples, with_kwargs=True)
-        return model
-
-
-def mask_samples(model, inputs: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """As Gemma 3's, but only layers with a sliding window see media in both directions."""
-    if not attention.is_row_of_samples(kwargs):
-        return None
-    causal, near = attention.causal_masks(kwargs["position_ids"], model.config.text_config.sliding_window)
-    same_medium = attention.same_block(attention.blocks_of(kwargs["mm_token_type_ids"] > 0))
-    masks = {"full_attention": causal, "sliding_attention": (causal | same_medium) & near}
-    return inputs, kwargs | {"attention_mask": masks}
+    def masks_of_samples(self, inputs):
+        """As Gemma 3's, but only layers with a sliding window see media in both directions."""
+        causal, near = attention.causal_masks(inputs["position_ids"], self.config.text_config.sliding_window)
+        same_medium = attention.same_block(attention.blocks_of(inputs["mm_token_type_ids"] > 0))
+        return {"full_attention": causal, "sliding_attention": (causal | same_medium) & near}

@@ -18,16 +18,6 @@ class PaliGemmaLoader(BaseLoader):
         if self.config.text_config.model_type == "gemma2":
             self.set_attention(text_config="eager")  # Gemma 2 has no sdpa (transformers 5.23)
 
-    def load_model(self):
-        model = super().load_model()
-        model.model.register_forward_pre_hook(mask_samples, with_kwargs=True)
-        return model
-
-
-def mask_samples(model, inputs: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """A mask for a row of several samples: transformers 5.23 would show each prefix to all others."""
-    if not attention.is_row_of_samples(kwargs):
-        return None
-    causal, _ = attention.causal_masks(kwargs["position_ids"])
-    prefix = attention.blocks_of(kwargs["token_type_ids"] == 0)
-    return inputs, kwargs | {"attention_mask": causal | attention.same_block(prefix)}
+    def masks_of_samples(self, inputs):
+        causal, _ = attention.causal_masks(inputs["position_ids"])
+        return causal | attention.same_block(attention.blocks_of(inputs["token_type_ids"] == 0))

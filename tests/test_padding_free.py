@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import FACTS, FAMILIES, KINDS, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run, turns
 from launch import launch
+from test_loss import Parts
 
 import attention
 from collators import COLLATORS
@@ -177,8 +178,19 @@ def test_epochs_of_other_rows_have_the_same_number_of_packs():
     assert counts == [50, 50]  # one long row a pack; 52 would be a multiple of 4, but there are only 50 rows
 
 
-def test_a_packed_run_is_exact_and_resumes_exactly(tiny, write_rows, tmp_path):
-    """The loss of each step is the mean over the labels of its packs, of each sample alone."""
+def test_the_loss_of_a_packed_epoch_is_that_of_every_sample_alone(tiny, write_rows, tmp_path):
+    """All packs accumulated to one step: a sample left out, cut or taken twice would change the mean over labels."""
+    rows = [*rows_for("qwen2-vl"), *({"conversations": turns("Count.", "1 2 3 " * n)} for n in range(1, 9))]
+    path = write_rows(rows)
+    flags = ["--packing", True, "--model_max_length", 256, "--num_train_epochs", 1, "--max_steps", -1]
+    flags += ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 100, "--learning_rate", 0]
+    (step,) = run(tiny, "qwen2-vl", path, tmp_path / "out", *flags)
+    with torch.no_grad():
+        expected = Parts(tiny, "qwen2-vl", path).label_losses(range(len(rows))).mean().item()
+    assert step["loss"] == pytest.approx(expected, abs=1e-4)  # as it is logged
+
+
+def test_a_packed_run_resumes_exactly(tiny, write_rows, tmp_path):
     rows = [*rows_for("qwen2-vl"), *({"conversations": turns("Count.", "1 2 3 " * n)} for n in range(1, 9))]
     path = write_rows(rows)
     flags = ["--packing", True, "--model_max_length", 256, "--num_train_epochs", 2, "--max_steps", -1]
