@@ -6,8 +6,8 @@ Encodes clips of 60 seconds, 640x360, 30 frames a second, with B-frames and a ke
 temporary folder. The first table: 8 and 32 frames by `videos.open_video` with either backend, against a full decode
 (all frames as RGB) and against one pass that decodes all frames and converts the wanted ones. Peak memory is that of a
 process of its own, beyond what it had before. The second: 1080p JPEG files by `media.open_image`, against Pillow alone,
-on one core, with how far drafts are off, in levels of 255, on a smooth and on a grainy picture. All ways take turns; shown
-are medians of the times, and of the ratios within a turn.
+on one core, with how far drafts are off, in levels of 255, on a smooth and on a grainy picture. All ways take turns;
+shown are medians of the times, and of the ratios within a turn.
 """
 
 import multiprocessing
