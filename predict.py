@@ -21,14 +21,15 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+import metrics
 import trainable
+from answers import generate_answers
 from arguments import ModelArguments, ReadingArguments, cli
 from checks import adapter_config, check_reading, check_writable, processor_options
 from collators import COLLATORS
 from datasets import make_dataset
 from loaders import LOADERS, family_of
 from supported_models import find_model
-from trainer import generate_answers
 
 # What the model gets to see of images and videos: as in training, unless a flag says otherwise.
 # Flags of one group stand together: where one is given, none of it is taken from training.
@@ -48,15 +49,16 @@ def main(words: list[str] | None = None) -> None:
     if "video" in dataset.media_kinds and not collator.takes_videos:
         raise ValueError(f"{args.data_path} holds videos, but {args.model_path} takes none.")
     print(f"{args.model_path}: answering {args.data_path} ({len(dataset)} samples)", flush=True)
-    matches = []
+    answers = []
     with open(args.output_path, "w", encoding="utf-8") as file:
         for line in generate_answers(model, collator, dataset, args.batch_size, args.max_new_tokens):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            matches.append(line["exact_match"])
-    if not matches:
+            answers.append(line)
+    if not answers:
         raise ValueError(f"{args.data_path} holds no reply to a user, so there is nothing to answer.")
-    print(f"{len(matches)} answers written to {args.output_path}")
-    print(f"exact match: {sum(matches) / len(matches):.2f}")
+    print(f"{len(answers)} answers written to {args.output_path}")
+    for name, value in metrics.score(answers).items():
+        print(f"{name.replace('_', ' ')}: {value:.2f}")
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:

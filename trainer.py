@@ -1,13 +1,9 @@
-"""The HF Trainer with the three things it leaves open: an exact loss, pure samplers, the base's own processor files.
-
-Also here: `generate_answers`, the answers of a model on a data set.
-"""
+"""The HF Trainer with the three things it leaves open: an exact loss, pure samplers, the base's own processor files."""
 
 import glob
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -229,45 +225,3 @@ def copy_processor_files(model_path: str, output_dir: str) -> None:
             target = os.path.join(output_dir, os.path.relpath(path, model_path))
             os.makedirs(os.path.dirname(target), exist_ok=True)
             shutil.copyfile(path, target)
-
-
-@torch.inference_mode()
-def generate_answers(model, collator, dataset, batch_size: int = 8, max_new_tokens: int = 128) -> Iterator[dict]:
-    """Greedy answers to every user, where the reply is one to learn, each with the reference history before it.
-
-    Yields:
-        {"index", "turn", "prediction", "reference", "exact_match"}, in the order of the rows and turns.
-    """
-    model.eval()
-    pending = []
-    for position in range(len(dataset)):
-        sample = dataset[position]
-        replies = [i for i, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
-        for turn, i in enumerate(replies):
-            reference, before = sample["messages"][i], sample["messages"][i - 1] if i else {"role": None}
-            if before["role"] != "user" or not reference.get("train", True):
-                continue
-            prompt = collator.encode_prompt(sample["messages"][:i], sample["source"])
-            pending.append((position, turn, "".join(part["text"] for part in reference["content"]), prompt))
-            if len(pending) == batch_size:
-                yield from _answer(model, collator, pending, max_new_tokens)
-                pending = []
-    if pending:
-        yield from _answer(model, collator, pending, max_new_tokens)
-
-
-def _answer(model, collator, pending: list[tuple], max_new_tokens: int) -> Iterator[dict]:
-    batch = collator.pad([prompt for *_, prompt in pending], side="left")
-    inputs = {name: value.to(model.device) for name, value in batch.items()}
-    tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    tokens = tokens[:, inputs["input_ids"].shape[1] :]
-    predictions = collator.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    for (index, turn, reference, _), prediction in zip(pending, predictions):
-        prediction = prediction.strip()
-        yield {
-            "index": index,
-            "turn": turn,
-            "prediction": prediction,
-            "reference": reference,
-            "exact_match": prediction == reference.strip(),
-        }

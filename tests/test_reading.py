@@ -111,7 +111,7 @@ def test_answers_see_media_as_the_run_did(tiny, write_rows, tmp_path, monkeypatc
 
     def note(model, collator, dataset, *_):
         sizes.append(dataset[0]["messages"][0]["content"][0]["image"].size)
-        yield {"exact_match": True}
+        yield {"prediction": "Red", "reference": "Red", "exact_match": True}
 
     monkeypatch.setattr(predict, "generate_answers", note)
     words = ["--model_path", str(tmp_path / "out"), "--data_path", path, "--output_path", str(tmp_path / "a.jsonl")]

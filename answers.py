@@ -1,0 +1,108 @@
+"""Answers of a model: to the questions of a data set, or to one conversation, piece by piece.
+
+The prompt is the checkpoint's own template around the reference history, decoding is greedy, and nothing of a training
+run changes by it: no gradient, no random number, no weight.
+"""
+
+from collections.abc import Iterable, Iterator
+from threading import Thread
+from typing import NamedTuple
+
+import torch
+from transformers import TextIteratorStreamer
+
+from datasets import MultimodalDataset
+
+
+class Question(NamedTuple):
+    """A reply to learn that follows a user's message."""
+
+    index: int  # the row's place in the data
+    turn: int  # which of the row's replies
+    message: int  # which of the row's messages
+
+
+def questions(dataset: MultimodalDataset, rows: Iterable[int] | None = None) -> list[Question]:
+    """The questions of some rows, by default of all, in order. Opens no media."""
+    found = []
+    for index in range(len(dataset)) if rows is None else rows:
+        messages = dataset.rows[index]["messages"]
+        replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        for turn, i in enumerate(replies):
+            if i and messages[i - 1]["role"] == "user" and messages[i].get("train", True):
+                found.append(Question(index, turn, i))
+    return found
+
+
+def generate_answers(
+    model,
+    collator,
+    dataset: MultimodalDataset,
+    batch_size: int = 8,
+    max_new_tokens: int = 128,
+    asked: list[Question] | None = None,
+) -> Iterator[dict]:
+    """Greedy answers to the questions of a data set, by default to all.
+
+    Yields:
+        {"index", "turn", "prediction", "reference", "exact_match"}, in order.
+
+    Raises:
+        ValueError: a row whose media cannot be opened.
+    """
+    asked = questions(dataset) if asked is None else asked
+    for start in range(0, len(asked), batch_size):
+        batch = asked[start : start + batch_size]
+        samples = [dataset[question.index] for question in batch]
+        prompts = [
+            collator.encode_prompt(sample["messages"][: question.message], sample["source"])
+            for question, sample in zip(batch, samples)
+        ]
+        for question, sample, prediction in zip(batch, samples, _generate(model, collator, prompts, max_new_tokens)):
+            reference = "".join(part["text"] for part in sample["messages"][question.message]["content"])
+            yield {
+                "index": question.index,
+                "turn": question.turn,
+                "prediction": prediction,
+                "reference": reference,
+                "exact_match": prediction == reference.strip(),
+            }
+
+
+@torch.no_grad()  # inference mode would leave tensors behind that training cannot use
+def _generate(model, collator, prompts: list[dict], max_new_tokens: int, **options) -> list[str]:
+    model.eval()
+    batch = collator.pad(prompts, side="left")
+    inputs = {name: value.to(model.device) for name, value in batch.items()}
+    tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **options)
+    tokens = tokens[:, inputs["input_ids"].shape[1] :]
+    texts = collator.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def stream_answer(model, collator, messages: list[dict], max_new_tokens: int = 512) -> Iterator[str]:
+    """The greedy answer to a conversation that ends with a user's message, in pieces as they are generated.
+
+    Args:
+        messages: canonical (datasets.py), media opened.
+
+    Raises:
+        ValueError: the template or the processor refuses the conversation.
+    """
+    prompt = collator.encode_prompt(messages)
+    streamer = TextIteratorStreamer(collator.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    failed = []
+
+    def generate() -> None:
+        try:
+            _generate(model, collator, [prompt], max_new_tokens, streamer=streamer)
+        except Exception as error:  # raised again below, in the thread of the caller
+            failed.append(error)
+            streamer.end()
+
+    thread = Thread(target=generate, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
+    if failed:
+        raise failed[0]
