@@ -41,8 +41,12 @@ def generate_answers(
     batch_size: int = 8,
     max_new_tokens: int = 128,
     asked: list[Question] | None = None,
+    **options,
 ) -> Iterator[dict]:
     """Greedy answers to the questions of a data set, by default to all.
+
+    Args:
+        options: of `model.generate`.
 
     Yields:
         {"index", "turn", "prediction", "reference", "exact_match"}, in order.
@@ -58,7 +62,8 @@ def generate_answers(
             collator.encode_prompt(sample["messages"][: question.message], sample["source"])
             for question, sample in zip(batch, samples)
         ]
-        for question, sample, prediction in zip(batch, samples, _generate(model, collator, prompts, max_new_tokens)):
+        predictions = _generate(model, collator, prompts, max_new_tokens, **options)
+        for question, sample, prediction in zip(batch, samples, predictions):
             reference = "".join(part["text"] for part in sample["messages"][question.message]["content"])
             yield {
                 "index": question.index,

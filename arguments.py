@@ -181,6 +181,16 @@ class TrainingArguments(transformers.TrainingArguments):
         False, "Shard weights, gradients and optimizer with FSDP2 (--fsdp_config fsdp_configs/fsdp2.json)."
     )
 
+    eval_generate: int = flag(
+        0, "Rows of --eval_data_path to answer at each evaluation, evenly spread; the first time before step 1."
+    )
+    eval_max_new_tokens: int = flag(128, "Longest of these answers, in tokens.")
+    metric: list[str] | None = flag(
+        None, "Functions that measure them too, as FILE.py:FUNCTION; exact_match and anls always do (docs/training.md)."
+    )
+    early_stopping_patience: int | None = flag(
+        None, "End after so many evaluations without a better --metric_for_best_model, by default loss."
+    )
     peak_tflops: float | None = flag(
         None, "Peak of one device in TFLOP/s, at the precision of the run; logs mfu, the share of it that is used."
     )
@@ -191,6 +201,8 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.dataloader_persistent_workers is None:
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         checks.check_training(self)
+        self.eval_on_start |= self.eval_generate > 0
+        self.load_best_model_at_end |= self.early_stopping_patience is not None
         try:
             super().__post_init__()
         except (ValueError, TypeError, OSError) as error:

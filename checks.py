@@ -22,6 +22,7 @@ from transformers.utils import (
 )
 
 from media import CACHE_FOLDER, MediaOptions
+from metrics import METRICS, load_metric
 
 # Flags that transformers 5 removed or renamed -> what to write now.
 RENAMED_FLAGS = {
@@ -111,7 +112,7 @@ ATTENTION = {
 SMALLEST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "label_smoothing_factor"), 0),
-    **dict.fromkeys(("dataloader_num_workers", "seed"), 0),
+    **dict.fromkeys(("dataloader_num_workers", "seed", "eval_generate"), 0),
 }
 
 
@@ -250,6 +251,12 @@ def check_training(training) -> None:
     for name, smallest in SMALLEST.items():
         if not getattr(training, name) >= smallest:  # nan too
             raise ValueError(f"--{name} is {getattr(training, name)}; it must be {smallest} or more.")
+    for name in ("eval_max_new_tokens", "early_stopping_patience"):
+        if (value := getattr(training, name)) is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be 1 or more.")
+    if training.early_stopping_patience and training.eval_strategy == "no":
+        raise ValueError("--early_stopping_patience needs evaluations: add --eval_strategy steps or epoch.")
+    check_metrics(training)
     if training.peak_tflops is not None and not training.peak_tflops > 0:
         raise ValueError(f"--peak_tflops is {training.peak_tflops}; it must be above 0, such as 989 for an H100.")
     if training.peak_tflops and training.torch_compile:
@@ -270,6 +277,20 @@ def check_training(training) -> None:
         if name not in INTEGRATION_TO_CALLBACK:
             raise ValueError(f"--report_to {name} is unknown; use none, all, {', '.join(INTEGRATION_TO_CALLBACK)}.")
         raise ValueError(f"--report_to {name} needs a package that is not installed; add it, or --report_to none.")
+
+
+def check_metrics(training) -> None:
+    """Refuse what asks for answers without `--eval_generate`, and metrics that are not there."""
+    names = [load_metric(path)[0] for path in training.metric or []]
+    for name, default in (("metric", None), ("eval_max_new_tokens", 128)):
+        if getattr(training, name) != default and not training.eval_generate:
+            raise ValueError(f"--{name} has no effect without answers to measure: add --eval_generate 100.")
+    best = (training.metric_for_best_model or "loss").removeprefix("eval_")
+    if best != "loss" and not training.eval_generate:
+        raise ValueError(f"--metric_for_best_model {best} needs answers to measure: add --eval_generate 100.")
+    known = ["loss", *METRICS, *names]
+    if best not in known and not names:  # a function may give other names than its own
+        raise ValueError(f"--metric_for_best_model {best} is unknown; use one of {', '.join(known)}, or add --metric.")
 
 
 def check_machine(training) -> None:
@@ -358,8 +379,9 @@ def check_together(arguments) -> None:
     attention = arguments.model.attn_implementation or ""
     if attention.startswith("flash") and not (arguments.training.bf16 or arguments.training.fp16):
         raise ValueError(f"--attn_implementation {attention} computes in 16 bits only: add --bf16 True.")
-    if arguments.training.eval_on_start and not arguments.data.eval_data_path:
-        raise ValueError("--eval_on_start True needs --eval_data_path.")
+    for name in ("eval_generate", "eval_on_start"):
+        if (value := getattr(arguments.training, name)) and not arguments.data.eval_data_path:
+            raise ValueError(f"--{name} {value} needs --eval_data_path.")
     if {"gradient_checkpointing", "activation_checkpointing"} <= arguments.given:
         raise ValueError("--gradient_checkpointing is the old name of --activation_checkpointing: leave it out.")
     for kind in ("eval", "save", "logging"):

@@ -386,6 +386,16 @@ class EncodedDataset(Dataset):
             inputs["labels"] = torch.full_like(inputs["labels"], IGNORE_INDEX)
         return inputs
 
+    def can_open(self, position: int) -> bool:
+        """Whether the media of a sample can be opened; where bad samples are allowed, one that fails is counted."""
+        if self.skips:
+            try:
+                self.dataset[position]
+            except ValueError as error:
+                self._count(position, error)
+                return False
+        return True
+
     def _count(self, position: int, error: ValueError) -> None:
         if self.failed[position]:
             return

@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable, Mapping
 from numbers import Real
 
-from rapidfuzz.distance import Levenshtein
-
 
 def exact_match(predictions: list[str], references: list[str]) -> float:
     """The share of predictions that equal their reference, white space at both ends aside."""
@@ -17,8 +15,9 @@ def exact_match(predictions: list[str], references: list[str]) -> float:
 def anls(predictions: list[str], references: list[str]) -> float:
     """Average normalized Levenshtein similarity (https://arxiv.org/abs/1907.00490), without regard to case.
 
-    One minus the edits divided by the length of the longer text; 0 where more than half of it differs.
+    One minus the edits divided by the length of the longer text; 0 where half of it or more differs.
     """
+    from rapidfuzz.distance import Levenshtein  # only a run that measures answers needs it
 
     def similarity(prediction: str, reference: str) -> float:
         distance = Levenshtein.normalized_distance(prediction.strip().lower(), reference.strip().lower())

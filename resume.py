@@ -36,6 +36,7 @@ FREE_FLAGS = {
     *("per_device_eval_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "disable_tqdm"),
     *("log_level", "log_level_replica", "log_on_each_node", "report_to", "run_name", "project"),
     *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics"),
+    *("eval_generate", "eval_max_new_tokens", "metric"),
     *("peak_tflops", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
 }
 
@@ -166,6 +167,8 @@ class ResumableTrainer(transformers.Trainer):
 
     def train(self, resume_from_checkpoint: str | None = None):
         self.resumed_from = resume_from_checkpoint
+        if resume_from_checkpoint:
+            self.args.eval_on_start = False  # that start is past
         if self.args.save_only_model:
             return super().train(resume_from_checkpoint)
         handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
@@ -233,7 +236,8 @@ class ResumableTrainer(transformers.Trainer):
         super().log(logs, start_time)
 
     def _run_epoch(self, **kwargs):
-        if self.state.global_step < self.state.max_steps:  # resumed at the end, the Trainer would take a step (5.23)
+        # Resumed at the end, also at an early one, the Trainer would take a step (5.23).
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(**kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):

@@ -91,7 +91,7 @@ def main(words: list[str] | None = None) -> None:
     )
     metrics = trainer.train(checkpoint).metrics
     if eval_dataset:
-        metrics |= trainer.evaluate()
+        metrics |= trainer.evaluate_at_end()
     trainer.report_skipped()
 
     # adapter or full checkpoint, the base's processor files, args.yaml, all_results.json

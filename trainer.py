@@ -1,6 +1,7 @@
-"""The HF Trainer with the three things it leaves open: an exact loss, pure samplers, the base's own processor files."""
+"""The HF Trainer with what it leaves open: an exact loss, pure samplers, answers in evaluation, processor files."""
 
 import glob
+import json
 import math
 import os
 import shutil
@@ -9,16 +10,24 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import SequentialSampler
+from transformers import EarlyStoppingCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
+import metrics
+from answers import Question, generate_answers, questions
 from datasets import IGNORE_INDEX
 from engines import say
 from loaders.base import local_folder
+from progress import LogFile, ProgressLine
 from resume import ResumableTrainer
 from sampling import EpochSampler, PackSampler
 from throughput import FlopCounter, ThroughputMeter
 from trainable import KeepFrozenOut
+
+ANSWERS_FOLDER = "eval_answers"  # of the output folder: a file for each evaluation
 
 # What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
 PROCESSOR_FILES = [
@@ -58,6 +67,11 @@ class FinetuneTrainer(ResumableTrainer):
         self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
         self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
         self.add_callback(KeepFrozenOut)
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+        self.add_callback(ProgressLine)
+        self.add_callback(LogFile)
+        if self.args.early_stopping_patience:
+            self.add_callback(EarlyStopping(self.args.early_stopping_patience))
         self.meter = ThroughputMeter(self.args.device, flop_counter, self.args.peak_tflops)
         # Several families set this to False, and the Trainer would not count the labels of a step for them.
         self.model_accepts_loss_kwargs = True
@@ -70,6 +84,15 @@ class FinetuneTrainer(ResumableTrainer):
         self.meter.pause()
         with self.naming_samples():
             return super().evaluate(*args, **kwargs)
+
+    def evaluate_at_end(self) -> dict[str, float]:
+        """The metrics of the final weights; those of the last step, where it was evaluated and no other was loaded."""
+        found = [
+            logs for logs in self.state.log_history if "eval_loss" in logs and logs["step"] == self.state.global_step
+        ]
+        if found and not self.args.load_best_model_at_end:
+            return {name: value for name, value in found[-1].items() if name.startswith("eval_")}
+        return self.evaluate()
 
     @contextmanager
     def naming_samples(self):
@@ -153,8 +176,52 @@ class FinetuneTrainer(ResumableTrainer):
         """As the Trainer's, with a loss per label of the whole set instead of a mean over batches."""
         self._eval_loss, self._eval_labels = 0.0, 0
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics[f"{metric_key_prefix}_loss"] = self._eval_loss / self._eval_labels
+        found = {"loss": self._eval_loss / self._eval_labels}
+        if self.args.eval_generate:
+            found |= self._score_answers()
+        best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        if best not in found:
+            raise ValueError(f"--metric_for_best_model {best} is none of what is measured: {', '.join(found)}.")
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
+
+    def _score_answers(self) -> dict[str, float]:
+        """Answer the `--eval_generate` rows, write them to `eval_answers/step-N.jsonl`, and measure them.
+
+        The processes share the rows, and generate equally often, since the shards of a model are gathered by all.
+        """
+        dataset, rank, processes = self.eval_dataset, self.args.process_index, self.args.world_size
+        mine = self._asked[rank::processes]
+        mine += self._asked[:1] * (math.ceil(len(self._asked) / processes) - len(mine))
+        with self.accelerator.autocast():
+            answers = generate_answers(
+                self.model,
+                dataset.collator,
+                dataset.dataset,
+                self.args.per_device_eval_batch_size,
+                self.args.eval_max_new_tokens,
+                mine,
+                synced_gpus=processes > 1,
+            )
+            answers = gather_object(list(answers))
+        answers = {(answer["index"], answer["turn"]): answer for answer in answers}
+        answers = [answers[key] for key in sorted(answers)]
+        found = [None]
+        if self.is_world_process_zero():
+            write_answers(self.args.output_dir, self.state.global_step, answers)
+            found = [metrics.score(answers, dict(map(metrics.load_metric, self.args.metric or [])))]
+        return broadcast_object_list(found)[0]
+
+    @cached_property
+    def _asked(self) -> list[Question]:
+        dataset = self.eval_dataset.dataset
+        rows = np.linspace(0, len(dataset) - 1, min(self.args.eval_generate, len(dataset))).round().astype(int)
+        asked = [
+            question for question in questions(dataset, rows.tolist()) if self.eval_dataset.can_open(question.index)
+        ]
+        if not asked:
+            raise ValueError(f"{dataset.name}: the rows of --eval_generate hold no reply to a user: raise it.")
+        return asked
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -215,6 +282,34 @@ class FinetuneTrainer(ResumableTrainer):
             copy_processor_files(self.model_path, output_dir)
             if self.chat_template:
                 shutil.copyfile(self.chat_template, os.path.join(output_dir, "chat_template.jinja"))
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """As the Trainer's, whose count begins anew when a run is resumed (5.23), and says why the run ends."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        saved = state.stateful_callbacks[type(self).__name__]["attributes"]
+        self.early_stopping_patience_counter = saved["early_stopping_patience_counter"]
+        control.should_training_stop = self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        return self.early_stopping_patience_counter >= self.early_stopping_patience
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.is_over and state.is_world_process_zero:
+            print(
+                f"Stopped early after step {state.global_step}: {self.early_stopping_patience} evaluations without a "
+                f"better {args.metric_for_best_model} than {state.best_metric:.4g} at step {state.best_global_step}.",
+                flush=True,
+            )
+
+
+def write_answers(output_dir: str, step: int, answers: list[dict]) -> None:
+    folder = os.path.join(output_dir, ANSWERS_FOLDER)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, f"step-{step}.jsonl"), "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
 
 
 def copy_processor_files(model_path: str, output_dir: str) -> None:

@@ -21,6 +21,7 @@ NEEDED_FOR = {
     "matplotlib": "preview.py --check --html",
     "flash_attn": "--use_flash_attn",
     "liger_kernel": "--use_liger_kernel",
+    "rapidfuzz": "--eval_generate",
     "tensorboard": "--report_to",
     "wandb": "--report_to",
     "preview": "a tool",
@@ -30,9 +31,9 @@ NEEDED_FOR = {
     "data_report": "a tool",
 }
 HEAVY = ("torch", "transformers", "numpy", "PIL", "yaml", "peft")
-# The table of what trains, and the Trainer's report, are the run's own lines.
+# The table of what trains, and the progress, are the run's own lines.
 OWN_LINES = re.compile(
-    r"|.*: \d+ samples|component .*|vision_.*|language_model .*|all .*|adapters: .*|\{'train_runtime.*|Saved to .*"
+    r"|.*: \d+ samples|component .*|vision_.*|language_model .*|all .*|adapters: .*|trained \d+ steps in .*|Saved to .*"
 )
 PROGRESS = re.compile(r"((Loading weights|Writing model shards): | *\d+%\|).*| *")
 
