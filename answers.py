@@ -4,6 +4,8 @@ The prompt is the checkpoint's own template around the reference history, decodi
 run changes by it: no gradient, no random number, no weight.
 """
 
+import json
+import os
 from collections.abc import Iterable, Iterator
 from threading import Thread
 from typing import NamedTuple
@@ -12,6 +14,8 @@ import torch
 from transformers import TextIteratorStreamer
 
 from datasets import MultimodalDataset
+
+ANSWERS_FOLDER = "eval_answers"  # of an output folder: a file for each evaluation of a run
 
 
 class Question(NamedTuple):
@@ -111,3 +115,16 @@ def stream_answer(model, collator, messages: list[dict], max_new_tokens: int = 5
     thread.join()
     if failed:
         raise failed[0]
+
+
+def write_answers(output_dir: str, step: int, answers: list[dict]) -> None:
+    """Write `eval_answers/step-N.jsonl`."""
+    folder = os.path.join(output_dir, ANSWERS_FOLDER)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, f"step-{step}.jsonl"), "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+
+
+def read_answers(output_dir: str, step: int) -> list[dict]:
+    with open(os.path.join(output_dir, ANSWERS_FOLDER, f"step-{step}.jsonl"), encoding="utf-8") as file:
+        return list(map(json.loads, file))

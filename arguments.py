@@ -236,6 +236,7 @@ class Arguments:
     training: TrainingArguments
     lora: LoraArguments
     given: set[str] = field(default_factory=set)  # names of the flags that the user wrote
+    words: list[str] = field(default_factory=list)  # the command line
 
     def __post_init__(self):
         if self.lora.lora_weight_path:
@@ -322,7 +323,7 @@ def parse_arguments(
     Raises:
         ValueError: an unknown, renamed or contradictory flag, or one without effect.
     """
-    words = list(sys.argv[1:] if words is None else words)
+    command = words = list(sys.argv[1:] if words is None else words)
     usage = "%(prog)s [run.yaml] [--flag value ...]"  # argparse would list all flags before every help text
     parser = HfArgumentParser(
         PARTS,
@@ -351,7 +352,7 @@ def parse_arguments(
     if rest:
         hint = "; a YAML file comes first" if rest[0].endswith((".yaml", ".yml")) else ""
         raise ValueError(f"{' '.join(rest)!r} does not belong to any flag{hint}.")
-    arguments = Arguments(*parts[:4], {fields_of[option] for option in written})
+    arguments = Arguments(*parts[:4], {fields_of[option] for option in written}, command)
     if not extend:
         return arguments
     parts[4].passed_over = passed_over

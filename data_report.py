@@ -35,6 +35,7 @@ from collators.base import IGNORE_INDEX, OverlongSample
 from datasets import make_dataset
 from loaders import LOADERS
 from media import CACHE_FOLDER, is_url
+from row_index import Layout
 from rows import content_parts
 
 VERSION = 1  # of the progress file: raise it when the code finds something else in a row
@@ -155,7 +156,7 @@ class CheckedRows(Dataset):
             except ValueError:
                 return {"fault": "row", "reason": dataset.errors[place]}
             return medium_fault(dataset.errors[place])
-        found = {"source": row["source"], "kind": kind_of(row)}
+        found = {"source": row["source"], "kind": Layout.of(row["messages"]).kind}
         try:
             media_tokens = self.count_before_training(row, *dataset.outline(place))
         except ValueError as error:
@@ -242,13 +243,6 @@ def locate(splits: dict, position: int) -> tuple:
 
 def medium_fault(message: str) -> dict:
     return {"fault": "missing" if MISSING.search(message) else "broken", "reason": message}
-
-
-def kind_of(row: dict) -> str:
-    media = [part["type"] for part in content_parts(row) if part["type"] != "text"]
-    if len({*media}) > 1:
-        return "mixed"
-    return "several images" if media[1:] and media[0] == "image" else media[0] if media else "text"
 
 
 def fingerprints(row: dict) -> dict:

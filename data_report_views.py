@@ -1,7 +1,5 @@
 """The report of `data_report.py` for people: tables in the terminal, and a self-contained page with plots."""
 
-import io
-import re
 from collections import Counter
 from typing import NamedTuple
 
@@ -12,11 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from html_page import html_page, render
-
-# Plots are drawn in these, which then become colours of the page's style: it knows light and dark.
-VARIABLES = ("text", "muted", "line", "context", "image", "video", "cut", "trained")
-COLOUR = {name: f"#0000{i:02x}" for i, name in enumerate(VARIABLES, 1)}
+from html_page import COLOUR, draw, html_page, render
 
 
 class Table(NamedTuple):
@@ -186,21 +180,3 @@ def draw_shares(axes, kind_tokens: dict[str, dict[str, int]]) -> None:
     axes.set(xlabel="% of tokens", xlim=(0, 100))
     if kinds:
         axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, labelcolor=COLOUR["text"])
-
-
-def draw(fill) -> Markup:
-    """An inline SVG, as wide as there is room, of what `fill(axes)` draws."""
-    import matplotlib
-    from matplotlib.figure import Figure  # without pyplot, which looks for a display
-
-    style = {"svg.fonttype": "none", "font.size": 12, "axes.spines.top": False, "axes.spines.right": False}
-    style |= {"axes.edgecolor": COLOUR["line"], "xtick.color": COLOUR["line"], "ytick.color": COLOUR["line"]}
-    style |= dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), COLOUR["muted"])
-    with matplotlib.rc_context(style), io.StringIO() as file:
-        figure = Figure(figsize=(6.4, 3), layout="constrained")
-        fill(figure.subplots())
-        figure.savefig(file, format="svg", transparent=True)
-        svg = file.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(?s)(<svg .*?)width="\S+" height="\S+"', r"\1", svg, count=1)
-    return Markup(re.sub("#0000(0[1-8])", lambda match: f"var(--{VARIABLES[int(match[1], 16) - 1]})", svg))

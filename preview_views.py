@@ -1,17 +1,15 @@
 """The views of `preview.py`: plain text, a terminal with rich, and one HTML page."""
 
-import base64
-import io
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TextIO
 
 from markupsafe import Markup
 from PIL import Image, ImageOps
 
 from collators.base import ChatCollator
-from html_page import html_page, legible, render, visible_breaks
+from html_page import embedded, html_page, legible, pictures, render, visible_breaks
 from preview_rows import (
     Preview,
     count,
@@ -22,10 +20,7 @@ from preview_rows import (
     run_differences,
     with_pieces,
 )
-from rows import content_parts
 
-# A picture of a page that is larger is written as JPEG, then at half its size, until it fits.
-MAX_PICTURE_BYTES = 300_000
 # Of a picture in a terminal: characters.
 TERMINAL_WIDTH = {"image": 24, "video": 16}
 STYLES = {"trained": "bold underline green", "context": "", "image": "cyan", "video": "magenta", "cut": "strike red"}
@@ -56,23 +51,6 @@ def print_plain(previews: Iterable[Preview], collator: ChatCollator, file: TextI
             cut += decode(collator, run.ids) if run.is_text else run.folded
         counts = ", ".join(summary(row)) + (" (between ~~ and ~~)" if cut else "")
         print(f"--- row {row['index']}: {counts}\n{text}{f'~~{cut}~~' if cut else ''}\n", file=file, flush=True)
-
-
-def pictures(sample: dict) -> Iterator[tuple[str, Image.Image, str]]:
-    """The media of an opened sample as the collator gets them, in order: their kind, an image or frame, its caption."""
-    numbers = Counter()
-    for part in content_parts(sample):
-        if (kind := part["type"]) == "text":
-            continue
-        numbers[kind] += 1
-        name = f"{kind} {numbers[kind]}"
-        if kind == "image":
-            yield kind, part["image"], f"{name}, {part['image'].width} \u00d7 {part['image'].height}"
-            continue
-        height, width = part["video"].shape[1:3]
-        for frame, i in zip(part["video"], part["metadata"]["frames_indices"]):
-            seconds = i / part["metadata"]["fps"]
-            yield kind, Image.fromarray(frame), f"{name}, {width} \u00d7 {height}, frame {i}, {seconds:.2f} s"
 
 
 def documented(collator: ChatCollator) -> list[str]:
@@ -215,14 +193,3 @@ def _marked_difference(pair: tuple[str, str] | None) -> Markup | None:
     return Markup().join(
         Markup("<{0}>{1}</{0}>").format(tag or "span", visible_breaks(text)) for tag, text in inline_difference(*pair)
     )
-
-
-def embedded(picture: Image.Image, caption: str) -> tuple[str, str]:
-    """The picture as a data URL, without loss where it is small enough; its caption tells when it is made smaller."""
-    for format, options in (("png", {}), ("jpeg", {"quality": 90})):
-        file = io.BytesIO()
-        picture.save(file, format, **options)
-        if file.tell() <= MAX_PICTURE_BYTES:
-            return f"data:image/{format};base64,{base64.b64encode(file.getvalue()).decode()}", caption
-    small = picture.reduce(2)
-    return embedded(small, f"{caption.split(' (')[0]} (here {small.width} \u00d7 {small.height})")

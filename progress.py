@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 LOG_FILE = "log.jsonl"
 # Of an evaluation, what tells of the machine rather than of the model.
-SPEED = ("_runtime", "_per_second", "_model_preparation_time")
+SPEED = ("_runtime", "_per_second", "_preparation_time")
 
 
 class LogFile(TrainerCallback):

@@ -74,6 +74,13 @@ class Layout(str):
         """The kind of each medium, in order."""
         return [part["type"] for part in content_parts({"messages": self.messages}) if part["type"] != "text"]
 
+    @property
+    def kind(self) -> str:
+        """text, image, several images, video, or mixed."""
+        if len({*self.media}) > 1:
+            return "mixed"
+        return "several images" if self.media[1:] and self.media[0] == "image" else next(iter(self.media), "text")
+
     def media_sizes(self, sizes: np.ndarray) -> dict[tuple[str, int], tuple[int, ...]]:
         """(kind, reference in `messages`) -> size, from the index's (frames, height, width) of each medium."""
         return {

@@ -13,6 +13,7 @@ if __name__ == "__main__":
     entry.begin(__file__)  # answers --help: the imports below take seconds
 
 import os
+from functools import partial
 
 import numpy as np
 import yaml
@@ -28,6 +29,7 @@ from datasets import EncodedDataset, MultimodalDataset, make_dataset
 from engines import say
 from lengths import token_lengths
 from loaders import LOADERS
+from run_report import RunFacts, reported, write_card
 from throughput import FlopCounter
 from trainer import FinetuneTrainer
 
@@ -70,10 +72,13 @@ def main(words: list[str] | None = None) -> None:
     engines.set_up_fsdp(arguments.training, model, trainable.compute_dtype(arguments.training))
     set_seed(arguments.training.seed)  # adapters start alike under every engine
     model = trainable.make_trainable(model, loader, arguments)
-    say("\n" + trainable.format_summary(trainable.summarize(model, loader, arguments)) + "\n")
+    trained = trainable.summarize(model, loader, arguments)
+    say("\n" + trainable.format_summary(trained) + "\n")
     collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, train_dataset, eval_dataset)
 
-    # training and evaluation
+    # training and evaluation; a report of it, also where it is interrupted
+    facts = RunFacts(arguments, trained, train_dataset, eval_dataset)
+    write_arguments(arguments)
     num_workers = arguments.training.dataloader_num_workers
     trainer = FinetuneTrainer(
         model=model,
@@ -87,16 +92,18 @@ def main(words: list[str] | None = None) -> None:
         lengths=lengths,
         pack_budget=arguments.data.model_max_length if arguments.data.packing else None,
         flop_counter=FlopCounter(model, loader) if arguments.training.peak_tflops else None,
+        write_card=partial(write_card, facts),
         run=run,
     )
-    metrics = trainer.train(checkpoint).metrics
-    if eval_dataset:
-        metrics |= trainer.evaluate_at_end()
+    with reported(trainer, facts):
+        metrics = trainer.train(checkpoint).metrics
+        if eval_dataset:
+            metrics |= trainer.evaluate_at_end()
     trainer.report_skipped()
 
-    # adapter or full checkpoint, the base's processor files, args.yaml, all_results.json
+    # adapter or full checkpoint, the base's processor files, the model card, all_results.json
     with resume.disk_errors(arguments.training.output_dir, arguments.training.output_dir):
-        save(trainer, loader, arguments, metrics)
+        save(trainer, loader, metrics)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the saving one down with it
     trainer.end()
 
@@ -162,16 +169,21 @@ def quantize(arguments: Arguments, loader) -> None:
         loader.model_kwargs |= engines.quantized(arguments, config, dtype)
 
 
-def save(trainer: FinetuneTrainer, loader, arguments: Arguments, metrics: dict) -> None:
+def write_arguments(arguments: Arguments) -> None:
+    """Write args.yaml: with it, predict.py and merge_lora_weights.py read what a run leaves, also a stopped one."""
+    if arguments.training.should_save:
+        os.makedirs(arguments.training.output_dir, exist_ok=True)
+        with open(os.path.join(arguments.training.output_dir, "args.yaml"), "w", encoding="utf-8") as file:
+            yaml.safe_dump(arguments.as_dict(), file, sort_keys=False, allow_unicode=True)
+
+
+def save(trainer: FinetuneTrainer, loader, metrics: dict) -> None:
     if not hasattr(trainer.model, "peft_config") and not trainer.is_deepspeed_enabled:
         engines.put_together(trainer, loader)
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
-    if trainer.is_world_process_zero():
-        with open(os.path.join(arguments.training.output_dir, "args.yaml"), "w", encoding="utf-8") as file:
-            yaml.safe_dump(arguments.as_dict(), file, sort_keys=False, allow_unicode=True)
-    say(f"Saved to {arguments.training.output_dir}.")
+    say(f"Saved to {trainer.args.output_dir}.")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """The HF Trainer with what it leaves open: an exact loss, pure samplers, answers in evaluation, processor files."""
 
 import glob
-import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
 import metrics
-from answers import Question, generate_answers, questions
+from answers import Question, generate_answers, questions, write_answers
 from datasets import IGNORE_INDEX
 from engines import say
 from loaders.base import local_folder
@@ -26,8 +26,6 @@ from resume import ResumableTrainer
 from sampling import EpochSampler, PackSampler
 from throughput import FlopCounter, ThroughputMeter
 from trainable import KeepFrozenOut
-
-ANSWERS_FOLDER = "eval_answers"  # of the output folder: a file for each evaluation
 
 # What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
 PROCESSOR_FILES = [
@@ -47,6 +45,7 @@ class FinetuneTrainer(ResumableTrainer):
     lengths: tokens of each training row (rows,); needed to group by length and to pack.
     pack_budget: tokens of a pack; None: no packs.
     flop_counter: of the model, where `--peak_tflops` asks for the MFU.
+    write_card: called with a folder of weights and the Trainer's state, to lay the model card beside them.
     """
 
     # The loss below is already divided by the labels of the whole global step.
@@ -61,11 +60,13 @@ class FinetuneTrainer(ResumableTrainer):
         lengths: np.ndarray | None = None,
         pack_budget: int | None = None,
         flop_counter: FlopCounter | None = None,
+        write_card: Callable | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
         self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
+        self.write_card = write_card
         self.add_callback(KeepFrozenOut)
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
         self.add_callback(ProgressLine)
@@ -282,6 +283,11 @@ class FinetuneTrainer(ResumableTrainer):
             copy_processor_files(self.model_path, output_dir)
             if self.chat_template:
                 shutil.copyfile(self.chat_template, os.path.join(output_dir, "chat_template.jinja"))
+            if self.write_card:
+                self.write_card(output_dir, self.state)
+
+    def create_model_card(self, *args, **kwargs):
+        """Ours lies there already; the Trainer would write its own before it uploads to the Hub."""
 
 
 class EarlyStopping(EarlyStoppingCallback):
@@ -303,13 +309,6 @@ class EarlyStopping(EarlyStoppingCallback):
                 f"better {args.metric_for_best_model} than {state.best_metric:.4g} at step {state.best_global_step}.",
                 flush=True,
             )
-
-
-def write_answers(output_dir: str, step: int, answers: list[dict]) -> None:
-    folder = os.path.join(output_dir, ANSWERS_FOLDER)
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, f"step-{step}.jsonl"), "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
 
 
 def copy_processor_files(model_path: str, output_dir: str) -> None:

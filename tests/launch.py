@@ -94,6 +94,8 @@ def _run(script: str, words: list[str], environment: dict, log: str) -> None:
     from arguments import cli
 
     torch.set_num_threads(1)
+    # Ignored, where a shell started the tests in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method("fork", force=True)  # as in a process of its own, for workers of a data loader
     sys.argv = [f"{script}.py", *words]
     cli(importlib.import_module(script).main)

@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from conftest import REPO
+from test_docs import code_blocks
 
 from metrics import anls, exact_match, load_metric, score
 
@@ -61,3 +63,17 @@ def test_a_wrong_metric_is_refused(tmp_path, monkeypatch, code, path, message):
 def test_a_metric_that_gives_no_number_is_named(value):
     with pytest.raises(ValueError, match="own gave .* a metric must be a number"):
         score([{"prediction": "a", "reference": "a"}], {"own": lambda predictions, references: value})
+
+
+def test_the_functions_of_the_page(tmp_path):
+    """On existing libraries; values that follow from their definitions."""
+    ((_, code),) = [block for block in code_blocks(REPO / "docs/training.md", "python")]
+    (tmp_path / "my_metrics.py").write_text(code)
+    own = dict(load_metric(f"{tmp_path / 'my_metrics.py'}:{name}") for name in ("rouge_l", "cider", "box"))
+    assert own["rouge_l"](["a b c", "x"], ["a c", "y"]) == pytest.approx((2 * 1 * (2 / 3) / (1 + 2 / 3)) / 2)
+    captions = ["a red dog runs", "two cats on a mat", "a bus"]
+    assert own["cider"](captions, captions) > 5 > own["cider"](captions[::-1], captions)
+    boxes = own["box"](["0, 0, 2, 2", "nothing", "[0 0 1 1]"], ["1, 1, 3, 3", "0 0 1 1", "0, 0, 1, 1"])
+    assert boxes == pytest.approx({"iou": (1 / 7 + 0 + 1) / 3, "iou_above_half": 1 / 3})
+    answers = [{"prediction": "0, 0, 2, 2", "reference": "0, 0, 2, 2"}]
+    assert score(answers, own)["iou"] == 1

@@ -30,10 +30,9 @@ from conftest import (
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer
 
+import html_page
 import media
 import preview
-import preview_views
-from html_page import html_page
 
 COUNTS = ["num_tokens", "num_trained", "num_image_tokens", "num_video_tokens", "cut"]
 KEYS = ["index", "text", "trained", *COUNTS, "token_ids", "labels"]
@@ -472,7 +471,7 @@ def test_the_page_loads_nothing_and_runs_nothing(page, write_rows, media_folder)
 
 
 def test_no_style_loads_anything():
-    text = html_page("<title>", "")
+    text = html_page.html_page("<title>", "")
     assert "&lt;title&gt;" in text and "default-src 'none'" in text
     style = text.split("<style>")[1].split("</style>")[0]
     assert not re.search(r"url\(|@import|@font-face|http", style)
@@ -534,11 +533,11 @@ def test_the_pictures_are_those_that_the_model_gets(page, write_rows, media_fold
 
 def test_a_large_picture_is_made_smaller_and_says_so():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000, 2000, 3), np.uint8))
-    url, caption = preview_views.embedded(noise, "image 1, 2000 \u00d7 1000")
+    url, caption = html_page.embedded(noise, "image 1, 2000 \u00d7 1000")
     small = pixels(url)
-    assert len(base64.b64decode(url.split("base64,")[1])) <= preview_views.MAX_PICTURE_BYTES
+    assert len(base64.b64decode(url.split("base64,")[1])) <= html_page.MAX_PICTURE_BYTES
     assert caption == f"image 1, 2000 \u00d7 1000 (here {small.shape[1]} \u00d7 {small.shape[0]})"
-    plain, caption = preview_views.embedded(Image.new("RGB", (2000, 1000), "red"), "a")
+    plain, caption = html_page.embedded(Image.new("RGB", (2000, 1000), "red"), "a")
     assert pixels(plain).shape == (1000, 2000, 3) and caption == "a"
 
 
