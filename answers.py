@@ -7,11 +7,11 @@ run changes by it: no gradient, no random number, no weight.
 import json
 import os
 from collections.abc import Iterable, Iterator
-from threading import Thread
+from threading import Event, Thread
 from typing import NamedTuple
 
 import torch
-from transformers import TextIteratorStreamer
+from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from datasets import MultimodalDataset
 
@@ -92,27 +92,36 @@ def _generate(model, collator, prompts: list[dict], max_new_tokens: int, **optio
 def stream_answer(model, collator, messages: list[dict], max_new_tokens: int = 512) -> Iterator[str]:
     """The greedy answer to a conversation that ends with a user's message, in pieces as they are generated.
 
+    Whoever closes the iterator, or is interrupted while it waits, ends the generation with the token at work.
+
     Args:
         messages: canonical (datasets.py), media opened.
 
     Raises:
         ValueError: the template or the processor refuses the conversation.
     """
-    prompt = collator.encode_prompt(messages)
+    prompt = collator.encode_prompt(messages, "the conversation")
     streamer = TextIteratorStreamer(collator.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    failed = []
+    closed, failed = Event(), []
+
+    def is_closed(tokens: torch.Tensor, *_, **__) -> torch.Tensor:
+        return torch.full(tokens.shape[:1], closed.is_set(), device=tokens.device)
 
     def generate() -> None:
         try:
-            _generate(model, collator, [prompt], max_new_tokens, streamer=streamer)
+            stopping = StoppingCriteriaList([is_closed])
+            _generate(model, collator, [prompt], max_new_tokens, streamer=streamer, stopping_criteria=stopping)
         except Exception as error:  # raised again below, in the thread of the caller
             failed.append(error)
             streamer.end()
 
     thread = Thread(target=generate, daemon=True)
     thread.start()
-    yield from streamer
-    thread.join()
+    try:
+        yield from streamer
+    finally:
+        closed.set()
+        thread.join()
     if failed:
         raise failed[0]
 

@@ -1,9 +1,12 @@
-"""Answers of a base, adapter or merged checkpoint on a data file, beside the references.
+"""Answers of a base, adapter or merged checkpoint: on a data file beside the references, or in a conversation.
 
     python predict.py --model_path out --data_path test.json --output_path answers.jsonl
+    python predict.py --model_path out --chat
+    python predict.py --model_path out --image photo.png --prompt "What is broken?"
 
-Every assistant turn is answered greedily, with the reference history before it and the checkpoint's own template
-around it. A line of the output is {"index", "turn", "prediction", "reference", "exact_match"}.
+Decoding is greedy, and the checkpoint's own template is around each conversation. On a data file, every assistant turn
+is answered with the reference history before it, and a line of the output is {"index", "turn", "prediction",
+"reference", "exact_match"}. A chat takes questions from the terminal or, one a line, from standard input.
 """
 
 if __name__ == "__main__":
@@ -18,13 +21,15 @@ import sys
 
 import torch
 import yaml
+from tqdm import tqdm
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 import metrics
 import trainable
-from answers import generate_answers
+from answers import generate_answers, questions
 from arguments import ModelArguments, ReadingArguments, cli
+from chat import Conversation, chat
 from checks import adapter_config, check_reading, check_writable, processor_options
 from collators import COLLATORS
 from datasets import make_dataset
@@ -40,25 +45,60 @@ AS_IN_TRAINING = (
 )
 
 
+SWITCH = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
+# Flags that have no effect in the other of the two modes.
+OF_A_FILE = ("output_path", "metric", "batch_size", "max_samples", "user_key", "assistant_key", "field_messages")
+OF_A_CHAT = ("image", "video", "system_prompt")
+
+
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
     check(args)
+    if args.data_path:
+        answer_file(args)
+    else:
+        answer_questions(args)
+
+
+def answer_file(args: argparse.Namespace) -> None:
+    own = dict(metrics.load_metric(path) for path in args.metric or [])
     dataset = make_dataset(args, args.data_path)
-    model, collator = load(args.model_path, args.model_id, args.model_local_path, args.trust_remote_code)
-    collator.set_processor_options(processor_options(args.processor_kwargs))
+    if not (asked := questions(dataset)):
+        raise ValueError(f"{args.data_path} holds no reply to a user, so there is nothing to answer.")
+    model, collator = load_with_options(args)
     if "video" in dataset.media_kinds and not collator.takes_videos:
         raise ValueError(f"{args.data_path} holds videos, but {args.model_path} takes none.")
     print(f"{args.model_path}: answering {args.data_path} ({len(dataset)} samples)", flush=True)
     answers = []
-    with open(args.output_path, "w", encoding="utf-8") as file:
-        for line in generate_answers(model, collator, dataset, args.batch_size, args.max_new_tokens):
+    with open(args.output_path, "w", encoding="utf-8", buffering=1) as file:  # a line is written once it is there
+        found = generate_answers(model, collator, dataset, args.batch_size, args.max_new_tokens or 128, asked)
+        for line in tqdm(found, "Answering", len(asked), unit="answer", disable=None):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             answers.append(line)
-    if not answers:
-        raise ValueError(f"{args.data_path} holds no reply to a user, so there is nothing to answer.")
     print(f"{len(answers)} answers written to {args.output_path}")
-    for name, value in metrics.score(answers).items():
+    for name, value in metrics.score(answers, own).items():
         print(f"{name.replace('_', ' ')}: {value:.2f}")
+
+
+def answer_questions(args: argparse.Namespace) -> None:
+    conversation = Conversation(args, args.system_prompt)
+    opened = [conversation.add(kind, path) for kind in ("image", "video") for path in getattr(args, kind) or []]
+    model, collator = load_with_options(args)
+    if args.video and not collator.takes_videos:
+        raise ValueError(f"--video: {args.model_path} takes no videos.")
+    print(*opened, sep="\n", end="\n" * bool(opened), file=sys.stderr)
+    max_new_tokens = args.max_new_tokens or 512
+    if args.chat:
+        chat(model, collator, conversation, max_new_tokens)
+    else:
+        conversation.ask(model, collator, args.prompt, max_new_tokens)
+
+
+def load_with_options(args: argparse.Namespace):
+    """(model, collator) that the flags name, with their options of the processor."""
+    model, collator = load(args.model_path, args.model_id, args.model_local_path, args.trust_remote_code)
+    collator.set_processor_options(processor_options(args.processor_kwargs))
+    return model, collator
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -66,32 +106,58 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         ReadingArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model_path", required=True, help="Folder of a base, adapter or merged checkpoint.")
-    parser.add_argument("--data_path", required=True, help="A data file, as train.py takes it (docs/dataset.md).")
-    parser.add_argument("--output_path", required=True, help="JSONL file to write.")
+    parser.add_argument("--data_path", help="A data file to answer, as train.py takes it (docs/dataset.md).")
+    parser.add_argument("--output_path", help="JSONL file to write its answers to.")
+    parser.add_argument("--chat", **SWITCH, help="Converse in the terminal, or with lines that are piped in.")
+    parser.add_argument("--prompt", help="Answer this one question.")
+    parser.add_argument("--image", nargs="+", help="Pictures that go with --prompt, or the first question of --chat.")
+    parser.add_argument("--video", nargs="+", help="Videos that do.")
+    parser.add_argument("--system_prompt", help="System message of --prompt or --chat.")
     parser.add_argument("--model_id", help="Model id, where neither args.yaml nor the config tells the family.")
     parser.add_argument("--model_local_path", help="Base of an adapter; default: the path it was trained from.")
     add_trust_flag(parser)
-    parser.add_argument("--batch_size", type=int, default=8, help="Answers generated at a time.")
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="Longest answer, in tokens.")
+    parser.add_argument("--batch_size", type=int, default=8, help="Answers to a file that are generated at a time.")
+    parser.add_argument(
+        "--max_new_tokens", type=int, help="Longest answer, in tokens. Default: 128 on a file, 512 in a chat."
+    )
+    parser.add_argument(
+        "--metric",
+        nargs="+",
+        metavar="FILE.py:FUNCTION",
+        help="Measures of your own on a file: of (predictions, references), a number or a mapping (docs/inference.md).",
+    )
     saved = saved_arguments(parser.parse_args(words).model_path)
     given = {word.split("=")[0].removeprefix("--") for word in words or sys.argv[1:]}
     names = [name for group in AS_IN_TRAINING if not given.intersection(group) for name in group]
     parser.set_defaults(**{name: saved[name] for name in names if name in saved})
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    args.given = given
+    return args
 
 
 def add_trust_flag(parser: argparse.ArgumentParser) -> None:
     """Never taken from args.yaml: whoever wrote the folder would consent for whoever runs it."""
     help = ModelArguments.__dataclass_fields__["trust_remote_code"].metadata["help"]
-    parser.add_argument("--trust_remote_code", type=string_to_bool, nargs="?", const=True, default=False, help=help)
+    parser.add_argument("--trust_remote_code", **SWITCH, help=help)
 
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what would fail only after the model is loaded, or change nothing."""
+    modes = [name for name in ("data_path", "chat", "prompt") if getattr(args, name)]
+    if len(modes) != 1:
+        found = " and ".join(f"--{name}" for name in modes) or "none of them is given"
+        raise ValueError(f"Choose one: --data_path with --output_path, --chat, or --prompt ({found}).")
+    for name in OF_A_CHAT if args.data_path else OF_A_FILE:
+        if name in args.given:
+            raise ValueError(f"--{name} has no effect with --{modes[0]}; leave it out.")
     for name in ("batch_size", "max_new_tokens"):
-        if (value := getattr(args, name)) < 1:
+        if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be 1 or more.")
     check_reading(args)
+    if not args.data_path:
+        return
+    if not args.output_path:
+        raise ValueError("--data_path needs --output_path, the file to write the answers to.")
     if os.path.isdir(args.output_path):
         raise ValueError(f"--output_path {args.output_path} is a folder; name a file.")
     folder = os.path.dirname(os.path.abspath(args.output_path))
