@@ -27,6 +27,7 @@ from PIL import Image
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer_utils import get_last_checkpoint
 
+import check_serving
 from arguments import cli
 from checks import adapter_config, check_writable
 from collators import COLLATORS
@@ -103,6 +104,8 @@ def main(words: list[str] | None = None) -> None:
         merged = LOADERS.get(family)(place, args.trust_remote_code, dtype=torch.float32)
         collator = COLLATORS.get(family)(loader.load_processor())
         print(check_logits(loader, args.model_path, seen_as, merged, collator, dtype), flush=True)
+    found = "; ".join(check_serving.faults(place)) or "all there (check_serving.py says more)"
+    print(f"What inference servers read: {found}.")
     if args.push_to_hub:
         HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=place)
         print(f"Pushed to {args.push_to_hub}.")

@@ -1,0 +1,173 @@
+"""What an inference server reads: found in whole folders, missed in damaged ones."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from conftest import BY_KIND, run, turns
+from safetensors.torch import load_file, save_file
+
+import check_serving
+import merge_lora_weights
+
+
+def outcomes(path) -> dict[str, tuple[str, str]]:
+    return {name: (kind, text) for kind, name, text in check_serving.check(str(path))}
+
+
+@pytest.mark.parametrize("family", BY_KIND)
+def test_nothing_lacks_in_a_checkpoint_of_any_family(tiny, family):
+    found = outcomes(tiny(family))
+    assert len(found) == 6 and "LACKS" not in [kind for kind, _ in found.values()], found
+    has_template = family not in ("paligemma", "qwen-vl")
+    assert found["chat template"][0] == ("ok" if has_template else "note")
+
+
+def shard(folder) -> None:
+    """Spread the weights over two files."""
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    halves = [names[: len(names) // 2], names[len(names) // 2 :]]
+    files = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for half, file in zip(halves, files):
+        save_file({name: weights[name] for name in half}, folder / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for half, file in zip(halves, files) for name in half}}
+    (folder / check_serving.INDEX).write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
+def edit(folder, name: str, **changes) -> None:
+    """Set fields of a JSON file; None takes one away."""
+    values = json.loads((folder / name).read_text()) | changes
+    (folder / name).write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def cut(folder, name: str) -> None:
+    (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+
+
+DAMAGES = {
+    "no config": (lambda f: (f / "config.json").unlink(), {"config"}),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), {"config"}),
+    "no architecture": (lambda f: edit(f, "config.json", architectures=None), {"config"}),
+    "broken generation config": (lambda f: (f / "generation_config.json").write_text("{"), {"generation config"}),
+    "endless": (lambda f: edit(f, "generation_config.json", eos_token_id=None), {"generation config"}),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), {"tokenizer"}),
+    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), {"tokenizer"}),
+    "tekken alone": (lambda f: (f / "tokenizer.json").rename(f / "tekken.json"), {"tokenizer"}),
+    "no processor": (lambda f: (f / "processor_config.json").unlink(), {"processor"}),
+    "broken processor": (lambda f: (f / "processor_config.json").write_text("{"), {"processor"}),
+    "no template": (lambda f: (f / "chat_template.jinja").unlink(), {"chat template"}),
+    "broken template": (lambda f: (f / "chat_template.jinja").write_text("{% for %}"), {"chat template"}),
+    "blind template": (lambda f: (f / "chat_template.jinja").write_text("User:"), {"chat template"}),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), {"weights"}),
+    "cut weights": (lambda f: cut(f, "model.safetensors"), {"weights"}),
+    "no index": (lambda f: [shard(f), (f / check_serving.INDEX).unlink()], {"weights"}),
+    "broken index": (lambda f: [shard(f), (f / check_serving.INDEX).write_text("{")], {"weights"}),
+    "a lost shard": (lambda f: [shard(f), (f / "model-00002-of-00002.safetensors").unlink()], {"weights"}),
+    "a cut shard": (lambda f: [shard(f), cut(f, "model-00002-of-00002.safetensors")], {"weights"}),
+    "a swapped shard": (
+        lambda f: [shard(f), shutil.copy(*(f / f"model-0000{i}-of-00002.safetensors" for i in (1, 2)))],
+        {"weights"},
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_each_damage_is_found(tiny, tmp_path, damage):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("qwen2-vl"), folder)
+    harm, expected = DAMAGES[damage]
+    harm(folder)
+    found = outcomes(folder)
+    lacking = {name for name, (kind, _) in found.items() if kind == "LACKS"}
+    assert lacking == expected, found
+    assert all(text.endswith(".") for kind, text in found.values() if kind in ("LACKS", "later")), found
+
+
+def test_a_sharded_folder_is_whole(tiny, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("qwen2-vl"), folder)
+    shard(folder)
+    (folder / "generation_config.json").unlink()
+    edit(folder, "config.json", dtype="bfloat16")
+    found = outcomes(folder)
+    assert found["weights"][1].startswith("57 tensors in 2 file(s)")
+    assert found["generation config"][0] == "note" and found["config"][0] == "ok"
+    check_serving.main(["--model_path", str(folder)])
+    assert capsys.readouterr().out.splitlines()[-1] == f"{folder} has all that vLLM and SGLang read."
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="cannot be served as it is: 1 of the checks failed"):
+        check_serving.main(["--model_path", str(folder)])
+    assert "LACKS  chat template: none" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--model_path 'nowhere' is not a folder"):
+        check_serving.main(["--model_path", "nowhere"])
+
+
+def test_python_files_of_a_checkpoint_are_missed(tiny, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("phi3-v"), folder)
+    (folder / "modeling_phi3_v.py").unlink()
+    (folder / "processing_phi3_v.py").unlink()
+    found = outcomes(folder)
+    assert found["config"] == ("LACKS", found["config"][1]) and "modeling_phi3_v.py" in found["config"][1]
+    assert found["processor"][0] == "LACKS" and "processing_phi3_v.py" in found["processor"][1]
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny, tmp_path_factory):
+    """An adapter as training writes it: LoRA on the language model alone."""
+    folder = tmp_path_factory.mktemp("adapter")
+    (folder / "rows.json").write_text(json.dumps([{"conversations": turns("Name a colour.", "Blue")}]))
+    run(tiny, "qwen2-vl", str(folder / "rows.json"), folder / "out", "--use_lora", True, "--max_steps", 1)
+    return folder / "out"
+
+
+def test_an_adapter_and_its_merge(tiny, adapter, tmp_path, capsys):
+    assert {kind for kind, _ in outcomes(adapter).values()} == {"ok"}
+    capsys.readouterr()
+    merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(tmp_path / "merged")])
+    assert "What inference servers read: all there" in capsys.readouterr().out
+    assert outcomes(tmp_path / "merged") == outcomes(
+        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, check, kind, named",
+    [
+        ({"modules_to_save": ["model.visual.merger"]}, "kind", "LACKS", "parts trained in full .*Merge it"),
+        ({"use_dora": True}, "kind", "LACKS", "DoRA"),
+        ({"bias": "lora_only"}, "kind", "LACKS", "biases"),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, "kind", "LACKS", "adapters on mlp.experts"),
+        ({"init_lora_weights": "pissa_niter_16"}, "kind", "LACKS", "started from changed weights"),
+        ({"r": 600}, "kind", "LACKS", "at most 512"),
+        ({"r": 40}, "kind", "note", "--max-lora-rank 64"),
+        ({"use_rslora": True}, "kind", "note", "rsLoRA"),
+        ({"base_model_name_or_path": None}, "base", "LACKS", "names no base"),
+        ({"base_model_name_or_path": "/nowhere/base"}, "base", "LACKS", "/nowhere/base is not here"),
+        ({"base_model_name_or_path": "Qwen/Qwen2-VL-2B-Instruct"}, "base", "note", "from the Hub"),
+    ],
+)
+def test_what_servers_refuse_of_adapters(adapter, tmp_path, changes, check, kind, named):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    edit(folder, "adapter_config.json", **changes)
+    found = outcomes(folder)
+    assert found[check][0] == kind and re.search(named, found[check][1]), found[check]
+
+
+def test_an_adapter_of_the_vision_encoder_and_of_another_template(tiny, adapter, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights["base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight"] = torch.zeros(2, 2)
+    save_file(weights, folder / "adapter_model.safetensors")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    found = outcomes(folder)
+    assert found["parts"][0] == "LACKS" and found["parts"][1].startswith("1 of ")
+    assert found["chat template"][0] == "note" and "--chat-template" in found["chat template"][1]
+    (folder / "adapter_model.safetensors").unlink()
+    assert outcomes(folder)["parts"][0] == "LACKS"
