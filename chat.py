@@ -13,8 +13,11 @@ from answers import stream_answer
 from media import MediaOptions, describe, is_url, open_image
 
 COMMANDS = """\
-A line is a question. /image PATH and /video PATH go with the next one, /clear begins anew, /quit ends, Ctrl-C ends an
-answer."""
+Type a question, or
+  /image PATH  for a picture that goes with the next question
+  /video PATH  for a clip that does
+  /clear       to begin anew
+  /quit        to end; Ctrl-C ends an answer"""
 
 
 class Conversation:
@@ -58,21 +61,22 @@ class Conversation:
         return f"{kind} {describe(reference)}, {size}"
 
     def ask(self, model, collator, question: str, max_new_tokens: int) -> None:
-        """Print the answer as it is generated. What is interrupted counts as far as it came.
+        """Print the answer as it is generated. What is interrupted counts as far as it came, if it came at all.
 
         Raises:
             ValueError: the model refuses; the question and its media are forgotten.
         """
         content, self.media = [*self.media, {"type": "text", "text": question}], []
-        messages, reply = [*self.messages, {"role": "user", "content": content}], ""
+        messages, reply, is_whole = [*self.messages, {"role": "user", "content": content}], "", False
         with contextlib.suppress(KeyboardInterrupt):
             with contextlib.closing(stream_answer(model, collator, messages, max_new_tokens)) as pieces:
                 for piece in pieces:
                     piece = piece if reply else piece.lstrip()
                     reply += piece
                     print(piece, end="", flush=True)
+            is_whole = True
         print(flush=True)
-        if reply:
+        if reply or is_whole:
             reply_parts = [{"type": "text", "text": reply.strip()}]
             self.messages = [*messages, {"role": "assistant", "content": reply_parts}]
 
@@ -106,8 +110,9 @@ def chat(model, collator, conversation: Conversation, max_new_tokens: int) -> No
                 note(conversation.add(command[1:], rest.strip().strip("'\"")))
             elif command == "/clear":
                 conversation.clear()
+                note("The conversation begins anew.")
             elif command.startswith("/"):
-                raise ValueError(f"there is no {command}. {COMMANDS}")
+                raise ValueError(f"there is no {command}; there are /image, /video, /clear and /quit")
             elif line:
                 conversation.ask(model, collator, line, max_new_tokens)
         except (ValueError, torch.OutOfMemoryError) as error:
