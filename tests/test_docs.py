@@ -270,15 +270,6 @@ def test_the_rows_of_the_pages_are_read(media_folder, tmp_path):
         assert all(dataset[i]["messages"] for i in range(len(dataset)))
 
 
-def test_the_code_of_the_inference_page_runs(tiny, media_folder, workplace, capsys):
-    ((_, code),) = code_blocks(REPO / "docs/inference.md", "python")
-    shutil.copytree(tiny("qwen2-vl"), "merged")
-    shutil.copy(media_folder / "red.png", "photo.png")
-    Path("code.py").write_text(code, encoding="utf-8")
-    runpy.run_path("code.py")
-    assert capsys.readouterr().out.strip()
-
-
 def test_the_walk_of_add_new_model(tmp_path):
     page = REPO / "docs/add_new_model.md"
     for path in (
