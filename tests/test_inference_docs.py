@@ -4,9 +4,11 @@ import base64
 import io
 import json
 import re
+import runpy
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from conftest import REPO, run, turns
@@ -44,7 +46,8 @@ def test_a_model_that_is_merged_an_adapter_or_quantized(folder, monkeypatch, cap
     capsys.readouterr()
     loading, names = [code for code in CODE if "openai" not in code], {}
     for code in loading:
-        exec(compile(code, str(PAGE), "exec"), names)
+        Path("code.py").write_text(code)
+        names = runpy.run_path("code.py", names)
         assert capsys.readouterr().out == LEARNED + "\n", code
     assert len(loading) == 4 and names["model"].get_base_model().is_loaded_in_4bit
     predict.main(["--model_path", "out", "--image", "photo.png", "--prompt", QUESTION])
@@ -86,7 +89,8 @@ def test_the_openai_client_with_a_picture(folder, monkeypatch, capsys):
         monkeypatch.chdir(folder)
         capsys.readouterr()
         assert "localhost:8000" in code
-        exec(compile(code.replace("localhost:8000", f"127.0.0.1:{server.server_port}"), str(PAGE), "exec"), {})
+        Path("code.py").write_text(code.replace("localhost:8000", f"127.0.0.1:{server.server_port}"))
+        runpy.run_path("code.py")
         server.shutdown()
         thread.join()
     assert capsys.readouterr().out == LEARNED + "\n"

@@ -71,7 +71,7 @@ def test_a_streamed_answer_is_that_of_a_file(tiny, family, media_folder, write_r
     predict.main([*flags, "--data_path", write_rows(rows), "--output_path", str(tmp_path / "a.jsonl")])
     expected = [json.loads(line)["prediction"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     out, _ = converse(monkeypatch, capsys, lines, *flags)
-    assert "\n".join(out).strip() == "\n".join(expected)
+    assert "\n".join(out).strip() == "\n".join(expected).strip()
 
 
 def test_what_is_refused_leaves_the_chat_alive(tiny, media_folder, monkeypatch, capsys):
