@@ -47,7 +47,8 @@ AS_IN_TRAINING = (
 
 SWITCH = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
 # Flags that have no effect in the other of the two modes.
-OF_A_FILE = ("output_path", "metric", "batch_size", "max_samples", "user_key", "assistant_key", "field_messages")
+OF_A_FILE = ("output_path", "metric", "batch_size", "max_samples", "allow_outside")
+OF_A_FILE += ("user_key", "assistant_key", "field_messages")
 OF_A_CHAT = ("image", "video", "system_prompt")
 
 
@@ -62,6 +63,8 @@ def main(words: list[str] | None = None) -> None:
 
 def answer_file(args: argparse.Namespace) -> None:
     own = dict(metrics.load_metric(path) for path in args.metric or [])
+    if len(own) < len(args.metric or []):
+        raise ValueError("--metric: two functions have the same name; rename one.")
     dataset = make_dataset(args, args.data_path)
     if not (asked := questions(dataset)):
         raise ValueError(f"{args.data_path} holds no reply to a user, so there is nothing to answer.")
@@ -127,7 +130,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         help="Measures of your own on a file: of (predictions, references), a number or a mapping (docs/inference.md).",
     )
     saved = saved_arguments(parser.parse_args(words).model_path)
-    given = {word.split("=")[0].removeprefix("--") for word in words or sys.argv[1:]}
+    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words or sys.argv[1:]}
     names = [name for group in AS_IN_TRAINING if not given.intersection(group) for name in group]
     parser.set_defaults(**{name: saved[name] for name in names if name in saved})
     args = parser.parse_args(words)

@@ -32,7 +32,7 @@ def folder(tiny, media_folder, tmp_path_factory):
     Image.open(folder / "tall.jpg").save(folder / "photo.png")
     row = {"image": "photo.png", "conversations": turns(f"<image>\n{QUESTION}", LEARNED)}
     (folder / "rows.json").write_text(json.dumps([row]))
-    flags = ["--use_lora", True, "--q_lora", True, "--lora_r", 16, "--lora_dropout", 0, "--max_steps", 40]
+    flags = ["--use_lora", True, "--q_lora", True, "--lora_r", 16, "--lora_dropout", 0, "--max_steps", 25]
     flags += ["--per_device_train_batch_size", 1, "--learning_rate", 1e-2, "--lr_scheduler_type", "cosine"]
     run(tiny, "qwen2-vl", str(folder / "rows.json"), folder / "out", *flags)
     words = ["--model_path", str(folder / "out"), "--model_save_path", str(folder / "merged"), "--load_4bit"]
