@@ -22,7 +22,7 @@ from transformers.utils import (
 )
 
 from media import CACHE_FOLDER, MediaOptions
-from metrics import METRICS, load_metric
+from metrics import METRICS, load_metrics
 
 # Flags that transformers 5 removed or renamed -> what to write now.
 RENAMED_FLAGS = {
@@ -281,15 +281,15 @@ def check_training(training) -> None:
 
 def check_metrics(training) -> None:
     """Refuse what asks for answers without `--eval_generate`, and metrics that are not there."""
-    names = [load_metric(path)[0] for path in training.metric or []]
+    own = load_metrics(training.metric)
     for name, default in (("metric", None), ("eval_max_new_tokens", 128)):
         if getattr(training, name) != default and not training.eval_generate:
             raise ValueError(f"--{name} has no effect without answers to measure: add --eval_generate 100.")
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
     if best != "loss" and not training.eval_generate:
         raise ValueError(f"--metric_for_best_model {best} needs answers to measure: add --eval_generate 100.")
-    known = ["loss", *METRICS, *names]
-    if best not in known and not names:  # a function may give other names than its own
+    known = ["loss", *METRICS, *own]
+    if best not in known and not own:  # a function may give other names than its own
         raise ValueError(f"--metric_for_best_model {best} is unknown; use one of {', '.join(known)}, or add --metric.")
 
 

@@ -34,6 +34,7 @@ from collators import COLLATORS
 from loaders import LOADERS, family_of
 from loaders.base import BaseLoader, local_folder
 from predict import add_trust_flag, saved_arguments
+from run_report import write_merged_card
 from shard_merge import ShardMerge, WholeModelNeeded, check_adapter, open_file
 from supported_models import find_model
 from trainable import quantization_config
@@ -91,8 +92,10 @@ def main(words: list[str] | None = None) -> None:
         if saved:
             with open(os.path.join(folder, "args.yaml"), "w", encoding="utf-8") as file:
                 yaml.safe_dump(saved, file, sort_keys=False, allow_unicode=True)
-        if os.path.isfile(results := os.path.join(args.model_path, "all_results.json")):
-            shutil.copyfile(results, os.path.join(folder, "all_results.json"))
+        for name in ("all_results.json", "loss.png"):
+            if os.path.isfile(path := os.path.join(args.model_path, name)):
+                shutil.copyfile(path, os.path.join(folder, name))
+        write_merged_card(args.model_path, folder)
         os.replace(folder, place)
     print(f"Merged {args.model_path} into {base_path}: {args.model_save_path} ({dtype or loader.dtype})", flush=True)
 

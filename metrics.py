@@ -55,6 +55,18 @@ def load_metric(path: str) -> tuple[str, Callable]:
     return name, function
 
 
+def load_metrics(paths: list[str] | None) -> dict[str, Callable]:
+    """Name -> function, as `load_metric`, of several.
+
+    Raises:
+        ValueError: two have the same name.
+    """
+    loaded = [load_metric(path) for path in paths or []]
+    if len(found := dict(loaded)) < len(loaded):
+        raise ValueError(f"--metric {' '.join(paths)}: two functions have the same name; rename one.")
+    return found
+
+
 def score(answers: list[dict], own: Mapping[str, Callable] | None = None) -> dict[str, float]:
     """Answers, each with "prediction" and "reference" -> the value of each metric.
 

@@ -62,9 +62,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def answer_file(args: argparse.Namespace) -> None:
-    own = dict(metrics.load_metric(path) for path in args.metric or [])
-    if len(own) < len(args.metric or []):
-        raise ValueError("--metric: two functions have the same name; rename one.")
+    own = metrics.load_metrics(args.metric)
     dataset = make_dataset(args, args.data_path)
     if not (asked := questions(dataset)):
         raise ValueError(f"{args.data_path} holds no reply to a user, so there is nothing to answer.")

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from markupsafe import Markup
 from tqdm import tqdm
 
@@ -62,7 +62,7 @@ class RunFacts(NamedTuple):
 
 @contextmanager
 def reported(trainer, facts: RunFacts):
-    """Write the report when the run within is over, however it ends; a report that fails does not fail the run."""
+    """Write the report when the run within is over, however it ends."""
     ended = "Interrupted"
     try:
         yield
@@ -78,10 +78,17 @@ def reported(trainer, facts: RunFacts):
         raise
     finally:
         if trainer.is_world_process_zero() and trainer.state.log_history:
-            try:
+            with forgiven("report"):
                 write_report(trainer.args.output_dir, facts, trainer.state, ended)
-            except Exception as error:
-                say(f"WARNING: no report could be written: {type(error).__name__}: {error}")
+
+
+@contextmanager
+def forgiven(what: str):
+    """A page that cannot be written costs no run its weights."""
+    try:
+        yield
+    except Exception as error:
+        say(f"WARNING: no {what} could be written: {type(error).__name__}: {error}")
 
 
 # ---- what the report tells ----
@@ -256,6 +263,7 @@ def write_loss(path: str, lines: dict, title: str) -> None:
 # ---- the model card ----
 
 
+@forgiven("model card")
 def write_card(facts: RunFacts, folder: str, state) -> None:
     """Write the model card of the weights in a folder."""
     arguments = facts.arguments
@@ -282,3 +290,17 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
     )
     with open(os.path.join(folder, CARD), "w", encoding="utf-8") as file:
         file.write(card)
+
+
+def write_merged_card(adapter: str, merged: str) -> None:
+    """Write the card of a merged model after that of its adapter, where that has one."""
+    path = os.path.join(adapter, CARD)
+    if not os.path.isfile(path):
+        return
+    card = ModelCard.load(path)
+    card.data.library_name, card.data.base_model_relation = "transformers", card.data.base_model and "finetune"
+    card.data.tags = ["finelmm"]
+    head, _, tail = card.text.partition("## Use\n")
+    head = head.replace("\nAdapter of", "\nMerged weights of", 1)
+    card.text = head + str(render("model_card_use.md", is_adapter=False)) + tail.partition("```\n")[2]
+    card.save(os.path.join(merged, CARD))

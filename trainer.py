@@ -210,7 +210,7 @@ class FinetuneTrainer(ResumableTrainer):
         found = [None]
         if self.is_world_process_zero():
             write_answers(self.args.output_dir, self.state.global_step, answers)
-            found = [metrics.score(answers, dict(map(metrics.load_metric, self.args.metric or [])))]
+            found = [metrics.score(answers, metrics.load_metrics(self.args.metric))]
         return broadcast_object_list(found)[0]
 
     @cached_property

@@ -40,7 +40,8 @@ from supported_models import AUTO, MODELS, families  # noqa: E402
 MATRIX = REPO / "docs" / "support_matrix.json"
 STRATEGIES = REPO / "docs" / "strategy_matrix.json"
 FLAG_GROUPS = {"Model": ModelArguments, "Data": DataArguments, "LoRA": LoraArguments}
-SLOW_TO_START = ("train", "preview", "predict", "estimate", "merge_lora_weights")  # scripts whose imports take seconds
+# Scripts whose imports take seconds.
+SLOW_TO_START = ("train", "preview", "predict", "estimate", "merge_lora_weights", "check_serving")
 NOTE = "<!-- Written by `python docs/generate.py`: change the code, not this file. -->\n"
 
 

@@ -32,6 +32,8 @@ PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 SCRIPTS = sorted((REPO / "example_scripts").glob("example_*.sh"))  # those for many machines hand the user's flags on
 # Flags of the commands that are not ours, and of docs/generate.py.
 FOREIGN_FLAGS = {"nproc_per_node", "no-build-isolation", "matrix"}
+FOREIGN_FLAGS |= {"served-model-name", "enable-lora", "lora-modules", "max-lora-rank"}  # of vLLM
+FOREIGN_FLAGS |= {"model-path", "lora-paths", "port"}  # and of SGLang
 
 
 def code_blocks(page: Path, language: str) -> list[tuple[str, str]]:
@@ -73,6 +75,8 @@ def workplace(tmp_path, monkeypatch):
         shutil.copytree(REPO / folder, folder)
     ((_, run_yaml),) = code_blocks(REPO / "docs/training.md", "yaml")
     Path("run.yaml").write_text(run_yaml, encoding="utf-8")
+    ((_, own_metrics),) = code_blocks(REPO / "docs/training.md", "python")
+    Path("my_metrics.py").write_text(own_metrics, encoding="utf-8")
     Path("out/checkpoint-500").mkdir(parents=True)
     Path("out/args.yaml").write_text(run_yaml, encoding="utf-8")
     return tmp_path
@@ -87,7 +91,7 @@ def parse(script: str, words: list[str], monkeypatch) -> None:
             words = words[:at] + words[at + 2 :]
         words = words + ["--use_cpu", "True"]
         parse_arguments(words, extend=preview.add_flags if script == "preview.py" else None)
-    elif script in ("predict.py", "merge_lora_weights.py", "estimate.py"):
+    elif script in ("predict.py", "merge_lora_weights.py", "estimate.py", "check_serving.py"):
         importlib.import_module(script.removesuffix(".py")).parse(words)
     elif script == "tiny_models.py":
         made = []
@@ -113,6 +117,7 @@ def test_there_are_commands():
         "predict.py",
         "merge_lora_weights.py",
         "estimate.py",
+        "check_serving.py",
     }
 
 
@@ -280,7 +285,8 @@ def test_the_walk_of_add_new_model(tmp_path):
     ):
         (tmp_path / path.relative_to(REPO)).parent.mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / path.relative_to(REPO))
-    shutil.copytree(REPO / "example_data/images", tmp_path / "example_data/images")
+    for folder in ("example_data/images", "templates"):
+        shutil.copytree(REPO / folder, tmp_path / folder)
     shutil.copy(REPO / "example_data/sample.json", tmp_path / "example_data/sample.json")
 
     for paragraph, code in code_blocks(page, "python"):

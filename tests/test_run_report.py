@@ -15,6 +15,7 @@ from conftest import MODEL_ID, VISION_FLAGS, rows_for, run
 from launch import Launch
 from PIL import Image
 
+import merge_lora_weights
 import run_report
 from arguments import parse_arguments
 
@@ -108,6 +109,17 @@ def test_the_model_card(tiny, write_rows, tmp_path, flags):
     (tmp_path / "code.py").write_text(code.replace('"qwen2-vl"', repr(tiny(FAMILY))))
     runpy.run_path(str(tmp_path / "code.py"))
     assert "| steps | 1 of 2 |" in card_of(out / "checkpoint-1")[1]
+    if "--use_lora" in flags:
+        merge_lora_weights.main(["--model_path", str(out), "--model_save_path", str(tmp_path / "merged")])
+        metadata, merged = card_of(tmp_path / "merged")
+        assert metadata["library_name"] == "transformers" and metadata["tags"] == ["finelmm"]
+        assert "PeftModel" not in merged and "Merged weights of" in merged
+        assert (
+            merged.partition("## Results")[2].partition("## Use")[0]
+            == text.partition("## Results")[2].partition("## Use")[0]
+        )
+        assert merged.rpartition("```")[2] == text.rpartition("```")[2]
+        assert (tmp_path / "merged/loss.png").is_file()
 
 
 def test_the_card_of_a_model_of_the_hub_names_its_base(tmp_path):

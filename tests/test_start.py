@@ -69,7 +69,10 @@ def test_a_run_imports_and_prints_only_what_it_needs(tiny, write_rows, tmp_path,
     assert [line for line in re.split("[\r\n]", stderr) if not PROGRESS.fullmatch(line)] == []
 
 
-@pytest.mark.parametrize("script", ["train", "preview", "predict", "estimate", "merge_lora_weights", "tiny_models"])
+SCRIPTS = ("train", "preview", "predict", "estimate", "merge_lora_weights", "check_serving", "tiny_models")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_needs_no_heavy_import(script):
     """That its text is the real parser's is a test of the generated parts (tests/test_docs.py)."""
     stdout, stderr, modules = run_script([f"{script}.py", "--help"])
