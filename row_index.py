@@ -109,7 +109,7 @@ class RowIndex:
             setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
         self.media = self.media.reshape(-1, 3)
         # Held as long as the index is, so that no other run takes it away.
-        self.arrow = sources.open_arrow(arrow_copy(folder, form)) if sources.is_parquet(path) else None
+        self.arrow = sources.open_arrow(arrow_copy(folder, form)) if sources.is_copied(path) else None
 
     def __reduce__(self):  # another process maps the files itself
         return RowIndex, (self.path, self.folder, self.form)
@@ -118,7 +118,7 @@ class RowIndex:
         return len(self.layouts)
 
     def raw(self, place: int) -> object:
-        """A row as the file has it; of Parquet, the columns that can be read.
+        """A row as the file has it; of Parquet and tables, the columns that can be read.
 
         Raises:
             ChangedFile: JSON that was written again since.
@@ -222,7 +222,7 @@ def state_of(path: str) -> list[int]:
 
 
 def arrow_copy(folder: str, form: RowForm) -> str:
-    """The copy of a Parquet file, beside the folder of its index."""
+    """The copy of a Parquet file or a table, beside the folder of its index."""
     return os.path.join(os.path.dirname(folder), f"{name_of(form.columns)}.arrow")
 
 
@@ -280,18 +280,18 @@ class IndexMaker:
         return tqdm(desc=f"Indexing {self.name}", unit=" rows", delay=2, mininterval=1)
 
     def scan(self, folder: str) -> Iterator[tuple[int, int, object]]:
-        if not sources.is_parquet(self.path):
+        if not sources.is_copied(self.path):
             return sources.scan(self.path)
         copy = arrow_copy(folder, self.form)
         if not os.path.isfile(copy):
-            sources.copy_parquet(self.path, self.form.columns, f"{copy}.unfinished")
+            sources.copy_rows(self.path, self.form.columns, f"{copy}.unfinished")
             os.rename(f"{copy}.unfinished", copy)
         return sources.scan_arrow(sources.open_arrow(copy))
 
     def next_batch(self, found: Iterator) -> list[tuple[int, tuple[int, int, object]]]:
         """Rows whose media headers are read together: not more than fit into memory with all their bytes."""
         batch, size = [], 0
-        while len(batch) < (sources.ARROW_ROWS if sources.is_parquet(self.path) else BATCH) and size < BATCH_BYTES:
+        while len(batch) < (sources.ARROW_ROWS if sources.is_copied(self.path) else BATCH) and size < BATCH_BYTES:
             if (row := next(found, None)) is None:
                 break
             batch.append(row)

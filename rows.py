@@ -2,7 +2,8 @@
 
     conversations   {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, ...]}
     messages        {"messages": [{"role": "user", "content": "..." or [parts]}, ...], "images": [...]}
-    prompt          {"prompt": "..." or [messages], "completion": "..." or [messages], "images": [...]}
+    prompt          {"prompt": "..." or [messages], "completion": "..." or [messages], "images": [...]},
+                    or with the names "question" and "answer"
 
 A reference to a medium becomes an absolute path, an http(s) URL, or the bytes of an encoded file; a video may also be a
 list of references to images. docs/dataset.md describes the forms to users.
@@ -18,6 +19,8 @@ from PIL import Image
 
 ROLES = ("system", "user", "assistant")
 KINDS = ("image", "video")
+MEDIA_COLUMNS = tuple(name for kind in KINDS for name in (kind, f"{kind}s"))
+PAIRS = {"prompt": ("prompt", "completion"), "question": ("question", "answer")}  # two names of one form
 PLACEHOLDER = re.compile(r"(<image>|<video>)")
 LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
 # Stands inside control strings typed by a user until they are tokenized (collators/base.py).
@@ -49,8 +52,8 @@ class RowForm:
     @property
     def columns(self) -> tuple[str, ...]:
         """All fields of a row that can be read."""
-        media = (name for kind in KINDS for name in (kind, f"{kind}s"))
-        return (self.field_messages, "conversations", "prompt", "completion", "system_prompt", *media)
+        pairs = (name for pair in PAIRS.values() for name in pair)
+        return (self.field_messages, "conversations", *pairs, "system_prompt", *MEDIA_COLUMNS)
 
     def messages(self, row: object) -> list[dict]:
         """The canonical messages of a row.
@@ -64,17 +67,21 @@ class RowForm:
         forms = [name for name in dict.fromkeys((self.field_messages, "conversations")) if name in row]
         if "completion" in row or not forms and "prompt" in row:  # many data sets have a `prompt` beside messages
             forms.append("prompt")
+        if not forms and "question" in row:
+            forms.append("question")
         if len(forms) > 1:
             raise ValueError(f"has both `{forms[0]}` and `{forms[1]}`, and only one can be trained on; remove one")
         if not forms:
             raise ValueError(
-                f"has neither a `conversations` nor a `{self.field_messages}` field, nor a `prompt`; "
-                "see docs/dataset.md (--field_messages renames the second)"
+                f"has neither a `conversations` nor a `{self.field_messages}` field, nor a `prompt` or "
+                "`question`; see docs/dataset.md (--field_messages renames the second)"
             )
         if forms[0] == self.field_messages:
             messages = self._of_messages(row, _turns(row, self.field_messages), self.field_messages)
+        elif forms[0] == "conversations":
+            messages = self._of_conversations(row)
         else:
-            messages = self._of_conversations(row) if forms[0] == "conversations" else self._of_prompt(row)
+            messages = self._of_prompt(row, *PAIRS[forms[0]])
         _check_roles([message["role"] for message in messages])
         for message in messages:
             for part in message["content"]:
@@ -163,15 +170,15 @@ class RowForm:
             )
         users[0]["content"][:0] = [{"type": kind, kind: reference} for reference in references]
 
-    def _of_prompt(self, row: dict) -> list[dict]:
+    def _of_prompt(self, row: dict, prompt: str, completion: str) -> list[dict]:
         """The completion is trained, and of the prompt nothing, as is usual for this form."""
         turns = []
-        for name, role in (("prompt", "user"), ("completion", "assistant")):
+        for name, role in ((prompt, "user"), (completion, "assistant")):
             if isinstance(row.get(name), list):
-                turns += [{**turn, "train": False} if name == "prompt" else turn for turn in _turns(row, name)]
+                turns += [{**turn, "train": False} if name == prompt else turn for turn in _turns(row, name)]
             else:
                 turns.append({"role": role, "content": _text(row.get(name), name)["text"]})
-        return self._of_messages(row, turns, "prompt + completion")
+        return self._of_messages(row, turns, f"{prompt} + {completion}")
 
     def _message(self, turn: dict, where: str) -> dict:
         role, content = turn.get("role"), turn.get("content")

@@ -6,14 +6,20 @@ A path is `PATH[:SPLIT][SLICE][:WEIGHT]`, such as `train.json`, `b.jsonl:0.5`, `
 
 import codecs
 import contextlib
+import csv
 import glob
+import itertools
 import json
+import mimetypes
 import os
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-ENDINGS = (".json", ".jsonl", ".parquet")
+from rows import MEDIA_COLUMNS, PAIRS
+
+TABLES = (".csv", ".tsv")
+ENDINGS = (".json", ".jsonl", ".parquet", *TABLES)
 WEIGHT = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
 SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]\Z")
 SPLIT = re.compile(r":([\w.-]+(?:/[\w.-]+)?)\Z")
@@ -23,7 +29,8 @@ WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 CHUNK = 1 << 20  # characters of a JSON list that are read at a time
 NO_DATA = ["*.py", "*.bin", "*.safetensors", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.gguf"]  # is not fetched
 MADE_BY_THE_HUB = "refs/convert/parquet"  # the branch of its Parquet copies
-ARROW_ROWS = 64  # rows of a batch in the copy of a Parquet file: what one access maps
+ARROW_ROWS = 64  # rows of a batch in the Arrow copy of a file: what one access maps
+SEPARATORS = (",", ";", "\t")  # of tables; Excel writes semicolons where the comma is the decimal point
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
     found = [file for file in found if file.lower().endswith(ENDINGS)]
     if everywhere and any(map(is_parquet, found)):
         found = [file for file in found if is_parquet(file)]  # others describe the data set
+    found = [file for file in found if not is_table(file)] or found  # beside others, a table describes them
     return [file for file in found if not split or in_split(os.path.relpath(file, place), split)]
 
 
@@ -133,7 +141,7 @@ def download(name: str) -> str:
         files = HfApi().list_repo_files(name, repo_type="dataset")
         if any(is_parquet(file) for file in files):
             return snapshot(allow_patterns=["*.parquet"])
-        if any(file.lower().endswith(ENDINGS) for file in files):
+        if any(file.lower().endswith(ENDINGS) and not is_table(file) for file in files):
             return snapshot()
         return snapshot(allow_patterns=["*.parquet"], revision=MADE_BY_THE_HUB)
     except Exception as error:  # the client's own, or of whatever transports it
@@ -286,13 +294,26 @@ def is_parquet(path: str) -> bool:
     return path.lower().endswith(".parquet")
 
 
-def copy_parquet(path: str, columns: Collection[str], target: str) -> None:
-    """Write these columns of a Parquet file as an Arrow file, from which any row can be read by itself.
+def is_table(path: str) -> bool:
+    return path.lower().endswith(TABLES)
+
+
+def is_copied(path: str) -> bool:
+    """Whether single rows of a file are read from an Arrow copy of it."""
+    return is_parquet(path) or is_table(path)
+
+
+def copy_rows(path: str, columns: Collection[str], target: str) -> None:
+    """Write these columns of a Parquet file or a table as an Arrow file, from which any row can be read by itself.
 
     Raises:
-        ValueError: broken, no Parquet file, or without any of the columns.
+        ValueError: the file is broken, or without the columns.
     """
-    import pyarrow as pa  # only Parquet files need it
+    (copy_parquet if is_parquet(path) else copy_table)(path, columns, target)
+
+
+def copy_parquet(path: str, columns: Collection[str], target: str) -> None:
+    import pyarrow as pa  # only copies need it
     import pyarrow.parquet as pq
 
     try:
@@ -311,6 +332,79 @@ def copy_parquet(path: str, columns: Collection[str], target: str) -> None:
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = "".join(c if c.isprintable() else " " for c in str(error))[:300]
         raise ValueError(f"{path} is not a readable Parquet file: {reason}") from error
+
+
+def copy_table(path: str, columns: Collection[str], target: str) -> None:
+    """Of CSV and TSV. Every cell is text, an empty one is null, and one of media is a list of references."""
+    import pyarrow as pa
+
+    with open_table(path) as (names, rows), pa.OSFile(target, "wb") as sink:
+        wanted = {name: place for place, name in enumerate(names) if name in columns}
+        media = [name for name in wanted if name in MEDIA_COLUMNS]
+        schema = pa.schema([(name, pa.list_(pa.string()) if name in media else pa.string()) for name in wanted])
+        with pa.ipc.new_file(sink, schema) as writer:
+            while batch := list(itertools.islice(rows, ARROW_ROWS)):
+                if not media:
+                    refuse_unread_media(path, names, batch)
+                found = [{name: row[place] or None for name, place in wanted.items()} for row in batch]
+                for row in found:
+                    row |= {name: [path.strip() for path in row[name].split("|")] for name in media if row[name]}
+                writer.write_batch(pa.RecordBatch.from_pylist(found, schema))
+
+
+@contextlib.contextmanager
+def open_table(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+    """The names of a table's columns, in small letters, and the cells of its rows, without those that are empty.
+
+    Raises:
+        ValueError: no UTF-8, broken CSV with its line, or not the columns that are needed.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            headers = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
+            separator = max(headers, key=lambda separator: len(headers[separator]))
+            names = [name.strip().lower() for name in headers[separator]]
+            if not any(set(pair) <= set(names) for pair in PAIRS.values()):
+                raise ValueError(
+                    f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer` (or "
+                    "`prompt` and `completion`), and `image` or `video` for media: name them so in its first line."
+                )
+            if twice := [name for name in names if names.count(name) > 1 and name]:
+                raise ValueError(f"{path} names the column {twice[0]} twice in its first line; rename one.")
+            yield names, rows_of_table(path, csv.reader(file, delimiter=separator, strict=True), len(names))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as CSV UTF-8.") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def rows_of_table(path: str, reader, width: int) -> Iterator[list[str]]:
+    line = 2
+    try:
+        for cells in reader:
+            if any(cells):
+                if len(cells) != width:
+                    raise csv.Error(f"{len(cells)} cells, but the first line names {width} columns")
+                yield cells
+            line = 2 + reader.line_num
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {line}: {error}. A cell that holds a separator, a quote or a line break must stand in "
+            'quotes ("), and each quote in it twice.'
+        ) from error
+
+
+def refuse_unread_media(path: str, names: list[str], rows: list[list[str]]) -> None:
+    """Nobody names a picture for each question and wants to train without it."""
+    for cells in rows:
+        for name, cell in zip(names, cells):
+            kind = (mimetypes.guess_type(cell, strict=False)[0] or "").partition("/")[0]
+            if kind in ("image", "video"):
+                raise ValueError(
+                    f"{path}: its column {name} holds {kind}s, such as {cell[:200]!r}, but such a column must be named "
+                    f"`{kind}`: rename it in the first line."
+                )
 
 
 def open_arrow(path: str):

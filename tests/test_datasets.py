@@ -263,7 +263,8 @@ def test_a_bad_file_is_an_error_that_names_it(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "path, named", [("none.json", "none.json does not exist"), ("", "there is no .json, .jsonl, .parquet file in ")]
+    "path, named",
+    [("none.json", "none.json does not exist"), ("", "there is no .json, .jsonl, .parquet, .csv, .tsv file in ")],
 )
 def test_a_missing_file_is_an_error_that_names_it(tmp_path, path, named):
     with pytest.raises(ValueError, match=named):

@@ -1,6 +1,7 @@
 """One data set written in every form gives one and the same batch; published formats are read to the letter."""
 
 import base64
+import csv
 import json
 import threading
 from collections.abc import Callable
@@ -171,6 +172,11 @@ def prompt_completion_texts(conversation, folder) -> dict:
     return {"prompt": question, "completion": answer, **columns(conversation, folder)}
 
 
+def question_answer(conversation, folder, names=("question", "answer")) -> dict:
+    pair = dict(zip(("prompt", "completion"), names))
+    return {pair.get(name, name): value for name, value in prompt_completion_texts(conversation, folder).items()}
+
+
 # ---- files: rows -> what --data_path gets ----
 
 
@@ -187,6 +193,17 @@ def as_jsonl(rows: list[dict], folder: Path, name: str = "rows.jsonl") -> str:
 def as_parquet(rows: list[dict], folder: Path, name: str = "rows.parquet") -> str:
     """Columns and fields that a row does not have are null."""
     pq.write_table(pa.Table.from_struct_array(pa.array(rows)), folder / name, row_group_size=2)
+    return str(folder / name)
+
+
+def as_table(rows: list[dict], folder: Path, name: str = "rows.csv", encoding: str = "utf-8", **dialect) -> str:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with open(folder / name, "w", encoding=encoding, newline="") as file:
+        writer = csv.writer(file, **dialect)
+        writer.writerow(columns)
+        for row in rows:
+            cells = (row.get(column, "") for column in columns)
+            writer.writerow([cell if isinstance(cell, str) else " | ".join(cell) for cell in cells])
     return str(folder / name)
 
 
@@ -244,6 +261,7 @@ BASE64 = images_only(
 )
 KEYS = {"user_key": "user", "assistant_key": "assistant"}
 ONE_EXCHANGE = lambda conversation: [role for role, *_ in conversation].count("user") == 1  # noqa: E731
+ONE_PAIR = lambda conversation: [role for role, *_ in conversation] == ["user", "assistant"]  # noqa: E731
 FORMS = {
     "LLaVA": Form(llava),
     "LLaVA, JSONL": Form(llava, as_jsonl),
@@ -285,8 +303,16 @@ FORMS = {
     ),
     "prompt and completion": Form(prompt_completion, fits=ONE_EXCHANGE),
     "prompt and completion, Parquet": Form(prompt_completion_parts, as_parquet, fits=ONE_EXCHANGE),
-    "prompt and completion, texts": Form(
-        prompt_completion_texts, as_jsonl, fits=lambda c: [role for role, *_ in c] == ["user", "assistant"]
+    "prompt and completion, texts": Form(prompt_completion_texts, as_jsonl, fits=ONE_PAIR),
+    "prompt and completion, CSV": Form(prompt_completion_texts, as_table, fits=ONE_PAIR),
+    "question and answer": Form(question_answer, fits=ONE_PAIR),
+    "question and answer, CSV of Excel": Form(
+        partial(question_answer, names=("Question", " Answer ")),
+        partial(as_table, delimiter=";", encoding="utf-8-sig"),
+        fits=ONE_PAIR,
+    ),
+    "question and answer, TSV": Form(
+        question_answer, partial(as_table, name="rows.TSV", delimiter="\t", lineterminator="\n"), fits=ONE_PAIR
     ),
     "a folder of shards": Form(PATHS_IN_LISTS, as_folder),
     "a split of a folder": Form(partial(bare_parts, value=struct), as_hub_folder),

@@ -1,5 +1,6 @@
 """`--data_path`: files, folders, globs, Hub data sets, slices and weights, and the index that they are read through."""
 
+import csv
 import io
 import json
 import multiprocessing
@@ -232,7 +233,7 @@ def test_a_place_without_rows_is_an_error_that_names_it(folder, read, spec):
 
 def test_a_folder_without_data_files_is_an_error_that_says_which_count(tmp_path, read):
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "a.csv").write_text("a,b")
+    (tmp_path / "set" / "a.txt").write_text("a,b")
     with pytest.raises(ValueError, match=r"set.*\.json.*\.parquet"):
         read(str(tmp_path / "set"))
 
@@ -351,6 +352,114 @@ def test_columns_that_no_form_reads_may_be_of_any_type(tmp_path, read):
     }
     pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=2)
     assert names(read(str(tmp_path / "a.parquet"))) == named("a", range(6))
+
+
+# ---- tables ----
+
+CELLS = [
+    "a, b; c\td",
+    'say "hi"',
+    "two\nlines",
+    "007",
+    "NA",
+    "null",
+    " blank ",
+    "=1+1",
+    "größe",
+    "a | b",
+    "'",
+    "x\r\ny",
+]
+
+
+def table(path: Path, rows: list[list[str]], **dialect) -> str:
+    with open(path, "w", encoding=dialect.pop("encoding", "utf-8"), newline="") as file:
+        csv.writer(file, **dialect).writerows(rows)
+    return str(path)
+
+
+def pairs(dataset: MultimodalDataset) -> list[list[str]]:
+    messages = [dataset.rows[i]["messages"] for i in range(len(dataset))]
+    return [[message["content"][-1]["text"] for message in row] for row in messages]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+@pytest.mark.parametrize("separator", ",;\t")
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_cells_are_read_to_the_letter(tmp_path, read, ending, separator, quoting):
+    rows = [[question, answer] for question in CELLS for answer in CELLS]
+    path = table(tmp_path / f"a.{ending}", [["question", "answer"], *rows], delimiter=separator, quoting=quoting)
+    dataset = read(path)
+    assert pairs(dataset) == rows
+    assert dataset.rows[100]["source"] == f"a.{ending}, sample 100"
+    assert pairs(read(f"{path}[7:9]:2")) == rows[7:9]
+
+
+def test_a_table_as_it_was_typed(tmp_path, read, media_folder):
+    """Without the module csv on either side: Excel's mark, semicolons, CRLF; empty rows and an unread column."""
+    lines = [
+        b"\xef\xbb\xbfNr;Image;Question;Answer",
+        b'1;red.png;"What ""colour"";\r\nplease?";Red',
+        b";;;",
+        b"",
+        b"2;;Hello, you;Hi",
+        b"3; red.png | blue.png ;Which is blue?;The second",
+    ]
+    (tmp_path / "a.csv").write_bytes(b"\r\n".join(lines))
+    dataset = read(str(tmp_path / "a.csv"), image_folder=str(media_folder))
+    red, blue = (str(media_folder / name) for name in ("red.png", "blue.png"))
+    assert [row["messages"][0]["content"] for row in map(dataset.rows.__getitem__, range(3))] == [
+        [{"type": "image", "image": red}, {"type": "text", "text": 'What "colour";\r\nplease?'}],
+        [{"type": "text", "text": "Hello, you"}],
+        [{"type": "image", "image": path} for path in (red, blue)] + [{"type": "text", "text": "Which is blue?"}],
+    ]
+    assert [answer for *_, answer in pairs(dataset)] == ["Red", "Hi", "The second"]
+
+
+TABLES = {
+    "other names": (
+        "file;frage;antwort\na.png;b;c",
+        "has the columns file, frage, antwort, but it needs `question` and",
+    ),
+    "one of a pair": ("prompt,answer\na,b", "has the columns prompt, answer, but"),
+    "no header": ("red.png,What is it?,Red", "has the columns red.png, what is it\\?, red, but"),
+    "empty": ("", r"has the columns \(none\), but"),
+    "only a header": ("question,answer\n", "holds no sample"),
+    "twice": ("question,answer,Answer\na,b,c", "names the column answer twice"),
+    "media unread": ("question,answer,file\na,b,\na,b,in/x.JPG", "its column file holds images, such as 'in/x.JPG'"),
+    "videos unread": ("question,answer,clip\na,b,x.mp4", "must be named `video`"),
+    "an open quote": ('question,answer\na,b\n"a,b\nc,d\n', "line 3: unexpected end of data.*in\\s+quotes"),
+    "a stray quote": ('question,answer\n"a" b,c', "line 2: ',' expected after"),
+    "too many cells": ('question,answer\n"a\n",b\nyes, it is,c', "line 4: 3 cells, but the first line names 2 columns"),
+    "too few cells": ("question,answer\na", "line 2: 1 cells"),
+    "Windows-1252": ("question,answer\nHöhe?,b".encode("cp1252"), "is not UTF-8 text.*Save it as CSV UTF-8"),
+    "UTF-16": ("question,answer\na,b".encode("utf-16"), "is not UTF-8 text"),
+    "no answer": ("question,answer\na,b\na,", "sample 1: answer must be text, not missing"),
+    "no image": ("image,question,answer\nnone.png,a,b", "sample 0: .*none.png.* does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_bad_table_is_an_error_that_names_the_cure(tmp_path, read, name):
+    content, named = TABLES[name]
+    (tmp_path / "a.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=f"(?s)a.csv.*{named}"):
+        read(str(tmp_path / "a.csv"))
+
+
+def test_a_folder_has_its_tables_where_it_has_no_other_files(tmp_path, read):
+    for name in ("train", "test"):
+        table(tmp_path / f"{name}.csv", [["prompt", "completion"], [name, "x"]])
+    assert pairs(read(str(tmp_path))) == [["test", "x"], ["train", "x"]]
+    assert pairs(read(f"{tmp_path}:train")) == [["train", "x"]]
+    write(tmp_path / "c.json", 2)
+    assert names(read(str(tmp_path))) == named("c", range(2))
+
+
+def test_a_table_that_is_not_there_is_no_data_set_of_the_hub(tmp_path, read, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="data/a.csv does not exist"):
+        read("data/a.csv")
 
 
 def test_a_changed_file_is_read_again(tmp_path, read):
