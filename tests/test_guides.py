@@ -1,0 +1,299 @@
+"""The guides are true: their files are read, their messages are those of the program, their values are computed."""
+
+import errno
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from conftest import REPO, turns
+from test_docs import code_blocks, workplace  # noqa: F401
+from transformers import HfArgumentParser
+
+import arguments
+import checks
+import engines
+import resume
+import train
+from arguments import parse_arguments
+from datasets import MultimodalDataset
+from supported_models import find_model
+
+ERRORS = REPO / "docs/errors.md"
+COMING = REPO / "docs/coming_from.md"
+
+
+def sections(page: Path) -> dict[str, str]:
+    """Heading of the second level -> what stands under it."""
+    parts = re.split(r"(?m)^## (.*)\n", page.read_text(encoding="utf-8"))
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def block(text: str, language: str) -> str:
+    return re.search(rf"(?s)```{language}\n(.*?)```", text)[1]
+
+
+# ---- start.md ----
+
+
+@pytest.fixture
+def pictures(tmp_path, media_folder, monkeypatch) -> Path:
+    """A folder with every medium that the page names."""
+    monkeypatch.chdir(tmp_path)
+    images = ("hinge 1.jpg", "in the kitchen/tap.png", "photos/1.jpg", "photos/2.jpg")
+    for name, source in [*((name, "tall.jpg") for name in images), ("clips/door.mp4", "clip.mp4")]:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(media_folder / source, name)
+    return tmp_path
+
+
+def contents(dataset: MultimodalDataset) -> list[list]:
+    """Of each row the types of the question's parts, and the answer."""
+    rows = [dataset.rows[i]["messages"] for i in range(len(dataset))]
+    return [[*(part["type"] for part in row[0]["content"]), row[1]["content"][0]["text"]] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "section, language, name, expected",
+    [
+        (
+            "Pictures and a table",
+            "csv",
+            "a.csv",
+            [["image", "text", "The left hinge."], ["image", "text", 'Yes, at the "neck".']],
+        ),
+        ("LLaVA's JSON", "json", "a.json", [["image", "text", "The left hinge."]]),
+        (
+            "OpenAI's JSONL",
+            "jsonl",
+            "a.jsonl",
+            [["image", "text", "The left hinge."], ["text", "image", "Nothing."]],
+        ),
+        ("Videos", "csv", "a.csv", [["video", "text", "The door opens."]]),
+        ("Texts", "jsonl", "a.jsonl", [["text", "A joint that lets a door turn."]]),
+    ],
+)
+def test_the_files_of_the_start_page_are_read(pictures, section, language, name, expected):
+    (pictures / name).write_text(block(sections(REPO / "docs/start.md")[section], language), encoding="utf-8")
+    assert contents(MultimodalDataset(name)) == expected
+
+
+def test_the_table_of_the_data_page_is_read(tmp_path, media_folder):
+    for name in ("hinge 1.jpg", "front.jpg", "back.jpg"):
+        shutil.copy(media_folder / "tall.jpg", tmp_path / name)
+    text = block(sections(REPO / "docs/dataset.md")["Tables: CSV and TSV"], "csv")
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    assert [row[:-1] for row in contents(MultimodalDataset(str(tmp_path / "a.csv")))] == [
+        ["image", "text"],
+        ["image", "image", "text"],
+        ["text"],
+    ]
+
+
+def test_the_lines_for_captions_write_a_file_that_is_read(pictures, media_folder):
+    for name, caption in {"1": "A tree.\n", "deep/größe 2": "Zwei Häuser"}.items():
+        (pictures / "pictures" / name).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(media_folder / "red.png", f"pictures/{name}.png")
+        (pictures / "pictures" / f"{name}.txt").write_text(caption, encoding="utf-8")
+    exec(block(sections(REPO / "docs/start.md")["Pictures with captions"], "python"), {})
+    assert contents(MultimodalDataset("pictures/captions.jsonl")) == [
+        ["image", "text", "A tree."],
+        ["image", "text", "Zwei Häuser"],
+    ]
+
+
+# ---- errors.md ----
+
+
+def row(**fields) -> dict:
+    return {"image": "red.png", "conversations": turns("<image>\nWhat is it?", "A square.")} | fields
+
+
+def of_rows(make, *rows):
+    return lambda: MultimodalDataset(make(list(rows)))
+
+
+def of_table(make):
+    path = Path(make([])).with_suffix(".csv")
+    path.write_text("file;frage\na.png;Was?", encoding="utf-8")
+    try:
+        MultimodalDataset(str(path))
+    finally:
+        path.unlink()
+
+
+def of_flags(*words):
+    return lambda: parse_arguments(["--model_id", "llava-1.5-7b", "--data_path", "train.json", *words])
+
+
+def of_run(tiny, make, rows, *words):
+    given = ["--model_id", "llava-1.5-7b", "--model_local_path", tiny("llava-1.5"), "--data_path", make(rows)]
+    return lambda: train.main([*given, "--use_cpu", "True", *words])
+
+
+def other_run(tmp_path) -> None:
+    run = {"flags": {"learning_rate": 1e-4}, "processes": 1, "samples": 1, "texts": "a"}
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / resume.RECORD).write_text(json.dumps({"run": run, "files": {}}))
+    resume.check_same_run(str(tmp_path / "checkpoint-1"), run | {"flags": {"learning_rate": 1e-5}})
+
+
+def full_disk(tmp_path) -> None:
+    with resume.disk_errors(str(tmp_path / "checkpoint-1"), str(tmp_path)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def triggers(tiny, write_rows, tmp_path, media_folder, monkeypatch):
+    """Heading of errors.md -> what raises its message."""
+    monkeypatch.delenv("RANK", raising=False)
+    (tmp_path / "broken.png").write_bytes(b"<html>404</html>")
+    eight_bits = SimpleNamespace(lora=SimpleNamespace(load_in_8bit=True))
+    zero3 = SimpleNamespace(config={}, is_zero3=lambda: True)
+    return {
+        "Images and placeholders": of_rows(write_rows, row(conversations=turns("What is it?", "A square."))),
+        "Missing files": of_rows(write_rows, row(image="missing.png")),
+        "Unknown rows": of_rows(write_rows, {"instruction": "What?", "output": "That."}),
+        "Unknown columns": lambda: of_table(write_rows),
+        "Who speaks": of_rows(write_rows, row(conversations=[{"from": "user", "value": "Hi"}])),
+        "The order of turns": of_rows(write_rows, row(conversations=turns("<image>\nWhat is it?"))),
+        "Too long": of_run(tiny, write_rows, [row()], "--model_max_length", "10"),
+        "Broken media": of_rows(write_rows, row(image=str(tmp_path / "broken.png"))),
+        "A model that is not found": of_run(
+            tiny, write_rows, [row()], "--model_local_path", "meta-llama/Llama-3.2-11B-Vision-Instruct"
+        ),
+        "An unknown model id": lambda: find_model("qwen2.5-vl-4b"),
+        "Renamed flags": of_flags("--warmup_ratio", "0.03"),
+        "No bfloat16": of_flags("--bf16", "True"),
+        "No FlashAttention": of_flags("--use_flash_attn", "True"),
+        "A flag without effect": of_run(
+            tiny, write_rows, [{"conversations": turns("Hi", "Hello")}], "--train_vision_projector", "True"
+        ),
+        "No launcher": lambda: engines.check(
+            SimpleNamespace(
+                training=SimpleNamespace(
+                    n_gpu=0,
+                    device=SimpleNamespace(type="cpu"),
+                    deepspeed="ds_configs/zero2.json",
+                    hf_deepspeed_config=SimpleNamespace(config={}, is_zero3=lambda: False),
+                    fsdp=False,
+                    fsdp_config=None,
+                    save_on_each_node=False,
+                ),
+                lora=SimpleNamespace(load_in_8bit=False),
+            )
+        ),
+        "Quantized under ZeRO-3": lambda: engines.check_deepspeed(eight_bits, zero3),
+        "Resuming another run": lambda: other_run(tmp_path),
+        "A full disk": lambda: full_disk(tmp_path),
+    }
+
+
+FOREIGN = {"Out of memory", "A run that hangs"}
+
+
+@pytest.mark.parametrize(
+    "heading", [name for name in sections(ERRORS) if name not in FOREIGN | {"No error, but wrong"}]
+)
+def test_a_message_of_the_errors_page_is_what_the_program_says(triggers, heading):
+    documented = block(sections(ERRORS)[heading], "text")
+    pattern = re.escape(" ".join(documented.split())).replace(r"\.\.\.", ".*")
+    with pytest.raises(ValueError) as raised:
+        triggers[heading]()
+    assert re.search(pattern, " ".join(str(raised.value).split())), raised.value
+
+
+def test_the_errors_page_lists_twenty_and_says_which_are_not_ours():
+    found = sections(ERRORS)
+    assert len(found) - 1 == 20
+    assert {name for name, text in found.items() if "\nNot ours, but" in text} == FOREIGN
+
+
+def test_the_warning_of_the_errors_page_is_what_the_program_says(capsys):
+    differing = SimpleNamespace(processor=SimpleNamespace(chat_template="x"), template_differences=lambda: [("a", "b")])
+    train.report_template_differences(differing)
+    (documented,) = re.findall(r"`(WARNING: .*?)`", ERRORS.read_text(encoding="utf-8"))
+    assert documented in capsys.readouterr().out
+
+
+# ---- coming_from.md ----
+
+FLAGS = {
+    option.removeprefix("--")
+    for action in HfArgumentParser(arguments.PARTS)._actions
+    for option in action.option_strings
+}
+
+
+def rows_of(section: str) -> list[list[str]]:
+    """(there, here, note) of each row of a table."""
+    return [list(cells) for cells in re.findall(r"(?m)^\| (.*?) \| (.*?) \| (.*?) ?\|$", section) if "---" not in cells]
+
+
+def test_every_flag_that_a_key_became_exists():
+    checked = 0
+    for section in ("lmms-finetune", "axolotl", "LLaMA-Factory"):
+        for there, here, _ in rows_of(sections(COMING)[section])[1:]:
+            names = re.findall(r"--(\w+)", here)
+            if here == "the same":
+                names = [name for name in re.findall(r"`(\w+)`", there) if "." not in name]
+            else:
+                assert names or here == "nothing" or not here.startswith("--"), here
+            assert set(names) <= FLAGS, (there, here)
+            checked += len(names)
+    assert checked > 60
+
+
+@pytest.mark.parametrize("section", ["axolotl", "LLaMA-Factory"])
+def test_a_whole_configuration_is_explained_and_ours_parses(section, tmp_path, monkeypatch):
+    text = sections(COMING)[section]
+    theirs, ours = re.findall(r"(?s)```yaml\n(.*?)```", text)
+    explained = set(re.findall(r"`(\w+)(?:: \w+)?`", " ".join(there for there, *_ in rows_of(text))))
+    keys = yaml.safe_load(theirs)
+    for entry in keys.get("datasets", []):
+        assert entry.keys() <= explained
+    assert keys.keys() <= explained | {"datasets"}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checks, "is_torch_bf16_gpu_available", lambda: True)
+    Path("run.yaml").write_text(ours, encoding="utf-8")
+    parsed = parse_arguments(["run.yaml", "--use_cpu", "True"])
+    same = {name: value for name, value in keys.items() if name in FLAGS and name in yaml.safe_load(ours)}
+    assert len(same) > 4
+    for name, value in same.items():
+        found = [
+            getattr(part, name)
+            for part in (parsed.model, parsed.data, parsed.lora, parsed.training)
+            if hasattr(part, name)
+        ]
+        assert str(found[0]) in (str(value), f"SchedulerType.{str(value).upper()}"), name
+    batch = keys.get("micro_batch_size", keys.get("per_device_train_batch_size"))
+    assert parsed.training.per_device_train_batch_size == batch
+    assert parsed.data.model_max_length == keys.get("sequence_len", keys.get("cutoff_len"))
+    assert parsed.lora.lora_r == keys.get("lora_r", keys.get("lora_rank"))
+
+
+def test_the_lines_for_other_formats_write_what_is_read(pictures):
+    (pictures / "data").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        shutil.copy(f"photos/{name}", f"data/{name}")
+    turn = lambda role, content: {"role": role, "content": content}  # noqa: E731
+    openai = [
+        {"messages": [turn("user", "<image>Is it <image>?"), turn("assistant", "No")], "images": ["1.jpg", "2.jpg"]}
+    ]
+    (pictures / "data/openai.json").write_text(json.dumps(openai))
+    alpaca = [
+        {"instruction": "Name it.", "input": "A hinge", "output": "Hinge"},
+        {"instruction": "What?", "output": "That", "images": ["1.jpg"]},
+    ]
+    (pictures / "data/alpaca.json").write_text(json.dumps(alpaca))
+    first, second = (code for _, code in code_blocks(COMING, "python"))
+    exec(first, {})
+    assert contents(MultimodalDataset("data/train.json")) == [["image", "text", "image", "text", "No"]]
+    exec(second, {})
+    dataset = MultimodalDataset("data/train.json")
+    assert contents(dataset) == [["text", "Hinge"], ["image", "text", "That"]]
+    assert dataset.rows[0]["messages"][0]["content"][0]["text"] == "Name it.\nA hinge"
