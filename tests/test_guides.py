@@ -297,3 +297,20 @@ def test_the_lines_for_other_formats_write_what_is_read(pictures):
     dataset = MultimodalDataset("data/train.json")
     assert contents(dataset) == [["text", "Hinge"], ["image", "text", "That"]]
     assert dataset.rows[0]["messages"][0]["content"][0]["text"] == "Name it.\nA hinge"
+
+
+# ---- how_it_works.md ----
+
+
+def test_the_way_of_one_sample_prints_what_the_page_shows(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.symlink(REPO / "example_data", "example_data")
+    shutil.copytree(tiny("llava-1.5"), "tiny/llava")
+    text = (REPO / "docs/how_it_works.md").read_text(encoding="utf-8")
+    steps = re.findall(r"(?s)```python\n(.*?)```\n\n```text\n(.*?)```", text)
+    assert len(steps) == text.count("```python") == 10
+    namespace = {}
+    for code, printed in steps:
+        capsys.readouterr()
+        exec(code, namespace)
+        assert capsys.readouterr().out == printed
