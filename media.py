@@ -9,8 +9,10 @@ import io
 import os
 import stat
 import struct
+import unicodedata
 import zlib
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -190,11 +192,38 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
     except (OSError, ValueError) as error:
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
         fault = "does not exist" if missing else f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        if missing and (similar := similar_path(reference)):
+            fault += f", but {similar} does, of which case, accents or slashes are written otherwise"
         raise ValueError(f"{name} {fault}; mend the path or --{kind}_folder") from None
     if not stat.S_ISREG(mode):
         fault = "is a folder" if stat.S_ISDIR(mode) else "is a pipe or device, not a file"
         raise ValueError(f"{name} {fault}; mend the path or --{kind}_folder")
     return reference
+
+
+def similar_path(path: str) -> str | None:
+    """The path that is there, if one differs from a missing absolute path as `folded` says."""
+    found = os.sep
+    for name in path.replace("\\", "/").strip("/").split("/"):
+        if not os.path.lexists(os.path.join(found, name)):
+            name = names_in(found).get(folded(name))
+        if name is None:
+            return None
+        found = os.path.join(found, name)
+    return found if os.path.exists(found) else None  # not a link to nothing
+
+
+@lru_cache(maxsize=64)  # of many missing files, most lie in few folders
+def names_in(folder: str) -> dict[str, str]:
+    try:
+        return {folded(name): name for name in os.listdir(folder)}
+    except OSError:
+        return {}
+
+
+def folded(name: str) -> str:
+    """A name in small letters, with accents composed: a Mac writes them as characters of their own."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def on_white(image: Image.Image) -> Image.Image:

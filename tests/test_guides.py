@@ -213,6 +213,32 @@ def test_the_errors_page_lists_twenty_and_says_which_are_not_ours():
     assert {name for name, text in found.items() if "\nNot ours, but" in text} == FOREIGN
 
 
+@pytest.mark.parametrize(
+    "written, there",
+    [
+        ("Küche/größe.JPG", "Küche/größe.jpg"),
+        ("küche\\größe.jpg", "Küche/größe.jpg"),
+        ("a\u0308 b.png", "ä b.png"),
+        ("ä b.png", "a\u0308 b.png"),
+        ("x/ä b.png", None),
+        ("ä b.png", None),
+        ("link.png", None),
+    ],
+)
+def test_a_missing_file_names_the_one_that_looks_like_it(tmp_path, written, there):
+    if there:
+        (tmp_path / there).parent.mkdir(exist_ok=True)
+        (tmp_path / there).touch()
+    (tmp_path / "link.png").symlink_to("nowhere")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": written, "prompt": "a", "completion": "b"}))
+    (error,) = MultimodalDataset(str(tmp_path / "a.jsonl"), check=False).errors.values()
+    hint = f", but {tmp_path / there} does, of which case, accents or slashes are written otherwise" if there else ""
+    assert error.endswith(f"image {tmp_path}/{written} does not exist{hint}; mend the path or --image_folder")
+    if hint:
+        told = "but ... does, of which case, accents or slashes are written\notherwise"
+        assert told in ERRORS.read_text(encoding="utf-8")
+
+
 def test_the_warning_of_the_errors_page_is_what_the_program_says(capsys):
     differing = SimpleNamespace(processor=SimpleNamespace(chat_template="x"), template_differences=lambda: [("a", "b")])
     train.report_template_differences(differing)
