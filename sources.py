@@ -98,10 +98,13 @@ def find_source(path: str) -> Source:
                 "a data set id of the Hub, with [:SPLIT][SLICE][:WEIGHT] behind it (docs/dataset.md)."
             )
         if not file.lower().endswith(ENDINGS):
-            raise ValueError(f"{file} is of no known form: name it {' or '.join(ENDINGS)}.")
+            raise ValueError(
+                f"{file} has none of the endings {', '.join(ENDINGS)}, by which its form is known. Save a spreadsheet as "
+                "CSV UTF-8 (docs/start.md)."
+            )
     if not files:
         of_split = f" of a split {split!r}" if split else ""
-        raise ValueError(f"{path}: there is no {', '.join(ENDINGS)} file{of_split} in {place or '.'}.")
+        raise ValueError(f"{path}: there is no {', '.join(ENDINGS)} file{of_split} in {place or '.'} (docs/start.md).")
     return Source(path, tuple(files), bounds, weight, from_hub)
 
 
