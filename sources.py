@@ -99,8 +99,8 @@ def find_source(path: str) -> Source:
             )
         if not file.lower().endswith(ENDINGS):
             raise ValueError(
-                f"{file} has none of the endings {', '.join(ENDINGS)}, by which its form is known. Save a spreadsheet as "
-                "CSV UTF-8 (docs/start.md)."
+                f"{file} has none of the endings {', '.join(ENDINGS)}, by which its form is known. Save a spreadsheet "
+                "as CSV UTF-8 (docs/start.md)."
             )
     if not files:
         of_split = f" of a split {split!r}" if split else ""
