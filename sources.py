@@ -348,10 +348,11 @@ def copy_table(path: str, columns: Collection[str], target: str) -> None:
         with pa.ipc.new_file(sink, schema) as writer:
             while batch := list(itertools.islice(rows, ARROW_ROWS)):
                 if not media:
-                    refuse_unread_media(path, names, batch)
+                    unread = {name: place for place, name in enumerate(names) if name not in columns}
+                    refuse_unread_media(path, unread, batch)
                 found = [{name: row[place] or None for name, place in wanted.items()} for row in batch]
                 for row in found:
-                    row |= {name: [path.strip() for path in row[name].split("|")] for name in media if row[name]}
+                    row |= {name: [cell.strip() for cell in row[name].split("|")] for name in media if row[name]}
                 writer.write_batch(pa.RecordBatch.from_pylist(found, schema))
 
 
@@ -363,7 +364,11 @@ def open_table(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
         ValueError: no UTF-8, broken CSV with its line, or not the columns that are needed.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        file = open(path, encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    with file:
+        try:
             first = file.readline()
             headers = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
             separator = max(headers, key=lambda separator: len(headers[separator]))
@@ -376,10 +381,8 @@ def open_table(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
             if twice := [name for name in names if names.count(name) > 1 and name]:
                 raise ValueError(f"{path} names the column {twice[0]} twice in its first line; rename one.")
             yield names, rows_of_table(path, csv.reader(file, delimiter=separator, strict=True), len(names))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as CSV UTF-8.") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as CSV UTF-8.") from error
 
 
 def rows_of_table(path: str, reader, width: int) -> Iterator[list[str]]:
@@ -398,15 +401,15 @@ def rows_of_table(path: str, reader, width: int) -> Iterator[list[str]]:
         ) from error
 
 
-def refuse_unread_media(path: str, names: list[str], rows: list[list[str]]) -> None:
+def refuse_unread_media(path: str, unread: dict[str, int], rows: list[list[str]]) -> None:
     """Nobody names a picture for each question and wants to train without it."""
-    for cells in rows:
-        for name, cell in zip(names, cells):
-            kind = (mimetypes.guess_type(cell, strict=False)[0] or "").partition("/")[0]
+    for row in rows:
+        for name, place in unread.items():
+            kind = (mimetypes.guess_type(row[place], strict=False)[0] or "").partition("/")[0]
             if kind in ("image", "video"):
                 raise ValueError(
-                    f"{path}: its column {name} holds {kind}s, such as {cell[:200]!r}, but such a column must be named "
-                    f"`{kind}`: rename it in the first line."
+                    f"{path}: its column {name} holds {kind}s, such as {row[place][:200]!r}, but such a column must be "
+                    f"named `{kind}`: rename it in the first line."
                 )
 
 

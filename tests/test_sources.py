@@ -439,6 +439,11 @@ TABLES = {
 }
 
 
+def test_a_name_of_a_picture_may_be_an_answer(tmp_path, read):
+    (tmp_path / "a.csv").write_text("question,answer,id\nWhich file?,red.png,7.x\n")
+    assert pairs(read(str(tmp_path / "a.csv"))) == [["Which file?", "red.png"]]
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_a_bad_table_is_an_error_that_names_the_cure(tmp_path, read, name):
     content, named = TABLES[name]
