@@ -107,7 +107,7 @@ class ReadingArguments:
 class DataArguments(ReadingArguments):
     data_path: list[str] | None = flag(
         None,
-        "Training data: JSON, JSONL and Parquet files, folders, globs, data sets of the Hub, each written "
+        "Training data: JSON, JSONL, Parquet, CSV and TSV files, folders, globs, data sets of the Hub, each written "
         "PATH[:SPLIT][SLICE][:WEIGHT] (docs/dataset.md).",
     )
     eval_data_path: list[str] | None = flag(None, "Evaluation data, written in the same way.")

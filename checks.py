@@ -155,7 +155,7 @@ def check_reading(reading) -> None:
 
 def check_data(data) -> None:
     if not data.data_path:
-        raise ValueError("--data_path is missing: a JSON, JSONL or Parquet file, see docs/dataset.md.")
+        raise ValueError("--data_path is missing: a JSON, JSONL, Parquet or CSV file, see docs/start.md.")
     if data.model_max_length < 1:
         raise ValueError(f"--model_max_length is {data.model_max_length}; it must be 1 or more.")
     if data.chat_template and not os.path.isfile(data.chat_template):

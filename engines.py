@@ -5,6 +5,7 @@ from threading import Timer
 
 import torch
 from accelerate.utils import DistributedType
+from tqdm import tqdm
 
 # Keys of --fsdp_config that FSDP2 acts on (transformers 5.23); any other would be passed over in silence.
 FSDP_KEYS = {
@@ -14,9 +15,10 @@ FSDP_KEYS = {
 
 
 def say(text: str) -> None:
-    """Print on the first process only."""
+    """Print on the first process only, above a progress bar where there is one."""
     if int(os.environ.get("RANK", 0)) == 0:
-        print(text, flush=True)
+        with tqdm.external_write_mode():
+            print(text, flush=True)
 
 
 def check(arguments) -> None:

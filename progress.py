@@ -8,6 +8,8 @@ import time
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from engines import say
+
 LOG_FILE = "log.jsonl"
 # Of an evaluation, what tells of the machine rather than of the model.
 SPEED = ("_runtime", "_per_second", "_preparation_time")
@@ -71,12 +73,12 @@ class ProgressLine(TrainerCallback):
         if "loss" in logs and self.bar is not None:
             self.bar.set_postfix_str(figures)
         elif "loss" in logs:
-            self._say(f"step {state.global_step}/{state.max_steps}: {figures}, {self._time_left(state)} left")
+            say(f"step {state.global_step}/{state.max_steps}: {figures}, {self._time_left(state)} left")
         elif "train_loss" in logs:
             seconds = tqdm.format_interval(logs["train_runtime"])
-            self._say(f"trained {state.global_step} steps in {seconds}: {figures}")
+            say(f"trained {state.global_step} steps in {seconds}: {figures}")
         else:
-            self._say(f"step {state.global_step} evaluated: {figures}")
+            say(f"step {state.global_step} evaluated: {figures}")
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:
@@ -86,12 +88,6 @@ class ProgressLine(TrainerCallback):
     def _time_left(self, state) -> str:
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step
         return tqdm.format_interval((time.monotonic() - self.begin) / max(done, 1) * left)
-
-    def _say(self, line: str) -> None:
-        if self.bar is None:
-            print(line, flush=True)
-        else:
-            self.bar.write(line)
 
 
 def describe(logs: dict) -> list[str]:

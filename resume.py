@@ -334,11 +334,9 @@ class ResumeCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if self.stopping:
-            if state.is_world_process_zero:
-                print(
-                    f"SIGTERM: stopped after step {state.global_step} of {state.max_steps} and saved a checkpoint. "
-                    "To go on: the same again with --resume_from_checkpoint True.",
-                    flush=True,
-                )
+            say(
+                f"SIGTERM: stopped after step {state.global_step} of {state.max_steps} and saved a checkpoint. "
+                "To go on: the same again with --resume_from_checkpoint True."
+            )
             self.trainer.end()
             sys.exit(128 + signal.SIGTERM)  # as a shell reports it

@@ -303,11 +303,10 @@ class EarlyStopping(EarlyStoppingCallback):
         return self.early_stopping_patience_counter >= self.early_stopping_patience
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self.is_over and state.is_world_process_zero:
-            print(
+        if self.is_over:
+            say(
                 f"Stopped early after step {state.global_step}: {self.early_stopping_patience} evaluations without a "
-                f"better {args.metric_for_best_model} than {state.best_metric:.4g} at step {state.best_global_step}.",
-                flush=True,
+                f"better {args.metric_for_best_model} than {state.best_metric:.4g} at step {state.best_global_step}."
             )
 
 

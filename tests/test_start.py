@@ -22,6 +22,7 @@ NEEDED_FOR = {
     "flash_attn": "--use_flash_attn",
     "liger_kernel": "--use_liger_kernel",
     "rapidfuzz": "--eval_generate",
+    "gradio": "webui.py",
     "tensorboard": "--report_to",
     "wandb": "--report_to",
     "preview": "a tool",
