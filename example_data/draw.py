@@ -2,13 +2,16 @@
 
     python example_data/draw.py                      # images/, train.json, test.json
     python example_data/draw.py --videos             # videos/, video_train.json, video_test.json
+    python example_data/draw.py --pairs              # the pictures, and rows of two of them: pair_train.json, ...
+    python example_data/draw.py --texts              # the pictures, and rows without any: text_train.json, ...
     python example_data/draw.py --sample             # a dozen pictures and two clips to look at, sample.json
     python example_data/draw.py --output_dir /tmp/shapes
 
 A picture shows one to four equal shapes in one corner: "three red stars, top left". A clip shows one shape that
 moves. The test set holds combinations that the training set never shows (see `held_out`), so a model has to look at
 each property on its own. The answers to a question are equally frequent: without looking, less than a quarter can be
-right.
+right. A pair is two of the pictures of one set. A text asks to sort colours by the alphabet; the orders of the test set
+are not in the training set.
 
 Drawing is seeded: every run writes the same bytes, and a second run finds its work done.
 """
@@ -36,6 +39,7 @@ SHAPES = ["Circle", "Square", "Triangle", "Star", "Cross"]
 COUNTS = ["One", "Two", "Three", "Four"]
 CORNERS = {"Top left": (0, 0), "Top right": (32, 0), "Bottom left": (0, 32), "Bottom right": (32, 32)}
 CELLS = [(0, 0), (16, 0), (0, 16), (16, 16)]  # places for up to four shapes in a corner
+PLACES = ["First", "Second"]  # of a pair
 MOVES = {"Left": (-1, 0), "Right": (1, 0), "Up": (0, -1), "Down": (0, 1)}
 FRAMES, FPS = 16, 8
 
@@ -144,17 +148,59 @@ def write_split(output_dir, name, media, properties, scenes):
         rows.append({"id": f"{name}-{i:05d}", media: path, "conversations": conversations})
 
     json_path = output_dir / f"{name}.json"
-    text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
-    if json_path.exists() and json_path.read_text() == text and all((output_dir / row[media]).exists() for row in rows):
+    if (
+        json_path.exists()
+        and json_path.read_text() == as_json(rows)
+        and all((output_dir / row[media]).exists() for row in rows)
+    ):
         return f"{json_path} is complete"
     json_path.unlink(missing_ok=True)
     (output_dir / rows[0][media]).parent.mkdir(parents=True, exist_ok=True)
     for i, (row, answers) in enumerate(zip(rows, scenes)):
         write(output_dir / row[media], answers, random.Random(f"{media} {name} {i}"))
-    partial = json_path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(json_path)
+    write_rows(json_path, rows)
     return f"wrote {json_path}: {len(rows)} {folder}, {questions} questions"
+
+
+def as_json(rows):
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+
+
+def write_rows(path, rows):
+    partial = path.with_suffix(".partial")
+    partial.write_text(as_json(rows))
+    partial.replace(path)
+
+
+def pair_rows(part):
+    """Rows of two pictures of a set, drawn at random: which shows more shapes, and the colour in one of them."""
+    scenes, draw = combinations(IMAGE_PROPERTIES, test=part == "test"), random.Random(f"pairs {part}")
+    rows = []
+    while len(rows) < (100 if part == "test" else 1000):
+        pair = [draw.randrange(len(scenes)) for _ in PLACES]
+        colours, counts = [[scenes[i][k] for i in pair] for k in (0, 2)]
+        if counts[0] == counts[1] or colours[0] == colours[1]:
+            continue
+        more, asked = COUNTS.index(counts[1]) > COUNTS.index(counts[0]), draw.randrange(2)
+        conversations = [
+            {"from": "human", "value": "<image>\n<image>\nWhich picture shows more shapes?"},
+            {"from": "gpt", "value": PLACES[more]},
+            {"from": "human", "value": f"What colour do you see in the {PLACES[asked].lower()}?"},
+            {"from": "gpt", "value": colours[asked]},
+        ]
+        rows.append({"image": [f"images/{part}/{i:05d}.png" for i in pair], "conversations": conversations})
+    return rows
+
+
+def text_rows(part):
+    """Rows without media: three colours to sort."""
+    orders = list(itertools.permutations(COLOURS, 3))
+    random.Random("texts").shuffle(orders)
+    rows = []
+    for order in orders[:20] if part == "test" else orders[20:] * 10:
+        question, answer = f"Sort by the alphabet: {', '.join(order)}", ", ".join(sorted(order))
+        rows.append({"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]})
+    return rows
 
 
 def main():
@@ -162,6 +208,8 @@ def main():
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent, help="where to write")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--videos", action="store_true", help="draw clips in place of pictures")
+    kind.add_argument("--pairs", action="store_true", help="also write rows of two pictures")
+    kind.add_argument("--texts", action="store_true", help="also write rows without any picture")
     kind.add_argument("--sample", action="store_true", help="draw a dozen pictures and two clips only")
     args = parser.parse_args()
 
@@ -183,6 +231,10 @@ def main():
         write_split(args.output_dir, f"{prefix}test", media, properties, test),
     ]
     print("; ".join(lines))
+    if args.pairs or args.texts:
+        kind, make_rows = ("pair", pair_rows) if args.pairs else ("text", text_rows)
+        for part in ("train", "test"):
+            write_rows(args.output_dir / f"{kind}_{part}.json", make_rows(part))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,18 @@
 #   MODEL_ID=qwen2.5-vl-3b-instruct bash example_scripts/example_image.sh
 #       any model of `python supported_models.py`, with LoRA, on a GPU
 #
+# Further words are flags of train.py, and win: bash example_scripts/example_image.sh --learning_rate 5e-5
 # To train on your own data, copy this file and change the four sections.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # ---- model ----------------------------------------------------------------------------------------------------------
+MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-} # a folder with its weights; empty: they come from the Hub
+FRESH=
 if [ -z "${MODEL_ID:-}" ]; then
     MODEL_ID=llava-1.5-7b
     MODEL_LOCAL_PATH=checkpoints/tiny-llava-1.5
+    FRESH=yes
     python tiny_models.py --model_id "$MODEL_ID" --output_dir "$MODEL_LOCAL_PATH"
 fi
 OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/example_image-$MODEL_ID}
@@ -25,44 +29,49 @@ python example_data/draw.py --output_dir "$DATA"
 # ---- training -------------------------------------------------------------------------------------------------------
 ARGUMENTS=(
     --model_id "$MODEL_ID"
+    ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} # only where it is set
     --data_path "$DATA/train.json"
-    --eval_data_path "$DATA/test.json"
+    --eval_data_path "$DATA/test.json"      # its loss is measured at the end
     --output_dir "$OUTPUT_DIR"
-    --train_vision_projector True
-    --lr_scheduler_type cosine
-    --logging_steps 50
-    --save_strategy no
+    --train_vision_projector True           # the few weights between vision encoder and language model
+    --lr_scheduler_type cosine              # falls to zero at the end
+    --logging_steps 50                      # a line each 50 steps
+    --save_strategy no                      # the run is short: nothing to resume from
 )
-if [ -n "${MODEL_LOCAL_PATH:-}" ]; then
+if [ -n "${FRESH:-}" ]; then
     # A fresh model learns everything, vision encoder included, from its first steps.
     ARGUMENTS+=(
-        --model_local_path "$MODEL_LOCAL_PATH"
-        --train_vision_encoder True
-        --per_device_train_batch_size 32
-        --per_device_eval_batch_size 32
-        --max_steps "${MAX_STEPS:-600}"
-        --learning_rate 3e-3
-        --adam_beta2 0.95
-        --warmup_steps 60
-        --dataloader_num_workers 1
-        --disable_tqdm True
+        --train_vision_encoder True         # it has seen no picture yet
+        --per_device_train_batch_size 32    # rows a step
+        --per_device_eval_batch_size 32     # rows at a time in the evaluation
+        --max_steps "${MAX_STEPS:-600}"     # where the answers are right
+        --learning_rate 3e-3                # high, since nothing learned can be lost
+        --adam_beta2 0.95                   # forgets old gradients sooner, for a short run
+        --warmup_steps 60                   # steps from zero to the full rate
+        --dataloader_num_workers 1          # prepare batches beside the training
+        --disable_tqdm True                 # plain lines instead of a bar
     )
 else
     ARGUMENTS+=(
-        --use_lora True
-        --bf16 True
-        --per_device_train_batch_size 4
-        --gradient_accumulation_steps 4
-        --num_train_epochs 1
-        --learning_rate 1e-4
-        --warmup_steps 0.03
-        --model_max_length 4096
-        --dataloader_num_workers 4
+        --use_lora True                     # adapters on the language model; its weights stay as they are
+        --bf16 True                         # frozen weights and activations in 16 bits
+        --per_device_train_batch_size 4     # rows at a time, by the memory of the GPU
+        --gradient_accumulation_steps 4     # 4 x 4 = 16 rows a step
+        --num_train_epochs 1                # each row once
+        --learning_rate 1e-4                # usual for LoRA
+        --warmup_steps 0.03                 # below 1, a share of all steps
+        --model_max_length 4096             # tokens of a row, media included
+        --dataloader_num_workers 4          # processes that decode media beside the training
     )
 fi
-python train.py "${ARGUMENTS[@]}"
+python train.py "${ARGUMENTS[@]}" "$@"
 
 # ---- answers --------------------------------------------------------------------------------------------------------
 python predict.py --model_path "$OUTPUT_DIR" --data_path "$DATA/test.json" \
     --output_path "$OUTPUT_DIR/answers.jsonl" --batch_size 32 --max_new_tokens 8
 python example_data/report.py "$DATA/train.json" "$DATA/test.json" "$OUTPUT_DIR/answers.jsonl"
+echo
+echo "The run is in $OUTPUT_DIR (report.html, log.jsonl)."
+if [ -z "${FRESH:-}" ]; then # with LoRA, the adapter is merged into its base next
+    echo "Next: python merge_lora_weights.py --model_path $OUTPUT_DIR --model_save_path $OUTPUT_DIR-merged"
+fi

@@ -29,7 +29,8 @@ from supported_models import families
 from trainable import training_modes
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
-SCRIPTS = sorted((REPO / "example_scripts").glob("example_*.sh"))  # those for many machines hand the user's flags on
+# All but multi_node.sh, which hands the user's flags on.
+SCRIPTS = sorted(set((REPO / "example_scripts").glob("*.sh")) - {REPO / "example_scripts/multi_node.sh"})
 # Flags of the commands that are not ours, and of docs/generate.py.
 FOREIGN_FLAGS = {"nproc_per_node", "no-build-isolation", "matrix"}
 FOREIGN_FLAGS |= {"served-model-name", "enable-lora", "lora-modules", "max-lora-rank"}  # of vLLM
@@ -101,7 +102,7 @@ def parse(script: str, words: list[str], monkeypatch) -> None:
         assert made
     elif script == "example_data/draw.py":
         draw = runpy.run_path(str(REPO / script))["main"]
-        draw.__globals__["write_split"] = lambda *args: ""
+        draw.__globals__["write_split"] = draw.__globals__["write_rows"] = lambda *args: ""
         monkeypatch.setattr(sys, "argv", [script, *words])
         draw()
     elif script == "example_data/report.py":
@@ -130,16 +131,19 @@ def test_a_command_of_the_pages_parses(words, workplace, monkeypatch):
 @pytest.mark.parametrize("model_id", [None, "qwen2.5-vl-3b-instruct"])
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_the_commands_of_an_example_script_parse(script, model_id, workplace, monkeypatch):
-    stub = workplace / "bin/python"  # writes down how it is called
-    stub.parent.mkdir()
-    stub.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\0" "$word"; done >> "$CALLS"\necho >> "$CALLS"\n')
-    stub.chmod(0o755)
+    (workplace / "bin").mkdir()
+    for name in ("python", "torchrun"):  # each writes down how it is called
+        stub = workplace / "bin" / name
+        stub.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\0" "$word"; done >> "$CALLS"\necho >> "$CALLS"\n')
+        stub.chmod(0o755)
     calls = workplace / "calls"
     environment = {name: value for name, value in os.environ.items() if name not in ("MODEL_ID", "OUTPUT_DIR")}
     environment |= {"PATH": f"{stub.parent}:{os.environ['PATH']}", "CALLS": str(calls)}
-    subprocess.run(["bash", script], env=environment | ({"MODEL_ID": model_id} if model_id else {}), check=True)
-    called = [line.rstrip("\0").split("\0") for line in calls.read_text().splitlines()]
+    environment |= {"MODEL_ID": model_id} if model_id else {}
+    done = subprocess.run(["bash", script], env=environment, check=True, capture_output=True, text=True)
+    called = [ours(line.rstrip("\0").split("\0")) for line in calls.read_text().splitlines()]
     assert "train.py" in [words[0] for words in called]
+    called += [ours(words.split()) for words in re.findall(r"(?m)python (.*)$", done.stdout)]  # what comes next
     for name, *words in called:
         parse(name, words, monkeypatch)
 

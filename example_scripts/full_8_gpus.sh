@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Finetune all weights of a 7B model on 8 GPUs of 80 GB: ZeRO-3 shards weights, gradients and optimizer over them.
+#
+#   bash example_scripts/full_8_gpus.sh
+#       on drawn pictures, to see it run
+#   TRAIN_DATA=data/train.json TEST_DATA=data/test.json bash example_scripts/full_8_gpus.sh --num_train_epochs 3
+#       on your own rows (docs/dataset.md); further words are flags of train.py, and win over those below
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# ---- model ----------------------------------------------------------------------------------------------------------
+MODEL_ID=${MODEL_ID:-qwen2.5-vl-7b-instruct} # any of `python supported_models.py` of this size
+MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-}       # a folder with its weights; empty: they come from the Hub
+OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/full_8_gpus-$MODEL_ID}
+NUM_GPUS=${NUM_GPUS:-8}                      # one process for each
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+if [ -z "${TRAIN_DATA:-}" ]; then
+    python example_data/draw.py --output_dir example_data/shapes
+    TRAIN_DATA=example_data/shapes/train.json
+    TEST_DATA=example_data/shapes/test.json # rows that are not trained on
+fi
+
+# ---- training -------------------------------------------------------------------------------------------------------
+ARGUMENTS=(
+    --model_id "$MODEL_ID"
+    ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} # only where it is set
+    --data_path "$TRAIN_DATA"
+    --eval_data_path "$TEST_DATA"
+    --output_dir "$OUTPUT_DIR"
+
+    # what trains: without --use_lora, the whole language model
+    --train_vision_projector True            # in full: where pictures become tokens; the encoder stays frozen
+    --learning_rate 1e-5                     # a tenth of LoRA's: every weight moves
+    --weight_decay 0.01                      # pulls weights a little towards zero, usual for full training
+    --max_grad_norm 1.0                      # longer gradients are shortened to this
+
+    # memory: about 35 GB on each GPU, of which 16 are its eighth of weights and optimizer
+    --deepspeed ds_configs/zero3.json        # shards over all GPUs; zero3_offload.json uses the CPU's memory too
+    --bf16 True                              # computes in 16 bits; the optimizer holds the weights in 32
+    --activation_checkpointing True          # computes activations again instead of keeping them
+    --per_device_train_batch_size 4          # rows at a time on each GPU
+    --gradient_accumulation_steps 2          # 8 GPUs x 4 x 2 = 64 rows a step
+    --model_max_length 4096                  # tokens of a row
+    --max_pixels 1003520                     # of each picture: at most 1,280 tokens of 28 x 28 pixels
+
+    # schedule
+    --num_train_epochs 1                     # each row once; small data sets take two or three
+    --lr_scheduler_type cosine               # falls to zero at the end
+    --warmup_steps 0.03                      # below 1, a share of all steps
+
+    # what is logged, measured and kept
+    --logging_steps 10                       # a line each 10 steps
+    --eval_strategy steps                    # the loss on the held-out rows,
+    --eval_steps 100                         # measured each 100 steps
+    --per_device_eval_batch_size 4           # rows at a time: no gradients, so less memory
+    --save_strategy steps                    # checkpoints, to go on from with --resume_from_checkpoint True
+    --save_steps 500                         # one each 500 steps,
+    --save_total_limit 1                     # of which the newest is kept
+    --dataloader_num_workers 8               # processes that decode media, for each GPU
+)
+torchrun --nproc_per_node "$NUM_GPUS" train.py "${ARGUMENTS[@]}" "$@"
+
+# ---- what next ------------------------------------------------------------------------------------------------------
+cat <<END
+
+The run is in $OUTPUT_DIR (report.html, log.jsonl). Next:
+  python predict.py --model_path $OUTPUT_DIR --data_path $TEST_DATA --output_path $OUTPUT_DIR/answers.jsonl
+END

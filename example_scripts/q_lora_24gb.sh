@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Finetune a 7B model on one GPU of 24 GB, such as an RTX 4090: Q-LoRA, adapters on a language model of 4 bits.
+#
+#   bash example_scripts/q_lora_24gb.sh
+#       on drawn pictures, to see it run
+#   TRAIN_DATA=data/train.json TEST_DATA=data/test.json bash example_scripts/q_lora_24gb.sh --num_train_epochs 3
+#       on your own rows (docs/dataset.md); further words are flags of train.py, and win over those below
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# ---- model ----------------------------------------------------------------------------------------------------------
+MODEL_ID=${MODEL_ID:-qwen2.5-vl-7b-instruct} # any of `python supported_models.py` of this size
+MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-}       # a folder with its weights; empty: they come from the Hub
+OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/q_lora_24gb-$MODEL_ID}
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+if [ -z "${TRAIN_DATA:-}" ]; then
+    python example_data/draw.py --output_dir example_data/shapes
+    TRAIN_DATA=example_data/shapes/train.json
+    TEST_DATA=example_data/shapes/test.json # rows that are not trained on
+fi
+
+# ---- training -------------------------------------------------------------------------------------------------------
+ARGUMENTS=(
+    --model_id "$MODEL_ID"
+    ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} # only where it is set
+    --data_path "$TRAIN_DATA"
+    --eval_data_path "$TEST_DATA"
+    --output_dir "$OUTPUT_DIR"
+
+    # what trains
+    --use_lora True                          # adapters on the language model
+    --q_lora True                            # its own weights in 4 bits: 7 GB in place of 17
+    --lora_r 16                              # their rank; they also make up for the rounding to 4 bits
+    --lora_alpha 32                          # their scale, usually twice the rank
+    --lora_dropout 0.05                      # drops a twentieth of their input, against learning rows by heart
+    --learning_rate 2e-4                     # usual for Q-LoRA
+
+    # memory: about 16 GB, of which 7 are weights and 7 logits, where half of all tokens are trained
+    --bf16 True                              # what is not in 4 bits, and activations, in 16 bits
+    --activation_checkpointing True          # computes activations again: of one row, 9 GB in place of 32
+    --per_device_train_batch_size 4          # rows at a time
+    --gradient_accumulation_steps 4          # 4 x 4 = 16 rows a step
+    --model_max_length 2048                  # tokens of a row
+    --max_pixels 802816                      # of each picture: at most 1,024 tokens of 28 x 28 pixels
+    --optim adamw_8bit                       # its state in 8 bits: a quarter of the usual
+
+    # schedule
+    --num_train_epochs 1                     # each row once; small data sets take two or three
+    --lr_scheduler_type cosine               # falls to zero at the end
+    --warmup_steps 0.03                      # below 1, a share of all steps
+
+    # what is logged, measured and kept
+    --logging_steps 10                       # a line each 10 steps
+    --eval_strategy steps                    # the loss on the held-out rows,
+    --eval_steps 100                         # measured each 100 steps
+    --per_device_eval_batch_size 4           # rows at a time: no gradients, so less memory
+    --save_strategy steps                    # checkpoints, to go on from with --resume_from_checkpoint True
+    --save_steps 500                         # one each 500 steps,
+    --save_total_limit 2                     # of which the newest 2 are kept
+    --dataloader_num_workers 4               # processes that decode media, for each GPU
+)
+python train.py "${ARGUMENTS[@]}" "$@"
+
+# ---- what next ------------------------------------------------------------------------------------------------------
+cat <<END
+
+The run is in $OUTPUT_DIR (report.html, log.jsonl). Next:
+  python predict.py --model_path $OUTPUT_DIR --data_path $TEST_DATA --output_path $OUTPUT_DIR/answers.jsonl
+  python merge_lora_weights.py --model_path $OUTPUT_DIR --model_save_path $OUTPUT_DIR-merged
+END
