@@ -128,9 +128,8 @@ def test_a_command_of_the_pages_parses(words, workplace, monkeypatch):
     parse(words[0], words[1:], monkeypatch)
 
 
-@pytest.mark.parametrize("model_id", [None, "qwen2.5-vl-3b-instruct"])
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_the_commands_of_an_example_script_parse(script, model_id, workplace, monkeypatch):
+def check_calls(script: Path, workplace: Path, monkeypatch, **values) -> None:
+    """Run a bash script with stubs; parse what python and torchrun are called with, and what it advises."""
     (workplace / "bin").mkdir()
     for name in ("python", "torchrun"):  # each writes down how it is called
         stub = workplace / "bin" / name
@@ -138,14 +137,30 @@ def test_the_commands_of_an_example_script_parse(script, model_id, workplace, mo
         stub.chmod(0o755)
     calls = workplace / "calls"
     environment = {name: value for name, value in os.environ.items() if name not in ("MODEL_ID", "OUTPUT_DIR")}
-    environment |= {"PATH": f"{stub.parent}:{os.environ['PATH']}", "CALLS": str(calls)}
-    environment |= {"MODEL_ID": model_id} if model_id else {}
+    environment |= {"PATH": f"{stub.parent}:{os.environ['PATH']}", "CALLS": str(calls)} | values
     done = subprocess.run(["bash", script], env=environment, check=True, capture_output=True, text=True)
     called = [ours(line.rstrip("\0").split("\0")) for line in calls.read_text().splitlines()]
     assert "train.py" in [words[0] for words in called]
-    called += [ours(words.split()) for words in re.findall(r"(?m)python (.*)$", done.stdout)]  # what comes next
+    called += [ours(words.split()) for words in re.findall(r"python (.*)", done.stdout)]
     for name, *words in called:
         parse(name, words, monkeypatch)
+
+
+@pytest.mark.parametrize("model_id", [None, "qwen2.5-vl-3b-instruct"])
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_the_commands_of_an_example_script_parse(script, model_id, workplace, monkeypatch):
+    check_calls(script, workplace, monkeypatch, **({"MODEL_ID": model_id} if model_id else {}))
+
+
+@pytest.mark.parametrize("tiny", ["yes", ""])
+def test_the_commands_of_the_notebook_parse(tiny, workplace, monkeypatch):
+    cells = json.loads((REPO / "docs/finetune_video.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    bash = [source.removeprefix("%%bash\n") for source in sources if source.startswith("%%bash\n")]
+    assert len(bash) > 4
+    Path("cells.sh").write_text("\n".join(bash), encoding="utf-8")
+    values = {"MODEL_ID": "llava-next-video-7b", "MODEL": "model", "WORK": "work", "NUM_FRAMES": "8", "TINY": tiny}
+    check_calls(Path("cells.sh"), workplace, monkeypatch, **values)
 
 
 # ---- flags, links, versions ----

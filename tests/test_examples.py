@@ -9,13 +9,13 @@ from conftest import REPO
 
 
 def last_table(script: str, tmp_path) -> dict[str, list[float]]:
-    """Runs an example script; {question: [number, exact match, blind baseline]} of the table that it ends with."""
+    """Runs an example script; {question: [number, exact match, blind baseline]} of the table near its end."""
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "OUTPUT_DIR": str(tmp_path / "out"), "HF_HUB_OFFLINE": "1"}
     command = ["bash", f"example_scripts/{script}"]
     result = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr[-3000:]
-    rows = result.stdout.rpartition("blind baseline\n")[2].splitlines()
+    rows = result.stdout.rpartition("blind baseline\n")[2].partition("\n\n")[0].splitlines()
     return {row[:32].strip(): [float(number) for number in row[32:].split()] for row in rows}
 
 

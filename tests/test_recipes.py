@@ -1,4 +1,4 @@
-"""The recipes of example_scripts/, run on tiny checkpoints: only the device and the numbers of steps and rows differ."""
+"""The recipes of example_scripts/, run on tiny checkpoints: only device, steps and rows differ."""
 
 import json
 import os

@@ -1,0 +1,75 @@
+"""The notebook: what it shows is a run of its own cells, and these still do in a fresh clone what its text says."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import REPO
+from nbclient import NotebookClient
+
+NOTEBOOK = REPO / "docs/finetune_video.ipynb"
+
+
+def read() -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def printed(notebook) -> str:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def exact_matches(notebook) -> list[tuple[float, float]]:
+    """(exact match, blind baseline) over all held-out questions: before the training, and after it."""
+    return [tuple(map(float, pair)) for pair in re.findall(r"(?m)^all +\d+ +([\d.]+) +([\d.]+)$", printed(notebook))]
+
+
+def check_learned(notebook) -> None:
+    (before, blind), (after, _) = exact_matches(notebook)
+    assert before < blind < 0.25
+    assert after > 0.9
+    question, answer, reference = re.search(r"(?m)^(\w.*\?) (.*) \(is: (.*)\)$", printed(notebook)).groups()
+    assert answer == reference and question
+
+
+def test_it_is_shown_as_it_ran():
+    notebook = read()
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
+    check_learned(notebook)
+    assert sum(any("image/png" in output.get("data", {}) for output in cell.outputs) for cell in code) == 3
+
+
+def test_it_is_small_and_tells_nothing_of_a_machine():
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert len(text) < 300_000
+    outputs = json.dumps([cell.get("outputs") for cell in read().cells])
+    assert not re.findall(r"(?<![\w.)<])/(?:home|root|tmp|work|usr|opt|Users)\b", outputs)
+    assert "Warning" not in outputs
+
+
+def test_each_code_cell_is_introduced():
+    """By text before it, or before the first of two cells that belong together."""
+    kinds = [cell.cell_type for cell in read().cells]
+    assert kinds[0] == "markdown" and "code code code code" not in " ".join(kinds)
+
+
+@pytest.mark.slow
+def test_it_runs_in_a_fresh_clone(tmp_path, monkeypatch):
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, check=True, capture_output=True, text=True).stdout
+    for name in files.rstrip("\0").split("\0"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPO / name, tmp_path / name)
+    monkeypatch.setenv("PATH", f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")
+    notebook = read()
+    client = NotebookClient(
+        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(tmp_path / "docs")}}
+    )
+    client.execute()  # raises where a cell does
+    check_learned(notebook)
