@@ -29,13 +29,14 @@ PROCESSES_PER_NODE=${PROCESSES_PER_NODE:-gpu} # gpu: one process for each GPU th
 # machines: add --deepspeed ds_configs/zero3.json, or --fsdp True --fsdp_config fsdp_configs/fsdp2.json.
 
 # ---- training -------------------------------------------------------------------------------------------------------
-# `exec`: a signal to stop reaches torchrun, which hands it on, and train.py saves a checkpoint. It gets ten minutes for
-# that instead of half a minute.
+# `exec`: a signal to stop reaches torchrun, which hands it on, and train.py saves a checkpoint. It gets ten minutes
+# for that instead of half a minute.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
-exec torchrun \
-    --nnodes "$NNODES" \
-    --node_rank "$NODE_RANK" \
-    --master_addr "$MASTER_ADDR" \
-    --master_port "$MASTER_PORT" \
-    --nproc_per_node "$PROCESSES_PER_NODE" \
-    train.py "$@"
+LAUNCHER=(
+    --nnodes "$NNODES"                     # all machines wait until so many are there
+    --node_rank "$NODE_RANK"               # which of them this is
+    --master_addr "$MASTER_ADDR"           # where they meet
+    --master_port "$MASTER_PORT"           # and at which door
+    --nproc_per_node "$PROCESSES_PER_NODE" # processes on this machine
+)
+exec torchrun "${LAUNCHER[@]}" train.py "$@"

@@ -54,6 +54,8 @@ ARGUMENTS=(
     --logging_steps 10                       # a line each 10 steps
     --eval_strategy steps                    # the loss on the held-out rows,
     --eval_steps 100                         # measured each 100 steps
+    --eval_generate 8                        # so many held-out rows are answered each time, and before step 1
+    --eval_max_new_tokens 64                 # longest of these answers
     --per_device_eval_batch_size 4           # rows at a time: no gradients, so less memory
     --save_strategy steps                    # checkpoints, to go on from with --resume_from_checkpoint True
     --save_steps 500                         # one each 500 steps,

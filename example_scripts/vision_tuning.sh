@@ -41,7 +41,7 @@ ARGUMENTS=(
     --max_pixels 1003520                     # of each picture: at most 1,280 tokens of 28 x 28 pixels
     --model_max_length 2048                  # such a picture and its text
 
-    # memory: @MEM2@
+    # memory: about 25 GB, of which 10 are weights and 5 the optimizer (python estimate.py --help)
     --bf16 True                              # frozen weights and activations in 16 bits; trained weights in 32
     --activation_checkpointing True          # computes activations again, the encoder's too
     --per_device_train_batch_size 4          # rows at a time
@@ -57,6 +57,8 @@ ARGUMENTS=(
     --logging_steps 10                       # a line each 10 steps
     --eval_strategy steps                    # the loss on the held-out rows,
     --eval_steps 100                         # measured each 100 steps
+    --eval_generate 8                        # so many held-out rows are answered each time, and before step 1
+    --eval_max_new_tokens 64                 # longest of these answers
     --per_device_eval_batch_size 4           # rows at a time: no gradients, so less memory
     --save_strategy steps                    # checkpoints, to go on from with --resume_from_checkpoint True
     --save_steps 500                         # one each 500 steps,

@@ -8,14 +8,27 @@ import sys
 
 import pytest
 from conftest import REPO
+from launch import launch
 
 from supported_models import find_model
 
 SCRIPTS = REPO / "example_scripts"
-# multi_node.* are run in test_distributed.py, example_* to their end in test_examples.py.
-RECIPES = ["multi_image", "text_and_image", "q_lora_24gb", "full_8_gpus", "vision_tuning"]
+# What each prints of what trains, on which data. multi_node.* are run in test_distributed.py, example_* in full in
+# test_examples.py.
+RECIPES = {
+    "multi_image": (r"pair_train.json", r"vision_projector +full .* 2e-05", r"language_model +lora r=16"),
+    "text_and_image": (r"text_train.json", r"vision_projector +full .* 2e-05", r"language_model +lora r=16"),
+    "q_lora_24gb": (r"vision_projector +frozen", r"language_model +lora r=16 .* 0.0002 .*nf4 \(14 Linear\)"),
+    "full_8_gpus": (r"vision_encoder +frozen", r"vision_projector +full .* 1e-05", r"language_model +full .* 1e-05"),
+    "vision_tuning": (
+        r"vision_encoder +full .* 2e-06",
+        r"vision_projector +full .* 1e-05",
+        r"language_model +lora .* 0.0001",
+    ),
+}
 SHORT = ["--use_cpu", "True", "--max_steps", "2", "--gradient_accumulation_steps", "1", "--max_samples", "8"]
-SHORT += ["--dataloader_num_workers", "0", "--eval_steps", "1", "--save_steps", "2", "--logging_steps", "1"]
+SHORT += ["--dataloader_num_workers", "0", "--eval_steps", "2", "--save_steps", "2", "--logging_steps", "1"]
+SHORT += ["--eval_max_new_tokens", "4"]
 
 
 def environment(**values) -> dict:
@@ -33,26 +46,6 @@ def bash(*words, **values) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def run(tiny, tmp_path_factory):
-    """`run(name)`: (what the recipe printed, its output folder)."""
-    made = {}
-
-    def get(name: str, *flags, **values):
-        if name not in made:
-            model_id = re.search(r"MODEL_ID:-([\w.-]+)", (SCRIPTS / f"{name}.sh").read_text())[1]
-            out = tmp_path_factory.mktemp(name) / "out"
-            values |= {"MODEL_LOCAL_PATH": tiny(find_model(model_id).family), "OUTPUT_DIR": out}
-            made[name] = bash(SCRIPTS / f"{name}.sh", *SHORT, *flags, **values), out
-        return made[name]
-
-    return get
-
-
-def log(out) -> list[dict]:
-    return json.loads((out / "trainer_state.json").read_text())["log_history"]
-
-
 def test_each_recipe_is_run():
     others = {"example_image", "example_video", "multi_node"}
     assert {path.stem for path in SCRIPTS.iterdir()} == others | set(RECIPES)
@@ -62,7 +55,7 @@ def test_each_recipe_is_run():
 def test_each_flag_says_why(script):
     """Four flags say it themselves: the places that the head of the script names."""
     lines = [line.strip() for line in script.read_text().splitlines()]
-    flags = [line for line in lines if line.startswith("--") and not line.endswith("\\")]
+    flags = [line for line in lines if line.startswith("--") and line.count("--") == 1]
     silent = {line.split()[0] for line in flags if " # " not in line}
     assert silent <= {"--model_id", "--data_path", "--eval_data_path", "--output_dir"}
     assert max(map(len, script.read_text().splitlines())) <= 120
@@ -70,19 +63,34 @@ def test_each_flag_says_why(script):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_runs_and_so_do_the_commands_that_it_ends_with(name, run):
-    printed, out = run(name)
-    steps = log(out)
-    assert [entry["step"] for entry in steps if "loss" in entry] == [1, 2]
-    assert [entry["step"] for entry in steps if "eval_loss" in entry] == [1, 2, 2]
-    assert (out / "checkpoint-2").is_dir()
-    next_commands = re.findall(r"(?m)^  python (\w+\.py .*)$", printed)
-    assert [words.split(".")[0] for words in next_commands] == (
-        ["predict"] if name == "full_8_gpus" else ["predict", "merge_lora_weights"]
-    )
-    for words in next_commands:
-        few = " --max_samples 4 --max_new_tokens 4" if words.startswith("predict") else ""
-        bash("-c", f"python {words}{few}")
+def test_a_recipe_runs_and_so_do_the_commands_that_it_ends_with(name, tiny, tmp_path):
+    model_id = re.search(r"MODEL_ID:-([\w.-]+)", (SCRIPTS / f"{name}.sh").read_text())[1]
+    out = tmp_path / "out"
+    printed = bash(SCRIPTS / f"{name}.sh", *SHORT, MODEL_LOCAL_PATH=tiny(find_model(model_id).family), OUTPUT_DIR=out)
+    for said in RECIPES[name]:
+        assert re.search(said, printed), printed
+    logs = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logs if "loss" in line] == [1, 2]
+    assert [line["step"] for line in logs if "eval_exact_match" in line] == [0, 2]
+    assert (out / "checkpoint-2/global_step2").is_dir() == (name == "full_8_gpus")  # shards of ZeRO-3
+
+    commands = [words.split() for words in re.findall(r"(?m)^  python (.*)$", printed)]
+    scripts = ["predict.py", "merge_lora_weights.py"][: 1 if name == "full_8_gpus" else 2]
+    assert [script for script, *_ in commands] == scripts
+    for script, *words in commands:
+        few = ["--max_samples", "4", "--max_new_tokens", "4"] if script == "predict.py" else []
+        launch([*words, *few], script=script.removesuffix(".py"))
     assert len((out / "answers.jsonl").read_text().splitlines()) == 4 * (2 if name == "multi_image" else 4)
-    if name != "full_8_gpus":
-        assert (out.parent / "out-merged/model.safetensors").exists()
+    whole = out if name == "full_8_gpus" else tmp_path / "out-merged"
+    assert (whole / "model.safetensors").exists()
+
+
+def test_data_of_ones_own_needs_held_out_rows_too():
+    done = subprocess.run(
+        ["bash", SCRIPTS / "q_lora_24gb.sh"],
+        cwd=REPO,
+        env=environment(TRAIN_DATA="train.json"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode and "TEST_DATA: unbound variable" in done.stderr
