@@ -42,7 +42,7 @@ ARGUMENTS=(
     --per_device_train_batch_size 4          # rows at a time on each GPU
     --gradient_accumulation_steps 2          # 8 GPUs x 4 x 2 = 64 rows a step
     --model_max_length 4096                  # tokens of a row
-    --max_pixels 1003520                     # of each picture: at most 1,280 tokens of 28 x 28 pixels
+    --max_pixels 1003520                     # larger pictures are shrunk to about 1,280 tokens of 28 x 28 pixels
 
     # schedule
     --num_train_epochs 1                     # each row once; small data sets take two or three

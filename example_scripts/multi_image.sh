@@ -37,7 +37,7 @@ ARGUMENTS=(
     --vision_projector_lr 2e-5               # whole weights move in smaller steps than adapters
 
     # tokens: a row must fit whole, since no picture is ever cut
-    --max_pixels 401408                      # of each picture: at most 512 tokens of 28 x 28 pixels
+    --max_pixels 401408                      # larger pictures are shrunk to about 512 tokens of 28 x 28 pixels
     --model_max_length 4096                  # seven such pictures and their text
     --drop_overlong True                     # leaves out, and counts, longer rows; without it they are an error
 

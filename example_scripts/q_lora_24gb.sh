@@ -42,7 +42,7 @@ ARGUMENTS=(
     --per_device_train_batch_size 4          # rows at a time
     --gradient_accumulation_steps 4          # 4 x 4 = 16 rows a step
     --model_max_length 2048                  # tokens of a row
-    --max_pixels 802816                      # of each picture: at most 1,024 tokens of 28 x 28 pixels
+    --max_pixels 802816                      # larger pictures are shrunk to about 1,024 tokens of 28 x 28 pixels
     --optim adamw_8bit                       # its state in 8 bits: a quarter of the usual
 
     # schedule

@@ -42,7 +42,7 @@ ARGUMENTS=(
     # tokens: short texts and long pictures share a row, and none is padded
     --packing True                           # fills each row with whole samples
     --model_max_length 4096                  # tokens of a row
-    --max_pixels 1048576                     # of each picture: at most 1,024 tokens of 32 x 32 pixels
+    --max_pixels 1048576                     # larger pictures are shrunk to about 1,024 tokens of 32 x 32 pixels
 
     # memory: about 14 GB, of which 9 are weights (python estimate.py --help)
     --bf16 True                              # frozen weights and activations in 16 bits

@@ -38,7 +38,7 @@ ARGUMENTS=(
     --learning_rate 1e-4                     # theirs
 
     # what it sees: fine structures need many pixels
-    --max_pixels 1003520                     # of each picture: at most 1,280 tokens of 28 x 28 pixels
+    --max_pixels 1003520                     # larger pictures are shrunk to about 1,280 tokens of 28 x 28 pixels
     --model_max_length 2048                  # such a picture and its text
 
     # memory: about 25 GB, of which 10 are weights and 5 the optimizer (python estimate.py --help)

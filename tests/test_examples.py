@@ -1,5 +1,6 @@
 """The example scripts as they come: what a newcomer runs first."""
 
+import json
 import os
 import subprocess
 import sys
@@ -28,10 +29,48 @@ def test_example_learns_what_a_blind_guess_does_not_know(script, questions, tmp_
     assert blind_baseline < 0.35
 
 
-def test_no_held_out_image_is_trained_on(tmp_path):
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The folder of all drawn pictures and rows."""
+    folder = tmp_path_factory.mktemp("drawn")
+    for kind in ("--pairs", "--texts"):
+        command = [sys.executable, "example_data/draw.py", kind, "--output_dir", str(folder)]
+        subprocess.run(command, cwd=REPO, check=True, capture_output=True)
+    return folder
+
+
+def conversations(path) -> list[tuple]:
+    """Of each row, its images and {question: answer}."""
+    rows = json.loads(path.read_text())
+    texts = [[turn["value"].split(">\n")[-1] for turn in row["conversations"]] for row in rows]
+    return [(row.get("image"), dict(zip(said[::2], said[1::2]))) for row, said in zip(rows, texts)]
+
+
+def test_no_held_out_image_is_trained_on(drawn):
     """Of the drawn files, by their bytes."""
-    command = [sys.executable, "example_data/draw.py", "--output_dir", str(tmp_path)]
-    subprocess.run(command, cwd=REPO, check=True, capture_output=True)
-    images = {part: [p.read_bytes() for p in (tmp_path / "images" / part).iterdir()] for part in ("train", "test")}
+    images = {part: [p.read_bytes() for p in (drawn / "images" / part).iterdir()] for part in ("train", "test")}
     assert len(images["train"]) > 1000 and len(images["test"]) > 100
     assert not set(images["train"]) & set(images["test"])
+
+
+def test_the_answers_about_pairs_are_those_about_their_pictures(drawn):
+    numbers = ["One", "Two", "Three", "Four"]
+    for part in ("train", "test"):
+        single, pairs = dict(conversations(drawn / f"{part}.json")), conversations(drawn / f"pair_{part}.json")
+        for images, answers in pairs:
+            counts = [numbers.index(single[image]["How many shapes are there?"]) for image in images]
+            (more, colour), (_, asked) = answers.values(), answers
+            assert (more == "Second") == (counts[1] > counts[0]) and counts[0] != counts[1]
+            assert colour == single[images["second" in asked]]["What colour do you see?"]
+        seconds = sum(answers["Which picture shows more shapes?"] == "Second" for _, answers in pairs)
+        assert 0.4 < seconds / len(pairs) < 0.6
+
+
+def test_no_held_out_order_of_colours_is_trained_on(drawn):
+    texts = {
+        part: dict(turn for _, row in conversations(drawn / f"text_{part}.json") for turn in row.items())
+        for part in ("train", "test")
+    }
+    assert len(texts["train"]) == 100 and len(texts["test"]) == 20 and not set(texts["train"]) & set(texts["test"])
+    for question, answer in (texts["train"] | texts["test"]).items():
+        assert answer == ", ".join(sorted(question.split(": ")[1].split(", ")))

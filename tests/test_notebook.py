@@ -54,12 +54,6 @@ def test_it_is_small_and_tells_nothing_of_a_machine():
     assert "Warning" not in outputs
 
 
-def test_each_code_cell_is_introduced():
-    """By text before it, or before the first of two cells that belong together."""
-    kinds = [cell.cell_type for cell in read().cells]
-    assert kinds[0] == "markdown" and "code code code code" not in " ".join(kinds)
-
-
 @pytest.mark.slow
 def test_it_runs_in_a_fresh_clone(tmp_path, monkeypatch):
     files = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, check=True, capture_output=True, text=True).stdout
