@@ -34,8 +34,6 @@ ARGUMENTS=(
     --eval_data_path "$DATA/test.json"      # its loss is measured at the end
     --output_dir "$OUTPUT_DIR"
     --train_vision_projector True           # the few weights between vision encoder and language model
-    --eval_generate 8                       # so many of its rows are answered, before step 1 and at the end
-    --eval_max_new_tokens 8                 # longest of these answers
     --lr_scheduler_type cosine              # falls to zero at the end
     --logging_steps 50                      # a line each 50 steps
     --save_strategy no                      # the run is short: nothing to resume from
