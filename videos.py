@@ -374,11 +374,13 @@ def _first_frame(container, stream):
 def _pixels(frame, number: int, options: MediaOptions) -> np.ndarray:
     """(height, width, 3) uint8 of a decoded frame, one of `number`, scaled and turned."""
     width, height = _scaled_size(frame.width, frame.height, number, options)
+    # By default a frame keeps threads for scaling, which a data loader's worker, forked later, would wait for in vain.
+    form = {"width": width, "height": height, "threads": 1}
     if any(component.is_alpha for component in frame.format.components):
-        rgba = frame.to_ndarray(format="rgba", width=width, height=height)
+        rgba = frame.to_ndarray(format="rgba", **form)
         pixels = np.asarray(media.on_white(Image.fromarray(rgba)))
     else:
-        pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+        pixels = frame.to_ndarray(format="rgb24", **form)
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return pixels

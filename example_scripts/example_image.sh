@@ -32,6 +32,8 @@ ARGUMENTS=(
     ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} # only where it is set
     --data_path "$DATA/train.json"
     --eval_data_path "$DATA/test.json"      # its loss is measured at the end
+    --eval_generate 8                       # held-out rows that are answered before and after, for report.html
+    --eval_max_new_tokens 8                 # longest of these answers
     --output_dir "$OUTPUT_DIR"
     --train_vision_projector True           # the few weights between vision encoder and language model
     --lr_scheduler_type cosine              # falls to zero at the end

@@ -2,12 +2,15 @@
 
 import importlib.util
 import struct
+import subprocess
+import sys
 import wave
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from conftest import REPO
 from PIL import Image
 
 import media
@@ -511,3 +514,28 @@ def test_decord_takes_bytes_and_scales(clips):
 def test_what_decord_gets_wrong_is_refused(clips, name):
     with pytest.raises(ValueError, match=f"{name} .* which decord gets wrong; use --video_backend pyav"):
         videos.open_video(clips(name), MediaOptions(num_frames=5, video_backend="decord"))
+
+
+def test_a_process_forked_after_decoding_ends(tmp_path):
+    """As a data loader's worker is, after answers to videos: the collector in it must not wait for threads."""
+    write_clip(tmp_path / "clip.mp4")
+    code = (
+        "import gc, os, sys, time\n"
+        "gc.disable()\n"  # so that the frames are garbage at the fork
+        "import videos\n"
+        "from media import MediaOptions\n"
+        "for _ in range(20):\n"
+        "    videos.open_video(sys.argv[1], MediaOptions(video_max_pixels=1000))\n"
+        "if not (child := os.fork()):\n"
+        "    gc.collect()\n"
+        "    os._exit(0)\n"
+        "end = time.monotonic() + 20\n"
+        "while time.monotonic() < end and not os.waitpid(child, os.WNOHANG)[0]:\n"
+        "    time.sleep(0.05)\n"
+        "hangs = time.monotonic() >= end\n"
+        "if hangs:\n"
+        "    os.kill(child, 9)\n"
+        "sys.exit(hangs)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "clip.mp4")]
+    assert subprocess.run(command, cwd=REPO, timeout=120).returncode == 0
