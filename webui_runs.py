@@ -13,6 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ RECORD, LOG = "webui_run.json", "webui.log"
 DEPTH = 4  # folders from the root down to a run, a model or a data file
 MOST_FOLDERS = 20_000  # that are looked into for them
 MOST_POINTS = 500  # of a curve
+PREVIEW_SECONDS = 300
 PASSWORD = "FINELMM_WEBUI_PASSWORD"  # the environment variable; no run gets it
 REFUSED = {
     "allow_outside": "lets the data name files outside the root",
@@ -128,7 +130,7 @@ def check(words: list[str], root: str) -> str:
 
 
 def paths_in(value: str) -> Iterator[str]:
-    """What train.py may take for a path in the value of a flag; behind a path of data stand a split, a slice, a weight."""
+    """What may be a path in the value of a flag; behind one of data stand a split, a slice and a weight."""
     yield value
     yield from (value[: match.start()] for match in re.finditer(r"[:\[]", value))
     if value.lstrip().startswith(("{", "[")):
@@ -157,6 +159,27 @@ def check_inside(path: str, root: str, what: str) -> str:
     if os.path.commonpath([resolved, root]) != root:
         raise ValueError(f"{what} {path} leads out of {root}: name one in it, or start webui.py with another --root.")
     return resolved
+
+
+def preview(words: list[str], root: str, at_random: bool, number: int) -> str:
+    """The page of preview.py on some rows of the data.
+
+    Raises:
+        ValueError: as `check`, or what preview.py says.
+    """
+    check(words, root)
+    with tempfile.TemporaryDirectory() as folder:
+        page = os.path.join(folder, "page.html")
+        selection = ["--random" if at_random else "--num_rows", str(number)]
+        command = [sys.executable, os.path.join(HERE, "preview.py"), *words, *selection, "--html", page]
+        try:
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=PREVIEW_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(f"preview.py did not end in {PREVIEW_SECONDS} s.") from error
+        if not os.path.isfile(page):
+            raise ValueError(done.stderr.strip()[-2000:].removeprefix("Error: ") or f"exit code {done.returncode}")
+        with open(page, encoding="utf-8") as file:
+            return file.read()
 
 
 # ---- processes ----
@@ -329,6 +352,13 @@ def curve(log: list[dict], names: dict[str, str]) -> list[tuple[int, float, str]
         found = [(line["step"], line[name], title) for line in log if isinstance(line.get(name), (int, float))]
         points += found[:: -(-len(found) // MOST_POINTS) or 1]
     return points
+
+
+def version(folder: str) -> tuple:
+    """It changes when there is something new to plot or to read."""
+    names = ("log.jsonl", "report.html", "eval_answers")
+    paths = [os.path.join(folder, name) for name in names]
+    return (folder, *(os.path.getmtime(path) if os.path.exists(path) else 0 for path in paths))
 
 
 class Progress(NamedTuple):

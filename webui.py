@@ -1,0 +1,452 @@
+"""Tune a model in the browser: choose, preview, start, watch, stop, resume, and chat with the result.
+
+    python webui.py                                    # http://127.0.0.1:7860, files of the current folder
+    python webui.py --root /data/project --port 8000
+    FINELMM_WEBUI_PASSWORD=... python webui.py --host 0.0.0.0
+
+It runs train.py as a process of its own, which goes on when the page is closed or this program ends.
+"""
+
+if __name__ == "__main__":
+    import entry
+
+    entry.begin(__file__)  # answers --help: the imports below take seconds
+
+import argparse
+import hmac
+import ipaddress
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from enum import Enum
+from functools import partial
+from typing import NamedTuple, get_args
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: its makers get no reports
+
+import gradio as gr
+import pandas as pd
+from markupsafe import Markup
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+import webui_runs as runs
+from arguments import cli
+from html_page import render
+from supported_models import AUTO, MODELS
+from webui_chat import Chat, turns_of
+from webui_runs import FIELDS, HERE, PASSWORD, check_inside
+
+# Which flags have a field, and where. Labels, help and defaults are those of arguments.py.
+MODEL = ("model_id", "model_local_path")
+DATA = ("data_path", "eval_data_path", "output_dir")
+NUMBERS = (
+    *("num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("model_max_length", "logging_steps"),
+)
+FOLDED = {
+    "Evaluation and checkpoints": ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"),
+    "Schedule": ("max_steps", "warmup_steps", "lr_scheduler_type", "weight_decay", "seed"),
+    "LoRA": ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+    "Learning rates of the vision parts": ("vision_encoder_lr", "vision_projector_lr"),
+    "Images and videos": ("image_size", "max_pixels", "num_frames", "fps", "max_frames", "video_max_pixels"),
+    "Precision and memory": ("bf16", "use_cpu", "activation_checkpointing", "packing", "optim", "attn_implementation"),
+}
+# How each component trains -> the flags that are True.
+STRATEGIES = {
+    "vision encoder": {
+        "frozen": (),
+        "full": ("train_vision_encoder",),
+        "LoRA": ("train_vision_encoder", "use_vision_lora"),
+    },
+    "vision projector": {"frozen": (), "full": ("train_vision_projector",)},
+    "language model": {
+        "full": (),
+        "LoRA": ("use_lora",),
+        "Q-LoRA": ("use_lora", "q_lora"),
+        "8-bit LoRA": ("use_lora", "load_in_8bit"),
+    },
+}
+
+
+def main(words: list[str] | None = None) -> None:
+    args = parse(words)
+    os.environ.pop(PASSWORD, None)  # no run and no library has to know it
+    os.chdir(args.root)
+    with tempfile.TemporaryDirectory(prefix="finelmm-webui-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # its default is one folder for all users of the machine
+        serve(make_page(args.root, uploads), args)
+
+
+def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
+    hosts = ["localhost", "127.0.0.1", "[::1]", args.host] if is_loopback(args.host) else ["*"]
+    print(f"http://{args.host}:{args.port} shows {args.root}", flush=True)
+    page.queue(default_concurrency_limit=4).launch(
+        server_name=args.host,
+        server_port=args.port,
+        share=False,
+        auth=(lambda user, password: is_same(password, args.password)) if args.password else None,
+        auth_message="Any user name, and the password that webui.py was started with.",
+        # A page of the web whose name is made to lead to this machine gets nothing.
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
+        allowed_paths=[],
+        ssr_mode=False,
+        run_history=False,
+        quiet=True,
+        footer_links=[],
+        theme=gr.themes.Default(
+            primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),
+        css_paths=os.path.join(HERE, "templates", "webui.css"),
+    )
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--root", default=".", help="Folder that all files lie in. Default: the current one.")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to bind to. Default: this machine alone.")
+    parser.add_argument("--port", type=int, default=7860, help="Port to bind to. Default: 7860.")
+    parser.add_argument(
+        "--password",
+        help=f"Asked of every visitor. Better set {PASSWORD}, which other users of the machine cannot see.",
+    )
+    args = parser.parse_args(words)
+    args.password = args.password or os.environ.get(PASSWORD)
+    args.root = os.path.realpath(args.root)
+    if not os.path.isdir(args.root):
+        raise ValueError(f"--root {args.root} is not a folder.")
+    if not is_loopback(args.host) and not args.password:
+        raise ValueError(
+            f"--host {args.host} lets other machines start runs here: set a password in the environment variable "
+            f"{PASSWORD}, or leave --host out."
+        )
+    return args
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
+
+
+def is_same(given: str, password: str) -> bool:
+    return hmac.compare_digest(given.encode(), password.encode())
+
+
+# ---- the page ----
+
+
+def make_page(root: str, uploads: str) -> gr.Blocks:
+    chat = Chat(root, uploads)
+    with gr.Blocks(title="finelmm", analytics_enabled=False) as page:
+        with gr.Tabs() as tabs:
+            with gr.Tab("Tune"):
+                tune = tune_tab(root)
+            with gr.Tab("Runs", id="runs") as runs_tab:
+                run = runs_tab_content(root)
+            with gr.Tab("Chat") as chat_tab:
+                model = chat_tab_content(chat)
+        tune.start.click(partial(start, root), tune.inputs, [tune.message, tabs, run])
+        gr.on([page.load, runs_tab.select], partial(list_runs, root), run, run, show_progress="hidden")
+        gr.on([page.load, chat_tab.select], partial(list_models, root), None, model, show_progress="hidden")
+        gr.on([page.load], partial(list_files, root), None, tune.lists, show_progress="hidden")
+    return page
+
+
+def list_runs(root: str, chosen: str | None) -> dict:
+    found = runs.find(root).runs
+    return gr.update(choices=found, value=chosen if chosen in found else next(iter(found), None))
+
+
+def list_models(root: str) -> dict:
+    return gr.update(choices=runs.find(root).models)
+
+
+def list_files(root: str) -> list[dict]:
+    """Choices of --model_local_path, --data_path and --eval_data_path."""
+    found = runs.find(root)
+    return [gr.update(choices=choices) for choices in (found.models, found.data, found.data)]
+
+
+def notice(text: str, is_error: bool = False) -> str:
+    return Markup('<p class="message{}">{}</p>').format(" error-message" if is_error else "", text)
+
+
+def framed(html: str, title: str) -> str:
+    """A page of its own in ours: it may run no script and does not see ours."""
+    return Markup('<iframe class="page" sandbox title="{}" srcdoc="{}"></iframe>').format(title, html)
+
+
+# ---- tune ----
+
+
+class Tune(NamedTuple):
+    inputs: list  # of FLAGS, STRATEGIES and the further flags, in this order
+    lists: list  # those with choices from the root
+    start: gr.Button
+    message: gr.HTML
+
+
+FLAGS = [*MODEL, *DATA, *NUMBERS, *(name for names in FOLDED.values() for name in names)]
+
+
+def tune_tab(root: str) -> Tune:
+    made = {}
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            with gr.Group():
+                made["model_id"] = field("model_id", choices=[*MODELS, AUTO])
+                made["model_local_path"] = field("model_local_path", choices=[], allow_custom_value=True)
+            with gr.Group():
+                made |= {name: field(name) for name in DATA}
+            with gr.Group():
+                strategies = [strategy(component) for component in STRATEGIES]
+            with gr.Group(), gr.Row():
+                made |= {name: field(name, min_width=240) for name in NUMBERS}
+            for title, names in FOLDED.items():
+                with gr.Accordion(title, open=False), gr.Row():
+                    made |= {name: field(name, min_width=240) for name in names}
+            more = gr.Textbox(
+                label="further flags", info="Any other flag of `python train.py --help`, as in a shell.", max_lines=4
+            )
+        with gr.Column(scale=2, min_width=320, elem_classes="beside"):
+            command = gr.Code(
+                label="command", language="shell", lines=4, interactive=False, wrap_lines=True, show_line_numbers=False
+            )
+            message = gr.HTML()
+            start_button = gr.Button("Start", variant="primary")
+            with gr.Group():
+                order = gr.Radio(["random", "first"], value="random", label="rows to look at")
+                number = gr.Slider(1, 50, value=5, step=1, label="how many")
+                show = gr.Button("Show rows as they are trained on")
+            rows = gr.HTML()
+    inputs = [*(made[name] for name in FLAGS), *strategies, more]
+    changes = [component.change for component in inputs]
+    gr.on(
+        changes,
+        partial(explain, root),
+        inputs,
+        [command, message],
+        show_progress="hidden",
+        trigger_mode="always_last",
+        concurrency_limit=None,
+    )
+    show.click(partial(show_rows, root), [order, number, *inputs], rows)
+    return Tune(inputs, [made[name] for name in ("model_local_path", *DATA[:2])], start_button, message)
+
+
+def field(name: str, choices: list[str] | None = None, **options) -> gr.components.Component:
+    """The input of a flag, made from its dataclass field."""
+    flag = FIELDS[name]
+    kinds = get_args(flag.type) or (flag.type,)
+    options |= {"label": name.replace("_", " "), "info": shortened(flag.metadata["help"])}
+    if bool in kinds:
+        return gr.Checkbox(value=bool(flag.default), **options)
+    if list[str] in kinds:
+        return gr.Dropdown([], value=[], multiselect=True, allow_custom_value=True, **options)
+    if enum := next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)), None):
+        choices = [member.value for member in enum]
+    if choices is not None:
+        return gr.Dropdown(choices, value=flag.default, **options)
+    return gr.Textbox("" if flag.default is None else str(flag.default), max_lines=1, **options)
+
+
+def shortened(help: str, most: int = 140) -> str:
+    """Whole sentences, at least the first."""
+    first, *others = re.split(r"(?<=\.) ", help.replace("%%", "%"))
+    for sentence in others:
+        if len(first) + len(sentence) > most:
+            break
+        first += f" {sentence}"
+    return first
+
+
+def strategy(component: str) -> gr.Radio:
+    ways = STRATEGIES[component]
+    names = dict.fromkeys(name for way in ways.values() for name in way)
+    info = " ".join(FIELDS[name].metadata["help"] for name in names)
+    return gr.Radio(list(ways), value=next(iter(ways)), label=component, info=info)
+
+
+def words_of(inputs: tuple) -> list[str]:
+    """The words of a command line, from the values of `Tune.inputs`."""
+    *values, more = inputs
+    flags = dict(zip(FLAGS, values))
+    for ways, chosen in zip(STRATEGIES.values(), values[len(FLAGS) :]):
+        flags |= {name: name in ways[chosen] for way in ways.values() for name in way}
+    return runs.words_of(flags, more)
+
+
+def explain(root: str, *inputs) -> tuple[str, str]:
+    """The command of a form, and what is wrong with it."""
+    command = ""
+    try:
+        words = words_of(inputs)
+        command = runs.command_line(words, root)
+        runs.check(words, root)
+    except ValueError as error:
+        return command, notice(str(error), is_error=True)
+    return command, notice("Ready to start.")
+
+
+def show_rows(root: str, order: str, number: int, *inputs) -> str:
+    try:
+        return framed(runs.preview(words_of(inputs), root, order == "random", int(number)), "rows")
+    except ValueError as error:
+        return notice(str(error), is_error=True)
+
+
+def start(root: str, *inputs) -> tuple:
+    """Start a run, and look at it: message, tab, run."""
+    try:
+        folder = os.path.relpath(os.path.realpath(runs.start(words_of(inputs), root)), root)
+    except ValueError as error:
+        return notice(str(error), is_error=True), gr.skip(), gr.skip()
+    found = runs.find(root).runs
+    return notice(f"{folder} is started."), gr.Tabs(selected="runs"), gr.update(choices=found, value=folder)
+
+
+# ---- runs ----
+
+
+def runs_tab_content(root: str) -> gr.Dropdown:
+    with gr.Row(equal_height=True):
+        run = gr.Dropdown([], label="run", info="An output folder in the root.", allow_custom_value=True, scale=4)
+        buttons = [
+            gr.Button("Stop", variant="stop", visible=False, min_width=120),
+            gr.Button("Kill: save nothing", variant="stop", visible=False, min_width=120),
+            gr.Button("Resume", variant="primary", visible=False, min_width=120),
+        ]
+    head = gr.HTML()
+    with gr.Row():
+        losses = gr.LinePlot(x="step", y="loss", color="of", title="Loss", height=260, min_width=300)
+        rates = gr.LinePlot(x="step", y="rate", title="Learning rate", height=260, min_width=300)
+    answers = gr.HTML()
+    log = gr.Textbox(label="log", lines=10, max_lines=14, interactive=False, autoscroll=True)
+    with gr.Accordion("Report", open=False):
+        report = gr.HTML()
+    seen = gr.State()
+    outputs = [head, *buttons, losses, rates, answers, log, report, seen]
+    quiet = {"show_progress": "hidden", "concurrency_limit": None}
+    look = partial(watch, root)
+    gr.on([gr.Timer(2).tick, run.change], look, [run, seen], outputs, trigger_mode="always_last", **quiet)
+    for button, action in zip(buttons, (runs.stop, runs.kill, partial(runs.resume, root=root))):
+        button.click(partial(act, root, action), run, **quiet).then(look, [run, seen], outputs, **quiet)
+    return run
+
+
+def act(root: str, action, run: str) -> None:
+    try:
+        action(check_inside(run, root, "the run"))
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def watch(root: str, run: str | None, seen) -> list:
+    """What the page shows of a run; plots, answers and report only where they are new."""
+    folder = check_inside(run or "", root, "the run")
+    if not run or folder == root:
+        return [notice("No run yet."), *[gr.update(visible=False)] * 3, *[gr.skip()] * 6]
+    state, record, log = runs.status(folder), runs.read_record(folder), runs.read_log(folder)
+    progress = runs.progress(log, record["started"] if record else 0)
+    head = render(
+        "webui_run.html",
+        status=state,
+        progress=progress,
+        left=progress.seconds_left and state == "running" and duration(progress.seconds_left),
+        figures=[
+            (title, form.format(value))
+            for name, (title, form) in FIGURES.items()
+            if (value := runs.latest(log, name)) is not None
+        ],
+    )
+    shown = [gr.update(visible=state in states) for states in (("running",), ("stopping",), ("stopped", "failed"))]
+    version = runs.version(folder)
+    if version == seen:
+        news = [gr.skip()] * 3
+    else:
+        curves = runs.curve(log, {"loss": "training", "eval_loss": "evaluation"})
+        rates = runs.curve(log, {"learning_rate": "learning rate"})
+        news = [
+            pd.DataFrame(curves, columns=["step", "loss", "of"]),
+            pd.DataFrame(rates, columns=["step", "rate", "of"]),
+            answers_table(folder),
+        ]
+    report = gr.skip() if version == seen else framed_report(folder)
+    return [head, *shown, *news, runs.log_tail(folder), report, version]
+
+
+# Logged value -> its name on the page and its form.
+FIGURES = {
+    "loss": ("loss", "{:.4g}"),
+    "eval_loss": ("evaluation loss", "{:.4g}"),
+    "eval_exact_match": ("exact match", "{:.0%}"),
+    "learning_rate": ("learning rate", "{:.2e}"),
+    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "data_wait": ("data wait", "{:.0%}"),
+    "peak_memory_gb": ("peak memory", "{:.1f} GB"),
+    "mfu": ("MFU", "{:.0%}"),
+}
+MOST_ANSWERS = 50
+
+
+def duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def answers_table(folder: str) -> str:
+    found = runs.newest_answers(folder)
+    if not found:
+        return ""
+    step, answers = found
+    right = sum(answer["exact_match"] for answer in answers)
+    return render("webui_answers.html", step=step, answers=answers, right=right, shown=answers[:MOST_ANSWERS])
+
+
+def framed_report(folder: str) -> str:
+    path = os.path.join(folder, "report.html")
+    if not os.path.isfile(path):
+        return notice("train.py writes it at the end of a run, and where one is stopped.")
+    with open(path, encoding="utf-8") as file:
+        return framed(file.read(), "report")
+
+
+# ---- chat ----
+
+
+def chat_tab_content(chat: Chat) -> gr.Dropdown:
+    with gr.Row(equal_height=True):
+        info = "A checkpoint in the root, of a run or any other. One is loaded at a time."
+        model = gr.Dropdown([], label="model", info=info, allow_custom_value=True, scale=3)
+        most = gr.Slider(1, 1024, value=128, step=1, label="longest answer, in tokens", scale=2)
+        free = gr.Button("Free its memory", min_width=120)
+    free.click(chat.release)
+    gr.ChatInterface(
+        partial(answer, chat),
+        multimodal=True,
+        chatbot=gr.Chatbot(height=440, render_markdown=False, label="conversation", buttons=["copy"]),
+        textbox=gr.MultimodalTextbox(
+            file_types=["image", "video"], file_count="multiple", placeholder="A question, and a picture if you like"
+        ),
+        additional_inputs=[model, most],
+    )
+    return model
+
+
+def answer(chat: Chat, message: dict, history: list[dict], model: str | None, most: int) -> Iterator[str]:
+    question = {"role": "user", "text": message["text"], "files": message["files"]}
+    try:
+        if not model:
+            raise ValueError("choose a model first.")
+        yield from chat.answer(model, [*turns_of(history), question], int(most))
+    except Exception as error:  # of the model, the picture or the memory: the page shows it
+        raise gr.Error(str(error), print_exception=not isinstance(error, ValueError)) from error
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,107 @@
+"""The chat of the web interface: the one model that is loaded, and pages that take turns with it."""
+
+import gc
+import glob
+import mimetypes
+import os
+import threading
+from collections.abc import Iterator
+
+import torch
+
+import predict
+import videos
+from answers import stream_answer
+from arguments import ReadingArguments
+from checks import adapter_config, processor_options
+from media import MediaOptions, open_image
+from webui_runs import check_inside
+
+
+class Chat:
+    """Args:
+    root: folder that models lie in.
+    uploads: folder that pictures and clips lie in.
+    """
+
+    def __init__(self, root: str, uploads: str):
+        self.root, self.uploads = root, os.path.realpath(uploads)
+        self.lock = threading.Lock()  # of model, collator and options
+        self.loaded = self.model = self.collator = self.options = None
+
+    def answer(self, path: str, turns: list[dict], max_new_tokens: int) -> Iterator[str]:
+        """What is written so far of the answer to a conversation, again and again.
+
+        Args:
+            path: the folder of a model.
+            turns: {"role", "text", "files"}, the last one the user's.
+
+        Raises:
+            ValueError: no such model, or it refuses the conversation.
+        """
+        folder = check_inside(path, self.root, "the model")
+        for file in (file for turn in turns for file in turn["files"]):
+            check_inside(file, self.uploads, "the file")
+        with self.lock:
+            self._load(folder)
+            messages = [{"role": turn["role"], "content": list(self._parts(turn))} for turn in turns]
+            pieces, text = stream_answer(self.model, self.collator, messages, max_new_tokens), ""
+            try:
+                for piece in pieces:
+                    text += piece
+                    yield text
+            finally:
+                for _ in pieces:  # of an answer that nobody waits for any more: the model is at work until its end
+                    pass
+
+    def release(self) -> None:
+        """Free the memory of the model."""
+        with self.lock:
+            self._release()
+
+    def _release(self) -> None:
+        self.loaded = self.model = self.collator = self.options = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _load(self, folder: str) -> None:
+        weights = glob.glob(os.path.join(glob.escape(folder), "*.safetensors"))
+        version = folder, max(map(os.path.getmtime, weights), default=None)
+        if self.loaded == version:
+            return
+        self._release()
+        if adapter := adapter_config(folder):
+            check_inside(adapter["base_model_name_or_path"], self.root, "the base of the adapter")
+        self.model, self.collator = predict.load(folder)
+        saved = predict.saved_arguments(folder)
+        names = [name for group in predict.AS_IN_TRAINING for name in group if name in saved]
+        reading = ReadingArguments(**{name: saved[name] for name in names})
+        self.collator.set_processor_options(processor_options(reading.processor_kwargs))
+        self.options = MediaOptions.of(reading)
+        self.loaded = version
+
+    def _parts(self, turn: dict) -> Iterator[dict]:
+        for file in turn["files"]:
+            if (mimetypes.guess_type(file)[0] or "").startswith("video/"):
+                frames, metadata = videos.open_video(file, self.options)
+                yield {"type": "video", "video": frames, "metadata": metadata}
+            else:
+                yield {"type": "image", "image": open_image(file, self.options)}
+        if turn["text"]:
+            yield {"type": "text", "text": turn["text"]}
+
+
+def turns_of(messages: list[dict]) -> list[dict]:
+    """Messages as gradio has them -> {"role", "text", "files"}; those of one side in a row are one turn."""
+    turns = []
+    for message in messages:
+        content = message["content"]
+        if not turns or turns[-1]["role"] != message["role"]:
+            turns.append({"role": message["role"], "text": "", "files": []})
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] == "file":
+                turns[-1]["files"].append(part["file"]["path"])
+            else:
+                turns[-1]["text"] += part["text"]
+    return turns
