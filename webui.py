@@ -18,6 +18,7 @@ import ipaddress
 import os
 import re
 import tempfile
+import traceback
 from collections.abc import Iterator
 from enum import Enum
 from functools import partial
@@ -35,7 +36,7 @@ import webui_runs as runs
 from arguments import cli
 from html_page import render
 from supported_models import AUTO, MODELS
-from webui_chat import Chat, turns_of
+from webui_chat import FAILED, Chat, turns_of
 from webui_runs import FIELDS, HERE, PASSWORD, check_inside
 
 # Which flags have a field, and where. Labels, help and defaults are those of arguments.py.
@@ -142,7 +143,7 @@ def is_same(given: str, password: str) -> bool:
 
 def make_page(root: str, uploads: str) -> gr.Blocks:
     chat = Chat(root, uploads)
-    with gr.Blocks(title="finelmm", analytics_enabled=False) as page:
+    with gr.Blocks(title="finelmm", analytics_enabled=False, fill_width=True) as page:
         with gr.Tabs() as tabs:
             with gr.Tab("Tune"):
                 tune = tune_tab(root)
@@ -205,13 +206,16 @@ def tune_tab(root: str) -> Tune:
                 made |= {name: field(name) for name in DATA}
             with gr.Group():
                 strategies = [strategy(component) for component in STRATEGIES]
-            with gr.Group(), gr.Row():
-                made |= {name: field(name, min_width=240) for name in NUMBERS}
+            with gr.Group(), gr.Row(elem_classes="fields"):
+                made |= {name: field(name) for name in NUMBERS}
             for title, names in FOLDED.items():
-                with gr.Accordion(title, open=False), gr.Row():
-                    made |= {name: field(name, min_width=240) for name in names}
+                with gr.Accordion(title, open=False), gr.Row(elem_classes="fields"):
+                    made |= {name: field(name) for name in names}
             more = gr.Textbox(
-                label="further flags", info="Any other flag of `python train.py --help`, as in a shell.", max_lines=4
+                label="further flags",
+                info="Any other flag of `python train.py --help`, as in a shell.",
+                max_lines=4,
+                elem_id="further_flags",
             )
         with gr.Column(scale=2, min_width=320, elem_classes="beside"):
             command = gr.Code(
@@ -243,7 +247,7 @@ def field(name: str, choices: list[str] | None = None, **options) -> gr.componen
     """The input of a flag, made from its dataclass field."""
     flag = FIELDS[name]
     kinds = get_args(flag.type) or (flag.type,)
-    options |= {"label": name.replace("_", " "), "info": shortened(flag.metadata["help"])}
+    options |= {"label": name.replace("_", " "), "info": shortened(flag.metadata["help"]), "elem_id": name}
     if bool in kinds:
         return gr.Checkbox(value=bool(flag.default), **options)
     if list[str] in kinds:
@@ -269,7 +273,7 @@ def strategy(component: str) -> gr.Radio:
     ways = STRATEGIES[component]
     names = dict.fromkeys(name for way in ways.values() for name in way)
     info = " ".join(FIELDS[name].metadata["help"] for name in names)
-    return gr.Radio(list(ways), value=next(iter(ways)), label=component, info=info)
+    return gr.Radio(list(ways), value=next(iter(ways)), label=component, info=info, elem_id=component.replace(" ", "_"))
 
 
 def words_of(inputs: tuple) -> list[str]:
@@ -314,19 +318,19 @@ def start(root: str, *inputs) -> tuple:
 
 
 def runs_tab_content(root: str) -> gr.Dropdown:
-    with gr.Row(equal_height=True):
-        run = gr.Dropdown([], label="run", info="An output folder in the root.", allow_custom_value=True, scale=4)
+    run = gr.Dropdown([], label="run", info="An output folder in the root.", allow_custom_value=True, elem_id="run")
+    head = gr.HTML()
+    with gr.Row():
         buttons = [
             gr.Button("Stop", variant="stop", visible=False, min_width=120),
             gr.Button("Kill: save nothing", variant="stop", visible=False, min_width=120),
             gr.Button("Resume", variant="primary", visible=False, min_width=120),
         ]
-    head = gr.HTML()
     with gr.Row():
-        losses = gr.LinePlot(x="step", y="loss", color="of", title="Loss", height=260, min_width=300)
-        rates = gr.LinePlot(x="step", y="rate", title="Learning rate", height=260, min_width=300)
+        losses = gr.LinePlot(x="step", y="loss", color="of", color_title=" ", title="Loss", height=280, min_width=300)
+        rates = gr.LinePlot(x="step", y="rate", title="Learning rate", y_axis_format=".1e", height=280, min_width=300)
     answers = gr.HTML()
-    log = gr.Textbox(label="log", lines=10, max_lines=14, interactive=False, autoscroll=True)
+    log = gr.HTML()
     with gr.Accordion("Report", open=False):
         report = gr.HTML()
     seen = gr.State()
@@ -348,9 +352,12 @@ def act(root: str, action, run: str) -> None:
 
 def watch(root: str, run: str | None, seen) -> list:
     """What the page shows of a run; plots, answers and report only where they are new."""
-    folder = check_inside(run or "", root, "the run")
-    if not run or folder == root:
-        return [notice("No run yet."), *[gr.update(visible=False)] * 3, *[gr.skip()] * 6]
+    try:
+        folder = check_inside(run or "", root, "the run")
+        if not run or not os.path.isdir(folder):
+            raise ValueError("No such run." if run else "No run yet: start one.")
+    except ValueError as error:
+        return [notice(str(error), is_error=bool(run)), *[gr.update(visible=False)] * 3, *[gr.skip()] * 6]
     state, record, log = runs.status(folder), runs.read_record(folder), runs.read_log(folder)
     progress = runs.progress(log, record["started"] if record else 0)
     head = render(
@@ -369,15 +376,18 @@ def watch(root: str, run: str | None, seen) -> list:
     if version == seen:
         news = [gr.skip()] * 3
     else:
-        curves = runs.curve(log, {"loss": "training", "eval_loss": "evaluation"})
-        rates = runs.curve(log, {"learning_rate": "learning rate"})
         news = [
-            pd.DataFrame(curves, columns=["step", "loss", "of"]),
-            pd.DataFrame(rates, columns=["step", "rate", "of"]),
+            points(log, "loss", {"loss": "training", "eval_loss": "evaluation"}),
+            points(log, "rate", {"learning_rate": "language model"}),
             answers_table(folder),
         ]
     report = gr.skip() if version == seen else framed_report(folder)
-    return [head, *shown, *news, runs.log_tail(folder), report, version]
+    return [head, *shown, *news, log_box(folder), report, version]
+
+
+def points(log: list[dict], y: str, names: dict[str, str]) -> pd.DataFrame | None:
+    rows = runs.curve(log, names)
+    return pd.DataFrame(rows, columns=["step", y, "of"]) if rows else None
 
 
 # Logged value -> its name on the page and its form.
@@ -408,6 +418,10 @@ def answers_table(folder: str) -> str:
     return render("webui_answers.html", step=step, answers=answers, right=right, shown=answers[:MOST_ANSWERS])
 
 
+def log_box(folder: str) -> str:
+    return Markup('<div class="log" tabindex="0" role="log"><pre>{}</pre></div>').format(runs.log_tail(folder))
+
+
 def framed_report(folder: str) -> str:
     path = os.path.join(folder, "report.html")
     if not os.path.isfile(path):
@@ -420,32 +434,35 @@ def framed_report(folder: str) -> str:
 
 
 def chat_tab_content(chat: Chat) -> gr.Dropdown:
-    with gr.Row(equal_height=True):
+    with gr.Row():
         info = "A checkpoint in the root, of a run or any other. One is loaded at a time."
-        model = gr.Dropdown([], label="model", info=info, allow_custom_value=True, scale=3)
-        most = gr.Slider(1, 1024, value=128, step=1, label="longest answer, in tokens", scale=2)
-        free = gr.Button("Free its memory", min_width=120)
-    free.click(chat.release)
+        model = gr.Dropdown([], label="model", info=info, allow_custom_value=True, min_width=300, elem_id="chat_model")
+        most = gr.Slider(1, 1024, value=128, step=1, label="longest answer, in tokens", min_width=300)
     gr.ChatInterface(
         partial(answer, chat),
         multimodal=True,
-        chatbot=gr.Chatbot(height=440, render_markdown=False, label="conversation", buttons=["copy"]),
+        chatbot=gr.Chatbot(
+            height=440, render_markdown=False, label="conversation", buttons=["copy"], allow_file_downloads=False
+        ),
         textbox=gr.MultimodalTextbox(
             file_types=["image", "video"], file_count="multiple", placeholder="A question, and a picture if you like"
         ),
         additional_inputs=[model, most],
     )
+    gr.Button("Free the memory of the model", size="sm").click(chat.release)
     return model
 
 
-def answer(chat: Chat, message: dict, history: list[dict], model: str | None, most: int) -> Iterator[str]:
-    question = {"role": "user", "text": message["text"], "files": message["files"]}
+def answer(chat: Chat, message: dict, history: list[dict], model: str | None, most: int) -> Iterator:
+    question = {"role": "user", "content": message["text"], "files": message["files"]}
     try:
         if not model:
-            raise ValueError("choose a model first.")
-        yield from chat.answer(model, [*turns_of(history), question], int(most))
-    except Exception as error:  # of the model, the picture or the memory: the page shows it
-        raise gr.Error(str(error), print_exception=not isinstance(error, ValueError)) from error
+            raise ValueError("Choose a model first.")
+        yield from chat.answer(model, turns_of([*history, question]), int(most))
+    except Exception as error:  # of the model, the picture or the memory
+        if not isinstance(error, ValueError):
+            traceback.print_exc()
+        yield {"role": "assistant", "content": str(error), "metadata": {"title": FAILED}}
 
 
 if __name__ == "__main__":

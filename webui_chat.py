@@ -17,6 +17,9 @@ from checks import adapter_config, processor_options
 from media import MediaOptions, open_image
 from webui_runs import check_inside
 
+# Title of a message that is no answer.
+FAILED = "No answer"
+
 
 class Chat:
     """Args:
@@ -83,25 +86,35 @@ class Chat:
 
     def _parts(self, turn: dict) -> Iterator[dict]:
         for file in turn["files"]:
-            if (mimetypes.guess_type(file)[0] or "").startswith("video/"):
-                frames, metadata = videos.open_video(file, self.options)
-                yield {"type": "video", "video": frames, "metadata": metadata}
-            else:
-                yield {"type": "image", "image": open_image(file, self.options)}
+            try:
+                if (mimetypes.guess_type(file)[0] or "").startswith("video/"):
+                    frames, metadata = videos.open_video(file, self.options)
+                    yield {"type": "video", "video": frames, "metadata": metadata}
+                else:
+                    yield {"type": "image", "image": open_image(file, self.options)}
+            except ValueError as error:
+                raise ValueError(str(error).replace(file, os.path.basename(file))) from error
         if turn["text"]:
             yield {"type": "text", "text": turn["text"]}
 
 
 def turns_of(messages: list[dict]) -> list[dict]:
-    """Messages as gradio has them -> {"role", "text", "files"}; those of one side in a row are one turn."""
+    """Messages as gradio has them -> {"role", "text", "files"}; those of one side in a row are one turn.
+
+    A question that failed is left out with its error.
+    """
     turns = []
     for message in messages:
-        content = message["content"]
+        if (message.get("metadata") or {}).get("title") == FAILED:
+            turns.pop()
+            continue
         if not turns or turns[-1]["role"] != message["role"]:
             turns.append({"role": message["role"], "text": "", "files": []})
+        content, turn = message["content"], turns[-1]
+        turn["files"] += message.get("files", [])
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part["type"] == "file":
-                turns[-1]["files"].append(part["file"]["path"])
+                turn["files"].append(part["file"]["path"])
             else:
-                turns[-1]["text"] += part["text"]
+                turn["text"] += part["text"]
     return turns
