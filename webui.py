@@ -35,6 +35,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 import webui_runs as runs
 from arguments import cli
 from html_page import render
+from progress import SPEED
 from supported_models import AUTO, MODELS
 from webui_chat import FAILED, Chat, turns_of
 from webui_runs import FIELDS, HERE, PASSWORD, check_inside
@@ -47,7 +48,8 @@ NUMBERS = (
     *("model_max_length", "logging_steps"),
 )
 FOLDED = {
-    "Evaluation and checkpoints": ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"),
+    "Evaluation": ("eval_strategy", "eval_steps", "eval_generate", "eval_max_new_tokens", "early_stopping_patience"),
+    "Checkpoints": ("save_strategy", "save_steps", "save_total_limit"),
     "Schedule": ("max_steps", "warmup_steps", "lr_scheduler_type", "weight_decay", "seed"),
     "LoRA": ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
     "Learning rates of the vision parts": ("vision_encoder_lr", "vision_projector_lr"),
@@ -365,11 +367,7 @@ def watch(root: str, run: str | None, seen) -> list:
         status=state,
         progress=progress,
         left=progress.seconds_left and state == "running" and duration(progress.seconds_left),
-        figures=[
-            (title, form.format(value))
-            for name, (title, form) in FIGURES.items()
-            if (value := runs.latest(log, name)) is not None
-        ],
+        figures=figures(log),
     )
     shown = [gr.update(visible=state in states) for states in (("running",), ("stopping",), ("stopped", "failed"))]
     version = runs.version(folder)
@@ -390,11 +388,9 @@ def points(log: list[dict], y: str, names: dict[str, str]) -> pd.DataFrame | Non
     return pd.DataFrame(rows, columns=["step", y, "of"]) if rows else None
 
 
-# Logged value -> its name on the page and its form.
+# Logged value -> its name on the page and its form; those of evaluations are named by themselves.
 FIGURES = {
     "loss": ("loss", "{:.4g}"),
-    "eval_loss": ("evaluation loss", "{:.4g}"),
-    "eval_exact_match": ("exact match", "{:.0%}"),
     "learning_rate": ("learning rate", "{:.2e}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
     "data_wait": ("data wait", "{:.0%}"),
@@ -402,6 +398,14 @@ FIGURES = {
     "mfu": ("MFU", "{:.0%}"),
 }
 MOST_ANSWERS = 50
+
+
+def figures(log: list[dict]) -> list[tuple[str, str]]:
+    """(name, value) of the newest of each."""
+    newest = {name: value for line in log for name, value in line.items()}
+    found = [(title, form.format(newest[name])) for name, (title, form) in FIGURES.items() if name in newest]
+    measured = [name for name in newest if name.startswith("eval_") and not name.endswith(SPEED)]
+    return found + [(name.replace("_", " "), f"{newest[name]:.4g}") for name in measured]
 
 
 def duration(seconds: float) -> str:

@@ -24,9 +24,10 @@ from typing import NamedTuple
 import psutil
 from filelock import FileLock, Timeout
 
-from arguments import PARTS, parse_arguments
+from arguments import PARTS, parse_arguments, split_flags
 from preview import add_flags
-from sources import ENDINGS, find_source
+from progress import LOG_FILE
+from sources import ENDINGS, HUB_ID, find_source
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 FIELDS = {field.name: field for part in PARTS for field in fields(part)}
@@ -36,6 +37,8 @@ MOST_FOLDERS = 20_000  # that are looked into for them
 MOST_POINTS = 500  # of a curve
 PREVIEW_SECONDS = 300
 PASSWORD = "FINELMM_WEBUI_PASSWORD"  # the environment variable; no run gets it
+# Left to train.py: they run a file of the user's.
+UNCHECKED = ("metric", "metric_for_best_model")
 REFUSED = {
     "allow_outside": "lets the data name files outside the root",
     "trust_remote_code": "runs the Python files of a checkpoint",
@@ -111,15 +114,15 @@ def check(words: list[str], root: str) -> str:
         for value in values:
             for path in paths_in(value):
                 check_inside(path, root, f"--{name}")
-        if name in ("data_path", "eval_data_path"):
-            for value in values:
-                if any(os.path.exists(path) or glob.glob(path) for path in paths_in(value)):
-                    for file in find_source(value).files:
-                        check_inside(file, root, f"--{name}")
+            if name in ("data_path", "eval_data_path") and not is_on_hub(value):
+                for file in find_source(value).files:
+                    check_inside(file, root, f"--{name}")
     try:
-        arguments, _ = parse_arguments(words, extend=add_flags)
+        arguments, own = parse_arguments(split_flags(words, UNCHECKED)[0], extend=add_flags)
     except SystemExit as error:  # of --help
         raise ValueError("these are no flags of a run.") from error
+    if any(value for name, value in vars(own).items() if name != "passed_over"):
+        raise ValueError("further flags are those of train.py, not of preview.py.")
     folder = dict(flags).get("output_dir")
     if not folder:
         raise ValueError("--output_dir is missing: a new folder for this run, such as checkpoints/first.")
@@ -144,6 +147,13 @@ def paths_in(value: str) -> Iterator[str]:
                 yield item
             elif isinstance(item, (dict, list)):
                 waiting += item.values() if isinstance(item, dict) else item
+
+
+def is_on_hub(value: str) -> bool:
+    """Whether a path of data may have to be fetched."""
+    paths = list(paths_in(value))
+    is_named = any(HUB_ID.match(path) and not path.lower().endswith(ENDINGS) for path in paths)
+    return is_named and not any(map(os.path.exists, paths))
 
 
 def check_inside(path: str, root: str, what: str) -> str:
@@ -307,7 +317,7 @@ def find(root: str) -> Found:
             break
         name = os.path.relpath(folder, root)
         is_model = not {"config.json", "adapter_config.json"}.isdisjoint(files)
-        is_run = not {RECORD, "args.yaml", "log.jsonl"}.isdisjoint(files) and name != "."
+        is_run = not {RECORD, LOG_FILE, "args.yaml"}.isdisjoint(files) and name != "."
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__")) and f != "node_modules")
         if is_run or is_model:
             folders[:] = [f for f in folders if f.startswith("checkpoint-")]
@@ -324,8 +334,8 @@ def find(root: str) -> Found:
 
 
 def read_log(folder: str) -> list[dict]:
-    """The lines of log.jsonl; empty before the first."""
-    path = os.path.join(folder, "log.jsonl")
+    """The lines of the log; empty before the first."""
+    path = os.path.join(folder, LOG_FILE)
     try:
         state = os.stat(path)
     except OSError:
@@ -356,7 +366,7 @@ def curve(log: list[dict], names: dict[str, str]) -> list[tuple[int, float, str]
 
 def version(folder: str) -> tuple:
     """It changes when there is something new to plot or to read."""
-    names = ("log.jsonl", "report.html", "eval_answers")
+    names = (LOG_FILE, "report.html", "eval_answers")
     paths = [os.path.join(folder, name) for name in names]
     return (folder, *(os.path.getmtime(path) if os.path.exists(path) else 0 for path in paths))
 
@@ -371,15 +381,12 @@ def progress(log: list[dict], started: float = 0) -> Progress:
     """How far a run is; the time left by its pace since it was started."""
     if not log:
         return Progress(0, 0, None)
-    last, timed = log[-1], [line for line in log if line["time"] >= started]
+    # Lines that a resumed run took over have no time.
+    last, timed = log[-1], [line for line in log if line.get("time", -1) >= started]
     steps = timed[-1]["step"] - timed[0]["step"] if timed else 0
     pace = (timed[-1]["time"] - timed[0]["time"]) / steps if steps else None
     left = last["max_steps"] - last["step"]
     return Progress(last["step"], last["max_steps"], pace and pace * left)
-
-
-def latest(log: list[dict], name: str) -> float | None:
-    return next((line[name] for line in reversed(log) if name in line), None)
 
 
 def log_tail(folder: str, lines: int = 40) -> str:
