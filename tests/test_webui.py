@@ -266,11 +266,11 @@ def test_a_run_is_started_stopped_and_resumed(root, stand_in, monkeypatch):
         time.sleep(0.02)
     runs.resume(folder, root)
     runs.kill(folder)
+    wait_for("stopped")
     runs.resume(folder, root)  # the flag is given once
-    lines = runs.log_tail(folder)
-    wait_for_log("resume_from_checkpoint")
+    wait_for_log('"--resume_from_checkpoint", "True"] None')
     first, *_, last = (json.loads(line.removesuffix(" None")) for line in runs.log_tail(folder).splitlines())
-    assert first == words(num_train_epochs=60) and last == [*first, "--resume_from_checkpoint", "True"], lines
+    assert first == words(num_train_epochs=60) and last == [*first, "--resume_from_checkpoint", "True"]
 
 
 def test_how_a_run_ended(root, stand_in):
