@@ -293,10 +293,11 @@ def explain(root: str, *inputs) -> tuple[str, str]:
     try:
         words = words_of(inputs)
         command = runs.command_line(words, root)
-        runs.check(words, root)
+        folder = runs.check(words, root)
     except ValueError as error:
         return command, notice(str(error), is_error=True)
-    return command, notice("Ready to start.")
+    is_used = os.path.exists(os.path.join(folder, "args.yaml"))
+    return command, notice(f"Ready to start{f', over the run in {folder}' if is_used else ''}.")
 
 
 def show_rows(root: str, order: str, number: int, *inputs) -> str:

@@ -1,5 +1,6 @@
 """The chat of the web interface: the one model that is loaded, and pages that take turns with it."""
 
+import contextlib
 import gc
 import glob
 import mimetypes
@@ -48,14 +49,11 @@ class Chat:
         with self.lock:
             self._load(folder)
             messages = [{"role": turn["role"], "content": list(self._parts(turn))} for turn in turns]
-            pieces, text = stream_answer(self.model, self.collator, messages, max_new_tokens), ""
-            try:
+            text = ""
+            with contextlib.closing(stream_answer(self.model, self.collator, messages, max_new_tokens)) as pieces:
                 for piece in pieces:
                     text += piece
                     yield text
-            finally:
-                for _ in pieces:  # of an answer that nobody waits for any more: the model is at work until its end
-                    pass
 
     def release(self) -> None:
         """Free the memory of the model."""

@@ -316,7 +316,7 @@ def find(root: str) -> Found:
         if number == MOST_FOLDERS:
             break
         name = os.path.relpath(folder, root)
-        is_model = not {"config.json", "adapter_config.json"}.isdisjoint(files)
+        is_model = not {"config.json", "adapter_config.json"}.isdisjoint(files) and name != "."
         is_run = not {RECORD, LOG_FILE, "args.yaml"}.isdisjoint(files) and name != "."
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__")) and f != "node_modules")
         if is_run or is_model:

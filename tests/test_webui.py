@@ -136,6 +136,11 @@ def test_wrong_values_are_told_as_train_py_tells_them(root):
     inputs = [{"model_id": "llava", "data_path": ["train.json"]}.get(n, runs.FIELDS[n].default) for n in webui.FLAGS]
     command, message = webui.explain(root, *inputs, "frozen", "frozen", "full", "")
     assert "--model_id llava" in command and "error" in message and "Did you mean" in message
+    inputs[:1], inputs[webui.FLAGS.index("output_dir")] = ["llava-1.5-7b"], "out"
+    assert "Ready to start.<" in webui.explain(root, *inputs, "frozen", "frozen", "full", "")[1]
+    os.mkdir("out")
+    open("out/args.yaml", "w").close()
+    assert "Ready to start, over the run in out.<" in webui.explain(root, *inputs, "frozen", "frozen", "full", "")[1]
 
 
 # ---- walls ----
@@ -330,12 +335,21 @@ def test_what_a_root_holds(root):
     ):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         open(path, "w").close()
+    open("adapter_config.json", "w").close()  # the root itself is neither
+    open("args.yaml", "w").close()
     for age, name in enumerate(("b", "a", "c")):
         os.utime(f"out/{name}", (1000 - age, 1000 - age))
     found = runs.find(root)
     assert found.runs == ["out/b", "out/a", "out/c"]
     assert sorted(found.models) == ["a/b/c/d", "base", "out/a", "out/a/checkpoint-5"]
-    assert sorted(found.data) == ["data/more.json", "data/x.parquet", "link.json", "mixed/a.json", "train.json"]
+    assert sorted(found.data) == [
+        "adapter_config.json",
+        "data/more.json",
+        "data/x.parquet",
+        "link.json",
+        "mixed/a.json",
+        "train.json",
+    ]
 
 
 # ---- what a run says of itself ----
