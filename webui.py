@@ -325,9 +325,9 @@ def runs_tab_content(root: str) -> gr.Dropdown:
     head = gr.HTML()
     with gr.Row():
         buttons = [
-            gr.Button("Stop", variant="stop", visible=False, min_width=120),
-            gr.Button("Kill: save nothing", variant="stop", visible=False, min_width=120),
-            gr.Button("Resume", variant="primary", visible=False, min_width=120),
+            gr.Button("Stop", variant="stop", visible=False, scale=0, min_width=180),
+            gr.Button("Kill: save nothing", variant="stop", visible=False, scale=0, min_width=180),
+            gr.Button("Resume", variant="primary", visible=False, scale=0, min_width=180),
         ]
     with gr.Row():
         losses = gr.LinePlot(x="step", y="loss", color="of", color_title=" ", title="Loss", height=280, min_width=300)
@@ -386,6 +386,9 @@ def watch(root: str, run: str | None, seen) -> list:
 
 def points(log: list[dict], y: str, names: dict[str, str]) -> pd.DataFrame | None:
     rows = runs.curve(log, names)
+    # A plot keeps the curves that it was first drawn with (gradio 6.31), so each is there from the first, if empty.
+    missing = set(names.values()) - {name for *_, name in rows}
+    rows += [(rows[0][0], None, name) for name in missing if rows]
     return pd.DataFrame(rows, columns=["step", y, "of"]) if rows else None
 
 
@@ -424,7 +427,8 @@ def answers_table(folder: str) -> str:
 
 
 def log_box(folder: str) -> str:
-    return Markup('<div class="log" tabindex="0" role="log"><pre>{}</pre></div>').format(runs.log_tail(folder))
+    text = runs.log_tail(folder)
+    return Markup('<div class="log" tabindex="0" role="log"><pre>{}</pre></div>').format(text) if text else ""
 
 
 def framed_report(folder: str) -> str:
