@@ -17,6 +17,7 @@ import hmac
 import ipaddress
 import os
 import re
+import socket
 import tempfile
 import traceback
 from collections.abc import Iterator
@@ -75,6 +76,7 @@ STRATEGIES = {
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
+    check(args)
     os.environ.pop(PASSWORD, None)  # no run and no library has to know it
     os.chdir(args.root)
     with tempfile.TemporaryDirectory(prefix="finelmm-webui-") as uploads:
@@ -119,6 +121,10 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(words)
     args.password = args.password or os.environ.get(PASSWORD)
     args.root = os.path.realpath(args.root)
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
     if not os.path.isdir(args.root):
         raise ValueError(f"--root {args.root} is not a folder.")
     if not is_loopback(args.host) and not args.password:
@@ -126,7 +132,13 @@ def parse(words: list[str] | None) -> argparse.Namespace:
             f"--host {args.host} lets other machines start runs here: set a password in the environment variable "
             f"{PASSWORD}, or leave --host out."
         )
-    return args
+    try:
+        with socket.create_server(
+            (args.host, args.port), family=socket.AF_INET6 if ":" in args.host else socket.AF_INET
+        ):
+            pass
+    except OSError as error:
+        raise ValueError(f"--host {args.host} --port {args.port} cannot be bound to: {error.strerror}.") from error
 
 
 def is_loopback(host: str) -> bool:

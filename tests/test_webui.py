@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import threading
 import time
 
@@ -210,14 +211,21 @@ def test_a_file_of_the_user_is_not_run_by_the_check(root):
 @pytest.mark.parametrize("host, is_local", [("127.0.0.1", 1), ("::1", 1), ("localhost", 1), ("0.0.0.0", 0), ("gpu", 0)])
 def test_another_host_needs_a_password(host, is_local, root, monkeypatch):
     monkeypatch.delenv(runs.PASSWORD, raising=False)
-    if is_local:
-        assert webui.parse(["--host", host]).password is None
-    else:
+    if not is_local:
         with pytest.raises(ValueError, match="set a password in the environment variable FINELMM_WEBUI_PASSWORD"):
-            webui.parse(["--host", host])
+            webui.check(webui.parse(["--host", host]))
+    assert webui.is_loopback(host) == bool(is_local)
     monkeypatch.setenv(runs.PASSWORD, "sesame")
     assert webui.parse(["--host", host]).password == "sesame"
     assert webui.is_same("sesame", "sesame") and not webui.is_same("sésame", "sesame")
+
+
+def test_where_it_cannot_start(root):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(ValueError, match="--port .* cannot be bound to: Address already in use"):
+            webui.check(webui.parse(["--port", str(taken.getsockname()[1])]))
+    with pytest.raises(ValueError, match="--root .*none is not a folder"):
+        webui.check(webui.parse(["--root", "none"]))
 
 
 # ---- runs ----
