@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from markupsafe import Markup
 from tqdm import tqdm
@@ -150,14 +151,15 @@ def figures_of(state) -> dict[str, str]:
     """The numbers that come first."""
     losses = [logs for logs in state.log_history if "loss" in logs]
     evaluations = [logs for logs in state.log_history if "eval_loss" in logs]
-    figures = {"steps": f"{state.global_step:,} of {state.max_steps:,}", "epochs": f"{state.epoch or 0:.4g}"}
+    of_all = f" of {state.max_steps:,}" if state.global_step < state.max_steps else ""
+    figures = {"steps": f"{state.global_step:,}{of_all}", "epochs": f"{state.epoch or 0:.3g}"}
     if losses:
-        figures["training loss"] = f"{losses[-1]['loss']:.4g}"
+        figures["training loss"] = short(losses[-1]["loss"])
     if evaluations:
-        figures["evaluation loss"] = f"{evaluations[-1]['eval_loss']:.4g}"
-        figures |= {name.replace("_", " "): f"{value:.4g}" for name, value in metrics_of(evaluations[-1]).items()}
+        figures["evaluation loss"] = short(evaluations[-1]["eval_loss"])
+        figures |= {name.replace("_", " "): short(value) for name, value in metrics_of(evaluations[-1]).items()}
     if state.best_global_step:
-        figures["best step"] = f"{state.best_global_step:,} ({state.best_metric:.4g})"
+        figures["best step"] = f"{state.best_global_step:,} ({short(state.best_metric)})"
     whole = next((logs for logs in reversed(state.log_history) if "train_runtime" in logs), {})
     speed = {name.removeprefix("train_"): value for name, value in (whole or (losses or [{}])[-1]).items()}
     if "runtime" in speed:
@@ -169,6 +171,10 @@ def figures_of(state) -> dict[str, str]:
     if "mfu" in speed:
         figures["MFU"] = f"{speed['mfu']:.0%}"
     return figures
+
+
+def short(value: float) -> str:
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
 
 
 def data_of(facts: RunFacts) -> list[dict]:
@@ -285,7 +291,9 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
         table=Markup(format_summary(facts.trained)),
         data=data_of(facts),
         has_plot=os.path.isfile(os.path.join(folder, "loss.png")),
-        flags={name: value for name, value in given_flags(arguments).items() if name not in PLACES},
+        flags=yaml.safe_dump(
+            {name: value for name, value in given_flags(arguments).items() if name not in PLACES}, sort_keys=False
+        ),
         versions=versions(),
     )
     with open(os.path.join(folder, CARD), "w", encoding="utf-8") as file:

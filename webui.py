@@ -57,6 +57,8 @@ FOLDED = {
     "Images and videos": ("image_size", "max_pixels", "num_frames", "fps", "max_frames", "video_max_pixels"),
     "Precision and memory": ("bf16", "use_cpu", "activation_checkpointing", "packing", "optim", "attn_implementation"),
 }
+# Those that change what the rows look like.
+SHOWN_BY = (*MODEL, "data_path", "model_max_length", *FOLDED["Images and videos"])
 # How each component trains -> the flags that are True.
 STRATEGIES = {
     "vision encoder": {
@@ -253,7 +255,10 @@ def tune_tab(root: str) -> Tune:
         trigger_mode="always_last",
         concurrency_limit=None,
     )
-    show.click(partial(show_rows, root), [order, number, *inputs], rows)
+    asked = [order, number, *inputs]
+    show.click(partial(show_rows, root), asked, rows)
+    seen = [component.change for component in (order, *(made[name] for name in SHOWN_BY))]
+    gr.on(seen, partial(show_rows, root, quiet=True), asked, rows, trigger_mode="always_last")
     return Tune(inputs, [made[name] for name in ("model_local_path", *DATA[:2])], start_button, message)
 
 
@@ -312,11 +317,12 @@ def explain(root: str, *inputs) -> tuple[str, str]:
     return command, notice(f"Ready to start{f', over the run in {folder}' if is_used else ''}.")
 
 
-def show_rows(root: str, order: str, number: int, *inputs) -> str:
+def show_rows(root: str, order: str, number: int, *inputs, quiet: bool = False) -> str:
+    """Rows as preview.py shows them; quiet: nothing where the form is not complete yet, which its message says."""
     try:
         return framed(runs.preview(words_of(inputs), root, order == "random", int(number)), "rows")
     except ValueError as error:
-        return notice(str(error), is_error=True)
+        return "" if quiet else notice(str(error), is_error=True)
 
 
 def start(root: str, *inputs) -> tuple:

@@ -41,7 +41,7 @@ MATRIX = REPO / "docs" / "support_matrix.json"
 STRATEGIES = REPO / "docs" / "strategy_matrix.json"
 FLAG_GROUPS = {"Model": ModelArguments, "Data": DataArguments, "LoRA": LoraArguments}
 # Scripts whose imports take seconds.
-SLOW_TO_START = ("train", "preview", "predict", "estimate", "merge_lora_weights", "check_serving")
+SLOW_TO_START = ("train", "preview", "predict", "estimate", "merge_lora_weights", "check_serving", "webui")
 NOTE = "<!-- Written by `python docs/generate.py`: change the code, not this file. -->\n"
 
 

@@ -62,8 +62,8 @@ def test_the_report_of_a_run(tiny, write_rows, tmp_path):
     assert "Complete" in page.text and "step 2 of 2" in page.text
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     losses = [logs["loss"] for logs in log if "loss" in logs]
-    assert f"{losses[-1]:.4g}" in page.text
-    assert f"{[logs['eval_loss'] for logs in log if 'eval_loss' in logs][-1]:.4g}" in page.text
+    assert f"{losses[-1]:.3g}" in page.text
+    assert f"{[logs['eval_loss'] for logs in log if 'eval_loss' in logs][-1]:.3g}" in page.text
     cells = {row[0]: row[1:] for row in page.rows if row}
     assert cells["vision encoder"][:1] + cells["vision encoder"][2:3] == ["frozen", "0"]
     assert cells["language model"][0] == "lora r=8"
@@ -98,7 +98,7 @@ def test_the_model_card(tiny, write_rows, tmp_path, flags):
     assert metadata["library_name"] == ("peft" if "--use_lora" in flags else "transformers")
     assert metadata["pipeline_tag"] == "image-text-to-text"
     assert "base_model" not in metadata  # a folder of this machine is nobody's base
-    assert f"| training loss | {loss[-1]:.4g} |" in text
+    assert f"| training loss | {loss[-1]:.3g} |" in text
     kinds = re.search(r"\| training \| 7 \| (.*?) \|", text)[1].split(", ")
     assert set(kinds) == {"image 2", "several images 2", "text 1", "video 1", "mixed 1"}
     assert yaml.safe_load(re.search(r"(?s)```yaml\n(.*?)```", text)[1])["learning_rate"] == 2e-3

@@ -70,7 +70,7 @@ def test_a_run_imports_and_prints_only_what_it_needs(tiny, write_rows, tmp_path,
     assert [line for line in re.split("[\r\n]", stderr) if not PROGRESS.fullmatch(line)] == []
 
 
-SCRIPTS = ("train", "preview", "predict", "estimate", "merge_lora_weights", "check_serving", "tiny_models")
+SCRIPTS = ("train", "preview", "predict", "estimate", "merge_lora_weights", "check_serving", "tiny_models", "webui")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
