@@ -96,19 +96,15 @@ def command_line(words: list[str], root: str) -> str:
     return " \\\n    ".join(lines)
 
 
-def check(words: list[str], root: str) -> str:
-    """Refuse what train.py would refuse at once, what leaves the root, and a run that could not be found again.
+def check_flags(words: list[str], root: str) -> None:
+    """Refuse what train.py would refuse at once, and what leaves the root.
 
     Flags that ask for a GPU, a package or an engine are left to train.py.
-
-    Returns:
-        The output folder.
 
     Raises:
         ValueError: it names the flag.
     """
-    flags = flags_of(words)
-    for name, values in flags:
+    for name, values in flags_of(words):
         if name in REFUSED:
             raise ValueError(f"--{name} {REFUSED[name]}: the web interface refuses it. Run the command in a terminal.")
         for value in values:
@@ -118,18 +114,23 @@ def check(words: list[str], root: str) -> str:
                 for file in find_source(value).files:
                     check_inside(file, root, f"--{name}")
     try:
-        arguments, own = parse_arguments(split_flags(words, UNCHECKED)[0], extend=add_flags)
+        _, own = parse_arguments(split_flags(words, UNCHECKED)[0], extend=add_flags)
     except SystemExit as error:  # of --help
         raise ValueError("these are no flags of a run.") from error
     if any(value for name, value in vars(own).items() if name != "passed_over"):
         raise ValueError("further flags are those of train.py, not of preview.py.")
-    folder = dict(flags).get("output_dir")
+
+
+def check(words: list[str], root: str) -> str:
+    """As `check_flags`, and refuse a run that could not be found again; returns its output folder."""
+    check_flags(words, root)
+    folder = " ".join(dict(flags_of(words)).get("output_dir", []))
     if not folder:
         raise ValueError("--output_dir is missing: a new folder for this run, such as checkpoints/first.")
-    depth = len(os.path.relpath(os.path.realpath(folder[0]), root).split(os.sep))
-    if os.path.realpath(folder[0]) == root or depth > DEPTH:
-        raise ValueError(f"--output_dir {folder[0]} must lie 1 to {DEPTH} folders below {root}, to be found again.")
-    return arguments.training.output_dir
+    depth = len(os.path.relpath(os.path.realpath(folder), root).split(os.sep))
+    if os.path.realpath(folder) == root or depth > DEPTH:
+        raise ValueError(f"--output_dir {folder} must lie 1 to {DEPTH} folders below {root}, to be found again.")
+    return folder
 
 
 def paths_in(value: str) -> Iterator[str]:
@@ -175,9 +176,9 @@ def preview(words: list[str], root: str, at_random: bool, number: int) -> str:
     """The page of preview.py on some rows of the data.
 
     Raises:
-        ValueError: as `check`, or what preview.py says.
+        ValueError: as `check_flags`, or what preview.py says.
     """
-    check(words, root)
+    check_flags(words, root)
     with tempfile.TemporaryDirectory() as folder:
         page = os.path.join(folder, "page.html")
         selection = ["--random" if at_random else "--num_rows", str(number)]
