@@ -53,7 +53,7 @@ def generate_answers(
         options: of `model.generate`.
 
     Yields:
-        {"index", "turn", "prediction", "reference", "exact_match"}, in order.
+        {"index", "turn", "question", "prediction", "reference", "exact_match"}, in order.
 
     Raises:
         ValueError: a row whose media cannot be opened.
@@ -68,13 +68,17 @@ def generate_answers(
         ]
         predictions = _generate(model, collator, prompts, max_new_tokens, **options)
         for question, sample, prediction in zip(batch, samples, predictions):
-            reference = "".join(part["text"] for part in sample["messages"][question.message]["content"])
+            asked_text, reference = (
+                "".join(part.get("text", "") for part in message["content"]).strip()
+                for message in sample["messages"][question.message - 1 : question.message + 1]
+            )
             yield {
                 "index": question.index,
                 "turn": question.turn,
+                "question": asked_text,
                 "prediction": prediction,
                 "reference": reference,
-                "exact_match": prediction == reference.strip(),
+                "exact_match": prediction == reference,
             }
 
 

@@ -5,8 +5,8 @@
     python predict.py --model_path out --image photo.png --prompt "What is broken?"
 
 Decoding is greedy, and the checkpoint's own template is around each conversation. On a data file, every assistant turn
-is answered with the reference history before it, and a line of the output is {"index", "turn", "prediction",
-"reference", "exact_match"}. A chat takes questions from the terminal or, one a line, from standard input.
+is answered with the reference history before it, and a line of the output is {"index", "turn", "question",
+"prediction", "reference", "exact_match"}. A chat takes questions from the terminal or, one a line, from standard input.
 """
 
 if __name__ == "__main__":

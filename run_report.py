@@ -9,6 +9,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -200,7 +201,7 @@ def data_of(facts: RunFacts) -> list[dict]:
 
 
 def answers_of(output_dir: str, facts: RunFacts, state) -> Iterator[dict]:
-    """For each of the first answered questions: pictures, question, reference, and the answers before and after."""
+    """The first answers of the last evaluation, each with the one before training, and with pictures once a row."""
     steps = sorted(logs["step"] for logs in state.log_history if metrics_of(logs))
     if not steps:
         return
@@ -208,16 +209,13 @@ def answers_of(output_dir: str, facts: RunFacts, state) -> Iterator[dict]:
         {(answer["index"], answer["turn"]): answer for answer in read_answers(output_dir, step)}
         for step in (steps[0], steps[-1])
     )
-    for (index, turn), answer in list(after.items())[:SHOWN_ANSWERS]:
-        sample = facts.eval_dataset[index]
-        replies = [i for i, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
-        question = sample["messages"][replies[turn] - 1]["content"]
-        yield {
-            "source": sample["source"],
-            "pictures": [embedded(picture, caption) for _, picture, caption in pictures(sample)] if turn == 0 else [],
-            "question": "".join(part.get("text", "") for part in question).strip(),
-            "before": before.get((index, turn), {}).get("prediction"),
-            **answer,
+    last_row = None
+    for key, answer in list(after.items())[:SHOWN_ANSWERS]:
+        is_first, last_row = answer["index"] != last_row, answer["index"]
+        shown = pictures(facts.eval_dataset[last_row]) if is_first else ()
+        yield answer | {
+            "pictures": [embedded(picture, caption) for _, picture, caption in shown],
+            "before": before.get(key, {}).get("prediction"),
         }
 
 
@@ -225,6 +223,7 @@ def given_flags(arguments: Arguments) -> dict:
     return {name: value for name, value in arguments.as_dict().items() if name in arguments.given}
 
 
+@cache
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     git = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True)

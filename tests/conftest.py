@@ -169,8 +169,10 @@ SINGLE_ROWS = [
 VISION_FLAGS = ["--train_vision_encoder", "True", "--train_vision_projector", "True"]
 
 
-def run(tiny, family: str, data_path: str, output_dir, *flags) -> list[dict]:
+def run(tiny, family: str, data_path: str, output_dir, *flags, draws_plots: bool = False) -> list[dict]:
     """A short run of train.py in this process; returns its logged steps."""
+    from launch import plots
+
     import train
 
     defaults = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "num_frames": 4}
@@ -179,7 +181,8 @@ def run(tiny, family: str, data_path: str, output_dir, *flags) -> list[dict]:
     words += CONSENT[family]
     for name, value in defaults.items():
         words += [] if f"--{name}" in flags else [f"--{name}", str(value)]
-    train.main([*words, "--output_dir", str(output_dir), *map(str, flags)])
+    with plots(draws_plots):
+        train.main([*words, "--output_dir", str(output_dir), *map(str, flags)])
     with open(os.path.join(output_dir, "trainer_state.json")) as file:
         return [entry for entry in json.load(file)["log_history"] if "loss" in entry]
 

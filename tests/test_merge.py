@@ -180,7 +180,7 @@ def test_answers_do_not_depend_on_the_batch(tiny, family, write_rows, tmp_path, 
         predict.main([*words, "--batch_size", batch_size, "--max_new_tokens", "8"])
         found.append([json.loads(line) for line in out.read_text().splitlines()])
     assert found[0] == found[1]
-    assert set(found[0][0]) == {"index", "turn", "prediction", "reference", "exact_match"}
+    assert set(found[0][0]) == {"index", "turn", "question", "prediction", "reference", "exact_match"}
     turns_of = [(i, t) for i, row in enumerate(rows_for(family)) for t in range(number_of_replies(row))]
     assert [(line["index"], line["turn"]) for line in found[0]] == turns_of
     assert capsys.readouterr().out.splitlines()[-2] == "exact match: 0.00"

@@ -229,7 +229,7 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_whole(tiny, write_rows,
             run(tiny, "llava-1.5", path, out, *flags, "--resume_from_checkpoint", True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert sorted(path.name for path in out.iterdir()) == ["checkpoint-2", "log.jsonl"]
+    assert [path.name for path in out.iterdir() if path.is_dir()] == ["checkpoint-2"]
     run(tiny, "llava-1.5", path, out, *flags, "--resume_from_checkpoint", True)
     assert_equal_runs(out, tmp_path / "whole")
 

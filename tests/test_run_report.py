@@ -48,7 +48,7 @@ def test_the_report_of_a_run(tiny, write_rows, tmp_path):
     path, out = write_rows(rows_for(FAMILY)), tmp_path / "out"
     flags = ["--use_lora", True, "--train_vision_projector", True, "--eval_data_path", f"{path}[:3]"]
     flags += ["--eval_generate", 3, "--eval_max_new_tokens", 3, "--hub_token", "hf_secret"]
-    run(tiny, FAMILY, path, out, *flags)
+    run(tiny, FAMILY, path, out, *flags, draws_plots=True)
     page = Page(out / "report.html")
     assert "script" not in page.tags
     assert all(reference.startswith("data:") for reference in page.references)  # it needs no other file
@@ -92,7 +92,20 @@ def card_of(folder) -> tuple[dict, str]:
 @pytest.mark.parametrize("flags", [["--use_lora", True], VISION_FLAGS], ids=["adapter", "full"])
 def test_the_model_card(tiny, write_rows, tmp_path, flags):
     path, out = write_rows(rows_for(FAMILY)), tmp_path / "out"
-    run(tiny, FAMILY, path, out, *flags, "--save_strategy", "steps", "--save_steps", 1, "--learning_rate", 2e-3)
+    run(
+        tiny,
+        FAMILY,
+        path,
+        out,
+        *flags,
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        1,
+        "--learning_rate",
+        2e-3,
+        draws_plots=True,
+    )
     loss = [log["loss"] for log in json.loads((out / "trainer_state.json").read_text())["log_history"] if "loss" in log]
     metadata, text = card_of(out)
     assert metadata["library_name"] == ("peft" if "--use_lora" in flags else "transformers")
@@ -134,7 +147,7 @@ def test_a_stopped_run_leaves_a_report(tiny, write_rows, tmp_path):
     words = ["--model_id", MODEL_ID[FAMILY], "--model_local_path", tiny(FAMILY), "--data_path", path, "--use_cpu", True]
     words += ["--output_dir", out, "--logging_steps", 1, "--max_steps", 1000, "--use_lora", True]
     for number, code, ended in ((signal.SIGTERM, 143, "Stopped by SIGTERM"), (signal.SIGINT, 1, "Stopped by Ctrl-C")):
-        stopped = Launch(words)
+        stopped = Launch(words, environment={"PLOTS": 1})
         (out / "log.jsonl").unlink(missing_ok=True)
         while not (out / "log.jsonl").exists() or len((out / "log.jsonl").read_text().splitlines()) < 2:
             assert stopped.running, stopped.output
@@ -148,7 +161,7 @@ def test_a_stopped_run_leaves_a_report(tiny, write_rows, tmp_path):
 
 def test_a_failed_report_does_not_fail_the_run(tiny, write_rows, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_report, "write_loss", lambda *_: 1 / 0)
-    run(tiny, FAMILY, write_rows(rows_for(FAMILY)), tmp_path / "out")
+    run(tiny, FAMILY, write_rows(rows_for(FAMILY)), tmp_path / "out", draws_plots=True)
     assert "WARNING: no report could be written: ZeroDivisionError" in capsys.readouterr().out
     assert (tmp_path / "out/all_results.json").is_file()
 

@@ -399,12 +399,18 @@ def test_the_log_is_shown_as_a_terminal_shows_it(tmp_path):
 
 def test_what_rows_hold_is_text_on_the_page(tmp_path):
     (tmp_path / "eval_answers").mkdir()
-    answer = {"index": 3, "turn": 1, "prediction": "<b onclick=x>${1}</b>", "reference": "{{r}}", "exact_match": False}
+    answer = {"index": 3, "turn": 1, "question": "<i>?", "prediction": "<b onclick=x>${1}</b>"}
+    answer |= {"reference": "{{r}}", "exact_match": False}
     for step in (9, 10):
         (tmp_path / f"eval_answers/step-{step}.jsonl").write_text(json.dumps(answer | {"index": step}) + "\n")
     assert runs.newest_answers(str(tmp_path)) == (10, [answer | {"index": 10}])
     shown = webui.answers_table(str(tmp_path))
-    assert "&lt;b onclick=x&gt;${1}&lt;/b&gt;" in shown and "<b " not in shown and "10, turn 2" in shown
+    assert (
+        "&lt;b onclick=x&gt;${1}&lt;/b&gt;" in shown
+        and "<b " not in shown
+        and "&lt;i&gt;? " in shown
+        and "(row 10)" in shown
+    )
     assert "<b>" not in webui.notice("<b>") and 'srcdoc="&lt;p title=&#34;' in webui.framed('<p title="a">', "rows")
 
 
