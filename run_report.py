@@ -8,9 +8,9 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import torch
@@ -68,7 +68,8 @@ def reported(trainer, facts: RunFacts):
     ended = "Interrupted"
     try:
         yield
-        ended = "Complete"
+        is_early = trainer.state.global_step < trainer.state.max_steps
+        ended = "Complete, stopped early" if is_early else "Complete"
     except SystemExit as stop:
         ended = "Stopped by SIGTERM" if stop.code == 128 + signal.SIGTERM else f"Ended with exit code {stop.code}"
         raise
@@ -106,7 +107,7 @@ def write_report(output_dir: str, facts: RunFacts, state, ended: str) -> None:
     curves = curves_of(state.log_history)
     if losses := curves.get("loss"):
         write_loss(os.path.join(output_dir, "loss.png"), losses, facts.arguments.model.model_id)
-    is_complete, steps = ended == "Complete", f"step {state.global_step:,} of {state.max_steps:,}"
+    is_complete, steps = ended.startswith("Complete"), f"step {state.global_step:,} of {state.max_steps:,}"
     arguments, training = facts.arguments, facts.arguments.training
     body = render(
         "report.html",
@@ -225,9 +226,15 @@ def given_flags(arguments: Arguments) -> dict:
 
 @cache
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    git = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return found | ({"finelmm": git.stdout.strip()} if git.returncode == 0 else {})
+    """Of what is installed, and of this repository where it is a git one."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    with suppress(OSError, subprocess.CalledProcessError):  # no git; no repository
+        command = ["git", "-C", HERE, "describe", "--always", "--dirty"]
+        found["finelmm"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return found
 
 
 def device_name(device: torch.device) -> str:

@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from conftest import MODEL_ID, VISION_FLAGS, rows_for, run, turns
+from conftest import CONSENT, FAMILIES, MODEL_ID, VISION_FLAGS, rows_for, run, turns
 from launch import Launch, launch
 from PIL import Image
 
@@ -13,6 +13,8 @@ import predict
 import train
 
 FAMILY = "qwen2-vl"
+FSDP = ["--fsdp", "True", "--fsdp_config", "fsdp_configs/fsdp2.json"]
+FSDP += ["--accelerator_config", '{"use_configured_state": true}']
 ANSWERS = ["--eval_generate", 3, "--eval_max_new_tokens", 5, "--eval_strategy", "steps", "--eval_steps", 1]
 
 
@@ -76,9 +78,23 @@ def test_answers_change_nothing_and_are_those_of_predict(tiny, write_rows, tmp_p
     assert answers == [line for key, line in sorted(offline.items()) if key[0] in rows]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_answers_of_every_family_are_those_of_predict(tiny, family, write_rows, tmp_path):
+    """In the trained model, whose samples are joined and kept apart, and in the one that was saved."""
+    path, out = write_rows(rows_for(family)), tmp_path / "out"
+    flags = ["--use_lora", True, "--train_vision_projector", True, "--learning_rate", 1e-2, "--eval_data_path", path]
+    run(tiny, family, path, out, *flags, *ANSWERS, "--eval_generate", 99)
+    words = ["--model_path", str(out), "--data_path", path, "--output_path", str(tmp_path / "offline.jsonl")]
+    predict.main([*words, *CONSENT[family], "--max_new_tokens", "5"])
+    answers = lines_of(out / "eval_answers/step-2.jsonl")
+    assert answers and answers == lines_of(tmp_path / "offline.jsonl")
+
+
 @pytest.mark.parametrize(
     "flags",
     [
+        pytest.param([*FSDP, "--use_lora", "True", "--lora_dropout", "0"], id="fsdp2-lora"),
         pytest.param(["--use_lora", "True", "--lora_dropout", "0"], id="ddp-lora"),
         pytest.param(["--deepspeed", "ds_configs/zero3.json"], id="zero3-full"),
         pytest.param(
@@ -94,9 +110,10 @@ def test_processes_share_the_answers_of_one(tiny, write_rows, tmp_path, flags):
     words = ["--model_id", MODEL_ID[FAMILY], "--model_local_path", tiny(FAMILY), "--data_path", path, "--use_cpu", True]
     words += ["--eval_data_path", path, "--max_steps", 2, "--save_strategy", "no", "--learning_rate", 1e-2]
     words += [*VISION_FLAGS, "--per_device_train_batch_size", 1, *ANSWERS]
-    one = ["--gradient_accumulation_steps", 2, *(flags if "--deepspeed" not in flags else flags[2:])]
-    launch([*words, *one, "--output_dir", tmp_path / "one"])
-    launch([*words, *flags, "--output_dir", tmp_path / "two"], processes=2)
+    one = flags[flags.index("--use_lora") :] if "--use_lora" in flags else []
+    launch([*words, *one, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path / "one"])
+    script = "fsdp_on_cpu" if "--fsdp" in flags else "train"
+    launch([*words, *flags, "--output_dir", tmp_path / "two"], processes=2, script=script)
     for step in (0, 1, 2):
         alone, together = (lines_of(tmp_path / name / f"eval_answers/step-{step}.jsonl") for name in ("one", "two"))
         assert len(alone) == sum(len(row["conversations"]) // 2 for row in rows) == 3
