@@ -387,12 +387,11 @@ class EncodedDataset(Dataset):
         return inputs
 
     def can_open(self, position: int) -> bool:
-        """Whether the media of a sample can be opened; where bad samples are allowed, one that fails is counted."""
+        """Whether the media of a sample can be opened, where bad samples are allowed; else reading it will tell."""
         if self.skips:
             try:
                 self.dataset[position]
-            except ValueError as error:
-                self._count(position, error)
+            except ValueError:
                 return False
         return True
 
