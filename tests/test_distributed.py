@@ -289,7 +289,7 @@ def test_a_slurm_job_whose_time_is_up_saves_and_is_queued_again(slurm, tmp_path)
     job, out, log = slurm("--save_steps", 1000, "--max_steps", 100), tmp_path / "out", tmp_path / "log"
     with open(log, "w") as file:
         process = subprocess.Popen(**job, stdout=file, stderr=file)
-        while "'loss'" not in log.read_text():
+        while ": loss " not in log.read_text():
             assert process.poll() is None, log.read_text()[-3000:]
             time.sleep(0.1)
         process.terminate()

@@ -5,10 +5,12 @@ import signal
 import time
 
 import pytest
+import torch
 from conftest import CONSENT, FAMILIES, MODEL_ID, VISION_FLAGS, rows_for, run, turns
 from launch import Launch, launch
 from PIL import Image
 
+import answers
 import predict
 import train
 
@@ -65,17 +67,17 @@ def test_answers_change_nothing_and_are_those_of_predict(tiny, write_rows, tmp_p
     evaluated = {logs["step"]: logs for logs in logs_of(folder) if "eval_loss" in logs}
     assert list(evaluated) == [0, 1, 2, 3]
     for step, logs in evaluated.items():
-        answers = lines_of(folder / f"eval_answers/step-{step}.jsonl")
-        found = measured(answers) | {"eval_longest": max(len(answer["prediction"]) for answer in answers)}
+        lines = lines_of(folder / f"eval_answers/step-{step}.jsonl")
+        found = measured(lines) | {"eval_longest": max(len(line["prediction"]) for line in lines)}
         assert {name: logs[name] for name in found} == pytest.approx(found)
 
     words = ["--model_path", str(folder), "--data_path", path, "--output_path", str(tmp_path / "offline.jsonl")]
     predict.main([*words, "--max_new_tokens", "5"])
     offline = {(line["index"], line["turn"]): line for line in lines_of(tmp_path / "offline.jsonl")}
     assert {index for index, _ in offline} == set(range(len(rows_for(FAMILY))))
-    rows = {answer["index"] for answer in answers}
+    rows = {line["index"] for line in lines}
     assert rows == {0, (len(rows_for(FAMILY)) - 1) // 2, len(rows_for(FAMILY)) - 1}  # evenly spread
-    assert answers == [line for key, line in sorted(offline.items()) if key[0] in rows]
+    assert lines == [line for key, line in sorted(offline.items()) if key[0] in rows]
 
 
 @pytest.mark.slow
@@ -87,8 +89,8 @@ def test_the_answers_of_every_family_are_those_of_predict(tiny, family, write_ro
     run(tiny, family, path, out, *flags, *ANSWERS, "--eval_generate", 99)
     words = ["--model_path", str(out), "--data_path", path, "--output_path", str(tmp_path / "offline.jsonl")]
     predict.main([*words, *CONSENT[family], "--max_new_tokens", "5"])
-    answers = lines_of(out / "eval_answers/step-2.jsonl")
-    assert answers and answers == lines_of(tmp_path / "offline.jsonl")
+    found = lines_of(out / "eval_answers/step-2.jsonl")
+    assert found and found == lines_of(tmp_path / "offline.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -120,11 +122,20 @@ def test_processes_share_the_answers_of_one(tiny, write_rows, tmp_path, flags):
         assert together == alone
 
 
-def test_answers_in_bfloat16_under_lora(tiny, write_rows, tmp_path):
+def test_answers_in_bfloat16_under_lora(tiny, write_rows, tmp_path, monkeypatch):
+    """In the precision of the run, though accelerate sets it for the adapters' wrapper, which does not generate."""
+    generate, precisions = answers._generate, set()
+
+    def note(*args, **kwargs):
+        precisions.add(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(answers, "_generate", note)
     path = write_rows(rows_for(FAMILY))
     flags = ["--bf16", True, "--use_cpu", True, "--use_lora", True, *VISION_FLAGS, "--eval_data_path", path]
     run(tiny, FAMILY, path, tmp_path / "out", *flags, *ANSWERS, "--max_steps", 1)
     assert len(lines_of(tmp_path / "out/eval_answers/step-1.jsonl")) >= 3
+    assert precisions == {torch.bfloat16}
 
 
 def test_a_broken_picture_is_left_out_of_the_answers_and_counted(tiny, write_rows, tmp_path, media_folder, capsys):

@@ -202,7 +202,7 @@ def test_sigterm_on_one_rank_stops_all_where_its_workers_get_it_too(tiny, write_
     launch([*words, "--output_dir", tmp_path / "whole"], 2)
     words += ["--output_dir", tmp_path / "out", "--resume_from_checkpoint", True]
     started = Launch(words, 2)
-    wait_for(lambda: "'loss'" in started.output, started)
+    wait_for(lambda: ": loss " in started.output, started)
     workers = psutil.Process(started.processes[1].pid).children()
     assert [worker.name() for worker in workers] == ["pt_data_worker"]
     for process in [*workers, started.processes[1]]:
