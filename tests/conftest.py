@@ -1,5 +1,6 @@
 """What the tests share: tiny checkpoints, built once a session, and small media files."""
 
+import gc
 import json
 import os
 import sys
@@ -65,6 +66,12 @@ def make_loader(family: str, path: str, **kwargs):
     from loaders import LOADERS
 
     return LOADERS.get(family)(str(path), FACTS[family].remote_code, **kwargs)
+
+
+def pytest_collection_finish(session):
+    """What is imported stays: the garbage collector need not look through it in every test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
