@@ -295,6 +295,7 @@ def test_the_rows_of_the_pages_are_read(media_folder, tmp_path):
         assert all(dataset[i]["messages"] for i in range(len(dataset)))
 
 
+@pytest.mark.slow
 def test_the_walk_of_add_new_model(tmp_path):
     page = REPO / "docs/add_new_model.md"
     for path in (

@@ -230,6 +230,7 @@ def test_a_metric_of_another_name_ends_the_run_before_step_1(tiny, write_rows, t
 # ---- log.jsonl ----
 
 
+@pytest.mark.slow
 def test_the_log_of_a_stopped_run_goes_on(tiny, write_rows, tmp_path):
     """Killed after a checkpoint, it has lines that the resumed run writes again."""
     path, out = write_rows(rows_for(FAMILY)), tmp_path / "out"
