@@ -42,6 +42,7 @@ def opened(kind: str, reference, options: MediaOptions) -> np.ndarray:
 
 def serve(pipe) -> None:
     """The child: answers with what header and pixels gave, or the text of the ValueError, and the peak of memory."""
+    pipe.send("ready")
     while (request := pipe.recv()) is not None:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew: man 5 proc
         before, answers = memory("VmRSS"), []
@@ -61,6 +62,7 @@ def child():
     process = context.Process(target=serve, args=(theirs,), daemon=True)
     process.start()
     theirs.close()
+    assert pipe.poll(15 * SECONDS) and pipe.recv() == "ready"  # its imports take long on a busy machine
 
     def ask(kind: str, reference, megabytes: int = MEGABYTES, **flags):
         pipe.send((kind, reference, MediaOptions(num_frames=3, **flags)))
