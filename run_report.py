@@ -27,7 +27,7 @@ from html_page import COLOUR, draw, embedded, html_page, pictures, render
 from progress import SPEED
 from trainable import ComponentSummary, format_summary
 
-CARD = "README.md"
+CARD, TAG = "README.md", "finelmm"
 SHOWN_ANSWERS = 12
 PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # behind the loss and other metrics
 # Flags that name places on the machine, which are nobody's business who gets the weights.
@@ -285,7 +285,7 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
         base_model_relation=facts.base and ("adapter" if is_adapter else "finetune"),
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="image-text-to-text",
-        tags=["finelmm", *(["lora"] if is_adapter else [])],
+        tags=[TAG, *(["lora"] if is_adapter else [])],
     )
     card = render(
         "model_card.md",
@@ -306,14 +306,15 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
         file.write(card)
 
 
+@forgiven("model card")
 def write_merged_card(adapter: str, merged: str) -> None:
-    """Write the card of a merged model after that of its adapter, where that has one."""
+    """Write the card of a merged model after that of its adapter, where that has one of `write_card`."""
     path = os.path.join(adapter, CARD)
-    if not os.path.isfile(path):
+    card = ModelCard.load(path) if os.path.isfile(path) else None
+    if card is None or TAG not in (card.data.tags or []):
         return
-    card = ModelCard.load(path)
-    card.data.library_name, card.data.base_model_relation = "transformers", card.data.base_model and "finetune"
-    card.data.tags = ["finelmm"]
+    card.data.library_name, card.data.tags = "transformers", [TAG]
+    card.data.base_model_relation = card.data.base_model and "finetune"
     head, _, tail = card.text.partition("## Use\n")
     head = head.replace("\nAdapter of", "\nMerged weights of", 1)
     card.text = head + str(render("model_card_use.md", is_adapter=False)) + tail.partition("```\n")[2]

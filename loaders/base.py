@@ -143,7 +143,7 @@ class BaseLoader:
             What its language model takes as attention_mask: a (1, 1, tokens, tokens) mask, True where a token is seen,
             or one for each kind of layer.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # asked only of families that are `bidirectional`, each of which has its own
 
     def stop_tokens(self, tokenizer) -> list[str]:
         """What ends generation, by the checkpoint's generation_config.json."""

@@ -135,6 +135,16 @@ def test_the_model_card(tiny, write_rows, tmp_path, flags):
         assert (tmp_path / "merged/loss.png").is_file()
 
 
+@pytest.mark.parametrize("text", [None, "---\ntags: [other]\n---\n# Mine\n", "---\n{: no YAML\n---\n# Mine\n"])
+def test_a_card_of_somebody_else_is_not_taken_for_the_merged_models(tmp_path, text):
+    for name in ("adapter", "merged"):
+        (tmp_path / name).mkdir()
+    if text:
+        (tmp_path / "adapter/README.md").write_text(text)
+    run_report.write_merged_card(str(tmp_path / "adapter"), str(tmp_path / "merged"))
+    assert not (tmp_path / "merged/README.md").exists()
+
+
 def test_the_card_of_a_model_of_the_hub_names_its_base(tmp_path):
     words = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "none.json", "--output_dir", str(tmp_path)]
     facts = run_report.RunFacts(parse_arguments(words), [], None, None)
