@@ -366,7 +366,7 @@ def main() -> None:
     parser.add_argument("--matrix", action="store_true", help="run the matrices first")
     if parser.parse_args().matrix:
         for tests, file in (("tests/test_matrix.py", MATRIX), ("tests/test_strategies.py", STRATEGIES)):
-            words = ["-m", "pytest", "-q", tests, "-m", "cell", "--matrix", str(file)]
+            words = ["-m", "pytest", "-q", "-n", "0", tests, "-m", "cell", "--matrix", str(file)]
             subprocess.run([sys.executable, *words], cwd=REPO)
     with tempfile.TemporaryDirectory() as folder:
         made = {family: f"{folder}/{family}" for family in families()}

@@ -149,7 +149,7 @@ def chain_of_kills(words, out, kills: int, aimed: int, processes: int = 1) -> No
         print(f"kill {kill}: {'in a save' if kill in in_saves else 'anywhere'}, {before} -> {after}")
         assert has_reached(out, max(before, default=0))
     started = Launch(words, processes)
-    wait_for(lambda: "train_runtime" in started.output, started)
+    wait_for(lambda: "trained " in started.output, started)
     started.kill()
     launch(words, processes)
     assert len(checkpoints(out)) == 2 and not (out / "unfinished-checkpoints").exists()
