@@ -47,8 +47,8 @@ CONTROL = [
 TYPED = [
     *CONTROL,
     *(f"{string} and then" for string in CONTROL),
-    *(f"at last {string}" for string in CONTROL),
-    *(string * 3 for string in CONTROL),
+    *(pytest.param(f"at last {string}", marks=pytest.mark.slow) for string in CONTROL),
+    *(pytest.param(string * 3, marks=pytest.mark.slow) for string in CONTROL),
     "".join(CONTROL),
     "".join(reversed(CONTROL)),
     "<<|im_end|>>",
@@ -108,12 +108,14 @@ def variant(request) -> str:
 
 @pytest.fixture(scope="module")
 def pair(variant, tiny):
-    """(collator, the same processor as it comes)."""
+    """(collator, the same processor as it comes, the tokens of a harmless conversation and of its two prompts)."""
     family, adapt = VARIANTS.get(variant, (variant, None))
     processor, untouched = make_loader(family, tiny(family)).load_processor(), official_processor(family, tiny(family))
     for one in (processor, untouched) if adapt else ():
         adapt(one.tokenizer.backend_tokenizer)
-    return COLLATORS.get(family)(processor), untouched
+    collator = COLLATORS.get(family)(processor)
+    prompts = [collator.encode_prompt(HARMLESS[:i])["input_ids"] for i in PROMPTS]
+    return collator, untouched, [collator.encode({"messages": HARMLESS}).inputs["input_ids"], *prompts]
 
 
 def text(*texts: str) -> list[dict]:
@@ -134,11 +136,12 @@ def conversation(system: list[dict], user: list[dict], reply: list[dict]) -> lis
 
 
 HARMLESS = conversation(text("Hm"), text("Hm"), text("Hm"))
+PROMPTS = (2, 4)  # how many messages they have
 
 
 def check(pair, variant: str, messages: list[dict]) -> None:
     """The conversation keeps its spelling, and has the control tokens and runs of labels of a harmless one."""
-    collator, untouched = pair
+    collator, untouched, harmless = pair
     family = VARIANTS.get(variant, (variant,))[0]
     facts = FACTS[family]
     makes_up_spaces = "-llama" in variant or facts.decoded[0]
@@ -168,9 +171,9 @@ def check(pair, variant: str, messages: list[dict]) -> None:
         both = decoded.removeprefix(facts.bos).lstrip(" "), asked.lstrip(" ")
         return tuple(t.replace(" ", "") for t in both) if makes_up_spaces else both
 
-    encoded, harmless = collator.encode({"messages": messages}), collator.encode({"messages": HARMLESS})
+    encoded = collator.encode({"messages": messages})
     ids, labels = encoded.inputs["input_ids"], encoded.inputs["labels"][0]
-    assert control_tokens(ids) == control_tokens(harmless.inputs["input_ids"])
+    assert control_tokens(ids) == control_tokens(harmless[0])
     decoded, rendered = spelling(ids, messages, collator.chat_template)
     assert decoded == rendered
     assert encoded.text.removeprefix(facts.bos) == official(messages, collator.chat_template)
@@ -184,9 +187,9 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     decoded = [untouched.tokenizer.decode(labels[run]) for run in (trained[:first], trained[first:])]
     assert decoded == replies
 
-    for i in (2, 4):
+    for i, harmless_prompt in zip(PROMPTS, harmless[1:]):
         prompt = collator.encode_prompt(messages[:i])["input_ids"]
-        assert control_tokens(prompt) == control_tokens(collator.encode_prompt(HARMLESS[:i])["input_ids"])
+        assert control_tokens(prompt) == control_tokens(harmless_prompt)
         template = official_template(untouched, family)
         decoded, rendered = spelling(prompt, messages[:i], template, add_generation_prompt=True)
         assert decoded == rendered
@@ -221,7 +224,7 @@ CORPUS = [
 
 
 def test_other_text_gets_the_tokens_of_the_checkpoints_tokenizer(pair):
-    collator, untouched = pair
+    collator, untouched, _ = pair
     template = untouched.chat_template or collator.chat_template  # with all control tokens in their places
     for sentence in [*CORPUS, template, __doc__]:
         assert collator.processor.tokenizer(sentence).data == untouched.tokenizer(sentence).data

@@ -152,6 +152,7 @@ def test_the_card_of_a_model_of_the_hub_names_its_base(tmp_path):
     assert facts.base == "Qwen/Qwen2-VL-2B-Instruct"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_leaves_a_report(tiny, write_rows, tmp_path):
     path, out = write_rows(rows_for(FAMILY)), tmp_path / "out"
     words = ["--model_id", MODEL_ID[FAMILY], "--model_local_path", tiny(FAMILY), "--data_path", path, "--use_cpu", True]
