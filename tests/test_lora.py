@@ -221,7 +221,9 @@ def test_vision_parts_train_beside_a_quantized_language_model(tiny, trained, fam
     model, losses, folder, path = trained(family, *flags)
     assert losses[-1] < losses[0] - 0.3 and all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad)
     again, collator = predict.load(folder, trust_remote_code=FACTS[family].remote_code)
-    torch.testing.assert_close(logits_of(again, collator, path), logits_of(model, collator, path), atol=1e-5, rtol=0)
+    # Activations are rounded to int8 too: the last bit of one can move it a whole step.
+    atol = 1e-2 if "8bit" in words else 1e-5
+    torch.testing.assert_close(logits_of(again, collator, path), logits_of(model, collator, path), atol=atol, rtol=0)
     _, checkpointed, _, _ = trained(family, *flags, "--activation_checkpointing", True, out="checkpointed")
     assert checkpointed == pytest.approx(losses, abs=1e-4)
 
