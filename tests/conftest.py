@@ -248,6 +248,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("--matrix") and config.getoption("numprocesses"):
+        raise pytest.UsageError("--matrix collects the cells of one process: add -n 0")
     config.stash[OUTCOMES] = {}
 
 
