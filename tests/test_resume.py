@@ -125,10 +125,10 @@ def wait_for(condition, started: Launch, timeout: float = 300) -> None:
         time.sleep(0.001)
 
 
-def chain_of_kills(words, out, kills: int, aimed: int, processes: int = 1) -> None:
+def chain_of_kills(words, max_steps: int, out, kills: int, aimed: int, processes: int = 1) -> None:
     """Start and kill -9 a run again and again, `aimed` of the kills within a save; then once more in the last save."""
     dice = random.Random(kills)
-    words = [*words, "--output_dir", out, "--resume_from_checkpoint", True]
+    words = [*words, "--max_steps", max_steps, "--output_dir", out, "--resume_from_checkpoint", True]
     in_saves = set(dice.sample(range(kills), aimed))
     for kill in range(kills):
         before = checkpoints(out)
@@ -149,8 +149,9 @@ def chain_of_kills(words, out, kills: int, aimed: int, processes: int = 1) -> No
         print(f"kill {kill}: {'in a save' if kill in in_saves else 'anywhere'}, {before} -> {after}")
         assert has_reached(out, max(before, default=0))
     started = Launch(words, processes)
-    wait_for(lambda: "trained " in started.output, started)
+    wait_for(lambda: " steps in " in started.output, started)
     started.kill()
+    assert has_reached(out, max_steps)
     launch(words, processes)
     assert len(checkpoints(out)) == 2 and not (out / "unfinished-checkpoints").exists()
 
@@ -167,9 +168,9 @@ KILLS = {
 @pytest.mark.parametrize("way", KILLS)
 def test_killed_runs_end_as_the_unbroken_one(tiny, write_rows, tmp_path, way):
     kills, aimed, processes, flags = KILLS[way]
-    words = words_of(tiny, write_rows(ROWS), *flags, "--save_total_limit", 2, "--max_steps", 4 * kills + 8)
-    launch([*words, "--output_dir", tmp_path / "whole"], processes)
-    chain_of_kills(words, tmp_path / "killed", kills, aimed, processes)
+    words, max_steps = words_of(tiny, write_rows(ROWS), *flags, "--save_total_limit", 2), 4 * kills + 8
+    launch([*words, "--max_steps", max_steps, "--output_dir", tmp_path / "whole"], processes)
+    chain_of_kills(words, max_steps, tmp_path / "killed", kills, aimed, processes)
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
 
 
