@@ -18,9 +18,9 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
-import checks
-from media import FILTERS
+from reading.media import FILTERS
 from supported_models import find_model
+from training import checks
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 

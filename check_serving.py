@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 
 from arguments import cli
-from checks import adapter_config
 from loaders import LOADERS, family_of
 from predict import saved_arguments
 from supported_models import AUTO, find_model
+from training.checks import adapter_config
 
 INDEX = "model.safetensors.index.json"
 # What --max-lora-rank of vLLM (0.22) may be; 16 without the flag.

@@ -1,6 +1,6 @@
 """Rows on disk -> samples.
 
-Whatever form a row has in its file (rows.py), everything after this module sees only
+Whatever form a row has in its file (reading/rows.py), everything after this module sees only
 
     {"messages": [{"role": "system" | "user" | "assistant", "content": [
         {"type": "text", "text": str} | {"type": "image", "image": ...} | {"type": "video", "video": ...}],
@@ -10,7 +10,7 @@ Whatever form a row has in its file (rows.py), everything after this module sees
 
 `dataset.rows[i]` holds references, `dataset[i]` opened media: a PIL image, or a video's frames as
 (num_frames, height, width, 3) uint8 with a "metadata" entry beside them. Neither rows nor media are held in memory: an
-index on disk (row_index.py) knows where each row lies and how large its media are.
+index on disk (reading/row_index.py) knows where each row lies and how large its media are.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ import torch
 # `Dataset` (transformers 5.23) and `IterableDataset` (accelerate 1.15, two or more processes) from it.
 from torch.utils.data import Dataset, IterableDataset, get_worker_info  # noqa: F401
 
-from media import MediaOptions, open_image
-from row_index import ChangedFile, Layout, RowIndex, open_index
-from rows import RowForm
-from sources import find_source
+from reading.media import MediaOptions, open_image
+from reading.row_index import ChangedFile, Layout, RowIndex, open_index
+from reading.rows import RowForm
+from reading.sources import find_source
 
 # The label of a token that is not trained, as PyTorch's cross entropy has it.
 IGNORE_INDEX = -100
@@ -42,7 +42,7 @@ class MultimodalDataset(Dataset):
     """The samples of one or several paths.
 
     Args:
-        data_path: one or several of `PATH[:SPLIT][SLICE][:WEIGHT]` (sources.py).
+        data_path: one or several of `PATH[:SPLIT][SLICE][:WEIGHT]` (reading/sources.py).
         image_folder, video_folder: where relative paths start; by default the data file's folder.
         media: how images and videos are read.
         user_key, assistant_key: the names in the `from` field of `conversations`.
@@ -135,7 +135,7 @@ class MultimodalDataset(Dataset):
         if part["type"] == "image":
             return {**part, "image": open_image(part["image"], self.media)}
         if part["type"] == "video":
-            import videos  # not needed by a run without videos
+            from reading import videos  # not needed by a run without videos
 
             frames, metadata = videos.open_video(part["video"], self.media)
             return {**part, "video": frames, "metadata": metadata}

@@ -5,7 +5,7 @@ flags; loads no weights, and needs no GPU for the flags that do.
     python estimate.py run.yaml --use_lora True --model_max_length 2048
     python estimate.py run.yaml --deepspeed ds_configs/zero3.json --num_devices 8 --json
 
-A step is run without numbers (step_memory.py) on the longest rows of the data; without --data_path, on rows of
+A step is run without numbers (training/step_memory.py) on the longest rows of the data; without --data_path, on rows of
 --model_max_length tokens with an image each. With --json, stdout holds one object: the bytes of each kind, "total",
 "assumptions", and "cures" where --gpu_memory is given.
 """
@@ -33,16 +33,13 @@ from transformers import HfArgumentParser
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.training_args import OptimizerNames
 
-import attention
-import checks
-import engines
-import trainable
 from arguments import HARDWARE_FLAGS, Arguments, ModelArguments, TrainingArguments, cli, parse_arguments
 from collators import make_collator
 from datasets import IGNORE_INDEX, make_dataset
-from loaders import LOADERS
-from media import MediaOptions
-from step_memory import KINDS, QuantizedLinear, Shares, measure_step
+from loaders import LOADERS, attention
+from reading.media import MediaOptions
+from training import checks, engines, trainable
+from training.step_memory import KINDS, QuantizedLinear, Shares, measure_step
 
 GB = 1e9
 # Of a GPU's memory, left to the CUDA context and to gaps between blocks.

@@ -3,7 +3,7 @@
     python merge_lora_weights.py --model_id qwen2.5-vl-3b-instruct --model_path out --model_save_path merged
 
 The result loads with plain `AutoModelForImageTextToText` and `AutoProcessor`. It is written shard by shard
-(shard_merge.py) and then held against base + adapter; a failed check ends with exit code 1.
+(merging/shard_merge.py) and then held against base + adapter; a failed check ends with exit code 1.
 """
 
 if __name__ == "__main__":
@@ -29,16 +29,16 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import check_serving
 from arguments import cli
-from checks import adapter_config, check_writable
 from collators import COLLATORS
 from loaders import LOADERS, family_of
 from loaders.base import BaseLoader, local_folder
+from merging.shard_merge import ShardMerge, WholeModelNeeded, check_adapter, open_file
 from predict import add_trust_flag, saved_arguments
-from run_report import write_merged_card
-from shard_merge import ShardMerge, WholeModelNeeded, check_adapter, open_file
+from reports.run_report import write_merged_card
 from supported_models import find_model
-from trainable import quantization_config
-from trainer import copy_processor_files
+from training.checks import adapter_config, check_writable
+from training.trainable import quantization_config
+from training.trainer import copy_processor_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHT_FILES = ["model*.safetensors", "pytorch_model*.bin"]

@@ -25,16 +25,16 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-import metrics
-import trainable
-from answers import generate_answers, questions
 from arguments import ModelArguments, ReadingArguments, cli
-from chat import Conversation, chat
-from checks import adapter_config, check_reading, check_writable, processor_options
 from collators import COLLATORS
 from datasets import make_dataset
+from evaluation import metrics
+from evaluation.answers import generate_answers, questions
+from evaluation.chat import Conversation, chat
 from loaders import LOADERS, family_of
 from supported_models import find_model
+from training import trainable
+from training.checks import adapter_config, check_reading, check_writable, processor_options
 
 # What the model gets to see of images and videos: as in training, unless a flag says otherwise.
 # Flags of one group stand together: where one is given, none of it is taken from training.

@@ -3,7 +3,7 @@
     python preview.py --model_id qwen2.5-vl-3b-instruct --data_path train.json --num_rows 5
     python preview.py run.yaml --random 20 --html page.html
     python preview.py run.yaml --index 0 7 --json
-    python preview.py run.yaml --check                             # every row; what training would do (data_report.py)
+    python preview.py run.yaml --check                    # every row; what training would do (reports/data_report.py)
 
 With --json, stdout holds one object a line: {"index", "text", "trained", "num_tokens", "num_trained",
 "num_image_tokens", "num_video_tokens", "cut", "token_ids", "labels"}, or {"index", "error"} for a row that cannot be
@@ -22,14 +22,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 
-import preview_views
 from arguments import cli, parse_arguments
-from checks import check_writable
 from collators import make_collator
 from collators.base import ChatCollator
 from datasets import MultimodalDataset, make_dataset
 from loaders import LOADERS
-from preview_rows import Preview, examine
+from reports import preview_views
+from reports.preview_rows import Preview, examine
+from training.checks import check_writable
 
 # Of --html without a selection of rows.
 PAGE_ROWS = 50
@@ -39,7 +39,7 @@ def main(words: list[str] | None = None) -> None:
     arguments, own = parse_arguments(words, description=__doc__, extend=add_flags)
     check_flags(own)
     if own.check:
-        import data_report  # its libraries are not needed to look at rows
+        from reports import data_report  # its libraries are not needed to look at rows
 
         sys.exit(data_report.run(arguments, own))
     stdout, failed = sys.stdout, []

@@ -19,19 +19,16 @@ import numpy as np
 import yaml
 from transformers import set_seed
 
-import attention
-import engines
-import resume
-import trainable
 from arguments import Arguments, cli, parse_arguments
 from collators import make_collator
+from collators.lengths import token_lengths
 from datasets import EncodedDataset, MultimodalDataset, make_dataset
-from engines import say
-from lengths import token_lengths
-from loaders import LOADERS
-from run_report import RunFacts, reported, write_card
-from throughput import FlopCounter
-from trainer import FinetuneTrainer
+from loaders import LOADERS, attention
+from reports.run_report import RunFacts, reported, write_card
+from training import engines, resume, trainable
+from training.engines import say
+from training.throughput import FlopCounter
+from training.trainer import FinetuneTrainer
 
 
 def main(words: list[str] | None = None) -> None:

@@ -33,13 +33,13 @@ from markupsafe import Markup
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-import webui_runs as runs
-from arguments import cli
-from html_page import render
-from progress import SPEED
+from arguments import HERE, cli
+from reports.html_page import render
 from supported_models import AUTO, MODELS
-from webui_chat import FAILED, Chat, turns_of
-from webui_runs import FIELDS, HERE, PASSWORD, check_inside
+from training.progress import SPEED
+from web import runs
+from web.chat_page import FAILED, Chat, turns_of
+from web.runs import FIELDS, PASSWORD, check_inside
 
 # Which flags have a field, and where. Labels, help and defaults are those of arguments.py.
 MODEL = ("model_id", "model_local_path")
@@ -105,7 +105,7 @@ def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
         theme=gr.themes.Default(
             primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ),
-        css_paths=os.path.join(HERE, "templates", "webui.css"),
+        css_paths=os.path.join(HERE, "reports", "templates", "webui.css"),
     )
 
 

@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
-from attention import SDPA_BY_SAMPLE  # noqa: E402
+from loaders.attention import SDPA_BY_SAMPLE  # noqa: E402
 
 # hidden size, layers, tokens of each sample
 CASES = [

@@ -23,8 +23,10 @@ import av  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-import media  # noqa: E402
-import videos  # noqa: E402
+from reading import (
+    media,  # noqa: E402
+    videos,  # noqa: E402
+)
 
 TURNS = 3
 SECONDS, RATE, WIDTH, HEIGHT = 60, 30, 640, 360

@@ -29,10 +29,10 @@ ALONE = 2000
 def measure(way: str, family: str, checkpoint: str, path: str, cache: str) -> float:
     """Seconds a row, in a process of its own."""
     from collators import COLLATORS
+    from collators.lengths import token_lengths
     from datasets import MultimodalDataset
-    from lengths import token_lengths
     from loaders import LOADERS
-    from media import MediaOptions
+    from reading.media import MediaOptions
 
     dataset = MultimodalDataset(path, media=MediaOptions(cache_folder=cache))
     collator = COLLATORS.get(family)(LOADERS.get(family)(checkpoint).load_processor())

@@ -30,11 +30,11 @@ def status(name: str) -> float:
 def measure(way: str, checkpoint: str) -> dict:
     import torch
 
-    import trainable
     from arguments import parse_arguments
     from datasets import IGNORE_INDEX
     from loaders import LOADERS
-    from trainer import FinetuneTrainer
+    from training import trainable
+    from training.trainer import FinetuneTrainer
 
     words = f"--model_id qwen2-vl-7b-instruct --model_local_path {checkpoint} --output_dir {checkpoint} --use_cpu True"
     arguments = parse_arguments([*words.split(), "--data_path", "none", "--use_lora", "True", "--lora_dropout", "0"])

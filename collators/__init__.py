@@ -1,7 +1,7 @@
 """Family id -> collator class: `COLLATORS.get("qwen2-vl")`."""
 
-from checks import processor_options
 from supported_models import Registry
+from training.checks import processor_options
 
 COLLATORS = Registry(__name__)
 register_collator = COLLATORS.register

@@ -2,7 +2,7 @@
 
 from collators import register_collator
 from collators.base import ChatCollator
-from rows import content_parts
+from reading.rows import content_parts
 
 
 @register_collator("auto")

@@ -31,10 +31,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from collators.any_template import UnfitTemplate, find_replies, find_string_roles
 from collators.channels_last import channels_last
+from collators.lengths import media_tokens, remembered, text_tokens
 from datasets import IGNORE_INDEX
-from lengths import media_tokens, remembered, text_tokens
-from row_index import ChangedFile
-from rows import RESERVED_CHARACTER, content_parts
+from reading.row_index import ChangedFile
+from reading.rows import RESERVED_CHARACTER, content_parts
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

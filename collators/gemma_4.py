@@ -7,7 +7,7 @@ generation prompt ends with.
 from collators import register_collator
 from collators.base import ChatFormat, TemplateException
 from collators.gemma_3 import TrimmingCollator
-from rows import content_parts
+from reading.rows import content_parts
 
 EMPTY_THOUGHT = "<|channel>thought\n<channel|>"
 

@@ -4,7 +4,7 @@ from functools import cache
 
 from collators import register_collator
 from collators.base import ChatCollator, ChatFormat
-from rows import content_parts
+from reading.rows import content_parts
 
 
 def speakers(bos: str) -> str:

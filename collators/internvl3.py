@@ -4,7 +4,7 @@ import numpy as np
 
 from collators import register_collator
 from collators.base import ChatCollator
-from rows import content_parts
+from reading.rows import content_parts
 
 
 @register_collator("internvl3")

@@ -5,7 +5,7 @@ from transformers.models.llama4.image_processing_llama4 import find_supported_re
 
 from collators import register_collator
 from collators.base import ChatCollator
-from rows import content_parts
+from reading.rows import content_parts
 
 
 @register_collator("llama4")

@@ -3,7 +3,7 @@
 from collators import register_collator
 from collators.base import ChatFormat
 from collators.llava_1_6 import Llava16Collator
-from rows import content_parts
+from reading.rows import content_parts
 
 
 @register_collator("llava-next-video")

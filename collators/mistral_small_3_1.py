@@ -6,7 +6,7 @@ The date is that of its release. 3.2 puts the image first in a message of one im
 from collators import register_collator
 from collators.base import ChatFormat
 from collators.pixtral import PixtralCollator
-from rows import content_parts
+from reading.rows import content_parts
 
 DATE = "2025-03-17"  # of the release, in training and in the prompts of predict.py alike
 DEFAULT_SYSTEM = (

@@ -7,7 +7,7 @@ import torch
 
 from collators import register_collator
 from collators.base import ChatCollator, TemplateException
-from rows import content_parts
+from reading.rows import content_parts
 
 IMAGE_TAG = re.compile(r"<\|image_\d+\|>")
 

@@ -4,7 +4,7 @@ import math
 
 from collators import register_collator
 from collators.base import ChatCollator, TemplateException
-from rows import content_parts
+from reading.rows import content_parts
 
 
 @register_collator("pixtral")

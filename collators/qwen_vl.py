@@ -9,7 +9,7 @@ import torch
 
 from collators import register_collator
 from collators.base import ChatCollator, control_pattern
-from rows import RESERVED_CHARACTER, content_parts
+from reading.rows import RESERVED_CHARACTER, content_parts
 
 # What is tokenized apart, as in `make_context`: a header, an image, an end. What lies between is text.
 CONTROL = re.compile(r"(<\|im_start\|>)(\w+)(\n)|(<\|im_end\|>)(\n)?|(<img>\w+\.jpg</img>)")

@@ -9,7 +9,7 @@ from transformers.video_utils import VideoMetadata
 
 from collators import register_collator
 from collators.idefics3 import TiledImageCollator, speakers
-from rows import content_parts
+from reading.rows import content_parts
 
 
 @register_collator("smolvlm2")

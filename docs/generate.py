@@ -28,14 +28,14 @@ from PIL import Image  # noqa: E402
 
 import entry  # noqa: E402
 import preview  # noqa: E402
-import trainable  # noqa: E402
 from arguments import DataArguments, LoraArguments, ModelArguments, parse_arguments  # noqa: E402
 from collators import COLLATORS  # noqa: E402
 from collators.base import ChatFormat  # noqa: E402
 from loaders import LOADERS  # noqa: E402
 from loaders.base import COMPONENTS  # noqa: E402
-from rows import RESERVED_CHARACTER  # noqa: E402
+from reading.rows import RESERVED_CHARACTER  # noqa: E402
 from supported_models import AUTO, MODELS, families  # noqa: E402
+from training import trainable  # noqa: E402
 
 MATRIX = REPO / "docs" / "support_matrix.json"
 STRATEGIES = REPO / "docs" / "strategy_matrix.json"
@@ -365,8 +365,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--matrix", action="store_true", help="run the matrices first")
     if parser.parse_args().matrix:
-        for tests, file in (("tests/test_matrix.py", MATRIX), ("tests/test_strategies.py", STRATEGIES)):
-            words = ["-m", "pytest", "-q", "-n", "0", tests, "-m", "cell", "--matrix", str(file)]
+        for tests, file in (("loaders/test_matrix.py", MATRIX), ("training/test_strategies.py", STRATEGIES)):
+            words = ["-m", "pytest", "-q", "-n", "0", f"tests/{tests}", "-m", "cell", "--matrix", str(file)]
             subprocess.run([sys.executable, *words], cwd=REPO)
     with tempfile.TemporaryDirectory() as folder:
         made = {family: f"{folder}/{family}" for family in families()}

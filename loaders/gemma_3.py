@@ -1,7 +1,6 @@
 """Gemma 3: SigLIP, average pooling to 256 tokens and one matrix, a bare parameter of the projector; Gemma 3 text."""
 
-import attention
-from loaders import register_loader
+from loaders import attention, register_loader
 from loaders.base import BaseLoader
 
 

@@ -4,8 +4,7 @@ E2B and E4B also have an audio tower, embeddings per layer, and layers that reus
 26B-A4B is a mixture of experts.
 """
 
-import attention
-from loaders import register_loader
+from loaders import attention, register_loader
 from loaders.base import BaseLoader
 
 

@@ -1,7 +1,6 @@
 """PaliGemma 1 and 2: SigLIP, one linear projector, Gemma or Gemma 2."""
 
-import attention
-from loaders import register_loader
+from loaders import attention, register_loader
 from loaders.base import BaseLoader
 
 

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -66,6 +67,12 @@ def make_loader(family: str, path: str, **kwargs):
     from loaders import LOADERS
 
     return LOADERS.get(family)(str(path), FACTS[family].remote_code, **kwargs)
+
+
+def copy_code(folder: Path) -> None:
+    """A copy of the repository without tests, documentation and what is not in git."""
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "docs", "checkpoints", "out")
+    shutil.copytree(REPO, folder, ignore=ignored, dirs_exist_ok=True)
 
 
 def pytest_collection_finish(session):

@@ -87,7 +87,7 @@ def free_port() -> int:
 
 def plots(are_drawn: bool):
     """The plots of the reports within; not drawn, each run is over a second earlier."""
-    import run_report
+    from reports import run_report
 
     if are_drawn:
         return contextlib.nullcontext()

@@ -9,9 +9,9 @@ import yaml
 from transformers import HfArgumentParser
 
 from arguments import PARTS, parse_arguments
-from checks import ATTENTION, FIXED_FLAGS, FLAGS_WITHOUT_EFFECT, RENAMED_FLAGS
-from resume import resume_from
 from train import model_kwargs
+from training.checks import ATTENTION, FIXED_FLAGS, FLAGS_WITHOUT_EFFECT, RENAMED_FLAGS
+from training.resume import resume_from
 
 REQUIRED = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json"]
 TRAINING_FLAGS = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
@@ -169,8 +169,8 @@ def test_a_wrong_flag_is_refused_with_its_name_and_the_cure(words, named, tmp_pa
 
 @pytest.mark.parametrize("flag", ["tf32", "bf16", "bf16_full_eval"])
 def test_a_precision_that_the_machine_lacks_is_refused(flag, monkeypatch):
-    monkeypatch.setattr("checks.is_torch_tf32_available", lambda: False)
-    monkeypatch.setattr("checks.is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr("training.checks.is_torch_tf32_available", lambda: False)
+    monkeypatch.setattr("training.checks.is_torch_bf16_gpu_available", lambda: False)
     with pytest.raises(ValueError, match=f"--{flag} True needs a.* GPU.*leave it out"):
         parse(f"--{flag} True")
 

@@ -16,17 +16,17 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
-from conftest import REPO, turns
+from conftest import REPO, copy_code, turns
 
-import checks
 import predict
 import preview
 import tiny_models
 from arguments import parse_arguments
-from checks import RENAMED_FLAGS
 from datasets import MultimodalDataset
 from supported_models import families
-from trainable import training_modes
+from training import checks
+from training.checks import RENAMED_FLAGS
+from training.trainable import training_modes
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 # All but multi_node.sh, which hands the user's flags on.
@@ -298,18 +298,7 @@ def test_the_rows_of_the_pages_are_read(media_folder, tmp_path):
 @pytest.mark.slow
 def test_the_walk_of_add_new_model(tmp_path):
     page = REPO / "docs/add_new_model.md"
-    for path in (
-        *REPO.glob("*.py"),
-        *REPO.glob("loaders/*.py"),
-        *REPO.glob("collators/*.py"),
-        *REPO.glob("tiny_*/*.py"),
-    ):
-        (tmp_path / path.relative_to(REPO)).parent.mkdir(exist_ok=True)
-        shutil.copy(path, tmp_path / path.relative_to(REPO))
-    for folder in ("example_data/images", "templates"):
-        shutil.copytree(REPO / folder, tmp_path / folder)
-    shutil.copy(REPO / "example_data/sample.json", tmp_path / "example_data/sample.json")
-
+    copy_code(tmp_path)
     for paragraph, code in code_blocks(page, "python"):
         sentence = paragraph.split("\n")[-1]
         if match := re.fullmatch(r"Create `(.+)`:", sentence):

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import Trainer
 
 import estimate
-import trainable
 from arguments import parse_arguments
-from step_memory import QuantizedLinear
+from training import trainable
+from training.step_memory import QuantizedLinear
 
 ROWS = [{"image": "red.png", "conversations": turns("<image>\nWhat is it?", "A red square on red paper")}] * 2
 

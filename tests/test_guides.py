@@ -15,13 +15,11 @@ from test_docs import code_blocks, workplace  # noqa: F401
 from transformers import HfArgumentParser
 
 import arguments
-import checks
-import engines
-import resume
 import train
 from arguments import parse_arguments
 from datasets import MultimodalDataset
 from supported_models import find_model
+from training import checks, engines, resume
 
 ERRORS = REPO / "docs/errors.md"
 COMING = REPO / "docs/coming_from.md"

@@ -17,7 +17,7 @@ from test_docs import code_blocks
 
 import merge_lora_weights
 import predict
-from answers import stream_answer
+from evaluation.answers import stream_answer
 
 PAGE = REPO / "docs/inference.md"
 CODE = [code for _, code in code_blocks(PAGE, "python")]

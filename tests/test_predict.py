@@ -14,9 +14,9 @@ from conftest import BY_KIND, CONSENT, FACTS, MODEL_ID, REPO, TAKES_VIDEO, turns
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import chat
 import predict
-from answers import stream_answer
+from evaluation import chat
+from evaluation.answers import stream_answer
 
 
 def converse(monkeypatch, capsys, lines: list[str], *flags) -> tuple[list[str], list[str]]:

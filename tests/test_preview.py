@@ -30,9 +30,9 @@ from conftest import (
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer
 
-import html_page
-import media
 import preview
+from reading import media
+from reports import html_page
 
 COUNTS = ["num_tokens", "num_trained", "num_image_tokens", "num_video_tokens", "cut"]
 KEYS = ["index", "text", "trained", *COUNTS, "token_ids", "labels"]

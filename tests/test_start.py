@@ -16,7 +16,7 @@ NEEDED_FOR = {
     "pyarrow": "Parquet",
     "av": "videos",
     "decord": "--video_backend decord",
-    "fetch": "--allow_urls",
+    "reading.fetch": "--allow_urls",
     "rich": "preview.py in a terminal",
     "matplotlib": "preview.py --check --html",
     "flash_attn": "--use_flash_attn",
@@ -29,7 +29,7 @@ NEEDED_FOR = {
     "predict": "a tool",
     "merge_lora_weights": "a tool",
     "tiny_models": "a tool",
-    "data_report": "a tool",
+    "reports.data_report": "a tool",
 }
 HEAVY = ("torch", "transformers", "numpy", "PIL", "yaml", "peft")
 # The table of what trains, and the progress, are the run's own lines.
@@ -64,7 +64,7 @@ def test_a_run_imports_and_prints_only_what_it_needs(tiny, write_rows, tmp_path,
     words = ["train.py", "--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), *flags]
     words += ["--data_path", write_rows(rows_for("llava-1.5")), "--output_dir", tmp_path / "out", "--max_steps", 1]
     stdout, stderr, modules = run_script([*words, "--use_cpu", "True"])
-    assert {"torch", "transformers", "trainer"} <= modules  # the list is that of the run
+    assert {"torch", "transformers", "training.trainer"} <= modules  # the list is that of the run
     assert {name: NEEDED_FOR[name] for name in modules & NEEDED_FOR.keys()} == {}
     assert [line for line in stdout.split("\n") if not OWN_LINES.fullmatch(line)] == []
     assert [line for line in re.split("[\r\n]", stderr) if not PROGRESS.fullmatch(line)] == []

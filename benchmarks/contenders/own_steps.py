@@ -15,14 +15,13 @@ import torch  # noqa: E402
 from torch.nn.functional import cross_entropy, pad  # noqa: E402
 from transformers import set_seed  # noqa: E402
 
-import attention  # noqa: E402
-import trainable  # noqa: E402
 from arguments import parse_arguments  # noqa: E402
 from collators import make_collator  # noqa: E402
 from datasets import IGNORE_INDEX, EncodedDataset, make_dataset  # noqa: E402
-from loaders import LOADERS  # noqa: E402
+from loaders import LOADERS, attention  # noqa: E402
 from train import fit_to_budget, model_kwargs  # noqa: E402
-from trainer import FinetuneTrainer  # noqa: E402
+from training import trainable  # noqa: E402
+from training.trainer import FinetuneTrainer  # noqa: E402
 
 
 class KeptRows(EncodedDataset):

@@ -1,0 +1,1 @@
+"""Answers of a model: generated, measured, and asked for in a terminal."""

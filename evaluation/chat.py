@@ -1,0 +1,126 @@
+"""A conversation with a model in a terminal, or with one question a line of standard input.
+
+Answers go to standard output, all else to standard error.
+"""
+
+import contextlib
+import os
+import sys
+
+import torch
+
+from evaluation.answers import stream_answer
+from reading.media import MediaOptions, describe, is_url, open_image
+
+COMMANDS = """\
+Type a question, or
+  /image PATH  for a picture that goes with the next question
+  /video PATH  for a clip that does
+  /clear       to begin anew
+  /quit        to end; Ctrl-C ends an answer"""
+
+
+class Conversation:
+    """What was said so far, and the media that go with the next question.
+
+    Args:
+        reading: flags of how media are read (arguments.ReadingArguments).
+        system_prompt: the system message of every conversation.
+    """
+
+    def __init__(self, reading, system_prompt: str | None = None):
+        self.options = MediaOptions.of(reading)
+        self.folders = {"image": reading.image_folder or "", "video": reading.video_folder or ""}
+        self.system_prompt = system_prompt
+        self.clear()
+
+    def clear(self) -> None:
+        self.messages, self.media = [], []
+        if self.system_prompt is not None:
+            self.messages.append({"role": "system", "content": [{"type": "text", "text": self.system_prompt}]})
+
+    def add(self, kind: str, reference: str) -> str:
+        """Open an "image" or a "video" for the next question; returns a line that says what it is.
+
+        Raises:
+            ValueError: it cannot be opened; the message names it.
+        """
+        if not is_url(reference):
+            reference = os.path.join(self.folders[kind], os.path.expanduser(reference))
+        if kind == "image":
+            part = {"type": "image", "image": open_image(reference, self.options)}
+            size = "{0.width}x{0.height} pixels".format(part["image"])
+        else:
+            from reading import videos  # not needed without videos
+
+            frames, metadata = videos.open_video(reference, self.options)
+            part = {"type": "video", "video": frames, "metadata": metadata}
+            number, height, width, _ = frames.shape
+            size = f"{number} frames of {width}x{height} pixels"
+        self.media.append(part)
+        return f"{kind} {describe(reference)}, {size}"
+
+    def ask(self, model, collator, question: str, max_new_tokens: int) -> None:
+        """Print the answer as it is generated. What is interrupted counts as far as it came, if it came at all.
+
+        Raises:
+            ValueError: the model refuses; the question and its media are forgotten.
+        """
+        content, self.media = [*self.media, {"type": "text", "text": question}], []
+        messages, reply, is_whole = [*self.messages, {"role": "user", "content": content}], "", False
+        with contextlib.suppress(KeyboardInterrupt):
+            with contextlib.closing(stream_answer(model, collator, messages, max_new_tokens)) as pieces:
+                for piece in pieces:
+                    piece = piece if reply else piece.lstrip()
+                    reply += piece
+                    print(piece, end="", flush=True)
+            is_whole = True
+        print(flush=True)
+        if reply or is_whole:
+            reply_parts = [{"type": "text", "text": reply.strip()}]
+            self.messages = [*messages, {"role": "assistant", "content": reply_parts}]
+
+
+def chat(model, collator, conversation: Conversation, max_new_tokens: int) -> None:
+    """Answer what is typed, or each line of a piped input, until it ends.
+
+    Raises:
+        ValueError: the input was piped, and some of its lines could not be answered.
+    """
+    is_typed, refused = sys.stdin.isatty(), 0
+    if is_typed:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  `input` then edits lines and knows the earlier ones
+        note(COMMANDS)
+    while True:
+        try:
+            line = input("> " if is_typed else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            if is_typed:
+                note("")
+            break
+        command, _, rest = line.partition(" ")
+        if command == "/quit":
+            break
+        try:
+            if command in ("/image", "/video"):
+                if command == "/video" and not collator.takes_videos:
+                    raise ValueError("the model takes no videos")
+                # A terminal puts quotes around a file that is dropped on it.
+                note(conversation.add(command[1:], rest.strip().strip("'\"")))
+            elif command == "/clear":
+                conversation.clear()
+                note("The conversation begins anew.")
+            elif command.startswith("/"):
+                raise ValueError(f"there is no {command}; there are /image, /video, /clear and /quit")
+            elif line:
+                conversation.ask(model, collator, line, max_new_tokens)
+        except (ValueError, torch.OutOfMemoryError) as error:
+            refused += 1
+            note(f"Error: {error}")
+    if refused and not is_typed:
+        raise ValueError(f"{refused} lines of the input could not be answered (above).")
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Adapter and base -> a checkpoint."""

@@ -1,0 +1,186 @@
+"""URLs: fetched once into a cache, and never from inside the network that a run is in.
+
+The address that was checked is the one connected to, so a name that resolves differently the second time gains nothing.
+For the same reason the proxies of the environment are not used.
+"""
+
+import hashlib
+import http.client
+import ipaddress
+import os
+import socket
+import ssl
+import threading
+import time
+import uuid
+from contextlib import closing, suppress
+from urllib.parse import quote, urljoin, urlsplit
+
+from reading import media
+
+CONNECT_SECONDS = 10
+READ_SECONDS = 20  # between two pieces of data
+TOTAL_SECONDS = 600  # of one download, with its redirects and tries
+TRIES = 3
+BACKOFF_SECONDS = 1.0  # before the second try; twice that before the third
+REDIRECTS = 5
+# Closed, though `ipaddress` calls some of them global: site-local addresses, and those with an IPv4 address inside:
+# mapped (RFC 4291), NAT64 (RFC 6052), Teredo (RFC 4380), 6to4 (RFC 3056).
+CLOSED = [ipaddress.ip_network(n) for n in ("fec0::/10", "::ffff:0:0/96", "64:ff9b::/96", "2001::/32", "2002::/16")]
+
+
+class _Temporary(Exception):
+    """A fault that may be gone at the next try."""
+
+
+def fetch(url: str, options: media.MediaOptions) -> str:
+    """Path of the content of an http(s) URL: `<cache_folder>/media/<SHA-256 of the URL>`.
+
+    Several processes may fetch one URL at once: each writes a file of its own and renames it.
+
+    Raises:
+        ValueError: a URL that is refused, cannot be reached, or answers with something else than a whole file within
+            the limits; the message names it, without credentials and query.
+    """
+    folder = os.path.join(os.path.expanduser(options.cache_folder), "media")
+    path = os.path.join(folder, hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest())
+    if os.path.exists(path):
+        return path
+    deadline = time.monotonic() + TOTAL_SECONDS
+    try:
+        for attempt in range(TRIES):
+            try:
+                return _into_cache(url, path, deadline, options)
+            except (_Temporary, OSError, http.client.HTTPException) as error:
+                if attempt == TRIES - 1:
+                    raise ValueError(f"{error or type(error).__name__} (tried {TRIES} times)") from error
+                time.sleep(BACKOFF_SECONDS * 2**attempt)
+    except ValueError as error:
+        raise ValueError(f"URL {media.describe(url)} cannot be fetched: {error}") from error
+
+
+def _into_cache(url: str, path: str, deadline: float, options: media.MediaOptions) -> str:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    part = f"{path}.{uuid.uuid4().hex}.part"
+    try:
+        with open(part, "xb") as file:  # with the rights of the umask, unlike a temporary file: caches are shared
+            for _ in range(REDIRECTS + 1):
+                location = _request(url, file, deadline, options)
+                if location is None:
+                    break
+                url = urljoin(url, location)
+            else:
+                raise ValueError(f"it redirects more than {REDIRECTS} times")
+        os.replace(part, path)
+        return path
+    finally:
+        with suppress(FileNotFoundError):
+            os.remove(part)
+
+
+def _request(url: str, file, deadline: float, options: media.MediaOptions) -> str | None:
+    """One request: writes the body to `file`, or returns where the server redirects to."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{media.describe(url)} is refused: only http:// and https:// are fetched")
+    if parts.username is not None:
+        raise ValueError("it holds a user name; remove it, none is sent")
+    try:
+        host = parts.hostname if ":" in parts.hostname else parts.hostname.encode("idna").decode()
+    except UnicodeError as error:
+        raise ValueError(f"its host name is malformed: {error}") from error
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    connection = _Connection(host, port, _public_addresses(host, port, options), parts.scheme == "https")
+    safe = "/%:=&?~+!$,;'@()*[]"
+    target = quote(parts.path or "/", safe) + (f"?{quote(parts.query, safe)}" if parts.query else "")
+    timer = threading.Timer(max(0, deadline - time.monotonic()), connection.abort)
+    timer.daemon = True
+    timer.start()
+    try:
+        with closing(connection):
+            # Compressed, a small body could unpack to an endless one.
+            connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "finelmm"})
+            with connection.getresponse() as response:
+                location = _read(response, file, options)
+    except (OSError, http.client.HTTPException, _Temporary):
+        if not connection.late.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if connection.late.is_set():
+        raise ValueError(f"it takes longer than {TOTAL_SECONDS} seconds")
+    return location
+
+
+def _read(response: http.client.HTTPResponse, file, options: media.MediaOptions) -> str | None:
+    status = f"the server answers {response.status}"
+    if response.status in (301, 302, 303, 307, 308):
+        if not response.headers.get("Location"):
+            raise ValueError(f"{status} without a place to go on to")
+        return response.headers["Location"]
+    if response.status >= 500 or response.status == 429:
+        raise _Temporary(status)
+    if response.status != 200:
+        raise ValueError(status)
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ValueError("the server sends it compressed, though asked not to")
+    limit, size, promised = options.media_megabytes_limit * 1_000_000, 0, response.length
+    while size <= limit and (promised or 0) <= limit and (piece := response.read1(1 << 16)):
+        size += len(piece)
+        file.write(piece)
+    if max(size, promised or 0) > limit:
+        raise ValueError("it is larger than --media_megabytes_limit")
+    if promised is not None and size < promised:
+        raise _Temporary(f"only {size:,} of its {promised:,} bytes came")
+
+
+class _Connection(http.client.HTTPConnection):
+    """To addresses that were checked, whatever the name resolves to by now."""
+
+    def __init__(self, host: str, port: int, addresses: list[str], encrypted: bool):
+        super().__init__(host, port)
+        self.addresses, self.encrypted, self.socket = addresses, encrypted, None
+        self.late = threading.Event()
+        self.default_port = 443 if encrypted else 80  # what the Host header leaves out
+
+    def connect(self) -> None:
+        for number, address in enumerate(self.addresses, 1):
+            try:
+                self.sock = self.socket = socket.create_connection((address, self.port), CONNECT_SECONDS)
+                break
+            except OSError:
+                if number == len(self.addresses):
+                    raise
+        self.sock.settimeout(READ_SECONDS)
+        if self.encrypted:
+            context = ssl.create_default_context()
+            self.sock = self.socket = context.wrap_socket(
+                self.sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            self.sock.do_handshake()
+        if self.late.is_set():  # before there was a socket to end
+            raise TimeoutError("too late")
+
+    def abort(self) -> None:
+        """From another thread: ends whatever waits for data."""
+        self.late.set()
+        if self.socket:
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+
+
+def _public_addresses(host: str, port: int, options: media.MediaOptions) -> list[str]:
+    """What a host name resolves to, at most three.
+
+    Raises:
+        ValueError: one of them is not a public address: that could reach services of this machine or its network.
+    """
+    allowed = [ipaddress.ip_network(network) for network in options.allowed_networks]
+    addresses = list(dict.fromkeys(i[4][0] for i in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+    for text in addresses:
+        address = ipaddress.ip_address(text)
+        public = address.is_global and not address.is_multicast and not address.is_reserved
+        closed = not public or any(address in network for network in CLOSED)
+        if closed and not any(address in network for network in allowed):
+            raise ValueError(f"the host {host} is refused: {text} is no public address")
+    return addresses[:3]

@@ -1,0 +1,370 @@
+"""What is known of each row of a file without reading it: where it lies, its layout, the sizes of its media.
+
+The index of a file is made once, in one pass that checks every row and the header of every medium, and is kept in the
+cache folder. It is mapped into memory, so processes share it and none grows with the number of rows.
+"""
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import shutil
+import time
+from array import array
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import cached_property
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from reading import media, sources
+from reading.media import MediaOptions
+from reading.rows import RowForm, content_parts
+
+VERSION = 1  # of the files below
+DAYS_KEPT = 7  # an index of a file that was written again since
+SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
+BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
+KNOWN = 100_000  # headers that are kept meanwhile
+ARRAYS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "media": "i"}
+UNUSABLE = -1  # layout of a row that cannot be used
+
+
+class Layout(str):
+    """The roles and parts of a row, of which rows of one kind differ in texts and references only.
+
+    A capital letter begins a message of that role, a minus one that is not trained; t, i and v are its parts: "UitA-t".
+    """
+
+    LETTERS = {"system": "S", "user": "U", "assistant": "A", "text": "t", "image": "i", "video": "v"}
+
+    @classmethod
+    def of(cls, messages: list[dict]) -> "Layout":
+        return cls("".join(map(cls._message, messages)))
+
+    @classmethod
+    def _message(cls, message: dict) -> str:
+        parts = "".join(cls.LETTERS[part["type"]] for part in message["content"])
+        return cls.LETTERS[message["role"]] + "-" * ("train" in message) + parts
+
+    @cached_property
+    def messages(self) -> list[dict]:
+        """A row of this layout: every text is "x", every reference its place among the row's media."""
+        names = {letter: name for name, letter in self.LETTERS.items()}
+        messages, number = [], 0
+        for letter in self:
+            if letter.isupper():
+                messages.append({"role": names[letter], "content": []})
+            elif letter == "-":
+                messages[-1]["train"] = False
+            elif letter == "t":
+                messages[-1]["content"].append({"type": "text", "text": "x"})
+            else:
+                messages[-1]["content"].append({"type": names[letter], names[letter]: number})
+                number += 1
+        return messages
+
+    @cached_property
+    def media(self) -> list[str]:
+        """The kind of each medium, in order."""
+        return [part["type"] for part in content_parts({"messages": self.messages}) if part["type"] != "text"]
+
+    @property
+    def kind(self) -> str:
+        """text, image, several images, video, or mixed."""
+        if len({*self.media}) > 1:
+            return "mixed"
+        return "several images" if self.media[1:] and self.media[0] == "image" else next(iter(self.media), "text")
+
+    def media_sizes(self, sizes: np.ndarray) -> dict[tuple[str, int], tuple[int, ...]]:
+        """(kind, reference in `messages`) -> size, from the index's (frames, height, width) of each medium."""
+        return {
+            (kind, i): tuple(size[1:] if kind == "image" else size)
+            for i, (kind, size) in enumerate(zip(self.media, sizes.tolist()))
+        }
+
+
+class ChangedFile(ValueError):
+    """A data file that is no longer what its index was made of."""
+
+
+class RowIndex:
+    """The index of one file, and its rows."""
+
+    def __init__(self, path: str, folder: str, form: RowForm):
+        self.path, self.folder, self.form = path, folder, form
+        self.name = os.path.basename(path)
+        with open(os.path.join(folder, "index.json"), encoding="utf-8") as file:
+            about = json.load(file)
+        self.layouts_used = [Layout(layout) for layout in about["layouts"]]
+        self.errors = {int(place): fault for place, fault in about["errors"].items()}
+        self.digest, self.media_folders = about["digest"], about["media_folders"]
+        self.broken, self.state = set(about["broken"]), about["state"]
+        for name in ARRAYS:
+            setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
+        self.media = self.media.reshape(-1, 3)
+        # Held as long as the index is, so that no other run takes it away.
+        self.arrow = sources.open_arrow(arrow_copy(folder, form)) if sources.is_copied(path) else None
+
+    def __reduce__(self):  # another process maps the files itself
+        return RowIndex, (self.path, self.folder, self.form)
+
+    def __len__(self) -> int:
+        return len(self.layouts)
+
+    def raw(self, place: int) -> object:
+        """A row as the file has it; of Parquet and tables, the columns that can be read.
+
+        Raises:
+            ChangedFile: JSON that was written again since.
+        """
+        where = int(self.offsets[place]), int(self.lengths[place])
+        if self.arrow:
+            return sources.read_arrow(self.arrow, *where)
+        if state_of(self.path) != self.state:
+            raise ChangedFile(f"{self.path} was changed while it is in use; start again.")
+        return sources.read_json(self.path, *where)
+
+    def row(self, place: int) -> dict:
+        """A canonical row."""
+        return {"messages": self.form.messages(self.raw(place)), "index": place, "source": self.source(place)}
+
+    def source(self, place: int) -> str:
+        return f"{self.name}, sample {place}"
+
+    def layout(self, place: int) -> Layout:
+        return self.layouts_used[self.layouts[place]]
+
+    def sizes(self, place: int) -> np.ndarray:
+        """(frames, height, width) of each medium of a row, int32; -1 where it is not known."""
+        first = self.first_medium[place]
+        return self.media[first : first + len(self.layout(place).media)]
+
+    def is_broken(self, place: int) -> bool:
+        """Whether a row is a line that is no JSON, or of bytes that are no text."""
+        return place in self.broken
+
+    def groups(self, places: np.ndarray) -> Iterator[tuple[Layout, np.ndarray, np.ndarray]]:
+        """Those of `places` that are alike in layout and media sizes: both, and where in `places` they are."""
+        of_place = self.layouts[places]
+        for number, layout in enumerate(self.layouts_used):
+            members = np.flatnonzero(of_place == number)
+            if not len(members):
+                continue
+            width = len(layout.media)
+            if not width:
+                yield layout, self.media[:0], members
+                continue
+            firsts = self.first_medium[places[members]]
+            sizes = self.media[firsts[:, None] + np.arange(width)].reshape(len(members), -1)
+            distinct, group = np.unique(sizes, axis=0, return_inverse=True)
+            group = group.ravel()  # numpy 2.0 gives it two dimensions
+            order = np.argsort(group, kind="stable")
+            for values, alike in zip(distinct, np.split(order, np.cumsum(np.bincount(group))[:-1])):
+                yield layout, values.reshape(width, 3), members[alike]
+
+
+def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
+    """The index of a file: from the cache folder, or made anew where the file, its media or how they are read differ.
+
+    Raises:
+        ValueError: the file is broken as a whole. What is wrong with single rows stands in `errors`.
+    """
+    state = state_of(path)
+    # cache/rows/<path>/<state of the file>/<how it is read>
+    of_path = os.path.join(os.path.expanduser(options.cache_folder), "rows", name_of(os.path.realpath(path)))
+    of_state = os.path.join(of_path, name_of(VERSION, state))
+    folder = os.path.join(of_state, name_of(os.path.basename(path), asdict(form), asdict(options)))
+    with naming_cache(options.cache_folder):
+        os.makedirs(of_state, exist_ok=True)
+        with FileLock(os.path.join(of_path, "lock")):  # of several processes, one makes it
+            for outdated in set(glob.glob(os.path.join(of_path, "*", ""))) - {os.path.join(of_state, "")}:
+                if time.time() - os.path.getmtime(outdated) > DAYS_KEPT * 86_400:  # another run may still use it
+                    shutil.rmtree(outdated)
+            try:
+                index = RowIndex(path, folder, form)
+                if is_current(index, options):
+                    return index
+                shutil.rmtree(folder)
+            except FileNotFoundError:  # there is none, or not all of it
+                shutil.rmtree(folder, ignore_errors=True)
+            except (OSError, EOFError, ValueError, KeyError):  # it was damaged
+                shutil.rmtree(of_state)
+            IndexMaker(path, form, options).make(folder)
+            return RowIndex(path, folder, form)
+
+
+@contextlib.contextmanager
+def naming_cache(folder: str) -> Iterator[None]:
+    """What the disk refuses becomes a ValueError that names the flag."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"--data_cache {folder} cannot be written: {error}.") from error
+
+
+def name_of(*values) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def state_of(path: str) -> list[int]:
+    """Size and time of the last change of a file."""
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise ChangedFile(f"{path} cannot be read: {error.strerror}.") from error
+    return [state.st_size, state.st_mtime_ns]
+
+
+def arrow_copy(folder: str, form: RowForm) -> str:
+    """The copy of a Parquet file or a table, beside the folder of its index."""
+    return os.path.join(os.path.dirname(folder), f"{name_of(form.columns)}.arrow")
+
+
+def is_current(index: RowIndex, options: MediaOptions) -> bool:
+    """Whether media and their folders are as they were when the index was made, as far as that is seen at once."""
+    if any(modified(folder) != time for folder, time in index.media_folders.items()):
+        return False
+    looked_at = os.path.join(index.folder, "index.json")
+    if time.time() - os.path.getmtime(looked_at) < SECONDS_CURRENT:
+        return True
+    rows = [index.raw(place) for place in index.errors if not index.is_broken(place)]
+    if not IndexMaker(index.path, index.form, options).all_faulty(rows):
+        return False
+    os.utime(looked_at)
+    return True
+
+
+def modified(folder: str) -> int | None:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
+
+
+class IndexMaker:
+    """Goes once over the rows of a file."""
+
+    def __init__(self, path: str, form: RowForm, options: MediaOptions):
+        self.path, self.form, self.options, self.name = path, form, options, os.path.basename(path)
+        self.state = state_of(path)
+        self.arrays = {name: array(code) for name, code in ARRAYS.items()}
+        self.layouts: dict[Layout, int] = {}
+        self.errors: dict[int, str] = {}
+        self.broken: list[int] = []  # lines that are no JSON, and texts that are none
+        self.digest, self.media_folders = hashlib.sha256(), set()
+        self.known: dict[tuple[str, str], tuple[int, int, int] | ValueError] = {}  # (kind, path or URL) -> size
+
+    def make(self, folder: str) -> None:
+        """Write the index into a folder, which is not there before it is whole."""
+        unfinished = f"{folder}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        os.makedirs(unfinished)
+        try:
+            with ThreadPoolExecutor(8) as pool, self.progress() as progress:
+                found = enumerate(self.scan(folder))
+                while batch := self.next_batch(found):
+                    self.add(batch, pool)
+                    progress.update(len(batch))
+            self.write(unfinished)
+            os.rename(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def progress(self) -> tqdm:
+        return tqdm(desc=f"Indexing {self.name}", unit=" rows", delay=2, mininterval=1)
+
+    def scan(self, folder: str) -> Iterator[tuple[int, int, object]]:
+        if not sources.is_copied(self.path):
+            return sources.scan(self.path)
+        copy = arrow_copy(folder, self.form)
+        if not os.path.isfile(copy):
+            sources.copy_rows(self.path, self.form.columns, f"{copy}.unfinished")
+            os.rename(f"{copy}.unfinished", copy)
+        return sources.scan_arrow(sources.open_arrow(copy))
+
+    def next_batch(self, found: Iterator) -> list[tuple[int, tuple[int, int, object]]]:
+        """Rows whose media headers are read together: not more than fit into memory with all their bytes."""
+        batch, size = [], 0
+        while len(batch) < (sources.ARROW_ROWS if sources.is_copied(self.path) else BATCH) and size < BATCH_BYTES:
+            if (row := next(found, None)) is None:
+                break
+            batch.append(row)
+            size += row[1][1]  # of JSON, the bytes of the row
+        return batch
+
+    def add(self, batch: list[tuple[int, tuple[int, int, object]]], pool: ThreadPoolExecutor) -> None:
+        usable = []
+        for place, (offset, length, row) in batch:
+            for name, value in zip(ARRAYS, (offset, length, UNUSABLE, 0, len(self.arrays["media"]) // 3)):
+                self.arrays[name].append(value)
+            try:
+                if isinstance(row, ValueError):
+                    self.broken.append(place)
+                    raise row
+                messages = self.form.messages(row)
+                usable.append((place, content_parts({"messages": messages}), messages))
+            except ValueError as error:
+                self.errors[place] = f"{self.name}, sample {place}: {error}"
+        self.read_ahead((part for _, parts, _ in usable for part in parts if part["type"] != "text"), pool)
+        for place, parts, messages in usable:
+            sizes = [self.size(part) for part in parts if part["type"] != "text"]
+            if faults := [size for size in sizes if isinstance(size, ValueError)]:
+                self.errors[place] = f"{self.name}, sample {place}: {faults[0]}"
+                continue
+            layout = Layout.of(messages)
+            texts = [part.get("text", part["type"]) for part in parts]
+            self.digest.update(repr([layout, texts]).encode())
+            self.arrays["layouts"][place] = self.layouts.setdefault(layout, len(self.layouts))
+            self.arrays["text_bytes"][place] = sum(len(part["text"].encode()) for part in parts if "text" in part)
+            self.arrays["first_medium"][place] = len(self.arrays["media"]) // 3
+            for size in sizes:
+                self.arrays["media"].extend(size)
+
+    def read_ahead(self, parts: Iterable[dict], pool: ThreadPoolExecutor) -> None:
+        """Read the headers of files and URLs side by side, each once."""
+        wanted = {(part["type"], part[part["type"]]) for part in parts if isinstance(part[part["type"]], str)}
+        wanted -= self.known.keys()
+        if len(self.known) + len(wanted) > KNOWN:
+            self.known.clear()
+        self.known.update(zip(wanted, pool.map(lambda reference: self.header(*reference), wanted)))
+
+    def size(self, part: dict) -> tuple[int, int, int] | ValueError:
+        """(frames, height, width) of a medium, 0 frames for an image; or what is wrong with it."""
+        kind, reference = part["type"], part[part["type"]]
+        found = self.known.get((kind, reference)) if isinstance(reference, str) else None
+        return found or self.header(kind, reference)
+
+    def header(self, kind: str, reference: object) -> tuple[int, int, int] | ValueError:
+        for path in reference if isinstance(reference, list) else [reference]:
+            if isinstance(path, str) and os.path.isabs(path):
+                self.media_folders.add(os.path.dirname(path))
+        try:
+            size = media.read_header(kind, reference, self.options)
+        except ValueError as error:
+            return error
+        return size if kind == "video" else (0, *size)
+
+    def all_faulty(self, rows: list[object]) -> bool:
+        """Whether none of these rows can be used."""
+        parts = []
+        for row in rows:
+            with contextlib.suppress(ValueError):
+                parts.append(content_parts({"messages": self.form.messages(row)}))
+        media = [[part for part in of_row if part["type"] != "text"] for of_row in parts]
+        with ThreadPoolExecutor(8) as pool:
+            self.read_ahead((part for of_row in media for part in of_row), pool)
+        return all(any(isinstance(self.size(part), ValueError) for part in of_row) for of_row in media)
+
+    def write(self, folder: str) -> None:
+        for name, values in self.arrays.items():
+            np.save(os.path.join(folder, f"{name}.npy"), np.array(values, dtype=values.typecode))
+        about = {"layouts": list(self.layouts), "errors": self.errors, "broken": self.broken}
+        about |= {"digest": self.digest.hexdigest(), "state": self.state}
+        about["media_folders"] = {name: modified(name) for name in sorted(self.media_folders)}
+        with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
+            json.dump(about, file)

@@ -1,0 +1,711 @@
+"""Check a whole data set before a run: `python preview.py --check` with the flags of train.py; loads no weights.
+
+    python preview.py --check --model_id qwen2.5-vl-3b-instruct --data_path train.json --eval_data_path test.json
+    python preview.py --check run.yaml --html report.html --write_clean clean.jsonl
+
+Every row of training and evaluation data is opened and encoded as in training, in several processes. Each result is a
+line of a file in the data cache, so that a check which was interrupted goes on where it stopped, and one that is done
+prints at once. The exit code is 1 if training would fail.
+"""
+
+import copy
+import hashlib
+import json
+import math
+import os
+import re
+import sys
+from bisect import bisect, bisect_left
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import contextmanager, redirect_stdout
+from itertools import accumulate
+
+import numpy as np
+import torch
+import transformers
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from collators import make_collator
+from collators.base import IGNORE_INDEX, OverlongSample
+from datasets import make_dataset
+from loaders import LOADERS
+from reading.media import CACHE_FOLDER, is_url
+from reading.row_index import Layout
+from reading.rows import content_parts
+from reports import data_report_views
+
+VERSION = 1  # of the progress file: raise it when the code finds something else in a row
+KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
+# What may be wrong with a row; the place of each in this table is its code in `Results.rows`, from 1.
+FAULTS = {
+    "row": "cannot be read",
+    "missing": "medium is missing",
+    "broken": "medium is broken",
+    "refused": "refused by the model",
+    "no label": "nothing to train on",
+    "overlong": "too long, cannot be cut",
+    "crash": "ends its process",
+}
+CODES = {None: 0} | {fault: code for code, fault in enumerate(FAULTS, 1)}
+NOT_DONE = -1
+# What --on_bad_sample decides on.
+BAD = ("row", "missing", "broken", "refused", "no label")
+# Looked at again at each start, since what lies outside the data file may have been mended.
+LOOKED_AT_AGAIN = ("row", "missing", "broken", "crash")
+# Flags of data that no row's result depends on.
+FREE_FLAGS = {"drop_overlong", "on_bad_sample", "max_bad_samples", "data_cache"}
+# What media.py writes on a file that is not there.
+MISSING = re.compile("does not exist|is a folder")
+# Fields of raw rows that name a medium.
+MEDIA_FIELDS = {"image", "images", "image_url", "video", "videos", "video_url", "path", "url"}
+MEGAPIXELS = (0.1, 0.25, 0.5, 1, 2, 4, 8)  # where the classes of sizes end
+NUM_EXAMPLES = 10
+ROW = np.dtype(
+    [
+        *[("fault", "i1"), ("kind", "i1"), ("text", "i4"), ("image", "i4"), ("video", "i4")],  # tokens before any cut
+        *[("labels", "i4"), ("cut", "i4"), ("content", "u8"), ("question", "u8")],
+        ("late", "?"),  # whether training meets the fault only when it comes to the row
+        ("offset", "i8"),  # of the row's line in the progress file
+    ]
+)
+
+
+def run(arguments, own) -> int:
+    """Check the data of a run, and print or write what was found.
+
+    Args:
+        own: the flags that preview.py adds.
+
+    Returns:
+        The exit code: 1 if training would fail.
+
+    Raises:
+        ValueError: flags, data files or a checkpoint that cannot be used.
+    """
+    data, model, stdout = arguments.data, arguments.model, sys.stdout
+    if own.write_clean:
+        check_clean_path(own.write_clean)
+    with redirect_stdout(sys.stderr):  # whatever a library prints
+        splits = {"train": make_dataset(data, data.data_path, check=False, weighted=True)}
+        if data.eval_data_path:
+            splits["eval"] = make_dataset(data, data.eval_data_path, check=False)
+        loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
+        collator = make_collator(model.family, loader, data)
+        progress = progress_file(arguments, splits)
+        with alone_with(progress):
+            results = Results(progress, splits)
+            check_rows(splits, collator, results, number_of_workers(arguments))
+        report = summarize(arguments, splits, results, own.num_processes or arguments.training.world_size)
+        report["written"] = write_clean(own.write_clean, splits["train"], results, data) if own.write_clean else {}
+    if own.html:
+        with open(own.html, "w", encoding="utf-8") as file:
+            file.write(data_report_views.page(report))
+    if own.json:
+        print(json.dumps(report), file=stdout)
+    else:
+        data_report_views.show(report, Console(file=stdout))
+    return 1 if report["failures"] else 0
+
+
+def number_of_workers(arguments) -> int:
+    """At least one, since only a process of its own survives a file that kills its decoder."""
+    given = "dataloader_num_workers" in arguments.given
+    return max(1, arguments.training.dataloader_num_workers if given else os.cpu_count())
+
+
+# ---- one row ----
+
+
+class CheckedRows(Dataset):
+    """Item i is the JSON line on row i of all splits behind one another, opened and encoded as in training.
+
+    Args:
+        num_workers: at most how many processes read items; `current` holds the row that each is at.
+    """
+
+    def __init__(self, splits: dict, collator, num_workers: int):
+        self.splits, self.collator = splits, collator
+        self.without_budget = copy.copy(collator)
+        self.without_budget.model_max_length = None
+        self.current = torch.full((num_workers,), -1).share_memory_()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.splits.values()))
+
+    def __getitem__(self, position: int) -> str:
+        position = int(position)
+        self.current[get_worker_info().id] = position
+        dataset, place = locate(self.splits, position)
+        try:
+            found = self.describe(dataset, place)
+        except Exception as error:  # a fault of ours or of a library: the other rows are checked all the same
+            reason = f"{dataset.name}, sample {place}: {type(error).__name__}: {error}"
+            found = {"fault": "crash", "reason": reason}
+        return json.dumps({"position": position, **found})
+
+    def describe(self, dataset, place: int) -> dict:
+        row = dataset.rows[place]
+        if row is None:
+            index, number = dataset._locate(place)
+            try:
+                index.row(number)
+            except ValueError:
+                return {"fault": "row", "reason": dataset.errors[place]}
+            return medium_fault(dataset.errors[place])
+        found = {"source": row["source"], "kind": Layout.of(row["messages"]).kind}
+        try:
+            media_tokens = self.count_before_training(row, *dataset.outline(place))
+        except ValueError as error:
+            return found | {"fault": "refused", "reason": str(error)}
+        try:
+            sample = dataset[place]
+        except ValueError as error:
+            found |= medium_fault(str(error))
+        else:
+            found |= fingerprints(row) | self.measure(sample)
+        return found | ({"late": not self.is_opened_before_training(row, media_tokens)} if "fault" in found else {})
+
+    def count_before_training(self, row: dict, outline: dict, media_sizes: dict) -> float:
+        """At most how many tokens `fit` counts for the media of a row, without opening them.
+
+        Raises:
+            ValueError: what training refuses before its first step.
+        """
+        with self.collator._naming(row["source"]):
+            self.collator._media(row["messages"])
+            self.collator.check_layout(row["messages"])
+            if self.collator.is_replaced:
+                self.collator.check_rendering(row["messages"])
+            of_media = self.collator.count_media_tokens(outline, media_sizes)
+            return of_media + self.collator.count_frame_text_tokens(outline, media_sizes)
+
+    def is_opened_before_training(self, row: dict, media_tokens: float) -> bool:
+        """Whether `fit` opens a row, since it may exceed the budget."""
+        try:
+            with self.collator._naming(row["source"]):
+                return self.collator.count_text_tokens([row])[0] + media_tokens > self.collator.model_max_length
+        except ValueError:  # it cannot be rendered
+            return False
+
+    def measure(self, sample: dict) -> dict:
+        """The tokens of an opened sample before any cut, and what the budget does to it."""
+        try:
+            whole = self.without_budget.encode(sample).inputs
+        except OverlongSample:  # without a budget, only for want of a label
+            return {"fault": "no label", "reason": f"{sample['source']}: no token of it would be trained"}
+        except ValueError as error:
+            return {"fault": "refused", "reason": str(error)}
+        ids = whole["input_ids"][0]
+        masks = {kind: self.collator.is_media(ids, kind) for kind in ("image", "video")}
+        if not len(self.collator.media_token_ids["video"]) and self.has(sample, "video"):  # frames come as images
+            masks = {"image": masks["video"], "video": masks["image"]}
+        tokens = {kind: int(mask.sum()) for kind, mask in masks.items()}
+        found = {"text": len(ids) - sum(tokens.values()), **tokens, "media": self.media_sizes(sample, masks)}
+        kept, cut = whole, 0
+        if self.collator.model_max_length and len(ids) > self.collator.model_max_length:
+            try:
+                kept, _, cut = self.collator.encode(sample)
+            except OverlongSample as error:
+                return found | {"fault": "overlong", "reason": str(error)}
+        return found | {"labels": int((kept["labels"] != IGNORE_INDEX).sum()), "cut": cut}
+
+    @staticmethod
+    def has(sample: dict, kind: str) -> bool:
+        return any(part["type"] == kind for part in content_parts(sample))
+
+    @staticmethod
+    def media_sizes(sample: dict, masks: dict) -> list[list]:
+        """[kind, width, height, tokens] of each medium; where tokens of several touch, each gets the same share."""
+        found = []
+        for kind, mask in masks.items():
+            parts = [part[kind] for part in content_parts(sample) if part["type"] == kind]
+            edges = torch.diff(mask.int(), prepend=torch.zeros(1, dtype=torch.int)) == 1
+            runs = torch.bincount(edges.cumsum(0)[mask])[1:].tolist()
+            if len(runs) != len(parts):
+                runs = [int(mask.sum()) / len(parts)] * len(parts) if parts else []
+            sizes = [part.size if kind == "image" else part.shape[2:0:-1] for part in parts]
+            found += [[kind, width, height, tokens] for (width, height), tokens in zip(sizes, runs)]
+        return found
+
+
+def locate(splits: dict, position: int) -> tuple:
+    """The data set and the place in it of a row of all splits behind one another."""
+    for dataset in splits.values():
+        if position < len(dataset):
+            return dataset, position
+        position -= len(dataset)
+    raise IndexError(position)
+
+
+def medium_fault(message: str) -> dict:
+    return {"fault": "missing" if MISSING.search(message) else "broken", "reason": message}
+
+
+def fingerprints(row: dict) -> dict:
+    """Hashes of all that a row says, and of what its user asks; a medium counts by its bytes, wherever it lies."""
+    content, question = [], []
+    for message in row["messages"]:
+        parts = [(p["type"], p["text"] if p["type"] == "text" else digest(p[p["type"]])) for p in message["content"]]
+        content.append((message["role"], parts))
+        question += parts if message["role"] == "user" else []
+    hashes = {"content": content, "question": question}
+    return {name: hash_of(json.dumps(value).encode())[:16] for name, value in hashes.items()}
+
+
+def digest(reference) -> str:
+    """A hash of a medium's bytes: a file, a URL (by its name), encoded bytes, a PIL image, or a list of these."""
+    if isinstance(reference, list):
+        return hash_of("".join(map(digest, reference)).encode())
+    if is_url(reference):
+        return hash_of(reference.encode())
+    if isinstance(reference, str):
+        with open(reference, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_of(reference if isinstance(reference, bytes) else reference.tobytes())
+
+
+def hash_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# ---- all rows ----
+
+
+class Results:
+    """What is known of each row: a few numbers in memory, the rest in the lines of the progress file.
+
+    Args:
+        path: the progress file; what it holds already is taken over, but for faults that may have been mended and
+            rows that cannot be used by now.
+    """
+
+    def __init__(self, path: str, splits: dict):
+        self.starts = list(accumulate(map(len, splits.values()), initial=0))
+        self.rows = np.zeros(self.starts[-1], ROW)
+        self.rows["fault"] = NOT_DONE
+        # of each (split, kind, class of size)
+        self.media, self.media_tokens = Counter(), Counter()
+        self.file = open(path, "a+b")
+        self.end = 0
+        self._take_over()
+        faulty = np.isin(self.rows["fault"], [CODES[fault] for fault in LOOKED_AT_AGAIN])
+        unusable = [start + i for start, dataset in zip(self.starts, splits.values()) for i in dataset.errors]
+        done = self.rows["fault"] != NOT_DONE
+        self._forget(np.flatnonzero(faulty | done & np.isin(np.arange(len(self.rows)), unusable)))
+
+    def _take_over(self) -> None:
+        self.file.seek(0)
+        while line := self.file.readline():
+            try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("no end")
+                self._take(line)
+            except ValueError:  # the check was killed while it wrote
+                self.file.truncate(self.end)
+                return
+            self.file.seek(self.end)
+
+    def add(self, line: str) -> None:
+        """Note the result on a row, in the file first."""
+        encoded = line.encode() + b"\n"
+        self.file.write(encoded)
+        self.file.flush()
+        self._take(encoded)
+
+    def _take(self, line: bytes) -> None:
+        found = json.loads(line)
+        position = found["position"]
+        if self.rows["fault"][position] != NOT_DONE:
+            self._forget([position])
+        self._count_media(found, 1)
+        counts = [found.get(name, 0) for name in ("text", "image", "video", "labels", "cut")]
+        hashes = [int(found.get(name, "0"), 16) for name in ("content", "question")]
+        kind = KINDS.index(found.get("kind", "unreadable"))
+        late = found.get("late", False)
+        self.rows[position] = (CODES[found.get("fault")], kind, *counts, *hashes, late, self.end)
+        self.end += len(line)
+
+    def _forget(self, positions: Iterable[int]) -> None:
+        """Take back what is known of rows."""
+        for position in positions:
+            self._count_media(self.details(position), -1)
+            self.rows["fault"][position] = NOT_DONE
+
+    def _count_media(self, found: dict, sign: int) -> None:
+        for kind, width, height, tokens in found.get("media", []):
+            size = (
+                bisect(self.starts, found["position"]) - 1,
+                kind,
+                bisect_left(MEGAPIXELS, width * height / 1e6),
+            )
+            self.media[size] += sign
+            self.media_tokens[size] += sign * tokens
+
+    @property
+    def left(self) -> np.ndarray:
+        """Positions of the rows that are still to be checked."""
+        return np.flatnonzero(self.rows["fault"] == NOT_DONE)
+
+    def details(self, position: int) -> dict:
+        """The line on a row."""
+        self.file.seek(self.rows["offset"][position])
+        return json.loads(self.file.readline())
+
+    def name(self, position: int) -> str:
+        return self.details(position)["source"]
+
+
+def progress_file(arguments, splits: dict) -> str:
+    """The file of this check: named by all that the results depend on, but not by the bytes of media."""
+    data, model = arguments.data, arguments.model
+    paths = [index.path for dataset in splits.values() for index in dataset.files]
+    paths += [data.chat_template, model.model_path]
+    key = {
+        "version": VERSION,
+        "flags": {name: value for name, value in vars(data).items() if name not in FREE_FLAGS},
+        "model": [model.model_id, model.model_path, transformers.__version__],
+        "files": [state for path in paths if path and os.path.exists(path) for state in file_states(path)],
+        "rows": [len(dataset) for dataset in splits.values()],
+    }
+    name = hash_of(json.dumps(key, sort_keys=True, default=str).encode())[:32]
+    folder = os.path.join(os.path.expanduser(data.data_cache or CACHE_FOLDER), "checks")
+    os.makedirs(folder, exist_ok=True)
+    return os.path.join(folder, f"{name}.jsonl")
+
+
+@contextmanager
+def alone_with(path: str):
+    """Only one process at a time goes on with a progress file."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print("Another check of the same data is running; waiting until it ends.", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def file_states(path: str) -> list[tuple]:
+    """(path, size, time of change) of a file, or of those that lie in a folder."""
+    files = [entry.path for entry in os.scandir(path) if entry.is_file()] if os.path.isdir(path) else [path]
+    return [(os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in sorted(files)]
+
+
+def check_rows(splits: dict, collator, results: Results, num_workers: int) -> None:
+    """Check the rows that are left; a row that ends its process is noted, and the others go on."""
+    rows = CheckedRows(splits, collator, num_workers)
+    columns = [TextColumn("checking rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=len(rows))
+        try:
+            while len(left := results.left):
+                progress.update(bar, completed=len(rows) - len(left))
+                rows.current.fill_(-1)
+                try:
+                    for line in workers(rows, left, num_workers):
+                        results.add(line)
+                        progress.advance(bar)
+                except RuntimeError:  # a process died: one of the rows that were being read is to blame
+                    is_left = results.rows["fault"] == NOT_DONE
+                    suspects = [row for row in rows.current.tolist() if row >= 0 and is_left[row]]
+                    if not suspects:
+                        raise
+                    for row in suspects:
+                        check_alone(rows, row, results)
+            progress.update(bar, completed=len(rows))
+        except KeyboardInterrupt:
+            done = len(rows) - len(results.left)
+            print(f"{done:,} of {len(rows):,} rows are checked; the same command goes on from here.", file=sys.stderr)
+            raise
+
+
+def check_alone(rows: CheckedRows, position: int, results: Results) -> None:
+    try:
+        for line in workers(rows, [position], 1):
+            results.add(line)
+    except RuntimeError as error:
+        died_of = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # torch 2.14: the signal
+        dataset, place = locate(rows.splits, position)
+        source = dataset.rows[place]["source"]  # a row that cannot be read is not opened
+        found = {"position": position, "source": source, "fault": "crash"}
+        found["reason"] = f"{source}: opening it ends the process: {str(died_of).strip()}"
+        results.add(json.dumps(found))
+
+
+def workers(rows: CheckedRows, positions, number: int) -> DataLoader:
+    return DataLoader(rows, batch_size=None, sampler=positions, num_workers=min(number, len(positions)), in_order=False)
+
+
+# ---- what was found ----
+
+
+def summarize(arguments, splits: dict, results: Results, num_processes: int) -> dict:
+    """All that the tables and the page show, in plain numbers."""
+    report = {"model_id": arguments.model.model_id, "model_max_length": arguments.data.model_max_length, "data": {}}
+    for i, (split, dataset) in enumerate(splits.items()):
+        start, end = results.starts[i : i + 2]
+        report["data"][split] = {"name": dataset.name} | describe_split(results, i, start, end)
+    if "eval" in splits:
+        report["overlap"] = overlap(results)
+    report["failures"], report["notes"] = verdict(report, arguments)
+    train = results.rows[: results.starts[1]]
+    report["epoch"] = epoch(splits["train"], train, arguments, num_processes)
+    return report
+
+
+def describe_split(results: Results, split: int, start: int, end: int) -> dict:
+    rows = results.rows[start:end]
+    measured = rows["text"] > 0
+    tokens = {kind: rows[kind][measured] for kind in ("text", "image", "video")}
+    total = sum(tokens.values())
+    good = rows["fault"] == 0
+    kinds = {kind: rows["kind"] == code for code, kind in enumerate(KINDS)}
+    sums = {kind: {name: int(rows[name][mask].sum()) for name in tokens} for kind, mask in kinds.items()}
+    faults = {}
+    for fault, code in list(CODES.items())[1:]:
+        positions = np.flatnonzero(rows["fault"] == code)
+        if len(positions):
+            examples = [results.details(start + i)["reason"] for i in positions[:NUM_EXAMPLES]]
+            faults[fault] = {"rows": len(positions), "meaning": FAULTS[fault], "examples": examples}
+    visual = rows["image"] + rows["video"]
+    costly = [i for i in np.argsort(-visual, kind="stable")[:NUM_EXAMPLES] if visual[i]]
+    return {
+        "rows": len(rows),
+        "good": int(good.sum()),
+        "kinds": {kind: int(mask.sum()) for kind, mask in kinds.items()},
+        "kind_tokens": sums,
+        "tokens": {
+            name: spread(values) for name, values in {"all": total, **tokens, "trained": rows["labels"][good]}.items()
+        },
+        "histograms": {"tokens": histogram(total), "labels": histogram(rows["labels"][good])},
+        "over_budget": {"rows": int((rows["cut"] > 0).sum() + (rows["fault"] == CODES["overlong"]).sum())},
+        "cut": {"rows": int((rows["cut"] > 0).sum()), "tokens": int(rows["cut"].sum())},
+        "trained_tokens": int(tokens_within_budget(rows)[good].sum()),
+        "late": int(found_late(rows).sum()),
+        "faults": faults,
+        "duplicates": duplicates(results, start, rows),
+        "sizes": size_classes(results, split),
+        "costly": [costly_row(results, start + i) for i in costly],
+    }
+
+
+def tokens_within_budget(rows: np.ndarray) -> np.ndarray:
+    return rows["text"] + rows["image"] + rows["video"] - rows["cut"]
+
+
+def found_late(rows: np.ndarray) -> np.ndarray:
+    """Which rows fail only when training comes to them."""
+    return np.isin(rows["fault"], [CODES[fault] for fault in BAD]) & rows["late"]
+
+
+def spread(values: np.ndarray) -> dict:
+    """Sum, mean and percentiles over rows."""
+    if not len(values):
+        values = np.zeros(1, int)
+    p50, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
+    mean = float(values.mean())
+    return {"sum": int(values.sum()), "mean": mean, "p50": p50, "p90": p90, "p99": p99, "max": int(values.max())}
+
+
+def histogram(values: np.ndarray) -> dict:
+    """Counts of values from 1 on, in bins that grow where they are far apart."""
+    values = values[values > 0]
+    if not len(values):
+        return {"counts": [0], "edges": [0, 1], "scale": "linear"}
+    low, high = int(values.min()), int(values.max()) + 1
+    scale, spaced = ("log", np.geomspace) if high > 20 * low else ("linear", np.linspace)
+    counts, edges = np.histogram(values, spaced(low, high, min(40, high - low) + 1))
+    return {"counts": counts.tolist(), "edges": edges.tolist(), "scale": scale}
+
+
+def duplicates(results: Results, start: int, rows: np.ndarray) -> dict:
+    """Rows that say what an earlier row says, word for word and byte for byte."""
+    opened = np.flatnonzero(rows["content"])
+    _, first, inverse = np.unique(rows["content"][opened], return_index=True, return_inverse=True)
+    repeated = np.flatnonzero(first[inverse] != np.arange(len(opened)))
+    pairs = [(opened[first[inverse[i]]], opened[i]) for i in repeated[:NUM_EXAMPLES]]
+    return {"rows": len(repeated), "examples": [[results.name(start + i) for i in pair] for pair in pairs]}
+
+
+def overlap(results: Results) -> dict:
+    """Evaluation rows that stand in the training data: as a whole; or with the media and all questions of a row."""
+    train, held_out = np.split(results.rows, results.starts[1:2])
+    found, exact = {}, np.zeros(len(held_out), bool)
+    for name in ("content", "question"):
+        shared = np.isin(held_out[name], train[name][train[name] > 0]) & ~exact
+        exact |= shared
+        examples = []
+        for i in np.flatnonzero(shared)[:NUM_EXAMPLES]:
+            twin = np.flatnonzero(train[name] == held_out[name][i])[0]
+            examples.append({"train": results.name(twin), "eval": results.name(len(train) + i)})
+        found[name] = {"rows": int(shared.sum()), "examples": examples}
+    return found
+
+
+def size_classes(results: Results, split: int) -> list[dict]:
+    """What media of each class of size cost, the dearest first."""
+    number_of = results.media
+    tokens = {size: n for size, n in results.media_tokens.most_common() if size[0] == split and number_of[size]}
+    visual, limits = sum(tokens.values()), [*(f"{limit:g}" for limit in MEGAPIXELS), ""]
+    found = []
+    for (_, kind, i), number in tokens.items():
+        size = f"{limits[i - 1] if i else 0} to {limits[i]}" if limits[i] else f"above {limits[i - 1]}"
+        of_size = {"kind": kind, "megapixels": size, "media": number_of[split, kind, i], "tokens": round(number)}
+        found.append(of_size | {"share": number / visual})
+    return found
+
+
+def costly_row(results: Results, position: int) -> dict:
+    found = results.details(position)
+    media = [f"{kind} {width}x{height}" for kind, width, height, _ in found["media"]]
+    return {"source": found["source"], "media": media} | {n: found[n] for n in ("text", "image", "video")}
+
+
+def verdict(report: dict, arguments) -> tuple[list[str], list[str]]:
+    """Why training would fail, and what it would do with rows that it cannot use whole."""
+    data, failures, notes = arguments.data, [], []
+    for of_split in report["data"].values():
+        name = of_split["name"]
+        number = {fault: found["rows"] for fault, found in of_split["faults"].items()}
+        bad, overlong = sum(number.get(fault, 0) for fault in BAD), number.get("overlong", 0)
+        if bad and data.on_bad_sample == "error":
+            failures.append(f"{rows_of(bad, name)} cannot be used (--on_bad_sample skip leaves them out)")
+        elif bad and bad > data.max_bad_samples:
+            failures.append(f"{rows_of(bad, name)} cannot be used, more than --max_bad_samples {data.max_bad_samples}")
+        elif bad:
+            late = f", {of_split['late']:,} of them when training comes to them" if of_split["late"] else ""
+            notes.append(f"{rows_of(bad, name)} skipped{late}")
+        if overlong and not data.drop_overlong:
+            budget = f"--model_max_length {data.model_max_length}"
+            failures.append(f"{rows_of(overlong, name)} too long for {budget} (--drop_overlong True drops them)")
+        elif overlong:
+            notes.append(f"{rows_of(overlong, name)} dropped")
+        if number.get("crash"):
+            failures.append(f"{rows_of(number['crash'], name)} would end the run")
+        if not of_split["good"]:
+            failures.append(f"{name} has no usable row")
+        if of_split["cut"]["rows"]:
+            notes.append(f"{rows_of(of_split['cut']['rows'], name)} cut")
+    kinds = report["data"]["train"]["kinds"]
+    if not any(kinds[kind] for kind in KINDS[1:-1]):
+        for flag in ("train_vision_encoder", "train_vision_projector"):
+            if getattr(arguments.model, flag):
+                failures.append(f"--{flag} True has no effect without images and videos")
+    return failures, notes
+
+
+def rows_of(number: int, name: str) -> str:
+    return f"{number:,} row{'s' * (number != 1)} of {name}"
+
+
+def epoch(dataset, rows: np.ndarray, arguments, num_processes: int) -> dict:
+    """Steps and tokens of an epoch, as the Trainer counts them.
+
+    What is skipped or dropped before training is left out of the epoch; for a fault that training meets later, another
+    row is taken, drawn from all.
+    """
+    training = arguments.training
+    good = rows["fault"] == 0
+    late = found_late(rows)
+    taken = np.flatnonzero(good | late if arguments.data.on_bad_sample == "skip" else good)
+    dataset, tokens = copy.copy(dataset), tokens_within_budget(rows).astype(float)
+    dataset.select(taken)
+    tokens[late] = tokens[good].mean() if good.any() else 0
+    number = dataset.epoch_size
+    total_tokens = round(float(dataset.row_weights() @ tokens[taken]))
+    whole = math.floor if training.dataloader_drop_last else math.ceil
+    batches = whole(number / (training.per_device_train_batch_size * num_processes))
+    steps = math.ceil(batches / training.gradient_accumulation_steps)
+    total = training.max_steps if training.max_steps > 0 else math.ceil(steps * training.num_train_epochs)
+    return {
+        "rows": number,
+        "rows_per_step": training.per_device_train_batch_size * training.gradient_accumulation_steps * num_processes,
+        "processes": num_processes,
+        "steps": steps,
+        "total_steps": total,
+        "tokens": total_tokens,
+        "tokens_per_step": round(total_tokens / steps) if steps else 0,
+    }
+
+
+# ---- rows for a run ----
+
+
+def check_clean_path(path: str) -> None:
+    if not path.endswith(".jsonl"):
+        raise ValueError(f"--write_clean {path} must end in .jsonl, since that is what it will hold.")
+    if os.path.exists(others := rejected_path(path)):
+        raise ValueError(f"--write_clean {path} would overwrite {others}; delete it or name a new file.")
+
+
+def rejected_path(path: str) -> str:
+    return f"{path.removesuffix('.jsonl')}.rejected.jsonl"
+
+
+def write_clean(path: str, dataset, results: Results, data) -> dict[str, str]:
+    """Write the usable training rows as their file has them, and beside them a list of the others with reasons.
+
+    Media are found from the new file as before: a relative path is made absolute where it would lead elsewhere, and
+    encoded bytes, which JSON cannot hold, are written to a folder beside it.
+
+    Returns:
+        What was written where.
+    """
+    folder, others = os.path.dirname(os.path.abspath(path)), rejected_path(path)
+    media_folder = f"{path.removesuffix('.jsonl')}.media"
+    bases = [os.path.abspath(base or folder) for base in (data.image_folder, data.video_folder)]
+    number = 0
+    with open(f"{path}.part", "w", encoding="utf-8") as good, open(others, "w", encoding="utf-8") as rejected:
+        for position in range(len(dataset)):
+            if results.rows["fault"][position]:
+                found = results.details(position)
+                line = {"row": position, "fault": found["fault"], "reason": found["reason"]}
+                rejected.write(json.dumps(line) + "\n")
+                continue
+            paths = media_paths(dataset.rows[position])
+            row = portable(dataset.raw(position), paths, bases, media_folder)
+            good.write(json.dumps(row, default=str) + "\n")
+            number += 1
+    os.replace(f"{path}.part", path)
+    return {f"{number:,} usable": path, f"{len(dataset) - number:,} others": others}
+
+
+def media_paths(row: dict) -> list[str]:
+    """The absolute paths of the files that a row names."""
+    media = [part[part["type"]] for part in content_parts(row) if part["type"] != "text"]
+    flat = [item for medium in media for item in (medium if isinstance(medium, list) else [medium])]
+    return [item for item in flat if isinstance(item, str) and os.path.isabs(item)]
+
+
+def portable(value, paths: list[str], bases: list[str], media_folder: str, field: str = ""):
+    """A raw row, or a part of it, whose media are found from elsewhere too."""
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return {"path": written_bytes(value["bytes"], media_folder)}
+    if isinstance(value, bytes):
+        return written_bytes(value, media_folder)
+    if isinstance(value, dict):
+        return {name: portable(item, paths, bases, media_folder, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [portable(item, paths, bases, media_folder, field) for item in value]
+    if not isinstance(value, str) or field not in MEDIA_FIELDS:
+        return value
+    if any(os.path.normpath(os.path.join(base, value)) in paths for base in bases):
+        return value
+    tail = re.sub(r"^(\.\./)*", "/", os.path.normpath(value))
+    # All relative paths of a row start in one folder, so that a longer match is another file.
+    return min((path for path in paths if path.endswith(tail)), key=len, default=value)
+
+
+def written_bytes(content: bytes, folder: str) -> str:
+    path = os.path.join(os.path.abspath(folder), hash_of(content)[:32])
+    os.makedirs(folder, exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(content)
+    return path

@@ -1,0 +1,182 @@
+"""The report of `data_report.py` for people: tables in the terminal, and a self-contained page with plots."""
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from reports.html_page import COLOUR, draw, html_page, render
+
+
+class Table(NamedTuple):
+    title: str
+    columns: dict[str, bool]  # name -> whether it holds numbers
+    rows: list[list[str]]
+
+
+def headline(report: dict) -> tuple[str, list[str]]:
+    """What training would do with the data, and why."""
+    if report["failures"]:
+        return "Training would fail", report["failures"]
+    return "Training would start", report["notes"]
+
+
+def facts(report: dict) -> dict[str, str]:
+    """The numbers that come first."""
+    epoch, train = report["epoch"], report["data"]["train"]
+    tokens = train["tokens"]
+    return {
+        "rows": f"{train['rows']:,}",
+        "steps per epoch": f"{epoch['steps']:,}",
+        "steps in all": f"{epoch['total_steps']:,}",
+        "rows per step": f"{epoch['rows_per_step']:,}",
+        "tokens per epoch": f"{epoch['tokens']:,}",
+        "visual tokens": percent(tokens["image"]["sum"] + tokens["video"]["sum"], tokens["all"]["sum"]),
+        "rows over budget": percent(train["over_budget"]["rows"], train["rows"]),
+    }
+
+
+def tables(report: dict, num_costly: int) -> list[Table]:
+    found = []
+    for of_split in report["data"].values():
+        found += split_tables(of_split, report["model_max_length"], num_costly)
+    if "overlap" in report:
+        meanings = {"content": "the whole row", "question": "media and questions"}
+        rows = []
+        for name, same in report["overlap"].items():
+            first = same["examples"][0] if same["examples"] else None
+            rows.append([meanings[name], f"{same['rows']:,}", f"{first['eval']} = {first['train']}" if first else ""])
+        columns = {"the same": False, "rows": True, "first: evaluation = training": False}
+        found.append(Table("Evaluation rows that stand in the training data", columns, rows))
+    return found
+
+
+def split_tables(of_split: dict, budget: int, num_costly: int) -> list[Table]:
+    name, number, tokens = of_split["name"], of_split["rows"], of_split["tokens"]
+    kinds = [[kind, f"{n:,}", percent(n, number)] for kind, n in of_split["kinds"].items() if n]
+    found = [Table(f"{name}: rows", {"kind": False, "rows": True, "share": True}, kinds)]
+
+    rows = []
+    for kind, of_kind in tokens.items():
+        values = [f"{of_kind[column]:,.0f}" for column in ("mean", "p50", "p90", "p99", "max")]
+        rows.append([kind, f"{of_kind['sum']:,}", percent(of_kind["sum"], tokens["all"]["sum"]), *values])
+    columns = {"tokens": False} | dict.fromkeys(("sum", "share", "mean", "p50", "p90", "p99", "max"), True)
+    found.append(Table(f"{name}: tokens per row", columns, rows))
+
+    rows = [(fault["meaning"], fault["rows"], fault["examples"][0]) for fault in of_split["faults"].values()]
+    if of_split["cut"]["rows"]:
+        beyond = f"{of_split['cut']['tokens']:,} tokens beyond --model_max_length {budget:,}"
+        rows.append(("cut", of_split["cut"]["rows"], beyond))
+    if of_split["duplicates"]["rows"]:
+        rows.append(("duplicate", of_split["duplicates"]["rows"], " = ".join(of_split["duplicates"]["examples"][0])))
+    if rows:
+        columns = {"fault": False, "rows": True, "share": True, "first": False}
+        rows = [[fault, f"{n:,}", percent(n, number), first] for fault, n, first in rows]
+        found.append(Table(f"{name}: what is wrong", columns, rows))
+
+    if of_split["sizes"]:
+        rows = [
+            [s["kind"], s["megapixels"], f"{s['media']:,}", f"{s['tokens'] / s['media']:,.0f}", f"{s['share']:.1%}"]
+            for s in of_split["sizes"]
+        ]
+        columns = {"medium": False} | dict.fromkeys(("megapixels", "number", "tokens each", "share"), True)
+        found.append(Table(f"{name}: what visual tokens go to", columns, rows))
+        rows = [
+            [c["source"], f"{c['image']:,}", f"{c['video']:,}", f"{c['text']:,}", listed(c["media"])]
+            for c in of_split["costly"][:num_costly]
+        ]
+        columns = {"row": False, "image": True, "video": True, "text": True, "media": False}
+        found.append(Table(f"{name}: rows with most visual tokens", columns, rows))
+    return found
+
+
+def listed(media: list[str]) -> str:
+    counts = Counter(media)
+    words = [f"{number} x {medium}" if number > 1 else medium for medium, number in counts.items()]
+    return ", ".join(words[:3]) + (f", {len(words) - 3} other sizes" if words[3:] else "")
+
+
+def percent(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "0.0%"
+
+
+# ---- terminal ----
+
+
+def show(report: dict, console: Console) -> None:
+    """Print the report, what matters most at the end."""
+    for title, columns, rows in tables(report, num_costly=3):
+        console.print(title, style="bold", markup=False, highlight=False)
+        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for column, is_number in columns.items():
+            table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table, "")
+    for name, value in [*facts(report).items(), *report["written"].items()]:
+        console.print(Text(f"{name:17} {value}"), soft_wrap=True)
+    title, reasons = headline(report)
+    console.print(Text(f"\n{title}{':' if reasons else '.'}", style="bold red" if report["failures"] else "bold green"))
+    for reason in reasons:
+        console.print(Text(f"- {reason}"))
+
+
+# ---- page ----
+
+
+def page(report: dict) -> str:
+    """The report as a self-contained HTML page."""
+    title, reasons = headline(report)
+    budget, splits = report["model_max_length"], report["data"].values()
+    figures = [(f"{split['name']}: {caption}", svg) for split in splits for caption, svg in plots(split, budget)]
+    name = report["data"]["train"]["name"]
+    body = render(
+        "check.html",
+        name=name,
+        report=report,
+        title=title,
+        reasons=reasons,
+        facts=facts(report),
+        figures=figures,
+        tables=tables(report, num_costly=10),
+    )
+    return html_page(f"Data check: {name}", body)
+
+
+def plots(of_split: dict, budget: int) -> list[tuple[str, Markup]]:
+    """(caption, SVG) of each plot."""
+    tokens, labels = of_split["histograms"]["tokens"], of_split["histograms"]["labels"]
+    near = budget < 1.5 * tokens["edges"][-1]  # a line far from all rows would leave no room for them
+    caption = f"tokens per row before any cut; --model_max_length is {budget:,}{', the dashed line' if near else ''}"
+    return [
+        (caption, draw(lambda axes: draw_histogram(axes, tokens, "tokens", "image", budget if near else None))),
+        ("what the tokens are, by kind of row", draw(lambda axes: draw_shares(axes, of_split["kind_tokens"]))),
+        ("trained tokens per row", draw(lambda axes: draw_histogram(axes, labels, "trained tokens", "trained"))),
+    ]
+
+
+def draw_histogram(axes, bars: dict, label: str, colour: str, line: int | None = None) -> None:
+    axes.stairs(bars["counts"], bars["edges"], fill=True, color=COLOUR[colour])
+    axes.set(xlabel=label, ylabel="rows", xscale=bars["scale"])
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    if line:
+        axes.axvline(line, color=COLOUR["cut"], linestyle="--", linewidth=2)
+
+
+def draw_shares(axes, kind_tokens: dict[str, dict[str, int]]) -> None:
+    kinds = [kind for kind, tokens in kind_tokens.items() if sum(tokens.values())][::-1]
+    left = np.zeros(len(kinds))
+    for name, colour in (("text", "context"), ("image", "image"), ("video", "video")):
+        shares = np.array([100 * kind_tokens[kind][name] / sum(kind_tokens[kind].values()) for kind in kinds])
+        if shares.any():
+            axes.barh(kinds, shares, left=left, color=COLOUR[colour], label=name, height=0.6)
+        left += shares
+    axes.set(xlabel="% of tokens", xlim=(0, 100))
+    if kinds:
+        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, labelcolor=COLOUR["text"])

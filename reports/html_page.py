@@ -1,0 +1,125 @@
+"""HTML pages of the tools: one file each, which loads nothing and runs no script.
+
+The templates are in `templates/`; `page.html` holds the style of all pages, light and dark.
+"""
+
+import base64
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from PIL import Image
+
+from reading.rows import content_parts
+
+# What a terminal would obey and a page swallow -> its picture in Unicode; a line break has its own.
+CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+# A picture that is larger is written as JPEG, then at half its size, until it fits.
+MAX_PICTURE_BYTES = 300_000
+# Plots are drawn in these, which then become colours of the page's style: it knows light and dark.
+VARIABLES = ("text", "muted", "line", "context", "image", "video", "cut", "trained")
+COLOUR = {name: f"#0000{i:02x}" for i, name in enumerate(VARIABLES, 1)}
+
+
+def html_page(title: str, body: str) -> str:
+    """A complete, self-contained page.
+
+    What the style knows beside plain elements (h1 to h3, p, ul, table, figure, details, code, pre):
+
+    - `<dl class="stats"><div><dt>rows</dt><dd>1,000</dd></div>...</dl>`: a row of numbers; a bad one in
+      `<div class="error">`
+    - `<section class="card">`, `card warning`, `card error`: a box with a heading
+    - `<div class="scroll"><table>...`: a table that may be wider than a phone; `class="number"` on th and td of numbers
+    - `<div class="gallery"><figure>...`: pictures or small plots side by side
+    - `<figure><svg viewBox=...>...</svg><figcaption>...`: a plot, as wide as there is room, up to 24rem high
+    - for the colours of a plot, `var(--trained)`, `--context`, `--image`, `--video`, `--cut`, `--line`, `--text`,
+      `--muted`
+
+    Args:
+        title: plain text; escaped here.
+        body: markup, such as `render` gives; what comes from a user must be escaped already.
+    """
+    return render("page.html", title=title, body=Markup(body))
+
+
+def render(template: str, **values) -> Markup:
+    """A template of `templates/` with these variables; every value that is no Markup is escaped."""
+    return Markup(environment().get_template(template).render(**values))
+
+
+def legible(text: str) -> str:
+    """Text with its control characters shown by their pictures, line breaks left."""
+    return text.translate(CONTROL_PICTURES)
+
+
+def visible_breaks(text: str) -> Markup:
+    """Escaped text whose line breaks can be seen; the sign is added by the style, so that it is not copied."""
+    return escape(legible(text)).replace("\n", Markup('<i class="break"></i>\n'))
+
+
+@cache
+def environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"thousands": "{:,}".format, "visible_breaks": visible_breaks}
+    return environment
+
+
+# ---- pictures and plots ----
+
+
+def pictures(sample: dict) -> Iterator[tuple[str, Image.Image, str]]:
+    """The media of an opened sample as the collator gets them, in order: their kind, an image or frame, its caption."""
+    numbers = Counter()
+    for part in content_parts(sample):
+        if (kind := part["type"]) == "text":
+            continue
+        numbers[kind] += 1
+        name = f"{kind} {numbers[kind]}"
+        if kind == "image":
+            yield kind, part["image"], f"{name}, {part['image'].width} \u00d7 {part['image'].height}"
+            continue
+        height, width = part["video"].shape[1:3]
+        for frame, i in zip(part["video"], part["metadata"]["frames_indices"]):
+            seconds = i / part["metadata"]["fps"]
+            yield kind, Image.fromarray(frame), f"{name}, {width} \u00d7 {height}, frame {i}, {seconds:.2f} s"
+
+
+def embedded(picture: Image.Image, caption: str) -> tuple[str, str]:
+    """The picture as a data URL, without loss where it is small enough; its caption tells when it is made smaller."""
+    for format, options in (("png", {}), ("jpeg", {"quality": 90})):
+        file = io.BytesIO()
+        picture.save(file, format, **options)
+        if file.tell() <= MAX_PICTURE_BYTES:
+            return f"data:image/{format};base64,{base64.b64encode(file.getvalue()).decode()}", caption
+    small = picture.reduce(2)
+    return embedded(small, f"{caption.split(' (')[0]} (here {small.width} \u00d7 {small.height})")
+
+
+def draw(fill) -> Markup:
+    """An inline SVG, as wide as there is room, of what `fill(axes)` draws."""
+    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot, which looks for a display
+
+    style = {"svg.fonttype": "none", "font.size": 12, "axes.spines.top": False, "axes.spines.right": False}
+    style |= {"axes.edgecolor": COLOUR["line"], "xtick.color": COLOUR["line"], "ytick.color": COLOUR["line"]}
+    style |= dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), COLOUR["muted"])
+    with matplotlib.rc_context(style), io.StringIO() as file:
+        figure = Figure(figsize=(6.4, 3), layout="constrained")
+        fill(figure.subplots())
+        figure.savefig(file, format="svg", transparent=True)
+        svg = file.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(?s)(<svg .*?)width="\S+" height="\S+"', r"\1", svg, count=1)
+    return Markup(re.sub("#0000(0[1-8])", lambda match: f"var(--{VARIABLES[int(match[1], 16) - 1]})", svg))

@@ -1,0 +1,321 @@
+"""What a run leaves for people: `report.html`, `loss.png`, and a model card beside the weights."""
+
+import datetime
+import os
+import platform
+import shlex
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+import torch
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from markupsafe import Markup
+from tqdm import tqdm
+
+from arguments import HERE, Arguments, split_flags
+from datasets import MultimodalDataset
+from evaluation.answers import read_answers
+from reports.html_page import COLOUR, draw, embedded, html_page, pictures, render
+from training.engines import say
+from training.progress import SPEED
+from training.trainable import ComponentSummary, format_summary
+
+CARD, TAG = "README.md", "finelmm"
+SHOWN_ANSWERS = 12
+PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # behind the loss and other metrics
+# Flags that name places on the machine, which are nobody's business who gets the weights.
+PLACES = {
+    *("output_dir", "data_path", "eval_data_path", "model_local_path", "image_folder", "video_folder", "data_cache"),
+    *("resume_from_checkpoint", "lora_weight_path", "chat_template", "metric"),
+}
+SECRETS = ("hub_token", "push_to_hub_token")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes")
+
+
+class RunFacts(NamedTuple):
+    """What is known of a run before its first step."""
+
+    arguments: Arguments
+    trained: list[ComponentSummary]
+    train_dataset: MultimodalDataset
+    eval_dataset: MultimodalDataset | None
+
+    @property
+    def command(self) -> str:
+        """How the run was started, without secrets."""
+        words, _ = split_flags(self.arguments.words, SECRETS)
+        world_size = self.arguments.training.world_size
+        launcher = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', world_size)}"
+        return shlex.join([*(launcher.split() if world_size > 1 else ["python"]), "train.py", *words])
+
+    @property
+    def base(self) -> str | None:
+        """The Hub path of the model that was trained; None for a folder, which says nothing to others."""
+        path = self.arguments.model.model_path
+        return None if os.path.isdir(path) else path
+
+
+@contextmanager
+def reported(trainer, facts: RunFacts):
+    """Write the report when the run within is over, however it ends."""
+    ended = "Interrupted"
+    try:
+        yield
+        is_early = trainer.state.global_step < trainer.state.max_steps
+        ended = "Complete, stopped early" if is_early else "Complete"
+    except SystemExit as stop:
+        ended = "Stopped by SIGTERM" if stop.code == 128 + signal.SIGTERM else f"Ended with exit code {stop.code}"
+        raise
+    except KeyboardInterrupt:
+        ended = "Stopped by Ctrl-C"
+        raise
+    except Exception as error:
+        ended = f"Failed: {error}"
+        raise
+    finally:
+        if trainer.is_world_process_zero() and trainer.state.log_history:
+            with forgiven("report"):
+                write_report(trainer.args.output_dir, facts, trainer.state, ended)
+
+
+@contextmanager
+def forgiven(what: str):
+    """A page that cannot be written costs no run its weights."""
+    try:
+        yield
+    except Exception as error:
+        say(f"WARNING: no {what} could be written: {type(error).__name__}: {error}")
+
+
+# ---- what the report tells ----
+
+
+def write_report(output_dir: str, facts: RunFacts, state, ended: str) -> None:
+    """Write `report.html` and `loss.png`.
+
+    Args:
+        state: the Trainer's, with what was logged.
+        ended: how the run ended, in words.
+    """
+    curves = curves_of(state.log_history)
+    if losses := curves.get("loss"):
+        write_loss(os.path.join(output_dir, "loss.png"), losses, facts.arguments.model.model_id)
+    is_complete, steps = ended.startswith("Complete"), f"step {state.global_step:,} of {state.max_steps:,}"
+    arguments, training = facts.arguments, facts.arguments.training
+    body = render(
+        "report.html",
+        model=arguments.model,
+        ended=ended,
+        is_complete=is_complete,
+        steps=steps,
+        when=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+        figures=figures_of(state),
+        plots=[(name.replace("_", " "), draw_curves(lines)) for name, lines in curves.items()],
+        trained=facts.trained,
+        table=format_summary(facts.trained),
+        data=data_of(facts),
+        answers=list(answers_of(output_dir, facts, state)),
+        command=facts.command,
+        flags=given_flags(arguments),
+        versions=versions(),
+        processes=training.world_size,
+        device=device_name(training.device),
+    )
+    with open(os.path.join(output_dir, "report.html"), "w", encoding="utf-8") as file:
+        file.write(html_page(f"Run of {arguments.model.model_id}", body))
+
+
+def curves_of(log_history: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Logs -> plot -> line ("training", "evaluation") -> (step, value) of each of its points."""
+    plots = {"loss": {}} | {name: {} for logs in log_history for name in metrics_of(logs)} | {n: {} for n in PLOTTED}
+    for logs in log_history:
+        for name, lines in plots.items():
+            for key, line in ((name, "training"), (f"eval_{name}", "evaluation")):
+                if key in logs:
+                    lines.setdefault(line, []).append((logs["step"], logs[key]))
+    return {name: lines for name, lines in plots.items() if lines}
+
+
+def metrics_of(logs: dict) -> dict[str, float]:
+    """What an evaluation found, but the loss and its speed."""
+    found = {name: value for name, value in logs.items() if name.startswith("eval_") and not name.endswith(SPEED)}
+    return {name.removeprefix("eval_"): value for name, value in sorted(found.items()) if name != "eval_loss"}
+
+
+def figures_of(state) -> dict[str, str]:
+    """The numbers that come first."""
+    losses = [logs for logs in state.log_history if "loss" in logs]
+    evaluations = [logs for logs in state.log_history if "eval_loss" in logs]
+    of_all = f" of {state.max_steps:,}" if state.global_step < state.max_steps else ""
+    figures = {"steps": f"{state.global_step:,}{of_all}", "epochs": f"{state.epoch or 0:.3g}"}
+    if losses:
+        figures["training loss"] = short(losses[-1]["loss"])
+    if evaluations:
+        figures["evaluation loss"] = short(evaluations[-1]["eval_loss"])
+        figures |= {name.replace("_", " "): short(value) for name, value in metrics_of(evaluations[-1]).items()}
+    if state.best_global_step:
+        figures["best step"] = f"{state.best_global_step:,} ({short(state.best_metric)})"
+    whole = next((logs for logs in reversed(state.log_history) if "train_runtime" in logs), {})
+    speed = {name.removeprefix("train_"): value for name, value in (whole or (losses or [{}])[-1]).items()}
+    if "runtime" in speed:
+        figures["time"] = tqdm.format_interval(speed["runtime"])
+    if "tokens_per_second" in speed:
+        figures["tokens a second"] = f"{speed['tokens_per_second']:,.0f}"
+        figures["data wait"] = f"{speed['data_wait']:.0%}"
+        figures["peak memory"] = f"{speed['peak_memory_gb']:.1f} GB"
+    if "mfu" in speed:
+        figures["MFU"] = f"{speed['mfu']:.0%}"
+    return figures
+
+
+def short(value: float) -> str:
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
+
+
+def data_of(facts: RunFacts) -> list[dict]:
+    """For training and evaluation data: their paths with rows, and the rows of each kind."""
+    found = []
+    for name, dataset in (("training", facts.train_dataset), ("evaluation", facts.eval_dataset)):
+        if dataset is None:
+            continue
+        kinds = Counter()
+        for layout, _, positions in dataset.groups():
+            kinds[layout.kind] += len(positions)
+        found.append(
+            {
+                "name": name,
+                "rows": len(dataset),
+                "left_out": dataset.num_bad,
+                "paths": dataset.summary().splitlines(),
+                "files": [os.path.basename(path) for path in dataset.paths],
+                "kinds": kinds,
+            }
+        )
+    return found
+
+
+def answers_of(output_dir: str, facts: RunFacts, state) -> Iterator[dict]:
+    """The first answers of the last evaluation, each with the one before training, and with pictures once a row."""
+    steps = sorted(logs["step"] for logs in state.log_history if metrics_of(logs))
+    if not steps:
+        return
+    before, after = (
+        {(answer["index"], answer["turn"]): answer for answer in read_answers(output_dir, step)}
+        for step in (steps[0], steps[-1])
+    )
+    last_row = None
+    for key, answer in list(after.items())[:SHOWN_ANSWERS]:
+        is_first, last_row = answer["index"] != last_row, answer["index"]
+        shown = pictures(facts.eval_dataset[last_row]) if is_first else ()
+        yield answer | {
+            "pictures": [embedded(picture, caption) for _, picture, caption in shown],
+            "before": before.get(key, {}).get("prediction"),
+        }
+
+
+def given_flags(arguments: Arguments) -> dict:
+    return {name: value for name, value in arguments.as_dict().items() if name in arguments.given}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of what is installed, and of this repository where it is a git one."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    with suppress(OSError, subprocess.CalledProcessError):  # no git; no repository
+        command = ["git", "-C", HERE, "describe", "--always", "--dirty"]
+        found["finelmm"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {platform.processor() or platform.machine()}"
+
+
+# ---- plots ----
+
+
+def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str, str]) -> None:
+    for line, points in lines.items():
+        marker = "o" if line == "evaluation" or len(points) == 1 else None
+        axes.plot(*zip(*points), color=colours[line], label=line, marker=marker, markersize=4, linewidth=1.8)
+    axes.set(xlabel="step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(lines) > 1:
+        axes.legend(frameon=False, labelcolor="linecolor")
+
+
+def draw_curves(lines: dict) -> Markup:
+    return draw(lambda axes: fill_axes(axes, lines, {"training": COLOUR["image"], "evaluation": COLOUR["cut"]}))
+
+
+def write_loss(path: str, lines: dict, title: str) -> None:
+    from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    fill_axes(axes, lines, {"training": "#1f5fa8", "evaluation": "#c25100"})
+    axes.set(title=title, ylabel="loss")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e4e7eb")
+    figure.savefig(path, dpi=120)
+
+
+# ---- the model card ----
+
+
+@forgiven("model card")
+def write_card(facts: RunFacts, folder: str, state) -> None:
+    """Write the model card of the weights in a folder."""
+    arguments = facts.arguments
+    is_adapter = os.path.isfile(os.path.join(folder, "adapter_config.json"))
+    metadata = ModelCardData(
+        base_model=facts.base,
+        base_model_relation=facts.base and ("adapter" if is_adapter else "finetune"),
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="image-text-to-text",
+        tags=[TAG, *(["lora"] if is_adapter else [])],
+    )
+    card = render(
+        "model_card.md",
+        metadata=Markup(metadata.to_yaml()),
+        name=os.path.basename(os.path.abspath(arguments.training.output_dir)),
+        base=facts.base or os.path.basename(os.path.abspath(arguments.model.model_path)),
+        is_adapter=is_adapter,
+        figures=figures_of(state),
+        table=Markup(format_summary(facts.trained)),
+        data=data_of(facts),
+        has_plot=os.path.isfile(os.path.join(folder, "loss.png")),
+        flags=yaml.safe_dump(
+            {name: value for name, value in given_flags(arguments).items() if name not in PLACES}, sort_keys=False
+        ),
+        versions=versions(),
+    )
+    with open(os.path.join(folder, CARD), "w", encoding="utf-8") as file:
+        file.write(card)
+
+
+@forgiven("model card")
+def write_merged_card(adapter: str, merged: str) -> None:
+    """Write the card of a merged model after that of its adapter, where that has one of `write_card`."""
+    path = os.path.join(adapter, CARD)
+    card = ModelCard.load(path) if os.path.isfile(path) else None
+    if card is None or TAG not in (card.data.tags or []):
+        return
+    card.data.library_name, card.data.tags = "transformers", [TAG]
+    card.data.base_model_relation = card.data.base_model and "finetune"
+    head, _, tail = card.text.partition("## Use\n")
+    head = head.replace("\nAdapter of", "\nMerged weights of", 1)
+    card.text = head + str(render("model_card_use.md", is_adapter=False)) + tail.partition("```\n")[2]
+    card.save(os.path.join(merged, CARD))

@@ -1,0 +1,348 @@
+"""Rows on disk -> canonical samples, against messages written by hand."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from conftest import turns
+from PIL import Image
+
+from datasets import MultimodalDataset
+from reading.media import MediaOptions
+from reading.rows import content_parts
+
+
+def text(value: str) -> dict:
+    return {"type": "text", "text": value}
+
+
+def image(name: str) -> dict:
+    return {"type": "image", "image": name}
+
+
+def video(name: str) -> dict:
+    return {"type": "video", "video": name}
+
+
+def user(*parts) -> dict:
+    return {"role": "user", "content": list(parts)}
+
+
+def reply(*parts) -> dict:
+    return {"role": "assistant", "content": list(parts)}
+
+
+def messages_of(dataset: MultimodalDataset, index: int = 0) -> list[dict]:
+    """The messages of a row, media by file name."""
+    return [
+        {
+            "role": m["role"],
+            "content": [p if "text" in p else {**p, p["type"]: Path(p[p["type"]]).name} for p in m["content"]],
+        }
+        for m in dataset.rows[index]["messages"]
+    ]
+
+
+# What a user's text becomes, with two images and two videos at hand.
+PLACEHOLDERS = {
+    "<image>\nWhat?": [image("red.png"), text("What?")],
+    "What?\n<image>": [text("What?"), image("red.png")],
+    "<image>What?": [image("red.png"), text("What?")],
+    "<image>": [image("red.png")],
+    "<image>\n<image>\nSame?": [image("red.png"), image("blue.png"), text("Same?")],
+    "Is <image> like <image> ?": [text("Is "), image("red.png"), text(" like "), image("blue.png"), text(" ?")],
+    "What?\r\n<image>\r\nA\r\nB": [text("What?"), image("red.png"), text("A\r\nB")],
+    "<image>\n\nA\n": [image("red.png"), text("\nA\n")],
+    "<video>\n<image>\nSame?": [video("clip.mp4"), image("red.png"), text("Same?")],
+    "A <Image> <image > < image>": [text("A <Image> <image > < image>")],
+}
+
+
+@pytest.mark.parametrize("value", PLACEHOLDERS)
+def test_placeholders_become_media_where_they_stand(write_rows, value):
+    media_fields = {
+        "image": ["red.png", "blue.png"][: value.count("<image>")],
+        "video": ["clip.mp4"][: value.count("<video>")],
+    }
+    dataset = MultimodalDataset(write_rows([{**media_fields, "conversations": turns(value, "Yes")}]))
+    assert messages_of(dataset) == [user(*PLACEHOLDERS[value]), reply(text("Yes"))]
+
+
+ASKED = [user(image("red.png"), text("What?")), reply(text("Red"))]
+# (row, its messages): every form that a row may have.
+FORMS = [
+    ({"image": "red.png", "conversations": turns("<image>\nWhat?", "Red")}, ASKED),
+    (
+        {"image": ["red.png"], "video": None, "system_prompt": None, "conversations": turns("<image>What?", "Red")},
+        ASKED,
+    ),
+    ({"id": 7, "image": "./red.png", "conversations": turns("<image>What?", "Red")}, ASKED),
+    ({"image": None, "conversations": turns("Hi", "Hello")}, [user(text("Hi")), reply(text("Hello"))]),
+    (
+        {"image": ["red.png", "blue.png"], "conversations": turns("<image>a", "b", "<image>c", "d")},
+        [user(image("red.png"), text("a")), reply(text("b")), user(image("blue.png"), text("c")), reply(text("d"))],
+    ),
+    (
+        {"system_prompt": "Be <image> brief.", "conversations": turns("Hi", "It is <image> or <video>.")},
+        [
+            {"role": "system", "content": [text("Be <image> brief.")]},
+            user(text("Hi")),
+            reply(text("It is <image> or <video>.")),
+        ],
+    ),
+    (
+        {"conversations": [{"from": "system", "value": "<image>"}, *turns("Hi", "Hello")]},
+        [{"role": "system", "content": [text("<image>")]}, user(text("Hi")), reply(text("Hello"))],
+    ),
+    (
+        {"messages": [{"role": "user", "content": "<image>\nHi"}, {"role": "assistant", "content": "Hello"}]},
+        [user(text("<image>\nHi")), reply(text("Hello"))],
+    ),
+    (
+        {
+            "image": None,
+            "messages": [
+                {"role": "system", "content": [{"type": "text", "text": "Brief."}]},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "<image>\n", "path": None},
+                        {"type": "image", "path": "red.png", "text": None},
+                        {"type": "video", "path": "clip.mp4"},
+                    ],
+                },
+                {"role": "assistant", "content": [{"type": "text", "text": "Red"}]},
+            ],
+        },
+        [
+            {"role": "system", "content": [text("Brief.")]},
+            user(text("<image>\n"), image("red.png"), video("clip.mp4")),
+            reply(text("Red")),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("row, expected", FORMS)
+def test_every_form_becomes_the_same_canonical_messages(write_rows, row, expected):
+    dataset = MultimodalDataset(write_rows([row]))
+    assert messages_of(dataset) == expected
+    assert dataset.rows[0]["index"] == 0 and dataset.rows[0]["source"].endswith("rows.json, sample 0")
+
+
+def test_keys_of_conversations_can_be_renamed(write_rows):
+    row = {"conversations": [{"from": "user", "value": "Hi"}, {"from": "bot", "value": "Hello"}]}
+    dataset = MultimodalDataset(write_rows([row]), user_key="user", assistant_key="bot")
+    assert messages_of(dataset) == [user(text("Hi")), reply(text("Hello"))]
+
+
+def test_relative_paths_start_at_their_folder_and_absolute_ones_stand(write_rows, media_folder, tmp_path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "own.png")
+    conversations = turns("<image><image><video>", "Yes")
+    row = {"image": ["own.png", str(media_folder / "red.png")], "video": "clip.mp4", "conversations": conversations}
+    monkeypatch.chdir(tmp_path)
+    dataset = MultimodalDataset(write_rows([row]), image_folder="pictures", video_folder=str(media_folder))
+    parts = dataset.rows[0]["messages"][0]["content"]
+    assert [part[part["type"]] for part in parts] == [
+        str(tmp_path / "pictures" / "own.png"),
+        str(media_folder / "red.png"),
+        str(media_folder / "clip.mp4"),
+    ]
+
+
+def test_messages_may_stand_in_any_field(write_rows):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    for name in ("dialogue", "conversations", "prompt"):
+        dataset = MultimodalDataset(write_rows([{name: messages}]), field_messages=name)
+        assert messages_of(dataset) == [user(text("Hi")), reply(text("Hello"))]
+    dataset = MultimodalDataset(write_rows([{"prompt": "of whatever", "messages": messages}]))
+    assert messages_of(dataset) == [user(text("Hi")), reply(text("Hello"))]
+
+
+HI = turns("Hi", "Hello")
+# What is wrong with a row -> what the message must name.
+BAD_ROWS = [
+    ({"image": "red.png", "conversations": HI}, "0 <image> .* 1 in its `image` field"),
+    ({"conversations": turns("<image>", "b")}, "1 <image> .* 0 in its `image` field"),
+    ({"image": ["red.png", "red.png"], "conversations": turns("<image>", "b")}, "1 <image> .* 2 in"),
+    ({"video": "clip.mp4", "conversations": turns("<image>", "b")}, "1 <image> .* 0 in"),
+    ({"video": "clip.mp4", "conversations": HI}, "0 <video> .* 1 in its `video` field"),
+    ({"image": "red.png", "conversations": turns("Hi", "<image>")}, "0 <image> .* 1 in"),
+    ({"conversations": []}, "no turn in its `conversations`"),
+    ({"conversations": "Hi"}, "no turn in its `conversations`"),
+    ({"messages": []}, "no turn in its `messages`"),
+    ({"conversations": turns("Hi")}, "roles user; expected"),
+    ({"conversations": turns("a", "b", "c")}, "roles user, assistant, user; expected"),
+    ({"conversations": turns("Hi", "Hello")[::-1]}, "roles assistant, user; expected"),
+    ({"conversations": [*HI, *HI[1:]]}, "roles user, assistant, assistant; expected"),
+    ({"system_prompt": "a", "conversations": [{"from": "system", "value": "b"}, *HI]}, "roles system, system, user"),
+    ({"conversations": [{"from": "system", "value": "b"}]}, "roles system; expected"),
+    (
+        {"conversations": [{"from": "user", "value": "Hi"}, HI[1]]},
+        r"conversations\[0\].from is 'user'.*'human'.*--user_key",
+    ),
+    ({"conversations": [{"from": ["human"], "value": "Hi"}, HI[1]]}, r"conversations\[0\].from is \['human'\]"),
+    ({"conversations": [HI[0], {"from": "gpt", "value": None}]}, r"conversations\[1\].value must be text"),
+    ({"conversations": [HI[0], {"from": "gpt", "value": 3}]}, r"conversations\[1\].value must be text, not int"),
+    ({"conversations": [HI[0], "Hello"]}, r"conversations\[1\] must be an object"),
+    ({"system_prompt": ["a"], "conversations": HI}, "system_prompt must be text, not list"),
+    ({"image": {"a": 1}, "conversations": turns("<image>", "b")}, "`image` must be a path or a list of paths"),
+    ({"image": [None], "conversations": turns("<image>", "b")}, "`image` must be a path or a list of paths"),
+    ({"text": "Hi"}, "neither a `conversations` nor a `messages`"),
+    (["Hi"], "must be a JSON object, not list"),
+    ({"messages": [{"role": "human", "content": "Hi"}]}, r"messages\[0\].role is 'human'.*'user'"),
+    ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\].content must be text"),
+    ({"messages": [{"role": "user", "content": ["Hi"]}]}, r"messages\[0\].content\[0\] has type None"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, r"content\[0\] has type 'image_url'"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"content\[0\] has type 'image' but no `path`"),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": [{"type": "image", "path": "red.png"}]},
+            ]
+        },
+        "image content in role 'assistant'",
+    ),
+    (
+        {
+            "messages": [{"role": "user", "content": "<image> a"}, {"role": "assistant", "content": "b"}],
+            "image": "red.png",
+        },
+        "<image> in a text of `messages`.*`image`",
+    ),
+    ({"conversations": turns("a \ufdd0", "b")}, r"U\+FDD0"),
+    ({"conversations": turns("a", "cut \ud83d")}, r"U\+D83D"),
+    ({"image": "none.png", "conversations": turns("<image>", "b")}, "image .*none.png does not exist"),
+    ({"video": "none.mp4", "conversations": turns("<video>", "b")}, "video .*none.mp4 does not exist"),
+    ({"image": "none.png", "conversations": turns("<image>", "b")}, "none.png does not exist; .*--image_folder"),
+    ({"video": "none.mp4", "conversations": turns("<video>", "b")}, "none.mp4 does not exist; .*--video_folder"),
+    ({"image": "", "conversations": turns("<image>", "b")}, "image .* is a folder"),
+    ({"image": "clip.mp4", "conversations": turns("<image>", "b")}, "image .*clip.mp4 cannot be decoded"),
+]
+
+
+@pytest.mark.parametrize("row, named", BAD_ROWS, ids=range(len(BAD_ROWS)))
+def test_a_bad_row_is_an_error_that_names_file_sample_and_field(write_rows, row, named):
+    path = write_rows([{"conversations": HI}, row])
+    with pytest.raises(
+        ValueError, match=f"1 of 2 samples of {path} cannot be used:\n  .*rows.json, sample 1: .*{named}"
+    ):
+        MultimodalDataset(path)
+    dataset = MultimodalDataset(path, check=False)
+    assert dataset.rows[1] is None and messages_of(dataset) == [user(text("Hi")), reply(text("Hello"))]
+    with pytest.raises(ValueError, match=f"rows.json, sample 1: .*{named}"):
+        dataset[1]
+
+
+GOOD = json.dumps({"conversations": HI})
+FILES = {
+    "object.json": (GOOD, "must hold a JSON list of samples, not dict"),
+    "text.json": ('"Hi"', "must hold a JSON list of samples, not str"),
+    "empty.json": ("[]", "holds no sample"),
+    "empty.jsonl": ("\n\n", "holds no sample"),
+    "nothing.json": ("", "line 1: not valid JSON"),
+    "broken.json": (f"[{GOOD},\n{GOOD},\n{{'a'}}]", "broken.json, line 3: not valid JSON"),
+    "broken.jsonl": (f"{GOOD}\n\n{GOOD}\n{{\n", "broken.jsonl, sample 2: is line 4, which is not valid JSON"),
+    "lines.json": (f"{GOOD}\n{GOOD}", r"lines.json, line 2: not valid JSON: Extra data \(name a JSONL file .jsonl\)"),
+    "deep.json": ("[" * 100_000, "deep.json, line 1: not valid JSON: it is nested too deeply"),
+    "digits.json": ("[" + "1" * 5000 + "]", "digits.json.* not valid JSON: .*digits"),
+    "latin.json": (f'[{GOOD}, "caf\xe9"]'.encode("latin-1"), "latin.json is not UTF-8 text"),
+    "latin.jsonl": ('"caf\xe9"'.encode("latin-1"), "latin.jsonl, sample 0: is line 1, which is not UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bad_file_is_an_error_that_names_it(tmp_path, name):
+    content, named = FILES[name]
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=named):
+        MultimodalDataset(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "path, named",
+    [("none.json", "none.json does not exist"), ("", "there is no .json, .jsonl, .parquet, .csv, .tsv file in ")],
+)
+def test_a_missing_file_is_an_error_that_names_it(tmp_path, path, named):
+    with pytest.raises(ValueError, match=named):
+        MultimodalDataset(str(tmp_path / path))
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("a.jsonl", f"\n{GOOD}\n\n  \n{GOOD}"), ("a.JSONL", GOOD + "\n" + GOOD), ("a.json", f"[{GOOD}, {GOOD}]")],
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_blank_lines_and_a_byte_order_mark_are_no_samples(tmp_path, name, content, mark):
+    (tmp_path / name).write_bytes(mark + content.encode())
+    dataset = MultimodalDataset(str(tmp_path / name))
+    assert [row["index"] for row in dataset.rows] == [0, 1]
+
+
+def all_media(write_rows) -> MultimodalDataset:
+    row = {
+        "image": ["red.png", "blue.png"],
+        "video": "clip.mp4",
+        "conversations": turns("<image>a<image>b<video>", "c"),
+    }
+    return MultimodalDataset(
+        write_rows([row, {"conversations": turns("Hi", "Hello " * 40)}]), media=MediaOptions(num_frames=4)
+    )
+
+
+def test_rows_hold_references_and_samples_opened_media(write_rows, media_folder):
+    dataset = all_media(write_rows)
+    rows = json.dumps(list(dataset.rows))  # only what JSON can hold
+    red, _, blue, _, clip = dataset[0]["messages"][0]["content"]
+    assert (red["image"].mode, red["image"].size, red["image"].getpixel((0, 0))) == ("RGB", (64, 64), (255, 0, 0))
+    assert blue["image"].size == (100, 50)
+    assert clip["video"].shape == (4, 64, 64, 3) and clip["metadata"]["frames_indices"] == [0, 5, 10, 15]
+    assert json.dumps(list(dataset.rows)) == rows
+    assert dataset.media_kinds == {"image", "video"}
+    outline, sizes = dataset.outline(0)
+    assert [part["type"] for part in content_parts(outline)] == ["image", "text", "image", "text", "video", "text"]
+    assert sizes == {("image", 0): (64, 64), ("image", 1): (50, 100), ("video", 2): (4, 64, 64)}
+
+
+def test_a_medium_that_breaks_later_is_an_error_that_names_file_and_sample(write_rows, media_folder):
+    data = (media_folder / "red.png").read_bytes()
+    (media_folder / "half.png").write_bytes(data[:50])  # its header is whole
+    dataset = MultimodalDataset(write_rows([{"image": "half.png", "conversations": turns("<image>", "b")}]))
+    with pytest.raises(ValueError, match="rows.json, sample 0: image .*half.png cannot be decoded"):
+        dataset[0]
+
+
+def test_no_row_of_random_json_breaks_the_reader(write_rows):
+    """Whatever stands in a row, it becomes a sample or a ValueError."""
+    rng = random.Random(0)
+    words = [
+        "red.png",
+        "<image>",
+        "human",
+        "gpt",
+        "user",
+        "assistant",
+        "system",
+        "text",
+        "image",
+        "",
+        None,
+        1,
+        True,
+        -0.5,
+    ]
+    keys = "conversations messages image video system_prompt from value role content type text path".split()
+
+    def anything(depth: int):
+        if depth == 0 or rng.random() < 0.3:
+            return rng.choice(words)
+        if rng.random() < 0.5:
+            return [anything(depth - 1) for _ in range(rng.randrange(4))]
+        return {rng.choice(keys): anything(depth - 1) for _ in range(rng.randrange(5))}
+
+    rows = [{rng.choice(keys[:2]): anything(4), rng.choice(keys): anything(3)} for _ in range(3000)]
+    dataset = MultimodalDataset(write_rows(rows), check=False)
+    assert len(dataset) == 3000 and len(dataset.errors) > 2900

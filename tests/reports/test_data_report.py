@@ -1,0 +1,512 @@
+"""`data_report.py`: what the check of a data set counts and says, against rows whose truth is known by hand."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from conftest import CONSENT, MODEL_ID, turns
+from transformers import AutoTokenizer
+
+import datasets
+import preview
+from reports import data_report, data_report_views
+
+
+class LoggedDataset(datasets.MultimodalDataset):
+    """Notes each row that is opened in a file, and does harm on rows that say so."""
+
+    def __getitem__(self, position: int) -> dict:
+        with open(self.log, "a") as file:
+            file.write(f"{position}\n")
+        harm = str(self.rows[position])
+        if "SLOW" in harm:
+            time.sleep(0.2)
+        if "KILL" in harm:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "EXIT" in harm:
+            os._exit(1)
+        if "FAIL" in harm:
+            raise KeyError("a fault of ours")
+        return super().__getitem__(position)
+
+
+def main(words: list[str], log: str) -> int:
+    """preview.py with a `LoggedDataset`; returns its exit code."""
+    make = data_report.make_dataset
+
+    def make_logged(*args, **kwargs):
+        dataset = make(*args, **kwargs)
+        dataset.__class__, dataset.log = LoggedDataset, log
+        return dataset
+
+    with mock.patch.object(data_report, "make_dataset", make_logged), pytest.raises(SystemExit) as end:
+        preview.main(words)
+    return end.value.code
+
+
+@pytest.fixture
+def words(tiny, tmp_path):
+    """`words(family, path, *flags)`: the command line of a check."""
+
+    def make(family: str, path: str, *flags) -> list[str]:
+        made = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", path]
+        made += [*CONSENT[family], "--data_cache", str(tmp_path / "cache"), "--check"]
+        return [*made, *map(str, flags)]
+
+    return make
+
+
+@pytest.fixture
+def check(words, tmp_path, capsys):
+    """`check(family, path, *flags)`: exit code, report, and the rows that were opened, in order."""
+
+    def call(family: str, path: str, *flags) -> tuple[int, dict, list[int]]:
+        log = tmp_path / "opened"
+        log.write_text("")
+        command = [*words(family, path, *flags), "--json"]
+        capsys.readouterr()  # what making the checkpoint printed
+        code = main(command, str(log))
+        return code, json.loads(capsys.readouterr().out), sorted(map(int, log.read_text().split()))
+
+    return call
+
+
+def faults(report: dict) -> dict[str, int]:
+    return {fault: found["rows"] for fault, found in report["data"]["train"]["faults"].items()}
+
+
+def row(*texts: str, **media) -> dict:
+    return {"conversations": turns(*texts), **media}
+
+
+# ---- what is counted ----
+
+
+def test_tokens_are_those_of_the_text_written_by_hand_and_of_the_vision_encoder(check, tiny, write_rows):
+    rows = [
+        row("Name a colour.", "Blue"),
+        row("<image>\nWhat colour is it?", "Red", image="red.png"),
+        row("<image>\n<image>\nWhich is blue?", "The second", image=["red.png", "blue.png"]),
+    ]
+    texts = [
+        "USER: Name a colour. ASSISTANT: Blue</s>",
+        "USER: <image>\nWhat colour is it? ASSISTANT: Red</s>",
+        "USER: <image>\n<image>\nWhich is blue? ASSISTANT: The second</s>",
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(tiny("llava-1.5"))
+    vision = json.loads(Path(tiny("llava-1.5"), "config.json").read_text())["vision_config"]
+    of_image = (vision["image_size"] // vision["patch_size"]) ** 2
+    tokens = [tokenizer(text).input_ids for text in texts]
+    text_tokens = [len(ids) - ids.count(tokenizer.convert_tokens_to_ids("<image>")) for ids in tokens]
+    code, report, _ = check("llava-1.5", write_rows(rows))
+    train = report["data"]["train"]
+    found = {name: (t["sum"], t["p50"], t["max"]) for name, t in train["tokens"].items()}
+    assert found["text"] == (sum(text_tokens), sorted(text_tokens)[1], max(text_tokens))
+    assert found["image"] == (3 * of_image, of_image, 2 * of_image) and found["video"] == (0, 0, 0)
+    assert found["all"][0] == found["text"][0] + found["image"][0] == train["trained_tokens"]
+    prompts = [tokenizer(text.split("ASSISTANT:")[0] + "ASSISTANT:").input_ids for text in texts]
+    assert train["tokens"]["trained"]["sum"] == sum(map(len, tokens)) - sum(map(len, prompts)) > 0
+    assert train["kinds"] == dict(zip(data_report.KINDS, (1, 1, 1, 0, 0, 0)))
+    assert train["kind_tokens"]["several images"] == {"text": text_tokens[2], "image": 2 * of_image, "video": 0}
+    # 64x64 and 100x50 pixels
+    (size,) = train["sizes"]
+    assert size == {"kind": "image", "megapixels": "0 to 0.1", "media": 3, "tokens": 3 * of_image, "share": 1.0}
+    assert [c["media"] for c in train["costly"]] == [["image 64x64", "image 100x50"], ["image 64x64"]]
+    assert [c["source"].split(", ")[1] for c in train["costly"]] == ["sample 2", "sample 1"]
+    assert code == 0 and report["failures"] == []
+
+
+def test_every_kind_of_row_is_counted(check, write_rows):
+    rows = [
+        row("Hi", "Hello"),
+        row("<video>\nWhat?", "It", video="clip.mp4"),
+        row("<video> <image>\nWhat?", "It", video="clip.mp4", image="red.png"),
+        row("<video>\n<video>\nWhat?", "It", video=["clip.mp4"] * 2),
+        row("Hi"),
+    ]
+    _, report, _ = check("qwen2.5-vl", write_rows(rows), "--num_frames", 4)
+    train = report["data"]["train"]
+    assert train["kinds"] == dict(zip(data_report.KINDS, (1, 0, 0, 2, 1, 1)))
+    videos = train["kind_tokens"]["video"]["video"]
+    assert videos > 0 and train["kind_tokens"]["mixed"]["video"] * 3 == videos
+    assert train["kind_tokens"]["mixed"]["image"] == train["tokens"]["image"]["sum"] > 0
+    assert {(s["kind"], s["media"]) for s in train["sizes"]} == {("video", 4), ("image", 1)}
+    assert sum(s["tokens"] for s in train["sizes"]) == train["tokens"]["image"]["sum"] + train["tokens"]["video"]["sum"]
+
+
+def test_frames_that_come_as_images_count_as_video(check, write_rows):
+    _, report, _ = check("smolvlm2", write_rows([row("<video>\nWhat?", "It", video="clip.mp4")]), "--num_frames", 2)
+    tokens = report["data"]["train"]["tokens"]
+    assert tokens["video"]["sum"] > 0 and tokens["image"]["sum"] == 0
+
+
+def test_a_row_beyond_the_budget_is_cut_or_an_error_or_dropped(check, tiny, write_rows):
+    path = write_rows([row("Hi", "word " * 200), row("word " * 200, "Hi"), row("Hi", "Hello")])
+    tokenizer = AutoTokenizer.from_pretrained(tiny("llava-1.5"))
+    long = len(tokenizer(f"USER: Hi ASSISTANT: {'word ' * 200}</s>").input_ids)
+    code, report, _ = check("llava-1.5", path, "--model_max_length", 100)
+    train = report["data"]["train"]
+    assert train["cut"] == {"rows": 1, "tokens": long - 100} and train["over_budget"] == {"rows": 2}
+    assert train["tokens"]["all"]["max"] >= long and faults(report) == {"overlong": 1}
+    assert code == 1 and "1 row of" in report["failures"][0] and "--drop_overlong" in report["failures"][0]
+    code, dropped, opened = check("llava-1.5", path, "--model_max_length", 100, "--drop_overlong", True)
+    assert code == 0 and any("dropped" in note for note in dropped["notes"]) and opened == []
+    assert (
+        dropped["epoch"]["rows"] == 2 and dropped["epoch"]["tokens"] == 100 + train["histograms"]["tokens"]["edges"][0]
+    )
+
+
+@pytest.mark.parametrize(
+    "rows, flags, expected",
+    [
+        (7, [], (4, 12)),  # batches of 2, 2, 2, 1
+        (7, ["--gradient_accumulation_steps", 3], (2, 6)),
+        (7, ["--num_processes", 2], (2, 6)),
+        (7, ["--num_processes", 2, "--gradient_accumulation_steps", 2], (1, 3)),
+        (7, ["--dataloader_drop_last", True], (3, 9)),
+        (7, ["--max_steps", 5], (4, 5)),
+        (7, ["--num_train_epochs", 0.5], (4, 2)),
+    ],
+)
+def test_steps_of_an_epoch(check, write_rows, rows, flags, expected):
+    path = write_rows([row(f"Hi {i}", "Hello") for i in range(rows)])
+    _, report, _ = check("llava-1.5", path, "--per_device_train_batch_size", 2, *flags)
+    assert (report["epoch"]["steps"], report["epoch"]["total_steps"]) == expected
+
+
+def test_duplicates_and_what_stands_in_both_data_sets(check, write_rows, media_folder, tmp_path):
+    shutil.copy(media_folder / "red.png", tmp_path / "copy.png")
+    copied = str(tmp_path / "copy.png")
+    asked = "<image>\nWhat is it?"
+    train = [
+        row(asked, "Red", image="red.png"),
+        row("Hi", "Hello"),
+        row(asked, "Red", image=copied),  # the same bytes
+        row(asked, "Red", image="blue.png"),
+        row("Hi", "Hello"),
+        row("Hi", "Hello!"),
+    ]
+    held_out = [row(asked, "Crimson", image=copied), row(asked, "Red", image="blue.png"), row("Who?", "I")]
+    paths = write_rows(train, "train.json"), write_rows(held_out, "eval.json")
+    code, report, _ = check("llava-1.5", paths[0], "--eval_data_path", paths[1])
+    names = [os.path.basename(path) for path in paths]
+    pair = lambda i, j: {"train": f"{names[0]}, sample {i}", "eval": f"{names[1]}, sample {j}"}  # noqa: E731
+    same = report["data"]["train"]["duplicates"]
+    assert same["rows"] == 2
+    assert same["examples"] == [[f"{names[0]}, sample {i}" for i in twins] for twins in ((0, 2), (1, 4))]
+    assert report["overlap"] == {
+        "content": {"rows": 1, "examples": [pair(3, 1)]},
+        "question": {"rows": 1, "examples": [pair(0, 0)]},
+    }
+    table = next(table for table in data_report_views.tables(report, 1) if "Evaluation" in table.title)
+    assert list(table.columns)[2] == "first: evaluation = training"
+    assert table.rows[0][2] == f"{names[1]}, sample 1 = {names[0]}, sample 3"
+    assert report["data"]["eval"]["rows"] == 3 and code == 0
+
+
+def test_tokens_of_an_epoch_heed_the_weights_of_the_paths(check, tiny, write_rows):
+    tokenizer = AutoTokenizer.from_pretrained(tiny("llava-1.5"))
+    answers = ["a", "b b", "c c c", "d d d d"], ["word " * 40]
+    lengths = [[len(tokenizer(f"USER: Hi ASSISTANT: {text}</s>").input_ids) for text in of_path] for of_path in answers]
+    short, long = (
+        write_rows([row("Hi", text) for text in of_path], name) for of_path, name in zip(answers, ("a.json", "b.json"))
+    )
+    _, report, _ = check("llava-1.5", short, "--data_path", f"{short}:0.5", f"{long}:3")
+    assert report["epoch"]["rows"] == 2 + 3
+    assert report["epoch"]["tokens"] == sum(lengths[0]) / 2 + 3 * lengths[1][0]
+
+
+# ---- faults, and what training would do ----
+
+
+def faulty_rows(media_folder, tmp_path) -> list[dict]:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((media_folder / "red.png").read_bytes()[:60])
+    return [
+        row("<image> a", "b", image="none.png"),
+        row("<image> a", "b", image=str(broken)),
+        row("a"),
+        row("<video> a", "b", video="clip.mp4"),
+        row("a", "b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags, code, named",
+    [
+        ([], 1, "4 rows of .*cannot be used"),
+        (["--on_bad_sample", "skip"], 0, "4 rows of .*skipped"),
+        (["--on_bad_sample", "skip", "--max_bad_samples", 4], 0, "4 rows of .*skipped"),
+        (["--on_bad_sample", "skip", "--max_bad_samples", 3], 1, "more than --max_bad_samples 3"),
+        (["--train_vision_encoder", True], 1, "cannot be used"),
+    ],
+)
+def test_faults_are_told_apart_and_the_flags_decide(check, write_rows, media_folder, tmp_path, flags, code, named):
+    found, report, _ = check("llava-1.5", write_rows(faulty_rows(media_folder, tmp_path)), *flags)
+    assert faults(report) == {"row": 1, "missing": 1, "broken": 1, "refused": 1}
+    reasons = {fault: of["examples"][0] for fault, of in report["data"]["train"]["faults"].items()}
+    assert "none.png does not exist" in reasons["missing"] and "broken.png cannot be decoded" in reasons["broken"]
+    assert "no videos" in reasons["refused"] and "roles" in reasons["row"]
+    assert all(f"sample {i}" in reasons[fault] for i, fault in enumerate(("missing", "broken", "row", "refused")))
+    assert found == code and re.search(named, "\n".join(report["failures"] + report["notes"]))
+
+
+def test_an_epoch_counts_a_faulty_row_only_where_training_replaces_it(check, tiny, write_rows, media_folder, tmp_path):
+    rows = faulty_rows(media_folder, tmp_path)
+    flags = ["--on_bad_sample", "skip"]
+    _, report, _ = check("llava-1.5", write_rows(rows), *flags)
+    tokens = len(AutoTokenizer.from_pretrained(tiny("llava-1.5"))("USER: a ASSISTANT: b</s>").input_ids)
+    # the good row, and for the one that is broken behind its header another, which is the good one too
+    assert (report["epoch"]["rows"], report["epoch"]["tokens"]) == (2, 2 * tokens)
+    assert any("4 rows of" in note and "1 of them when training comes to them" in note for note in report["notes"])
+    # one that may exceed the budget is opened before training
+    rows[1]["conversations"][1]["value"] = "word " * 300
+    _, report, _ = check("llava-1.5", write_rows(rows), *flags, "--model_max_length", 200)
+    assert faults(report) == {"row": 1, "missing": 1, "broken": 1, "refused": 1} and report["epoch"]["rows"] == 1
+
+
+def test_what_the_format_has_no_place_for_is_refused(check, write_rows, tmp_path):
+    untrained = turns("a", "b", "c", "d")
+    untrained[1]["train"] = False
+    path = write_rows([{"conversations": untrained}, row("a", "b")])
+    _, report, _ = check("llava-1.5", path, "--mask_question_tokens", False)
+    assert faults(report) == {"refused": 1}
+    reason = report["data"]["train"]["faults"]["refused"]["examples"][0]
+    assert "sample 0" in reason and "--mask_question_tokens False" in reason
+
+    template = tmp_path / "texts.jinja"
+    template.write_text(
+        "{% for m in messages %}{% for p in m.content %}{% if m.role == 'assistant' %}A:{% generation %}{{ p.text }}"
+        "</s>{% endgeneration %}{% elif p.type == 'text' %}U:{{ p.text }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    path = write_rows([row("a", "b"), row("<image> a", "b", image="red.png")])
+    _, report, _ = check("qwen2.5-vl", path, "--chat_template", template)
+    assert faults(report) == {"refused": 1}
+    reason = report["data"]["train"]["faults"]["refused"]["examples"][0]
+    assert "sample 1" in reason and "for 1 image(s)" in reason
+
+
+def test_references_that_are_not_allowed_are_faults_of_the_row(check, write_rows):
+    images = ["https://example.com/a.png", "../x.png", "none.png"]
+    path = write_rows([row("<image> a", "b", image=image) for image in images] + [row("a", "b")])
+    assert faults(check("llava-1.5", path)[1]) == {"row": 2, "missing": 1}
+
+
+def test_a_url_counts_by_its_name():
+    assert data_report.digest("HTTPS://example.com/a.png") != data_report.digest("https://example.com/b.png")
+
+
+def test_a_row_without_a_label_is_found(check, write_rows, tmp_path):
+    template = tmp_path / "no_end.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m.role == 'assistant' %}A:{% generation %}{{ m.content[0].text }}"
+        "{% endgeneration %}{% else %}U:{{ m.content[0].text }}{% endif %}{% endfor %}"
+    )
+    path = write_rows([row("a", "b"), row("a", "")])
+    code, report, _ = check("qwen2.5-vl", path, "--chat_template", template)
+    assert faults(report) == {"no label": 1} and code == 1
+    assert "sample 1: no token of it would be trained" in report["data"]["train"]["faults"]["no label"]["examples"][0]
+    assert report["data"]["train"]["late"] == 1
+
+
+def test_flags_without_effect_and_no_usable_row_fail(check, write_rows):
+    path = write_rows([row("a", "b")])
+    code, report, _ = check("llava-1.5", path, "--train_vision_projector", True)
+    assert code == 1 and "--train_vision_projector True has no effect" in report["failures"][0]
+    code, report, _ = check("llava-1.5", write_rows([row("a")]), "--on_bad_sample", "skip")
+    assert code == 1 and "no usable row" in report["failures"][-1]
+
+
+def test_rows_that_end_their_process_are_named_and_the_others_checked(check, write_rows):
+    texts = [f"Hi {i}" for i in range(12)]
+    texts[3], texts[7], texts[8] = "KILL", "EXIT", "FAIL"
+    path = write_rows([row(text, "Hello") for text in texts])
+    code, report, opened = check("llava-1.5", path, "--dataloader_num_workers", 2, "--on_bad_sample", "skip")
+    train = report["data"]["train"]
+    assert faults(report) == {"crash": 3} and train["good"] == 9 and code == 1
+    killed, left, failed = train["faults"]["crash"]["examples"]
+    assert "sample 3: opening it ends the process" in killed and "Killed" in killed
+    assert "sample 7" in left and "exit code 1" in left
+    assert "sample 8: KeyError" in failed
+    assert set(opened) == set(range(12))
+
+
+# ---- a check that goes on ----
+
+
+def test_an_interrupted_check_goes_on_with_the_rest(check, write_rows, tmp_path, capsys):
+    path = write_rows([row(f"SLOW {i}", "Hello") for i in range(20)])
+    flags = ["--dataloader_num_workers", 2]
+    cache = tmp_path / "cache" / "checks"
+    lines = lambda: sum(file.read_bytes().count(b"\n") for file in cache.glob("*.jsonl"))  # noqa: E731
+
+    def interrupt():
+        while lines() < 6:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            check("llava-1.5", path, *flags)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    done = lines()
+    assert 6 <= done < 20 and f"{done} of 20 rows are checked" in capsys.readouterr().err
+    (file,) = cache.glob("*.jsonl")
+    known = [json.loads(line)["position"] for line in file.read_text().splitlines()]
+    with open(file, "a") as torn:  # as a kill leaves it
+        torn.write('{"position": 19, "sou')
+    result, report, opened = check("llava-1.5", path, *flags)
+    assert result == 0 and report["data"]["train"]["good"] == 20
+    assert opened == sorted(set(range(20)) - set(known))
+    assert check("llava-1.5", path, *flags)[1:] == (report, [])
+
+
+def test_only_what_changes_the_result_starts_anew(check, write_rows, monkeypatch):
+    rows = [row("a", "b"), row("<image> a", "b", image="late.png"), row("c", "d")]
+    path = write_rows(rows)
+    _, report, opened = check("llava-1.5", path)
+    assert opened == [0, 2] and faults(report) == {"missing": 1}
+    assert check("llava-1.5", path, "--learning_rate", 1, "--on_bad_sample", "skip", "--use_lora", True)[2] == []
+    assert check("llava-1.5", path, "--model_max_length", 99)[2] == [0, 2]
+    late = Path(path).parent / "late.png"
+    shutil.copy(late.parent / "red.png", late)
+    try:
+        _, report, opened = check("llava-1.5", path)
+        assert opened == [1] and faults(report) == {} and report["data"]["train"]["sizes"][0]["media"] == 1
+        os.rename(late, late.with_suffix(".away"))
+        for _ in range(2):
+            _, report, opened = check("llava-1.5", path)
+            assert opened == [] and faults(report) == {"missing": 1} and report["data"]["train"]["sizes"] == []
+        os.rename(late.with_suffix(".away"), late)
+        _, report, opened = check("llava-1.5", path)
+        assert opened == [1] and faults(report) == {} and report["data"]["train"]["sizes"][0]["media"] == 1
+    finally:
+        late.unlink()
+    monkeypatch.setattr(data_report, "VERSION", -1)
+    assert check("llava-1.5", path)[2] == [0, 2]
+    Path(path).write_text(json.dumps([*rows[::2], row("e", "f")]))
+    assert check("llava-1.5", path)[2] == [0, 1, 2]
+
+
+def test_a_progress_file_counts_a_row_once_and_ends_before_what_is_no_json(tmp_path):
+    rows = datasets.torch.utils.data.TensorDataset(datasets.torch.zeros(3))
+    rows.errors = {}
+    lines = [json.dumps({"position": 0, "text": 5, "media": [["image", 8, 8, 4]]}) + "\n"] * 2
+    path = tmp_path / "progress.jsonl"
+    path.write_text("".join(lines) + '{"position": 1, "te{"position": 2, "text": 5}\n{"position": 2, "text": 5}\n')
+    results = data_report.Results(str(path), {"train": rows})
+    assert list(results.media.values()) == [1] and list(results.media_tokens.values()) == [4]
+    assert results.left.tolist() == [1, 2] and path.read_text() == "".join(lines)
+    results.add('{"position": 2, "text": 7}')
+    assert results.details(2)["text"] == 7 and results.details(0)["text"] == 5
+
+
+def test_a_second_check_of_the_same_data_waits(tmp_path, capsys):
+    path, order = str(tmp_path / "progress.jsonl"), []
+
+    def second():
+        with data_report.alone_with(path):
+            order.append("second")
+
+    thread = threading.Thread(target=second, daemon=True)
+    with data_report.alone_with(path):
+        thread.start()
+        thread.join(0.3)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"] and "waiting until it ends" in capsys.readouterr().err
+
+
+# ---- the clean rows ----
+
+
+def test_the_clean_file_holds_the_usable_rows_as_they_were(check, write_rows, media_folder, tmp_path):
+    good = [
+        {"id": 7, "note": "ünïcode \ud800", **row("<image>\nred.png", "red.png", image="red.png")},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "path": "./blue.png"}, {"type": "text", "text": "?"}]},
+                {"role": "assistant", "content": "red.png"},
+            ]
+        },
+        row("<image>\na", "b", image=str(media_folder / "red.png")),
+    ]
+    path = write_rows([good[0], row("a"), good[1], row("<image> a", "b", image="none.png"), good[2]])
+    clean = tmp_path / "elsewhere" / "clean.jsonl"
+    clean.parent.mkdir()
+    _, report, _ = check("llava-1.5", path, "--write_clean", clean)
+    written = [json.loads(line) for line in clean.read_text().splitlines()]
+    red, blue = str(media_folder / "red.png"), str(media_folder / "blue.png")
+    expected = json.loads(json.dumps(good))
+    expected[0]["image"], expected[1]["messages"][0]["content"][0]["path"] = red, blue
+    assert written == expected  # and the text "red.png" is no path
+    others = [json.loads(line) for line in (clean.parent / "clean.rejected.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["fault"]) for line in others] == [(1, "row"), (3, "missing")]
+    assert "none.png does not exist" in others[1]["reason"]
+    assert list(report["written"].values()) == [str(clean), str(clean.parent / "clean.rejected.jsonl")]
+    opened = datasets.MultimodalDataset(str(clean))
+    assert len(opened) == 3 and opened[0]["messages"][0]["content"][0]["image"].size == (64, 64)
+
+    (tmp_path / "other.rejected.jsonl").touch()
+    beside = media_folder / f"{tmp_path.name}-clean.jsonl"
+    try:
+        check("llava-1.5", path, "--write_clean", beside)
+        assert [json.loads(line) for line in beside.read_text().splitlines()] == good
+        for flag, value, named in [
+            ("--write_clean", beside, "exists already"),
+            ("--write_clean", tmp_path / "clean.json", "must end in .jsonl"),
+            ("--write_clean", tmp_path / "other.jsonl", "would overwrite .*other.rejected.jsonl"),
+            ("--html", tmp_path, "is a folder; name a file"),
+            ("--num_processes", 0, "1 or more"),
+        ]:
+            with pytest.raises(ValueError, match=named):
+                check("llava-1.5", path, flag, value)
+    finally:
+        for file in media_folder.glob(f"{tmp_path.name}-clean*"):
+            file.unlink()
+
+
+def test_encoded_bytes_become_files(tmp_path):
+    raw = {"images": [{"bytes": b"\x89PNG", "path": "a.png\0/../.x"}], "video": b"\0", "text": "a.png"}
+    found = data_report.portable(raw, [], [], str(tmp_path / "clean.media"))
+    json.dumps(found)
+    image = Path(found["images"][0]["path"])
+    assert image.read_bytes() == b"\x89PNG" and image.suffix == "" and image.is_absolute()
+    assert Path(found["video"]).read_bytes() == b"\0" and found["text"] == "a.png"
+
+
+# ---- what a person sees ----
+
+
+def test_the_page_is_self_contained_and_escaped(check, words, write_rows, media_folder, tmp_path):
+    rows = [row("<image>\nWhat?", "Red", image="red.png"), row("<image> a", "b", image="<b>&none.png")]
+    path, page = write_rows(rows, "<i>rows.json"), tmp_path / "report.html"
+    check("llava-1.5", path, "--html", page, "--model_max_length", 60)
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;b&gt;&amp;none.png does not exist" in text and "<b>&" not in text and "<i>rows" not in text
+    assert "Training would fail" in text and text.count("<svg") == text.count('viewBox="0 0 ') == 3
+    assert not re.search(r"<script|<link(?! rel=\"icon\" href=\"data)|src=|url\((?!#)|#0000", text)
+    assert not re.search(r"https?://(?!www\.w3\.org/)", text)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_terminal_report_fits(words, write_rows, media_folder, tmp_path, monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    path = write_rows(faulty_rows(media_folder, tmp_path) + [row("[red]a[/red]", "b")] * 2)
+    command = words("qwen2.5-vl", path)
+    capsys.readouterr()
+    assert main(command, str(tmp_path / "log")) == 1
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns
+    assert re.search(r"medium is missing +1 +14\.3%", out) and re.search(r"duplicate +1", out)
+    assert "Training would fail:\n- 3 rows of" in out

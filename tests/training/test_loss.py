@@ -1,0 +1,174 @@
+"""The loss and its gradients against plain sums over labels: one row at a time, all logits, float64, no Trainer."""
+
+import json
+
+import pytest
+import torch
+from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, make_loader, rows_for, turns
+from launch import launch
+from transformers import TrainerCallback
+
+from arguments import TrainingArguments, parse_arguments
+from collators import COLLATORS
+from collators.base import IGNORE_INDEX
+from datasets import EncodedDataset, MultimodalDataset
+from reading.media import MediaOptions
+from training.trainable import make_trainable
+from training.trainer import FinetuneTrainer
+
+# Label counts from 1 to dozens: a mean of means over batches would be far off.
+LONG = {"conversations": turns("Count.", " ".join(map(str, range(40))))}
+SHORT = {"conversations": turns("A rather long question, is it not?", "1")}
+
+
+def unequal_rows(family: str) -> list[dict]:
+    """Nine rows: of batches of two, two accumulated, the last window of the epoch has one batch of one row."""
+    rows = rows_for(family)
+    return [*rows[:3], LONG, SHORT, *rows[3:5], SHORT, LONG] if FACTS[family].multi_turn else (rows * 2)[:9]
+
+
+class Parts:
+    """Model, collator and opened samples of a family's tiny checkpoint."""
+
+    def __init__(self, tiny, family: str, path: str, **options):
+        self.loader = make_loader(family, tiny(family))
+        self.model = self.loader.load_model().float()
+        self.collator = COLLATORS.get(family)(self.loader.load_processor(), 2048, **options)
+        self.dataset = MultimodalDataset(path, media=MediaOptions(num_frames=4))
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(bool(self.loader.component_of(name)) and not self.loader.is_unused(name))
+
+    def trainer(self, output_dir, callbacks=(), **flags) -> FinetuneTrainer:
+        """At a learning rate of 0, so that one model is the truth of all steps."""
+        defaults = dict(learning_rate=0.0, max_grad_norm=0.0, logging_steps=1, save_strategy="no", use_cpu=True)
+        defaults |= dict(disable_tqdm=True, train_sampling_strategy="sequential", num_train_epochs=1)
+        return FinetuneTrainer(
+            model=self.model,
+            args=TrainingArguments(output_dir=str(output_dir), **defaults | flags),
+            data_collator=self.collator.collate,
+            train_dataset=EncodedDataset(self.dataset, self.collator),
+            eval_dataset=EncodedDataset(self.dataset, self.collator, is_training=False),
+            model_path=self.loader.model_path,
+            callbacks=list(callbacks),
+        )
+
+    def label_losses(self, indices, smoothing: float = 0.0) -> torch.Tensor:
+        """The loss of every label of these rows, each row alone; of what the model returns for all its tokens."""
+        found = []
+        for i in indices:
+            batch = self.collator([self.dataset[i]])
+            labels = batch.pop("labels")[0, 1:]
+            logits = self.model(**batch, use_cache=False).logits[0, :-1].double()
+            surprise = -(logits - logits.logsumexp(-1, keepdim=True))[labels != IGNORE_INDEX]
+            exact = surprise[range(len(surprise)), labels[labels != IGNORE_INDEX]]
+            found.append((1 - smoothing) * exact + smoothing * surprise.mean(-1))
+        return torch.cat(found)
+
+
+class Gradients(TrainerCallback):
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append(gradients_of(model))
+
+
+def gradients_of(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# Of a gradient, in parts of its largest element, where it is more than a logit's: those of its vision tower reach 1000.
+ROUNDING = {"gemma-3n": 5e-5}
+REPLIES, ALL_TEXT = {}, {"mask_question_tokens": False}
+DEFAULT = ("llava-1.5", "qwen2.5-vl", "gemma-3")
+VARIANTS = [
+    *[pytest.param(family, REPLIES, 0.0, id=f"{family}-replies") for family in DEFAULT],
+    *[
+        pytest.param(family, options, smoothing, id=f"{family}-{name}", marks=pytest.mark.slow)
+        for name, options, smoothing in [("replies", REPLIES, 0.0), ("smoothed text", ALL_TEXT, 0.2)]
+        for family in FAMILIES
+        if (family, name) != ("paligemma", "smoothed text") and (family not in DEFAULT or options)  # it refuses that
+    ],
+]
+
+
+@pytest.mark.parametrize("family, options, smoothing", VARIANTS)
+def test_accumulated_loss_and_gradients_are_those_of_the_labels(tiny, family, options, smoothing, write_rows, tmp_path):
+    parts, seen = Parts(tiny, family, write_rows(unequal_rows(family)), **options), Gradients()
+    flags = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, label_smoothing_factor=smoothing)
+    trainer = parts.trainer(tmp_path, [seen], **flags)
+    trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    each = []
+    for step, indices in enumerate([range(4), range(4, 8), range(8, 9)]):
+        losses = parts.label_losses(indices, smoothing)
+        assert logged[step] == pytest.approx(losses.mean().item(), abs=FACTS[family].rounding)
+        parts.model.zero_grad()
+        losses.mean().backward()
+        expected = gradients_of(parts.model)
+        assert seen.steps[step].keys() == expected.keys()
+        for name, gradient in expected.items():
+            atol = ROUNDING.get(family, FACTS[family].rounding) * max(1, gradient.abs().max().item())
+            torch.testing.assert_close(seen.steps[step][name], gradient, atol=atol, rtol=0)
+        each.append(losses.detach())
+    assert len(logged) == len(seen.steps) == 3
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(torch.cat(each).mean().item(), abs=FACTS[family].rounding)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_and_recomputed_activations_have_the_gradients_of_the_labels(tiny, family, write_rows, tmp_path):
+    words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--output_dir", str(tmp_path)]
+    words += ["--data_path", "x", "--use_lora", "True", "--lora_dropout", "0", *CONSENT[family]]
+    parts, seen = Parts(tiny, family, write_rows(unequal_rows(family))), Gradients()
+    parts.model = make_trainable(parts.model, parts.loader, parse_arguments(words))
+    torch.manual_seed(0)
+    for name, parameter in parts.model.named_parameters():
+        if "lora_B" in name:  # zeros, behind which the other half has no gradient
+            torch.nn.init.normal_(parameter, std=0.02)
+    trainer = parts.trainer(tmp_path, [seen], per_device_train_batch_size=3, activation_checkpointing=True)
+    trainer.train()
+    parts.model.gradient_checkpointing_disable()
+    for step, gradients in enumerate(seen.steps):
+        parts.model.zero_grad()
+        parts.label_losses(range(3 * step, 3 * step + 3)).mean().backward()
+        for name, expected in gradients_of(parts.model).items():
+            atol = ROUNDING.get(family, FACTS[family].rounding) * max(1, expected.abs().max().item())
+            torch.testing.assert_close(gradients[name], expected, atol=atol, rtol=0)
+        assert sum(gradient.any() for name, gradient in gradients.items() if "lora_A" in name) > 7
+
+
+ENGINES = {
+    "ddp": [],
+    "zero2": ["--deepspeed", "ds_configs/zero2.json"],
+    "zero3": ["--deepspeed", "ds_configs/zero3.json"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("family", ["llava-1.5", "qwen2.5-vl", "gemma-3"])  # the library is right for the first alone
+def test_two_processes_share_the_labels_of_a_step(tiny, family, engine, write_rows, tmp_path):
+    """Eleven rows, batches of two, two accumulated: the last window has one batch a process, filled up with row 0."""
+    rows = unequal_rows(family) + [SHORT, LONG]
+    path = write_rows(rows)
+    words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--output_dir", tmp_path / "out"]
+    words += ["--data_path", path, "--eval_data_path", path, "--num_frames", 4, "--use_cpu", True, *VISION_FLAGS]
+    words += ["--per_device_train_batch_size", 2, "--per_device_eval_batch_size", 2, "--learning_rate", 0]
+    words += ["--gradient_accumulation_steps", 2, "--num_train_epochs", 1, "--logging_steps", 1, "--max_grad_norm", 0]
+    words += ["--train_sampling_strategy", "sequential", "--save_strategy", "no", "--model_max_length", 2048]
+    launch([*words, *ENGINES[engine]], processes=2)
+    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    logged = [entry for entry in log if "loss" in entry]
+    parts = Parts(tiny, family, path)
+    assert len(logged) == 2
+    for entry, indices in zip(logged, [range(8), [8, 9, 10, 0]]):
+        losses = parts.label_losses(indices)
+        parts.model.zero_grad()
+        losses.mean().backward()
+        norm = torch.stack([gradient.norm() for gradient in gradients_of(parts.model).values()]).norm().item()
+        assert entry["loss"] == pytest.approx(losses.mean().item(), abs=1e-5)
+        assert entry["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    with torch.no_grad():
+        truth = parts.label_losses(range(11)).mean().item()
+    assert log[-1]["eval_loss"] == pytest.approx(truth, abs=1e-5)

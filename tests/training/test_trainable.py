@@ -1,0 +1,323 @@
+"""What trains: the names of trainable parameters, per family and mode, and the summary that is printed."""
+
+import re
+import shutil
+
+import pytest
+import torch
+import transformers
+from conftest import BY_KIND, CONSENT, FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from arguments import parse_arguments
+from collators import COLLATORS
+from datasets import MultimodalDataset
+from loaders import LOADERS
+from reading.media import MediaOptions
+from training.trainable import (
+    add_adapters,
+    format_summary,
+    learning_rates,
+    make_trainable,
+    quantization_config,
+    summarize,
+)
+from training.trainer import FinetuneTrainer
+
+
+def load(tiny, family, *flags):
+    words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", "x.json"]
+    arguments = parse_arguments([*words, "--output_dir", "unused", *CONSENT[family], *flags])
+    loader = make_loader(family, tiny(family))
+    model = make_trainable(loader.load_model(), loader, arguments)
+    return model, loader, arguments
+
+
+def in_language_model(family: str, name: str) -> bool:
+    """Whether a module lies in the language model, without its head, routers and bare weights."""
+    facts = FACTS[family]
+    router = facts.router.removesuffix(".weight")
+    outside = name.endswith("lm_head") or (router and name.endswith(f".{router}"))
+    return bool(re.match(facts.language_model, f"{name}.")) and not outside and not re.match(facts.bare_weights, name)
+
+
+def trainable_names(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def batch_with_everything(tiny, family, write_rows, loader):
+    dataset = MultimodalDataset(write_rows(rows_for(family)), media=MediaOptions(num_frames=4))
+    collator = COLLATORS.get(family)(loader.load_processor(), 2048)
+    return collator([dataset[i] for i in range(len(dataset))])
+
+
+def names_without_gradient(model, batch):
+    model(**batch, use_cache=False).loss.backward()
+    return {name for name, parameter in model.named_parameters() if parameter.grad is None}
+
+
+@pytest.mark.parametrize("family", BY_KIND)
+def test_full_training_trains_all_that_gets_a_gradient(tiny, family, write_rows):
+    model, loader, _ = load(tiny, family, *VISION_FLAGS)
+    everything = loader.load_model()
+    never = names_without_gradient(everything, batch_with_everything(tiny, family, write_rows, loader))
+    names = {name for name, _ in everything.named_parameters() if not re.match(FACTS[family].other, name)}
+    assert trainable_names(model) == names - never
+
+
+@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("flags, patterns", [([], "l"), (VISION_FLAGS[:2], "le"), (VISION_FLAGS[2:], "lp")])
+def test_only_the_named_components_train(tiny, family, flags, patterns):
+    model, _, _ = load(tiny, family, *flags)
+    by_letter = {
+        "l": FACTS[family].language_model,
+        "e": FACTS[family].vision_encoder,
+        "p": FACTS[family].vision_projector,
+    }
+    for letter, pattern in by_letter.items():
+        in_component = {name for name, _ in model.named_parameters() if re.match(pattern, name)}
+        assert bool(in_component & trainable_names(model)) == (letter in patterns)
+
+
+@pytest.mark.parametrize("family", BY_KIND)
+def test_lora_adapts_every_linear_of_the_language_model_and_no_other(tiny, family):
+    model, loader, _ = load(tiny, family, "--use_lora", "True")
+    plain = loader.load_model()
+    linears = {
+        name
+        for name, module in plain.named_modules()
+        if isinstance(module, nn.Linear) and in_language_model(family, name)
+    }
+    adapted = {re.sub(r"\.lora_[AB]\.default\.weight$", "", name) for name in trainable_names(model)}
+    assert adapted == {f"base_model.model.{name}" for name in linears}
+
+
+@pytest.mark.parametrize("family", BY_KIND)
+def test_lora_on_a_deep_model_is_as_exact(tiny, family):
+    """From 20 targets on, peft looks for shorter patterns that match them; tiny models have fewer."""
+    trust = FACTS[family].remote_code
+    config = AutoConfig.from_pretrained(tiny(family), trust_remote_code=trust)
+    auto_class, options = AutoModelForImageTextToText, {}
+    if trust:
+        auto_class, options = AutoModelForCausalLM, {"trust_remote_code": True, "attn_implementation": "eager"}
+        config.num_hidden_layers = 8
+    else:
+        text, layers = config.text_config, config.text_config.num_hidden_layers
+        fields = text.to_dict() | {"num_hidden_layers": 8}
+        per_layer = {k: (v * 8)[:8] for k, v in fields.items() if isinstance(v, list) and len(v) == layers}
+        fields.pop("per_layer_config", None)  # follows from the layer types
+        config.text_config = type(text)(**fields | per_layer)
+    with torch.device("meta"):
+        model = auto_class.from_config(config, **options)
+    _, loader, arguments = load(tiny, family, "--use_lora", "True")
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    expected = {name for name in linears if in_language_model(family, name)}
+    assert len(expected) == FACTS[family].deep_linears
+    modes = {"vision_encoder": "frozen", "vision_projector": "frozen", "language_model": "lora"}
+    names = trainable_names(add_adapters(model, loader, modes, arguments.lora))
+    adapted = {re.sub(r"\.lora_[AB]\.default\.weight$", "", name) for name in names}
+    assert adapted == {f"base_model.model.{name}" for name in expected}
+
+
+@pytest.mark.parametrize("family", BY_KIND)
+def test_lora_beside_full_vision_parts(tiny, family):
+    model, _, _ = load(tiny, family, "--use_lora", "True", *VISION_FLAGS)
+    names = {name.removeprefix("base_model.model.") for name in trainable_names(model)}
+    full = {name.replace(".modules_to_save.default", "") for name in names if ".modules_to_save." in name}
+    assert {name for name in names if ".modules_to_save." not in name and ".lora_" not in name} == set()
+    assert any(re.match(FACTS[family].vision_encoder, name) for name in full)
+    assert any(re.match(FACTS[family].vision_projector, name) for name in full)
+    assert not any(re.match(FACTS[family].language_model, name) for name in full)
+    # what the loss never uses, and bare parameters, which an adapter checkpoint cannot hold
+    reference, _, _ = load(tiny, family, *VISION_FLAGS)
+    expected = {name for name in trainable_names(reference) if not re.match(FACTS[family].language_model, name)}
+    assert full == expected - set(FACTS[family].bare)
+
+
+@pytest.mark.parametrize("family", BY_KIND)
+def test_vision_lora_leaves_the_projector_alone(tiny, family):
+    flags = ["--use_lora", "True", "--train_vision_encoder", "True", "--use_vision_lora", "True"]
+    if not FACTS[family].vision_linears:
+        with pytest.raises(ValueError, match="The vision_encoder is to be trained .lora., but it has no parameter"):
+            load(tiny, family, *flags)
+        return
+    model, _, _ = load(tiny, family, *flags)
+    names = {name.removeprefix("base_model.model.") for name in trainable_names(model)}
+    assert all(".lora_" in name for name in names)
+    assert any(re.match(FACTS[family].vision_encoder, name) for name in names)
+    assert not any(re.match(FACTS[family].vision_projector, name) for name in names)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_lora_bias_does_not_reach_frozen_components(tiny, bias):
+    model, _, _ = load(tiny, "qwen2-vl", "--use_lora", "True", "--lora_bias", bias)
+    names = {name.removeprefix("base_model.model.") for name in trainable_names(model)}
+    assert any(name.endswith("bias") for name in names)
+    assert all(name.startswith("model.language_model.") for name in names)
+
+
+@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("bits, kind", [(4, "nf4"), (8, "int8")])
+def test_only_the_language_model_is_quantized(tiny, family, bits, kind):
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    flag = {4: "--q_lora", 8: "--load_in_8bit"}[bits]
+    words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", "x.json"]
+    arguments = parse_arguments([*words, "--use_lora", "True", flag, "True", *CONSENT[family]])
+    loader = make_loader(family, tiny(family))
+    linears = {n for n, m in loader.load_model().named_modules() if isinstance(m, nn.Linear)}
+    loader.model_kwargs["quantization_config"] = quantization_config(loader, torch.float32, bits)
+    model = loader.load_model()
+    kinds = {4: Linear4bit, 8: Linear8bitLt}
+    quantized = {name for name, module in model.named_modules() if isinstance(module, kinds[bits])}
+    assert quantized == {name for name in linears if in_language_model(family, name)}
+    assert not any(isinstance(module, kinds[12 - bits]) for module in model.modules())
+    rows = {row.component: row for row in summarize(make_trainable(model, loader, arguments), loader, arguments)}
+    assert f"{kind} ({len(quantized)} Linear)" in rows.pop("language_model").dtypes
+    assert {row.dtypes for row in rows.values()} == {"float32"}
+
+
+# ---- learning rates ----
+
+RATES = {"vision_encoder": 1e-3, "vision_projector": 2e-3, "language_model": 5e-4}
+RATE_FLAGS = ["--vision_encoder_lr", "1e-3", "--vision_projector_lr", "2e-3", "--learning_rate", "5e-4"]
+
+
+def component_by_name(family: str, name: str) -> str:
+    name = name.removeprefix("base_model.model.")
+    facts = FACTS[family]
+    patterns = (facts.vision_projector, facts.vision_encoder, facts.language_model)
+    found = zip(("vision_projector", "vision_encoder", "language_model"), patterns)
+    return next(component for component, pattern in found if re.match(pattern, name))
+
+
+@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("lora", [[], ["--use_lora", "True"]], ids=["full", "lora"])
+def test_each_component_steps_at_its_own_learning_rate(tiny, family, lora, write_rows, tmp_path):
+    """With plain gradient descent, a step is the gradient times the rate."""
+    flags = [
+        *lora,
+        *VISION_FLAGS,
+        *RATE_FLAGS,
+        "--optim",
+        "sgd",
+        "--weight_decay",
+        "0.1",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    model, loader, arguments = load(tiny, family, *flags)
+    rates = learning_rates(model, loader, arguments)
+    trainer = FinetuneTrainer(model=model, args=arguments.training, model_path=tiny(family), learning_rates=rates)
+    groups = trainer.create_optimizer().param_groups
+    rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert sorted(rate_of) == sorted(map(id, trained.values()))
+    assert sum(len(group["params"]) for group in groups) == len(trained)
+    plain = transformers.Trainer(model=model, args=arguments.training).create_optimizer().param_groups
+    assert decays == {id(p): group["weight_decay"] for group in plain for p in group["params"]}
+    assert groups[0]["lr"] == RATES["language_model"]  # the one that is logged
+
+    for group in groups:
+        group["weight_decay"] = 0
+    names_without_gradient(model, batch_with_everything(tiny, family, write_rows, loader))
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    trainer.optimizer.step()
+    for name, p in trained.items():
+        step = RATES[component_by_name(family, name)] * p.grad
+        torch.testing.assert_close(before[name] - p.detach(), step, atol=2e-6, rtol=1e-3)
+    lines = format_summary(summarize(model, loader, arguments)).splitlines()[1:4]
+    assert [line.split()[-2] for line in lines] == ["0.001", "0.002", "0.0005"]
+
+
+def test_learning_rates_are_those_of_the_run_and_of_a_resumed_one(tiny, write_rows, tmp_path):
+    path, out = write_rows(rows_for("qwen2-vl")), tmp_path / "out"
+    flags = [*VISION_FLAGS, "--vision_encoder_lr", 1e-4, "--vision_projector_lr", 0, "--learning_rate", 1e-2]
+    flags += ["--save_strategy", "steps", "--save_steps", 1]
+    whole = run(tiny, "qwen2-vl", path, out, *flags)
+    assert [step["learning_rate"] for step in whole] == [1e-2, 5e-3]
+    before, after = (load_file(f"{folder}/model.safetensors") for folder in (tiny("qwen2-vl"), out))
+    merger = {name for name in before if name.startswith("visual.merger.")}
+    assert merger and all(torch.equal(before[name], after[name]) for name in merger)
+    blocks = {name for name in before if name.startswith("visual.blocks.") and name.endswith("weight")}
+    moved = torch.stack([(before[name] - after[name]).abs().max() for name in blocks])
+    # Adam's first steps are about as long as the rate: 1e-4 + 0.5e-4.
+    assert 5e-5 < moved.min() and moved.max() < 2e-4
+    shutil.rmtree(out / "checkpoint-2")
+    resumed = run(tiny, "qwen2-vl", path, out, *flags, "--resume_from_checkpoint", True)
+    assert [step["loss"] for step in resumed] == pytest.approx([step["loss"] for step in whole], abs=1e-5)
+    again = load_file(out / "model.safetensors")
+    assert all(torch.allclose(after[name], again[name], atol=1e-6) for name in after)
+
+
+MIXTURES = [family for family in FAMILIES if FACTS[family].experts]
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("experts", [False, True])
+@pytest.mark.parametrize("router", [False, True])
+def test_experts_and_router_have_adapters_only_where_asked(tiny, family, experts, router):
+    asked = ["--lora_experts"] * experts + ["--lora_router"] * router
+    flags = ["--use_lora", "True", "--lora_dropout", "0", *(word for flag in asked for word in (flag, "True"))]
+    model, loader, arguments = load(tiny, family, *flags)
+    plain = dict(loader.load_model().named_parameters())
+    # an adapter of rank r of each expert, (in + out) * r numbers
+    experts_total = sum(
+        shape[0] * 8 * (shape[1] + shape[2])
+        for shape in (p.shape for name, p in plain.items() if name.endswith(FACTS[family].experts))
+    )
+    router_total = sum(8 * sum(p.shape) for name, p in plain.items() if name.endswith(FACTS[family].router))
+    assert experts_total and router_total
+    without, _, _ = load(tiny, family, "--use_lora", "True")
+    count = lambda model: sum(p.numel() for p in model.parameters() if p.requires_grad)  # noqa: E731
+    assert count(model) - count(without) == experts * experts_total + router * router_total
+    lines = format_summary(summarize(model, loader, arguments)).splitlines()
+    assert f"experts: {f'lora r=8, {experts_total:,} parameters' if experts else 'frozen'}" in lines
+    assert f"router: {f'lora r=8, {router_total:,} parameters' if router else 'frozen'}" in lines
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_summary_counts_the_experts_that_train_in_full(tiny, family):
+    model, loader, arguments = load(tiny, family)
+    experts = sum(p.numel() for name, p in model.named_parameters() if name.endswith(FACTS[family].experts))
+    assert f"experts: full, {experts:,} parameters" in format_summary(summarize(model, loader, arguments))
+
+
+@pytest.mark.parametrize("flag", ["--lora_experts", "--lora_router"])
+def test_a_model_without_experts_has_none_to_adapt(tiny, flag):
+    with pytest.raises(ValueError, match=f"{flag} True has no effect: the model is no mixture of experts"):
+        load(tiny, "qwen2-vl", "--use_lora", "True", "--lora_dropout", "0", flag, "True")
+
+
+def test_precision_of_trained_and_frozen_weights(tiny):
+    flags = ["--use_lora", "True", "--train_vision_projector", "True", "--bf16", "True", "--use_cpu", "True"]
+    model, _, _ = load(tiny, "llava-1.5", *flags)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_summary_counts_every_parameter(tiny):
+    model, loader, arguments = load(tiny, "llava-onevision", *VISION_FLAGS, "--learning_rate", "3e-4")
+    rows = summarize(model, loader, arguments)
+    assert sum(row.total for row in rows) == sum(p.numel() for p in model.parameters())
+    assert sum(row.trained for row in rows) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    text = format_summary(rows)
+    assert [line.split()[:2] for line in text.splitlines()[1:4]] == [
+        ["vision_encoder", "full"],
+        ["vision_projector", "full"],
+        ["language_model", "full"],
+    ]
+    assert "0.0003" in text and "model.vision_tower.post_layernorm" in text
+
+
+def test_vision_lora_with_a_full_tied_language_model_is_refused(tiny):
+    with pytest.raises(ValueError, match="--use_vision_lora True .* tied"):
+        load(tiny, "qwen2-vl", "--train_vision_encoder", "True", "--use_vision_lora", "True")
+
+
+def test_checkpoint_of_another_family_is_refused(tiny):
+    with pytest.raises(ValueError, match="'llava' checkpoint, but --model_id belongs to 'qwen2_vl'"):
+        LOADERS.get("qwen2-vl")(tiny("llava-1.5"))

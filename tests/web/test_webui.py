@@ -1,0 +1,489 @@
+"""The web interface without a browser: its flags, its walls, and runs of a stand-in for train.py."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import threading
+import time
+
+import gradio as gr
+import psutil
+import pytest
+import yaml
+from conftest import turns
+from PIL import Image
+
+import webui
+from arguments import PARTS, parse_arguments
+from evaluation.answers import stream_answer
+from predict import load
+from reading.media import MediaOptions, open_image
+from training.trainable import training_modes
+from web import chat_page, runs
+
+ROW = [{"conversations": turns("Hi", "Hello")}]
+# What train.py does to its output folder, in a second.
+STAND_IN = """
+import json, os, signal, sys, time
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+print(json.dumps(sys.argv[1:]), os.environ.get("FINELMM_WEBUI_PASSWORD"), flush=True)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+time.sleep(float(flags["--num_train_epochs"]))
+if "--seed" in flags:
+    sys.exit("Error: no such seed.")
+open(os.path.join(flags["--output_dir"], "all_results.json"), "w").write("{}")
+"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A root as the interface sees it, in a folder with files that are none of its business."""
+    folder = tmp_path / "root"
+    (folder / "data").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    for path in ("root/train.json", "root/data/more.json", "outside/secret.json"):
+        (tmp_path / path).write_text(json.dumps(ROW))
+    (folder / "link.json").symlink_to(tmp_path / "outside/secret.json")
+    (folder / "links").symlink_to(tmp_path / "outside")
+    (folder / "mixed").mkdir()
+    (folder / "mixed/a.json").symlink_to(tmp_path / "outside/secret.json")
+    monkeypatch.chdir(folder)
+    return str(folder)
+
+
+def words(**flags) -> list[str]:
+    flags = {"model_id": "llava-1.5-7b", "data_path": "train.json", "output_dir": "out/a"} | flags
+    return runs.words_of(flags)
+
+
+# ---- flags ----
+
+
+def test_only_flags_that_differ_from_their_defaults_are_words():
+    values = {name: runs.FIELDS[name].default for name in webui.FLAGS}
+    assert runs.words_of(values) == []
+    shown = {name: "" if value is None else str(value) for name, value in values.items()}
+    assert runs.words_of(shown) == []
+    given = values | {"learning_rate": "1e-4", "bf16": True, "data_path": ["a b.json", "c.json:0.5"], "seed": 7}
+    assert runs.words_of(given | {"activation_checkpointing": False}, "--lora_bias 'all' --tf32=False") == [
+        *("--data_path", "a b.json", "c.json:0.5", "--learning_rate", "1e-4", "--seed", "7", "--bf16", "True"),
+        *("--lora_bias", "all", "--tf32=False"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ("--lora_bias 'all", "No closing quotation"),
+        ("run.yaml", "further flags begin with --"),
+        ("--output_dir elsewhere", "--output_dir has a field of its own"),
+        ("--output-dir=elsewhere", "--output_dir has a field of its own"),
+    ],
+)
+def test_further_flags_that_are_refused(more, message):
+    with pytest.raises(ValueError, match=message):
+        runs.words_of({"output_dir": "out"}, more)
+
+
+def test_fields_are_made_of_the_dataclasses():
+    declared = {field.name: field for part in PARTS for field in part.__dataclass_fields__.values()}
+    assert len(set(webui.FLAGS)) == len(webui.FLAGS)
+    with gr.Blocks():
+        for name in webui.FLAGS:
+            made, field = webui.field(name), declared[name]
+            assert made.label == name.replace("_", " ")
+            assert field.metadata["help"].replace("%%", "%").startswith(made.info) and made.info
+            assert made.value in (field.default, str(field.default)) or (not made.value and not field.default)
+
+
+@pytest.mark.parametrize("language", webui.STRATEGIES["language model"])
+@pytest.mark.parametrize("projector", webui.STRATEGIES["vision projector"])
+@pytest.mark.parametrize("encoder", webui.STRATEGIES["vision encoder"])
+def test_strategies_are_what_they_are_called(encoder, projector, language, root):
+    given = {"model_id": "llava-1.5-7b", "data_path": ["train.json"], "use_cpu": True}
+    inputs = [given.get(name, runs.FIELDS[name].default) for name in webui.FLAGS]
+    arguments = parse_arguments(webui.words_of((*inputs, encoder, projector, language, "")))
+    modes = [name.lower() if "LoRA" not in name else "lora" for name in (encoder, projector, language)]
+    assert list(training_modes(arguments).values()) == modes
+    assert (arguments.lora.q_lora, arguments.lora.load_in_8bit) == ("Q-" in language, "8-bit" in language)
+
+
+def test_the_command_is_one_that_a_shell_reads(root):
+    given = words(data_path=["a b.json", "$(rm -rf ~)", "it's.json:0.5"], metric=["m.py:f"])
+    line = runs.command_line(given, root)
+    script = os.path.join(runs.HERE, "train.py")
+    assert shlex.split(line.replace("\\\n", "")) == ["python", script, *given]
+    assert shlex.split(runs.command_line(given, runs.HERE).replace("\\\n", ""))[1] == "train.py"
+
+
+def test_wrong_values_are_told_as_train_py_tells_them(root):
+    for given, message in (
+        (words(learning_rate="fast"), "--learning_rate.*invalid float value: 'fast'"),
+        (words(lora_r="4"), "--lora_r has no effect without LoRA: add --use_lora True"),
+        ([*words(), "--warmup_ratio", "0.1"], "use --warmup_steps"),
+        ([*words(), "--help"], "no flags of a run"),
+        ([*words(), "--index", "0"], "not of preview.py"),
+        (words(data_path="none.json"), "none.json does not exist"),
+        (words(output_dir=""), "--output_dir is missing"),
+        (words(output_dir="."), "must lie 1 to 4 folders below"),
+        (words(output_dir="a/b/c/d/e"), "must lie 1 to 4 folders below"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            runs.check(given, root)
+    inputs = [{"model_id": "llava", "data_path": ["train.json"]}.get(n, runs.FIELDS[n].default) for n in webui.FLAGS]
+    command, message = webui.explain(root, *inputs, "frozen", "frozen", "full", "")
+    assert "--model_id llava" in command and "error" in message and "Did you mean" in message
+    inputs[:1], inputs[webui.FLAGS.index("output_dir")] = ["llava-1.5-7b"], "out"
+    assert "Ready to start.<" in webui.explain(root, *inputs, "frozen", "frozen", "full", "")[1]
+    os.mkdir("out")
+    open("out/args.yaml", "w").close()
+    assert "Ready to start, over the run in out.<" in webui.explain(root, *inputs, "frozen", "frozen", "full", "")[1]
+
+
+# ---- walls ----
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"data_path": "/etc/hosts"},
+        {"data_path": "../outside/secret.json"},
+        {"data_path": "~/secret.json"},
+        {"data_path": "link.json"},
+        {"data_path": "link.json:0.5"},
+        {"data_path": "link.json[:10]"},
+        {"data_path": "lin*.json"},
+        {"data_path": "links"},
+        {"data_path": "links/secret.json"},
+        {"data_path": "mixed"},
+        {"data_path": ["train.json", "mixed:2"]},
+        {"eval_data_path": "mixed/*.json[:1]:2"},
+        {"model_local_path": "/usr"},
+        {"output_dir": "links/out"},
+        {"output_dir": "../out"},
+        {"image_folder": "links"},
+        {"chat_template": "link.json"},
+        {"metric": ["link.json:score"]},
+        {"deepspeed": '{"zero_optimization": {"offload_param": {"nvme_path": "/tmp"}}}'},
+    ],
+    ids=str,
+)
+def test_no_path_leads_out_of_the_root(flags, root):
+    with pytest.raises(ValueError, match="leads out of"):
+        runs.check(words(**flags), root)
+    with pytest.raises(ValueError, match="leads out of"):
+        runs.start(words(**flags), root)
+    assert not os.path.exists("out")
+    (name, value), *_ = flags.items()
+    if isinstance(value, str):
+        with pytest.raises(ValueError, match="leads out of"):
+            runs.check([*words(), f"--{name.replace('_', '-')}={value}"], root)
+
+
+@pytest.mark.parametrize("word", ["--allow_outside", "--allow-outside=True", "--trust_remote_code"])
+def test_flags_that_would_open_the_walls_are_refused(word, root):
+    with pytest.raises(ValueError, match="refuses it. Run the command in a terminal"):
+        runs.check([*words(), word], root)
+
+
+def test_what_lies_in_the_root_is_taken(root):
+    for flags in (
+        {"data_path": os.path.join(root, "train.json")},
+        {"data_path": ["data", "train.json:0.5", "data/*.json[:1]", "data/../train.json"]},
+        {"data_path": ["owner/name:train[:10%]:2", "owner/name"]},
+        {"lora_target_modules": [r"model.language_model.layers.\d+.mlp.(up|down)_proj"], "use_lora": True},
+    ):
+        assert runs.check(words(**flags), root) == "out/a"
+
+
+def test_a_file_of_the_user_is_not_run_by_the_check(root):
+    with open("my.py", "w") as file:
+        file.write("open('ran', 'w')\ndef score(predictions, references): return 0\n")
+    given = words(eval_data_path="train.json", eval_generate="2", metric=["my.py:score"])
+    runs.check([*given, "--metric_for_best_model", "score"], root)
+    assert not os.path.exists("ran")
+
+
+@pytest.mark.parametrize("host, is_local", [("127.0.0.1", 1), ("::1", 1), ("localhost", 1), ("0.0.0.0", 0), ("gpu", 0)])
+def test_another_host_needs_a_password(host, is_local, root, monkeypatch):
+    monkeypatch.delenv(runs.PASSWORD, raising=False)
+    if not is_local:
+        with pytest.raises(ValueError, match="set a password in the environment variable FINELMM_WEBUI_PASSWORD"):
+            webui.check(webui.parse(["--host", host]))
+    assert webui.is_loopback(host) == bool(is_local)
+    monkeypatch.setenv(runs.PASSWORD, "sesame")
+    assert webui.parse(["--host", host]).password == "sesame"
+    assert webui.is_same("sesame", "sesame") and not webui.is_same("sésame", "sesame")
+
+
+def test_where_it_cannot_start(root):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(ValueError, match="--port .* cannot be bound to: Address already in use"):
+            webui.check(webui.parse(["--port", str(taken.getsockname()[1])]))
+    with pytest.raises(ValueError, match="--root .*none is not a folder"):
+        webui.check(webui.parse(["--root", "none"]))
+
+
+# ---- runs ----
+
+
+@pytest.fixture
+def stand_in(root, tmp_path, monkeypatch):
+    """`stand_in(**flags)` starts a run of the stand-in; what is left of them is killed."""
+    monkeypatch.setattr(runs, "HERE", str(tmp_path))
+    (tmp_path / "train.py").write_text(STAND_IN)
+    folders = set()
+
+    def start(**flags) -> str:
+        folder = runs.start(words(**flags), root)
+        folders.add(folder)
+        return folder
+
+    yield start
+    for folder in folders:
+        runs.kill(folder)
+
+
+def wait_for(*states: str, folder: str = "out/a") -> None:
+    end = time.monotonic() + 20
+    while runs.status(folder) not in states:
+        assert time.monotonic() < end, (runs.status(folder), runs.log_tail(folder))
+        time.sleep(0.02)
+
+
+def wait_for_log(text: str) -> None:
+    end = time.monotonic() + 20
+    while text not in runs.log_tail("out/a"):
+        assert time.monotonic() < end, runs.log_tail("out/a")
+        time.sleep(0.02)
+
+
+def test_a_run_is_started_stopped_and_resumed(root, stand_in, monkeypatch):
+    monkeypatch.setenv(runs.PASSWORD, "sesame")
+    folder = stand_in(num_train_epochs=60)
+    record = runs.read_record(folder)
+    assert runs.status(folder) == "running" and os.getsid(record["pid"]) == record["pid"]
+    wait_for_log(" None")  # the run does not get the password
+    with pytest.raises(ValueError, match="a run is alive in --output_dir"):
+        stand_in(num_train_epochs=60)
+    assert runs.find(root).runs == ["out/a"]
+    runs.stop(folder)
+    wait_for("stopped")
+    end = time.monotonic() + 10
+    while psutil.pid_exists(record["pid"]):  # a zombie would stay
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    runs.resume(folder, root)
+    runs.kill(folder)
+    wait_for("stopped")
+    runs.resume(folder, root)  # the flag is given once
+    wait_for_log('"--resume_from_checkpoint", "True"] None')
+    first, *_, last = (json.loads(line.removesuffix(" None")) for line in runs.log_tail(folder).splitlines())
+    assert first == words(num_train_epochs=60) and last == [*first, "--resume_from_checkpoint", "True"]
+
+
+def test_how_a_run_ended(root, stand_in):
+    folder = stand_in(num_train_epochs=0.01)
+    wait_for("complete")
+    stand_in(num_train_epochs=0.01, seed=3)  # the results of the run before do not count
+    wait_for("failed")
+    assert runs.log_tail(folder).endswith("Error: no such seed.")
+    stand_in(num_train_epochs=60)
+    os.kill(runs.read_record(folder)["pid"], signal.SIGKILL)
+    wait_for("failed")
+    stand_in(num_train_epochs=60)
+    wait_for_log("None")
+    os.kill(runs.read_record(folder)["pid"], signal.SIGTERM)  # by somebody else
+    wait_for("stopped")
+    stand_in(num_train_epochs=60)
+    runs.kill(folder)
+    wait_for("stopped")
+
+
+def test_a_run_that_ended_while_no_interface_ran(root, stand_in):
+    folder = stand_in(num_train_epochs=0.01)
+    wait_for("complete")
+    time.sleep(0.2)
+    record = {name: value for name, value in runs.read_record(folder).items() if name != "exit_code"}
+    runs.write_record(folder, record)
+    assert runs.status(folder) == "complete"
+    os.remove(f"{folder}/all_results.json")
+    assert runs.status(folder) == "failed"
+    runs.write_record(folder, record | {"pid": os.getpid()})  # another process has its number now
+    assert runs.status(folder) == "failed"
+    os.remove(f"{folder}/{runs.RECORD}")
+    assert runs.status(folder) == "not started here"
+
+
+def test_of_pages_that_start_at_once_one_wins(root, stand_in):
+    outcomes = []
+
+    def start():
+        try:
+            outcomes.append(stand_in(num_train_epochs=60))
+        except ValueError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(5)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert outcomes.count("out/a") == 1 and len(outcomes) == 5
+    refused = ("a run is alive", "another page is starting a run")
+    assert all(any(text in outcome for text in refused) for outcome in outcomes if outcome != "out/a")
+
+
+def test_what_a_root_holds(root):
+    for path in (
+        *("out/a/webui_run.json", "out/a/adapter_config.json", "out/a/checkpoint-5/adapter_config.json"),
+        *("out/a/checkpoint-5/args.yaml", "out/b/log.jsonl", "out/c/args.yaml", "out/c/eval/x.json"),
+        *("base/config.json", ".venv/m/config.json", "a/b/c/d/config.json", "a/b/c/d/e/config.json", "data/x.parquet"),
+    ):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        open(path, "w").close()
+    open("adapter_config.json", "w").close()  # the root itself is neither
+    open("args.yaml", "w").close()
+    for age, name in enumerate(("b", "a", "c")):
+        os.utime(f"out/{name}", (1000 - age, 1000 - age))
+    found = runs.find(root)
+    assert found.runs == ["out/b", "out/a", "out/c"]
+    assert sorted(found.models) == ["a/b/c/d", "base", "out/a", "out/a/checkpoint-5"]
+    assert sorted(found.data) == [
+        "adapter_config.json",
+        "data/more.json",
+        "data/x.parquet",
+        "link.json",
+        "mixed/a.json",
+        "train.json",
+    ]
+
+
+# ---- what a run says of itself ----
+
+
+def logged(step: int, **values) -> dict:
+    return {"step": step, "max_steps": 100, "epoch": step / 10, "time": 1000 + 2 * step} | values
+
+
+def test_curves_progress_and_figures(tmp_path):
+    lines = [logged(step, loss=1 / step, learning_rate=1e-3) for step in (1, 2, 3)]
+    lines += [logged(3, eval_loss=0.5, eval_anls=0.25, eval_runtime=9.0), logged(4, loss=float("nan"))]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
+    log = runs.read_log(str(tmp_path))
+    assert len(log) == 5
+    assert runs.curve(log[:4], {"loss": "training", "eval_loss": "evaluation"}) == [
+        *((1, 1.0, "training"), (2, 0.5, "training"), (3, 1 / 3, "training"), (3, 0.5, "evaluation"))
+    ]
+    assert runs.progress(log) == (4, 100, 2.0 * 96)
+    assert runs.progress(log, started=1005) == (4, 100, 2.0 * 96)  # by the pace since then
+    assert runs.progress(log, started=2000) == (4, 100, None)
+    resumed = [{name: value for name, value in line.items() if name != "time"} for line in log[:3]]
+    assert runs.progress([*resumed, logged(4), logged(8, time=1032)], 1000) == (8, 100, 6.0 * 92)
+    assert runs.progress([]) == (0, 0, None)
+    figures = dict(webui.figures(log))
+    assert figures == {"loss": "nan", "learning rate": "1.00e-03", "eval loss": "0.5", "eval anls": "0.25"}
+    many = runs.curve([logged(step, loss=1.0) for step in range(100_000)], {"loss": "training"})
+    assert len(many) == runs.MOST_POINTS and many[0][0] == 0 and many[-1][0] > 99_000
+    assert [webui.duration(seconds) for seconds in (12, 600, 9000)] == ["12 s", "10 min", "2.5 h"]
+
+
+def test_the_log_is_shown_as_a_terminal_shows_it(tmp_path):
+    (tmp_path / runs.LOG).write_text("one\n\x1b[31mtwo\x1b[0m\n 10%|#\r 50%|##\r100%|###\nlast", newline="")
+    assert runs.log_tail(str(tmp_path)) == "one\ntwo\n100%|###\nlast"
+    assert runs.log_tail(str(tmp_path), 1) == "last"
+    assert runs.log_tail(str(tmp_path / "none")) == ""
+
+
+def test_what_rows_hold_is_text_on_the_page(tmp_path):
+    (tmp_path / "eval_answers").mkdir()
+    answer = {"index": 3, "turn": 1, "question": "<i>?", "prediction": "<b onclick=x>${1}</b>"}
+    answer |= {"reference": "{{r}}", "exact_match": False}
+    for step in (9, 10):
+        (tmp_path / f"eval_answers/step-{step}.jsonl").write_text(json.dumps(answer | {"index": step}) + "\n")
+    assert runs.newest_answers(str(tmp_path)) == (10, [answer | {"index": 10}])
+    shown = webui.answers_table(str(tmp_path))
+    assert (
+        "&lt;b onclick=x&gt;${1}&lt;/b&gt;" in shown
+        and "<b " not in shown
+        and "&lt;i&gt;? " in shown
+        and "(row 10)" in shown
+    )
+    assert "<b>" not in webui.notice("<b>") and 'srcdoc="&lt;p title=&#34;' in webui.framed('<p title="a">', "rows")
+
+
+def test_watching_a_run(root):
+    os.makedirs("out/b")
+    with open("out/b/log.jsonl", "w") as file:
+        file.write("".join(json.dumps(logged(step, loss=1.0 / step)) + "\n" for step in (1, 2)))
+    head, *_, version = webui.watch(root, "out/b", None)
+    assert "step 2 of 100" in head and "not started here" in head
+    assert webui.watch(root, "out/b", version)[4] == gr.skip()
+    for run in (None, "none", "../outside", "links"):
+        head, *others = webui.watch(root, run, None)
+        assert re.search("No run yet|No such run|leads out of", head) and "step" not in head, run
+
+
+# ---- chat ----
+
+
+def test_a_chat_is_read_as_turns():
+    def file(name: str) -> dict:
+        return {"type": "file", "file": {"path": name}}
+
+    failed = {"role": "assistant", "content": "No.", "metadata": {"title": chat_page.FAILED}}
+    messages = [
+        {"role": "user", "content": [file("a.png")]},
+        {"role": "user", "content": [{"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A cat"}], "metadata": None},
+        *({"role": "user", "content": "Why?"}, failed),
+        {"role": "user", "content": "Sure?", "files": ["b.png"]},
+    ]
+    assert chat_page.turns_of(messages) == [
+        {"role": "user", "text": "What?", "files": ["a.png"]},
+        {"role": "assistant", "text": "A cat", "files": []},
+        {"role": "user", "text": "Sure?", "files": ["b.png"]},
+    ]
+
+
+def test_a_chat_shows_the_model_what_training_did(tiny, tmp_path, media_folder):
+    model = tmp_path / "model"
+    model.symlink_to(tiny("llava-1.5"))
+    (tmp_path / "run").mkdir()
+    for file in os.listdir(model):
+        (tmp_path / "run" / file).hardlink_to(os.path.realpath(model / file))
+    (tmp_path / "run/args.yaml").write_text(yaml.safe_dump({"model_id": "llava-1.5-7b", "image_size": "48x32"}))
+    turn = {"role": "user", "text": "What is it?", "files": [str(media_folder / "tall.jpg")]}
+    chat = chat_page.Chat(str(tmp_path), str(media_folder))
+    *_, text = chat.answer("run", [turn], 12)
+
+    image = open_image(turn["files"][0], MediaOptions(image_size="48x32"))
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]
+    expected = "".join(stream_answer(*load(str(tmp_path / "run")), [{"role": "user", "content": content}], 12))
+    assert image.size == (48, 32) and text == expected
+
+    loaded = chat.model
+    list(chat.answer("run", [turn], 1))
+    assert chat.model is loaded
+    for path, files, message in (
+        ("model", [], "the model .* leads out of"),
+        ("run", ["/etc/hosts"], "the file .* leads out of"),
+        ("run", [str(media_folder / "none.png")], "^image none.png does not exist"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list(chat.answer(path, [turn | {"files": files}], 1))
+    chat.release()
+    assert chat.model is None and not chat.lock.locked()
+
+
+def test_an_answer_that_nobody_waits_for_frees_the_model(tiny, tmp_path):
+    chat = chat_page.Chat(os.path.dirname(tiny("llava-1.5")), str(tmp_path))
+    Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
+    turn = {"role": "user", "text": "Hi", "files": [str(tmp_path / "black.png")]}
+    answer = chat.answer("llava-1.5", [turn], 20)
+    next(answer)
+    answer.close()
+    assert not chat.lock.locked()
+    ((failed),) = webui.answer(chat, {"text": "Hi", "files": []}, [], None, 5)
+    assert failed["content"] == "Choose a model first." and failed["metadata"]["title"] == chat_page.FAILED

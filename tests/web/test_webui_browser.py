@@ -1,0 +1,281 @@
+"""The web interface as a person meets it: a real Chromium, a real server, real runs on a tiny model."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from conftest import REPO
+from launch import free_port
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+
+from evaluation.answers import stream_answer
+from predict import load
+
+pytestmark = pytest.mark.slow
+SECONDS = 90  # that anything may take, on a machine with other work
+RUN = "out/first"
+PICTURE = "example_data/images/sample/00000.png"
+
+
+class Server:
+    """`python webui.py` on a free port."""
+
+    def __init__(self, root, **environment):
+        self.root, self.port, self.environment = root, free_port(), environment
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        words = [sys.executable, str(REPO / "webui.py"), "--root", str(self.root), "--port", str(self.port)]
+        with open(self.root.parent / "webui.txt", "ab") as log:
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | self.environment)
+        end = time.monotonic() + SECONDS
+        while True:
+            try:
+                return urllib.request.urlopen(self.address)
+            except OSError:
+                assert self.process.poll() is None and time.monotonic() < end, self.log
+                time.sleep(0.2)
+
+    @property
+    def log(self) -> str:
+        return (self.root.parent / "webui.txt").read_text()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def get(self, path: str, data: bytes | None = None, **headers) -> int:
+        try:
+            return urllib.request.urlopen(urllib.request.Request(self.address + path, data, headers)).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+
+@pytest.fixture
+def root(tmp_path, tiny):
+    folder = tmp_path / "root"
+    shutil.copytree(tiny("llava-1.5"), folder / "tiny")
+    shutil.copytree(REPO / "example_data/images", folder / "example_data/images")
+    shutil.copy(REPO / "example_data/sample.json", folder / "example_data")
+    yield folder
+    record = folder / RUN / "webui_run.json"
+    if record.exists():
+        with contextlib.suppress(ProcessLookupError):
+            send(folder, signal.SIGKILL)
+
+
+@pytest.fixture
+def chromium():
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("these tests drive a Chromium, and there is none: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def open_page(chromium, server: Server, requests: list[str] | None = None) -> Page:
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(SECONDS * 1000)
+    if requests is not None:
+        page.on("request", lambda request: requests.append(request.url))
+    page.goto(server.address)
+    expect(button(page, "Start")).to_be_visible(timeout=SECONDS * 1000)
+    return page
+
+
+def button(page: Page, name: str):
+    return page.get_by_role("button", name=name)
+
+
+def fill(page: Page, name: str, value: str) -> None:
+    page.locator(f"#{name} :is(input, textarea)").first.fill(value)
+
+
+def pick(page: Page, name: str, value: str) -> None:
+    """Type into a list and take what it offers."""
+    box = page.locator(f"#{name} input").first
+    box.click()
+    box.fill(value)
+    page.get_by_role("option", name=value, exact=True).last.wait_for()
+    box.press("Enter")
+    box.press("Tab")
+
+
+def see(locator, text: str | re.Pattern) -> None:
+    expect(locator).to_contain_text(text, timeout=SECONDS * 1000)
+
+
+def steps(page: Page) -> int:
+    found = re.search(r"step ([\d,]+) of", page.locator(".run").inner_text())
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def fits_a_phone(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def send(root, number: signal.Signals) -> None:
+    """To the run's process. One that is halted is alive; so tests need not keep pace with it."""
+    os.kill(json.loads((root / RUN / "webui_run.json").read_text())["pid"], number)
+
+
+def test_a_person_tunes_a_model(root, chromium):
+    server, requests = Server(root), []
+    try:
+        page = open_page(chromium, server, requests)
+        fill_in(page)
+        fits_a_phone(page)
+        other = open_page(chromium, server)
+        fill_in(other, is_first=False)
+
+        # start: the page turns to the run; its curve grows
+        button(page, "Start").click()
+        see(page.locator(".badge"), "running")
+        see(page.locator(".run"), re.compile(r"step \d+ of 100"))
+        before = steps(page)
+        expect(page.locator(".vega-embed").first).to_be_visible(timeout=SECONDS * 1000)
+        page.wait_for_function(f"+document.querySelector('.run progress').value > {before + 5}")
+        send(root, signal.SIGSTOP)
+        see(page.locator(".run"), "tokens/s")
+        see(page.locator(".answers"), "held-out answers at step 0")
+        fits_a_phone(page)
+
+        # another page sees it, and cannot start a second one in its folder
+        button(other, "Start").click()
+        see(other.locator(".message"), "a run is alive in --output_dir out/first")
+        other.get_by_role("tab", name="Runs").click()
+        see(other.locator(".badge"), "running")
+
+        # stop in one page, seen in the other; resume, with another interface in between
+        button(page, "Stop").click()
+        see(page.locator(".run"), "stopping after this step")
+        expect(button(page, "Kill")).to_be_visible()
+        send(root, signal.SIGCONT)
+        see(page.locator(".badge"), "stopped")
+        see(other.locator(".badge"), "stopped")
+        stopped_at = steps(page)
+        assert (root / RUN / f"checkpoint-{stopped_at}/checkpoint.json").is_file() and 0 < stopped_at < 100
+        button(other, "Resume").click()
+        see(other.locator(".badge"), "running")
+        other.wait_for_function(f"+document.querySelector('.run progress').value > {stopped_at}")
+        send(root, signal.SIGSTOP)
+        page.close()
+        other.close()
+        server.end()
+        server.start()
+        page = open_page(chromium, server, requests)
+        page.get_by_role("tab", name="Runs").click()
+        see(page.locator(".badge"), "running")
+
+        # killed by somebody, resumed to its end
+        send(root, signal.SIGKILL)
+        see(page.locator(".badge"), "failed")
+        button(page, "Resume").click()
+        see(page.locator(".badge"), "running")
+        see(page.locator(".badge"), "complete")
+        assert steps(page) == 100
+        see(page.locator(".log"), f"Saved to {RUN}.")
+
+        chat(page, root)
+        fits_a_phone(page)
+        foreign = {url for url in requests if not url.startswith((server.address, "data:", "blob:"))}
+        assert not foreign
+        assert "Traceback" not in server.log
+    finally:
+        server.end()
+
+
+def fill_in(page: Page, is_first: bool = True) -> None:
+    """The form of a run of a minute; on the first page with a look at rows, and a mistake."""
+    pick(page, "model_id", "llava-1.5-7b")
+    pick(page, "model_local_path", "tiny")
+    pick(page, "data_path", "example_data/sample.json")
+    pick(page, "eval_data_path", "example_data/sample.json")
+    fill(page, "output_dir", RUN)
+    fill(page, "logging_steps", "1")
+    fill(page, "learning_rate", "3e-3")
+    if is_first:
+        fill(page, "per_device_train_batch_size", "none")
+        see(page.locator(".message"), "invalid int value: 'none'")
+    fill(page, "per_device_train_batch_size", "6")
+    button(page, "Schedule").click()
+    fill(page, "max_steps", "100")
+    button(page, "Checkpoints").click()
+    fill(page, "save_steps", "50")
+    fill(page, "save_total_limit", "2")
+    button(page, "Evaluation").click()
+    fill(page, "eval_generate", "4")
+    fill(page, "further_flags", "--chat_template /etc/hosts")
+    see(page.locator(".message"), "--chat_template /etc/hosts leads out of")
+    fill(page, "further_flags", "--train_vision_encoder True")
+    see(page.locator(".message"), "--train_vision_encoder has a field of its own")
+    page.locator("#vision_projector").get_by_label("full").check()
+    fill(page, "further_flags", "--adam_beta2 0.95")
+    see(page.locator(".message"), "Ready to start.")
+    see(page.locator(".cm-content"), re.compile("--train_vision_projector.*True.*--adam_beta2.*0.95", re.DOTALL))
+    if is_first:
+        button(page, "Show rows").click()
+        rows = page.frame_locator("iframe.page")
+        see(rows.locator("h1"), "What is learnt from example_data/sample.json")
+        expect(rows.locator("section.card").first).to_contain_text("ASSISTANT")
+
+
+def chat(page: Page, root) -> None:
+    page.get_by_role("tab", name="Chat").click()
+    pick(page, "chat_model", RUN)
+    question = page.locator("textarea:visible").last
+    page.locator("input[type=file]").last.set_input_files(root / PICTURE)
+    expect(page.locator("button[aria-label*='Remove']").first).to_be_visible()
+    question.fill("What colour do you see?")
+    question.press("Enter")
+    see(page.locator(".message.bot").last, answer_of(root / RUN, root / PICTURE, "What colour do you see?"))
+    question.fill("Which shape do you see?")
+    question.press("Enter")
+    expect(page.locator(".message.bot")).to_have_count(2, timeout=SECONDS * 1000)
+    fill(page, "chat_model", "/usr")
+    page.locator("#chat_model input").first.press("Enter")
+    question.fill("And now?")
+    question.press("Enter")
+    see(page.locator(".message.bot").last, "the model /usr leads out of")
+
+
+def answer_of(model_path, picture, question: str) -> str:
+    model, collator = load(str(model_path))
+    content = [{"type": "image", "image": Image.open(picture).convert("RGB")}, {"type": "text", "text": question}]
+    return "".join(stream_answer(model, collator, [{"role": "user", "content": content}], 128)).strip()
+
+
+def test_files_and_strangers(root, tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    (root / "rows.txt").write_text("private")
+    server = Server(root, FINELMM_WEBUI_PASSWORD="sesame")
+    try:
+        assert server.get("/config") == 401
+        wrong, right = b"username=me&password=no", b"username=me&password=sesame"
+        assert server.get("/login", wrong) == 400
+        urllib.request.install_opener(urllib.request.build_opener(urllib.request.HTTPCookieProcessor()))
+        assert server.get("/login", right) == 200
+        assert server.get("/config") == 200
+        for path in (tmp_path / "secret.txt", root / "rows.txt", REPO / "webui.py", "/etc/hosts", "../secret.txt"):
+            for route in ("/gradio_api/file=", "/file=", "/static/", "/gradio_api/file/"):
+                assert server.get(f"{route}{path}") in (403, 404), (route, path)
+        assert server.get("/", Host="evil.example") == 400
+    finally:
+        urllib.request.install_opener(None)
+        server.end()

@@ -1,0 +1,461 @@
+"""What is refused before anything is loaded: values without meaning, flags without effect, flags that contradict each
+other, and what this machine or a library cannot do. Every refusal is a ValueError that names the flag and the cure.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import fields
+
+import torch
+import transformers
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.utils import (
+    is_flash_attn_2_available,
+    is_flash_attn_3_available,
+    is_liger_kernel_available,
+    is_torch_bf16_gpu_available,
+    is_torch_tf32_available,
+)
+
+from evaluation.metrics import METRICS, load_metrics
+from reading.media import CACHE_FOLDER, MediaOptions
+
+# Flags that transformers 5 removed or renamed -> what to write now.
+RENAMED_FLAGS = {
+    "warmup_ratio": "--warmup_steps (a fraction such as 0.03 is accepted)",
+    "evaluation_strategy": "--eval_strategy",
+    "group_by_length": "--train_sampling_strategy group_by_length",
+    "no_cuda": "--use_cpu",
+    "use_mps_device": "nothing: an MPS device is used by itself",
+    "save_safetensors": "nothing: checkpoints are always safetensors",
+    "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
+    "overwrite_output_dir": "nothing: --output_dir is reused; --resume_from_checkpoint continues a run in it",
+    "per_gpu_train_batch_size": "--per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "--per_device_eval_batch_size",
+    "fp16_backend": "--fp16",
+    "half_precision_backend": "--fp16 or --bf16",
+    "push_to_hub_model_id": "--hub_model_id",
+    "push_to_hub_token": "--hub_token",
+    "jit_mode_eval": "--torch_compile",
+    "fsdp_transformer_layer_cls_to_wrap": "--fsdp_config",
+    "fsdp_min_num_params": "--fsdp_config",
+    "dispatch_batches": "--accelerator_config",
+    "split_batches": "--accelerator_config",
+    "include_tokens_per_second": "nothing: tokens_per_second is always logged",
+    "include_inputs_for_metrics": "--include_for_metrics inputs",
+    "torchdynamo": "--torch_compile_backend",
+    "adafactor": "--optim adafactor",
+}
+
+# Flags of TrainingArguments that change nothing here -> the value that says what happens anyway, and why.
+FLAGS_WITHOUT_EFFECT = {
+    "do_train": (True, "train.py always trains"),
+    "do_eval": (True, "--eval_data_path decides on evaluation"),
+    "do_predict": (False, "predict.py writes answers"),
+    "use_cache": (False, "training never uses a cache"),
+    "prediction_loss_only": (True, "evaluation measures the loss only"),
+    "length_column_name": (None, "lengths are counted from the data"),
+    "optim_target_modules": (None, "no optimizer that reads it is supported"),
+    "enable_jit_checkpoint": (False, "SIGTERM saves and stops anyway"),
+    **dict.fromkeys(
+        ("include_for_metrics", "batch_eval_metrics", "eval_accumulation_steps", "eval_do_concat_batches"),
+        (None, "evaluation measures the loss only"),
+    ),
+    **dict.fromkeys(("eval_use_gather_object", "label_names"), (None, "evaluation measures the loss only")),
+}
+
+# Of `init_lora_weights` of peft. PiSSA and OLoRA take a part out of the base's weights, which peft 0.21 does again, to
+# the same result, wherever the adapter is loaded. Its others need data first, or cannot be done again exactly.
+LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
+
+# Flags of TrainingArguments that would make the loss or the order of samples inexact -> the value that stays, and why.
+FIXED_FLAGS = {
+    "remove_unused_columns": (False, "would empty every sample"),
+    "average_tokens_across_devices": (True, "would make the loss a mean of the processes' means"),
+    "auto_find_batch_size": (False, "would begin again, with another batch size, on weights that are already trained"),
+    "dataloader_in_order": (True, "would give another order of samples in every run"),
+    **dict.fromkeys(
+        ("bf16_full_eval", "fp16_full_eval"), (False, "would round the trained weights before they are saved")
+    ),
+}
+
+# What --accelerator_config may not change: every process takes whole batches, evenly, in the order of our sampler.
+BATCH_SETTINGS = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler")
+
+# Keys of --activation_checkpointing_kwargs that leave the gradients alone.
+CHECKPOINTING_KEYS = {"every_n_layers", "offload", "use_reentrant"}
+
+# Where Liger runs; and all of its kernels but those that stand in for a loss: ours needs the logits.
+LIGER_DEVICES = ("cuda", "xpu", "npu")
+LIGER_KERNELS = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+
+# Starts of names of --optim -> why not.
+REFUSED_OPTIMIZERS = {
+    ("galore", "apollo", "lomo", "adalomo"): "it groups the parameters itself, past the learning rates of components",
+    ("schedule_free",): "other weights would be saved than those that are evaluated (transformers 5.23)",
+}
+
+# --attn_implementation -> whether this machine has what it needs, and what that is.
+ATTENTION = {
+    "sdpa": (lambda: True, ""),
+    "eager": (lambda: True, ""),
+    "flash_attention_2": (is_flash_attn_2_available, "a CUDA GPU and the package flash-attn (docs/training.md)"),
+    "flash_attention_3": (is_flash_attn_3_available, "a Hopper GPU and the package flash-attn-3"),
+    "flex_attention": (torch.cuda.is_available, "a GPU: PyTorch trains with it on no CPU"),
+}
+
+# Flags of TrainingArguments -> the smallest value that has a meaning; the Trainer fails late on a smaller one.
+SMALLEST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "label_smoothing_factor"), 0),
+    **dict.fromkeys(("dataloader_num_workers", "seed", "eval_generate"), 0),
+}
+
+
+def check_model(model) -> None:
+    for component in ("vision_encoder", "vision_projector"):
+        rate = getattr(model, f"{component}_lr")
+        if rate is not None and not rate >= 0:  # nan too
+            raise ValueError(f"--{component}_lr is {rate}; it must be 0 or more.")
+        if rate is not None and not getattr(model, f"train_{component}"):
+            raise ValueError(f"--{component}_lr has no effect without --train_{component} True: add it.")
+    if model.use_flash_attn and model.attn_implementation not in (None, "flash_attention_2"):
+        raise ValueError(
+            f"--use_flash_attn True and --attn_implementation {model.attn_implementation} contradict each other: "
+            "leave one of them out."
+        )
+    if model.attn_implementation and model.attn_implementation not in ATTENTION:
+        raise ValueError(
+            f"--attn_implementation {model.attn_implementation} is unknown; use one of {', '.join(ATTENTION)}."
+        )
+    name = "flash_attention_2" if model.use_flash_attn else model.attn_implementation or "sdpa"
+    is_available, needed = ATTENTION[name]
+    if not is_available():
+        flags = "--use_flash_attn True" if model.use_flash_attn else f"--attn_implementation {name}"
+        raise ValueError(f"{flags} needs {needed}: leave it out.")
+
+
+def check_reading(reading) -> None:
+    """Flags of how rows and media are read."""
+    if reading.max_samples is not None and reading.max_samples < 1:
+        raise ValueError(f"--max_samples is {reading.max_samples}; it must be 1 or more.")
+    for name in ("image_folder", "video_folder"):
+        if (folder := getattr(reading, name)) and not os.path.isdir(folder):
+            raise ValueError(f"--{name} {folder!r} is not a folder.")
+    if reading.user_key == reading.assistant_key:
+        raise ValueError(f"--user_key and --assistant_key are both {reading.user_key!r}; they must differ.")
+    MediaOptions.of(reading)
+    processor_options(reading.processor_kwargs)
+    check_writable("--data_cache", os.path.expanduser(reading.data_cache or CACHE_FOLDER))
+
+
+def check_data(data) -> None:
+    if not data.data_path:
+        raise ValueError("--data_path is missing: a JSON, JSONL, Parquet or CSV file, see docs/start.md.")
+    if data.model_max_length < 1:
+        raise ValueError(f"--model_max_length is {data.model_max_length}; it must be 1 or more.")
+    if data.chat_template and not os.path.isfile(data.chat_template):
+        raise ValueError(f"--chat_template {data.chat_template!r} is not a file.")
+    if data.on_bad_sample not in ("error", "skip"):
+        raise ValueError(f"--on_bad_sample {data.on_bad_sample} is unknown; use error or skip.")
+    if data.max_bad_samples < 0:
+        raise ValueError(f"--max_bad_samples is {data.max_bad_samples}; it must be 0 or more.")
+
+
+def processor_options(text: str | None) -> dict:
+    """What --processor_kwargs holds.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        options = json.loads(text or "{}")
+    except ValueError as error:
+        raise ValueError(f"--processor_kwargs {text} is not valid JSON: {error}.") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'--processor_kwargs {text} must be a JSON object, such as {{"do_resize": true}}.')
+    return options
+
+
+def check_lora(lora) -> None:
+    if lora.lora_bias not in ("none", "lora_only", "all"):
+        raise ValueError(f"--lora_bias {lora.lora_bias!r} is unknown; use none, lora_only or all.")
+    for name in ("lora_r", "lora_alpha"):
+        if getattr(lora, name) < 1:
+            raise ValueError(f"--{name} is {getattr(lora, name)}; it must be 1 or more.")
+    if not 0 <= lora.lora_dropout < 1:
+        raise ValueError(f"--lora_dropout is {lora.lora_dropout}; it must be at least 0 and below 1.")
+    if lora.q_lora and lora.load_in_8bit:
+        raise ValueError("--q_lora True and --load_in_8bit True exclude each other: 4 bits or 8.")
+    quantized = "q_lora" if lora.q_lora else "load_in_8bit" if lora.load_in_8bit else None
+    if quantized and not lora.use_lora:
+        raise ValueError(f"--{quantized} True quantizes the language model under LoRA: add --use_lora True.")
+    if lora.lora_init not in LORA_INITS:
+        raise ValueError(f"--lora_init {lora.lora_init} is not supported; use one of {', '.join(LORA_INITS)}.")
+    flags = [name for name in ("q_lora", "load_in_8bit", "lora_experts", "lora_router") if getattr(lora, name)]
+    if flags and lora.lora_init not in ("default", "gaussian"):
+        raise ValueError(
+            f"--lora_init {lora.lora_init} cannot read the weights as --{flags[0]} True holds them: use default or "
+            "gaussian."
+        )
+    if lora.use_dora and (flags := [name for name in flags if name != "q_lora"]):
+        raise ValueError(f"--use_dora True does not work with --{flags[0]} True (peft 0.21): leave one out.")
+    if lora.lora_init == "orthogonal" and lora.lora_r % 2:
+        raise ValueError(f"--lora_init orthogonal needs an even rank, but --lora_r is {lora.lora_r}.")
+    for pattern in lora.lora_target_modules or []:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"--lora_target_modules {pattern!r} is no regular expression: {error}.") from error
+    for name in ("lora_experts", "lora_router"):
+        if getattr(lora, name) and not lora.use_lora:
+            raise ValueError(f"--{name} True has no effect without LoRA: add --use_lora True.")
+        if getattr(lora, name) and lora.lora_dropout:
+            raise ValueError(
+                f"--{name} True adapts weights whose input has no place for dropout: add --lora_dropout 0."
+            )
+    names = [name for name in vars(lora) if name.startswith(("lora_", "use_dora", "use_rslora"))]
+    changed = [name for name in names if getattr(lora, name) != lora.__dataclass_fields__[name].default]
+    if changed and not (lora.use_lora or lora.use_vision_lora):
+        raise ValueError(
+            f"--{changed[0]} has no effect without LoRA: add --use_lora True (or --use_vision_lora True), "
+            f"or leave --{changed[0]} out."
+        )
+
+
+def check_training(training) -> None:
+    """What no machine can do, and what the Trainer would refuse with a traceback, after the model is loaded."""
+    if training.tf32 and not is_torch_tf32_available():
+        raise ValueError("--tf32 True needs an Ampere or newer NVIDIA GPU, which this machine lacks: leave it out.")
+    for name in ("bf16", "bf16_full_eval"):
+        if getattr(training, name) and not training.use_cpu and not is_torch_bf16_gpu_available():
+            raise ValueError(
+                f"--{name} True needs a GPU with bfloat16, which this machine lacks: leave it out, "
+                "or add --use_cpu True to run bfloat16 on the CPU."
+            )
+    folder = training.resume_from_checkpoint
+    if folder and str(folder).lower() not in ("true", "false") and not os.path.isdir(folder):
+        raise ValueError(
+            f"--resume_from_checkpoint {folder} is not a folder; True resumes the last checkpoint in --output_dir."
+        )
+    config = training.deepspeed
+    if config and not str(config).startswith("{") and not os.path.isfile(config):
+        raise ValueError(f"--deepspeed {config} is not a file; ds_configs/ holds some.")
+    for name, (kept, reason) in FIXED_FLAGS.items():
+        if getattr(training, name) != kept:
+            raise ValueError(f"--{name} {not kept} {reason}: leave it out.")
+    for name, smallest in SMALLEST.items():
+        if not getattr(training, name) >= smallest:  # nan too
+            raise ValueError(f"--{name} is {getattr(training, name)}; it must be {smallest} or more.")
+    for name in ("eval_max_new_tokens", "early_stopping_patience"):
+        if (value := getattr(training, name)) is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be 1 or more.")
+    if training.early_stopping_patience and training.eval_strategy == "no":
+        raise ValueError("--early_stopping_patience needs evaluations: add --eval_strategy steps or epoch.")
+    check_metrics(training)
+    if training.peak_tflops is not None and not training.peak_tflops > 0:
+        raise ValueError(f"--peak_tflops is {training.peak_tflops}; it must be above 0, such as 989 for an H100.")
+    if training.peak_tflops and training.torch_compile:
+        raise ValueError("--peak_tflops counts what modules compute, which --torch_compile True hides: leave one out.")
+    if training.label_smoothing_factor > 1:
+        raise ValueError(f"--label_smoothing_factor is {training.label_smoothing_factor}; it must be at most 1.")
+    if not (training.num_train_epochs > 0 or training.max_steps > 0):
+        raise ValueError(f"--num_train_epochs is {training.num_train_epochs}: raise it, or give --max_steps.")
+    if training.max_steps == 0 or training.max_steps < -1:  # the Trainer makes one step at a rate of 0 of it (5.23)
+        raise ValueError(f"--max_steps is {training.max_steps}; it must be 1 or more, or -1 for --num_train_epochs.")
+    for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
+        if getattr(training, name) and not training.dataloader_num_workers:
+            raise ValueError(f"--{name} {getattr(training, name)} has no effect without --dataloader_num_workers.")
+    if training.save_strategy == "best" and not (training.metric_for_best_model or training.load_best_model_at_end):
+        raise ValueError("--save_strategy best needs --metric_for_best_model eval_loss.")
+    names = [training.report_to] if isinstance(training.report_to, str) else training.report_to or []
+    for name in set(names) - {"none", "all", *get_available_reporting_integrations()}:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(f"--report_to {name} is unknown; use none, all, {', '.join(INTEGRATION_TO_CALLBACK)}.")
+        raise ValueError(f"--report_to {name} needs a package that is not installed; add it, or --report_to none.")
+
+
+def check_metrics(training) -> None:
+    """Refuse what asks for answers without `--eval_generate`, and metrics that are not there."""
+    own = load_metrics(training.metric)
+    for name, default in (("metric", None), ("eval_max_new_tokens", 128)):
+        if getattr(training, name) != default and not training.eval_generate:
+            raise ValueError(f"--{name} has no effect without answers to measure: add --eval_generate 100.")
+    best = (training.metric_for_best_model or "loss").removeprefix("eval_")
+    if best != "loss" and not training.eval_generate:
+        raise ValueError(f"--metric_for_best_model {best} needs answers to measure: add --eval_generate 100.")
+    known = ["loss", *METRICS, *own]
+    if best not in known and not own:  # a function may give other names than its own
+        raise ValueError(f"--metric_for_best_model {best} is unknown; use one of {', '.join(known)}, or add --metric.")
+
+
+def check_machine(training) -> None:
+    """What this machine cannot do, and what the Trainer would change in silence."""
+    if training.fp16 and training.device.type == "cpu":
+        raise ValueError("--fp16 True needs a GPU: leave it out, or use --bf16 True --use_cpu True on the CPU.")
+    for name in BATCH_SETTINGS:
+        if getattr(training.accelerator_config, name) != getattr(AcceleratorConfig(), name):
+            raise ValueError(f"--accelerator_config {name} would change which samples a step holds: leave it out.")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no" and not getattr(training, precision):
+        raise ValueError(f"accelerate launch was told {precision}, the flags not: add --{precision} True.")
+    kwargs = training.activation_checkpointing_kwargs or {}
+    if kwargs and not training.activation_checkpointing:
+        raise ValueError("--activation_checkpointing_kwargs has no effect: add --activation_checkpointing True.")
+    if kwargs.keys() - CHECKPOINTING_KEYS or kwargs.get("use_reentrant"):
+        raise ValueError(
+            f"--activation_checkpointing_kwargs takes {', '.join(sorted(CHECKPOINTING_KEYS))}, the last as false "
+            "only: others can lose gradients."
+        )
+    if training.use_liger_kernel and not (training.device.type in LIGER_DEVICES and is_liger_kernel_available()):
+        raise ValueError("--use_liger_kernel True needs a GPU and the package liger-kernel: leave it out.")
+    if training.liger_kernel_config:
+        raise ValueError("--liger_kernel_config is settled by --use_liger_kernel True: leave it out.")
+    try_optimizer(training)
+    if training.torch_compile:
+        try:
+            backend, mode = training.torch_compile_backend, training.torch_compile_mode
+            torch.compile(torch.sin, backend=backend, mode=mode)(torch.zeros(8, device=training.device))
+        except Exception as error:  # of a compiler, a backend or a driver
+            raise ValueError(f"--torch_compile True does not work on this machine: {error}") from error
+
+
+def try_optimizer(training) -> None:
+    """Make optimizer and schedule for one number: before step 1, nothing else reads the flags for them."""
+    name = training.optim.value
+    for starts, reason in REFUSED_OPTIMIZERS.items():
+        if name.startswith(starts):
+            raise ValueError(f"--optim {name} is not supported: {reason}.")
+    if "paged" in name and training.device.type != "cuda":
+        raise ValueError(f"--optim {name} needs a CUDA GPU: use {name.removeprefix('paged_')}.")
+    try:
+        optimizer_class, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(training)
+        optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], **kwargs)
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"--optim {name} cannot be made with these flags: {error}") from error
+    try:
+        steps = {"num_warmup_steps": 1, "num_training_steps": 10}
+        transformers.get_scheduler(
+            training.lr_scheduler_type, optimizer, **steps, scheduler_specific_kwargs=training.lr_scheduler_kwargs
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"--lr_scheduler_type {training.lr_scheduler_type.value} with --lr_scheduler_kwargs "
+            f"{training.lr_scheduler_kwargs or {}} is not possible: {error}"
+        ) from error
+
+
+def check_together(arguments) -> None:
+    """Flags that need or exclude one another."""
+    if arguments.lora.use_vision_lora and not arguments.model.train_vision_encoder:
+        raise ValueError("--use_vision_lora True has no effect without --train_vision_encoder True: add it.")
+    if arguments.training.eval_strategy != "no" and not arguments.data.eval_data_path:
+        raise ValueError(f"--eval_strategy {arguments.training.eval_strategy.value} needs --eval_data_path.")
+    data = arguments.data
+    changed = {field.name for field in fields(data) if getattr(data, field.name) != field.default}
+    if "num_frames" in changed and data.fps:
+        raise ValueError("--num_frames and --fps are two ways to choose frames: leave one out.")
+    if "max_bad_samples" in changed and data.on_bad_sample != "skip":
+        raise ValueError("--max_bad_samples has no effect without --on_bad_sample skip: add it.")
+    if "image_resize_algorithm" in changed and not (data.image_size or data.min_pixels or data.max_pixels):
+        raise ValueError("--image_resize_algorithm has no effect without --image_size, --min_pixels or --max_pixels.")
+    if "media_megabytes_limit" in changed and not data.allow_urls:
+        raise ValueError("--media_megabytes_limit has no effect without --allow_urls True: add it.")
+    if data.packing and data.padding_free is False:
+        raise ValueError("--packing True lays samples in one row, which --padding_free False forbids: leave one out.")
+    strategy = arguments.training.train_sampling_strategy
+    if data.packing and strategy != "random":
+        raise ValueError(
+            f"--packing True decides itself what stands together: leave out --train_sampling_strategy {strategy}."
+        )
+    for name in sorted(arguments.given & FLAGS_WITHOUT_EFFECT.keys()):
+        accepted, reason = FLAGS_WITHOUT_EFFECT[name]
+        if getattr(arguments.training, name) != accepted:
+            raise ValueError(f"--{name} has no effect, since {reason}: leave it out.")
+    attention = arguments.model.attn_implementation or ""
+    if attention.startswith("flash") and not (arguments.training.bf16 or arguments.training.fp16):
+        raise ValueError(f"--attn_implementation {attention} computes in 16 bits only: add --bf16 True.")
+    for name in ("eval_generate", "eval_on_start"):
+        if (value := getattr(arguments.training, name)) and not arguments.data.eval_data_path:
+            raise ValueError(f"--{name} {value} needs --eval_data_path.")
+    if {"gradient_checkpointing", "activation_checkpointing"} <= arguments.given:
+        raise ValueError("--gradient_checkpointing is the old name of --activation_checkpointing: leave it out.")
+    for kind in ("eval", "save", "logging"):
+        strategy = getattr(arguments.training, f"{kind}_strategy").value
+        if f"{kind}_steps" in arguments.given and strategy != "steps":
+            raise ValueError(
+                f"--{kind}_steps has no effect with --{kind}_strategy {strategy}: add --{kind}_strategy steps, "
+                f"or leave --{kind}_steps out."
+            )
+
+
+def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
+    """Set the flags to what the adapter in --lora_weight_path is; refuse those that say otherwise."""
+    path = lora.lora_weight_path
+    adapter = adapter_config(path)
+    if adapter is None:
+        raise ValueError(f"--lora_weight_path {path} holds no adapter (adapter_config.json).")
+    base = adapter["base_model_name_or_path"]
+    # The folder of a checkpoint may have been moved, so its name decides.
+    if os.path.basename(os.path.realpath(base)) != os.path.basename(os.path.realpath(model_path)):
+        raise ValueError(
+            f"--lora_weight_path {path} was trained on {base}, not on {model_path}. If they are the same under two "
+            "names, change base_model_name_or_path in its adapter_config.json."
+        )
+    values = {
+        "lora_init": "default" if adapter["init_lora_weights"] is True else adapter["init_lora_weights"],
+        **{f"lora_{name}": adapter[name] for name in ("r", "bias")},
+        **{name: adapter[name] for name in ("lora_alpha", "lora_dropout", "use_dora", "use_rslora")},
+    }
+    for name, value in values.items():
+        if name in given and getattr(lora, name) != value:
+            raise ValueError(
+                f"--{name} {getattr(lora, name)} contradicts the adapter in --lora_weight_path, which has {value}: "
+                "leave it out."
+            )
+        setattr(lora, name, value)
+    for name in ("lora_target_modules", "lora_experts", "lora_router"):
+        if getattr(lora, name):
+            raise ValueError(f"--{name} is settled by the adapter in --lora_weight_path: leave it out.")
+    check_lora(lora)
+
+
+def adapter_config(model_path: str) -> dict | None:
+    """The adapter's configuration, or None where `model_path` is no adapter."""
+    path = os.path.join(model_path, "adapter_config.json")
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def check_writable(option: str, folder: str) -> None:
+    """Raise a ValueError where a folder can neither be written to nor made. Makes nothing."""
+    existing = os.path.abspath(folder)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise ValueError(f"{option} {folder} cannot be written: {existing} is not a folder. Name another.")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{option} {folder} cannot be written: no permission for {existing}. Name another.")
+
+
+def check_flag_names(written: Iterable[str], known: Collection[str]) -> None:
+    """Raise a ValueError for a flag that does not exist, naming its successor or the nearest ones."""
+    for option in sorted(set(written) - set(known)):
+        name = option.removeprefix("--").replace("-", "_")
+        if name in RENAMED_FLAGS:
+            successor = RENAMED_FLAGS[name]
+            cure = successor.replace("nothing: ", "leave it out, ") if "nothing" in successor else f"use {successor}"
+            raise ValueError(f"{option} does not exist in transformers 5; {cure}.")
+        names = [other for other in known if "-" not in other.removeprefix("--")]  # of two spellings, the usual one
+        nearest = difflib.get_close_matches(f"--{name}", names, n=3, cutoff=0.7)
+        hint = f" Did you mean {', '.join(nearest)}?" if nearest else ""
+        raise ValueError(f"{option} is not a flag.{hint} `python train.py --help` lists all.")

@@ -1,0 +1,110 @@
+"""What a run tells of its progress: one line in the terminal, and `log.jsonl` in the output folder for programs."""
+
+import json
+import os
+import sys
+import time
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from training.engines import say
+
+LOG_FILE = "log.jsonl"
+# Of an evaluation, what tells of the machine rather than of the model.
+SPEED = ("_runtime", "_per_second", "_preparation_time")
+
+
+class LogFile(TrainerCallback):
+    """Writes each log as a line of `log.jsonl`, as it comes: what was logged, "step", "max_steps", "epoch", "time".
+
+    The file holds the run, also where it was resumed: what was logged after the checkpoint is taken out again.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.path = os.path.join(args.output_dir, LOG_FILE)
+        if state.is_world_process_zero:
+            with open(self.path, "w", encoding="utf-8") as file:
+                for logs in state.log_history:
+                    self._write(file, state, logs)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            with open(self.path, "a", encoding="utf-8") as file:
+                self._write(file, state, state.log_history[-1] | {"time": round(time.time(), 3)})
+
+    def _write(self, file, state, logs: dict) -> None:
+        file.write(json.dumps({"step": logs["step"], "max_steps": state.max_steps} | logs) + "\n")
+
+
+class ProgressLine(TrainerCallback):
+    """Shows loss, tokens a second, waiting for data, memory and the time left: live in a terminal, else a line a log.
+
+    Evaluations and the end of the run leave a line of their own.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.is_live = sys.stderr.isatty() and not args.disable_tqdm
+        self.begin, self.first_step, self.evaluated = time.monotonic(), state.global_step, 0
+        self.bar = None
+        if state.is_world_process_zero and self.is_live:
+            form = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
+            total, initial = state.max_steps, state.global_step
+            self.bar = tqdm(total=total, initial=initial, bar_format=form, dynamic_ncols=True, leave=False)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        self.evaluated += 1
+        if self.bar is not None:
+            self.bar.set_description_str(f"evaluating {self.evaluated}/{len(eval_dataloader)} ")
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.evaluated = 0
+        if self.bar is not None:
+            self.bar.set_description_str("")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        figures = ", ".join(describe(logs))
+        if "loss" in logs and self.bar is not None:
+            self.bar.set_postfix_str(figures)
+        elif "loss" in logs:
+            say(f"step {state.global_step}/{state.max_steps}: {figures}, {self._time_left(state)} left")
+        elif "train_loss" in logs:
+            seconds = tqdm.format_interval(logs["train_runtime"])
+            say(f"trained {state.global_step} steps in {seconds}: {figures}")
+        else:
+            say(f"step {state.global_step} evaluated: {figures}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _time_left(self, state) -> str:
+        done, left = state.global_step - self.first_step, state.max_steps - state.global_step
+        return tqdm.format_interval((time.monotonic() - self.begin) / max(done, 1) * left)
+
+
+def describe(logs: dict) -> list[str]:
+    """What a person wants to know of a log: `loss 1.234`, `812 tokens/s`, ..."""
+    logs = {name.removeprefix("train_"): value for name, value in logs.items()}
+    found = [f"loss {logs['loss']:.4g}"] if "loss" in logs else []
+    if "learning_rate" in logs:
+        found.append(f"lr {logs['learning_rate']:.2g}")
+    if "tokens_per_second" in logs:
+        found += [
+            f"{logs['tokens_per_second']:,.0f} tokens/s",
+            f"data wait {logs['data_wait']:.0%}",
+            f"{logs['peak_memory_gb']:.1f} GB",
+        ]
+    if "mfu" in logs:
+        found.append(f"mfu {logs['mfu']:.0%}")
+    for name, value in logs.items():
+        if name.startswith("eval_") and not name.endswith(SPEED):
+            found.append(f"{name.removeprefix('eval_').replace('_', ' ')} {value:.4g}")
+    return found

@@ -1,0 +1,342 @@
+"""Stop and resume: checkpoints that are whole or not there, and a Trainer that goes on from one exactly.
+
+A checkpoint is written in the folder `unfinished-checkpoints` of the output folder, and renamed to `checkpoint-N` when
+all of it is on the disk. Its `checkpoint.json` lists its files, and what a run must share with it to go on from it.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import zlib
+from contextlib import contextmanager
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import sort_checkpoints
+
+from datasets import MultimodalDataset
+from training.engines import say
+
+UNFINISHED = "unfinished-checkpoints"
+RECORD = "checkpoint.json"
+
+# Flags that a resumed run may change: where things lie, how they are read, when it is saved and measured, who is told.
+FREE_FLAGS = {
+    *("output_dir", "resume_from_checkpoint", "model_local_path", "model_path", "data_path", "eval_data_path"),
+    *("image_folder", "video_folder", "data_cache", "dataloader_num_workers", "dataloader_persistent_workers"),
+    *("local_rank", "on_bad_sample", "max_bad_samples"),
+    *("dataloader_prefetch_factor", "dataloader_pin_memory", "dataloader_multiprocessing_context", "ddp_timeout"),
+    *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
+    *("per_device_eval_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "disable_tqdm"),
+    *("log_level", "log_level_replica", "log_on_each_node", "report_to", "run_name", "project"),
+    *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics"),
+    *("eval_generate", "eval_max_new_tokens", "metric"),
+    *("peak_tflops", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
+}
+
+
+def describe_run(arguments, dataset: MultimodalDataset) -> dict:
+    """What a resumed run must share with the one that wrote the checkpoint."""
+    flags = vars(arguments.model) | vars(arguments.data) | vars(arguments.lora) | arguments.training.to_dict()
+    flags = {name: value for name, value in flags.items() if name not in FREE_FLAGS}
+    run = {"flags": flags, "processes": arguments.training.world_size}
+    run |= {"samples": len(dataset), "texts": dataset.digest}
+    return json.loads(json.dumps(run, default=str))  # as it will be read again
+
+
+def check_same_run(checkpoint: str, run: dict) -> None:
+    """Raise a ValueError where a run would not go on as the one that wrote the checkpoint."""
+    before = read_record(checkpoint)["run"]
+    found, flags = [], before["flags"]
+    for name in sorted(flags.keys() | run["flags"].keys()):
+        then, now = flags.get(name), run["flags"].get(name)
+        if then != now:
+            found.append(f"--{name} is {now} and was {then}")
+    if run["processes"] != before["processes"]:
+        found.append(f"there are {run['processes']} processes and were {before['processes']}")
+    if run["samples"] != before["samples"]:
+        found.append(f"--data_path has {run['samples']} usable samples and had {before['samples']}")
+    elif run["texts"] != before["texts"]:
+        found.append("--data_path has other texts, or in another order")
+    if found:
+        raise ValueError(
+            f"{checkpoint} cannot be resumed exactly: {'; '.join(found)}. Start the run as it was, or a new one "
+            "without --resume_from_checkpoint."
+        )
+
+
+def read_record(checkpoint: str) -> dict:
+    """The `checkpoint.json` of a whole checkpoint.
+
+    Raises:
+        ValueError: a file is missing or cut short.
+    """
+    try:
+        with open(os.path.join(checkpoint, RECORD), encoding="utf-8") as file:
+            record = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{checkpoint} is no whole checkpoint of train.py: no usable {RECORD} ({error}).") from error
+    for name, size in record["files"].items():
+        path = os.path.join(checkpoint, name)
+        if not os.path.isfile(path) or os.path.getsize(path) != size:
+            raise ValueError(f"{checkpoint} is no whole checkpoint: {name} is missing or not of {size:,} bytes.")
+    return record
+
+
+def whole_checkpoints(folder: str, use_mtime: bool = False) -> tuple[list[str], list[str]]:
+    """The whole checkpoints of an output folder by step or by time, oldest first; what is wrong with the others."""
+    whole, problems = [], []
+    for checkpoint in sort_checkpoints(folder, use_mtime=use_mtime):
+        try:
+            read_record(checkpoint)
+            whole.append(checkpoint)
+        except ValueError as error:
+            problems.append(str(error))
+    return whole, problems
+
+
+def remove_unfinished(folder: str) -> bool:
+    """Delete what interrupted saves left in an output folder; returns whether there was any."""
+    leftovers = os.path.join(folder, UNFINISHED)
+    found = os.path.isdir(leftovers)
+    if found:
+        shutil.rmtree(leftovers)
+    return found
+
+
+def checkpoint_to_resume(training) -> str | None:
+    """What `--resume_from_checkpoint` names; True: the newest whole one, or none before the first is saved."""
+    folder, wanted = training.output_dir, resume_from(training)
+    if training.should_save and remove_unfinished(folder):
+        say(f"Removed {os.path.join(folder, UNFINISHED)}: a checkpoint was half written or half deleted.")
+    if not wanted:
+        return None
+    if training.save_only_model:
+        raise ValueError(
+            "--save_only_model True saves no state to resume from: leave it or --resume_from_checkpoint out."
+        )
+    if wanted is not True:
+        read_record(wanted)
+        return wanted
+    whole, problems = whole_checkpoints(folder)
+    for problem in problems:
+        say(f"WARNING: passed over: {problem}")
+    say(f"Resuming from {whole[-1]}." if whole else f"No checkpoint in {folder} yet: starting from the beginning.")
+    return whole[-1] if whole else None
+
+
+def resume_from(training) -> str | bool | None:
+    value = training.resume_from_checkpoint
+    return {"true": True, "false": None}.get(str(value).lower(), value)
+
+
+@contextmanager
+def disk_errors(folder: str, output_dir: str):
+    """What goes wrong in writing to a folder, as a ValueError that says where to go on."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # the file writer of torch.save
+            raise
+        shutil.rmtree(os.path.join(output_dir, UNFINISHED), ignore_errors=True)  # it only takes up room
+        free = shutil.disk_usage(output_dir).free
+        whole, _ = whole_checkpoints(output_dir)
+        state = f"the last whole checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
+        raise ValueError(
+            f"{folder} could not be written ({error}); the disk has {free / 1e6:,.0f} MB free and {state}. "
+            "Make room, then run the same again with --resume_from_checkpoint True."
+        ) from error
+
+
+class ResumableTrainer(transformers.Trainer):
+    """Args: as `transformers.Trainer`, and
+
+    run: of `describe_run`, for the checkpoints.
+    """
+
+    def __init__(self, *args, run: dict | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.run, self.resumed_from, self.is_saving, self.asked_to_stop = run, None, False, False
+        self.add_callback(ResumeCallback(self))
+
+    def train(self, resume_from_checkpoint: str | None = None):
+        self.resumed_from = resume_from_checkpoint
+        if resume_from_checkpoint:
+            self.args.eval_on_start = False  # that start is past
+        if self.args.save_only_model:
+            return super().train(resume_from_checkpoint)
+        handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
+        try:
+            return super().train(resume_from_checkpoint)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+
+    def _ask_to_stop(self, number, frame):
+        self.asked_to_stop = True
+
+    def _get_dataloader(self, *args, **kwargs):
+        loader = super()._get_dataloader(*args, **kwargs)
+        loader.base_dataloader.worker_init_fn = heed_parent_only
+        return loader
+
+    def _get_output_dir(self, trial):
+        return os.path.join(self.args.output_dir, UNFINISHED) if self.is_saving else self.args.output_dir
+
+    def _save_checkpoint(self, model, trial):
+        """As the Trainer's, but no process ever sees half of it as checkpoint-N, whenever it is killed."""
+        output_dir, name = self.args.output_dir, f"checkpoint-{self.state.global_step}"
+        unfinished, finished = os.path.join(output_dir, UNFINISHED, name), os.path.join(output_dir, name)
+        with disk_errors(finished, output_dir):
+            self.is_saving = True
+            super()._save_checkpoint(model, trial)
+            self.is_saving = False
+            best = os.path.join(output_dir, f"checkpoint-{self.state.best_global_step}")
+            if best == finished or os.path.isdir(best):
+                self.state.best_model_checkpoint = best
+            # The losses since the last logged step, which the Trainer forgets (5.23). All ranks have written before.
+            losses = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
+            if self.args.should_save:
+                self.state.save_to_json(os.path.join(unfinished, TRAINER_STATE_NAME))
+                record = {"losses": losses, "total": self._total_loss_scalar, "logged": self._globalstep_last_logged}
+                write_record(unfinished, {"run": self.run, **record})
+                discard(finished)  # of an earlier run
+                os.rename(unfinished, finished)
+                sync(output_dir)
+                self._rotate_checkpoints(keep={name, os.path.basename(best)})
+                os.rmdir(os.path.dirname(unfinished))
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(finished)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if not self.is_saving:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _rotate_checkpoints(self, keep: set[str]) -> None:
+        """Delete the oldest beyond `--save_total_limit`; as the library's, but only what is whole counts."""
+        checkpoints, _ = whole_checkpoints(self.args.output_dir, use_mtime=True)
+        surplus = len(checkpoints) - (self.args.save_total_limit or len(checkpoints))
+        for checkpoint in [path for path in checkpoints if os.path.basename(path) not in keep][: max(surplus, 0)]:
+            discard(checkpoint)
+
+    def restore_losses(self) -> None:
+        record = read_record(self.resumed_from)
+        self._tr_loss += record["losses"][self.args.process_index]
+        self._total_loss_scalar, self._globalstep_last_logged = record["total"], record["logged"]
+
+    def log(self, logs, start_time=None):
+        if "train_loss" in logs:  # of the whole run, not since the resumption
+            logs["train_loss"] = self._total_loss_scalar / self.state.global_step
+        super().log(logs, start_time)
+
+    def _run_epoch(self, **kwargs):
+        # Resumed at the end, also at an early one, the Trainer would take a step (5.23).
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+            super()._run_epoch(**kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """As the Trainer's, which passes over weights whose names in the file are not the loaded model's (5.23)."""
+        if self.is_fsdp_enabled or hasattr(self.accelerator.unwrap_model(self.model), "peft_config"):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        model = self.accelerator.unwrap_model(self.model)
+        saved = type(model).from_pretrained(resume_from_checkpoint, config=model.config, dtype=torch.float32)
+        model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self):
+        adapter = hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or adapter:
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def write_record(folder: str, record: dict) -> None:
+    """Bring all files of a checkpoint to the disk and list them in its `checkpoint.json`."""
+    files = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names if name != RECORD]
+    record["files"] = {os.path.relpath(path, folder): os.path.getsize(path) for path in sorted(files)}
+    with open(os.path.join(folder, RECORD), "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1)
+    for path in [*files, os.path.join(folder, RECORD), *(parent for parent, _, _ in os.walk(folder))]:
+        sync(path)
+
+
+def sync(path: str) -> None:
+    """Wait until a file or a folder's list of names is on the disk, for the machine may lose its power."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def discard(checkpoint: str) -> None:
+    """Delete a checkpoint, if it is there; killed meanwhile, what is left of it lies with the unfinished ones."""
+    if os.path.isdir(checkpoint):
+        bin = os.path.join(os.path.dirname(checkpoint), UNFINISHED, f"deleted-{os.path.basename(checkpoint)}")
+        os.makedirs(os.path.dirname(bin), exist_ok=True)
+        os.rename(checkpoint, bin)
+        shutil.rmtree(bin)
+
+
+def heed_parent_only(worker: int) -> None:
+    """In a data loader's worker: end by SIGTERM of the parent alone, since a job that is stopped may send it to all."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait_for_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()
+
+
+class ResumeCallback(TrainerCallback):
+    """What makes a stopped run go on exactly, and stops it on SIGTERM.
+
+    The library's `--enable_jit_checkpoint` (5.23) does not agree with other ranks on the step to save, and lets the
+    script go on as though the training were complete.
+    """
+
+    def __init__(self, trainer: ResumableTrainer):
+        self.trainer, self.stopping, self.save_after_epoch = trainer, False, False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # Where nodes share a folder, one may still see what lay there a minute ago.
+        step = torch.tensor([state.global_step], device=args.device)
+        if len(steps := set(self.trainer.accelerator.gather(step).tolist())) > 1:
+            raise ValueError(
+                f"The processes start from different checkpoints, of steps {sorted(steps)}: give one of them to all by "
+                "--resume_from_checkpoint PATH."
+            )
+        if self.trainer.resumed_from:
+            self.trainer.restore_losses()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        # Dropout is a pure function of seed, step and rank, whatever evaluations and data loaders drew before.
+        torch.manual_seed(zlib.crc32(f"{args.seed} {state.global_step} {args.process_index}".encode()))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        asked = self.trainer.asked_to_stop
+        if args.world_size > 1:  # all stop at one step; a process alone need not wait for its GPU to ask
+            asked = self.trainer.accelerator.reduce(torch.tensor(float(asked), device=args.device)).item()
+        if asked and state.global_step < state.max_steps:
+            self.stopping = control.should_save = True
+        # What is logged and evaluated at the end of an epoch comes before its last checkpoint.
+        if state.epoch.is_integer() or state.global_step == state.max_steps:
+            self.save_after_epoch, control.should_save = control.should_save, False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save |= self.save_after_epoch
+        self.save_after_epoch = False
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.stopping:
+            say(
+                f"SIGTERM: stopped after step {state.global_step} of {state.max_steps} and saved a checkpoint. "
+                "To go on: the same again with --resume_from_checkpoint True."
+            )
+            self.trainer.end()
+            sys.exit(128 + signal.SIGTERM)  # as a shell reports it

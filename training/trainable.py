@@ -1,0 +1,193 @@
+"""What is trained, and how: freezing, quantization, learning rates, and the summary a user reads before step 1."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from loaders.base import COMPONENTS, BaseLoader, is_inside
+from training.adapters import add_adapters, base_name, load_adapter, shortened
+
+
+def training_modes(arguments) -> dict[str, str]:
+    """Component -> "full", "lora" or "frozen", from the flags."""
+    model, lora = arguments.model, arguments.lora
+    encoder = "lora" if lora.use_vision_lora else "full"
+    return {
+        "vision_encoder": encoder if model.train_vision_encoder else "frozen",
+        "vision_projector": "full" if model.train_vision_projector else "frozen",
+        "language_model": "lora" if lora.use_lora else "full",
+    }
+
+
+def compute_dtype(training) -> torch.dtype:
+    """The precision of matrix products, from `--bf16` and `--fp16`."""
+    return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+
+
+def quantized_bits(q_lora: bool | None, load_in_8bit: bool | None) -> int | None:
+    return 4 if q_lora else 8 if load_in_8bit else None
+
+
+def quantization_config(loader: BaseLoader, dtype: torch.dtype, bits: int = 4):
+    """For the language model alone: nf4 with double quantization (https://arxiv.org/abs/2305.14314), or LLM.int8
+    (https://arxiv.org/abs/2208.07339).
+
+    bitsandbytes matches the skipped names from the start of a module's full name (transformers 5.23), and a list
+    of ours replaces its default, so the head is named too.
+    """
+    from transformers import BitsAndBytesConfig  # imports bitsandbytes, which only a quantized run needs
+
+    routers = [name.removesuffix(".weight") for name in loader.routers]  # small, and their choices decide
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    return BitsAndBytesConfig(
+        **({"load_in_4bit": True} | nf4 if bits == 4 else {"load_in_8bit": True}),
+        llm_int8_skip_modules=[
+            *(*loader.vision_encoder, *loader.vision_projector, *loader.other),
+            *(*routers, *loader.bare_weights, "lm_head"),
+        ],
+    )
+
+
+def learning_rate_of(component: str, arguments) -> float:
+    model = arguments.model
+    rate = {"vision_encoder": model.vision_encoder_lr, "vision_projector": model.vision_projector_lr}.get(component)
+    return arguments.training.learning_rate if rate is None else rate
+
+
+def learning_rates(model: nn.Module, loader: BaseLoader, arguments) -> dict[str, float]:
+    """Parameter name -> learning rate, of what trains."""
+    return {
+        name: learning_rate_of(component, arguments)
+        for component, parameters in component_parameters(model, loader).items()
+        for name, parameter in parameters
+        if parameter.requires_grad
+    }
+
+
+def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module:
+    """Freeze and unfreeze by the flags, wrapping the model with LoRA adapters where they ask for it.
+
+    What trains is kept in float32, since small updates vanish in 16 bits; what is frozen, in the precision of the
+    matrix products. DeepSpeed keeps a copy in float32 of what trains, and wants all of it in one precision.
+
+    Raises:
+        ValueError: a component to train has nothing trainable.
+    """
+    modes = training_modes(arguments)
+    model.requires_grad_(False)
+    if "lora" in modes.values():
+        model = add_adapters(model, loader, modes, arguments.lora)
+    else:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(modes.get(loader.component_of(name)) == "full")
+    for name, parameter in model.named_parameters():
+        name = base_name(name)
+        if loader.is_unused(name) or modes.get(loader.component_of(name), "frozen") == "frozen":
+            parameter.requires_grad_(False)  # such as the biases that `--lora_bias all` reaches everywhere
+        if parameter.is_floating_point() and not hasattr(parameter, "ds_id"):  # which ZeRO-3 has taken over
+            # A component that trains in full has one precision, also where it is unused or a bare parameter.
+            beside_trained = modes.get(loader.component_of(name)) == "full" and ".original_module." not in name
+            in_full = not arguments.training.deepspeed and (parameter.requires_grad or beside_trained)
+            parameter.data = parameter.data.to(torch.float32 if in_full else compute_dtype(arguments.training))
+    if arguments.lora.lora_weight_path:
+        load_adapter(model, loader, modes, arguments.lora.lora_weight_path)
+    for component, mode in modes.items():
+        if mode != "frozen" and not any(p.requires_grad for _, p in component_parameters(model, loader)[component]):
+            raise ValueError(f"The {component} is to be trained ({mode}), but it has no parameter that can be.")
+    return model
+
+
+class KeepFrozenOut(TrainerCallback):
+    """Under activation checkpointing, keep what is frozen out of the graph.
+
+    transformers (5.23) has the embeddings of text and of patches ask for a gradient then, which only reentrant
+    checkpointing needs (it is refused, training/checks.py): a frozen vision encoder would be computed again in the
+    backward pass, and gone through backwards, for nothing.
+    """
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        model.disable_input_require_grads()
+
+
+def component_parameters(model: nn.Module, loader: BaseLoader) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Component -> (name, parameter) of each; parameters of none are listed under "other"."""
+    groups = {component: [] for component in (*COMPONENTS, "other")}
+    for name, parameter in model.named_parameters():
+        if ".original_module." not in name:  # peft keeps the untrained original beside a copy that trains
+            groups[loader.component_of(base_name(name)) or "other"].append((name, parameter))
+    return groups
+
+
+@dataclass
+class ComponentSummary:
+    component: str
+    mode: str
+    trained: int
+    total: int
+    learning_rate: float | None
+    dtypes: str
+    left_frozen: dict[str, str]  # what does not train in a component of mode "full" -> the reason
+    mixture: dict[str, int]  # "experts" and "router" of a mixture of experts -> how many of their parameters train
+    adapted: list[str]  # linear layers with an adapter
+
+
+def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[ComponentSummary]:
+    """Count what `make_trainable` left: one row per component. Quantized weights count as what they stand for."""
+    rows = []
+    modes = training_modes(arguments)
+    for component, parameters in component_parameters(model, loader).items():
+        if not parameters:
+            continue
+        trained = sum(num_elements(p) for _, p in parameters if p.requires_grad)
+        mode = modes.get(component, "frozen")
+        if mode == "lora":
+            mode = f"{'dora' if arguments.lora.use_dora else 'lora'} r={arguments.lora.lora_r}"
+        rate = learning_rate_of(component, arguments) if trained else None
+        total = sum(num_elements(p) for _, p in parameters)
+        mixture = {}
+        for name, parameter in parameters:
+            if part := loader.mixture_part(name):
+                mixture[part] = mixture.get(part, 0) + num_elements(parameter) * parameter.requires_grad
+        frozen = {}
+        for name in (base_name(name) for name, p in parameters if mode == "full" and not p.requires_grad):
+            module = next((path for path in loader.unused if is_inside(name, path)), None)
+            frozen[module or name] = "it gets no gradient" if module else "an adapter cannot hold a bare parameter"
+        adapted = [base_name(name).split(".lora_A.")[0] for name, p in parameters if ".lora_A." in name]
+        adapted = [name for name in adapted if not loader.mixture_part(name)]
+        row = ComponentSummary(component, mode, trained, total, rate, precision(parameters), frozen, mixture, adapted)
+        rows.append(row)
+    return rows
+
+
+def precision(parameters: list[tuple[str, nn.Parameter]]) -> str:
+    """The kinds of numbers in a component; of quantized ones, in how many linear layers."""
+    kinds = Counter("nf4" if hasattr(p, "quant_state") else str(p.dtype).removeprefix("torch.") for _, p in parameters)
+    return ", ".join(f"{kind} ({kinds[kind]} Linear)" if kind in ("nf4", "int8") else kind for kind in sorted(kinds))
+
+
+def num_elements(parameter: nn.Parameter) -> int:
+    """Elements of a parameter, also when ZeRO-3 holds it elsewhere (`ds_numel`) or 4-bit packs two into a byte."""
+    if hasattr(parameter, "ds_numel"):
+        return parameter.ds_numel
+    if getattr(parameter, "quant_state", None) is not None:
+        return parameter.quant_state.shape.numel()
+    return parameter.numel()
+
+
+def format_summary(rows: list[ComponentSummary]) -> str:
+    """The table that is printed before step 1."""
+    lines = [f"{'component':<18}{'trained':<12}{'parameters':>16}{'trainable':>16}{'learning rate':>15}  precision"]
+    for row in rows:
+        rate = f"{row.learning_rate:g}" if row.learning_rate is not None else "-"
+        lines.append(f"{row.component:<18}{row.mode:<12}{row.total:>16,}{row.trained:>16,}{rate:>15}  {row.dtypes}")
+    total, trained = sum(row.total for row in rows), sum(row.trained for row in rows)
+    lines.append(f"{'all':<30}{total:>16,}{trained:>16,}  ({trained / total:.2%} of all parameters)")
+    lines += [f"adapters: {len(row.adapted)} Linear, {shortened(row.adapted)}" for row in rows if row.adapted]
+    for row in rows:
+        for part, trained in sorted(row.mixture.items()):
+            lines.append(f"{part}: " + (f"{row.mode}, {trained:,} parameters" if trained else "frozen"))
+    lines += [f"frozen: {name} ({reason})" for row in rows for name, reason in row.left_frozen.items()]
+    return "\n".join(lines)

@@ -1,0 +1,320 @@
+"""The HF Trainer with what it leaves open: an exact loss, pure samplers, answers in evaluation, processor files."""
+
+import glob
+import math
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import cached_property
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch.nn.functional import cross_entropy, pad
+from torch.utils.data import SequentialSampler
+from transformers import EarlyStoppingCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
+
+from datasets import IGNORE_INDEX
+from evaluation import metrics
+from evaluation.answers import Question, generate_answers, questions, write_answers
+from loaders.base import local_folder
+from training.engines import say
+from training.progress import LogFile, ProgressLine
+from training.resume import ResumableTrainer
+from training.sampling import EpochSampler, PackSampler
+from training.throughput import FlopCounter, ThroughputMeter
+from training.trainable import KeepFrozenOut
+
+# What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
+PROCESSOR_FILES = [
+    *["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"],
+    *["tekken.json", "*.tiktoken"],
+    *["chat_template.json", "*.jinja", "additional_chat_templates/*", "generation_config.json"],
+    *["processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"],
+]
+
+
+class FinetuneTrainer(ResumableTrainer):
+    """Args: as `ResumableTrainer`, and
+
+    model_path: the folder or Hub path the model came from.
+    chat_template: file of the chat template to save in the place of the checkpoint's.
+    learning_rates: by the name of a parameter; default: `args.learning_rate`.
+    lengths: tokens of each training row (rows,); needed to group by length and to pack.
+    pack_budget: tokens of a pack; None: no packs.
+    flop_counter: of the model, where `--peak_tflops` asks for the MFU.
+    write_card: called with a folder of weights and the Trainer's state, to lay the model card beside them.
+    """
+
+    # The loss below is already divided by the labels of the whole global step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *args,
+        model_path: str,
+        chat_template: str | None = None,
+        learning_rates: dict[str, float] | None = None,
+        lengths: np.ndarray | None = None,
+        pack_budget: int | None = None,
+        flop_counter: FlopCounter | None = None,
+        write_card: Callable | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
+        self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
+        self.write_card = write_card
+        self.add_callback(KeepFrozenOut)
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+        self.add_callback(ProgressLine)
+        self.add_callback(LogFile)
+        if self.args.early_stopping_patience:
+            self.add_callback(EarlyStopping(self.args.early_stopping_patience))
+        self.meter = ThroughputMeter(self.args.device, flop_counter, self.args.peak_tflops)
+        # Several families set this to False, and the Trainer would not count the labels of a step for them.
+        self.model_accepts_loss_kwargs = True
+
+    def train(self, resume_from_checkpoint: str | None = None):
+        with self.naming_samples():
+            return super().train(resume_from_checkpoint)
+
+    def evaluate(self, *args, **kwargs):
+        self.meter.pause()
+        with self.naming_samples():
+            return super().evaluate(*args, **kwargs)
+
+    def evaluate_at_end(self) -> dict[str, float]:
+        """The metrics of the final weights; those of the last step, where it was evaluated and no other was loaded."""
+        found = [
+            logs for logs in self.state.log_history if "eval_loss" in logs and logs["step"] == self.state.global_step
+        ]
+        if found and not self.args.load_best_model_at_end:
+            return {name: value for name, value in found[-1].items() if name.startswith("eval_")}
+        return self.evaluate()
+
+    @contextmanager
+    def naming_samples(self):
+        """What ends a data loader's worker becomes a ValueError that names the sample."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            for dataset in filter(None, (self.train_dataset, self.eval_dataset)):
+                if explained := dataset.explain(error):
+                    raise explained from error
+            raise
+
+    def num_examples(self, dataloader) -> int:
+        return dataloader.dataset.dataset.epoch_size
+
+    def report_skipped(self) -> None:
+        """Say how many samples could not be used, on all processes since the start."""
+        for what, dataset in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
+            if dataset and len(dataset.failed):
+                number = int((self.accelerator.reduce(dataset.failed.to(self.args.device).long()) > 0).sum())
+                say(f"--on_bad_sample skip: {number:,} of {len(dataset):,} {what} samples were skipped.")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross entropy summed over the labels, divided by the labels of the whole global step over all ranks.
+
+        The head runs on the positions that have a label only: `logits_to_keep` is a boolean (batch, tokens) mask.
+        """
+        with self.meter.forward(inputs):
+            losses, keep, outputs = self._label_losses(model, inputs)
+        loss = losses.sum() / (keep.sum() if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # engines average gradients over ranks
+        return (loss, outputs) if return_outputs else loss
+
+    def _label_losses(self, model, inputs) -> tuple:
+        """The cross entropy of each label (labels,), where the labels are predicted (batch, tokens), the outputs."""
+        inputs = dict(inputs)
+        # The token at position t + 1 is the target of position t.
+        targets = pad(inputs.pop("labels"), (0, 1), value=IGNORE_INDEX)[:, 1:]
+        keep = targets != IGNORE_INDEX
+        outputs = model(**inputs, logits_to_keep=keep, use_cache=False)
+        logits = outputs.logits.view(-1, outputs.logits.shape[-1]).float()
+        smoothing = self.args.label_smoothing_factor
+        return cross_entropy(logits, targets[keep], reduction="none", label_smoothing=smoothing), keep, outputs
+
+    def floating_point_ops(self, inputs) -> int:
+        """As the model's own, which would count its parameters anew in every batch (transformers 5.23)."""
+        return 6 * inputs["input_ids"].numel() * self._num_parameters
+
+    @cached_property
+    def _num_parameters(self) -> int:
+        return self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        return super().get_batch_samples(self.meter.waiting(epoch_iterator), num_batches, device)
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            logs |= self.meter.log()
+        elif "train_loss" in logs:  # also what `train` returns; the Trainer's own counts the time of evaluations
+            logs |= self.meter.log_run()
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, *args):
+        self.meter.pause()
+        super()._save_checkpoint(*args)
+
+    def create_optimizer(self, model=None):
+        """As the Trainer's, with the parameters of another learning rate in groups of their own, behind its groups."""
+        optimizer = super().create_optimizer(model)
+        named = self.accelerator.unwrap_model(self.model if model is None else model).named_parameters()
+        rates = {parameter: self.learning_rates[name] for name, parameter in named if name in self.learning_rates}
+        for group in list(optimizer.param_groups):
+            for rate in sorted({rates[p] for p in group["params"] if p in rates} - {group["lr"]}):
+                moved = [p for p in group["params"] if rates.get(p) == rate]
+                group["params"] = [p for p in group["params"] if rates.get(p) != rate]
+                optimizer.add_param_group({**group, "params": moved, "lr": rate})
+        return optimizer
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """As the Trainer's, with a loss per label of the whole set instead of a mean over batches."""
+        self._eval_loss, self._eval_labels = 0.0, 0
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        found = {"loss": self._eval_loss / self._eval_labels}
+        if self.args.eval_generate:
+            found |= self._score_answers()
+        best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        if best not in found:
+            raise ValueError(f"--metric_for_best_model {best} is none of what is measured: {', '.join(found)}.")
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        return output
+
+    def _score_answers(self) -> dict[str, float]:
+        """Answer the `--eval_generate` rows, write them to `eval_answers/step-N.jsonl`, and measure them.
+
+        The processes share the rows, and generate equally often, since the shards of a model are gathered by all.
+        """
+        dataset, rank, processes = self.eval_dataset, self.args.process_index, self.args.world_size
+        mine = self._asked[rank::processes]
+        mine += self._asked[:1] * (math.ceil(len(self._asked) / processes) - len(mine))
+        with self.accelerator.autocast():
+            answers = generate_answers(
+                self.model,
+                dataset.collator,
+                dataset.dataset,
+                self.args.per_device_eval_batch_size,
+                self.args.eval_max_new_tokens,
+                mine,
+                synced_gpus=processes > 1,
+            )
+            answers = gather_object(list(answers))
+        answers = {(answer["index"], answer["turn"]): answer for answer in answers}
+        answers = [answers[key] for key in sorted(answers)]
+        found = [None]
+        if self.is_world_process_zero():
+            write_answers(self.args.output_dir, self.state.global_step, answers)
+            found = [metrics.score(answers, metrics.load_metrics(self.args.metric))]
+        return broadcast_object_list(found)[0]
+
+    @cached_property
+    def _asked(self) -> list[Question]:
+        dataset = self.eval_dataset.dataset
+        rows = np.linspace(0, len(dataset) - 1, min(self.args.eval_generate, len(dataset))).round().astype(int)
+        asked = [
+            question for question in questions(dataset, rows.tolist()) if self.eval_dataset.can_open(question.index)
+        ]
+        if not asked:
+            raise ValueError(f"{dataset.name}: the rows of --eval_generate hold no reply to a user: raise it.")
+        return asked
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        with torch.no_grad(), self.compute_loss_context_manager():
+            losses, keep, _ = self._label_losses(model, self._prepare_inputs(inputs))
+        # Per sample, so that what accelerate repeats to fill the last batches of all ranks can be dropped again.
+        row, place = keep.nonzero(as_tuple=True)
+        samples = len(keep)
+        if lengths := inputs.get("sample_lengths"):
+            samples = len(lengths)
+            row = torch.bucketize(place, torch.tensor(lengths, device=place.device).cumsum(0), right=True)
+        num_labels = torch.bincount(row, minlength=samples)
+        sample_losses = torch.zeros(samples, device=row.device).index_add(0, row, losses)
+        own = slice(self.args.eval_batch_size)  # all but dummies, which stand last
+        sample_losses, num_labels = self.accelerator.gather_for_metrics((sample_losses[own], num_labels[own]))
+        self._eval_loss += sample_losses.double().sum().item()
+        self._eval_labels += num_labels.sum().item()
+        return losses.mean(), None, None
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        strategy = str(getattr(self.args.train_sampling_strategy, "value", self.args.train_sampling_strategy))
+        group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        if strategy not in ("random", "sequential", "group_by_length"):
+            raise ValueError(f"--train_sampling_strategy {strategy} is not supported: use random or group_by_length.")
+        if self.pack_budget:
+            batch = self.args.train_batch_size * self.args.world_size
+            self.epoch_sampler = PackSampler(
+                dataset.dataset, seed, self.lengths, self.pack_budget, batch, self._most_epochs(dataset.dataset, batch)
+            )
+        else:
+            self.epoch_sampler = EpochSampler(dataset.dataset, seed, strategy, group, self.lengths)
+        return self.epoch_sampler
+
+    def _most_epochs(self, dataset, batch: int) -> int:
+        """The epochs of the run, or more: by `--max_steps`, as many as there are if every pack is full."""
+        if self.args.max_steps <= 0:
+            return math.ceil(self.args.num_train_epochs)
+        tokens = self.lengths[dataset.epoch_rows(0, 0)].sum()
+        packs = self.args.max_steps * self.args.gradient_accumulation_steps * batch
+        return math.ceil(packs * self.pack_budget / tokens)
+
+    def _run_epoch(self, *, epoch, **kwargs):
+        if self.epoch_sampler:  # accelerate 1.15 does not reach it on a resumed rank of several
+            self.epoch_sampler.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, **kwargs)
+
+    def _get_eval_sampler(self, eval_dataset):
+        return SequentialSampler(eval_dataset)
+
+    def _save(self, output_dir=None, state_dict=None):
+        if state_dict is not None:  # ZeRO-3 gathers a tied head as a tensor of its own
+            tied = self.accelerator.unwrap_model(self.model).all_tied_weights_keys
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            output_dir = output_dir or self.args.output_dir
+            copy_processor_files(self.model_path, output_dir)
+            if self.chat_template:
+                shutil.copyfile(self.chat_template, os.path.join(output_dir, "chat_template.jinja"))
+            if self.write_card:
+                self.write_card(output_dir, self.state)
+
+    def create_model_card(self, *args, **kwargs):
+        """Ours lies there already; the Trainer would write its own before it uploads to the Hub."""
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """As the Trainer's, whose count begins anew when a run is resumed (5.23), and says why the run ends."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        saved = state.stateful_callbacks[type(self).__name__]["attributes"]
+        self.early_stopping_patience_counter = saved["early_stopping_patience_counter"]
+        control.should_training_stop = self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        return self.early_stopping_patience_counter >= self.early_stopping_patience
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.is_over:
+            say(
+                f"Stopped early after step {state.global_step}: {self.early_stopping_patience} evaluations without a "
+                f"better {args.metric_for_best_model} than {state.best_metric:.4g} at step {state.best_global_step}."
+            )
+
+
+def copy_processor_files(model_path: str, output_dir: str) -> None:
+    """Copy the base checkpoint's own tokenizer, processor, template and generation files."""
+    model_path = local_folder(model_path, PROCESSOR_FILES)  # in the cache since the processor was loaded
+    for pattern in PROCESSOR_FILES:
+        for path in glob.glob(os.path.join(model_path, pattern)):
+            target = os.path.join(output_dir, os.path.relpath(path, model_path))
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copyfile(path, target)

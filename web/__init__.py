@@ -1,0 +1,1 @@
+"""The web page: its runs and its chat."""

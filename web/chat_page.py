@@ -1,0 +1,118 @@
+"""The chat of the web interface: the one model that is loaded, and pages that take turns with it."""
+
+import contextlib
+import gc
+import glob
+import mimetypes
+import os
+import threading
+from collections.abc import Iterator
+
+import torch
+
+import predict
+from arguments import ReadingArguments
+from evaluation.answers import stream_answer
+from reading import videos
+from reading.media import MediaOptions, open_image
+from training.checks import adapter_config, processor_options
+from web.runs import check_inside
+
+# Title of a message that is no answer.
+FAILED = "No answer"
+
+
+class Chat:
+    """Args:
+    root: folder that models lie in.
+    uploads: folder that pictures and clips lie in.
+    """
+
+    def __init__(self, root: str, uploads: str):
+        self.root, self.uploads = root, os.path.realpath(uploads)
+        self.lock = threading.Lock()  # of model, collator and options
+        self.loaded = self.model = self.collator = self.options = None
+
+    def answer(self, path: str, turns: list[dict], max_new_tokens: int) -> Iterator[str]:
+        """What is written so far of the answer to a conversation, again and again.
+
+        Args:
+            path: the folder of a model.
+            turns: {"role", "text", "files"}, the last one the user's.
+
+        Raises:
+            ValueError: no such model, or it refuses the conversation.
+        """
+        folder = check_inside(path, self.root, "the model")
+        for file in (file for turn in turns for file in turn["files"]):
+            check_inside(file, self.uploads, "the file")
+        with self.lock:
+            self._load(folder)
+            messages = [{"role": turn["role"], "content": list(self._parts(turn))} for turn in turns]
+            text = ""
+            with contextlib.closing(stream_answer(self.model, self.collator, messages, max_new_tokens)) as pieces:
+                for piece in pieces:
+                    text += piece
+                    yield text
+
+    def release(self) -> None:
+        """Free the memory of the model."""
+        with self.lock:
+            self._release()
+
+    def _release(self) -> None:
+        self.loaded = self.model = self.collator = self.options = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _load(self, folder: str) -> None:
+        weights = glob.glob(os.path.join(glob.escape(folder), "*.safetensors"))
+        version = folder, max(map(os.path.getmtime, weights), default=None)
+        if self.loaded == version:
+            return
+        self._release()
+        if adapter := adapter_config(folder):
+            check_inside(adapter["base_model_name_or_path"], self.root, "the base of the adapter")
+        self.model, self.collator = predict.load(folder)
+        saved = predict.saved_arguments(folder)
+        names = [name for group in predict.AS_IN_TRAINING for name in group if name in saved]
+        reading = ReadingArguments(**{name: saved[name] for name in names})
+        self.collator.set_processor_options(processor_options(reading.processor_kwargs))
+        self.options = MediaOptions.of(reading)
+        self.loaded = version
+
+    def _parts(self, turn: dict) -> Iterator[dict]:
+        for file in turn["files"]:
+            try:
+                if (mimetypes.guess_type(file)[0] or "").startswith("video/"):
+                    frames, metadata = videos.open_video(file, self.options)
+                    yield {"type": "video", "video": frames, "metadata": metadata}
+                else:
+                    yield {"type": "image", "image": open_image(file, self.options)}
+            except ValueError as error:
+                raise ValueError(str(error).replace(file, os.path.basename(file))) from error
+        if turn["text"]:
+            yield {"type": "text", "text": turn["text"]}
+
+
+def turns_of(messages: list[dict]) -> list[dict]:
+    """Messages as gradio has them -> {"role", "text", "files"}; those of one side in a row are one turn.
+
+    A question that failed is left out with its error.
+    """
+    turns = []
+    for message in messages:
+        if (message.get("metadata") or {}).get("title") == FAILED:
+            turns.pop()
+            continue
+        if not turns or turns[-1]["role"] != message["role"]:
+            turns.append({"role": message["role"], "text": "", "files": []})
+        content, turn = message["content"], turns[-1]
+        turn["files"] += message.get("files", [])
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] == "file":
+                turn["files"].append(part["file"]["path"])
+            else:
+                turn["text"] += part["text"]
+    return turns

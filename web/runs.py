@@ -1,0 +1,414 @@
+"""Runs of train.py as the web interface starts, stops and finds them again.
+
+What is known of a run lies in its output folder: `webui_run.json` (how it was started, which process it is),
+`webui.log` (what it prints) and what train.py writes. So any number of pages, also of an interface that was started
+again, see the same. A relative path is one in the root, which is the current folder.
+"""
+
+import glob
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import lru_cache
+from typing import NamedTuple
+
+import psutil
+from filelock import FileLock, Timeout
+
+from arguments import HERE, PARTS, parse_arguments, split_flags
+from preview import add_flags
+from reading.sources import ENDINGS, HUB_ID, find_source
+from training.progress import LOG_FILE
+
+FIELDS = {field.name: field for part in PARTS for field in fields(part)}
+RECORD, LOG = "webui_run.json", "webui.log"
+DEPTH = 4  # folders from the root down to a run, a model or a data file
+MOST_FOLDERS = 20_000  # that are looked into for them
+MOST_POINTS = 500  # of a curve
+PREVIEW_SECONDS = 300
+PASSWORD = "FINELMM_WEBUI_PASSWORD"  # the environment variable; no run gets it
+# Left to train.py: they run a file of the user's.
+UNCHECKED = ("metric", "metric_for_best_model")
+REFUSED = {
+    "allow_outside": "lets the data name files outside the root",
+    "trust_remote_code": "runs the Python files of a checkpoint",
+}
+
+
+# ---- flags ----
+
+
+def words_of(values: dict, more: str = "") -> list[str]:
+    """The words of a command line: of these flags those that differ from their defaults, and the user's own.
+
+    Args:
+        values: by the name of a flag: text, a number, a bool or a list of them; empty: left out.
+        more: further flags, as in a shell.
+
+    Raises:
+        ValueError: what `more` holds is no flag, or has its own value in `values`.
+    """
+    words = []
+    for name, value in values.items():
+        default = FIELDS[name].default
+        if value in (None, "", []) or str(value) == str(default) or (value is False and default is None):
+            continue
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    try:
+        others = shlex.split(more)
+    except ValueError as error:
+        raise ValueError(f"the further flags cannot be read: {error}.") from error
+    if others and not others[0].startswith("--"):
+        raise ValueError(f"{others[0]!r} does not belong to any flag: further flags begin with --.")
+    for name, _ in flags_of(others):
+        if name in values:
+            raise ValueError(f"--{name} has a field of its own: set it there.")
+    return words + others
+
+
+def flags_of(words: list[str]) -> list[tuple[str, list[str]]]:
+    """(name, values) of each flag."""
+    found = []
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.removeprefix("--").partition("=")
+            found.append((name.replace("-", "_"), [value] if equals else []))
+        else:
+            found[-1][1].append(word)
+    return found
+
+
+def command_line(words: list[str], root: str) -> str:
+    """The words as a command for a shell in the root, a flag a line."""
+    script = "train.py" if root == HERE else os.path.join(HERE, "train.py")
+    lines = [f"python {shlex.quote(script)}"]
+    lines += [shlex.join([f"--{name}", *values]) for name, values in flags_of(words)]
+    return " \\\n    ".join(lines)
+
+
+def check_flags(words: list[str], root: str) -> None:
+    """Refuse what train.py would refuse at once, and what leaves the root.
+
+    Flags that ask for a GPU, a package or an engine are left to train.py.
+
+    Raises:
+        ValueError: it names the flag.
+    """
+    for name, values in flags_of(words):
+        if name in REFUSED:
+            raise ValueError(f"--{name} {REFUSED[name]}: the web interface refuses it. Run the command in a terminal.")
+        for value in values:
+            for path in paths_in(value):
+                check_inside(path, root, f"--{name}")
+            if name in ("data_path", "eval_data_path") and not is_on_hub(value):
+                for file in find_source(value).files:
+                    check_inside(file, root, f"--{name}")
+    try:
+        _, own = parse_arguments(split_flags(words, UNCHECKED)[0], extend=add_flags)
+    except SystemExit as error:  # of --help
+        raise ValueError("these are no flags of a run.") from error
+    if any(value for name, value in vars(own).items() if name != "passed_over"):
+        raise ValueError("further flags are those of train.py, not of preview.py.")
+
+
+def check(words: list[str], root: str) -> str:
+    """As `check_flags`, and refuse a run that could not be found again; returns its output folder."""
+    check_flags(words, root)
+    folder = " ".join(dict(flags_of(words)).get("output_dir", []))
+    if not folder:
+        raise ValueError("--output_dir is missing: a new folder for this run, such as checkpoints/first.")
+    depth = len(os.path.relpath(os.path.realpath(folder), root).split(os.sep))
+    if os.path.realpath(folder) == root or depth > DEPTH:
+        raise ValueError(f"--output_dir {folder} must lie 1 to {DEPTH} folders below {root}, to be found again.")
+    return folder
+
+
+def paths_in(value: str) -> Iterator[str]:
+    """What may be a path in the value of a flag; behind one of data stand a split, a slice and a weight."""
+    yield value
+    yield from (value[: match.start()] for match in re.finditer(r"[:\[]", value))
+    if value.lstrip().startswith(("{", "[")):
+        try:
+            waiting = [json.loads(value)]
+        except ValueError:
+            return
+        while waiting:
+            item = waiting.pop()
+            if isinstance(item, str):
+                yield item
+            elif isinstance(item, (dict, list)):
+                waiting += item.values() if isinstance(item, dict) else item
+
+
+def is_on_hub(value: str) -> bool:
+    """Whether a path of data may have to be fetched."""
+    paths = list(paths_in(value))
+    is_named = any(HUB_ID.match(path) and not path.lower().endswith(ENDINGS) for path in paths)
+    return is_named and not any(map(os.path.exists, paths))
+
+
+def check_inside(path: str, root: str, what: str) -> str:
+    """The path with its links resolved.
+
+    Raises:
+        ValueError: it leaves the root.
+    """
+    try:
+        resolved = os.path.realpath(os.path.join(root, os.path.expanduser(path)))
+    except ValueError as error:  # a null character
+        raise ValueError(f"{what} {path!r} is no path.") from error
+    if os.path.commonpath([resolved, root]) != root:
+        raise ValueError(f"{what} {path} leads out of {root}: name one in it, or start webui.py with another --root.")
+    return resolved
+
+
+def preview(words: list[str], root: str, at_random: bool, number: int) -> str:
+    """The page of preview.py on some rows of the data.
+
+    Raises:
+        ValueError: as `check_flags`, or what preview.py says.
+    """
+    check_flags(words, root)
+    with tempfile.TemporaryDirectory() as folder:
+        page = os.path.join(folder, "page.html")
+        selection = ["--random" if at_random else "--num_rows", str(number)]
+        command = [sys.executable, os.path.join(HERE, "preview.py"), *words, *selection, "--html", page]
+        try:
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=PREVIEW_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(f"preview.py did not end in {PREVIEW_SECONDS} s.") from error
+        if not os.path.isfile(page):
+            raise ValueError(done.stderr.strip()[-2000:].removeprefix("Error: ") or f"exit code {done.returncode}")
+        with open(page, encoding="utf-8") as file:
+            return file.read()
+
+
+# ---- processes ----
+
+
+def start(words: list[str], root: str, append: bool = False) -> str:
+    """Start train.py, in a session of its own; returns the output folder.
+
+    Raises:
+        ValueError: as `check`; or a run is alive in that folder.
+    """
+    folder = check(words, root)
+    os.makedirs(folder, exist_ok=True)
+    try:
+        with FileLock(os.path.join(folder, "webui.lock"), timeout=5):
+            if is_alive(read_record(folder)):
+                raise ValueError(f"a run is alive in --output_dir {folder}: stop it first, or name another folder.")
+            environment = {name: value for name, value in os.environ.items() if name != PASSWORD}
+            with open(os.path.join(folder, LOG), "ab" if append else "wb") as log:
+                process = subprocess.Popen(
+                    [sys.executable, os.path.join(HERE, "train.py"), *words],
+                    **{"cwd": root, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},
+                    env=environment | {"PYTHONUNBUFFERED": "1"},
+                    start_new_session=True,  # neither Ctrl-C nor the end of the interface reaches it
+                )
+            created = psutil.Process(process.pid).create_time()
+            record = {"words": words, "pid": process.pid, "created": created, "started": time.time()}
+            write_record(folder, record)
+    except Timeout as error:
+        raise ValueError(f"another page is starting a run in --output_dir {folder}.") from error
+    threading.Thread(target=reap, args=(process, folder, record), daemon=True).start()
+    return folder
+
+
+def reap(process: subprocess.Popen, folder: str, record: dict) -> None:
+    """Wait for the end of a run, so that no zombie stays, and write down how it ended."""
+    code = process.wait()
+    with FileLock(os.path.join(folder, "webui.lock")):
+        latest = read_record(folder)
+        if latest and latest["pid"] == record["pid"]:
+            write_record(folder, latest | {"exit_code": code})
+
+
+def resume(folder: str, root: str) -> None:
+    """Start a run again from its newest whole checkpoint."""
+    flags = [flag for flag in flags_of(read_record(folder)["words"]) if flag[0] != "resume_from_checkpoint"]
+    words = [word for name, values in flags for word in (f"--{name}", *values)]
+    start([*words, "--resume_from_checkpoint", "True"], root, append=True)
+
+
+def stop(folder: str) -> None:
+    """Ask a run to save a checkpoint after this step and end."""
+    _end(folder, lambda pid: os.kill(pid, signal.SIGTERM))
+
+
+def kill(folder: str) -> None:
+    """End a run and its data loader's workers at once."""
+    _end(folder, lambda pid: os.killpg(pid, signal.SIGKILL))
+
+
+def _end(folder: str, send) -> None:
+    with FileLock(os.path.join(folder, "webui.lock")):
+        record = read_record(folder)
+        if is_alive(record):
+            write_record(folder, record | {"stopping": True})
+            send(record["pid"])
+
+
+def read_record(folder: str) -> dict | None:
+    try:
+        with open(os.path.join(folder, RECORD), encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
+
+
+def write_record(folder: str, record: dict) -> None:
+    path = os.path.join(folder, RECORD)
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1)
+    os.replace(f"{path}.new", path)
+
+
+def is_alive(record: dict | None) -> bool:
+    """Whether the process of a record runs; a process that only got its number does not count."""
+    if not record:
+        return False
+    try:
+        process = psutil.Process(record["pid"])
+        same = abs(process.create_time() - record["created"]) < 2
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def status(folder: str) -> str:
+    """running, stopping, stopped, complete, failed; of a run from a terminal: complete or not started here."""
+    record = read_record(folder)
+    if is_alive(record):
+        return "stopping" if record.get("stopping") else "running"
+    results = os.path.join(folder, "all_results.json")
+    if os.path.isfile(results) and os.path.getmtime(results) >= (record["started"] if record else 0):
+        return "complete"
+    if not record:
+        return "not started here"
+    return "stopped" if record.get("stopping") or record.get("exit_code") == 128 + signal.SIGTERM else "failed"
+
+
+# ---- what a root holds ----
+
+
+class Found(NamedTuple):
+    """Paths relative to the root."""
+
+    runs: list[str]  # the newest first
+    models: list[str]  # checkpoints of runs and others
+    data: list[str]
+
+
+def find(root: str) -> Found:
+    """The runs, checkpoints and data files up to DEPTH folders below the root. Follows no links to folders."""
+    runs, models, data = [], [], []
+    for number, (folder, folders, files) in enumerate(os.walk(root)):
+        if number == MOST_FOLDERS:
+            break
+        name = os.path.relpath(folder, root)
+        is_model = not {"config.json", "adapter_config.json"}.isdisjoint(files) and name != "."
+        is_run = not {RECORD, LOG_FILE, "args.yaml"}.isdisjoint(files) and name != "."
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__")) and f != "node_modules")
+        if is_run or is_model:
+            folders[:] = [f for f in folders if f.startswith("checkpoint-")]
+            runs += [name] if is_run and not os.path.basename(name).startswith("checkpoint-") else []
+            models += [name] if is_model else []
+        else:
+            data += [os.path.normpath(os.path.join(name, f)) for f in sorted(files) if f.lower().endswith(ENDINGS)]
+            folders[:] = [] if name != "." and name.count(os.sep) == DEPTH - 1 else folders
+    runs.sort(key=lambda name: os.path.getmtime(os.path.join(root, name)), reverse=True)
+    return Found(runs, models, data)
+
+
+# ---- what a run says of itself ----
+
+
+def read_log(folder: str) -> list[dict]:
+    """The lines of the log; empty before the first."""
+    path = os.path.join(folder, LOG_FILE)
+    try:
+        state = os.stat(path)
+    except OSError:
+        return []
+    return _read_lines(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(8)
+def _read_lines(path: str, size: int, time: int) -> list[dict]:
+    lines = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:  # still being written
+                continue
+    return lines
+
+
+def curve(log: list[dict], names: dict[str, str]) -> list[tuple[int, float, str]]:
+    """(step, value, curve) of the logged values of these names -> names of curves; thinned to MOST_POINTS each."""
+    points = []
+    for name, title in names.items():
+        found = [(line["step"], line[name], title) for line in log if isinstance(line.get(name), (int, float))]
+        points += found[:: -(-len(found) // MOST_POINTS) or 1]
+    return points
+
+
+def version(folder: str) -> tuple:
+    """It changes when there is something new to plot or to read."""
+    names = (LOG_FILE, "report.html", "eval_answers")
+    paths = [os.path.join(folder, name) for name in names]
+    return (folder, *(os.path.getmtime(path) if os.path.exists(path) else 0 for path in paths))
+
+
+class Progress(NamedTuple):
+    step: int
+    max_steps: int
+    seconds_left: float | None
+
+
+def progress(log: list[dict], started: float = 0) -> Progress:
+    """How far a run is; the time left by its pace since it was started."""
+    if not log:
+        return Progress(0, 0, None)
+    # Lines that a resumed run took over have no time.
+    last, timed = log[-1], [line for line in log if line.get("time", -1) >= started]
+    steps = timed[-1]["step"] - timed[0]["step"] if timed else 0
+    pace = (timed[-1]["time"] - timed[0]["time"]) / steps if steps else None
+    left = last["max_steps"] - last["step"]
+    return Progress(last["step"], last["max_steps"], pace and pace * left)
+
+
+def log_tail(folder: str, lines: int = 40) -> str:
+    """The last lines that a run printed, as a terminal would show them."""
+    try:
+        with open(os.path.join(folder, LOG), "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 32_768))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")[-lines:]).strip("\n")
+
+
+def newest_answers(folder: str) -> tuple[int, list[dict]] | None:
+    """(step, answers) of the last evaluation with answers."""
+    steps = {}
+    for path in glob.glob(os.path.join(glob.escape(folder), "eval_answers", "step-*.jsonl")):
+        if match := re.search(r"step-(\d+)\.jsonl$", path):
+            steps[int(match[1])] = path
+    if not steps:
+        return None
+    state = os.stat(steps[max(steps)])
+    return max(steps), _read_lines(steps[max(steps)], state.st_size, state.st_mtime_ns)
