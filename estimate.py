@@ -290,9 +290,9 @@ def longest_rows(arguments: Arguments, collator, number: int) -> list[dict[str, 
     tokens = dataset.text_bytes() / 4
     for layout, sizes, positions in dataset.groups():
         try:
-            collator.check_layout(layout.messages)
+            collator.template.check_layout(layout.messages)
             row = {"messages": layout.messages}
-            tokens[positions] += collator.count_media_tokens(row, layout.media_sizes(sizes))
+            tokens[positions] += collator.budget.count_media_tokens(row, layout.media_sizes(sizes))
         except ValueError:
             tokens[positions] = -1  # such as a video, and the model takes none: train.py will say so
     encoded, faults = [], []

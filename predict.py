@@ -27,6 +27,7 @@ from transformers.hf_argparser import string_to_bool
 
 from arguments import ModelArguments, ReadingArguments, cli
 from collators import COLLATORS
+from collators.processor_options import set_processor_options
 from datasets import make_dataset
 from evaluation import metrics
 from evaluation.answers import generate_answers, questions
@@ -67,7 +68,7 @@ def answer_file(args: argparse.Namespace) -> None:
     if not (asked := questions(dataset)):
         raise ValueError(f"{args.data_path} holds no reply to a user, so there is nothing to answer.")
     model, collator = load_with_options(args)
-    if "video" in dataset.media_kinds and not collator.takes_videos:
+    if "video" in dataset.media_kinds and not collator.template.takes_videos:
         raise ValueError(f"{args.data_path} holds videos, but {args.model_path} takes none.")
     print(f"{args.model_path}: answering {args.data_path} ({len(dataset)} samples)", flush=True)
     answers = []
@@ -85,7 +86,7 @@ def answer_questions(args: argparse.Namespace) -> None:
     conversation = Conversation(args, args.system_prompt)
     opened = [conversation.add(kind, path) for kind in ("image", "video") for path in getattr(args, kind) or []]
     model, collator = load_with_options(args)
-    if args.video and not collator.takes_videos:
+    if args.video and not collator.template.takes_videos:
         raise ValueError(f"--video: {args.model_path} takes no videos.")
     print(*opened, sep="\n", end="\n" * bool(opened), file=sys.stderr)
     max_new_tokens = args.max_new_tokens or 512
@@ -98,7 +99,7 @@ def answer_questions(args: argparse.Namespace) -> None:
 def load_with_options(args: argparse.Namespace):
     """(model, collator) that the flags name, with their options of the processor."""
     model, collator = load(args.model_path, args.model_id, args.model_local_path, args.trust_remote_code)
-    collator.set_processor_options(processor_options(args.processor_kwargs))
+    set_processor_options(collator, processor_options(args.processor_kwargs))
     return model, collator
 
 

@@ -21,7 +21,6 @@ from transformers import set_seed
 
 from arguments import Arguments, cli, parse_arguments
 from collators import make_collator
-from collators.lengths import token_lengths
 from datasets import EncodedDataset, MultimodalDataset, make_dataset
 from loaders import LOADERS, attention
 from reports.run_report import RunFacts, reported, write_card
@@ -133,9 +132,8 @@ def check_kernels(arguments: Arguments, loader) -> None:
 
 def report_template_differences(collator) -> None:
     if not collator.processor.chat_template:
-        say("WARNING: the checkpoint ships no chat template to hold the training text against.")
-        return
-    for ours, official in collator.template_differences():
+        say("WARNING: the checkpoint ships no chat template to compare the training text with.")
+    for ours, official in collator.template.differences():
         say(
             "WARNING: the training text differs from the checkpoint's own chat template beyond the documented "
             f"exceptions (docs/chat_formats.md).\n  trained:    {ours!r}\n  checkpoint: {official!r}"
@@ -147,7 +145,7 @@ def fit_to_budget(collator, dataset: MultimodalDataset | None, drop_overlong: bo
     if dataset is None:
         return
     total = len(dataset)
-    cut, dropped = collator.fit(dataset, drop_overlong)
+    cut, dropped = collator.budget.fit(dataset, collator.encode, drop_overlong)
     if cut or dropped:
         say(f"{dataset.name}: of {total} samples, {cut} are cut to --model_max_length, {dropped} are dropped.")
 
@@ -156,7 +154,7 @@ def lengths_for_order(arguments: Arguments, collator, dataset: MultimodalDataset
     """Tokens of each training sample as it is trained on (rows,), where the order of an epoch follows them."""
     if arguments.training.train_sampling_strategy != "group_by_length" and not arguments.data.packing:
         return None
-    return np.minimum(token_lengths(dataset, collator), collator.model_max_length)
+    return np.minimum(collator.budget.token_lengths(dataset), collator.budget.max_length)
 
 
 def quantize(arguments: Arguments, loader) -> None:

@@ -108,7 +108,7 @@ def compare(family: str, checkpoint: Path, rows: dict[str, Path]) -> None:
         datasets = {name: MultimodalDataset(str(path), media=MediaOptions(**flags)) for name, flags in options.items()}
         row = datasets[""].rows[0]
         files = [part["image"] for message in row["messages"] for part in message["content"] if "image" in part]
-        text = collator.render(row["messages"])[0]
+        text = collator.template.render(row["messages"])[0]
 
         def decode(files=files):
             images = []

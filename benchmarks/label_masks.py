@@ -58,7 +58,7 @@ def cpu_ms(function, repeats: int = 5, seconds: float = 0.1) -> float:
 
 def mask_times(collator, messages: list[dict]) -> tuple[int, float, float]:
     """Tokens, and CPU-ms of our and the library's mask of one row."""
-    text, spans = collator.render(messages)
+    text, spans = collator.template.render(messages)
     images = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
     features = collator.processor(
         text=[text], images=[images], return_offsets_mapping=True, return_text_replacement_offsets=True

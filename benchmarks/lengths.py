@@ -28,22 +28,22 @@ ALONE = 2000
 
 def measure(way: str, family: str, checkpoint: str, path: str, cache: str) -> float:
     """Seconds a row, in a process of its own."""
+
     from collators import COLLATORS
-    from collators.lengths import token_lengths
     from datasets import MultimodalDataset
     from loaders import LOADERS
     from reading.media import MediaOptions
 
     dataset = MultimodalDataset(path, media=MediaOptions(cache_folder=cache))
     collator = COLLATORS.get(family)(LOADERS.get(family)(checkpoint).load_processor())
-    collator.count_text_tokens([dataset.rows[0]])  # the template is compiled
+    collator.budget.count_text_tokens([dataset.rows[0]])  # the template is compiled
     start = time.perf_counter()
     if way == "one by one":
         for i in range(min(ALONE, len(dataset))):
-            text, _ = collator.render(dataset.rows[i]["messages"])
+            text, _ = collator.template.render(dataset.rows[i]["messages"])
             len(collator._tokenizer(text).input_ids)
         return (time.perf_counter() - start) / min(ALONE, len(dataset))
-    token_lengths(dataset, collator)
+    collator.budget.token_lengths(dataset)
     return (time.perf_counter() - start) / len(dataset)
 
 

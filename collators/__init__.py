@@ -1,5 +1,6 @@
 """Family id -> collator class: `COLLATORS.get("qwen2-vl")`."""
 
+from collators.processor_options import set_processor_options
 from supported_models import Registry
 from training.checks import processor_options
 
@@ -21,5 +22,5 @@ def make_collator(family: str, loader, data):
         chat_template=chat_template,
         stop_tokens=loader.stop_tokens(processor.tokenizer),
     )
-    collator.set_processor_options(processor_options(data.processor_kwargs))
+    set_processor_options(collator, processor_options(data.processor_kwargs))
     return collator

@@ -2,6 +2,8 @@
 
 from collators import register_collator
 from collators.base import ChatCollator
+from collators.budget import Budget
+from collators.template import Template
 
 
 def gemma_template(image: str) -> str:
@@ -27,10 +29,8 @@ def gemma_template(image: str) -> str:
     )
 
 
-class TrimmingCollator(ChatCollator):
+class TrimmingTemplate(Template):
     """What the Gemma chat families share: their templates trim each text part of a user or assistant message."""
-
-    string_roles = ("system",)  # of a list, Gemma 3 takes the first part alone, Gemma 4 puts a space after each
 
     def _render(self, messages, *args, **kwargs):
         """Trimmed before control strings are searched: the spaces between two parts may keep one apart."""
@@ -45,15 +45,19 @@ def trim(part: dict) -> dict:
     return part | {"text": part["text"].strip()} if part["type"] == "text" else part
 
 
-@register_collator("gemma-3")
-class Gemma3Collator(TrimmingCollator):
-    chat_template = gemma_template("<start_of_image>")
-    # 1 for the tokens of an image, which attend to each other in both directions.
-    sequence_padding = ChatCollator.sequence_padding | {"token_type_ids": 0}
-
-    placeholder_tokens = 0
-
+class Gemma3Budget(Budget):
     def _pieces(self, messages):
         """With the line breaks and the tokens that the processor writes around the pixels of an image."""
         around = self.processor.full_image_sequence.replace(self.processor.tokenizer.image_token, "")
         return [text.replace(self.processor.image_token, around) for text in super()._pieces(messages)]
+
+
+@register_collator("gemma-3")
+class Gemma3Collator(ChatCollator):
+    chat_template = gemma_template("<start_of_image>")
+    string_roles = ("system",)  # of a list, the template takes the first part alone
+    # 1 for the tokens of an image, which attend to each other in both directions.
+    sequence_padding = ChatCollator.sequence_padding | {"token_type_ids": 0}
+    placeholder_tokens = 0
+    template_class = TrimmingTemplate
+    budget_class = Gemma3Budget

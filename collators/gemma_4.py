@@ -5,8 +5,10 @@ generation prompt ends with.
 """
 
 from collators import register_collator
-from collators.base import ChatFormat, TemplateException
-from collators.gemma_3 import TrimmingCollator
+from collators.base import ChatCollator
+from collators.budget import Budget
+from collators.gemma_3 import TrimmingTemplate
+from collators.template import ChatFormat, TemplateException
 from reading.rows import content_parts
 
 EMPTY_THOUGHT = "<|channel>thought\n<channel|>"
@@ -33,8 +35,23 @@ def gemma_4_template(thought: str) -> str:
     )
 
 
+class Gemma4Budget(Budget):
+    def count_media_tokens(self, row, media_sizes):
+        """With what the processor writes around each image, two tokens, and around each frame of a video, nine.
+
+        The latter are `00:07 <|image>` and `<image|> `.
+        """
+        kinds = [part["type"] for part in content_parts(row)]
+        frames = sum(media_sizes["video", part["video"]][0] for part in content_parts(row) if part["type"] == "video")
+        return super().count_media_tokens(row, media_sizes) + 2 * kinds.count("image") + 9 * frames
+
+    def count_frame_text_tokens(self, row, media_sizes):
+        """From 100 minutes on, a time has a digit more."""
+        return sum(media_sizes["video", part["video"]][0] for part in content_parts(row) if part["type"] == "video")
+
+
 @register_collator("gemma-4")
-class Gemma4Collator(TrimmingCollator):
+class Gemma4Collator(ChatCollator):
     chat_template = gemma_4_template("")
     other_formats = (
         ChatFormat(gemma_4_template(EMPTY_THOUGHT)),
@@ -50,16 +67,6 @@ class Gemma4Collator(TrimmingCollator):
             ),
         ),
     )
-
-    def count_media_tokens(self, row, media_sizes):
-        """With what the processor writes around each image, two tokens, and around each frame of a video, nine.
-
-        The latter are `00:07 <|image>` and `<image|> `.
-        """
-        kinds = [part["type"] for part in content_parts(row)]
-        frames = sum(media_sizes["video", part["video"]][0] for part in content_parts(row) if part["type"] == "video")
-        return super().count_media_tokens(row, media_sizes) + 2 * kinds.count("image") + 9 * frames
-
-    def count_frame_text_tokens(self, row, media_sizes):
-        """From 100 minutes on, a time has a digit more."""
-        return sum(media_sizes["video", part["video"]][0] for part in content_parts(row) if part["type"] == "video")
+    string_roles = ("system",)  # of a list, the template puts a space after each part
+    template_class = TrimmingTemplate
+    budget_class = Gemma4Budget

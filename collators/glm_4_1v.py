@@ -3,7 +3,8 @@
 import torch
 
 from collators import register_collator
-from collators.base import ChatCollator, TemplateException
+from collators.base import ChatCollator
+from collators.template import TemplateException
 
 
 @register_collator("glm-4.1v")

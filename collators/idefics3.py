@@ -3,7 +3,9 @@
 from functools import cache
 
 from collators import register_collator
-from collators.base import ChatCollator, ChatFormat
+from collators.base import ChatCollator
+from collators.budget import Budget
+from collators.template import ChatFormat
 from reading.rows import content_parts
 
 
@@ -28,7 +30,7 @@ def speakers(bos: str) -> str:
     )
 
 
-class TiledImageCollator(ChatCollator):
+class TiledImageBudget(Budget):
     """Images become tiles of fixed size, each behind a marker of its place, then the whole image as the last tile."""
 
     def __init__(self, *args, **kwargs):
@@ -44,10 +46,11 @@ class TiledImageCollator(ChatCollator):
         return self._count_tokens(self.processor.replace_image_token({"rows": [[rows]], "cols": [[cols]]}, 0))
 
     def _count_tokens(self, expanded: str) -> int:
-        return len(self._tokenizer(expanded, add_special_tokens=False).input_ids)
+        return len(self.tokenizer(expanded, add_special_tokens=False).input_ids)
 
 
 @register_collator("idefics3")
-class Idefics3Collator(TiledImageCollator):
+class Idefics3Collator(ChatCollator):
     chat_template = speakers("<|begin_of_text|>")
     other_formats = (ChatFormat(speakers("<|im_start|>")),)  # SmolVLM
+    budget_class = TiledImageBudget

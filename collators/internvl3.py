@@ -4,7 +4,19 @@ import numpy as np
 
 from collators import register_collator
 from collators.base import ChatCollator
+from collators.budget import Budget
 from reading.rows import content_parts
+
+
+class InternVL3Budget(Budget):
+    def count_media_tokens(self, row, media_sizes):
+        """The processor counts images alone (transformers 5.23)."""
+        images = {"messages": [{"content": [part for part in content_parts(row) if part["type"] == "image"]}]}
+        videos = [part["video"] for part in content_parts(row) if part["type"] == "video"]
+        frames = [np.empty(media_sizes["video", video][0]) for video in videos]
+        written = [self.processor.replace_video_token({"pixel_values_videos": [video]}, 0) for video in frames]
+        in_videos = sum(len(self.tokenizer(text, add_special_tokens=False).input_ids) for text in written)
+        return super().count_media_tokens(images, media_sizes) + in_videos
 
 
 @register_collator("internvl3")
@@ -27,12 +39,4 @@ class InternVL3Collator(ChatCollator):
     )
     # Without it, an image behind a video cannot be joined with its frames (transformers 5.23).
     processor_kwargs = {"images_kwargs": {"return_tensors": "pt"}}
-
-    def count_media_tokens(self, row, media_sizes):
-        """The processor counts images alone (transformers 5.23)."""
-        images = {"messages": [{"content": [part for part in content_parts(row) if part["type"] == "image"]}]}
-        videos = [part["video"] for part in content_parts(row) if part["type"] == "video"]
-        frames = [np.empty(media_sizes["video", video][0]) for video in videos]
-        written = [self.processor.replace_video_token({"pixel_values_videos": [video]}, 0) for video in frames]
-        in_videos = sum(len(self._tokenizer(text, add_special_tokens=False).input_ids) for text in written)
-        return super().count_media_tokens(images, media_sizes) + in_videos
+    budget_class = InternVL3Budget

@@ -1,28 +1,11 @@
 """LFM2-VL and LFM2.5-VL: ChatML after <|startoftext|>; the processor cuts large images into tiles."""
 
 from collators import register_collator
-from collators.idefics3 import TiledImageCollator
+from collators.base import ChatCollator
+from collators.idefics3 import TiledImageBudget
 
 
-@register_collator("lfm2-vl")
-class Lfm2VLCollator(TiledImageCollator):
-    chat_template = (
-        "{{ bos_token }}"
-        "{% for message in messages %}"
-        "<|im_start|>{{ message.role }}{{ '\n' }}"
-        "{% if message.role == 'assistant' %}"
-        "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>{% endgeneration %}"
-        "{% else %}"
-        "{% for part in message.content %}"
-        "{% if part.type == 'text' %}{{ part.text }}{% else %}<{{ part.type }}>{% endif %}"
-        "{% endfor %}"
-        "<|im_end|>"
-        "{% endif %}"
-        "{{ '\n' }}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-
+class Lfm2VLBudget(TiledImageBudget):
     def _count_image_tokens(self, height, width):
         """An image of up to about twice the pixels of its most tokens is shrunk, a larger one cut into a grid."""
         images = self.processor.image_processor
@@ -39,3 +22,24 @@ class Lfm2VLCollator(TiledImageCollator):
         written = {"image_rows": [rows], "image_cols": [cols], "image_sizes": [shrunk[::-1]]}
         special = self.processor.use_image_special_tokens
         return self._count_tokens(self.processor.replace_image_token(written, 0, use_image_special_tokens=special))
+
+
+@register_collator("lfm2-vl")
+class Lfm2VLCollator(ChatCollator):
+    chat_template = (
+        "{{ bos_token }}"
+        "{% for message in messages %}"
+        "<|im_start|>{{ message.role }}{{ '\n' }}"
+        "{% if message.role == 'assistant' %}"
+        "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>{% endgeneration %}"
+        "{% else %}"
+        "{% for part in message.content %}"
+        "{% if part.type == 'text' %}{{ part.text }}{% else %}<{{ part.type }}>{% endif %}"
+        "{% endfor %}"
+        "<|im_end|>"
+        "{% endif %}"
+        "{{ '\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    budget_class = Lfm2VLBudget

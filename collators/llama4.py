@@ -5,7 +5,25 @@ from transformers.models.llama4.image_processing_llama4 import find_supported_re
 
 from collators import register_collator
 from collators.base import ChatCollator
+from collators.budget import Budget
 from reading.rows import content_parts
+
+
+class Llama4Budget(Budget):
+    def count_media_tokens(self, row, media_sizes):
+        """The processor has no arithmetic of its own (transformers 5.23)."""
+        images = self.processor.image_processor
+        canvases = torch.tensor(find_supported_resolutions(images.max_patches, images.size))
+        side = images.size.height
+        patches = (side // self.processor.patch_size) ** 2 // self.processor.downsample_ratio
+        total = 0
+        for part in content_parts(row):
+            if part["type"] == "image":
+                size = media_sizes["image", part["image"]]
+                height, width = (get_best_fit(size, canvases, images.resize_to_max_canvas) // side).tolist()
+                # Tiles with a separator behind each, unless there is one alone; the whole; three tokens around it.
+                total += (height * width > 1) * height * width * (patches + 1) + patches + 3
+        return total
 
 
 @register_collator("llama4")
@@ -28,24 +46,10 @@ class Llama4Collator(ChatCollator):
     string_roles = ("system",)
     # Without it, the tiles of several images stay in a list (transformers 5.23).
     processor_kwargs = {"images_kwargs": {"return_tensors": "pt"}}
+    budget_class = Llama4Budget
 
     def __init__(self, processor, *args, **kwargs):
         frame = [processor.start_of_img_token, processor.tile_token, processor.tile_global_token]
         frame += [processor.img_patch_token, processor.end_of_img_token]
         processor.image_token_ids = processor.tokenizer.convert_tokens_to_ids([processor.image_token, *frame])
         super().__init__(processor, *args, **kwargs)
-
-    def count_media_tokens(self, row, media_sizes):
-        """The processor has no arithmetic of its own (transformers 5.23)."""
-        images = self.processor.image_processor
-        canvases = torch.tensor(find_supported_resolutions(images.max_patches, images.size))
-        side = images.size.height
-        patches = (side // self.processor.patch_size) ** 2 // self.processor.downsample_ratio
-        total = 0
-        for part in content_parts(row):
-            if part["type"] == "image":
-                size = media_sizes["image", part["image"]]
-                height, width = (get_best_fit(size, canvases, images.resize_to_max_canvas) // side).tolist()
-                # Tiles with a separator behind each, unless there is one alone; the whole; three tokens around it.
-                total += (height * width > 1) * height * width * (patches + 1) + patches + 3
-        return total

@@ -6,8 +6,16 @@ The date is left out where an image comes before the first reply and there is no
 import torch
 
 from collators import register_collator
-from collators.base import ChatCollator, TemplateException
+from collators.base import ChatCollator
+from collators.budget import Budget
+from collators.template import TemplateException
 from reading.rows import content_parts
+
+
+class Llama32VisionBudget(Budget):
+    def count_media_tokens(self, row, media_sizes):
+        """The processor has no arithmetic of its own (transformers 5.23)."""
+        return sum(part["type"] == "image" for part in content_parts(row))
 
 
 @register_collator("llama-3.2-vision")
@@ -50,6 +58,7 @@ class Llama32VisionCollator(ChatCollator):
     template_kwargs = {"date_string": "26 Jul 2024"}  # the template's own for an environment without a clock
     string_roles = ("system",)
     sequence_padding = ChatCollator.sequence_padding | {"cross_attention_mask": 0}
+    budget_class = Llama32VisionBudget
 
     def pad(self, rows, side="right"):
         """As the base's; the model wants images of every row or of none, so a row without gets one that is masked."""
@@ -57,10 +66,6 @@ class Llama32VisionCollator(ChatCollator):
         if images:
             rows = [row if "pixel_values" in row else row | masked_image(row, images) for row in rows]
         return super().pad(rows, side)
-
-    def count_media_tokens(self, row, media_sizes):
-        """The processor has no arithmetic of its own (transformers 5.23)."""
-        return sum(part["type"] == "image" for part in content_parts(row))
 
 
 def masked_image(row: dict, images: dict) -> dict[str, torch.Tensor]:

@@ -1,7 +1,8 @@
 """LLaVA 1.5: Vicuna format; a message's media come first."""
 
 from collators import register_collator
-from collators.base import ChatCollator, TemplateException
+from collators.base import ChatCollator
+from collators.template import TemplateException
 
 
 @register_collator("llava-1.5")

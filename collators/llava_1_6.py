@@ -1,8 +1,8 @@
 """LLaVA 1.6: Vicuna format as LLaVA 1.5, or Mistral's; a message's media come first."""
 
 from collators import register_collator
-from collators.base import ChatFormat
 from collators.llava_1_5 import Llava15Collator
+from collators.template import ChatFormat
 
 
 @register_collator("llava-1.6")

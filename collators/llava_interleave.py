@@ -2,7 +2,16 @@
 
 from collators import register_collator
 from collators.base import ChatCollator
+from collators.budget import Budget
 from reading.rows import content_parts
+
+
+class LlavaInterleaveBudget(Budget):
+    def count_media_tokens(self, row, media_sizes):
+        """The processor of transformers 5.23 counts by `crop_size`, which SigLIP's images do not have."""
+        image, patch = self.processor.image_processor.size, self.processor.patch_size
+        num_images = sum(part["type"] == "image" for part in content_parts(row))
+        return num_images * (image.height // patch) * (image.width // patch)
 
 
 @register_collator("llava-interleave")
@@ -23,9 +32,4 @@ class LlavaInterleaveCollator(ChatCollator):
         "{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-
-    def count_media_tokens(self, row, media_sizes):
-        """The processor of transformers 5.23 counts by `crop_size`, which SigLIP's images do not have."""
-        image, patch = self.processor.image_processor.size, self.processor.patch_size
-        num_images = sum(part["type"] == "image" for part in content_parts(row))
-        return num_images * (image.height // patch) * (image.width // patch)
+    budget_class = LlavaInterleaveBudget

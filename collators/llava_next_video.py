@@ -1,9 +1,22 @@
 """LLaVA-NeXT-Video: Vicuna, Mistral or ChatML format; a message's images come first, then its videos."""
 
 from collators import register_collator
-from collators.base import ChatFormat
+from collators.budget import Budget
 from collators.llava_1_6 import Llava16Collator
+from collators.template import ChatFormat
 from reading.rows import content_parts
+
+
+class LlavaNextVideoBudget(Budget):
+    def count_media_tokens(self, row, media_sizes):
+        """The processor of transformers 5.23 counts images only. Two by two patches of a frame are a token."""
+        parts = [part for part in content_parts(row) if part["type"] == "video"]
+        frames = sum(media_sizes["video", part["video"]][0] for part in parts)
+        frame, patch = self.processor.video_processor.crop_size, self.processor.patch_size
+        images = {"messages": [{"content": [part for part in content_parts(row) if part["type"] == "image"]}]}
+        return frames * ((frame.height // patch) * (frame.width // patch) // 4) + super().count_media_tokens(
+            images, media_sizes
+        )
 
 
 @register_collator("llava-next-video")
@@ -29,13 +42,4 @@ class LlavaNextVideoCollator(Llava16Collator):
 
     # Its processor makes tensors by default (transformers 5.23).
     processor_kwargs = {"return_tensors": None}
-
-    def count_media_tokens(self, row, media_sizes):
-        """The processor of transformers 5.23 counts images only. Two by two patches of a frame are a token."""
-        parts = [part for part in content_parts(row) if part["type"] == "video"]
-        frames = sum(media_sizes["video", part["video"]][0] for part in parts)
-        frame, patch = self.processor.video_processor.crop_size, self.processor.patch_size
-        images = {"messages": [{"content": [part for part in content_parts(row) if part["type"] == "image"]}]}
-        return frames * ((frame.height // patch) * (frame.width // patch) // 4) + super().count_media_tokens(
-            images, media_sizes
-        )
+    budget_class = LlavaNextVideoBudget

@@ -1,8 +1,20 @@
 """LLaVA-OneVision: ChatML without line breaks between messages; a message's images come first, then its videos."""
 
 from collators import register_collator
-from collators.base import ChatCollator, TemplateException
+from collators.base import ChatCollator
+from collators.budget import Budget
+from collators.template import TemplateException
 from reading.rows import content_parts
+
+
+class LlavaOnevisionBudget(Budget):
+    def count_media_tokens(self, row, media_sizes):
+        """Several images of a conversation are not split into tiles: each is one tile and a line break."""
+        images = [part for part in content_parts(row) if part["type"] == "image"]
+        if len(images) < 2:
+            return super().count_media_tokens(row, media_sizes)
+        others = {"messages": [{"content": [part for part in content_parts(row) if part["type"] == "video"]}]}
+        return len(images) * (self.processor.num_image_tokens + 1) + super().count_media_tokens(others, media_sizes)
 
 
 @register_collator("llava-onevision")
@@ -31,11 +43,4 @@ class LlavaOnevisionCollator(ChatCollator):
             "replies are trained after the prompt's form.",
         ),
     )
-
-    def count_media_tokens(self, row, media_sizes):
-        """Several images of a conversation are not split into tiles: each is one tile and a line break."""
-        images = [part for part in content_parts(row) if part["type"] == "image"]
-        if len(images) < 2:
-            return super().count_media_tokens(row, media_sizes)
-        others = {"messages": [{"content": [part for part in content_parts(row) if part["type"] == "video"]}]}
-        return len(images) * (self.processor.num_image_tokens + 1) + super().count_media_tokens(others, media_sizes)
+    budget_class = LlavaOnevisionBudget

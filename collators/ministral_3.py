@@ -1,8 +1,21 @@
 """Ministral 3: the format of Mistral Small 3.2 with a default system prompt that names the checkpoint."""
 
 from collators import register_collator
-from collators.base import PROBES
-from collators.mistral_small_3_1 import IMAGE_FIRST, MistralSmall31Collator, mistral_template
+from collators.mistral_small_3_1 import (
+    IMAGE_FIRST,
+    MistralSmall31Collator,
+    MistralSmall31Template,
+    mistral_template,
+)
+from collators.template import PROBES
+
+
+class Ministral3Template(MistralSmall31Template):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.processor.chat_template:  # each size has a text of its own
+            text = self.render_official(PROBES[0])
+            self.kwargs = {"default_system": text.partition("[SYSTEM_PROMPT]")[2].partition("[/SYSTEM_PROMPT]")[0]}
 
 
 @register_collator("ministral-3")
@@ -15,10 +28,4 @@ class Ministral3Collator(MistralSmall31Collator):
     ) + mistral_template(IMAGE_FIRST)
     other_formats = ()
     template_kwargs = {"default_system": ""}
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.processor.chat_template:  # each size has a text of its own
-            text = self.render_official(PROBES[0])
-            text = text.partition("[SYSTEM_PROMPT]")[2].partition("[/SYSTEM_PROMPT]")[0]
-            self.template_kwargs = {"default_system": text}
+    template_class = Ministral3Template

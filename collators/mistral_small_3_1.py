@@ -4,8 +4,8 @@ The date is that of its release. 3.2 puts the image first in a message of one im
 """
 
 from collators import register_collator
-from collators.base import ChatFormat
-from collators.pixtral import PixtralCollator
+from collators.pixtral import PixtralBudget, PixtralCollator
+from collators.template import ChatFormat, Template
 from reading.rows import content_parts
 
 DATE = "2025-03-17"  # of the release, in training and in the prompts of predict.py alike
@@ -45,15 +45,18 @@ IMAGE_FIRST = "(message.content | sort(attribute='type') if message.content | le
 WITHOUT_DEFAULT_SYSTEM = "<s>" + mistral_template(IMAGE_FIRST)
 
 
-@register_collator("mistral-small-3.1")
-class MistralSmall31Collator(PixtralCollator):
-    chat_template = (
-        "<s>{% if messages[0].role != 'system' %}[SYSTEM_PROMPT]" + DEFAULT_SYSTEM + "[/SYSTEM_PROMPT]{% endif %}"
-    ) + mistral_template()
-    other_formats = (ChatFormat(WITHOUT_DEFAULT_SYSTEM),)
-    template_exceptions = ()
-    string_roles = ()
+class MistralSmall31Template(Template):
+    @property
+    def official(self):
+        # A function among the variables of a template is replaced by its name (transformers 5.23), a macro is not.
+        return "{% macro strftime_now(format) %}" + DATE + "{% endmacro %}" + super().official
 
+    def _render(self, messages, *args, **kwargs):
+        """The checkpoint's template reads only the first part of a system text and of a reply: all parts become one."""
+        return super()._render([whole(message) for message in messages], *args, **kwargs)
+
+
+class MistralSmall31Budget(PixtralBudget):
     def count_media_tokens(self, row, media_sizes):
         """As Pixtral; refuses an image of one token, which transformers 5.23 fails on where a batch holds no other."""
         token = self.processor.patch_size * self.processor.spatial_merge_size
@@ -62,14 +65,17 @@ class MistralSmall31Collator(PixtralCollator):
                 raise ValueError(f"an image of {size[1]}x{size[0]} pixels; enlarge it to more than {token} on a side")
         return super().count_media_tokens(row, media_sizes)
 
-    @property
-    def official_template(self):
-        # A function among the variables of a template is replaced by its name (transformers 5.23), a macro is not.
-        return "{% macro strftime_now(format) %}" + DATE + "{% endmacro %}" + super().official_template
 
-    def _render(self, messages, *args, **kwargs):
-        """The checkpoint's template reads only the first part of a system text and of a reply: all parts become one."""
-        return super()._render([whole(message) for message in messages], *args, **kwargs)
+@register_collator("mistral-small-3.1")
+class MistralSmall31Collator(PixtralCollator):
+    chat_template = (
+        "<s>{% if messages[0].role != 'system' %}[SYSTEM_PROMPT]" + DEFAULT_SYSTEM + "[/SYSTEM_PROMPT]{% endif %}"
+    ) + mistral_template()
+    other_formats = (ChatFormat(WITHOUT_DEFAULT_SYSTEM),)
+    template_exceptions = ()
+    string_roles = ()
+    template_class = MistralSmall31Template
+    budget_class = MistralSmall31Budget
 
 
 def whole(message: dict) -> dict:

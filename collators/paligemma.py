@@ -5,6 +5,21 @@ A sample is one exchange without a system prompt; its question begins with one i
 
 from collators import register_collator
 from collators.base import ChatCollator
+from collators.budget import Budget
+from collators.template import Template
+
+
+class PaliGemmaTemplate(Template):
+    def check_layout(self, messages):
+        super().check_layout(messages)
+        check_form(messages)
+
+
+class PaliGemmaBudget(Budget):
+    def _pieces(self, messages):
+        """Prefix and suffix are tokenized as a pair."""
+        text, spans = self.template.render(messages)
+        return [text[: spans[0][0]], text[spans[0][0] :]]
 
 
 @register_collator("paligemma")
@@ -23,6 +38,8 @@ class PaliGemmaCollator(ChatCollator):
     sequence_padding = ChatCollator.sequence_padding | {"token_type_ids": 0}
 
     fixed_format = "the processor of PaliGemma writes its format"
+    template_class = PaliGemmaTemplate
+    budget_class = PaliGemmaBudget
 
     def __init__(self, processor, model_max_length=None, mask_question_tokens=True, **kwargs):
         if not mask_question_tokens:
@@ -32,15 +49,6 @@ class PaliGemmaCollator(ChatCollator):
             )
         processor.chat_template = self.chat_template  # the checkpoint's format is code, the processor's
         super().__init__(processor, model_max_length, **kwargs)
-
-    def check_layout(self, messages):
-        super().check_layout(messages)
-        check_form(messages)
-
-    def _pieces(self, messages):
-        """Prefix and suffix are tokenized as a pair."""
-        text, spans = self.render(messages)
-        return [text[: spans[0][0]], text[spans[0][0] :]]
 
     def _process(self, text, spans, messages):
         """As the processor itself places BOS, prefix, suffix and labels."""

@@ -6,10 +6,35 @@ from itertools import count
 import torch
 
 from collators import register_collator
-from collators.base import ChatCollator, TemplateException
+from collators.base import ChatCollator
+from collators.budget import Budget
+from collators.template import Template, TemplateException
 from reading.rows import content_parts
 
 IMAGE_TAG = re.compile(r"<\|image_\d+\|>")
+
+
+class Phi3VTemplate(Template):
+    def _keep_typed_control_strings_text(self, templates):
+        super()._keep_typed_control_strings_text(templates)
+        # Not among its special tokens: the numbered tags are text to the tokenizer, and </s> is an added word.
+        self.control_string = re.compile(rf"{self.control_string.pattern}|<(?=\|image_\d+\|>|/s>)")
+
+    def _plain_messages(self, messages):
+        plain, numbers = super()._plain_messages(messages), count(1)
+        for part in content_parts({"messages": plain}):
+            if part["type"] == "image":
+                part["text"] = f"<|image_{next(numbers)}|>\n"
+        return plain
+
+
+class Phi3VBudget(Budget):
+    def count_media_tokens(self, row, media_sizes):
+        images = [media_sizes["image", part["image"]] for part in content_parts(row) if part["type"] == "image"]
+        return sum(self.processor.calc_num_image_tokens_from_image_size(width, height) for height, width in images)
+
+    def _pieces(self, messages):
+        return IMAGE_TAG.split(self.template.render(messages)[0])
 
 
 @register_collator("phi3-v")
@@ -37,31 +62,14 @@ class Phi3VCollator(ChatCollator):
     )
     string_roles = ("system", "user", "assistant")
     fixed_format = "the processor of Phi-3-vision numbers the images in the text"
+    template_class = Phi3VTemplate
+    budget_class = Phi3VBudget
 
     def is_media(self, input_ids, kind=None):
         """The tokens of image N have the id -N."""
         return input_ids < 0 if kind != "video" else torch.zeros_like(input_ids, dtype=torch.bool)
 
-    def count_media_tokens(self, row, media_sizes):
-        images = [media_sizes["image", part["image"]] for part in content_parts(row) if part["type"] == "image"]
-        return sum(self.processor.calc_num_image_tokens_from_image_size(width, height) for height, width in images)
-
     placeholder_tokens = 0
-
-    def _pieces(self, messages):
-        return IMAGE_TAG.split(self.render(messages)[0])
-
-    def _keep_typed_control_strings_text(self, templates):
-        super()._keep_typed_control_strings_text(templates)
-        # Not among its special tokens: the numbered tags are text to the tokenizer, and </s> is an added word.
-        self.control_string = re.compile(rf"{self.control_string.pattern}|<(?=\|image_\d+\|>|/s>)")
-
-    def _plain_messages(self, messages):
-        plain, numbers = super()._plain_messages(messages), count(1)
-        for part in content_parts({"messages": plain}):
-            if part["type"] == "image":
-                part["text"] = f"<|image_{next(numbers)}|>\n"
-        return plain
 
     def _process(self, text, spans, messages):
         """The processor takes one text, tells no offsets, and tokenizes what stands around each image apart."""

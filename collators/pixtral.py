@@ -3,8 +3,31 @@
 import math
 
 from collators import register_collator
-from collators.base import ChatCollator, TemplateException
+from collators.base import ChatCollator
+from collators.budget import Budget
+from collators.template import TemplateException
 from reading.rows import content_parts
+
+
+class PixtralBudget(Budget):
+    def count_media_tokens(self, row, media_sizes):
+        """A token for each patch and one for the end of each row of patches.
+
+        The processor's own count takes an image of one or three pixels' height for a transposed one (transformers
+        5.23), and resizing leaves nothing of one that is much longer than it is wide.
+        """
+        patch = self.processor.patch_size * self.processor.spatial_merge_size
+        longest = self.processor.image_processor.size["longest_edge"]
+        num_tokens = 0
+        for part in content_parts(row):
+            if part["type"] == "image":
+                size = media_sizes["image", part["image"]]
+                shrink = max(1, max(size) / longest)
+                height, width = (math.ceil(math.floor(side / shrink) / patch) for side in size)
+                if not height * width:
+                    raise ValueError(f"an image of {size[1]}x{size[0]} pixels is too narrow to be resized")
+                num_tokens += height * (width + 1)
+        return num_tokens
 
 
 @register_collator("pixtral")
@@ -37,22 +60,4 @@ class PixtralCollator(ChatCollator):
 
     # The processor's own default, "pt" (transformers 5.23), would make a tensor of the offsets too.
     processor_kwargs = {"return_tensors": None}
-
-    def count_media_tokens(self, row, media_sizes):
-        """A token for each patch and one for the end of each row of patches.
-
-        The processor's own count takes an image of one or three pixels' height for a transposed one (transformers
-        5.23), and resizing leaves nothing of one that is much longer than it is wide.
-        """
-        patch = self.processor.patch_size * self.processor.spatial_merge_size
-        longest = self.processor.image_processor.size["longest_edge"]
-        num_tokens = 0
-        for part in content_parts(row):
-            if part["type"] == "image":
-                size = media_sizes["image", part["image"]]
-                shrink = max(1, max(size) / longest)
-                height, width = (math.ceil(math.floor(side / shrink) / patch) for side in size)
-                if not height * width:
-                    raise ValueError(f"an image of {size[1]}x{size[0]} pixels is too narrow to be resized")
-                num_tokens += height * (width + 1)
-        return num_tokens
+    budget_class = PixtralBudget

@@ -1,8 +1,8 @@
 """Qwen3.5 without thinking: ChatML, trimmed messages, an empty thought before each reply."""
 
 from collators import register_collator
-from collators.base import TemplateException
 from collators.qwen3_vl import Qwen3VLCollator
+from collators.template import TemplateException
 
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 

@@ -8,11 +8,49 @@ from itertools import count
 import torch
 
 from collators import register_collator
-from collators.base import ChatCollator, control_pattern
+from collators.base import ChatCollator
+from collators.budget import Budget
+from collators.template import Template, control_pattern
 from reading.rows import RESERVED_CHARACTER, content_parts
 
 # What is tokenized apart, as in `make_context`: a header, an image, an end. What lies between is text.
 CONTROL = re.compile(r"(<\|im_start\|>)(\w+)(\n)|(<\|im_end\|>)(\n)?|(<img>\w+\.jpg</img>)")
+
+
+class QwenVLTemplate(Template):
+    @property
+    def official(self):
+        return self.text  # prompts too are what `make_context` gives
+
+    def _keep_typed_control_strings_text(self, templates):
+        self.control_string = control_pattern(self.tokenizer.special_tokens)
+
+    def _plain_messages(self, messages):
+        plain, files = super()._plain_messages(messages), count(1)
+        for message in plain:
+            numbers = count(1)
+            for part in message["content"]:
+                if part["type"] == "image":
+                    part["text"] = f"Picture {next(numbers)}: <img>img_{next(files)}.jpg</img>\n"
+        return plain
+
+
+class QwenVLBudget(Budget):
+    def count_media_tokens(self, row, media_sizes):
+        return sum(part["type"] == "image" for part in content_parts(row)) * self._image_tokens
+
+    @property
+    def _image_tokens(self) -> int:
+        """Tokens of an image; their number depends neither on it nor on its name."""
+        return len(self.tokenizer.encode("<img>_</img>"))
+
+    def count_text_tokens(self, rows):
+        texts = [self.template.render(row["messages"])[0] for row in rows]
+        lengths = [len(tokenize(self.tokenizer, text)[0]) for text in texts]
+        return [length - self.count_media_tokens(row, {}) for length, row in zip(lengths, rows)]
+
+    def _files(self):
+        return [repr(self.tokenizer.mergeable_ranks), repr(self.tokenizer.special_tokens)]
 
 
 @register_collator("qwen-vl")
@@ -32,10 +70,8 @@ class QwenVLCollator(ChatCollator):
     )
 
     fixed_format = "Python code of Qwen-VL-Chat writes its format"
-
-    @property
-    def official_template(self):
-        return self.chat_template  # prompts too are what `make_context` gives
+    template_class = QwenVLTemplate
+    budget_class = QwenVLBudget
 
     def is_media(self, input_ids, kind=None):
         """From `<img>` to `</img>`: between them the code finds a file's name, one byte a token."""
@@ -45,56 +81,31 @@ class QwenVLCollator(ChatCollator):
         opened = (input_ids == self._tokenizer.img_start_id).cumsum(-1)
         return (opened - is_end.cumsum(-1) > 0) | is_end
 
-    def count_media_tokens(self, row, media_sizes):
-        return sum(part["type"] == "image" for part in content_parts(row)) * len(self._slot("_"))
-
-    def count_text_tokens(self, rows):
-        texts = [self.render(row["messages"])[0] for row in rows]
-        return [len(self._tokens(text)[0]) - self.count_media_tokens(row, {}) for text, row in zip(texts, rows)]
-
-    def _files(self):
-        return [repr(self._tokenizer.mergeable_ranks), repr(self._tokenizer.special_tokens)]
-
-    def _slot(self, name: str) -> list[int]:
-        """An image's tokens; their number does not depend on it."""
-        return self._tokenizer.encode(f"<img>{name}</img>")
-
-    def _keep_typed_control_strings_text(self, templates):
-        self.control_string = control_pattern(self._tokenizer.special_tokens)
-
-    def _plain_messages(self, messages):
-        plain, files = super()._plain_messages(messages), count(1)
-        for message in plain:
-            numbers = count(1)
-            for part in message["content"]:
-                if part["type"] == "image":
-                    part["text"] = f"Picture {next(numbers)}: <img>img_{next(files)}.jpg</img>\n"
-        return plain
-
     def _process(self, text, spans, messages):
         images = [self.processor.transform(part["image"]) for part in self._media(messages)["image"]]
-        ids, offsets = self._tokens(text)
+        ids, offsets = tokenize(self._tokenizer, text)
         inputs = {"input_ids": torch.tensor([ids])}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         if images:
             inputs["pixel_values"] = torch.stack(images)
         return self._with_labels(inputs, offsets, spans)
 
-    def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of a rendered text, and for each the characters of the piece that it was tokenized with."""
-        pieces, begin = [], 0
-        for match in CONTROL.finditer(text):
-            groups = [i for i in range(1, CONTROL.groups + 1) if match[i]]
-            pieces += [(begin, match.start(), False), *((*match.span(i), True) for i in groups)]
-            begin = match.end()
-        ids, offsets = [], []
-        for start, end, is_control in [*pieces, (begin, len(text), False)]:
-            piece = text[start:end]
-            if is_control:
-                tokens = self._tokenizer.encode(piece)
-            else:
-                piece = unicodedata.normalize("NFC", piece.replace(RESERVED_CHARACTER, ""))
-                tokens = self._tokenizer.tokenizer.encode(piece, allowed_special=set(), disallowed_special=())
-            ids += tokens
-            offsets += [(start, end)] * len(tokens)
-        return ids, offsets
+
+def tokenize(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a rendered text, and for each the characters of the piece that it was tokenized with."""
+    pieces, begin = [], 0
+    for match in CONTROL.finditer(text):
+        groups = [i for i in range(1, CONTROL.groups + 1) if match[i]]
+        pieces += [(begin, match.start(), False), *((*match.span(i), True) for i in groups)]
+        begin = match.end()
+    ids, offsets = [], []
+    for start, end, is_control in [*pieces, (begin, len(text), False)]:
+        piece = text[start:end]
+        if is_control:
+            tokens = tokenizer.encode(piece)
+        else:
+            piece = unicodedata.normalize("NFC", piece.replace(RESERVED_CHARACTER, ""))
+            tokens = tokenizer.tokenizer.encode(piece, allowed_special=set(), disallowed_special=())
+        ids += tokens
+        offsets += [(start, end)] * len(tokens)
+    return ids, offsets

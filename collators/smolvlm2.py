@@ -8,15 +8,13 @@ from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 from transformers.video_utils import VideoMetadata
 
 from collators import register_collator
-from collators.idefics3 import TiledImageCollator, speakers
+from collators.base import ChatCollator
+from collators.idefics3 import TiledImageBudget, speakers
+from collators.template import Template
 from reading.rows import content_parts
 
 
-@register_collator("smolvlm2")
-class SmolVLM2Collator(TiledImageCollator):
-    chat_template = speakers("<|im_start|>")
-    processor_kwargs = {"videos_kwargs": {"return_tensors": "pt"}}  # it reads the number of frames from the tensor
-
+class SmolVLM2Template(Template):
     def _render(self, messages, template, *args, **kwargs):
         """The checkpoint's template knows no videos: where there is one, the processor takes its own (5.23)."""
         has_video = any(part["type"] == "video" for part in content_parts({"messages": messages}))
@@ -24,10 +22,8 @@ class SmolVLM2Collator(TiledImageCollator):
             template = DEFAULT_CHAT_TEMPLATE
         return super()._render(messages, template, *args, **kwargs)
 
-    def _process(self, text, spans, messages):
-        refuse_mixed_media({"messages": messages})
-        return super()._process(text, spans, messages)
 
+class SmolVLM2Budget(TiledImageBudget):
     def count_media_tokens(self, row, media_sizes):
         refuse_mixed_media(row)
         videos = [part["video"] for part in content_parts(row) if part["type"] == "video"]
@@ -44,6 +40,18 @@ class SmolVLM2Collator(TiledImageCollator):
         metadata = VideoMetadata(num_frames, fps=1.0, duration=0.0, frames_indices=[0] * num_frames)
         frames = {"pixel_values": np.empty((1, num_frames)), "video_metadata": [metadata]}
         return self._count_tokens(self.processor.replace_video_token(frames, 0))
+
+
+@register_collator("smolvlm2")
+class SmolVLM2Collator(ChatCollator):
+    chat_template = speakers("<|im_start|>")
+    processor_kwargs = {"videos_kwargs": {"return_tensors": "pt"}}  # it reads the number of frames from the tensor
+    template_class = SmolVLM2Template
+    budget_class = SmolVLM2Budget
+
+    def _process(self, text, spans, messages):
+        refuse_mixed_media({"messages": messages})
+        return super()._process(text, spans, messages)
 
 
 def refuse_mixed_media(row: dict) -> None:

@@ -30,7 +30,7 @@ import entry  # noqa: E402
 import preview  # noqa: E402
 from arguments import DataArguments, LoraArguments, ModelArguments, parse_arguments  # noqa: E402
 from collators import COLLATORS  # noqa: E402
-from collators.base import ChatFormat  # noqa: E402
+from collators.template import ChatFormat  # noqa: E402
 from loaders import LOADERS  # noqa: E402
 from loaders.base import COMPONENTS  # noqa: E402
 from reading.rows import RESERVED_CHARACTER  # noqa: E402
@@ -88,7 +88,7 @@ def notes_of(part) -> str:
 
 
 def media_of(collator) -> str:
-    return "images" + (", videos" if collator.takes_videos else "")
+    return "images" + (", videos" if collator.template.takes_videos else "")
 
 
 def models_of(family: str) -> dict[str, str]:
@@ -252,7 +252,7 @@ def family_formats(collator) -> list[str]:
     exceptions = {}  # checkpoints may train on one text and differ in their own template
     for format in (own, *collator.other_formats):
         exceptions.setdefault(format.template, []).extend(format.exceptions)
-    taken, parts = collator.chat_template, []
+    taken, parts = collator.template.text, []
     for number, (template, found) in enumerate(exceptions.items(), 1):
         if len(exceptions) > 1:
             parts.append(f"Format {number} of {len(exceptions)}:\n")
@@ -265,7 +265,7 @@ def family_formats(collator) -> list[str]:
             if collator.processor.chat_template not in (None, own.template)
             else "The checkpoint has no chat template: its code writes the format.\n",
         ]
-    if given := collator.template_kwargs:
+    if given := collator.template.kwargs:
         fixed = type(collator).template_kwargs
         values = (f"`{k}={v!r}`" if v == fixed[k] else f"`{k}`, read from the checkpoint" for k, v in given.items())
         parts.append(f"Given to the template: {', '.join(values)}.\n")
@@ -274,12 +274,12 @@ def family_formats(collator) -> list[str]:
 
 def marked(collator, template: str, with_bos: bool) -> str:
     """The example's training text with its trained spans in brackets; `with_bos`: and the tokenizer's BOS."""
-    collator.chat_template = template
+    collator.template.text = template
     for messages in (EXAMPLE, EXCHANGE):
         with contextlib.suppress(ValueError):
             text = collator.encode({"messages": messages}).text
             break
-    bare, spans = collator.render(messages)
+    bare, spans = collator.template.render(messages)
     bos = text[: len(text) - len(bare.replace(RESERVED_CHARACTER, ""))] if with_bos else ""
     for start, end in reversed(spans):
         bare = f"{bare[:start]}⟦{bare[start:end]}⟧{bare[end:]}"

@@ -104,7 +104,7 @@ def chat(model, collator, conversation: Conversation, max_new_tokens: int) -> No
             break
         try:
             if command in ("/image", "/video"):
-                if command == "/video" and not collator.takes_videos:
+                if command == "/video" and not collator.template.takes_videos:
                     raise ValueError("the model takes no videos")
                 # A terminal puts quotes around a file that is dropped on it.
                 note(conversation.add(command[1:], rest.strip().strip("'\"")))

@@ -30,7 +30,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from collators import make_collator
-from collators.base import IGNORE_INDEX, OverlongSample
+from collators.base import IGNORE_INDEX
+from collators.budget import OverlongSample
+from collators.template import naming
 from datasets import make_dataset
 from loaders import LOADERS
 from reading.media import CACHE_FOLDER, is_url
@@ -129,8 +131,6 @@ class CheckedRows(Dataset):
 
     def __init__(self, splits: dict, collator, num_workers: int):
         self.splits, self.collator = splits, collator
-        self.without_budget = copy.copy(collator)
-        self.without_budget.model_max_length = None
         self.current = torch.full((num_workers,), -1).share_memory_()
 
     def __len__(self) -> int:
@@ -175,26 +175,25 @@ class CheckedRows(Dataset):
         Raises:
             ValueError: what training refuses before its first step.
         """
-        with self.collator._naming(row["source"]):
-            self.collator._media(row["messages"])
-            self.collator.check_layout(row["messages"])
-            if self.collator.is_replaced:
-                self.collator.check_rendering(row["messages"])
-            of_media = self.collator.count_media_tokens(outline, media_sizes)
-            return of_media + self.collator.count_frame_text_tokens(outline, media_sizes)
+        template, budget = self.collator.template, self.collator.budget
+        with naming(row["source"], self.collator.processor):
+            template.check_layout(row["messages"])
+            template.check_rendering(row["messages"])
+            of_media = budget.count_media_tokens(outline, media_sizes)
+            return of_media + budget.count_frame_text_tokens(outline, media_sizes)
 
     def is_opened_before_training(self, row: dict, media_tokens: float) -> bool:
         """Whether `fit` opens a row, since it may exceed the budget."""
         try:
-            with self.collator._naming(row["source"]):
-                return self.collator.count_text_tokens([row])[0] + media_tokens > self.collator.model_max_length
+            budget = self.collator.budget
+            return budget.count_text_tokens([row])[0] + media_tokens > budget.max_length
         except ValueError:  # it cannot be rendered
             return False
 
     def measure(self, sample: dict) -> dict:
         """The tokens of an opened sample before any cut, and what the budget does to it."""
         try:
-            whole = self.without_budget.encode(sample).inputs
+            whole = self.collator.encode(sample, within_budget=False).inputs
         except OverlongSample:  # without a budget, only for want of a label
             return {"fault": "no label", "reason": f"{sample['source']}: no token of it would be trained"}
         except ValueError as error:
@@ -206,7 +205,7 @@ class CheckedRows(Dataset):
         tokens = {kind: int(mask.sum()) for kind, mask in masks.items()}
         found = {"text": len(ids) - sum(tokens.values()), **tokens, "media": self.media_sizes(sample, masks)}
         kept, cut = whole, 0
-        if self.collator.model_max_length and len(ids) > self.collator.model_max_length:
+        if (most := self.collator.budget.max_length) and len(ids) > most:
             try:
                 kept, _, cut = self.collator.encode(sample)
             except OverlongSample as error:

@@ -1,6 +1,5 @@
 """A row of a data set -> its tokens in runs: trained, context, media, cut. What `preview.py` shows."""
 
-import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from collators.base import IGNORE_INDEX, ChatCollator
-from datasets import MultimodalDataset
+from collators.base import ChatCollator
+from datasets import IGNORE_INDEX, MultimodalDataset
 
 
 class Run(NamedTuple):
@@ -84,9 +83,7 @@ def cut_runs(collator: ChatCollator, preview: Preview) -> tuple[Run, ...]:
     """The tokens that --model_max_length cuts away."""
     if not preview.row["cut"]:
         return ()
-    unlimited = copy.copy(collator)
-    unlimited.model_max_length = None
-    inputs = unlimited.encode(preview.sample).inputs
+    inputs = collator.encode(preview.sample, within_budget=False).inputs
     ids, labels = inputs["input_ids"][0], inputs["labels"][0]
     begin = 0
     for kept, run in zip(preview.runs, split_runs(collator, ids, labels)):
@@ -135,13 +132,12 @@ def with_pieces(collator: ChatCollator, runs: Iterable[Run]) -> Iterator[tuple[R
 
 def run_differences(collator: ChatCollator) -> list[tuple[str, str]]:
     """What train.py warns of at its start: (our text, the checkpoint's) of probe conversations."""
-    return collator.template_differences() if collator.processor.chat_template else []
+    return collator.template.differences()
 
 
 def row_difference(collator: ChatCollator, sample: dict) -> tuple[str, str] | None:
     """Our text of a row and the checkpoint's, where they differ beyond the documented exceptions."""
-    differences = collator.differences_in(sample["messages"]) if collator.processor.chat_template else []
-    return differences[0] if differences else None
+    return next(iter(collator.template.differences_in(sample["messages"])), None)
 
 
 def inline_difference(ours: str, official: str) -> list[tuple[str, str]]:

@@ -55,7 +55,7 @@ def print_plain(previews: Iterable[Preview], collator: ChatCollator, file: TextI
 
 def documented(collator: ChatCollator) -> list[str]:
     """What is known of the family: where no replacement can undo an exception, it is among the differences."""
-    return [f"Documented: {exception.reason}" for exception in collator.template_exceptions]
+    return [f"Documented: {exception.reason}" for exception in collator.template.exceptions]
 
 
 # ---- a terminal ----

@@ -12,6 +12,7 @@ import torch
 
 import predict
 from arguments import ReadingArguments
+from collators.processor_options import set_processor_options
 from evaluation.answers import stream_answer
 from reading import videos
 from reading.media import MediaOptions, open_image
@@ -78,7 +79,7 @@ class Chat:
         saved = predict.saved_arguments(folder)
         names = [name for group in predict.AS_IN_TRAINING for name in group if name in saved]
         reading = ReadingArguments(**{name: saved[name] for name in names})
-        self.collator.set_processor_options(processor_options(reading.processor_kwargs))
+        set_processor_options(self.collator, processor_options(reading.processor_kwargs))
         self.options = MediaOptions.of(reading)
         self.loaded = version
 

@@ -46,7 +46,7 @@ def test_a_listed_checkpoint_gives_its_golden_texts(tiny, family):
     collator, facts = auto_collator(tiny(family)), FACTS[family]
     for record in golden_records(family):
         form = record.get("documented_variant", record)
-        text, spans = collator.render(record["messages"])
+        text, spans = collator.template.render(record["messages"])
         assert facts.bos + text == form["text"]
         shift, space = len(facts.bos), len(facts.prompt_space)
         assert [[s + shift + space, e + shift] for s, e in spans] == form["trained"]

@@ -75,7 +75,7 @@ def test_the_checkpoints_of_a_family_are_told_apart(folder):
         chosen = set()
         for name in FACTS[family].golden:
             collator = COLLATORS.get(family)(AutoProcessor.from_pretrained(folder(family, name)))
-            chosen.add(collator.chat_template)
+            chosen.add(collator.template.text)
         assert len(chosen) == 1 + len(COLLATORS.get(family).other_formats)
 
 
@@ -88,13 +88,13 @@ def test_texts_and_spans_are_the_golden_ones(collator, records):
     for record in records:
         form = record.get("documented_variant", record)
         bos, space = bos_of(record), record["trained"][0][0] - record["generation_prompt_end"][0]
-        rendered, spans = collator.render(record["messages"])
+        rendered, spans = collator.template.render(record["messages"])
         assert bos + rendered == form["text"]
         assert [[start + len(bos) + space, end + len(bos)] for start, end in spans] == form["trained"]
 
 
 def test_training_text_agrees_with_the_checkpoint(collator):
-    assert collator.template_differences() == []
+    assert collator.template.differences() == []
 
 
 ALTERED = {
@@ -111,21 +111,21 @@ def test_an_altered_checkpoint_template_is_reported(folder, family, name):
     plain, altered = loader.load_processor(), loader.load_processor()
     altered.chat_template = plain.chat_template.replace(*ALTERED[name])
     collators = [COLLATORS.get(family)(processor) for processor in (plain, altered)]
-    assert collators[0].chat_template == collators[1].chat_template  # still the nearest
-    assert len(collators[0].template_differences()) < len(collators[1].template_differences())
+    assert collators[0].template.text == collators[1].template.text  # still the nearest
+    assert len(collators[0].template.differences()) < len(collators[1].template.differences())
 
 
 def test_a_template_that_refuses_a_system_message_is_reported(folder):
     """As LLaVA 1.6 Mistral's did at first."""
     processor = LOADERS.get("llava-1.6")(folder("llava-1.6", "llava-v1.6-mistral")).load_processor()
-    format = COLLATORS.get("llava-1.6")(processor).chat_template
+    format = COLLATORS.get("llava-1.6")(processor).template.text
     start = processor.chat_template.index("{{- '<<SYS>>")
     end = processor.chat_template.index("{%- else", start)
     refusal = "{{ raise_exception('No system messages!') }}"
     processor.chat_template = processor.chat_template[:start] + refusal + processor.chat_template[end:]
     collator = COLLATORS.get("llava-1.6")(processor)
-    assert collator.chat_template == format
-    assert {official for _, official in collator.template_differences()} == {
+    assert collator.template.text == format
+    assert {official for _, official in collator.template.differences()} == {
         "[the chat template cannot render the conversation: No system messages!]"
     }
 
@@ -146,7 +146,7 @@ def test_tokens_and_labels_equal_the_librarys(collator, official, records, sampl
             options = {"do_sample_frames": False, "video_metadata": [metadata]}
         theirs = official.apply_chat_template(
             [sample["messages"]],
-            chat_template=collator.chat_template,
+            chat_template=collator.template.text,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",

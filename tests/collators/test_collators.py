@@ -26,12 +26,12 @@ from PIL import Image
 from transformers import PaliGemmaProcessor
 
 from collators import COLLATORS
-from collators.base import IGNORE_INDEX, RESERVED_CHARACTER, ChatCollator, OverlongSample
-from collators.lengths import token_lengths
+from collators.base import IGNORE_INDEX, ChatCollator
+from collators.budget import OverlongSample
 from datasets import MultimodalDataset
 from loaders.base import is_inside
 from reading.media import MediaOptions
-from reading.rows import content_parts
+from reading.rows import RESERVED_CHARACTER, content_parts
 
 MULTI_TURN = [family for family in FAMILIES if FACTS[family].multi_turn]
 
@@ -118,7 +118,7 @@ def golden_texts(family: str) -> list[tuple[list, str, list]]:
 
 def test_texts_and_spans_are_the_golden_ones(collator, family):
     for messages, text, spans in golden_texts(family):
-        rendered, ours = collator.render(messages)
+        rendered, ours = collator.template.render(messages)
         bos, space = FACTS[family].bos, len(FACTS[family].prompt_space)
         # A reply that the template begins with a line break is kept apart from that of the prompt.
         ours = [[n - rendered[:n].count(RESERVED_CHARACTER) for n in span] for span in ours]
@@ -137,7 +137,7 @@ def test_tokens_trained_on_golden_texts_are_the_replies_and_their_end(collator, 
 
 
 def test_training_text_agrees_with_the_checkpoint(collator):
-    assert collator.template_differences() == []
+    assert collator.template.differences() == []
 
 
 @pytest.mark.parametrize("family, change", [(f, c) for f in FAMILIES for c in FACTS[f].altered], scope="function")
@@ -146,7 +146,7 @@ def test_an_altered_checkpoint_template_is_reported(make_collator, family, chang
     altered = collator.processor.chat_template.replace(*change)
     assert altered != collator.processor.chat_template
     collator.processor.chat_template = altered
-    differences = collator.template_differences()
+    differences = collator.template.differences()
     assert differences and all(ours != official for ours, official in differences)
 
 
@@ -155,7 +155,7 @@ def test_a_template_without_generation_tags_is_refused(official, family):
     class Untagged(COLLATORS.get(family)):
         chat_template = COLLATORS.get(family).chat_template.replace("generation %}", "if true %}", 1)
 
-    with pytest.raises(ValueError, match="Untagged.chat_template has no {% generation %} tag"):
+    with pytest.raises(ValueError, match="chat_template has no {% generation %} tag"):
         Untagged(official(family))
 
 
@@ -248,9 +248,9 @@ def test_tokens_and_labels_equal_the_librarys(collator, official, model, samples
         theirs = apply_official(
             official(family),
             sample["messages"],
-            chat_template=collator.chat_template if collator.is_tagged else TAGGED,
+            chat_template=collator.template.text if collator.template.is_tagged else TAGGED,
             return_assistant_tokens_mask=True,
-            **collator.template_kwargs,
+            **collator.template.kwargs,
         )
         assert inputs["input_ids"].tolist() == theirs["input_ids"].tolist()
         if (labels := theirs.pop("labels", None)) is None:
@@ -309,7 +309,7 @@ def test_prompts_are_the_checkpoints_own(collator, official, samples, family):
             if message["role"] == "assistant":
                 prompt = collator.encode_prompt(sample["messages"][:i])
                 given = for_official_template(family, sample["messages"][:i])
-                options = dict(collator.template_kwargs)
+                options = dict(collator.template.kwargs)
                 if FACTS[family].pinned[0]:
                     options["chat_template"] = official_template(official(family), family)
                 theirs = apply_official(official(family), given, add_generation_prompt=True, **options)
@@ -428,7 +428,7 @@ def test_a_batch_that_has_the_media_gets_no_dummy(make_collator, samples, family
 def test_a_cut_keeps_all_media_and_leaves_the_kept_logits_unchanged(make_collator, model, samples, family):
     collator = make_collator(family)
     for sample in samples:
-        collator.model_max_length = None
+        collator.budget.max_length = None
         whole = collator.encode(sample).inputs
         length = whole["input_ids"].shape[1]
         reference = logits_of(model, whole)
@@ -436,7 +436,7 @@ def test_a_cut_keeps_all_media_and_leaves_the_kept_logits_unchanged(make_collato
         first_label = int((whole["labels"][0] != IGNORE_INDEX).nonzero()[0])
         media_end = collator._media_end(whole)
         for budget in {max(media_end, first_label + 1), (max(media_end, first_label + 1) + length) // 2, length - 1}:
-            collator.model_max_length = budget
+            collator.budget.max_length = budget
             encoded = collator.encode(sample)
             assert encoded.inputs["input_ids"].shape[1] == encoded.inputs["labels"].shape[1] == budget
             assert encoded.cut == length - budget
@@ -444,7 +444,7 @@ def test_a_cut_keeps_all_media_and_leaves_the_kept_logits_unchanged(make_collato
             assert (encoded.inputs["labels"] != IGNORE_INDEX).any()
             atol = FACTS[family].rounding
             torch.testing.assert_close(logits_of(model, encoded.inputs), reference[:, :budget], atol=atol, rtol=0)
-        collator.model_max_length = length
+        collator.budget.max_length = length
         assert collator.encode(sample).cut == 0
 
 
@@ -452,19 +452,19 @@ def test_no_budget_gives_a_broken_sample(make_collator, model, samples, tokenize
     """At every budget: a row with complete media and a label, or an error that names sample and budget."""
     collator = make_collator(family)
     for sample in (samples[0], samples[4]):
-        collator.model_max_length = None
+        collator.budget.max_length = None
         length = collator.encode(sample).inputs["input_ids"].shape[1]
         usable = []
-        for collator.model_max_length in range(1, length + 1):
+        for collator.budget.max_length in range(1, length + 1):
             try:
                 inputs = collator.encode(sample).inputs
             except OverlongSample as error:
                 assert sample["source"] in str(error)
-                assert f"--model_max_length of {collator.model_max_length}" in str(error)
+                assert f"--model_max_length of {collator.budget.max_length}" in str(error)
                 usable.append(False)
                 continue
             usable.append(True)
-            assert inputs["input_ids"].shape[1] <= collator.model_max_length
+            assert inputs["input_ids"].shape[1] <= collator.budget.max_length
             assert (inputs["labels"] != IGNORE_INDEX).any()
             logits_of(model, inputs)  # raises when media tokens and pixels do not match
         assert usable == sorted(usable) and usable[-1] and not usable[0]
@@ -474,7 +474,7 @@ def test_no_budget_gives_a_broken_sample(make_collator, model, samples, tokenize
 def test_exchanges_whose_media_lie_past_the_budget_are_dropped(make_collator, samples, tokenizer, family):
     collator = make_collator(family)
     whole = collator.encode(samples[4]).inputs
-    collator.model_max_length = collator._media_end(whole) - 1
+    collator.budget.max_length = collator._media_end(whole) - 1
     encoded = collator.encode(samples[4])
     assert trained_runs(tokenizer, encoded.inputs["labels"][0]) == taught(family, ["Hi!"])
     assert not collator.is_media(encoded.inputs["input_ids"]).any() and "pixel_values" not in encoded.inputs
@@ -484,10 +484,10 @@ def test_exchanges_whose_media_lie_past_the_budget_are_dropped(make_collator, sa
 def test_the_first_exchanges_media_must_fit(make_collator, samples, family):
     collator = make_collator(family)
     media_end = collator._media_end(collator.encode(samples[0]).inputs)
-    collator.model_max_length = media_end - 1
+    collator.budget.max_length = media_end - 1
     with pytest.raises(OverlongSample, match=rf"sample 0: the media of its first exchange need {media_end} tokens,"):
         collator.encode(samples[0])
-    collator.model_max_length = media_end
+    collator.budget.max_length = media_end
     with pytest.raises(OverlongSample, match="sample 0: no reply is left"):
         collator.encode(samples[0])
 
@@ -496,7 +496,7 @@ def test_media_are_counted_as_they_come(collator, dataset, samples, family):
     for i, sample in enumerate(samples):
         ids = collator.encode(sample).inputs["input_ids"]
         outline, sizes = dataset.outline(i)
-        media_tokens = collator.count_media_tokens(outline, sizes)
+        media_tokens = collator.budget.count_media_tokens(outline, sizes)
         num_media = collator.is_media(ids).sum()
         num_frames = sum(size[0] for (kind, _), size in sizes.items() if kind == "video")
         num_media += num_frames * FACTS[family].frame_label_tokens
@@ -510,10 +510,10 @@ def test_images_of_any_shape_are_counted(collator, family):
             row = conversation([{"type": "image", "image": "path"}] * number)
             opened = conversation([{"type": "image", "image": Image.new("RGB", size)}] * number)
             ids = collator.encode(opened).inputs["input_ids"]
-            counted = collator.count_media_tokens(row, {("image", "path"): size[::-1]})
+            counted = collator.budget.count_media_tokens(row, {("image", "path"): size[::-1]})
             num_media = collator.is_media(ids).sum()
             assert counted >= num_media if FACTS[family].expanded else counted == num_media
-            assert collator.count_text_tokens([row])[0] + counted == ids.shape[1]
+            assert collator.budget.count_text_tokens([row])[0] + counted == ids.shape[1]
 
 
 def conversation(media: list[dict]) -> dict:
@@ -523,17 +523,17 @@ def conversation(media: list[dict]) -> dict:
 
 def test_fit_opens_nothing_within_budget(make_collator, dataset, monkeypatch, family):
     collator = make_collator(family)
-    collator.model_max_length = int(token_lengths(dataset, collator).max())
+    collator.budget.max_length = int(collator.budget.token_lengths(dataset).max())
     monkeypatch.setattr(MultimodalDataset, "__getitem__", lambda *_: pytest.fail("opened a sample"))
     rows = list(dataset.rows)
-    assert collator.fit(dataset, drop_overlong=False) == (0, 0)
+    assert collator.budget.fit(dataset, collator.encode, drop_overlong=False) == (0, 0)
     assert list(dataset.rows) == rows
 
 
 def test_fit_counts_lists_and_drops(make_collator, media_folder, samples, family):
     dataset = MultimodalDataset(str(media_folder / f"{family}-mixtures.json"), media=MediaOptions(num_frames=4))
     collator = make_collator(family)
-    collator.model_max_length = budget = collator.encode(samples[0]).inputs["input_ids"].shape[1] - 1
+    collator.budget.max_length = budget = collator.encode(samples[0]).inputs["input_ids"].shape[1] - 1
     fates = []
     for sample in samples:
         try:
@@ -542,12 +542,15 @@ def test_fit_counts_lists_and_drops(make_collator, media_folder, samples, family
             fates.append("dropped")
     assert {"cut", "dropped"} <= set(fates)
     with pytest.raises(ValueError, match=f"{fates.count('dropped')} of {len(samples)} samples do not fit") as error:
-        collator.fit(dataset, drop_overlong=False)
+        collator.budget.fit(dataset, collator.encode, drop_overlong=False)
     listed = str(error.value).splitlines()[1:]
     assert len(listed) == fates.count("dropped")
     assert all(f"sample {i}:" in line for i, line in zip([i for i, f in enumerate(fates) if f == "dropped"], listed))
     assert len(dataset) == len(samples)
-    assert collator.fit(dataset, drop_overlong=True) == (fates.count("cut"), fates.count("dropped"))
+    assert collator.budget.fit(dataset, collator.encode, drop_overlong=True) == (
+        fates.count("cut"),
+        fates.count("dropped"),
+    )
     assert [row["index"] for row in dataset.rows] == [i for i, fate in enumerate(fates) if fate != "dropped"]
     batch = collator([dataset[i] for i in range(len(dataset))])
     assert batch["input_ids"].shape[1] <= budget and (batch["labels"] != IGNORE_INDEX).any(1).all()
@@ -557,7 +560,7 @@ def test_fit_refuses_to_drop_everything(make_collator, media_folder, family):
     dataset = MultimodalDataset(str(media_folder / f"{family}-mixtures.json"), media=MediaOptions(num_frames=4))
     collator = make_collator(family, model_max_length=2)
     with pytest.raises(ValueError, match=f"{len(dataset)} of {len(dataset)} samples do not fit"):
-        collator.fit(dataset, drop_overlong=True)
+        collator.budget.fit(dataset, collator.encode, drop_overlong=True)
 
 
 # ---- odds and ends ----

@@ -153,7 +153,7 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     def official(messages, template: str, **kwargs) -> str:
         is_official = template == official_template(untouched, family)
         given = for_official_template(family, messages) if is_official else messages
-        return untouched.apply_chat_template(given, chat_template=template, **kwargs, **collator.template_kwargs)
+        return untouched.apply_chat_template(given, chat_template=template, **kwargs, **collator.template.kwargs)
 
     def spelling(ids, messages, template: str, **kwargs) -> tuple[str, str]:
         """The tokens as the untouched tokenizer decodes them, and the text that the untouched processor renders."""
@@ -174,9 +174,9 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     encoded = collator.encode({"messages": messages})
     ids, labels = encoded.inputs["input_ids"], encoded.inputs["labels"][0]
     assert control_tokens(ids) == control_tokens(harmless[0])
-    decoded, rendered = spelling(ids, messages, collator.chat_template)
+    decoded, rendered = spelling(ids, messages, collator.template.text)
     assert decoded == rendered
-    assert encoded.text.removeprefix(facts.bos) == official(messages, collator.chat_template)
+    assert encoded.text.removeprefix(facts.bos) == official(messages, collator.template.text)
 
     trim_part, trim = ((str.strip if facts.trims == what else str) for what in ("parts", "messages"))
     texts = [[trim_part(part["text"]) for part in m["content"]] for m in messages if m["role"] == "assistant"]
@@ -225,7 +225,7 @@ CORPUS = [
 
 def test_other_text_gets_the_tokens_of_the_checkpoints_tokenizer(pair):
     collator, untouched, _ = pair
-    template = untouched.chat_template or collator.chat_template  # with all control tokens in their places
+    template = untouched.chat_template or collator.template.text  # with all control tokens in their places
     for sentence in [*CORPUS, template, __doc__]:
         assert collator.processor.tokenizer(sentence).data == untouched.tokenizer(sentence).data
 

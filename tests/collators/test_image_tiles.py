@@ -62,7 +62,7 @@ def test_images_of_any_shape_are_counted_exactly(collator, family, tiny):
         images = [Image.new("RGB", (width, height), "red") for height, width in sizes]
         row = {"messages": user(*({"type": "image", "image": str(i)} for i in range(len(sizes))))}
         known = {("image", str(i)): size for i, size in enumerate(sizes)}
-        assert collator.count_media_tokens(row, known) == written_tokens(processor, images=[images]), sizes
+        assert collator.budget.count_media_tokens(row, known) == written_tokens(processor, images=[images]), sizes
 
 
 VIDEO = np.zeros((5, 48, 64, 3), np.uint8)
@@ -75,7 +75,9 @@ def test_a_video_is_counted_exactly(collator, family, tiny):
     processor = AutoProcessor.from_pretrained(tiny(family))
     kwargs = {"videos": [[VIDEO]], "video_metadata": [[METADATA]], "do_sample_frames": False}
     row = {"messages": user({"type": "video", "video": "a"})}
-    assert collator.count_media_tokens(row, {("video", "a"): VIDEO.shape[:3]}) == written_tokens(processor, **kwargs)
+    assert collator.budget.count_media_tokens(row, {("video", "a"): VIDEO.shape[:3]}) == written_tokens(
+        processor, **kwargs
+    )
 
 
 def labelled(collator, messages: list[dict]) -> tuple[str, str]:
@@ -111,9 +113,11 @@ def test_the_first_smolvlm_gets_its_own_begin_token(tiny):
     processor = LOADERS.get("idefics3")(tiny("idefics3")).load_processor()
     processor.chat_template = processor.chat_template.replace("<|begin_of_text|>", "<|im_start|>")
     collator = COLLATORS.get("idefics3")(processor)
-    assert collator.template_differences() == []
+    assert collator.template.differences() == []
     records = golden_records("smolvlm2")
-    assert [collator.render(record["messages"])[0] for record in records] == [record["text"] for record in records]
+    assert [collator.template.render(record["messages"])[0] for record in records] == [
+        record["text"] for record in records
+    ]
 
 
 def test_a_missing_num2words_is_named(tiny, monkeypatch):

@@ -15,8 +15,8 @@ from PIL import Image
 from torch.utils.data import BatchSampler
 from transformers import AddedToken
 
-from collators import COLLATORS, lengths
-from collators.lengths import text_tokens, token_lengths
+from collators import COLLATORS, cached_counts
+from collators.budget import Budget
 from datasets import MultimodalDataset
 from reading import media
 from reading.media import MediaOptions
@@ -62,7 +62,7 @@ def encoded_lengths(collator, dataset) -> list[int]:
 def test_texts_and_images_are_counted_to_the_token(tiny, write_rows, family):
     dataset = MultimodalDataset(write_rows(hostile_rows(family)))
     collator = collator_of(family, tiny)
-    counted = token_lengths(dataset, collator)
+    counted = collator.budget.token_lengths(dataset)
     assert counted.dtype == np.int32
     assert counted.tolist() == encoded_lengths(collator, dataset)
 
@@ -79,7 +79,7 @@ def test_videos_are_counted_to_the_token_or_to_the_longest_time(tiny, write_rows
     collator = collator_of(family, tiny)
     for options in (MediaOptions(num_frames=4), MediaOptions(fps=3.0)):
         dataset = MultimodalDataset(write_rows(rows), media=options)
-        counted, true = token_lengths(dataset, collator), encoded_lengths(collator, dataset)
+        counted, true = collator.budget.token_lengths(dataset), encoded_lengths(collator, dataset)
         if family not in TIMED:
             assert counted.tolist() == true
         for i, (most, number) in enumerate(zip(counted.tolist(), true)):
@@ -100,8 +100,8 @@ def test_the_times_of_long_videos_are_within_the_bound(tiny, family, minutes):
         for part in ({"type": "video", "video": 0}, opened)
     )
     known = {("video", 0): (4, 32, 32)}
-    counted = collator.count_text_tokens([row])[0] + collator.count_media_tokens(row, known)
-    counted += collator.count_frame_text_tokens(row, known)
+    counted = collator.budget.count_text_tokens([row])[0] + collator.budget.count_media_tokens(row, known)
+    counted += collator.budget.count_frame_text_tokens(row, known)
     assert collator.encode(sample).inputs["input_ids"].shape[1] <= counted
 
 
@@ -115,23 +115,25 @@ def text_rows(count: int) -> list[dict]:
 @pytest.fixture
 def counted(monkeypatch):
     """The positions whose texts are counted."""
-    found, count = [], lengths._count_texts
+    found, count = [], Budget.count_text_tokens
 
-    def note(dataset, collator, positions):
-        found.extend(positions)
-        return count(dataset, collator, positions)
+    def note(self, rows):
+        found.extend(row["index"] for row in rows)
+        return count(self, rows)
 
-    monkeypatch.setattr(lengths, "_count_texts", note)
+    monkeypatch.setattr(Budget, "count_text_tokens", note)
     return found
 
 
 def test_a_text_is_counted_once(tiny, write_rows, counted):
     path, collator = write_rows(text_rows(100)), collator_of("llava-1.5", tiny)
-    some = text_tokens(MultimodalDataset(path), collator, np.array([3, 70]))[0]
+    some = collator.budget.text_tokens(MultimodalDataset(path), np.array([3, 70]))[0]
     assert counted == [3, 70]
-    whole = token_lengths(MultimodalDataset(path), collator)
+    whole = collator.budget.token_lengths(MultimodalDataset(path))
     assert sorted(counted) == list(range(100)) and whole[[3, 70]].tolist() == some.tolist()
-    again = token_lengths(MultimodalDataset(path, media=MediaOptions(max_pixels=900)), collator_of("llava-1.5", tiny))
+    again = collator_of("llava-1.5", tiny).budget.token_lengths(
+        MultimodalDataset(path, media=MediaOptions(max_pixels=900))
+    )
     assert again.tolist() == whole.tolist() == encoded_lengths(collator, MultimodalDataset(path))
     assert len(counted) == 100
 
@@ -139,49 +141,49 @@ def test_a_text_is_counted_once(tiny, write_rows, counted):
 @pytest.mark.parametrize("change", ["tokenizer", "template", "file"])
 def test_it_is_counted_again_when_what_it_depends_on_changes(tiny, write_rows, change):
     path, collator = write_rows(text_rows(20)), collator_of("llava-1.5", tiny)
-    before = token_lengths(MultimodalDataset(path), collator)
+    before = collator.budget.token_lengths(MultimodalDataset(path))
     if change == "file":
         rows = json.loads(Path(path).read_text())
         rows[0]["conversations"][1]["value"] += " and more"
         Path(path).write_text(json.dumps(rows))
     elif change == "template":
-        collator = collator_of("llava-1.5", tiny, chat_template=collator.chat_template.replace("USER", "USER of USER"))
+        collator = collator_of("llava-1.5", tiny, chat_template=collator.template.text.replace("USER", "USER of USER"))
     else:
         processor = make_loader("llava-1.5", tiny("llava-1.5")).load_processor()
         processor.tokenizer.add_tokens([AddedToken("uesti", normalized=False)])
         collator = COLLATORS.get("llava-1.5")(processor)
     dataset = MultimodalDataset(path)
-    after = token_lengths(dataset, collator)
+    after = collator.budget.token_lengths(dataset)
     assert after.tolist() != before.tolist() and after.tolist() == encoded_lengths(collator, dataset)
 
 
 def test_numbers_that_nobody_used_for_days_are_deleted(tiny, write_rows):
     path, collator = write_rows(text_rows(5)), collator_of("llava-1.5", tiny)
     dataset = MultimodalDataset(path)
-    token_lengths(dataset, collator)
+    collator.budget.token_lengths(dataset)
     folder = Path(dataset.files[0].folder).parent
     (old,) = folder.glob("*.numbers")
     fresh = folder / "other.numbers"
     fresh.touch()
     days = time.time() - (DAYS_KEPT + 1) * 86_400
     os.utime(old, (days, days))
-    collator.fingerprint += "x"
-    token_lengths(MultimodalDataset(path), collator)
+    collator.budget.fingerprint += "x"
+    collator.budget.token_lengths(MultimodalDataset(path))
     assert not old.exists() and fresh.exists() and len(list(folder.glob("*.numbers"))) == 2
 
 
 def test_many_rows_are_counted_by_workers(tiny, write_rows, monkeypatch):
-    monkeypatch.setattr(lengths, "ROWS_PER_WORKER", 50)
+    monkeypatch.setattr(cached_counts, "ROWS_PER_WORKER", 50)
     dataset, collator = MultimodalDataset(write_rows(text_rows(130))), collator_of("llava-1.5", tiny)
-    assert token_lengths(dataset, collator).tolist() == encoded_lengths(collator, dataset)
+    assert collator.budget.token_lengths(dataset).tolist() == encoded_lengths(collator, dataset)
 
 
 def test_one_counts_while_others_wait(tiny, write_rows, counted):
     path, collator = write_rows(text_rows(60)), collator_of("llava-1.5", tiny)
-    collator.fingerprint  # noqa: B018  # before the threads
+    collator.budget.fingerprint  # noqa: B018  # before the threads
     results = []
     threads = [
-        threading.Thread(target=lambda: results.append(token_lengths(MultimodalDataset(path), collator).tolist()))
+        threading.Thread(target=lambda: results.append(collator.budget.token_lengths(MultimodalDataset(path)).tolist()))
         for _ in range(3)
     ]
     for thread in threads:
@@ -195,15 +197,20 @@ def test_no_medium_is_opened(tiny, write_rows, monkeypatch):
     dataset = MultimodalDataset(write_rows(hostile_rows("llava-1.5")))
     for module, name in ((media, "read_header"), (Image, "open"), (MultimodalDataset, "_open")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("opened a medium"))
-    assert (token_lengths(dataset, collator_of("llava-1.5", tiny)) > 0).all()
+    assert (collator_of("llava-1.5", tiny).budget.token_lengths(dataset) > 0).all()
 
 
 def test_a_second_fit_encodes_nothing_again(tiny, write_rows, monkeypatch):
     rows = [{"image": "red.png", "conversations": turns("<image>\nWhich?", "long " * n)} for n in (1, 60, 80)]
     path = write_rows(rows)
-    results = [collator_of("llava-1.5", tiny, model_max_length=60).fit(MultimodalDataset(path), False)]
+
+    def fit() -> tuple[int, int]:
+        collator = collator_of("llava-1.5", tiny, model_max_length=60)
+        return collator.budget.fit(MultimodalDataset(path), collator.encode, drop_overlong=False)
+
+    results = [fit()]
     monkeypatch.setattr(MultimodalDataset, "__getitem__", lambda *_: pytest.fail("opened a sample"))
-    results.append(collator_of("llava-1.5", tiny, model_max_length=60).fit(MultimodalDataset(path), False))
+    results.append(fit())
     assert results == [(2, 0), (2, 0)]
 
 
@@ -215,7 +222,7 @@ def test_the_batches_of_a_step_are_of_similar_length_on_all_processes(tiny, writ
     processes, size, rng = 4, 2, np.random.default_rng(0)
     rows = [{"conversations": turns("Q", "w " * int(n))} for n in rng.integers(1, 400, 1000)]
     dataset = MultimodalDataset(write_rows(rows))
-    tokens = token_lengths(dataset, collator_of("llava-1.5", tiny))
+    tokens = collator_of("llava-1.5", tiny).budget.token_lengths(dataset)
 
     def spread(strategy: str) -> float:
         shards = []

@@ -231,12 +231,12 @@ def test_tokens_and_labels_equal_the_librarys(pair):
         inputs = pair.collator.encode({"messages": messages}).inputs
         theirs = pair.untouched.apply_chat_template(
             [messages],
-            chat_template=pair.collator.chat_template,
+            chat_template=pair.collator.template.text,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             return_assistant_tokens_mask=True,
-            **pair.collator.template_kwargs,
+            **pair.collator.template.kwargs,
         )
         assert inputs["input_ids"].equal(theirs["input_ids"])
         mask = torch.as_tensor(theirs["assistant_masks"]).bool()

@@ -40,7 +40,7 @@ def test_gemma_4_follows_the_size_of_the_checkpoint(tiny, changes, thought):
         assert old in processor.chat_template
         processor.chat_template = processor.chat_template.replace(old, new)
     collator = COLLATORS.get("gemma-4")(processor)
-    assert collator.template_differences() == []
+    assert collator.template.differences() == []
     encoded = collator.encode({"messages": CHAT})
     turn = "<|turn>user\n{}<turn|>\n<|turn>model\n" + thought + "{}<turn|>\n"
     assert encoded.text == "<bos>" + turn.format("One?", "Two.") + turn.format("Three?", "Four.")

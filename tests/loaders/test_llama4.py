@@ -39,4 +39,4 @@ def test_media_tokens_of_images_of_every_shape(collator):
             row = {"messages": [{"content": [{"type": "image", "image": str(image.size)} for image in group]}]}
             known = {("image", str(image.size)): (image.height, image.width) for image in group}
             ids = collator.encode(asked_about(*group)).inputs["input_ids"]
-            assert collator.count_media_tokens(row, known) == collator.is_media(ids).sum()
+            assert collator.budget.count_media_tokens(row, known) == collator.is_media(ids).sum()

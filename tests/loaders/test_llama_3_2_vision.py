@@ -136,15 +136,15 @@ def test_masks_hold_under_gradient_checkpointing_and_in_copies(tiny, flags, writ
 
 def test_the_date_stands_by_the_messages_before_the_first_reply(collator):
     late = TEXT + ONE
-    text, _ = collator.render(late)
-    prompt = collator.render_official(late[:1], add_generation_prompt=True)
+    text, _ = collator.template.render(late)
+    prompt = collator.template.render_official(late[:1], add_generation_prompt=True)
     assert "Today Date: 26 Jul 2024" in prompt and text.startswith(prompt)
-    official = collator.render_official(late)
+    official = collator.template.render_official(late)
     assert "Today Date" not in official
     early = ONE + TEXT
-    text, _ = collator.render(early)
-    assert "Today Date" not in text and text == collator.render_official(early)
+    text, _ = collator.template.render(early)
+    assert "Today Date" not in text and text == collator.template.render_official(early)
     system = [{"role": "system", "content": [{"type": "text", "text": " Be brief. "}]}]
     for messages in (system + late, system + early):
-        text, _ = collator.render(messages)
-        assert "\n\nBe brief.<|eot_id|>" in text and text == collator.render_official(messages)
+        text, _ = collator.template.render(messages)
+        assert "\n\nBe brief.<|eot_id|>" in text and text == collator.template.render_official(messages)

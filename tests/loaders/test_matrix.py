@@ -157,11 +157,11 @@ def test_data(parts, write_rows, family, kind):
 def check_cut(collator, model, samples: list[dict], rounding: float) -> None:
     """With a token less of budget, the media stay, and the tokens that are left have the logits of the whole."""
     for sample in samples:
-        collator.model_max_length = None
+        collator.budget.max_length = None
         whole = collator.encode(sample).inputs
-        budget = collator.model_max_length = whole["input_ids"].shape[1] - 1
+        budget = collator.budget.max_length = whole["input_ids"].shape[1] - 1
         cut = collator.encode(sample).inputs
-        collator.model_max_length = None
+        collator.budget.max_length = None
         assert cut["labels"].equal(whole["labels"][:, :budget]) and (cut["labels"] != IGNORE_INDEX).any()
         assert collator.is_media(cut["input_ids"]).sum() == collator.is_media(whole["input_ids"]).sum()
         with torch.no_grad():

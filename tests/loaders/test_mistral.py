@@ -85,14 +85,14 @@ def test_without_a_template_the_text_is_that_of_mistral_common(tekken_only):
     user = {"role": "user", "content": [text("What is it?"), {"type": "image"}]}
     reply = {"role": "assistant", "content": [text("A "), text("cat.")]}
     system = {"role": "system", "content": [text("Be "), text("brief.")]}
-    assert collator.render([user, reply])[0] == "<s>[INST][IMG]What is it?[/INST]A cat.</s>"
-    assert collator.render([system, user, reply])[0] == (
+    assert collator.template.render([user, reply])[0] == "<s>[INST][IMG]What is it?[/INST]A cat.</s>"
+    assert collator.template.render([system, user, reply])[0] == (
         "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST][IMG]What is it?[/INST]A cat.</s>"
     )
     three = {"role": "user", "content": [text("What is "), {"type": "image"}, text("?")]}
-    prompt = collator.render_official([three], add_generation_prompt=True)
+    prompt = collator.template.render_official([three], add_generation_prompt=True)
     assert prompt == "<s>[INST]What is [IMG]?[/INST]"
-    assert collator.template_differences() == []
+    assert collator.template.differences() == []
 
 
 def test_it_trains_and_answers(tekken_only, write_rows, tmp_path):
@@ -131,11 +131,11 @@ def test_the_default_system_text_is_the_checkpoints_own(copy_of):
     collator = COLLATORS.get("ministral-3")(LOADERS.get("ministral-3")(str(folder)).load_processor())
     parts = [{"type": "text", "text": "What?"}, {"type": "image"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": parts[:1]}]
-    assert collator.render(messages)[0] == (
+    assert collator.template.render(messages)[0] == (
         "<s>[SYSTEM_PROMPT]You are Ministral-3-8B-Instruct-2512.\nThe current date is {today}.[/SYSTEM_PROMPT]"
         "[INST][IMG]What?[/INST]What?</s>"
     )
-    assert collator.template_differences() == []
+    assert collator.template.differences() == []
 
 
 # ---- the head ----
@@ -187,7 +187,7 @@ def test_images_of_any_shape(family, tiny, dataset):
         inputs = collator.encode(sample).inputs
         ids = inputs["input_ids"]
         grids.append((inputs["image_sizes"] // token).tolist())
-        assert collator.count_media_tokens(*dataset.outline(i)) == collator.is_media(ids).sum()
+        assert collator.budget.count_media_tokens(*dataset.outline(i)) == collator.is_media(ids).sum()
         assert collator.is_media(ids).sum() == sum(height * (width + 1) for height, width in grids[-1])
         count = lambda id: int((ids == id).sum())  # noqa: B023, E731
         assert count(10) == sum(height * width for height, width in grids[-1])  # [IMG]
@@ -215,4 +215,4 @@ def test_images_that_would_fail_in_the_model_are_named_before_training(family, s
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     collator = COLLATORS.get(family)(LOADERS.get(family)(tiny(family)).load_processor(), 2048)
     with pytest.raises(ValueError, match=f"rows.json, sample 0: .*{named}"):
-        collator.fit(MultimodalDataset(str(tmp_path / "rows.json")), drop_overlong=False)
+        collator.budget.fit(MultimodalDataset(str(tmp_path / "rows.json")), collator.encode, drop_overlong=False)

@@ -74,8 +74,8 @@ def test_counts_hold_whatever_the_flags(tiny, write_rows, family):
         for i, row in enumerate(dataset.rows):
             outline = dataset.outline(i)
             length = collator.encode(dataset[i]).inputs["input_ids"].shape[1]
-            counted = collator.count_text_tokens([row])[0] + collator.count_media_tokens(*outline)
-            counted += collator.count_frame_text_tokens(*outline)
+            counted = collator.budget.count_text_tokens([row])[0] + collator.budget.count_media_tokens(*outline)
+            counted += collator.budget.count_frame_text_tokens(*outline)
             assert length <= counted
 
 
@@ -85,7 +85,7 @@ def test_processor_kwargs_reach_the_processor_and_its_counts(tiny, write_rows):
     assert inputs["image_grid_thw"].tolist() == [[1, 8, 8]]
     data = DataArguments(data_path=[path], processor_kwargs=options)
     collator = make_collator("qwen2.5-vl", make_loader("qwen2.5-vl", tiny("qwen2.5-vl")), data)
-    assert collator.count_media_tokens(*make_dataset(data, [path]).outline(0)) == 16
+    assert collator.budget.count_media_tokens(*make_dataset(data, [path]).outline(0)) == 16
 
 
 @pytest.mark.parametrize(

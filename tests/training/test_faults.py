@@ -115,7 +115,7 @@ def test_what_is_found_before_training_is_left_out_alike(write_rows, half, tiny,
     path = write_rows(rows)
     collator = COLLATORS.get("llava-1.5")(make_loader("llava-1.5", tiny("llava-1.5")).load_processor(), 40)
     dataset = MultimodalDataset(path, max_bad_samples=2)
-    assert collator.fit(dataset, drop_overlong=True)[1] == 0
+    assert collator.budget.fit(dataset, collator.encode, drop_overlong=True)[1] == 0
     assert [row["index"] for row in dataset.rows] == [0, 1, 3, 4, 5, 6, 7] and dataset.num_bad == 2
     shown = capfd.readouterr().out
     assert re.search("left out 1 of 9 samples:\n.*sample 8: .*none.png does not exist", shown)
@@ -123,7 +123,7 @@ def test_what_is_found_before_training_is_left_out_alike(write_rows, half, tiny,
     with pytest.raises(ValueError, match="1 samples .*more than --max_bad_samples 0:\n.*sample 8: "):
         MultimodalDataset(path, max_bad_samples=0)
     with pytest.raises(ValueError, match="2 samples .*more than --max_bad_samples 1:\n.*sample 2: "):
-        collator.fit(MultimodalDataset(path, max_bad_samples=1), drop_overlong=True)
+        collator.budget.fit(MultimodalDataset(path, max_bad_samples=1), collator.encode, drop_overlong=True)
     with pytest.raises(ValueError, match="1 of 9 samples .* cannot be used:\n.*sample 8: "):
         MultimodalDataset(path)
 
@@ -139,9 +139,9 @@ def test_what_a_family_refuses_is_left_out_alike(write_rows, tiny, capfd):
     path = write_rows([*rows_with(set(), 2), clip, *rows_with(set(), 1), clip])
     collator = collator_of("llava-1.5", tiny, model_max_length=1024)
     with pytest.raises(ValueError, match="sample 2: .* takes no videos"):
-        collator.fit(MultimodalDataset(path), drop_overlong=False)
+        collator.budget.fit(MultimodalDataset(path), collator.encode, drop_overlong=False)
     dataset = MultimodalDataset(path, max_bad_samples=2)
-    assert collator.fit(dataset, drop_overlong=False) == (0, 0)
+    assert collator.budget.fit(dataset, collator.encode, drop_overlong=False) == (0, 0)
     assert [row["index"] for row in dataset.rows] == [0, 1, 3]
     shown = capfd.readouterr().out
     assert all(re.search(f"sample {i}: .* takes no videos", shown) for i in (2, 4))
@@ -232,7 +232,7 @@ def test_train_false_contradicts_training_on_all_text(write_rows, tiny):
     collator = collator_of("llava-1.5", tiny, model_max_length=1024, mask_question_tokens=False)
     dataset = MultimodalDataset(write_rows([{"messages": conversation_with(True, False)}]))
     with pytest.raises(ValueError, match='sample 0.*"train": false .*--mask_question_tokens False'):
-        collator.fit(dataset, drop_overlong=False)
+        collator.budget.fit(dataset, collator.encode, drop_overlong=False)
 
 
 GREETED = [{"role": "assistant", "content": "Hello."}, *conversation_with(True)]
@@ -249,8 +249,8 @@ def test_a_conversation_may_begin_with_a_reply_where_the_template_allows_it(writ
     dataset = MultimodalDataset(write_rows([{"messages": GREETED}]))
     if family in USER_FIRST:
         with pytest.raises(ValueError, match="sample 0.*(begins with a reply|answers once)"):
-            collator.fit(dataset, drop_overlong=False)
+            collator.budget.fit(dataset, collator.encode, drop_overlong=False)
         return
-    assert collator.fit(dataset, drop_overlong=False) == (0, 0)
+    assert collator.budget.fit(dataset, collator.encode, drop_overlong=False) == (0, 0)
     runs = trained_runs(collator.processor.tokenizer, collator.encode(dataset[0]).inputs["labels"][0])
     assert [text in run for text, run in zip(("Hello.", "answer 0"), runs, strict=True)] == [True, True]

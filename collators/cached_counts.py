@@ -1,7 +1,7 @@
-"""How many tokens each sample has, before any is opened: its text is tokenized once, its media are counted by size.
+"""Numbers of the rows of a data set, such as their tokens: found once, by several processes, and kept.
 
-What is found of the rows of a file is kept beside its index (reading/row_index.py), under a name that stands for all
-that it depends on: the collator's `fingerprint`, and how the rows are read.
+They lie in the cache folder beside the index of a file (reading/row_index.py), under a name that stands for all that
+they depend on.
 """
 
 import glob
@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 
 import numpy as np
 import torch
@@ -28,70 +27,10 @@ ROWS_PER_WORKER = 1000  # below which another process takes longer to start than
 Find = Callable[[Sequence[int]], list[int | ValueError]]
 
 
-def token_lengths(dataset, collator) -> np.ndarray:
-    """Tokens of each sample as the collator encodes it, before it is cut to the budget; opens no media.
-
-    Exact, but of videos whose processor writes their times (and of those that it cannot count, the most that there is)
-    an upper bound.
-
-    Returns:
-        (rows,) int32.
-
-    Raises:
-        ValueError: a sample that the model or the template refuses; `fit` names and handles all of them.
-    """
-    media, beside, refused = media_tokens(dataset, collator)
-    text, unfit = text_tokens(dataset, collator, np.arange(len(dataset)))
-    if faults := refused | unfit:
-        raise next(iter(faults.values()))
-    return np.minimum(text + media + beside, np.iinfo(np.int32).max).astype(np.int32)
-
-
-def media_tokens(dataset, collator) -> tuple[np.ndarray, np.ndarray, dict[int, ValueError]]:
-    """Tokens of each sample's media, and of text that the processor writes into its videos, from sizes alone.
-
-    Returns:
-        Both (rows,) float, where inf is not known; and position -> why the model refuses the sample.
-    """
-    tokens, beside, faults = np.zeros(len(dataset)), np.zeros(len(dataset)), {}
-    counted = {}  # media alike, in conversations of any layout
-    for layout, sizes, positions in dataset.groups():
-        row, known = {"messages": layout.messages}, layout.media_sizes(sizes)
-        alike = (*layout.media, sizes.tobytes())
-        try:
-            with collator._naming(dataset.source(positions[0])):
-                collator.check_layout(row["messages"])
-                if alike not in counted:
-                    of_media = collator.count_media_tokens(row, known)
-                    counted[alike] = of_media, collator.count_frame_text_tokens(row, known)
-            tokens[positions], beside[positions] = counted[alike]
-        except ValueError as error:
-            reason = str(error).removeprefix(dataset.source(positions[0]))
-            faults |= {position: ValueError(f"{dataset.source(position)}{reason}") for position in positions.tolist()}
-    return tokens, beside, faults
-
-
-def text_tokens(dataset, collator, positions: np.ndarray) -> tuple[np.ndarray, dict[int, ValueError]]:
-    """Tokens of these samples without their media (len(positions),); position -> why one cannot be rendered."""
-    find = partial(_count_texts, dataset, collator)
-    # Beside the folder of the index, since flags of how media are read do not matter.
-    return remembered(
-        dataset, positions, find, lambda index: os.path.dirname(index.folder), "texts", collator.fingerprint, "Counting"
-    )
-
-
-def _count_texts(dataset, collator, positions: Sequence[int]) -> list[int | ValueError]:
-    rows = [dataset.rows[position] for position in positions]
-    try:
-        return collator.count_text_tokens(rows)
-    except ValueError as error:
-        return [error] if len(rows) == 1 else [_count_texts(dataset, collator, [p])[0] for p in positions]
-
-
-def remembered(
+def cached_counts(
     dataset, positions: np.ndarray, find: Find, folder_of: Callable, name: str, key: object, what: str
 ) -> tuple[np.ndarray, dict[int, ValueError]]:
-    """A number of each of these rows: as it was found before, else found by one process while others wait.
+    """A number for each of these rows: as it was found before, else found by one process while others wait.
 
     Args:
         find: finds the numbers of rows that are not known, in several processes if they are many.

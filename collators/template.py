@@ -1,0 +1,351 @@
+"""The training text: messages -> text and the character spans to train, compared with the checkpoint's own template.
+
+What a user typed stays text. `</s>` in a question would be the token that ends a reply, and `<image>` would ask for
+pixels. So a reserved character is put inside each such string before the text is rendered: in `<` + U+FDD0 + `/s>`
+neither processor nor tokenizer sees a control token. Once control tokens are split off, the tokenizer removes the
+character, and what is left is tokenized as the four ordinary characters `</s>`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import SequenceMatcher
+from functools import cached_property
+from typing import NamedTuple
+
+from jinja2 import TemplateError
+from tokenizers import pre_tokenizers
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from collators.any_template import UnfitTemplate, find_replies, find_string_roles
+from reading.rows import RESERVED_CHARACTER, content_parts
+
+GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class TemplateException(NamedTuple):
+    """A documented difference between our training text and the checkpoint's template."""
+
+    ours: str
+    official: str
+    reason: str
+    where: str = "everywhere"  # or "end": where a conversation ends; or "history": before its last exchange
+
+
+class ChatFormat(NamedTuple):
+    """A training template of a family that has several."""
+
+    template: str
+    exceptions: tuple[TemplateException, ...] = ()
+
+
+class Template:
+    """Renders conversations for training and for answers. A family whose texts need more than Jinja has a subclass.
+
+    Args:
+        processor: the checkpoint's. Its tokenizer is adapted (`_keep_typed_control_strings_text`).
+        formats: training templates with {% generation %} around each reply and its end-of-turn token; the one nearest
+            to the checkpoint's template is taken.
+        replacement: a template that replaces the family's and the checkpoint's. Without {% generation %} tags, the
+            replies are found by rendering (`collators/any_template.py`).
+        kwargs: variables of the templates, ours and the checkpoint's.
+        string_roles: roles whose content the checkpoint's template takes as a string, not as a list of parts.
+        stop_tokens: what ends generation, for a template without tags; by default the tokenizer's end token.
+        replies_only: whether replies alone are trained.
+    """
+
+    def __init__(
+        self,
+        processor,
+        formats: Sequence[ChatFormat] = (),
+        replacement: str | None = None,
+        kwargs: dict | None = None,
+        string_roles: tuple[str, ...] = (),
+        stop_tokens: list[str] | None = None,
+        replies_only: bool = True,
+    ):
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.kwargs, self.string_roles, self.replies_only = kwargs or {}, string_roles, replies_only
+        self.stop_tokens = stop_tokens or [self.tokenizer.eos_token]
+        self.is_replaced = bool(replacement)
+        if replacement:
+            processor.chat_template = replacement
+            formats = [ChatFormat(replacement)]
+        elif not all(GENERATION_TAG.search(format.template) for format in formats):
+            raise ValueError(
+                "the collator's chat_template has no {% generation %} tag, so no token would be trained; put the tag "
+                "around each reply and its end-of-turn token."
+            )
+        self._keep_typed_control_strings_text("".join(format.template for format in formats))
+        self.text, self.exceptions = formats[0]
+        if replacement:
+            self.string_roles = find_string_roles(lambda *args: self._render(args[0], replacement, args[1])[0])
+        elif len(formats) > 1:
+            official_template(processor)  # raises where there is none to compare with
+            self.text, self.exceptions = min(formats, key=self._distance)
+
+    @property
+    def is_tagged(self) -> bool:
+        """Whether the training template marks the replies itself."""
+        return bool(GENERATION_TAG.search(self.text))
+
+    @property
+    def takes_videos(self) -> bool:
+        return getattr(self.processor, "video_processor", None) is not None
+
+    # ---- messages -> text ----
+
+    def render(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
+        """Messages -> the training text and the character spans of its trained parts.
+
+        Raises:
+            UnfitTemplate: the template has no place for what the messages hold.
+        """
+        if self.is_tagged:
+            roles = self.string_roles if self.is_replaced else ()
+            text, spans = self._render(messages, self.text, roles, return_assistant_tokens_mask=True)
+        else:
+            text, spans = find_replies(messages, self.render_official, self.stop_tokens)
+        replies = [message for message in messages if message["role"] == "assistant"]
+        spans = [span for span, reply in zip(spans, replies, strict=True) if reply.get("train", True)]
+        # A reply that begins with a line break must not merge it with the one that ends the generation prompt.
+        for start, _ in reversed(spans):
+            if text[start - 1 : start + 1].isspace():
+                text = text[:start] + RESERVED_CHARACTER + text[start:]
+                spans = [(s + (s > start), e + (e > start)) for s, e in spans]
+        return text, spans
+
+    def render_official(self, messages: list[dict], add_generation_prompt: bool = False) -> str:
+        """Messages -> the text of the checkpoint's own template."""
+        return self._render(messages, self.official, self.string_roles, add_generation_prompt)[0]
+
+    def _render(self, messages, template: str, string_roles=(), add_generation_prompt=False, **kwargs):
+        plain = self._plain_messages(messages)
+        for message in plain:
+            if message["role"] in string_roles:
+                if any("text" not in part for part in message["content"]):
+                    raise UnfitTemplate(f"the chat template has no place for media in a {message['role']} message.")
+                message["content"] = "".join(part["text"] for part in message["content"])
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[plain],
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                **kwargs,
+                **self.tokenizer.special_tokens_map,
+                **self.kwargs,
+            )
+        except (TemplateError, TypeError) as error:  # such as roles that the template refuses
+            raise UnfitTemplate(f"the chat template cannot render the conversation: {error}") from error
+        return texts[0], spans[0] if spans else []
+
+    def writes_bos(self, text: str) -> bool:
+        """Whether a rendered text has its BOS already, so that the tokenizer must not put one before it."""
+        return bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+
+    def as_tokenized(self, text: str) -> str:
+        """A rendered text with the BOS that the tokenizer puts before it, without reserved characters."""
+        return ("" if self.writes_bos(text) else self._tokenizers_bos) + text.replace(RESERVED_CHARACTER, "")
+
+    @cached_property
+    def _tokenizers_bos(self) -> str:
+        """The BOS that the tokenizer puts before a text that has none."""
+        return self.tokenizer.bos_token if self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id] else ""
+
+    # ---- what it has a place for ----
+
+    def check_layout(self, messages: list[dict]) -> None:
+        """Refuse what the format has no place for: videos, a reply that nobody asked for, or one left out of all text.
+
+        Raises:
+            ValueError: it goes on behind "train.json, sample 7: ".
+        """
+        if not self.takes_videos and any(part["type"] == "video" for part in content_parts({"messages": messages})):
+            raise ValueError("the model takes no videos")
+        if any("train" in message for message in messages) and not self.replies_only:
+            raise ValueError('"train": false has no effect with --mask_question_tokens False, which trains all text')
+        if [m["role"] for m in messages if m["role"] != "system"][0] == "assistant" and not self.begins_with_replies:
+            raise ValueError("begins with a reply, for which the chat template has no place; put a user message before")
+
+    @cached_property
+    def begins_with_replies(self) -> bool:
+        """Whether a conversation may begin with the assistant: the checkpoint's template takes it, and ours alike."""
+        messages = conversation(("assistant", "Hello."), ("user", "Name a colour."), ("assistant", "Red."))
+        try:
+            text, spans = self.render(messages)
+            official = self.render_official(messages)
+        except UnfitTemplate:
+            return False
+        return len(spans) == 2 and self._as_official(text[: spans[0][1]], text[spans[0][1] :]) == official
+
+    def check_rendering(self, messages: list[dict]) -> None:
+        """Raise an UnfitTemplate where a template that nobody prepared hides a reply or leaves a medium out."""
+        if not self.is_replaced:
+            return
+        text, _ = self.render(messages)
+        kinds = [part["type"] for part in content_parts({"messages": messages})]
+        for kind in {*kinds} - {"text"}:
+            token = getattr(self.processor, f"{kind}_token")
+            if (found := text.count(token)) != (number := kinds.count(kind)):
+                raise UnfitTemplate(f"the chat template writes {found} {token} for {number} {kind}(s).")
+
+    # ---- control strings ----
+
+    def _keep_typed_control_strings_text(self, templates: str) -> None:
+        """Have the tokenizer take `</s>` or `<image>` in a message for the characters that were typed."""
+        templates += str(self.processor.chat_template)
+        tokens = [
+            t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special or t.content in templates
+        ]
+        self.control_string = control_pattern([*tokens, *self.processor.all_special_multimodal_tokens])
+        backend = self.tokenizer.backend_tokenizer
+        steps = [pre_tokenizers.Split(RESERVED_CHARACTER, "removed")]
+        if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+            steps.insert(0, backend.pre_tokenizer)  # it may put a space before every piece that it gets
+        elif backend.pre_tokenizer:
+            steps.append(backend.pre_tokenizer)
+        backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+
+    def _plain_messages(self, messages: list[dict]) -> list[dict]:
+        """Messages for a template: without pixels, control strings marked."""
+        return [{"role": m["role"], "content": self._plain_parts(m["content"])} for m in messages]
+
+    def _plain_parts(self, content: list[dict]) -> list[dict]:
+        """A message's parts for the template: media without their pixels, texts with control strings marked.
+
+        The texts are searched as one, since a template may join them.
+        """
+        joined = "".join(part.get("text", "") for part in content)
+        marks = [match.end() for match in self.control_string.finditer(joined)]
+        plain, begin = [], 0
+        for part in content:
+            if part["type"] != "text":
+                plain.append({"type": part["type"]})
+                continue
+            end = begin + len(part["text"])
+            cuts = [begin, *(mark for mark in marks if begin < mark <= end), end]
+            plain.append({"type": "text", "text": RESERVED_CHARACTER.join(joined[i:j] for i, j in zip(cuts, cuts[1:]))})
+            begin = end
+        return plain
+
+    # ---- compared with the checkpoint's ----
+
+    @property
+    def official(self) -> str:
+        """The checkpoint's own template."""
+        return official_template(self.processor)
+
+    def _distance(self, format: ChatFormat) -> float:
+        """Take the format; how unlike its texts are to the checkpoint's, summed over those that differ."""
+        self.text, self.exceptions = format
+        return sum(1 - SequenceMatcher(None, *pair).ratio() for pair in self.differences())
+
+    def differences(self) -> list[tuple[str, str]]:
+        """Compare the training template with the checkpoint's.
+
+        Returns:
+            (our text, the checkpoint's) for each probe conversation that differs by more than `exceptions`; nothing
+            where the checkpoint ships no template.
+        """
+        differences = []
+        for messages in PROBES if self.processor.chat_template else ():
+            if not hasattr(self.processor, "video_token") and any(p["type"] == "video" for p in messages[0]["content"]):
+                continue
+            try:
+                differences += self.differences_in(messages)
+            except UnfitTemplate:
+                continue  # a --chat_template need not take what the data may not hold
+        return differences
+
+    def differences_in(self, messages: list[dict]) -> list[tuple[str, str]]:
+        """Compare the training text of one conversation, and the prompts of its replies, with the checkpoint's.
+
+        Returns:
+            (our text, the checkpoint's) of the whole and of each prompt, where they differ by more than `exceptions`;
+            nothing for a template without tags, whose text is the checkpoint's, or where the checkpoint ships none.
+
+        Raises:
+            UnfitTemplate: the training template cannot render the conversation.
+        """
+        if not self.is_tagged or not self.processor.chat_template:
+            return []
+        text, spans = self.render(messages)
+        history_ends = [0, *(end for _, end in spans)]
+        ours = self._as_official(text[: history_ends[-2]], text[history_ends[-2] :])
+        pairs = [(ours, self._official_text(messages))]
+        replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        for i, (start, _), history_end in zip(replies, spans, history_ends):
+            ours = self._as_official(text[:history_end]) + text[history_end:start].replace(RESERVED_CHARACTER, "")
+            pairs.append((ours, self._official_text(messages[:i], add_generation_prompt=True)))
+        return [pair for pair in pairs if pair[0] != pair[1]]
+
+    def _official_text(self, messages: list[dict], **kwargs) -> str:
+        """The checkpoint's text, or why its template refuses the conversation, such as one with a system message."""
+        try:
+            return self.render_official(messages, **kwargs).replace(RESERVED_CHARACTER, "")
+        except UnfitTemplate as error:
+            return f"[{error}]"
+
+    def _as_official(self, history: str, last: str = "") -> str:
+        """Our text with the documented differences undone; `last`: the last exchange of a whole conversation."""
+        for ours, official, _, where in self.exceptions:
+            if where != "end":
+                history = history.replace(ours, official)
+            if where == "everywhere":
+                last = last.replace(ours, official)
+            elif where == "end" and last.endswith(ours):
+                last = last.removesuffix(ours) + official
+        # Only now: a control string that was typed is none of ours, and stays.
+        return (history + last).replace(RESERVED_CHARACTER, "")
+
+
+def official_template(processor) -> str:
+    """The chat template that a checkpoint ships.
+
+    Raises:
+        ValueError: it ships none.
+    """
+    template = processor.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not template:
+        raise ValueError("the checkpoint ships no chat template; give one by --chat_template.")
+    return template
+
+
+def control_pattern(tokens: Iterable[str]) -> re.Pattern:
+    """Matches the first character of each of these strings, so that strings which overlap are all found."""
+    rests: dict[str, list[str]] = {}  # first character -> what may follow it
+    for token in sorted({token for token in tokens if len(token) > 1 and not token.isspace()}):
+        rests.setdefault(token[0], []).append(re.escape(token[1:]))
+    return re.compile("|".join(f"{re.escape(c)}(?={'|'.join(rest)})" for c, rest in rests.items()))
+
+
+@contextmanager
+def naming(source: str, processor) -> Iterator[None]:
+    """What template and processor raise becomes a ValueError that names the sample."""
+    try:
+        yield
+    except UnfitTemplate as error:
+        raise ValueError(f"{source}: {error}") from error
+    except (ValueError, IndexError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{source}: {type(processor).__name__} refuses it: {error}") from error
+
+
+def conversation(*turns: tuple[str, str | list[str]]) -> list[dict]:
+    """Canonical messages from (role, part, part, ...), where "image" and "video" stand for media."""
+    part = lambda p: {"type": p} if p in ("image", "video") else {"type": "text", "text": p}  # noqa: E731
+    return [{"role": role, "content": [part(p) for p in parts]} for role, *parts in turns]
+
+
+PROBES = [
+    conversation(("user", "Name a colour."), ("assistant", "Red.")),
+    conversation(("system", "Be brief."), ("user", "image", "What is it?"), ("assistant", "A cat.")),
+    conversation(
+        ("user", "First", "image", "second", "image", "Which is older?"),
+        ("assistant", "The first."),
+        ("user", "Why?"),
+        ("assistant", "It is grey."),
+    ),
+    conversation(("user", "video", "What happens?"), ("assistant", "A ball rolls.")),
+]

@@ -1,0 +1,148 @@
+"""The shape of the code, read from its syntax trees: what may import what, and how large anything may become."""
+
+import ast
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+CORE = ("reading", "loaders", "collators", "training", "evaluation")
+# What a core module may import from the root.
+SHARED = {"arguments", "datasets", "supported_models"}
+OUTSIDE = ("tests/", "benchmarks/", "tiny_checkpoints/")
+FAMILY = re.compile(r"^@register_(loader|collator)", re.MULTILINE)
+# Names of libraries that are private, with the reason and the tests that guard them.
+PRIVATE_IN_LIBRARIES = {
+    "_ConvNd": "what torch's own FLOP counter takes for a convolution (tests/training/test_throughput.py)",
+    "_actions": "argparse has no public list of options (tests/test_arguments.py)",
+    "_get_grid_layout": "LFM2-VL's processor has no count of its own (tests/collators/test_image_tiles.py)",
+    "_get_num_multimodal_tokens": "the processor's own count, by which vLLM plans (tests/collators/test_lengths.py)",
+    "_init_weights": "Qwen-VL's Python files are of an older transformers (tests/loaders/test_remote_code.py)",
+    "_is_image_too_large": "LFM2-VL's processor has no count of its own (tests/collators/test_image_tiles.py)",
+    "_model_mapping": "which types `auto` can load (tests/collators/test_any_template.py)",
+    "_no_split_modules": "which layers FSDP2 shards one by one (tests/training/test_engines.py)",
+    "_non_persistent_buffers_set": "a fake buffer stays what it was (tests/test_estimate.py)",
+    "_set_gradient_checkpointing": "as `_init_weights`",
+    "_to_copy": "torch's operation of a cast (tests/test_estimate.py)",
+    "_weight_conversions": "how key names come back when a model is saved (tests/merging/test_merge_shards.py)",
+}
+PUBLIC = {"_asdict", "_exit"}  # documented, in spite of their names
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=REPO, check=True, capture_output=True, text=True).stdout
+    return [name for name in listed.split() if (REPO / name).is_file()]
+
+
+CODE = [name for name in tracked() if not name.startswith(OUTSIDE)]
+MODULES = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in CODE}
+
+
+@cache
+def source(name: str) -> str:
+    return (REPO / name).read_text(encoding="utf-8")
+
+
+@cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(source(name))
+
+
+@cache
+def imports(name: str) -> frozenset[str]:
+    """The files of ours that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(MODULES[module] for module in found if module in MODULES)
+
+
+def reached(name: str) -> set[str]:
+    """A file and all that it reaches by imports, families aside: these are loaded by name."""
+    found, waiting = set(), [name]
+    while waiting:
+        if (file := waiting.pop()) not in found:
+            found.add(file)
+            waiting += imports(file)
+    return found
+
+
+def lines(names) -> int:
+    return sum(len(source(name).splitlines()) for name in names)
+
+
+def is_family(name: str) -> bool:
+    return name.startswith(("loaders/", "collators/")) and bool(FAMILY.search(source(name)))
+
+
+# The numbers of the budgets; whoever raises one says why in the commit.
+def test_the_budgets_hold():
+    assert len([name for name in tracked() if "/" not in name]) <= 14
+    assert lines(name for name in CODE if not is_family(name)) <= 15_000
+    assert lines(reached("train.py")) <= 7_700
+
+
+def test_no_module_imports_itself_by_a_circle():
+    circles = [name for name in CODE if any(name in reached(other) for other in imports(name))]
+    assert circles == []
+
+
+def test_the_core_knows_no_tool():
+    wrong = [
+        f"{name} imports {other}"
+        for name in CODE
+        if name.startswith(CORE)
+        for other in imports(name)
+        if not other.startswith(CORE) and other.removesuffix(".py") not in SHARED
+    ]
+    assert wrong == []
+    assert [
+        name for name in CODE if name.startswith("evaluation") for o in imports(name) if o.startswith("train")
+    ] == []
+
+
+def test_no_class_is_longer_than_a_reader_can_hold():
+    classes = [(name, node) for name in CODE for node in ast.walk(tree(name)) if isinstance(node, ast.ClassDef)]
+    assert [f"{name}: {c.name}" for name, c in classes if c.end_lineno - c.lineno + 1 > 300] == []
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in PUBLIC
+
+
+def is_own(value: ast.expr) -> bool:
+    """self, cls, super(), type(self): what a class may call private."""
+    text = ast.unparse(value)
+    return text in ("self", "cls", "super()", "type(self)")
+
+
+def test_underscore_names_stay_where_they_are():
+    """Nobody uses those of another module or object; those of libraries are listed above."""
+    nodes = [(name, node) for name in CODE for node in ast.walk(tree(name))]
+    own = {node.name for _, node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and private(node.name)}
+    used = [
+        (f"{name}:{node.lineno}", alias.name)
+        for name, node in nodes
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    used += [
+        (f"{name}:{node.lineno}", node.attr)
+        for name, node in nodes
+        if isinstance(node, ast.Attribute) and not is_own(node.value)
+    ]
+    found = [(place, name) for place, name in used if private(name)]
+    assert [use for use in found if use[1] in own or use[1] not in PRIVATE_IN_LIBRARIES] == []
+    assert {name for _, name in found} == PRIVATE_IN_LIBRARIES.keys(), "what is no longer used leaves the list"
+
+
+@pytest.mark.parametrize("folder", ["reading", "collators", "training", "evaluation", "reports", "merging", "web"])
+def test_the_tests_mirror_the_folders(folder):
+    assert list(Path(REPO, "tests", folder).glob("test_*.py"))
