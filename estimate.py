@@ -35,8 +35,8 @@ from transformers.training_args import OptimizerNames
 
 from arguments import HARDWARE_FLAGS, Arguments, ModelArguments, TrainingArguments, cli, parse_arguments
 from collators import make_collator
-from datasets import IGNORE_INDEX, make_dataset
 from loaders import LOADERS, attention
+from reading.dataset import IGNORE_INDEX, make_dataset
 from reading.media import MediaOptions
 from training import checks, engines, trainable
 from training.step_memory import KINDS, QuantizedLinear, Shares, measure_step

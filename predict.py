@@ -28,11 +28,11 @@ from transformers.hf_argparser import string_to_bool
 from arguments import ModelArguments, ReadingArguments, cli
 from collators import COLLATORS
 from collators.processor_options import set_processor_options
-from datasets import make_dataset
 from evaluation import metrics
 from evaluation.answers import generate_answers, questions
 from evaluation.chat import Conversation, chat
 from loaders import LOADERS, family_of
+from reading.dataset import make_dataset
 from supported_models import find_model
 from training import trainable
 from training.checks import adapter_config, check_reading, check_writable, processor_options

@@ -25,8 +25,8 @@ from contextlib import redirect_stdout
 from arguments import cli, parse_arguments
 from collators import make_collator
 from collators.base import ChatCollator
-from datasets import MultimodalDataset, make_dataset
 from loaders import LOADERS
+from reading.dataset import MultimodalDataset, make_dataset
 from reports import preview_views
 from reports.preview_rows import Preview, examine
 from training.checks import check_writable

@@ -21,8 +21,8 @@ from transformers import set_seed
 
 from arguments import Arguments, cli, parse_arguments
 from collators import make_collator
-from datasets import EncodedDataset, MultimodalDataset, make_dataset
 from loaders import LOADERS, attention
+from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, trainable
 from training.engines import say

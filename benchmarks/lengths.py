@@ -30,8 +30,8 @@ def measure(way: str, family: str, checkpoint: str, path: str, cache: str) -> fl
     """Seconds a row, in a process of its own."""
 
     from collators import COLLATORS
-    from datasets import MultimodalDataset
     from loaders import LOADERS
+    from reading.dataset import MultimodalDataset
     from reading.media import MediaOptions
 
     dataset = MultimodalDataset(path, media=MediaOptions(cache_folder=cache))

@@ -31,8 +31,8 @@ def measure(way: str, checkpoint: str) -> dict:
     import torch
 
     from arguments import parse_arguments
-    from datasets import IGNORE_INDEX
     from loaders import LOADERS
+    from reading.dataset import IGNORE_INDEX
     from training import trainable
     from training.trainer import FinetuneTrainer
 

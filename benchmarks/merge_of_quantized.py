@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy  # noqa: E402
 import merge_lora_weights  # noqa: E402
 import predict  # noqa: E402
 import train  # noqa: E402
-from datasets import MultimodalDataset  # noqa: E402
+from reading.dataset import MultimodalDataset  # noqa: E402
 from tiny_models import make_tiny_checkpoint  # noqa: E402
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "orange", "purple"]

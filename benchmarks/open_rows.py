@@ -64,7 +64,7 @@ def write(path: Path, count: int) -> None:
 
 def measure_opening(path: str, cache: str) -> dict:
     """In a process of its own: seconds, and MB at the peak and kept."""
-    from datasets import MultimodalDataset
+    from reading.dataset import MultimodalDataset
     from reading.media import MediaOptions
 
     process, usage = psutil.Process(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -77,7 +77,7 @@ def measure_opening(path: str, cache: str) -> dict:
 
 def measure_epoch(path: str, cache: str) -> dict:
     """As `measure_opening`, and the seconds that the positions of an epoch take."""
-    from datasets import MultimodalDataset
+    from reading.dataset import MultimodalDataset
     from reading.media import MediaOptions
 
     found = measure_opening(path, cache)
@@ -90,7 +90,7 @@ def measure_reading(path: str, cache: str) -> dict:
     """Rows per second in random order, pictures opened, by this process and by two workers, once they have started."""
     from torch.utils.data import DataLoader
 
-    from datasets import MultimodalDataset
+    from reading.dataset import MultimodalDataset
     from reading.media import MediaOptions
 
     dataset = MultimodalDataset(path, media=MediaOptions(cache_folder=cache))

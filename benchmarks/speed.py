@@ -328,8 +328,8 @@ def count_tokens(family: str, checkpoint: Path, rows: Path) -> tuple[int, int]:
     """Of all rows: tokens, media included, and labels."""
     sys.path.insert(0, str(HERE.parent))
     from collators import COLLATORS
-    from datasets import IGNORE_INDEX, MultimodalDataset
     from loaders import LOADERS
+    from reading.dataset import IGNORE_INDEX, MultimodalDataset
 
     collator = COLLATORS.get(family)(LOADERS.get(family)(str(checkpoint)).load_processor())
     dataset = MultimodalDataset(str(rows))

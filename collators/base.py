@@ -22,7 +22,7 @@ from collators.batch import by_name, concatenate, with_all_sequences
 from collators.budget import Budget, OverlongSample, code_of
 from collators.channels_last import channels_last
 from collators.template import ChatFormat, Template, TemplateException, naming
-from datasets import IGNORE_INDEX
+from reading.dataset import IGNORE_INDEX
 from reading.rows import content_parts
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 
 ANSWERS_FOLDER = "eval_answers"  # of an output folder: a file for each evaluation of a run
 
@@ -99,7 +99,7 @@ def stream_answer(model, collator, messages: list[dict], max_new_tokens: int = 5
     Whoever closes the iterator, or is interrupted while it waits, ends the generation with the token at work.
 
     Args:
-        messages: canonical (datasets.py), media opened.
+        messages: canonical (reading/dataset.py), media opened.
 
     Raises:
         ValueError: the template or the processor refuses the conversation.

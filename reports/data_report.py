@@ -33,8 +33,8 @@ from collators import make_collator
 from collators.base import IGNORE_INDEX
 from collators.budget import OverlongSample
 from collators.template import naming
-from datasets import make_dataset
 from loaders import LOADERS
+from reading.dataset import make_dataset
 from reading.media import CACHE_FOLDER, is_url
 from reading.row_index import Layout
 from reading.rows import content_parts
@@ -150,7 +150,7 @@ class CheckedRows(Dataset):
     def describe(self, dataset, place: int) -> dict:
         row = dataset.rows[place]
         if row is None:
-            index, number = dataset._locate(place)
+            index, number = dataset.locate(place)
             try:
                 index.row(number)
             except ValueError:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from collators.base import ChatCollator
-from datasets import IGNORE_INDEX, MultimodalDataset
+from reading.dataset import IGNORE_INDEX, MultimodalDataset
 
 
 class Run(NamedTuple):

@@ -20,8 +20,8 @@ from markupsafe import Markup
 from tqdm import tqdm
 
 from arguments import HERE, Arguments, split_flags
-from datasets import MultimodalDataset
 from evaluation.answers import read_answers
+from reading.dataset import MultimodalDataset
 from reports.html_page import COLOUR, draw, embedded, html_page, pictures, render
 from training.engines import say
 from training.progress import SPEED

@@ -22,7 +22,7 @@ import predict
 import preview
 import tiny_models
 from arguments import parse_arguments
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 from supported_models import families
 from training import checks
 from training.checks import RENAMED_FLAGS

@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 import arguments
 import train
 from arguments import parse_arguments
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 from supported_models import find_model
 from training import checks, engines, resume
 

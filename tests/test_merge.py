@@ -23,7 +23,7 @@ from transformers import AutoModelForImageTextToText
 
 import merge_lora_weights
 import predict
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 
 LORA_FLAGS = ["--use_lora", True, *VISION_FLAGS]

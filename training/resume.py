@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 from training.engines import say
 
 UNFINISHED = "unfinished-checkpoints"

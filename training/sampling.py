@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 
 LOOK_AHEAD = 4096  # rows of which the packs of an epoch are made at a time
 

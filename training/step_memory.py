@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, pad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from datasets import IGNORE_INDEX
+from reading.dataset import IGNORE_INDEX
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
 

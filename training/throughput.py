@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from datasets import IGNORE_INDEX
+from reading.dataset import IGNORE_INDEX
 from training.adapters import base_name
 from training.engines import say
 from training.trainable import num_elements

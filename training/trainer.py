@@ -16,10 +16,10 @@ from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
-from datasets import IGNORE_INDEX
 from evaluation import metrics
 from evaluation.answers import Question, generate_answers, questions, write_answers
 from loaders.base import local_folder
+from reading.dataset import IGNORE_INDEX
 from training.engines import say
 from training.progress import LogFile, ProgressLine
 from training.resume import ResumableTrainer

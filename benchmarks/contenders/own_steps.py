@@ -17,8 +17,8 @@ from transformers import set_seed  # noqa: E402
 
 from arguments import parse_arguments  # noqa: E402
 from collators import make_collator  # noqa: E402
-from datasets import IGNORE_INDEX, EncodedDataset, make_dataset  # noqa: E402
 from loaders import LOADERS, attention  # noqa: E402
+from reading.dataset import IGNORE_INDEX, EncodedDataset, make_dataset  # noqa: E402
 from train import fit_to_budget, model_kwargs  # noqa: E402
 from training import trainable  # noqa: E402
 from training.trainer import FinetuneTrainer  # noqa: E402

@@ -11,8 +11,8 @@ import preview
 import train
 from collators import COLLATORS
 from collators.any_template import UnfitTemplate, find_replies
-from datasets import MultimodalDataset
 from loaders import LOADERS, family_of
+from reading.dataset import MultimodalDataset
 
 CHATML = """{% for message in messages %}<|im_start|>{{ message.role }}
 {% for part in message.content %}{{ part.text if part.type == 'text' else '<|image_pad|>' }}{% endfor %}<|im_end|>

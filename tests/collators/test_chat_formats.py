@@ -10,8 +10,8 @@ from transformers import AutoProcessor
 
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
-from datasets import MultimodalDataset
 from loaders import LOADERS
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 from tiny_models import make_tiny_checkpoint
 

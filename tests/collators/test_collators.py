@@ -28,8 +28,8 @@ from transformers import PaliGemmaProcessor
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX, ChatCollator
 from collators.budget import OverlongSample
-from datasets import MultimodalDataset
 from loaders.base import is_inside
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 from reading.rows import RESERVED_CHARACTER, content_parts
 

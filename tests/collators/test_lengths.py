@@ -17,8 +17,8 @@ from transformers import AddedToken
 
 from collators import COLLATORS, cached_counts
 from collators.budget import Budget
-from datasets import MultimodalDataset
 from reading import media
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 from reading.row_index import DAYS_KEPT
 from training.sampling import EpochSampler

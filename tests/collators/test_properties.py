@@ -18,7 +18,7 @@ from PIL import Image
 
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 
 # The same examples in every run; the media and checkpoints of the fixtures are made once.

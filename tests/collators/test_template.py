@@ -9,7 +9,7 @@ from collators import COLLATORS
 from collators.batch import concatenate, with_all_sequences
 from collators.budget import Budget
 from collators.template import ChatFormat, Template
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 
 FAMILY = "qwen2.5-vl"
 

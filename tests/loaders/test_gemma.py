@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
-from datasets import MultimodalDataset
 from loaders import LOADERS
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 
 THOUGHT = "<|channel>thought\n<channel|>"

@@ -31,8 +31,8 @@ import merge_lora_weights
 import predict
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
-from datasets import MultimodalDataset
 from loaders.base import COMPONENTS
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 
 # Two rows a kind or more, so that a batch has something to pad.

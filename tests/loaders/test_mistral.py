@@ -14,8 +14,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import predict
 from collators import COLLATORS
-from datasets import MultimodalDataset
 from loaders import LOADERS
+from reading.dataset import MultimodalDataset
 
 FAMILIES = ["pixtral", "mistral-small-3.1", "ministral-3"]
 

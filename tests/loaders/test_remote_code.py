@@ -13,9 +13,9 @@ import merge_lora_weights
 import predict
 import preview
 from collators import COLLATORS
-from datasets import MultimodalDataset
 from loaders import LOADERS
 from loaders.remote_code import RemoteCodeLoader
+from reading.dataset import MultimodalDataset
 
 REMOTE = [family for family in FAMILIES if FACTS[family].remote_code]
 

@@ -20,7 +20,7 @@ from conftest import make_loader, taught, trained_runs
 from PIL import Image
 
 from collators import COLLATORS
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 
 # (role, *parts): the name of a file stands for the medium.

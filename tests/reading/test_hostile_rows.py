@@ -21,7 +21,7 @@ import pytest
 from conftest import turns
 from PIL import Image
 
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 
 SECONDS, MEGABYTES = 20, 600  # that one file may take

@@ -12,7 +12,7 @@ from PIL import Image
 import predict
 from arguments import DataArguments
 from collators import make_collator
-from datasets import make_dataset
+from reading.dataset import make_dataset
 
 ROW = {"image": "red.png", "conversations": turns("<image>\nWhat?", "Red")}
 CLIP = {"video": "clip.mp4", "conversations": turns("<video>\nWhat?", "Grey")}  # 16 frames of 64x64, 8 a second

@@ -23,7 +23,7 @@ from conftest import REPO, run, turns
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 
 
@@ -649,7 +649,6 @@ class Hub(BaseHTTPRequestHandler):
 
 OPEN = """
 import json, sys
-from datasets import MultimodalDataset
 from reading.media import MediaOptions
 answers = []
 for specs in json.loads(sys.argv[1]):

@@ -11,15 +11,16 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from conftest import CONSENT, MODEL_ID, turns
 from transformers import AutoTokenizer
 
-import datasets
 import preview
+from reading.dataset import MultimodalDataset
 from reports import data_report, data_report_views
 
 
-class LoggedDataset(datasets.MultimodalDataset):
+class LoggedDataset(MultimodalDataset):
     """Notes each row that is opened in a file, and does harm on rows that say so."""
 
     def __getitem__(self, position: int) -> dict:
@@ -399,7 +400,7 @@ def test_only_what_changes_the_result_starts_anew(check, write_rows, monkeypatch
 
 
 def test_a_progress_file_counts_a_row_once_and_ends_before_what_is_no_json(tmp_path):
-    rows = datasets.torch.utils.data.TensorDataset(datasets.torch.zeros(3))
+    rows = torch.utils.data.TensorDataset(torch.zeros(3))
     rows.errors = {}
     lines = [json.dumps({"position": 0, "text": 5, "media": [["image", 8, 8, 4]]}) + "\n"] * 2
     path = tmp_path / "progress.jsonl"
@@ -454,7 +455,7 @@ def test_the_clean_file_holds_the_usable_rows_as_they_were(check, write_rows, me
     assert [(line["row"], line["fault"]) for line in others] == [(1, "row"), (3, "missing")]
     assert "none.png does not exist" in others[1]["reason"]
     assert list(report["written"].values()) == [str(clean), str(clean.parent / "clean.rejected.jsonl")]
-    opened = datasets.MultimodalDataset(str(clean))
+    opened = MultimodalDataset(str(clean))
     assert len(opened) == 3 and opened[0]["messages"][0]["content"][0]["image"].size == (64, 64)
 
     (tmp_path / "other.rejected.jsonl").touch()

@@ -15,7 +15,7 @@ from launch import launch
 from torch.utils.data import DataLoader
 
 from collators import COLLATORS
-from datasets import IGNORE_INDEX, EncodedDataset, MultimodalDataset
+from reading.dataset import IGNORE_INDEX, EncodedDataset, MultimodalDataset
 
 HALF = "half.png"
 
@@ -174,13 +174,14 @@ def test_evaluation_skips_alike_on_two_processes(write_rows, half, tiny, tmp_pat
 KILLED_OVER = """
 import os, sys
 sys.argv = ["train.py"]
-import datasets, train
-open_sample = datasets.MultimodalDataset.__getitem__
+import train
+from reading.dataset import MultimodalDataset
+open_sample = MultimodalDataset.__getitem__
 def dying(self, position):
     if position == 5:
         os.kill(os.getpid(), {signal})
     return open_sample(self, position)
-datasets.MultimodalDataset.__getitem__ = dying
+MultimodalDataset.__getitem__ = dying
 from arguments import cli
 cli(lambda: train.main({words}))
 """

@@ -16,7 +16,7 @@ from torch import nn
 import predict
 import train
 from arguments import parse_arguments
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 from training.adapters import old_names, shortened
 from training.trainable import format_summary, summarize

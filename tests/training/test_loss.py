@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from arguments import TrainingArguments, parse_arguments
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
-from datasets import EncodedDataset, MultimodalDataset
+from reading.dataset import EncodedDataset, MultimodalDataset
 from reading.media import MediaOptions
 from training.trainable import make_trainable
 from training.trainer import FinetuneTrainer

@@ -13,8 +13,8 @@ from test_loss import Parts
 
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
-from datasets import MultimodalDataset
 from loaders import attention
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 from training.sampling import PackSampler
 

@@ -13,8 +13,8 @@ from transformers import TrainerCallback, set_seed
 import train
 from arguments import parse_arguments
 from collators import make_collator
-from datasets import EncodedDataset, make_dataset
 from loaders import LOADERS
+from reading.dataset import EncodedDataset, make_dataset
 from training import trainable
 from training.checks import ATTENTION
 from training.trainer import FinetuneTrainer

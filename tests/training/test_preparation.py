@@ -17,9 +17,9 @@ import train
 from arguments import parse_arguments
 from collators import COLLATORS
 from collators.channels_last import channels_last
-from datasets import EncodedDataset, MultimodalDataset
 from loaders.base import is_inside
 from reading import media
+from reading.dataset import EncodedDataset, MultimodalDataset
 from reading.media import MediaOptions
 from training.adapters import base_name
 from training.trainable import KeepFrozenOut, make_trainable

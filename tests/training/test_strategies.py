@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import merge_lora_weights
 import predict
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 
 ARCHETYPES = ["llava-1.5", "qwen2.5-vl", "llava-onevision", "gemma-3", "llama-3.2-vision"]

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from arguments import parse_arguments
 from collators import COLLATORS
-from datasets import MultimodalDataset
 from loaders import LOADERS
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 from training.trainable import (
     add_adapters,

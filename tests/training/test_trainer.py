@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 import train
 from collators import COLLATORS
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 from training.sampling import EpochSampler, epoch_order
 from training.trainer import FinetuneTrainer

@@ -8,7 +8,7 @@ import pytest
 from conftest import turns
 from PIL import Image
 
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 from reading.media import MediaOptions
 from reading.rows import content_parts
 

@@ -1,0 +1,428 @@
+"""Rows on disk -> samples.
+
+Whatever form a row has in its file (reading/rows.py), everything after this module sees only
+
+    {"messages": [{"role": "system" | "user" | "assistant", "content": [
+        {"type": "text", "text": str} | {"type": "image", "image": ...} | {"type": "video", "video": ...}],
+        "train": False}],   # only where a reply is left out of the loss
+     "index": int,    # the row's place in its file, from 0
+     "source": str}   # "train.json, sample 7", for error messages
+
+`dataset.rows[i]` holds references, `dataset[i]` opened media: a PIL image, or a video's frames as
+(num_frames, height, width, 3) uint8 with a "metadata" entry beside them. Neither rows nor media are held in memory: an
+index on disk (reading/row_index.py) knows where each row lies and how large its media are.
+"""
+
+import hashlib
+import os
+import re
+import sys
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from reading.media import MediaOptions, open_image
+from reading.row_index import ChangedFile, Layout, RowIndex, open_index
+from reading.rows import RowForm
+from reading.sources import find_source
+
+# The label of a token that is not trained, as PyTorch's cross entropy has it.
+IGNORE_INDEX = -100
+SHOWN_FAULTS = 10  # samples that are named when they are skipped
+
+
+class MultimodalDataset(Dataset):
+    """The samples of one or several paths.
+
+    Args:
+        data_path: one or several of `PATH[:SPLIT][SLICE][:WEIGHT]` (reading/sources.py).
+        image_folder, video_folder: where relative paths start; by default the data file's folder.
+        media: how images and videos are read.
+        user_key, assistant_key: the names in the `from` field of `conversations`.
+        field_messages: the name of the field `messages`.
+        max_samples: at most so many rows of each path, the first ones.
+        allow_outside: whether relative paths may leave their folder.
+        check: True raises a ValueError that lists the rows that cannot be used; False keeps them in
+            `errors` (position -> message), with None in `rows`.
+        max_bad_samples: given, `check` leaves them out instead, as long as they are no more than these.
+    """
+
+    def __init__(
+        self,
+        data_path: str | list[str],
+        image_folder: str | None = None,
+        video_folder: str | None = None,
+        media: MediaOptions | None = None,
+        user_key: str = "human",
+        assistant_key: str = "gpt",
+        field_messages: str = "messages",
+        max_samples: int | None = None,
+        allow_outside: bool = False,
+        check: bool = True,
+        max_bad_samples: int | None = None,
+    ):
+        self.media = media or MediaOptions()
+        self.paths = [data_path] if isinstance(data_path, str) else list(data_path)
+        self.name = ", ".join(self.paths[:3]) + (f" and {len(self.paths) - 3} more" if len(self.paths) > 3 else "")
+        self.files: list[RowIndex] = []
+        self.starts = [0]  # of each file, in a numbering of the rows of all files
+        self.weights, self.chosen = [], []  # of each path; the latter in that numbering
+        for source in map(find_source, self.paths):
+            first = self.starts[-1]
+            for file in source.files:
+                own = os.path.dirname(os.path.abspath(file))
+                form = RowForm(
+                    {"image": os.path.abspath(image_folder or own), "video": os.path.abspath(video_folder or own)},
+                    user_key,
+                    assistant_key,
+                    field_messages,
+                    self.media.allow_urls,
+                    allow_outside,
+                    allow_absolute=not source.from_hub,
+                )
+                self.files.append(open_index(file, form, self.media))
+                self.starts.append(self.starts[-1] + len(self.files[-1]))
+            numbers = source.select(self.starts[-1] - first)[:max_samples]
+            self.chosen.append(range(first + numbers.start, first + numbers.stop))
+            self.weights.append(source.weight)
+        self.first_of = [0, *accumulate(map(len, self.chosen))]  # position of the first row of each path, and the end
+        self.kept: np.ndarray | None = None  # by `select`: positions before it
+        self.rows = Rows(self)
+        if not len(self):
+            raise ValueError(f"{self.name} holds no sample.")
+        self.errors = {}
+        for file, index in zip(self.starts, self.files):
+            for place, fault in index.errors.items():
+                for first, numbers in zip(self.first_of, self.chosen):
+                    if file + place in numbers:
+                        self.errors[first + numbers.index(file + place)] = fault
+        self.max_bad_samples, self.num_bad = max_bad_samples, 0
+        if check and self.errors:
+            faults = {position: self.errors[position] for position in sorted(self.errors)}
+            if max_bad_samples is None:
+                raise ValueError(
+                    f"{len(faults)} of {len(self)} samples of {self.name} cannot be used:\n{listed(faults)}"
+                )
+            self.leave_out(faults)
+            self.errors = {}
+
+    def __len__(self) -> int:
+        return self.first_of[-1] if self.kept is None else len(self.kept)
+
+    def __getitem__(self, position: int) -> dict:
+        """The sample with its media opened.
+
+        Raises:
+            ValueError: a medium that cannot be decoded, or a row that cannot be used.
+        """
+        row = self.rows[position]
+        if row is None:
+            raise ValueError(self.errors[position])
+        try:
+            messages = [{**m, "content": [self._open(part) for part in m["content"]]} for m in row["messages"]]
+        except ValueError as error:
+            raise ValueError(f"{row['source']}: {error}") from error
+        return {**row, "messages": messages}
+
+    def _open(self, part: dict) -> dict:
+        if part["type"] == "image":
+            return {**part, "image": open_image(part["image"], self.media)}
+        if part["type"] == "video":
+            from reading import videos  # not needed by a run without videos
+
+            frames, metadata = videos.open_video(part["video"], self.media)
+            return {**part, "video": frames, "metadata": metadata}
+        return part
+
+    def locate(self, position: int) -> tuple[RowIndex, int]:
+        """The file of a row, and its place in it."""
+        if self.kept is not None:
+            position = int(self.kept[position])
+        path = bisect_right(self.first_of, position) - 1
+        number = self.chosen[path][position - self.first_of[path]]
+        file = bisect_right(self.starts, number) - 1
+        return self.files[file], number - self.starts[file]
+
+    def raw(self, position: int) -> object:
+        """A row as its file has it."""
+        index, place = self.locate(position)
+        return index.raw(place)
+
+    def source(self, position: int) -> str:
+        """How error messages name a row."""
+        index, place = self.locate(position)
+        return index.source(place)
+
+    def outline(self, position: int) -> tuple[dict, dict[tuple[str, int], tuple[int, ...]]]:
+        """A row without its texts and references, and (kind, reference there) -> size of each of its media."""
+        index, place = self.locate(position)
+        layout = index.layout(place)
+        return {"messages": layout.messages}, layout.media_sizes(index.sizes(place))
+
+    def select(self, positions: Sequence[int]) -> None:
+        """Keep only the rows at these positions, which are in ascending order."""
+        self.kept = np.asarray(positions) if self.kept is None else self.kept[positions]
+
+    def leave_out(self, faults: dict[int, str], also: Collection[int] = ()) -> None:
+        """Drop the samples of `faults` (position -> what is wrong), which are named and counted, and those of `also`.
+
+        Raises:
+            ValueError: they are more than `max_bad_samples`, or no sample is left.
+        """
+        self.num_bad += len(faults)
+        if self.num_bad > self.max_bad_samples:
+            raise ValueError(
+                f"{self.num_bad} samples of {self.name} cannot be used, more than --max_bad_samples "
+                f"{self.max_bad_samples}:\n{listed(faults)}"
+            )
+        kept = np.setdiff1d(np.arange(len(self)), [*faults, *also])
+        if not len(kept):
+            raise ValueError(f"None of the {len(self)} samples of {self.name} can be used:\n{listed(faults)}")
+        if faults and int(os.environ.get("RANK", 0)) == 0:
+            print(f"{self.name}: left out {len(faults)} of {len(self)} samples:\n{listed(faults)}", flush=True)
+        self.select(kept)
+
+    def _numbers(self) -> np.ndarray:
+        """Position -> number of the row among those of all files (rows,)."""
+        numbers = np.concatenate([np.arange(chosen.start, chosen.stop) for chosen in self.chosen])
+        return numbers if self.kept is None else numbers[self.kept]
+
+    def by_file(self, positions: np.ndarray | None = None) -> Iterator[tuple[RowIndex, np.ndarray, np.ndarray]]:
+        """Each file, the places in it of the rows at these positions (by default all), and where these stand."""
+        numbers = self._numbers() if positions is None else self._numbers()[positions]
+        for start, end, index in zip(self.starts, self.starts[1:], self.files):
+            members = np.flatnonzero((numbers >= start) & (numbers < end))
+            yield index, numbers[members] - start, members
+
+    def layouts(self) -> dict[Layout, int]:
+        """The layouts that occur, each with the first position of a row that has it."""
+        found = {}
+        for index, places, positions in self.by_file():
+            numbers, firsts = np.unique(index.layouts[places], return_index=True)
+            for number, first in zip(numbers.tolist(), positions[firsts].tolist()):
+                if number >= 0:  # else it cannot be used
+                    found.setdefault(index.layouts_used[number], first)
+        return found
+
+    def groups(self) -> Iterator[tuple[Layout, np.ndarray, np.ndarray]]:
+        """The rows in groups that differ in nothing but texts and references.
+
+        Yields:
+            the layout, the size of each medium (media, 3) int32, and the positions (rows,) in ascending order.
+        """
+        for index, places, positions in self.by_file():
+            for layout, sizes, members in index.groups(places):
+                yield layout, sizes, positions[members]
+
+    def text_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of the texts of each row (rows,) int64."""
+        total = np.zeros(len(self), np.int64)
+        for index, places, positions in self.by_file():
+            total[positions] = index.text_bytes[places]
+        return total
+
+    def num_parts(self) -> np.ndarray:
+        """Texts and media of each row (rows,) int64."""
+        total = np.zeros(len(self), np.int64)
+        for index, places, positions in self.by_file():
+            parts = [sum(map(str.islower, layout)) for layout in index.layouts_used]
+            total[positions] = np.array([*parts, 0])[index.layouts[places]]  # the last is of rows without a layout
+        return total
+
+    @property
+    def media_kinds(self) -> set[str]:
+        """Which of "image" and "video" occur in the data set."""
+        return {kind for layout in self.layouts() for kind in layout.media}
+
+    @property
+    def digest(self) -> str:
+        """A hash of the texts of all rows, their order, and how many of them an epoch takes."""
+        found = hashlib.sha256("".join(index.digest for index in self.files).encode())
+        found.update(self._numbers().tobytes() + repr([self._ends(), self._shares()]).encode())
+        return found.hexdigest()
+
+    def summary(self) -> str:
+        """A line for each path: its rows, and how many of them an epoch takes."""
+        ends, lines = self._ends(), []
+        for path, first, end, share in zip(self.paths, ends, ends[1:], self._shares()):
+            of_epoch = "" if share == end - first else f", {share:,} an epoch"
+            lines.append(f"{path}: {end - first:,} samples{of_epoch}")
+        return "\n".join(lines)
+
+    # ---- weights ----
+
+    @property
+    def epoch_size(self) -> int:
+        """Samples in an epoch: each path gives its rows times its weight."""
+        return sum(self._shares())
+
+    def _shares(self) -> list[int]:
+        return [max(round(w * n), min(n, 1)) for w, n in zip(self.weights, np.diff(self._ends()).tolist())]
+
+    def _ends(self) -> list[int]:
+        """The position of the first row of each path, and the end."""
+        return self.first_of if self.kept is None else np.searchsorted(self.kept, self.first_of).tolist()
+
+    def row_weights(self) -> np.ndarray:
+        """How often each row is seen in an epoch, in the mean (rows,)."""
+        ends = self._ends()
+        return np.concatenate(
+            [np.full(b - a, share / max(b - a, 1)) for a, b, share in zip(ends, ends[1:], self._shares())]
+        )
+
+    def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
+        """The positions that an epoch takes, not shuffled: a pure function of its arguments.
+
+        A path of weight 0.5 gives one half of its rows and in the next epoch the other, one of weight 2 each row twice.
+        """
+        chosen, ends = [], self._ends()
+        for path, (start, end, share) in enumerate(zip(ends, ends[1:], self._shares())):
+            number = end - start
+            if share == number:
+                chosen.append(np.arange(start, end))
+                continue
+            # The next `share` rows of an endless line of shuffled passes over the path.
+            first, last = epoch * share, (epoch + 1) * share
+            for turn in range(first // max(number, 1), -(-last // max(number, 1))):
+                order = np.random.default_rng([seed % 2**32, path, turn]).permutation(number)
+                chosen.append(start + order[max(first - turn * number, 0) : last - turn * number])
+        return np.concatenate(chosen)
+
+
+def listed(faults: dict[int, str]) -> str:
+    """The first of some faults, a line each."""
+    return "\n".join(f"  {fault}" for fault in list(faults.values())[:SHOWN_FAULTS])
+
+
+class Rows(Sequence):
+    """The canonical rows of a data set, read from their files when they are asked for."""
+
+    def __init__(self, dataset: MultimodalDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: int) -> dict | None:
+        position = range(len(self))[position]
+        index, place = self.dataset.locate(position)
+        return None if place in index.errors else index.row(place)
+
+
+def make_dataset(
+    data, paths: str | list[str] | None, check=True, weighted=False, max_bad_samples: int | None = None
+) -> MultimodalDataset | None:
+    """The data set of some paths, read as the flags say (ReadingArguments); None without paths.
+
+    Args:
+        check, max_bad_samples: as of MultimodalDataset.
+        weighted: whether the paths may have weights, which only training heeds.
+    """
+    if not paths:
+        return None
+    dataset = MultimodalDataset(
+        paths,
+        data.image_folder,
+        data.video_folder,
+        MediaOptions.of(data),
+        data.user_key,
+        data.assistant_key,
+        data.field_messages,
+        data.max_samples,
+        data.allow_outside,
+        check,
+        max_bad_samples,
+    )
+    if not weighted and set(dataset.weights) != {1}:
+        raise ValueError(f"{dataset.name}: only training data (--data_path) has weights; here each row counts once.")
+    return dataset
+
+
+class EncodedDataset(Dataset):
+    """The samples of a data set as tensors (`ChatCollator.encode`), for training and evaluation.
+
+    Where the data set allows bad samples, one that fails is named and counted, and another, drawn by its position,
+    stands in for it; in evaluation, where a sample that counts twice would change the loss, the other has no label.
+    """
+
+    def __init__(self, dataset: MultimodalDataset, collator, num_workers: int = 0, is_training: bool = True):
+        self.dataset, self.collator, self.is_training = dataset, collator, is_training
+        self.skips = dataset.max_bad_samples is not None
+        # Shared with the data loader's workers: which samples failed, and which one each worker is busy with.
+        self.failed = torch.zeros(len(dataset) if self.skips else 0, dtype=torch.bool).share_memory_()
+        self.at_work = torch.full((max(num_workers, 1), 2), -1).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: int | tuple[int, ...]) -> dict:
+        """The tensors of a sample, a batch of one; of several positions, these samples in one row.
+
+        Raises:
+            ValueError: the sample, or with `--on_bad_sample skip` too many of them, cannot be used.
+        """
+        if isinstance(position, tuple):
+            return self.collator.join([self[one] for one in position])
+        worker = get_worker_info()
+        if worker:
+            self.at_work[worker.id] = torch.tensor([os.getpid(), position])
+        try:
+            return self.collator.encode(self.dataset[position]).inputs
+        except ChangedFile:
+            raise
+        except ValueError as error:
+            if not self.skips:
+                raise
+            self._count(position, error)
+        inputs = self._replacement(position)
+        if not self.is_training:
+            inputs["labels"] = torch.full_like(inputs["labels"], IGNORE_INDEX)
+        return inputs
+
+    def can_open(self, position: int) -> bool:
+        """Whether the media of a sample can be opened, where bad samples are allowed; else reading it will tell."""
+        if self.skips:
+            try:
+                self.dataset[position]
+            except ValueError:
+                return False
+        return True
+
+    def _count(self, position: int, error: ValueError) -> None:
+        if self.failed[position]:
+            return
+        self.failed[position] = True
+        number, limit = int(self.failed.sum()), self.dataset.max_bad_samples
+        if number <= SHOWN_FAULTS:
+            print(f"Skipped: {error}", file=sys.stderr, flush=True)
+        if (number := self.dataset.num_bad + number) > limit:
+            raise ValueError(f"{number} samples cannot be used, more than --max_bad_samples {limit}; last {error}")
+
+    def _replacement(self, position: int) -> dict[str, torch.Tensor]:
+        draw = np.random.default_rng(position)
+        while True:
+            other = int(draw.integers(len(self.dataset)))
+            try:
+                return self.collator.encode(self.dataset[other]).inputs
+            except ValueError as error:
+                self._count(other, error)
+                if self.failed.all():
+                    raise
+
+    def explain(self, error: Exception) -> ValueError | None:
+        """What a data loader's error means: what its worker raised, or the sample over which it died."""
+        if isinstance(error, ValueError):  # the text of a traceback ends with the error and its message
+            raised = re.match(r"Caught \w+ in DataLoader worker.*\n[\w.]+: (.+)\Z", str(error), re.DOTALL)
+            return ValueError(raised[1].strip()) if raised else None
+        for process, position in self.at_work.tolist():
+            if process > 0 and re.search(rf"worker \(pid(\(s\))? [\d, ]*\b{process}\b", str(error)):
+                return ValueError(
+                    f"{self.dataset.source(position)}: the data loader's worker died over it ({str(error).strip()}). "
+                    "It may lack memory, or a decoder crashed: look at its media, or run with "
+                    "--dataloader_num_workers 0."
+                )
+        return None
