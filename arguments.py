@@ -18,7 +18,7 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
-from reading.media import FILTERS
+from reading.options import FILTERS
 from supported_models import find_model
 from training import checks
 

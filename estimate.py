@@ -37,7 +37,7 @@ from arguments import HARDWARE_FLAGS, Arguments, ModelArguments, TrainingArgumen
 from collators import make_collator
 from loaders import LOADERS, attention
 from reading.dataset import IGNORE_INDEX, make_dataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 from training import checks, engines, trainable
 from training.step_memory import KINDS, QuantizedLinear, Shares, measure_step
 

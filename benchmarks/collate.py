@@ -33,7 +33,7 @@ from transformers import AutoProcessor  # noqa: E402
 from collators import COLLATORS  # noqa: E402
 from loaders import LOADERS  # noqa: E402
 from reading.dataset import MultimodalDataset  # noqa: E402
-from reading.media import MediaOptions  # noqa: E402
+from reading.options import MediaOptions  # noqa: E402
 from tiny_models import make_tiny_checkpoint  # noqa: E402
 
 TURNS = 15

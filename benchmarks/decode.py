@@ -5,9 +5,9 @@
 Encodes clips of 60 seconds, 640x360, 30 frames a second, with B-frames and a keyframe every 250 or 30 frames, in a
 temporary folder. The first table: 8 and 32 frames by `videos.open_video` with either backend, against a full decode
 (all frames as RGB) and against one pass that decodes all frames and converts the wanted ones. Peak memory is that of a
-process of its own, beyond what it had before. The second: 1080p JPEG files by `media.open_image`, against Pillow alone,
-on one core, with how far drafts are off, in levels of 255, on a smooth and on a grainy picture. All ways take turns;
-shown are medians of the times, and of the ratios within a turn.
+process of its own, beyond what it had before. The second: 1080p JPEG files by `images.open_image`, against Pillow
+alone, on one core, with how far drafts are off, in levels of 255, on a smooth and on a grainy picture. All ways take
+turns; shown are medians of the times, and of the ratios within a turn.
 """
 
 import multiprocessing
@@ -23,10 +23,8 @@ import av  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from reading import (
-    media,  # noqa: E402
-    videos,  # noqa: E402
-)
+from reading import images, videos  # noqa: E402
+from reading.options import MediaOptions  # noqa: E402
 
 TURNS = 3
 SECONDS, RATE, WIDTH, HEIGHT = 60, 30, 640, 360
@@ -64,11 +62,11 @@ def one_pass(path: str, count: int) -> np.ndarray:
 
 
 def pyav(path: str, count: int) -> np.ndarray:
-    return videos.open_video(path, media.MediaOptions(num_frames=count))[0]
+    return videos.open_video(path, MediaOptions(num_frames=count))[0]
 
 
 def decord(path: str, count: int) -> np.ndarray:
-    return videos.open_video(path, media.MediaOptions(num_frames=count, video_backend="decord"))[0]
+    return videos.open_video(path, MediaOptions(num_frames=count, video_backend="decord"))[0]
 
 
 def memory(name: str) -> int:
@@ -128,9 +126,9 @@ def compare_images(folder: str, grain: int) -> None:
 
     ways = {
         "Pillow alone": pillow,
-        "open_image": lambda: media.open_image(path, media.MediaOptions()),
-        "to 512x512": lambda: media.open_image(path, media.MediaOptions(image_size="512")),
-        "drafted": lambda: media.open_image(path, media.MediaOptions(image_size="512", jpeg_draft=True)),
+        "open_image": lambda: images.open_image(path, MediaOptions()),
+        "to 512x512": lambda: images.open_image(path, MediaOptions(image_size="512")),
+        "drafted": lambda: images.open_image(path, MediaOptions(image_size="512", jpeg_draft=True)),
     }
     turns = []
     for _ in range(5):

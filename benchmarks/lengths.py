@@ -32,7 +32,7 @@ def measure(way: str, family: str, checkpoint: str, path: str, cache: str) -> fl
     from collators import COLLATORS
     from loaders import LOADERS
     from reading.dataset import MultimodalDataset
-    from reading.media import MediaOptions
+    from reading.options import MediaOptions
 
     dataset = MultimodalDataset(path, media=MediaOptions(cache_folder=cache))
     collator = COLLATORS.get(family)(LOADERS.get(family)(checkpoint).load_processor())

@@ -65,7 +65,7 @@ def write(path: Path, count: int) -> None:
 def measure_opening(path: str, cache: str) -> dict:
     """In a process of its own: seconds, and MB at the peak and kept."""
     from reading.dataset import MultimodalDataset
-    from reading.media import MediaOptions
+    from reading.options import MediaOptions
 
     process, usage = psutil.Process(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     peak, kept, start = usage(), process.memory_full_info().uss, time.perf_counter()
@@ -78,7 +78,7 @@ def measure_opening(path: str, cache: str) -> dict:
 def measure_epoch(path: str, cache: str) -> dict:
     """As `measure_opening`, and the seconds that the positions of an epoch take."""
     from reading.dataset import MultimodalDataset
-    from reading.media import MediaOptions
+    from reading.options import MediaOptions
 
     found = measure_opening(path, cache)
     dataset, start = MultimodalDataset(path, media=MediaOptions(cache_folder=cache)), time.perf_counter()
@@ -91,7 +91,7 @@ def measure_reading(path: str, cache: str) -> dict:
     from torch.utils.data import DataLoader
 
     from reading.dataset import MultimodalDataset
-    from reading.media import MediaOptions
+    from reading.options import MediaOptions
 
     dataset = MultimodalDataset(path, media=MediaOptions(cache_folder=cache))
     positions = [random.Random(0).randrange(len(dataset)) for _ in range(ACCESSES)]

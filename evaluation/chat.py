@@ -10,7 +10,9 @@ import sys
 import torch
 
 from evaluation.answers import stream_answer
-from reading.media import MediaOptions, describe, is_url, open_image
+from reading.media import open_part
+from reading.options import MediaOptions
+from reading.references import describe, is_url
 
 COMMANDS = """\
 Type a question, or
@@ -47,15 +49,11 @@ class Conversation:
         """
         if not is_url(reference):
             reference = os.path.join(self.folders[kind], os.path.expanduser(reference))
+        part = open_part({"type": kind, kind: reference}, self.options)
         if kind == "image":
-            part = {"type": "image", "image": open_image(reference, self.options)}
             size = "{0.width}x{0.height} pixels".format(part["image"])
         else:
-            from reading import videos  # not needed without videos
-
-            frames, metadata = videos.open_video(reference, self.options)
-            part = {"type": "video", "video": frames, "metadata": metadata}
-            number, height, width, _ = frames.shape
+            number, height, width, _ = part["video"].shape
             size = f"{number} frames of {width}x{height} pixels"
         self.media.append(part)
         return f"{kind} {describe(reference)}, {size}"

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from reading.media import MediaOptions, open_image
+from reading.media import open_part
+from reading.options import MediaOptions
 from reading.row_index import ChangedFile, Layout, RowIndex, open_index
 from reading.rows import RowForm
 from reading.sources import find_source
@@ -123,20 +124,13 @@ class MultimodalDataset(Dataset):
         if row is None:
             raise ValueError(self.errors[position])
         try:
-            messages = [{**m, "content": [self._open(part) for part in m["content"]]} for m in row["messages"]]
+            messages = [
+                {**message, "content": [open_part(part, self.media) for part in message["content"]]}
+                for message in row["messages"]
+            ]
         except ValueError as error:
             raise ValueError(f"{row['source']}: {error}") from error
         return {**row, "messages": messages}
-
-    def _open(self, part: dict) -> dict:
-        if part["type"] == "image":
-            return {**part, "image": open_image(part["image"], self.media)}
-        if part["type"] == "video":
-            from reading import videos  # not needed by a run without videos
-
-            frames, metadata = videos.open_video(part["video"], self.media)
-            return {**part, "video": frames, "metadata": metadata}
-        return part
 
     def locate(self, position: int) -> tuple[RowIndex, int]:
         """The file of a row, and its place in it."""

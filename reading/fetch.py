@@ -16,7 +16,8 @@ import uuid
 from contextlib import closing, suppress
 from urllib.parse import quote, urljoin, urlsplit
 
-from reading import media
+from reading.options import MediaOptions
+from reading.references import describe
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 20  # between two pieces of data
@@ -33,7 +34,7 @@ class _Temporary(Exception):
     """A fault that may be gone at the next try."""
 
 
-def fetch(url: str, options: media.MediaOptions) -> str:
+def fetch(url: str, options: MediaOptions) -> str:
     """Path of the content of an http(s) URL: `<cache_folder>/media/<SHA-256 of the URL>`.
 
     Several processes may fetch one URL at once: each writes a file of its own and renames it.
@@ -56,10 +57,10 @@ def fetch(url: str, options: media.MediaOptions) -> str:
                     raise ValueError(f"{error or type(error).__name__} (tried {TRIES} times)") from error
                 time.sleep(BACKOFF_SECONDS * 2**attempt)
     except ValueError as error:
-        raise ValueError(f"URL {media.describe(url)} cannot be fetched: {error}") from error
+        raise ValueError(f"URL {describe(url)} cannot be fetched: {error}") from error
 
 
-def _into_cache(url: str, path: str, deadline: float, options: media.MediaOptions) -> str:
+def _into_cache(url: str, path: str, deadline: float, options: MediaOptions) -> str:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     part = f"{path}.{uuid.uuid4().hex}.part"
     try:
@@ -78,11 +79,11 @@ def _into_cache(url: str, path: str, deadline: float, options: media.MediaOption
             os.remove(part)
 
 
-def _request(url: str, file, deadline: float, options: media.MediaOptions) -> str | None:
+def _request(url: str, file, deadline: float, options: MediaOptions) -> str | None:
     """One request: writes the body to `file`, or returns where the server redirects to."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{media.describe(url)} is refused: only http:// and https:// are fetched")
+        raise ValueError(f"{describe(url)} is refused: only http:// and https:// are fetched")
     if parts.username is not None:
         raise ValueError("it holds a user name; remove it, none is sent")
     try:
@@ -112,7 +113,7 @@ def _request(url: str, file, deadline: float, options: media.MediaOptions) -> st
     return location
 
 
-def _read(response: http.client.HTTPResponse, file, options: media.MediaOptions) -> str | None:
+def _read(response: http.client.HTTPResponse, file, options: MediaOptions) -> str | None:
     status = f"the server answers {response.status}"
     if response.status in (301, 302, 303, 307, 308):
         if not response.headers.get("Location"):
@@ -169,7 +170,7 @@ class _Connection(http.client.HTTPConnection):
                 self.socket.shutdown(socket.SHUT_RDWR)
 
 
-def _public_addresses(host: str, port: int, options: media.MediaOptions) -> list[str]:
+def _public_addresses(host: str, port: int, options: MediaOptions) -> list[str]:
     """What a host name resolves to, at most three.
 
     Raises:

@@ -22,7 +22,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from reading import media, sources
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 from reading.rows import RowForm, content_parts
 
 VERSION = 1  # of the files below

@@ -9,8 +9,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from reading import media
-from reading.media import MediaOptions
+from reading import images
+from reading.files import local_file
+from reading.options import MediaOptions, scaled_size
+from reading.references import describe
 
 # FFmpeg's names of what clips come in, and of sound, so that a sound file is named as one. The others stay closed:
 # still images, and playlists, which would have it open further files and addresses.
@@ -49,7 +51,7 @@ def open_video(reference, options: MediaOptions) -> tuple[np.ndarray, dict]:
     """
     if isinstance(reference, (list, tuple)):
         return _open_images(reference, options)
-    source = media.local_file("video", reference, options)
+    source = local_file("video", reference, options)
     with _named(reference):
         with _opened(source, options) as (container, stream):
             scan, size = _scan(container, stream, source, options), (stream.width, stream.height)
@@ -70,7 +72,7 @@ def read_header(reference, options: MediaOptions) -> tuple[int, int, int]:
     if isinstance(reference, (list, tuple)):
         indices, _, (width, height) = _choose_images(reference, options)
         return len(indices), height, width
-    source = media.local_file("video", reference, options)
+    source = local_file("video", reference, options)
     with _named(reference), _opened(source, options) as (container, stream):
         frame, number = _first_frame(container, stream), options.num_frames
         if options.fps:
@@ -97,7 +99,7 @@ def _scaled_size(width: int, height: int, number: int, options: MediaOptions) ->
     Raises:
         ValueError: so many frames of that size are too large together.
     """
-    width, height = media.scaled_size(width, height, None, options.video_max_pixels)
+    width, height = scaled_size(width, height, None, options.video_max_pixels)
     if number * width * height > options.video_pixel_limit:
         raise ValueError(
             f"{number:,} frames of {width}x{height} pixels are more than --video_pixel_limit; lower "
@@ -117,7 +119,7 @@ def _open_images(references, options: MediaOptions) -> tuple[np.ndarray, dict]:
     indices, single, size = _choose_images(references, options)
     frames = {}
     for i in sorted(set(indices)):
-        image = media.open_image(references[i], single)
+        image = images.open_image(references[i], single)
         frames[i] = np.asarray(image if size == image.size else image.resize(size))
     return np.stack([frames[i] for i in indices]), _metadata(len(references), UNKNOWN_FPS, indices)
 
@@ -129,12 +131,12 @@ def _choose_images(references, options: MediaOptions) -> tuple[list[int], MediaO
     # Flags of size that mean images do not mean frames.
     single = dataclasses.replace(options, image_size=None, min_pixels=None, max_pixels=None, jpeg_draft=False)
     indices = np.linspace(0, len(references) - 1, options.num_frames).round().astype(int).tolist()
-    sizes = {i: media.read_header("image", references[i], single)[::-1] for i in sorted(set(indices))}
+    sizes = {i: images.read_header(references[i], single)[::-1] for i in sorted(set(indices))}
     first = sizes[indices[0]]
     for i, (width, height) in sizes.items():
         if (width, height) != first:
             raise ValueError(
-                f"the images of a video must have one size, but image {media.describe(references[i])} has "
+                f"the images of a video must have one size, but image {describe(references[i])} has "
                 f"{width}x{height} pixels and the first {first[0]}x{first[1]}"
             )
     with _named(references):
@@ -161,7 +163,7 @@ def _named(reference):
     except (av.FFmpegError, OSError, MemoryError, ValueError) as error:
         # The text of an error of PyAV repeats path and number.
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"video {media.describe(reference)} cannot be decoded: {reason}") from error
+        raise ValueError(f"video {describe(reference)} cannot be decoded: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -378,7 +380,7 @@ def _pixels(frame, number: int, options: MediaOptions) -> np.ndarray:
     form = {"width": width, "height": height, "threads": 1}
     if any(component.is_alpha for component in frame.format.components):
         rgba = frame.to_ndarray(format="rgba", **form)
-        pixels = np.asarray(media.on_white(Image.fromarray(rgba)))
+        pixels = np.asarray(images.on_white(Image.fromarray(rgba)))
     else:
         pixels = frame.to_ndarray(format="rgb24", **form)
     matrix = frame.side_data.get("DISPLAYMATRIX")

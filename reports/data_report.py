@@ -35,7 +35,8 @@ from collators.budget import OverlongSample
 from collators.template import naming
 from loaders import LOADERS
 from reading.dataset import make_dataset
-from reading.media import CACHE_FOLDER, is_url
+from reading.options import CACHE_FOLDER
+from reading.references import is_url
 from reading.row_index import Layout
 from reading.rows import content_parts
 from reports import data_report_views
@@ -60,7 +61,7 @@ BAD = ("row", "missing", "broken", "refused", "no label")
 LOOKED_AT_AGAIN = ("row", "missing", "broken", "crash")
 # Flags of data that no row's result depends on.
 FREE_FLAGS = {"drop_overlong", "on_bad_sample", "max_bad_samples", "data_cache"}
-# What media.py writes on a file that is not there.
+# What reading/files.py writes on a file that is not there.
 MISSING = re.compile("does not exist|is a folder")
 # Fields of raw rows that name a medium.
 MEDIA_FIELDS = {"image", "images", "image_url", "video", "videos", "video_url", "path", "url"}

@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText
 import merge_lora_weights
 import predict
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 
 LORA_FLAGS = ["--use_lora", True, *VISION_FLAGS]
 MIXTURE_FLAGS = ["--lora_experts", True, "--lora_router", True, "--lora_dropout", 0]

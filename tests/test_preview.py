@@ -31,7 +31,7 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer
 
 import preview
-from reading import media
+from reading import images
 from reports import html_page
 
 COUNTS = ["num_tokens", "num_trained", "num_image_tokens", "num_video_tokens", "cut"]
@@ -204,8 +204,8 @@ def test_the_flags_of_a_gpu_run_are_no_obstacle(run, write_rows):
 
 
 def test_what_a_library_prints_goes_to_stderr(run, write_rows, monkeypatch):
-    open_image = media.open_image
-    monkeypatch.setattr(media, "open_image", lambda path: print("noise") or open_image(path))
+    open_image = images.open_image
+    monkeypatch.setattr(images, "open_image", lambda *of: print("noise") or open_image(*of))
     code, out = run("qwen2-vl", write_rows(ROWS[:1]), "--json")
     assert [line["index"] for line in json_lines(out)] == [0] and code == 0
 

@@ -22,7 +22,7 @@ from transformers.utils import (
 )
 
 from evaluation.metrics import METRICS, load_metrics
-from reading.media import CACHE_FOLDER, MediaOptions
+from reading.options import CACHE_FOLDER, MediaOptions
 
 # Flags that transformers 5 removed or renamed -> what to write now.
 RENAMED_FLAGS = {

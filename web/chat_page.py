@@ -14,8 +14,8 @@ import predict
 from arguments import ReadingArguments
 from collators.processor_options import set_processor_options
 from evaluation.answers import stream_answer
-from reading import videos
-from reading.media import MediaOptions, open_image
+from reading.media import open_part
+from reading.options import MediaOptions
 from training.checks import adapter_config, processor_options
 from web.runs import check_inside
 
@@ -86,11 +86,8 @@ class Chat:
     def _parts(self, turn: dict) -> Iterator[dict]:
         for file in turn["files"]:
             try:
-                if (mimetypes.guess_type(file)[0] or "").startswith("video/"):
-                    frames, metadata = videos.open_video(file, self.options)
-                    yield {"type": "video", "video": frames, "metadata": metadata}
-                else:
-                    yield {"type": "image", "image": open_image(file, self.options)}
+                kind = "video" if (mimetypes.guess_type(file)[0] or "").startswith("video/") else "image"
+                yield open_part({"type": kind, kind: file}, self.options)
             except ValueError as error:
                 raise ValueError(str(error).replace(file, os.path.basename(file))) from error
         if turn["text"]:

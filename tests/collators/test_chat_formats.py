@@ -12,7 +12,7 @@ from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from loaders import LOADERS
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 from tiny_models import make_tiny_checkpoint
 
 # (family, `family` of the golden records of one of its checkpoints)

@@ -30,7 +30,7 @@ from collators.base import IGNORE_INDEX, ChatCollator
 from collators.budget import OverlongSample
 from loaders.base import is_inside
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 from reading.rows import RESERVED_CHARACTER, content_parts
 
 MULTI_TURN = [family for family in FAMILIES if FACTS[family].multi_turn]

@@ -19,7 +19,7 @@ from collators import COLLATORS, cached_counts
 from collators.budget import Budget
 from reading import media
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 from reading.row_index import DAYS_KEPT
 from training.sampling import EpochSampler
 
@@ -195,7 +195,7 @@ def test_one_counts_while_others_wait(tiny, write_rows, counted):
 
 def test_no_medium_is_opened(tiny, write_rows, monkeypatch):
     dataset = MultimodalDataset(write_rows(hostile_rows("llava-1.5")))
-    for module, name in ((media, "read_header"), (Image, "open"), (MultimodalDataset, "_open")):
+    for module, name in ((media, "read_header"), (Image, "open"), (MultimodalDataset, "__getitem__")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("opened a medium"))
     assert (collator_of("llava-1.5", tiny).budget.token_lengths(dataset) > 0).all()
 

@@ -19,7 +19,7 @@ from PIL import Image
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 
 # The same examples in every run; the media and checkpoints of the fixtures are made once.
 quick = partial(

@@ -12,7 +12,7 @@ from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from loaders import LOADERS
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 
 THOUGHT = "<|channel>thought\n<channel|>"
 PROMPT, TURN = "{{ '<|turn>model\n", "{{- '<|turn>' + role + '\n' }}"

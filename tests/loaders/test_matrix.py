@@ -33,7 +33,7 @@ from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from loaders.base import COMPONENTS
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 
 # Two rows a kind or more, so that a batch has something to pad.
 KINDS = {

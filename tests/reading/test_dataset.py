@@ -9,7 +9,7 @@ from conftest import turns
 from PIL import Image
 
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 from reading.rows import content_parts
 
 

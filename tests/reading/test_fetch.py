@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from reading import fetch, media
-from reading.media import MediaOptions
+from reading import fetch, images, media
+from reading.options import MediaOptions
 
 
 def png() -> bytes:
@@ -91,12 +91,12 @@ def test_content_is_fetched_once_and_kept_under_the_hash_of_its_url(server, opti
 def test_an_image_and_a_frame_by_url(server, options):
     server.answers["/a"] = answer(png())
     url = server.url + "/a"
-    assert media.open_image(url, options()).size == (6, 4)
+    assert images.open_image(url, options()).size == (6, 4)
     assert media.read_header("image", url, options()) == (4, 6)
     assert media.read_header("video", [url], options(num_frames=2)) == (2, 4, 6)
     server.answers["/b"] = answer(b"<html>")
     with pytest.raises(ValueError, match="image http://127.0.0.1:[0-9]*/b cannot be decoded"):
-        media.open_image(server.url + "/b", options())
+        images.open_image(server.url + "/b", options())
 
 
 def test_several_at_once_get_whole_files(server, options):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from collators import COLLATORS
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 
 # (role, *parts): the name of a file stands for the medium.
 CONVERSATIONS = [

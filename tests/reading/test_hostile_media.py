@@ -16,8 +16,9 @@ from PIL import Image
 from test_media import png, tiff
 from test_videos import numbers, write_clip
 
-from reading import media, videos
-from reading.media import MediaOptions
+from reading import images, media, videos
+from reading.options import MediaOptions
+from reading.references import describe
 
 SECONDS = 20
 MEGABYTES = 200  # beyond what the process had before
@@ -35,7 +36,7 @@ def header(kind: str, reference, options: MediaOptions):
 
 def opened(kind: str, reference, options: MediaOptions) -> np.ndarray:
     if kind == "image":
-        return np.asarray(media.open_image(reference, options))
+        return np.asarray(images.open_image(reference, options))
     return videos.open_video(reference, options)[0]
 
 
@@ -70,8 +71,8 @@ def child():
         assert peak < megabytes
         for answer in answers:
             if isinstance(answer, str):
-                assert answer.startswith((f"{kind} {media.describe(reference)} ", "URL ")) and answer.isprintable()
-                assert len(answer) < len(media.describe(reference)) + 300
+                assert answer.startswith((f"{kind} {describe(reference)} ", "URL ")) and answer.isprintable()
+                assert len(answer) < len(describe(reference)) + 300
         return answers
 
     yield ask

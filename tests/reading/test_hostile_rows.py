@@ -22,7 +22,7 @@ from conftest import turns
 from PIL import Image
 
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 
 SECONDS, MEGABYTES = 20, 600  # that one file may take
 HI = {"conversations": turns("Hi", "Hello")}

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from reading import media, videos
-from reading.media import MediaOptions
+from reading import images, media, videos
+from reading.options import MediaOptions, scaled_size
+from reading.references import describe
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 PLAIN = MediaOptions()
-OPEN = {"image": media.open_image, "video": videos.open_video}
+OPEN = {"image": images.open_image, "video": videos.open_video}
 
 
 def save_png(path, mode, colour):
@@ -36,7 +37,7 @@ def save_png(path, mode, colour):
 )
 def test_every_pixel_format_becomes_what_a_person_sees(tmp_path, mode, colour, expected):
     save_png(tmp_path / "a.png", mode, colour)
-    image = media.open_image(str(tmp_path / "a.png"), PLAIN)
+    image = images.open_image(str(tmp_path / "a.png"), PLAIN)
     assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (4, 2), expected)
 
 
@@ -45,7 +46,7 @@ def test_a_palette_image_keeps_its_colours_and_its_transparency(tmp_path):
     image.putpalette([9, 9, 9, 255, 0, 0])
     image.putpixel((3, 0), 0)
     image.save(tmp_path / "a.png", transparency=0)
-    opened = media.open_image(str(tmp_path / "a.png"), PLAIN)
+    opened = images.open_image(str(tmp_path / "a.png"), PLAIN)
     assert opened.getpixel((0, 0)) == RED and opened.getpixel((3, 0)) == WHITE
 
 
@@ -53,7 +54,7 @@ def test_a_palette_with_alpha_lies_on_white():
     image = Image.new("PA", (4, 2), (1, 255))
     image.putpalette([9, 9, 9, 255, 0, 0])
     image.putpixel((3, 0), (1, 0))
-    opened = media.open_image(image, PLAIN)
+    opened = images.open_image(image, PLAIN)
     assert opened.getpixel((0, 0)) == RED and opened.getpixel((3, 0)) == WHITE
 
 
@@ -107,7 +108,7 @@ def tiff(width: int, height: int, bits: int, photometric: int, data: bytes, chan
     ids="rgb16 la16 rgba16 bit pgm16 pbm tiff16 tiff16-inverted tiff12 cmyk".split(),
 )
 def test_a_file_by_the_letter_of_its_specification(content, expected):
-    image = media.open_image(content, PLAIN)
+    image = images.open_image(content, PLAIN)
     assert image.mode == "RGB" and image.getpixel((0, 0)) == expected
     assert media.read_header("image", content, PLAIN) == image.size[::-1]
 
@@ -118,7 +119,7 @@ def test_a_cmyk_jpeg_with_inverted_ink_as_adobe_writes_it(tmp_path):
     assert b"Adobe" in file.getvalue()
     with av.open(file, format="jpeg_pipe") as truth:  # FFmpeg's decoder, which follows the marker
         truth = next(truth.decode(video=0)).to_ndarray(format="rgb24")[8, 8]
-    colour = media.open_image(file.getvalue(), PLAIN).getpixel((8, 8))
+    colour = images.open_image(file.getvalue(), PLAIN).getpixel((8, 8))
     assert np.abs(truth.astype(int) - colour).max() < 6 and colour[0] > 240 and colour[1] < 70
 
 
@@ -126,7 +127,7 @@ def test_a_cmyk_jpeg_with_inverted_ink_as_adobe_writes_it(tmp_path):
 def test_of_an_animation_the_first_frame_is_taken(tmp_path, ending):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
     frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:], lossless=True)
-    assert media.open_image(str(tmp_path / f"a.{ending}"), PLAIN).getpixel((4, 4)) == RED
+    assert images.open_image(str(tmp_path / f"a.{ending}"), PLAIN).getpixel((4, 4)) == RED
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "tiff", "webp"])
@@ -140,7 +141,7 @@ def test_exif_turns_the_image_and_its_size(tmp_path, ending, orientation, size, 
     exif[ExifTags.Base.Orientation] = orientation
     path = str(tmp_path / f"a.{ending}")
     stored.save(path, exif=exif)
-    image = media.open_image(path, PLAIN)
+    image = images.open_image(path, PLAIN)
     assert image.size == size
     assert (
         image.getpixel(corner)[0] > 200 and sum(image.getpixel((size[0] - 1 - corner[0], size[1] - 1 - corner[1]))) < 60
@@ -148,7 +149,7 @@ def test_exif_turns_the_image_and_its_size(tmp_path, ending, orientation, size, 
     assert media.read_header("image", path, PLAIN) == size[::-1]
     with Image.open(path) as given:
         before = given.size  # of TIFF, Pillow turns it
-        assert media.open_image(given, PLAIN).tobytes() == image.tobytes()
+        assert images.open_image(given, PLAIN).tobytes() == image.tobytes()
         assert media.read_header("image", given, PLAIN) == size[::-1] and given.size == before
 
 
@@ -165,7 +166,7 @@ def test_exif_behind_the_pixels_of_a_png_turns_it_too(orientation, size, animate
     end = content.rindex(b"fcTL" if animated else b"IEND") - 4  # of an animation, behind the first frame
     content = content[:end] + late + content[end:]
     assert content.index(b"eXIf") > content.index(b"IDAT")
-    assert media.open_image(content, PLAIN).size == size
+    assert images.open_image(content, PLAIN).size == size
     assert media.read_header("image", content, PLAIN) == size[::-1]
 
 
@@ -200,7 +201,7 @@ def test_a_missing_file_is_a_value_error_that_names_it(tmp_path, kind):
 def test_a_format_without_a_magic_number_is_none(tmp_path):
     Image.new("RGB", (4, 2)).save(tmp_path / "a.tga")
     with pytest.raises(ValueError, match="it is of none of the formats"):
-        media.open_image(str(tmp_path / "a.tga"), PLAIN)
+        images.open_image(str(tmp_path / "a.tga"), PLAIN)
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "bmp"])
@@ -210,14 +211,14 @@ def test_a_truncated_image_is_a_value_error(tmp_path, ending):
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match="cannot be decoded"):
-        media.open_image(str(path), PLAIN)
+        images.open_image(str(path), PLAIN)
 
 
 def test_pixels_of_unknown_range_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tiff")
     Image.new("I", (4, 4)).save(tmp_path / "b.tiff")
     for name in ("a.tiff", "b.tiff"):
-        for opened in (media.open_image, lambda *of: media.read_header("image", *of)):
+        for opened in (images.open_image, lambda *of: media.read_header("image", *of)):
             with pytest.raises(ValueError, match="32-bit"):
                 opened(str(tmp_path / name), PLAIN)
 
@@ -229,7 +230,7 @@ def test_an_image_may_be_a_path_bytes_or_opened(tmp_path):
     image = Image.new("RGB", (6, 4), "red")
     image.save(tmp_path / "a.png")
     for reference in (str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), image):
-        opened = media.open_image(reference, PLAIN)
+        opened = images.open_image(reference, PLAIN)
         assert opened.size == (6, 4) and opened.getpixel((0, 0)) == RED
         assert media.read_header("image", reference, PLAIN) == (4, 6)
     assert image.load()  # still open
@@ -249,11 +250,11 @@ def test_an_image_may_be_a_path_bytes_or_opened(tmp_path):
     ],
 )
 def test_a_message_names_a_medium_in_one_line_without_secrets(reference, name):
-    assert media.describe(reference) == name
+    assert describe(reference) == name
 
 
 def test_a_long_name_is_shortened():
-    assert len(media.describe("data:image/png;base64," + "A" * 10**6)) < 300
+    assert len(describe("data:image/png;base64," + "A" * 10**6)) < 300
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
@@ -266,7 +267,7 @@ def test_urls_need_consent(kind):
 @pytest.mark.parametrize("reference", [None, 3, {"path": "a"}])
 def test_what_is_no_reference_is_named(reference):
     with pytest.raises(ValueError, match="is no medium; expected a path"):
-        media.open_image(reference, PLAIN)
+        images.open_image(reference, PLAIN)
 
 
 # ---- sizes ----
@@ -286,7 +287,7 @@ def test_what_is_no_reference_is_named(reference):
 )
 def test_an_image_is_resized_as_asked_and_its_header_tells(flags, size):
     image, options = Image.new("RGB", (64, 48), "red"), MediaOptions(**flags)
-    opened = media.open_image(image, options)
+    opened = images.open_image(image, options)
     assert opened.size == size and opened.getpixel((5, 5)) == RED
     assert media.read_header("image", image, options) == size[::-1]
 
@@ -296,7 +297,7 @@ def test_a_size_applies_to_the_image_as_it_is_turned(tmp_path):
     exif[ExifTags.Base.Orientation] = 6
     Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg", exif=exif)
     options = MediaOptions(max_pixels=64 * 48 // 4)
-    assert media.open_image(str(tmp_path / "a.jpg"), options).size == (24, 32)
+    assert images.open_image(str(tmp_path / "a.jpg"), options).size == (24, 32)
     assert media.read_header("image", str(tmp_path / "a.jpg"), options) == (32, 24)
 
 
@@ -306,7 +307,7 @@ def test_every_size_lies_within_the_bounds_and_keeps_the_ratio():
         width, height = (int(2 ** random.uniform(0, 13)) for _ in range(2))
         low = int(2 ** random.uniform(0, 20))
         high = low * 2 + 1
-        new = media.scaled_size(width, height, low, high)
+        new = scaled_size(width, height, low, high)
         assert 1 <= new[0] * new[1] <= high
         assert new[0] * new[1] >= low or min(new) < 3
         if min(new) > 30 and min(width, height) > 30:
@@ -317,7 +318,7 @@ def test_every_size_lies_within_the_bounds_and_keeps_the_ratio():
 def test_each_algorithm_is_the_one_of_its_name(name):
     """A dark and a bright half, doubled: nearest and box keep two values, the others grade, and two overshoot."""
     image = Image.fromarray(np.repeat([0, 0, 0, 0, 200, 200, 200, 200], 3).reshape(1, 8, 3).astype(np.uint8))
-    row = np.asarray(media.open_image(image, MediaOptions(image_size="16x1", image_resize_algorithm=name)))[0, :, 0]
+    row = np.asarray(images.open_image(image, MediaOptions(image_size="16x1", image_resize_algorithm=name)))[0, :, 0]
     assert (set(row.tolist()) == {0, 200}) == (name in ("nearest", "box"))
     assert (row.max() > 200) == (name in ("bicubic", "lanczos"))
 

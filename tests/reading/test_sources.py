@@ -24,7 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 
 
 def rows_named(name: str, count: int) -> list[dict]:
@@ -649,7 +649,7 @@ class Hub(BaseHTTPRequestHandler):
 
 OPEN = """
 import json, sys
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 answers = []
 for specs in json.loads(sys.argv[1]):
     try:

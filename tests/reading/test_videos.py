@@ -14,7 +14,7 @@ from conftest import REPO
 from PIL import Image
 
 from reading import media, videos
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 
 BARS = 8  # bits of the number, of 8 pixels each
 needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord is only built for x86_64")
@@ -522,7 +522,7 @@ def test_a_process_forked_after_decoding_ends(tmp_path):
         "import gc, os, sys, time\n"
         "gc.disable()\n"  # so that the frames are garbage at the fork
         "from reading import videos\n"
-        "from reading.media import MediaOptions\n"
+        "from reading.options import MediaOptions\n"
         "for _ in range(20):\n"
         "    videos.open_video(sys.argv[1], MediaOptions(video_max_pixels=1000))\n"
         "if not (child := os.fork()):\n"

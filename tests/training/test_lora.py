@@ -17,7 +17,7 @@ import predict
 import train
 from arguments import parse_arguments
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 from training.adapters import old_names, shortened
 from training.trainable import format_summary, summarize
 

@@ -12,7 +12,7 @@ from arguments import TrainingArguments, parse_arguments
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from reading.dataset import EncodedDataset, MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 from training.trainable import make_trainable
 from training.trainer import FinetuneTrainer
 

@@ -15,7 +15,7 @@ from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from loaders import attention
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 from training.sampling import PackSampler
 
 # Written by hand, from the models' papers and code: who mixes neighbours in a row by other means than attention.

@@ -18,9 +18,9 @@ from arguments import parse_arguments
 from collators import COLLATORS
 from collators.channels_last import channels_last
 from loaders.base import is_inside
-from reading import media
+from reading import images, media
 from reading.dataset import EncodedDataset, MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 from training.adapters import base_name
 from training.trainable import KeepFrozenOut, make_trainable
 
@@ -55,8 +55,8 @@ def test_images_come_out_as_of_the_checkpoints_own_processor(tiny, family):
     assert type(ours) is not type(own) and vars(ours) == vars(own)
     opened = noise(100, 80)
     opened.info["transparency"] = (1, 2, 3)
-    for images in ([noise(301, 200)], [noise(57, 333)], [noise(80, 80)], [noise(64, 48), noise(90, 40)], [opened]):
-        expected, given = tensors(own(images)), tensors(ours(images))
+    for pictures in ([noise(301, 200)], [noise(57, 333)], [noise(80, 80)], [noise(64, 48), noise(90, 40)], [opened]):
+        expected, given = tensors(own(pictures)), tensors(ours(pictures))
         assert len(expected) == len(given) > 0
         for a, b in zip(expected, given):
             assert torch.equal(a, b) and a.is_contiguous() == b.is_contiguous()
@@ -132,10 +132,10 @@ def test_a_drafted_jpeg_has_its_size_and_nearly_its_pixels(tmp_path, orientation
     exif[ExifTags.Base.Orientation] = orientation
     path = str(tmp_path / "a.jpg")
     scene(640, 360).save(path, exif=exif)
-    plain = media.open_image(path, MediaOptions(**flags))
-    decoded, seen = [], media._as_seen
-    monkeypatch.setattr(media, "_as_seen", lambda image: decoded.append(image.size) or seen(image))
-    drafted = media.open_image(path, MediaOptions(**flags, jpeg_draft=True))
+    plain = images.open_image(path, MediaOptions(**flags))
+    decoded, seen = [], images._as_seen
+    monkeypatch.setattr(images, "_as_seen", lambda image: decoded.append(image.size) or seen(image))
+    drafted = images.open_image(path, MediaOptions(**flags, jpeg_draft=True))
     assert drafted.size == plain.size
     assert media.read_header("image", path, MediaOptions(**flags, jpeg_draft=True)) == plain.size[::-1]
     # The largest of these that is no smaller than the image is to be, on either side.
@@ -150,7 +150,7 @@ def test_a_drafted_jpeg_has_its_size_and_nearly_its_pixels(tmp_path, orientation
 def test_what_cannot_be_drafted_stays_the_same(tmp_path, name, flags):
     scene(640, 360).save(tmp_path / name)
     plain, drafted = (
-        media.open_image(str(tmp_path / name), MediaOptions(**flags, jpeg_draft=draft)) for draft in (False, True)
+        images.open_image(str(tmp_path / name), MediaOptions(**flags, jpeg_draft=draft)) for draft in (False, True)
     )
     assert plain.tobytes() == drafted.tobytes()
 

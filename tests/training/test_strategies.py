@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 import merge_lora_weights
 import predict
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 
 ARCHETYPES = ["llava-1.5", "qwen2.5-vl", "llava-onevision", "gemma-3", "llama-3.2-vision"]
 LORA = ["--use_lora", True, "--lora_dropout", 0]

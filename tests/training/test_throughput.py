@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from arguments import parse_arguments
 from collators import COLLATORS
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 from training import throughput, trainable
 from training.throughput import FlopCounter, ThroughputMeter, sample_lengths
 from training.trainer import FinetuneTrainer

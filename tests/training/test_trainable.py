@@ -15,7 +15,7 @@ from arguments import parse_arguments
 from collators import COLLATORS
 from loaders import LOADERS
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 from training.trainable import (
     add_adapters,
     format_summary,

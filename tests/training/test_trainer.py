@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 import train
 from collators import COLLATORS
 from reading.dataset import MultimodalDataset
-from reading.media import MediaOptions
+from reading.options import MediaOptions
 from training.sampling import EpochSampler, epoch_order
 from training.trainer import FinetuneTrainer
 

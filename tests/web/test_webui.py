@@ -20,7 +20,8 @@ import webui
 from arguments import PARTS, parse_arguments
 from evaluation.answers import stream_answer
 from predict import load
-from reading.media import MediaOptions, open_image
+from reading.images import open_image
+from reading.options import MediaOptions
 from training.trainable import training_modes
 from web import chat_page, runs
 

@@ -1,0 +1,67 @@
+"""From a reference in a row to the file that it means."""
+
+import io
+import os
+import stat
+import unicodedata
+from functools import lru_cache
+
+from reading.options import MediaOptions
+from reading.references import describe, is_url
+
+
+def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
+    """Where the encoded bytes of a medium are: the path of a regular file, or bytes in memory.
+
+    Raises:
+        ValueError: no such file, a folder, a pipe or device (which might never end), a URL that may not be fetched, or
+            what is no reference at all.
+    """
+    name = f"{kind} {describe(reference)}"
+    if isinstance(reference, (bytes, bytearray, memoryview)):
+        return io.BytesIO(reference)
+    if not isinstance(reference, str):
+        raise ValueError(f"{name} is no medium; expected a path, a URL or the bytes of a file")
+    if is_url(reference):
+        from reading import fetch  # not needed by a run without URLs
+
+        if not options.allow_urls:
+            raise ValueError(f"{name} is a URL; give --allow_urls True to have it fetched")
+        return fetch.fetch(reference, options)
+    try:
+        mode = os.stat(reference).st_mode
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        fault = "does not exist" if missing else f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        if missing and (similar := similar_path(reference)):
+            fault += f", but {similar} does, of which case, accents or slashes are written otherwise"
+        raise ValueError(f"{name} {fault}; mend the path or --{kind}_folder") from None
+    if not stat.S_ISREG(mode):
+        fault = "is a folder" if stat.S_ISDIR(mode) else "is a pipe or device, not a file"
+        raise ValueError(f"{name} {fault}; mend the path or --{kind}_folder")
+    return reference
+
+
+def similar_path(path: str) -> str | None:
+    """The path that is there, if one differs from a missing absolute path as `folded` says."""
+    found = os.sep
+    for name in path.replace("\\", "/").strip("/").split("/"):
+        if not os.path.lexists(os.path.join(found, name)):
+            name = names_in(found).get(folded(name))
+        if name is None:
+            return None
+        found = os.path.join(found, name)
+    return found if os.path.exists(found) else None  # not a link to nothing
+
+
+@lru_cache(maxsize=64)  # of many missing files, most lie in few folders
+def names_in(folder: str) -> dict[str, str]:
+    try:
+        return {folded(name): name for name in os.listdir(folder)}
+    except OSError:
+        return {}
+
+
+def folded(name: str) -> str:
+    """A name in small letters, with accents composed: a Mac writes them as characters of their own."""
+    return unicodedata.normalize("NFC", name).casefold()

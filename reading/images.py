@@ -1,0 +1,131 @@
+"""Images: from a reference in a row to pixels."""
+
+import contextlib
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from reading.files import local_file
+from reading.options import FILTERS, MediaOptions
+from reading.references import describe
+
+# The rest of Pillow's formats are not what people train on, TGA is known only by the ending of a name, and EPS is a
+# program that Pillow hands to Ghostscript.
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+
+def open_image(reference, options: MediaOptions) -> Image.Image:
+    """The image as a person sees it: RGB, turned by its EXIF orientation, transparency on white; then resized as asked.
+
+    Of an animation it is the first frame.
+
+    Raises:
+        ValueError: missing, empty, broken, truncated or too large file; the message names it.
+    """
+    with _header(reference, options) as image:
+        size = None
+        if options.jpeg_draft and image.format in ("JPEG", "MPO"):
+            size = options.target_size(*_seen_size(image))
+            image.draft(None, size[::-1] if _is_turned(image) else size)
+        image = _as_seen(image)
+        size = size or options.target_size(*image.size)
+        return image if size == image.size else image.resize(size, FILTERS[options.image_resize_algorithm])
+
+
+def read_header(reference, options: MediaOptions) -> tuple[int, int]:
+    """(height, width) of an image as `open_image` gives it; decodes no pixel of it. See `media.read_header`."""
+    with _header(reference, options) as image:
+        _is_deep(image)
+        return options.target_size(*_seen_size(image))[::-1]
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An image with transparency as RGB, on white."""
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+
+
+@contextlib.contextmanager
+def _header(reference, options: MediaOptions):
+    """An image with only its header read. What fails in the body of the `with` is a ValueError that names the image."""
+    in_memory = isinstance(reference, Image.Image)
+    source = reference if in_memory else local_file("image", reference, options)
+    Image.MAX_IMAGE_PIXELS = options.image_pixel_limit // 2  # Pillow (13) refuses what has twice as many
+    try:
+        with reference.copy() if in_memory else Image.open(source, formats=FORMATS) as image:
+            yield image
+    except UnidentifiedImageError as error:
+        raise _undecodable(reference, f"it is of none of the formats {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise _undecodable(reference, f"{error} If you trust it, raise --image_pixel_limit") from error
+    except Exception as error:  # on broken bytes the decoders raise nearly any type
+        raise _undecodable(reference, error) from error
+
+
+def _undecodable(reference, reason) -> ValueError:
+    return ValueError(f"image {describe(reference)} cannot be decoded: {reason}")
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether it is grey of 16 bits.
+
+    Raises:
+        ValueError: 32 bits, whose range is not known.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return True
+    if image.mode in ("I", "F"):
+        raise ValueError("its 32-bit pixels have no known range; save it with 8 or 16 bits")
+    return False
+
+
+def _seen_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) as a person sees it, by the header alone."""
+    width, height = image.size
+    if image.format == "TIFF":  # Pillow (11 and later) has turned the size, but not the pixels
+        width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+    return (height, width) if _is_turned(image) else (width, height)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether it lies on its side, by its EXIF orientation."""
+    # Of the base class: PngImageFile's own decodes the whole image to look behind the pixels.
+    exif = Image.Image.getexif(_without_pixels(image) if image.format == "PNG" else image)
+    return exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+
+
+def _without_pixels(image: Image.Image) -> Image.Image:
+    """An opened PNG with its chunks (PNG specification, 5.3) but those of pixels: EXIF may stand behind them."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    image.fp.seek(0)
+    kept, behind = [image.fp.read(8)], False
+    while len(start := image.fp.read(8)) == 8:
+        length, name = struct.unpack(">I4s", start)
+        if name == b"IEND" or (behind and name == b"fcTL"):  # the second frame of an animation
+            break
+        if name == b"IDAT":
+            behind = True
+            image.fp.seek(length, os.SEEK_CUR)
+        else:
+            kept.append(chunk(name, image.fp.read(length)))
+        image.fp.seek(4, os.SEEK_CUR)  # its checksum
+    return Image.open(io.BytesIO(b"".join(kept) + chunk(b"IDAT", b"")), formats=["PNG"])
+
+
+def _as_seen(image: Image.Image) -> Image.Image:
+    """The image turned (in place) and as RGB."""
+    tiff = image.tag_v2 if image.format == "TIFF" else {}
+    deep = _is_deep(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    if deep:  # `convert` would clip at 255 and leave it white
+        bits = tiff.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+        if tiff.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0; Pillow (13) turns only 8 bits
+            image = ImageOps.invert(image)
+    return on_white(image) if image.has_transparency_data else image.convert("RGB")

@@ -1,0 +1,95 @@
+"""How media are opened: the flags, and the sizes that they ask for."""
+
+import os
+from dataclasses import dataclass, fields
+
+import numpy as np
+from PIL import Image
+
+# Where indexes of data files and fetched media lie.
+CACHE_FOLDER = os.environ.get("FINELMM_CACHE", "~/.cache/finelmm")
+FILTERS = {name: Image.Resampling[name.upper()] for name in "bilinear bicubic lanczos nearest box hamming".split()}
+
+
+@dataclass(frozen=True)
+class MediaOptions:
+    """How media are opened: the flags of the same names.
+
+    Raises:
+        ValueError: a value that cannot work, or one that would have no effect; the message names the flag.
+    """
+
+    image_size: str | None = None  # "512" (square) or "640x480" (width x height): exactly that, whatever the ratio
+    image_resize_algorithm: str = "bicubic"
+    min_pixels: int | None = None  # width * height within [min_pixels, max_pixels], the ratio of the sides kept
+    max_pixels: int | None = None
+    jpeg_draft: bool = False  # decode a JPEG at 1/2, 1/4 or 1/8 of its size, where that is still no smaller than asked
+    num_frames: int = 8  # of a video, evenly spaced from the first to the last
+    fps: float | None = None  # instead of num_frames: so many a second of video, at most max_frames
+    max_frames: int | None = None
+    video_max_pixels: int | None = None  # of a frame, the ratio of the sides kept
+    video_backend: str = "pyav"  # or decord
+    allow_urls: bool = False
+    allowed_networks: tuple[str, ...] = ()  # that URLs may point to beside public addresses, as "10.1.0.0/16"
+    cache_folder: str = CACHE_FOLDER  # fetched files are kept in its folder media
+    image_pixel_limit: int = 179_000_000  # a larger image or frame is refused as a decompression bomb
+    media_megabytes_limit: int = 2_000  # of a fetched file
+    video_seconds_limit: int = 4 * 3600
+    video_pixel_limit: int = 2_000_000_000  # of all frames taken from a video together, as they are scaled
+
+    def __post_init__(self):
+        for name in ("min_pixels", "max_pixels", "num_frames", "fps", "max_frames", "video_max_pixels"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:  # also NaN
+                raise ValueError(f"--{name} is {value}; it must be more than 0.")
+        for name in ("image_pixel_limit", "media_megabytes_limit", "video_seconds_limit", "video_pixel_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.image_resize_algorithm not in FILTERS:
+            raise ValueError(
+                f"--image_resize_algorithm is {self.image_resize_algorithm!r}, expected {', '.join(FILTERS)}."
+            )
+        if self.video_backend not in ("pyav", "decord"):
+            raise ValueError(f"--video_backend is {self.video_backend!r}, expected pyav or decord.")
+        if self.image_size is not None and (self.min_pixels or self.max_pixels):
+            raise ValueError("--min_pixels and --max_pixels have no effect beside --image_size; give one or the other.")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"--min_pixels {self.min_pixels} is more than --max_pixels {self.max_pixels}.")
+        if self.jpeg_draft and not (self.image_size or self.max_pixels):
+            raise ValueError(
+                "--jpeg_draft has no effect without a size to decode for: add --image_size or --max_pixels."
+            )
+        if self.max_frames and not self.fps:
+            raise ValueError("--max_frames has no effect without --fps; give --num_frames or --fps.")
+        self.target_size(1, 1)
+
+    @classmethod
+    def of(cls, flags) -> "MediaOptions":
+        """The options that flags of the same names have (arguments.ReadingArguments)."""
+        values = {field.name: getattr(flags, field.name) for field in fields(cls) if hasattr(flags, field.name)}
+        return cls(**values, cache_folder=flags.data_cache or CACHE_FOLDER)
+
+    def target_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) that an image of (width, height) is resized to.
+
+        Raises:
+            ValueError: --image_size is not of the form 512 or 640x480.
+        """
+        if self.image_size is None:
+            return scaled_size(width, height, self.min_pixels, self.max_pixels)
+        sides = str(self.image_size).lower().split("x")
+        if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
+            raise ValueError(f"--image_size is {self.image_size!r}, expected 512 (square) or 640x480 (width x height).")
+        return int(sides[0]), int(sides[-1])
+
+
+def scaled_size(width: int, height: int, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
+    """The size with width * height within the bounds and the ratio of the sides kept, up to whole pixels."""
+    if min_pixels and width * height < min_pixels:
+        scale = (min_pixels / (width * height)) ** 0.5
+        width, height = int(np.ceil(width * scale)), int(np.ceil(height * scale))
+    if max_pixels and width * height > max_pixels:
+        scale = (max_pixels / (width * height)) ** 0.5
+        width, height = max(1, int(width * scale)), max(1, int(height * scale))
+        width, height = min(width, max_pixels), min(height, max_pixels)  # where the other side is a single pixel
+    return width, height
