@@ -17,12 +17,15 @@ import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from reading.options import FILTERS
 from supported_models import find_model
 from training import checks
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+# Of a switch that is no field of a dataclass: `--flag`, `--flag True` or `--flag False`.
+SWITCH = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
 
 # Flags that ask for a GPU, a package or an engine: what is trained on does not depend on them.
 HARDWARE_FLAGS = {
@@ -251,6 +254,12 @@ class Arguments:
         # `to_dict` turns enums and configurations into plain values; a token of the Hub is not for a file.
         values |= {n: v for n, v in self.training.to_dict().items() if n in self.given and not n.endswith("_token")}
         return {name: value for name, value in values.items() if value not in (None, [])}
+
+
+def add_trust_flag(parser: argparse.ArgumentParser) -> None:
+    """Never taken from args.yaml: whoever wrote the folder would consent for whoever runs it."""
+    help = ModelArguments.__dataclass_fields__["trust_remote_code"].metadata["help"]
+    parser.add_argument("--trust_remote_code", **SWITCH, help=help)
 
 
 def cli(main) -> None:

@@ -20,28 +20,20 @@ import tempfile
 
 import psutil
 import torch
-import yaml
 from huggingface_hub import HfApi
-from peft import PeftModel, get_peft_model_state_dict
-from PIL import Image
-from transformers.hf_argparser import string_to_bool
 from transformers.trainer_utils import get_last_checkpoint
 
-import check_serving
-from arguments import cli
+from arguments import SWITCH, add_trust_flag, cli
 from collators import COLLATORS
-from loaders import LOADERS, family_of
-from loaders.base import BaseLoader, local_folder
-from merging.shard_merge import ShardMerge, WholeModelNeeded, check_adapter, open_file
-from predict import add_trust_flag, saved_arguments
-from reports.run_report import write_merged_card
-from supported_models import find_model
-from training.checks import adapter_config, check_writable
+from loaders import LOADERS, output_folder
+from merging import serving
+from merging.shard_merge import ShardMerge, WholeModelNeeded
+from merging.whole_model import check_logits, memory_needed, merge_whole
+from reports.model_card import write_merged_card
+from training.checks import check_writable
 from training.trainable import quantization_config
-from training.trainer import copy_processor_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WEIGHT_FILES = ["model*.safetensors", "pytorch_model*.bin"]
 
 
 def main(words: list[str] | None = None) -> None:
@@ -51,9 +43,8 @@ def main(words: list[str] | None = None) -> None:
     base_path = args.model_local_path or adapter.get("base_model_name_or_path")
     if not base_path:
         raise ValueError(f"{args.model_path} does not say what it was trained from: name it by --model_local_path.")
-    saved = saved_arguments(args.model_path)
-    model_id = args.model_id or saved.get("model_id")
-    family = find_model(model_id).family if model_id else family_of(base_path)
+    saved = output_folder.saved_arguments(args.model_path)
+    family = output_folder.family_in(args.model_path, base_path, args.model_id)
     loader = LOADERS.get(family)(base_path, args.trust_remote_code)
     if hasattr(loader.config, "quantization_config"):  # only such a config has the attribute
         raise ValueError(f"{base_path} is stored quantized. Name its full-precision base by --model_local_path.")
@@ -88,10 +79,9 @@ def main(words: list[str] | None = None) -> None:
         if dtype:
             write_dtype(os.path.join(folder, "config.json"), args.dtype)
         for path in (base_path, args.model_path):  # the run may have had a --chat_template of its own
-            copy_processor_files(path, folder)
+            output_folder.copy_processor_files(path, folder)
         if saved:
-            with open(os.path.join(folder, "args.yaml"), "w", encoding="utf-8") as file:
-                yaml.safe_dump(saved, file, sort_keys=False, allow_unicode=True)
+            output_folder.write_arguments(folder, saved)
         for name in ("all_results.json", "loss.png"):
             if os.path.isfile(path := os.path.join(args.model_path, name)):
                 shutil.copyfile(path, os.path.join(folder, name))
@@ -107,7 +97,7 @@ def main(words: list[str] | None = None) -> None:
         merged = LOADERS.get(family)(place, args.trust_remote_code, dtype=torch.float32)
         collator = COLLATORS.get(family)(loader.load_processor())
         print(check_logits(loader, args.model_path, seen_as, merged, collator, dtype), flush=True)
-    found = "; ".join(check_serving.faults(place)) or "all there (check_serving.py says more)"
+    found = "; ".join(serving.faults(place)) or "all there (check_serving.py says more)"
     print(f"What inference servers read: {found}.")
     if args.push_to_hub:
         HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=place)
@@ -120,7 +110,7 @@ def read_adapter(path: str) -> dict:
     Raises:
         ValueError: there is none; the message says what to do with what there is.
     """
-    if (config := adapter_config(path)) is not None:
+    if (config := output_folder.adapter_config(path)) is not None:
         return config
     cure = "so there is nothing to merge"
     for shards, command in {
@@ -150,13 +140,6 @@ def check_target(args: argparse.Namespace) -> None:
             raise ValueError(f"--push_to_hub {args.push_to_hub} cannot be made: {error}") from error
 
 
-def memory_needed(loader: BaseLoader) -> float:
-    """Bytes for the model in float32, and a third more for the adapter and what is computed."""
-    folder = local_folder(loader.model_path, WEIGHT_FILES)
-    paths = [path for pattern in WEIGHT_FILES for path in glob.glob(os.path.join(folder, pattern))]
-    return sum(map(os.path.getsize, paths)) * 4 / loader.dtype.itemsize * 4 / 3
-
-
 def gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB"
 
@@ -174,75 +157,6 @@ def write_dtype(path: str, dtype: str) -> None:
         json.dump(rename({"dtype": dtype} | config), file, indent=2)
 
 
-# ---- on the loaded model ----
-
-
-def load_with_adapter(loader: BaseLoader, adapter_path: str, seen_as) -> PeftModel:
-    """Base and adapter in float32; the base as a quantization saw it, if one is given.
-
-    Raises:
-        ValueError: the adapter does not fit the base.
-    """
-    loader.model_kwargs["dtype"] = torch.float32
-    if seen_as:
-        loader.model_kwargs |= {"dtype": loader.dtype, "quantization_config": seen_as}
-    model = loader.load_model()
-    model = (model.dequantize() if seen_as else model).float()
-    try:
-        model = PeftModel.from_pretrained(model, adapter_path)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{adapter_path} is no adapter of {loader.model_path}: {error}") from error
-    stored = get_peft_model_state_dict(model, save_embedding_layers=False)
-    expected = {key.removeprefix("base_model.model."): tensor for key, tensor in stored.items()}
-    check_adapter(
-        open_file(os.path.join(adapter_path, "adapter_model.safetensors")), expected, adapter_path, loader.model_path
-    )
-    return model.eval()
-
-
-def merge_whole(loader: BaseLoader, adapter_path: str, seen_as, dtype: torch.dtype):
-    return load_with_adapter(loader, adapter_path, seen_as).merge_and_unload(safe_merge=True).to(dtype)
-
-
-@torch.no_grad()
-def check_logits(loader, adapter_path: str, seen_as, merged: BaseLoader, collator, dtype: torch.dtype | None) -> str:
-    """Compare the logits of base + adapter and of the merged model, both computed in float32, on a probe with an image.
-
-    Their difference has to be of the size of rounding: of what random changes, within the precision that was written,
-    of the weights that were merged do to the logits.
-
-    Raises:
-        ValueError: it is larger.
-    """
-    torch.manual_seed(0)
-    image = Image.fromarray(torch.randint(256, (64, 64, 3), dtype=torch.uint8).numpy())
-    question = [{"type": "image", "image": image}, {"type": "text", "text": "What is in the image?"}]
-    answer = [{"type": "text", "text": "Nothing but noise."}]
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    batch = collator([{"messages": messages}])
-    del batch["labels"]
-
-    model = load_with_adapter(loader, adapter_path, seen_as)
-    with_adapter = model(**batch).logits
-    with model.disable_adapter():
-        moved = with_adapter - model(**batch).logits
-    for name, parameter in model.named_parameters():
-        if dtype or "base_layer" in name or "modules_to_save" in name:
-            parameter *= 1 + torch.finfo(dtype or loader.dtype).eps * (torch.rand_like(parameter) - 0.5)
-    rounding = with_adapter - model(**batch).logits
-    del model
-    difference = with_adapter - merged.load_model().eval()(**batch).logits
-
-    moved, rounding, difference = (x.square().mean().sqrt().item() for x in (moved, rounding, difference))
-    found = (
-        f"the logits of base + adapter and of the merged model differ by {difference:.2g} (root mean square, "
-        f"{batch['input_ids'].numel()} tokens); rounding alone moves them by {rounding:.2g}, the adapter by {moved:.2g}"
-    )
-    if not difference <= 4 * rounding + 1e-6 * with_adapter.abs().max():
-        raise ValueError(f"Self-check failed: {found}. Do not use {merged.model_path}.")
-    return f"Self-check of the logits: {found}."
-
-
 def parse(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -253,9 +167,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model_save_path", required=True, help="Folder to write, new or empty.")
     parser.add_argument("--dtype", choices=DTYPES, help="Precision to write; default: each tensor's own in the base.")
     add_trust_flag(parser)
-    switch = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
-    parser.add_argument("--load_model", **switch, help="Implied; accepted for old scripts.")
-    parser.add_argument("--load_4bit", **switch, help="Merge into the base as its 4-bit quantization saw it.")
+    parser.add_argument("--load_model", **SWITCH, help="Implied; accepted for old scripts.")
+    parser.add_argument("--load_4bit", **SWITCH, help="Merge into the base as its 4-bit quantization saw it.")
     parser.add_argument(
         "--push_to_hub", metavar="ORG/NAME", help="Upload the result there; log in with `hf auth login`."
     )

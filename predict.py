@@ -20,22 +20,20 @@ import os
 import sys
 
 import torch
-import yaml
 from tqdm import tqdm
 from transformers import HfArgumentParser
-from transformers.hf_argparser import string_to_bool
 
-from arguments import ModelArguments, ReadingArguments, cli
+from arguments import SWITCH, ReadingArguments, add_trust_flag, cli
 from collators import COLLATORS
 from collators.processor_options import set_processor_options
 from evaluation import metrics
 from evaluation.answers import generate_answers, questions
 from evaluation.chat import Conversation, chat
-from loaders import LOADERS, family_of
+from loaders import LOADERS
+from loaders.output_folder import adapter_config, family_in, saved_arguments
 from reading.dataset import make_dataset
-from supported_models import find_model
 from training import trainable
-from training.checks import adapter_config, check_reading, check_writable, processor_options
+from training.checks import check_reading, check_writable, processor_options
 
 # What the model gets to see of images and videos: as in training, unless a flag says otherwise.
 # Flags of one group stand together: where one is given, none of it is taken from training.
@@ -45,8 +43,6 @@ AS_IN_TRAINING = (
     *[(name,) for name in ("image_resize_algorithm", "video_max_pixels", "video_backend", "processor_kwargs")],
 )
 
-
-SWITCH = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
 # Flags that have no effect in the other of the two modes.
 OF_A_FILE = ("output_path", "metric", "batch_size", "max_samples", "allow_outside")
 OF_A_FILE += ("user_key", "assistant_key", "field_messages")
@@ -137,12 +133,6 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def add_trust_flag(parser: argparse.ArgumentParser) -> None:
-    """Never taken from args.yaml: whoever wrote the folder would consent for whoever runs it."""
-    help = ModelArguments.__dataclass_fields__["trust_remote_code"].metadata["help"]
-    parser.add_argument("--trust_remote_code", **SWITCH, help=help)
-
-
 def check(args: argparse.Namespace) -> None:
     """Refuse what would fail only after the model is loaded, or change nothing."""
     modes = [name for name in ("data_path", "chat", "prompt") if getattr(args, name)]
@@ -183,12 +173,10 @@ def load(
         base_path = model_local_path or adapter["base_model_name_or_path"]
     elif model_local_path:
         print(f"--model_local_path is not needed: {model_path} is a whole checkpoint, not an adapter.")
-    model_id = model_id or saved_arguments(model_path).get("model_id")
-    family = find_model(model_id).family if model_id else family_of(base_path)
+    saved, family = saved_arguments(model_path), family_in(model_path, base_path, model_id)
     placement = {"device_map": "auto"} if torch.cuda.is_available() else {}  # over all GPUs
     loader = LOADERS.get(family)(base_path, trust_remote_code, dtype="auto", **placement)
     if adapter is not None:
-        saved = saved_arguments(model_path)
         # The adapter corrects the base that it saw, so it stands on one that is quantized alike.
         if bits := trainable.quantized_bits(saved.get("q_lora"), saved.get("load_in_8bit")):
             loader.model_kwargs["quantization_config"] = trainable.quantization_config(loader, loader.dtype, bits)
@@ -199,18 +187,8 @@ def load(
         model = PeftModel.from_pretrained(model, model_path)
     own_processor = os.path.isfile(os.path.join(model_path, "tokenizer_config.json")) and not loader.remote_code
     processor = loader.load_processor(model_path if own_processor else base_path)
-    replaced = saved_arguments(model_path).get("chat_template")  # the run saved it with its processor
+    replaced = saved.get("chat_template")  # the run saved it with its processor
     return model, COLLATORS.get(family)(processor, chat_template=processor.chat_template if replaced else None)
-
-
-def saved_arguments(model_path: str) -> dict:
-    """The flags in `args.yaml`, here or in the run's folder above a `checkpoint-N`; empty where there is none."""
-    for folder in (model_path, os.path.dirname(os.path.abspath(model_path))):
-        path = os.path.join(folder, "args.yaml")
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                return yaml.safe_load(file)
-    return {}
 
 
 if __name__ == "__main__":

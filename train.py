@@ -12,16 +12,14 @@ if __name__ == "__main__":
 
     entry.begin(__file__)  # answers --help: the imports below take seconds
 
-import os
 from functools import partial
 
 import numpy as np
-import yaml
 from transformers import set_seed
 
 from arguments import Arguments, cli, parse_arguments
 from collators import make_collator
-from loaders import LOADERS, attention
+from loaders import LOADERS, attention, output_folder
 from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, trainable
@@ -167,9 +165,7 @@ def quantize(arguments: Arguments, loader) -> None:
 def write_arguments(arguments: Arguments) -> None:
     """Write args.yaml: with it, predict.py and merge_lora_weights.py read what a run leaves, also a stopped one."""
     if arguments.training.should_save:
-        os.makedirs(arguments.training.output_dir, exist_ok=True)
-        with open(os.path.join(arguments.training.output_dir, "args.yaml"), "w", encoding="utf-8") as file:
-            yaml.safe_dump(arguments.as_dict(), file, sort_keys=False, allow_unicode=True)
+        output_folder.write_arguments(arguments.training.output_dir, arguments.as_dict())
 
 
 def save(trainer: FinetuneTrainer, loader, metrics: dict) -> None:

@@ -34,6 +34,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from arguments import HERE, cli
+from loaders.output_folder import ARGUMENTS
 from reports.html_page import render
 from supported_models import AUTO, MODELS
 from training.progress import SPEED
@@ -313,7 +314,7 @@ def explain(root: str, *inputs) -> tuple[str, str]:
         folder = runs.check(words, root)
     except ValueError as error:
         return command, notice(str(error), is_error=True)
-    is_used = os.path.exists(os.path.join(folder, "args.yaml"))
+    is_used = os.path.exists(os.path.join(folder, ARGUMENTS))
     return command, notice(f"Ready to start{f', over the run in {folder}' if is_used else ''}.")
 
 

@@ -15,19 +15,19 @@ from typing import NamedTuple
 
 import torch
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 from markupsafe import Markup
 from tqdm import tqdm
 
 from arguments import HERE, Arguments, split_flags
 from evaluation.answers import read_answers
+from loaders.output_folder import ADAPTER_CONFIG
 from reading.dataset import MultimodalDataset
 from reports.html_page import COLOUR, draw, embedded, html_page, pictures, render
-from training.engines import say
+from reports.model_card import CARD, TAG, forgiven
 from training.progress import SPEED
 from training.trainable import ComponentSummary, format_summary
 
-CARD, TAG = "README.md", "finelmm"
 SHOWN_ANSWERS = 12
 PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # behind the loss and other metrics
 # Flags that name places on the machine, which are nobody's business who gets the weights.
@@ -83,15 +83,6 @@ def reported(trainer, facts: RunFacts):
         if trainer.is_world_process_zero() and trainer.state.log_history:
             with forgiven("report"):
                 write_report(trainer.args.output_dir, facts, trainer.state, ended)
-
-
-@contextmanager
-def forgiven(what: str):
-    """A page that cannot be written costs no run its weights."""
-    try:
-        yield
-    except Exception as error:
-        say(f"WARNING: no {what} could be written: {type(error).__name__}: {error}")
 
 
 # ---- what the report tells ----
@@ -279,7 +270,7 @@ def write_loss(path: str, lines: dict, title: str) -> None:
 def write_card(facts: RunFacts, folder: str, state) -> None:
     """Write the model card of the weights in a folder."""
     arguments = facts.arguments
-    is_adapter = os.path.isfile(os.path.join(folder, "adapter_config.json"))
+    is_adapter = os.path.isfile(os.path.join(folder, ADAPTER_CONFIG))
     metadata = ModelCardData(
         base_model=facts.base,
         base_model_relation=facts.base and ("adapter" if is_adapter else "finetune"),
@@ -304,18 +295,3 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
     )
     with open(os.path.join(folder, CARD), "w", encoding="utf-8") as file:
         file.write(card)
-
-
-@forgiven("model card")
-def write_merged_card(adapter: str, merged: str) -> None:
-    """Write the card of a merged model after that of its adapter, where that has one of `write_card`."""
-    path = os.path.join(adapter, CARD)
-    card = ModelCard.load(path) if os.path.isfile(path) else None
-    if card is None or TAG not in (card.data.tags or []):
-        return
-    card.data.library_name, card.data.tags = "transformers", [TAG]
-    card.data.base_model_relation = card.data.base_model and "finetune"
-    head, _, tail = card.text.partition("## Use\n")
-    head = head.replace("\nAdapter of", "\nMerged weights of", 1)
-    card.text = head + str(render("model_card_use.md", is_adapter=False)) + tail.partition("```\n")[2]
-    card.save(os.path.join(merged, CARD))

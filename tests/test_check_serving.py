@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 
 import check_serving
 import merge_lora_weights
+from merging import serving
 
 
 def outcomes(path) -> dict[str, tuple[str, str]]:
-    return {name: (kind, text) for kind, name, text in check_serving.check(str(path))}
+    return {name: (kind, text) for kind, name, text in serving.check(str(path))}
 
 
 @pytest.mark.parametrize("family", BY_KIND)
@@ -34,7 +35,7 @@ def shard(folder) -> None:
     for half, file in zip(halves, files):
         save_file({name: weights[name] for name in half}, folder / file, {"format": "pt"})
     index = {"metadata": {}, "weight_map": {name: file for half, file in zip(halves, files) for name in half}}
-    (folder / check_serving.INDEX).write_text(json.dumps(index))
+    (folder / serving.INDEX).write_text(json.dumps(index))
     (folder / "model.safetensors").unlink()
 
 
@@ -64,8 +65,8 @@ DAMAGES = {
     "blind template": (lambda f: (f / "chat_template.jinja").write_text("User:"), {"chat template"}),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), {"weights"}),
     "cut weights": (lambda f: cut(f, "model.safetensors"), {"weights"}),
-    "no index": (lambda f: [shard(f), (f / check_serving.INDEX).unlink()], {"weights"}),
-    "broken index": (lambda f: [shard(f), (f / check_serving.INDEX).write_text("{")], {"weights"}),
+    "no index": (lambda f: [shard(f), (f / serving.INDEX).unlink()], {"weights"}),
+    "broken index": (lambda f: [shard(f), (f / serving.INDEX).write_text("{")], {"weights"}),
     "a lost shard": (lambda f: [shard(f), (f / "model-00002-of-00002.safetensors").unlink()], {"weights"}),
     "a cut shard": (lambda f: [shard(f), cut(f, "model-00002-of-00002.safetensors")], {"weights"}),
     "a swapped shard": (

@@ -22,6 +22,7 @@ from transformers.utils import (
 )
 
 from evaluation.metrics import METRICS, load_metrics
+from loaders.output_folder import adapter_config
 from reading.options import CACHE_FOLDER, MediaOptions
 
 # Flags that transformers 5 removed or renamed -> what to write now.
@@ -422,18 +423,6 @@ def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
         if getattr(lora, name):
             raise ValueError(f"--{name} is settled by the adapter in --lora_weight_path: leave it out.")
     check_lora(lora)
-
-
-def adapter_config(model_path: str) -> dict | None:
-    """The adapter's configuration, or None where `model_path` is no adapter."""
-    path = os.path.join(model_path, "adapter_config.json")
-    if not os.path.isfile(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def check_writable(option: str, folder: str) -> None:

@@ -1,6 +1,5 @@
 """The HF Trainer with what it leaves open: an exact loss, pure samplers, answers in evaluation, processor files."""
 
-import glob
 import math
 import os
 import shutil
@@ -18,7 +17,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
 from evaluation import metrics
 from evaluation.answers import Question, generate_answers, questions, write_answers
-from loaders.base import local_folder
+from loaders.output_folder import copy_processor_files
 from reading.dataset import IGNORE_INDEX
 from training.engines import say
 from training.progress import LogFile, ProgressLine
@@ -26,14 +25,6 @@ from training.resume import ResumableTrainer
 from training.sampling import EpochSampler, PackSampler
 from training.throughput import FlopCounter, ThroughputMeter
 from training.trainable import KeepFrozenOut
-
-# What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
-PROCESSOR_FILES = [
-    *["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"],
-    *["tekken.json", "*.tiktoken"],
-    *["chat_template.json", "*.jinja", "additional_chat_templates/*", "generation_config.json"],
-    *["processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"],
-]
 
 
 class FinetuneTrainer(ResumableTrainer):
@@ -308,13 +299,3 @@ class EarlyStopping(EarlyStoppingCallback):
                 f"Stopped early after step {state.global_step}: {self.early_stopping_patience} evaluations without a "
                 f"better {args.metric_for_best_model} than {state.best_metric:.4g} at step {state.best_global_step}."
             )
-
-
-def copy_processor_files(model_path: str, output_dir: str) -> None:
-    """Copy the base checkpoint's own tokenizer, processor, template and generation files."""
-    model_path = local_folder(model_path, PROCESSOR_FILES)  # in the cache since the processor was loaded
-    for pattern in PROCESSOR_FILES:
-        for path in glob.glob(os.path.join(model_path, pattern)):
-            target = os.path.join(output_dir, os.path.relpath(path, model_path))
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            shutil.copyfile(path, target)

@@ -14,9 +14,10 @@ import predict
 from arguments import ReadingArguments
 from collators.processor_options import set_processor_options
 from evaluation.answers import stream_answer
+from loaders.output_folder import adapter_config, saved_arguments
 from reading.media import open_part
 from reading.options import MediaOptions
-from training.checks import adapter_config, processor_options
+from training.checks import processor_options
 from web.runs import check_inside
 
 # Title of a message that is no answer.
@@ -76,7 +77,7 @@ class Chat:
         if adapter := adapter_config(folder):
             check_inside(adapter["base_model_name_or_path"], self.root, "the base of the adapter")
         self.model, self.collator = predict.load(folder)
-        saved = predict.saved_arguments(folder)
+        saved = saved_arguments(folder)
         names = [name for group in predict.AS_IN_TRAINING for name in group if name in saved]
         reading = ReadingArguments(**{name: saved[name] for name in names})
         set_processor_options(self.collator, processor_options(reading.processor_kwargs))

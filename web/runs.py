@@ -25,6 +25,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from arguments import HERE, PARTS, parse_arguments, split_flags
+from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS
 from preview import add_flags
 from reading.sources import ENDINGS, HUB_ID, find_source
 from training.progress import LOG_FILE
@@ -316,8 +317,8 @@ def find(root: str) -> Found:
         if number == MOST_FOLDERS:
             break
         name = os.path.relpath(folder, root)
-        is_model = not {"config.json", "adapter_config.json"}.isdisjoint(files) and name != "."
-        is_run = not {RECORD, LOG_FILE, "args.yaml"}.isdisjoint(files) and name != "."
+        is_model = not {"config.json", ADAPTER_CONFIG}.isdisjoint(files) and name != "."
+        is_run = not {RECORD, LOG_FILE, ARGUMENTS}.isdisjoint(files) and name != "."
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__")) and f != "node_modules")
         if is_run or is_model:
             folders[:] = [f for f in folders if f.startswith("checkpoint-")]

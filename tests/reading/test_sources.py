@@ -649,6 +649,7 @@ class Hub(BaseHTTPRequestHandler):
 
 OPEN = """
 import json, sys
+from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
 answers = []
 for specs in json.loads(sys.argv[1]):

@@ -18,6 +18,7 @@ from PIL import Image
 import merge_lora_weights
 from arguments import parse_arguments
 from reports import run_report
+from reports.model_card import write_merged_card
 
 FAMILY = "qwen2-vl"
 
@@ -141,7 +142,7 @@ def test_a_card_of_somebody_else_is_not_taken_for_the_merged_models(tmp_path, te
         (tmp_path / name).mkdir()
     if text:
         (tmp_path / "adapter/README.md").write_text(text)
-    run_report.write_merged_card(str(tmp_path / "adapter"), str(tmp_path / "merged"))
+    write_merged_card(str(tmp_path / "adapter"), str(tmp_path / "merged"))
     assert not (tmp_path / "merged/README.md").exists()
 
 

@@ -1,0 +1,69 @@
+"""What lies in an output folder beside weights: the flags of its run, an adapter's configuration, processor files."""
+
+import glob
+import json
+import os
+import shutil
+
+import yaml
+
+from loaders import family_of
+from loaders.base import local_folder
+from supported_models import find_model
+
+ARGUMENTS, ADAPTER_CONFIG = "args.yaml", "adapter_config.json"
+# What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
+PROCESSOR_FILES = [
+    *["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"],
+    *["tekken.json", "*.tiktoken"],
+    *["chat_template.json", "*.jinja", "additional_chat_templates/*", "generation_config.json"],
+    *["processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"],
+]
+
+
+def write_arguments(folder: str, values: dict) -> None:
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, ARGUMENTS), "w", encoding="utf-8") as file:
+        yaml.safe_dump(values, file, sort_keys=False, allow_unicode=True)
+
+
+def saved_arguments(folder: str) -> dict:
+    """The flags in `args.yaml`, here or in the run's folder above a `checkpoint-N`; empty where there is none."""
+    for place in (folder, os.path.dirname(os.path.abspath(folder))):
+        path = os.path.join(place, ARGUMENTS)
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                return yaml.safe_load(file)
+    return {}
+
+
+def adapter_config(folder: str) -> dict | None:
+    """The adapter's configuration, or None where the folder holds no adapter."""
+    path = os.path.join(folder, ADAPTER_CONFIG)
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def family_in(folder: str, base_path: str, model_id: str | None = None) -> str:
+    """The family of what was trained: by the model id, given or in `args.yaml`, else by the config of the base.
+
+    Raises:
+        ValueError: none of them tells it.
+    """
+    model_id = model_id or saved_arguments(folder).get("model_id")
+    return find_model(model_id).family if model_id else family_of(base_path)
+
+
+def copy_processor_files(model_path: str, folder: str) -> None:
+    """Copy a checkpoint's own tokenizer, processor, template and generation files."""
+    model_path = local_folder(model_path, PROCESSOR_FILES)  # in the cache since the processor was loaded
+    for pattern in PROCESSOR_FILES:
+        for path in glob.glob(os.path.join(model_path, pattern)):
+            target = os.path.join(folder, os.path.relpath(path, model_path))
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copyfile(path, target)

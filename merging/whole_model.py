@@ -1,0 +1,86 @@
+"""Base and adapter as a loaded model: the merge of what shards cannot give, and the check of the logits."""
+
+import glob
+import os
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from PIL import Image
+
+from loaders.base import BaseLoader, local_folder
+from merging.shard_merge import check_adapter, open_file
+
+WEIGHT_FILES = ["model*.safetensors", "pytorch_model*.bin"]
+
+
+def memory_needed(loader: BaseLoader) -> float:
+    """Bytes for the model in float32, and a third more for the adapter and what is computed."""
+    folder = local_folder(loader.model_path, WEIGHT_FILES)
+    paths = [path for pattern in WEIGHT_FILES for path in glob.glob(os.path.join(folder, pattern))]
+    return sum(map(os.path.getsize, paths)) * 4 / loader.dtype.itemsize * 4 / 3
+
+
+def load_with_adapter(loader: BaseLoader, adapter_path: str, seen_as) -> PeftModel:
+    """Base and adapter in float32; the base as a quantization saw it, if one is given.
+
+    Raises:
+        ValueError: the adapter does not fit the base.
+    """
+    loader.model_kwargs["dtype"] = torch.float32
+    if seen_as:
+        loader.model_kwargs |= {"dtype": loader.dtype, "quantization_config": seen_as}
+    model = loader.load_model()
+    model = (model.dequantize() if seen_as else model).float()
+    try:
+        model = PeftModel.from_pretrained(model, adapter_path)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{adapter_path} is no adapter of {loader.model_path}: {error}") from error
+    stored = get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected = {key.removeprefix("base_model.model."): tensor for key, tensor in stored.items()}
+    check_adapter(
+        open_file(os.path.join(adapter_path, "adapter_model.safetensors")), expected, adapter_path, loader.model_path
+    )
+    return model.eval()
+
+
+def merge_whole(loader: BaseLoader, adapter_path: str, seen_as, dtype: torch.dtype):
+    return load_with_adapter(loader, adapter_path, seen_as).merge_and_unload(safe_merge=True).to(dtype)
+
+
+@torch.no_grad()
+def check_logits(loader, adapter_path: str, seen_as, merged: BaseLoader, collator, dtype: torch.dtype | None) -> str:
+    """Compare the logits of base + adapter and of the merged model, both computed in float32, on a probe with an image.
+
+    Their difference has to be of the size of rounding: of what random changes, within the precision that was written,
+    of the weights that were merged do to the logits.
+
+    Raises:
+        ValueError: it is larger.
+    """
+    torch.manual_seed(0)
+    image = Image.fromarray(torch.randint(256, (64, 64, 3), dtype=torch.uint8).numpy())
+    question = [{"type": "image", "image": image}, {"type": "text", "text": "What is in the image?"}]
+    answer = [{"type": "text", "text": "Nothing but noise."}]
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    batch = collator([{"messages": messages}])
+    del batch["labels"]
+
+    model = load_with_adapter(loader, adapter_path, seen_as)
+    with_adapter = model(**batch).logits
+    with model.disable_adapter():
+        moved = with_adapter - model(**batch).logits
+    for name, parameter in model.named_parameters():
+        if dtype or "base_layer" in name or "modules_to_save" in name:
+            parameter *= 1 + torch.finfo(dtype or loader.dtype).eps * (torch.rand_like(parameter) - 0.5)
+    rounding = with_adapter - model(**batch).logits
+    del model
+    difference = with_adapter - merged.load_model().eval()(**batch).logits
+
+    moved, rounding, difference = (x.square().mean().sqrt().item() for x in (moved, rounding, difference))
+    found = (
+        f"the logits of base + adapter and of the merged model differ by {difference:.2g} (root mean square, "
+        f"{batch['input_ids'].numel()} tokens); rounding alone moves them by {rounding:.2g}, the adapter by {moved:.2g}"
+    )
+    if not difference <= 4 * rounding + 1e-6 * with_adapter.abs().max():
+        raise ValueError(f"Self-check failed: {found}. Do not use {merged.model_path}.")
+    return f"Self-check of the logits: {found}."

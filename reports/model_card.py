@@ -1,0 +1,35 @@
+"""The model card beside weights: what a run and a merge share, and the card of a merge."""
+
+import os
+from contextlib import contextmanager
+
+from huggingface_hub import ModelCard
+from tqdm import tqdm
+
+from reports.html_page import render
+
+CARD, TAG = "README.md", "finelmm"
+
+
+@contextmanager
+def forgiven(what: str):
+    """A page that cannot be written costs no run its weights."""
+    try:
+        yield
+    except Exception as error:
+        tqdm.write(f"WARNING: no {what} could be written: {type(error).__name__}: {error}")
+
+
+@forgiven("model card")
+def write_merged_card(adapter: str, merged: str) -> None:
+    """Write the card of a merged model after that of its adapter, where that has one of `write_card`."""
+    path = os.path.join(adapter, CARD)
+    card = ModelCard.load(path) if os.path.isfile(path) else None
+    if card is None or TAG not in (card.data.tags or []):
+        return
+    card.data.library_name, card.data.tags = "transformers", [TAG]
+    card.data.base_model_relation = card.data.base_model and "finetune"
+    head, _, tail = card.text.partition("## Use\n")
+    head = head.replace("\nAdapter of", "\nMerged weights of", 1)
+    card.text = head + str(render("model_card_use.md", is_adapter=False)) + tail.partition("```\n")[2]
+    card.save(os.path.join(merged, CARD))
