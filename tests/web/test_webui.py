@@ -246,6 +246,9 @@ def stand_in(root, tmp_path, monkeypatch):
     yield start
     for folder in folders:
         runs.kill(folder)
+    for thread in threading.enumerate():
+        if thread.name.endswith("(reap)"):  # it writes below the folder of this test
+            thread.join()
 
 
 def wait_for(*states: str, folder: str = "out/a") -> None:
@@ -262,6 +265,7 @@ def wait_for_log(text: str) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_run_is_started_stopped_and_resumed(root, stand_in, monkeypatch):
     monkeypatch.setenv(runs.PASSWORD, "sesame")
     folder = stand_in(num_train_epochs=60)
@@ -286,6 +290,7 @@ def test_a_run_is_started_stopped_and_resumed(root, stand_in, monkeypatch):
     assert first == words(num_train_epochs=60) and last == [*first, "--resume_from_checkpoint", "True"]
 
 
+@pytest.mark.slow
 def test_how_a_run_ended(root, stand_in):
     folder = stand_in(num_train_epochs=0.01)
     wait_for("complete")
@@ -304,6 +309,7 @@ def test_how_a_run_ended(root, stand_in):
     wait_for("stopped")
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_while_no_interface_ran(root, stand_in):
     folder = stand_in(num_train_epochs=0.01)
     wait_for("complete")
@@ -319,6 +325,7 @@ def test_a_run_that_ended_while_no_interface_ran(root, stand_in):
     assert runs.status(folder) == "not started here"
 
 
+@pytest.mark.slow
 def test_of_pages_that_start_at_once_one_wins(root, stand_in):
     outcomes = []
 
