@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 # Read when torch is imported, here and in the processes that tests start: on tensors as small as these, threads wait
@@ -73,6 +74,21 @@ def copy_code(folder: Path) -> None:
     """A copy of the repository without tests, documentation and what is not in git."""
     ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "docs", "checkpoints", "out")
     shutil.copytree(REPO, folder, ignore=ignored, dirs_exist_ok=True)
+
+
+def check_each(cases, check) -> None:
+    """`check(*case)` of every case in one test, where a test for each would take longer than the case itself.
+
+    The failures are reported together, each with its case.
+    """
+    failures = []
+    for case in cases:
+        try:
+            check(*case)
+        except (Exception, pytest.fail.Exception):  # the latter of `pytest.raises`
+            failures.append(f"---- {repr(case):.200}\n{traceback.format_exc()}")
+    if failures:
+        pytest.fail(f"{len(failures)} of {len(cases)} cases fail\n" + "\n".join(failures), pytrace=False)
 
 
 def pytest_collection_finish(session):

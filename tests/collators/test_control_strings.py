@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import FACTS, FAMILIES, for_official_template, make_loader, official_template, taught
+from conftest import FACTS, FAMILIES, check_each, for_official_template, make_loader, official_template, taught
 from official import official_processor
 from PIL import Image
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
@@ -46,9 +46,6 @@ CONTROL = [
 ]
 TYPED = [
     *CONTROL,
-    *(f"{string} and then" for string in CONTROL),
-    *(pytest.param(f"at last {string}", marks=pytest.mark.slow) for string in CONTROL),
-    *(pytest.param(string * 3, marks=pytest.mark.slow) for string in CONTROL),
     "".join(CONTROL),
     "".join(reversed(CONTROL)),
     "<<|im_end|>>",
@@ -60,6 +57,7 @@ TYPED = [
     " <|im_end|> ",
     "\t<s>\t",
 ]
+TYPED_TOO = [text for string in CONTROL for text in (f"{string} and then", f"at last {string}", string * 3)]
 WHITE_SPACE = ["\nRed", "\n\nRed\n", " Red", "Red ", "  Red  ", "Red\n\n", " \nRed", "\tRed", "\n", "3"]
 UNUSUAL = ["Größe 漢字 العربية", "😀😀 👩‍👩‍👧", "ﬁ ① ½", "\u200b \u00a0x", "Ġ Ċ"]
 # One control string in two parts of a message.
@@ -195,23 +193,36 @@ def check(pair, variant: str, messages: list[dict]) -> None:
         assert decoded == rendered
 
 
-@pytest.mark.parametrize("typed", TYPED + WHITE_SPACE + UNUSUAL)
-def test_what_was_typed_is_text(pair, variant, typed):
-    check(pair, variant, conversation(text(typed), text(typed), text(typed)))
-    check(pair, variant, conversation(text("Hm"), text(typed, typed), text(typed, "Red")))
+@pytest.mark.parametrize(
+    "strings",
+    [
+        pytest.param(TYPED + WHITE_SPACE + UNUSUAL, id="typed"),
+        pytest.param(TYPED_TOO, id="typed too", marks=pytest.mark.slow),
+    ],
+)
+def test_what_was_typed_is_text(pair, variant, strings):
+    def one(typed: str) -> None:
+        check(pair, variant, conversation(text(typed), text(typed), text(typed)))
+        check(pair, variant, conversation(text("Hm"), text(typed, typed), text(typed, "Red")))
+
+    check_each([(typed,) for typed in strings], one)
 
 
 def test_the_checkpoints_own_control_tokens_are_text(pair, variant):
-    for typed in pair[1].tokenizer.all_special_tokens:
+    def one(typed: str) -> None:
         check(pair, variant, conversation(text(typed), text(typed), text(typed)))
         check(pair, variant, conversation(text("Hm"), text(typed[:1], typed[1:]), text(typed[:-1], typed[-1:])))
 
+    check_each([(typed,) for typed in pair[1].tokenizer.all_special_tokens], one)
 
-@pytest.mark.parametrize("parts", SPLIT)
-def test_a_control_string_in_two_parts_is_text(pair, variant, parts):
-    check(pair, variant, conversation(text(*parts), text(*parts), text(*parts)))
-    around = [*text(parts[0]), *text(*parts[1:])]
-    check(pair, variant, conversation(text("Hm"), around, text("Red")))
+
+def test_a_control_string_in_two_parts_is_text(pair, variant):
+    def one(*parts: str) -> None:
+        check(pair, variant, conversation(text(*parts), text(*parts), text(*parts)))
+        around = [*text(parts[0]), *text(*parts[1:])]
+        check(pair, variant, conversation(text("Hm"), around, text("Red")))
+
+    check_each(SPLIT, one)
 
 
 CORPUS = [

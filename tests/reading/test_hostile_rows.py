@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import turns
+from conftest import check_each, turns
 from PIL import Image
 
 from reading.dataset import MultimodalDataset
@@ -56,14 +56,39 @@ def opened(path: str, options: dict) -> str | tuple[list[bool], dict[int, str]]:
 
 
 @pytest.fixture(scope="module")
-def open_apart(tmp_path_factory):
-    """`open_apart(path)`: open a data set and its rows in a process of its own, with check=False and with True.
+def media(tmp_path_factory) -> MediaOptions:
+    return MediaOptions(cache_folder=str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def open_here(media):
+    """`open_here(path)`: open a data set and its rows, with check=False and with True.
 
     Returns: (whether each row can be used, the errors of those that cannot), or the text of a ValueError; of a list of
     paths the list of these.
     """
+
+    def get(paths, **options):
+        several = paths if isinstance(paths, list) else [paths]
+        answers = [opened(str(path), {"media": media, **options}) for path in several]
+        check_messages(answers)
+        return answers if isinstance(paths, list) else answers[0]
+
+    return get
+
+
+def check_messages(answers: list) -> None:
+    for answer in answers:
+        for message in [answer] if isinstance(answer, str) else answer[1].values():
+            assert len(message) < 4000, "the error repeats the file"
+            assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", message), f"would move the cursor: {message!r}"
+            message.encode()  # it can be printed
+
+
+@pytest.fixture(scope="module")
+def open_apart(media):
+    """`open_here` in a process of its own, in bounded time and memory: for what might hang, crash or fill it."""
     context = multiprocessing.get_context("fork")
-    media = MediaOptions(cache_folder=str(tmp_path_factory.mktemp("cache")))
 
     def in_child(sender, paths, options):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -87,11 +112,7 @@ def open_apart(tmp_path_factory):
             process.join()
         assert isinstance(answers, list), answers
         assert megabytes < MEGABYTES
-        for answer in answers:
-            for message in [answer] if isinstance(answer, str) else answer[1].values():
-                assert len(message) < 4000, "the error repeats the file"
-                assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", message), f"would move the cursor: {message!r}"
-                message.encode()  # it can be printed
+        check_messages(answers)
         return answers if isinstance(paths, list) else answers[0]
 
     return get
@@ -175,16 +196,26 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_hostile_file_is_an_error_that_names_it(tmp_path, open_apart, name):
+def check_file(folder: Path, open_it, name: str) -> None:
     content, named = FILES[name]
-    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    answer = open_apart(tmp_path / name)
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    answer = open_it(folder / name)
     if not isinstance(answer, str):  # a list may be kept up to the fault
         answer = "\n".join(answer[1].values())
     assert name in answer and re.search(named, answer), answer
 
 
+def test_a_small_hostile_file_is_an_error_that_names_it(tmp_path, open_here):
+    small = [(name,) for name, (content, _) in FILES.items() if len(content) < 10_000]
+    check_each(small, partial(check_file, tmp_path, open_here))
+
+
+@pytest.mark.slow
+def test_a_hostile_file_is_an_error_that_names_it(tmp_path, open_apart):
+    check_each([(name,) for name in FILES], partial(check_file, tmp_path, open_apart))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "loop", "dangling"])
 def test_what_is_no_file_is_an_error(tmp_path, open_apart, kind):
     path = tmp_path / "rows.json"
@@ -210,10 +241,10 @@ def written(folder: Path, ending: str, contents: list[str | bytes]) -> list[Path
     return paths
 
 
-def test_a_list_cut_anywhere_is_an_error_that_names_the_line(tmp_path, open_apart):
+def test_a_list_cut_anywhere_is_an_error_that_names_the_line(tmp_path, open_here):
     text = json.dumps(ROWS, indent=1, ensure_ascii=False)
     cuts = [text[:end] for end in range(0, len(text), 5)]
-    for path, cut, answer in zip(paths := written(tmp_path, "json", cuts), cuts, open_apart(paths)):
+    for path, cut, answer in zip(paths := written(tmp_path, "json", cuts), cuts, open_here(paths)):
         assert isinstance(answer, str) and path.name in answer
         if cut:
             with pytest.raises(json.JSONDecodeError) as caught:
@@ -222,20 +253,20 @@ def test_a_list_cut_anywhere_is_an_error_that_names_the_line(tmp_path, open_apar
             assert caught.value.lineno <= int(line) <= cut.count("\n") + 1
 
 
-def test_a_list_broken_anywhere_is_an_error_that_names_the_line(tmp_path, open_apart):
+def test_a_list_broken_anywhere_is_an_error_that_names_the_line(tmp_path, open_here):
     text = json.dumps(ROWS, indent=1, ensure_ascii=False)
     places = range(0, len(text), 7)
     paths = written(tmp_path, "json", [f"{text[:place]}\x01{text[place:]}" for place in places])  # nowhere valid
-    for path, place, answer in zip(paths, places, open_apart(paths)):
+    for path, place, answer in zip(paths, places, open_here(paths)):
         assert re.search(rf"{path.name}, line {text[:place].count(chr(10)) + 1}\b", answer), answer
 
 
-def test_jsonl_broken_anywhere_loses_that_line_alone(tmp_path, open_apart):
+def test_jsonl_broken_anywhere_loses_that_line_alone(tmp_path, open_here):
     line = json.dumps(HI, ensure_ascii=False)
     broken = [line[:end] for end in range(1, len(line), 4)]
     broken += [f"{line[:place]}\x01{line[place:]}" for place in range(0, len(line), 4)]
     paths = written(tmp_path, "jsonl", [f"{line}\n\n{bad}\n{line}" for bad in broken])
-    for path, (usable, errors) in zip(paths, open_apart(paths)):
+    for path, (usable, errors) in zip(paths, open_here(paths)):
         assert usable == [True, False, True]
         assert re.search(rf"{path.name}, .*line 3\b", errors[1]), errors[1]
 
@@ -262,6 +293,7 @@ LINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINES)
 def test_a_hostile_line_is_an_error_and_the_others_stay(tmp_path, open_apart, name):
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([GOOD.encode(), LINES[name], GOOD.encode()]))
@@ -280,6 +312,7 @@ HARMLESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_only_looks_hostile_is_read(tmp_path, open_apart, name):
     (tmp_path / "a.jsonl").write_bytes(HARMLESS[name])
@@ -289,6 +322,7 @@ def test_what_only_looks_hostile_is_read(tmp_path, open_apart, name):
 DEPTHS = (10, 100, 400, 900, 960, 990, 1100, 5000)
 
 
+@pytest.mark.slow
 def test_odd_json_is_an_error_or_a_row(tmp_path, open_apart):
     """Valid for Python's reader, or for a lenient one."""
     starts = ['"id": NaN', '"id": -Infinity', '"id": 1e999', '"conversations": []', '"": {"": ""}']
@@ -300,6 +334,7 @@ def test_odd_json_is_an_error_or_a_row(tmp_path, open_apart):
     assert all(f"sample {i}" in error or f"line {i + 1}" in error for i, error in errors.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["from", "value", "image", "conversations", "messages", "prompt", "role", "type"])
 def test_a_deeply_nested_field_is_an_error(tmp_path, open_apart, field):
     """What the reader still takes must not break what names it."""
@@ -444,15 +479,18 @@ COLUMNS = {
 }
 
 
-@pytest.mark.parametrize("name", COLUMNS)
-def test_parquet_of_other_columns_is_an_error(tmp_path, open_apart, name):
-    answer = open_apart(parquet(COLUMNS[name], tmp_path / "a.parquet"))
-    if not isinstance(answer, str):
-        assert not any(answer[0])
-        answer = answer[1][0]
-    assert "a.parquet" in answer
+def test_parquet_of_other_columns_is_an_error(tmp_path, open_here):
+    def check(name: str) -> None:
+        answer = open_here(parquet(COLUMNS[name], tmp_path / "a.parquet"))
+        if not isinstance(answer, str):
+            assert not any(answer[0])
+            answer = answer[1][0]
+        assert "a.parquet" in answer
+
+    check_each([(name,) for name in COLUMNS], check)
 
 
+@pytest.mark.slow
 def test_parquet_cut_or_flipped_anywhere_is_an_error_or_its_rows(tmp_path, open_apart):
     data = parquet({"conversations": [HI["conversations"]] * 50}, tmp_path / "a.parquet").read_bytes()
     paths = written(tmp_path, "parquet", [data[:end] for end in range(0, len(data), len(data) // 20)])
@@ -470,15 +508,15 @@ def test_parquet_cut_or_flipped_anywhere_is_an_error_or_its_rows(tmp_path, open_
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet", "a.pkl", "a.pt", "a.npy", "a"])
-def test_a_pickle_is_never_loaded_as_data(tmp_path, open_apart, mark, name):
+def test_a_pickle_is_never_loaded_as_data(tmp_path, open_here, mark, name):
     marker, planted = mark
     (tmp_path / name).write_bytes(planted)
-    answer = open_apart(tmp_path / name)
+    answer = open_here(tmp_path / name)
     assert name in (answer if isinstance(answer, str) else answer[1][0])
     assert not marker.exists()
 
 
-def test_a_pickle_is_never_loaded_as_a_medium(tmp_path, open_apart, mark):
+def test_a_pickle_is_never_loaded_as_a_medium(tmp_path, open_here, mark):
     marker, planted = mark
     rows = []
     for name in ("a.png", "a.pkl", "a.npy", "a.pt", "a.mp4", "a.tif"):
@@ -487,32 +525,32 @@ def test_a_pickle_is_never_loaded_as_a_medium(tmp_path, open_apart, mark):
         rows.append(parts({"type": kind, "path": name}))
     rows.append(parts({"type": "image", "base64": base64.b64encode(planted).decode()}))
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    usable, errors = open_apart(tmp_path / "a.json")
+    usable, errors = open_here(tmp_path / "a.json")
     assert not any(usable) and len(errors) == len(rows) and not marker.exists()
     parquet({"messages": [LISTS], "images": [[{"bytes": planted, "path": "a.png"}]]}, tmp_path / "a.parquet")
-    assert open_apart(tmp_path / "a.parquet")[0] == [False] and not marker.exists()
+    assert open_here(tmp_path / "a.parquet")[0] == [False] and not marker.exists()
 
 
-def test_a_parquet_type_that_pyarrow_used_to_unpickle_is_not(tmp_path, open_apart, mark):
+def test_a_parquet_type_that_pyarrow_used_to_unpickle_is_not(tmp_path, open_here, mark):
     """CVE-2023-47248: the metadata of an extension type held a pickle, loaded when the schema was read."""
     marker, planted = mark
     metadata = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": planted}
     field = pa.field("messages", pa.string(), metadata=metadata)
     pq.write_table(pa.table({"messages": ["Hi"]}).cast(pa.schema([field])), tmp_path / "a.parquet")
-    answer = open_apart(tmp_path / "a.parquet")
+    answer = open_here(tmp_path / "a.parquet")
     assert isinstance(answer, str) or not any(answer[0])
     assert not marker.exists()
 
 
-def test_a_pickle_in_the_place_of_the_index_is_never_loaded(tmp_path, open_apart, mark):
+def test_a_pickle_in_the_place_of_the_index_is_never_loaded(tmp_path, open_here, mark):
     marker, planted = mark
     (tmp_path / "a.jsonl").write_text(GOOD)
     media = MediaOptions(cache_folder=str(tmp_path / "cache"))
-    assert open_apart(tmp_path / "a.jsonl", media=media) == ([True], {})
+    assert open_here(tmp_path / "a.jsonl", media=media) == ([True], {})
     for file in (tmp_path / "cache").rglob("*"):
         if file.is_file():
             file.write_bytes(planted)
-    assert open_apart(tmp_path / "a.jsonl", media=media) == ([True], {})
+    assert open_here(tmp_path / "a.jsonl", media=media) == ([True], {})
     assert not marker.exists()
 
 
@@ -600,54 +638,60 @@ def rows_of(reference: str) -> list[dict]:
     ]
 
 
-@pytest.fixture(scope="module")
-def answers(tree, open_apart) -> dict:
-    """Reference -> what became of its rows."""
+def check_references(folder: Path, open_it, references: list[str]) -> None:
     paths = []
-    for i, reference in enumerate(PATHS):
-        paths.append(tree / f"rows-{i}.jsonl")
+    for i, reference in enumerate(references):
+        paths.append(folder / f"rows-{i}.jsonl")
         rows = rows_of(reference)[: 2 if len(reference) > 10**6 else None]
         paths[-1].write_text("".join(f"{json.dumps(row)}\n{GOOD}\n" for row in rows))
-    return dict(zip(PATHS, zip(paths, open_apart(paths))))
+
+    def check(reference: str, path: Path, answer: tuple) -> None:
+        usable, errors = answer
+        assert len(usable) >= 4 and usable == [False, True] * (len(usable) // 2), errors
+        for position, error in errors.items():
+            assert f"{path.name}, sample {position}: " in error and PATHS[reference] in error, error
+
+    check_each(list(zip(references, paths, open_it(paths))), check)
 
 
-@pytest.mark.parametrize("reference", PATHS, ids=lambda reference: ascii(reference[:40]))
-def test_a_hostile_reference_is_an_error_in_every_place(answers, reference):
-    path, (usable, errors) = answers[reference]
-    assert len(usable) >= 4 and usable == [False, True] * (len(usable) // 2), errors
-    for position, error in errors.items():
-        assert f"{path.name}, sample {position}: " in error and PATHS[reference] in error, error
+def test_a_reference_that_leads_out_is_an_error_in_every_place(tree, open_here):
+    check_references(tree, open_here, [reference for reference in PATHS if PATHS[reference] == "allow_outside"])
+
+
+@pytest.mark.slow
+def test_a_hostile_reference_is_an_error_in_every_place(tree, open_apart):
+    check_references(tree, open_apart, list(PATHS))
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_a_url_is_not_fetched_unless_allowed(tree, open_apart, url):
+def test_a_url_is_not_fetched_unless_allowed(tree, open_here, url):
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
         rows = rows_of(url.format(port=server.getsockname()[1]))
         rows.append(parts({"type": "video", "url": rows[0]["image"]}))
         rows.append(parts({"type": "video_url", "video_url": {"url": rows[0]["image"]}}))
         (tree / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        usable, errors = open_apart(tree / "rows.jsonl")
+        usable, errors = open_here(tree / "rows.jsonl")
         with pytest.raises(TimeoutError):
             server.accept()
     assert usable == [False] * len(rows)
     assert all("--allow_urls" in error for error in errors.values())
 
 
-def test_paths_may_leave_the_folder_where_that_is_allowed(tree, open_apart):
+def test_paths_may_leave_the_folder_where_that_is_allowed(tree, open_here):
     rows = [rows_of(reference)[0] for reference in ("../secret.png", "link.png", "linked/secret.png", "inside.png")]
     (tree / "rows.json").write_text(json.dumps(rows))
-    assert open_apart(tree / "rows.json", allow_outside=True) == ([True] * 4, {})
+    assert open_here(tree / "rows.json", allow_outside=True) == ([True] * 4, {})
 
 
-def test_what_stays_inside_and_what_the_user_names_is_taken(tree, open_apart):
+def test_what_stays_inside_and_what_the_user_names_is_taken(tree, open_here):
     """Links, also those that lead out, for no data file makes them; `..` that comes back; an absolute path."""
     references = ["own.png", "inside.png", "link.png", "linked/secret.png", "x/../own.png"]
     references.append(str(tree.parent / "secret.png"))
     (tree / "rows.json").write_text(json.dumps([rows_of(reference)[0] for reference in references]))
-    assert open_apart(tree / "rows.json") == ([True] * 6, {})
+    assert open_here(tree / "rows.json") == ([True] * 6, {})
     (tree.parent / "way").symlink_to(tree)
-    assert open_apart(tree / "rows.json", image_folder=str(tree.parent / "way")) == ([True] * 6, {})
+    assert open_here(tree / "rows.json", image_folder=str(tree.parent / "way")) == ([True] * 6, {})
 
 
 # ---- rows that contradict themselves ----
@@ -698,13 +742,14 @@ CONTRADICTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONTRADICTIONS)
-def test_a_row_that_contradicts_itself_is_an_error(tree, open_apart, name):
-    row, named = CONTRADICTIONS[name]
-    (tree / "rows.jsonl").write_text(f"{GOOD}\n{json.dumps(row)}\n{GOOD}\n")
-    usable, errors = open_apart(tree / "rows.jsonl")
-    assert usable == [True, False, True]
-    assert re.search(rf"rows.jsonl, sample 1: .*({named})", errors[1], re.DOTALL), errors[1]
+def test_a_row_that_contradicts_itself_is_an_error(tree, open_here):
+    def check(name: str, row: dict, named: str) -> None:
+        (tree / "rows.jsonl").write_text(f"{GOOD}\n{json.dumps(row)}\n{GOOD}\n")
+        usable, errors = open_here(tree / "rows.jsonl")
+        assert usable == [True, False, True]
+        assert re.search(rf"rows.jsonl, sample 1: .*({named})", errors[1], re.DOTALL), errors[1]
+
+    check_each([(name, *case) for name, case in CONTRADICTIONS.items()], check)
 
 
 def test_control_strings_stay_what_was_typed(tmp_path):
