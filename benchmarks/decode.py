@@ -2,7 +2,7 @@
 
     python benchmarks/decode.py
 
-Encodes clips of 60 seconds, 640x360, 30 frames a second, with B-frames and a keyframe every 250 or 30 frames, in a
+Encodes clips of a minute, 640x360, 30 frames a second, with B-frames and a keyframe every 250 or 30 frames, in a
 temporary folder. The first table: 8 and 32 frames by `videos.open_video` with either backend, against a full decode
 (all frames as RGB) and against one pass that decodes all frames and converts the wanted ones. Peak memory is that of a
 process of its own, beyond what it had before. The second: 1080p JPEG files by `images.open_image`, against Pillow
@@ -10,6 +10,7 @@ alone, on one core, with how far drafts are off, in levels of 255, on a smooth a
 turns; shown are medians of the times, and of the ratios within a turn.
 """
 
+import argparse
 import multiprocessing
 import statistics
 import sys
@@ -26,11 +27,10 @@ from PIL import Image  # noqa: E402
 from reading import images, videos  # noqa: E402
 from reading.options import MediaOptions  # noqa: E402
 
-TURNS = 3
-SECONDS, RATE, WIDTH, HEIGHT = 60, 30, 640, 360
+RATE, WIDTH, HEIGHT = 30, 640, 360
 
 
-def write_clip(path: str, gop: int) -> None:
+def write_clip(path: str, gop: int, seconds: int) -> None:
     """A bright patch moves over a drifting texture with grain."""
     random = np.random.default_rng(0)
     texture = random.integers(0, 200, (HEIGHT // 8, WIDTH // 8 + 250, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
@@ -38,7 +38,7 @@ def write_clip(path: str, gop: int) -> None:
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast", "bf": "3"})
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = WIDTH, HEIGHT, "yuv420p", gop
-        for i in range(SECONDS * RATE):
+        for i in range(seconds * RATE):
             y, x = random.integers(0, 32, 2)
             frame = texture[:, i : i + WIDTH] + grain[y : y + HEIGHT, x : x + WIDTH]
             frame[100:160, i % (WIDTH - 60) : i % (WIDTH - 60) + 60] = 250
@@ -54,8 +54,8 @@ def full_decode(path: str, count: int) -> np.ndarray:
 
 
 def one_pass(path: str, count: int) -> np.ndarray:
-    wanted = set(np.linspace(0, SECONDS * RATE - 1, count).round().astype(int).tolist())
     with av.open(path) as container:
+        wanted = set(np.linspace(0, container.streams.video[0].frames - 1, count).round().astype(int).tolist())
         container.streams.video[0].thread_type = "AUTO"
         decoded = enumerate(container.decode(video=0))
         return np.stack([frame.to_ndarray(format="rgb24") for i, frame in decoded if i in wanted])
@@ -92,16 +92,16 @@ def run(way, path: str, count: int) -> tuple[float, float, float]:
     return result
 
 
-def compare_videos(folder: str) -> None:
+def compare_videos(folder: str, clip_seconds: int, rounds: int) -> None:
     print(
         f"{'keyframe every':>14} {'frames':>6} {'way':<12} {'seconds':>7} {'of full':>7} {'of one pass':>11} {'MB':>6}"
     )
     for gop in (250, 30):
         path = f"{folder}/{gop}.mp4"
-        write_clip(path, gop)
+        write_clip(path, gop, clip_seconds)
         for count in (8, 32):
             ways = (full_decode, one_pass, pyav, decord)
-            turns = [{way: run(way, path, count) for way in ways} for _ in range(TURNS)]
+            turns = [{way: run(way, path, count) for way in ways} for _ in range(rounds)]
             for way in ways:
                 results = [turn[way] for turn in turns]
                 full = statistics.median(turn[way][0] / turn[full_decode][0] for turn in turns)
@@ -150,7 +150,11 @@ def compare_images(folder: str, grain: int) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=60, help="of a clip")
+    parser.add_argument("--rounds", type=int, default=3)
+    own = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        compare_videos(folder)
+        compare_videos(folder, own.seconds, own.rounds)
         for grain in (12, 120):
             compare_images(folder, grain)

@@ -8,6 +8,7 @@ Makes tiny checkpoints in a temporary folder; needs no network. Two tables: the 
 `processor.apply_chat_template`, which gives no labels.
 """
 
+import argparse
 import os
 import statistics
 import sys
@@ -77,6 +78,11 @@ def mask_times(collator, messages: list[dict]) -> tuple[int, float, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # The library makes no mask for the processors of remote code.
+    native = [family for family in families() if not LOADERS.get(family).remote_code]
+    parser.add_argument("--families", nargs="+", choices=native, default=native)
+    own = parser.parse_args()
     rows = {
         "three short exchanges, one image": conversation(3, 11, 1, (64, 64)),
         "eight long exchanges, three images": conversation(8, 110, 3, (224, 224)),
@@ -84,9 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         print("label mask of a row      tokens   ours ms   library ms   library / ours")
         lines = []
-        for family in families():
-            if LOADERS.get(family).remote_code:
-                continue  # the library makes no mask for their processors
+        for family in own.families:
             path = str(Path(folder) / family)
             with open(os.devnull, "w") as sys.stdout:
                 make_tiny_checkpoint(family, path)

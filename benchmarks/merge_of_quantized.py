@@ -6,6 +6,7 @@ Trains a tiny Qwen2-VL to name eight colours, with adapters on a base in 4 and i
 adapter's own effect is the distance of the quantized base with and without it.
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -51,6 +52,9 @@ def rms(difference: torch.Tensor) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=60)
+    steps = parser.parse_args().steps
     lines = ["trained with     merged with    adapter moves   merged differs   loss trained   loss merged"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -60,7 +64,16 @@ def main() -> None:
             adapter, merged = str(folder / flag), str(folder / f"merged-{number}")
             words = ["--model_id", "qwen2-vl-2b-instruct", "--model_local_path", base, "--data_path", data]
             words += ["--use_lora", "True", flag, "True", "--lora_dropout", "0", "--use_cpu", "True"]
-            words += ["--max_steps", "60", "--learning_rate", "5e-3", "--save_strategy", "no", "--disable_tqdm", "True"]
+            words += [
+                "--max_steps",
+                str(steps),
+                "--learning_rate",
+                "5e-3",
+                "--save_strategy",
+                "no",
+                "--disable_tqdm",
+                "True",
+            ]
             train.main([*words, "--output_dir", adapter])
             merge_lora_weights.main(["--model_path", adapter, "--model_save_path", merged, *merge_flags])
             model, collator = predict.load(adapter)

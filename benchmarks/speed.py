@@ -56,7 +56,9 @@ BATCHES = {
     "packed": "--packing True --train_sampling_strategy random --per_device_train_batch_size 2",
 }
 CONTENDERS = (*BATCHES, "bare", "prepared", "ours", "trl", "trl-plain", "predecessor", "llamafactory")
-STEP = re.compile(r"['\"]loss['\"]: .*['\"]epoch['\"]: ['\"]?([\d.]+)")
+EPOCHS = 1000  # asked for; a contender is ended before
+# What tells of a step: train.py's own line, or the Trainer's and what has its form.
+STEP = re.compile(r"step (?P<step>\d+)/(?P<steps>\d+): loss|['\"]loss['\"]: .*['\"]epoch['\"]: ['\"]?(?P<epoch>[\d.]+)")
 # The longest row in tokens, for all alike: (of llava-1.5 and qwen2-vl, of llava-onevision).
 LENGTHS = {"small": (1024, 2048), "hd": (2048, 8192), "clips": (2048, 2048), "mixture": (1024, 2048)}
 TEMPLATES = {"llava-1.5": "llava", "qwen2-vl": "qwen2_vl", "llava-onevision": "llava_next_qwen"}  # of LLaMA-Factory
@@ -118,9 +120,9 @@ class Contender:
         try:
             for line in self.process.stdout:
                 said.append(line)
-                if step := STEP.search(line):
+                if found := STEP.search(line):
                     first = first or time.perf_counter() - self.began
-                    if float(step[1]) >= self.epochs - 1e-3:
+                    if epoch_of(found) >= self.epochs - 1e-3:
                         return first
         finally:
             watchdog.cancel()
@@ -152,6 +154,11 @@ class Contender:
             self.process.wait()
 
 
+def epoch_of(step: re.Match) -> float:
+    """How many epochs have passed at the end of a step."""
+    return float(step["epoch"]) if step["epoch"] else int(step["step"]) / int(step["steps"]) * EPOCHS
+
+
 # ---- how each is called ----
 
 
@@ -160,7 +167,7 @@ def own_flags(case, checkpoint: Path, rows: Path, output: Path) -> list:
     words = ["--model_id", FAMILIES[family], "--model_local_path", checkpoint, "--data_path", rows, "--save_strategy"]
     words += ["no", "--use_lora", mode == "lora", "--lora_r", 8, "--lora_dropout", 0, "--output_dir", output]
     words = [word for word in words if mode == "lora" or word not in ("--lora_r", 8, "--lora_dropout", 0)]
-    words += ["--per_device_train_batch_size", own.batch_size, "--num_train_epochs", 1000, "--learning_rate", 1e-5]
+    words += ["--per_device_train_batch_size", own.batch_size, "--num_train_epochs", EPOCHS, "--learning_rate", 1e-5]
     words += ["--logging_steps", 1, "--use_cpu", True, "--disable_tqdm", True, "--report_to", "none"]
     return words + ["--model_max_length", longest(family, kind)]
 

@@ -1,0 +1,43 @@
+"""Each benchmark at its smallest size runs to its end and prints its figures. What they say is no test's business."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import REPO
+
+# Script -> (flags, its last line)
+SMALLEST = {
+    "attention": ("--rounds 1", r"hidden 512, .*: mask [\d.]+, padded [\d.]+"),
+    "checkpoints": ("--output_dir {folder}/checkpoint", None),
+    "collate": ("llava-1.5", r"llava-1.5 +text only .* [\d.]+"),
+    "curves": ("--lengths 256 512 --images 1 2 --rounds 1", r"step: .* CPU-s each, r2 [\d.]+"),
+    "decode": ("--seconds 2 --rounds 1", r"drafted +\d+ +[\d.]+"),
+    "estimate": ("--only full-eager", r"full-eager .* [\d.]+"),
+    "label_masks": ("--families llava-1.5", r"eight: eight long exchanges, three images"),
+    "lengths": ("--rows 100 --repeats 1", r" +100 \| .* [\d.]+"),
+    "losses": ("--families llava-1.5 --steps 1 --write {folder}/losses.json", r"llava-1.5, full, packed: 1"),
+    "memory": ("--rounds 1", r"cpu: labelled / full .*"),
+    "merge_memory": ("--layers 4 --hidden 256", r"peak by shards / peak by whole: [\d.]+"),
+    "merge_of_quantized": ("--steps 1", r"--load_in_8bit .* [\d.]+"),
+    "open_rows": ("--rows 100 --forms jsonl", r"jsonl: .*; drawing an epoch [\d.]+ s"),
+    "speed": ("--contenders trl bare prepared ours packed --steps 2 --rounds 1 --batch_size 2", r"packed .* [\d.]+"),
+    "start": ("--rounds 1", r" +[\d.]+ s  in all"),
+}
+
+
+def test_no_benchmark_is_left_out():
+    assert {path.stem for path in (REPO / "benchmarks").glob("*.py")} == SMALLEST.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SMALLEST)
+def test_a_benchmark_runs(script, tmp_path):
+    flags, last = SMALLEST[script]
+    words = [sys.executable, f"benchmarks/{script}.py", *flags.format(folder=tmp_path).split()]
+    done = subprocess.run(words, cwd=REPO, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert last is None or re.fullmatch(last, done.stdout.rstrip().splitlines()[-1]), done.stdout
+    if script == "speed":
+        assert "trl: left out, --trl_python is not given" in done.stdout and "does not run" not in done.stdout
