@@ -1,5 +1,6 @@
 """What the tests share: tiny checkpoints, built once a session, and small media files."""
 
+import contextlib
 import gc
 import json
 import os
@@ -7,15 +8,19 @@ import shutil
 import sys
 import tempfile
 import traceback
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 # Read when torch is imported, here and in the processes that tests start: on tensors as small as these, threads wait
 # for each other longer than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 REPO = Path(__file__).resolve().parent.parent
@@ -31,9 +36,18 @@ from supported_models import AUTO, MODELS, families  # noqa: E402
 
 OUTCOMES = pytest.StashKey()
 FAMILIES = [*families(), AUTO]
-# One family of each kind. Tests of whole runs take the others too, but marked slow.
-KINDS = ("llava-1.5", "llava-onevision", "qwen2.5-vl", "qwen3-vl-moe", "phi3-v", "llama-3.2-vision", "gemma-3", AUTO)
-BY_KIND = [family if family in KINDS else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+# One family of each kind: a case of any other family is slow (`pytest_itemcollected` below).
+KINDS = (
+    "llava-1.5",
+    "llava-onevision",  # tiles
+    "qwen2.5-vl",  # mrope
+    "qwen3-vl-moe",  # experts
+    "qwen3.5",  # thoughts
+    "phi3-v",  # remote code
+    "llama-3.2-vision",  # cross-attention
+    "gemma-3",  # bidirectional masks
+    AUTO,
+)
 # The first model id of each family.
 MODEL_ID = {family: next(id for id, model in MODELS.items() if model.family == family) for family in families()}
 MODEL_ID[AUTO] = AUTO
@@ -97,18 +111,57 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+def pytest_itemcollected(item):
+    """A case of a family outside KINDS is slow."""
+    others = {*FAMILIES} - {*KINDS}
+    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    if any(isinstance(value, str) and value in others for value in params):
+        item.add_marker(pytest.mark.slow)
+
+
+# ---- only slow tests start processes ----
+
+PROCESS_EVENTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
+HELPERS = ("git", "uname")  # of milliseconds: a run asks them for the versions in its report
+no_process = False  # while a test runs that is not slow
+
+
+def refuse_process(event: str, args: tuple) -> None:
+    if no_process and event in PROCESS_EVENTS and not (args and args[0] in HELPERS):
+        pytest.fail(f"a test that is not marked slow starts a process: {event} {args[:2]}")
+
+
+sys.addaudithook(refuse_process)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item):
+    global no_process
+    no_process = item.get_closest_marker("slow") is None
+    # No audit event tells of the processes that `multiprocessing` spawns.
+    spawn = mock.patch("multiprocessing.util.spawnv_passfds", lambda *args: refuse_process("os.posix_spawn", args))
+    with spawn if no_process else contextlib.nullcontext():
+        yield
+    no_process = False
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """`tiny(family)`: the folder of a tiny checkpoint, made on the first call."""
+    """`tiny(family)`: the folder of a tiny checkpoint, made on the first call in any worker. To be read only."""
     from tiny_models import make_tiny_checkpoint
 
-    root, made = tmp_path_factory.mktemp("tiny"), {}
+    run = tmp_path_factory.getbasetemp()
+    root = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "tiny"
+    root.mkdir(exist_ok=True)
 
+    @cache
     def get(family: str) -> str:
-        if family not in made:
-            made[family] = str(root / family)
-            make_tiny_checkpoint(family, made[family])
-        return made[family]
+        folder = root / family
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                make_tiny_checkpoint(family, f"{folder}.unfinished")
+                os.rename(f"{folder}.unfinished", folder)
+        return str(folder)
 
     return get
 

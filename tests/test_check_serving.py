@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import BY_KIND, run, turns
+from conftest import FAMILIES, run, turns
 from safetensors.torch import load_file, save_file
 
 import check_serving
@@ -18,7 +18,7 @@ def outcomes(path) -> dict[str, tuple[str, str]]:
     return {name: (kind, text) for kind, name, text in serving.check(str(path))}
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_lacks_in_a_checkpoint_of_any_family(tiny, family):
     found = outcomes(tiny(family))
     assert len(found) == 6 and "LACKS" not in [kind for kind, _ in found.values()], found

@@ -146,12 +146,14 @@ def check_calls(script: Path, workplace: Path, monkeypatch, **values) -> None:
         parse(name, words, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_id", [None, "qwen2.5-vl-3b-instruct"])
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_the_commands_of_an_example_script_parse(script, model_id, workplace, monkeypatch):
     check_calls(script, workplace, monkeypatch, **({"MODEL_ID": model_id} if model_id else {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiny", ["yes", ""])
 def test_the_commands_of_the_notebook_parse(tiny, workplace, monkeypatch):
     cells = json.loads((REPO / "docs/finetune_video.ipynb").read_text(encoding="utf-8"))["cells"]

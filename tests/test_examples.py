@@ -2,8 +2,10 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 from conftest import REPO
@@ -34,8 +36,8 @@ def drawn(tmp_path_factory):
     """The folder of all drawn pictures and rows."""
     folder = tmp_path_factory.mktemp("drawn")
     for kind in ("--pairs", "--texts"):
-        command = [sys.executable, "example_data/draw.py", kind, "--output_dir", str(folder)]
-        subprocess.run(command, cwd=REPO, check=True, capture_output=True)
+        with mock.patch("sys.argv", ["draw.py", kind, "--output_dir", str(folder)]):
+            runpy.run_path(str(REPO / "example_data/draw.py"), run_name="__main__")
     return folder
 
 

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from conftest import (
-    BY_KIND,
     CONSENT,
     FACTS,
     FAMILIES,
@@ -170,7 +169,7 @@ def test_lora_memorises_eight_rows_and_the_merged_model_repeats_them(tiny, write
     assert [(line["index"], line["turn"], line["exact_match"]) for line in lines] == [(i, 0, True) for i in range(8)]
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_answers_do_not_depend_on_the_batch(tiny, family, write_rows, tmp_path, capsys):
     path, found = write_rows(rows_for(family)), []
     for batch_size in ("1", "5"):

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
-    BY_KIND,
     CONSENT,
     FACTS,
     FAMILIES,
@@ -210,6 +209,7 @@ def test_what_a_library_prints_goes_to_stderr(run, write_rows, monkeypatch):
     assert [line["index"] for line in json_lines(out)] == [0] and code == 0
 
 
+@pytest.mark.slow
 def test_stdout_of_the_script_holds_only_the_lines(tiny, write_rows):
     words = ["--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), "--json"]
     command = [sys.executable, "preview.py", *words, "--data_path", write_rows(ROWS)]
@@ -439,7 +439,7 @@ def test_the_page_shows_the_replies_as_trained_each_token_and_each_picture(page,
     assert not shown.rows[0]["ins"] + shown.rows[0]["del"]
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_a_page(page, write_rows, family):
     rows, facts = rows_for(family), FACTS[family]
     code, shown = page(family, write_rows(rows), "--model_max_length", "4000")

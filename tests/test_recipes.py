@@ -85,6 +85,7 @@ def test_a_recipe_runs_and_so_do_the_commands_that_it_ends_with(name, tiny, tmp_
     assert (whole / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_data_of_ones_own_needs_held_out_rows_too():
     done = subprocess.run(
         ["bash", SCRIPTS / "q_lora_24gb.sh"],

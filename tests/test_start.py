@@ -57,9 +57,8 @@ def run_script(words: list) -> tuple[str, str, set[str]]:
     return done.stdout, stderr, set(json.loads(modules))
 
 
-@pytest.mark.parametrize(
-    "flags", [pytest.param(["--use_lora", "True"], id="lora"), pytest.param([], id="full", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [["--use_lora", "True"], []], ids=["lora", "full"])
 def test_a_run_imports_and_prints_only_what_it_needs(tiny, write_rows, tmp_path, flags):
     words = ["train.py", "--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), *flags]
     words += ["--data_path", write_rows(rows_for("llava-1.5")), "--output_dir", tmp_path / "out", "--max_steps", 1]
@@ -73,6 +72,7 @@ def test_a_run_imports_and_prints_only_what_it_needs(tiny, write_rows, tmp_path,
 SCRIPTS = ("train", "preview", "predict", "estimate", "merge_lora_weights", "check_serving", "tiny_models", "webui")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_needs_no_heavy_import(script):
     """That its text is the real parser's is a test of the generated parts (tests/test_docs.py)."""
@@ -103,6 +103,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, old, new", CHANGES, ids=["help", "default", "new flag"])
 def test_a_changed_flag_is_left_to_the_parser(tmp_path, name, old, new):
     (tmp_path / "docs/help").mkdir(parents=True)

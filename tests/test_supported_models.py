@@ -29,6 +29,7 @@ qwen3-vl-4b-instruct smolvlm2-2.2b-instruct internvl3-8b glm-4.1v-9b-thinking
 """.split()
 
 
+@pytest.mark.slow
 def test_the_script_prints_the_table_without_torch():
     code = (
         "import runpy, sys; runpy.run_path('supported_models.py', run_name='__main__'); "

@@ -172,6 +172,7 @@ def test_numbers_that_nobody_used_for_days_are_deleted(tiny, write_rows):
     assert not old.exists() and fresh.exists() and len(list(folder.glob("*.numbers"))) == 2
 
 
+@pytest.mark.slow
 def test_many_rows_are_counted_by_workers(tiny, write_rows, monkeypatch):
     monkeypatch.setattr(cached_counts, "ROWS_PER_WORKER", 50)
     dataset, collator = MultimodalDataset(write_rows(text_rows(130))), collator_of("llava-1.5", tiny)
@@ -217,8 +218,9 @@ def test_a_second_fit_encodes_nothing_again(tiny, write_rows, monkeypatch):
 # ---- the order of samples by length ----
 
 
-def test_the_batches_of_a_step_are_of_similar_length_on_all_processes(tiny, write_rows):
+def test_the_batches_of_a_step_are_of_similar_length_on_all_processes(tiny, write_rows, monkeypatch):
     """As accelerate deals them out: a step's spread of lengths over 4 processes is that of neighbours, not of all."""
+    monkeypatch.setattr(cached_counts, "ROWS_PER_WORKER", 10_000)  # no worker counts them
     processes, size, rng = 4, 2, np.random.default_rng(0)
     rows = [{"conversations": turns("Q", "w " * int(n))} for n in rng.integers(1, 400, 1000)]
     dataset = MultimodalDataset(write_rows(rows))

@@ -249,6 +249,7 @@ def encrypted(server, tmp_path, monkeypatch):
     return certificate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "host, trusted, message",
     [

@@ -507,6 +507,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("ending", ["json", "jsonl", "parquet"])
 def test_a_damaged_index_does_no_harm(tmp_path, read, ending, damage):
@@ -529,6 +530,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_names_its_flag(tmp_path
         MultimodalDataset(path, media=MediaOptions(cache_folder=path + "/cache"))
 
 
+@pytest.mark.slow
 def test_processes_may_index_one_file_at_the_same_time(tmp_path, read):
     path = write(tmp_path / "a.jsonl", 2000)
     context = multiprocessing.get_context("fork")
@@ -547,11 +549,17 @@ def test_processes_may_index_one_file_at_the_same_time(tmp_path, read):
     assert found == {hash(tuple(named("a", range(2000))))}
 
 
-def test_workers_and_copies_read_the_same_rows(tmp_path, read):
+def test_copies_read_the_same_rows(tmp_path, read):
     paths = [write(tmp_path / "a.json", 9), write(tmp_path / "b.jsonl", 9), write(tmp_path / "c.parquet", 9)]
     dataset = read(paths)
     expected = names(dataset)
     assert names(pickle.loads(pickle.dumps(dataset))) == expected
+
+
+@pytest.mark.slow
+def test_workers_read_the_same_rows(tmp_path, read):
+    dataset = read([write(tmp_path / "a.json", 9), write(tmp_path / "c.parquet", 9)])
+    expected = names(dataset)
     loader = DataLoader(dataset, batch_size=None, num_workers=2)
     assert [sample["messages"][0]["content"][0]["text"] for sample in loader] == expected
 
@@ -663,6 +671,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow
 def test_a_hub_data_set_by_its_id(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -515,6 +515,7 @@ def test_what_decord_gets_wrong_is_refused(clips, name):
         videos.open_video(clips(name), MediaOptions(num_frames=5, video_backend="decord"))
 
 
+@pytest.mark.slow
 def test_a_process_forked_after_decoding_ends(tmp_path):
     """As a data loader's worker is, after answers to videos: the collector in it must not wait for threads."""
     write_clip(tmp_path / "clip.mp4")

@@ -8,11 +8,13 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
 from conftest import CONSENT, MODEL_ID, turns
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 import preview
@@ -38,8 +40,16 @@ class LoggedDataset(MultimodalDataset):
         return super().__getitem__(position)
 
 
+def rows_here(rows, positions, number) -> DataLoader:
+    """As `data_report.workers`, in this process."""
+    return DataLoader(rows, batch_size=None, sampler=positions)
+
+
+HERE = {"workers": rows_here, "get_worker_info": lambda: SimpleNamespace(id=0)}
+
+
 def main(words: list[str], log: str) -> int:
-    """preview.py with a `LoggedDataset`; returns its exit code."""
+    """preview.py with a `LoggedDataset`, in this process unless a number of workers is given; returns its exit code."""
     make = data_report.make_dataset
 
     def make_logged(*args, **kwargs):
@@ -47,7 +57,8 @@ def main(words: list[str], log: str) -> int:
         dataset.__class__, dataset.log = LoggedDataset, log
         return dataset
 
-    with mock.patch.object(data_report, "make_dataset", make_logged), pytest.raises(SystemExit) as end:
+    here = {} if "--dataloader_num_workers" in words else HERE
+    with mock.patch.multiple(data_report, make_dataset=make_logged, **here), pytest.raises(SystemExit) as end:
         preview.main(words)
     return end.value.code
 
@@ -325,6 +336,7 @@ def test_flags_without_effect_and_no_usable_row_fail(check, write_rows):
     assert code == 1 and "no usable row" in report["failures"][-1]
 
 
+@pytest.mark.slow
 def test_rows_that_end_their_process_are_named_and_the_others_checked(check, write_rows):
     texts = [f"Hi {i}" for i in range(12)]
     texts[3], texts[7], texts[8] = "KILL", "EXIT", "FAIL"
@@ -342,6 +354,7 @@ def test_rows_that_end_their_process_are_named_and_the_others_checked(check, wri
 # ---- a check that goes on ----
 
 
+@pytest.mark.slow
 def test_an_interrupted_check_goes_on_with_the_rest(check, write_rows, tmp_path, capsys):
     path = write_rows([row(f"SLOW {i}", "Hello") for i in range(20)])
     flags = ["--dataloader_num_workers", 2]

@@ -8,7 +8,7 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from conftest import BY_KIND, CONSENT, MODEL_ID, REPO, make_loader, rows_for, run
+from conftest import CONSENT, FAMILIES, MODEL_ID, REPO, make_loader, rows_for, run
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from arguments import parse_arguments
@@ -122,7 +122,7 @@ def test_the_values_that_reach_fsdp(parse, tiny, dtype):
         assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fsdp_gathers_the_language_model_layer_by_layer(parse, tiny, family):
     """Every list of layers that holds attention and MLP consists of units of FSDP."""
     training = parse([*FSDP, "--model_id", MODEL_ID[family], "--model_local_path", "x", *CONSENT[family]]).training

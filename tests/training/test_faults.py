@@ -47,7 +47,7 @@ def taught_rows(dataset: EncodedDataset, workers: int = 0) -> list[str]:
     return ["".join(trained_runs(tokenizer, item["labels"][0])).strip().removesuffix("</s>") for item in loader]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_bad_sample_is_replaced_counted_and_named(write_rows, half, tiny, capfd, workers):
     path = write_rows(rows_with({2, 5}))
     dataset = encoded(path, tiny, workers=workers)
@@ -128,6 +128,7 @@ def test_what_is_found_before_training_is_left_out_alike(write_rows, half, tiny,
         MultimodalDataset(path)
 
 
+@pytest.mark.slow
 def test_a_worker_names_what_is_wrong_in_a_line(write_rows, half, tiny, tmp_path):
     path = write_rows(rows_with({2}))
     with pytest.raises(ValueError, match=r"\A\S*rows.json, sample 2: image .*half.png cannot be decoded"):

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import yaml
-from conftest import BY_KIND, FACTS, KINDS, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run, turns
+from conftest import FACTS, FAMILIES, KINDS, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run, turns
 from launch import launch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -38,7 +38,7 @@ def linears(tiny, family) -> set[str]:
 # ---- target modules ----
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_pattern_of_older_versions_means_the_projections_of_the_language_model(tiny, family):
     meant = re.compile(r".*\.layers\.\d+\.(mlp|cross_attn|self_attn)\.(up|down|gate|q|k|v|o)_proj")
     expected = {n for n in linears(tiny, family) if meant.fullmatch(n) and in_language_model(family, n)}
@@ -51,7 +51,7 @@ def test_a_pattern_of_older_versions_means_the_projections_of_the_language_model
     assert f"adapters: {len(expected)} Linear" in format_summary(summarize(model, loader, arguments))
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_old_names_are_those_in_the_checkpoints_of_the_hub(tiny, family):
     """Checkpoints keep the module names of the version that they were made with; the tiny ones have the Hub's."""
     keys = load_file(f"{tiny(family)}/model.safetensors").keys()

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import BY_KIND, CONSENT, FACTS, FAMILIES, MODEL_ID, make_loader, run, turns
+from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, make_loader, run, turns
 from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor
@@ -233,7 +233,7 @@ def steps(tiny, family, *flags):
         yield model, loader, forward, called, recorded
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_frozen_vision_parts_are_computed_once_and_keep_nothing(tiny, family):
     for model, _, forward, called, recorded in steps(tiny, family, "--use_lora", "True"):
         assert forward and not recorded and called == forward

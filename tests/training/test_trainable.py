@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import BY_KIND, CONSENT, FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run
+from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -58,7 +58,7 @@ def names_without_gradient(model, batch):
     return {name for name, parameter in model.named_parameters() if parameter.grad is None}
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_full_training_trains_all_that_gets_a_gradient(tiny, family, write_rows):
     model, loader, _ = load(tiny, family, *VISION_FLAGS)
     everything = loader.load_model()
@@ -67,7 +67,7 @@ def test_full_training_trains_all_that_gets_a_gradient(tiny, family, write_rows)
     assert trainable_names(model) == names - never
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("flags, patterns", [([], "l"), (VISION_FLAGS[:2], "le"), (VISION_FLAGS[2:], "lp")])
 def test_only_the_named_components_train(tiny, family, flags, patterns):
     model, _, _ = load(tiny, family, *flags)
@@ -81,7 +81,7 @@ def test_only_the_named_components_train(tiny, family, flags, patterns):
         assert bool(in_component & trainable_names(model)) == (letter in patterns)
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_lora_adapts_every_linear_of_the_language_model_and_no_other(tiny, family):
     model, loader, _ = load(tiny, family, "--use_lora", "True")
     plain = loader.load_model()
@@ -94,7 +94,7 @@ def test_lora_adapts_every_linear_of_the_language_model_and_no_other(tiny, famil
     assert adapted == {f"base_model.model.{name}" for name in linears}
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_lora_on_a_deep_model_is_as_exact(tiny, family):
     """From 20 targets on, peft looks for shorter patterns that match them; tiny models have fewer."""
     trust = FACTS[family].remote_code
@@ -121,7 +121,7 @@ def test_lora_on_a_deep_model_is_as_exact(tiny, family):
     assert adapted == {f"base_model.model.{name}" for name in expected}
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_lora_beside_full_vision_parts(tiny, family):
     model, _, _ = load(tiny, family, "--use_lora", "True", *VISION_FLAGS)
     names = {name.removeprefix("base_model.model.") for name in trainable_names(model)}
@@ -136,7 +136,7 @@ def test_lora_beside_full_vision_parts(tiny, family):
     assert full == expected - set(FACTS[family].bare)
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_vision_lora_leaves_the_projector_alone(tiny, family):
     flags = ["--use_lora", "True", "--train_vision_encoder", "True", "--use_vision_lora", "True"]
     if not FACTS[family].vision_linears:
@@ -158,7 +158,7 @@ def test_lora_bias_does_not_reach_frozen_components(tiny, bias):
     assert all(name.startswith("model.language_model.") for name in names)
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("bits, kind", [(4, "nf4"), (8, "int8")])
 def test_only_the_language_model_is_quantized(tiny, family, bits, kind):
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
@@ -193,7 +193,7 @@ def component_by_name(family: str, name: str) -> str:
     return next(component for component, pattern in found if re.match(pattern, name))
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("lora", [[], ["--use_lora", "True"]], ids=["full", "lora"])
 def test_each_component_steps_at_its_own_learning_rate(tiny, family, lora, write_rows, tmp_path):
     """With plain gradient descent, a step is the gradient times the rate."""

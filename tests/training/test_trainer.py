@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 from conftest import (
-    BY_KIND,
     FACTS,
     FAMILIES,
     MODEL_ID,
@@ -32,7 +31,7 @@ from training.sampling import EpochSampler, epoch_order
 from training.trainer import FinetuneTrainer
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradients_equal_the_models_own(tiny, family, write_rows, tmp_path):
     """On one batch the library's own loss over all logits is the same mean over labels."""
     from arguments import TrainingArguments
@@ -77,7 +76,7 @@ def test_grouping_puts_similar_lengths_together():
     assert sum(spread) / len(spread) < 12  # about 40 in random order
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_full_run_leaves_a_standalone_checkpoint(tiny, family, write_rows, tmp_path):
     out = tmp_path / "out"
     steps = run(tiny, family, write_rows(rows_for(family)), out, *VISION_FLAGS)
@@ -102,7 +101,7 @@ def test_args_yaml_repeats_the_run(tiny, write_rows, tmp_path):
     assert [e["loss"] for e in log if "loss" in e] == [e["loss"] for e in first]
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_keeps_trained_weights_in_float32(tiny, family, write_rows, tmp_path):
     """Adam's small updates would be rounded away in bfloat16."""
     flags = ["--bf16", True, "--use_cpu", True, "--learning_rate", 1e-6, "--train_vision_projector", True]
@@ -115,8 +114,8 @@ def test_bfloat16_keeps_trained_weights_in_float32(tiny, family, write_rows, tmp
     assert {name for name in before if ".layers." in name and not re.search(elsewhere, name)} <= changed
 
 
-@pytest.mark.parametrize("family", BY_KIND)
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_bfloat16_trains_a_vision_encoder_of_which_a_part_is_unused(tiny, family, lora, write_rows, tmp_path):
     flags = ["--bf16", True, "--use_cpu", True, "--use_lora", lora, *VISION_FLAGS]
     steps = run(tiny, family, write_rows(rows_for(family)), tmp_path / "out", *flags)
