@@ -238,7 +238,8 @@ def test_a_missing_file_names_the_one_that_looks_like_it(tmp_path, written, ther
 
 
 def test_the_warning_of_the_errors_page_is_what_the_program_says(capsys):
-    differing = SimpleNamespace(processor=SimpleNamespace(chat_template="x"), template_differences=lambda: [("a", "b")])
+    template = SimpleNamespace(differences=lambda: [("a", "b")])
+    differing = SimpleNamespace(processor=SimpleNamespace(chat_template="x"), template=template)
     train.report_template_differences(differing)
     (documented,) = re.findall(r"`(WARNING: .*?)`", ERRORS.read_text(encoding="utf-8"))
     assert documented in capsys.readouterr().out
