@@ -22,6 +22,7 @@ from transformers.hf_argparser import string_to_bool
 from reading.options import FILTERS
 from supported_models import find_model
 from training import checks
+from training.sampling import SAMPLERS
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # Of a switch that is no field of a dataclass: `--flag`, `--flag True` or `--flag False`.
@@ -177,6 +178,11 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     dataloader_persistent_workers: bool | None = flag(
         None, "Keep these processes from one epoch to the next. Default: True where there are some."
+    )
+    # The Trainer's choices, of which one is not supported here, and others may be added.
+    train_sampling_strategy: str = field(
+        default="random",
+        metadata={"help": "The order of samples (training/sampling.py).", "choices": list(SAMPLERS)},
     )
     # The Trainer's type, dict[str, bool], has no reader for the command line (5.23).
     liger_kernel_config: str | None = flag(None, "Settled by --use_liger_kernel: all but its losses.")

@@ -24,6 +24,7 @@ from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, trainable
 from training.engines import say
+from training.sampling import SAMPLERS
 from training.throughput import FlopCounter
 from training.trainer import FinetuneTrainer
 
@@ -150,7 +151,7 @@ def fit_to_budget(collator, dataset: MultimodalDataset | None, drop_overlong: bo
 
 def lengths_for_order(arguments: Arguments, collator, dataset: MultimodalDataset) -> np.ndarray | None:
     """Tokens of each training sample as it is trained on (rows,), where the order of an epoch follows them."""
-    if arguments.training.train_sampling_strategy != "group_by_length" and not arguments.data.packing:
+    if not SAMPLERS[arguments.training.train_sampling_strategy].needs_lengths and not arguments.data.packing:
         return None
     return np.minimum(collator.budget.token_lengths(dataset), collator.budget.max_length)
 

@@ -1,4 +1,7 @@
-"""Which rows a step takes: the order of an epoch, and what is packed together; pure functions of seed and epoch."""
+"""Which rows a step takes: the order of an epoch, and what is packed together; pure functions of seed and epoch.
+
+An order of one's own is a subclass of `EpochSampler` and a row in `SAMPLERS`.
+"""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
@@ -27,22 +30,17 @@ def epoch_order(length: int, seed: int, epoch: int, lengths: list[int] | None = 
 
 
 class EpochSampler(Sampler):
-    """Yields the rows of the epoch that `set_epoch` names, in the order of `--train_sampling_strategy`.
+    """Yields the rows of the epoch that `set_epoch` names, shuffled.
 
     Args:
-        lengths: tokens of each row (rows,), for the strategy group_by_length.
         group: samples per step.
+        lengths: tokens of each row (rows,), for a sampler that needs them.
     """
 
-    def __init__(
-        self,
-        dataset: MultimodalDataset,
-        seed: int,
-        strategy: str = "random",
-        group: int = 1,
-        lengths: np.ndarray | None = None,
-    ):
-        self.dataset, self.seed, self.strategy, self.group, self.lengths = dataset, seed, strategy, group, lengths
+    needs_lengths = False  # whether the order follows the lengths, which are counted only then
+
+    def __init__(self, dataset: MultimodalDataset, seed: int, group: int = 1, lengths: np.ndarray | None = None):
+        self.dataset, self.seed, self.group, self.lengths = dataset, seed, group, lengths
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -58,11 +56,31 @@ class EpochSampler(Sampler):
 
     def rows_of(self, epoch: int) -> np.ndarray:
         """The rows of an epoch in order."""
-        rows = self.dataset.epoch_rows(self.seed, epoch)
-        if self.strategy == "sequential":
-            return rows
-        lengths = self.lengths[rows].tolist() if self.strategy == "group_by_length" else None
-        return rows[epoch_order(len(rows), self.seed, epoch, lengths, self.group)]
+        return self.order(self.dataset.epoch_rows(self.seed, epoch), epoch)
+
+    def order(self, rows: np.ndarray, epoch: int) -> np.ndarray:
+        """The rows of an epoch (rows,) -> the same rows in the order in which they are trained on."""
+        return rows[epoch_order(len(rows), self.seed, epoch)]
+
+
+class UnshuffledSampler(EpochSampler):
+    """Yields the rows in the order of the data."""
+
+    def order(self, rows: np.ndarray, epoch: int) -> np.ndarray:
+        return rows
+
+
+class LengthSampler(EpochSampler):
+    """Yields the rows shuffled, but those of one step of similar length."""
+
+    needs_lengths = True
+
+    def order(self, rows: np.ndarray, epoch: int) -> np.ndarray:
+        return rows[epoch_order(len(rows), self.seed, epoch, self.lengths[rows].tolist(), self.group)]
+
+
+# --train_sampling_strategy -> the sampler; the first is the default.
+SAMPLERS = {"random": EpochSampler, "sequential": UnshuffledSampler, "group_by_length": LengthSampler}
 
 
 class PackSampler(EpochSampler):

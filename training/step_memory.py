@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn.functional import cross_entropy, pad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from reading.dataset import IGNORE_INDEX
+from training.loss import label_losses
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
 
@@ -225,13 +224,15 @@ def _update(trained: list[nn.Parameter], ledger: Ledger, make_optimizer, in_floa
 
 
 def _loss(model, batch: dict, training, autocast) -> torch.Tensor:
-    """As FinetuneTrainer's, which keeps no logits beyond it; accelerate hands them on in float32."""
+    """As FinetuneTrainer's, which keeps no logits beyond it."""
+
+    def forward(**inputs):
+        with autocast:
+            outputs = model(**inputs)
+        outputs.logits = outputs.logits.float()  # as accelerate hands them on
+        return outputs
+
     # All but the lengths of samples in one row are tensors.
     inputs = {name: value.clone() if torch.is_tensor(value) else value for name, value in batch.items()}
-    targets = pad(inputs.pop("labels"), (0, 1), value=IGNORE_INDEX)[:, 1:]
-    keep = targets != IGNORE_INDEX
-    with autocast:
-        logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
-    logits = logits.float().view(-1, logits.shape[-1])
-    smoothing = training.label_smoothing_factor
-    return cross_entropy(logits, targets[keep], reduction="none", label_smoothing=smoothing).sum() / keep.sum()
+    losses, keep, _ = label_losses(forward, inputs, training.label_smoothing_factor)
+    return losses.sum() / keep.sum()

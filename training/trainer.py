@@ -10,7 +10,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
@@ -20,9 +19,10 @@ from evaluation.answers import Question, generate_answers, questions, write_answ
 from loaders.output_folder import copy_processor_files
 from reading.dataset import IGNORE_INDEX
 from training.engines import say
+from training.loss import label_losses, sample_sums
 from training.progress import LogFile, ProgressLine
 from training.resume import ResumableTrainer
-from training.sampling import EpochSampler, PackSampler
+from training.sampling import SAMPLERS, PackSampler
 from training.throughput import FlopCounter, ThroughputMeter
 from training.trainable import KeepFrozenOut
 
@@ -108,27 +108,13 @@ class FinetuneTrainer(ResumableTrainer):
                 say(f"--on_bad_sample skip: {number:,} of {len(dataset):,} {what} samples were skipped.")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross entropy summed over the labels, divided by the labels of the whole global step over all ranks.
-
-        The head runs on the positions that have a label only: `logits_to_keep` is a boolean (batch, tokens) mask.
-        """
+        """The losses of the labels, summed and divided by the labels of the whole global step over all ranks."""
         with self.meter.forward(inputs):
-            losses, keep, outputs = self._label_losses(model, inputs)
+            losses, keep, outputs = label_losses(model, inputs, self.args.label_smoothing_factor)
         loss = losses.sum() / (keep.sum() if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # engines average gradients over ranks
         return (loss, outputs) if return_outputs else loss
-
-    def _label_losses(self, model, inputs) -> tuple:
-        """The cross entropy of each label (labels,), where the labels are predicted (batch, tokens), the outputs."""
-        inputs = dict(inputs)
-        # The token at position t + 1 is the target of position t.
-        targets = pad(inputs.pop("labels"), (0, 1), value=IGNORE_INDEX)[:, 1:]
-        keep = targets != IGNORE_INDEX
-        outputs = model(**inputs, logits_to_keep=keep, use_cache=False)
-        logits = outputs.logits.view(-1, outputs.logits.shape[-1]).float()
-        smoothing = self.args.label_smoothing_factor
-        return cross_entropy(logits, targets[keep], reduction="none", label_smoothing=smoothing), keep, outputs
 
     def floating_point_ops(self, inputs) -> int:
         """As the model's own, which would count its parameters anew in every batch (transformers 5.23)."""
@@ -217,15 +203,10 @@ class FinetuneTrainer(ResumableTrainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         with torch.no_grad(), self.compute_loss_context_manager():
-            losses, keep, _ = self._label_losses(model, self._prepare_inputs(inputs))
+            inputs = self._prepare_inputs(inputs)
+            losses, keep, _ = label_losses(model, inputs, self.args.label_smoothing_factor)
         # Per sample, so that what accelerate repeats to fill the last batches of all ranks can be dropped again.
-        row, place = keep.nonzero(as_tuple=True)
-        samples = len(keep)
-        if lengths := inputs.get("sample_lengths"):
-            samples = len(lengths)
-            row = torch.bucketize(place, torch.tensor(lengths, device=place.device).cumsum(0), right=True)
-        num_labels = torch.bincount(row, minlength=samples)
-        sample_losses = torch.zeros(samples, device=row.device).index_add(0, row, losses)
+        sample_losses, num_labels = sample_sums(losses, keep, inputs.get("sample_lengths"))
         own = slice(self.args.eval_batch_size)  # all but dummies, which stand last
         sample_losses, num_labels = self.accelerator.gather_for_metrics((sample_losses[own], num_labels[own]))
         self._eval_loss += sample_losses.double().sum().item()
@@ -233,19 +214,15 @@ class FinetuneTrainer(ResumableTrainer):
         return losses.mean(), None, None
 
     def _get_train_sampler(self, train_dataset=None):
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        rows = (self.train_dataset if train_dataset is None else train_dataset).dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        strategy = str(getattr(self.args.train_sampling_strategy, "value", self.args.train_sampling_strategy))
-        group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        if strategy not in ("random", "sequential", "group_by_length"):
-            raise ValueError(f"--train_sampling_strategy {strategy} is not supported: use random or group_by_length.")
+        batch = self.args.train_batch_size * self.args.world_size
         if self.pack_budget:
-            batch = self.args.train_batch_size * self.args.world_size
-            self.epoch_sampler = PackSampler(
-                dataset.dataset, seed, self.lengths, self.pack_budget, batch, self._most_epochs(dataset.dataset, batch)
-            )
+            epochs = self._most_epochs(rows, batch)
+            self.epoch_sampler = PackSampler(rows, seed, self.lengths, self.pack_budget, batch, epochs)
         else:
-            self.epoch_sampler = EpochSampler(dataset.dataset, seed, strategy, group, self.lengths)
+            sampler = SAMPLERS[self.args.train_sampling_strategy]
+            self.epoch_sampler = sampler(rows, seed, batch * self.args.gradient_accumulation_steps, self.lengths)
         return self.epoch_sampler
 
     def _most_epochs(self, dataset, batch: int) -> int:

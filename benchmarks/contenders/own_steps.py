@@ -12,15 +12,15 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
 
 import torch  # noqa: E402
-from torch.nn.functional import cross_entropy, pad  # noqa: E402
 from transformers import set_seed  # noqa: E402
 
 from arguments import parse_arguments  # noqa: E402
 from collators import make_collator  # noqa: E402
 from loaders import LOADERS, attention  # noqa: E402
-from reading.dataset import IGNORE_INDEX, EncodedDataset, make_dataset  # noqa: E402
+from reading.dataset import EncodedDataset, make_dataset  # noqa: E402
 from train import fit_to_budget, model_kwargs  # noqa: E402
 from training import trainable  # noqa: E402
+from training.loss import label_losses  # noqa: E402
 from training.trainer import FinetuneTrainer  # noqa: E402
 
 
@@ -41,11 +41,8 @@ def bare_loop(model, batches: list[dict], training) -> None:
     model.train()
     for epoch in range(int(training.num_train_epochs)):
         for step, batch in enumerate(batches, start=1):
-            inputs = dict(batch)
-            targets = pad(inputs.pop("labels"), (0, 1), value=IGNORE_INDEX)[:, 1:]
-            keep = targets != IGNORE_INDEX
-            logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
-            loss = cross_entropy(logits.view(-1, logits.shape[-1]), targets[keep])
+            losses, *_ = label_losses(model, batch)
+            loss = losses.mean()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

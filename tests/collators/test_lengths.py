@@ -21,7 +21,7 @@ from reading import media
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
 from reading.row_index import DAYS_KEPT
-from training.sampling import EpochSampler
+from training.sampling import SAMPLERS
 
 # White space, control strings and characters of several bytes beside media and at the edges of texts.
 TEXTS = ["Why?", "\n\nsee\n", " a  b ", "<image>", "</s><|im_end|>\n", "é日本🙂", "1 234\t56", "<|image_1|> x", "."]
@@ -229,7 +229,7 @@ def test_the_batches_of_a_step_are_of_similar_length_on_all_processes(tiny, writ
     def spread(strategy: str) -> float:
         shards = []
         for rank in range(processes):
-            sampler = EpochSampler(dataset, 3, strategy, processes * size, tokens)
+            sampler = SAMPLERS[strategy](dataset, 3, processes * size, tokens)
             shards.append(list(BatchSamplerShard(BatchSampler(sampler, size, True), processes, rank)))
         steps = [tokens[np.ravel(batches)] for batches in zip(*shards, strict=True)]
         assert sorted(np.ravel(shards)) == list(range(1000))

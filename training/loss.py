@@ -1,0 +1,52 @@
+"""The loss, written once: the cross entropy of each label, for training, evaluation and the forecast of memory.
+
+A loss of one's own, such as one with a weight for each token, changes `label_losses` and nothing else.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import cross_entropy, pad
+
+from reading.dataset import IGNORE_INDEX
+
+
+def label_losses(model: Callable, inputs: dict, label_smoothing: float = 0.0) -> tuple:
+    """The cross entropy of each label. The head runs only on positions that predict one.
+
+    Args:
+        model: called with `inputs`, all but `labels`, and `logits_to_keep`, a boolean (batch, tokens) mask.
+        inputs: a batch of the collator; `labels` (batch, tokens).
+
+    Returns:
+        losses (labels,) in float32; where the labels are predicted (batch, tokens), bool; what the model returned.
+    """
+    inputs = dict(inputs)
+    # The token at position t + 1 is the target of position t.
+    targets = pad(inputs.pop("labels"), (0, 1), value=IGNORE_INDEX)[:, 1:]
+    keep = targets != IGNORE_INDEX
+    outputs = model(**inputs, logits_to_keep=keep, use_cache=False)
+    logits = outputs.logits.view(-1, outputs.logits.shape[-1]).float()
+    return cross_entropy(logits, targets[keep], reduction="none", label_smoothing=label_smoothing), keep, outputs
+
+
+def sample_of_label(keep: torch.Tensor, sample_lengths: list[int] | None = None) -> torch.Tensor:
+    """The sample that each label belongs to (labels,), numbered in the order of the batch.
+
+    Args:
+        keep: where the labels are predicted (batch, tokens).
+        sample_lengths: tokens of each sample of a row of several (`ChatCollator.join`); None: each row is a sample.
+    """
+    row, position = keep.nonzero(as_tuple=True)
+    if sample_lengths is None:
+        return row
+    return torch.bucketize(position, torch.tensor(sample_lengths, device=keep.device).cumsum(0), right=True)
+
+
+def sample_sums(
+    losses: torch.Tensor, keep: torch.Tensor, sample_lengths: list[int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the losses and the number of labels of each sample, (samples,) both; arguments as of the others."""
+    sample = sample_of_label(keep, sample_lengths)
+    number = len(keep) if sample_lengths is None else len(sample_lengths)
+    return losses.new_zeros(number).index_add(0, sample, losses), torch.bincount(sample, minlength=number)
