@@ -3,6 +3,8 @@
 import difflib
 import re
 from collections import defaultdict
+from collections.abc import Iterable
+from itertools import accumulate
 
 from torch import nn
 
@@ -155,14 +157,22 @@ def shortened(names: list[str]) -> str:
     """
     numbers, ends = defaultdict(list), defaultdict(list)
     for name in names:
-        head, number, end = re.fullmatch(r"(.*?)(?:\.(\d+)\.(.*))?", name).groups()
+        head, number, end = re.fullmatch(r"(.*?)(?:\.(\d+)(?:\.(.*))?)?", name).groups()
         numbers[head, end].append(number and int(number))
     for (head, end), found in numbers.items():
-        ends[head, tuple(found)].append(end)
-    return ", ".join(
-        f"{head}.{braces(ranges(found))}.{braces(tails)}" if tails != [None] else head
-        for (head, found), tails in ends.items()
-    )
+        ends[head, tuple(found), end is not None].append(end)
+    written = []
+    for (head, found, has_ends), tails in ends.items():
+        path = [head] if found[0] is None else [head, braces(ranges(found))]
+        written.append(".".join([*path, braces(tails)] if has_ends else path))
+    return ", ".join(written)
+
+
+def largest_modules(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Parameter names -> the largest modules around them that hold none of the `others`."""
+    paths = lambda name: list(accumulate(name.split("."), "{}.{}".format))  # noqa: E731
+    holding_others = {path for name in others for path in paths(name)}
+    return list(dict.fromkeys(next(path for path in paths(name) if path not in holding_others) for name in names))
 
 
 def braces(words: list[str]) -> str:

@@ -27,7 +27,8 @@ def label_losses(model: Callable, inputs: dict, label_smoothing: float = 0.0) ->
     keep = targets != IGNORE_INDEX
     outputs = model(**inputs, logits_to_keep=keep, use_cache=False)
     logits = outputs.logits.view(-1, outputs.logits.shape[-1]).float()
-    return cross_entropy(logits, targets[keep], reduction="none", label_smoothing=label_smoothing), keep, outputs
+    losses = cross_entropy(logits, targets[keep], reduction="none", label_smoothing=label_smoothing)
+    return losses, keep, outputs
 
 
 def sample_of_label(keep: torch.Tensor, sample_lengths: list[int] | None = None) -> torch.Tensor:

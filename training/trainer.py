@@ -19,6 +19,7 @@ from evaluation.answers import Question, generate_answers, questions, write_answ
 from loaders.output_folder import copy_processor_files
 from reading.dataset import IGNORE_INDEX
 from training.engines import say
+from training.gradients import GradientCheck
 from training.loss import label_losses, sample_sums
 from training.progress import LogFile, ProgressLine
 from training.resume import ResumableTrainer
@@ -58,6 +59,8 @@ class FinetuneTrainer(ResumableTrainer):
         self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
         self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
         self.write_card = write_card
+        self.gradient_check = GradientCheck(self)
+        self.add_callback(self.gradient_check)
         self.add_callback(KeepFrozenOut)
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
         self.add_callback(ProgressLine)
@@ -125,7 +128,9 @@ class FinetuneTrainer(ResumableTrainer):
         return self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        return super().get_batch_samples(self.meter.waiting(epoch_iterator), num_batches, device)
+        batches, num_labels = super().get_batch_samples(self.meter.waiting(epoch_iterator), num_batches, device)
+        self.gradient_check.see(batches)
+        return batches, num_labels
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
