@@ -1,14 +1,16 @@
 """What is trained, and how: freezing, quantization, learning rates, and the summary a user reads before step 1."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from loaders.base import COMPONENTS, BaseLoader, is_inside
-from training.adapters import add_adapters, base_name, load_adapter, shortened
+from loaders.base import COMPONENTS, BaseLoader
+from training.adapters import add_adapters, base_name, largest_modules, load_adapter, shortened
+
+BY_HAND = "by hand"  # and by no flag
 
 
 def training_modes(arguments) -> dict[str, str]:
@@ -71,7 +73,8 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
     """Freeze and unfreeze by the flags, wrapping the model with LoRA adapters where they ask for it.
 
     What trains is kept in float32, since small updates vanish in 16 bits; what is frozen, in the precision of the
-    matrix products. DeepSpeed keeps a copy in float32 of what trains, and wants all of it in one precision.
+    matrix products. DeepSpeed keeps a copy in float32 of what trains, and wants all of it in one precision. To freeze
+    more, change `stays_frozen`: what is frozen after this function keeps its float32.
 
     Raises:
         ValueError: a component to train has nothing trainable.
@@ -84,12 +87,14 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(modes.get(loader.component_of(name)) == "full")
     for name, parameter in model.named_parameters():
-        name = base_name(name)
-        if loader.is_unused(name) or modes.get(loader.component_of(name), "frozen") == "frozen":
+        component = loader.component_of(base_name(name))
+        if stays_frozen(base_name(name), loader, modes):
             parameter.requires_grad_(False)  # such as the biases that `--lora_bias all` reaches everywhere
         if parameter.is_floating_point() and not hasattr(parameter, "ds_id"):  # which ZeRO-3 has taken over
-            # A component that trains in full has one precision, also where it is unused or a bare parameter.
-            beside_trained = modes.get(loader.component_of(name)) == "full" and ".original_module." not in name
+            # Of a component that trains in full, norms and what cannot train have the precision of the rest: a
+            # LayerNorm on a CPU takes no other (torch 2.14).
+            beside_trained = modes.get(component) == "full" and ".original_module." not in name
+            beside_trained &= parameter.dim() < 2 or why_frozen(name, loader, hasattr(model, "peft_config")) != BY_HAND
             in_full = not arguments.training.deepspeed and (parameter.requires_grad or beside_trained)
             parameter.data = parameter.data.to(torch.float32 if in_full else compute_dtype(arguments.training))
     if arguments.lora.lora_weight_path:
@@ -98,6 +103,20 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
         if mode != "frozen" and not any(p.requires_grad for _, p in component_parameters(model, loader)[component]):
             raise ValueError(f"The {component} is to be trained ({mode}), but it has no parameter that can be.")
     return model
+
+
+def stays_frozen(name: str, loader: BaseLoader, modes: dict) -> bool:
+    """Whether a parameter of the loaded model is frozen, whatever trains around it. Freeze more of it here."""
+    return loader.is_unused(name) or modes.get(loader.component_of(name), "frozen") == "frozen"
+
+
+def why_frozen(name: str, loader: BaseLoader, has_adapters: bool) -> str:
+    """Why a parameter of a component that trains does not; `name` as in the model that peft may have wrapped."""
+    if loader.is_unused(base_name(name)):
+        return "it gets no gradient"
+    if has_adapters and ".modules_to_save." not in name and ".lora_" not in name:
+        return "an adapter cannot hold a bare parameter"
+    return BY_HAND
 
 
 class KeepFrozenOut(TrainerCallback):
@@ -129,7 +148,7 @@ class ComponentSummary:
     total: int
     learning_rate: float | None
     dtypes: str
-    left_frozen: dict[str, str]  # what does not train in a component of mode "full" -> the reason
+    left_frozen: dict[str, list[str]]  # why something in a component that trains does not -> these modules
     mixture: dict[str, int]  # "experts" and "router" of a mixture of experts -> how many of their parameters train
     adapted: list[str]  # linear layers with an adapter
 
@@ -138,6 +157,7 @@ def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[Component
     """Count what `make_trainable` left: one row per component. Quantized weights count as what they stand for."""
     rows = []
     modes = training_modes(arguments)
+    training = {base_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     for component, parameters in component_parameters(model, loader).items():
         if not parameters:
             continue
@@ -151,10 +171,12 @@ def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[Component
         for name, parameter in parameters:
             if part := loader.mixture_part(name):
                 mixture[part] = mixture.get(part, 0) + num_elements(parameter) * parameter.requires_grad
-        frozen = {}
-        for name in (base_name(name) for name, p in parameters if mode == "full" and not p.requires_grad):
-            module = next((path for path in loader.unused if is_inside(name, path)), None)
-            frozen[module or name] = "it gets no gradient" if module else "an adapter cannot hold a bare parameter"
+        frozen = defaultdict(dict)
+        for name, parameter in parameters:
+            if not parameter.requires_grad and (mode == "full" or ".lora_" in name):
+                frozen[why_frozen(name, loader, hasattr(model, "peft_config"))][base_name(name)] = None
+        others = training.union(*frozen.values())
+        frozen = {reason: largest_modules(names, others - names.keys()) for reason, names in frozen.items()}
         adapted = [base_name(name).split(".lora_A.")[0] for name, p in parameters if ".lora_A." in name]
         adapted = [name for name in adapted if not loader.mixture_part(name)]
         row = ComponentSummary(component, mode, trained, total, rate, precision(parameters), frozen, mixture, adapted)
@@ -189,5 +211,5 @@ def format_summary(rows: list[ComponentSummary]) -> str:
     for row in rows:
         for part, trained in sorted(row.mixture.items()):
             lines.append(f"{part}: " + (f"{row.mode}, {trained:,} parameters" if trained else "frozen"))
-    lines += [f"frozen: {name} ({reason})" for row in rows for name, reason in row.left_frozen.items()]
+    lines += [f"frozen: {shortened(names)} ({reason})" for row in rows for reason, names in row.left_frozen.items()]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from collators import COLLATORS
 from loaders import LOADERS
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
+from training import trainable
 from training.trainable import (
     add_adapters,
     format_summary,
@@ -297,6 +298,56 @@ def test_precision_of_trained_and_frozen_weights(tiny):
     model, _, _ = load(tiny, "llava-1.5", *flags)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def freeze_layers_0(monkeypatch) -> None:
+    before = trainable.stays_frozen
+    monkeypatch.setattr(trainable, "stays_frozen", lambda name, *rest: ".layers.0." in name or before(name, *rest))
+
+
+FIRST_LAYERS = ["model.vision_tower.encoder.layers.0", "model.language_model.layers.0"]
+
+
+def test_what_is_frozen_in_its_place_has_the_precision_of_what_is_frozen(tiny, monkeypatch):
+    freeze_layers_0(monkeypatch)
+    model, loader, arguments = load(tiny, "llava-1.5", *VISION_FLAGS, "--bf16", "True", "--use_cpu", "True")
+    for name, parameter in model.named_parameters():
+        is_matrix_of_first = ".layers.0." in name and parameter.dim() > 1
+        assert parameter.dtype == (torch.bfloat16 if is_matrix_of_first else torch.float32), name
+        assert not (parameter.requires_grad and ".layers.0." in name)
+    text = format_summary(summarize(model, loader, arguments))
+    assert [line for line in text.splitlines() if "(by hand)" in line] == [
+        f"frozen: {m} (by hand)" for m in FIRST_LAYERS
+    ]
+
+
+@pytest.mark.parametrize("lora", ["False", "True"])
+def test_the_summary_names_what_is_frozen_later_in_a_line(tiny, lora):
+    model, loader, arguments = load(tiny, "llava-1.5", *VISION_FLAGS, "--use_lora", lora)
+    for name, parameter in model.named_parameters():
+        if ".layers.0." in name:
+            parameter.requires_grad_(False)
+    text = format_summary(summarize(model, loader, arguments))
+    lines = [line for line in text.splitlines() if line.startswith("frozen: ") and "no gradient" not in line]
+    assert lines == [f"frozen: {module} (by hand)" for module in FIRST_LAYERS]
+
+
+@pytest.mark.parametrize("family", BY_KIND)
+def test_bare_parameters_have_their_own_reason(tiny, family):
+    model, loader, arguments = load(tiny, family, "--use_lora", "True", *VISION_FLAGS)
+    text = format_summary(summarize(model, loader, arguments))
+    assert "by hand" not in text and ("a bare parameter" in text) == bool(FACTS[family].bare)
+
+
+def test_frozen_layers_train_around_them_in_bfloat16(tiny, monkeypatch, write_rows, tmp_path):
+    freeze_layers_0(monkeypatch)
+    flags = ["--bf16", True, "--use_cpu", True, *VISION_FLAGS]
+    run(tiny, "llava-1.5", write_rows(rows_for("llava-1.5")), tmp_path / "out", *flags)
+    before, after = (load_file(f"{folder}/model.safetensors") for folder in (tiny("llava-1.5"), tmp_path / "out"))
+    first = {name for name in before if ".layers.0." in name}
+    assert first and all(torch.equal(before[name], after[name]) for name in first)
+    later = {name for name in before if ".language_model." in f".{name}" and ".layers.1." in name}
+    assert later and not any(torch.equal(before[name], after[name]) for name in later)
 
 
 def test_summary_counts_every_parameter(tiny):
