@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from reading import media, sources
 from reading.options import MediaOptions
-from reading.rows import RowForm, content_parts
+from reading.rows import KINDS, RowForm, content_parts
 
-VERSION = 1  # of the files below
+VERSION = 2  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
@@ -307,23 +307,30 @@ class IndexMaker:
                     self.broken.append(place)
                     raise row
                 messages = self.form.messages(row)
-                usable.append((place, content_parts({"messages": messages}), messages))
+                usable.append((place, content_parts({"messages": messages}), messages, row))
             except ValueError as error:
                 self.errors[place] = f"{self.name}, sample {place}: {error}"
-        self.read_ahead((part for _, parts, _ in usable for part in parts if part["type"] != "text"), pool)
-        for place, parts, messages in usable:
+        self.read_ahead((part for _, parts, *_ in usable for part in parts if part["type"] != "text"), pool)
+        for place, parts, messages, row in usable:
             sizes = [self.size(part) for part in parts if part["type"] != "text"]
             if faults := [size for size in sizes if isinstance(size, ValueError)]:
                 self.errors[place] = f"{self.name}, sample {place}: {faults[0]}"
                 continue
             layout = Layout.of(messages)
-            texts = [part.get("text", part["type"]) for part in parts]
-            self.digest.update(repr([layout, texts]).encode())
+            self.digest.update(repr(self.identity(row, messages)).encode())
             self.arrays["layouts"][place] = self.layouts.setdefault(layout, len(self.layouts))
             self.arrays["text_bytes"][place] = sum(len(part["text"].encode()) for part in parts if "text" in part)
             self.arrays["first_medium"][place] = len(self.arrays["media"]) // 3
             for size in sizes:
                 self.arrays["media"].extend(size)
+
+    def identity(self, row: dict, messages: list[dict]) -> list:
+        """All that a row holds but the references of its media, which may move: also fields of somebody's own."""
+        plain = [
+            message | {"content": [{k: v for k, v in part.items() if k not in KINDS} for part in message["content"]]}
+            for message in messages
+        ]
+        return [plain, {name: value for name, value in row.items() if name not in self.form.columns}]
 
     def read_ahead(self, parts: Iterable[dict], pool: ThreadPoolExecutor) -> None:
         """Read the headers of files and URLs side by side, each once."""

@@ -63,7 +63,7 @@ def check_same_run(checkpoint: str, run: dict) -> None:
     if run["samples"] != before["samples"]:
         found.append(f"--data_path has {run['samples']} usable samples and had {before['samples']}")
     elif run["texts"] != before["texts"]:
-        found.append("--data_path has other texts, or in another order")
+        found.append("--data_path has other rows, or in another order")
     if found:
         raise ValueError(
             f"{checkpoint} cannot be resumed exactly: {'; '.join(found)}. Start the run as it was, or a new one "

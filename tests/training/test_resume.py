@@ -248,7 +248,8 @@ def test_what_cannot_be_resumed_is_refused_or_passed_over(tiny, write_rows, tmp_
         ("--seed", 7, "--seed is 7 and was 42"),
         ("--save_only_model", True, "--save_only_model True"),
         ("--data_path", write_rows(ROWS[:-1]), "has 10 usable samples and had 11"),
-        ("--data_path", write_rows([*ROWS[1:], ROWS[0]]), "other texts, or in another order"),
+        ("--data_path", write_rows([*ROWS[1:], ROWS[0]]), "other rows, or in another order"),
+        ("--data_path", write_rows([*ROWS[1:], ROWS[0] | {"weight": 0.5}]), "other rows, or in another order"),
     ]:
         with pytest.raises(ValueError, match=error):
             run(tiny, "llava-1.5", path, out, *resume, True, flag, value)
