@@ -17,7 +17,6 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 from evaluation import metrics
 from evaluation.answers import Question, generate_answers, questions, write_answers
 from loaders.output_folder import copy_processor_files
-from reading.dataset import IGNORE_INDEX
 from training.engines import say
 from training.gradients import GradientCheck
 from training.loss import label_losses, sample_sums

@@ -16,7 +16,7 @@ from test_loss import LONG, SHORT, Parts
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from collators import COLLATORS
-from datasets import MultimodalDataset
+from reading.dataset import MultimodalDataset
 
 pytestmark = pytest.mark.slow
 FAMILY = "llava-1.5"
