@@ -332,7 +332,7 @@ def test_the_summary_names_what_is_frozen_later_in_a_line(tiny, lora):
     assert lines == [f"frozen: {module} (by hand)" for module in FIRST_LAYERS]
 
 
-@pytest.mark.parametrize("family", BY_KIND)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bare_parameters_have_their_own_reason(tiny, family):
     model, loader, arguments = load(tiny, family, "--use_lora", "True", *VISION_FLAGS)
     text = format_summary(summarize(model, loader, arguments))
