@@ -1,6 +1,7 @@
 """What the tests share: tiny checkpoints, built once a session, and small media files."""
 
 import contextlib
+import datetime
 import gc
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import traceback
+import zlib
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -48,6 +50,8 @@ KINDS = (
     "gemma-3",  # bidirectional masks
     AUTO,
 )
+# Of what does not depend on the family, the others are the rest of a cross.
+CROSSED = [family if family in KINDS else pytest.param(family, marks=pytest.mark.cross) for family in FAMILIES]
 # The first model id of each family.
 MODEL_ID = {family: next(id for id, model in MODELS.items() if model.family == family) for family in families()}
 MODEL_ID[AUTO] = AUTO
@@ -316,10 +320,16 @@ def row_losses(model, batch: dict) -> torch.Tensor:
     return (sums / (labels != IGNORE_INDEX).sum(1))[(labels != IGNORE_INDEX).any(1)]
 
 
-# ---- the matrices: `--matrix FILE` writes what became of every cell ----
+# ---- the full crosses, of which `--eighth N` runs an eighth, and the matrices, which `--matrix FILE` writes ----
+
+
+def crossed(cases, chosen) -> list:
+    """The cases of a cross as parameters: all but the chosen ones are marked `cross`."""
+    return [pytest.param(*case, marks=[] if case in chosen else pytest.mark.cross) for case in cases]
 
 
 def pytest_addoption(parser):
+    parser.addoption("--eighth", metavar="N", type=int, help="of the cases marked `cross`, run the eighth N modulo 8")
     parser.addoption("--matrix", metavar="FILE", help="write the outcome of each cell of a matrix")
 
 
@@ -327,6 +337,18 @@ def pytest_configure(config):
     if config.getoption("--matrix") and config.getoption("numprocesses"):
         raise pytest.UsageError("--matrix collects the cells of one process: add -n 0")
     config.stash[OUTCOMES] = {}
+
+
+def pytest_collection_modifyitems(config, items):
+    number = config.getoption("--eighth")
+    if number is not None:
+        others = [item for item in items if item.get_closest_marker("cross") and eighth_of(item) != number % 8]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
+def eighth_of(item) -> int:
+    return zlib.crc32(item.nodeid.encode()) % 8
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -339,6 +361,15 @@ def pytest_runtest_makereport(item, call):
             cells[column] = meaning[0] if meaning and report.outcome == "passed" else report.outcome
 
 
-def pytest_sessionfinish(session):
+def pytest_deselected(items):
+    for item in items:
+        if item.config.getoption("--matrix") and item.get_closest_marker("cell"):
+            raise pytest.UsageError(f"--matrix takes a whole matrix, and {item.nodeid} would be left out")
+
+
+def pytest_sessionfinish(session, exitstatus):
     if path := session.config.getoption("--matrix"):
-        Path(path).write_text(json.dumps(session.config.stash[OUTCOMES], indent=1) + "\n", encoding="utf-8")
+        if exitstatus > pytest.ExitCode.TESTS_FAILED:  # interrupted: not all cells were run
+            return
+        found = {"date": datetime.date.today().isoformat(), "cells": session.config.stash[OUTCOMES]}
+        Path(path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

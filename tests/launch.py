@@ -79,6 +79,12 @@ def launch(words: list, processes: int = 1, script: str = "train", environment: 
     return run.output
 
 
+def here(words: list, script: str = "train") -> None:
+    """The same in this process."""
+    with plots(False):
+        importlib.import_module(script).main([str(word) for word in words])
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -3,7 +3,6 @@
 python docs/generate.py --matrix        # run all of it, and write what it found into docs/supported_models.md
 """
 
-import json
 import re
 
 import pytest
@@ -12,7 +11,6 @@ from conftest import (
     CONSENT,
     FACTS,
     FAMILIES,
-    REPO,
     TAKES_VIDEO,
     VISION_FLAGS,
     make_loader,
@@ -91,14 +89,14 @@ def kinds_of(family: str) -> list[str]:
     return [kind for kind, rows in KINDS.items() if any(fits(family, row) for row in rows)]
 
 
-def cells(columns_of, is_slow=lambda family, column: False) -> list:
+def cells(columns_of, marks_of) -> list:
     """A test case for each family and column, marked for `--matrix`."""
     return [
         pytest.param(
             family,
             column,
             id=f"{family}-{column}",
-            marks=[pytest.mark.cell(family, column), *([pytest.mark.slow] if is_slow(family, column) else [])],
+            marks=[pytest.mark.cell(family, column), *marks_of(family, column)],
         )
         for family in FAMILIES
         for column in columns_of(family)
@@ -121,12 +119,12 @@ def parts(tiny):
     return get
 
 
-def takes_long(family: str, kind: str) -> bool:
-    """Many tokens and many families."""
-    return kind == "all in one batch" and family not in ONE_OF_EACH_KIND
+def marks_of_data(family: str, kind: str) -> list:
+    """Many tokens and many families are slow."""
+    return [pytest.mark.slow] if kind == "all in one batch" and family not in ONE_OF_EACH_KIND else []
 
 
-@pytest.mark.parametrize("family, kind", cells(lambda family: [*kinds_of(family), "over-long"], takes_long))
+@pytest.mark.parametrize("family, kind", cells(lambda family: [*kinds_of(family), "over-long"], marks_of_data))
 def test_data(parts, write_rows, family, kind):
     loader, collator, model = parts(family)
     rows = [row for row in KINDS.get(kind, KINDS["one image"]) if fits(family, row)]
@@ -173,12 +171,12 @@ def modes_of(family: str) -> list[str]:
     return [mode for mode in MODES if mode != "vision LoRA" or FACTS[family].vision_linears]
 
 
-def is_slow(family: str, mode: str) -> bool:
-    """All but LoRA of one family of each kind."""
-    return mode != "LoRA" or family not in ONE_OF_EACH_KIND
+def marks_of_training(family: str, mode: str) -> list:
+    """All but LoRA of one family of each kind. tests/test_merge.py merges all parts of every family."""
+    return [] if mode == "LoRA" and family in ONE_OF_EACH_KIND else [pytest.mark.slow, pytest.mark.cross]
 
 
-@pytest.mark.parametrize("family, mode", cells(modes_of, is_slow))
+@pytest.mark.parametrize("family, mode", cells(modes_of, marks_of_training))
 def test_training(tiny, family, mode, write_rows, tmp_path):
     """Train, save, reload, merge: the logits of the trained model, the key names and shapes of the base."""
     path, out, merged = write_rows(rows_for(family)), tmp_path / "out", tmp_path / "merged"
@@ -204,12 +202,3 @@ def test_training(tiny, family, mode, write_rows, tmp_path):
 
 def shapes(folder) -> dict:
     return {name: (t.shape, t.dtype) for name, t in load_file(f"{folder}/model.safetensors").items()}
-
-
-def test_the_written_matrix_is_whole():
-    """Every cell was run and passed; one that a family cannot have is not there."""
-    found = json.loads((REPO / "docs" / "support_matrix.json").read_text())
-    expected = {family: [*kinds_of(family), "over-long", *modes_of(family)] for family in FAMILIES}
-    assert found == {family: dict.fromkeys(columns, "passed") for family, columns in expected.items()}, (
-        "run `python docs/generate.py --matrix`"
-    )
