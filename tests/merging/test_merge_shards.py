@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FACTS, IMAGE_ROWS, MODEL_ID, REPO, make_loader, run
+from conftest import CONSENT, IMAGE_ROWS, MODEL_ID, REPO, make_loader, run
 from launch import launch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -372,9 +372,9 @@ def test_a_checkpoint_within_a_run(tiny, write_rows, tmp_path):
     assert make_loader("llava-1.5", tmp_path / "merged").load_model()
 
 
-# Runs a merge and predictions, with every connection and every look-up of a name refused and noted.
+# Runs merges and predictions, with every connection and every look-up of a name refused and noted.
 NO_NETWORK = """
-import sys
+import json, sys
 asked = []
 
 def refuse(event, arguments):
@@ -384,24 +384,23 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 import merge_lora_weights, predict
-folder, data, model_id, consent = sys.argv[1:5]
-consent = consent.split()
-merge_lora_weights.main(["--model_path", f"{folder}/adapter", "--model_save_path", f"{folder}/merged", *consent])
-for name in ("adapter", "merged"):
-    words = ["--model_path", f"{folder}/{name}", "--data_path", data, "--output_path", f"{folder}/{name}.jsonl"]
-    predict.main([*words, "--max_new_tokens", "2", *consent])
-assert not asked, asked
+for folder, data, consent in json.loads(sys.argv[1]):
+    merge_lora_weights.main(["--model_path", f"{folder}/adapter", "--model_save_path", f"{folder}/merged", *consent])
+    for name in ("adapter", "merged"):
+        words = ["--model_path", f"{folder}/{name}", "--data_path", data, "--output_path", f"{folder}/{name}.jsonl"]
+        predict.main([*words, "--max_new_tokens", "2", *consent])
+    assert not asked, (folder, asked)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2-vl", "mistral-small-3.1", "phi3-v"])
-def test_merge_and_predict_need_no_network(tiny, write_rows, tmp_path, family):
-    path = write_rows(IMAGE_ROWS[:2])
-    run(tiny, family, path, tmp_path / "adapter", "--use_lora", True)
+def test_merge_and_predict_need_no_network(tiny, write_rows, tmp_path):
+    path, given = write_rows(IMAGE_ROWS[:2]), []
+    for family in ("qwen2-vl", "mistral-small-3.1", "phi3-v"):
+        run(tiny, family, path, tmp_path / family / "adapter", "--use_lora", True)
+        given.append([str(tmp_path / family), path, CONSENT[family]])
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    consent = "--trust_remote_code True" if FACTS[family].remote_code else ""
-    words = [sys.executable, "-c", NO_NETWORK, str(tmp_path), path, MODEL_ID[family], consent]
+    words = [sys.executable, "-c", NO_NETWORK, json.dumps(given)]
     result = subprocess.run(words, cwd=REPO, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
 

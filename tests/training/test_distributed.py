@@ -1,5 +1,6 @@
-"""Several processes, text, image and video rows spread unevenly over them: no hang, and the losses of one process."""
+"""What test_strategies.py does not meet on several processes: no hang, and the losses of one process."""
 
+import itertools
 import json
 import os
 import shutil
@@ -9,8 +10,8 @@ import time
 
 import pytest
 import torch
-from conftest import CONSENT, IMAGE_ROWS, MODEL_ID, REPO, TAKES_VIDEO, VIDEO_ROWS, VISION_FLAGS, turns
-from launch import free_port, launch
+from conftest import CONSENT, IMAGE_ROWS, MODEL_ID, REPO, TAKES_VIDEO, VIDEO_ROWS, VISION_FLAGS, crossed, turns
+from launch import here, launch
 from safetensors.torch import load_file
 
 # In file order with two rows a rank: texts meet images, images meet videos, texts meet image and video together.
@@ -31,13 +32,9 @@ ENGINES = {
 }
 SCRIPT = dict.fromkeys(ENGINES, "train") | {"fsdp2": "fsdp_on_cpu"}
 LORA = ["--use_lora", "True", "--lora_dropout", "0"]
-PROJECTOR = VISION_FLAGS[2:]
-CELLS = [("qwen2-vl", engine) for engine in ENGINES]
-CELLS += [
-    (family, engine)
-    for family in ("llava-onevision", "gemma-3", "llama-3.2-vision", "auto")
-    for engine in ("ddp", "zero2", "zero3", "fsdp2")
-]
+CHOSEN = [("qwen2-vl", "zero2_offload"), ("qwen2-vl", "zero3_offload"), ("auto", "zero3")]
+CHOSEN += [("llava-onevision", "ddp"), ("llava-onevision", "fsdp2")]
+MEETINGS = crossed(itertools.product(["qwen2-vl", "llava-onevision", "auto"], ENGINES), CHOSEN)
 
 
 def words(tiny, family, data_path, output_dir, processes: int, *flags) -> list[str]:
@@ -51,10 +48,13 @@ def words(tiny, family, data_path, output_dir, processes: int, *flags) -> list[s
 
 
 def losses(tiny, family, data_path, output_dir, engine: str | None = None, *flags):
-    """The loss of each step of a run, alone or on two processes, and the evaluation loss, if any."""
+    """The loss of each step of a run, alone in this process or on two, and the evaluation loss, if any."""
     processes = 1 if engine is None else 2
     given = words(tiny, family, data_path, output_dir, processes, *ENGINES.get(engine, []), *flags)
-    launch(given, processes, SCRIPT.get(engine, "train"))
+    if engine is None:
+        here(given)
+    else:
+        launch(given, processes, SCRIPT[engine])
     return logged(output_dir)
 
 
@@ -67,24 +67,11 @@ def shapes(path) -> dict[str, torch.Size]:
     return {name: weight.shape for name, weight in load_file(path).items()}
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """`alone(key, run)`: what one process gives, run once a module."""
-    made = {}
-
-    def get(key, run):
-        if key not in made:
-            made[key] = run(tmp_path_factory.mktemp("alone"))
-        return made[key]
-
-    return get
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("family, engine", CELLS)
-def test_two_processes_equal_one(tiny, family, engine, write_rows, tmp_path, alone):
+@pytest.mark.parametrize("family, engine", MEETINGS)
+def test_two_processes_equal_one(tiny, family, engine, write_rows, tmp_path):
     path = write_rows(ROWS if family in TAKES_VIDEO else APART)
-    expected = alone(family, lambda out: losses(tiny, family, path, out, None, *VISION_FLAGS))
+    expected = losses(tiny, family, path, tmp_path / "one", None, *VISION_FLAGS)
     assert len(expected) == 4
     found = losses(tiny, family, path, tmp_path / "out", engine, *VISION_FLAGS)
     assert found == pytest.approx(expected, abs=1e-4)
@@ -92,38 +79,8 @@ def test_two_processes_equal_one(tiny, family, engine, write_rows, tmp_path, alo
     assert shapes(tmp_path / "out" / "model.safetensors") == shapes(f"{tiny(family)}/model.safetensors")
 
 
-# What trains -> its flags, and the engines that cannot do it (tests/training/test_engines.py).
-ADAPTERS = {
-    "lora": (LORA, ()),
-    "lora and projector": ([*LORA, *PROJECTOR], ()),
-    "q_lora": ([*LORA, "--q_lora", "True"], ()),
-    "8-bit": ([*LORA, "--load_in_8bit", "True"], ("zero3", "zero3_offload", "fsdp2")),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "mode, engine",
-    [(mode, engine) for mode, (_, without) in ADAPTERS.items() for engine in ENGINES if engine not in without],
-)
-def test_adapters_with_texts_alone_on_a_rank(tiny, mode, engine, write_rows, tmp_path, alone):
-    # Nine rows for evaluation: two processes have to fill up their last batches.
-    flags = [*ADAPTERS[mode][0], "--eval_data_path", write_rows(APART[:9]), "--per_device_eval_batch_size", "2"]
-    path = write_rows(APART)
-    expected = alone(mode, lambda out: (losses(tiny, "llava-1.5", path, out, None, *flags), shapes_of_adapter(out)))
-    found = losses(tiny, "llava-1.5", path, tmp_path / "out", engine, *flags)
-    # 8-bit: which columns are outliers, and stay in 16 bits, depends on the rows of a batch.
-    assert found == pytest.approx(expected[0], abs=1e-3 if mode == "8-bit" else 1e-4)
-    assert shapes_of_adapter(tmp_path / "out") == expected[1]
-
-
-def shapes_of_adapter(out) -> dict:
-    return shapes(out / "adapter_model.safetensors")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero3"])
-@pytest.mark.parametrize("number", [15, 13])
+@pytest.mark.parametrize("engine, number", crossed(itertools.product(["ddp", "zero3"], [15, 13]), [("zero3", 13)]))
 def test_an_uneven_last_step_is_filled_up_with_the_first_rows(tiny, engine, number, write_rows, tmp_path):
     filled = APART[:number] + APART[: 16 - number]
     alone = losses(tiny, "llava-1.5", write_rows(filled), tmp_path / "one", None, *LORA)
@@ -133,10 +90,9 @@ def test_an_uneven_last_step_is_filled_up_with_the_first_rows(tiny, engine, numb
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [[], LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("rows", [APART, TEXTS * 4], ids=["mixed", "texts"])
-def test_two_processes_equal_one_where_texts_skip_layers(tiny, lora, rows, write_rows, tmp_path):
-    """Layers of the language model that see images alone, on a rank with texts alone, and without any image."""
-    path = write_rows(rows)
+def test_two_processes_equal_one_where_texts_skip_layers(tiny, lora, write_rows, tmp_path):
+    """Layers of the language model that see images alone, without any image."""
+    path = write_rows(TEXTS * 4)
     alone = losses(tiny, "llama-3.2-vision", path, tmp_path / "one", None, *lora)
     assert losses(tiny, "llama-3.2-vision", path, tmp_path / "two", "ddp", *lora) == pytest.approx(alone, abs=1e-4)
 
@@ -150,13 +106,19 @@ def test_a_vision_encoder_with_unused_parts_under_activation_checkpointing(tiny,
     assert losses(tiny, "auto", path, tmp_path / "two", "ddp", *flags) == pytest.approx(alone, abs=1e-4)
 
 
+# What trains in bfloat16, with checkpointing and accumulation.
+PARTS = {"full": VISION_FLAGS, "lora and projector": [*LORA, *VISION_FLAGS[2:]]}
+ON = itertools.product(PARTS, ["zero2", "zero3", "zero3_offload", "fsdp2"])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["zero2", "zero3", "zero3_offload", "fsdp2"])
-@pytest.mark.parametrize("flags", [VISION_FLAGS, [*LORA, *PROJECTOR]], ids=["full", "lora and projector"])
-def test_in_bfloat16_with_checkpointing_and_accumulation(tiny, engine, flags, write_rows, tmp_path, alone):
-    path = write_rows(ROWS)
-    flags = [*flags, "--bf16", "True", "--activation_checkpointing", "True", "--gradient_accumulation_steps", "2"]
-    expected = alone(str(flags), lambda out: losses(tiny, "qwen2-vl", path, out, None, *flags))
+@pytest.mark.parametrize(
+    "parts, engine", crossed(ON, [("lora and projector", "zero2"), ("full", "zero3"), ("lora and projector", "fsdp2")])
+)
+def test_in_bfloat16_with_checkpointing_and_accumulation(tiny, parts, engine, write_rows, tmp_path):
+    path, flags = write_rows(ROWS), ["--bf16", "True", "--activation_checkpointing", "True"]
+    flags += [*PARTS[parts], "--gradient_accumulation_steps", "2"]
+    expected = losses(tiny, "qwen2-vl", path, tmp_path / "one", None, *flags)
     found = losses(tiny, "qwen2-vl", path, tmp_path / "out", engine, *flags)
     assert found == pytest.approx(expected, abs=0.05) and found[-1] < found[0] - 0.3
 
@@ -165,7 +127,14 @@ def test_in_bfloat16_with_checkpointing_and_accumulation(tiny, engine, flags, wr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [VISION_FLAGS, [*LORA, *PROJECTOR], [*LORA, "--q_lora", "True"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(VISION_FLAGS, id="full"),
+        pytest.param([*LORA, "--q_lora", "True"], id="q_lora"),
+        pytest.param(PARTS["lora and projector"], id="lora and projector", marks=pytest.mark.cross),
+    ],
+)
 def test_fsdp_resumes_exactly(tiny, flags, write_rows, tmp_path):
     path, out = write_rows(ROWS), tmp_path / "out"
     flags = [*flags, "--save_strategy", "steps", "--save_steps", "2"]
@@ -196,7 +165,7 @@ def test_fsdp_saves_a_model_in_the_precision_of_its_base(tiny, write_rows, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("built", [True, False], ids=["built", "cold"])
+@pytest.mark.parametrize("built", [True, pytest.param(False, marks=pytest.mark.cross)], ids=["built", "cold"])
 def test_a_stale_lock_hangs_no_run_and_a_build_is_announced(tiny, built, write_rows, tmp_path):
     from torch.utils.cpp_extension import get_default_build_root
 
@@ -214,34 +183,10 @@ def test_a_stale_lock_hangs_no_run_and_a_build_is_announced(tiny, built, write_r
 
 # ---- many machines ----
 
-
-def environment(**values) -> dict:
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    values = {"OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu", "PROCESSES_PER_NODE": 1, "PATH": path} | values
-    return os.environ | {name: str(value) for name, value in values.items()}
-
-
-@pytest.mark.slow
-def test_two_machines_equal_one_process(tiny, write_rows, tmp_path):
-    path, port = write_rows(ROWS), free_port()
-    alone = losses(tiny, "qwen2-vl", path, tmp_path / "one", None, *VISION_FLAGS)
-    given = words(tiny, "qwen2-vl", path, tmp_path / "two", 2, *VISION_FLAGS, *ENGINES["zero2"])
-    script = ["bash", "example_scripts/multi_node.sh", *map(str, given)]
-    machine = {"NNODES": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        subprocess.Popen(script, cwd=REPO, env=environment(**machine, NODE_RANK=rank), stdout=-1, stderr=-2, text=True)
-        for rank in (0, 1)
-    ]
-    outputs = [process.communicate(timeout=600)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], outputs
-    assert logged(tmp_path / "two") == pytest.approx(alone, abs=1e-4)
-    assert "Saved to" in outputs[0] and "Saved to" not in outputs[1]  # the first process alone speaks and writes
-
-
 FAKE_SRUN = """#!/usr/bin/env bash
 # Two tasks on one machine, which get the signals that srun gets.
 while [[ $1 == --* ]]; do shift; done
-for id in 0 1; do SLURM_NODEID=$id "$@" & TASKS+=($!); done
+for id in 0 1; do SLURM_NODEID=$id "$@" > "$LOGS-$id" 2>&1 & TASKS+=($!); done
 trap 'kill -TERM "${TASKS[@]}"' TERM
 for task in "${TASKS[@]}"; do while kill -0 "$task" 2>/dev/null; do wait "$task" && : || STATUS=$?; done; done
 exit ${STATUS:-0}
@@ -251,52 +196,42 @@ FAKE_SCONTROL = """#!/usr/bin/env bash
 """
 
 
-@pytest.fixture
-def slurm(tiny, write_rows, tmp_path):
-    """`slurm(*flags)`: how to start a job on two machines, as arguments of `subprocess.Popen`."""
+@pytest.mark.slow
+def test_a_slurm_job_whose_time_is_up_is_queued_again_and_ends_as_one_process(tiny, write_rows, tmp_path):
+    """On two machines, which example_scripts/multi_node.sh starts on."""
     for name, text in {"srun": FAKE_SRUN, "scontrol": FAKE_SCONTROL}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
+    path, out = write_rows(ROWS), tmp_path / "out"
+    steps = ["--save_strategy", "steps", "--save_steps", "1000", "--max_steps", "40"]
+    alone = losses(tiny, "qwen2-vl", path, tmp_path / "one", None, *VISION_FLAGS, *steps)
+    given = words(tiny, "qwen2-vl", path, out, 2, *ENGINES["zero2"], *VISION_FLAGS, *steps)
+    place = given.index("--output_dir")
+    script = ["bash", "example_scripts/multi_node.slurm", *map(str, given[:place] + given[place + 2 :])]
+    environment = {"SLURM_NNODES": 2, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": os.getpid()}
+    environment |= {"SLURM_JOB_NAME": "finelmm", "OUTPUT_DIR": out, "REQUEUED": tmp_path / "requeued"}
+    environment |= {"PATH": f"{tmp_path}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    environment |= {"PROCESSES_PER_NODE": 1, "DS_ACCELERATOR": "cpu"}
 
-    def start(*flags) -> dict:
-        out = tmp_path / "out"
-        given = words(tiny, "qwen2-vl", write_rows(ROWS), out, 2, *VISION_FLAGS, "--save_strategy", "steps", *flags)
-        place = given.index("--output_dir")
-        script = ["bash", "example_scripts/multi_node.slurm", *map(str, given[:place] + given[place + 2 :])]
-        job = {"SLURM_NNODES": 2, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": os.getpid()}
-        job |= {"SLURM_JOB_NAME": "finelmm", "OUTPUT_DIR": out, "REQUEUED": tmp_path / "requeued"}
-        env = environment(**job)
-        return {"args": script, "cwd": REPO, "env": env | {"PATH": f"{tmp_path}:{env['PATH']}"}, "text": True}
+    def start(number: int) -> list:
+        """The job, and the logs of its machines."""
+        env = os.environ | {name: str(value) for name, value in environment.items()} | {"LOGS": f"{tmp_path}/{number}"}
+        logs = [tmp_path / f"{number}-{machine}" for machine in (0, 1)]
+        return subprocess.Popen(script, cwd=REPO, env=env), *logs
 
-    return start
-
-
-@pytest.mark.slow
-def test_a_slurm_job_starts_on_all_machines_and_resumes(slurm, tmp_path):
-    job, out, logs = slurm("--save_steps", 2), tmp_path / "out", []
-    for said in ("starting from the beginning", f"Resuming from {out}/checkpoint-2"):
-        result = subprocess.run(**job, capture_output=True, timeout=600)
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-        assert result.stdout.count(said) == 1
-        logs.append(logged(out))
-        shutil.rmtree(out / "checkpoint-4")
-    assert len(logs[0]) == 4 and logs[1] == pytest.approx(logs[0], abs=1e-4)
-    assert not (tmp_path / "requeued").exists()
-
-
-@pytest.mark.slow
-def test_a_slurm_job_whose_time_is_up_saves_and_is_queued_again(slurm, tmp_path):
-    job, out, log = slurm("--save_steps", 1000, "--max_steps", 100), tmp_path / "out", tmp_path / "log"
-    with open(log, "w") as file:
-        process = subprocess.Popen(**job, stdout=file, stderr=file)
-        while ": loss " not in log.read_text():
-            assert process.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.1)
-        process.terminate()
-        assert process.wait(600) != 0
-    assert "SIGTERM: stopped after step" in log.read_text()
+    job, log, _ = start(1)
+    while not log.exists() or ": loss " not in log.read_text():
+        assert job.poll() is None, log.exists() and log.read_text()[-3000:]
+        time.sleep(0.1)
+    job.terminate()
+    assert job.wait(600) != 0
+    assert "starting from the beginning" in log.read_text() and "SIGTERM: stopped after step" in log.read_text()
     assert (tmp_path / "requeued").read_text().split() == [str(os.getpid())]
     (checkpoint,) = out.glob("checkpoint-*")
-    result = subprocess.run(**job, capture_output=True, timeout=600)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert f"Resuming from {checkpoint}." in result.stdout and len(logged(out)) == 100
+
+    job, log, other = start(2)
+    assert job.wait(600) == 0, log.read_text()[-3000:]
+    assert f"Resuming from {checkpoint}." in log.read_text()
+    assert "Saved to" in log.read_text() and "Saved to" not in other.read_text()  # the first process alone speaks
+    assert logged(out) == pytest.approx(alone, abs=1e-4)
+    assert (tmp_path / "requeued").read_text().split() == [str(os.getpid())]

@@ -6,12 +6,13 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import FAMILIES, MODEL_ID, REPO, make_loader, run, trained_runs, turns
-from launch import launch
+from launch import here, launch
 from torch.utils.data import DataLoader
 
 from collators import COLLATORS
@@ -166,9 +167,9 @@ def test_evaluation_skips_alike_on_two_processes(write_rows, half, tiny, tmp_pat
     words += ["--data_path", clean, "--eval_data_path", path, "--on_bad_sample", "skip", "--max_steps", 1]
     words += ["--per_device_eval_batch_size", 2, "--per_device_train_batch_size", 1, "--learning_rate", 0]
     losses = []
-    for processes in (1, 2):
-        launch([*words, "--output_dir", tmp_path / str(processes)], processes=processes)
-        losses.append(json.loads((tmp_path / str(processes) / "all_results.json").read_text())["eval_loss"])
+    for name, start in {"one": here, "two": partial(launch, processes=2)}.items():
+        start([*words, "--output_dir", tmp_path / name])
+        losses.append(json.loads((tmp_path / name / "all_results.json").read_text())["eval_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -189,7 +190,7 @@ cli(lambda: train.main({words}))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.cross)])
 def test_a_worker_that_dies_names_its_sample(write_rows, tiny, tmp_path, number):
     words = ["--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), "--use_cpu", "True"]
     words += ["--data_path", write_rows(rows_with(set())), "--output_dir", str(tmp_path / "out")]

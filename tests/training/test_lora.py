@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from conftest import FACTS, FAMILIES, KINDS, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run, turns
-from launch import launch
+from launch import here, launch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_trainable import in_language_model, load, trainable_names
@@ -346,21 +346,14 @@ SHARDED = {
 
 def sharded_losses(tiny, path, out, processes: int, *flags) -> list[float]:
     words = ["--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), "--data_path", path]
-    words += [
-        *LORA,
-        *VISION_FLAGS,
-        "--use_cpu",
-        True,
-        "--max_steps",
-        3,
-        "--per_device_train_batch_size",
-        4 // processes,
-    ]
+    words += [*LORA, *VISION_FLAGS, "--use_cpu", True, "--max_steps", 3, "--per_device_train_batch_size"]
+    words += [4 // processes]
     words += ["--learning_rate", 2e-3, "--logging_steps", 1, "--save_strategy", "no", "--max_grad_norm", 0]
     words += ["--train_sampling_strategy", "sequential", "--output_dir", out]
-    if processes > 1:
-        words += ["--deepspeed", "ds_configs/zero3.json"]
-    launch([*words, *flags], processes)
+    if processes == 1:
+        here([*words, *flags])
+    else:
+        launch([*words, "--deepspeed", "ds_configs/zero3.json", *flags], processes)
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in log if "loss" in entry]
 

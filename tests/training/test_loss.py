@@ -1,10 +1,23 @@
 """The loss and its gradients against plain sums over labels: one row at a time, all logits, float64, no Trainer."""
 
+import itertools
 import json
 
 import pytest
 import torch
-from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, make_loader, rows_for, turns
+from conftest import (
+    CONSENT,
+    CROSSED,
+    FACTS,
+    FAMILIES,
+    KINDS,
+    MODEL_ID,
+    VISION_FLAGS,
+    crossed,
+    make_loader,
+    rows_for,
+    turns,
+)
 from launch import launch
 from transformers import TrainerCallback
 
@@ -82,12 +95,20 @@ ROUNDING = {"gemma-3n": 5e-5}
 REPLIES, ALL_TEXT = {}, {"mask_question_tokens": False}
 DEFAULT = ("llava-1.5", "qwen2.5-vl", "gemma-3")
 VARIANTS = [
-    *[pytest.param(family, REPLIES, 0.0, id=f"{family}-replies") for family in DEFAULT],
     *[
-        pytest.param(family, options, smoothing, id=f"{family}-{name}", marks=pytest.mark.slow)
-        for name, options, smoothing in [("replies", REPLIES, 0.0), ("smoothed text", ALL_TEXT, 0.2)]
+        pytest.param(family, REPLIES, 0.0, id=f"{family}-replies", marks=[] if family in DEFAULT else pytest.mark.slow)
         for family in FAMILIES
-        if (family, name) != ("paligemma", "smoothed text") and (family not in DEFAULT or options)  # it refuses that
+    ],
+    *[
+        pytest.param(
+            family,
+            ALL_TEXT,
+            0.2,
+            id=f"{family}-smoothed text",
+            marks=[pytest.mark.slow, *([] if family in KINDS else [pytest.mark.cross])],
+        )
+        for family in FAMILIES
+        if family != "paligemma"  # it refuses that
     ],
 ]
 
@@ -116,7 +137,7 @@ def test_accumulated_loss_and_gradients_are_those_of_the_labels(tiny, family, op
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CROSSED)
 def test_adapters_and_recomputed_activations_have_the_gradients_of_the_labels(tiny, family, write_rows, tmp_path):
     words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--output_dir", str(tmp_path)]
     words += ["--data_path", "x", "--use_lora", "True", "--lora_dropout", "0", *CONSENT[family]]
@@ -143,11 +164,11 @@ ENGINES = {
     "zero2": ["--deepspeed", "ds_configs/zero2.json"],
     "zero3": ["--deepspeed", "ds_configs/zero3.json"],
 }
+SHARING = ("llava-1.5", "qwen2.5-vl", "gemma-3")  # the library is right for the first alone
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("family", ["llava-1.5", "qwen2.5-vl", "gemma-3"])  # the library is right for the first alone
+@pytest.mark.parametrize("family, engine", crossed(itertools.product(SHARING, ENGINES), [*zip(SHARING, ENGINES)]))
 def test_two_processes_share_the_labels_of_a_step(tiny, family, engine, write_rows, tmp_path):
     """Eleven rows, batches of two, two accumulated: the last window has one batch a process, filled up with row 0."""
     rows = unequal_rows(family) + [SHORT, LONG]

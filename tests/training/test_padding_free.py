@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import FACTS, FAMILIES, KINDS, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run, turns
-from launch import launch
+from launch import here, launch
 from test_loss import Parts
 
 from collators import COLLATORS
@@ -213,9 +214,9 @@ def test_two_processes_take_all_packs_between_them(tiny, write_rows, tmp_path):
     words += ["--data_path", write_rows(rows), "--num_train_epochs", 2, "--logging_steps", 1, "--use_cpu", True]
     words += ["--model_max_length", 200, "--learning_rate", 1e-2, "--save_strategy", "no", "--disable_tqdm", True]
     logs = []
-    for processes, size in ((1, 2), (2, 1)):
-        out = tmp_path / str(processes)
-        launch([*words, "--per_device_train_batch_size", size, "--output_dir", out], processes=processes)
+    for start, size in ((here, 2), (partial(launch, processes=2), 1)):
+        out = tmp_path / str(size)
+        start([*words, "--per_device_train_batch_size", size, "--output_dir", out])
         log = json.loads((out / "trainer_state.json").read_text())["log_history"]
         logs.append([entry["loss"] for entry in log if "loss" in entry])
     assert len(logs[0]) >= 4
