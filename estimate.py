@@ -36,6 +36,7 @@ from transformers.training_args import OptimizerNames
 from arguments import HARDWARE_FLAGS, Arguments, ModelArguments, TrainingArguments, cli, parse_arguments
 from collators import make_collator
 from loaders import LOADERS, attention
+from loaders.quantization import quantization_config, quantized_bits
 from reading.dataset import IGNORE_INDEX, make_dataset
 from reading.options import MediaOptions
 from training import checks, engines, trainable
@@ -184,8 +185,8 @@ def forecast_run(arguments: Arguments, num_devices: int) -> Forecast:
     if "sample_lengths" in batch:
         attention.separate_samples(model, loader)
     model.set_experts_implementation("eager")  # the others' kernels ask for a GPU, or for 16 bits
-    if bits := trainable.quantized_bits(lora.q_lora, lora.load_in_8bit):
-        stand_in_for_quantized(model, trainable.quantization_config(loader, dtype, bits).llm_int8_skip_modules, bits)
+    if bits := quantized_bits(lora.q_lora, lora.load_in_8bit):
+        stand_in_for_quantized(model, quantization_config(loader, dtype, bits).llm_int8_skip_modules, bits)
     model = trainable.make_trainable(model, loader, arguments)
     shares = engine_shares(model, training, dtype, num_devices)
     sizes = measure_step(model, batch, training, dtype, lambda parameters: optimizer(training, parameters), shares)

@@ -26,12 +26,12 @@ from transformers.trainer_utils import get_last_checkpoint
 from arguments import SWITCH, add_trust_flag, cli
 from collators import COLLATORS
 from loaders import LOADERS, output_folder
+from loaders.quantization import quantization_config
 from merging import serving
 from merging.shard_merge import ShardMerge, WholeModelNeeded
 from merging.whole_model import check_logits, memory_needed, merge_whole
 from reports.model_card import write_merged_card
 from training.checks import check_writable
-from training.trainable import quantization_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -31,8 +31,8 @@ from evaluation.answers import generate_answers, questions
 from evaluation.chat import Conversation, chat
 from loaders import LOADERS
 from loaders.output_folder import adapter_config, family_in, saved_arguments
+from loaders.quantization import quantization_config, quantized_bits
 from reading.dataset import make_dataset
-from training import trainable
 from training.checks import check_reading, check_writable, processor_options
 
 # What the model gets to see of images and videos: as in training, unless a flag says otherwise.
@@ -178,8 +178,8 @@ def load(
     loader = LOADERS.get(family)(base_path, trust_remote_code, dtype="auto", **placement)
     if adapter is not None:
         # The adapter corrects the base that it saw, so it stands on one that is quantized alike.
-        if bits := trainable.quantized_bits(saved.get("q_lora"), saved.get("load_in_8bit")):
-            loader.model_kwargs["quantization_config"] = trainable.quantization_config(loader, loader.dtype, bits)
+        if bits := quantized_bits(saved.get("q_lora"), saved.get("load_in_8bit")):
+            loader.model_kwargs["quantization_config"] = quantization_config(loader, loader.dtype, bits)
     model = loader.load_model()
     if adapter is not None:
         from peft import PeftModel

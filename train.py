@@ -20,6 +20,7 @@ from transformers import set_seed
 from arguments import Arguments, cli, parse_arguments
 from collators import make_collator
 from loaders import LOADERS, attention, output_folder
+from loaders.quantization import quantization_config, quantized_bits
 from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, trainable
@@ -157,9 +158,9 @@ def lengths_for_order(arguments: Arguments, collator, dataset: MultimodalDataset
 
 
 def quantize(arguments: Arguments, loader) -> None:
-    if bits := trainable.quantized_bits(arguments.lora.q_lora, arguments.lora.load_in_8bit):
+    if bits := quantized_bits(arguments.lora.q_lora, arguments.lora.load_in_8bit):
         dtype = trainable.compute_dtype(arguments.training)
-        config = trainable.quantization_config(loader, dtype, bits)
+        config = quantization_config(loader, dtype, bits)
         loader.model_kwargs |= engines.quantized(arguments, config, dtype)
 
 

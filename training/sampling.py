@@ -11,8 +11,6 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from reading.dataset import MultimodalDataset
-
 LOOK_AHEAD = 4096  # rows of which the packs of an epoch are made at a time
 
 
@@ -33,13 +31,14 @@ class EpochSampler(Sampler):
     """Yields the rows of the epoch that `set_epoch` names, shuffled.
 
     Args:
+        dataset: a MultimodalDataset.
         group: samples per step.
         lengths: tokens of each row (rows,), for a sampler that needs them.
     """
 
     needs_lengths = False  # whether the order follows the lengths, which are counted only then
 
-    def __init__(self, dataset: MultimodalDataset, seed: int, group: int = 1, lengths: np.ndarray | None = None):
+    def __init__(self, dataset, seed: int, group: int = 1, lengths: np.ndarray | None = None):
         self.dataset, self.seed, self.group, self.lengths = dataset, seed, group, lengths
         self.epoch = 0
 

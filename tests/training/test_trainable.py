@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from arguments import parse_arguments
 from collators import COLLATORS
 from loaders import LOADERS
+from loaders.quantization import quantization_config
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
 from training import trainable
@@ -22,7 +23,6 @@ from training.trainable import (
     format_summary,
     learning_rates,
     make_trainable,
-    quantization_config,
     summarize,
 )
 from training.trainer import FinetuneTrainer
