@@ -25,7 +25,7 @@ from transformers import HfArgumentParser
 
 from arguments import SWITCH, ReadingArguments, add_trust_flag, cli
 from collators import COLLATORS
-from collators.processor_options import set_processor_options
+from collators.processor_options import parse_processor_options, set_processor_options
 from evaluation import metrics
 from evaluation.answers import generate_answers, questions
 from evaluation.chat import Conversation, chat
@@ -33,7 +33,7 @@ from loaders import LOADERS
 from loaders.output_folder import adapter_config, family_in, saved_arguments
 from loaders.quantization import quantization_config, quantized_bits
 from reading.dataset import make_dataset
-from training.checks import check_reading, check_writable, processor_options
+from training.checks import check_reading, check_writable
 
 # What the model gets to see of images and videos: as in training, unless a flag says otherwise.
 # Flags of one group stand together: where one is given, none of it is taken from training.
@@ -95,7 +95,7 @@ def answer_questions(args: argparse.Namespace) -> None:
 def load_with_options(args: argparse.Namespace):
     """(model, collator) that the flags name, with their options of the processor."""
     model, collator = load(args.model_path, args.model_id, args.model_local_path, args.trust_remote_code)
-    set_processor_options(collator, processor_options(args.processor_kwargs))
+    set_processor_options(collator, parse_processor_options(args.processor_kwargs))
     return model, collator
 
 

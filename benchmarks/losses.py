@@ -95,6 +95,8 @@ def main() -> None:
         own.write.write_text(json.dumps(found, indent=1) + "\n")
         return
     before = json.loads(own.compare.read_text())
+    if missing := before.keys() - found.keys():
+        print(f"not compared: {len(missing)} cases of {own.compare}, such as {min(missing)}")
     changed = [case for case in found if found[case] != before.get(case)]
     for case in changed:
         print(f"changed: {case}\n  before {before.get(case)}\n  now    {found[case]}")

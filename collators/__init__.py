@@ -1,8 +1,7 @@
 """Family id -> collator class: `COLLATORS.get("qwen2-vl")`."""
 
-from collators.processor_options import set_processor_options
+from collators.processor_options import parse_processor_options, set_processor_options
 from supported_models import Registry
-from training.checks import processor_options
 
 COLLATORS = Registry(__name__)
 register_collator = COLLATORS.register
@@ -22,5 +21,5 @@ def make_collator(family: str, loader, data):
         chat_template=chat_template,
         stop_tokens=loader.stop_tokens(processor.tokenizer),
     )
-    set_processor_options(collator, processor_options(data.processor_kwargs))
+    set_processor_options(collator, parse_processor_options(data.processor_kwargs))
     return collator

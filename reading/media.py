@@ -1,4 +1,4 @@
-"""Media of either kind: this module alone knows how to open an image and a video."""
+"""Media of either kind: an image is opened by images.py, a video by videos.py, which alone imports a decoder."""
 
 from reading import images
 from reading.options import MediaOptions

@@ -3,7 +3,6 @@ other, and what this machine or a library cannot do. Every refusal is a ValueErr
 """
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Collection, Iterable
@@ -21,6 +20,7 @@ from transformers.utils import (
     is_torch_tf32_available,
 )
 
+from collators.processor_options import parse_processor_options
 from evaluation.metrics import METRICS, load_metrics
 from loaders.output_folder import adapter_config
 from reading.options import CACHE_FOLDER, MediaOptions
@@ -150,7 +150,7 @@ def check_reading(reading) -> None:
     if reading.user_key == reading.assistant_key:
         raise ValueError(f"--user_key and --assistant_key are both {reading.user_key!r}; they must differ.")
     MediaOptions.of(reading)
-    processor_options(reading.processor_kwargs)
+    parse_processor_options(reading.processor_kwargs)
     check_writable("--data_cache", os.path.expanduser(reading.data_cache or CACHE_FOLDER))
 
 
@@ -165,21 +165,6 @@ def check_data(data) -> None:
         raise ValueError(f"--on_bad_sample {data.on_bad_sample} is unknown; use error or skip.")
     if data.max_bad_samples < 0:
         raise ValueError(f"--max_bad_samples is {data.max_bad_samples}; it must be 0 or more.")
-
-
-def processor_options(text: str | None) -> dict:
-    """What --processor_kwargs holds.
-
-    Raises:
-        ValueError: it is no JSON object.
-    """
-    try:
-        options = json.loads(text or "{}")
-    except ValueError as error:
-        raise ValueError(f"--processor_kwargs {text} is not valid JSON: {error}.") from error
-    if not isinstance(options, dict):
-        raise ValueError(f'--processor_kwargs {text} must be a JSON object, such as {{"do_resize": true}}.')
-    return options
 
 
 def check_lora(lora) -> None:

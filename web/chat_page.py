@@ -12,12 +12,11 @@ import torch
 
 import predict
 from arguments import ReadingArguments
-from collators.processor_options import set_processor_options
+from collators.processor_options import parse_processor_options, set_processor_options
 from evaluation.answers import stream_answer
 from loaders.output_folder import adapter_config, saved_arguments
 from reading.media import open_part
 from reading.options import MediaOptions
-from training.checks import processor_options
 from web.runs import check_inside
 
 # Title of a message that is no answer.
@@ -80,7 +79,7 @@ class Chat:
         saved = saved_arguments(folder)
         names = [name for group in predict.AS_IN_TRAINING for name in group if name in saved]
         reading = ReadingArguments(**{name: saved[name] for name in names})
-        set_processor_options(self.collator, processor_options(reading.processor_kwargs))
+        set_processor_options(self.collator, parse_processor_options(reading.processor_kwargs))
         self.options = MediaOptions.of(reading)
         self.loaded = version
 
