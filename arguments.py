@@ -78,6 +78,9 @@ class ReadingArguments:
     user_key: str = flag("human", "Name of the user in the `from` field of `conversations`.")
     assistant_key: str = flag("gpt", "Name of the assistant in the `from` field of `conversations`.")
     field_messages: str = flag("messages", "Name of the field `messages`.")
+    columns: list[str] | None = flag(
+        None, "Fields of the data to ignore on purpose, each written NAME= (docs/dataset.md#fields-that-are-not-read)."
+    )
     image_folder: str | None = flag(None, "Folder of relative image paths. Default: the data file's folder.")
     video_folder: str | None = flag(None, "Folder of relative video paths. Default: the data file's folder.")
     allow_outside: bool = flag(False, "Let paths in the data leave these folders.")

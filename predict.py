@@ -45,7 +45,7 @@ AS_IN_TRAINING = (
 
 # Flags that have no effect in the other of the two modes.
 OF_A_FILE = ("output_path", "metric", "batch_size", "max_samples", "allow_outside")
-OF_A_FILE += ("user_key", "assistant_key", "field_messages")
+OF_A_FILE += ("user_key", "assistant_key", "field_messages", "columns")
 OF_A_CHAT = ("image", "video", "system_prompt")
 
 
@@ -66,7 +66,10 @@ def answer_file(args: argparse.Namespace) -> None:
     model, collator = load_with_options(args)
     if "video" in dataset.media_kinds and not collator.template.takes_videos:
         raise ValueError(f"{args.data_path} holds videos, but {args.model_path} takes none.")
-    print(f"{args.model_path}: answering {args.data_path} ({len(dataset)} samples)", flush=True)
+    print(
+        "\n".join([f"{args.model_path}: answering {args.data_path} ({len(dataset)} samples)", *dataset.notes()]),
+        flush=True,
+    )
     answers = []
     with open(args.output_path, "w", encoding="utf-8", buffering=1) as file:  # a line is written once it is there
         found = generate_answers(model, collator, dataset, args.batch_size, args.max_new_tokens or 128, asked)

@@ -113,6 +113,7 @@ def load(arguments) -> tuple[MultimodalDataset, ChatCollator]:
     """Data and collator as train.py makes them; rows that cannot be used stay, in `errors`."""
     data, model = arguments.data, arguments.model
     dataset = make_dataset(data, data.data_path, check=False, weighted=True)
+    print(*dataset.notes(), sep="\n", end="\n" * bool(dataset.notes()))
     loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
     return dataset, make_collator(model.family, loader, data)
 

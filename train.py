@@ -40,7 +40,7 @@ def main(words: list[str] | None = None) -> None:
     data, allowed = arguments.data, arguments.data.allowed_bad_samples
     train_dataset = make_dataset(data, data.data_path, weighted=True, max_bad_samples=allowed)
     eval_dataset = make_dataset(data, data.eval_data_path, max_bad_samples=allowed)
-    say(train_dataset.summary())
+    report_data(train_dataset, eval_dataset)
 
     # model id -> family -> processor and collator; the training template is held against the checkpoint's
     loader = LOADERS.get(arguments.model.family)(
@@ -102,6 +102,13 @@ def main(words: list[str] | None = None) -> None:
         save(trainer, loader, metrics)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the saving one down with it
     trainer.end()
+
+
+def report_data(*datasets: MultimodalDataset | None) -> None:
+    """Say how many samples there are to train on and to evaluate, and what of them needs a look."""
+    for purpose, dataset in zip(("Training data", "Evaluation data"), datasets):
+        if dataset:
+            say("\n".join([f"{purpose}: {dataset.summary()}", *dataset.notes()]))
 
 
 def check_media_kinds(arguments: Arguments, train_dataset: MultimodalDataset) -> None:

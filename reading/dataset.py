@@ -18,6 +18,7 @@ import os
 import re
 import sys
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 
@@ -50,6 +51,7 @@ class MultimodalDataset(Dataset):
         check: True raises a ValueError that lists the rows that cannot be used; False keeps them in
             `errors` (position -> message), with None in `rows`.
         max_bad_samples: given, `check` leaves them out instead, as long as they are no more than these.
+        columns: "NAME=" for each field that is ignored on purpose, NAME as `notes` and errors write it.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class MultimodalDataset(Dataset):
         allow_outside: bool = False,
         check: bool = True,
         max_bad_samples: int | None = None,
+        columns: Sequence[str] | None = None,
     ):
         self.media = media or MediaOptions()
         self.paths = [data_path] if isinstance(data_path, str) else list(data_path)
@@ -84,6 +87,7 @@ class MultimodalDataset(Dataset):
                     self.media.allow_urls,
                     allow_outside,
                     allow_absolute=not source.from_hub,
+                    ignored=tuple(sorted(column.removesuffix("=") for column in columns or [])),
                 )
                 self.files.append(open_index(file, form, self.media))
                 self.starts.append(self.starts[-1] + len(self.files[-1]))
@@ -247,6 +251,14 @@ class MultimodalDataset(Dataset):
             lines.append(f"{path}: {end - first:,} samples{of_epoch}")
         return "\n".join(lines)
 
+    def notes(self) -> list[str]:
+        """What a person should know before the data is used, a line each."""
+        unread = Counter()
+        for index in self.files:
+            unread.update(index.unread)
+        fields = ", ".join(f"{name} ({count:,} rows)" for name, count in unread.most_common())
+        return [f"{self.name}: fields that are not read: {fields}"] if unread else []
+
     # ---- weights ----
 
     @property
@@ -330,6 +342,7 @@ def make_dataset(
         data.allow_outside,
         check,
         max_bad_samples,
+        data.columns,
     )
     if not weighted and set(dataset.weights) != {1}:
         raise ValueError(f"{dataset.name}: only training data (--data_path) has weights; here each row counts once.")

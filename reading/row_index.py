@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -103,6 +104,7 @@ class RowIndex:
         self.layouts_used = [Layout(layout) for layout in about["layouts"]]
         self.errors = {int(place): fault for place, fault in about["errors"].items()}
         self.digest, self.media_folders = about["digest"], about["media_folders"]
+        self.unread = about["unread"]  # field that is not read -> number of rows
         self.broken, self.state = set(about["broken"]), about["state"]
         for name in ARRAYS:
             setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
@@ -117,7 +119,7 @@ class RowIndex:
         return len(self.layouts)
 
     def raw(self, place: int) -> object:
-        """A row as the file has it; of Parquet and tables, the columns that can be read.
+        """A row as the file has it; of Parquet and tables, without the columns that are ignored.
 
         Raises:
             ChangedFile: JSON that was written again since.
@@ -222,7 +224,7 @@ def state_of(path: str) -> list[int]:
 
 def arrow_copy(folder: str, form: RowForm) -> str:
     """The copy of a Parquet file or a table, beside the folder of its index."""
-    return os.path.join(os.path.dirname(folder), f"{name_of(form.columns)}.arrow")
+    return os.path.join(os.path.dirname(folder), f"{name_of(form.ignored)}.arrow")
 
 
 def is_current(index: RowIndex, options: MediaOptions) -> bool:
@@ -257,6 +259,7 @@ class IndexMaker:
         self.errors: dict[int, str] = {}
         self.broken: list[int] = []  # lines that are no JSON, and texts that are none
         self.digest, self.media_folders = hashlib.sha256(), set()
+        self.unread = Counter()
         self.known: dict[tuple[str, str], tuple[int, int, int] | ValueError] = {}  # (kind, path or URL) -> size
 
     def make(self, folder: str) -> None:
@@ -283,7 +286,7 @@ class IndexMaker:
             return sources.scan(self.path)
         copy = arrow_copy(folder, self.form)
         if not os.path.isfile(copy):
-            sources.copy_rows(self.path, self.form.columns, f"{copy}.unfinished")
+            sources.copy_rows(self.path, self.form.ignored, f"{copy}.unfinished")
             os.rename(f"{copy}.unfinished", copy)
         return sources.scan_arrow(sources.open_arrow(copy))
 
@@ -306,7 +309,7 @@ class IndexMaker:
                 if isinstance(row, ValueError):
                     self.broken.append(place)
                     raise row
-                messages = self.form.messages(row)
+                messages = self.form.messages(row, self.unread)
                 usable.append((place, content_parts({"messages": messages}), messages, row))
             except ValueError as error:
                 self.errors[place] = f"{self.name}, sample {place}: {error}"
@@ -371,7 +374,7 @@ class IndexMaker:
         for name, values in self.arrays.items():
             np.save(os.path.join(folder, f"{name}.npy"), np.array(values, dtype=values.typecode))
         about = {"layouts": list(self.layouts), "errors": self.errors, "broken": self.broken}
-        about |= {"digest": self.digest.hexdigest(), "state": self.state}
+        about |= {"digest": self.digest.hexdigest(), "state": self.state, "unread": self.unread}
         about["media_folders"] = {name: modified(name) for name in sorted(self.media_folders)}
         with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
             json.dump(about, file)

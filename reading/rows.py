@@ -13,14 +13,20 @@ import base64
 import binascii
 import os
 import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from PIL import Image
+
+from reading import unread
 
 ROLES = ("system", "user", "assistant")
 KINDS = ("image", "video")
 MEDIA_COLUMNS = tuple(name for kind in KINDS for name in (kind, f"{kind}s"))
 PAIRS = {"prompt": ("prompt", "completion"), "question": ("question", "answer")}  # two names of one form
+SYSTEM = ("system_prompt", "system")  # two names of one field
+MASKS = ("train", "training", "loss", "weight")  # names of one key of a message
 PLACEHOLDER = re.compile(r"(<image>|<video>)")
 LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
 # Stands inside control strings typed by a user until they are tokenized (collators/base.py).
@@ -43,6 +49,7 @@ class RowForm:
     allow_urls: bool = False
     allow_outside: bool = False
     allow_absolute: bool = True  # False for what came from the Hub, whose author is not the user
+    ignored: tuple[str, ...] = ()  # fields that are passed over, as `unread.Leaf.listed` writes them
     roles: dict[str, str] = field(init=False)  # name in `from` -> role
 
     def __post_init__(self):
@@ -53,16 +60,20 @@ class RowForm:
     def columns(self) -> tuple[str, ...]:
         """All fields of a row that can be read."""
         pairs = (name for pair in PAIRS.values() for name in pair)
-        return (self.field_messages, "conversations", *pairs, "system_prompt", *MEDIA_COLUMNS)
+        return (self.field_messages, "conversations", *pairs, *SYSTEM, *MEDIA_COLUMNS)
 
-    def messages(self, row: object) -> list[dict]:
+    def messages(self, row: object, unread_fields: Counter | None = None) -> list[dict]:
         """The canonical messages of a row.
 
+        Args:
+            unread_fields: counts the rows of each field that is not read, and need not be.
+
         Raises:
-            ValueError: names the field and the cure; it goes on behind "train.json, sample 7: ".
+            ValueError: names the field and the fix; it goes on after "train.json, sample 7: ".
         """
         if not isinstance(row, dict):
             raise ValueError(f"must be a JSON object, not {type(row).__name__}")
+        row = unread.without(row, self.ignored) if self.ignored else row
         row = {key: value for key, value in row.items() if value is not None}
         forms = [name for name in dict.fromkeys((self.field_messages, "conversations")) if name in row]
         if "completion" in row or not forms and "prompt" in row:  # many data sets have a `prompt` beside messages
@@ -76,6 +87,8 @@ class RowForm:
                 f"has neither a `conversations` nor a `{self.field_messages}` field, nor a `prompt` or "
                 "`question`; see docs/dataset.md (--field_messages renames the second)"
             )
+        left = unread.leaves(self._unread(row, PAIRS.get(forms[0], (forms[0],))))
+        unread.check_names(left, has_video=False)
         if forms[0] == self.field_messages:
             messages = self._of_messages(row, _turns(row, self.field_messages), self.field_messages)
         elif forms[0] == "conversations":
@@ -89,20 +102,46 @@ class RowForm:
                     raise ValueError(
                         f"has {part['type']} content in role {message['role']!r}; move it to a user message"
                     )
+                if part["type"] == "text" and message["role"] == "user":
+                    unread.check_text(part["text"], {*self.folders.values()})
                 if match := UNUSABLE_CHARACTER.search(part.get("text", "")):
                     raise ValueError(f"has the unusable character U+{ord(match[0]):04X} in a text; remove it")
         if not any(message["role"] == "assistant" and message.get("train", True) for message in messages):
             raise ValueError('has "train": false on every reply, so that nothing would be trained')
+        if left:
+            self._check_unread(left, row, content_parts({"messages": messages}))
+        if unread_fields is not None:
+            unread_fields.update({leaf.listed for leaf in left})
         return messages
+
+    def _unread(self, row: dict, names: tuple[str, ...]) -> Iterator[tuple[str, object]]:
+        """(where, value) of all fields that are not read, where `names` hold the turns or texts of the row."""
+        for name, value in row.items():
+            if name in MEDIA_COLUMNS:
+                yield from _unread_of_reference(name, value)
+            elif name not in (*names, *SYSTEM):
+                yield name, value
+            for i, turn in enumerate(value if name in names and isinstance(value, list) else []):
+                keys = ("from", "value") if name == "conversations" else ("role", "content")
+                for key, inner in turn.items() if isinstance(turn, dict) else []:
+                    if key not in (*keys, *MASKS):
+                        yield f"{name}[{i}].{key}", inner
+                    for j, part in enumerate(inner if key == "content" and isinstance(inner, list) else []):
+                        yield from _unread_of_part(f"{name}[{i}].content[{j}]", part)
+
+    def _check_unread(self, left: list[unread.Leaf], row: dict, parts: list[dict]) -> None:
+        unread.check_names(left, has_video=any(part["type"] == "video" for part in parts))
+        media = [part[part["type"]] for part in parts if part["type"] != "text"]
+        media += [row[name] for name in MEDIA_COLUMNS if name in row]  # with the names of what is given as bytes
+        read = {value for _, value in unread.flat("", media) if isinstance(value, str)}
+        unread.check_media(left, read, {*self.folders.values()})
 
     def _of_conversations(self, row: dict) -> list[dict]:
         """`<image>` and `<video>` in user turns stand for the media of the row, in order."""
         left = {kind: self._column(row, kind) for kind in KINDS}
         counts = {kind: len(references) for kind, (_, references) in left.items()}
         found = dict.fromkeys(KINDS, 0)
-        messages = []
-        if "system_prompt" in row:
-            messages.append({"role": "system", "content": [_text(row["system_prompt"], "system_prompt")]})
+        messages = _system(row)
         for i, turn in enumerate(_turns(row, "conversations")):
             sender = turn.get("from")
             if not isinstance(sender, str) or sender not in self.roles:
@@ -129,9 +168,7 @@ class RowForm:
 
     def _of_messages(self, row: dict, turns: list, name: str) -> list[dict]:
         """Text is text, whatever stands in it; media are parts, or columns of the row that parts have places for."""
-        if "system_prompt" in row:
-            raise ValueError(f"has the field `system_prompt` beside `{name}`; make it a message of role 'system'")
-        messages = [self._message(turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
+        messages = _system(row) + [self._message(turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
         for kind in reversed(KINDS):  # so that images come first where both go to the front
             column, references = self._column(row, kind)
             parts = [part for message in messages for part in message["content"] if part["type"] == kind]
@@ -290,12 +327,43 @@ def _text(value: object, where: str) -> dict:
     return {"type": "text", "text": value}
 
 
+def _system(row: dict) -> list[dict]:
+    """The system message that a field of the row gives, if one does."""
+    given = [name for name in SYSTEM if name in row]
+    if len(given) > 1:
+        raise ValueError(f"has both `{given[0]}` and `{given[1]}`; keep one")
+    return [{"role": "system", "content": [_text(row[name], name)]} for name in given if row[name] or name != "system"]
+
+
 def _train(turn: dict, where: str) -> dict:
-    """`"train": false`, or OpenAI's `"weight": 0`, leaves a message out of the loss."""
-    for name in ("train", "weight"):
-        if turn.get(name) not in (None, False, True):  # to which 0 and 1 are equal
-            raise ValueError(f"{where}.{name} is {shown(turn[name])}; it must be true or false")
-    return {"train": False} if False in (turn.get("train"), turn.get("weight")) else {}
+    """`"train": false`, or OpenAI's `"weight": 0`, leaves a message out of the loss; there are other names of it."""
+    given = {name: turn[name] for name in MASKS if turn.get(name) is not None}
+    for name, value in given.items():
+        if value not in (False, True):  # to which 0 and 1 are equal
+            raise ValueError(f"{where}.{name} is {shown(value)}; it must be true or false")
+    if len(set(given.values())) > 1:
+        raise ValueError(f"{where} says by `{'`, `'.join(given)}` both that it is trained and that it is not; keep one")
+    return {"train": False} if False in given.values() else {}
+
+
+def _unread_of_part(where: str, part: object) -> Iterator[tuple[str, object]]:
+    """Of a part of a message, or of the object that it names its source by."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    for key, value in part.items() if kind else []:
+        if key == kind and kind in ("image_url", "video_url") and isinstance(value, dict):
+            yield from ((f"{where}.{key}.{name}", inner) for name, inner in value.items() if name != "url")
+        elif key == kind and kind in KINDS:
+            yield from _unread_of_reference(f"{where}.{key}", value)
+        elif key not in ("type", kind, *(("index", *SOURCES) if kind in KINDS else ())) and value is not None:
+            yield f"{where}.{key}", value
+
+
+def _unread_of_reference(where: str, value: object) -> Iterator[tuple[str, object]]:
+    """Of the Hub's {bytes, path}, or a list of these: what stands beside the two."""
+    if isinstance(value, dict):
+        yield from ((f"{where}.{key}", inner) for key, inner in value.items() if key not in ("bytes", "path"))
+    for i, inner in enumerate(value if isinstance(value, list) else []):
+        yield from _unread_of_reference(f"{where}[{i}]", inner)
 
 
 def _decode(text: object, where: str) -> bytes:

@@ -10,7 +10,6 @@ import csv
 import glob
 import itertools
 import json
-import mimetypes
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -306,27 +305,26 @@ def is_copied(path: str) -> bool:
     return is_parquet(path) or is_table(path)
 
 
-def copy_rows(path: str, columns: Collection[str], target: str) -> None:
-    """Write these columns of a Parquet file or a table as an Arrow file, from which any row can be read by itself.
+def copy_rows(path: str, ignored: Collection[str], target: str) -> None:
+    """Write a Parquet file or a table as an Arrow file, from which any row can be read by itself.
+
+    Args:
+        ignored: columns that are left out.
 
     Raises:
-        ValueError: the file is broken, or without the columns.
+        ValueError: the file is broken.
     """
-    (copy_parquet if is_parquet(path) else copy_table)(path, columns, target)
+    (copy_parquet if is_parquet(path) else copy_table)(path, ignored, target)
 
 
-def copy_parquet(path: str, columns: Collection[str], target: str) -> None:
+def copy_parquet(path: str, ignored: Collection[str], target: str) -> None:
     import pyarrow as pa  # only copies need it
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file, pa.OSFile(target, "wb") as sink:
-            names = file.schema_arrow.names
-            if not (wanted := [name for name in names if name in columns]):
-                raise ValueError(f"it has the columns {', '.join(names)}, and none of {', '.join(columns)}")
-            fields = [file.schema_arrow.field(name) for name in wanted]
-            # A dictionary of its own in every row group could not be written.
-            plain = pa.schema([f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in fields])
+            wanted = [name for name in file.schema_arrow.names if name not in ignored]
+            plain = pa.schema([plain_field(file.schema_arrow.field(name)) for name in wanted])
             with pa.ipc.new_file(sink, plain) as writer:
                 for batch in file.iter_batches(ARROW_ROWS, columns=wanted):
                     batch = batch.select(wanted).cast(plain)
@@ -337,19 +335,27 @@ def copy_parquet(path: str, columns: Collection[str], target: str) -> None:
         raise ValueError(f"{path} is not a readable Parquet file: {reason}") from error
 
 
-def copy_table(path: str, columns: Collection[str], target: str) -> None:
+def plain_field(field):
+    """An Arrow field of a type that can be written and read: times, of which Python has no nanoseconds, as numbers."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(field.type):  # one of its own in every row group could not be written
+        return field.with_type(field.type.value_type)
+    if pa.types.is_temporal(field.type):
+        return field.with_type(pa.int32() if field.type.bit_width == 32 else pa.int64())
+    return field
+
+
+def copy_table(path: str, ignored: Collection[str], target: str) -> None:
     """Of CSV and TSV. Every cell is text, an empty one is null, and one of media is a list of references."""
     import pyarrow as pa
 
     with open_table(path) as (names, rows), pa.OSFile(target, "wb") as sink:
-        wanted = {name: place for place, name in enumerate(names) if name in columns}
+        wanted = {name: place for place, name in enumerate(names) if name not in ignored}
         media = [name for name in wanted if name in MEDIA_COLUMNS]
         schema = pa.schema([(name, pa.list_(pa.string()) if name in media else pa.string()) for name in wanted])
         with pa.ipc.new_file(sink, schema) as writer:
             while batch := list(itertools.islice(rows, ARROW_ROWS)):
-                if not media:
-                    unread = {name: place for place, name in enumerate(names) if name not in columns}
-                    refuse_unread_media(path, unread, batch)
                 found = [{name: row[place] or None for name, place in wanted.items()} for row in batch]
                 for row in found:
                     row |= {name: [cell.strip() for cell in row[name].split("|")] for name in media if row[name]}
@@ -372,7 +378,7 @@ def open_table(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
             first = file.readline()
             headers = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
             separator = max(headers, key=lambda separator: len(headers[separator]))
-            names = [name.strip().lower() for name in headers[separator]]
+            names = [name.strip().lower() or f"column {i}" for i, name in enumerate(headers[separator], 1)]
             if not any(set(pair) <= set(names) for pair in PAIRS.values()):
                 raise ValueError(
                     f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer` (or "
@@ -399,18 +405,6 @@ def rows_of_table(path: str, reader, width: int) -> Iterator[list[str]]:
             f"{path}, line {line}: {error}. A cell that holds a separator, a quote or a line break must stand in "
             'quotes ("), and each quote in it twice.'
         ) from error
-
-
-def refuse_unread_media(path: str, unread: dict[str, int], rows: list[list[str]]) -> None:
-    """Nobody names a picture for each question and wants to train without it."""
-    for row in rows:
-        for name, place in unread.items():
-            kind = (mimetypes.guess_type(row[place], strict=False)[0] or "").partition("/")[0]
-            if kind in ("image", "video"):
-                raise ValueError(
-                    f"{path}: its column {name} holds {kind}s, such as {row[place][:200]!r}, but such a column must be "
-                    f"named `{kind}`: rename it in the first line."
-                )
 
 
 def open_arrow(path: str):

@@ -452,6 +452,7 @@ def summarize(arguments, splits: dict, results: Results, num_processes: int) -> 
     for i, (split, dataset) in enumerate(splits.items()):
         start, end = results.starts[i : i + 2]
         report["data"][split] = {"name": dataset.name} | describe_split(results, i, start, end)
+        report["data"][split]["notes"] = dataset.notes()
     if "eval" in splits:
         report["overlap"] = overlap(results)
     report["failures"], report["notes"] = verdict(report, arguments)
@@ -591,6 +592,7 @@ def verdict(report: dict, arguments) -> tuple[list[str], list[str]]:
             failures.append(f"{rows_of(number['crash'], name)} would end the run")
         if not of_split["good"]:
             failures.append(f"{name} has no usable row")
+        notes += of_split["notes"]
         if of_split["cut"]["rows"]:
             notes.append(f"{rows_of(of_split['cut']['rows'], name)} cut")
     kinds = report["data"]["train"]["kinds"]

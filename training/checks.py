@@ -149,6 +149,9 @@ def check_reading(reading) -> None:
             raise ValueError(f"--{name} {folder!r} is not a folder.")
     if reading.user_key == reading.assistant_key:
         raise ValueError(f"--user_key and --assistant_key are both {reading.user_key!r}; they must differ.")
+    for column in reading.columns or []:
+        if not re.fullmatch("[^=]+=", column):
+            raise ValueError(f"--columns {column} must be NAME=, which ignores the field of this name.")
     MediaOptions.of(reading)
     parse_processor_options(reading.processor_kwargs)
     check_writable("--data_cache", os.path.expanduser(reading.data_cache or CACHE_FOLDER))

@@ -77,7 +77,7 @@ def test_token_weights(tiny, write_rows, tmp_path, family, padding_free):
 @pytest.mark.parametrize("family, padding_free", [(FAMILY, True), (FAMILY, False), ("qwen2.5-vl", True)])
 def test_a_column(tiny, write_rows, tmp_path, family, padding_free):
     weights = [0.25, 1.0, 2.0, 0.0]
-    rows = [row | ({} if weight == 1 else {"weight": weight}) for row, weight in zip(ROWS, weights)]
+    rows = [row | ({} if weight == 1 else {"importance": weight}) for row, weight in zip(ROWS, weights)]
     path = write_rows(rows)
     flags = ["--per_device_train_batch_size", 4, "--padding_free", padding_free]
     changed = Changed(tmp_path, "A column that reaches the loss")

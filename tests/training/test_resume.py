@@ -253,7 +253,7 @@ def test_what_cannot_be_resumed_is_refused_or_passed_over(tiny, write_rows, tmp_
         ("--save_only_model", True, "--save_only_model True"),
         ("--data_path", write_rows(ROWS[:-1]), "has 10 usable samples and had 11"),
         ("--data_path", write_rows([*ROWS[1:], ROWS[0]]), "other rows, or in another order"),
-        ("--data_path", write_rows([ROWS[0] | {"weight": 0.5}, *ROWS[1:]]), "other rows, or in another order"),
+        ("--data_path", write_rows([ROWS[0] | {"importance": 0.5}, *ROWS[1:]]), "other rows, or in another order"),
     ]:
         with pytest.raises(ValueError, match=error):
             run(tiny, "llava-1.5", path, out, *resume, True, flag, value)

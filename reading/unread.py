@@ -1,0 +1,248 @@
+"""Fields of a row that nobody reads: which are refused, and which are only listed.
+
+A field is judged by what it holds. A medium under a name that is not read (`photo: "a.jpg"`, bytes of a JPEG) would be
+trained as though it were not there; so would a mask, tools or the times of a clip. These are refused. `id: 17`,
+`tools: []` and `history: null` are harmless: each such name is listed once, with the number of its rows. So is a text
+that only names the file of a medium which the row reads: `file_name: "1.jpg"` beside `image: "train2017/1.jpg"`.
+"""
+
+import base64
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from reading.references import describe, is_url
+
+ENDING = re.compile(
+    r"\.(avif|bmp|dng|gif|heic|heif|ico|jfif|jp2|jpe?g|pbm|pgm|png|pnm|ppm|svg|tga|tiff?|webp"
+    r"|3gp|avi|flv|m4v|mkv|mov|mp4|mpe?g|ogv|webm|wmv|aac|flac|m4a|mp3|oga|ogg|opus|wav|wma)\Z",
+    re.IGNORECASE,
+)
+HEADER = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|BM.{4}\0{4}|RIFF.{4}(WEBP|AVI |WAVE)|II\*\0|MM\0\*|\0\0\x01\0|P[1-6]\s"
+    rb"|\0{3}\x0cjP|\xff\x4f\xff\x51|.{4}ftyp|\x1aE\xdf\xa3|FLV\x01|\0\0\x01[\xb3\xba]|OggS|fLaC|ID3",
+    re.DOTALL,
+)
+# In a text of the user: <img>a.png</img> of Qwen-VL, <img src="a.png">, ![](a.png).
+IN_TEXT = re.compile(r"<(\w+)>([^<>\n]+)</\1>|\bsrc=[\"']([^\"'\n]+)|!\[[^\]\n]*\]\(([^()\n]+)\)")
+MEDIA_TAGS = ("img", "image", "video", "vid", "audio")
+IN_LETTERS, BASE64 = re.compile("data:(image|video|audio)/", re.IGNORECASE), re.compile("[A-Za-z0-9+/]{24}")
+LONGEST_PATH = 2048
+
+# What a name means -> words of which it must hold one; words that may stand beside these, of which others speak of
+# something else (`weight_kg`, `operating_system`), or None for any; what to do.
+MEANINGS = {
+    "a mask of the loss": (
+        "mask masks masked loss train trained training trainable weight weights",
+        "is do no not on of in from for turn token tokens sample label labels message assistant reply response should "
+        "compute ignore skip exclude attention",
+        'write "train": false on each message that is not to be trained',
+    ),
+    "a system prompt": (
+        "system sys preamble",
+        "prompt prompts message instruction instructions text content",
+        "name it `system`, or make it the first message, of role system",
+    ),
+    "tools": (
+        "tool tools function functions",
+        "call calls choice available definition definitions schema schemas list parallel used response responses",
+        "tools are not read yet; leave such rows out",
+    ),
+    "earlier turns": (
+        "history",
+        "chat conversation dialog dialogue message messages turns",
+        "put them in front of the other turns",
+    ),
+    "a thought": (
+        "reasoning thinking thought thoughts",
+        "content text detail details block blocks trace",
+        "thoughts are not read yet; leave such rows out",
+    ),
+    "sound": (
+        "audio audios sound speech",
+        "path file url bytes data input content",
+        "sound is not read yet; leave such rows out",
+    ),
+    "a size of media": (
+        "pixels resized",
+        "max min total height width image video",
+        "give it for all media, by --max_pixels, --image_size or --video_max_pixels",
+    ),
+}
+TIME = "a time or rate of a video"
+TIMES = (
+    "start end begin stop time times timestamp timestamps second seconds sec secs duration fps nframes frames rate "
+    "moment interval",
+    None,
+    "cut the clip to it, or choose frames for all clips, by --fps or --num_frames",
+)
+POSITIONS = ("clip segment span frame", "video s t in range window idx index indices offset point points", TIMES[2])
+NEGATIONS = {"mask", "masks", "masked", "no", "not", "ignore", "skip", "exclude"}
+
+
+class Leaf(NamedTuple):
+    """A value that is not empty, in a field that is not read."""
+
+    field: str  # as `messages[3].tool_calls`
+    name: str  # of the value from there on, as `tool_calls[].function.name`
+    value: object
+
+    @property
+    def where(self) -> str:
+        return self.field[: self.field.rfind(".") + 1] + self.name
+
+    @property
+    def fix(self) -> str:
+        return f" (--columns '{self.listed}=' ignores it)"
+
+    @property
+    def listed(self) -> str:
+        """The field without the places of its lists: `messages[].tool_calls`."""
+        return re.sub(r"\[\d+\]", "[]", self.field)
+
+
+def leaves(fields: Iterable[tuple[str, object]]) -> list[Leaf]:
+    """What fields (where, value) that are not read hold."""
+    return [
+        Leaf(where, name, value)
+        for where, of_field in fields
+        for name, value in flat(where[where.rfind(".") + 1 :], of_field)
+    ]
+
+
+def flat(name: str, value: object) -> Iterator[tuple[str, object]]:
+    """(name, value) of all that a value holds and that is not empty."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flat(f"{name}.{key}", inner)
+    elif isinstance(value, (list, tuple)):
+        name += "[]"
+        for inner in value:
+            yield from flat(name, inner)
+    elif value is not None and value not in ("", b""):
+        yield name, value
+
+
+def check_names(found: Iterable[Leaf], has_video: bool) -> None:
+    """Refuse fields whose names mean what training would have to obey.
+
+    Args:
+        has_video: whether the row has a video, to which times may belong.
+
+    Raises:
+        ValueError: names the field and the fix.
+    """
+    for leaf in found:
+        for word, meaning, fix in meanings_of(leaf.name, has_video):
+            if counts(meaning, word, leaf.value):
+                raise ValueError(f"{leaf.where} means {meaning}, which is not read: {fix}{leaf.fix}")
+
+
+def check_media(found: Iterable[Leaf], read: Collection[str], folders: Collection[str]) -> None:
+    """Refuse fields that hold media.
+
+    Args:
+        read: absolute paths, URLs and names of the media that the row reads.
+        folders: where relative paths start.
+
+    Raises:
+        ValueError: names the field and the fix.
+    """
+    for leaf in found:
+        if is_medium(leaf.value, read, folders):
+            raise ValueError(
+                f"{leaf.where} holds a medium ({describe(leaf.value)}), but no field of this name is read: name it "
+                f"`image` or `video`{leaf.fix}"
+            )
+
+
+def check_text(text: str, folders: Collection[str]) -> None:
+    """Refuse a text that names a medium in a markup of its own, which would be trained as letters.
+
+    Raises:
+        ValueError: names the medium and the fix.
+    """
+    for match in IN_TEXT.finditer(text):
+        path = next(filter(None, match.groups()[1:])).strip()
+        is_tagged = (match[1] or "").lower() in MEDIA_TAGS and ENDING.search(path)
+        if is_tagged or is_medium(path, (), folders, must_exist=True):
+            raise ValueError(
+                f"names the medium {describe(path)} in a text, where it would be trained as letters: write <image> or "
+                "<video> in its place and the path in the row's field `image` or `video`, or make it a part "
+                "(docs/dataset.md)"
+            )
+
+
+def without(value: object, ignored: Collection[str], name: str = "") -> object:
+    """A row, or a part of it, without the fields of these listed names."""
+    if isinstance(value, dict):
+        names = {key: f"{name}.{key}" if name else key for key in value}
+        return {key: without(inner, ignored, names[key]) for key, inner in value.items() if names[key] not in ignored}
+    return [without(inner, ignored, f"{name}[]") for inner in value] if isinstance(value, list) else value
+
+
+@lru_cache(maxsize=4096)
+def meanings_of(path: str, has_video: bool) -> list[tuple[str, str, str]]:
+    """(name, meaning, what to do) of each name in a path that means something to training."""
+    tables = [*MEANINGS.items(), *([(TIME, TIMES), (TIME, POSITIONS)] if has_video else [])]
+    found = []
+    for name in re.split(r"[.\[\]]+", path):
+        words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
+        for meaning, (any_of, beside, fix) in tables:
+            any_of = set(any_of.split())
+            if words & any_of and (beside is None or words <= any_of | set(beside.split())):
+                found.append((name, meaning, fix))
+    return found
+
+
+def counts(meaning: str, name: str, value: object) -> bool:
+    """Whether a value that is not empty says something: `"loss": true` changes nothing, and a date is no time."""
+    if meaning == "a mask of the loss":
+        return value not in (True, "true") or any(word in name.lower() for word in NEGATIONS)
+    if meaning == TIME:
+        return not isinstance(value, bool) and bool(re.search(r"\d", str(value))) and not is_date(str(value))
+    return value is not False
+
+
+def is_date(text: str) -> bool:
+    return bool(re.search(r"\d{4}-\d\d|\d\d/\d\d", text))
+
+
+def is_medium(value: object, read: Collection[str], folders: Collection[str], must_exist: bool = False) -> bool:
+    """Whether a value is a medium, or the path or URL of one other than those that are `read`."""
+    if isinstance(value, bytes):
+        return bool(HEADER.match(value))
+    if not isinstance(value, str):
+        return False
+    if IN_LETTERS.match(value):
+        return True
+    if BASE64.match(value) and HEADER.match(base64.b64decode(value[:24])):
+        return True
+    if len(value) > LONGEST_PATH or not value.isprintable():
+        return False
+    names_medium = bool(ENDING.search(path_of(value)))
+    paths = [] if is_url(value) else [os.path.join(folder, value) for folder in folders]
+    if found := [os.path.normpath(path) for path in paths if os.path.isfile(path)]:
+        return not set(found) & set(read) and (names_medium or any(map(has_header, found)))
+    return names_medium and not must_exist and not names_one_of(value, read)
+
+
+def has_header(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return bool(HEADER.match(file.read(16)))
+    except OSError:
+        return False
+
+
+def path_of(reference: str) -> str:
+    return unquote(urlsplit(reference).path) if is_url(reference) else reference.replace("\\", "/")
+
+
+def names_one_of(value: str, read: Collection[str]) -> bool:
+    """Whether a path ends one of these, or a URL ends with the name of one of these."""
+    tail = [part for part in path_of(value).split("/") if part not in ("", ".")][-1 if is_url(value) else 0 :]
+    return any(path_of(medium).split("/")[-len(tail) :] == tail for medium in read)
