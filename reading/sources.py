@@ -88,8 +88,12 @@ def find_source(path: str) -> Source:
     root = download(place) if from_hub else place
     files = files_of(root, split, everywhere=from_hub)
     splits = [name for name in SPLITS if any(in_split(os.path.relpath(file, root), name) for file in files)]
-    if from_hub and not split and len(splits) > 1:
-        raise ValueError(f"{path} has the splits {', '.join(splits)}: name one of them, such as {place}:{splits[0]}.")
+    if not split and len(splits) > 1:
+        is_glob = glob.has_magic(place) and not os.path.isdir(place)
+        fix = "narrow the pattern to one" if is_glob else f"name one of them, such as {place}:{splits[0]}"
+        raise ValueError(
+            f"{path} has the splits {', '.join(splits)}: {fix} (to use several, give each as its own path)."
+        )
     for file in files:
         if not os.path.isfile(file):
             raise ValueError(

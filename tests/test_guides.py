@@ -124,6 +124,13 @@ def of_table(make):
         path.unlink()
 
 
+def of_splits(folder):
+    folder.mkdir()
+    for name in ("train", "test"):
+        (folder / f"{name}.jsonl").write_text('{"question": "a", "answer": "b"}')
+    MultimodalDataset(str(folder))
+
+
 def of_flags(*words):
     return lambda: parse_arguments(["--model_id", "llava-1.5-7b", "--data_path", "train.json", *words])
 
@@ -158,6 +165,7 @@ def triggers(tiny, write_rows, tmp_path, media_folder, monkeypatch):
         "Unknown rows": of_rows(write_rows, {"instruction": "What?", "output": "That."}),
         "Unknown columns": lambda: of_table(write_rows),
         "Fields that are not read": of_rows(write_rows, row(photo="blue.png")),
+        "Several splits": lambda: of_splits(tmp_path / "splits"),
         "Who speaks": of_rows(write_rows, row(conversations=[{"from": "user", "value": "Hi"}])),
         "The order of turns": of_rows(write_rows, row(conversations=turns("<image>\nWhat is it?"))),
         "Too long": of_run(tiny, write_rows, [row()], "--model_max_length", "10"),

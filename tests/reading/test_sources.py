@@ -109,7 +109,7 @@ PLACES = {
     "/[bc].*": {"b": 2, "c": 2},
     "/?.parquet": {"c": 2},
     "/data/train-*": {"train-00000-of-00002": 2, "train-00001-of-00002": 1},
-    "/data": {"test": 2} | TRAIN | {"training": 1},
+    "/data/train*": TRAIN | {"training": 1},
     "/sub": {"e": 1},
     "/sub/": {"e": 1},
     ":train": TRAIN,
@@ -130,8 +130,9 @@ def test_a_place_names_its_files_in_order(folder, read, spec):
 
 
 def test_a_folder_has_its_own_files_and_those_of_data(folder, read):
+    (folder / "data" / "test.jsonl").unlink()
     found = stems(read(str(folder)))
-    assert found == ROOT | TRAIN | {"training": 1, "test": 2}
+    assert found == ROOT | TRAIN | {"training": 1}
     assert [name for name in found if name in ROOT] == ["a", "b", "c"]
 
 
@@ -452,11 +453,28 @@ def test_a_bad_table_is_an_error_that_names_the_cure(tmp_path, read, name):
         read(str(tmp_path / "a.csv"))
 
 
+@pytest.mark.parametrize("names", [("train-0.jsonl", "test-0.jsonl"), ("sub/val/a.json", "sub/train/b.json")])
+def test_several_splits_in_one_path_are_refused(tmp_path, read, names):
+    """Trained on together, the evaluation would be of rows that were trained."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, 2)
+    pattern = f"{tmp_path}/**/*.json*"
+    with pytest.raises(ValueError, match="has the splits train, .*: narrow the pattern to one"):
+        read(pattern)
+    if "sub" not in names[0]:
+        with pytest.raises(ValueError, match=f"name one of them, such as {tmp_path}:train "):
+            read(str(tmp_path))
+        assert len(read([f"{tmp_path}:train", f"{tmp_path}:test"])) == 4
+    assert len(read([str(tmp_path / name) for name in names])) == 4
+
+
 def test_a_folder_has_its_tables_where_it_has_no_other_files(tmp_path, read):
     for name in ("train", "test"):
         table(tmp_path / f"{name}.csv", [["prompt", "completion"], [name, "x"]])
-    assert pairs(read(str(tmp_path))) == [["test", "x"], ["train", "x"]]
     assert pairs(read(f"{tmp_path}:train")) == [["train", "x"]]
+    (tmp_path / "test.csv").unlink()
+    assert pairs(read(str(tmp_path))) == [["train", "x"]]
     write(tmp_path / "c.json", 2)
     assert names(read(str(tmp_path))) == named("c", range(2))
 
