@@ -257,7 +257,10 @@ class MultimodalDataset(Dataset):
         for index in self.files:
             unread.update(index.unread)
         fields = ", ".join(f"{name} ({count:,} rows)" for name, count in unread.most_common())
-        return [f"{self.name}: fields that are not read: {fields}"] if unread else []
+        notes = [f"{self.name}: fields that are not read: {fields}"] if unread else []
+        if (layouts := self.layouts()) and not any(layout.media for layout in layouts):
+            notes.append(f"WARNING: {self.name} holds texts alone, so the model sees no image and no video of it.")
+        return notes
 
     # ---- weights ----
 

@@ -115,7 +115,7 @@ def test_harmless_fields_pass_and_are_named(write_rows, name):
     listed = {key for key, value in row.items() if key not in read and value not in (None, "", [], {"path": None})}
     listed |= {"messages[].content[].detail"} if name == "detail" else set()
     notes = "\n".join(dataset.notes())
-    assert all(f"{key} (2 rows)" in notes for key in listed) and bool(notes) == bool(listed)
+    assert all(f"{key} (2 rows)" in notes for key in listed) and ("not read" in notes) == bool(listed)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_columns_of_parquet_are_judged_too(media_folder, tmp_path, value):
     dataset = MultimodalDataset(str(tmp_path / "a.parquet"), image_folder=str(media_folder), check=False)
     assert "jpg" in dataset.errors[0]
     dataset = MultimodalDataset(str(tmp_path / "a.parquet"), image_folder=str(media_folder), columns=["jpg="])
-    assert dataset.notes() == [f"{tmp_path / 'a.parquet'}: fields that are not read: id (1 rows)"]
+    assert dataset.notes()[0] == f"{tmp_path / 'a.parquet'}: fields that are not read: id (1 rows)"
     assert dataset.raw(0).keys() == {"question", "answer", "id"}
 
 
@@ -164,7 +164,15 @@ def test_what_is_ignored_on_purpose_passes(write_rows, name):
         dataset = MultimodalDataset(write_rows([row]), check=False, columns=fields)
         error = dataset.errors.get(0, "")
     assert not error or "content" in error  # of a call alone
-    assert dataset.notes() == []
+    assert "not read" not in "".join(dataset.notes())
+
+
+def test_texts_alone_are_said_once(write_rows):
+    warned = {
+        name: "holds texts alone" in "".join(MultimodalDataset(write_rows(rows)).notes())
+        for name, rows in {"texts": [{"conversations": HI}] * 2, "one image": [{"conversations": HI}, SEEN]}.items()
+    }
+    assert warned == {"texts": True, "one image": False}
 
 
 def test_system_is_the_system_prompt(write_rows):
