@@ -13,8 +13,8 @@ from launch import launch
 from supported_models import find_model
 
 SCRIPTS = REPO / "example_scripts"
-# What each prints of what trains, on which data. multi_node.* are run in tests/training/test_distributed.py, example_* in full in
-# test_examples.py.
+# What each prints of what trains, on which data. multi_node.* are run in tests/training/test_distributed.py, example_*
+# in full in test_examples.py.
 RECIPES = {
     "multi_image": (r"pair_train.json", r"vision_projector +full .* 2e-05", r"language_model +lora r=16"),
     "text_and_image": (r"text_train.json", r"vision_projector +full .* 2e-05", r"language_model +lora r=16"),
