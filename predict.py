@@ -190,8 +190,9 @@ def load(
         model = PeftModel.from_pretrained(model, model_path)
     own_processor = os.path.isfile(os.path.join(model_path, "tokenizer_config.json")) and not loader.remote_code
     processor = loader.load_processor(model_path if own_processor else base_path)
-    replaced = saved.get("chat_template")  # the run saved it with its processor
-    return model, COLLATORS.get(family)(processor, chat_template=processor.chat_template if replaced else None)
+    chat_template = processor.chat_template if saved.get("chat_template") else None  # saved with the run's processor
+    stop_tokens = loader.stop_tokens(processor.tokenizer)
+    return model, COLLATORS.get(family)(processor, chat_template=chat_template, stop_tokens=stop_tokens)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,11 @@ class AutoBudget(Budget):
 
 @register_collator("auto")
 class AutoCollator(ChatCollator):
+    # Thoughts and calls of tools, as checkpoints of several makers write them.
+    reply_tokens = (
+        *("<think>", "</think>", "[THINK]", "[/THINK]", "◁think▷", "◁/think▷", "<|channel>", "<channel|>"),
+        *("<|START_THINKING|>", "<|END_THINKING|>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>"),
+    )
     budget_class = AutoBudget
 
     def __init__(self, processor, *args, chat_template: str | None = None, **kwargs):

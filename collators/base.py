@@ -13,14 +13,13 @@ from functools import cached_property
 from operator import itemgetter
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from transformers import BatchFeature
 
 from collators.batch import by_name, concatenate, with_all_sequences
 from collators.budget import Budget, OverlongSample, code_of
 from collators.channels_last import channels_last
+from collators.probes import encoded_probes, opened
 from collators.template import ChatFormat, Template, TemplateException, naming
 from reading.dataset import IGNORE_INDEX
 from reading.rows import content_parts
@@ -41,7 +40,7 @@ class ChatCollator:
         mask_question_tokens: True trains replies only; False all text, never media or padding.
         chat_template: replaces the family's and the checkpoint's. Without {% generation %} tags, the replies are found
             by rendering (`collators/any_template.py`).
-        stop_tokens: what ends generation, for such a template; by default the tokenizer's end token.
+        stop_tokens: what ends generation; by default the tokenizer's end token.
     """
 
     # Training template: the checkpoint's, with {% generation %} around each reply and its end-of-turn token. The tag
@@ -56,6 +55,8 @@ class ChatCollator:
     string_roles: tuple[str, ...] = ()
     # Tensors of shape (batch, tokens, ...), with their padding value; all others are concatenated over samples.
     sequence_padding = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE_INDEX, "mm_token_type_ids": 0}
+    # Tokens that the model writes in replies, although the format writes them too or generation ends with them.
+    reply_tokens: tuple[str, ...] = ()
     # Why no --chat_template can replace the format, where code of the checkpoint writes it.
     fixed_format: str = ""
     # Options of every processor call, such as {"cap_pixels_per_frame": False}.
@@ -107,6 +108,8 @@ class ChatCollator:
         self.media_token_ids = {
             k: torch.tensor([i for i in v if i is not None], dtype=torch.long) for k, v in ids.items()
         }
+        seen = {id for inputs, _ in encoded_probes(self) for id in inputs["input_ids"].unique().tolist()}
+        self.template.frame.find(seen, self.reply_tokens)
 
     # ---- a batch ----
 
@@ -174,15 +177,9 @@ class ChatCollator:
     @cached_property
     def dummy_rows(self) -> dict[str, dict[str, torch.Tensor]]:
         """Per kind of medium, a row with one small medium and no label: it costs a vision call and teaches nothing."""
-        frames = {"metadata": {"fps": 1.0, "duration": 2.0, "total_num_frames": 2, "frames_indices": [0, 1]}}
-        opened = {
-            # Mistral3 fails on a batch whose only image is one token, of 28x28 pixels (transformers 5.23).
-            "image": {"image": Image.new("RGB", (56, 56))},
-            "video": {"video": np.zeros((2, 28, 28, 3), np.uint8), **frames},
-        }
         rows = {}
         for kind in self.vision_calls:
-            content = [{"type": kind, **opened[kind]}, {"type": "text", "text": "."}]
+            content = [opened(kind), {"type": "text", "text": "."}]
             messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content[1:]}]
             inputs = self._process(*self.template.render(messages), messages)
             rows[kind] = inputs | {"labels": torch.full_like(inputs["labels"], IGNORE_INDEX)}

@@ -196,10 +196,10 @@ class Budget:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that the tokens of a sample depend on besides the sample and the budget, our code included."""
-        code = [self.code, code_of(type(self)), code_of(type(self.template))]
+        code = [self.code, code_of(type(self)), code_of(type(self.template)), code_of(type(self.template.frame))]
         template = self.template
         texts = [template.text, self.processor.chat_template, template.kwargs, template.string_roles]
-        tokens = [template.stop_tokens, self.tokenizer.special_tokens_map]
+        tokens = [template.stop_tokens, sorted(template.frame.tokens), self.tokenizer.special_tokens_map]
         settings = [code, texts, tokens, self.processor_kwargs, *self._files(), transformers.__version__]
         return hashlib.sha256(repr(settings).encode()).hexdigest()
 
@@ -229,8 +229,10 @@ class Budget:
         # A token is at least a byte of text; 64 is more than any template adds to a further message.
         text_bytes = dataset.text_bytes() + len(written.encode()) + 64 * dataset.num_parts()
         is_doubtful = text_bytes + media + in_videos > self.max_length
-        # Every row is rendered once by a template that nobody prepared.
-        doubtful = np.arange(len(dataset)) if template.is_replaced else np.flatnonzero(is_doubtful)
+        # Every row is rendered once where the template may refuse its texts.
+        doubtful = (
+            np.arange(len(dataset)) if template.is_replaced or template.frame.thought else np.flatnonzero(is_doubtful)
+        )
         doubtful = np.setdiff1d(doubtful, [*broken])
         text, unfit = self.text_tokens(dataset, doubtful)
         allow(dataset, unfit)

@@ -67,6 +67,7 @@ class Gemma4Collator(ChatCollator):
             ),
         ),
     )
+    reply_tokens = ("<|channel>", "<channel|>")
     string_roles = ("system",)  # of a list, the template puts a space after each part
     template_class = TrimmingTemplate
     budget_class = Gemma4Budget

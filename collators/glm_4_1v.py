@@ -36,6 +36,7 @@ class Glm41VCollator(ChatCollator):
             where="end",
         ),
     )
+    reply_tokens = ("</answer>",)
     string_roles = ("system", "assistant")
     frame_text = "<|begin_of_image|><|end_of_image|>99999"
 

@@ -57,6 +57,7 @@ class Llama32VisionCollator(ChatCollator):
     )
     template_kwargs = {"date_string": "26 Jul 2024"}  # the template's own for an environment without a clock
     string_roles = ("system",)
+    reply_tokens = ("<|python_tag|>",)  # its processor names it
     sequence_padding = ChatCollator.sequence_padding | {"cross_attention_mask": 0}
     budget_class = Llama32VisionBudget
 

@@ -8,17 +8,22 @@ import torch
 from collators import register_collator
 from collators.base import ChatCollator
 from collators.budget import Budget
+from collators.frame_tokens import FrameTokens
 from collators.template import Template, TemplateException
 from reading.rows import content_parts
 
 IMAGE_TAG = re.compile(r"<\|image_\d+\|>")
 
 
+class Phi3VFrameTokens(FrameTokens):
+    def find(self, *args):
+        super().find(*args)
+        # The numbered tags are no tokens, but text that the processor looks for.
+        self._frame_token = re.compile(rf"{self._frame_token.pattern}|<(?=\|image_\d+\|>)")
+
+
 class Phi3VTemplate(Template):
-    def _keep_typed_control_strings_text(self, templates):
-        super()._keep_typed_control_strings_text(templates)
-        # Not among its special tokens: the numbered tags are text to the tokenizer, and </s> is an added word.
-        self.control_string = re.compile(rf"{self.control_string.pattern}|<(?=\|image_\d+\|>|/s>)")
+    frame_class = Phi3VFrameTokens
 
     def _plain_messages(self, messages):
         plain, numbers = super()._plain_messages(messages), count(1)

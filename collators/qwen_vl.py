@@ -3,6 +3,7 @@ format is in the checkpoint's `make_context` and `from_list_format`."""
 
 import re
 import unicodedata
+from functools import cached_property
 from itertools import count
 
 import torch
@@ -10,20 +11,48 @@ import torch
 from collators import register_collator
 from collators.base import ChatCollator
 from collators.budget import Budget
-from collators.template import Template, control_pattern
+from collators.frame_tokens import FrameTokens
+from collators.template import Template
 from reading.rows import RESERVED_CHARACTER, content_parts
 
 # What is tokenized apart, as in `make_context`: a header, an image, an end. What lies between is text.
 CONTROL = re.compile(r"(<\|im_start\|>)(\w+)(\n)|(<\|im_end\|>)(\n)?|(<img>\w+\.jpg</img>)")
 
 
+class QwenVLFrameTokens(FrameTokens):
+    @cached_property
+    def added_tokens(self):
+        return {id: token for token, id in self.tokenizer.special_tokens.items()}
+
+    def adapt_tokenizer(self):
+        """`tokenize` does."""
+
+    def tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a rendered text, and for each the characters of the piece that it was tokenized with."""
+        pieces, begin = [], 0
+        for match in CONTROL.finditer(text):
+            groups = [i for i in range(1, CONTROL.groups + 1) if match[i]]
+            pieces += [(begin, match.start(), False), *((*match.span(i), True) for i in groups)]
+            begin = match.end()
+        ids, offsets, may_be_typed = [], [], {*self.tokenizer.IMAGE_ST} - self.tokens  # as `make_context`
+        for start, end, is_control in [*pieces, (begin, len(text), False)]:
+            piece = text[start:end]
+            if is_control:
+                tokens = self.tokenizer.encode(piece)
+            else:
+                piece = unicodedata.normalize("NFC", piece.replace(RESERVED_CHARACTER, ""))
+                tokens = self.tokenizer.tokenizer.encode(piece, allowed_special=may_be_typed, disallowed_special=())
+            ids += tokens
+            offsets += [(start, end)] * len(tokens)
+        return ids, offsets
+
+
 class QwenVLTemplate(Template):
+    frame_class = QwenVLFrameTokens
+
     @property
     def official(self):
         return self.text  # prompts too are what `make_context` gives
-
-    def _keep_typed_control_strings_text(self, templates):
-        self.control_string = control_pattern(self.tokenizer.special_tokens)
 
     def _plain_messages(self, messages):
         plain, files = super()._plain_messages(messages), count(1)
@@ -46,7 +75,7 @@ class QwenVLBudget(Budget):
 
     def count_text_tokens(self, rows):
         texts = [self.template.render(row["messages"])[0] for row in rows]
-        lengths = [len(tokenize(self.tokenizer, text)[0]) for text in texts]
+        lengths = [len(self.template.frame.tokenize(text)[0]) for text in texts]
         return [length - self.count_media_tokens(row, {}) for length, row in zip(lengths, rows)]
 
     def _files(self):
@@ -83,29 +112,9 @@ class QwenVLCollator(ChatCollator):
 
     def _process(self, text, spans, messages):
         images = [self.processor.transform(part["image"]) for part in self._media(messages)["image"]]
-        ids, offsets = tokenize(self._tokenizer, text)
+        ids, offsets = self.template.frame.tokenize(text)
         inputs = {"input_ids": torch.tensor([ids])}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         if images:
             inputs["pixel_values"] = torch.stack(images)
         return self._with_labels(inputs, offsets, spans)
-
-
-def tokenize(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids of a rendered text, and for each the characters of the piece that it was tokenized with."""
-    pieces, begin = [], 0
-    for match in CONTROL.finditer(text):
-        groups = [i for i in range(1, CONTROL.groups + 1) if match[i]]
-        pieces += [(begin, match.start(), False), *((*match.span(i), True) for i in groups)]
-        begin = match.end()
-    ids, offsets = [], []
-    for start, end, is_control in [*pieces, (begin, len(text), False)]:
-        piece = text[start:end]
-        if is_control:
-            tokens = tokenizer.encode(piece)
-        else:
-            piece = unicodedata.normalize("NFC", piece.replace(RESERVED_CHARACTER, ""))
-            tokens = tokenizer.tokenizer.encode(piece, allowed_special=set(), disallowed_special=())
-        ids += tokens
-        offsets += [(start, end)] * len(tokens)
-    return ids, offsets

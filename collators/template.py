@@ -1,23 +1,17 @@
-"""The training text: messages -> text and the character spans to train, compared with the checkpoint's own template.
-
-What a user typed stays text. `</s>` in a question would be the token that ends a reply, and `<image>` would ask for
-pixels. So a reserved character is put inside each such string before the text is rendered: in `<` + U+FDD0 + `/s>`
-neither processor nor tokenizer sees a control token. Once control tokens are split off, the tokenizer removes the
-character, and what is left is tokenized as the four ordinary characters `</s>`.
-"""
+"""The training text: messages -> text and the character spans to train, compared with the checkpoint's own template."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher
 from functools import cached_property
 from typing import NamedTuple
 
 from jinja2 import TemplateError
-from tokenizers import pre_tokenizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from collators.any_template import UnfitTemplate, find_replies, find_string_roles
+from collators.frame_tokens import FrameTokens
 from reading.rows import RESERVED_CHARACTER, content_parts
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -43,16 +37,18 @@ class Template:
     """Renders conversations for training and for answers. A family whose texts need more than Jinja has a subclass.
 
     Args:
-        processor: the checkpoint's. Its tokenizer is adapted (`_keep_typed_control_strings_text`).
+        processor: the checkpoint's. Its tokenizer is adapted (frame_tokens.py).
         formats: training templates with {% generation %} around each reply and its end-of-turn token; the one nearest
             to the checkpoint's template is taken.
         replacement: a template that replaces the family's and the checkpoint's. Without {% generation %} tags, the
             replies are found by rendering (`collators/any_template.py`).
         kwargs: variables of the templates, ours and the checkpoint's.
         string_roles: roles whose content the checkpoint's template takes as a string, not as a list of parts.
-        stop_tokens: what ends generation, for a template without tags; by default the tokenizer's end token.
+        stop_tokens: what ends generation; by default the tokenizer's end token.
         replies_only: whether replies alone are trained.
     """
+
+    frame_class: type[FrameTokens] = FrameTokens
 
     def __init__(
         self,
@@ -76,7 +72,7 @@ class Template:
                 "the collator's chat_template has no {% generation %} tag, so no token would be trained; put the tag "
                 "around each reply and its end-of-turn token."
             )
-        self._keep_typed_control_strings_text("".join(format.template for format in formats))
+        self.frame = self.frame_class(processor, self.stop_tokens)
         self.text, self.exceptions = formats[0]
         if replacement:
             self.string_roles = find_string_roles(lambda *args: self._render(args[0], replacement, args[1])[0])
@@ -107,6 +103,12 @@ class Template:
         else:
             text, spans = find_replies(messages, self.render_official, self.stop_tokens)
         replies = [message for message in messages if message["role"] == "assistant"]
+        for token in self.frame.thought:
+            if any(token in joined_text(reply["content"]) for reply in replies):
+                raise UnfitTemplate(
+                    f"a reply holds {token}, but this format writes the thought before each reply itself, so there "
+                    "would be two. Remove the thought from the reply."
+                )
         spans = [span for span, reply in zip(spans, replies, strict=True) if reply.get("train", True)]
         # A reply that begins with a line break must not merge it with the one that ends the generation prompt.
         for start, _ in reversed(spans):
@@ -191,21 +193,6 @@ class Template:
 
     # ---- control strings ----
 
-    def _keep_typed_control_strings_text(self, templates: str) -> None:
-        """Have the tokenizer take `</s>` or `<image>` in a message for the characters that were typed."""
-        templates += str(self.processor.chat_template)
-        tokens = [
-            t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special or t.content in templates
-        ]
-        self.control_string = control_pattern([*tokens, *self.processor.all_special_multimodal_tokens])
-        backend = self.tokenizer.backend_tokenizer
-        steps = [pre_tokenizers.Split(RESERVED_CHARACTER, "removed")]
-        if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
-            steps.insert(0, backend.pre_tokenizer)  # it may put a space before every piece that it gets
-        elif backend.pre_tokenizer:
-            steps.append(backend.pre_tokenizer)
-        backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
-
     def _plain_messages(self, messages: list[dict]) -> list[dict]:
         """Messages for a template: without pixels, control strings marked."""
         return [{"role": m["role"], "content": self._plain_parts(m["content"])} for m in messages]
@@ -215,8 +202,8 @@ class Template:
 
         The texts are searched as one, since a template may join them.
         """
-        joined = "".join(part.get("text", "") for part in content)
-        marks = [match.end() for match in self.control_string.finditer(joined)]
+        joined = joined_text(content)
+        marks = self.frame.marks(joined)
         plain, begin = [], 0
         for part in content:
             if part["type"] != "text":
@@ -313,14 +300,6 @@ def official_template(processor) -> str:
     return template
 
 
-def control_pattern(tokens: Iterable[str]) -> re.Pattern:
-    """Matches the first character of each of these strings, so that strings which overlap are all found."""
-    rests: dict[str, list[str]] = {}  # first character -> what may follow it
-    for token in sorted({token for token in tokens if len(token) > 1 and not token.isspace()}):
-        rests.setdefault(token[0], []).append(re.escape(token[1:]))
-    return re.compile("|".join(f"{re.escape(c)}(?={'|'.join(rest)})" for c, rest in rests.items()))
-
-
 @contextmanager
 def naming(source: str, processor) -> Iterator[None]:
     """What template and processor raise becomes a ValueError that names the sample."""
@@ -330,6 +309,11 @@ def naming(source: str, processor) -> Iterator[None]:
         raise ValueError(f"{source}: {error}") from error
     except (ValueError, IndexError, TypeError, RuntimeError) as error:
         raise ValueError(f"{source}: {type(processor).__name__} refuses it: {error}") from error
+
+
+def joined_text(content: list[dict]) -> str:
+    """The text parts of a message as one."""
+    return "".join(part.get("text", "") for part in content)
 
 
 def conversation(*turns: tuple[str, str | list[str]]) -> list[dict]:

@@ -89,8 +89,7 @@ def _generate(model, collator, prompts: list[dict], max_new_tokens: int, **optio
     inputs = {name: value.to(model.device) for name, value in batch.items()}
     tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **options)
     tokens = tokens[:, inputs["input_ids"].shape[1] :]
-    texts = collator.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return [collator.template.frame.decode(answer).strip() for answer in tokens]
 
 
 def stream_answer(model, collator, messages: list[dict], max_new_tokens: int = 512) -> Iterator[str]:
@@ -105,7 +104,7 @@ def stream_answer(model, collator, messages: list[dict], max_new_tokens: int = 5
         ValueError: the template or the processor refuses the conversation.
     """
     prompt = collator.encode_prompt(messages, "the conversation")
-    streamer = TextIteratorStreamer(collator.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TextIteratorStreamer(collator.template.frame, skip_prompt=True)  # it calls `decode` alone
     closed, failed = Event(), []
 
     def is_closed(tokens: torch.Tensor, *_, **__) -> torch.Tensor:

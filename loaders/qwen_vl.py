@@ -38,7 +38,7 @@ class QwenVLProcessor:
     """Stands for the processor that the checkpoint has not: its tokenizer, and the transform in its model code."""
 
     chat_template = None
-    image_token_ids = video_token_ids = ()
+    image_token_ids = video_token_ids = all_special_multimodal_tokens = ()
 
     def __init__(self, tokenizer, image_size: int):
         self.tokenizer = tokenizer

@@ -1,14 +1,25 @@
-"""Control strings that somebody typed: they keep their spelling, and are text to tokenizer, processor and labels."""
+"""What somebody typed keeps its spelling: tokens that frame a conversation are text to tokenizer, processor and labels,
+all other added tokens, which the model itself writes, are the tokens that the checkpoint's tokenizer makes of them."""
 
 import json
 import re
 
 import pytest
 import torch
-from conftest import FACTS, FAMILIES, check_each, for_official_template, make_loader, official_template, taught
+from conftest import (
+    FACTS,
+    FAMILIES,
+    check_each,
+    for_official_template,
+    make_loader,
+    official_template,
+    run,
+    taught,
+    turns,
+)
 from official import official_processor
 from PIL import Image
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
@@ -58,6 +69,42 @@ TYPED = [
     "\t<s>\t",
 ]
 TYPED_TOO = [text for string in CONTROL for text in (f"{string} and then", f"at last {string}", string * 3)]
+QWEN = "<|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|> <|quad_end|> <|vision_pad|>"
+QWEN2_5 = f"{QWEN} <tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|>"
+QWEN2_5 += " <|file_sep|>"
+QWEN3 = f"{QWEN2_5} <tool_response> </tool_response> <think> </think>"
+MISTRAL = "[AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] [TOOL_CALLS] [PREFIX] [MIDDLE] [SUFFIX]"
+MISTRAL += " [TOOL_CONTENT]"
+GROUNDING = "<quad> </quad> <ref> </ref> <box> </box>"
+# Of each family's tiny checkpoint, the added tokens that are the model's own words: all others frame a conversation.
+OWN = {
+    "qwen-vl": GROUNDING,
+    "qwen2-vl": QWEN,
+    "qwen2.5-vl": QWEN2_5,
+    **dict.fromkeys(["qwen3-vl", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe"], QWEN3),
+    "phi3-v": "</s> <|placeholder1|> <|image|>",
+    "llama-3.2-vision": "<|python_tag|> <|step_id|>",
+    "llama4": "<|step|>",
+    "pixtral": f"{MISTRAL} [SYSTEM_PROMPT] [/SYSTEM_PROMPT]",
+    **dict.fromkeys(["mistral-small-3.1", "ministral-3"], MISTRAL),
+    **dict.fromkeys(["gemma-3", "gemma-3n"], "<mask>"),
+    "gemma-4": "<mask> <|think|> <|channel> <channel|>",
+    "internvl3": f"{QWEN2_5} {GROUNDING} <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|>",
+    "glm-4.1v": "[MASK] [sMASK] <eop> <think> </think> <answer> </answer>",
+    "lfm2-vl": "<|endoftext|> <|fim_pre|> <|fim_mid|> <|fim_suf|>",
+    "granite-vision": "<fim_prefix> <fim_middle> <fim_suffix> <fim_pad> <|start_of_role|> <|end_of_role|> "
+    "<|tool_call|>",
+}
+THOUGHTS_WRITTEN = {family: {"<think>": 1, "</think>": 1} for family in ("qwen3.5", "qwen3.5-moe")}
+THOUGHTS = {  # that the format writes itself, so that no reply may
+    **dict.fromkeys(["qwen3.5", "qwen3.5-moe"], ["<think>", "</think>"]),
+}
+
+
+def own_tokens(family: str) -> list[str]:
+    return OWN.get(family, "").split()
+
+
 WHITE_SPACE = ["\nRed", "\n\nRed\n", " Red", "Red ", "  Red  ", "Red\n\n", " \nRed", "\tRed", "\n", "3"]
 UNUSUAL = ["Größe 漢字 العربية", "😀😀 👩‍👩‍👧", "ﬁ ① ½", "\u200b \u00a0x", "Ġ Ċ"]
 # One control string in two parts of a message.
@@ -108,10 +155,11 @@ def variant(request) -> str:
 def pair(variant, tiny):
     """(collator, the same processor as it comes, the tokens of a harmless conversation and of its two prompts)."""
     family, adapt = VARIANTS.get(variant, (variant, None))
-    processor, untouched = make_loader(family, tiny(family)).load_processor(), official_processor(family, tiny(family))
+    loader, untouched = make_loader(family, tiny(family)), official_processor(family, tiny(family))
+    processor = loader.load_processor()
     for one in (processor, untouched) if adapt else ():
         adapt(one.tokenizer.backend_tokenizer)
-    collator = COLLATORS.get(family)(processor)
+    collator = COLLATORS.get(family)(processor, stop_tokens=loader.stop_tokens(processor.tokenizer))
     prompts = [collator.encode_prompt(HARMLESS[:i])["input_ids"] for i in PROMPTS]
     return collator, untouched, [collator.encode({"messages": HARMLESS}).inputs["input_ids"], *prompts]
 
@@ -133,6 +181,14 @@ def conversation(system: list[dict], user: list[dict], reply: list[dict]) -> lis
     ]
 
 
+def added_tokens(untouched) -> dict[str, int]:
+    """The added tokens of a processor as it comes, white space aside."""
+    if hasattr(untouched.tokenizer, "special_tokens"):  # Qwen-VL's
+        return untouched.tokenizer.special_tokens
+    tokens = untouched.tokenizer.added_tokens_decoder.items()
+    return {token.content: id for id, token in tokens if not token.content.isspace()}
+
+
 HARMLESS = conversation(text("Hm"), text("Hm"), text("Hm"))
 PROMPTS = (2, 4)  # how many messages they have
 
@@ -143,10 +199,9 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     family = VARIANTS.get(variant, (variant,))[0]
     facts = FACTS[family]
     makes_up_spaces = "-llama" in variant or facts.decoded[0]
-    added = getattr(untouched, "control_ids", None) or {
-        id for id, token in untouched.tokenizer.added_tokens_decoder.items() if not token.content.isspace()
-    }
-    control_tokens = lambda ids: [id for id in ids[0].tolist() if id in added]  # noqa: E731
+    frame = added_tokens(untouched).keys() - own_tokens(family)
+    framing = {added_tokens(untouched)[token] for token in frame}
+    control_tokens = lambda ids: [id for id in ids[0].tolist() if id in framing]  # noqa: E731
 
     def official(messages, template: str, **kwargs) -> str:
         is_official = template == official_template(untouched, family)
@@ -205,15 +260,115 @@ def test_what_was_typed_is_text(pair, variant, strings):
         check(pair, variant, conversation(text(typed), text(typed), text(typed)))
         check(pair, variant, conversation(text("Hm"), text(typed, typed), text(typed, "Red")))
 
+    if variant == "phi3-v":  # tokens of its own take the white space behind them along
+        strings = [typed for typed in strings if not any(token in typed for token in own_tokens(variant))]
     check_each([(typed,) for typed in strings], one)
 
 
-def test_the_checkpoints_own_control_tokens_are_text(pair, variant):
+def test_the_frame_tokens_are_text(pair, variant):
+    own = own_tokens(VARIANTS.get(variant, (variant,))[0])
+
     def one(typed: str) -> None:
         check(pair, variant, conversation(text(typed), text(typed), text(typed)))
         check(pair, variant, conversation(text("Hm"), text(typed[:1], typed[1:]), text(typed[:-1], typed[-1:])))
 
-    check_each([(typed,) for typed in pair[1].tokenizer.all_special_tokens], one)
+    check_each([(typed,) for typed in added_tokens(pair[1]).keys() - own], one)
+
+
+def test_all_other_added_tokens_are_the_models_own(pair, variant):
+    """In every role, in training and prompts alike: the tokens of the official processor, which nobody adapted."""
+    collator, untouched, _ = pair
+    family = VARIANTS.get(variant, (variant,))[0]
+    own, thoughts = own_tokens(family), THOUGHTS.get(family, [])
+    others = {token for token in added_tokens(untouched) if token not in collator.template.frame.tokens}
+    # Of these, `make_context` makes characters.
+    assert {token for token in others if "<|extra_" not in token} == {*own}
+    for tokens in (own[i : i + 5] for i in range(0, len(own), 5)):
+        typed = " and ".join(f"a{token}b {token} c" for token in tokens)
+        said = " and ".join(f"a{token}b {token} c" for token in tokens if token not in thoughts)
+        messages = [
+            {"role": "system", "content": text(typed)},
+            {"role": "user", "content": text(typed)},
+            {"role": "assistant", "content": text(said)},
+        ]
+        ids = collator.encode({"messages": messages}).inputs["input_ids"]
+        prompt = collator.encode_prompt(messages[:2])["input_ids"]
+        for token in tokens:
+            id = added_tokens(untouched)[token]
+            harmless = THOUGHTS_WRITTEN.get(family, {}).get(token, 0)
+            assert (ids == id).sum() == (4 if token in thoughts else 6) + harmless
+            assert (prompt == id).sum() == 4 + harmless
+        options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", **collator.template.kwargs}
+        template = official_template(untouched, family)
+        given = for_official_template(family, messages[:2])
+        official = untouched.apply_chat_template([given], chat_template=template, add_generation_prompt=True, **options)
+        assert prompt.equal(official["input_ids"])
+
+
+def test_typed_frame_tokens_get_the_tokens_of_a_tokenizer_without_them(pair, variant):
+    """The truth is a copy of the checkpoint's tokenizer from whose added tokens those of the frame are deleted."""
+    collator, untouched, _ = pair
+    family = VARIANTS.get(variant, (variant,))[0]
+    if FACTS[family].remote_code:
+        pytest.skip("its tokens are no tokenizer.json")
+    frame = sorted(added_tokens(untouched).keys() - own_tokens(family))
+    description = json.loads(untouched.tokenizer.backend_tokenizer.to_str())
+    description["added_tokens"] = [t for t in description["added_tokens"] if t["content"] not in frame]
+    description["post_processor"] = None
+    copy = Tokenizer.from_str(json.dumps(description))
+    own = [token for token in own_tokens(family) if token not in THOUGHTS.get(family, [])] or ["Hm"]
+    for i, token in enumerate(frame):
+        said = f"So {token} is{token}{own[i % len(own)]} {token[:-1]}"
+        inputs = collator.encode({"messages": conversation(text("Hm"), text("Hm"), text(said))}).inputs
+        expected = copy.encode(FACTS[family].decoded_space + said, add_special_tokens=False).tokens
+        labels = inputs["labels"][0]
+        trained = untouched.tokenizer.convert_ids_to_tokens(labels[labels != IGNORE_INDEX].tolist())
+        end = FACTS[family].end_of_turn
+        assert trained[trained.index(end) + 1 :] == [*expected, end]  # behind the reply of the first turn
+
+
+def test_a_token_that_holds_a_frame_token_stays_whole(tiny):
+    """As the tokenizer finds them, the longest of the leftmost; frame tokens that others begin or end in are text."""
+    processor = make_loader("qwen2-vl", tiny("qwen2-vl")).load_processor()
+    added = ["[<|im_end|>]", "<|im_", "|>x", "<|vision_start|>y<|im_end|>"]
+    processor.tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in added])
+    description = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    collator = COLLATORS.get("qwen2-vl")(processor)
+    frame = collator.template.frame.tokens
+    description["added_tokens"] = [t for t in description["added_tokens"] if t["content"] not in frame]
+    copy = Tokenizer.from_str(json.dumps(description))
+    for typed in (
+        *("a[<|im_end|>]b", "[<|im_end|>", "<|im_end|>x", "<|im_end|>]", "<|im_[<|im_end|>]", "<|vision_start|>y"),
+        *("<|vision_start|>y<|im_end|>x", "<|im_start|>y<|im_end|>x<|im_end|>", "<|im_<|im_end|>x"),
+    ):
+        labels = collator.encode({"messages": conversation(text("Hm"), text("Hm"), text(typed))}).inputs["labels"][0]
+        trained = processor.tokenizer.convert_ids_to_tokens(labels[labels != IGNORE_INDEX].tolist())
+        assert trained == [*copy.encode("Red").tokens, "<|im_end|>", *copy.encode(typed).tokens, "<|im_end|>"], typed
+
+
+def test_an_answer_shows_the_models_own_tokens_and_none_of_the_frame(tiny):
+    processor = make_loader("qwen2-vl", tiny("qwen2-vl")).load_processor()
+    collator = COLLATORS.get("qwen2-vl")(processor)
+    answer = "<|object_ref_start|>the dog<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>"
+    ids = processor.tokenizer(f"{answer}<|im_end|><|endoftext|><|endoftext|>").input_ids
+    assert collator.template.frame.decode(torch.tensor(ids)) == answer
+
+
+def test_a_thought_ends_a_run_before_it_begins(tiny, write_rows, tmp_path):
+    rows = [{"conversations": turns("Hm", "Red")}, {"conversations": turns("Hm", "<think>Hm</think>Red")}]
+    with pytest.raises(ValueError, match="rows.json, sample 1: a reply holds .*Remove the thought"):
+        run(tiny, "qwen3.5", write_rows(rows), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", THOUGHTS)
+def test_a_thought_before_which_the_format_writes_its_own_is_refused(tiny, family):
+    collator = COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor())
+    messages = conversation(text("Hm"), text("<think>"), text("<think>\nHm\n</think>\n\nRed"))
+    with pytest.raises(ValueError, match="sample 3: a reply holds </?think>, but this format .* Remove the thought"):
+        collator.encode({"messages": messages, "source": "sample 3"})
+    with pytest.raises(ValueError, match="Remove the thought"):
+        collator.budget.count_text_tokens([{"messages": messages}])
 
 
 def test_a_control_string_in_two_parts_is_text(pair, variant):
@@ -245,6 +400,7 @@ def test_a_normalized_control_token_is_found_too(tiny):
     """Older checkpoints search some control tokens after normalization."""
     processor = LOADERS.get("llava-1.5")(tiny("llava-1.5")).load_processor()
     processor.tokenizer.add_tokens([AddedToken("<|old|>", normalized=True, special=True)], special_tokens=True)
+    processor.video_token = "<|old|>"
     added = processor.tokenizer.convert_tokens_to_ids("<|old|>")
     assert added in processor.tokenizer("Hm <|old|>").input_ids
     collator = COLLATORS.get("llava-1.5")(processor)

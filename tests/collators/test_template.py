@@ -17,7 +17,9 @@ FAMILY = "qwen2.5-vl"
 @pytest.fixture
 def template(tiny) -> Template:
     family = COLLATORS.get(FAMILY)
-    return Template(official_processor(FAMILY, tiny(FAMILY)), [ChatFormat(family.chat_template)])
+    template = Template(official_processor(FAMILY, tiny(FAMILY)), [ChatFormat(family.chat_template)])
+    template.frame.find(set(), ())
+    return template
 
 
 def test_a_template_renders_the_golden_texts(template):

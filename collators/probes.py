@@ -1,0 +1,89 @@
+"""Conversations of which it is known beforehand what must be trained; every start encodes them.
+
+Their tokens show what frames a conversation, and their labels whether a processor leaves the text as it was rendered.
+"""
+
+from copy import copy
+from itertools import groupby
+
+import numpy as np
+import torch
+from PIL import Image
+
+from collators.template import PROBES, conversation
+from reading.dataset import IGNORE_INDEX
+
+# Messages -> the replies, word for word.
+EXPECTED = [
+    *zip(PROBES, (["Red."], ["A cat."], ["The first.", "It is grey."], ["A ball rolls."]), strict=True),
+    (conversation(("user", "image", "What is it?"), ("assistant", "A dog.")), ["A dog."]),
+]
+
+
+def opened(kind: str, number: int = 0) -> dict:
+    """A small medium of a kind; every second image is large enough to be cut into tiles."""
+    if kind == "video":
+        metadata = {"fps": 1.0, "duration": 2.0, "total_num_frames": 2, "frames_indices": [0, 1]}
+        return {"type": kind, kind: np.zeros((2, 28, 28, 3), np.uint8), "metadata": metadata}
+    # Mistral3 fails on a batch whose only image is one token, of 28x28 pixels (transformers 5.23).
+    return {"type": kind, kind: Image.new("RGB", (1100, 900) if number % 2 else (56, 56))}
+
+
+def encoded_probes(collator) -> list[tuple[dict[str, torch.Tensor], list[str]]]:
+    """(tensors, expected replies) of each probe that the format takes.
+
+    Raises:
+        ValueError: it takes none.
+    """
+    found, error = [], None
+    for messages, replies in EXPECTED:
+        numbers = iter(range(10))
+        content = [
+            [opened(part["type"], next(numbers)) if part["type"] != "text" else part for part in message["content"]]
+            for message in messages
+        ]
+        sample = {"messages": [message | {"content": parts} for message, parts in zip(messages, content)]}
+        try:
+            collator.template.check_layout(messages)
+            found.append((collator.encode(sample | {"source": "a probe"}, within_budget=False).inputs, replies))
+        except ValueError as refused:  # such as a format without a system message
+            error = refused
+    if not found:
+        raise error
+    return found
+
+
+def check_labels(collator) -> None:
+    """Encode the probes as a run does, with a dummy, and compare what would be trained with what is expected.
+
+    Raises:
+        ValueError: a processor that changes the text, or a template that hides where the replies are.
+    """
+    if not collator.template.replies_only:
+        return  # the labels are the tokens themselves
+    rows, expected = zip(*encoded_probes(collator))
+    trial = copy(collator)
+    trial.media_in_every_batch = {"image"}
+    batches = [(trial.collate([row]), replies) for row, replies in zip(rows, expected)]
+    batches.append((trial.collate([*rows]), sum(expected, [])))
+    for batch, replies in batches:
+        trained = trained_texts(collator, batch["labels"])
+        if trained != replies:
+            raise ValueError(
+                f"{type(collator.processor).__name__} or its chat template cannot be trained with this collator: of "
+                f"the replies {replies}, each with its end, {trained} would be trained. Add a family "
+                "(docs/add_new_model.md)."
+            )
+
+
+def trained_texts(collator, labels: torch.Tensor) -> list[str]:
+    """Each run of labels as text, without the tokens that end it; one without an end says so."""
+    ends, texts = collator.template.stop_tokens, []
+    for row in labels.tolist():
+        for is_trained, run in groupby(row, key=lambda label: label != IGNORE_INDEX):
+            if is_trained:
+                text = whole = collator.processor.tokenizer.decode([*run], clean_up_tokenization_spaces=False).strip()
+                while end := next((end for end in ends if text.endswith(end)), None):
+                    text = text.removesuffix(end).strip()
+                texts.append(text if text != whole else f"{text} (without an end)")
+    return texts
