@@ -25,6 +25,7 @@ from transformers import HfArgumentParser
 
 from arguments import SWITCH, ReadingArguments, add_trust_flag, cli
 from collators import COLLATORS
+from collators.probes import check_labels
 from collators.processor_options import parse_processor_options, set_processor_options
 from evaluation import metrics
 from evaluation.answers import generate_answers, questions
@@ -99,6 +100,7 @@ def load_with_options(args: argparse.Namespace):
     """(model, collator) that the flags name, with their options of the processor."""
     model, collator = load(args.model_path, args.model_id, args.model_local_path, args.trust_remote_code)
     set_processor_options(collator, parse_processor_options(args.processor_kwargs))
+    check_labels(collator)
     return model, collator
 
 

@@ -25,6 +25,7 @@ from contextlib import redirect_stdout
 from arguments import cli, parse_arguments
 from collators import make_collator
 from collators.base import ChatCollator
+from collators.probes import check_labels
 from loaders import LOADERS
 from reading.dataset import MultimodalDataset, make_dataset
 from reports import preview_views
@@ -115,7 +116,9 @@ def load(arguments) -> tuple[MultimodalDataset, ChatCollator]:
     dataset = make_dataset(data, data.data_path, check=False, weighted=True)
     print(*dataset.notes(), sep="\n", end="\n" * bool(dataset.notes()))
     loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
-    return dataset, make_collator(model.family, loader, data)
+    collator = make_collator(model.family, loader, data)
+    check_labels(collator)
+    return dataset, collator
 
 
 def chosen(own, length: int, seed: int) -> list[int]:

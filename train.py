@@ -19,6 +19,7 @@ from transformers import set_seed
 
 from arguments import Arguments, cli, parse_arguments
 from collators import make_collator
+from collators.probes import check_labels
 from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
 from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset
@@ -50,6 +51,7 @@ def main(words: list[str] | None = None) -> None:
     collator = make_collator(arguments.model.family, loader, arguments.data)
     if attention.is_padding_free(arguments, loader):
         collator.join_samples(loader)
+    check_labels(collator)
     report_template_differences(collator)
     check_media_kinds(arguments, train_dataset)
     fit_to_budget(collator, train_dataset, arguments.data.drop_overlong)

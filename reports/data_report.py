@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from collators import make_collator
 from collators.base import IGNORE_INDEX
 from collators.budget import OverlongSample
+from collators.probes import check_labels
 from collators.template import naming
 from loaders import LOADERS
 from reading.dataset import make_dataset
@@ -98,6 +99,7 @@ def run(arguments, own) -> int:
             splits["eval"] = make_dataset(data, data.eval_data_path, check=False)
         loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
         collator = make_collator(model.family, loader, data)
+        check_labels(collator)
         progress = progress_file(arguments, splits)
         with alone_with(progress):
             results = Results(progress, splits)
