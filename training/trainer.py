@@ -154,6 +154,11 @@ class FinetuneTrainer(ResumableTrainer):
                 optimizer.add_param_group({**group, "params": moved, "lr": rate})
         return optimizer
 
+    def get_decay_parameter_names(self, model):
+        """As the Trainer's, without the norms that it misses by their names (5.23), such as Qwen2.5-VL's `norm1`."""
+        norms = {name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
+        return [name for name in super().get_decay_parameter_names(model) if name.rpartition(".")[0] not in norms]
+
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """As the Trainer's, with a loss per label of the whole set instead of a mean over batches."""
         self._eval_loss, self._eval_labels = 0.0, 0
