@@ -20,6 +20,7 @@ import os
 import sys
 
 import torch
+from safetensors import safe_open
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
@@ -33,6 +34,7 @@ from evaluation.chat import Conversation, chat
 from loaders import LOADERS
 from loaders.output_folder import adapter_config, family_in, saved_arguments
 from loaders.quantization import quantization_config, quantized_bits
+from merging.shard_merge import check_adapter
 from reading.dataset import make_dataset
 from training.checks import check_reading, check_writable
 
@@ -187,9 +189,13 @@ def load(
             loader.model_kwargs["quantization_config"] = quantization_config(loader, loader.dtype, bits)
     model = loader.load_model()
     if adapter is not None:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
 
         model = PeftModel.from_pretrained(model, model_path)
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+        expected = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
+        with safe_open(os.path.join(model_path, "adapter_model.safetensors"), "pt") as file:  # peft only warns
+            check_adapter(file, expected, model_path, base_path)
     own_processor = os.path.isfile(os.path.join(model_path, "tokenizer_config.json")) and not loader.remote_code
     processor = loader.load_processor(model_path if own_processor else base_path)
     chat_template = processor.chat_template if saved.get("chat_template") else None  # saved with the run's processor

@@ -10,8 +10,9 @@ import threading
 
 import pytest
 import torch
-from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, REPO, TAKES_VIDEO, turns
+from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, REPO, TAKES_VIDEO, run, turns
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import predict
@@ -182,3 +183,14 @@ def test_the_screen_of_a_checkpoint_that_samples_by_default(tiny, tmp_path):
     done = subprocess.run(words, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 1
     assert re.fullmatch(r"(\s*Loading weights: .*)*\s*", done.stderr)
+
+
+def test_an_adapter_whose_keys_do_not_fit_is_refused(tiny, write_rows, tmp_path):
+    path = write_rows([{"conversations": turns("Which?", "Red")}])
+    run(tiny, "qwen2-vl", path, tmp_path, "--use_lora", "True")
+    predict.load(str(tmp_path))
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name.replace("language_model", "text_model"): tensor for name, tensor in tensors.items()}, file)
+    with pytest.raises(ValueError, match="is no adapter of .*qwen2-vl: it lacks .*language_model"):
+        predict.load(str(tmp_path))
