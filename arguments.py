@@ -203,6 +203,10 @@ class TrainingArguments(transformers.TrainingArguments):
     early_stopping_patience: int | None = flag(
         None, "End after so many evaluations without a better --metric_for_best_model, by default loss."
     )
+    on_nonfinite: str = flag(
+        "error",
+        "An update whose gradients are not finite: error ends the run, skip leaves it out (20 in a row end it).",
+    )
     peak_tflops: float | None = flag(
         None, "Peak of one device in TFLOP/s, at the precision of the run; logs mfu, the share of it that is used."
     )

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
     entry.begin(__file__)  # answers --help: the imports below take seconds
 
+import os
 from functools import partial
 
 import numpy as np
@@ -26,6 +27,7 @@ from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, trainable
 from training.engines import say
+from training.progress import make_strict
 from training.sampling import SAMPLERS
 from training.throughput import FlopCounter
 from training.trainer import FinetuneTrainer
@@ -180,11 +182,15 @@ def write_arguments(arguments: Arguments) -> None:
 
 
 def save(trainer: FinetuneTrainer, loader, metrics: dict) -> None:
+    trainer.finite_check.check_weights()
     if not hasattr(trainer.model, "peft_config") and not trainer.is_deepspeed_enabled:
         engines.put_together(trainer, loader)
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
+    if trainer.args.should_save:
+        for name in ("trainer_state.json", "all_results.json"):
+            make_strict(os.path.join(trainer.args.output_dir, name))
     say(f"Saved to {trainer.args.output_dir}.")
 
 

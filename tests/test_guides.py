@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import not_finite
 import pytest
 import yaml
 from conftest import REPO, turns
@@ -147,6 +148,14 @@ def other_run(tmp_path) -> None:
     resume.check_same_run(str(tmp_path / "checkpoint-1"), run | {"flags": {"learning_rate": 1e-5}})
 
 
+def not_finite_run(tiny, make, tmp_path, monkeypatch):
+    def start() -> None:
+        not_finite.plant(1, monkeypatch)
+        of_run(tiny, make, [row()], "--output_dir", str(tmp_path / "out"))()
+
+    return start
+
+
 def full_disk(tmp_path) -> None:
     with resume.disk_errors(str(tmp_path / "checkpoint-1"), str(tmp_path)):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -195,6 +204,7 @@ def triggers(tiny, write_rows, tmp_path, media_folder, monkeypatch):
             )
         ),
         "Quantized under ZeRO-3": lambda: engines.check_deepspeed(eight_bits, zero3),
+        "A loss that is not finite": not_finite_run(tiny, write_rows, tmp_path, monkeypatch),
         "Resuming another run": lambda: other_run(tmp_path),
         "A full disk": lambda: full_disk(tmp_path),
     }

@@ -246,6 +246,10 @@ def check_training(training) -> None:
     if training.early_stopping_patience and training.eval_strategy == "no":
         raise ValueError("--early_stopping_patience needs evaluations: add --eval_strategy steps or epoch.")
     check_metrics(training)
+    if training.on_nonfinite not in ("error", "skip"):
+        raise ValueError(f"--on_nonfinite {training.on_nonfinite} is unknown; use error or skip.")
+    if training.on_nonfinite == "skip" and training.deepspeed:
+        raise ValueError("--on_nonfinite skip: DeepSpeed updates before the gradients can be tested: leave one out.")
     if training.peak_tflops is not None and not training.peak_tflops > 0:
         raise ValueError(f"--peak_tflops is {training.peak_tflops}; it must be above 0, such as 989 for an H100.")
     if training.peak_tflops and training.torch_compile:

@@ -34,7 +34,20 @@ class LogFile(TrainerCallback):
                 self._write(file, state, state.log_history[-1] | {"time": round(time.time(), 3)})
 
     def _write(self, file, state, logs: dict) -> None:
-        file.write(json.dumps({"step": logs["step"], "max_steps": state.max_steps} | logs) + "\n")
+        file.write(strict_json({"step": logs["step"], "max_steps": state.max_steps} | logs) + "\n")
+
+
+def strict_json(value, **options) -> str:
+    """As `json.dumps`, but with null for NaN and infinity, which JSON does not have."""
+    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), **options)
+
+
+def make_strict(path: str) -> None:
+    """Rewrite a JSON file of a library's in the same way."""
+    with open(path, encoding="utf-8") as file:
+        value = json.load(file)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(strict_json(value, indent=2) + "\n")
 
 
 class ProgressLine(TrainerCallback):

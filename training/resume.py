@@ -5,6 +5,7 @@ all of it is on the disk. Its `checkpoint.json` lists its files, and what a run 
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from transformers.trainer_utils import sort_checkpoints
 
 from reading.dataset import MultimodalDataset
 from training.engines import say
+from training.progress import make_strict, strict_json
 
 UNFINISHED = "unfinished-checkpoints"
 RECORD = "checkpoint.json"
@@ -30,7 +32,7 @@ RECORD = "checkpoint.json"
 FREE_FLAGS = {
     *("output_dir", "resume_from_checkpoint", "model_local_path", "model_path", "data_path", "eval_data_path"),
     *("image_folder", "video_folder", "data_cache", "dataloader_num_workers", "dataloader_persistent_workers"),
-    *("local_rank", "on_bad_sample", "max_bad_samples"),
+    *("local_rank", "on_bad_sample", "max_bad_samples", "on_nonfinite"),
     *("dataloader_prefetch_factor", "dataloader_pin_memory", "dataloader_multiprocessing_context", "ddp_timeout"),
     *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
     *("per_device_eval_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "disable_tqdm"),
@@ -101,6 +103,12 @@ def whole_checkpoints(folder: str, use_mtime: bool = False) -> tuple[list[str], 
     return whole, problems
 
 
+def last_checkpoint(folder: str) -> str:
+    """Where a run can go on, in words."""
+    whole, _ = whole_checkpoints(folder)
+    return f"the last whole checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
+
+
 def remove_unfinished(folder: str) -> bool:
     """Delete what interrupted saves left in an output folder; returns whether there was any."""
     leftovers = os.path.join(folder, UNFINISHED)
@@ -146,11 +154,9 @@ def disk_errors(folder: str, output_dir: str):
             raise
         shutil.rmtree(os.path.join(output_dir, UNFINISHED), ignore_errors=True)  # it only takes up room
         free = shutil.disk_usage(output_dir).free
-        whole, _ = whole_checkpoints(output_dir)
-        state = f"the last whole checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
         raise ValueError(
-            f"{folder} could not be written ({error}); the disk has {free / 1e6:,.0f} MB free and {state}. "
-            "Make room, then run the same again with --resume_from_checkpoint True."
+            f"{folder} could not be written ({error}); the disk has {free / 1e6:,.0f} MB free and "
+            f"{last_checkpoint(output_dir)}. Make room, then run the same again with --resume_from_checkpoint True."
         ) from error
 
 
@@ -203,6 +209,7 @@ class ResumableTrainer(transformers.Trainer):
             losses = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
             if self.args.should_save:
                 self.state.save_to_json(os.path.join(unfinished, TRAINER_STATE_NAME))
+                make_strict(os.path.join(unfinished, TRAINER_STATE_NAME))
                 record = {"losses": losses, "total": self._total_loss_scalar, "logged": self._globalstep_last_logged}
                 write_record(unfinished, {"run": self.run, **record})
                 discard(finished)  # of an earlier run
@@ -213,6 +220,18 @@ class ResumableTrainer(transformers.Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(finished)
+
+    def get_batch_samples(self, *args):
+        self._losses_before_update = self._tr_loss.clone()
+        return super().get_batch_samples(*args)
+
+    def save_before_update(self) -> str:
+        """Save a checkpoint amid an update that is not made; returns where it is, in words."""
+        step = self.state.global_step
+        if step and not os.path.isdir(os.path.join(self.args.output_dir, f"checkpoint-{step}")):
+            self._tr_loss = self._losses_before_update
+            self._save_checkpoint(self.model, None)
+        return last_checkpoint(self.args.output_dir)
 
     def _push_from_checkpoint(self, checkpoint_folder):
         if not self.is_saving:
@@ -227,7 +246,10 @@ class ResumableTrainer(transformers.Trainer):
 
     def restore_losses(self) -> None:
         record = read_record(self.resumed_from)
-        self._tr_loss += record["losses"][self.args.process_index]
+        for logs in (record, *self.state.log_history):
+            logs |= {name: math.nan for name, value in logs.items() if value is None}  # as it was before `strict_json`
+        loss = record["losses"][self.args.process_index]
+        self._tr_loss += math.nan if loss is None else loss
         self._total_loss_scalar, self._globalstep_last_logged = record["total"], record["logged"]
 
     def log(self, logs, start_time=None):
@@ -260,7 +282,7 @@ def write_record(folder: str, record: dict) -> None:
     files = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names if name != RECORD]
     record["files"] = {os.path.relpath(path, folder): os.path.getsize(path) for path in sorted(files)}
     with open(os.path.join(folder, RECORD), "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
+        file.write(strict_json(record, indent=1))
     for path in [*files, os.path.join(folder, RECORD), *(parent for parent, _, _ in os.walk(folder))]:
         sync(path)
 

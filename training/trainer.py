@@ -17,6 +17,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 from evaluation import metrics
 from evaluation.answers import Question, generate_answers, questions, write_answers
 from loaders.output_folder import copy_processor_files
+from training.divergence import FiniteCheck
 from training.engines import say
 from training.gradients import GradientCheck
 from training.loss import label_losses, sample_sums
@@ -60,6 +61,8 @@ class FinetuneTrainer(ResumableTrainer):
         self.write_card = write_card
         self.gradient_check = GradientCheck(self)
         self.add_callback(self.gradient_check)
+        self.finite_check = FiniteCheck(self)
+        self.add_callback(self.finite_check)
         self.add_callback(KeepFrozenOut)
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
         self.add_callback(ProgressLine)
@@ -116,7 +119,13 @@ class FinetuneTrainer(ResumableTrainer):
         loss = losses.sum() / (keep.sum() if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # engines average gradients over ranks
+        self.finite_check.see_loss(loss)
         return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, *args, **kwargs):
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self.finite_check.see_norm(norm)
+        return norm
 
     def floating_point_ops(self, inputs) -> int:
         """As the model's own, which would count its parameters anew in every batch (transformers 5.23)."""
@@ -133,6 +142,7 @@ class FinetuneTrainer(ResumableTrainer):
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
+            self._tr_loss.zero_()  # the Trainer subtracts it from itself, and infinity would stay as nan (5.23)
             logs |= self.meter.log()
         elif "train_loss" in logs:  # also what `train` returns; the Trainer's own counts the time of evaluations
             logs |= self.meter.log_run()
@@ -140,6 +150,7 @@ class FinetuneTrainer(ResumableTrainer):
 
     def _save_checkpoint(self, *args):
         self.meter.pause()
+        self.finite_check.check_weights()
         super()._save_checkpoint(*args)
 
     def create_optimizer(self, model=None):

@@ -1,0 +1,140 @@
+"""What is not finite ends a run while its weights still are: gradients, losses and, before each save, weights."""
+
+import math
+from collections import deque
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from training.engines import say
+from training.resume import last_checkpoint
+
+MOST_SKIPPED = 20  # updates in a row
+RECENT_LOSSES = 20
+MOST_NAMES = 8  # samples in a message
+
+
+class FiniteCheck(TrainerCallback):
+    """Ends a run before an update that is not finite, or skips that update; never saves weights that are not finite.
+
+    In bf16 and float32 the norm of the gradients, which is the same on all processes, is tested before the update.
+    DeepSpeed updates within `backward`, so there the loss is tested before it, and what DeepSpeed found after it. In
+    fp16 the scaler skips such updates by itself, as it must now and then to find its scale; they are counted.
+    """
+
+    def __init__(self, trainer):
+        self.trainer, self.losses = trainer, []
+        self.is_skipped, self.skipped, self.in_a_row, self.scale = False, 0, 0, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        losses = [logs["loss"] for logs in state.log_history if "loss" in logs]
+        self.first_loss, self.recent = losses[0] if losses else None, deque(losses, RECENT_LOSSES)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.scale is None and (scaler := self.trainer.accelerator.scaler):
+            self.scale = scaler.get_scale()
+        self.update, self.losses, self.is_skipped = state.global_step, [], False
+
+    def see_loss(self, loss: torch.Tensor) -> None:
+        """Take note of the loss of a batch; called on all processes, before its `backward`."""
+        self.losses.append(loss.detach())
+        trainer = self.trainer
+        if trainer.is_deepspeed_enabled and not trainer.args.fp16:
+            if trainer.accelerator.reduce(1.0 - loss.isfinite().float()):
+                self.end("the loss")
+
+    def see_norm(self, norm: torch.Tensor | float | None) -> None:
+        """Test the norm of the gradients; called on all processes, before the optimizer's step."""
+        trainer = self.trainer
+        if trainer.args.fp16:
+            return
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        # DeepSpeed may have found it out by itself, and names no norm then.
+        if not trainer.accelerator.optimizer_step_was_skipped and (norm is None or math.isfinite(norm)):
+            return
+        if trainer.args.on_nonfinite == "error":
+            self.end("the norm of the gradients")
+        trainer.optimizer.zero_grad()  # an optimizer passes over parameters without a gradient
+        self.is_skipped = True
+
+    def was_skipped(self) -> bool:
+        accelerator = self.trainer.accelerator
+        if accelerator.scaler is None:
+            return self.is_skipped or accelerator.optimizer_step_was_skipped
+        # Fused optimizers skip the update within their step, which accelerate 1.15 does not see; the scale tells.
+        before, self.scale = self.scale, accelerator.scaler.get_scale()
+        return self.scale < before
+
+    def on_step_end(self, args, state, control, **kwargs):
+        is_skipped = self.was_skipped()
+        self.skipped += is_skipped
+        self.in_a_row = self.in_a_row + 1 if is_skipped else 0
+        if self.in_a_row == MOST_SKIPPED:
+            self.end(f"for {MOST_SKIPPED} updates in a row, the norm of the gradients")
+
+    def end(self, what: str) -> None:
+        """Save the weights as they were before this update, and end the run."""
+        trainer = self.trainer
+        names = self.names()  # asks all processes
+        saved = trainer.save_before_update()
+        fp16 = "use --bf16 True instead of --fp16 True; " if trainer.args.fp16 else ""
+        raise ValueError(
+            f"step {self.update + 1}: {what} is not finite, at a learning rate of "
+            f"{trainer.lr_scheduler.get_last_lr()[0]:.3g}; the update was not made and {saved}. Samples: {names}. Try "
+            f"this: {fp16}a lower --learning_rate, more --warmup_steps, --max_grad_norm 1; look at the samples with "
+            "preview.py. --on_nonfinite skip leaves out such updates, also with --resume_from_checkpoint True."
+        )
+
+    def names(self) -> str:
+        """The samples of the batches whose loss is not finite; of the whole update, where each loss is finite."""
+        trainer, args = self.trainer, self.trainer.args
+        flags = 1.0 - torch.stack(self.losses).isfinite().float()
+        # In the sampler's order the batches of all processes alternate.
+        flags = trainer.accelerator.gather(flags).view(args.world_size, -1).T.flatten().tolist()
+        order, size = list(trainer.epoch_sampler), args.train_batch_size
+        updates = math.ceil(len(trainer.callback_handler.train_dataloader) / args.gradient_accumulation_steps)
+        start = self.update % updates * args.gradient_accumulation_steps * args.world_size
+        found = []
+        for batch, is_bad in enumerate(flags, start):
+            if is_bad or not any(flags):
+                found += [order[i % len(order)] for i in range(batch * size, (batch + 1) * size)]
+        rows = [row for one in found for row in (one if isinstance(one, tuple) else (one,))]  # of packs
+        more = f" and {len(rows) - MOST_NAMES} more" if len(rows) > MOST_NAMES else ""
+        return "; ".join(map(trainer.train_dataset.dataset.source, rows[:MOST_NAMES])) + more
+
+    def check_weights(self) -> None:
+        """Refuse to save weights that are not finite; called on all processes."""
+        trained = [shard(p).detach() for p in self.trainer.model.parameters() if p.requires_grad]
+        is_finite = torch.stack([weights.sum(dtype=torch.float32) for weights in trained]).isfinite().all()
+        if self.trainer.accelerator.reduce(1.0 - is_finite.float()):
+            raise ValueError(
+                f"step {self.trainer.state.global_step}: the weights are no longer finite, so they are not saved; "
+                f"{last_checkpoint(self.trainer.args.output_dir)}. Begin again with a lower --learning_rate."
+            )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in logs:
+            return
+        if self.first_loss is None:
+            self.first_loss = logs["loss"]
+        self.recent.append(logs["loss"])
+        mean = sum(self.recent) / RECENT_LOSSES
+        if self.recent.maxlen == len(self.recent) and mean > 2 * self.first_loss:
+            self.first_loss = math.inf  # said once
+            say(
+                f"WARNING: the mean of the last {RECENT_LOSSES} logged losses, {mean:.4g}, is over twice the first: "
+                "the run diverges. Try a lower --learning_rate or more --warmup_steps."
+            )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.skipped:
+            say(f"{self.skipped} of {state.global_step:,} updates were skipped: their gradients were not finite.")
+
+
+def shard(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """What this process holds of a parameter."""
+    if hasattr(parameter, "ds_tensor"):  # ZeRO-3
+        return parameter.ds_tensor
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
