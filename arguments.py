@@ -203,6 +203,7 @@ class TrainingArguments(transformers.TrainingArguments):
     early_stopping_patience: int | None = flag(
         None, "End after so many evaluations without a better --metric_for_best_model, by default loss."
     )
+    overwrite_output_dir: bool = flag(False, "Rename what another run left in --output_dir, instead of refusing it.")
     on_nonfinite: str = flag(
         "error",
         "An update whose gradients are not finite: error ends the run, skip leaves it out (20 in a row end it).",

@@ -25,7 +25,7 @@ from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
 from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset
 from reports.run_report import RunFacts, reported, write_card
-from training import engines, resume, trainable
+from training import engines, resume, run_folder, trainable
 from training.engines import say
 from training.progress import make_strict
 from training.sampling import SAMPLERS
@@ -37,6 +37,7 @@ def main(words: list[str] | None = None) -> None:
     # argv -> flags
     arguments = parse_arguments(words, description=__doc__)
     engines.check(arguments)
+    _lock = run_folder.take(arguments)  # of the output folder, until this function ends
     checkpoint = resume.checkpoint_to_resume(arguments.training)
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here, unless some are allowed
@@ -62,6 +63,7 @@ def main(words: list[str] | None = None) -> None:
     run = resume.describe_run(arguments, train_dataset)
     if checkpoint:
         resume.check_same_run(checkpoint, run)
+    run_folder.check_run(arguments.training, run)
 
     # weights; what trains, and how
     engines.join(arguments.training)
@@ -78,6 +80,7 @@ def main(words: list[str] | None = None) -> None:
 
     # training and evaluation; a report of it, also where it is interrupted
     facts = RunFacts(arguments, trained, train_dataset, eval_dataset)
+    run_folder.begin(arguments.training, run, checkpoint)
     write_arguments(arguments)
     num_workers = arguments.training.dataloader_num_workers
     trainer = FinetuneTrainer(

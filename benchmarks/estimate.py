@@ -114,7 +114,7 @@ def flags_of(folder: str, name: str) -> list[str]:
         make_checkpoint(checkpoint, family, hidden, thousands * 1000)
     write_rows(data, tokens)
     words = {"model_id": MODEL_IDS[family], "model_local_path": checkpoint, "data_path": data, "max_steps": 2}
-    words |= {"per_device_train_batch_size": rows, "model_max_length": tokens, "output_dir": f"{folder}/out"}
+    words |= {"per_device_train_batch_size": rows, "model_max_length": tokens, "output_dir": f"{folder}/{name}"}
     words |= {"save_strategy": "no", "use_cpu": True, "allow_outside": True}
     return [word for flag, value in words.items() for word in (f"--{flag}", str(value))] + list(flags)
 

@@ -68,7 +68,7 @@ def measure(families: list[str], steps: int, folder: str) -> dict[str, list[str]
                 words = f"--model_id {FAMILIES[family]} --model_local_path {checkpoint} --data_path {data} {FLAGS}"
                 words += f" --max_steps {steps} {mode_flags} {batch_flags}"
                 fork, (receiver, sender) = multiprocessing.get_context("fork"), multiprocessing.Pipe(duplex=False)
-                process = fork.Process(target=losses_of, args=(words.split(), f"{folder}/out", sender))
+                process = fork.Process(target=losses_of, args=(words.split(), f"{folder}/out-{len(found)}", sender))
                 process.start()
                 sender.close()
                 case = f"{family}, {mode}, {batch}"

@@ -60,7 +60,6 @@ REFUSED = [
     ("--no_cuda True", "--no_cuda .* --use_cpu"),
     ("--logging_dir logs", "--logging_dir .* TENSORBOARD_LOGGING_DIR"),
     ("--save_safetensors True", "--save_safetensors .* always safetensors"),
-    ("--overwrite_output_dir True", "--overwrite_output_dir .* --output_dir"),
     ("--lora_rank 8", "--lora_rank is not a flag. Did you mean .*--lora_r"),
     ("--use_lor True", "--use_lor is not a flag. Did you mean --use_lora"),
     ("--num_frame 8", "--num_frame is not a flag. Did you mean --num_frames"),

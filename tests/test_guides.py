@@ -20,7 +20,7 @@ import train
 from arguments import parse_arguments
 from reading.dataset import MultimodalDataset
 from supported_models import find_model
-from training import checks, engines, resume
+from training import checks, engines, resume, run_folder
 
 ERRORS = REPO / "docs/errors.md"
 COMING = REPO / "docs/coming_from.md"
@@ -156,6 +156,13 @@ def not_finite_run(tiny, make, tmp_path, monkeypatch):
     return start
 
 
+def other_results(tmp_path) -> None:
+    with pytest.raises(ValueError):
+        other_run(tmp_path)
+    run = {"flags": {"learning_rate": 1e-5}, "processes": 1, "samples": 1, "texts": "a"}
+    run_folder.check_run(SimpleNamespace(output_dir=str(tmp_path), should_save=True), run)
+
+
 def full_disk(tmp_path) -> None:
     with resume.disk_errors(str(tmp_path / "checkpoint-1"), str(tmp_path)):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -206,6 +213,7 @@ def triggers(tiny, write_rows, tmp_path, media_folder, monkeypatch):
         "Quantized under ZeRO-3": lambda: engines.check_deepspeed(eight_bits, zero3),
         "A loss that is not finite": not_finite_run(tiny, write_rows, tmp_path, monkeypatch),
         "Resuming another run": lambda: other_run(tmp_path),
+        "Results of another run": lambda: other_results(tmp_path),
         "A full disk": lambda: full_disk(tmp_path),
     }
 

@@ -34,7 +34,6 @@ RENAMED_FLAGS = {
     "use_mps_device": "nothing: an MPS device is used by itself",
     "save_safetensors": "nothing: checkpoints are always safetensors",
     "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
-    "overwrite_output_dir": "nothing: --output_dir is reused; --resume_from_checkpoint continues a run in it",
     "per_gpu_train_batch_size": "--per_device_train_batch_size",
     "per_gpu_eval_batch_size": "--per_device_eval_batch_size",
     "fp16_backend": "--fp16",
@@ -234,6 +233,8 @@ def check_training(training) -> None:
     config = training.deepspeed
     if config and not str(config).startswith("{") and not os.path.isfile(config):
         raise ValueError(f"--deepspeed {config} is not a file; ds_configs/ holds some.")
+    if training.overwrite_output_dir and str(folder).lower() not in ("none", "false"):
+        raise ValueError("--overwrite_output_dir True begins anew, --resume_from_checkpoint does not: leave one out.")
     for name, (kept, reason) in FIXED_FLAGS.items():
         if getattr(training, name) != kept:
             raise ValueError(f"--{name} {not kept} {reason}: leave it out.")

@@ -32,7 +32,7 @@ RECORD = "checkpoint.json"
 FREE_FLAGS = {
     *("output_dir", "resume_from_checkpoint", "model_local_path", "model_path", "data_path", "eval_data_path"),
     *("image_folder", "video_folder", "data_cache", "dataloader_num_workers", "dataloader_persistent_workers"),
-    *("local_rank", "on_bad_sample", "max_bad_samples", "on_nonfinite"),
+    *("local_rank", "on_bad_sample", "max_bad_samples", "on_nonfinite", "overwrite_output_dir"),
     *("dataloader_prefetch_factor", "dataloader_pin_memory", "dataloader_multiprocessing_context", "ddp_timeout"),
     *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
     *("per_device_eval_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "disable_tqdm"),
@@ -54,7 +54,15 @@ def describe_run(arguments, dataset: MultimodalDataset) -> dict:
 
 def check_same_run(checkpoint: str, run: dict) -> None:
     """Raise a ValueError where a run would not go on as the one that wrote the checkpoint."""
-    before = read_record(checkpoint)["run"]
+    if found := differences(read_record(checkpoint)["run"], run):
+        raise ValueError(
+            f"{checkpoint} cannot be resumed exactly: {'; '.join(found)}. Start the run as it was, or a new one "
+            "without --resume_from_checkpoint in another --output_dir."
+        )
+
+
+def differences(before: dict, run: dict) -> list[str]:
+    """What differs between two runs of `describe_run`, in words."""
     found, flags = [], before["flags"]
     for name in sorted(flags.keys() | run["flags"].keys()):
         then, now = flags.get(name), run["flags"].get(name)
@@ -66,11 +74,7 @@ def check_same_run(checkpoint: str, run: dict) -> None:
         found.append(f"--data_path has {run['samples']} usable samples and had {before['samples']}")
     elif run["texts"] != before["texts"]:
         found.append("--data_path has other rows, or in another order")
-    if found:
-        raise ValueError(
-            f"{checkpoint} cannot be resumed exactly: {'; '.join(found)}. Start the run as it was, or a new one "
-            "without --resume_from_checkpoint."
-        )
+    return found
 
 
 def read_record(checkpoint: str) -> dict:

@@ -1,0 +1,113 @@
+"""Nothing of another run is overwritten, deleted or mixed in, and no two runs write to one folder."""
+
+import json
+import os
+import signal
+
+import pytest
+from conftest import run, turns
+from launch import Launch, launch
+from safetensors.torch import load_file
+
+ROWS = [{"image": "red.png", "conversations": turns(f"<image>\nQuestion {i}?", "Yes " * (i + 1))} for i in range(4)]
+LORA = ["--use_lora", True, "--save_strategy", "steps", "--save_steps", 1]
+
+
+def contents(folder) -> dict:
+    """Path -> bytes of each file of a run's results."""
+    found = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def test_the_same_run_begins_again_in_place(tiny, write_rows, tmp_path, monkeypatch, capsys):
+    path, out = write_rows(ROWS), tmp_path / "out"
+    run(tiny, "llava-1.5", path, out, *LORA, "--max_steps", 3)
+    weights = load_file(out / "adapter_model.safetensors")
+    capsys.readouterr()
+
+    def fail(*_):
+        assert not list(out.glob("checkpoint-*"))  # of the earlier start
+        assert (out / "adapter_model.safetensors").exists()  # until there are new ones
+        raise OSError("the run dies here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("training.trainer.label_losses", fail)
+        with pytest.raises(OSError, match="dies here"):
+            run(tiny, "llava-1.5", path, out, *LORA, "--max_steps", 3)
+    held = "adapter_model.safetensors, checkpoint-1, checkpoint-2, checkpoint-3"
+    printed = capsys.readouterr().out
+    assert f"{out} holds the same run: its checkpoints are deleted, its weights replaced ({held})." in printed
+    # Where it is saved is free.
+    run(tiny, "llava-1.5", path, out, *LORA, "--max_steps", 3, "--save_steps", 2)
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    again = load_file(out / "adapter_model.safetensors")
+    assert again.keys() == weights.keys() and all(again[name].equal(weights[name]) for name in weights)
+
+
+def test_a_failed_start_is_reused(tiny, write_rows, tmp_path):
+    path, out = write_rows(ROWS), tmp_path / "out"
+    with pytest.raises(ValueError, match="over|budget|max_length"):
+        run(tiny, "llava-1.5", path, out, *LORA, "--model_max_length", 10)
+    run(tiny, "llava-1.5", path, out)
+
+
+def test_another_run_is_refused_or_renamed_aside(tiny, write_rows, tmp_path, capsys):
+    path, out = write_rows(ROWS), tmp_path / "out"
+    run(tiny, "llava-1.5", path, out, *LORA)
+    before = contents(out)
+    for flags, what in [
+        ([], "--use_lora is False and was True"),  # new full weights beside an old adapter
+        ([*LORA, "--learning_rate", 1e-4], "--learning_rate is 0.0001 and was 0.001"),
+        ([*LORA, "--data_path", write_rows(ROWS[::-1])], "--data_path has other rows, or in another order"),
+    ]:
+        with pytest.raises(ValueError, match="results of another run .adapter_model.safetensors.*" + what):
+            run(tiny, "llava-1.5", path, out, *flags)
+        assert contents(out) == before
+    (out / "run.json").unlink()  # then its checkpoints tell
+    with pytest.raises(ValueError, match="--use_lora is False and was True"):
+        run(tiny, "llava-1.5", path, out)
+    (out / "run.json").write_bytes(before["run.json"])
+    for number in (1, 2):
+        run(tiny, "llava-1.5", path, out, "--overwrite_output_dir", True)
+        assert f"renamed {out} to {out}.old-{number}" in capsys.readouterr().out
+        assert not (out / "adapter_model.safetensors").exists() and (out / "model.safetensors").exists()
+    assert contents(tmp_path / "out.old-1") == before
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ValueError, match="it cannot be told of which run they are"):
+        run(tiny, "llava-1.5", path, foreign)
+    assert contents(foreign) == {"model.safetensors": b"weights"}
+
+
+def test_the_folder_of_the_model_the_adapter_or_the_data_is_refused(tiny, write_rows, media_folder, tmp_path):
+    path, model = write_rows(ROWS), tiny("llava-1.5")
+    run(tiny, "llava-1.5", path, tmp_path / "adapter", "--use_lora", True)
+    link = tmp_path / "link"
+    link.symlink_to(model)
+    adapter = ["--use_lora", True, "--lora_weight_path", tmp_path / "adapter"]
+    for out, flag, *flags in [
+        (model, "--model_local_path"),
+        (link, "--model_local_path"),
+        (tmp_path / "adapter", "--lora_weight_path", *adapter),
+        (media_folder, "--data_path"),
+        (media_folder, "--data_path", "--data_path", f"{path}[:2]"),
+    ]:
+        before = sorted(os.listdir(out))
+        with pytest.raises(ValueError, match=f"is the folder of {flag}"):
+            run(tiny, "llava-1.5", path, out, *flags)
+        assert sorted(os.listdir(out)) == before
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_while_the_first_is_alive(tiny, write_rows, tmp_path):
+    words = ["--model_id", "llava-1.5-7b", "--model_local_path", tiny("llava-1.5"), "--data_path", write_rows(ROWS)]
+    words += [*LORA, "--use_cpu", True, "--output_dir", tmp_path / "out", "--save_steps", 1000]
+    first = Launch([*words, "--max_steps", 100000, "--dataloader_num_workers", 1])
+    while not (tmp_path / "out" / "log.jsonl").exists():
+        assert first.running
+    second = Launch([*words, "--max_steps", 1])
+    assert second.wait() == [1] and "another run is writing to it" in second.output
+    assert first.running and json.loads((tmp_path / "out" / "run.json").read_text())["flags"]["max_steps"] == 100000
+    first.send(signal.SIGKILL)
+    launch([*words, "--max_steps", 1])  # at once, while the data loader's worker may still live

@@ -1,0 +1,105 @@
+"""The output folder of a run: one run at a time, and nothing of another run is overwritten, deleted or mixed in."""
+
+import fcntl
+import json
+import os
+import re
+from typing import TextIO
+
+from transformers.trainer_utils import sort_checkpoints
+
+from training.engines import say
+from training.progress import strict_json
+from training.resume import differences, discard, read_record, whole_checkpoints
+
+LOCK, RUN = ".lock", "run.json"
+
+
+def take(arguments) -> TextIO | None:
+    """Lock the output folder; by `--overwrite_output_dir` what it holds is renamed first.
+
+    Returns:
+        What holds the lock while it is open, and the process alive; None on processes that write nothing.
+
+    Raises:
+        ValueError: another run is in it, or it is the folder of what this one reads.
+    """
+    training, folder = arguments.training, arguments.training.output_dir
+    check_place(arguments)
+    if not training.should_save:
+        return None
+    if "output_dir" not in arguments.given:
+        say(f"No --output_dir is given: the run is written to {folder}.")
+    held = lock(folder)
+    if training.overwrite_output_dir and results(folder):
+        number = 1
+        while os.path.lexists(aside := f"{os.path.normpath(folder)}.old-{number}"):
+            number += 1
+        os.rename(folder, aside)
+        say(f"--overwrite_output_dir True: renamed {folder} to {aside}.")
+        held = lock(folder)
+    return held
+
+
+def check_place(arguments) -> None:
+    folder = os.path.realpath(arguments.training.output_dir)
+    read = [("--model_local_path", arguments.model.model_path), ("--lora_weight_path", arguments.lora.lora_weight_path)]
+    for flag, paths in (("--data_path", arguments.data.data_path), ("--eval_data_path", arguments.data.eval_data_path)):
+        for path in paths or []:
+            path = re.split(r"[:\[]", path)[0]  # without split, slice and weight
+            read += [(flag, path), (flag, os.path.dirname(path) or ".")]
+    for flag, path in read:
+        if path and os.path.realpath(path) == folder:
+            raise ValueError(f"--output_dir {path} is the folder of {flag}, which would be written over: name another.")
+
+
+def lock(folder: str) -> TextIO:
+    os.makedirs(folder, exist_ok=True)
+    file = open(os.path.join(folder, LOCK), "w")  # to stay open
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no child inherits it, and no killed process leaves it behind
+    except (BlockingIOError, PermissionError) as error:
+        raise ValueError(f"--output_dir {folder}: another run is writing to it. Wait, or name another.") from error
+    except OSError as error:
+        say(f"WARNING: {folder} cannot be locked ({error.strerror}): start no second run in it.")
+    return file
+
+
+def results(folder: str) -> list[str]:
+    """The weights and checkpoints in an output folder."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [name for name in names if re.fullmatch(r"checkpoint-\d+|.*\.safetensors", name)]
+
+
+def check_run(training, run: dict) -> None:
+    """Raise a ValueError where the output folder holds results of another run than `describe_run` says."""
+    folder = training.output_dir
+    if training.should_save and (held := results(folder)):
+        before = earlier_run(folder)
+        found = differences(before, run) if before else ["it cannot be told of which run they are"]
+        if found:
+            raise ValueError(
+                f"--output_dir {folder} holds results of another run ({held[0]}): {'; '.join(found)}. Name another "
+                "folder, or add --overwrite_output_dir True, which renames this one."
+            )
+
+
+def earlier_run(folder: str) -> dict | None:
+    try:
+        with open(os.path.join(folder, RUN), encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        whole, _ = whole_checkpoints(folder)
+        return read_record(whole[-1])["run"] if whole else None
+
+
+def begin(training, run: dict, checkpoint: str | None) -> None:
+    """Delete the checkpoints of an earlier start, unless it is resumed, and write down whose folder this is."""
+    folder = training.output_dir
+    if training.should_save:
+        if not checkpoint and (held := results(folder)):
+            say(f"{folder} holds the same run: its checkpoints are deleted, its weights replaced ({', '.join(held)}).")
+            for earlier in sort_checkpoints(folder):
+                discard(earlier)
+        with open(os.path.join(folder, RUN), "w", encoding="utf-8") as file:
+            file.write(strict_json(run, indent=1))
