@@ -33,6 +33,11 @@ def check(arguments) -> None:
             f"{training.n_gpu} GPUs are visible to one process. Start with `torchrun --nproc_per_node "
             f"{training.n_gpu} train.py ...`, or show one GPU: CUDA_VISIBLE_DEVICES=0."
         )
+    if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1 and training.world_size == 1:
+        raise ValueError(
+            f"{processes} processes were started, but on CPUs each would train a copy of its own without --use_cpu "
+            "True: add it."
+        )
     if training.device.type == "cpu":
         # accelerate 1.15 imports DeepSpeed in every run, where it is installed, and it warns that it finds no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from conftest import CONSENT, FAMILIES, MODEL_ID, REPO, make_loader, rows_for, run
+from launch import Launch, launch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from arguments import parse_arguments
@@ -159,3 +160,13 @@ def test_an_evaluation_between_steps_changes_nothing_of_a_quantized_run(tiny, wr
     without = run(tiny, "llava-1.5", path, tmp_path / "a", *flags)
     found = run(tiny, "llava-1.5", path, tmp_path / "b", *evaluated)
     assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in without], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_processes_that_would_each_train_a_copy_are_refused(tiny, write_rows, tmp_path):
+    words = ["--model_id", "llava-1.5-7b", "--model_local_path", tiny("llava-1.5"), "--output_dir", tmp_path / "out"]
+    words += ["--data_path", write_rows(rows_for("llava-1.5")), "--max_steps", 1]
+    started = Launch(words, 2)
+    assert started.wait() == [1, 1] and not (tmp_path / "out").exists()
+    assert "Error: 2 processes were started" in started.output and "--use_cpu True: add it." in started.output
+    launch([*words, "--use_cpu", True], 2)
