@@ -6,8 +6,10 @@ flags in the source are those it was written from; else the script goes on, and 
 
 import ast
 import gc
+import glob
 import hashlib
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -27,6 +29,10 @@ def begin(script: str) -> None:
         if digest == flags_digest(script):
             print(text, end="")
             sys.exit()
+    if not glob.glob("/dev/nvidia*") and not os.path.exists("/dev/kfd"):
+        # On CPUs, threads that spin while they wait take the cores from whatever else works there, a run's own data
+        # loader included: several times slower. Read when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.disable()  # it looks through modules being imported again and again, and frees nothing; `cli` enables it
     # peft 0.21 imports bitsandbytes wherever it is installed, which warns of a kernel for 4-bit answers on some CPUs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

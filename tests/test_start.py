@@ -1,5 +1,6 @@
 """What a script imports and prints before its work: nothing that the run does not need, no line that tells nothing."""
 
+import gc
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import sys
 
 import pytest
 from conftest import MODEL_ID, REPO, rows_for
+
+import entry
 
 # Module -> the only thing that needs it. What transformers 5.23, peft 0.21 and accelerate 1.15 import in every run is
 # not here: peft, bitsandbytes and deepspeed where they are installed, torch._dynamo with sympy, torch.distributed.
@@ -117,3 +120,21 @@ def test_a_changed_flag_is_left_to_the_parser(tmp_path, name, old, new):
     gone_on = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert gone_on.stdout == ""
     assert "name 'parser' is not defined" in gone_on.stderr
+
+
+@pytest.mark.parametrize(
+    "gpu, given, expected",
+    [(None, None, "PASSIVE"), (None, "ACTIVE", "ACTIVE"), ("/dev/nvidia0", None, None), ("/dev/kfd", None, None)],
+)
+def test_threads_wait_idly_where_there_is_no_gpu(monkeypatch, gpu, given, expected):
+    monkeypatch.setattr("glob.glob", lambda pattern: [gpu] if (gpu or "").startswith(pattern.rstrip("*")) else [])
+    monkeypatch.setattr("os.path.exists", lambda path: path == gpu)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if not given:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    try:
+        entry.begin("train.py")
+    finally:
+        gc.enable()
+    assert os.environ.get("OMP_WAIT_POLICY") == expected
