@@ -8,6 +8,7 @@ import argparse
 import gc
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Collection
@@ -280,10 +281,13 @@ def cli(main) -> None:
     """Run a script: an error message of ours ends it without a traceback, any other error with one."""
     gc.freeze()  # the modules stay: the collector need not look through them ever again
     gc.enable()
+    if callable(signal.getsignal(signal.SIGINT)):  # of entry.py; a shell's background job ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("Interrupted.")
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)  # as a shell reports it
     except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -298,6 +302,9 @@ def yaml_to_flags(path: str) -> list[str]:
     """A YAML mapping of flag names to values, as a list of command line words."""
     try:
         with open(path, encoding="utf-8") as file:
+            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(file)):  # some would fill the memory
+                raise ValueError(f"{path} has an alias (*name): write out its value.")
+            file.seek(0)
             values = yaml.safe_load(file)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error

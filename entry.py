@@ -10,6 +10,7 @@ import glob
 import hashlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -33,6 +34,8 @@ def begin(script: str) -> None:
         # On CPUs, threads that spin while they wait take the cores from whatever else works there, a run's own data
         # loader included: several times slower. Read when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # without the traceback of an import; `cli` resets it
     gc.disable()  # it looks through modules being imported again and again, and frees nothing; `cli` enables it
     # peft 0.21 imports bitsandbytes wherever it is installed, which warns of a kernel for 4-bit answers on some CPUs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -172,6 +172,9 @@ def lengths_for_order(arguments: Arguments, collator, dataset: MultimodalDataset
 
 
 def quantize(arguments: Arguments, loader) -> None:
+    stored = loader.config.to_dict().get("quantization_config") or {}
+    if stored.get("quant_method") == "bitsandbytes" and not arguments.lora.use_lora:
+        raise ValueError(f"{arguments.model.model_path} is quantized and cannot train in full: add --use_lora True.")
     if bits := quantized_bits(arguments.lora.q_lora, arguments.lora.load_in_8bit):
         dtype = trainable.compute_dtype(arguments.training)
         config = quantization_config(loader, dtype, bits)

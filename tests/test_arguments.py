@@ -240,6 +240,7 @@ def test_a_yaml_file_gives_the_flags_and_the_command_line_wins(tmp_path):
         (b"a: [1", "run.yaml is not valid YAML"),
         (b"caf\xe9: 1", "run.yaml is not valid YAML"),
         (b"", "run.yaml must be a mapping"),
+        (b"a: &a [1]\nb: [*a, *a]", "run.yaml has an alias"),
         (b"- model_id", "run.yaml must be a mapping"),
         (b"model_idd: llava-1.5-7b", "--model_idd is not a flag. Did you mean --model_id"),
         (b"warmup_ratio: 0.1", "--warmup_ratio .* --warmup_steps"),

@@ -86,9 +86,10 @@ def read_record(checkpoint: str) -> dict:
     try:
         with open(os.path.join(checkpoint, RECORD), encoding="utf-8") as file:
             record = json.load(file)
-    except (OSError, ValueError) as error:
+        files, _ = record["files"].items(), record["run"]["flags"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{checkpoint} is no whole checkpoint of train.py: no usable {RECORD} ({error}).") from error
-    for name, size in record["files"].items():
+    for name, size in files:
         path = os.path.join(checkpoint, name)
         if not os.path.isfile(path) or os.path.getsize(path) != size:
             raise ValueError(f"{checkpoint} is no whole checkpoint: {name} is missing or not of {size:,} bytes.")
@@ -184,6 +185,13 @@ class ResumableTrainer(transformers.Trainer):
         handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
         try:
             return super().train(resume_from_checkpoint)
+        except KeyboardInterrupt:
+            say(f"Ctrl-C: {last_checkpoint(self.args.output_dir)}. To go on: add --resume_from_checkpoint True.")
+            raise
+        except FileNotFoundError as error:
+            if os.path.isdir(self.args.output_dir):
+                raise
+            raise ValueError(f"--output_dir {self.args.output_dir} was removed during the run: {error}.") from error
         finally:
             signal.signal(signal.SIGTERM, handler)
 

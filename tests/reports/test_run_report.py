@@ -158,7 +158,7 @@ def test_a_stopped_run_leaves_a_report(tiny, write_rows, tmp_path):
     path, out = write_rows(rows_for(FAMILY)), tmp_path / "out"
     words = ["--model_id", MODEL_ID[FAMILY], "--model_local_path", tiny(FAMILY), "--data_path", path, "--use_cpu", True]
     words += ["--output_dir", out, "--logging_steps", 1, "--max_steps", 1000, "--use_lora", True]
-    for number, code, ended in ((signal.SIGTERM, 143, "Stopped by SIGTERM"), (signal.SIGINT, 1, "Stopped by Ctrl-C")):
+    for number, code, ended in ((signal.SIGTERM, 143, "Stopped by SIGTERM"), (signal.SIGINT, 130, "Stopped by Ctrl-C")):
         stopped = Launch(words, environment={"PLOTS": 1})
         (out / "log.jsonl").unlink(missing_ok=True)
         while not (out / "log.jsonl").exists() or len((out / "log.jsonl").read_text().splitlines()) < 2:
@@ -166,6 +166,7 @@ def test_a_stopped_run_leaves_a_report(tiny, write_rows, tmp_path):
             time.sleep(0.05)
         stopped.send(number)
         assert stopped.wait() == [code]
+        assert "To go on: " in stopped.output and "Traceback" not in stopped.output
         page = Page(out / "report.html")
         assert ended in page.text and re.search(r"step \d+ of 1,000\. To go on: .*--resume_from_checkpoint", page.text)
         assert (out / "loss.png").is_file() and (out / "args.yaml").is_file()

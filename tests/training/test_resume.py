@@ -265,6 +265,11 @@ def test_what_cannot_be_resumed_is_refused_or_passed_over(tiny, write_rows, tmp_
         run(tiny, "llava-1.5", path, out, *resume, out / "checkpoint-2")
     with pytest.raises(ValueError, match="no usable checkpoint.json"):
         run(tiny, "llava-1.5", path, out, *resume, tiny("llava-1.5"))
+    for odd in ("[]", "{}", '{"files": [], "run": {"flags": {}}}', '{"files": {}, "run": null}'):
+        (tmp_path / "checkpoint-9").mkdir(exist_ok=True)
+        (tmp_path / "checkpoint-9" / "checkpoint.json").write_text(odd)
+        with pytest.raises(ValueError, match="no usable checkpoint.json"):
+            run(tiny, "llava-1.5", path, out, *resume, tmp_path / "checkpoint-9")
     run(tiny, "llava-1.5", path, out, *resume, True)
     printed = capsys.readouterr().out
     assert "passed over: " in printed and f"Resuming from {out / 'checkpoint-1'}." in printed

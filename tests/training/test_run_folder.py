@@ -2,10 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
-from conftest import run, turns
+from conftest import REPO, run, turns
 from launch import Launch, launch
 from safetensors.torch import load_file
 
@@ -111,3 +115,30 @@ def test_a_second_run_is_refused_while_the_first_is_alive(tiny, write_rows, tmp_
     assert first.running and json.loads((tmp_path / "out" / "run.json").read_text())["flags"]["max_steps"] == 100000
     first.send(signal.SIGKILL)
     launch([*words, "--max_steps", 1])  # at once, while the data loader's worker may still live
+
+
+def test_a_folder_that_is_removed_in_mid_run_is_named(tiny, write_rows, tmp_path, monkeypatch):
+    remove = "training.trainer.FinetuneTrainer.floating_point_ops"  # called once a step
+    monkeypatch.setattr(remove, lambda *_: shutil.rmtree(tmp_path / "out", ignore_errors=True) or 0)
+    with pytest.raises(ValueError, match=f"--output_dir {tmp_path / 'out'} was removed during the run"):
+        run(tiny, "llava-1.5", write_rows(ROWS), tmp_path / "out")
+
+
+def test_a_base_of_4_bits_is_refused_without_lora(tiny, write_rows, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny("llava-1.5"), base)
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{base} is quantized and cannot train in full: add --use_lora True"):
+        run(lambda _: str(base), "llava-1.5", write_rows(ROWS), tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_the_start_ends_without_a_traceback():
+    started = subprocess.Popen([sys.executable, "train.py", "run.yaml"], cwd=REPO, stderr=subprocess.PIPE, text=True)
+    libraries = {"torch", "transformers", "numpy"}
+    while not any(library in path.path for path in psutil.Process(started.pid).memory_maps() for library in libraries):
+        assert started.poll() is None
+    started.send_signal(signal.SIGINT)
+    assert started.communicate(timeout=60)[1] == "" and started.returncode == 130
