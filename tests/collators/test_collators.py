@@ -150,6 +150,13 @@ def test_an_altered_checkpoint_template_is_reported(make_collator, family, chang
     assert differences and all(ours != official for ours, official in differences)
 
 
+def test_a_template_that_goes_on_after_the_last_reply_is_reported(make_collator):
+    """Which no prompt shows."""
+    collator = make_collator("llava-1.5")
+    collator.processor.chat_template += "{% if not add_generation_prompt %}!{% endif %}"
+    assert collator.template.differences()
+
+
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != AUTO], scope="function")
 def test_a_template_without_generation_tags_is_refused(official, family):
     class Untagged(COLLATORS.get(family)):

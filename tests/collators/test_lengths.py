@@ -215,6 +215,14 @@ def test_a_second_fit_encodes_nothing_again(tiny, write_rows, monkeypatch):
     assert results == [(2, 0), (2, 0)]
 
 
+def test_a_row_of_many_short_messages_is_looked_at(tiny, write_rows):
+    """Each message brings tokens of the template, and hardly a byte of its own."""
+    path, collator = write_rows([{"conversations": turns(*"ab" * 20)}]), collator_of("qwen2.5-vl", tiny)
+    (length,) = encoded_lengths(collator, MultimodalDataset(path))
+    collator.budget.max_length = length - 1
+    assert collator.budget.fit(MultimodalDataset(path), collator.encode, drop_overlong=False) == (1, 0)
+
+
 # ---- the order of samples by length ----
 
 

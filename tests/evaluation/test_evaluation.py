@@ -13,6 +13,7 @@ from PIL import Image
 import predict
 import train
 from evaluation import answers
+from reading.dataset import MultimodalDataset
 
 FAMILY = "qwen2-vl"
 FSDP = ["--fsdp", "True", "--fsdp_config", "fsdp_configs/fsdp2.json"]
@@ -50,6 +51,14 @@ def measured(answers: list[dict]) -> dict[str, float]:
         "eval_exact_match": sum(p == r for p, r in pairs) / len(pairs),
         "eval_anls": sum(similar) / len(pairs),
     }
+
+
+def test_replies_that_are_not_trained_are_not_asked(write_rows):
+    said = lambda role, text, **more: {"role": role, "content": text, **more}  # noqa: E731
+    messages = [said("user", "A?"), said("assistant", "a", train=False), said("user", "B?"), said("assistant", "b")]
+    first = [{"from": sender, "value": "Hm"} for sender in ("gpt", "human", "gpt")]  # its first reply has no question
+    dataset = MultimodalDataset(write_rows([{"messages": messages}, {"conversations": first}]))
+    assert answers.questions(dataset) == [(0, 1, 3), (1, 1, 2)]
 
 
 def test_answers_change_nothing_and_are_those_of_predict(tiny, write_rows, tmp_path):

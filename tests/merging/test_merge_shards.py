@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import merge_lora_weights
-from merging.shard_merge import ShardMerge
+from merging.shard_merge import ShardMerge, hold_against
 
 ATTENTION = r"model\.language_model\..*\.[qv]_proj"
 
@@ -307,6 +307,29 @@ def test_the_self_check_notices_a_layer_left_out(sharded, tmp_path, monkeypatch,
     with pytest.raises(
         ValueError, match="Self-check failed: " + {"files": ".*1.self_attn.v_proj", "logits": "the logits"}[check]
     ):
+        merge(sharded / "adapter", tmp_path / "merged")
+
+
+def test_the_self_check_allows_one_rounding_and_no_more():
+    sums = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    rounded, eps = sums.bfloat16(), 2**-7  # of its 7 bits
+    hold_against("weight", rounded.float(), sums, eps)
+    for wrong in (rounded.float() * (1 + 4 * eps), sums.bfloat16().float() + 0.01):
+        with pytest.raises(ValueError, match="Self-check failed: weight"):
+            hold_against("weight", wrong, sums, eps)
+
+
+def test_the_self_check_of_the_logits_allows_rounding_and_no_more(sharded, tmp_path, monkeypatch):
+    """Each sum is wrong by 50 roundings, at random; nothing else would notice."""
+    merged = ShardMerge.merged
+
+    def wrong(self, name):
+        weight = merged(self, name)
+        return weight * (1 + 50 * 2**-8 * (2 * torch.rand_like(weight) - 1))
+
+    monkeypatch.setattr(ShardMerge, "merged", wrong)
+    monkeypatch.setattr(ShardMerge, "check", lambda *_: "left out")
+    with pytest.raises(ValueError, match="Self-check failed: the logits"):
         merge(sharded / "adapter", tmp_path / "merged")
 
 

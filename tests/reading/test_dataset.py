@@ -37,7 +37,7 @@ def messages_of(dataset: MultimodalDataset, index: int = 0) -> list[dict]:
     """The messages of a row, media by file name."""
     return [
         {
-            "role": m["role"],
+            **m,
             "content": [p if "text" in p else {**p, p["type"]: Path(p[p["type"]]).name} for p in m["content"]],
         }
         for m in dataset.rows[index]["messages"]
@@ -119,6 +119,20 @@ FORMS = [
             {"role": "system", "content": [text("Brief.")]},
             user(text("<image>\n"), image("red.png"), video("clip.mp4")),
             reply(text("Red")),
+        ],
+    ),
+    (
+        {
+            "prompt": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b"},
+                {"role": "user", "content": "c"},
+            ],
+            "completion": "d",
+        },
+        [
+            *({**message, "train": False} for message in (user(text("a")), reply(text("b")), user(text("c")))),
+            reply(text("d")),
         ],
     ),
 ]

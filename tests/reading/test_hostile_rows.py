@@ -562,7 +562,8 @@ def tree(tmp_path_factory) -> Path:
     """The folder data with own.png; outside of it secret.png, and links that lead there."""
     data = tmp_path_factory.mktemp("tree") / "data"
     data.mkdir()
-    for path in (data / "own.png", data.parent / "secret.png"):
+    (data.parent / "data-private").mkdir()
+    for path in (data / "own.png", data.parent / "secret.png", data.parent / "data-private" / "secret.png"):
         path.write_bytes(PNG.getvalue())
     (data / "link.png").symlink_to(data.parent / "secret.png")
     (data / "linked").symlink_to(data.parent)
@@ -577,6 +578,7 @@ def tree(tmp_path_factory) -> Path:
 PATHS = {
     "../secret.png": "allow_outside",
     "./../secret.png": "allow_outside",
+    "../data-private/secret.png": "allow_outside",  # whose name begins with the folder's
     "x/../../secret.png": "allow_outside",
     "../../../../../../../../../../etc/passwd": "allow_outside",
     "..": "",

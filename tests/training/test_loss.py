@@ -26,6 +26,7 @@ from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from reading.dataset import EncodedDataset, MultimodalDataset
 from reading.options import MediaOptions
+from training.loss import sample_sums
 from training.trainable import make_trainable
 from training.trainer import FinetuneTrainer
 
@@ -193,3 +194,13 @@ def test_two_processes_share_the_labels_of_a_step(tiny, family, engine, write_ro
     with torch.no_grad():
         truth = parts.label_losses(range(11)).mean().item()
     assert log[-1]["eval_loss"] == pytest.approx(truth, abs=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [None, [2, 3, 1]], ids=["padded", "one row"])
+def test_losses_belong_to_their_samples(lengths):
+    """Labels at both ends of a sample; the last one of a batch has none."""
+    rows = [[True, True], [True, False, True], [False]]
+    keep = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    keep = keep if lengths is None else torch.tensor([sum(rows, [])])
+    sums, numbers = sample_sums(torch.tensor([1.0, 2.0, 4.0, 8.0]), keep, lengths)
+    assert sums.tolist() == [3, 12, 0] and numbers.tolist() == [2, 2, 0]

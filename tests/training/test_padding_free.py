@@ -82,6 +82,20 @@ def test_losses_and_gradients_are_those_of_each_sample_alone(tiny, family, write
     assert_alone_and_together_are_equal(loader, family, write_rows(rows))
 
 
+@pytest.mark.parametrize("family", ["llava-1.5", "qwen2.5-vl"])
+def test_positions_begin_again_in_each_sample(tiny, family, write_rows):
+    """By them FlashAttention tells samples apart. Of a text, those of time, height and width are the same (mrope)."""
+    loader = make_loader(family, tiny(family))
+    collator = COLLATORS.get(family)(loader.load_processor())
+    dataset = MultimodalDataset(write_rows([{"conversations": turns("Count.", "1 2 3 " * n)} for n in (1, 4, 2)]))
+    collator.join_samples(loader)
+    batch = collator([dataset[i] for i in range(3)])
+    lengths = [collator.encode(dataset[i]).inputs["input_ids"].shape[1] for i in range(3)]
+    expected = [place for length in lengths for place in range(length)]
+    assert batch["position_ids"].view(-1, len(expected)).tolist() == [expected] * (4 if loader.mrope else 1)
+    assert batch["sample_lengths"] == lengths
+
+
 def test_gemma_4_that_sees_media_in_both_directions(tiny, write_rows, tmp_path):
     """As 26B-A4B and 31B, in layers with a sliding window only."""
     loader = make_loader("gemma-4", tiny("gemma-4"), attn_implementation="sdpa")

@@ -17,6 +17,10 @@ from conftest import IMAGE_ROWS, crossed, run, turns
 from launch import Launch, free_port, launch
 from safetensors.torch import load_file
 
+from arguments import parse_arguments
+from reading.dataset import MultimodalDataset
+from training.resume import check_same_run, describe_run, write_record
+
 ROWS = [{"image": "red.png", "conversations": turns(f"<image>\nQuestion {i}?", "Yes " * (i + 1))} for i in range(9)]
 ROWS += IMAGE_ROWS[:2]
 # 11 samples, one a batch and two a step: 6 steps an epoch, the last of one batch. Losses are logged between saves.
@@ -71,6 +75,16 @@ def test_a_resumed_run_equals_the_unbroken_one(tiny, write_rows, tmp_path, way, 
         checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
         run(tiny, "llava-1.5", path, tmp_path / f"{step}", *flags, "--resume_from_checkpoint", checkpoint)
         assert_equal_runs(tmp_path / f"{step}", tmp_path / "whole")
+
+
+def test_evaluations_change_nothing_of_the_training(tiny, write_rows, tmp_path):
+    """A resumed run may be evaluated more often; a data loader draws a random number each time."""
+    path, flags = write_rows(ROWS), [*STEPS, *LORA, "--max_steps", 3, "--logging_steps", 1]
+    evaluations = ["--eval_data_path", path, "--eval_strategy", "steps", "--eval_steps", 1]
+    plain = run(tiny, "llava-1.5", path, tmp_path / "plain", *flags)
+    evaluated = run(tiny, "llava-1.5", path, tmp_path / "evaluated", *flags, *evaluations)
+    for key in ("loss", "grad_norm"):
+        assert [step[key] for step in evaluated] == [step[key] for step in plain]
 
 
 WAYS = {
@@ -275,3 +289,34 @@ def test_what_cannot_be_resumed_is_refused_or_passed_over(tiny, write_rows, tmp_
     assert "passed over: " in printed and f"Resuming from {out / 'checkpoint-1'}." in printed
     assert "unfinished-checkpoints: a checkpoint was half written" in printed
     assert not (out / "unfinished-checkpoints").exists()
+
+
+# By hand: of each flag, another value changes what is computed in some run.
+DECIDE = {
+    "model": """model_id attn_implementation train_vision_encoder train_vision_projector vision_encoder_lr
+        vision_projector_lr""",
+    "data": """max_samples user_key assistant_key field_messages image_size image_resize_algorithm min_pixels max_pixels
+        jpeg_draft num_frames fps max_frames video_max_pixels processor_kwargs model_max_length chat_template
+        padding_free packing mask_question_tokens drop_overlong""",
+    "lora": """use_lora use_vision_lora q_lora load_in_8bit lora_r lora_alpha lora_dropout lora_bias lora_target_modules
+        lora_init use_dora use_rslora lora_weight_path lora_experts lora_router""",
+    "training": """per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps learning_rate
+        lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2
+        adam_epsilon max_grad_norm label_smoothing_factor neftune_noise_alpha bf16 fp16 tf32 torch_compile
+        activation_checkpointing use_liger_kernel seed data_seed full_determinism dataloader_drop_last
+        train_sampling_strategy ignore_data_skip load_best_model_at_end metric_for_best_model greater_is_better
+        early_stopping_patience deepspeed fsdp fsdp_config""",
+}
+
+
+def test_each_flag_that_decides_the_weights_must_stay(write_rows, tmp_path, monkeypatch):
+    dataset = MultimodalDataset(write_rows(ROWS))
+    words = ["--model_id", "llava-1.5-7b", "--data_path", "x", "--output_dir", str(tmp_path), "--use_cpu", "True"]
+    arguments = parse_arguments(words)
+    write_record(str(tmp_path), {"run": describe_run(arguments, dataset)})
+    check_same_run(str(tmp_path), describe_run(parse_arguments([*words, "--logging_steps", "7"]), dataset))
+    for part, names in DECIDE.items():
+        for name in names.split():
+            with monkeypatch.context() as changed, pytest.raises(ValueError, match=f"--{name} is another and was "):
+                changed.setattr(getattr(arguments, part), name, "another")
+                check_same_run(str(tmp_path), describe_run(arguments, dataset))

@@ -27,6 +27,8 @@ from training.trainable import (
 )
 from training.trainer import FinetuneTrainer
 
+MIXTURES = [family for family in FAMILIES if FACTS[family].experts]
+
 
 def load(tiny, family, *flags):
     words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", "x.json"]
@@ -180,6 +182,17 @@ def test_only_the_language_model_is_quantized(tiny, family, bits, kind):
     assert {row.dtypes for row in rows.values()} == {"float32"}
 
 
+def test_no_router_is_quantized():
+    """As the library matches names; of some families, it would quantize the router for a Linear."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    for family in MIXTURES:
+        skipped = quantization_config(LOADERS.get(family), torch.float32).llm_int8_skip_modules
+        router = FACTS[family].router.removesuffix(".weight")
+        assert not should_convert_module(f"model.language_model.layers.1.{router}", skipped)
+        assert should_convert_module("model.language_model.layers.1.mlp.gate_proj", skipped)
+
+
 # ---- learning rates ----
 
 RATES = {"vision_encoder": 1e-3, "vision_projector": 2e-3, "language_model": 5e-4}
@@ -258,9 +271,6 @@ def test_learning_rates_are_those_of_the_run_and_of_a_resumed_one(tiny, write_ro
     assert [step["loss"] for step in resumed] == pytest.approx([step["loss"] for step in whole], abs=1e-5)
     again = load_file(out / "model.safetensors")
     assert all(torch.allclose(after[name], again[name], atol=1e-6) for name in after)
-
-
-MIXTURES = [family for family in FAMILIES if FACTS[family].experts]
 
 
 @pytest.mark.parametrize("family", MIXTURES)
