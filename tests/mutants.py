@@ -1,0 +1,688 @@
+"""Planted faults, each of which a test must notice: python tests/mutants.py [WORD ...] [--write]
+
+Each fault is put into a copy of the repository, where the test that should notice it runs; before, all these tests pass
+on the copy as it is. Words run only the faults whose names hold one of them. When you add a rule, add the fault that
+breaks it; where one survives, add the test. Run all by hand before a release, with --write: tests/mutants.md holds the
+results.
+"""
+
+import argparse
+import datetime
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+TABLE = REPO / "tests" / "mutants.md"
+COLLATORS = "tests/collators/test_collators.py::"
+LOSS = "tests/training/test_loss.py::"
+ALONE = "tests/training/test_padding_free.py::test_losses_and_gradients_are_those_of_each_sample_alone"
+MERGE = "tests/merging/test_merge_shards.py::"
+
+
+class Fault(NamedTuple):
+    name: str
+    file: str
+    old: str  # occurs once in the file
+    new: str
+    test: str  # of those that notice it, a fast one
+
+    def plant(self, held: str) -> str:
+        """What the file holds -> the same with the fault."""
+        if held.count(self.old) != 1:
+            raise ValueError(f"{self.name}: {self.old!r} is {held.count(self.old)} times in {self.file}, not once.")
+        return held.replace(self.old, self.new)
+
+
+FAULTS = [
+    # ---- labels ----
+    Fault(
+        "the first token of a reply has no label",
+        "collators/base.py",
+        "first = bisect_right(offsets",
+        "first = 1 + bisect_right(offsets",
+        f"{COLLATORS}test_tokens_trained_on_golden_texts_are_the_replies_and_their_end[llava-1.5]",
+    ),
+    Fault(
+        "the end of a reply has no label",
+        "collators/base.py",
+        "mask[first : bisect_left(offsets",
+        "mask[first : -1 + bisect_left(offsets",
+        f"{COLLATORS}test_tokens_trained_on_golden_texts_are_the_replies_and_their_end[llava-1.5]",
+    ),
+    Fault(
+        "labels do not move where an image is expanded",
+        "collators/base.py",
+        "char + gained[bisect_right(ends, char)] for",
+        "char for",
+        f"{COLLATORS}test_every_mixture_in_one_batch_trains_the_replies_and_their_end[qwen2.5-vl]",
+    ),
+    Fault(
+        "the first token has a label",
+        "collators/base.py",
+        'inputs["labels"][:, 0] = IGNORE_INDEX',
+        'inputs["labels"][:, :0] = IGNORE_INDEX',
+        f"{COLLATORS}test_unmasked_questions_train_all_text_and_no_media[llava-1.5]",
+    ),
+    Fault(
+        "tokens of an image have labels",
+        "collators/base.py",
+        'trained = ~self.is_media(inputs["input_ids"])',
+        'trained = inputs["input_ids"] >= 0',
+        f"{COLLATORS}test_unmasked_questions_train_all_text_and_no_media[llava-1.5]",
+    ),
+    Fault(
+        "BOS is there twice",
+        "collators/base.py",
+        "add_special_tokens=not self.template.writes_bos(text)",
+        "add_special_tokens=True",
+        f"{COLLATORS}test_tokens_and_labels_equal_the_librarys[gemma-3]",
+    ),
+    Fault(
+        "a reply with train: false is trained",
+        "collators/template.py",
+        'if reply.get("train", True)]',
+        "]",
+        "tests/reading/test_formats.py::test_a_reply_with_train_false_has_no_label[messages-untrained1-llava-1.5]",
+    ),
+    Fault(
+        "weight: 0 of a reply is ignored",
+        "reading/rows.py",
+        "if False in given.values()",
+        'if given.get("train") is False',
+        "tests/reading/test_formats.py::test_a_reply_with_train_false_has_no_label[OpenAI-untrained1-llava-1.5]",
+    ),
+    Fault(
+        "replies within a prompt are trained",
+        "reading/rows.py",
+        '{**turn, "train": False} if name == prompt else turn',
+        "turn",
+        "tests/reading/test_dataset.py::test_every_form_becomes_the_same_canonical_messages",
+    ),
+    Fault(
+        "the stop token of an untagged template is not trained",
+        "collators/any_template.py",
+        "ends = [at + len(token)",
+        "ends = [at",
+        "tests/collators/test_any_template.py::test_a_reply_ends_with_a_stop_token",
+    ),
+    # ---- the template compared with the checkpoint's ----
+    Fault(
+        "differences of templates are ignored",
+        "collators/template.py",
+        "if pair[0] != pair[1]]",
+        "if False]",
+        f"{COLLATORS}test_an_altered_checkpoint_template_is_reported[llava-1.5-change0]",
+    ),
+    Fault(
+        "only prompts are compared",
+        "collators/template.py",
+        "pairs = [(ours, self._official_text(messages))]",
+        "pairs = []",
+        f"{COLLATORS}test_a_template_that_goes_on_after_the_last_reply_is_reported",
+    ),
+    Fault(
+        "prompts are not compared",
+        "collators/template.py",
+        "pairs.append((ours, self._official_text(messages[:i], add_generation_prompt=True)))",
+        "pass",
+        f"{COLLATORS}test_an_altered_checkpoint_template_is_reported[llava-1.5-change0]",
+    ),
+    Fault(
+        "typed control strings become control tokens",
+        "collators/frame_tokens.py",
+        "self._frame_token = control_pattern(self.tokens)",
+        "pass",
+        "tests/collators/test_control_strings.py::test_what_was_typed_is_text[llava-1.5-typed]",
+    ),
+    # ---- batches ----
+    Fault(
+        "dummies have labels",
+        "collators/base.py",
+        '{"labels": torch.full_like(inputs["labels"], IGNORE_INDEX)}',
+        '{"labels": inputs["input_ids"]}',
+        f"{COLLATORS}test_dummy_media_teach_nothing_and_reach_every_vision_parameter[llava-1.5]",
+    ),
+    Fault(
+        "a batch without images gets no dummy",
+        "collators/base.py",
+        "for kind in sorted(self.vision_calls - present)]",
+        "for kind in ()]",
+        f"{COLLATORS}test_dummy_media_teach_nothing_and_reach_every_vision_parameter[llava-1.5]",
+    ),
+    Fault(
+        "padding has labels",
+        "collators/base.py",
+        '"labels": IGNORE_INDEX, "mm_token_type_ids": 0',
+        '"labels": 0, "mm_token_type_ids": 0',
+        f"{COLLATORS}test_every_mixture_in_one_batch_trains_the_replies_and_their_end[llava-1.5]",
+    ),
+    Fault(
+        "padding is attended to",
+        "collators/base.py",
+        '"attention_mask": 0',
+        '"attention_mask": 1',
+        f"{COLLATORS}test_left_padding_ends_every_row_at_the_last_token[llava-1.5]",
+    ),
+    Fault(
+        "padding is on the other side",
+        "collators/batch.py",
+        'if side == "left":',
+        'if side == "right":',
+        f"{COLLATORS}test_left_padding_ends_every_row_at_the_last_token[llava-1.5]",
+    ),
+    Fault(
+        "prompts are padded on the right",
+        "evaluation/answers.py",
+        'side="left"',
+        'side="right"',
+        "tests/test_merge.py::test_answers_do_not_depend_on_the_batch[llava-1.5]",
+    ),
+    # ---- samples in one row ----
+    Fault(
+        "positions of a sample begin at 1",
+        "collators/base.py",
+        "positions = torch.arange(number)[None]",
+        "positions = torch.arange(number)[None] + 1",
+        "tests/training/test_padding_free.py::test_positions_begin_again_in_each_sample[llava-1.5]",
+    ),
+    Fault(
+        "samples of a row see each other",
+        "loaders/attention.py",
+        "states.split(sample_lengths, dim=2)",
+        "states.split(query.shape[2], dim=2)",
+        f"{ALONE}[llava-1.5]",
+    ),
+    Fault(
+        "a sample gets the mask of another",
+        "loaders/attention.py",
+        "attention_mask[..., start:end, start:end]",
+        "attention_mask[..., : end - start, : end - start]",
+        f"{ALONE}[gemma-3]",
+    ),
+    Fault(
+        "tokens outside of images see later ones",
+        "loaders/attention.py",
+        " & (blocks[:, None] >= 0)",
+        "",
+        f"{ALONE}[gemma-3]",
+    ),
+    Fault(
+        "a pack exceeds the budget by a token",
+        "training/sampling.py",
+        "bisect_left(rooms, (length,))",
+        "bisect_left(rooms, (length - 1,))",
+        "tests/training/test_padding_free.py::test_packs_hold_each_row_once_within_the_budget_and_are_nearly_full",
+    ),
+    Fault(
+        "a row is lost where a pack is split",
+        "training/sampling.py",
+        "packs.append(largest[len(largest) // 2 :])",
+        "packs.append(largest[len(largest) // 2 + 1 :])",
+        "tests/training/test_padding_free.py::test_packs_hold_each_row_once_within_the_budget_and_are_nearly_full",
+    ),
+    Fault(
+        "processes get unequal numbers of packs",
+        "training/sampling.py",
+        "-(-most // batch) * batch",
+        "most",
+        "tests/training/test_padding_free.py::test_packs_hold_each_row_once_within_the_budget_and_are_nearly_full",
+    ),
+    # ---- the loss ----
+    Fault(
+        "the loss is that of one process in several",
+        "training/trainer.py",
+        "loss = loss * self.accelerator.num_processes",
+        "pass",
+        f"{LOSS}test_two_processes_share_the_labels_of_a_step[llava-1.5-ddp]",
+    ),
+    Fault(
+        "accumulated batches weigh the same",
+        "training/trainer.py",
+        "(keep.sum() if num_items_in_batch is None else num_items_in_batch)",
+        "keep.sum()",
+        f"{LOSS}test_accumulated_loss_and_gradients_are_those_of_the_labels[llava-1.5-replies]",
+    ),
+    Fault(
+        "labels are not smoothed",
+        "training/loss.py",
+        "label_smoothing=label_smoothing)",
+        "label_smoothing=0)",
+        f"{LOSS}test_accumulated_loss_and_gradients_are_those_of_the_labels[llava-1.5-smoothed text]",
+    ),
+    Fault(
+        "each token predicts itself",
+        "training/loss.py",
+        "(0, 1), value=IGNORE_INDEX)[:, 1:]",
+        "(0, 0))",
+        "tests/training/test_trainer.py::test_loss_and_gradients_equal_the_models_own[llava-1.5]",
+    ),
+    Fault(
+        "evaluation takes the mean over samples",
+        "training/trainer.py",
+        "sample_losses.double().sum().item()",
+        "sample_losses.double().mean().item()",
+        f"{LOSS}test_accumulated_loss_and_gradients_are_those_of_the_labels[llava-1.5-replies]",
+    ),
+    Fault(
+        "the first label of a sample counts for the one before",
+        "training/loss.py",
+        "right=True)",
+        "right=False)",
+        f"{LOSS}test_losses_belong_to_their_samples[one row]",
+    ),
+    Fault(
+        "what has no gradient counts as trained",
+        "training/gradients.py",
+        "if parameter.grad is not None}",
+        "}",
+        "tests/training/test_gradients.py::test_a_family_that_names_no_unused_module_is_told[full]",
+    ),
+    # ---- what trains ----
+    Fault(
+        "a group has the learning rate of another",
+        "training/trainer.py",
+        '"params": moved, "lr": rate}',
+        '"params": moved}',
+        "tests/training/test_trainable.py::test_each_component_steps_at_its_own_learning_rate[full-llava-1.5]",
+    ),
+    Fault(
+        "the projector takes the rate of the encoder",
+        "training/trainable.py",
+        '"vision_projector": model.vision_projector_lr',
+        '"vision_projector": model.vision_encoder_lr',
+        "tests/training/test_trainable.py::test_each_component_steps_at_its_own_learning_rate[full-llava-1.5]",
+    ),
+    Fault(
+        "what the loss never sees is trained",
+        "training/trainable.py",
+        "return loader.is_unused(name) or modes",
+        "return modes",
+        "tests/training/test_trainable.py::test_full_training_trains_all_that_gets_a_gradient[llava-1.5]",
+    ),
+    Fault(
+        "what trains is kept in 16 bits",
+        "training/trainable.py",
+        "(parameter.requires_grad or beside_trained)",
+        "beside_trained",
+        "tests/training/test_trainable.py::test_precision_of_trained_and_frozen_weights",
+    ),
+    Fault(
+        "a module is inside of one whose name begins alike",
+        "loaders/base.py",
+        'name.startswith(path + ".")',
+        "name.startswith(path)",
+        "tests/loaders/test_base.py",
+    ),
+    Fault(
+        "routers are quantized",
+        "loaders/quantization.py",
+        "*(*routers, *loader.bare_weights",
+        "*(*loader.bare_weights",
+        "tests/training/test_trainable.py::test_no_router_is_quantized",
+    ),
+    Fault(
+        "the vision encoder is quantized",
+        "loaders/quantization.py",
+        "*(*loader.vision_encoder, *loader.vision_projector",
+        "*(*loader.vision_projector",
+        "tests/training/test_trainable.py::test_only_the_language_model_is_quantized[4-nf4-llava-1.5]",
+    ),
+    # ---- the order of samples ----
+    Fault(
+        "every epoch has the same order",
+        "training/sampling.py",
+        "manual_seed(seed + epoch)",
+        "manual_seed(seed)",
+        "tests/training/test_trainer.py::test_order_is_a_pure_function_of_seed_epoch_and_position",
+    ),
+    Fault(
+        "lengths are grouped by one sample",
+        "training/sampling.py",
+        "get_length_grouped_indices(lengths, group,",
+        "get_length_grouped_indices(lengths, 1,",
+        "tests/collators/test_lengths.py::test_the_batches_of_a_step_are_of_similar_length_on_all_processes",
+    ),
+    Fault(
+        "half of a path is always the same half",
+        "reading/dataset.py",
+        "first, last = epoch * share, (epoch + 1) * share",
+        "first, last = 0, share",
+        "tests/reading/test_sources.py::test_counts_follow_the_weight",
+    ),
+    Fault(
+        "a weight is rounded down to none",
+        "reading/dataset.py",
+        "max(round(w * n), min(n, 1))",
+        "round(w * n)",
+        "tests/reading/test_sources.py::test_a_share_is_rounded_and_no_row_comes_before_its_turn",
+    ),
+    # ---- the budget ----
+    Fault(
+        "a cut goes through an image",
+        "collators/base.py",
+        "if media_end > budget:",
+        "if False:",
+        f"{COLLATORS}test_the_first_exchanges_media_must_fit[llava-1.5]",
+    ),
+    Fault(
+        "a cut comes a token late",
+        "collators/base.py",
+        "v[:, :budget]",
+        "v[:, : budget + 1]",
+        f"{COLLATORS}test_a_cut_keeps_all_media_and_leaves_the_kept_logits_unchanged[llava-1.5]",
+    ),
+    Fault(
+        "the last token of an image is not counted as one",
+        "collators/base.py",
+        "positions[-1].item() + 1",
+        "positions[-1].item()",
+        f"{COLLATORS}test_no_budget_gives_a_broken_sample[llava-1.5]",
+    ),
+    Fault(
+        "tokens of videos are not counted",
+        "collators/budget.py",
+        '("num_image_tokens", "num_video_tokens")',
+        '("num_image_tokens",)',
+        f"{COLLATORS}test_media_are_counted_as_they_come[qwen2.5-vl]",
+    ),
+    Fault(
+        "the times of frames are not counted",
+        "collators/budget.py",
+        "(number + 1) // 2 for number",
+        "number // 4 for number",
+        "tests/collators/test_lengths.py::test_the_times_of_long_videos_are_within_the_bound[99-qwen3-vl-moe]",
+    ),
+    Fault(
+        "placeholders are counted beside their images",
+        "collators/budget.py",
+        "sum(islice(lengths, len(of_row))) - number",
+        "sum(islice(lengths, len(of_row)))",
+        "tests/collators/test_lengths.py::test_texts_and_images_are_counted_to_the_token[llava-1.5]",
+    ),
+    Fault(
+        "counts outlive a change of the tokenizer",
+        "collators/budget.py",
+        "*self._files(), ",
+        "",
+        "tests/collators/test_lengths.py::test_it_is_counted_again_when_what_it_depends_on_changes[tokenizer]",
+    ),
+    Fault(
+        "a row of many short messages is taken for short",
+        "collators/budget.py",
+        "64 * dataset.num_parts()",
+        "0 * dataset.num_parts()",
+        "tests/collators/test_lengths.py::test_a_row_of_many_short_messages_is_looked_at",
+    ),
+    # ---- media ----
+    Fault(
+        "the last frame is never taken",
+        "reading/videos.py",
+        "return np.linspace(0, total - 1, options.num_frames)",
+        "return np.linspace(0, total - 2, options.num_frames)",
+        "tests/reading/test_videos.py::test_a_short_clip_repeats_frames",
+    ),
+    Fault(
+        "the first of a list of images is never taken",
+        "reading/videos.py",
+        "np.linspace(0, len(references) - 1",
+        "np.linspace(1, len(references) - 1",
+        "tests/reading/test_videos.py::test_a_list_of_images_is_a_video",
+    ),
+    Fault(
+        "fps takes a frame too many",
+        "reading/videos.py",
+        "step = max(1.0, fps / options.fps)",
+        "step = max(1.0, fps / (options.fps + 1))",
+        "tests/reading/test_videos.py::test_frames_per_second",
+    ),
+    Fault(
+        "an image lies on its side",
+        "reading/images.py",
+        "ImageOps.exif_transpose(image, in_place=True)",
+        "pass",
+        "tests/reading/test_media.py::test_exif_turns_the_image_and_its_size",
+    ),
+    Fault(
+        "images come in the reverse order",
+        "reading/rows.py",
+        "left[kind][1].pop(0)",
+        "left[kind][1].pop()",
+        "tests/reading/test_dataset.py::test_every_form_becomes_the_same_canonical_messages",
+    ),
+    Fault(
+        "../images-private is inside of images",
+        "reading/rows.py",
+        'os.path.join(folder, "")',
+        "folder",
+        "tests/reading/test_hostile_rows.py::test_a_reference_that_leads_out_is_an_error_in_every_place",
+    ),
+    # ---- stop and resume ----
+    Fault(
+        "a resumed run may have another lora_alpha",
+        "training/resume.py",
+        '*("local_rank",',
+        '*("local_rank", "lora_alpha",',
+        "tests/training/test_resume.py::test_each_flag_that_decides_the_weights_must_stay",
+    ),
+    Fault(
+        "a file that is cut short is whole",
+        "training/resume.py",
+        " or os.path.getsize(path) != size",
+        "",
+        "tests/training/test_resume.py::test_what_cannot_be_resumed_is_refused_or_passed_over",
+    ),
+    Fault(
+        "other rows are the same rows",
+        "training/resume.py",
+        '"texts": dataset.digest',
+        '"texts": ""',
+        "tests/training/test_resume.py::test_what_cannot_be_resumed_is_refused_or_passed_over",
+    ),
+    Fault(
+        "a field of one's own does not count",
+        "reading/row_index.py",
+        "for name, value in row.items() if name not in self.form.columns}",
+        "for name, value in ()}",
+        "tests/training/test_resume.py::test_what_cannot_be_resumed_is_refused_or_passed_over",
+    ),
+    Fault(
+        "dropout depends on what was drawn before",
+        "training/resume.py",
+        "torch.manual_seed(zlib",
+        "(zlib",
+        "tests/training/test_resume.py::test_evaluations_change_nothing_of_the_training",
+    ),
+    Fault(
+        "losses since the last line of the log are lost",
+        "training/resume.py",
+        'record["losses"][self.args.process_index]',
+        "0.0",
+        "tests/training/test_resume.py::test_a_resumed_run_equals_the_unbroken_one[lora]",
+    ),
+    # ---- merging, and what lies in an output folder ----
+    Fault(
+        "an adapter is merged at twice its scale",
+        "merging/shard_merge.py",
+        "        layer.merge()\n",
+        '        layer.set_scale("default", 2)\n        layer.merge()\n',
+        f"{MERGE}test_shards_keys_and_dtypes_are_the_bases_and_each_sum_is_rounded_once",
+    ),
+    Fault(
+        "a sum is rounded twice",
+        "merging/shard_merge.py",
+        "return weight.data.float()",
+        "return weight.data.bfloat16().float()",
+        f"{MERGE}test_shards_keys_and_dtypes_are_the_bases_and_each_sum_is_rounded_once",
+    ),
+    Fault(
+        "the self-check of the files is 100 times looser",
+        "merging/shard_merge.py",
+        "want.abs() * (eps / 2)",
+        "want.abs() * (eps * 50)",
+        f"{MERGE}test_the_self_check_allows_one_rounding_and_no_more",
+    ),
+    Fault(
+        "the self-check of the logits is 100 times looser",
+        "merging/whole_model.py",
+        "difference <= 4 * rounding",
+        "difference <= 400 * rounding",
+        f"{MERGE}test_the_self_check_of_the_logits_allows_rounding_and_no_more",
+    ),
+    Fault(
+        "args.yaml does not tell the family",
+        "loaders/output_folder.py",
+        'model_id or saved_arguments(folder).get("model_id")',
+        "model_id",
+        "tests/loaders/test_output_folder.py",
+    ),
+    Fault(
+        "tekken.json is not copied",
+        "loaders/output_folder.py",
+        '"tekken.json", ',
+        "",
+        "tests/loaders/test_output_folder.py",
+    ),
+    Fault(
+        "a tensor in another shard is served",
+        "merging/serving.py",
+        "if name not in stored[shard]:",
+        "if False:",
+        "tests/test_check_serving.py::test_each_damage_is_found[a swapped shard]",
+    ),
+    Fault(
+        "answers that never end are served",
+        "merging/serving.py",
+        "if config.eos_token_id is None:",
+        "if False:",
+        "tests/test_check_serving.py::test_each_damage_is_found[endless]",
+    ),
+    Fault(
+        "a template without images is served",
+        "merging/serving.py",
+        "if processor.image_token not in text:",
+        "if False:",
+        "tests/test_check_serving.py::test_each_damage_is_found[blind template]",
+    ),
+    # ---- what is measured and reported ----
+    Fault(
+        "replies with train: false are asked",
+        "evaluation/answers.py",
+        ' and messages[i].get("train", True)',
+        "",
+        "tests/evaluation/test_evaluation.py::test_replies_that_are_not_trained_are_not_asked",
+    ),
+    Fault(
+        "ANLS counts what is half wrong",
+        "evaluation/metrics.py",
+        "if distance < 0.5",
+        "if distance <= 0.5",
+        "tests/evaluation/test_metrics.py",
+    ),
+    Fault(
+        "tokens that are cut count as trained",
+        "reports/data_report.py",
+        ' - rows["cut"]',
+        "",
+        "tests/reports/test_data_report.py::test_a_row_beyond_the_budget_is_cut_or_an_error_or_dropped",
+    ),
+    Fault(
+        "the last accumulated batches make no step",
+        "reports/data_report.py",
+        "math.ceil(batches / training.gradient_accumulation_steps)",
+        "batches // training.gradient_accumulation_steps",
+        "tests/reports/test_data_report.py::test_steps_of_an_epoch",
+    ),
+    Fault(
+        "a row that repeats another is not counted",
+        "reports/data_report.py",
+        "first[inverse] != np.arange(len(opened))",
+        "first[inverse] > np.arange(len(opened))",
+        "tests/reports/test_data_report.py::test_duplicates_and_what_stands_in_both_data_sets",
+    ),
+]
+
+
+def run_tests(folder: Path, *tests: str) -> tuple[int, str]:
+    """Run tests in a copy of the repository; returns pytest's exit code and what it printed."""
+    with tempfile.NamedTemporaryFile("r", dir=folder.parent) as printed:
+        if not (child := os.fork()):  # the libraries are imported already, which takes longer than most tests
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(printed.name, os.O_WRONLY | os.O_APPEND), stream.fileno())
+            os.chdir(folder)
+            sys.path[0], tempfile.tempdir = str(folder), str(folder.parent)
+            sys.dont_write_bytecode = True  # of a fault
+            os._exit(pytest.main(["-x", "-q", "-n", "0", "-m", "", "-p", "no:cacheprovider", *tests]))
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status), printed.read()
+
+
+def outcome(fault: Fault, folder: Path) -> str:
+    path = folder / fault.file
+    held = path.read_text(encoding="utf-8")
+    path.write_text(fault.plant(held), encoding="utf-8")
+    code, printed = run_tests(folder, fault.test)
+    path.write_text(held, encoding="utf-8")
+    if code not in (0, 1):  # all passed, some failed; else the test could not be run
+        raise RuntimeError(f"{fault.name}: {fault.test} cannot be run:\n{printed[-3000:]}")
+    return "died" if code else "survived"
+
+
+def read_table() -> dict[str, list[str]]:
+    """Name of a fault -> its row: name, file, test, what became of it, seconds, date."""
+    lines = TABLE.read_text(encoding="utf-8").splitlines() if TABLE.is_file() else []
+    rows = [re.split(r" ?\| ?", line)[1:-1] for line in lines if line.startswith("|")][2:]
+    return {row[0]: [cell.strip("`") for cell in row] for row in rows}
+
+
+def write_table(rows: dict[str, list[str]]) -> None:
+    lines = ["# Planted faults", "", "By `python tests/mutants.py --write`, before each release.", ""]
+    lines += ["| fault | file | test | | seconds | date |", "| --- | --- | --- | --- | --- | --- |"]
+    for fault in FAULTS:
+        if fault.name in rows:
+            name, file, test, *rest = rows[fault.name]
+            lines.append(f"| {name} | `{file}` | `{test}` | {' | '.join(rest)} |")
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", default=[""])
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    faults = [fault for fault in FAULTS if any(word in fault.name for word in args.words)]
+    survivors, rows = 0, read_table()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "copy"
+        ignored = shutil.ignore_patterns(".*", "__pycache__", "checkpoints", "out")
+        shutil.copytree(REPO, folder, ignore=ignored)
+        code, printed = run_tests(folder, *dict.fromkeys(fault.test for fault in faults))
+        if code:
+            raise SystemExit(f"Without any fault, the tests fail:\n{printed[-3000:]}")
+        for fault in faults:
+            start = time.monotonic()
+            found = outcome(fault, folder)
+            survivors += found != "died"
+            seconds, date = f"{time.monotonic() - start:.0f}", datetime.date.today().isoformat()
+            rows[fault.name] = [fault.name, fault.file, fault.test, found, seconds, date]
+            if args.write:  # after each, since all take a quarter of an hour
+                write_table(rows)
+            print(f"{found:<10}{seconds:>4} s  {fault.name}  ({fault.file}, {fault.test})", flush=True)
+    print(f"{len(faults)} faults, {survivors} survived")
+    sys.exit(bool(survivors))
+
+
+if __name__ == "__main__":
+    # As tests/conftest.py has it; read when these libraries are imported.
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    import peft  # noqa: F401
+    from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer  # noqa: F401
+
+    main()

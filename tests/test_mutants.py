@@ -1,0 +1,17 @@
+"""The planted faults still apply, and the table of the last run lists them, all dead."""
+
+from conftest import REPO, check_each
+from mutants import FAULTS, Fault, read_table
+
+
+def test_each_fault_applies():
+    def check(fault: Fault) -> None:
+        held = (REPO / fault.file).read_text(encoding="utf-8")
+        compile(fault.plant(held), fault.file, "exec")
+
+    check_each([(fault,) for fault in FAULTS], check)
+
+
+def test_the_table_lists_each_fault_as_dead():
+    found = [row[:4] for row in read_table().values()]
+    assert found == [[fault.name, fault.file, fault.test, "died"] for fault in FAULTS]
