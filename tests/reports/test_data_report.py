@@ -296,7 +296,7 @@ def test_what_the_format_has_no_place_for_is_refused(check, write_rows, tmp_path
     template = tmp_path / "texts.jinja"
     template.write_text(
         "{% for m in messages %}{% for p in m.content %}{% if m.role == 'assistant' %}A:{% generation %}{{ p.text }}"
-        "</s>{% endgeneration %}{% elif p.type == 'text' %}U:{{ p.text }}{% endif %}{% endfor %}{% endfor %}"
+        "<|im_end|>{% endgeneration %}{% elif p.type == 'text' %}U:{{ p.text }}{% endif %}{% endfor %}{% endfor %}"
     )
     path = write_rows([row("a", "b"), row("<image> a", "b", image="red.png")])
     _, report, _ = check("qwen2.5-vl", path, "--chat_template", template)
@@ -315,7 +315,8 @@ def test_a_url_counts_by_its_name():
     assert data_report.digest("HTTPS://example.com/a.png") != data_report.digest("https://example.com/b.png")
 
 
-def test_a_row_without_a_label_is_found(check, write_rows, tmp_path):
+def test_a_row_without_a_label_is_found(check, write_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_report, "check_labels", lambda collator: None)  # which refuses a reply without an end
     template = tmp_path / "no_end.jinja"
     template.write_text(
         "{% for m in messages %}{% if m.role == 'assistant' %}A:{% generation %}{{ m.content[0].text }}"
