@@ -179,7 +179,7 @@ def longest(family: str, kind: str) -> int:
 def command_of(name: str, case, checkpoint: Path, rows: Path, folder: Path) -> tuple[list, str]:
     """The command line of a contender and the folder that it runs in."""
     family, kind, mode, own = case
-    output, repo = folder / name, HERE.parent
+    output, repo = folder / f"{checkpoint.name}-{rows.name}-{mode}-{name}", HERE.parent
     if name in ("bare", "prepared", "ours", *BATCHES):
         words = own_flags(case, checkpoint, rows, output) + ["--train_sampling_strategy", "sequential"]
         script = ["benchmarks/contenders/own_steps.py", name] if name in ("bare", "prepared") else ["train.py"]
