@@ -335,3 +335,13 @@ def test_the_walk_of_add_new_model(tmp_path):
     assert len(row.pop("token_ids")) == len(row.pop("labels")) == row["num_tokens"]
     assert row == json.loads(expected)
     assert "my-llava" not in families()
+
+
+def test_each_diff_of_change_it_still_applies():
+    """What they do is tested by tests/training/test_change_it.py."""
+    diffs = [code for _, code in code_blocks(REPO / "docs/change_it.md", "diff")]
+    assert len(diffs) == 6
+    for diff in diffs:
+        command = ["git", "apply", "--check", "-"]
+        done = subprocess.run(command, input=diff, cwd=REPO, capture_output=True, text=True)
+        assert done.returncode == 0, f"{done.stderr}\n{diff}"
