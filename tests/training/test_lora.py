@@ -219,7 +219,7 @@ def test_vision_parts_train_beside_a_quantized_language_model(tiny, trained, fam
     if FACTS[family].vision_linears:
         flags += ["--use_vision_lora", True]
     model, losses, folder, path = trained(family, *flags)
-    assert losses[-1] < losses[0] - 0.3 and all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad)
+    assert losses[-1] < losses[0] - 0.05 and all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad)
     again, collator = predict.load(folder, trust_remote_code=FACTS[family].remote_code)
     # Activations are rounded to int8 too: the last bit of one can move it a whole step.
     atol = 1e-2 if "8bit" in words else 1e-5
