@@ -136,7 +136,9 @@ def test_a_base_of_4_bits_is_refused_without_lora(tiny, write_rows, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_during_the_start_ends_without_a_traceback():
-    started = subprocess.Popen([sys.executable, "train.py", "run.yaml"], cwd=REPO, stderr=subprocess.PIPE, text=True)
+    # Where a shell started the tests in the background, they ignore the signal, and so would what they start.
+    command = ["env", "--default-signal=INT", sys.executable, "train.py", "run.yaml"]
+    started = subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True)
     libraries = {"torch", "transformers", "numpy"}
     while not any(library in path.path for path in psutil.Process(started.pid).memory_maps() for library in libraries):
         assert started.poll() is None
