@@ -36,9 +36,9 @@ HARDWARE_FLAGS = {
 }
 
 
-def flag(default, help: str):
-    """A dataclass field that carries its own help."""
-    return field(default=default, metadata={"help": help})
+def flag(default, help: str, choices=None):
+    """A dataclass field that carries its own help, and the values that it takes."""
+    return field(default=default, metadata={"help": help} | ({"choices": list(choices)} if choices else {}))
 
 
 @dataclass
@@ -48,7 +48,7 @@ class ModelArguments:
     )
     model_local_path: str | None = flag(None, "Folder or Hub path to load weights, processor and config from instead.")
     attn_implementation: str | None = flag(
-        None, f"How attention is computed: {', '.join(checks.ATTENTION)}. Default: sdpa."
+        None, f"How attention is computed: {', '.join(checks.ATTENTION)}. Default: sdpa.", checks.ATTENTION
     )
     use_flash_attn: bool = flag(False, "Short for --attn_implementation flash_attention_2 (package flash-attn).")
     trust_remote_code: bool = flag(
@@ -134,7 +134,9 @@ class DataArguments(ReadingArguments):
     drop_overlong: bool = flag(
         False, "Drop (and count) a sample whose first exchange exceeds --model_max_length; by default it is an error."
     )
-    on_bad_sample: str = flag("error", "A sample that cannot be used: error ends the run, skip takes others instead.")
+    on_bad_sample: str = flag(
+        "error", "A sample that cannot be used: error ends the run, skip takes others instead.", ("error", "skip")
+    )
     max_bad_samples: int = flag(100, "With --on_bad_sample skip: end the run when more samples than these fail.")
 
     def __post_init__(self):
@@ -156,11 +158,13 @@ class LoraArguments:
     lora_r: int = flag(8, "Rank of the adapters.")
     lora_alpha: int = flag(16, "Scale: the adapter's output is multiplied by lora_alpha / lora_r.")
     lora_dropout: float = flag(0.05, "Dropout before the adapters.")
-    lora_bias: str = flag("none", "Which biases train beside the adapters: none, lora_only or all.")
+    lora_bias: str = flag(
+        "none", "Which biases train beside the adapters: none, lora_only or all.", ("none", "lora_only", "all")
+    )
     lora_target_modules: list[str] | None = flag(
         None, "Linear layers with an adapter: names, ends of names, or regexes of whole names. Default: all."
     )
-    lora_init: str = flag("default", f"How adapters start: {', '.join(checks.LORA_INITS)}.")
+    lora_init: str = flag("default", f"How adapters start: {', '.join(checks.LORA_INITS)}.", checks.LORA_INITS)
     use_dora: bool = flag(False, "DoRA: train the magnitudes of the adapted weights beside their directions.")
     use_rslora: bool = flag(False, "Scale by lora_alpha / sqrt(lora_r), so that high ranks learn as well.")
     lora_weight_path: str | None = flag(None, "Folder of an adapter to go on from; it decides on its rank and targets.")
@@ -173,6 +177,8 @@ class LoraArguments:
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
+    do_train: bool = flag(True, "Kept True: train.py always trains.")
+    do_eval: bool = flag(True, "Kept True: --eval_data_path decides on evaluation.")
     # The dataset hands over whole samples, so no column of theirs may be removed.
     remove_unused_columns: bool = flag(False, "Kept False: the collator needs every field of a sample.")
     # The Trainer (5.23) would log the mean of the steps before in the place of a loss that is nan or infinite.
@@ -184,10 +190,7 @@ class TrainingArguments(transformers.TrainingArguments):
         None, "Keep these processes from one epoch to the next. Default: True where there are some."
     )
     # The Trainer's choices, of which one is not supported here, and others may be added.
-    train_sampling_strategy: str = field(
-        default="random",
-        metadata={"help": "The order of samples (training/sampling.py).", "choices": list(SAMPLERS)},
-    )
+    train_sampling_strategy: str = flag("random", "The order of samples (training/sampling.py).", SAMPLERS)
     # The Trainer's type, dict[str, bool], has no reader for the command line (5.23).
     liger_kernel_config: str | None = flag(None, "Settled by --use_liger_kernel: all but its losses.")
     fsdp: bool = flag(
@@ -208,6 +211,7 @@ class TrainingArguments(transformers.TrainingArguments):
     on_nonfinite: str = flag(
         "error",
         "An update whose gradients are not finite: error ends the run, skip leaves it out (20 in a row end it).",
+        ("error", "skip"),
     )
     peak_tflops: float | None = flag(
         None, "Peak of one device in TFLOP/s, at the precision of the run; logs mfu, the share of it that is used."

@@ -142,15 +142,10 @@ def set_hardware(arguments: Arguments, words: list[str]) -> None:
     model, training = arguments.model, arguments.training
     if training.bf16 and training.fp16:
         raise ValueError("--bf16 True and --fp16 True exclude each other: leave one out.")
-    if model.attn_implementation and model.attn_implementation not in checks.ATTENTION:
-        known = ", ".join(checks.ATTENTION)
-        raise ValueError(f"--attn_implementation {model.attn_implementation} is unknown; use one of {known}.")
     if model.use_flash_attn:
         model.attn_implementation = "flash_attention_2"
     training.optim = OptimizerNames(training.optim)
-    for starts, reason in checks.REFUSED_OPTIMIZERS.items():
-        if training.optim.value.startswith(starts):
-            raise ValueError(f"--optim {training.optim.value} is not supported: {reason}.")
+    checks.check_optimizer_name(training)
     checks.check_together(arguments)
 
 

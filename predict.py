@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import fields
 
 import torch
 from safetensors import safe_open
@@ -36,7 +37,7 @@ from loaders.output_folder import adapter_config, family_in, saved_arguments
 from loaders.quantization import quantization_config, quantized_bits
 from merging.shard_merge import check_adapter
 from reading.dataset import make_dataset
-from training.checks import check_reading, check_writable
+from training.checks import check_writable
 
 # What the model gets to see of images and videos: as in training, unless a flag says otherwise.
 # Flags of one group stand together: where one is given, none of it is taken from training.
@@ -152,7 +153,7 @@ def check(args: argparse.Namespace) -> None:
     for name in ("batch_size", "max_new_tokens"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be 1 or more.")
-    check_reading(args)
+    ReadingArguments(**{field.name: getattr(args, field.name) for field in fields(ReadingArguments)})  # checks them
     if not args.data_path:
         return
     if not args.output_path:

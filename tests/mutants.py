@@ -42,6 +42,14 @@ class Fault(NamedTuple):
 
 
 FAULTS = [
+    # ---- flags ----
+    Fault(
+        "a flag is taken without the one that it needs",
+        "training/checks.py",
+        "for flag in flags & changed)",
+        "for flag in flags | changed)",
+        "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--q_lora True]",
+    ),
     # ---- labels ----
     Fault(
         "the first token of a reply has no label",

@@ -1,12 +1,14 @@
 """What is refused before anything is loaded: values without meaning, flags without effect, flags that contradict each
-other, and what this machine or a library cannot do. Every refusal is a ValueError that names the flag and the cure.
+other, and what this machine or a library cannot do. Every refusal is a ValueError that names the flag and the fix.
+
+Most flags are checked by the tables; `check_flags` reads them. The functions after it hold what fits no table.
 """
 
 import difflib
 import os
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import torch
 import transformers
@@ -34,54 +36,90 @@ RENAMED_FLAGS = {
     "use_mps_device": "nothing: an MPS device is used by itself",
     "save_safetensors": "nothing: checkpoints are always safetensors",
     "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
-    "per_gpu_train_batch_size": "--per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "--per_device_eval_batch_size",
     "fp16_backend": "--fp16",
     "half_precision_backend": "--fp16 or --bf16",
-    "push_to_hub_model_id": "--hub_model_id",
-    "push_to_hub_token": "--hub_token",
     "jit_mode_eval": "--torch_compile",
     "fsdp_transformer_layer_cls_to_wrap": "--fsdp_config",
     "fsdp_min_num_params": "--fsdp_config",
     "dispatch_batches": "--accelerator_config",
     "split_batches": "--accelerator_config",
     "include_tokens_per_second": "nothing: tokens_per_second is always logged",
-    "include_inputs_for_metrics": "--include_for_metrics inputs",
     "torchdynamo": "--torch_compile_backend",
     "adafactor": "--optim adafactor",
 }
 
-# Flags of TrainingArguments that change nothing here -> the value that says what happens anyway, and why.
-FLAGS_WITHOUT_EFFECT = {
-    "do_train": (True, "train.py always trains"),
-    "do_eval": (True, "--eval_data_path decides on evaluation"),
-    "do_predict": (False, "predict.py writes answers"),
-    "use_cache": (False, "training never uses a cache"),
-    "prediction_loss_only": (True, "evaluation measures the loss only"),
-    "length_column_name": (None, "lengths are counted from the data"),
-    "optim_target_modules": (None, "no optimizer that reads it is supported"),
-    "enable_jit_checkpoint": (False, "SIGTERM saves and stops anyway"),
-    **dict.fromkeys(
-        ("include_for_metrics", "batch_eval_metrics", "eval_accumulation_steps", "eval_do_concat_batches"),
-        (None, "evaluation measures the loss only"),
-    ),
-    **dict.fromkeys(("eval_use_gather_object", "label_names"), (None, "evaluation measures the loss only")),
+# Flags of TrainingArguments that nothing here reads: the data and other scripts decide on what they are for.
+UNREAD_FLAGS = """
+do_train do_eval do_predict use_cache length_column_name optim_target_modules enable_jit_checkpoint
+prediction_loss_only include_for_metrics batch_eval_metrics eval_accumulation_steps eval_do_concat_batches
+eval_use_gather_object label_names
+""".split()
+
+# Flags of TrainingArguments that must keep their default -> what another value does.
+KEPT_FLAGS = {
+    **dict.fromkeys(UNREAD_FLAGS, "has no effect in train.py"),
+    "remove_unused_columns": "would empty every sample",
+    "average_tokens_across_devices": "would make the loss a mean of the processes' means",
+    "auto_find_batch_size": "would begin again, with another batch size, on weights that are already trained",
+    "dataloader_in_order": "would give another order of samples in every run",
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "would round the trained weights before they are saved"),
+}
+
+# Flags -> the smallest value that has a meaning; the Trainer fails late on a smaller one of its own.
+AT_LEAST = {
+    **dict.fromkeys(("max_samples", "model_max_length", "lora_r", "lora_alpha"), 1),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("eval_max_new_tokens", "early_stopping_patience"), 1),
+    **dict.fromkeys(("vision_encoder_lr", "vision_projector_lr", "max_bad_samples", "eval_generate"), 0),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "label_smoothing_factor"), 0),
+    **dict.fromkeys(("dataloader_num_workers", "seed"), 0),
+}
+
+# --attn_implementation -> whether this machine has what it needs, and what that is.
+ATTENTION = {
+    "sdpa": (lambda: True, ""),
+    "eager": (lambda: True, ""),
+    "flash_attention_2": (is_flash_attn_2_available, "a CUDA GPU and the package flash-attn (docs/training.md)"),
+    "flash_attention_3": (is_flash_attn_3_available, "a Hopper GPU and the package flash-attn-3"),
+    "flex_attention": (torch.cuda.is_available, "a GPU: PyTorch trains with it on no CPU"),
 }
 
 # Of `init_lora_weights` of peft. PiSSA and OLoRA take a part out of the base's weights, which peft 0.21 does again, to
 # the same result, wherever the adapter is loaded. Its others need data first, or cannot be done again exactly.
 LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 
-# Flags of TrainingArguments that would make the loss or the order of samples inexact -> the value that stays, and why.
-FIXED_FLAGS = {
-    "remove_unused_columns": (False, "would empty every sample"),
-    "average_tokens_across_devices": (True, "would make the loss a mean of the processes' means"),
-    "auto_find_batch_size": (False, "would begin again, with another batch size, on weights that are already trained"),
-    "dataloader_in_order": (True, "would give another order of samples in every run"),
+# Flags that have no effect alone -> what to add; one of several flags is enough.
+NEEDS = {
+    **{f"{component}_lr": f"--train_{component} True" for component in ("vision_encoder", "vision_projector")},
+    "use_vision_lora": "--train_vision_encoder True",
+    **dict.fromkeys(("q_lora", "load_in_8bit", "lora_experts", "lora_router"), "--use_lora True"),
     **dict.fromkeys(
-        ("bf16_full_eval", "fp16_full_eval"), (False, "would round the trained weights before they are saved")
+        (
+            *("lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_target_modules", "lora_init"),
+            *("use_dora", "use_rslora", "lora_weight_path"),
+        ),
+        "--use_lora True or --use_vision_lora True",
+    ),
+    "max_bad_samples": "--on_bad_sample skip",
+    "image_resize_algorithm": "--image_size, --min_pixels or --max_pixels",
+    "media_megabytes_limit": "--allow_urls True",
+    **dict.fromkeys(("eval_strategy", "eval_generate", "eval_on_start"), "--eval_data_path"),
+    **dict.fromkeys(("metric", "eval_max_new_tokens"), "--eval_generate 100"),
+    "early_stopping_patience": "--eval_strategy epoch",
+    **dict.fromkeys(
+        ("dataloader_persistent_workers", "dataloader_multiprocessing_context"), "--dataloader_num_workers 4"
     ),
 }
+
+# Pairs of flags of which one must be left out, and why.
+EXCLUDES = (
+    ("num_frames", "fps", "both choose the frames of a video"),
+    ("q_lora", "load_in_8bit", "4 bits or 8"),
+    *(("use_dora", name, "peft 0.21 cannot do both") for name in ("load_in_8bit", "lora_experts", "lora_router")),
+    ("packing", "train_sampling_strategy", "packing itself decides which samples go together"),
+    ("on_nonfinite", "deepspeed", "DeepSpeed updates before the gradients can be tested"),
+    ("peak_tflops", "torch_compile", "a compiled model hides the operations that are counted"),
+)
 
 # What --accelerator_config may not change: every process takes whole batches, evenly, in the order of our sampler.
 BATCH_SETTINGS = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler")
@@ -99,38 +137,32 @@ REFUSED_OPTIMIZERS = {
     ("schedule_free",): "other weights would be saved than those that are evaluated (transformers 5.23)",
 }
 
-# --attn_implementation -> whether this machine has what it needs, and what that is.
-ATTENTION = {
-    "sdpa": (lambda: True, ""),
-    "eager": (lambda: True, ""),
-    "flash_attention_2": (is_flash_attn_2_available, "a CUDA GPU and the package flash-attn (docs/training.md)"),
-    "flash_attention_3": (is_flash_attn_3_available, "a Hopper GPU and the package flash-attn-3"),
-    "flex_attention": (torch.cuda.is_available, "a GPU: PyTorch trains with it on no CPU"),
-}
 
-# Flags of TrainingArguments -> the smallest value that has a meaning; the Trainer fails late on a smaller one.
-SMALLEST = {
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
-    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "label_smoothing_factor"), 0),
-    **dict.fromkeys(("dataloader_num_workers", "seed", "eval_generate"), 0),
-}
+def check_flags(*parts) -> None:
+    """Compare some parts of the arguments with the tables; a rule about other parts' flags waits until these come."""
+    known = [(field, getattr(part, field.name)) for part in parts for field in fields(part)]
+    values = {field.name: value for field, value in known}
+    changed = {field.name for field, value in known if value is not False and value != field.default}
+
+    for name, smallest in AT_LEAST.items():
+        if values.get(name) is not None and not values[name] >= smallest:  # nan too
+            raise ValueError(f"--{name} is {values[name]}; it must be {smallest} or more.")
+    for name, needed in NEEDS.items():
+        flags = set(re.findall(r"--(\w+)", needed))
+        if name in changed and flags <= values.keys() and not any(values[flag] for flag in flags & changed):
+            raise ValueError(f"--{name} has no effect without {needed}: add it, or leave --{name} out.")
+    for one, other, reason in EXCLUDES:
+        if {one, other} <= changed:
+            flags = f"--{one} {values[one]} and --{other} {values[other]}"
+            raise ValueError(f"{flags} exclude each other, since {reason}: leave one out.")
 
 
 def check_model(model) -> None:
-    for component in ("vision_encoder", "vision_projector"):
-        rate = getattr(model, f"{component}_lr")
-        if rate is not None and not rate >= 0:  # nan too
-            raise ValueError(f"--{component}_lr is {rate}; it must be 0 or more.")
-        if rate is not None and not getattr(model, f"train_{component}"):
-            raise ValueError(f"--{component}_lr has no effect without --train_{component} True: add it.")
+    check_flags(model)
     if model.use_flash_attn and model.attn_implementation not in (None, "flash_attention_2"):
         raise ValueError(
             f"--use_flash_attn True and --attn_implementation {model.attn_implementation} contradict each other: "
             "leave one of them out."
-        )
-    if model.attn_implementation and model.attn_implementation not in ATTENTION:
-        raise ValueError(
-            f"--attn_implementation {model.attn_implementation} is unknown; use one of {', '.join(ATTENTION)}."
         )
     name = "flash_attention_2" if model.use_flash_attn else model.attn_implementation or "sdpa"
     is_available, needed = ATTENTION[name]
@@ -141,8 +173,7 @@ def check_model(model) -> None:
 
 def check_reading(reading) -> None:
     """Flags of how rows and media are read."""
-    if reading.max_samples is not None and reading.max_samples < 1:
-        raise ValueError(f"--max_samples is {reading.max_samples}; it must be 1 or more.")
+    check_flags(reading)
     for name in ("image_folder", "video_folder"):
         if (folder := getattr(reading, name)) and not os.path.isdir(folder):
             raise ValueError(f"--{name} {folder!r} is not a folder.")
@@ -159,39 +190,22 @@ def check_reading(reading) -> None:
 def check_data(data) -> None:
     if not data.data_path:
         raise ValueError("--data_path is missing: a JSON, JSONL, Parquet or CSV file, see docs/start.md.")
-    if data.model_max_length < 1:
-        raise ValueError(f"--model_max_length is {data.model_max_length}; it must be 1 or more.")
     if data.chat_template and not os.path.isfile(data.chat_template):
         raise ValueError(f"--chat_template {data.chat_template!r} is not a file.")
-    if data.on_bad_sample not in ("error", "skip"):
-        raise ValueError(f"--on_bad_sample {data.on_bad_sample} is unknown; use error or skip.")
-    if data.max_bad_samples < 0:
-        raise ValueError(f"--max_bad_samples is {data.max_bad_samples}; it must be 0 or more.")
+    if data.packing and data.padding_free is False:
+        raise ValueError("--packing True concatenates samples, which --padding_free False forbids: leave one out.")
 
 
 def check_lora(lora) -> None:
-    if lora.lora_bias not in ("none", "lora_only", "all"):
-        raise ValueError(f"--lora_bias {lora.lora_bias!r} is unknown; use none, lora_only or all.")
-    for name in ("lora_r", "lora_alpha"):
-        if getattr(lora, name) < 1:
-            raise ValueError(f"--{name} is {getattr(lora, name)}; it must be 1 or more.")
+    check_flags(lora)
     if not 0 <= lora.lora_dropout < 1:
         raise ValueError(f"--lora_dropout is {lora.lora_dropout}; it must be at least 0 and below 1.")
-    if lora.q_lora and lora.load_in_8bit:
-        raise ValueError("--q_lora True and --load_in_8bit True exclude each other: 4 bits or 8.")
-    quantized = "q_lora" if lora.q_lora else "load_in_8bit" if lora.load_in_8bit else None
-    if quantized and not lora.use_lora:
-        raise ValueError(f"--{quantized} True quantizes the language model under LoRA: add --use_lora True.")
-    if lora.lora_init not in LORA_INITS:
-        raise ValueError(f"--lora_init {lora.lora_init} is not supported; use one of {', '.join(LORA_INITS)}.")
-    flags = [name for name in ("q_lora", "load_in_8bit", "lora_experts", "lora_router") if getattr(lora, name)]
-    if flags and lora.lora_init not in ("default", "gaussian"):
-        raise ValueError(
-            f"--lora_init {lora.lora_init} cannot read the weights as --{flags[0]} True holds them: use default or "
-            "gaussian."
-        )
-    if lora.use_dora and (flags := [name for name in flags if name != "q_lora"]):
-        raise ValueError(f"--use_dora True does not work with --{flags[0]} True (peft 0.21): leave one out.")
+    for name in ("q_lora", "load_in_8bit", "lora_experts", "lora_router"):
+        if getattr(lora, name) and lora.lora_init not in ("default", "gaussian"):
+            raise ValueError(
+                f"--lora_init {lora.lora_init} cannot read the weights as --{name} True holds them: use default or "
+                "gaussian."
+            )
     if lora.lora_init == "orthogonal" and lora.lora_r % 2:
         raise ValueError(f"--lora_init orthogonal needs an even rank, but --lora_r is {lora.lora_r}.")
     for pattern in lora.lora_target_modules or []:
@@ -200,31 +214,26 @@ def check_lora(lora) -> None:
         except re.error as error:
             raise ValueError(f"--lora_target_modules {pattern!r} is no regular expression: {error}.") from error
     for name in ("lora_experts", "lora_router"):
-        if getattr(lora, name) and not lora.use_lora:
-            raise ValueError(f"--{name} True has no effect without LoRA: add --use_lora True.")
         if getattr(lora, name) and lora.lora_dropout:
             raise ValueError(
                 f"--{name} True adapts weights whose input has no place for dropout: add --lora_dropout 0."
             )
-    names = [name for name in vars(lora) if name.startswith(("lora_", "use_dora", "use_rslora"))]
-    changed = [name for name in names if getattr(lora, name) != lora.__dataclass_fields__[name].default]
-    if changed and not (lora.use_lora or lora.use_vision_lora):
-        raise ValueError(
-            f"--{changed[0]} has no effect without LoRA: add --use_lora True (or --use_vision_lora True), "
-            f"or leave --{changed[0]} out."
-        )
 
 
 def check_training(training) -> None:
     """What no machine can do, and what the Trainer would refuse with a traceback, after the model is loaded."""
+    check_flags(training)
+    for name, reason in KEPT_FLAGS.items():
+        default = training.__dataclass_fields__[name].default
+        if (value := getattr(training, name)) != ([] if default is MISSING else default):
+            raise ValueError(f"--{name} {value} {reason}: leave it out.")
     if training.tf32 and not is_torch_tf32_available():
         raise ValueError("--tf32 True needs an Ampere or newer NVIDIA GPU, which this machine lacks: leave it out.")
-    for name in ("bf16", "bf16_full_eval"):
-        if getattr(training, name) and not training.use_cpu and not is_torch_bf16_gpu_available():
-            raise ValueError(
-                f"--{name} True needs a GPU with bfloat16, which this machine lacks: leave it out, "
-                "or add --use_cpu True to run bfloat16 on the CPU."
-            )
+    if training.bf16 and not training.use_cpu and not is_torch_bf16_gpu_available():
+        raise ValueError(
+            "--bf16 True needs a GPU with bfloat16, which this machine lacks: leave it out, or add --use_cpu True to "
+            "run bfloat16 on the CPU."
+        )
     folder = training.resume_from_checkpoint
     if folder and str(folder).lower() not in ("true", "false") and not os.path.isdir(folder):
         raise ValueError(
@@ -234,36 +243,16 @@ def check_training(training) -> None:
     if config and not str(config).startswith("{") and not os.path.isfile(config):
         raise ValueError(f"--deepspeed {config} is not a file; ds_configs/ holds some.")
     if training.overwrite_output_dir and str(folder).lower() not in ("none", "false"):
-        raise ValueError("--overwrite_output_dir True begins anew, --resume_from_checkpoint does not: leave one out.")
-    for name, (kept, reason) in FIXED_FLAGS.items():
-        if getattr(training, name) != kept:
-            raise ValueError(f"--{name} {not kept} {reason}: leave it out.")
-    for name, smallest in SMALLEST.items():
-        if not getattr(training, name) >= smallest:  # nan too
-            raise ValueError(f"--{name} is {getattr(training, name)}; it must be {smallest} or more.")
-    for name in ("eval_max_new_tokens", "early_stopping_patience"):
-        if (value := getattr(training, name)) is not None and value < 1:
-            raise ValueError(f"--{name} is {value}; it must be 1 or more.")
-    if training.early_stopping_patience and training.eval_strategy == "no":
-        raise ValueError("--early_stopping_patience needs evaluations: add --eval_strategy steps or epoch.")
-    check_metrics(training)
-    if training.on_nonfinite not in ("error", "skip"):
-        raise ValueError(f"--on_nonfinite {training.on_nonfinite} is unknown; use error or skip.")
-    if training.on_nonfinite == "skip" and training.deepspeed:
-        raise ValueError("--on_nonfinite skip: DeepSpeed updates before the gradients can be tested: leave one out.")
+        raise ValueError("--overwrite_output_dir True begins again, --resume_from_checkpoint does not: leave one out.")
+    check_best_metric(training)
     if training.peak_tflops is not None and not training.peak_tflops > 0:
         raise ValueError(f"--peak_tflops is {training.peak_tflops}; it must be above 0, such as 989 for an H100.")
-    if training.peak_tflops and training.torch_compile:
-        raise ValueError("--peak_tflops counts what modules compute, which --torch_compile True hides: leave one out.")
     if training.label_smoothing_factor > 1:
         raise ValueError(f"--label_smoothing_factor is {training.label_smoothing_factor}; it must be at most 1.")
     if not (training.num_train_epochs > 0 or training.max_steps > 0):
         raise ValueError(f"--num_train_epochs is {training.num_train_epochs}: raise it, or give --max_steps.")
     if training.max_steps == 0 or training.max_steps < -1:  # the Trainer makes one step at a rate of 0 of it (5.23)
         raise ValueError(f"--max_steps is {training.max_steps}; it must be 1 or more, or -1 for --num_train_epochs.")
-    for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
-        if getattr(training, name) and not training.dataloader_num_workers:
-            raise ValueError(f"--{name} {getattr(training, name)} has no effect without --dataloader_num_workers.")
     if training.save_strategy == "best" and not (training.metric_for_best_model or training.load_best_model_at_end):
         raise ValueError("--save_strategy best needs --metric_for_best_model eval_loss.")
     names = [training.report_to] if isinstance(training.report_to, str) else training.report_to or []
@@ -273,12 +262,9 @@ def check_training(training) -> None:
         raise ValueError(f"--report_to {name} needs a package that is not installed; add it, or --report_to none.")
 
 
-def check_metrics(training) -> None:
-    """Refuse what asks for answers without `--eval_generate`, and metrics that are not there."""
+def check_best_metric(training) -> None:
+    """Refuse a metric that is not there, or that needs answers where none are written."""
     own = load_metrics(training.metric)
-    for name, default in (("metric", None), ("eval_max_new_tokens", 128)):
-        if getattr(training, name) != default and not training.eval_generate:
-            raise ValueError(f"--{name} has no effect without answers to measure: add --eval_generate 100.")
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
     if best != "loss" and not training.eval_generate:
         raise ValueError(f"--metric_for_best_model {best} needs answers to measure: add --eval_generate 100.")
@@ -308,7 +294,7 @@ def check_machine(training) -> None:
     if training.use_liger_kernel and not (training.device.type in LIGER_DEVICES and is_liger_kernel_available()):
         raise ValueError("--use_liger_kernel True needs a GPU and the package liger-kernel: leave it out.")
     if training.liger_kernel_config:
-        raise ValueError("--liger_kernel_config is settled by --use_liger_kernel True: leave it out.")
+        raise ValueError("--liger_kernel_config is set by --use_liger_kernel True: leave it out.")
     try_optimizer(training)
     if training.torch_compile:
         try:
@@ -318,12 +304,16 @@ def check_machine(training) -> None:
             raise ValueError(f"--torch_compile True does not work on this machine: {error}") from error
 
 
+def check_optimizer_name(training) -> None:
+    for starts, reason in REFUSED_OPTIMIZERS.items():
+        if training.optim.value.startswith(starts):
+            raise ValueError(f"--optim {training.optim.value} is not supported: {reason}.")
+
+
 def try_optimizer(training) -> None:
     """Make optimizer and schedule for one number: before step 1, nothing else reads the flags for them."""
+    check_optimizer_name(training)
     name = training.optim.value
-    for starts, reason in REFUSED_OPTIMIZERS.items():
-        if name.startswith(starts):
-            raise ValueError(f"--optim {name} is not supported: {reason}.")
     if "paged" in name and training.device.type != "cuda":
         raise ValueError(f"--optim {name} needs a CUDA GPU: use {name.removeprefix('paged_')}.")
     try:
@@ -344,38 +334,11 @@ def try_optimizer(training) -> None:
 
 
 def check_together(arguments) -> None:
-    """Flags that need or exclude one another."""
-    if arguments.lora.use_vision_lora and not arguments.model.train_vision_encoder:
-        raise ValueError("--use_vision_lora True has no effect without --train_vision_encoder True: add it.")
-    if arguments.training.eval_strategy != "no" and not arguments.data.eval_data_path:
-        raise ValueError(f"--eval_strategy {arguments.training.eval_strategy.value} needs --eval_data_path.")
-    data = arguments.data
-    changed = {field.name for field in fields(data) if getattr(data, field.name) != field.default}
-    if "num_frames" in changed and data.fps:
-        raise ValueError("--num_frames and --fps are two ways to choose frames: leave one out.")
-    if "max_bad_samples" in changed and data.on_bad_sample != "skip":
-        raise ValueError("--max_bad_samples has no effect without --on_bad_sample skip: add it.")
-    if "image_resize_algorithm" in changed and not (data.image_size or data.min_pixels or data.max_pixels):
-        raise ValueError("--image_resize_algorithm has no effect without --image_size, --min_pixels or --max_pixels.")
-    if "media_megabytes_limit" in changed and not data.allow_urls:
-        raise ValueError("--media_megabytes_limit has no effect without --allow_urls True: add it.")
-    if data.packing and data.padding_free is False:
-        raise ValueError("--packing True lays samples in one row, which --padding_free False forbids: leave one out.")
-    strategy = arguments.training.train_sampling_strategy
-    if data.packing and strategy != "random":
-        raise ValueError(
-            f"--packing True decides itself what stands together: leave out --train_sampling_strategy {strategy}."
-        )
-    for name in sorted(arguments.given & FLAGS_WITHOUT_EFFECT.keys()):
-        accepted, reason = FLAGS_WITHOUT_EFFECT[name]
-        if getattr(arguments.training, name) != accepted:
-            raise ValueError(f"--{name} has no effect, since {reason}: leave it out.")
+    """Flags of several parts."""
+    check_flags(arguments.model, arguments.data, arguments.training, arguments.lora)
     attention = arguments.model.attn_implementation or ""
     if attention.startswith("flash") and not (arguments.training.bf16 or arguments.training.fp16):
         raise ValueError(f"--attn_implementation {attention} computes in 16 bits only: add --bf16 True.")
-    for name in ("eval_generate", "eval_on_start"):
-        if (value := getattr(arguments.training, name)) and not arguments.data.eval_data_path:
-            raise ValueError(f"--{name} {value} needs --eval_data_path.")
     if {"gradient_checkpointing", "activation_checkpointing"} <= arguments.given:
         raise ValueError("--gradient_checkpointing is the old name of --activation_checkpointing: leave it out.")
     for kind in ("eval", "save", "logging"):
@@ -405,6 +368,8 @@ def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
         **{f"lora_{name}": adapter[name] for name in ("r", "bias")},
         **{name: adapter[name] for name in ("lora_alpha", "lora_dropout", "use_dora", "use_rslora")},
     }
+    if values["lora_init"] not in LORA_INITS:
+        raise ValueError(f"--lora_weight_path {path} has adapters of another kind: its init_lora_weights is unknown.")
     for name, value in values.items():
         if name in given and getattr(lora, name) != value:
             raise ValueError(
@@ -414,7 +379,7 @@ def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
         setattr(lora, name, value)
     for name in ("lora_target_modules", "lora_experts", "lora_router"):
         if getattr(lora, name):
-            raise ValueError(f"--{name} is settled by the adapter in --lora_weight_path: leave it out.")
+            raise ValueError(f"--{name} is set by the adapter in --lora_weight_path: leave it out.")
     check_lora(lora)
 
 

@@ -211,13 +211,13 @@ def test_the_count_of_early_stopping_survives_a_stop(tiny, write_rows, tmp_path)
 
 
 WRONG = [
-    (["--eval_generate", 3], "--eval_generate 3 needs --eval_data_path"),
+    (["--eval_generate", 3], "--eval_generate has no effect without --eval_data_path"),
     (["--eval_generate", -1], "--eval_generate is -1; it must be 0 or more"),
     (["--eval_max_new_tokens", 3], "--eval_max_new_tokens has no effect"),
-    (["--metric", "none.py:score"], "--metric none.py:score: write FILE.py:FUNCTION"),
+    (["--metric", "none.py:score", "--eval_generate", 1], "--metric none.py:score: write FILE.py:FUNCTION"),
     (["--metric_for_best_model", "anls", "--eval_strategy", "epoch"], "anls needs answers to measure"),
     (["--metric_for_best_model", "bleu", "--eval_generate", 1], "bleu is unknown; use one of loss, exact_match, anls"),
-    (["--early_stopping_patience", 1], "--early_stopping_patience needs evaluations"),
+    (["--early_stopping_patience", 1], "--early_stopping_patience has no effect without --eval_strategy"),
     (["--early_stopping_patience", 0, "--eval_strategy", "epoch"], "--early_stopping_patience is 0"),
 ]
 

@@ -120,7 +120,10 @@ def test_a_family_that_would_mix_samples_is_refused_by_name_and_padded_by_defaul
             "its eager attention would compute the square",
         ),
         (["--packing", True, "--padding_free", False], "leave one out"),
-        (["--packing", True, "--train_sampling_strategy", "group_by_length"], "leave out --train_sampling_strategy"),
+        (
+            ["--packing", True, "--train_sampling_strategy", "group_by_length"],
+            "--packing True and --train_sampling_strategy group_by_length exclude",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together(tiny, flags, message, write_rows, tmp_path):

@@ -123,7 +123,7 @@ def test_the_command_is_one_that_a_shell_reads(root):
 def test_wrong_values_are_told_as_train_py_tells_them(root):
     for given, message in (
         (words(learning_rate="fast"), "--learning_rate.*invalid float value: 'fast'"),
-        (words(lora_r="4"), "--lora_r has no effect without LoRA: add --use_lora True"),
+        (words(lora_r="4"), "--lora_r has no effect without --use_lora True"),
         ([*words(), "--warmup_ratio", "0.1"], "use --warmup_steps"),
         ([*words(), "--help"], "no flags of a run"),
         ([*words(), "--index", "0"], "not of preview.py"),
