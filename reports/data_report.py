@@ -3,9 +3,8 @@
     python preview.py --check --model_id qwen2.5-vl-3b-instruct --data_path train.json --eval_data_path test.json
     python preview.py --check run.yaml --html report.html --write_clean clean.jsonl
 
-Every row of training and evaluation data is opened and encoded as in training, in several processes. Each result is a
-line of a file in the data cache, so that a check which was interrupted goes on where it stopped, and one that is done
-prints at once. The exit code is 1 if training would fail.
+Every row of training and evaluation data is opened and encoded as in training, in several processes. The exit code is 1
+if training would fail.
 """
 
 import copy
@@ -15,16 +14,14 @@ import math
 import os
 import re
 import sys
+import tempfile
 from bisect import bisect, bisect_left
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from itertools import accumulate
 
 import numpy as np
 import torch
-import transformers
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -36,13 +33,11 @@ from collators.probes import check_labels
 from collators.template import naming
 from loaders import LOADERS
 from reading.dataset import make_dataset
-from reading.options import CACHE_FOLDER
 from reading.references import is_url
 from reading.row_index import Layout
 from reading.rows import content_parts
 from reports import data_report_views
 
-VERSION = 1  # of the progress file: raise it when the code finds something else in a row
 KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
 # What may be wrong with a row; the place of each in this table is its code in `Results.rows`, from 1.
 FAULTS = {
@@ -58,10 +53,6 @@ CODES = {None: 0} | {fault: code for code, fault in enumerate(FAULTS, 1)}
 NOT_DONE = -1
 # What --on_bad_sample decides on.
 BAD = ("row", "missing", "broken", "refused", "no label")
-# Looked at again at each start, since what lies outside the data file may have been mended.
-LOOKED_AT_AGAIN = ("row", "missing", "broken", "crash")
-# Flags of data that no row's result depends on.
-FREE_FLAGS = {"drop_overlong", "on_bad_sample", "max_bad_samples", "data_cache"}
 # What reading/files.py writes on a file that is not there.
 MISSING = re.compile("does not exist|is a folder")
 # Fields of raw rows that name a medium.
@@ -73,7 +64,7 @@ ROW = np.dtype(
         *[("fault", "i1"), ("kind", "i1"), ("text", "i4"), ("image", "i4"), ("video", "i4")],  # tokens before any cut
         *[("labels", "i4"), ("cut", "i4"), ("content", "u8"), ("question", "u8")],
         ("late", "?"),  # whether training meets the fault only when it comes to the row
-        ("offset", "i8"),  # of the row's line in the progress file
+        ("offset", "i8"),  # of the row's line in the file of results
     ]
 )
 
@@ -100,10 +91,8 @@ def run(arguments, own) -> int:
         loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
         collator = make_collator(model.family, loader, data)
         check_labels(collator)
-        progress = progress_file(arguments, splits)
-        with alone_with(progress):
-            results = Results(progress, splits)
-            check_rows(splits, collator, results, number_of_workers(arguments))
+        results = Results(splits)
+        check_rows(splits, collator, results, number_of_workers(arguments))
         report = summarize(arguments, splits, results, own.num_processes or arguments.training.world_size)
         report["written"] = write_clean(own.write_clean, splits["train"], results, data) if own.write_clean else {}
     if own.html:
@@ -278,74 +267,31 @@ def hash_of(content: bytes) -> str:
 
 
 class Results:
-    """What is known of each row: a few numbers in memory, the rest in the lines of the progress file.
+    """What is known of each row: a few numbers in memory, the rest in the lines of a temporary file."""
 
-    Args:
-        path: the progress file; what it holds already is taken over, but for faults that may have been mended and
-            rows that cannot be used by now.
-    """
-
-    def __init__(self, path: str, splits: dict):
+    def __init__(self, splits: dict):
         self.starts = list(accumulate(map(len, splits.values()), initial=0))
         self.rows = np.zeros(self.starts[-1], ROW)
         self.rows["fault"] = NOT_DONE
         # of each (split, kind, class of size)
         self.media, self.media_tokens = Counter(), Counter()
-        self.file = open(path, "a+b")
-        self.end = 0
-        self._take_over()
-        faulty = np.isin(self.rows["fault"], [CODES[fault] for fault in LOOKED_AT_AGAIN])
-        unusable = [start + i for start, dataset in zip(self.starts, splits.values()) for i in dataset.errors]
-        done = self.rows["fault"] != NOT_DONE
-        self._forget(np.flatnonzero(faulty | done & np.isin(np.arange(len(self.rows)), unusable)))
-
-    def _take_over(self) -> None:
-        self.file.seek(0)
-        while line := self.file.readline():
-            try:
-                if not line.endswith(b"\n"):
-                    raise ValueError("no end")
-                self._take(line)
-            except ValueError:  # the check was killed while it wrote
-                self.file.truncate(self.end)
-                return
-            self.file.seek(self.end)
+        self.file = tempfile.TemporaryFile()
 
     def add(self, line: str) -> None:
-        """Note the result on a row, in the file first."""
-        encoded = line.encode() + b"\n"
-        self.file.write(encoded)
-        self.file.flush()
-        self._take(encoded)
-
-    def _take(self, line: bytes) -> None:
+        """Note the result on a row."""
         found = json.loads(line)
-        position = found["position"]
-        if self.rows["fault"][position] != NOT_DONE:
-            self._forget([position])
-        self._count_media(found, 1)
         counts = [found.get(name, 0) for name in ("text", "image", "video", "labels", "cut")]
         hashes = [int(found.get(name, "0"), 16) for name in ("content", "question")]
         kind = KINDS.index(found.get("kind", "unreadable"))
+        offset = self.file.seek(0, os.SEEK_END)
+        self.file.write(line.encode() + b"\n")
         late = found.get("late", False)
-        self.rows[position] = (CODES[found.get("fault")], kind, *counts, *hashes, late, self.end)
-        self.end += len(line)
-
-    def _forget(self, positions: Iterable[int]) -> None:
-        """Take back what is known of rows."""
-        for position in positions:
-            self._count_media(self.details(position), -1)
-            self.rows["fault"][position] = NOT_DONE
-
-    def _count_media(self, found: dict, sign: int) -> None:
+        self.rows[found["position"]] = (CODES[found.get("fault")], kind, *counts, *hashes, late, offset)
+        split = bisect(self.starts, found["position"]) - 1
         for kind, width, height, tokens in found.get("media", []):
-            size = (
-                bisect(self.starts, found["position"]) - 1,
-                kind,
-                bisect_left(MEGAPIXELS, width * height / 1e6),
-            )
-            self.media[size] += sign
-            self.media_tokens[size] += sign * tokens
+            size = split, kind, bisect_left(MEGAPIXELS, width * height / 1e6)
+            self.media[size] += 1
+            self.media_tokens[size] += tokens
 
     @property
     def left(self) -> np.ndarray:
@@ -361,71 +307,27 @@ class Results:
         return self.details(position)["source"]
 
 
-def progress_file(arguments, splits: dict) -> str:
-    """The file of this check: named by all that the results depend on, but not by the bytes of media."""
-    data, model = arguments.data, arguments.model
-    paths = [index.path for dataset in splits.values() for index in dataset.files]
-    paths += [data.chat_template, model.model_path]
-    key = {
-        "version": VERSION,
-        "flags": {name: value for name, value in vars(data).items() if name not in FREE_FLAGS},
-        "model": [model.model_id, model.model_path, transformers.__version__],
-        "files": [state for path in paths if path and os.path.exists(path) for state in file_states(path)],
-        "rows": [len(dataset) for dataset in splits.values()],
-    }
-    name = hash_of(json.dumps(key, sort_keys=True, default=str).encode())[:32]
-    folder = os.path.join(os.path.expanduser(data.data_cache or CACHE_FOLDER), "checks")
-    os.makedirs(folder, exist_ok=True)
-    return os.path.join(folder, f"{name}.jsonl")
-
-
-@contextmanager
-def alone_with(path: str):
-    """Only one process at a time goes on with a progress file."""
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        print("Another check of the same data is running; waiting until it ends.", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def file_states(path: str) -> list[tuple]:
-    """(path, size, time of change) of a file, or of those that lie in a folder."""
-    files = [entry.path for entry in os.scandir(path) if entry.is_file()] if os.path.isdir(path) else [path]
-    return [(os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in sorted(files)]
-
-
 def check_rows(splits: dict, collator, results: Results, num_workers: int) -> None:
     """Check the rows that are left; a row that ends its process is noted, and the others go on."""
     rows = CheckedRows(splits, collator, num_workers)
     columns = [TextColumn("checking rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=len(rows))
-        try:
-            while len(left := results.left):
-                progress.update(bar, completed=len(rows) - len(left))
-                rows.current.fill_(-1)
-                try:
-                    for line in workers(rows, left, num_workers):
-                        results.add(line)
-                        progress.advance(bar)
-                except RuntimeError:  # a process died: one of the rows that were being read is to blame
-                    is_left = results.rows["fault"] == NOT_DONE
-                    suspects = [row for row in rows.current.tolist() if row >= 0 and is_left[row]]
-                    if not suspects:
-                        raise
-                    for row in suspects:
-                        check_alone(rows, row, results)
-            progress.update(bar, completed=len(rows))
-        except KeyboardInterrupt:
-            done = len(rows) - len(results.left)
-            print(f"{done:,} of {len(rows):,} rows are checked; the same command goes on from here.", file=sys.stderr)
-            raise
+        while len(left := results.left):
+            progress.update(bar, completed=len(rows) - len(left))
+            rows.current.fill_(-1)
+            try:
+                for line in workers(rows, left, num_workers):
+                    results.add(line)
+                    progress.advance(bar)
+            except RuntimeError:  # a process died: one of the rows that were being read is to blame
+                is_left = results.rows["fault"] == NOT_DONE
+                suspects = [row for row in rows.current.tolist() if row >= 0 and is_left[row]]
+                if not suspects:
+                    raise
+                for row in suspects:
+                    check_alone(rows, row, results)
+        progress.update(bar, completed=len(rows))
 
 
 def check_alone(rows: CheckedRows, position: int, results: Results) -> None:

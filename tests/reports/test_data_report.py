@@ -5,14 +5,11 @@ import os
 import re
 import shutil
 import signal
-import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
-import torch
 from conftest import CONSENT, MODEL_ID, turns
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
@@ -29,8 +26,6 @@ class LoggedDataset(MultimodalDataset):
         with open(self.log, "a") as file:
             file.write(f"{position}\n")
         harm = str(self.rows[position])
-        if "SLOW" in harm:
-            time.sleep(0.2)
         if "KILL" in harm:
             os.kill(os.getpid(), signal.SIGKILL)
         if "EXIT" in harm:
@@ -168,8 +163,8 @@ def test_a_row_beyond_the_budget_is_cut_or_an_error_or_dropped(check, tiny, writ
     assert train["cut"] == {"rows": 1, "tokens": long - 100} and train["over_budget"] == {"rows": 2}
     assert train["tokens"]["all"]["max"] >= long and faults(report) == {"overlong": 1}
     assert code == 1 and "1 row of" in report["failures"][0] and "--drop_overlong" in report["failures"][0]
-    code, dropped, opened = check("llava-1.5", path, "--model_max_length", 100, "--drop_overlong", True)
-    assert code == 0 and any("dropped" in note for note in dropped["notes"]) and opened == []
+    code, dropped, _ = check("llava-1.5", path, "--model_max_length", 100, "--drop_overlong", True)
+    assert code == 0 and any("dropped" in note for note in dropped["notes"])
     assert (
         dropped["epoch"]["rows"] == 2 and dropped["epoch"]["tokens"] == 100 + train["histograms"]["tokens"]["edges"][0]
     )
@@ -350,96 +345,6 @@ def test_rows_that_end_their_process_are_named_and_the_others_checked(check, wri
     assert "sample 7" in left and "exit code 1" in left
     assert "sample 8: KeyError" in failed
     assert set(opened) == set(range(12))
-
-
-# ---- a check that goes on ----
-
-
-@pytest.mark.slow
-def test_an_interrupted_check_goes_on_with_the_rest(check, write_rows, tmp_path, capsys):
-    path = write_rows([row(f"SLOW {i}", "Hello") for i in range(20)])
-    flags = ["--dataloader_num_workers", 2]
-    cache = tmp_path / "cache" / "checks"
-    lines = lambda: sum(file.read_bytes().count(b"\n") for file in cache.glob("*.jsonl"))  # noqa: E731
-
-    def interrupt():
-        while lines() < 6:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    threading.Thread(target=interrupt, daemon=True).start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            check("llava-1.5", path, *flags)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    done = lines()
-    assert 6 <= done < 20 and f"{done} of 20 rows are checked" in capsys.readouterr().err
-    (file,) = cache.glob("*.jsonl")
-    known = [json.loads(line)["position"] for line in file.read_text().splitlines()]
-    with open(file, "a") as torn:  # as a kill leaves it
-        torn.write('{"position": 19, "sou')
-    result, report, opened = check("llava-1.5", path, *flags)
-    assert result == 0 and report["data"]["train"]["good"] == 20
-    assert opened == sorted(set(range(20)) - set(known))
-    assert check("llava-1.5", path, *flags)[1:] == (report, [])
-
-
-def test_only_what_changes_the_result_starts_anew(check, write_rows, monkeypatch):
-    rows = [row("a", "b"), row("<image> a", "b", image="late.png"), row("c", "d")]
-    path = write_rows(rows)
-    _, report, opened = check("llava-1.5", path)
-    assert opened == [0, 2] and faults(report) == {"missing": 1}
-    assert check("llava-1.5", path, "--learning_rate", 1, "--on_bad_sample", "skip", "--use_lora", True)[2] == []
-    assert check("llava-1.5", path, "--model_max_length", 99)[2] == [0, 2]
-    late = Path(path).parent / "late.png"
-    shutil.copy(late.parent / "red.png", late)
-    try:
-        _, report, opened = check("llava-1.5", path)
-        assert opened == [1] and faults(report) == {} and report["data"]["train"]["sizes"][0]["media"] == 1
-        os.rename(late, late.with_suffix(".away"))
-        for _ in range(2):
-            _, report, opened = check("llava-1.5", path)
-            assert opened == [] and faults(report) == {"missing": 1} and report["data"]["train"]["sizes"] == []
-        os.rename(late.with_suffix(".away"), late)
-        _, report, opened = check("llava-1.5", path)
-        assert opened == [1] and faults(report) == {} and report["data"]["train"]["sizes"][0]["media"] == 1
-    finally:
-        late.unlink()
-    monkeypatch.setattr(data_report, "VERSION", -1)
-    assert check("llava-1.5", path)[2] == [0, 2]
-    Path(path).write_text(json.dumps([*rows[::2], row("e", "f")]))
-    assert check("llava-1.5", path)[2] == [0, 1, 2]
-
-
-def test_a_progress_file_counts_a_row_once_and_ends_before_what_is_no_json(tmp_path):
-    rows = torch.utils.data.TensorDataset(torch.zeros(3))
-    rows.errors = {}
-    lines = [json.dumps({"position": 0, "text": 5, "media": [["image", 8, 8, 4]]}) + "\n"] * 2
-    path = tmp_path / "progress.jsonl"
-    path.write_text("".join(lines) + '{"position": 1, "te{"position": 2, "text": 5}\n{"position": 2, "text": 5}\n')
-    results = data_report.Results(str(path), {"train": rows})
-    assert list(results.media.values()) == [1] and list(results.media_tokens.values()) == [4]
-    assert results.left.tolist() == [1, 2] and path.read_text() == "".join(lines)
-    results.add('{"position": 2, "text": 7}')
-    assert results.details(2)["text"] == 7 and results.details(0)["text"] == 5
-
-
-def test_a_second_check_of_the_same_data_waits(tmp_path, capsys):
-    path, order = str(tmp_path / "progress.jsonl"), []
-
-    def second():
-        with data_report.alone_with(path):
-            order.append("second")
-
-    thread = threading.Thread(target=second, daemon=True)
-    with data_report.alone_with(path):
-        thread.start()
-        thread.join(0.3)
-        order.append("first")
-    thread.join(10)
-    assert order == ["first", "second"] and "waiting until it ends" in capsys.readouterr().err
 
 
 # ---- the clean rows ----
