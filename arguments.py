@@ -100,7 +100,6 @@ class ReadingArguments:
     fps: float | None = flag(None, "Frames taken from each second of a video, instead of --num_frames.")
     max_frames: int | None = flag(None, "At most so many frames of a video; needs --fps.")
     video_max_pixels: int | None = flag(None, "Shrink video frames of more pixels; their aspect ratio stays.")
-    video_backend: str = flag("pyav", "What decodes videos: pyav or decord.")
     image_pixel_limit: int = flag(179_000_000, "Refuse an image of more pixels: it may be a decompression bomb.")
     media_megabytes_limit: int = flag(2_000, "Refuse to fetch a larger file.")
     video_seconds_limit: int = flag(4 * 3600, "Refuse a longer video.")

@@ -44,7 +44,7 @@ from training.checks import check_writable
 AS_IN_TRAINING = (
     ("image_size", "min_pixels", "max_pixels", "jpeg_draft"),
     ("num_frames", "fps", "max_frames"),
-    *[(name,) for name in ("image_resize_algorithm", "video_max_pixels", "video_backend", "processor_kwargs")],
+    *[(name,) for name in ("image_resize_algorithm", "video_max_pixels", "processor_kwargs")],
 )
 
 # Flags that have no effect in the other of the two modes.

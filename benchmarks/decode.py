@@ -65,10 +65,6 @@ def pyav(path: str, count: int) -> np.ndarray:
     return videos.open_video(path, MediaOptions(num_frames=count))[0]
 
 
-def decord(path: str, count: int) -> np.ndarray:
-    return videos.open_video(path, MediaOptions(num_frames=count, video_backend="decord"))[0]
-
-
 def memory(name: str) -> int:
     """In kB, of this process; /proc is of Linux."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -100,7 +96,7 @@ def compare_videos(folder: str, clip_seconds: int, rounds: int) -> None:
         path = f"{folder}/{gop}.mp4"
         write_clip(path, gop, clip_seconds)
         for count in (8, 32):
-            ways = (full_decode, one_pass, pyav, decord)
+            ways = (full_decode, one_pass, pyav)
             turns = [{way: run(way, path, count) for way in ways} for _ in range(rounds)]
             for way in ways:
                 results = [turn[way] for turn in turns]

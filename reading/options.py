@@ -28,7 +28,6 @@ class MediaOptions:
     fps: float | None = None  # instead of num_frames: so many a second of video, at most max_frames
     max_frames: int | None = None
     video_max_pixels: int | None = None  # of a frame, the ratio of the sides kept
-    video_backend: str = "pyav"  # or decord
     allow_urls: bool = False
     allowed_networks: tuple[str, ...] = ()  # that URLs may point to beside public addresses, as "10.1.0.0/16"
     cache_folder: str = CACHE_FOLDER  # fetched files are kept in its folder media
@@ -49,8 +48,6 @@ class MediaOptions:
             raise ValueError(
                 f"--image_resize_algorithm is {self.image_resize_algorithm!r}, expected {', '.join(FILTERS)}."
             )
-        if self.video_backend not in ("pyav", "decord"):
-            raise ValueError(f"--video_backend is {self.video_backend!r}, expected pyav or decord.")
         if self.image_size is not None and (self.min_pixels or self.max_pixels):
             raise ValueError("--min_pixels and --max_pixels have no effect beside --image_size; give one or the other.")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:

@@ -57,11 +57,7 @@ def open_video(reference, options: MediaOptions) -> tuple[np.ndarray, dict]:
             scan, size = _scan(container, stream, source, options), (stream.width, stream.height)
         indices = _choose(scan.total, scan.fps, options)
         _scaled_size(*size, len(indices), options)
-        wanted = sorted(set(indices))
-        if options.video_backend == "decord":
-            frames = _decode_with_decord(source, wanted, scan, options)
-        else:
-            frames = _decode(source, wanted, scan, options)
+        frames = _decode(source, sorted(set(indices)), scan, options)
         if len({frame.shape for frame in frames.values()}) > 1:
             raise ValueError("the size of its frames changes on the way")
         return np.stack([frames[i] for i in indices]), _metadata(scan.total, scan.fps, indices)
@@ -152,7 +148,6 @@ class _Scan:
     fps: float
     times: list[int] | None  # when each frame is shown, in order, in the stream's unit; None where it does not tell
     keys: list[int]  # those of the keyframes, in order
-    leading: bool  # whether frames that come after a keyframe are shown before it (an open group of pictures)
 
 
 @contextlib.contextmanager
@@ -236,7 +231,7 @@ def _scan(container, stream, source, options: MediaOptions) -> _Scan:
     """
     fps, start = _header_rate(stream), (container.start_time or 0) / 1e6
     _check_length(_promised_end(container) - start, options)
-    times, keys, packets, end, leading, cut_short = [], [], 0, 0.0, False, False
+    times, keys, packets, end, cut_short = [], [], 0, 0.0, False
     for packet in container.demux():  # sound too: it may be longer than the pictures
         if packet.pts is not None:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -249,8 +244,6 @@ def _scan(container, stream, source, options: MediaOptions) -> _Scan:
         cut_short = packet.is_corrupt
         if packet.is_keyframe:
             keys.append(packet.pts)
-        elif keys and None not in (packet.pts, keys[-1]):
-            leading |= packet.pts < keys[-1]
         if not packet.is_discard and not _is_hidden(packet):
             times.append(packet.pts)
     total = len(times)
@@ -259,13 +252,13 @@ def _scan(container, stream, source, options: MediaOptions) -> _Scan:
     _check_length(total / fps, options)
     _check_whole(container, stream, source, fps, packets, end, cut_short)
     if None in times + keys or len(set(times)) < total or not keys:
-        return _Scan(total, fps, None, [], leading)
+        return _Scan(total, fps, None, [])
     times, keys = sorted(times), sorted(keys)
     if total > 1:
         measured = (total - 1) / float((times[-1] - times[0]) * stream.time_base)
         # Headers round, and guess where the rate varies.
         fps = fps if abs(measured / fps - 1) < 0.02 else measured
-    return _Scan(total, fps, times if container.format.name in TIMED else None, keys, leading)
+    return _Scan(total, fps, times if container.format.name in TIMED else None, keys)
 
 
 def _check_whole(container, stream, source, fps: float, packets: int, end: float, cut_short: bool) -> None:
@@ -391,43 +384,3 @@ def _pixels(frame, number: int, options: MediaOptions) -> np.ndarray:
     if abs(b) > abs(a):
         pixels, a, d = pixels.transpose(1, 0, 2), c, b
     return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
-
-
-def _decode_with_decord(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> dict[int, np.ndarray]:
-    """The wanted frames by the package decord, where it finds the right ones.
-
-    Version 0.6 silently returns wrong ones from containers other than mp4, mov, mkv and webm, from MPEG-2 and MPEG-4
-    part 2 with B-frames, and from open groups of pictures; and it breaks on turned frames.
-
-    Raises:
-        ValueError: a clip of such a kind, a damaged one, or one where decord fails.
-    """
-    import decord
-
-    with _opened(source, options) as (container, stream):
-        container_name, codec = container.format.name, stream.codec_context.name
-        first = _first_frame(container, stream)
-    reason = None
-    if container_name not in (MP4, MKV) or codec in ("mpeg4", "mpeg2video"):
-        reason = f"it is {codec} in {container_name}"
-    elif scan.leading:
-        reason = "it has open groups of pictures"
-    elif first.side_data.get("DISPLAYMATRIX") is not None:
-        reason = "its frames are turned"
-    elif any(component.is_alpha for component in first.format.components):
-        reason = "it has transparency"
-    if reason:
-        raise ValueError(f"{reason}, which decord gets wrong; use --video_backend pyav")
-    _decode(source, wanted, scan, options)  # decord has no such option, and paints over damage
-    width, height = _scaled_size(first.width, first.height, len(wanted), options)
-    if not isinstance(source, str):
-        source.seek(0)
-    try:
-        reader = decord.VideoReader(source, width=width, height=height)
-        if len(reader) != scan.total:
-            raise ValueError(f"decord finds {len(reader)} of its {scan.total} frames; use --video_backend pyav")
-        frames = reader.get_batch(wanted).asnumpy()
-    except decord.DECORDError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"decord fails ({reason}); try --video_backend pyav") from error
-    return dict(zip(wanted, frames))

@@ -18,7 +18,6 @@ import entry
 NEEDED_FOR = {
     "pyarrow": "Parquet",
     "av": "videos",
-    "decord": "--video_backend decord",
     "reading.fetch": "--allow_urls",
     "rich": "preview.py in a terminal",
     "matplotlib": "preview.py --check --html",

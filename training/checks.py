@@ -27,8 +27,9 @@ from evaluation.metrics import METRICS, load_metrics
 from loaders.output_folder import adapter_config
 from reading.options import CACHE_FOLDER, MediaOptions
 
-# Flags that transformers 5 removed or renamed -> what to write now.
+# Flags that transformers 5 or we removed or renamed -> what to write now.
 RENAMED_FLAGS = {
+    "video_backend": "nothing: videos are decoded by PyAV",
     "warmup_ratio": "--warmup_steps (a fraction such as 0.03 is accepted)",
     "evaluation_strategy": "--eval_strategy",
     "group_by_length": "--train_sampling_strategy group_by_length",
@@ -401,7 +402,7 @@ def check_flag_names(written: Iterable[str], known: Collection[str]) -> None:
         if name in RENAMED_FLAGS:
             successor = RENAMED_FLAGS[name]
             cure = successor.replace("nothing: ", "leave it out, ") if "nothing" in successor else f"use {successor}"
-            raise ValueError(f"{option} does not exist in transformers 5; {cure}.")
+            raise ValueError(f"{option} does not exist any more; {cure}.")
         names = [other for other in known if "-" not in other.removeprefix("--")]  # of two spellings, the usual one
         nearest = difflib.get_close_matches(f"--{name}", names, n=3, cutoff=0.7)
         hint = f" Did you mean {', '.join(nearest)}?" if nearest else ""

@@ -341,7 +341,6 @@ def test_each_algorithm_is_the_one_of_its_name(name):
         ({"fps": float("nan")}, "--fps is nan"),
         ({"video_pixel_limit": 0}, "--video_pixel_limit is 0"),
         ({"max_frames": 4}, "--max_frames has no effect without --fps"),
-        ({"video_backend": "opencv"}, "--video_backend is 'opencv'"),
         ({"image_pixel_limit": 0}, "--image_pixel_limit is 0"),
     ],
 )

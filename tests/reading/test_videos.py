@@ -1,6 +1,5 @@
 """Videos, against frames that carry their number as bars, in clips that the test encoded itself."""
 
-import importlib.util
 import struct
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from reading import media, videos
 from reading.options import MediaOptions
 
 BARS = 8  # bits of the number, of 8 pixels each
-needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord is only built for x86_64")
 
 
 def picture(number: int) -> np.ndarray:
@@ -186,9 +184,8 @@ def test_stretches_of_a_file_that_were_overwritten_are_an_error(clips, tmp_path,
 @pytest.mark.parametrize(
     "flags, number", [({"fps": 8.0}, 48), ({"num_frames": 24}, 24), ({"fps": 8.0, "max_frames": 24}, 24)]
 )
-@pytest.mark.parametrize("backend", ["pyav", pytest.param("decord", marks=needs_decord)])
-def test_all_frames_together_have_a_limit(clips, monkeypatch, flags, number, backend):
-    flags = flags | {"video_backend": backend, "video_max_pixels": 1000}
+def test_all_frames_together_have_a_limit(clips, monkeypatch, flags, number):
+    flags = flags | {"video_max_pixels": 1000}
     pixels = number * 27 * 36  # as they are scaled
     frames, _ = videos.open_video(clips("a.mp4"), MediaOptions(**flags, video_pixel_limit=pixels))
     assert frames.size == 3 * pixels
@@ -246,14 +243,13 @@ def test_with_a_variable_rate_frames_are_chosen_by_number(tmp_path, name):
     "name, muxer",
     [("a.mp4", {}), ("a.mp4", {"movflags": "+faststart"}), ("a.mkv", {}), ("a.avi", {}), ("a.flv", {})],
 )
-@pytest.mark.parametrize("backend", ["pyav", pytest.param("decord", marks=needs_decord)])
 @pytest.mark.parametrize("kept", [0.5, 0.8, 0.9, 0.95])
-def test_a_truncated_video_is_never_a_shorter_clip(tmp_path, name, muxer, kept, backend):
+def test_a_truncated_video_is_never_a_shorter_clip(tmp_path, name, muxer, kept):
     path = tmp_path / name
     write_clip(path, 32, muxer=muxer, **H264)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     with pytest.raises(ValueError, match=f"video .*{name} cannot be decoded: ") as error:
-        videos.open_video(str(path), MediaOptions(num_frames=4, video_backend=backend))
+        videos.open_video(str(path), MediaOptions(num_frames=4))
     if name == "a.mkv":
         assert "it is truncated: of 4.00 seconds the first " in str(error.value)
     if muxer:
@@ -474,45 +470,6 @@ def test_an_empty_list_is_no_video():
     for opened in (videos.open_video, videos.read_header):
         with pytest.raises(ValueError, match="empty list"):
             opened([], MediaOptions())
-
-
-# ---- decord ----
-
-
-@needs_decord
-@pytest.mark.parametrize(
-    "name", ["a.mp4", "a.mkv", "whole.mp4", "intra.mp4", "vp9.webm", "vp8.webm", "ten.mp4", "full.mov"]
-)
-def test_decord_gives_the_same_frames(clips, name):
-    for count in (1, 2, 5, 9, 48):
-        theirs, metadata = videos.open_video(clips(name), MediaOptions(num_frames=count, video_backend="decord"))
-        ours, expected = videos.open_video(clips(name), MediaOptions(num_frames=count))
-        assert numbers(theirs) == numbers(ours) == indices_of(count) and metadata == expected
-        assert np.abs(theirs.astype(int) - ours).mean() < 4  # other conversions of colour
-
-
-@needs_decord
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "whole.mp4", "ten.mp4", "full.mov"])
-def test_damage_is_an_error_with_decord_too(clips, tmp_path, name):
-    (tmp_path / name).write_bytes(damaged(clips(name)))
-    with pytest.raises(ValueError, match=f"{name} cannot be decoded: it is truncated or damaged"):
-        videos.open_video(str(tmp_path / name), MediaOptions(num_frames=48, video_backend="decord"))
-
-
-@needs_decord
-def test_decord_takes_bytes_and_scales(clips):
-    options = MediaOptions(num_frames=2, video_max_pixels=1000, video_backend="decord")
-    frames, _ = videos.open_video(open(clips("a.mp4"), "rb").read(), options)
-    assert frames.shape == (2, 27, 36, 3) and numbers(frames) == [0, 47]
-
-
-@needs_decord
-@pytest.mark.parametrize(
-    "name", ["a.avi", "a.ts", "a.h264", "open.mp4", "refresh.mp4", "hevc.mkv", "mpeg4.avi", "a.gif"]
-)
-def test_what_decord_gets_wrong_is_refused(clips, name):
-    with pytest.raises(ValueError, match=f"{name} .* which decord gets wrong; use --video_backend pyav"):
-        videos.open_video(clips(name), MediaOptions(num_frames=5, video_backend="decord"))
 
 
 @pytest.mark.slow
