@@ -80,8 +80,12 @@ class ReadingArguments:
     assistant_key: str = flag("gpt", "Name of the assistant in the `from` field of `conversations`.")
     field_messages: str = flag("messages", "Name of the field `messages`.")
     columns: list[str] | None = flag(
-        None, "Fields of the data to ignore on purpose, each written NAME= (docs/dataset.md#fields-that-are-not-read)."
+        None,
+        "Fields of the data by other names: question=query image=jpg reads `query` as `question`; url= ignores a field "
+        "(docs/dataset.md#other-names).",
     )
+    prompt: str | None = flag(None, "Question of every row, where the data hold answers alone.")
+    system_prompt: str | None = flag(None, "System prompt of every row.")
     image_folder: str | None = flag(None, "Folder of relative image paths. Default: the data file's folder.")
     video_folder: str | None = flag(None, "Folder of relative video paths. Default: the data file's folder.")
     allow_outside: bool = flag(False, "Let paths in the data leave these folders.")

@@ -50,7 +50,7 @@ AS_IN_TRAINING = (
 # Flags that have no effect in the other of the two modes.
 OF_A_FILE = ("output_path", "metric", "batch_size", "max_samples", "allow_outside")
 OF_A_FILE += ("user_key", "assistant_key", "field_messages", "columns")
-OF_A_CHAT = ("image", "video", "system_prompt")
+OF_A_CHAT = ("image", "video")
 
 
 def main(words: list[str] | None = None) -> None:
@@ -115,10 +115,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data_path", help="A data file to answer, as train.py takes it (docs/dataset.md).")
     parser.add_argument("--output_path", help="JSONL file to write its answers to.")
     parser.add_argument("--chat", **SWITCH, help="Converse in the terminal, or with lines that are piped in.")
-    parser.add_argument("--prompt", help="Answer this one question.")
     parser.add_argument("--image", nargs="+", help="Pictures that go with --prompt, or the first question of --chat.")
     parser.add_argument("--video", nargs="+", help="Videos that do.")
-    parser.add_argument("--system_prompt", help="System message of --prompt or --chat.")
     parser.add_argument("--model_id", help="Model id, where neither args.yaml nor the config tells the family.")
     parser.add_argument("--model_local_path", help="Base of an adapter; default: the path it was trained from.")
     add_trust_flag(parser)
@@ -144,6 +142,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Refuse what would fail only after the model is loaded, or change nothing."""
     modes = [name for name in ("data_path", "chat", "prompt") if getattr(args, name)]
+    if modes[0:2] == ["data_path", "prompt"]:
+        modes.pop()  # the question of each row
     if len(modes) != 1:
         found = " and ".join(f"--{name}" for name in modes) or "none of them is given"
         raise ValueError(f"Choose one: --data_path with --output_path, --chat, or --prompt ({found}).")

@@ -26,11 +26,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from reading.mapping import Mapping
 from reading.media import open_part
 from reading.options import MediaOptions
 from reading.row_index import ChangedFile, Layout, RowIndex, open_index
 from reading.rows import RowForm
-from reading.sources import find_source
+from reading.sources import find_source, is_table
 
 # The label of a token that is not trained, as PyTorch's cross entropy has it.
 IGNORE_INDEX = -100
@@ -51,7 +52,8 @@ class MultimodalDataset(Dataset):
         check: True raises a ValueError that lists the rows that cannot be used; False keeps them in
             `errors` (position -> message), with None in `rows`.
         max_bad_samples: given, `check` leaves them out instead, as long as they are no more than these.
-        columns: "NAME=" for each field that is ignored on purpose, NAME as `notes` and errors write it.
+        columns: NAME=FIELD for each field that is read by another name, FIELD= for each that is ignored.
+        prompt, system_prompt: the question and the system prompt of each row.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class MultimodalDataset(Dataset):
         check: bool = True,
         max_bad_samples: int | None = None,
         columns: Sequence[str] | None = None,
+        prompt: str | None = None,
+        system_prompt: str | None = None,
     ):
         self.media = media or MediaOptions()
         self.paths = [data_path] if isinstance(data_path, str) else list(data_path)
@@ -78,16 +82,18 @@ class MultimodalDataset(Dataset):
         for source in map(find_source, self.paths):
             first = self.starts[-1]
             for file in source.files:
-                own = os.path.dirname(os.path.abspath(file))
+                own = source.folder or os.path.dirname(os.path.abspath(file))
+                keys = {"user_key": user_key, "assistant_key": assistant_key} | source.keys
                 form = RowForm(
                     {"image": os.path.abspath(image_folder or own), "video": os.path.abspath(video_folder or own)},
-                    user_key,
-                    assistant_key,
-                    field_messages,
-                    self.media.allow_urls,
-                    allow_outside,
+                    **keys,
+                    field_messages=field_messages,
+                    allow_urls=self.media.allow_urls,
+                    allow_outside=allow_outside,
                     allow_absolute=not source.from_hub,
-                    ignored=tuple(sorted(column.removesuffix("=") for column in columns or [])),
+                    mapping=Mapping.of([*source.columns, *(columns or [])], lower=is_table(file)),
+                    prompt=prompt,
+                    system_prompt=system_prompt,
                 )
                 self.files.append(open_index(file, form, self.media))
                 self.starts.append(self.starts[-1] + len(self.files[-1]))
@@ -99,6 +105,7 @@ class MultimodalDataset(Dataset):
         self.rows = Rows(self)
         if not len(self):
             raise ValueError(f"{self.name} holds no sample.")
+        self._check_columns(columns)
         self.errors = {}
         for file, index in zip(self.starts, self.files):
             for place, fault in index.errors.items():
@@ -114,6 +121,13 @@ class MultimodalDataset(Dataset):
                 )
             self.leave_out(faults)
             self.errors = {}
+
+    def _check_columns(self, columns: Sequence[str] | None) -> None:
+        """Refuse a column that no row has: a medium would be missing in silence."""
+        found = {column.lower() for index in self.files for column in index.mapped}
+        for name, field in Mapping.of(columns).sources:
+            if f"{name}={field}".lower() not in found:
+                raise ValueError(f"--columns {name}={field}: no row of {self.name} has a field `{field}`.")
 
     def __len__(self) -> int:
         return self.first_of[-1] if self.kept is None else len(self.kept)
@@ -346,6 +360,8 @@ def make_dataset(
         check,
         max_bad_samples,
         data.columns,
+        data.prompt,
+        data.system_prompt,
     )
     if not weighted and set(dataset.weights) != {1}:
         raise ValueError(f"{dataset.name}: only training data (--data_path) has weights; here each row counts once.")

@@ -26,7 +26,7 @@ from reading import media, sources
 from reading.options import MediaOptions
 from reading.rows import KINDS, RowForm, content_parts
 
-VERSION = 2  # of the files below
+VERSION = 3  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
@@ -104,7 +104,8 @@ class RowIndex:
         self.layouts_used = [Layout(layout) for layout in about["layouts"]]
         self.errors = {int(place): fault for place, fault in about["errors"].items()}
         self.digest, self.media_folders = about["digest"], about["media_folders"]
-        self.unread = about["unread"]  # field that is not read -> number of rows
+        # Field that is not read, and column that --columns names -> number of rows.
+        self.unread, self.mapped = about["unread"], about["mapped"]
         self.broken, self.state = set(about["broken"]), about["state"]
         for name in ARRAYS:
             setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
@@ -224,7 +225,7 @@ def state_of(path: str) -> list[int]:
 
 def arrow_copy(folder: str, form: RowForm) -> str:
     """The copy of a Parquet file or a table, beside the folder of its index."""
-    return os.path.join(os.path.dirname(folder), f"{name_of(form.ignored)}.arrow")
+    return os.path.join(os.path.dirname(folder), f"{name_of(asdict(form.mapping))}.arrow")
 
 
 def is_current(index: RowIndex, options: MediaOptions) -> bool:
@@ -259,7 +260,7 @@ class IndexMaker:
         self.errors: dict[int, str] = {}
         self.broken: list[int] = []  # lines that are no JSON, and texts that are none
         self.digest, self.media_folders = hashlib.sha256(), set()
-        self.unread = Counter()
+        self.unread, self.mapped = Counter(), Counter()
         self.known: dict[tuple[str, str], tuple[int, int, int] | ValueError] = {}  # (kind, path or URL) -> size
 
     def make(self, folder: str) -> None:
@@ -286,7 +287,7 @@ class IndexMaker:
             return sources.scan(self.path)
         copy = arrow_copy(folder, self.form)
         if not os.path.isfile(copy):
-            sources.copy_rows(self.path, self.form.ignored, f"{copy}.unfinished")
+            sources.copy_rows(self.path, self.form, f"{copy}.unfinished")
             os.rename(f"{copy}.unfinished", copy)
         return sources.scan_arrow(sources.open_arrow(copy))
 
@@ -309,7 +310,7 @@ class IndexMaker:
                 if isinstance(row, ValueError):
                     self.broken.append(place)
                     raise row
-                messages = self.form.messages(row, self.unread)
+                messages = self.form.messages(row, self.unread, self.mapped)
                 usable.append((place, content_parts({"messages": messages}), messages, row))
             except ValueError as error:
                 self.errors[place] = f"{self.name}, sample {place}: {error}"
@@ -333,7 +334,7 @@ class IndexMaker:
             message | {"content": [{k: v for k, v in part.items() if k not in KINDS} for part in message["content"]]}
             for message in messages
         ]
-        return [plain, {name: value for name, value in row.items() if name not in self.form.columns}]
+        return [plain, {name: value for name, value in self.form.named(row).items() if name not in self.form.columns}]
 
     def read_ahead(self, parts: Iterable[dict], pool: ThreadPoolExecutor) -> None:
         """Read the headers of files and URLs side by side, each once."""
@@ -374,7 +375,8 @@ class IndexMaker:
         for name, values in self.arrays.items():
             np.save(os.path.join(folder, f"{name}.npy"), np.array(values, dtype=values.typecode))
         about = {"layouts": list(self.layouts), "errors": self.errors, "broken": self.broken}
-        about |= {"digest": self.digest.hexdigest(), "state": self.state, "unread": self.unread}
+        about |= {"digest": self.digest.hexdigest(), "state": self.state}
+        about |= {"unread": self.unread, "mapped": self.mapped}
         about["media_folders"] = {name: modified(name) for name in sorted(self.media_folders)}
         with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
             json.dump(about, file)

@@ -2,8 +2,9 @@
 
     conversations   {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, ...]}
     messages        {"messages": [{"role": "user", "content": "..." or [parts]}, ...], "images": [...]}
-    prompt          {"prompt": "..." or [messages], "completion": "..." or [messages], "images": [...]},
-                    or with the names "question" and "answer"
+    prompt          {"prompt": "..." or [messages], "completion": "..." or [messages], "images": [...]}
+    question        {"question": "...", "answer": "...", "image": "a.png"}, or with the names "query" and "response",
+                    or "instruction", "input" and "output"; earlier turns in "history"
 
 A reference to a medium becomes an absolute path, an http(s) URL, or the bytes of an encoded file; a video may also be a
 list of references to images. docs/dataset.md describes the forms to users.
@@ -13,6 +14,7 @@ import base64
 import binascii
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,14 +22,19 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from reading import unread
+from reading.mapping import Mapping
 
 ROLES = ("system", "user", "assistant")
 KINDS = ("image", "video")
 MEDIA_COLUMNS = tuple(name for kind in KINDS for name in (kind, f"{kind}s"))
-PAIRS = {"prompt": ("prompt", "completion"), "question": ("question", "answer")}  # two names of one form
+# Names of what is asked -> of what is answered. Of the first, the texts may be lists of messages.
+PAIRS = {"prompt": "completion", "question": "answer", "query": "response", "instruction": "output"}
+INPUT = {"instruction": ("input",)}  # what it ends with
+ANSWERS = "answer response output completion caption captions label labels target solution translation text".split()
+OF_A_VIDEO = re.compile(r"video|clip|\.(mp4|mkv|mov|avi|webm)", re.IGNORECASE)
 SYSTEM = ("system_prompt", "system")  # two names of one field
+TURN_KEYS = (("role", "from"), ("content", "value"))
 MASKS = ("train", "training", "loss", "weight")  # names of one key of a message
-PLACEHOLDER = re.compile(r"(<image>|<video>)")
 LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
 # Stands inside control strings typed by a user until they are tokenized (collators/base.py).
 RESERVED_CHARACTER = "\ufdd0"
@@ -35,7 +42,7 @@ RESERVED_CHARACTER = "\ufdd0"
 UNUSABLE_CHARACTER = re.compile(f"[{RESERVED_CHARACTER}\ud800-\udfff]")
 DATA_URL = re.compile(r"data:(?P<type>[\w/.+-]*)(?:;[\w=.+-]+)*?(?P<base64>;base64)?,", re.IGNORECASE)
 # Of a part -> the keys that its reference may stand under, besides the name of its kind.
-SOURCES = ("path", "url", "base64")
+SOURCES = ("path", "url", "base64", "value")
 
 
 @dataclass(frozen=True)
@@ -49,52 +56,57 @@ class RowForm:
     allow_urls: bool = False
     allow_outside: bool = False
     allow_absolute: bool = True  # False for what came from the Hub, whose author is not the user
-    ignored: tuple[str, ...] = ()  # fields that are passed over, as `unread.Leaf.listed` writes them
+    mapping: Mapping = Mapping()
+    prompt: str | None = None  # the question of each row
+    system_prompt: str | None = None  # of each row
+    turn_keys: tuple[tuple[str, ...], tuple[str, ...]] = TURN_KEYS  # of a turn -> its role and its content
+    system_key: str = "system"
     roles: dict[str, str] = field(init=False)  # name in `from` -> role
 
     def __post_init__(self):
-        roles = {"system": "system", self.user_key: "user", self.assistant_key: "assistant"}
-        object.__setattr__(self, "roles", roles)
+        keys = {self.system_key: "system", self.user_key: "user", self.assistant_key: "assistant"}
+        object.__setattr__(self, "roles", {role: role for role in ROLES} | keys)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All fields of a row that can be read."""
-        pairs = (name for pair in PAIRS.values() for name in pair)
-        return (self.field_messages, "conversations", *pairs, *SYSTEM, *MEDIA_COLUMNS)
+        of_pairs = (*PAIRS, *PAIRS.values(), "input", "history")
+        return (self.field_messages, "conversations", *of_pairs, *SYSTEM, *MEDIA_COLUMNS)
 
-    def messages(self, row: object, unread_fields: Counter | None = None) -> list[dict]:
+    def named(self, row: dict, mapped: Counter | None = None) -> dict:
+        """A row under the names that are read, with what the flags give each row."""
+        row = self.mapping.row(row, mapped)
+        if self.prompt is not None:
+            if asked := [name for name in (*self._turns_names(), *PAIRS) if name in row]:
+                raise ValueError(f"has a question of its own (`{asked[0]}`), and --prompt gives one too; leave one out")
+            row |= {question: self.prompt for question, answer in PAIRS.items() if answer in row}
+        if self.system_prompt is not None:
+            if given := [name for name in SYSTEM if name in row]:
+                raise ValueError(f"has its own `{given[0]}`, and --system_prompt gives one too; leave one out")
+            row |= {SYSTEM[0]: self.system_prompt}
+        return row
+
+    def messages(self, row: object, unread_fields: Counter | None = None, mapped: Counter | None = None) -> list[dict]:
         """The canonical messages of a row.
 
         Args:
             unread_fields: counts the rows of each field that is not read, and need not be.
+            mapped: counts the rows that have each field of --columns.
 
         Raises:
             ValueError: names the field and the fix; it goes on after "train.json, sample 7: ".
         """
         if not isinstance(row, dict):
             raise ValueError(f"must be a JSON object, not {type(row).__name__}")
-        row = unread.without(row, self.ignored) if self.ignored else row
-        row = {key: value for key, value in row.items() if value is not None}
-        forms = [name for name in dict.fromkeys((self.field_messages, "conversations")) if name in row]
-        if "completion" in row or not forms and "prompt" in row:  # many data sets have a `prompt` beside messages
-            forms.append("prompt")
-        if not forms and "question" in row:
-            forms.append("question")
-        if len(forms) > 1:
-            raise ValueError(f"has both `{forms[0]}` and `{forms[1]}`, and only one can be trained on; remove one")
-        if not forms:
-            raise ValueError(
-                f"has neither a `conversations` nor a `{self.field_messages}` field, nor a `prompt` or "
-                "`question`; see docs/dataset.md (--field_messages renames the second)"
-            )
-        left = unread.leaves(self._unread(row, PAIRS.get(forms[0], (forms[0],))))
+        row = self.named(row, mapped)
+        form, answer = self._form(row)
+        names = (form, answer, "history", *INPUT.get(form, ())) if answer else (form,)
+        left = unread.leaves(self._unread(row, names))
         unread.check_names(left, has_video=False)
-        if forms[0] == self.field_messages:
-            messages = self._of_messages(row, _turns(row, self.field_messages), self.field_messages)
-        elif forms[0] == "conversations":
-            messages = self._of_conversations(row)
-        else:
-            messages = self._of_prompt(row, *PAIRS[forms[0]])
+        turns = self._turns_of_pair(row, form, answer) if answer else _turns(row[form], form)
+        messages = _system(row) + [self._message(turn, where) for turn, where in turns]
+        for kind in reversed(KINDS):  # so that images come first where both go to the front
+            self._put_in(messages, kind, *self._column(row, kind), must_be_placed=form == "conversations")
         _check_roles([message["role"] for message in messages])
         for message in messages:
             for part in message["content"]:
@@ -114,6 +126,56 @@ class RowForm:
             unread_fields.update({leaf.listed for leaf in left})
         return messages
 
+    def _turns_names(self) -> set[str]:
+        return {self.field_messages, "conversations"}
+
+    def _form(self, row: dict) -> tuple[str, str | None]:
+        """The field that holds the turns of a row; or those that hold its question and its answer."""
+        forms = sorted(self._turns_names() & row.keys())
+        if "completion" in row or not forms and "prompt" in row:  # many data sets have a `prompt` beside messages
+            forms.append("prompt")
+        if not self._turns_names() & row.keys():
+            forms += [name for name in PAIRS if name in row and name not in forms]
+        if len(forms) > 1:
+            raise ValueError(
+                f"has both `{forms[0]}` and `{forms[1]}`, and only one can be trained on: remove one, or add "
+                f"--columns {forms[1]}= to ignore it"
+            )
+        if not forms:
+            fields = ", ".join(f"`{name}`" for name in row) or "none at all"
+            raise ValueError(
+                f"has none of `conversations`, `{self.field_messages}`, `question` and `answer` (docs/dataset.md), but "
+                f"{fields}: {self._proposal(row)}"
+            )
+        return forms[0], None if forms[0] in self._turns_names() else PAIRS[forms[0]]
+
+    def _proposal(self, row: dict) -> str:
+        """The --columns that would read a row whose fields have other names, as far as its values tell."""
+        for name, value in row.items():
+            turns = value if isinstance(value, list) else []
+            if any(isinstance(turn, dict) and turn.keys() & {*TURN_KEYS[0]} for turn in turns):
+                return f"try --columns messages={name}"
+        texts, found = {}, []
+        for name, value in unread.flat("", row):
+            source = re.sub(r"\.(bytes|path)\Z", "", name.removeprefix("."))
+            if unread.is_medium(value, (), {*self.folders.values()}):
+                kind = "video" if OF_A_VIDEO.search(f"{name} {value}"[:300]) else "image"
+                found.append(f"{kind}{'s' if '[]' in source else ''}={source}")
+            elif isinstance(value, str):
+                texts[source.replace("[]", "[0]")] = value
+        named = [
+            name
+            for name in ANSWERS
+            for source in texts
+            if name in re.split(r"\W+", source.lower())
+            for name in [source]
+        ]
+        answer = next(iter(named or [*texts][1:] or texts), None)
+        question = next((name for name in texts if name != answer), None)
+        found = [*([f"question={question}"] if question else []), f"answer={answer}", *dict.fromkeys(found)]
+        prompt = "" if question else ' --prompt "..." (the question of every row)'
+        return f"try --columns {' '.join(map(shlex.quote, found))}{prompt}" if answer else "it holds no text"
+
     def _unread(self, row: dict, names: tuple[str, ...]) -> Iterator[tuple[str, object]]:
         """(where, value) of all fields that are not read, where `names` hold the turns or texts of the row."""
         for name, value in row.items():
@@ -122,12 +184,11 @@ class RowForm:
             elif name not in (*names, *SYSTEM):
                 yield name, value
             for i, turn in enumerate(value if name in names and isinstance(value, list) else []):
-                keys = ("from", "value") if name == "conversations" else ("role", "content")
                 for key, inner in turn.items() if isinstance(turn, dict) else []:
-                    if key not in (*keys, *MASKS):
+                    if key not in (*self.turn_keys[0], *self.turn_keys[1], *MASKS):
                         yield f"{name}[{i}].{key}", inner
                     for j, part in enumerate(inner if key == "content" and isinstance(inner, list) else []):
-                        yield from _unread_of_part(f"{name}[{i}].content[{j}]", part)
+                        yield from _unread_of_part(f"{name}[{i}].{key}[{j}]", part)
 
     def _check_unread(self, left: list[unread.Leaf], row: dict, parts: list[dict]) -> None:
         unread.check_names(left, has_video=any(part["type"] == "video" for part in parts))
@@ -136,103 +197,95 @@ class RowForm:
         read = {value for _, value in unread.flat("", media) if isinstance(value, str)}
         unread.check_media(left, read, {*self.folders.values()})
 
-    def _of_conversations(self, row: dict) -> list[dict]:
-        """`<image>` and `<video>` in user turns stand for the media of the row, in order."""
-        left = {kind: self._column(row, kind) for kind in KINDS}
-        counts = {kind: len(references) for kind, (_, references) in left.items()}
-        found = dict.fromkeys(KINDS, 0)
-        messages = _system(row)
-        for i, turn in enumerate(_turns(row, "conversations")):
-            sender = turn.get("from")
-            if not isinstance(sender, str) or sender not in self.roles:
-                raise ValueError(
-                    f"conversations[{i}].from is {shown(sender)}, expected one of {', '.join(map(repr, self.roles))} "
-                    "(--user_key and --assistant_key rename them)"
-                )
-            role, text = self.roles[sender], _text(turn.get("value"), f"conversations[{i}].value")
-            content = [text]
-            if role == "user":
-                content = _split_placeholders(text["text"])
-                for part in content:
-                    if (kind := part["type"]) != "text":
-                        found[kind] += 1
-                        part[kind] = left[kind][1].pop(0) if left[kind][1] else None
-            messages.append({"role": role, "content": content, **_train(turn, f"conversations[{i}]")})
-        for kind, count in counts.items():
-            if found[kind] != count:
-                raise ValueError(
-                    f"has {found[kind]} <{kind}> in its user turns but {count} in its `{left[kind][0]}` field; they "
-                    "must match"
-                )
-        return messages
-
-    def _of_messages(self, row: dict, turns: list, name: str) -> list[dict]:
-        """Text is text, whatever stands in it; media are parts, or columns of the row that parts have places for."""
-        messages = _system(row) + [self._message(turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
-        for kind in reversed(KINDS):  # so that images come first where both go to the front
-            column, references = self._column(row, kind)
-            parts = [part for message in messages for part in message["content"] if part["type"] == kind]
-            empty = [part for part in parts if part[kind] is None]
-            if references and not empty:
-                if parts:
-                    raise ValueError(
-                        f"has parts of type {kind!r} that name their source, and a `{column}` field besides; remove one"
-                    )
-                self._put_in_front(messages, kind, references, column)
-                continue
-            if len(empty) != len(references):
-                if not references:
-                    where = empty[0]["where"]
-                    raise ValueError(f"{where} has type {kind!r} but no `path`, and the row has no `{kind}s` for it")
-                raise ValueError(
-                    f"has {len(empty)} parts of type {kind!r} without a source but {len(references)} in its "
-                    f"`{column}` field; they must match"
-                )
-            for i, part in enumerate(empty):
-                index, where = part.pop("index"), part.pop("where")
-                if index is not None and index not in range(len(references)):  # some data sets number them
-                    raise ValueError(f"{where}.index is {shown(index)}, but `{column}` has {len(references)} values")
-                part[kind] = references[i if index is None else index]
-        return messages
-
-    def _put_in_front(self, messages: list[dict], kind: str, references: list, column: str) -> None:
-        """Media that no part names go to the front of the first user message."""
-        users = [message for message in messages if message["role"] == "user"]
-        if not users:
-            raise ValueError(f"has a `{column}` field, but no user message to put it in")
-        if any(f"<{kind}>" in part.get("text", "") for message in users for part in message["content"]):
-            raise ValueError(
-                f"has <{kind}> in a text of `messages`, where it is no placeholder, beside its `{column}` field; "
-                "make it a part of the content, or use `conversations` (docs/dataset.md)"
-            )
-        users[0]["content"][:0] = [{"type": kind, kind: reference} for reference in references]
-
-    def _of_prompt(self, row: dict, prompt: str, completion: str) -> list[dict]:
-        """The completion is trained, and of the prompt nothing, as is usual for this form."""
+    def _turns_of_pair(self, row: dict, question: str, answer: str) -> list[tuple[dict, str]]:
+        """The answer is trained, and so are those of the history; of a question of several messages, nothing is."""
         turns = []
-        for name, role in ((prompt, "user"), (completion, "assistant")):
-            if isinstance(row.get(name), list):
-                turns += [{**turn, "train": False} if name == prompt else turn for turn in _turns(row, name)]
-            else:
-                turns.append({"role": role, "content": _text(row.get(name), name)["text"]})
-        return self._of_messages(row, turns, f"{prompt} + {completion}")
+        for i, pair in enumerate(row.get("history", [])):
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise ValueError(f"history[{i}] is {shown(pair)}; it must be a list of a question and its answer")
+            turns += [({"role": role, "content": text}, f"history[{i}]") for role, text in zip(ROLES[1:], pair)]
+        for name, role in ((question, "user"), (answer, "assistant")):
+            value = row.get(name)
+            if isinstance(value, list) and value and isinstance(value[0], str):
+                raise ValueError(f"`{name}` is a list of texts; --columns '{name}={name}[0]' takes the first of them")
+            if isinstance(value, list):
+                found = _turns(value, name)
+                turns += [({**turn, "train": False}, where) for turn, where in found] if name == question else found
+                continue
+            if name == answer and type(value) is int:  # a count, or a class without a name
+                value = str(value)
+            texts = [
+                _text(value, name)["text"],
+                *(_text(row[key], key)["text"] for key in INPUT.get(name, ()) if key in row),
+            ]
+            turns.append(({"role": role, "content": "\n".join(text for text in texts if text)}, name))
+        return turns
+
+    def _put_in(self, messages: list[dict], kind: str, column: str, references: list, must_be_placed: bool) -> None:
+        """Give the media of a field their places: parts without a source, <image> in texts of the user, or the front.
+
+        Args:
+            must_be_placed: whether every <image> in a text is a place, and the front is none.
+        """
+        parts = [part for message in messages for part in message["content"] if part["type"] == kind]
+        empty = [part for part in parts if part[kind] is None]
+        users = [message for message in messages if message["role"] == "user"]
+        if not parts and (references or must_be_placed):
+            typed = sum(part.get("text", "").count(f"<{kind}>") for message in users for part in message["content"])
+            if typed != len(references) and (typed or must_be_placed):
+                raise ValueError(
+                    f"has {typed} <{kind}> in its user turns but {len(references)} in its `{column}` field; they must "
+                    "match"
+                )
+            if references and not users:
+                raise ValueError(f"has a `{column}` field, but no user message to put it in")
+            left = iter(references)
+            for message in users if typed else []:
+                message["content"] = [piece for part in message["content"] for piece in _split(part, kind, left)]
+            if not typed and references:
+                users[0]["content"][:0] = [{"type": kind, kind: reference} for reference in references]
+            return
+        if references and not empty:
+            raise ValueError(
+                f"has parts of type {kind!r} that name their source, and a `{column}` field besides; remove one"
+            )
+        if len(empty) != len(references):
+            if not references:
+                where = empty[0]["where"]
+                raise ValueError(f"{where} has type {kind!r} but no `path`, and the row has no `{kind}s` for it")
+            raise ValueError(
+                f"has {len(empty)} parts of type {kind!r} without a source but {len(references)} in its "
+                f"`{column}` field; they must match"
+            )
+        for i, part in enumerate(empty):
+            index, where = part.pop("index"), part.pop("where")
+            if index is not None and index not in range(len(references)):  # some data sets number them
+                raise ValueError(f"{where}.index is {shown(index)}, but `{column}` has {len(references)} values")
+            part[kind] = references[i if index is None else index]
 
     def _message(self, turn: dict, where: str) -> dict:
-        role, content = turn.get("role"), turn.get("content")
-        if role not in ROLES:
-            raise ValueError(f"{where}.role is {shown(role)}, expected one of {', '.join(map(repr, ROLES))}")
-        if isinstance(content, list):
-            parts = [self._part(part, f"{where}.content[{j}]") for j, part in enumerate(content)]
+        keys = [key for names in self.turn_keys for key in names if key in turn]
+        sender, value = (next((key for key in names if key in turn), names[0]) for names in self.turn_keys)
+        if len(keys) > 2:
+            raise ValueError(f"{where} has the keys `{'`, `'.join(keys)}`; keep a role and a content")
+        role, content = turn.get(sender), turn.get(value)
+        if not isinstance(role, str) or role not in self.roles:
+            raise ValueError(
+                f"{where}.{sender} is {shown(role)}, expected one of {', '.join(map(repr, self.roles))} (--user_key "
+                "and --assistant_key rename two)"
+            )
+        if isinstance(content, list) and value == "content":
+            parts = [self._part(part, f"{where}.{value}[{j}]") for j, part in enumerate(content)]
         else:
-            parts = [_text(content, f"{where}.content")]
-        return {"role": role, "content": parts, **_train(turn, where)}
+            parts = [_text(content, f"{where}.{value}")]
+        return {"role": self.roles[role], "content": parts, **_train(turn, where)}
 
     def _part(self, part: object, where: str) -> dict:
         """A part of a message; of a medium without a source, the reference is None."""
         part = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {}
         kind = part.get("type")
         if kind == "text":
-            return _text(part.get("text"), f"{where}.text")
+            return _text(part.get("text", part.get("value")), f"{where}.text")
         if kind in ("image_url", "video_url"):  # OpenAI's: {"image_url": {"url": ...}}
             kind, url = kind.removesuffix("_url"), part.get(kind)
             part = {"url": url.get("url") if isinstance(url, dict) else url}
@@ -311,14 +364,14 @@ def shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _turns(row: dict, name: str) -> list[dict]:
-    turns = row[name]
+def _turns(turns: object, name: str) -> list[tuple[dict, str]]:
+    """The turns of a field, each with how messages name it."""
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"has no turn in its `{name}` field; it must be a list of at least two")
     for i, turn in enumerate(turns):
         if not isinstance(turn, dict):
             raise ValueError(f"{name}[{i}] must be an object, not {type(turn).__name__}")
-    return turns
+    return [(turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
 
 
 def _text(value: object, where: str) -> dict:
@@ -354,7 +407,7 @@ def _unread_of_part(where: str, part: object) -> Iterator[tuple[str, object]]:
             yield from ((f"{where}.{key}.{name}", inner) for name, inner in value.items() if name != "url")
         elif key == kind and kind in KINDS:
             yield from _unread_of_reference(f"{where}.{key}", value)
-        elif key not in ("type", kind, *(("index", *SOURCES) if kind in KINDS else ())) and value is not None:
+        elif key not in ("type", kind, "value", *(("index", *SOURCES) if kind in KINDS else ())) and value is not None:
             yield f"{where}.{key}", value
 
 
@@ -382,21 +435,18 @@ def _decode_url(kind: str, url: str, where: str) -> bytes:
     return _decode(url[match.end() :], where)
 
 
-def _split_placeholders(text: str) -> list[dict]:
-    """Text parts and media parts, in order; a line break that sets a placeholder apart belongs to neither."""
-    parts = []
-    pieces = PLACEHOLDER.split(text)
+def _split(part: dict, kind: str, left: Iterator) -> list[dict]:
+    """A text part at its <image> or <video>; a line break that sets one apart belongs to neither side."""
+    parts, pieces = [], part["text"].split(f"<{kind}>") if part["type"] == "text" else []
     for i, piece in enumerate(pieces):
-        if i % 2:
-            parts.append({"type": piece[1:-1]})
-            continue
         if i > 0:
+            parts.append({"type": kind, kind: next(left)})
             piece = LINE_BREAK_BEFORE.sub("", piece)
         if i < len(pieces) - 1:
             piece = LINE_BREAK_BEHIND.sub("", piece)
         if piece:
             parts.append({"type": "text", "text": piece})
-    return parts
+    return parts if pieces[1:] else [part]
 
 
 def _check_roles(roles: list[str]) -> None:

@@ -12,10 +12,11 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
-from reading.rows import MEDIA_COLUMNS, PAIRS
+from reading import dataset_info
+from reading.rows import MEDIA_COLUMNS, PAIRS, RowForm
 
 TABLES = (".csv", ".tsv")
 ENDINGS = (".json", ".jsonl", ".parquet", *TABLES)
@@ -41,6 +42,9 @@ class Source:
     bounds: tuple[str | None, str | None]  # of the slice, such as ("100", "200") or (None, "1%")
     weight: float  # how often each row is seen in an epoch
     from_hub: bool
+    columns: tuple[str, ...] = ()  # NAME=FIELD that hold for it
+    keys: dict[str, object] = field(default_factory=dict)  # of reading.rows.RowForm that do
+    folder: str | None = None  # where relative paths of media start, if not in each file's own
 
     def select(self, num_rows: int) -> range:
         """The rows of the slice.
@@ -82,6 +86,11 @@ def find_source(path: str) -> Source:
         place, split = place[: match.start()], match[1]
     if weight <= 0:
         raise ValueError(f"{path}: the weight must be a number above 0.")
+    if os.path.basename(place) == dataset_info.NAME and os.path.isfile(place):
+        entry = dataset_info.read_entry(place, split)
+        found = find_source(f"{entry.path}:{entry.split}" if entry.split else entry.path)
+        about = {"columns": entry.columns, "keys": entry.keys, "folder": os.path.dirname(os.path.abspath(place))}
+        return replace(found, path=path, bounds=bounds, weight=weight, **about)
     if split and (os.path.isfile(place) or glob.has_magic(place)):
         raise ValueError(f"{path}: only folders and Hub ids have splits such as {split!r}; leave it out.")
     from_hub = not os.path.exists(place) and bool(HUB_ID.match(place)) and not place.lower().endswith(ENDINGS)
@@ -309,34 +318,46 @@ def is_copied(path: str) -> bool:
     return is_parquet(path) or is_table(path)
 
 
-def copy_rows(path: str, ignored: Collection[str], target: str) -> None:
+def copy_rows(path: str, form: RowForm, target: str) -> None:
     """Write a Parquet file or a table as an Arrow file, from which any row can be read by itself.
 
     Args:
-        ignored: columns that are left out.
+        form: columns that it ignores are left out.
 
     Raises:
         ValueError: the file is broken.
     """
-    (copy_parquet if is_parquet(path) else copy_table)(path, ignored, target)
+    (copy_parquet if is_parquet(path) else copy_table)(path, form, target)
 
 
-def copy_parquet(path: str, ignored: Collection[str], target: str) -> None:
+def copy_parquet(path: str, form: RowForm, target: str) -> None:
     import pyarrow as pa  # only copies need it
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file, pa.OSFile(target, "wb") as sink:
-            wanted = [name for name in file.schema_arrow.names if name not in ignored]
+            wanted = [name for name in file.schema_arrow.names if name not in form.mapping.ignored]
+            classes = class_names(file.schema_arrow.metadata)
             plain = pa.schema([plain_field(file.schema_arrow.field(name)) for name in wanted])
-            with pa.ipc.new_file(sink, plain) as writer:
+            named = [pa.field(field.name, pa.string()) if field.name in classes else field for field in plain]
+            with pa.ipc.new_file(sink, pa.schema(named)) as writer:
                 for batch in file.iter_batches(ARROW_ROWS, columns=wanted):
                     batch = batch.select(wanted).cast(plain)
+                    for name in classes.keys() & {*wanted}:
+                        names = [classes[name].get(number) for number in batch[name].to_pylist()]
+                        batch = batch.set_column(wanted.index(name), name, pa.array(names, pa.string()))
                     for start in range(0, len(batch), ARROW_ROWS):
                         writer.write_batch(batch.slice(start, ARROW_ROWS))
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = "".join(c if c.isprintable() else " " for c in str(error))[:300]
         raise ValueError(f"{path} is not a readable Parquet file: {reason}") from error
+
+
+def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, dict[int, str]]:
+    """Column -> number -> name of its classes, where a data set's library wrote them into the file."""
+    about = json.loads((metadata or {}).get(b"huggingface", "{}")).get("info", {}).get("features", {})
+    classes = {name: kind["names"] for name, kind in about.items() if isinstance(kind, dict) and kind.get("names")}
+    return {name: dict(enumerate(names)) for name, names in classes.items()}
 
 
 def plain_field(field):
@@ -350,13 +371,13 @@ def plain_field(field):
     return field
 
 
-def copy_table(path: str, ignored: Collection[str], target: str) -> None:
+def copy_table(path: str, form: RowForm, target: str) -> None:
     """Of CSV and TSV. Every cell is text, an empty one is null, and one of media is a list of references."""
     import pyarrow as pa
 
-    with open_table(path) as (names, rows), pa.OSFile(target, "wb") as sink:
-        wanted = {name: place for place, name in enumerate(names) if name not in ignored}
-        media = [name for name in wanted if name in MEDIA_COLUMNS]
+    with open_table(path, form) as (names, rows), pa.OSFile(target, "wb") as sink:
+        wanted = {name: place for place, name in enumerate(names) if name not in form.mapping.ignored}
+        media = [name for name, read_as in form.mapping.names(names).items() if read_as in MEDIA_COLUMNS]
         schema = pa.schema([(name, pa.list_(pa.string()) if name in media else pa.string()) for name in wanted])
         with pa.ipc.new_file(sink, schema) as writer:
             while batch := list(itertools.islice(rows, ARROW_ROWS)):
@@ -367,7 +388,7 @@ def copy_table(path: str, ignored: Collection[str], target: str) -> None:
 
 
 @contextlib.contextmanager
-def open_table(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+def open_table(path: str, form: RowForm) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
     """The names of a table's columns, in small letters, and the cells of its rows, without those that are empty.
 
     Raises:
@@ -383,10 +404,12 @@ def open_table(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
             headers = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
             separator = max(headers, key=lambda separator: len(headers[separator]))
             names = [name.strip().lower() or f"column {i}" for i, name in enumerate(headers[separator], 1)]
-            if not any(set(pair) <= set(names) for pair in PAIRS.values()):
+            read_as = {*form.mapping.names(names).values(), *(PAIRS if form.prompt is not None else [])}
+            if not any({*pair} <= read_as for pair in PAIRS.items()):
                 raise ValueError(
-                    f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer` (or "
-                    "`prompt` and `completion`), and `image` or `video` for media: name them so in its first line."
+                    f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer`, and "
+                    "`image` or `video` for media: name them so in its first line, or say which they are, such as "
+                    '--columns question=text answer=label image=file (or --prompt "..." for the question of all rows).'
                 )
             if twice := [name for name in names if names.count(name) > 1 and name]:
                 raise ValueError(f"{path} names the column {twice[0]} twice in its first line; rename one.")

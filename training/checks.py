@@ -25,7 +25,9 @@ from transformers.utils import (
 from collators.processor_options import parse_processor_options
 from evaluation.metrics import METRICS, load_metrics
 from loaders.output_folder import adapter_config
+from reading.mapping import COLUMN, Mapping
 from reading.options import CACHE_FOLDER, MediaOptions
+from reading.rows import RowForm
 
 # Flags that transformers 5 or we removed or renamed -> what to write now.
 RENAMED_FLAGS = {
@@ -181,8 +183,19 @@ def check_reading(reading) -> None:
     if reading.user_key == reading.assistant_key:
         raise ValueError(f"--user_key and --assistant_key are both {reading.user_key!r}; they must differ.")
     for column in reading.columns or []:
-        if not re.fullmatch("[^=]+=", column):
-            raise ValueError(f"--columns {column} must be NAME=, which ignores the field of this name.")
+        if not COLUMN.fullmatch(column):
+            raise ValueError(f"--columns {column} must be NAME=FIELD, or FIELD= to ignore a field (docs/dataset.md).")
+    mapping = Mapping.of(reading.columns)
+    for names in zip(*mapping.sources):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"--columns names {twice[0]} twice; name it once.")
+    readable = RowForm({}, field_messages=reading.field_messages).columns
+    for name, field in mapping.sources:
+        if name not in readable:
+            raise ValueError(
+                f"--columns {name}={field}: nothing is read by the name {name}; use {', '.join(readable)} (NAME=FIELD "
+                "reads the data's FIELD as NAME)."
+            )
     MediaOptions.of(reading)
     parse_processor_options(reading.processor_kwargs)
     check_writable("--data_cache", os.path.expanduser(reading.data_cache or CACHE_FOLDER))

@@ -412,7 +412,7 @@ def is_right(form: str, path: tuple, value) -> bool:
         "content": isinstance(value, str) or value == [],
         "system_prompt": isinstance(value, str) or value is None,
         "prompt": isinstance(value, str),
-        "completion": isinstance(value, str),
+        "completion": isinstance(value, str) or type(value) is int,
         "train": value is None or value is True,
         "image": form == "prompt texts" and value in (None, []),
     }

@@ -67,7 +67,7 @@ REFUSED = {
     "a call": (with_key(1, tool_calls=[{"function": {"name": "add"}}]), "messages[1].tool_calls"),
     "a call alone": (with_key(1, content=None, tool_calls=[{"id": "1"}]), "messages[1].tool_calls"),
     "a thought": (with_key(1, reasoning_content="Well."), "messages[1].reasoning_content"),
-    "history": ({"history": [["a", "b"]], "question": "Hi?", "answer": "Ho"}, "history"),
+    "history": ({"history": [["a", "b"]], "messages": CHAT}, "history"),
     # times and sizes
     "columns of times": (CLIP | {"start": 1, "end": 2.5}, "start"),
     "a span": (CLIP | {"clip": [1, 2]}, "clip"),

@@ -1,0 +1,65 @@
+"""LLaMA-Factory's dataset_info.json, which names data sets and their fields, translated to --columns and its like."""
+
+import json
+import os
+from dataclasses import dataclass
+
+NAME = "dataset_info.json"
+# Format -> its own name of a field, the name it has in the data by default, and the name that we read it by.
+FIELDS = {
+    "alpaca": [
+        *(("prompt", "instruction", "instruction"), ("query", "input", "input"), ("response", "output", "output")),
+        ("history", None, "history"),
+    ],
+    "sharegpt": [("messages", "conversations", "conversations")],
+}
+FIELDS_OF_ALL = [("system", None, "system"), ("images", None, "images"), ("videos", None, "videos")]
+UNREAD = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the file says of one data set."""
+
+    path: str  # of its data, or its id on the Hub
+    split: str | None
+    columns: tuple[str, ...]  # NAME=FIELD
+    keys: dict[str, object]  # of reading.rows.RowForm
+
+
+def read_entry(file: str, name: str | None) -> Entry:
+    """The data set of a name.
+
+    Raises:
+        ValueError: there is none, or it asks for what is not read.
+    """
+    try:
+        with open(file, encoding="utf-8") as stream:
+            entries = json.load(stream)
+        entry = entries.get(name)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is not the file of LLaMA-Factory that has this name: {error}") from error
+    if not isinstance(entry, dict):
+        raise ValueError(f"{file}: name one of its data sets, such as {file}:{next(iter(entries), 'NAME')}.")
+    where = f"{file}, {name}"
+    if not (place := entry.get("file_name") or entry.get("hf_hub_url")):
+        raise ValueError(
+            f"{where} has {', '.join(key for key in UNREAD if key in entry) or 'no file_name'}, which is not read."
+        )
+    if entry.get("ranking"):
+        raise ValueError(f"{where} holds ranked answers, which are not trained on.")
+    form = entry.get("formatting", "alpaca")
+    if form not in FIELDS:
+        raise ValueError(f"{where} has the formatting {form!r}, expected {' or '.join(FIELDS)}.")
+    columns, tags = entry.get("columns", {}), entry.get("tags", {})
+    fields = {ours: columns.get(theirs, default) for theirs, default, ours in FIELDS[form] + FIELDS_OF_ALL}
+    roles, contents = tags.get("role_tag", "from"), tags.get("content_tag", "value")
+    keys = {"user_key": tags.get("user_tag", "human"), "assistant_key": tags.get("assistant_tag", "gpt")}
+    keys |= {"system_key": tags.get("system_tag", "system"), "turn_keys": ((roles,), (contents,))}
+    of_hub = "file_name" not in entry
+    return Entry(
+        place if of_hub else os.path.join(os.path.dirname(file), place),
+        "/".join(filter(None, (entry.get("subset"), entry.get("split", "train")))) if of_hub else None,
+        tuple(f"{ours}={field}" for ours, field in fields.items() if field and field != ours),
+        keys if form == "sharegpt" else {},
+    )

@@ -1,0 +1,90 @@
+"""From the names in a file to the names that rows are read by: the flag --columns.
+
+`--columns question=query image=jpg "answer=answers[0].text"` reads the field `query` as `question`, and so on; `url=`
+ignores a field. A source may be inside of objects and lists: `meta.file`, `turns[1].text`, `frames[].path` (of all).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reading import unread
+
+COLUMN = re.compile(r"([^=]+)=(.*)", re.DOTALL)
+STEP = re.compile(r"\[(\d*)\]|[^.\[\]]+")
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """How the fields of a row get the names that they are read by."""
+
+    sources: tuple[tuple[str, str], ...] = ()  # (name that is read, field of the file), each name and field once
+    ignored: tuple[str, ...] = ()  # fields that are passed over, as `unread.Leaf.listed` writes them
+
+    @classmethod
+    def of(cls, columns: Sequence[str] | None, lower: bool = False) -> "Mapping":
+        """From the values of the flag.
+
+        Args:
+            lower: whether the file's own names are read in small letters, as those of tables are.
+        """
+        pairs = sorted({COLUMN.fullmatch(column).groups() for column in columns or []})
+        fold = str.lower if lower else str
+        return cls(
+            tuple((name, fold(source)) for name, source in pairs if source),
+            tuple(fold(name) for name, source in pairs if not source),
+        )
+
+    def names(self, fields: Sequence[str]) -> dict[str, str]:
+        """Column of a table -> name that it is read by, without those that are ignored."""
+        named = {source: name for name, source in self.sources}
+        return {field: named.get(field, field) for field in fields if field not in self.ignored}
+
+    def row(self, row: dict, found: Counter | None = None) -> dict:
+        """A row under the names that are read, without what is null or ignored.
+
+        Args:
+            found: counts the rows in which each NAME=FIELD of the flag has a value, by either name.
+
+        Raises:
+            ValueError: a name belongs to two fields.
+        """
+        left = unread.without(row, self.ignored) if self.ignored else row
+        named = {}
+        for name, source in self.sources:
+            steps = [source] if source in left else [step_of(match) for match in STEP.finditer(source)]
+            value, left = take(left, steps)
+            if value is not None:
+                named[name] = value
+            if found is not None and (name in named or name in row):
+                found[f"{name}={source}"] += 1
+        left = {key: value for key, value in left.items() if value is not None}
+        for name in named.keys() & left.keys():
+            raise ValueError(
+                f"has a field `{name}`, and --columns reads `{dict(self.sources)[name]}` as `{name}`: add "
+                f"--columns {name}= to ignore the first"
+            )
+        return left | named
+
+
+def step_of(match: re.Match) -> str | int | None:
+    """A name, a place in a list, or None for all of it."""
+    return match[0] if match[1] is None else int(match[1]) if match[1] else None
+
+
+def take(value: object, steps: Sequence[str | int | None]) -> tuple[object, object]:
+    """What is at the end of some steps, None where nothing is; and the value without it."""
+    if not steps:
+        return value, None
+    step, *rest = steps
+    if step is None and isinstance(value, list):
+        pairs = [take(inner, rest) for inner in value]
+        return [found for found, _ in pairs], [left for _, left in pairs]
+    if isinstance(step, int) and isinstance(value, list) and step < len(value):
+        found, left = take(value[step], rest)
+        return found, [*value[:step], left, *value[step + 1 :]]
+    if isinstance(value, dict) and step in value:
+        found, left = take(value[step], rest)
+        return found, value | {step: left}
+    return None, value

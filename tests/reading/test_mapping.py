@@ -1,0 +1,310 @@
+"""Fields by other names, constants, and forms of other tools: each equals the same data as `messages`."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import train
+from reading.dataset import MultimodalDataset
+
+IMAGE = {"type": "image", "path": "red.png"}
+ASKED = [
+    {"role": "user", "content": [IMAGE, {"type": "text", "text": "What?"}]},
+    {"role": "assistant", "content": "A square"},
+]
+
+
+def said(*texts: str) -> list[dict]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def with_system(text: str, messages: list[dict]) -> list[dict]:
+    return [{"role": "system", "content": text}, *messages]
+
+
+# Row, --columns, other arguments -> the same as `messages`.
+MAPPED = {
+    "other names": ({"query": "What?", "label": "A square", "jpg": "red.png"}, "question=query answer=label image=jpg"),
+    "one name is another's": (
+        {"answer": "What?", "question": "A square", "image": "red.png"},
+        "question=answer answer=question",
+    ),
+    "nested": (
+        {"q": {"text": "What?"}, "as": [{"text": "A square"}], "m": {"f": [{"p": "red.png"}]}},
+        "question=q.text answer=as[0].text images=m.f[].p",
+    ),
+    "a name with a dot": ({"q.text": "What?", "a": "A square", "image": "red.png"}, "question=q.text answer=a"),
+    "turns": (
+        {
+            "chat": [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A square"}],
+            "image": "red.png",
+        },
+        "conversations=chat",
+    ),
+    "beside what is ignored": (
+        {"question": "No", "query": "What?", "answer": "A square", "image": "red.png"},
+        "question= question=query",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MAPPED)
+def test_a_field_by_another_name_is_that_field(write_rows, media_folder, kind):
+    row, columns = MAPPED[kind]
+    columns = columns.split()
+    as_messages = MultimodalDataset(write_rows([{"messages": ASKED}])).rows[0]["messages"]
+    paths = [write_rows([row])]
+    if kind != "turns":  # Arrow wants one type in each list
+        pq.write_table(pa.Table.from_pylist([row]), media_folder / f"{kind}.parquet")
+        paths.append(str(media_folder / f"{kind}.parquet"))
+    for path in paths:
+        dataset = MultimodalDataset(path, columns=columns)
+        assert dataset.rows[0]["messages"] == as_messages and dataset.notes() == []
+
+
+def test_a_table_has_other_names_too(media_folder):
+    (media_folder / "named.csv").write_text("Picture,Label\nred.png | red.png,A square\n")
+    dataset = MultimodalDataset(
+        str(media_folder / "named.csv"),
+        columns=["image=Picture", "answer=Label"],
+        prompt="What?",
+        system_prompt="Be brief.",
+    )
+    messages = with_system(
+        "Be brief.", [{"role": "user", "content": [IMAGE, IMAGE, {"type": "text", "text": "What?"}]}, ASKED[1]]
+    )
+    (media_folder / "same.json").write_text(json.dumps([{"messages": messages}]))
+    assert dataset.rows[0]["messages"] == MultimodalDataset(str(media_folder / "same.json")).rows[0]["messages"]
+
+
+def test_bytes_have_other_names_too(media_folder):
+    data = (media_folder / "red.png").read_bytes()
+    rows = [{"jpg": {"bytes": data, "path": None}, "text": "A square"}]
+    pq.write_table(pa.Table.from_pylist(rows), media_folder / "bytes.parquet")
+    dataset = MultimodalDataset(
+        str(media_folder / "bytes.parquet"), columns=["image=jpg", "answer=text"], prompt="What?"
+    )
+    assert dataset.rows[0]["messages"][0]["content"][0] == {"type": "image", "image": data}
+
+
+def test_a_class_has_the_name_that_the_file_knows(media_folder):
+    features = {"label": {"names": ["circle", "square"], "_type": "ClassLabel"}, "image": {"_type": "Value"}}
+    table = pa.table({"label": [1, 0, None], "image": ["red.png"] * 3})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, media_folder / "classes.parquet")
+    dataset = MultimodalDataset(
+        str(media_folder / "classes.parquet"), columns=["answer=label"], prompt="Which?", check=False
+    )
+    assert [dataset.rows[i]["messages"][1]["content"][0]["text"] for i in (0, 1)] == ["square", "circle"]
+    assert list(dataset.errors) == [2]
+
+
+# Row -> the same as `messages`.
+FORMS = {
+    "query": ({"query": "What?", "response": "A square", "images": ["red.png"]}, ASKED),
+    "query with a place": (
+        {"query": "A <image> B", "response": "C", "images": ["red.png"]},
+        [
+            {"role": "user", "content": [{"type": "text", "text": "A "}, IMAGE, {"type": "text", "text": " B"}]},
+            *said("", "C")[1:],
+        ],
+    ),
+    "instruction": (
+        {"instruction": "Add.", "input": "1 and 2", "output": "3", "system": "Be exact."},
+        with_system("Be exact.", said("Add.\n1 and 2", "3")),
+    ),
+    "instruction without input": (
+        {"instruction": "Add 1 and 2.", "input": "", "output": "3"},
+        said("Add 1 and 2.", "3"),
+    ),
+    "a number": ({"question": "How many?", "answer": 3}, said("How many?", "3")),
+    "history": ({"history": [["A", "B"], ["C", "D"]], "query": "E", "response": "F"}, said(*"ABCDEF")),
+    "places in strings": ({"messages": said("<image>What?", "A square"), "images": ["red.png"]}, ASKED),
+    "places in parts": (
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "<image>\nWhat?"}]}, ASKED[1]],
+            "image": "red.png",
+        },
+        ASKED,
+    ),
+    "no place": ({"messages": said("What?", "A square"), "images": ["red.png"]}, ASKED),
+    "roles in conversations": ({"conversations": said("<image>\nWhat?", "A square"), "image": "red.png"}, ASKED),
+    "senders in messages": (
+        {"messages": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A square"}], "image": "red.png"},
+        ASKED,
+    ),
+    "parts by value": (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "value": "red.png"}, {"type": "text", "value": "What?"}],
+                },
+                ASKED[1],
+            ]
+        },
+        ASKED,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_of_another_tool_equals_messages(write_rows, form):
+    row, messages = FORMS[form]
+    assert (
+        MultimodalDataset(write_rows([row])).rows[0]["messages"]
+        == MultimodalDataset(write_rows([{"messages": messages}])).rows[0]["messages"]
+    )
+
+
+def test_a_typed_place_without_media_is_text(write_rows):
+    row = {"messages": said("What is <image> in HTML?", "Nothing")}
+    assert MultimodalDataset(write_rows([row])).rows[0]["messages"][0]["content"] == [
+        {"type": "text", "text": "What is <image> in HTML?"}
+    ]
+
+
+# Rows, arguments -> what the error must name.
+FAULTS = {
+    "a column that is not there": (
+        {"question": "a", "answer": "b"},
+        {"columns": ["image=jpgg"]},
+        "no row of .* has a field `jpgg`",
+    ),
+    "a name of two fields": (
+        {"question": "a", "query": "b", "answer": "c"},
+        {"columns": ["question=query"]},
+        "--columns question=",
+    ),
+    "a question of its own": ({"question": "a", "answer": "b"}, {"prompt": "c"}, "`question`.*--prompt"),
+    "turns of its own": ({"messages": said("a", "b")}, {"prompt": "c"}, "`messages`.*--prompt"),
+    "a system prompt of its own": (
+        {"question": "a", "answer": "b", "system": "c"},
+        {"system_prompt": "d"},
+        "`system`.*--system_prompt",
+    ),
+    "two forms": ({"question": "a", "query": "b", "answer": "c"}, {}, "`question` and `query`.*--columns query="),
+    "a list of answers": ({"question": "a", "answer": ["b", "c"]}, {}, r"--columns 'answer=answer\[0\]'"),
+    "other names": (
+        {"text": "a", "caption": "b", "jpg": "red.png"},
+        {},
+        "--columns question=text answer=caption image=jpg",
+    ),
+    "no question": (
+        {"meta": {"label": "b"}, "file": "clip.mp4"},
+        {},
+        r"--columns answer=meta.label video=file --prompt",
+    ),
+    "turns by another name": ({"dialog": said("a", "b")}, {}, "--columns messages=dialog"),
+    "half a history": ({"history": [["a"]], "query": "b", "response": "c"}, {}, r"history\[0\]"),
+    "an input of a question": ({"question": "a", "input": "b", "answer": "c", "train": False}, {}, "train"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_meant_is_refused_with_the_fix(write_rows, fault):
+    row, arguments, named = FAULTS[fault]
+    with pytest.raises(ValueError, match=named):
+        MultimodalDataset(write_rows([row]), **arguments)
+
+
+def test_what_is_proposed_reads_the_row(write_rows):
+    rows = [{"text": "a", "caption": "b", "jpg": "red.png"}]
+    with pytest.raises(ValueError) as error:
+        MultimodalDataset(write_rows(rows))
+    columns = str(error.value).split("--columns ")[1].split()
+    dataset = MultimodalDataset(write_rows(rows), columns=columns)
+    assert [part["type"] for part in dataset.rows[0]["messages"][0]["content"]] == ["image", "text"]
+
+
+@pytest.mark.parametrize(
+    "columns, named",
+    [
+        (["question"], "NAME=FIELD"),
+        (["picture=jpg"], "nothing is read by the name picture; use messages, "),
+        (["question=a", "question=b"], "names question twice"),
+        (["question=a", "answer=a"], "names a twice"),
+    ],
+)
+def test_a_flag_that_cannot_be_meant_is_refused_before_the_data_are_read(columns, named):
+    flags = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "none.json", "--output_dir", "none"]
+    with pytest.raises(ValueError, match=named):
+        train.main([*flags, "--columns", *columns])
+
+
+INFO = {
+    "pictures": {
+        "file_name": "chats.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages", "images": "images"},
+        "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+    },
+    "tags": {
+        "file_name": "deep/tags.jsonl",
+        "formatting": "sharegpt",
+        "columns": {"messages": "chat", "images": "pics", "system": "rules"},
+        "tags": {"role_tag": "who", "content_tag": "says", "user_tag": "me", "assistant_tag": "it"},
+    },
+    "plain": {"file_name": "plain.json"},
+    "named": {
+        "file_name": "named.json",
+        "columns": {"prompt": "q", "query": "more", "response": "a", "history": "old"},
+    },
+    "ranked": {"file_name": "plain.json", "ranking": True},
+    "elsewhere": {"script_url": "a_script"},
+}
+INFO_FILES = {
+    "chats.json": [{"messages": said("<image>What?", "A square"), "images": ["red.png"]}],
+    "deep/tags.jsonl": [
+        {
+            "chat": [{"who": "me", "says": "<image>What?"}, {"who": "it", "says": "A square"}],
+            "pics": ["red.png"],
+            "rules": "Be brief.",
+        }
+    ],
+    "plain.json": [{"instruction": "Add.", "input": "1 and 2", "output": "3"}],
+    "named.json": [{"q": "Add.", "more": "1 and 2", "a": "3", "old": [["A", "B"]]}],
+}
+SAME = {
+    "pictures": ASKED,
+    "tags": with_system("Be brief.", ASKED),
+    "plain": said("Add.\n1 and 2", "3"),
+    "named": said("A", "B", "Add.\n1 and 2", "3"),
+}
+
+
+@pytest.fixture
+def info(media_folder):
+    (media_folder / "deep").mkdir(exist_ok=True)
+    (media_folder / "dataset_info.json").write_text(json.dumps(INFO))
+    for name, rows in INFO_FILES.items():
+        text = "\n".join(map(json.dumps, rows)) if name.endswith("l") else json.dumps(rows)
+        (media_folder / name).write_text(text)
+    return media_folder / "dataset_info.json"
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_data_set_of_dataset_info_equals_messages(info, write_rows, name):
+    dataset = MultimodalDataset(f"{info}:{name}[0:1]:2")
+    assert dataset.rows[0]["messages"] == MultimodalDataset(write_rows([{"messages": SAME[name]}])).rows[0]["messages"]
+    assert (
+        dataset.notes() == MultimodalDataset(write_rows([{"messages": SAME[name]}])).notes()
+        or "text" in dataset.notes()[0]
+    )
+    assert dataset.epoch_size == 2
+
+
+@pytest.mark.parametrize(
+    "name, named",
+    [
+        ("", "name one of its data sets, such as .*:pictures"),
+        (":none", "name one of"),
+        (":ranked", "ranked answers"),
+        (":elsewhere", "script_url, which is not read"),
+    ],
+)
+def test_a_data_set_of_dataset_info_that_cannot_be_read_is_refused(info, name, named):
+    with pytest.raises(ValueError, match=named):
+        MultimodalDataset(f"{info}{name}")
