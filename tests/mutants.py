@@ -50,6 +50,35 @@ FAULTS = [
         "for flag in flags | changed)",
         "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--q_lora True]",
     ),
+    # ---- rows ----
+    Fault(
+        "a field by another name is read twice",
+        "reading/mapping.py",
+        "return found, value | {step: left}",
+        "return found, value",
+        "tests/reading/test_mapping.py::test_a_field_by_another_name_is_that_field[other names]",
+    ),
+    Fault(
+        "a column that no row has is taken",
+        "reading/dataset.py",
+        '".lower() not in found:',
+        '".lower() in found:',
+        "tests/reading/test_mapping.py::test_what_cannot_be_meant_is_refused_with_the_fix[a column that is not there]",
+    ),
+    Fault(
+        "a place in a string of messages is text",
+        "reading/rows.py",
+        "for message in users if typed else []:",
+        "for message in users if must_be_placed else []:",
+        "tests/reading/test_mapping.py::test_a_form_of_another_tool_equals_messages[places in strings]",
+    ),
+    Fault(
+        "a class is its number",
+        "reading/sources.py",
+        "for name in classes.keys() & {*wanted}:",
+        "for name in classes.keys() - {*wanted}:",
+        "tests/reading/test_mapping.py::test_a_class_has_the_name_that_the_file_knows",
+    ),
     # ---- labels ----
     Fault(
         "the first token of a reply has no label",
@@ -497,7 +526,7 @@ FAULTS = [
     Fault(
         "a field of one's own does not count",
         "reading/row_index.py",
-        "for name, value in row.items() if name not in self.form.columns}",
+        "for name, value in self.form.named(row).items() if name not in self.form.columns}",
         "for name, value in ()}",
         "tests/training/test_resume.py::test_what_cannot_be_resumed_is_refused_or_passed_over",
     ),
