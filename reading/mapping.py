@@ -5,13 +5,18 @@ ignores a field. A source may be inside of objects and lists: `meta.file`, `turn
 """
 
 import re
+import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from reading import unread
 
 COLUMN = re.compile(r"([^=]+)=(.*)", re.DOTALL)
+TURN_KEYS = (("role", "from"), ("content", "value"))
+# Fields that often hold the answer, the likeliest first.
+ANSWERS = "answer response output completion caption captions label labels target solution translation text".split()
+OF_A_VIDEO = re.compile(r"video|clip|\.(mp4|mkv|mov|avi|webm)", re.IGNORECASE)
 STEP = re.compile(r"\[(\d*)\]|[^.\[\]]+")
 
 
@@ -88,3 +93,30 @@ def take(value: object, steps: Sequence[str | int | None]) -> tuple[object, obje
         found, left = take(value[step], rest)
         return found, value | {step: left}
     return None, value
+
+
+def proposal(row: dict, folders: Collection[str]) -> str:
+    """The --columns that would read a row whose fields have other names, as far as its values tell."""
+    for name, value in row.items():
+        turns = value if isinstance(value, list) else []
+        if any(isinstance(turn, dict) and turn.keys() & {*TURN_KEYS[0]} for turn in turns):
+            return f"try --columns messages={name}"
+    texts, found = {}, []
+    for name, value in unread.flat("", row):
+        source = re.sub(r"\.(bytes|path)\Z", "", name.removeprefix("."))
+        if unread.is_medium(value, (), folders):
+            kind = "video" if OF_A_VIDEO.search(f"{name} {value}"[:300]) else "image"
+            found.append(f"{kind}{'s' if '[]' in source else ''}={source}")
+        elif isinstance(value, str):
+            texts[source.replace("[]", "[0]")] = value
+    answer = min([*texts][1:] + [*texts][:1], key=rank, default=None)
+    question = next((name for name in texts if name != answer), None)
+    found = [*([f"question={question}"] if question else []), f"answer={answer}", *dict.fromkeys(found)]
+    prompt = "" if question else ' --prompt "..." (the question of every row)'
+    return f"try --columns {' '.join(map(shlex.quote, found))}{prompt}" if answer else "it holds no text"
+
+
+def rank(source: str) -> int:
+    """How likely a field is to hold the answer: the smallest number is the likeliest."""
+    words = re.split(r"\W+", source.lower())
+    return next((place for place, name in enumerate(ANSWERS) if name in words), len(ANSWERS))

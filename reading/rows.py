@@ -14,7 +14,6 @@ import base64
 import binascii
 import os
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from reading import unread
-from reading.mapping import Mapping
+from reading.mapping import TURN_KEYS, Mapping, proposal
 
 ROLES = ("system", "user", "assistant")
 KINDS = ("image", "video")
@@ -30,10 +29,7 @@ MEDIA_COLUMNS = tuple(name for kind in KINDS for name in (kind, f"{kind}s"))
 # Names of what is asked -> of what is answered. Of the first, the texts may be lists of messages.
 PAIRS = {"prompt": "completion", "question": "answer", "query": "response", "instruction": "output"}
 INPUT = {"instruction": ("input",)}  # what it ends with
-ANSWERS = "answer response output completion caption captions label labels target solution translation text".split()
-OF_A_VIDEO = re.compile(r"video|clip|\.(mp4|mkv|mov|avi|webm)", re.IGNORECASE)
 SYSTEM = ("system_prompt", "system")  # two names of one field
-TURN_KEYS = (("role", "from"), ("content", "value"))
 MASKS = ("train", "training", "loss", "weight")  # names of one key of a message
 LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
 # Stands inside control strings typed by a user until they are tokenized (collators/base.py).
@@ -145,36 +141,9 @@ class RowForm:
             fields = ", ".join(f"`{name}`" for name in row) or "none at all"
             raise ValueError(
                 f"has none of `conversations`, `{self.field_messages}`, `question` and `answer` (docs/dataset.md), but "
-                f"{fields}: {self._proposal(row)}"
+                f"{fields}: {proposal(row, {*self.folders.values()})}"
             )
         return forms[0], None if forms[0] in self._turns_names() else PAIRS[forms[0]]
-
-    def _proposal(self, row: dict) -> str:
-        """The --columns that would read a row whose fields have other names, as far as its values tell."""
-        for name, value in row.items():
-            turns = value if isinstance(value, list) else []
-            if any(isinstance(turn, dict) and turn.keys() & {*TURN_KEYS[0]} for turn in turns):
-                return f"try --columns messages={name}"
-        texts, found = {}, []
-        for name, value in unread.flat("", row):
-            source = re.sub(r"\.(bytes|path)\Z", "", name.removeprefix("."))
-            if unread.is_medium(value, (), {*self.folders.values()}):
-                kind = "video" if OF_A_VIDEO.search(f"{name} {value}"[:300]) else "image"
-                found.append(f"{kind}{'s' if '[]' in source else ''}={source}")
-            elif isinstance(value, str):
-                texts[source.replace("[]", "[0]")] = value
-        named = [
-            name
-            for name in ANSWERS
-            for source in texts
-            if name in re.split(r"\W+", source.lower())
-            for name in [source]
-        ]
-        answer = next(iter(named or [*texts][1:] or texts), None)
-        question = next((name for name in texts if name != answer), None)
-        found = [*([f"question={question}"] if question else []), f"answer={answer}", *dict.fromkeys(found)]
-        prompt = "" if question else ' --prompt "..." (the question of every row)'
-        return f"try --columns {' '.join(map(shlex.quote, found))}{prompt}" if answer else "it holds no text"
 
     def _unread(self, row: dict, names: tuple[str, ...]) -> Iterator[tuple[str, object]]:
         """(where, value) of all fields that are not read, where `names` hold the turns or texts of the row."""

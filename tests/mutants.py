@@ -139,8 +139,8 @@ FAULTS = [
     Fault(
         "replies within a prompt are trained",
         "reading/rows.py",
-        '{**turn, "train": False} if name == prompt else turn',
-        "turn",
+        '({**turn, "train": False}, where)',
+        "(turn, where)",
         "tests/reading/test_dataset.py::test_every_form_becomes_the_same_canonical_messages",
     ),
     Fault(
@@ -490,8 +490,8 @@ FAULTS = [
     Fault(
         "images come in the reverse order",
         "reading/rows.py",
-        "left[kind][1].pop(0)",
-        "left[kind][1].pop()",
+        "left = iter(references)",
+        "left = reversed(references)",
         "tests/reading/test_dataset.py::test_every_form_becomes_the_same_canonical_messages",
     ),
     Fault(
