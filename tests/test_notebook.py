@@ -55,6 +55,7 @@ def test_it_is_small_and_tells_nothing_of_a_machine():
 
 
 @pytest.mark.slow
+@pytest.mark.cross  # of minutes; its commands are parsed by default, in test_docs.py
 def test_it_runs_in_a_fresh_clone(tmp_path, monkeypatch):
     files = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, check=True, capture_output=True, text=True).stdout
     for name in files.rstrip("\0").split("\0"):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPO
+from conftest import REPO, crossed
 from launch import launch
 
 from supported_models import find_model
@@ -61,8 +61,12 @@ def test_each_flag_says_why(script):
     assert max(map(len, script.read_text().splitlines())) <= 120
 
 
+# Each engine and each way of training once; the others are run in turn.
+CHOSEN = [("full_8_gpus",), ("q_lora_24gb",)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", crossed(((name,) for name in RECIPES), CHOSEN))
 def test_a_recipe_runs_and_so_do_the_commands_that_it_ends_with(name, tiny, tmp_path):
     model_id = re.search(r"MODEL_ID:-([\w.-]+)", (SCRIPTS / f"{name}.sh").read_text())[1]
     out = tmp_path / "out"

@@ -252,7 +252,7 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     "strings",
     [
         pytest.param(TYPED + WHITE_SPACE + UNUSUAL, id="typed"),
-        pytest.param(TYPED_TOO, id="typed too", marks=pytest.mark.slow),
+        pytest.param(TYPED_TOO, id="typed too", marks=[pytest.mark.slow, pytest.mark.cross]),
     ],
 )
 def test_what_was_typed_is_text(pair, variant, strings):
