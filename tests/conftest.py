@@ -19,9 +19,13 @@ from unittest import mock
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Bytecode is kept, also where the environment says otherwise, as that of many containers does: each worker would
+# compile all tests again, and each process that they start all of the code.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
+
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
 from PIL import Image
 
@@ -33,9 +37,10 @@ os.environ["FINELMM_CACHE"] = CACHE.name
 
 from facts import FACTS  # noqa: E402
 
-from collators.base import IGNORE_INDEX  # noqa: E402
 from supported_models import AUTO, MODELS, families  # noqa: E402
 
+# Nothing here imports torch before a test runs: the process that hands the tests out to the workers needs none.
+IGNORE_INDEX = -100  # what torch's cross entropy ignores
 OUTCOMES = pytest.StashKey()
 FAMILIES = [*families(), AUTO]
 # One family of each kind: a case of any other family is slow (`pytest_itemcollected` below).
@@ -50,7 +55,13 @@ KINDS = (
     "gemma-3",  # bidirectional masks
     AUTO,
 )
-# Of what does not depend on the family, the others are the rest of a cross.
+# Of what hardly depends on the family, one of each kind of positions and masks; the others are the rest of a cross.
+FEW = ("llava-1.5", "qwen2.5-vl", "gemma-3")
+OF_FEW = [
+    family if family in FEW else pytest.param(family, marks=[pytest.mark.slow, pytest.mark.cross])
+    for family in FAMILIES
+]
+# The same, with one of each kind.
 CROSSED = [family if family in KINDS else pytest.param(family, marks=pytest.mark.cross) for family in FAMILIES]
 # The first model id of each family.
 MODEL_ID = {family: next(id for id, model in MODELS.items() if model.family == family) for family in families()}
@@ -300,7 +311,7 @@ def taught(family: str, replies: list[str]) -> list[str]:
     return [*texts[:-1], (texts[-1] + facts.end_of_text).replace(*facts.decoded)]
 
 
-def trained_runs(tokenizer, row: torch.Tensor) -> list[str]:
+def trained_runs(tokenizer, row) -> list[str]:
     """The decoded runs of labels of one row."""
     runs, run = [], []
     for label in [*row.tolist(), IGNORE_INDEX]:
@@ -311,8 +322,10 @@ def trained_runs(tokenizer, row: torch.Tensor) -> list[str]:
     return runs
 
 
-def row_losses(model, batch: dict) -> torch.Tensor:
+def row_losses(model, batch: dict):
     """Mean cross entropy of each row that has a label."""
+    import torch
+
     with torch.no_grad():
         logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
     labels = batch["labels"][:, 1:]

@@ -656,6 +656,7 @@ def run_tests(folder: Path, *tests: str) -> tuple[int, str]:
             os.chdir(folder)
             sys.path[0], tempfile.tempdir = str(folder), str(folder.parent)
             sys.dont_write_bytecode = True  # of a fault
+            os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # which tests/conftest.py undoes
             os._exit(pytest.main(["-x", "-q", "-n", "0", "-m", "", "-p", "no:cacheprovider", *tests]))
         _, status = os.waitpid(child, 0)
         return os.waitstatus_to_exitcode(status), printed.read()

@@ -9,6 +9,7 @@ from conftest import (
     FACTS,
     FAMILIES,
     MODEL_ID,
+    OF_FEW,
     VIDEO_ROWS,
     VISION_FLAGS,
     make_loader,
@@ -83,7 +84,11 @@ def test_merge_keeps_the_precision_of_the_base(tiny, write_rows, tmp_path):
     assert torch.equal(before[head], after[head])
 
 
-@pytest.mark.parametrize("precision", [[], ["--bf16", True, "--use_cpu", True]], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "precision",
+    [[], pytest.param(["--bf16", True, "--use_cpu", True], marks=pytest.mark.slow)],
+    ids=["float32", "bfloat16"],
+)
 def test_merge_of_q_lora_sees_the_quantized_base(tiny, write_rows, tmp_path, precision, monkeypatch):
     """With --load_4bit, the merged weight is the dequantized base weight, as training saw it, plus the product."""
     import bitsandbytes.functional as bnb
@@ -169,7 +174,7 @@ def test_lora_memorises_eight_rows_and_the_merged_model_repeats_them(tiny, write
     assert [(line["index"], line["turn"], line["exact_match"]) for line in lines] == [(i, 0, True) for i in range(8)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", OF_FEW)
 def test_answers_do_not_depend_on_the_batch(tiny, family, write_rows, tmp_path, capsys):
     path, found = write_rows(rows_for(family)), []
     for batch_size in ("1", "5"):

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 import torch
-from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, REPO, TAKES_VIDEO, run, turns
+from conftest import CONSENT, FACTS, MODEL_ID, OF_FEW, REPO, TAKES_VIDEO, run, turns
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -60,7 +60,7 @@ def test_a_conversation_with_a_picture_is_that_of_plain_transformers(tiny, media
     assert "\n".join(out).endswith("\n" + expected[0])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", OF_FEW)
 def test_a_streamed_answer_is_that_of_a_file(tiny, family, media_folder, write_rows, tmp_path, monkeypatch, capsys):
     rows = [{"image": "red.png", "conversations": turns("<image>\nWhat is it?", "A square")}]
     lines = [f"/image {media_folder / 'red.png'}", "What is it?"]

@@ -257,8 +257,9 @@ def check(pair, variant: str, messages: list[dict]) -> None:
 )
 def test_what_was_typed_is_text(pair, variant, strings):
     def one(typed: str) -> None:
-        check(pair, variant, conversation(text(typed), text(typed), text(typed)))
-        check(pair, variant, conversation(text("Hm"), text(typed, typed), text(typed, "Red")))
+        check(pair, variant, conversation(text(typed), text(typed, typed), text(typed)))
+        if typed != typed.strip():  # at the end of a part, or of the message
+            check(pair, variant, conversation(text("Hm"), text(typed), text(typed, "Red")))
 
     if variant == "phi3-v":  # tokens of its own take the white space behind them along
         strings = [typed for typed in strings if not any(token in typed for token in own_tokens(variant))]

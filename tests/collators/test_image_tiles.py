@@ -127,7 +127,9 @@ def test_a_missing_num2words_is_named(tiny, monkeypatch):
         LOADERS.get("smolvlm2")(tiny("smolvlm2"))
 
 
-@pytest.mark.parametrize("trained", ["language_model", "vision", "all"])
+@pytest.mark.parametrize(
+    "trained", ["all", *(pytest.param(part, marks=pytest.mark.slow) for part in ("language_model", "vision"))]
+)
 def test_smolvlm2_trains_in_bfloat16_whatever_is_frozen(tiny, write_rows, tmp_path, trained):
     """Image features and text embeddings meet in one precision, also where only one of both trains in float32."""
     path = write_rows([{"image": "red.png", "conversations": turns("<image>What?", "Red")}] * 2)

@@ -11,6 +11,7 @@ from conftest import (
     CONSENT,
     FACTS,
     FAMILIES,
+    FEW,
     TAKES_VIDEO,
     VISION_FLAGS,
     make_loader,
@@ -172,8 +173,8 @@ def modes_of(family: str) -> list[str]:
 
 
 def marks_of_training(family: str, mode: str) -> list:
-    """All but LoRA of one family of each kind. tests/test_merge.py merges all parts of every family."""
-    return [] if mode == "LoRA" and family in ONE_OF_EACH_KIND else [pytest.mark.slow, pytest.mark.cross]
+    """All but LoRA of a few. tests/test_merge.py merges all parts of every family."""
+    return [] if mode == "LoRA" and family in FEW else [pytest.mark.slow, pytest.mark.cross]
 
 
 @pytest.mark.parametrize("family, mode", cells(modes_of, marks_of_training))

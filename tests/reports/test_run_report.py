@@ -90,7 +90,9 @@ def card_of(folder) -> tuple[dict, str]:
     return yaml.safe_load(metadata), text
 
 
-@pytest.mark.parametrize("flags", [["--use_lora", True], VISION_FLAGS], ids=["adapter", "full"])
+@pytest.mark.parametrize(
+    "flags", [["--use_lora", True], pytest.param(VISION_FLAGS, marks=pytest.mark.slow)], ids=["adapter", "full"]
+)
 def test_the_model_card(tiny, write_rows, tmp_path, flags):
     path, out = write_rows(rows_for(FAMILY)), tmp_path / "out"
     run(

@@ -49,7 +49,7 @@ def assert_strict(folder) -> None:
         strict(line)
 
 
-@pytest.mark.parametrize("max_norm", [1.0, 0.0])
+@pytest.mark.parametrize("max_norm", [1.0, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_the_update_is_not_made_and_the_weights_before_it_are_saved(tiny, write_rows, tmp_path, monkeypatch, max_norm):
     path, flags = write_rows(ROWS), [*STEPS, "--max_grad_norm", max_norm, "--save_total_limit", 2]
     run(tiny, "llava-1.5", path, tmp_path / "whole", *flags, "--save_steps", 1, "--save_total_limit", 9)
@@ -86,7 +86,7 @@ def test_an_update_can_be_skipped(tiny, write_rows, tmp_path, monkeypatch, capsy
     assert_strict(tmp_path / "resumed")
 
 
-@pytest.mark.parametrize("step, skipped", [(3, 1), (0, 20)])
+@pytest.mark.parametrize("step, skipped", [(3, 1), pytest.param(0, 20, marks=pytest.mark.slow)])
 def test_what_the_scaler_of_fp16_skips_is_counted(tiny, write_rows, tmp_path, monkeypatch, capsys, step, skipped):
     """The scaler is torch's own, which computes in float32 here."""
     create = FinetuneTrainer.create_accelerator_and_postprocess

@@ -79,9 +79,9 @@ class Step(TrainerCallback):
 
 
 def marks_of(family: str, mode: str) -> list:
-    """All are quick of one family, and two are slow of one of each kind."""
+    """Two are quick of one family, and two are slow of one of each kind."""
     if family == "llava-1.5":
-        return []
+        return [] if mode in ("full", "LoRA") else [pytest.mark.slow]
     return [pytest.mark.slow, *([] if family in KINDS and mode in ("full", "LoRA") else [pytest.mark.cross])]
 
 

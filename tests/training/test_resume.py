@@ -65,7 +65,9 @@ def words_of(tiny, path: str, *flags) -> list:
 
 
 # Within the first epoch, and at its end, before which its evaluation has to come.
-@pytest.mark.parametrize("way, steps", [(LORA, (5, 6)), ([], (5,))], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "way, steps", [(LORA, (5, 6)), pytest.param([], (5,), marks=pytest.mark.slow)], ids=["lora", "full"]
+)
 def test_a_resumed_run_equals_the_unbroken_one(tiny, write_rows, tmp_path, way, steps):
     path = write_rows(ROWS)
     flags = [*STEPS, *way, "--eval_data_path", path, "--eval_strategy", "epoch", "--max_steps", 8]
