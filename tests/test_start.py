@@ -60,7 +60,9 @@ def run_script(words: list) -> tuple[str, str, set[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--use_lora", "True"], []], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "flags", [["--use_lora", "True"], pytest.param([], marks=pytest.mark.cross)], ids=["lora", "full"]
+)
 def test_a_run_imports_and_prints_only_what_it_needs(tiny, write_rows, tmp_path, flags):
     words = ["train.py", "--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), *flags]
     words += ["--data_path", write_rows(rows_for("llava-1.5")), "--output_dir", tmp_path / "out", "--max_steps", 1]

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 FAMILY = "llava-1.5"
 PAGE = (REPO / "docs/change_it.md").read_text(encoding="utf-8")
 DIFFS = dict(re.findall(r"(?ms)^## ([^\n]*)\n(?:(?!^## ).)*?^```diff\n(.*?)^```$", PAGE))
-# Padded and padding-free, with and without positions of three axes.
-BATCHES = crossed([(FAMILY, True), (FAMILY, False), ("qwen2.5-vl", True)], [(FAMILY, False), ("qwen2.5-vl", True)])
+# Padded and padding-free, and with positions of three axes. Each diff is run on one of them, and on the others in turn.
+BATCHES = [(FAMILY, True), (FAMILY, False), ("qwen2.5-vl", True)]
 ROWS = [IMAGE_ROWS[2], LONG, IMAGE_ROWS[0], SHORT]  # the first has two replies
 
 
@@ -60,7 +60,7 @@ class Changed:
         return [entry["loss"] for entry in log if "loss" in entry], printed
 
 
-@pytest.mark.parametrize("family, padding_free", BATCHES)
+@pytest.mark.parametrize("family, padding_free", crossed(BATCHES, BATCHES[1:2]))
 def test_token_weights(tiny, write_rows, tmp_path, family, padding_free):
     path = write_rows(ROWS)
     flags = ["--per_device_train_batch_size", 4, "--padding_free", padding_free]
@@ -76,7 +76,7 @@ def test_token_weights(tiny, write_rows, tmp_path, family, padding_free):
     assert found == pytest.approx((torch.cat(losses) * torch.tensor(weights)).mean().item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("family, padding_free", BATCHES)
+@pytest.mark.parametrize("family, padding_free", crossed(BATCHES, BATCHES[2:]))
 def test_a_column(tiny, write_rows, tmp_path, family, padding_free):
     weights = [0.25, 1.0, 2.0, 0.0]
     rows = [row | ({} if weight == 1 else {"importance": weight}) for row, weight in zip(ROWS, weights)]

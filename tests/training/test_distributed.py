@@ -197,6 +197,7 @@ FAKE_SCONTROL = """#!/usr/bin/env bash
 
 
 @pytest.mark.slow
+@pytest.mark.cross  # five starts of processes that import everything
 def test_a_slurm_job_whose_time_is_up_is_queued_again_and_ends_as_one_process(tiny, write_rows, tmp_path):
     """On two machines, which example_scripts/multi_node.sh starts on."""
     for name, text in {"srun": FAKE_SRUN, "scontrol": FAKE_SCONTROL}.items():

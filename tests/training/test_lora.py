@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import yaml
-from conftest import FACTS, FAMILIES, KINDS, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run, turns
+from conftest import CROSSED, FACTS, KINDS, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run, turns
 from launch import here, launch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -38,7 +38,7 @@ def linears(tiny, family) -> set[str]:
 # ---- target modules ----
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CROSSED)
 def test_a_pattern_of_older_versions_means_the_projections_of_the_language_model(tiny, family):
     meant = re.compile(r".*\.layers\.\d+\.(mlp|cross_attn|self_attn)\.(up|down|gate|q|k|v|o)_proj")
     expected = {n for n in linears(tiny, family) if meant.fullmatch(n) and in_language_model(family, n)}
@@ -51,7 +51,7 @@ def test_a_pattern_of_older_versions_means_the_projections_of_the_language_model
     assert f"adapters: {len(expected)} Linear" in format_summary(summarize(model, loader, arguments))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CROSSED)
 def test_old_names_are_those_in_the_checkpoints_of_the_hub(tiny, family):
     """Checkpoints keep the module names of the version that they were made with; the tiny ones have the Hub's."""
     keys = load_file(f"{tiny(family)}/model.safetensors").keys()
@@ -188,6 +188,10 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+def in_turn(*values):
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.cross])
+
+
 INITS = ["--use_dora True", slow("--use_rslora True")]
 INITS += [slow(f"--lora_init {i}") for i in ("gaussian", "orthogonal", "pissa", "olora")]
 
@@ -210,7 +214,8 @@ def test_a_plain_peft_model_on_the_base_answers_as_the_trained_one(tiny, trained
 QUANTIZED = ["--q_lora True", "--load_in_8bit True"]
 BESIDE = [("llava-1.5", "--q_lora True"), slow("llava-1.5", "--load_in_8bit True")]
 BESIDE += [slow("llava-1.5", "--q_lora True --use_dora True")]
-BESIDE += [slow(family, words) for family in KINDS if family != "llava-1.5" for words in QUANTIZED]
+OTHERS = [family for family in KINDS if family != "llava-1.5"]
+BESIDE += [slow(family, QUANTIZED[0]) for family in OTHERS] + [in_turn(family, QUANTIZED[1]) for family in OTHERS]
 
 
 @pytest.mark.parametrize("family, words", BESIDE)
@@ -273,9 +278,9 @@ def test_gradients_reach_every_adapter_under_checkpointing_and_after_evaluation(
 CONTINUED = [
     ("llava-1.5", ["--train_vision_projector", True], ["--lora_r", 4, "--lora_target_modules", "q_proj", "up_proj"]),
     slow("llava-1.5", ["--q_lora", True, *VISION_FLAGS, "--use_vision_lora", True], ["--use_dora", True]),
-    slow("qwen2-vl", VISION_FLAGS, ["--lora_init", "pissa", "--use_rslora", True]),
+    in_turn("qwen2-vl", VISION_FLAGS, ["--lora_init", "pissa", "--use_rslora", True]),
     slow("qwen3-vl-moe", ["--load_in_8bit", True], ["--lora_experts", True, "--lora_router", True]),
-    slow(
+    in_turn(
         "qwen2-vl", ["--bf16", True, "--use_cpu", True, "--train_vision_projector", True], ["--lora_bias", "lora_only"]
     ),
 ]

@@ -10,6 +10,7 @@ from conftest import (
     CROSSED,
     FACTS,
     FAMILIES,
+    FEW,
     KINDS,
     MODEL_ID,
     VISION_FLAGS,
@@ -94,19 +95,22 @@ def gradients_of(model) -> dict[str, torch.Tensor]:
 # Of a gradient, in parts of its largest element, where it is more than a logit's: those of its vision tower reach 1000.
 ROUNDING = {"gemma-3n": 5e-5}
 REPLIES, ALL_TEXT = {}, {"mask_question_tokens": False}
-DEFAULT = ("llava-1.5", "qwen2.5-vl", "gemma-3")
+
+
+def marks_of(family: str, chosen: tuple[str, ...]) -> list:
+    """All but a few are slow, and all but the chosen ones the rest of a cross."""
+    return ([] if family in FEW else [pytest.mark.slow]) + ([] if family in chosen else [pytest.mark.cross])
+
+
 VARIANTS = [
-    *[
-        pytest.param(family, REPLIES, 0.0, id=f"{family}-replies", marks=[] if family in DEFAULT else pytest.mark.slow)
-        for family in FAMILIES
-    ],
+    *[pytest.param(family, REPLIES, 0.0, id=f"{family}-replies", marks=marks_of(family, KINDS)) for family in FAMILIES],
     *[
         pytest.param(
             family,
             ALL_TEXT,
             0.2,
             id=f"{family}-smoothed text",
-            marks=[pytest.mark.slow, *([] if family in KINDS else [pytest.mark.cross])],
+            marks=[pytest.mark.slow, *marks_of(family, FEW)],
         )
         for family in FAMILIES
         if family != "paligemma"  # it refuses that

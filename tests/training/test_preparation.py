@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, make_loader, run, turns
+from conftest import CONSENT, CROSSED, FACTS, FAMILIES, MODEL_ID, make_loader, run, turns
 from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor
@@ -233,7 +233,7 @@ def steps(tiny, family, *flags):
         yield model, loader, forward, called, recorded
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CROSSED)
 def test_frozen_vision_parts_are_computed_once_and_keep_nothing(tiny, family):
     for model, _, forward, called, recorded in steps(tiny, family, "--use_lora", "True"):
         assert forward and not recorded and called == forward
@@ -241,7 +241,8 @@ def test_frozen_vision_parts_are_computed_once_and_keep_nothing(tiny, family):
             assert parameter.requires_grad == (parameter.grad is not None), name
 
 
-@pytest.mark.parametrize("family", [pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", CROSSED)
 def test_a_frozen_encoder_under_a_projector_that_trains(tiny, family):
     flags = ["--use_lora", "True", "--train_vision_projector", "True"]
     for _, loader, forward, called, recorded in steps(tiny, family, *flags):

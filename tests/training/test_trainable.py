@@ -162,7 +162,9 @@ def test_lora_bias_does_not_reach_frozen_components(tiny, bias):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("bits, kind", [(4, "nf4"), pytest.param(8, "int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "bits, kind", [(4, "nf4"), pytest.param(8, "int8", marks=[pytest.mark.slow, pytest.mark.cross])]
+)
 def test_only_the_language_model_is_quantized(tiny, family, bits, kind):
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
@@ -213,7 +215,9 @@ A_NORM = re.compile(r"(^|[._])(\w*norm\d?|norm_\w+|ln_\w+|bn\d?)\.([\w.]+\.)?wei
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "lora", [[], pytest.param(["--use_lora", "True"], marks=pytest.mark.slow)], ids=["full", "lora"]
+    "lora",
+    [[], pytest.param(["--use_lora", "True"], marks=[pytest.mark.slow, pytest.mark.cross])],
+    ids=["full", "lora"],
 )
 def test_each_component_steps_at_its_own_learning_rate(tiny, family, lora, write_rows, tmp_path):
     """With plain gradient descent, a step is the gradient times the rate."""

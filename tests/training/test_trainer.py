@@ -151,7 +151,7 @@ def test_an_incomplete_checkpoint_is_named(tiny, missing, write_rows, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", CROSSED)
+@pytest.mark.parametrize("family", OF_FEW)
 def test_a_resumed_run_goes_on_as_if_never_stopped(tiny, family, write_rows, tmp_path):
     path, out = write_rows(rows_for(family)), tmp_path / "out"
     flags = [*VISION_FLAGS, "--save_strategy", "steps", "--save_steps", 1, "--learning_rate", 1e-2]
