@@ -358,6 +358,8 @@ def pytest_collection_modifyitems(config, items):
         others = [item for item in items if item.get_closest_marker("cross") and eighth_of(item) != number % 8]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
+    # Of minutes, and the last in the order of files: one worker would wait for the other.
+    items.sort(key=lambda item: item.path.name != "test_webui_browser.py")
 
 
 def eighth_of(item) -> int:
