@@ -130,6 +130,7 @@ def test_processes_share_the_answers_of_one(tiny, write_rows, tmp_path, flags):
         assert together == alone
 
 
+@pytest.mark.slow
 def test_answers_in_bfloat16_under_lora(tiny, write_rows, tmp_path, monkeypatch):
     """In the precision of the run, though accelerate sets it for the adapters' wrapper, which does not generate."""
     generate, precisions = answers._generate, set()
@@ -198,6 +199,7 @@ def test_the_best_checkpoint_by_a_users_metric_and_early_stopping(tiny, write_ro
     assert max(entry["step"] for entry in logs_of(out) if "loss" in entry) == 4
 
 
+@pytest.mark.slow
 def test_the_count_of_early_stopping_survives_a_stop(tiny, write_rows, tmp_path):
     path, out = write_rows(rows_for(FAMILY)), tmp_path / "out"
     flags = [*best_of([0.0, 0.5, 0.4, 0.3, 0.2, 0.5], tmp_path), "--early_stopping_patience", 3, *ANSWERS]

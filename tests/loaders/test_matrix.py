@@ -121,8 +121,9 @@ def parts(tiny):
 
 
 def marks_of_data(family: str, kind: str) -> list:
-    """Many tokens and many families are slow."""
-    return [pytest.mark.slow] if kind == "all in one batch" and family not in ONE_OF_EACH_KIND else []
+    """All but three kinds, of which one holds all the others."""
+    quick = kind in ("all in one batch", "text only", "over-long") and family in ONE_OF_EACH_KIND
+    return [] if quick else [pytest.mark.slow]
 
 
 @pytest.mark.parametrize("family, kind", cells(lambda family: [*kinds_of(family), "over-long"], marks_of_data))

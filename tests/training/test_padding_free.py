@@ -208,6 +208,7 @@ def test_the_loss_of_a_packed_epoch_is_that_of_every_sample_alone(tiny, write_ro
     assert step["loss"] == pytest.approx(expected, abs=1e-4)  # as it is logged
 
 
+@pytest.mark.slow
 def test_a_packed_run_resumes_exactly(tiny, write_rows, tmp_path):
     rows = [*rows_for("qwen2-vl"), *({"conversations": turns("Count.", "1 2 3 " * n)} for n in range(1, 9))]
     path = write_rows(rows)

@@ -259,6 +259,7 @@ def test_each_component_steps_at_its_own_learning_rate(tiny, family, lora, write
     assert [line.split()[-2] for line in lines] == ["0.001", "0.002", "0.0005"]
 
 
+@pytest.mark.slow
 def test_learning_rates_are_those_of_the_run_and_of_a_resumed_one(tiny, write_rows, tmp_path):
     path, out = write_rows(rows_for("qwen2-vl")), tmp_path / "out"
     flags = [*VISION_FLAGS, "--vision_encoder_lr", 1e-4, "--vision_projector_lr", 0, "--learning_rate", 1e-2]

@@ -13,6 +13,7 @@ from conftest import (
     CROSSED,
     FACTS,
     FAMILIES,
+    FEW,
     MODEL_ID,
     OF_FEW,
     TAKES_VIDEO,
@@ -78,7 +79,9 @@ def test_grouping_puts_similar_lengths_together():
     assert sum(spread) / len(spread) < 12  # about 40 in random order
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [family if family in FEW else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+)
 def test_full_run_leaves_a_standalone_checkpoint(tiny, family, write_rows, tmp_path):
     """In bfloat16, in which parts of some vision encoders go unused."""
     out = tmp_path / "out"
