@@ -8,6 +8,9 @@ A model size is a row here, never code. A family `qwen2-vl` lives in `loaders/qw
 
 import difflib
 import importlib
+import os
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -132,17 +135,58 @@ def find_model(model_id: str) -> Model:
     """The row of a model id, or of the Hub path of a listed model; `auto` has no Hub path.
 
     Raises:
-        ValueError: unknown id; the message names the nearest ones.
+        ValueError: unknown id; the message names what was probably meant.
     """
     by_name = MODELS | {model.hub_path: model for model in MODELS.values()} | {AUTO: Model(AUTO, None)}
     if model_id not in by_name:
-        nearest = difflib.get_close_matches(model_id.lower(), MODELS, n=3, cutoff=0.4)
         raise ValueError(
-            f"--model_id {model_id!r} is not a supported model. "
-            + (f"Did you mean {', '.join(nearest)}? " if nearest else "")
-            + "`python supported_models.py` lists all of them; --model_id auto takes any other checkpoint."
+            f"--model_id {model_id!r} is not a supported model.{meant(model_id)} "
+            "`python supported_models.py` lists all of them; --model_id auto takes any other checkpoint."
         )
     return by_name[model_id]
+
+
+def meant(model_id: str) -> str:
+    """What was probably meant by an id that is not listed, as a sentence, or nothing.
+
+    A path of another organisation's copy, a base version or a folder is meant as it is, in the family that its name
+    begins with: `unsloth/Qwen2.5-VL-7B-Instruct` is a `qwen2.5-vl-7b-instruct` to be loaded from there.
+    """
+    names = {model_id: model_id for model_id in MODELS}
+    names |= {model.hub_path.rpartition("/")[2]: model_id for model_id, model in MODELS.items()}
+    *parents, name = model_id.rstrip("/").split("/")
+    if family := next(iter(nearest(name, families(), cutoff=1)), None):
+        found = [id for id, model in MODELS.items() if model.family == family]
+        return f" It is a family; name one of its models: {', '.join(found)}."
+    form = only_letters(name)
+    beginnings = [only_letters(family) for family in families() if form.startswith(only_letters(family))]
+    of_family = [name for name in names if only_letters(name).startswith(max(beginnings, key=len, default="?"))]
+    of_family.sort(key=lambda name: -len(os.path.commonprefix([form, only_letters(name)])))
+    found = nearest(name, names, cutoff=1) or of_family or nearest(name, names, cutoff=0.7)
+    found = list(dict.fromkeys(names[name] for name in found))[:3]
+    paths = {only_letters(model.hub_path): model.hub_path for model in MODELS.values()}
+    if path := paths.get(only_letters(model_id)):
+        found = [path]
+    elif parents:
+        found = [f"--model_id {(found or [AUTO])[0]} --model_local_path {model_id}"]
+    return f" Did you mean {', '.join(found)}?" if found else ""
+
+
+def nearest(wrong: str, names: Iterable[str], cutoff: float) -> list[str]:
+    """The three names that are most like one that does not exist, or the one that differs only in its punctuation and
+    capitals.
+
+    Args:
+        cutoff: from 0 to 1, how alike they must be.
+    """
+    by_form = {only_letters(name): name for name in reversed(list(names))}  # of several, the first
+    form = only_letters(wrong)
+    forms = [form] if form in by_form else difflib.get_close_matches(form, by_form, n=3, cutoff=cutoff)
+    return [by_form[form] for form in forms]
+
+
+def only_letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 class Registry(dict):

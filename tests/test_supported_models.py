@@ -61,8 +61,23 @@ def test_a_model_is_found_by_its_id_and_by_its_hub_path(model_id, family, hub_pa
     [
         ("qwen2vl-2b-instruct", "qwen2-vl-2b-instruct"),
         ("llava-1.5", "llava-1.5-7b"),
-        ("Qwen/Qwen2.5-VL-3B-instruct", "qwen2.5-vl-3b-instruct"),
-        ("LLaVA-1.5-7B", "llava-1.5-7b"),
+        ("LLaVA-1.5-7B", "Did you mean llava-1.5-7b?"),
+        ("qwen/qwen2.5-vl-3b-instruct", "Did you mean Qwen/Qwen2.5-VL-3B-Instruct?"),
+        ("gemma3", "a family; name one of its models: gemma-3-4b-it, gemma-3-12b-it, gemma-3-27b-it."),
+        ("phi-3-vision-128k-instruct", "Did you mean phi3-v?"),
+        ("qwen2.5-vl-4b", "Did you mean qwen2.5-vl-3b-instruct, qwen2.5-vl-7b-instruct"),
+        *(
+            (theirs, f"Did you mean --model_id {ours} --model_local_path {theirs}?")
+            for theirs, ours in [
+                ("unsloth/Qwen2.5-VL-7B-Instruct-bnb-4bit", "qwen2.5-vl-7b-instruct"),
+                ("mistralai/Pixtral-12B-2409", "pixtral-12b"),
+                ("Qwen/Qwen2-VL-7B", "qwen2-vl-7b-instruct"),
+                ("google/gemma-3-4b-pt", "gemma-3-4b-it"),
+                ("OpenGVLab/InternVL3-8B", "internvl3-8b"),
+                ("./runs/SmolVLM2-500M-mine", "smolvlm2-500m-video-instruct"),
+                ("someone/zzz", "auto"),
+            ]
+        ),
         ("zzz", "python supported_models.py"),
     ],
 )
