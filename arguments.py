@@ -5,11 +5,14 @@ a flag after the file wins).
 """
 
 import argparse
+import contextlib
 import gc
+import hashlib
 import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
@@ -19,10 +22,12 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
+from transformers.utils import is_torch_bf16_gpu_available
 
 from reading.options import FILTERS
 from supported_models import find_model
 from training import checks
+from training.engines import say
 from training.sampling import SAMPLERS
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -62,6 +67,7 @@ class ModelArguments:
     def __post_init__(self):
         if not self.model_id:
             raise ValueError("--model_id is missing; `python supported_models.py` lists the models.")
+        checks.check_model_paths(self)
         self.family, hub_path = find_model(self.model_id)
         self.model_path = self.model_local_path or hub_path
         if not self.model_path:
@@ -302,7 +308,21 @@ def cli(main) -> None:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
         if os.path.dirname(os.path.dirname(os.path.abspath(raised_in))) not in (HERE, os.path.dirname(HERE)):
             raise
-        sys.exit(f"Error: {error}")
+        end(f"Error: {error}")
+
+
+def end(message: str) -> None:
+    """End the process with an error message; under torchrun once, in the summary of failures that it prints last."""
+    if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+        sys.exit(message)
+    of_all_processes = os.path.dirname(os.path.dirname(path))
+    with contextlib.suppress(FileExistsError):
+        open(os.path.join(of_all_processes, hashlib.sha256(message.encode()).hexdigest()), "x").close()
+        # An earlier time makes it the first failure, of which torchrun shows the message.
+        found = {"message": message, "extraInfo": {"timestamp": str(int(time.time()) - 1)}}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": found}, file)
+    sys.exit(1)
 
 
 def yaml_to_flags(path: str) -> list[str]:
@@ -332,6 +352,14 @@ def yaml_to_flags(path: str) -> list[str]:
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Each default behind its help; the description with its own line breaks."""
+
+
+def bf16_of(text: str) -> bool:
+    """The value of --bf16, also axolotl's `auto`: whether there is a GPU that computes with it."""
+    if text.lower() != "auto":
+        return string_to_bool(text)
+    say(f"--bf16 auto: {is_torch_bf16_gpu_available()} on this machine.")
+    return is_torch_bf16_gpu_available()
 
 
 def split_flags(words: list[str], names: Collection[str]) -> tuple[list[str], list[str]]:
@@ -376,9 +404,16 @@ def parse_arguments(
         words = yaml_to_flags(words[0]) + words[1:]
     if extend:
         words, passed_over = split_flags(words, HARDWARE_FLAGS)
+    for action in parser._actions:
+        if action.dest == "bf16":
+            action.type = bf16_of
     # `--no-dataloader-pin-memory` and the like write the field that `dest` names.
     fields_of = {option: action.dest for action in parser._actions for option in action.option_strings}
-    written = {word.split("=")[0] for word in words if word.startswith("--")}
+    written = {}
+    for word, following in zip(words, [*words[1:], "--"]):
+        if word.startswith("--"):
+            option, _, value = word.partition("=")
+            written[option] = value or ("" if following.startswith("--") else following)
     checks.check_flag_names(written, fields_of.keys())
     try:
         *parts, rest = parser.parse_args_into_dataclasses(

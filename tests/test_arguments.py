@@ -8,9 +8,9 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
-from arguments import PARTS, parse_arguments
+from arguments import PARTS, end, parse_arguments
 from train import model_kwargs
-from training.checks import AT_LEAST, ATTENTION, EXCLUDES, KEPT_FLAGS, NEEDS, RENAMED_FLAGS
+from training.checks import AT_LEAST, ATTENTION, EXCLUDES, KEPT_FLAGS, NEEDS
 from training.resume import resume_from
 
 REQUIRED = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json"]
@@ -59,11 +59,22 @@ REFUSED = [
     ("--group_by_length=True", "--group_by_length .* --train_sampling_strategy group_by_length"),
     ("--no_cuda True", "--no_cuda .* --use_cpu"),
     ("--logging_dir logs", "--logging_dir .* TENSORBOARD_LOGGING_DIR"),
-    ("--save_safetensors True", "--save_safetensors .* always safetensors"),
-    ("--lora_rank 8", "--lora_rank is not a flag. Did you mean .*--lora_r"),
-    ("--use_lor True", "--use_lor is not a flag. Did you mean --use_lora"),
-    ("--num_frame 8", "--num_frame is not a flag. Did you mean --num_frames"),
-    ("--xyzzy 8", "--xyzzy is not a flag. .*--help"),
+    ("--save_safetensors True", "--save_safetensors is not a flag: leave it out .checkpoints are always safetensors"),
+    ("--lora_rank 8", r"--lora_rank is not a flag: use --lora_r\. .*docs/coming_from.md"),
+    ("--use_lor True", "--use_lor is not a flag: did you mean --use_lora"),
+    ("--num_frame 8", "--num_frame is not a flag: did you mean --num_frames"),
+    ("--xyzzy 8", r"--xyzzy is not a flag\. .*--help"),
+    ("--lr 1e-4", r"--lr is not a flag: use --learning_rate\."),
+    ("--epochs 3", r"--epochs is not a flag: use --num_train_epochs\."),
+    ("--batch_size 4", r"--batch_size is not a flag: use --per_device_train_batch_size \("),
+    ("--micro_batch_size 4", r"--micro_batch_size is not a flag: use --per_device_train_batch_size\."),
+    ("--auto_find_batchsize 4", r"--auto_find_batchsize is not a flag\. "),  # the nearest one is refused
+    ("--freeze_language_model True", "--freeze_language_model is not a flag: leave it out .*--use_lora True"),
+    ("--freeze_vision_tower False", "--freeze_vision_tower is not a flag: use --train_vision_encoder"),
+    ("--freeze-vision-tower=true", "--freeze-vision-tower is not a flag: leave it out"),
+    ("--quantization_bit 8", "--quantization_bit is not a flag: use --load_in_8bit"),
+    ("--load_in_4bit false", r"--load_in_4bit is not a flag: leave it out\."),
+    ("--use_lora True --lora_target_modules all-linear", "--lora_target_modules all-linear is the default: leave it"),
     ("--use_lora True stray", "'stray' does not belong to any flag"),
     ("--use_lora True --lora_r 4 run.yaml", "'run.yaml' does not belong .* a YAML file comes first"),
     ("--fps 2 --num_frames 16", "--num_frames 16 and --fps 2.0 exclude each other"),
@@ -209,19 +220,12 @@ def test_a_missing_required_flag_is_named(given):
         parse_arguments(given)
 
 
-def test_renamed_flags_are_gone_and_their_successors_exist():
-    known = {option for action in HfArgumentParser(PARTS)._actions for option in action.option_strings}
-    assert not {f"--{name}" for name in RENAMED_FLAGS} & known
-    named = {option for cure in RENAMED_FLAGS.values() for option in re.findall(r"--\w+", cure)}
-    assert len(named) > 10 and named <= known
-    assert KEPT_FLAGS.keys() <= TRAINING_FLAGS
-
-
 def test_the_tables_name_flags_that_exist():
     known = {action.dest for action in HfArgumentParser(PARTS)._actions}
     pairs = {name for one, other, _ in EXCLUDES for name in (one, other)}
     needed = {name for text in NEEDS.values() for name in re.findall(r"--(\w+)", text)}
     assert KEPT_FLAGS.keys() | AT_LEAST.keys() | NEEDS.keys() | needed | pairs <= known
+    assert KEPT_FLAGS.keys() <= TRAINING_FLAGS
 
 
 # ---- YAML ----
@@ -249,7 +253,7 @@ def test_a_yaml_file_gives_the_flags_and_the_command_line_wins(tmp_path):
         (b"", "run.yaml must be a mapping"),
         (b"a: &a [1]\nb: [*a, *a]", "run.yaml has an alias"),
         (b"- model_id", "run.yaml must be a mapping"),
-        (b"model_idd: llava-1.5-7b", "--model_idd is not a flag. Did you mean --model_id"),
+        (b"model_idd: llava-1.5-7b", "--model_idd is not a flag: did you mean --model_id"),
         (b"warmup_ratio: 0.1", "--warmup_ratio .* --warmup_steps"),
         (b"data_path: rows.json", "--model_id is missing"),
     ],
@@ -259,6 +263,78 @@ def test_a_bad_yaml_file_is_refused(tmp_path, content, named):
         (tmp_path / "run.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=named):
         parse_arguments([str(tmp_path / "run.yaml")])
+
+
+def test_all_keys_of_another_tool_are_named_at_once(tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "base_model: Qwen/Qwen2.5-VL-7B-Instruct\nadapter: qlora\nmicro_batch_size: 2\nnum_epochs: 1\n"
+        "val_set_size: 0.0\ndatasets:\n  - path: a.json\n    type: chat_template\n"
+        "learning_rate: 1e-4\nwandb_project:\nxyzzy: 1\n"
+    )
+    with pytest.raises(ValueError) as caught:
+        parse_arguments([str(tmp_path / "run.yaml"), "--wramup_steps", "4"])
+    head, *named, end = str(caught.value).splitlines()
+    assert head == "8 flags do not exist:" and "docs/coming_from.md" in end
+    for line, start in zip(
+        named,
+        [
+            "  --base_model: use --model_id (",
+            "  --adapter: use --q_lora (",
+            "  --micro_batch_size: use --per_device_train_batch_size.",
+            "  --num_epochs: use --num_train_epochs.",
+            "  --val_set_size: leave it out.",
+            "  --datasets: use --data_path (",
+            "  --xyzzy",
+            "  --wramup_steps: did you mean --warmup_steps?",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(start)
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_bf16_auto_is_what_the_machine_can(can, monkeypatch, capsys):
+    monkeypatch.setattr("arguments.is_torch_bf16_gpu_available", lambda: can)
+    assert parse("--bf16 auto --use_cpu True").training.bf16 is can
+    assert capsys.readouterr().out == f"--bf16 auto: {can} on this machine.\n"
+
+
+def test_under_torchrun_an_error_is_handed_over_once(tmp_path, monkeypatch, capsys):
+    """What torchrun reads of its processes' files, by its own reader."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    def fail(rank: int, message: str) -> ProcessFailure:
+        file = tmp_path / str(rank) / "error.json"
+        file.parent.mkdir()
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+        with pytest.raises(SystemExit) as ended:
+            end(message)
+        assert ended.value.code == 1
+        return ProcessFailure(rank, 123, 1, str(file))
+
+    failures = {3: fail(3, "Error: all\nfail"), 0: fail(0, "Error: all\nfail"), 1: fail(1, "Error: one fails")}
+    said = str(ChildFailedError("train.py", failures))
+    assert said.count("Error: all\n  fail") == said.count("Error: one fails") == 1
+    assert said.index("Error: all") > said.index("Root Cause") and capsys.readouterr() == ("", "")
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
+    with pytest.raises(SystemExit, match="Error: alone"):
+        end("Error: alone")
+
+
+def test_a_folder_is_no_model_id_and_an_adapter_no_model(tmp_path):
+    words = ["--data_path", "rows.json", "--model_id"]
+    model, adapter = tmp_path / "my-qwen2.5-vl-7b", tmp_path / "out"
+    for folder, name, held in [
+        (model, "config.json", '{"model_type": "qwen2_5_vl"}'),
+        (adapter, "adapter_config.json", '{"base_model_name_or_path": "its/base"}'),
+    ]:
+        folder.mkdir()
+        (folder / name).write_text(held)
+    with pytest.raises(ValueError, match=f"write --model_id qwen2.5-vl-7b-instruct --model_local_path {model}"):
+        parse_arguments([*words, str(model)])
+    for given in ([str(adapter)], ["qwen2-vl-2b-instruct", "--model_local_path", str(adapter)]):
+        with pytest.raises(ValueError, match=f"--lora_weight_path {adapter}, and name its base .its/base. by"):
+            parse_arguments([*words, *given])
 
 
 def test_the_saved_arguments_give_the_same_run(tmp_path):

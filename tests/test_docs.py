@@ -25,7 +25,6 @@ from arguments import parse_arguments
 from reading.dataset import MultimodalDataset
 from supported_models import families
 from training import checks
-from training.checks import RENAMED_FLAGS
 from training.trainable import training_modes
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -176,7 +175,7 @@ def flags_of(main, *words: list[str]) -> set[str]:
 
 
 def test_every_flag_of_the_pages_exists(monkeypatch):
-    known = FOREIGN_FLAGS | set(RENAMED_FLAGS) | flags_of(preview.main, ["--help"])
+    known = FOREIGN_FLAGS | {"warmup_ratio"} | flags_of(preview.main, ["--help"])
     known |= flags_of(predict.parse, ["--help"])
     known |= flags_of(importlib.import_module("estimate").parse, ["--help"])
     known |= flags_of(importlib.import_module("merge_lora_weights").parse, ["--help"])
@@ -247,16 +246,6 @@ def test_the_table_of_what_trains():
         words = [] if flags == "none" else flags.strip("`").split()
         given = ["--model_id", "llava-1.5-7b", "--data_path", "train.json", "--use_cpu", "True"]
         assert list(training_modes(parse_arguments(given + words)).values()) == modes, flags
-
-
-@pytest.mark.parametrize(
-    "old, new", re.findall(r"(?m)^\| `(--\w+ \w+[.\w]*)` \| `(--.*)` \|$", (REPO / "docs/training.md").read_text())
-)
-def test_the_table_of_renamed_flags(old, new):
-    given = ["--model_id", "llava-1.5-7b", "--data_path", "train.json"]
-    with pytest.raises(ValueError, match=new.split()[0]):
-        parse_arguments([*given, *old.split()])
-    parse_arguments([*given, *new.split(), *(["--eval_data_path", "test.json"] if "eval" in new else [])])
 
 
 def test_the_errors_of_the_data_page(write_rows, media_folder):

@@ -287,7 +287,7 @@ def rows_of(section: str) -> list[list[str]]:
 
 def test_every_flag_that_a_key_became_exists():
     checked = 0
-    for section in ("lmms-finetune", "axolotl", "LLaMA-Factory"):
+    for section in ("lmms-finetune", "axolotl", "LLaMA-Factory", "Renamed flags", "Short names"):
         for there, here, _ in rows_of(sections(COMING)[section])[1:]:
             names = re.findall(r"--(\w+)", here)
             if here == "the same":
@@ -296,7 +296,50 @@ def test_every_flag_that_a_key_became_exists():
                 assert names or here == "nothing" or not here.startswith("--"), here
             assert set(names) <= FLAGS, (there, here)
             checked += len(names)
+            is_gone = section in ("Renamed flags", "Short names")  # "the same" name there is a name of another tool
+            assert not is_gone or not {*re.findall(r"`(\w+)`", there)} & FLAGS, there
     assert checked > 60
+
+
+# The keys of their example files for models with vision, in July and August 2026.
+KEYS = {
+    "axolotl": """
+adapter attn_implementation base_model bf16 chat_template cut_cross_entropy dataset_prepared_path datasets
+ddp_find_unused_parameters eot_tokens evals_per_epoch flash_attention flex_attn_compile_kwargs fp16 freeze_mm_modules
+fsdp fsdp_config fsdp_version full_finetune gradient_accumulation_steps gradient_checkpointing
+gradient_checkpointing_kwargs learning_rate liger_glu_activation liger_layer_norm liger_rms_norm
+llama4_linearized_experts load_in_4bit load_in_8bit logging_steps lora_alpha lora_dropout lora_mlp_kernel
+lora_model_dir lora_modules_to_save lora_o_kernel lora_qkv_kernel lora_r lora_target_modules lr_scheduler max_steps
+micro_batch_size model_type num_epochs optimizer output_dir pad_to_sequence_len plugins processor_type
+quantize_moe_experts remove_unused_columns resume_from_checkpoint sample_packing saves_per_epoch sequence_len
+skip_prepare_dataset special_tokens strict tf32 tokenizer_use_mistral_common trust_remote_code use_kernels
+use_sonicmoe val_set_size wandb_entity wandb_log_model wandb_name wandb_project wandb_watch warmup_ratio weight_decay
+""",
+    "LLaMA-Factory": """
+adapter_name_or_path apollo_layerwise apollo_rank apollo_scale apollo_scale_type apollo_target asft_alpha badam_mode
+badam_switch_interval badam_switch_mode badam_verbose bf16 cutoff_len dataloader_num_workers dataset dataset_dir
+ddp_timeout deepspeed do_predict do_train double_quantization eval_dataset export_device export_dir
+export_legacy_format export_quantization_bit export_quantization_dataset export_size finetuning_type fp8 fp8_backend
+fp8_enable_fsdp_float8_all_gather freeze_language_model freeze_multi_modal_projector freeze_trainable_layers
+freeze_trainable_modules freeze_vision_tower fsdp fsdp_transformer_layer_cls_to_wrap galore_layerwise galore_rank
+galore_scale galore_target gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs
+image_max_pixels learning_rate logging_steps lora_rank lora_target loraplus_lr_ratio lr_scheduler_type max_samples
+mixture_of_depths model_name_or_path num_train_epochs oft_block_size oft_target optim output_dir overwrite_cache
+overwrite_output_dir packing per_device_eval_batch_size per_device_train_batch_size pissa_convert pissa_init
+pissa_iter plot_loss predict_with_generate pref_beta pref_loss preprocessing_num_workers pure_bf16 quantization_bit
+quantization_method ray_num_workers report_to resume_from_checkpoint run_name save_only_model save_steps stage
+template tokenized_path trust_remote_code use_adam_mini use_apollo use_asft_loss use_badam use_dft_loss use_eaft_loss
+use_galore use_llama_pro use_muon use_reentrant_gc video_fps video_max_pixels video_maxlen warmup_ratio
+""",
+}
+
+
+@pytest.mark.parametrize("section", KEYS)
+def test_the_keys_of_their_examples_are_explained(section):
+    explained = set(
+        re.findall(r"`(\w+)(?:: \w+)?`", " ".join(there for there, *_ in rows_of(sections(COMING)[section])))
+    )
+    assert set(KEYS[section].split()) <= explained | FLAGS
 
 
 @pytest.mark.parametrize("section", ["axolotl", "LLaMA-Factory"])
@@ -338,7 +381,14 @@ def test_the_lines_for_other_formats_write_what_is_read(pictures):
     (pictures / "data/openai.json").write_text(json.dumps(openai))
     alpaca = [
         {"instruction": "Name it.", "input": "A hinge", "output": "Hinge"},
-        {"instruction": "What?", "output": "That", "images": ["1.jpg"]},
+        {
+            "instruction": "What?",
+            "output": "That",
+            "images": ["1.jpg"],
+            "history": [["Hi", "Hello"]],
+            "system": "Be kind",
+        },
+        {"instruction": "<image>Is it", "input": "<image>?", "output": "No", "images": ["1.jpg", "2.jpg"]},
     ]
     (pictures / "data/alpaca.json").write_text(json.dumps(alpaca))
     first, second = (code for _, code in code_blocks(COMING, "python"))
@@ -346,8 +396,10 @@ def test_the_lines_for_other_formats_write_what_is_read(pictures):
     assert contents(MultimodalDataset("data/train.json")) == [["image", "text", "image", "text", "No"]]
     exec(second, {})
     dataset = MultimodalDataset("data/train.json")
-    assert contents(dataset) == [["text", "Hinge"], ["image", "text", "That"]]
     assert dataset.rows[0]["messages"][0]["content"][0]["text"] == "Name it.\nA hinge"
+    texts = [[[part.get("text") for part in m["content"]] for m in dataset.rows[i]["messages"]] for i in (1, 2)]
+    assert texts[0] == [["Be kind"], [None, "Hi"], ["Hello"], ["What?"], ["That"]]
+    assert texts[1] == [[None, "Is it\n", None, "?"], ["No"]]
 
 
 # ---- how_it_works.md ----

@@ -4,11 +4,12 @@ other, and what this machine or a library cannot do. Every refusal is a ValueErr
 Most flags are checked by the tables; `check_flags` reads them. The functions after it hold what fits no table.
 """
 
-import difflib
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import MISSING, fields
+from pathlib import Path
 
 import torch
 import transformers
@@ -24,32 +25,15 @@ from transformers.utils import (
 
 from collators.processor_options import parse_processor_options
 from evaluation.metrics import METRICS, load_metrics
+from loaders import family_of
 from loaders.output_folder import adapter_config
 from reading.mapping import COLUMN, Mapping
 from reading.options import CACHE_FOLDER, MediaOptions
 from reading.rows import RowForm
+from supported_models import AUTO, MODELS, nearest
 
-# Flags that transformers 5 or we removed or renamed -> what to write now.
-RENAMED_FLAGS = {
-    "video_backend": "nothing: videos are decoded by PyAV",
-    "warmup_ratio": "--warmup_steps (a fraction such as 0.03 is accepted)",
-    "evaluation_strategy": "--eval_strategy",
-    "group_by_length": "--train_sampling_strategy group_by_length",
-    "no_cuda": "--use_cpu",
-    "use_mps_device": "nothing: an MPS device is used by itself",
-    "save_safetensors": "nothing: checkpoints are always safetensors",
-    "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
-    "fp16_backend": "--fp16",
-    "half_precision_backend": "--fp16 or --bf16",
-    "jit_mode_eval": "--torch_compile",
-    "fsdp_transformer_layer_cls_to_wrap": "--fsdp_config",
-    "fsdp_min_num_params": "--fsdp_config",
-    "dispatch_batches": "--accelerator_config",
-    "split_batches": "--accelerator_config",
-    "include_tokens_per_second": "nothing: tokens_per_second is always logged",
-    "torchdynamo": "--torch_compile_backend",
-    "adafactor": "--optim adafactor",
-}
+# The page whose tables say what the keys of other tools are called here.
+COMING_FROM = Path(__file__).resolve().parent.parent / "docs" / "coming_from.md"
 
 # Flags of TrainingArguments that nothing here reads: the data and other scripts decide on what they are for.
 UNREAD_FLAGS = """
@@ -160,6 +144,25 @@ def check_flags(*parts) -> None:
             raise ValueError(f"{flags} exclude each other, since {reason}: leave one out.")
 
 
+def check_model_paths(model) -> None:
+    """Refuse a folder as --model_id, and an adapter in the place of a model."""
+    for option in ("model_id", "model_local_path"):
+        path = getattr(model, option) or ""
+        if adapter_config(path) is not None and not os.path.isfile(os.path.join(path, "config.json")):
+            raise ValueError(
+                f"--{option} {path} is an adapter, not a model. To go on training it, write --lora_weight_path {path}, "
+                f"and name its base ({adapter_config(path).get('base_model_name_or_path')}) by --model_id and "
+                "--model_local_path."
+            )
+    if os.path.isdir(model.model_id):
+        family = family_of(model.model_id)
+        ids = [model_id for model_id, listed in MODELS.items() if listed.family == family]
+        (model_id, *_) = nearest(os.path.basename(os.path.abspath(model.model_id)), ids, cutoff=0) or [*ids, AUTO]
+        raise ValueError(
+            f"--model_id {model.model_id} is a folder: write --model_id {model_id} --model_local_path {model.model_id}."
+        )
+
+
 def check_model(model) -> None:
     check_flags(model)
     if model.use_flash_attn and model.attn_implementation not in (None, "flash_attention_2"):
@@ -211,6 +214,8 @@ def check_data(data) -> None:
 
 
 def check_lora(lora) -> None:
+    if all_of_them := {"all", "all-linear"}.intersection(lora.lora_target_modules or []):
+        raise ValueError(f"--lora_target_modules {all_of_them.pop()} is the default: leave it out.")
     check_flags(lora)
     if not 0 <= lora.lora_dropout < 1:
         raise ValueError(f"--lora_dropout is {lora.lora_dropout}; it must be at least 0 and below 1.")
@@ -408,15 +413,48 @@ def check_writable(option: str, folder: str) -> None:
         raise ValueError(f"{option} {folder} cannot be written: no permission for {existing}. Name another.")
 
 
-def check_flag_names(written: Iterable[str], known: Collection[str]) -> None:
-    """Raise a ValueError for a flag that does not exist, naming its successor or the nearest ones."""
-    for option in sorted(set(written) - set(known)):
-        name = option.removeprefix("--").replace("-", "_")
-        if name in RENAMED_FLAGS:
-            successor = RENAMED_FLAGS[name]
-            cure = successor.replace("nothing: ", "leave it out, ") if "nothing" in successor else f"use {successor}"
-            raise ValueError(f"{option} does not exist any more; {cure}.")
-        names = [other for other in known if "-" not in other.removeprefix("--")]  # of two spellings, the usual one
-        nearest = difflib.get_close_matches(f"--{name}", names, n=3, cutoff=0.7)
-        hint = f" Did you mean {', '.join(nearest)}?" if nearest else ""
-        raise ValueError(f"{option} is not a flag.{hint} `python train.py --help` lists all.")
+def check_flag_names(given: dict[str, str], known: Collection[str]) -> None:
+    """Raise a ValueError that names all flags which do not exist, with what to write instead.
+
+    Args:
+        given: the flags that were written, with their values.
+    """
+    wrong = {option: value for option, value in given.items() if option not in known}
+    if not wrong:
+        return
+    names = {option: option.removeprefix("--").replace("-", "_") for option in wrong}
+    tools = sorted(keys_of_tools(), key=lambda keys: -len(keys.keys() & {*names.values()}))
+    cures = {option: instead(names[option], value, known, tools) for option, value in wrong.items()}
+    more = "`python train.py --help` lists all; docs/coming_from.md, those of other tools."
+    if len(wrong) == 1:
+        ((option, cure),) = cures.items()
+        raise ValueError(f"{option} is not a flag{': ' if cure else '.'}{cure} {more}")
+    lines = "".join(f"\n  {option}{': ' if cure else ''}{cure}" for option, cure in cures.items())
+    raise ValueError(f"{len(wrong)} flags do not exist:{lines}\n{more}")
+
+
+def instead(name: str, value: str, known: Collection[str], tools: list[dict]) -> str:
+    """What to write for a flag that does not exist, or nothing."""
+    value = value.lower()
+    for key, here, note in next((keys[name] for keys in tools if name in keys), ()):
+        if key in (value, ""):
+            is_off = not key and value in ("false", "0", "0.0")
+            cure = "leave it out" if is_off or here == "nothing" else f"use {here}"
+            return f"{cure}{f' ({note})' if note and not is_off else ''}."
+    # Of two spellings, the usual one; none that is refused.
+    names = [other for other in known if "-" not in other.removeprefix("--")]
+    found = nearest(name, [other for other in names if other.removeprefix("--") not in KEPT_FLAGS], cutoff=0.7)
+    return f"did you mean {', '.join(found)}?" if found else ""
+
+
+def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
+    """The tables of docs/coming_from.md, one of each tool: a key there -> (value or "", what to write here, note)."""
+    found = []
+    text = COMING_FROM.read_text(encoding="utf-8") if COMING_FROM.is_file() else ""
+    for section in text.split("\n## "):
+        found.append(defaultdict(list))
+        for there, *cells in re.findall(r"(?m)^\| (`.*?) \| (.*?) \| (.*?) ?\|$", section):
+            here, note = (re.sub(r"`|\[([^]]*)\]\([^)]*\)", r"\1", cell) for cell in cells)
+            for key, value in re.findall(r"`([\w-]+)(?:: ([^`]+))?`", there):
+                found[-1][key].append((value, here, note))
+    return found
