@@ -18,7 +18,7 @@ import os
 import re
 import sys
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 
@@ -317,8 +317,16 @@ class MultimodalDataset(Dataset):
 
 
 def listed(faults: dict[int, str]) -> str:
-    """The first of some faults, a line each."""
-    return "\n".join(f"  {fault}" for fault in list(faults.values())[:SHOWN_FAULTS])
+    """The first of some faults, a line each; those that differ only in numbers, paths and quoted words are counted."""
+    alike = defaultdict(list)
+    for fault in faults.values():
+        alike[re.sub(r"'[^']*'|\S*[\d/\\]\S*", "", fault.partition(": ")[2])].append(fault)
+    lines = [
+        f"  {first}" + (f" ({len(others)} more like it, such as {others[0].partition(': ')[0]})" if others else "")
+        for first, *others in alike.values()
+    ]
+    more = [f"  and {len(lines) - SHOWN_FAULTS} more kinds"] if lines[SHOWN_FAULTS:] else []
+    return "\n".join(lines[:SHOWN_FAULTS] + more)
 
 
 class Rows(Sequence):

@@ -17,7 +17,7 @@ from contextlib import closing, suppress
 from urllib.parse import quote, urljoin, urlsplit
 
 from reading.options import MediaOptions
-from reading.references import describe
+from reading.references import describe, what_it_is
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 20  # between two pieces of data
@@ -72,6 +72,8 @@ def _into_cache(url: str, path: str, deadline: float, options: MediaOptions) -> 
                 url = urljoin(url, location)
             else:
                 raise ValueError(f"it redirects more than {REDIRECTS} times")
+        if what := what_it_is(part):  # once it is in the cache, nobody would ask the server again
+            raise ValueError(f"what the server sends is {what}")
         os.replace(part, path)
         return path
     finally:

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageErr
 
 from reading.files import local_file
 from reading.options import FILTERS, MediaOptions
-from reading.references import describe
+from reading.references import describe, what_it_is
 
 # The rest of Pillow's formats are not what people train on, TGA is known only by the ending of a name, and EPS is a
 # program that Pillow hands to Ghostscript.
@@ -58,7 +58,8 @@ def _header(reference, options: MediaOptions):
         with reference.copy() if in_memory else Image.open(source, formats=FORMATS) as image:
             yield image
     except UnidentifiedImageError as error:
-        raise _undecodable(reference, f"it is of none of the formats {', '.join(FORMATS)}") from error
+        what = what_it_is(source) or f"of none of the formats {', '.join(FORMATS)}"
+        raise _undecodable(reference, f"it is {what}") from error
     except Image.DecompressionBombError as error:
         raise _undecodable(reference, f"{error} If you trust it, raise --image_pixel_limit") from error
     except Exception as error:  # on broken bytes the decoders raise nearly any type

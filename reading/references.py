@@ -4,7 +4,21 @@ A reference is an absolute path, an http(s) URL, the bytes of an encoded file, o
 image references, its frames.
 """
 
+import io
+import re
+
 from PIL import Image
+
+# How files begin that are found in the place of media and of data -> what they are, and the fix.
+TAKEN_FOR_OTHERS = {
+    rb"\Z": "empty",
+    rb"version https://git-lfs": "a Git LFS pointer: `git lfs pull` fetches the file itself",
+    rb"\s*<(!doctype html|html|head|body)": "an HTML page, perhaps of an error: download the file again",
+    rb"\s*<(\?xml|svg)": "XML, perhaps an SVG drawing: convert it",
+    rb"%PDF": "a PDF: convert its pages to images",
+    rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|BZh|7z\xbc\xaf|Rar!|\xfd7zXZ|\x28\xb5\x2f\xfd": "a compressed archive: unpack it",
+    rb".{4}ftyp(hei|hev|mif1|msf1)": "a HEIC image: convert it to JPEG or PNG",
+}
 
 
 def describe(reference) -> str:
@@ -29,3 +43,14 @@ def describe(reference) -> str:
 
 def is_url(reference) -> bool:
     return isinstance(reference, str) and reference[:8].lower().startswith(("http://", "https://"))
+
+
+def what_it_is(source: str | io.BytesIO) -> str | None:
+    """What a file is, where it is none that can be read."""
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            start = file.read(256)
+    else:
+        start = source.getvalue()[:256]
+    matches = (what for begin, what in TAKEN_FOR_OTHERS.items() if re.match(begin, start, re.IGNORECASE | re.DOTALL))
+    return next(matches, None)

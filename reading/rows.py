@@ -282,7 +282,7 @@ class RowForm:
         if len(names) > 1:
             raise ValueError(f"has both `{names[0]}` and `{names[1]}`; keep one")
         name = names[0] if names else kind
-        values = row.get(name, [])
+        values = row.get(name) or []  # an empty text is an absent one, as in a table
         values = values if isinstance(values, list) else [values]
         where = [f"{name}[{i}]" if len(values) > 1 else name for i in range(len(values))]
         return name, [self._reference(kind, value, spot) for value, spot in zip(values, where)]
@@ -308,6 +308,8 @@ class RowForm:
         return self._path(kind, value, where)
 
     def _path(self, kind: str, path: str, where: str) -> str:
+        if not path.strip():
+            raise ValueError(f"{where} is empty; give a path, or leave it out")
         if re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE) or "\0" in path:
             raise ValueError(f"{where} is {shown(path)}, which is no path; use a path, or an http(s) URL")
         folder = self.folders[kind]

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from reading import dataset_info
+from reading.references import what_it_is
 from reading.rows import MEDIA_COLUMNS, PAIRS, RowForm
 
 TABLES = (".csv", ".tsv")
@@ -114,6 +115,9 @@ def find_source(path: str) -> Source:
                 f"{file} has none of the endings {', '.join(ENDINGS)}, by which its form is known. Save a spreadsheet "
                 "as CSV UTF-8 (docs/start.md)."
             )
+        what = what_it_is(file)
+        if what and (what != "empty" or not file.lower().endswith(".jsonl")):  # an empty JSONL file holds no row
+            raise ValueError(f"{file} is {what}.")
     if not files:
         of_split = f" of a split {split!r}" if split else ""
         raise ValueError(f"{path}: there is no {', '.join(ENDINGS)} file{of_split} in {place or '.'} (docs/start.md).")

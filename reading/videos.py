@@ -12,7 +12,7 @@ from PIL import Image
 from reading import images
 from reading.files import local_file
 from reading.options import MediaOptions, scaled_size
-from reading.references import describe
+from reading.references import describe, what_it_is
 
 # FFmpeg's names of what clips come in, and of sound, so that a sound file is named as one. The others stay closed:
 # still images, and playlists, which would have it open further files and addresses.
@@ -169,8 +169,12 @@ def _opened(source, options: MediaOptions):
     only = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
         container = av.open(source, options=only, metadata_errors="replace")
-    except av.error.ArgumentError as error:
-        raise ValueError("it is no video file of a known format; a still image belongs in an image part") from error
+    except av.FFmpegError as error:
+        what = what_it_is(source)
+        if not what and not isinstance(error, av.error.ArgumentError):
+            raise
+        what = what or "no video file of a known format; a still image belongs in an image part"
+        raise ValueError(f"it is {what}") from error
     with container:
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not streams:

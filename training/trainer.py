@@ -106,11 +106,13 @@ class FinetuneTrainer(ResumableTrainer):
         return dataloader.dataset.dataset.epoch_size
 
     def report_skipped(self) -> None:
-        """Say how many samples could not be used, on all processes since the start."""
+        """Say how many samples could not be used, on all processes, those that were left out at the start included."""
         for what, dataset in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
             if dataset and len(dataset.failed):
                 number = int((self.accelerator.reduce(dataset.failed.to(self.args.device).long()) > 0).sum())
-                say(f"--on_bad_sample skip: {number:,} of {len(dataset):,} {what} samples were skipped.")
+                left_out = dataset.dataset.num_bad
+                number, total = number + left_out, len(dataset) + left_out
+                say(f"--on_bad_sample skip: {number:,} of {total:,} {what} samples were skipped.")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The losses of the labels, summed and divided by the labels of the whole global step over all ranks."""

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -233,7 +234,15 @@ BAD_ROWS = [
     ({"video": "none.mp4", "conversations": turns("<video>", "b")}, "video .*none.mp4 does not exist"),
     ({"image": "none.png", "conversations": turns("<image>", "b")}, "none.png does not exist; .*--image_folder"),
     ({"video": "none.mp4", "conversations": turns("<video>", "b")}, "none.mp4 does not exist; .*--video_folder"),
-    ({"image": "", "conversations": turns("<image>", "b")}, "image .* is a folder"),
+    ({"image": "", "conversations": turns("<image>", "b")}, "has 1 <image> in its user turns but 0 in its `image`"),
+    ({"images": ["red.png", " "], "conversations": turns("<image><image>", "b")}, r"images\[1\] is empty; give a path"),
+    ({"video": {"path": "", "bytes": None}, "conversations": turns("<video>", "b")}, "video is empty"),
+    ({"first": "a", "last": "b"}, "but `first`, `last`: try --columns question=first answer=last"),
+    (
+        {"image": "red.png", "chat": [{"role": "user", "content": "a"}]},
+        "but `image`, `chat`: try --columns messages=chat",
+    ),
+    ({}, "but none at all"),
     ({"image": "clip.mp4", "conversations": turns("<image>", "b")}, "image .*clip.mp4 cannot be decoded"),
 ]
 
@@ -251,13 +260,30 @@ def test_a_bad_row_is_an_error_that_names_file_sample_and_field(write_rows, row,
         dataset[1]
 
 
+def test_an_empty_text_is_an_absent_medium(write_rows):
+    dataset = MultimodalDataset(write_rows([{"image": "", "videos": "", "conversations": HI}]))
+    assert messages_of(dataset) == [user(text("Hi")), reply(text("Hello"))]
+
+
+def test_faults_that_are_alike_are_one_line_with_a_count(write_rows):
+    rows = [{"conversations": HI}, *[{"first": "a"}] * 12]
+    rows += [{"image": f"{i}.png", "conversations": turns("<image>", "b")} for i in range(3)]
+    rows += [{"messages": [{"role": role, "content": "a"}]} for role in ("bot", "robot")]
+    with pytest.raises(ValueError, match="17 of 18 samples") as caught:
+        MultimodalDataset(write_rows(rows))
+    first, second, third = str(caught.value).splitlines()[1:]
+    assert "sample 1: has none of" in first and re.search(r"\(11 more like it, such as \S+, sample 2\)$", first)
+    assert "sample 13: image" in second and re.search(r"0.png does not exist; .* \(2 more like it, such as", second)
+    assert "'bot'" in third and re.search(r"\(1 more like it, such as \S+, sample 17\)$", third)
+
+
 GOOD = json.dumps({"conversations": HI})
 FILES = {
     "object.json": (GOOD, "must hold a JSON list of samples, not dict"),
     "text.json": ('"Hi"', "must hold a JSON list of samples, not str"),
     "empty.json": ("[]", "holds no sample"),
     "empty.jsonl": ("\n\n", "holds no sample"),
-    "nothing.json": ("", "line 1: not valid JSON"),
+    "nothing.json": ("", "nothing.json is empty"),
     "broken.json": (f"[{GOOD},\n{GOOD},\n{{'a'}}]", "broken.json, line 3: not valid JSON"),
     "broken.jsonl": (f"{GOOD}\n\n{GOOD}\n{{\n", "broken.jsonl, sample 2: is line 4, which is not valid JSON"),
     "lines.json": (f"{GOOD}\n{GOOD}", r"lines.json, line 2: not valid JSON: Extra data \(name a JSONL file .jsonl\)"),

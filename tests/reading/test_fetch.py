@@ -94,7 +94,7 @@ def test_an_image_and_a_frame_by_url(server, options):
     assert images.open_image(url, options()).size == (6, 4)
     assert media.read_header("image", url, options()) == (4, 6)
     assert media.read_header("video", [url], options(num_frames=2)) == (2, 4, 6)
-    server.answers["/b"] = answer(b"<html>")
+    server.answers["/b"] = answer(b"no image")
     with pytest.raises(ValueError, match="image http://127.0.0.1:[0-9]*/b cannot be decoded"):
         images.open_image(server.url + "/b", options())
 
@@ -140,6 +140,8 @@ def slow():
 ZEROS = gzip.compress(bytes(10_000_000))
 FAULTS = {
     "missing": (answer(status=404), "the server answers 404"),
+    "error page": (answer(b"\n<!DOCTYPE html><p>Sign in"), "what the server sends is an HTML page"),
+    "nothing": (answer(b""), "what the server sends is empty"),
     "partial": (answer(status=206), "the server answers 206"),
     "down": (answer(status=500), "the server answers 500 .tried 3 times"),
     "too large": (answer(bytes(1_000_001)), "larger than --media_megabytes_limit"),

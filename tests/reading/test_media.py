@@ -1,7 +1,10 @@
 """Images, against pixels that the test wrote itself."""
 
+import gzip
 import io
+import lzma
 import struct
+import zipfile
 import zlib
 
 import av
@@ -12,6 +15,7 @@ from PIL import ExifTags, Image
 from reading import images, media, videos
 from reading.options import MediaOptions, scaled_size
 from reading.references import describe
+from reading.sources import find_source
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 PLAIN = MediaOptions()
@@ -202,6 +206,37 @@ def test_a_format_without_a_magic_number_is_none(tmp_path):
     Image.new("RGB", (4, 2)).save(tmp_path / "a.tga")
     with pytest.raises(ValueError, match="it is of none of the formats"):
         images.open_image(str(tmp_path / "a.tga"), PLAIN)
+
+
+def test_what_is_taken_for_a_medium_is_said(tmp_path):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.png", b"")
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"  # ISO/IEC 23008-12
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n"
+    for content, named in [
+        (b"", "empty"),
+        (b"<!DOCTYPE html>\n<html>", "an HTML page, .*download"),
+        (b"\n <HTML lang='en'>", "an HTML page"),
+        (pointer, "a Git LFS pointer: `git lfs pull`"),
+        (archive.getvalue(), "a compressed archive: unpack it"),
+        (gzip.compress(b"x"), "a compressed archive"),
+        (lzma.compress(b"x"), "a compressed archive"),
+        (b"%PDF-1.7", "a PDF"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "XML, perhaps an SVG"),
+        (heic, "a HEIC image: convert it"),
+    ]:
+        (tmp_path / "a.x").write_bytes(content)
+        for kind in ("image", "video") if content != heic else ("image",):
+            for reference in (str(tmp_path / "a.x"), content):
+                with pytest.raises(ValueError, match=f"{kind} .* cannot be decoded: it is {named}"):
+                    OPEN[kind](reference, PLAIN)
+        if content != heic:
+            (tmp_path / "a.json").write_bytes(content)
+            with pytest.raises(ValueError, match=f"a.json is {named}"):
+                find_source(str(tmp_path / "a.json"))
+    (tmp_path / "a.jsonl").touch()
+    assert find_source(str(tmp_path / "a.jsonl")).files
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "bmp"])
