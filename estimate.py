@@ -413,10 +413,11 @@ def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
 
 def show(report: dict, gpu_memory: float | None, file) -> None:
     """The report as text; the same without a terminal, but for colours."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(file=file, highlight=False, soft_wrap=True)
+    from reports.terminal import terminal
+
+    console = terminal(file, soft_wrap=True)
     batch = f"{report['rows']} rows of {report['tokens']:,} tokens, {report['labels']:,} labels"
     console.print(f"On each of {report['devices']} device(s), at the peak of a step with a batch of {batch}:\n")
     table = Table("", "GB", box=None)

@@ -22,7 +22,6 @@ from itertools import accumulate
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -37,6 +36,7 @@ from reading.references import is_url
 from reading.row_index import Layout
 from reading.rows import content_parts
 from reports import data_report_views
+from reports.terminal import terminal
 
 KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
 # What may be wrong with a row; the place of each in this table is its code in `Results.rows`, from 1.
@@ -101,7 +101,7 @@ def run(arguments, own) -> int:
     if own.json:
         print(json.dumps(report), file=stdout)
     else:
-        data_report_views.show(report, Console(file=stdout))
+        data_report_views.show(report, terminal(stdout))
     return 1 if report["failures"] else 0
 
 
@@ -311,7 +311,7 @@ def check_rows(splits: dict, collator, results: Results, num_workers: int) -> No
     """Check the rows that are left; a row that ends its process is noted, and the others go on."""
     rows = CheckedRows(splits, collator, num_workers)
     columns = [TextColumn("checking rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=terminal(sys.stderr)) as progress:
         bar = progress.add_task("", total=len(rows))
         while len(left := results.left):
             progress.update(bar, completed=len(rows) - len(left))

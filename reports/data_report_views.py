@@ -111,7 +111,7 @@ def percent(part: float, whole: float) -> str:
 def show(report: dict, console: Console) -> None:
     """Print the report, what matters most at the end."""
     for title, columns, rows in tables(report, num_costly=3):
-        console.print(title, style="bold", markup=False, highlight=False)
+        console.print(title, style="bold")
         table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for column, is_number in columns.items():
             table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")

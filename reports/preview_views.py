@@ -64,18 +64,20 @@ def documented(collator: ChatCollator) -> list[str]:
 def print_rich(previews: Iterable[Preview], collator: ChatCollator, file: TextIO) -> None:
     """A legend, then a panel for each row, with small pictures."""
     from rich.columns import Columns
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
 
-    console = Console(file=file)
+    from reports.terminal import terminal
+
+    console = terminal(file)
     console.print(Text("   ").join(Text(name, style) for name, style in STYLES.items()))
     for pair in run_differences(collator)[:1]:
         console.print(Panel(_difference_text(collator, *pair), border_style="yellow"))
     for preview in previews:
         row = preview.row
         if "error" in row:
-            title = f"row {row['index']} cannot be used"
+            title = Text(f"row {row['index']} cannot be used")
             console.print(Panel(Text(legible(row["error"])), title=title, title_align="left", border_style="red"))
             continue
         text = Text()
@@ -85,7 +87,7 @@ def print_rich(previews: Iterable[Preview], collator: ChatCollator, file: TextIO
         parts = [Columns([_small_picture(*shown) for shown in pictures(preview.sample)], padding=(0, 2)), text]
         if pair := row_difference(collator, preview.sample):
             parts += [Text(), _difference_text(collator, *pair)]
-        title = f"row {row['index']}: {', '.join(summary(row))}"
+        title = Text(f"row {row['index']}: {', '.join(summary(row))}")
         console.print(Panel(Group(*parts), title=title, title_align="left"))
 
 

@@ -161,6 +161,12 @@ def test_underscore_names_stay_where_they_are():
     assert {name for _, name in found} == PRIVATE_IN_LIBRARIES.keys(), "what is no longer used leaves the list"
 
 
+def test_only_one_module_makes_a_terminal():
+    """The others would print names of data as markup and emoji."""
+    makers = [name for name in CODE if re.search(r"\bConsole\(", source(name))]
+    assert makers == ["reports/terminal.py"]
+
+
 @pytest.mark.parametrize("folder", ["reading", "collators", "training", "evaluation", "reports", "merging", "web"])
 def test_the_tests_mirror_the_folders(folder):
     assert list(Path(REPO, "tests", folder).glob("test_*.py"))

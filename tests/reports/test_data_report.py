@@ -1,5 +1,6 @@
 """`data_report.py`: what the check of a data set counts and says, against rows whose truth is known by hand."""
 
+import io
 import json
 import os
 import re
@@ -11,12 +12,14 @@ from unittest import mock
 
 import pytest
 from conftest import CONSENT, MODEL_ID, turns
+from rich.table import Table
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 import preview
 from reading.dataset import MultimodalDataset
 from reports import data_report, data_report_views
+from reports.terminal import terminal
 
 
 class LoggedDataset(MultimodalDataset):
@@ -430,3 +433,11 @@ def test_the_terminal_report_fits(words, write_rows, media_folder, tmp_path, mon
     assert max(map(len, out.splitlines())) <= columns
     assert re.search(r"medium is missing +1 +14\.3%", out) and re.search(r"duplicate +1", out)
     assert "Training would fail:\n- 3 rows of" in out
+
+
+def test_the_terminal_prints_text_as_it_is():
+    name = "hub:train [red]x[/red] :smile:"
+    for what in (name, Table(name)):
+        file = io.StringIO()
+        terminal(file).print(what)
+        assert name in file.getvalue()
