@@ -121,7 +121,9 @@ def read_adapter(path: str) -> dict:
             cure = (
                 f"but the shards of a training engine. `{command}` makes them a whole checkpoint, with no need to merge"
             )
-    if os.path.isdir(path) and (checkpoint := get_last_checkpoint(path)):
+    if glob.glob(os.path.join(path, "model*.safetensors")):
+        cure = "but a whole checkpoint: its training was in full, so there is nothing to merge. Use it as it is"
+    elif os.path.isdir(path) and (checkpoint := get_last_checkpoint(path)):
         cure = f"but the run left checkpoints: the last is {checkpoint}"
     raise ValueError(f"{path} holds no adapter (adapter_config.json), {cure}.")
 

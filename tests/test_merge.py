@@ -123,6 +123,10 @@ def test_merge_of_q_lora_sees_the_quantized_base(tiny, write_rows, tmp_path, pre
 def test_merge_refuses_what_it_cannot_do(tiny, tmp_path):
     with pytest.raises(ValueError, match="no adapter"):
         merge_lora_weights.main(["--model_path", tiny("llava-1.5"), "--model_save_path", str(tmp_path / "merged")])
+    (tmp_path / "full/checkpoint-2").mkdir(parents=True)
+    (tmp_path / "full/model-00001-of-00002.safetensors").touch()
+    with pytest.raises(ValueError, match="full holds no adapter .*a whole checkpoint.* there is nothing to merge"):
+        merge_lora_weights.main(["--model_path", f"{tmp_path}/full", "--model_save_path", str(tmp_path / "merged")])
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="--model_save_path .*file cannot be written"):

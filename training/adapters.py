@@ -1,6 +1,5 @@
 """LoRA through peft: which modules get an adapter, and an adapter that another run goes on from."""
 
-import difflib
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,6 +8,8 @@ from itertools import accumulate
 from torch import nn
 
 from loaders.base import COMPONENTS, BaseLoader, is_inside
+from supported_models import nearest
+from training.engines import say
 
 # Module paths of transformers 5.23 -> what older versions, or the same part of other families, are called in patterns
 # that people carry along. Until 4.51 the parts of a model had no common `model.`; until 5.0 a CLIP or SigLIP tower had
@@ -98,6 +99,8 @@ def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: 
         fitting = [name for name in found if not reasons[name]]
         if not fitting:
             raise ValueError(no_target(pattern, {name: reasons[name] for name in found}, reasons))
+        if others := {name: reasons[name] for name in found if reasons[name] not in (None, NOT_LINEAR)}:
+            say(f"--lora_target_modules {pattern!r} also matches modules that get no adapter:{by_reason(others)}")
         targets += fitting
     return list(dict.fromkeys(targets))
 
@@ -134,21 +137,25 @@ def no_target(pattern: str, found: dict[str, str], reasons: dict[str, str | None
     fitting = [name for name, reason in reasons.items() if not reason]
     message = f"--lora_target_modules {pattern!r} "
     if found:
-        by_reason = defaultdict(list)
-        for name, reason in found.items():
-            by_reason[reason].append(name)
-        if len(by_reason) > 1:
-            by_reason.pop(NOT_LINEAR, None)  # such as the blocks around linear layers
-        message += "matches only modules that get no adapter:"
-        message += "".join(f"\n  {len(names)} {reason}: {shortened(names)}" for reason, names in by_reason.items())
+        message += f"matches only modules that get no adapter:{by_reason(found)}"
     else:
         plain = re.sub(r"(\[\\d\]|\[0-9\]|\\d)[+*]?", "0", pattern).replace("\\", "")
         ends = {name for full in fitting for name in (full, full.rpartition(".")[2])}
         kinds = {re.sub(r"\d+", "0", name): name for name in sorted(ends, reverse=True)}
-        nearest = difflib.get_close_matches(plain, kinds, n=3, cutoff=0.5)
-        hint = f" Did you mean {', '.join(kinds[kind] for kind in nearest)}?" if nearest else ""
+        alike = nearest(plain, kinds, cutoff=0.5)
+        hint = f" Did you mean {', '.join(kinds[kind] for kind in alike)}?" if alike else ""
         message += f"matches no module.{hint}"
     return f"{message}\nLinear layers that can have an adapter: {shortened(fitting)}"
+
+
+def by_reason(found: dict[str, str]) -> str:
+    """Modules with the reasons why they get no adapter, a line for each reason."""
+    names_of = defaultdict(list)
+    for name, reason in found.items():
+        names_of[reason].append(name)
+    if len(names_of) > 1:
+        names_of.pop(NOT_LINEAR, None)  # such as the blocks around linear layers
+    return "".join(f"\n  {len(names)} {reason}: {shortened(names)}" for reason, names in names_of.items())
 
 
 def shortened(names: list[str]) -> str:

@@ -93,6 +93,16 @@ def test_the_head_has_an_adapter_where_it_is_named_and_not_tied(tiny):
         load(tiny, "qwen2-vl", *LORA, "--lora_target_modules", "lm_head", "q_proj")
 
 
+def test_a_pattern_names_what_it_matches_without_an_adapter(tiny, capsys):
+    load(tiny, "llava-1.5", *LORA, "--lora_target_modules", "q_proj", r".*linear_1|.*\.0\.mlp\.up_proj", "v_proj")
+    said = [line for line in capsys.readouterr().out.splitlines() if "adapter" in line]
+    head = "--lora_target_modules {!r} also matches modules that get no adapter:"
+    frozen = ", which has no adapters (it is frozen"
+    assert said[0] == head.format("q_proj") and said[1].startswith(f"  2 of the vision_encoder{frozen}; add --train_v")
+    assert said[2] == head.format(r".*linear_1|.*\.0\.mlp\.up_proj")
+    assert said[3] == f"  1 of the vision_projector{frozen}): model.multi_modal_projector.linear_1"
+
+
 @pytest.mark.parametrize(
     "family, pattern, named",
     [
