@@ -5,7 +5,6 @@ a flag after the file wins).
 """
 
 import argparse
-import contextlib
 import gc
 import hashlib
 import json
@@ -316,12 +315,14 @@ def end(message: str) -> None:
     if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
         sys.exit(message)
     of_all_processes = os.path.dirname(os.path.dirname(path))
-    with contextlib.suppress(FileExistsError):
+    # An earlier time makes it the first failure, which torchrun shows last.
+    found = {"message": message, "extraInfo": {"timestamp": str(int(time.time()) - 1)}}
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({"message": found}, file)
+    try:
         open(os.path.join(of_all_processes, hashlib.sha256(message.encode()).hexdigest()), "x").close()
-        # An earlier time makes it the first failure, of which torchrun shows the message.
-        found = {"message": message, "extraInfo": {"timestamp": str(int(time.time()) - 1)}}
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({"message": found}, file)
+    except FileExistsError:  # another process has said it
+        os.remove(path)
     sys.exit(1)
 
 

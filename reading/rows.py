@@ -282,8 +282,9 @@ class RowForm:
         if len(names) > 1:
             raise ValueError(f"has both `{names[0]}` and `{names[1]}`; keep one")
         name = names[0] if names else kind
-        values = row.get(name) or []  # an empty text is an absent one, as in a table
-        values = values if isinstance(values, list) else [values]
+        values = row.get(name, "")
+        if not isinstance(values, list):
+            values = [] if values == "" else [values]  # an empty text is an absent one, as in a table
         where = [f"{name}[{i}]" if len(values) > 1 else name for i in range(len(values))]
         return name, [self._reference(kind, value, spot) for value, spot in zip(values, where)]
 

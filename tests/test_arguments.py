@@ -84,7 +84,7 @@ REFUSED = [
     ("--image_resize_algorithm wavy --image_size 8", "--image_resize_algorithm .*'wavy'.*lanczos"),
     ("--image_size 8 --max_pixels 8", "--max_pixels .* --image_size"),
     ("--media_megabytes_limit 4", "--media_megabytes_limit has no effect .* --allow_urls True"),
-    ("--video_backend decord", "--video_backend .* leave it out, videos are decoded by PyAV"),
+    ("--video_backend decord", "--video_backend is not a flag: leave it out .videos are decoded by PyAV"),
     ("--on_bad_sample wait", "--on_bad_sample.*'wait'.*error.*skip"),
     ("--max_samples 0", "--max_samples is 0; it must be 1 or more"),
     ("--processor_kwargs {", "--processor_kwargs { is not valid JSON"),

@@ -399,7 +399,7 @@ def test_the_lines_for_other_formats_write_what_is_read(pictures):
     assert dataset.rows[0]["messages"][0]["content"][0]["text"] == "Name it.\nA hinge"
     texts = [[[part.get("text") for part in m["content"]] for m in dataset.rows[i]["messages"]] for i in (1, 2)]
     assert texts[0] == [["Be kind"], [None, "Hi"], ["Hello"], ["What?"], ["That"]]
-    assert texts[1] == [[None, "Is it\n", None, "?"], ["No"]]
+    assert texts[1] == [[None, "Is it", None, "?"], ["No"]]
 
 
 # ---- how_it_works.md ----

@@ -208,7 +208,7 @@ def check_data(data) -> None:
     if not data.data_path:
         raise ValueError("--data_path is missing: a JSON, JSONL, Parquet or CSV file, see docs/start.md.")
     if data.chat_template and not os.path.isfile(data.chat_template):
-        raise ValueError(f"--chat_template {data.chat_template!r} is not a file.")
+        raise ValueError(f"--chat_template {data.chat_template!r} is not a file: leave it out, the family has its own.")
     if data.packing and data.padding_free is False:
         raise ValueError("--packing True concatenates samples, which --padding_free False forbids: leave one out.")
 

@@ -179,7 +179,7 @@ FILES = {
     "digits.json": (f'[{GOOD},{{"a":{"7" * 1_000_000}}}]', "digits"),
     "long-line.json": ("[" + "x" * 30_000_000, "line 1"),
     "unending-text.json": ('["' + "x" * 30_000_000, "line 1"),
-    "gzip.json": (b"\x1f\x8b\x08\x00" + bytes(range(256)), "UTF-8"),
+    "gzip.json": (b"\x1f\x8b\x08\x00" + bytes(range(256)), "a compressed archive"),
     "picture.json": (b"\x89PNG\r\n\x1a\n" + bytes(100), "UTF-8"),
     "parquet.json": (b"PAR1" + bytes(100) + b"PAR1", ""),
     "json.parquet": (f"[{GOOD}]", ""),
@@ -414,7 +414,7 @@ def is_right(form: str, path: tuple, value) -> bool:
         "prompt": isinstance(value, str),
         "completion": isinstance(value, str) or type(value) is int,
         "train": value is None or value is True,
-        "image": form == "prompt texts" and value in (None, []),
+        "image": form == "prompt texts" and value in (None, [], ""),
     }
     return right.get(path[-1], False)
 
