@@ -12,7 +12,7 @@ import not_finite
 import pytest
 import yaml
 from conftest import REPO, turns
-from test_docs import code_blocks, workplace  # noqa: F401
+from test_docs import workplace  # noqa: F401
 from transformers import HfArgumentParser
 
 import arguments
@@ -178,11 +178,11 @@ def triggers(tiny, write_rows, tmp_path, media_folder, monkeypatch):
     return {
         "Images and placeholders": of_rows(write_rows, row(conversations=turns("What is it?", "A square."))),
         "Missing files": of_rows(write_rows, row(image="missing.png")),
-        "Unknown rows": of_rows(write_rows, {"instruction": "What?", "output": "That."}),
+        "Unknown rows": of_rows(write_rows, {"text": "What?", "label": "That."}),
         "Unknown columns": lambda: of_table(write_rows),
         "Fields that are not read": of_rows(write_rows, row(photo="blue.png")),
         "Several splits": lambda: of_splits(tmp_path / "splits"),
-        "Who speaks": of_rows(write_rows, row(conversations=[{"from": "user", "value": "Hi"}])),
+        "Who speaks": of_rows(write_rows, row(conversations=[{"from": "person", "value": "Hi"}])),
         "The order of turns": of_rows(write_rows, row(conversations=turns("<image>\nWhat is it?"))),
         "Too long": of_run(tiny, write_rows, [row()], "--model_max_length", "10"),
         "Broken media": of_rows(write_rows, row(image=str(tmp_path / "broken.png"))),
@@ -368,38 +368,6 @@ def test_a_whole_configuration_is_explained_and_ours_parses(section, tmp_path, m
     assert parsed.training.per_device_train_batch_size == batch
     assert parsed.data.model_max_length == keys.get("sequence_len", keys.get("cutoff_len"))
     assert parsed.lora.lora_r == keys.get("lora_r", keys.get("lora_rank"))
-
-
-def test_the_lines_for_other_formats_write_what_is_read(pictures):
-    (pictures / "data").mkdir()
-    for name in ("1.jpg", "2.jpg"):
-        shutil.copy(f"photos/{name}", f"data/{name}")
-    turn = lambda role, content: {"role": role, "content": content}  # noqa: E731
-    openai = [
-        {"messages": [turn("user", "<image>Is it <image>?"), turn("assistant", "No")], "images": ["1.jpg", "2.jpg"]}
-    ]
-    (pictures / "data/openai.json").write_text(json.dumps(openai))
-    alpaca = [
-        {"instruction": "Name it.", "input": "A hinge", "output": "Hinge"},
-        {
-            "instruction": "What?",
-            "output": "That",
-            "images": ["1.jpg"],
-            "history": [["Hi", "Hello"]],
-            "system": "Be kind",
-        },
-        {"instruction": "<image>Is it", "input": "<image>?", "output": "No", "images": ["1.jpg", "2.jpg"]},
-    ]
-    (pictures / "data/alpaca.json").write_text(json.dumps(alpaca))
-    first, second = (code for _, code in code_blocks(COMING, "python"))
-    exec(first, {})
-    assert contents(MultimodalDataset("data/train.json")) == [["image", "text", "image", "text", "No"]]
-    exec(second, {})
-    dataset = MultimodalDataset("data/train.json")
-    assert dataset.rows[0]["messages"][0]["content"][0]["text"] == "Name it.\nA hinge"
-    texts = [[[part.get("text") for part in m["content"]] for m in dataset.rows[i]["messages"]] for i in (1, 2)]
-    assert texts[0] == [["Be kind"], [None, "Hi"], ["Hello"], ["What?"], ["That"]]
-    assert texts[1] == [[None, "Is it", None, "?"], ["No"]]
 
 
 # ---- how_it_works.md ----
