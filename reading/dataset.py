@@ -52,6 +52,7 @@ class MultimodalDataset(Dataset):
             `errors` (position -> message), with None in `rows`.
         max_bad_samples: given, `check` leaves them out instead, as long as they are no more than these.
         columns: "NAME=" for each field that is ignored on purpose, NAME as `notes` and errors write it.
+        allow_empty_answers: whether a trained reply may be empty.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class MultimodalDataset(Dataset):
         check: bool = True,
         max_bad_samples: int | None = None,
         columns: Sequence[str] | None = None,
+        allow_empty_answers: bool = False,
     ):
         self.media = media or MediaOptions()
         self.paths = [data_path] if isinstance(data_path, str) else list(data_path)
@@ -88,6 +90,7 @@ class MultimodalDataset(Dataset):
                     allow_outside,
                     allow_absolute=not source.from_hub,
                     ignored=tuple(sorted(column.removesuffix("=") for column in columns or [])),
+                    allow_empty_answers=allow_empty_answers,
                 )
                 self.files.append(open_index(file, form, self.media))
                 self.starts.append(self.starts[-1] + len(self.files[-1]))
@@ -258,6 +261,8 @@ class MultimodalDataset(Dataset):
             unread.update(index.unread)
         fields = ", ".join(f"{name} ({count:,} rows)" for name, count in unread.most_common())
         notes = [f"{self.name}: fields that are not read: {fields}"] if unread else []
+        if empty := sum(index.empty_answers for index in self.files):
+            notes.append(f"{self.name}: {empty:,} rows have an empty reply, of which only the end is trained.")
         if (layouts := self.layouts()) and not any(layout.media for layout in layouts):
             notes.append(f"WARNING: {self.name} holds texts alone, so the model sees no image and no video of it.")
         return notes
@@ -325,7 +330,7 @@ class Rows(Sequence):
 def make_dataset(
     data, paths: str | list[str] | None, check=True, weighted=False, max_bad_samples: int | None = None
 ) -> MultimodalDataset | None:
-    """The data set of some paths, read as the flags say (ReadingArguments); None without paths.
+    """The data set of some paths, read as the flags say (DataArguments); None without paths.
 
     Args:
         check, max_bad_samples: as of MultimodalDataset.
@@ -346,6 +351,7 @@ def make_dataset(
         check,
         max_bad_samples,
         data.columns,
+        data.allow_empty_answers,
     )
     if not weighted and set(dataset.weights) != {1}:
         raise ValueError(f"{dataset.name}: only training data (--data_path) has weights; here each row counts once.")

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from reading import media, sources
 from reading.options import MediaOptions
-from reading.rows import KINDS, RowForm, content_parts
+from reading.rows import KINDS, RowForm, content_parts, has_empty_answer
 
-VERSION = 2  # of the files below
+VERSION = 3  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
@@ -105,6 +105,7 @@ class RowIndex:
         self.errors = {int(place): fault for place, fault in about["errors"].items()}
         self.digest, self.media_folders = about["digest"], about["media_folders"]
         self.unread = about["unread"]  # field that is not read -> number of rows
+        self.empty_answers = about["empty_answers"]  # number of rows
         self.broken, self.state = set(about["broken"]), about["state"]
         for name in ARRAYS:
             setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
@@ -259,7 +260,7 @@ class IndexMaker:
         self.errors: dict[int, str] = {}
         self.broken: list[int] = []  # lines that are no JSON, and texts that are none
         self.digest, self.media_folders = hashlib.sha256(), set()
-        self.unread = Counter()
+        self.unread, self.empty_answers = Counter(), 0
         self.known: dict[tuple[str, str], tuple[int, int, int] | ValueError] = {}  # (kind, path or URL) -> size
 
     def make(self, folder: str) -> None:
@@ -321,6 +322,7 @@ class IndexMaker:
                 continue
             layout = Layout.of(messages)
             self.digest.update(repr(self.identity(row, messages)).encode())
+            self.empty_answers += has_empty_answer(messages)
             self.arrays["layouts"][place] = self.layouts.setdefault(layout, len(self.layouts))
             self.arrays["text_bytes"][place] = sum(len(part["text"].encode()) for part in parts if "text" in part)
             self.arrays["first_medium"][place] = len(self.arrays["media"]) // 3
@@ -375,6 +377,7 @@ class IndexMaker:
             np.save(os.path.join(folder, f"{name}.npy"), np.array(values, dtype=values.typecode))
         about = {"layouts": list(self.layouts), "errors": self.errors, "broken": self.broken}
         about |= {"digest": self.digest.hexdigest(), "state": self.state, "unread": self.unread}
+        about["empty_answers"] = self.empty_answers
         about["media_folders"] = {name: modified(name) for name in sorted(self.media_folders)}
         with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
             json.dump(about, file)

@@ -50,6 +50,7 @@ class RowForm:
     allow_outside: bool = False
     allow_absolute: bool = True  # False for what came from the Hub, whose author is not the user
     ignored: tuple[str, ...] = ()  # fields that are passed over, as `unread.Leaf.listed` writes them
+    allow_empty_answers: bool = False
     roles: dict[str, str] = field(init=False)  # name in `from` -> role
 
     def __post_init__(self):
@@ -108,6 +109,11 @@ class RowForm:
                     raise ValueError(f"has the unusable character U+{ord(match[0]):04X} in a text; remove it")
         if not any(message["role"] == "assistant" and message.get("train", True) for message in messages):
             raise ValueError('has "train": false on every reply, so that nothing would be trained')
+        if not self.allow_empty_answers and has_empty_answer(messages):
+            raise ValueError(
+                'has an empty reply, of which only the end would be trained: write an answer, put "train": false on the '
+                "message, or leave the row out (--allow_empty_answers True trains on such rows)"
+            )
         if left:
             self._check_unread(left, row, content_parts({"messages": messages}))
         if unread_fields is not None:
@@ -303,6 +309,16 @@ class RowForm:
 def content_parts(row: dict) -> list[dict]:
     """All content parts of a canonical sample, in order."""
     return [part for message in row["messages"] for part in message["content"]]
+
+
+def has_empty_answer(messages: list[dict]) -> bool:
+    """Whether a trained reply is nothing but white space, which templates strip."""
+    return any(
+        message["role"] == "assistant"
+        and message.get("train", True)
+        and not any(part["text"].strip() for part in message["content"])
+        for message in messages
+    )
 
 
 def shown(value: object) -> str:

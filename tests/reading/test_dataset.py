@@ -229,6 +229,11 @@ BAD_ROWS = [
     ),
     ({"conversations": turns("a \ufdd0", "b")}, r"U\+FDD0"),
     ({"conversations": turns("a", "cut \ud83d")}, r"U\+D83D"),
+    ({"conversations": turns("a", "")}, "empty reply.*--allow_empty_answers"),
+    ({"conversations": turns("a", "b", "c", " \n\t\u3000")}, "empty reply"),
+    ({"conversations": turns("a", "", "c", "d")}, "empty reply"),
+    ({"prompt": "a", "completion": ""}, "empty reply"),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": []}]}, "empty reply"),
     ({"image": "none.png", "conversations": turns("<image>", "b")}, "image .*none.png does not exist"),
     ({"video": "none.mp4", "conversations": turns("<video>", "b")}, "video .*none.mp4 does not exist"),
     ({"image": "none.png", "conversations": turns("<image>", "b")}, "none.png does not exist; .*--image_folder"),
@@ -249,6 +254,18 @@ def test_a_bad_row_is_an_error_that_names_file_sample_and_field(write_rows, row,
     assert dataset.rows[1] is None and messages_of(dataset) == [user(text("Hi")), reply(text("Hello"))]
     with pytest.raises(ValueError, match=f"rows.json, sample 1: .*{named}"):
         dataset[1]
+
+
+def test_empty_replies_pass_where_they_are_masked_or_allowed_and_are_counted(write_rows):
+    empty = {"conversations": turns("a", "", "b", "c")}
+    masked = {
+        "conversations": [turn | ({"loss": False} if not turn["value"] else {}) for turn in turns("a", "", "b", "c")]
+    }
+    prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "b"}]
+    untrained = [masked, {"prompt": prompt, "completion": "c"}]
+    assert "empty" not in "".join(MultimodalDataset(write_rows(untrained)).notes())
+    dataset = MultimodalDataset(write_rows([empty, *untrained, empty]), allow_empty_answers=True)
+    assert messages_of(dataset)[1] == reply(text("")) and "2 rows have an empty reply" in dataset.notes()[0]
 
 
 GOOD = json.dumps({"conversations": HI})
