@@ -226,6 +226,13 @@ class MultimodalDataset(Dataset):
             total[positions] = index.text_bytes[places]
         return total
 
+    def hashes(self) -> np.ndarray:
+        """What each row says, whatever its form and file (rows,) uint64; 0 where it cannot be used."""
+        found = np.zeros(len(self), np.uint64)
+        for index, places, positions in self.by_file():
+            found[positions] = index.hashes[places]
+        return found
+
     def num_parts(self) -> np.ndarray:
         """Texts and media of each row (rows,) int64."""
         total = np.zeros(len(self), np.int64)
@@ -310,6 +317,15 @@ class MultimodalDataset(Dataset):
 def listed(faults: dict[int, str]) -> str:
     """The first of some faults, a line each."""
     return "\n".join(f"  {fault}" for fault in list(faults.values())[:SHOWN_FAULTS])
+
+
+def shared_rows(train: MultimodalDataset, held_out: MultimodalDataset) -> list[tuple[int, int]]:
+    """(position in `train`, position in `held_out`) of each evaluation row that says what a training row says."""
+    of_train, of_held_out = train.hashes(), held_out.hashes()
+    order = np.argsort(of_train, kind="stable")
+    twins = order[np.searchsorted(of_train, of_held_out, sorter=order) % len(order)]
+    shared = np.flatnonzero((of_train[twins] == of_held_out) & (of_held_out > 0))
+    return list(zip(twins[shared].tolist(), shared.tolist()))
 
 
 class Rows(Sequence):

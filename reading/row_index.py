@@ -31,7 +31,15 @@ DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
 KNOWN = 100_000  # headers that are kept meanwhile
-ARRAYS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "media": "i"}
+ARRAYS = {
+    "offsets": "q",
+    "lengths": "q",
+    "layouts": "i",
+    "text_bytes": "q",
+    "first_medium": "q",
+    "hashes": "Q",
+    "media": "i",
+}
 UNUSABLE = -1  # layout of a row that cannot be used
 
 
@@ -242,6 +250,18 @@ def is_current(index: RowIndex, options: MediaOptions) -> bool:
     return True
 
 
+def hash_of(messages: list[dict]) -> int:
+    """8 bytes of what messages say, trained or not: roles, texts, and media by their path, URL or bytes."""
+    said = [(m["role"], [(p["type"], name_or_hash(p[p["type"]])) for p in m["content"]]) for m in messages]
+    return int.from_bytes(hashlib.blake2b(repr(said).encode(), digest_size=8).digest())
+
+
+def name_or_hash(value: object) -> object:
+    if isinstance(value, list):  # the frames of a video
+        return [*map(name_or_hash, value)]
+    return hashlib.blake2b(value).digest() if isinstance(value, bytes) else value
+
+
 def modified(folder: str) -> int | None:
     try:
         return os.stat(folder).st_mtime_ns
@@ -304,7 +324,7 @@ class IndexMaker:
     def add(self, batch: list[tuple[int, tuple[int, int, object]]], pool: ThreadPoolExecutor) -> None:
         usable = []
         for place, (offset, length, row) in batch:
-            for name, value in zip(ARRAYS, (offset, length, UNUSABLE, 0, len(self.arrays["media"]) // 3)):
+            for name, value in zip(ARRAYS, (offset, length, UNUSABLE, 0, len(self.arrays["media"]) // 3, 0)):
                 self.arrays[name].append(value)
             try:
                 if isinstance(row, ValueError):
@@ -324,6 +344,7 @@ class IndexMaker:
             self.digest.update(repr(self.identity(row, messages)).encode())
             self.empty_answers += has_empty_answer(messages)
             self.arrays["layouts"][place] = self.layouts.setdefault(layout, len(self.layouts))
+            self.arrays["hashes"][place] = hash_of(messages)
             self.arrays["text_bytes"][place] = sum(len(part["text"].encode()) for part in parts if "text" in part)
             self.arrays["first_medium"][place] = len(self.arrays["media"]) // 3
             for size in sizes:

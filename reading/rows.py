@@ -111,8 +111,9 @@ class RowForm:
             raise ValueError('has "train": false on every reply, so that nothing would be trained')
         if not self.allow_empty_answers and has_empty_answer(messages):
             raise ValueError(
-                'has an empty reply, of which only the end would be trained: write an answer, put "train": false on the '
-                "message, or leave the row out (--allow_empty_answers True trains on such rows)"
+                f"has an empty reply in its `{PAIRS.get(forms[0], forms)[-1]}` field, of which only the end would be "
+                'trained: write an answer, put "train": false on the message, or leave the row out '
+                "(--allow_empty_answers True trains on such rows)"
             )
         if left:
             self._check_unread(left, row, content_parts({"messages": messages}))

@@ -53,6 +53,8 @@ CODES = {None: 0} | {fault: code for code, fault in enumerate(FAULTS, 1)}
 NOT_DONE = -1
 # What --on_bad_sample decides on.
 BAD = ("row", "missing", "broken", "refused", "no label")
+# What an evaluation row may share with a training row.
+SHARED = {"content": "also in the training data", "question": "with the media and questions of training rows"}
 # What reading/files.py writes on a file that is not there.
 MISSING = re.compile("does not exist|is a folder")
 # Fields of raw rows that name a medium.
@@ -499,6 +501,9 @@ def verdict(report: dict, arguments) -> tuple[list[str], list[str]]:
         notes += of_split["notes"]
         if of_split["cut"]["rows"]:
             notes.append(f"{rows_of(of_split['cut']['rows'], name)} cut")
+    for same, meaning in SHARED.items():
+        if number := report.get("overlap", {}).get(same, {"rows": 0})["rows"]:
+            notes.append(f"{rows_of(number, report['data']['eval']['name'])} {meaning}")
     kinds = report["data"]["train"]["kinds"]
     if not any(kinds[kind] for kind in KINDS[1:-1]):
         for flag in ("train_vision_encoder", "train_vision_projector"):

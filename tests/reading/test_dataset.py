@@ -1,5 +1,6 @@
 """Rows on disk -> canonical samples, against messages written by hand."""
 
+import base64
 import json
 import random
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from conftest import turns
 from PIL import Image
 
-from reading.dataset import MultimodalDataset
+from reading.dataset import MultimodalDataset, shared_rows
 from reading.options import MediaOptions
 from reading.rows import content_parts
 
@@ -67,6 +68,10 @@ def test_placeholders_become_media_where_they_stand(write_rows, value):
     }
     dataset = MultimodalDataset(write_rows([{**media_fields, "conversations": turns(value, "Yes")}]))
     assert messages_of(dataset) == [user(*PLACEHOLDERS[value]), reply(text("Yes"))]
+
+
+def parts(*content: dict) -> dict:
+    return {"messages": [{"role": "user", "content": [*content]}, {"role": "assistant", "content": "Red"}]}
 
 
 ASKED = [user(image("red.png"), text("What?")), reply(text("Red"))]
@@ -229,10 +234,10 @@ BAD_ROWS = [
     ),
     ({"conversations": turns("a \ufdd0", "b")}, r"U\+FDD0"),
     ({"conversations": turns("a", "cut \ud83d")}, r"U\+D83D"),
-    ({"conversations": turns("a", "")}, "empty reply.*--allow_empty_answers"),
+    ({"conversations": turns("a", "")}, "empty reply in its `conversations`.*--allow_empty_answers"),
     ({"conversations": turns("a", "b", "c", " \n\t\u3000")}, "empty reply"),
     ({"conversations": turns("a", "", "c", "d")}, "empty reply"),
-    ({"prompt": "a", "completion": ""}, "empty reply"),
+    ({"prompt": "a", "completion": ""}, "empty reply in its `completion`"),
     ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": []}]}, "empty reply"),
     ({"image": "none.png", "conversations": turns("<image>", "b")}, "image .*none.png does not exist"),
     ({"video": "none.mp4", "conversations": turns("<video>", "b")}, "video .*none.mp4 does not exist"),
@@ -263,9 +268,41 @@ def test_empty_replies_pass_where_they_are_masked_or_allowed_and_are_counted(wri
     }
     prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "b"}]
     untrained = [masked, {"prompt": prompt, "completion": "c"}]
-    assert "empty" not in "".join(MultimodalDataset(write_rows(untrained)).notes())
+    assert "empty reply" not in "".join(MultimodalDataset(write_rows(untrained)).notes())
     dataset = MultimodalDataset(write_rows([empty, *untrained, empty]), allow_empty_answers=True)
     assert messages_of(dataset)[1] == reply(text("")) and "2 rows have an empty reply" in dataset.notes()[0]
+
+
+def test_a_row_counts_as_the_same_in_any_form_and_file(write_rows, media_folder, tmp_path):
+    path, data = str(media_folder / "red.png"), (media_folder / "red.png").read_bytes()
+    encoded = {"type": "image", "base64": base64.b64encode(data).decode()}
+    asked = [{"role": "user", "content": [{"type": "image"}, text("What?")]}, {"role": "assistant", "content": "Red"}]
+    train = [
+        {"conversations": HI},
+        {"id": 7, "image": "red.png", "conversations": turns("<image>\nWhat?", "Red")},
+        parts(encoded, text("What?")),
+        {"image": ["red.png", "blue.png"], "conversations": turns("<image><image>", "b")},
+    ]
+    more = [
+        {"prompt": "Who?", "completion": "I"},
+        {"video": [["red.png", "blue.png"]], "conversations": turns("<video>", "b")},
+    ]
+    held_out = [
+        {"image": "tall.jpg", "conversations": turns("<image>\nWhat?", "Red")},  # another picture
+        {"image": f"./{path}", "messages": asked[1:]},  # cannot be used
+        {"image": path, "messages": [asked[0], asked[1] | {"train": True}]},
+        {"conversations": [*turns("Hi", "Hello", "Who?", "I")]},
+        {"image": ["blue.png", "red.png"], "conversations": turns("<image><image>", "b")},  # in another order
+        {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I"}]},
+        {"image": f"data:image/png;base64,{encoded['base64']}", "messages": asked},
+        {"video": [["blue.png", "red.png"]], "conversations": turns("<video>", "b")},
+        {"conversations": turns("Hello", "Hi")},  # the roles the other way round
+    ]
+    train = MultimodalDataset([write_rows(train), write_rows(more, "b.jsonl")])
+    held_out = write_rows(held_out, "c.jsonl")
+    assert shared_rows(train, MultimodalDataset(held_out, check=False)) == [(1, 2), (4, 5), (2, 6)]
+    assert shared_rows(train, MultimodalDataset([f"{held_out}[:2]", f"{held_out}[5:6]"], check=False)) == [(4, 2)]
+    assert shared_rows(MultimodalDataset(train.paths[0]), MultimodalDataset(train.paths[1])) == []
 
 
 GOOD = json.dumps({"conversations": HI})
