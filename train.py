@@ -23,6 +23,7 @@ from collators import make_collator
 from collators.probes import check_labels
 from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
+from reading import replaced
 from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset, shared_rows
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, run_folder, trainable
@@ -113,9 +114,10 @@ def main(words: list[str] | None = None) -> None:
 
 def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDataset | None) -> None:
     """Say how many samples there are to train on and to evaluate, and what of them needs a look."""
-    say("\n".join([f"Training data: {train_dataset.summary()}", *train_dataset.notes()]))
+    for purpose, dataset in (("Training data", train_dataset), ("Evaluation data", eval_dataset)):
+        if dataset:
+            say("\n".join([f"{purpose}: {dataset.summary()}", *dataset.notes(), *replaced.check_drawn(dataset)]))
     if eval_dataset:
-        say("\n".join([f"Evaluation data: {eval_dataset.summary()}", *eval_dataset.notes()]))
         if shared := shared_rows(train_dataset, eval_dataset):
             of_train, of_eval = shared[0]
             say(

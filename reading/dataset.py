@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from reading import replaced
 from reading.media import open_part
 from reading.options import MediaOptions
 from reading.row_index import ChangedFile, Layout, RowIndex, open_index
@@ -233,11 +234,11 @@ class MultimodalDataset(Dataset):
             found[positions] = index.hashes[places]
         return found
 
-    def num_parts(self) -> np.ndarray:
-        """Texts and media of each row (rows,) int64."""
+    def num_parts(self, letters: str = "tiv") -> np.ndarray:
+        """Texts and media of each row, or parts of some kinds (rows,) int64."""
         total = np.zeros(len(self), np.int64)
         for index, places, positions in self.by_file():
-            parts = [sum(map(str.islower, layout)) for layout in index.layouts_used]
+            parts = [sum(map(layout.count, letters)) for layout in index.layouts_used]
             total[positions] = np.array([*parts, 0])[index.layouts[places]]  # the last is of rows without a layout
         return total
 
@@ -398,6 +399,8 @@ class EncodedDataset(Dataset):
             ValueError: the sample, or with `--on_bad_sample skip` too many of them, cannot be used.
         """
         if isinstance(position, tuple):
+            for one in position:
+                replaced.check_row(self.dataset, one)  # a larger picture would not fit into the row
             return self.collator.join([self[one] for one in position])
         worker = get_worker_info()
         if worker:

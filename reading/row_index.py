@@ -17,12 +17,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from reading import media, sources
+from reading import sources
+from reading.media import read_header
 from reading.options import MediaOptions
 from reading.rows import KINDS, RowForm, content_parts, has_empty_answer
 
@@ -31,15 +33,9 @@ DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
 KNOWN = 100_000  # headers that are kept meanwhile
-ARRAYS = {
-    "offsets": "q",
-    "lengths": "q",
-    "layouts": "i",
-    "text_bytes": "q",
-    "first_medium": "q",
-    "hashes": "Q",
-    "media": "i",
-}
+OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
+OF_MEDIA = {"media": "i", "file_sizes": "q", "file_times": "q"}
+ARRAYS = OF_ROWS | OF_MEDIA
 UNUSABLE = -1  # layout of a row that cannot be used
 
 
@@ -97,8 +93,16 @@ class Layout(str):
         }
 
 
+class Medium(NamedTuple):
+    """What is known of a medium by its header."""
+
+    size: tuple[int, int, int]  # frames, height, width; of an image 0 frames
+    file_size: int  # bytes; -1 of what is no local file
+    file_time: int  # of its last change, in nanoseconds
+
+
 class ChangedFile(ValueError):
-    """A data file that is no longer what its index was made of."""
+    """A file that is no longer what its index was made of."""
 
 
 class RowIndex:
@@ -154,6 +158,12 @@ class RowIndex:
         """(frames, height, width) of each medium of a row, int32; -1 where it is not known."""
         first = self.first_medium[place]
         return self.media[first : first + len(self.layout(place).media)]
+
+    def file_states(self, place: int) -> list[tuple[int, int]]:
+        """`media_state` of each medium of a row, when it was indexed."""
+        first = self.first_medium[place]
+        last = first + len(self.layout(place).media)
+        return list(zip(self.file_sizes[first:last].tolist(), self.file_times[first:last].tolist()))
 
     def is_broken(self, place: int) -> bool:
         """Whether a row is a line that is no JSON, or of bytes that are no text."""
@@ -231,6 +241,21 @@ def state_of(path: str) -> list[int]:
     return [state.st_size, state.st_mtime_ns]
 
 
+def media_state(reference: object) -> tuple[int, int]:
+    """As `state_of`, of a medium, -1 without a local file; of the frames of a video, all bytes and the mean time."""
+    paths = [path for path in (reference if isinstance(reference, list) else [reference]) if is_path(path)]
+    states = [state_of(path) for path in paths]
+    if not states:
+        return -1, -1
+    sizes, times = zip(*states)
+    return sum(sizes), sum(times) // len(times)
+
+
+def is_path(reference: object) -> bool:
+    """Whether the reference of a canonical sample is that of a local file."""
+    return isinstance(reference, str) and os.path.isabs(reference)
+
+
 def arrow_copy(folder: str, form: RowForm) -> str:
     """The copy of a Parquet file or a table, beside the folder of its index."""
     return os.path.join(os.path.dirname(folder), f"{name_of(form.ignored)}.arrow")
@@ -281,7 +306,7 @@ class IndexMaker:
         self.broken: list[int] = []  # lines that are no JSON, and texts that are none
         self.digest, self.media_folders = hashlib.sha256(), set()
         self.unread, self.empty_answers = Counter(), 0
-        self.known: dict[tuple[str, str], tuple[int, int, int] | ValueError] = {}  # (kind, path or URL) -> size
+        self.known: dict[tuple[str, str], Medium | ValueError] = {}  # by (kind, path or URL)
 
     def make(self, folder: str) -> None:
         """Write the index into a folder, which is not there before it is whole."""
@@ -324,7 +349,7 @@ class IndexMaker:
     def add(self, batch: list[tuple[int, tuple[int, int, object]]], pool: ThreadPoolExecutor) -> None:
         usable = []
         for place, (offset, length, row) in batch:
-            for name, value in zip(ARRAYS, (offset, length, UNUSABLE, 0, len(self.arrays["media"]) // 3, 0)):
+            for name, value in zip(OF_ROWS, (offset, length, UNUSABLE, 0, len(self.arrays["media"]) // 3, 0)):
                 self.arrays[name].append(value)
             try:
                 if isinstance(row, ValueError):
@@ -336,8 +361,8 @@ class IndexMaker:
                 self.errors[place] = f"{self.name}, sample {place}: {error}"
         self.read_ahead((part for _, parts, *_ in usable for part in parts if part["type"] != "text"), pool)
         for place, parts, messages, row in usable:
-            sizes = [self.size(part) for part in parts if part["type"] != "text"]
-            if faults := [size for size in sizes if isinstance(size, ValueError)]:
+            media = [self.medium(part) for part in parts if part["type"] != "text"]
+            if faults := [medium for medium in media if isinstance(medium, ValueError)]:
                 self.errors[place] = f"{self.name}, sample {place}: {faults[0]}"
                 continue
             layout = Layout.of(messages)
@@ -347,8 +372,10 @@ class IndexMaker:
             self.arrays["hashes"][place] = hash_of(messages)
             self.arrays["text_bytes"][place] = sum(len(part["text"].encode()) for part in parts if "text" in part)
             self.arrays["first_medium"][place] = len(self.arrays["media"]) // 3
-            for size in sizes:
-                self.arrays["media"].extend(size)
+            for medium in media:
+                self.arrays["media"].extend(medium.size)
+                self.arrays["file_sizes"].append(medium.file_size)
+                self.arrays["file_times"].append(medium.file_time)
 
     def identity(self, row: dict, messages: list[dict]) -> list:
         """All that a row holds but the references of its media, which may move: also fields of somebody's own."""
@@ -366,21 +393,21 @@ class IndexMaker:
             self.known.clear()
         self.known.update(zip(wanted, pool.map(lambda reference: self.header(*reference), wanted)))
 
-    def size(self, part: dict) -> tuple[int, int, int] | ValueError:
-        """(frames, height, width) of a medium, 0 frames for an image; or what is wrong with it."""
+    def medium(self, part: dict) -> Medium | ValueError:
+        """What is known of a medium, or what is wrong with it."""
         kind, reference = part["type"], part[part["type"]]
         found = self.known.get((kind, reference)) if isinstance(reference, str) else None
         return found or self.header(kind, reference)
 
-    def header(self, kind: str, reference: object) -> tuple[int, int, int] | ValueError:
+    def header(self, kind: str, reference: object) -> Medium | ValueError:
         for path in reference if isinstance(reference, list) else [reference]:
-            if isinstance(path, str) and os.path.isabs(path):
+            if is_path(path):
                 self.media_folders.add(os.path.dirname(path))
         try:
-            size = media.read_header(kind, reference, self.options)
+            size = read_header(kind, reference, self.options)
+            return Medium(size if kind == "video" else (0, *size), *media_state(reference))
         except ValueError as error:
             return error
-        return size if kind == "video" else (0, *size)
 
     def all_faulty(self, rows: list[object]) -> bool:
         """Whether none of these rows can be used."""
@@ -391,7 +418,7 @@ class IndexMaker:
         media = [[part for part in of_row if part["type"] != "text"] for of_row in parts]
         with ThreadPoolExecutor(8) as pool:
             self.read_ahead((part for of_row in media for part in of_row), pool)
-        return all(any(isinstance(self.size(part), ValueError) for part in of_row) for of_row in media)
+        return all(any(isinstance(self.medium(part), ValueError) for part in of_row) for of_row in media)
 
     def write(self, folder: str) -> None:
         for name, values in self.arrays.items():

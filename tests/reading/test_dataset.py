@@ -285,7 +285,7 @@ def test_a_row_counts_as_the_same_in_any_form_and_file(write_rows, media_folder,
     ]
     more = [
         {"prompt": "Who?", "completion": "I"},
-        {"video": [["red.png", "blue.png"]], "conversations": turns("<video>", "b")},
+        {"video": [["red.png", "red.png"]], "conversations": turns("<video>", "b")},
     ]
     held_out = [
         {"image": "tall.jpg", "conversations": turns("<image>\nWhat?", "Red")},  # another picture
@@ -295,7 +295,7 @@ def test_a_row_counts_as_the_same_in_any_form_and_file(write_rows, media_folder,
         {"image": ["blue.png", "red.png"], "conversations": turns("<image><image>", "b")},  # in another order
         {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I"}]},
         {"image": f"data:image/png;base64,{encoded['base64']}", "messages": asked},
-        {"video": [["blue.png", "red.png"]], "conversations": turns("<video>", "b")},
+        {"video": [["red.png"]], "conversations": turns("<video>", "b")},
         {"conversations": turns("Hello", "Hi")},  # the roles the other way round
     ]
     train = MultimodalDataset([write_rows(train), write_rows(more, "b.jsonl")])
