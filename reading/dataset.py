@@ -27,8 +27,9 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from reading import replaced
+from reading.files import leads_out_of, stays_in
 from reading.media import open_part
-from reading.options import MediaOptions
+from reading.options import ROOT, MediaOptions
 from reading.row_index import ChangedFile, Layout, RowIndex, open_index
 from reading.rows import RowForm
 from reading.sources import find_source
@@ -78,10 +79,14 @@ class MultimodalDataset(Dataset):
         self.files: list[RowIndex] = []
         self.starts = [0]  # of each file, in a numbering of the rows of all files
         self.weights, self.chosen = [], []  # of each path; the latter in that numbering
+        root = os.environ.get(ROOT)
         for source in map(find_source, self.paths):
             first = self.starts[-1]
             for file in source.files:
                 own = os.path.dirname(os.path.abspath(file))
+                roots = (root, own) if root and source.from_hub else (root,) if root else ()
+                if roots and not stays_in(file, roots):
+                    raise ValueError(f"{file} {leads_out_of(root)}.")
                 form = RowForm(
                     {"image": os.path.abspath(image_folder or own), "video": os.path.abspath(video_folder or own)},
                     user_key,
@@ -92,6 +97,7 @@ class MultimodalDataset(Dataset):
                     allow_absolute=not source.from_hub,
                     ignored=tuple(sorted(column.removesuffix("=") for column in columns or [])),
                     allow_empty_answers=allow_empty_answers,
+                    roots=roots,
                 )
                 self.files.append(open_index(file, form, self.media))
                 self.starts.append(self.starts[-1] + len(self.files[-1]))
@@ -269,6 +275,13 @@ class MultimodalDataset(Dataset):
             unread.update(index.unread)
         fields = ", ".join(f"{name} ({count:,} rows)" for name, count in unread.most_common())
         notes = [f"{self.name}: fields that are not read: {fields}"] if unread else []
+        outside = Counter()
+        for index in self.files:
+            outside.update(index.outside)
+        if outside:
+            named = [f"{folder} ({count:,})" for folder, count in outside.most_common(3)]
+            more = [f"{len(outside) - 3:,} more"] if len(outside) > 3 else []
+            notes.append(f"{self.name}: media outside the folders of the data: {', '.join([*named, *more])}")
         if empty := sum(index.empty_answers for index in self.files):
             notes.append(f"{self.name}: {empty:,} rows have an empty reply, of which only the end is trained.")
         if (layouts := self.layouts()) and not any(layout.media for layout in layouts):

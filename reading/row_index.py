@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from reading import sources
+from reading.files import is_hub_blob, is_within
 from reading.media import read_header
 from reading.options import MediaOptions
 from reading.rows import KINDS, RowForm, content_parts, has_empty_answer
@@ -99,6 +100,7 @@ class Medium(NamedTuple):
     size: tuple[int, int, int]  # frames, height, width; of an image 0 frames
     file_size: int  # bytes; -1 of what is no local file
     file_time: int  # of its last change, in nanoseconds
+    outside: str | None  # the folder of its file, if that is none of the data's
 
 
 class ChangedFile(ValueError):
@@ -118,6 +120,7 @@ class RowIndex:
         self.digest, self.media_folders = about["digest"], about["media_folders"]
         self.unread = about["unread"]  # field that is not read -> number of rows
         self.empty_answers = about["empty_answers"]  # number of rows
+        self.outside = about["outside"]  # folder that is none of the data's -> number of media
         self.broken, self.state = set(about["broken"]), about["state"]
         for name in ARRAYS:
             setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
@@ -305,7 +308,9 @@ class IndexMaker:
         self.errors: dict[int, str] = {}
         self.broken: list[int] = []  # lines that are no JSON, and texts that are none
         self.digest, self.media_folders = hashlib.sha256(), set()
-        self.unread, self.empty_answers = Counter(), 0
+        self.unread, self.empty_answers, self.outside = Counter(), 0, Counter()
+        self.own_folders = {*map(os.path.realpath, (os.path.dirname(path) or ".", *form.folders.values()))}
+        self.outside_folder = lru_cache(4096)(self._outside_folder)
         self.known: dict[tuple[str, str], Medium | ValueError] = {}  # by (kind, path or URL)
 
     def make(self, folder: str) -> None:
@@ -372,6 +377,7 @@ class IndexMaker:
             self.arrays["hashes"][place] = hash_of(messages)
             self.arrays["text_bytes"][place] = sum(len(part["text"].encode()) for part in parts if "text" in part)
             self.arrays["first_medium"][place] = len(self.arrays["media"]) // 3
+            self.outside.update(medium.outside for medium in media if medium.outside)
             for medium in media:
                 self.arrays["media"].extend(medium.size)
                 self.arrays["file_sizes"].append(medium.file_size)
@@ -400,14 +406,23 @@ class IndexMaker:
         return found or self.header(kind, reference)
 
     def header(self, kind: str, reference: object) -> Medium | ValueError:
-        for path in reference if isinstance(reference, list) else [reference]:
-            if is_path(path):
-                self.media_folders.add(os.path.dirname(path))
+        paths = [path for path in (reference if isinstance(reference, list) else [reference]) if is_path(path)]
+        self.media_folders.update(map(os.path.dirname, paths))
         try:
             size = read_header(kind, reference, self.options)
-            return Medium(size if kind == "video" else (0, *size), *media_state(reference))
+            size = size if kind == "video" else (0, *size)
+            return Medium(size, *media_state(reference), next(filter(None, map(self.outside_of, paths)), None))
         except ValueError as error:
             return error
+
+    def outside_of(self, path: str) -> str | None:
+        """The folder of a file, links resolved, if it is none of the data's and no blob of the Hub's cache."""
+        return self.outside_folder(os.path.dirname(os.path.realpath(path) if os.path.islink(path) else path))
+
+    def _outside_folder(self, folder: str) -> str | None:
+        folder = os.path.realpath(folder)
+        is_own = any(is_within(folder, own) for own in self.own_folders)
+        return None if is_own or is_hub_blob(os.path.join(folder, "blob")) else folder
 
     def all_faulty(self, rows: list[object]) -> bool:
         """Whether none of these rows can be used."""
@@ -425,7 +440,7 @@ class IndexMaker:
             np.save(os.path.join(folder, f"{name}.npy"), np.array(values, dtype=values.typecode))
         about = {"layouts": list(self.layouts), "errors": self.errors, "broken": self.broken}
         about |= {"digest": self.digest.hexdigest(), "state": self.state, "unread": self.unread}
-        about["empty_answers"] = self.empty_answers
+        about |= {"empty_answers": self.empty_answers, "outside": self.outside}
         about["media_folders"] = {name: modified(name) for name in sorted(self.media_folders)}
         with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
             json.dump(about, file)

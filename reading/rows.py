@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from reading import unread
+from reading.files import is_within, leads_out_of, stays_in
 
 ROLES = ("system", "user", "assistant")
 KINDS = ("image", "video")
@@ -51,6 +52,7 @@ class RowForm:
     allow_absolute: bool = True  # False for what came from the Hub, whose author is not the user
     ignored: tuple[str, ...] = ()  # fields that are passed over, as `unread.Leaf.listed` writes them
     allow_empty_answers: bool = False
+    roots: tuple[str, ...] = ()  # folders that no local medium may be outside of, links resolved; (): anywhere
     roles: dict[str, str] = field(init=False)  # name in `from` -> role
 
     def __post_init__(self):
@@ -297,9 +299,11 @@ class RowForm:
             raise ValueError(f"{where} is {shown(path)}, which is no path; use a path, or an http(s) URL")
         folder = self.folders[kind]
         resolved = os.path.normpath(os.path.join(folder, path))
+        if self.roots and not stays_in(resolved, self.roots):
+            raise ValueError(f"{where} is {shown(path)}, which {leads_out_of(self.roots[0])}")
         if self.allow_outside or (os.path.isabs(path) and self.allow_absolute):
             return resolved
-        if not (resolved + os.sep).startswith(os.path.join(folder, "")):
+        if not is_within(resolved, folder):
             raise ValueError(
                 f"{where} is {shown(path)}, which leaves the folder {folder}: mend the path or --{kind}_folder, or "
                 "add --allow_outside True if you trust the data"

@@ -180,6 +180,27 @@ def test_messages_may_stand_in_any_field(write_rows):
     assert messages_of(dataset) == [user(text("Hi")), reply(text("Hello"))]
 
 
+def test_media_outside_the_folders_of_the_data_are_named_with_their_numbers(tmp_path):
+    """By whole components of their names, links resolved."""
+    for folder in ("data/deep", "data-2", "far/a"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "far" / "a" / "a.png")
+    (tmp_path / "data" / "links").symlink_to(tmp_path / "far")
+    (tmp_path / "data" / "near").symlink_to(tmp_path / "data" / "deep")
+    places = ["deep/a.png", "near/a.png", str(tmp_path / "data/deep/a.png")]
+    rows = [{"image": path, "conversations": turns("<image>", "b")} for path in places]
+    path = tmp_path / "data" / "rows.json"
+    path.write_text(json.dumps(rows))
+    assert MultimodalDataset(str(path)).notes() == []
+    away = [str(tmp_path / "data-2/a.png"), "link.png", "links/a/a.png", "link.png"]
+    path.write_text(json.dumps(rows + [row | {"image": path} for row, path in zip(rows * 2, away)]))
+    (note,) = MultimodalDataset(str(path)).notes()
+    assert note.endswith(f": media outside the folders of the data: {tmp_path}/far/a (3), {tmp_path}/data-2 (1)")
+    path.write_text(json.dumps([rows[0] | {"image": "a/a.png"}]))
+    assert MultimodalDataset(str(path), image_folder=str(tmp_path / "far")).notes() == []  # it is named
+
+
 HI = turns("Hi", "Hello")
 # What is wrong with a row -> what the message must name.
 BAD_ROWS = [
