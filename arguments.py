@@ -142,6 +142,9 @@ class DataArguments(ReadingArguments):
     drop_overlong: bool = flag(
         False, "Drop (and count) a sample whose first exchange exceeds --model_max_length; by default it is an error."
     )
+    allow_empty_answers: bool = flag(
+        False, "Train on empty replies, which teaches the model to end at once; by default they are an error."
+    )
     on_bad_sample: str = flag(
         "error", "A sample that cannot be used: error ends the run, skip takes others instead.", ("error", "skip")
     )

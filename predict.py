@@ -134,6 +134,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words or sys.argv[1:]}
     names = [name for group in AS_IN_TRAINING if not given.intersection(group) for name in group]
     parser.set_defaults(**{name: saved[name] for name in names if name in saved})
+    parser.set_defaults(allow_empty_answers=True)  # a file of questions may have no answers
     args = parser.parse_args(words)
     args.given = given
     return args

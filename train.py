@@ -23,7 +23,8 @@ from collators import make_collator
 from collators.probes import check_labels
 from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
-from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset
+from reading import replaced
+from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset, shared_rows
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, run_folder, trainable
 from training.engines import say
@@ -111,11 +112,19 @@ def main(words: list[str] | None = None) -> None:
     trainer.end()
 
 
-def report_data(*datasets: MultimodalDataset | None) -> None:
+def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDataset | None) -> None:
     """Say how many samples there are to train on and to evaluate, and what of them needs a look."""
-    for purpose, dataset in zip(("Training data", "Evaluation data"), datasets):
+    for purpose, dataset in (("Training data", train_dataset), ("Evaluation data", eval_dataset)):
         if dataset:
-            say("\n".join([f"{purpose}: {dataset.summary()}", *dataset.notes()]))
+            say("\n".join([f"{purpose}: {dataset.summary()}", *dataset.notes(), *replaced.check_drawn(dataset)]))
+    if eval_dataset:
+        if shared := shared_rows(train_dataset, eval_dataset):
+            of_train, of_eval = shared[0]
+            say(
+                f"WARNING: {len(shared):,} of {len(eval_dataset):,} evaluation rows are also in the training data, so "
+                "that evaluation measures what was learned by heart; the first: "
+                f"{eval_dataset.source(of_eval)} = {train_dataset.source(of_train)}."
+            )
 
 
 def check_media_kinds(arguments: Arguments, train_dataset: MultimodalDataset) -> None:

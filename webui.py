@@ -40,7 +40,7 @@ from supported_models import AUTO, MODELS
 from training.progress import SPEED
 from web import runs
 from web.chat_page import FAILED, Chat, turns_of
-from web.runs import FIELDS, PASSWORD, check_inside
+from web.runs import FIELDS, PASSWORD, check_folder
 
 # Which flags have a field, and where. Labels, help and defaults are those of arguments.py.
 MODEL = ("model_id", "model_local_path")
@@ -367,7 +367,7 @@ def runs_tab_content(root: str) -> gr.Dropdown:
 
 def act(root: str, action, run: str) -> None:
     try:
-        action(check_inside(run, root, "the run"))
+        action(check_folder(run, root, "the run"))
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from error
 
@@ -375,8 +375,8 @@ def act(root: str, action, run: str) -> None:
 def watch(root: str, run: str | None, seen) -> list:
     """What the page shows of a run; plots, answers and report only where they are new."""
     try:
-        folder = check_inside(run or "", root, "the run")
-        if not run or not os.path.isdir(folder):
+        folder = check_folder(run, root, "the run") if run else ""
+        if not os.path.isdir(folder):
             raise ValueError("No such run." if run else "No run yet: start one.")
     except ValueError as error:
         return [notice(str(error), is_error=bool(run)), *[gr.update(visible=False)] * 3, *[gr.skip()] * 6]

@@ -5,9 +5,9 @@ Of the most rows, also the second opening of a slice with a weight, and the time
     python benchmarks/open_rows.py
     python benchmarks/open_rows.py --rows 1000 10000 --forms jsonl
 
-Makes data sets of text and image references (all to a few small pictures) in a temporary folder, about 1 GB for a
-million rows in three forms. Each opening is a process of its own. Memory is what opening added to a process that has
-imported the code: at its peak, and kept (pages that no other process shares).
+Makes data sets of text and image references (to a few small pictures, or as many as --pictures says) in a temporary
+folder, about 1 GB for a million rows in three forms. Each opening is a process of its own. Memory is what opening added
+to a process that has imported the code: at its peak, and kept (pages that no other process shares).
 """
 
 import argparse
@@ -15,6 +15,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,16 +28,15 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 from PIL import Image  # noqa: E402
 
-PICTURES = 8
 SLICE = "[10%:90%]:0.5"
 ACCESSES = 2000
 ANSWER = "It is a plain square of one colour, with nothing else in the picture. " * 3
 
 
-def row(i: int) -> dict:
+def row(i: int, pictures: int) -> dict:
     return {
         "id": f"{i:012}",
-        "image": f"{i % PICTURES}.png",
+        "image": f"{i % pictures}.png",
         "conversations": [
             {"from": "human", "value": f"<image>\nWhat do you see in picture {i}?"},
             {"from": "gpt", "value": ANSWER},
@@ -44,21 +44,22 @@ def row(i: int) -> dict:
     }
 
 
-def write(path: Path, count: int) -> None:
+def write(path: Path, count: int, pictures: int) -> None:
     """`count` rows, in the form that the ending names."""
     if path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with pq.ParquetWriter(path, pa.Table.from_pylist([row(0)]).schema) as writer:
+        with pq.ParquetWriter(path, pa.Table.from_pylist([row(0, pictures)]).schema) as writer:
             for start in range(0, count, 1000):
-                writer.write_table(pa.Table.from_pylist([row(i) for i in range(start, min(start + 1000, count))]))
+                rows = [row(i, pictures) for i in range(start, min(start + 1000, count))]
+                writer.write_table(pa.Table.from_pylist(rows))
         return
     is_list = path.suffix == ".json"
     with open(path, "w") as file:
         file.write("[" if is_list else "")
         for i in range(count):
-            file.write((",\n" if is_list and i else "") + json.dumps(row(i)) + ("" if is_list else "\n"))
+            file.write((",\n" if is_list and i else "") + json.dumps(row(i, pictures)) + ("" if is_list else "\n"))
         file.write("]" if is_list else "")
 
 
@@ -115,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--forms", nargs="+", default=["jsonl", "json", "parquet"])
+    parser.add_argument("--pictures", type=int, default=8, help="Files of pictures that the rows share.")
     parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)  # of a child
     own = parser.parse_args()
     if own.task:
@@ -126,13 +128,14 @@ def main() -> None:
     )
     sliced = []
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(PICTURES):
-            Image.new("RGB", (64, 64), (i * 30, 99, 99)).save(os.path.join(folder, f"{i}.png"))
+        Image.new("RGB", (64, 64), (30, 99, 99)).save(first := os.path.join(folder, "0.png"))
+        for i in range(1, own.pictures):
+            shutil.copyfile(first, os.path.join(folder, f"{i}.png"))
         for form in own.forms:
             results = []
             for count in own.rows:
                 path, cache = Path(folder) / f"{count}.{form}", Path(folder) / f"cache-{count}-{form}"
-                write(path, count)
+                write(path, count, own.pictures)
                 first, second = (in_child("open", path, cache) for _ in range(2))
                 rates = in_child("read", path, cache)
                 results.append((first, second))

@@ -26,9 +26,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from reading import replaced
+from reading.files import leads_out_of, stays_in
 from reading.mapping import Mapping
 from reading.media import open_part
-from reading.options import MediaOptions
+from reading.options import ROOT, MediaOptions
 from reading.row_index import ChangedFile, Layout, RowIndex, open_index
 from reading.rows import RowForm
 from reading.sources import find_source, is_table
@@ -54,6 +56,7 @@ class MultimodalDataset(Dataset):
         max_bad_samples: given, `check` leaves them out instead, as long as they are no more than these.
         columns: NAME=FIELD for each field that is read by another name, FIELD= for each that is ignored.
         prompt, system_prompt: the question and the system prompt of each row.
+        allow_empty_answers: whether a trained reply may be empty.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class MultimodalDataset(Dataset):
         columns: Sequence[str] | None = None,
         prompt: str | None = None,
         system_prompt: str | None = None,
+        allow_empty_answers: bool = False,
     ):
         self.media = media or MediaOptions()
         self.paths = [data_path] if isinstance(data_path, str) else list(data_path)
@@ -79,11 +83,15 @@ class MultimodalDataset(Dataset):
         self.files: list[RowIndex] = []
         self.starts = [0]  # of each file, in a numbering of the rows of all files
         self.weights, self.chosen = [], []  # of each path; the latter in that numbering
+        root = os.environ.get(ROOT)
         for source in map(find_source, self.paths):
             first = self.starts[-1]
             for file in source.files:
                 own = source.folder or os.path.dirname(os.path.abspath(file))
                 keys = {"user_key": user_key, "assistant_key": assistant_key} | source.keys
+                roots = (root, own) if root and source.from_hub else (root,) if root else ()
+                if roots and not stays_in(file, roots):
+                    raise ValueError(f"{file} {leads_out_of(root)}.")
                 form = RowForm(
                     {"image": os.path.abspath(image_folder or own), "video": os.path.abspath(video_folder or own)},
                     **keys,
@@ -94,6 +102,8 @@ class MultimodalDataset(Dataset):
                     mapping=Mapping.of([*source.columns, *(columns or [])], lower=is_table(file)),
                     prompt=prompt,
                     system_prompt=system_prompt,
+                    allow_empty_answers=allow_empty_answers,
+                    roots=roots,
                 )
                 self.files.append(open_index(file, form, self.media))
                 self.starts.append(self.starts[-1] + len(self.files[-1]))
@@ -237,11 +247,18 @@ class MultimodalDataset(Dataset):
             total[positions] = index.text_bytes[places]
         return total
 
-    def num_parts(self) -> np.ndarray:
-        """Texts and media of each row (rows,) int64."""
+    def hashes(self) -> np.ndarray:
+        """What each row says, whatever its form and file (rows,) uint64; 0 where it cannot be used."""
+        found = np.zeros(len(self), np.uint64)
+        for index, places, positions in self.by_file():
+            found[positions] = index.hashes[places]
+        return found
+
+    def num_parts(self, letters: str = "tiv") -> np.ndarray:
+        """Texts and media of each row, or parts of some kinds (rows,) int64."""
         total = np.zeros(len(self), np.int64)
         for index, places, positions in self.by_file():
-            parts = [sum(map(str.islower, layout)) for layout in index.layouts_used]
+            parts = [sum(map(layout.count, letters)) for layout in index.layouts_used]
             total[positions] = np.array([*parts, 0])[index.layouts[places]]  # the last is of rows without a layout
         return total
 
@@ -272,6 +289,15 @@ class MultimodalDataset(Dataset):
             unread.update(index.unread)
         fields = ", ".join(f"{name} ({count:,} rows)" for name, count in unread.most_common())
         notes = [f"{self.name}: fields that are not read: {fields}"] if unread else []
+        outside = Counter()
+        for index in self.files:
+            outside.update(index.outside)
+        if outside:
+            named = [f"{folder} ({count:,})" for folder, count in outside.most_common(3)]
+            more = [f"{len(outside) - 3:,} more"] if len(outside) > 3 else []
+            notes.append(f"{self.name}: media outside the folders of the data: {', '.join([*named, *more])}")
+        if empty := sum(index.empty_answers for index in self.files):
+            notes.append(f"{self.name}: {empty:,} rows have an empty reply, of which only the end is trained.")
         if (layouts := self.layouts()) and not any(layout.media for layout in layouts):
             notes.append(f"WARNING: {self.name} holds texts alone, so the model sees no image and no video of it.")
         return notes
@@ -329,6 +355,15 @@ def listed(faults: dict[int, str]) -> str:
     return "\n".join(lines[:SHOWN_FAULTS] + more)
 
 
+def shared_rows(train: MultimodalDataset, held_out: MultimodalDataset) -> list[tuple[int, int]]:
+    """(position in `train`, position in `held_out`) of each evaluation row that says what a training row says."""
+    of_train, of_held_out = train.hashes(), held_out.hashes()
+    order = np.argsort(of_train, kind="stable")
+    twins = order[np.searchsorted(of_train, of_held_out, sorter=order) % len(order)]
+    shared = np.flatnonzero((of_train[twins] == of_held_out) & (of_held_out > 0))
+    return list(zip(twins[shared].tolist(), shared.tolist()))
+
+
 class Rows(Sequence):
     """The canonical rows of a data set, read from their files when they are asked for."""
 
@@ -347,7 +382,7 @@ class Rows(Sequence):
 def make_dataset(
     data, paths: str | list[str] | None, check=True, weighted=False, max_bad_samples: int | None = None
 ) -> MultimodalDataset | None:
-    """The data set of some paths, read as the flags say (ReadingArguments); None without paths.
+    """The data set of some paths, read as the flags say (DataArguments); None without paths.
 
     Args:
         check, max_bad_samples: as of MultimodalDataset.
@@ -370,6 +405,7 @@ def make_dataset(
         data.columns,
         data.prompt,
         data.system_prompt,
+        data.allow_empty_answers,
     )
     if not weighted and set(dataset.weights) != {1}:
         raise ValueError(f"{dataset.name}: only training data (--data_path) has weights; here each row counts once.")
@@ -400,6 +436,8 @@ class EncodedDataset(Dataset):
             ValueError: the sample, or with `--on_bad_sample skip` too many of them, cannot be used.
         """
         if isinstance(position, tuple):
+            for one in position:
+                replaced.check_row(self.dataset, one)  # a larger picture would not fit into the row
             return self.collator.join([self[one] for one in position])
         worker = get_worker_info()
         if worker:

@@ -4,6 +4,7 @@ import io
 import os
 import stat
 import unicodedata
+from collections.abc import Collection
 from functools import lru_cache
 
 from reading.options import MediaOptions
@@ -40,6 +41,28 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
         fault = "is a folder" if stat.S_ISDIR(mode) else "is a pipe or device, not a file"
         raise ValueError(f"{name} {fault}; mend the path or --{kind}_folder")
     return reference
+
+
+def is_within(path: str, folder: str) -> bool:
+    """Whether a path is a folder or in it, by whole components; both are absolute, without links."""
+    return os.path.commonpath([path, folder]) == folder
+
+
+def stays_in(path: str, folders: Collection[str]) -> bool:
+    """Whether a path is in one of some folders, links resolved; the Hub's client links to the blobs of its cache."""
+    resolved = os.path.realpath(path)
+    is_inside = any(is_within(resolved, os.path.realpath(folder)) for folder in folders)
+    return is_inside or (os.path.islink(path) and is_hub_blob(resolved))
+
+
+def leads_out_of(root: str) -> str:
+    return f"leads out of {root}: name one in it, or start webui.py with another --root"
+
+
+def is_hub_blob(path: str) -> bool:
+    from huggingface_hub.constants import HF_HUB_CACHE  # only links and folders outside need it
+
+    return is_within(path, os.path.realpath(HF_HUB_CACHE)) and os.path.basename(os.path.dirname(path)) == "blobs"
 
 
 def similar_path(path: str) -> str | None:

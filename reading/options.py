@@ -8,6 +8,8 @@ from PIL import Image
 
 # Where indexes of data files and fetched media lie.
 CACHE_FOLDER = os.environ.get("FINELMM_CACHE", "~/.cache/finelmm")
+# The environment variable by which webui.py keeps the runs that it starts in its --root.
+ROOT = "FINELMM_ROOT"
 FILTERS = {name: Image.Resampling[name.upper()] for name in "bilinear bicubic lanczos nearest box hamming".split()}
 
 

@@ -16,22 +16,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from reading import media, sources
+from reading import sources
+from reading.files import is_hub_blob, is_within
+from reading.media import read_header
 from reading.options import MediaOptions
-from reading.rows import KINDS, RowForm, content_parts
+from reading.rows import KINDS, RowForm, content_parts, has_empty_answer
 
 VERSION = 3  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
 KNOWN = 100_000  # headers that are kept meanwhile
-ARRAYS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "media": "i"}
+OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
+OF_MEDIA = {"media": "i", "file_sizes": "q", "file_times": "q"}
+ARRAYS = OF_ROWS | OF_MEDIA
 UNUSABLE = -1  # layout of a row that cannot be used
 
 
@@ -89,8 +94,17 @@ class Layout(str):
         }
 
 
+class Medium(NamedTuple):
+    """What is known of a medium by its header."""
+
+    size: tuple[int, int, int]  # frames, height, width; of an image 0 frames
+    file_size: int  # bytes; -1 of what is no local file
+    file_time: int  # of its last change, in nanoseconds
+    outside: str | None  # the folder of its file, if that is none of the data's
+
+
 class ChangedFile(ValueError):
-    """A data file that is no longer what its index was made of."""
+    """A file that is no longer what its index was made of."""
 
 
 class RowIndex:
@@ -106,6 +120,8 @@ class RowIndex:
         self.digest, self.media_folders = about["digest"], about["media_folders"]
         # Field that is not read, and column that --columns names -> number of rows.
         self.unread, self.mapped = about["unread"], about["mapped"]
+        self.empty_answers = about["empty_answers"]  # number of rows
+        self.outside = about["outside"]  # folder that is none of the data's -> number of media
         self.broken, self.state = set(about["broken"]), about["state"]
         for name in ARRAYS:
             setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
@@ -146,6 +162,12 @@ class RowIndex:
         """(frames, height, width) of each medium of a row, int32; -1 where it is not known."""
         first = self.first_medium[place]
         return self.media[first : first + len(self.layout(place).media)]
+
+    def file_states(self, place: int) -> list[tuple[int, int]]:
+        """`media_state` of each medium of a row, when it was indexed."""
+        first = self.first_medium[place]
+        last = first + len(self.layout(place).media)
+        return list(zip(self.file_sizes[first:last].tolist(), self.file_times[first:last].tolist()))
 
     def is_broken(self, place: int) -> bool:
         """Whether a row is a line that is no JSON, or of bytes that are no text."""
@@ -223,6 +245,21 @@ def state_of(path: str) -> list[int]:
     return [state.st_size, state.st_mtime_ns]
 
 
+def media_state(reference: object) -> tuple[int, int]:
+    """As `state_of`, of a medium, -1 without a local file; of the frames of a video, all bytes and the mean time."""
+    paths = [path for path in (reference if isinstance(reference, list) else [reference]) if is_path(path)]
+    states = [state_of(path) for path in paths]
+    if not states:
+        return -1, -1
+    sizes, times = zip(*states)
+    return sum(sizes), sum(times) // len(times)
+
+
+def is_path(reference: object) -> bool:
+    """Whether the reference of a canonical sample is that of a local file."""
+    return isinstance(reference, str) and os.path.isabs(reference)
+
+
 def arrow_copy(folder: str, form: RowForm) -> str:
     """The copy of a Parquet file or a table, beside the folder of its index."""
     return os.path.join(os.path.dirname(folder), f"{name_of(asdict(form.mapping))}.arrow")
@@ -240,6 +277,18 @@ def is_current(index: RowIndex, options: MediaOptions) -> bool:
         return False
     os.utime(looked_at)
     return True
+
+
+def hash_of(messages: list[dict]) -> int:
+    """8 bytes of what messages say, trained or not: roles, texts, and media by their path, URL or bytes."""
+    said = [(m["role"], [(p["type"], name_or_hash(p[p["type"]])) for p in m["content"]]) for m in messages]
+    return int.from_bytes(hashlib.blake2b(repr(said).encode(), digest_size=8).digest())
+
+
+def name_or_hash(value: object) -> object:
+    if isinstance(value, list):  # the frames of a video
+        return [*map(name_or_hash, value)]
+    return hashlib.blake2b(value).digest() if isinstance(value, bytes) else value
 
 
 def modified(folder: str) -> int | None:
@@ -260,8 +309,10 @@ class IndexMaker:
         self.errors: dict[int, str] = {}
         self.broken: list[int] = []  # lines that are no JSON, and texts that are none
         self.digest, self.media_folders = hashlib.sha256(), set()
-        self.unread, self.mapped = Counter(), Counter()
-        self.known: dict[tuple[str, str], tuple[int, int, int] | ValueError] = {}  # (kind, path or URL) -> size
+        self.unread, self.mapped, self.outside, self.empty_answers = Counter(), Counter(), Counter(), 0
+        self.own_folders = {*map(os.path.realpath, (os.path.dirname(path) or ".", *form.folders.values()))}
+        self.outside_folder = lru_cache(4096)(self._outside_folder)
+        self.known: dict[tuple[str, str], Medium | ValueError] = {}  # by (kind, path or URL)
 
     def make(self, folder: str) -> None:
         """Write the index into a folder, which is not there before it is whole."""
@@ -304,7 +355,7 @@ class IndexMaker:
     def add(self, batch: list[tuple[int, tuple[int, int, object]]], pool: ThreadPoolExecutor) -> None:
         usable = []
         for place, (offset, length, row) in batch:
-            for name, value in zip(ARRAYS, (offset, length, UNUSABLE, 0, len(self.arrays["media"]) // 3)):
+            for name, value in zip(OF_ROWS, (offset, length, UNUSABLE, 0, len(self.arrays["media"]) // 3, 0)):
                 self.arrays[name].append(value)
             try:
                 if isinstance(row, ValueError):
@@ -316,17 +367,22 @@ class IndexMaker:
                 self.errors[place] = f"{self.name}, sample {place}: {error}"
         self.read_ahead((part for _, parts, *_ in usable for part in parts if part["type"] != "text"), pool)
         for place, parts, messages, row in usable:
-            sizes = [self.size(part) for part in parts if part["type"] != "text"]
-            if faults := [size for size in sizes if isinstance(size, ValueError)]:
+            media = [self.medium(part) for part in parts if part["type"] != "text"]
+            if faults := [medium for medium in media if isinstance(medium, ValueError)]:
                 self.errors[place] = f"{self.name}, sample {place}: {faults[0]}"
                 continue
             layout = Layout.of(messages)
             self.digest.update(repr(self.identity(row, messages)).encode())
+            self.empty_answers += has_empty_answer(messages)
             self.arrays["layouts"][place] = self.layouts.setdefault(layout, len(self.layouts))
+            self.arrays["hashes"][place] = hash_of(messages)
             self.arrays["text_bytes"][place] = sum(len(part["text"].encode()) for part in parts if "text" in part)
             self.arrays["first_medium"][place] = len(self.arrays["media"]) // 3
-            for size in sizes:
-                self.arrays["media"].extend(size)
+            self.outside.update(medium.outside for medium in media if medium.outside)
+            for medium in media:
+                self.arrays["media"].extend(medium.size)
+                self.arrays["file_sizes"].append(medium.file_size)
+                self.arrays["file_times"].append(medium.file_time)
 
     def identity(self, row: dict, messages: list[dict]) -> list:
         """All that a row holds but the references of its media, which may move: also fields of somebody's own."""
@@ -344,21 +400,30 @@ class IndexMaker:
             self.known.clear()
         self.known.update(zip(wanted, pool.map(lambda reference: self.header(*reference), wanted)))
 
-    def size(self, part: dict) -> tuple[int, int, int] | ValueError:
-        """(frames, height, width) of a medium, 0 frames for an image; or what is wrong with it."""
+    def medium(self, part: dict) -> Medium | ValueError:
+        """What is known of a medium, or what is wrong with it."""
         kind, reference = part["type"], part[part["type"]]
         found = self.known.get((kind, reference)) if isinstance(reference, str) else None
         return found or self.header(kind, reference)
 
-    def header(self, kind: str, reference: object) -> tuple[int, int, int] | ValueError:
-        for path in reference if isinstance(reference, list) else [reference]:
-            if isinstance(path, str) and os.path.isabs(path):
-                self.media_folders.add(os.path.dirname(path))
+    def header(self, kind: str, reference: object) -> Medium | ValueError:
+        paths = [path for path in (reference if isinstance(reference, list) else [reference]) if is_path(path)]
+        self.media_folders.update(map(os.path.dirname, paths))
         try:
-            size = media.read_header(kind, reference, self.options)
+            size = read_header(kind, reference, self.options)
+            size = size if kind == "video" else (0, *size)
+            return Medium(size, *media_state(reference), next(filter(None, map(self.outside_of, paths)), None))
         except ValueError as error:
             return error
-        return size if kind == "video" else (0, *size)
+
+    def outside_of(self, path: str) -> str | None:
+        """The folder of a file, links resolved, if it is none of the data's and no blob of the Hub's cache."""
+        return self.outside_folder(os.path.dirname(os.path.realpath(path) if os.path.islink(path) else path))
+
+    def _outside_folder(self, folder: str) -> str | None:
+        folder = os.path.realpath(folder)
+        is_own = any(is_within(folder, own) for own in self.own_folders)
+        return None if is_own or is_hub_blob(os.path.join(folder, "blob")) else folder
 
     def all_faulty(self, rows: list[object]) -> bool:
         """Whether none of these rows can be used."""
@@ -369,7 +434,7 @@ class IndexMaker:
         media = [[part for part in of_row if part["type"] != "text"] for of_row in parts]
         with ThreadPoolExecutor(8) as pool:
             self.read_ahead((part for of_row in media for part in of_row), pool)
-        return all(any(isinstance(self.size(part), ValueError) for part in of_row) for of_row in media)
+        return all(any(isinstance(self.medium(part), ValueError) for part in of_row) for of_row in media)
 
     def write(self, folder: str) -> None:
         for name, values in self.arrays.items():
@@ -377,6 +442,7 @@ class IndexMaker:
         about = {"layouts": list(self.layouts), "errors": self.errors, "broken": self.broken}
         about |= {"digest": self.digest.hexdigest(), "state": self.state}
         about |= {"unread": self.unread, "mapped": self.mapped}
+        about |= {"empty_answers": self.empty_answers, "outside": self.outside}
         about["media_folders"] = {name: modified(name) for name in sorted(self.media_folders)}
         with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
             json.dump(about, file)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from reading import unread
+from reading.files import is_within, leads_out_of, stays_in
 from reading.mapping import TURN_KEYS, Mapping, proposal
 
 ROLES = ("system", "user", "assistant")
@@ -57,6 +58,8 @@ class RowForm:
     system_prompt: str | None = None  # of each row
     turn_keys: tuple[tuple[str, ...], tuple[str, ...]] = TURN_KEYS  # of a turn -> its role and its content
     system_key: str = "system"
+    allow_empty_answers: bool = False
+    roots: tuple[str, ...] = ()  # folders that no local medium may be outside of, links resolved; (): anywhere
     roles: dict[str, str] = field(init=False)  # name in `from` -> role
 
     def __post_init__(self):
@@ -116,6 +119,12 @@ class RowForm:
                     raise ValueError(f"has the unusable character U+{ord(match[0]):04X} in a text; remove it")
         if not any(message["role"] == "assistant" and message.get("train", True) for message in messages):
             raise ValueError('has "train": false on every reply, so that nothing would be trained')
+        if not self.allow_empty_answers and has_empty_answer(messages):
+            raise ValueError(
+                f"has an empty reply in its `{answer or form}` field, of which only the end would be "
+                'trained: write an answer, put "train": false on the message, or leave the row out '
+                "(--allow_empty_answers True trains on such rows)"
+            )
         if left:
             self._check_unread(left, row, content_parts({"messages": messages}))
         if unread_fields is not None:
@@ -315,9 +324,11 @@ class RowForm:
             raise ValueError(f"{where} is {shown(path)}, which is no path; use a path, or an http(s) URL")
         folder = self.folders[kind]
         resolved = os.path.normpath(os.path.join(folder, path))
+        if self.roots and not stays_in(resolved, self.roots):
+            raise ValueError(f"{where} is {shown(path)}, which {leads_out_of(self.roots[0])}")
         if self.allow_outside or (os.path.isabs(path) and self.allow_absolute):
             return resolved
-        if not (resolved + os.sep).startswith(os.path.join(folder, "")):
+        if not is_within(resolved, folder):
             raise ValueError(
                 f"{where} is {shown(path)}, which leaves the folder {folder}: mend the path or --{kind}_folder, or "
                 "add --allow_outside True if you trust the data"
@@ -328,6 +339,16 @@ class RowForm:
 def content_parts(row: dict) -> list[dict]:
     """All content parts of a canonical sample, in order."""
     return [part for message in row["messages"] for part in message["content"]]
+
+
+def has_empty_answer(messages: list[dict]) -> bool:
+    """Whether a trained reply is nothing but white space, which templates strip."""
+    return any(
+        message["role"] == "assistant"
+        and message.get("train", True)
+        and not any(part["text"].strip() for part in message["content"])
+        for message in messages
+    )
 
 
 def shown(value: object) -> str:

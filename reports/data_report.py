@@ -33,6 +33,7 @@ from collators.template import naming
 from loaders import LOADERS
 from reading.dataset import make_dataset
 from reading.references import is_url
+from reading.replaced import check_drawn
 from reading.row_index import Layout
 from reading.rows import content_parts
 from reports import data_report_views
@@ -53,6 +54,8 @@ CODES = {None: 0} | {fault: code for code, fault in enumerate(FAULTS, 1)}
 NOT_DONE = -1
 # What --on_bad_sample decides on.
 BAD = ("row", "missing", "broken", "refused", "no label")
+# What an evaluation row may share with a training row.
+SHARED = {"content": "also in the training data", "question": "with the media and questions of training rows"}
 # What reading/files.py writes on a file that is not there.
 MISSING = re.compile("does not exist|is a folder")
 # Fields of raw rows that name a medium.
@@ -88,12 +91,13 @@ def run(arguments, own) -> int:
         splits = {"train": make_dataset(data, data.data_path, check=False, weighted=True)}
         if data.eval_data_path:
             splits["eval"] = make_dataset(data, data.eval_data_path, check=False)
+        notes = {split: [*dataset.notes(), *check_drawn(dataset)] for split, dataset in splits.items()}
         loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
         collator = make_collator(model.family, loader, data)
         check_labels(collator)
         results = Results(splits)
         check_rows(splits, collator, results, number_of_workers(arguments))
-        report = summarize(arguments, splits, results, own.num_processes or arguments.training.world_size)
+        report = summarize(arguments, splits, results, notes, own.num_processes or arguments.training.world_size)
         report["written"] = write_clean(own.write_clean, splits["train"], results, data) if own.write_clean else {}
     if own.html:
         with open(own.html, "w", encoding="utf-8") as file:
@@ -350,13 +354,13 @@ def workers(rows: CheckedRows, positions, number: int) -> DataLoader:
 # ---- what was found ----
 
 
-def summarize(arguments, splits: dict, results: Results, num_processes: int) -> dict:
+def summarize(arguments, splits: dict, results: Results, notes: dict, num_processes: int) -> dict:
     """All that the tables and the page show, in plain numbers."""
     report = {"model_id": arguments.model.model_id, "model_max_length": arguments.data.model_max_length, "data": {}}
     for i, (split, dataset) in enumerate(splits.items()):
         start, end = results.starts[i : i + 2]
         report["data"][split] = {"name": dataset.name} | describe_split(results, i, start, end)
-        report["data"][split]["notes"] = dataset.notes()
+        report["data"][split]["notes"] = notes[split]
     if "eval" in splits:
         report["overlap"] = overlap(results)
     report["failures"], report["notes"] = verdict(report, arguments)
@@ -499,6 +503,9 @@ def verdict(report: dict, arguments) -> tuple[list[str], list[str]]:
         notes += of_split["notes"]
         if of_split["cut"]["rows"]:
             notes.append(f"{rows_of(of_split['cut']['rows'], name)} cut")
+    for same, meaning in SHARED.items():
+        if number := report.get("overlap", {}).get(same, {"rows": 0})["rows"]:
+            notes.append(f"{rows_of(number, report['data']['eval']['name'])} {meaning}")
     kinds = report["data"]["train"]["kinds"]
     if not any(kinds[kind] for kind in KINDS[1:-1]):
         for flag in ("train_vision_encoder", "train_vision_projector"):

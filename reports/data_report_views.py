@@ -21,9 +21,7 @@ class Table(NamedTuple):
 
 def headline(report: dict) -> tuple[str, list[str]]:
     """What training would do with the data, and why."""
-    if report["failures"]:
-        return "Training would fail", report["failures"]
-    return "Training would start", report["notes"]
+    return f"Training would {'fail' if report['failures'] else 'start'}", report["failures"] + report["notes"]
 
 
 def facts(report: dict) -> dict[str, str]:

@@ -18,6 +18,7 @@ from transformers import HfArgumentParser
 import arguments
 import train
 from arguments import parse_arguments
+from reading import replaced
 from reading.dataset import MultimodalDataset
 from supported_models import find_model
 from training import checks, engines, resume, run_folder
@@ -125,6 +126,12 @@ def of_table(make):
         path.unlink()
 
 
+def of_replaced(make, picture):
+    dataset = MultimodalDataset(make([row(image=str(picture))]))
+    picture.write_bytes(picture.read_bytes() + b"more")
+    replaced.check_drawn(dataset)
+
+
 def of_splits(folder):
     folder.mkdir()
     for name in ("train", "test"):
@@ -142,7 +149,7 @@ def of_run(tiny, make, rows, *words):
 
 
 def other_run(tmp_path) -> None:
-    run = {"flags": {"learning_rate": 1e-4}, "processes": 1, "samples": 1, "texts": "a"}
+    run = {"flags": {"learning_rate": 1e-4}, "processes": 1, "samples": 1, "texts": "a", "media": []}
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / resume.RECORD).write_text(json.dumps({"run": run, "files": {}}))
     resume.check_same_run(str(tmp_path / "checkpoint-1"), run | {"flags": {"learning_rate": 1e-5}})
@@ -159,7 +166,7 @@ def not_finite_run(tiny, make, tmp_path, monkeypatch):
 def other_results(tmp_path) -> None:
     with pytest.raises(ValueError):
         other_run(tmp_path)
-    run = {"flags": {"learning_rate": 1e-5}, "processes": 1, "samples": 1, "texts": "a"}
+    run = {"flags": {"learning_rate": 1e-5}, "processes": 1, "samples": 1, "texts": "a", "media": []}
     run_folder.check_run(SimpleNamespace(output_dir=str(tmp_path), should_save=True), run)
 
 
@@ -181,6 +188,8 @@ def triggers(tiny, write_rows, tmp_path, media_folder, monkeypatch):
         "Unknown rows": of_rows(write_rows, {"text": "What?", "label": "That."}),
         "Unknown columns": lambda: of_table(write_rows),
         "Fields that are not read": of_rows(write_rows, row(photo="blue.png")),
+        "Empty replies": of_rows(write_rows, row(conversations=turns("<image>\nWhat is it?", " "))),
+        "Replaced media": lambda: of_replaced(write_rows, media_folder / "blue.png"),
         "Several splits": lambda: of_splits(tmp_path / "splits"),
         "Who speaks": of_rows(write_rows, row(conversations=[{"from": "person", "value": "Hi"}])),
         "The order of turns": of_rows(write_rows, row(conversations=turns("<image>\nWhat is it?"))),

@@ -150,7 +150,7 @@ def test_measures_of_the_users_and_lines_as_they_come(tiny, write_rows, tmp_path
     (tmp_path / "mine.py").write_text(
         "def words(predictions, references):\n    return {'most_words': max(len(r.split()) for r in references)}\n"
     )
-    rows = [{"conversations": turns("How many?", reply)} for reply in ("One", "Two or three")]
+    rows = [{"conversations": turns("How many?", reply)} for reply in ("One", "Two or three", "")]
     out = tmp_path / "a.jsonl"
     words = ["--model_path", tiny("qwen2-vl"), "--data_path", write_rows(rows), "--output_path", str(out)]
     predict.main([*words, "--metric", f"{tmp_path / 'mine.py'}:words", "--max_new_tokens", "2"])

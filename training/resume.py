@@ -22,6 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
 from reading.dataset import MultimodalDataset
+from reading.replaced import drawn_files, written_again
 from training.engines import say
 from training.progress import make_strict, strict_json
 
@@ -48,7 +49,7 @@ def describe_run(arguments, dataset: MultimodalDataset) -> dict:
     flags = vars(arguments.model) | vars(arguments.data) | vars(arguments.lora) | arguments.training.to_dict()
     flags = {name: value for name, value in flags.items() if name not in FREE_FLAGS}
     run = {"flags": flags, "processes": arguments.training.world_size}
-    run |= {"samples": len(dataset), "texts": dataset.digest}
+    run |= {"samples": len(dataset), "texts": dataset.digest, "media": drawn_files(dataset)}
     return json.loads(json.dumps(run, default=str))  # as it will be read again
 
 
@@ -59,6 +60,9 @@ def check_same_run(checkpoint: str, run: dict) -> None:
             f"{checkpoint} cannot be resumed exactly: {'; '.join(found)}. Start the run as it was, or a new one "
             "without --resume_from_checkpoint in another --output_dir."
         )
+    before = read_record(checkpoint)["run"].get("media", [])
+    if rewritten := [name for (name, _, now), (_, _, then) in zip(run["media"], before) if now != then]:
+        say(f"WARNING: {written_again(rewritten)} since {checkpoint} was begun.")
 
 
 def differences(before: dict, run: dict) -> list[str]:
@@ -74,6 +78,10 @@ def differences(before: dict, run: dict) -> list[str]:
         found.append(f"--data_path has {run['samples']} usable samples and had {before['samples']}")
     elif run["texts"] != before["texts"]:
         found.append("--data_path has other rows, or in another order")
+    elif other := [(new, old) for new, old in zip(run["media"], before.get("media", [])) if new[1] != old[1]]:
+        (name, now, _), (_, then, _) = other[0]
+        others = f", and {len(other) - 1:,} other media files have others too" if other[1:] else ""
+        found.append(f"{name} has {now:,} bytes and had {then:,}{others}")
     return found
 
 

@@ -14,10 +14,10 @@ import predict
 from arguments import ReadingArguments
 from collators.processor_options import parse_processor_options, set_processor_options
 from evaluation.answers import stream_answer
-from loaders.output_folder import adapter_config, saved_arguments
+from loaders.output_folder import ARGUMENTS, adapter_config, saved_arguments
 from reading.media import open_part
 from reading.options import MediaOptions
-from web.runs import check_inside
+from web.runs import check_folder, check_inside
 
 # Title of a message that is no answer.
 FAILED = "No answer"
@@ -44,7 +44,9 @@ class Chat:
         Raises:
             ValueError: no such model, or it refuses the conversation.
         """
-        folder = check_inside(path, self.root, "the model")
+        folder = check_folder(path, self.root, "the model")
+        if os.path.lexists(above := os.path.join(os.path.dirname(folder), ARGUMENTS)):  # of a checkpoint-N
+            check_inside(above, self.root, "the flags of the model")
         for file in (file for turn in turns for file in turn["files"]):
             check_inside(file, self.uploads, "the file")
         with self.lock:
@@ -74,7 +76,7 @@ class Chat:
             return
         self._release()
         if adapter := adapter_config(folder):
-            check_inside(adapter["base_model_name_or_path"], self.root, "the base of the adapter")
+            check_folder(adapter["base_model_name_or_path"], self.root, "the base of the adapter")
         self.model, self.collator = predict.load(folder)
         saved = saved_arguments(folder)
         names = [name for group in predict.AS_IN_TRAINING for name in group if name in saved]

@@ -27,6 +27,8 @@ from filelock import FileLock, Timeout
 from arguments import HERE, PARTS, parse_arguments, split_flags
 from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS
 from preview import add_flags
+from reading.files import leads_out_of, stays_in
+from reading.options import ROOT
 from reading.sources import ENDINGS, HUB_ID, find_source
 from training.progress import LOG_FILE
 
@@ -39,6 +41,9 @@ PREVIEW_SECONDS = 300
 PASSWORD = "FINELMM_WEBUI_PASSWORD"  # the environment variable; no run gets it
 # Left to train.py: they run a file of the user's.
 UNCHECKED = ("metric", "metric_for_best_model")
+# Of models and checkpoints, all of whose files are read.
+FOLDERS = ("model_local_path", "lora_weight_path", "resume_from_checkpoint")
+CONFIGURATIONS = ("deepspeed", "fsdp_config", "accelerator_config")  # JSON that may name folders
 REFUSED = {
     "allow_outside": "lets the data name files outside the root",
     "trust_remote_code": "runs the Python files of a checkpoint",
@@ -109,7 +114,11 @@ def check_flags(words: list[str], root: str) -> None:
             raise ValueError(f"--{name} {REFUSED[name]}: the web interface refuses it. Run the command in a terminal.")
         for value in values:
             for path in paths_in(value):
-                check_inside(path, root, f"--{name}")
+                (check_folder if name in FOLDERS else check_inside)(path, root, f"--{name}")
+            if name in CONFIGURATIONS and os.path.isfile(value):
+                with open(value, encoding="utf-8", errors="replace") as file:
+                    for path in paths_in(file.read()):
+                        check_inside(path, root, f"--{name} {value}:")
             if name in ("data_path", "eval_data_path") and not is_on_hub(value):
                 for file in find_source(value).files:
                     check_inside(file, root, f"--{name}")
@@ -130,6 +139,7 @@ def check(words: list[str], root: str) -> str:
     depth = len(os.path.relpath(os.path.realpath(folder), root).split(os.sep))
     if os.path.realpath(folder) == root or depth > DEPTH:
         raise ValueError(f"--output_dir {folder} must lie 1 to {DEPTH} folders below {root}, to be found again.")
+    check_folder(folder, root, "--output_dir")
     return folder
 
 
@@ -167,9 +177,19 @@ def check_inside(path: str, root: str, what: str) -> str:
         resolved = os.path.realpath(os.path.join(root, os.path.expanduser(path)))
     except ValueError as error:  # a null character
         raise ValueError(f"{what} {path!r} is no path.") from error
-    if os.path.commonpath([resolved, root]) != root:
-        raise ValueError(f"{what} {path} leads out of {root}: name one in it, or start webui.py with another --root.")
+    if not stays_in(os.path.join(root, os.path.expanduser(path)), [root]):
+        raise ValueError(f"{what} {path} {leads_out_of(root)}.")
     return resolved
+
+
+def check_folder(path: str, root: str, what: str) -> str:
+    """As `check_inside`, of a folder and of all that links in it lead to."""
+    folder = check_inside(path, root, what)
+    for parent, folders, files in os.walk(folder):
+        for inner in (os.path.join(parent, name) for name in (*folders, *files)):
+            if os.path.islink(inner):
+                check_inside(inner, root, what)
+    return folder
 
 
 def preview(words: list[str], root: str, at_random: bool, number: int) -> str:
@@ -184,7 +204,10 @@ def preview(words: list[str], root: str, at_random: bool, number: int) -> str:
         selection = ["--random" if at_random else "--num_rows", str(number)]
         command = [sys.executable, os.path.join(HERE, "preview.py"), *words, *selection, "--html", page]
         try:
-            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=PREVIEW_SECONDS)
+            environment = os.environ | {ROOT: root}
+            done = subprocess.run(
+                command, cwd=root, env=environment, capture_output=True, text=True, timeout=PREVIEW_SECONDS
+            )
         except subprocess.TimeoutExpired as error:
             raise ValueError(f"preview.py did not end in {PREVIEW_SECONDS} s.") from error
         if not os.path.isfile(page):
@@ -213,7 +236,7 @@ def start(words: list[str], root: str, append: bool = False) -> str:
                 process = subprocess.Popen(
                     [sys.executable, os.path.join(HERE, "train.py"), *words],
                     **{"cwd": root, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},
-                    env=environment | {"PYTHONUNBUFFERED": "1"},
+                    env=environment | {"PYTHONUNBUFFERED": "1", ROOT: root},
                     start_new_session=True,  # neither Ctrl-C nor the end of the interface reaches it
                 )
             created = psutil.Process(process.pid).create_time()

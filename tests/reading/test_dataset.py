@@ -1,5 +1,6 @@
 """Rows on disk -> canonical samples, against messages written by hand."""
 
+import base64
 import json
 import random
 import re
@@ -9,7 +10,7 @@ import pytest
 from conftest import turns
 from PIL import Image
 
-from reading.dataset import MultimodalDataset
+from reading.dataset import MultimodalDataset, shared_rows
 from reading.options import MediaOptions
 from reading.rows import content_parts
 
@@ -68,6 +69,10 @@ def test_placeholders_become_media_where_they_stand(write_rows, value):
     }
     dataset = MultimodalDataset(write_rows([{**media_fields, "conversations": turns(value, "Yes")}]))
     assert messages_of(dataset) == [user(*PLACEHOLDERS[value]), reply(text("Yes"))]
+
+
+def parts(*content: dict) -> dict:
+    return {"messages": [{"role": "user", "content": [*content]}, {"role": "assistant", "content": "Red"}]}
 
 
 ASKED = [user(image("red.png"), text("What?")), reply(text("Red"))]
@@ -176,6 +181,27 @@ def test_messages_may_stand_in_any_field(write_rows):
     assert messages_of(dataset) == [user(text("Hi")), reply(text("Hello"))]
 
 
+def test_media_outside_the_folders_of_the_data_are_named_with_their_numbers(tmp_path):
+    """By whole components of their names, links resolved."""
+    for folder in ("data/deep", "data-2", "far/a"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "far" / "a" / "a.png")
+    (tmp_path / "data" / "links").symlink_to(tmp_path / "far")
+    (tmp_path / "data" / "near").symlink_to(tmp_path / "data" / "deep")
+    places = ["deep/a.png", "near/a.png", str(tmp_path / "data/deep/a.png")]
+    rows = [{"image": path, "conversations": turns("<image>", "b")} for path in places]
+    path = tmp_path / "data" / "rows.json"
+    path.write_text(json.dumps(rows))
+    assert MultimodalDataset(str(path)).notes() == []
+    away = [str(tmp_path / "data-2/a.png"), "link.png", "links/a/a.png", "link.png"]
+    path.write_text(json.dumps(rows + [row | {"image": path} for row, path in zip(rows * 2, away)]))
+    (note,) = MultimodalDataset(str(path)).notes()
+    assert note.endswith(f": media outside the folders of the data: {tmp_path}/far/a (3), {tmp_path}/data-2 (1)")
+    path.write_text(json.dumps([rows[0] | {"image": "a/a.png"}]))
+    assert MultimodalDataset(str(path), image_folder=str(tmp_path / "far")).notes() == []  # it is named
+
+
 HI = turns("Hi", "Hello")
 # What is wrong with a row -> what the message must name.
 BAD_ROWS = [
@@ -230,6 +256,11 @@ BAD_ROWS = [
     ),
     ({"conversations": turns("a \ufdd0", "b")}, r"U\+FDD0"),
     ({"conversations": turns("a", "cut \ud83d")}, r"U\+D83D"),
+    ({"conversations": turns("a", "")}, "empty reply in its `conversations`.*--allow_empty_answers"),
+    ({"conversations": turns("a", "b", "c", " \n\t\u3000")}, "empty reply"),
+    ({"conversations": turns("a", "", "c", "d")}, "empty reply"),
+    ({"prompt": "a", "completion": ""}, "empty reply in its `completion`"),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": []}]}, "empty reply"),
     ({"image": "none.png", "conversations": turns("<image>", "b")}, "image .*none.png does not exist"),
     ({"video": "none.mp4", "conversations": turns("<video>", "b")}, "video .*none.mp4 does not exist"),
     ({"image": "none.png", "conversations": turns("<image>", "b")}, "none.png does not exist; .*--image_folder"),
@@ -275,6 +306,50 @@ def test_faults_that_are_alike_are_one_line_with_a_count(write_rows):
     assert "sample 1: has none of" in first and re.search(r"\(11 more like it, such as \S+, sample 2\)$", first)
     assert "sample 13: image" in second and re.search(r"0.png does not exist; .* \(2 more like it, such as", second)
     assert "'bot'" in third and re.search(r"\(1 more like it, such as \S+, sample 17\)$", third)
+
+
+def test_empty_replies_pass_where_they_are_masked_or_allowed_and_are_counted(write_rows):
+    empty = {"conversations": turns("a", "", "b", "c")}
+    masked = {
+        "conversations": [turn | ({"loss": False} if not turn["value"] else {}) for turn in turns("a", "", "b", "c")]
+    }
+    prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "b"}]
+    untrained = [masked, {"prompt": prompt, "completion": "c"}]
+    assert "empty reply" not in "".join(MultimodalDataset(write_rows(untrained)).notes())
+    dataset = MultimodalDataset(write_rows([empty, *untrained, empty]), allow_empty_answers=True)
+    assert messages_of(dataset)[1] == reply(text("")) and "2 rows have an empty reply" in dataset.notes()[0]
+
+
+def test_a_row_counts_as_the_same_in_any_form_and_file(write_rows, media_folder, tmp_path):
+    path, data = str(media_folder / "red.png"), (media_folder / "red.png").read_bytes()
+    encoded = {"type": "image", "base64": base64.b64encode(data).decode()}
+    asked = [{"role": "user", "content": [{"type": "image"}, text("What?")]}, {"role": "assistant", "content": "Red"}]
+    train = [
+        {"conversations": HI},
+        {"id": 7, "image": "red.png", "conversations": turns("<image>\nWhat?", "Red")},
+        parts(encoded, text("What?")),
+        {"image": ["red.png", "blue.png"], "conversations": turns("<image><image>", "b")},
+    ]
+    more = [
+        {"prompt": "Who?", "completion": "I"},
+        {"video": [["red.png", "red.png"]], "conversations": turns("<video>", "b")},
+    ]
+    held_out = [
+        {"image": "tall.jpg", "conversations": turns("<image>\nWhat?", "Red")},  # another picture
+        {"image": f"./{path}", "messages": asked[1:]},  # cannot be used
+        {"image": path, "messages": [asked[0], asked[1] | {"train": True}]},
+        {"conversations": [*turns("Hi", "Hello", "Who?", "I")]},
+        {"image": ["blue.png", "red.png"], "conversations": turns("<image><image>", "b")},  # in another order
+        {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I"}]},
+        {"image": f"data:image/png;base64,{encoded['base64']}", "messages": asked},
+        {"video": [["red.png"]], "conversations": turns("<video>", "b")},
+        {"conversations": turns("Hello", "Hi")},  # the roles the other way round
+    ]
+    train = MultimodalDataset([write_rows(train), write_rows(more, "b.jsonl")])
+    held_out = write_rows(held_out, "c.jsonl")
+    assert shared_rows(train, MultimodalDataset(held_out, check=False)) == [(1, 2), (4, 5), (2, 6)]
+    assert shared_rows(train, MultimodalDataset([f"{held_out}[:2]", f"{held_out}[5:6]"], check=False)) == [(4, 2)]
+    assert shared_rows(MultimodalDataset(train.paths[0]), MultimodalDataset(train.paths[1])) == []
 
 
 GOOD = json.dumps({"conversations": HI})

@@ -215,6 +215,8 @@ def test_duplicates_and_what_stands_in_both_data_sets(check, write_rows, media_f
         "content": {"rows": 1, "examples": [pair(3, 1)]},
         "question": {"rows": 1, "examples": [pair(0, 0)]},
     }
+    shared = ("also in the training data", "with the media and questions of training rows")
+    assert {f"1 row of {paths[1]} {what}" for what in shared} <= {*report["notes"]}
     table = next(table for table in data_report_views.tables(report, 1) if "Evaluation" in table.title)
     assert list(table.columns)[2] == "first: evaluation = training"
     assert table.rows[0][2] == f"{names[1]}, sample 1 = {names[0]}, sample 3"
@@ -321,7 +323,7 @@ def test_a_row_without_a_label_is_found(check, write_rows, tmp_path, monkeypatch
         "{% endgeneration %}{% else %}U:{{ m.content[0].text }}{% endif %}{% endfor %}"
     )
     path = write_rows([row("a", "b"), row("a", "")])
-    code, report, _ = check("qwen2.5-vl", path, "--chat_template", template)
+    code, report, _ = check("qwen2.5-vl", path, "--chat_template", template, "--allow_empty_answers", True)
     assert faults(report) == {"no label": 1} and code == 1
     assert "sample 1: no token of it would be trained" in report["data"]["train"]["faults"]["no label"]["examples"][0]
     assert report["data"]["train"]["late"] == 1
@@ -331,6 +333,8 @@ def test_flags_without_effect_and_no_usable_row_fail(check, write_rows):
     path = write_rows([row("a", "b")])
     code, report, _ = check("llava-1.5", path, "--train_vision_projector", True)
     assert code == 1 and "--train_vision_projector True has no effect" in report["failures"][0]
+    title, reasons = data_report_views.headline(report)
+    assert title == "Training would fail" and "holds texts alone" in reasons[-1]
     code, report, _ = check("llava-1.5", write_rows([row("a")]), "--on_bad_sample", "skip")
     assert code == 1 and "no usable row" in report["failures"][-1]
 

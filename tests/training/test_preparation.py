@@ -27,6 +27,17 @@ from training.trainable import KeepFrozenOut, make_trainable
 NATIVE = [family for family in FAMILIES if not FACTS[family].remote_code]
 
 
+def test_evaluation_rows_that_are_also_trained_on_are_a_warning(write_rows, capsys):
+    one, other, both = ([{"conversations": turns(text, "b")} for text in texts] for texts in ("a", "c", "ca"))
+    train.report_data(MultimodalDataset(write_rows(one)), MultimodalDataset(write_rows(other)))
+    assert "WARNING: 1 of" not in capsys.readouterr().out
+    names = write_rows(one), write_rows(both)
+    train.report_data(*map(MultimodalDataset, names))
+    twins = " = ".join(f"{os.path.basename(name)}, sample {place}" for name, place in zip(names[::-1], (1, 0)))
+    found = capsys.readouterr().out
+    assert "WARNING: 1 of 2 evaluation rows are also in the training data" in found and f"{twins}.\n" in found
+
+
 def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from conftest import IMAGE_ROWS, crossed, run, turns
 from launch import Launch, free_port, launch
+from PIL import Image
 from safetensors.torch import load_file
 
 from arguments import parse_arguments
@@ -291,6 +292,34 @@ def test_what_cannot_be_resumed_is_refused_or_passed_over(tiny, write_rows, tmp_
     assert "passed over: " in printed and f"Resuming from {out / 'checkpoint-1'}." in printed
     assert "unfinished-checkpoints: a checkpoint was half written" in printed
     assert not (out / "unfinished-checkpoints").exists()
+
+
+def test_a_run_goes_on_with_the_media_that_it_began_with(tmp_path, capsys):
+    words = ["--model_id", "llava-1.5-7b", "--data_path", "x", "--output_dir", str(tmp_path), "--use_cpu", "True"]
+    arguments, path = parse_arguments(words), tmp_path / "rows.json"
+    rows = [{"image": f"{i}.png", "conversations": turns("<image>", "b")} for i in range(3)]
+    path.write_text(json.dumps(rows))
+
+    def describe(change=lambda picture: None) -> dict:
+        """With new files, so that the rows are indexed anew, as after a copy to another machine."""
+        for i in range(3):
+            Image.new("RGB", (8, 8)).save(picture := tmp_path / f"new-{i}.png")
+            os.utime(picture, (1, 1))
+            if i:
+                change(picture)
+            picture.rename(tmp_path / f"{i}.png")
+        return describe_run(arguments, MultimodalDataset(str(path)))
+
+    (checkpoint := tmp_path / "checkpoint-1").mkdir()
+    write_record(str(checkpoint), {"run": describe()})
+    check_same_run(str(checkpoint), describe())
+    assert "written again" not in capsys.readouterr().out
+    check_same_run(str(checkpoint), describe(os.utime))
+    assert "2 of the media files looked at were written again with as many bytes (such as rows.json, sample 1" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(ValueError, match=r"sample 1: image .*1.png has .* bytes and had .*, and 1 other media file"):
+        check_same_run(str(checkpoint), describe(lambda picture: picture.write_bytes(picture.read_bytes() + b"more")))
 
 
 # By hand: of each flag, another value changes what is computed in some run.

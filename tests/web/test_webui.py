@@ -20,8 +20,9 @@ import webui
 from arguments import PARTS, parse_arguments
 from evaluation.answers import stream_answer
 from predict import load
+from reading.dataset import MultimodalDataset
 from reading.images import open_image
-from reading.options import MediaOptions
+from reading.options import ROOT, MediaOptions
 from training.trainable import training_modes
 from web import chat_page, runs
 
@@ -182,6 +183,88 @@ def test_no_path_leads_out_of_the_root(flags, root):
     if isinstance(value, str):
         with pytest.raises(ValueError, match="leads out of"):
             runs.check([*words(), f"--{name.replace('_', '-')}={value}"], root)
+
+
+def rows_of(*references: object, kind: str = "image") -> list[dict]:
+    return [{kind: [reference], "conversations": turns(f"<{kind}>", "b")} for reference in references]
+
+
+def test_no_medium_of_the_data_leads_out_of_the_root(root, tmp_path, monkeypatch):
+    hub = tmp_path / "hub" / "datasets--a--b"
+    for folder in (tmp_path / "outside", tmp_path / "rooted", tmp_path / "root" / "data", hub / "blobs"):
+        folder.mkdir(exist_ok=True, parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "a.png")
+    os.symlink(tmp_path / "outside" / "a.png", "data/link.png")
+    os.symlink("link.png", "data/chain.png")
+    os.symlink(tmp_path / "outside", "data/links")
+    os.symlink("a.png", "data/near.png")
+    os.symlink(hub / "blobs" / "a.png", "data/blob.png")
+    away = [*map(str, (tmp_path / "outside" / "a.png", tmp_path / "rooted" / "a.png", hub / "blobs" / "a.png"))]
+    away += ["link.png", "chain.png", "links/a.png"]
+    away = [*rows_of(*away, {"path": "link.png", "bytes": None}), *rows_of(["a.png", "link.png"], kind="video")]
+    near = rows_of("a.png", "near.png", f"{root}/data/a.png", "blob.png", "deep/../a.png")
+    with open("data/media.json", "w") as file:
+        json.dump([*away, *near], file)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    media = MediaOptions(cache_folder=str(tmp_path / "cache"))
+    assert MultimodalDataset("data/media.json", media=media).errors == {}  # on the command line all are usual
+    monkeypatch.setenv(ROOT, root)
+    errors = MultimodalDataset("data/media.json", media=media, check=False).errors
+    assert list(errors) == [*range(len(away))] and all(f"leads out of {root}: " in error for error in errors.values())
+    assert "media.json, sample 3: image is 'link.png', which leads out" in errors[3]
+    with pytest.raises(ValueError, match="link.json leads out of"):
+        MultimodalDataset("link.json")
+
+
+def test_runs_and_previews_are_told_of_the_root(root, monkeypatch):
+    told = []
+
+    def started(command, **kwargs):
+        told.append(kwargs["env"][ROOT])
+        raise ValueError("not now")
+
+    monkeypatch.setattr(runs.subprocess, "run", started)
+    monkeypatch.setattr(runs.subprocess, "Popen", started)
+    for begin in (lambda: runs.preview(words(), root, False, 1), lambda: runs.start(words(), root)):
+        with pytest.raises(ValueError, match="not now"):
+            begin()
+    assert told == [root, root]
+
+
+@pytest.mark.parametrize("name", ["report.html", "webui.log", "log.jsonl", "args.yaml", "eval_answers", "a/deep/link"])
+def test_no_link_in_an_output_folder_is_followed_out_of_the_root(name, root, tmp_path):
+    os.makedirs(os.path.dirname(f"out/a/{name}"))
+    open("out/a/empty", "w").close()
+    os.symlink(os.path.join(root, "out", "a", "empty"), f"out/a/{name}")
+    webui.watch(root, "out/a", None)
+    os.remove(f"out/a/{name}")
+    os.symlink(tmp_path / "outside", f"out/a/{name}")
+    assert "leads out of" in webui.watch(root, "out/a", None)[0]
+    with pytest.raises(gr.Error, match="leads out of"):
+        webui.act(root, runs.stop, "out/a")
+    for flags in ({}, {"model_local_path": "out/a"}, {"lora_weight_path": "out/a", "use_lora": True}):
+        with pytest.raises(ValueError, match=f"out/a/{name} leads out of"):
+            runs.start(words(**flags), root)
+    with pytest.raises(ValueError, match="leads out of"):
+        next(chat_page.Chat(root, str(tmp_path)).answer("out/a", [], 1))
+
+
+def test_the_flags_of_a_model_are_not_read_above_the_root(root, tmp_path):
+    open("args.yaml", "w").close()
+    for path in (".", "../data"):
+        with pytest.raises(ValueError, match="the flags of the model .*args.yaml leads out of"):
+            next(chat_page.Chat(os.path.join(root, "data"), str(tmp_path)).answer(path, [], 1))
+
+
+def test_a_configuration_names_no_folder_out_of_the_root(root):
+    for path, is_refused in (("/tmp/offload", True), ("offload", False), ("auto", False)):
+        with open("zero.json", "w") as file:
+            json.dump({"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": path}}}, file)
+        if is_refused:
+            with pytest.raises(ValueError, match="--deepspeed zero.json: /tmp/offload leads out of"):
+                runs.check_flags(words(deepspeed="zero.json"), root)
+        else:
+            runs.check_flags(words(deepspeed="zero.json"), root)
 
 
 @pytest.mark.parametrize("word", ["--allow_outside", "--allow-outside=True", "--trust_remote_code"])
