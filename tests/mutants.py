@@ -159,6 +159,13 @@ FAULTS = [
         f"{COLLATORS}test_dummy_media_teach_nothing_and_reach_every_vision_parameter[llava-1.5]",
     ),
     Fault(
+        "a step of texts leaves the vision part out",
+        "training/trainer.py",
+        "optimizer.register_step_pre_hook(complete_gradients)",
+        "pass",
+        "tests/training/test_gradients.py::test_a_step_of_texts_goes_on_as_one_with_a_dummy_image[full]",
+    ),
+    Fault(
         "a batch without images gets no dummy",
         "collators/base.py",
         "for kind in sorted(self.vision_calls - present)]",

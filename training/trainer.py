@@ -19,7 +19,7 @@ from evaluation.answers import Question, generate_answers, questions, write_answ
 from loaders.output_folder import copy_processor_files
 from training.divergence import FiniteCheck
 from training.engines import say
-from training.gradients import GradientCheck
+from training.gradients import GradientCheck, complete_gradients
 from training.loss import label_losses, sample_sums
 from training.progress import LogFile, ProgressLine
 from training.resume import ResumableTrainer
@@ -163,6 +163,7 @@ class FinetuneTrainer(ResumableTrainer):
                 moved = [p for p in group["params"] if rates.get(p) == rate]
                 group["params"] = [p for p in group["params"] if rates.get(p) != rate]
                 optimizer.add_param_group({**group, "params": moved, "lr": rate})
+        optimizer.register_step_pre_hook(complete_gradients)
         return optimizer
 
     def get_decay_parameter_names(self, model):
