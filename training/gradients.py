@@ -1,5 +1,7 @@
 """A parameter that is to train but gets no gradient: named where it never gets one, zero where a step has none."""
 
+from itertools import chain
+
 import torch
 from transformers import TrainerCallback
 
@@ -16,10 +18,9 @@ def complete_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
     PyTorch's optimizers pass over a parameter without gradient; after one of zero, momentum and weight decay go on.
     DeepSpeed and the dummies of several processes know zeros only, so that one process would train otherwise.
     """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+    for parameter in chain(*(group["params"] for group in optimizer.param_groups)):
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 class GradientCheck(TrainerCallback):

@@ -1,11 +1,10 @@
 """The HF Trainer with what it leaves open: an exact loss, pure samplers, answers in evaluation, processor files."""
 
 import math
-import os
-import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ class FinetuneTrainer(ResumableTrainer):
     """Args: as `ResumableTrainer`, and
 
     model_path: the folder or Hub path the model came from.
-    chat_template: file of the chat template to save in the place of the checkpoint's.
+    chat_template: the text of one to save in the place of the checkpoint's.
     learning_rates: by the name of a parameter; default: `args.learning_rate`.
     lengths: tokens of each training row (rows,); needed to group by length and to pack.
     pack_budget: tokens of a pack; None: no packs.
@@ -271,7 +270,7 @@ class FinetuneTrainer(ResumableTrainer):
             output_dir = output_dir or self.args.output_dir
             copy_processor_files(self.model_path, output_dir)
             if self.chat_template:
-                shutil.copyfile(self.chat_template, os.path.join(output_dir, "chat_template.jinja"))
+                Path(output_dir, "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
             if self.write_card:
                 self.write_card(output_dir, self.state)
 

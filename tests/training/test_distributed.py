@@ -80,7 +80,9 @@ def test_two_processes_equal_one(tiny, family, engine, write_rows, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", *[pytest.param(name, marks=pytest.mark.cross) for name in ("zero2", "fsdp2")]])
+@pytest.mark.parametrize(
+    "engine", ["ddp", *[pytest.param(name, marks=pytest.mark.cross) for name in ("zero2", "fsdp2")]]
+)
 @pytest.mark.parametrize("lora", [[], [*LORA, "--use_vision_lora", "True"]], ids=["full", "lora"])
 def test_a_step_of_texts_decays_the_vision_part_alike(tiny, engine, lora, write_rows, tmp_path):
     """AdamW passes over a parameter without gradient, not over one whose gradient is zero."""
