@@ -2,14 +2,13 @@
 
 from itertools import count, repeat
 
-from collators.base import ChatCollator
 from reading.dataset import MultimodalDataset
 from reading.row_index import Layout
 
 MOST_SHAPES = 1000  # the shortest; a millisecond or less each
 
 
-def check_template(collator: ChatCollator, *datasets: MultimodalDataset | None) -> str:
+def check_template(collator, *datasets: MultimodalDataset | None) -> str:
     """Compare the training text with what the checkpoint's own template gives.
 
     Returns:
