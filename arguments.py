@@ -129,7 +129,9 @@ class DataArguments(ReadingArguments):
     eval_data_path: list[str] | None = flag(None, "Evaluation data, written in the same way.")
     model_max_length: int = flag(1024, "Longest sample in tokens, media included; the rest is cut on the right.")
     chat_template: str | None = flag(
-        None, "Jinja file that replaces the chat template, in training and in answers (docs/chat_formats.md)."
+        None,
+        "Jinja file that replaces the chat template, in training and in answers, or where the checkpoint's is not the "
+        "family's, which of them: checkpoint or family (docs/chat_formats.md).",
     )
     padding_free: bool | None = flag(
         None, "Lay the samples of a batch in one row instead of padding them. Default: where the model can."

@@ -26,11 +26,13 @@ from arguments import cli, parse_arguments
 from collators import make_collator
 from collators.base import ChatCollator
 from collators.probes import check_labels
+from collators.template_check import check_template
 from loaders import LOADERS
 from reading.dataset import MultimodalDataset, make_dataset
 from reports import preview_views
 from reports.preview_rows import Preview, examine
 from training.checks import check_writable
+from training.engines import say
 
 # Of --html without a selection of rows.
 PAGE_ROWS = 50
@@ -46,11 +48,13 @@ def main(words: list[str] | None = None) -> None:
     stdout, failed = sys.stdout, []
     with redirect_stdout(sys.stderr):  # whatever a library prints: stdout holds our lines only
         dataset, collator = load(arguments)
-        indices = chosen(own, len(dataset), arguments.training.seed)
+        indices, typed = chosen(own, len(dataset), arguments.training.seed), 0
 
         def previews() -> Iterator[Preview]:
             for index in indices:
+                nonlocal typed
                 preview = examine(dataset, collator, index)
+                typed += bool(preview.sample) and collator.template.holds_frame_tokens(preview.sample["messages"])
                 failed.extend([index] if "error" in preview.row else [])
                 yield preview
 
@@ -66,6 +70,8 @@ def main(words: list[str] | None = None) -> None:
             preview_views.print_rich(previews(), collator, stdout)
         else:
             preview_views.print_plain(previews(), collator, stdout)
+        if typed:
+            print(f"{typed} of {len(indices)} rows hold a typed control token, such as </s>: it is kept as characters.")
     sys.exit(1 if failed else 0)
 
 
@@ -118,6 +124,10 @@ def load(arguments) -> tuple[MultimodalDataset, ChatCollator]:
     loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
     collator = make_collator(model.family, loader, data)
     check_labels(collator)
+    try:
+        say(check_template(collator, dataset))
+    except ValueError as error:  # the rows show where
+        say(f"train.py refuses these rows: {error}")
     return dataset, collator
 
 

@@ -21,12 +21,14 @@ from transformers import set_seed
 from arguments import Arguments, cli, parse_arguments
 from collators import make_collator
 from collators.probes import check_labels
+from collators.template_check import check_template
 from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
 from reading import replaced
 from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset, shared_rows
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, run_folder, trainable
+from training.added_tokens import untrained_tokens
 from training.engines import say
 from training.progress import make_strict
 from training.sampling import SAMPLERS
@@ -56,7 +58,8 @@ def main(words: list[str] | None = None) -> None:
     if attention.is_padding_free(arguments, loader):
         collator.join_samples(loader)
     check_labels(collator)
-    report_template_differences(collator)
+    say(check_template(collator, train_dataset, eval_dataset))
+    say(untrained_tokens(loader, arguments, collator.template, train_dataset))
     check_media_kinds(arguments, train_dataset)
     fit_to_budget(collator, train_dataset, arguments.data.drop_overlong)
     fit_to_budget(collator, eval_dataset, arguments.data.drop_overlong)
@@ -91,7 +94,7 @@ def main(words: list[str] | None = None) -> None:
         train_dataset=EncodedDataset(train_dataset, collator, num_workers),
         eval_dataset=eval_dataset and EncodedDataset(eval_dataset, collator, num_workers, is_training=False),
         model_path=arguments.model.model_path,
-        chat_template=arguments.data.chat_template,
+        chat_template=collator.template.text if arguments.data.chat_template else None,
         learning_rates=trainable.learning_rates(model, loader, arguments),
         lengths=lengths,
         pack_budget=arguments.data.model_max_length if arguments.data.packing else None,
@@ -151,16 +154,6 @@ def check_kernels(arguments: Arguments, loader) -> None:
             raise ValueError(
                 f"--use_liger_kernel True: Liger has no kernels for {loader.config.model_type}. Leave it out."
             )
-
-
-def report_template_differences(collator) -> None:
-    if not collator.processor.chat_template:
-        say("WARNING: the checkpoint ships no chat template to compare the training text with.")
-    for ours, official in collator.template.differences():
-        say(
-            "WARNING: the training text differs from the checkpoint's own chat template beyond the documented "
-            f"exceptions (docs/chat_formats.md).\n  trained:    {ours!r}\n  checkpoint: {official!r}"
-        )
 
 
 def fit_to_budget(collator, dataset: MultimodalDataset | None, drop_overlong: bool) -> None:

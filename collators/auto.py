@@ -25,4 +25,6 @@ class AutoCollator(ChatCollator):
     budget_class = AutoBudget
 
     def __init__(self, processor, *args, chat_template: str | None = None, **kwargs):
+        if chat_template == "family":
+            raise ValueError("--chat_template family: --model_id auto has no template of its own. Leave it out.")
         super().__init__(processor, *args, chat_template=chat_template or official_template(processor), **kwargs)

@@ -46,13 +46,14 @@ class Llama32VisionCollator(ChatCollator):
         "{% endfor %}"
         "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
     )
-    # The ellipses stand for any text: what differs depends on the conversation, and no probe meets it.
     template_exceptions = (
         TemplateException(
-            "Today Date: ... first reply ... <|image|>",
-            "first reply ... <|image|>",
+            "<|start_header_id|>system<|end_header_id|>\n\n"
+            "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|>",
+            "",
             "The template drops the block with the date from the whole conversation once a later message has an image; "
             "the block stands or falls with the messages before the first reply, as in the prompt for it.",
+            "history",
         ),
     )
     template_kwargs = {"date_string": "26 Jul 2024"}  # the template's own for an environment without a clock

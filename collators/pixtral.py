@@ -55,6 +55,7 @@ class PixtralCollator(ChatCollator):
             "",
             "The template drops the system text (here `Be brief.`) from a conversation that ends with a reply, and "
             "puts it into the last user message of a prompt. It is kept in the first one, as before a first reply.",
+            "moved",
         ),
     )
 

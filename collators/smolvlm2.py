@@ -18,7 +18,7 @@ class SmolVLM2Template(Template):
     def _render(self, messages, template, *args, **kwargs):
         """The checkpoint's template knows no videos: where there is one, the processor takes its own (5.23)."""
         has_video = any(part["type"] == "video" for part in content_parts({"messages": messages}))
-        if has_video and template == self.processor.chat_template:
+        if has_video and template == self.processor.chat_template and not self.is_replaced:
             template = DEFAULT_CHAT_TEMPLATE
         return super()._render(messages, template, *args, **kwargs)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 from jinja2 import TemplateError
@@ -23,7 +23,9 @@ class TemplateException(NamedTuple):
     ours: str
     official: str
     reason: str
-    where: str = "everywhere"  # or "end": where a conversation ends; or "history": before its last exchange
+    # Or "end": where a conversation ends; "history": before its last exchange; "moved": the checkpoint's text may have
+    # it in another place.
+    where: str = "everywhere"
 
 
 class ChatFormat(NamedTuple):
@@ -41,7 +43,7 @@ class Template:
         formats: training templates with {% generation %} around each reply and its end-of-turn token; the one nearest
             to the checkpoint's template is taken.
         replacement: a template that replaces the family's and the checkpoint's. Without {% generation %} tags, the
-            replies are found by rendering (`collators/any_template.py`).
+            replies are found by rendering (`collators/any_template.py`). "checkpoint" and "family": the own of these.
         kwargs: variables of the templates, ours and the checkpoint's.
         string_roles: roles whose content the checkpoint's template takes as a string, not as a list of parts.
         stop_tokens: what ends generation; by default the tokenizer's end token.
@@ -63,8 +65,10 @@ class Template:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.kwargs, self.string_roles, self.replies_only = kwargs or {}, string_roles, replies_only
         self.stop_tokens = stop_tokens or [self.tokenizer.eos_token]
-        self.is_replaced = bool(replacement)
-        if replacement:
+        self.is_replaced, is_family = bool(replacement), replacement == "family"
+        if replacement == "checkpoint":
+            replacement = official_template(processor)
+        if replacement and not is_family:
             processor.chat_template = replacement
             formats = [ChatFormat(replacement)]
         elif not all(GENERATION_TAG.search(format.template) for format in formats):
@@ -74,11 +78,14 @@ class Template:
             )
         self.frame = self.frame_class(processor, self.stop_tokens)
         self.text, self.exceptions = formats[0]
-        if replacement:
+        if replacement and not is_family:
             self.string_roles = find_string_roles(lambda *args: self._render(args[0], replacement, args[1])[0])
         elif len(formats) > 1:
             official_template(processor)  # raises where there is none to compare with
             self.text, self.exceptions = min(formats, key=self._distance)
+        if is_family:  # it is saved, and other programs do not know its variables
+            self.text = "".join(f"{{% set {name} = {value!r} %}}" for name, value in self.kwargs.items()) + self.text
+            processor.chat_template, self.exceptions, self.string_roles = self.text, (), ()
 
     @property
     def is_tagged(self) -> bool:
@@ -193,6 +200,10 @@ class Template:
 
     # ---- control strings ----
 
+    def holds_frame_tokens(self, messages: list[dict]) -> bool:
+        """Whether somebody typed a frame token in these messages, which stays text."""
+        return any(self.frame.marks(joined_text(message["content"])) for message in messages)
+
     def _plain_messages(self, messages: list[dict]) -> list[dict]:
         """Messages for a template: without pixels, control strings marked."""
         return [{"role": m["role"], "content": self._plain_parts(m["content"])} for m in messages]
@@ -249,22 +260,30 @@ class Template:
 
         Returns:
             (our text, the checkpoint's) of the whole and of each prompt, where they differ by more than `exceptions`;
-            nothing for a template without tags, whose text is the checkpoint's, or where the checkpoint ships none.
+            nothing for a template without tags, whose text is the checkpoint's, or where the checkpoint ships none, or
+            for the prompt of a reply that begins the conversation.
 
         Raises:
             UnfitTemplate: the training template cannot render the conversation.
         """
         if not self.is_tagged or not self.processor.chat_template:
             return []
+        messages = [{name: message[name] for name in ("role", "content")} for message in messages]
         text, spans = self.render(messages)
         history_ends = [0, *(end for _, end in spans)]
         ours = self._as_official(text[: history_ends[-2]], text[history_ends[-2] :])
-        pairs = [(ours, self._official_text(messages))]
+        found = [(ours, text, self._official_text(messages))]
         replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         for i, (start, _), history_end in zip(replies, spans, history_ends):
+            if i == 0:
+                continue
             ours = self._as_official(text[:history_end]) + text[history_end:start].replace(RESERVED_CHARACTER, "")
-            pairs.append((ours, self._official_text(messages[:i], add_generation_prompt=True)))
-        return [pair for pair in pairs if pair[0] != pair[1]]
+            found.append((ours, text[:start], self._official_text(messages[:i], add_generation_prompt=True)))
+        # An exception need not hold of every conversation: a text may be the checkpoint's as it is.
+        moved = [(ours, other) for ours, other, _, where in self.exceptions if where == "moved"]
+        as_moved = lambda official: reduce(lambda text, pair: text.replace(*pair), moved, official)  # noqa: E731
+        texts = [(ours, {ours, plain.replace(RESERVED_CHARACTER, "")}, official) for ours, plain, official in found]
+        return [(ours, official) for ours, either, official in texts if not either & {official, as_moved(official)}]
 
     def _official_text(self, messages: list[dict], **kwargs) -> str:
         """The checkpoint's text, or why its template refuses the conversation, such as one with a system message."""
@@ -278,7 +297,7 @@ class Template:
         for ours, official, _, where in self.exceptions:
             if where != "end":
                 history = history.replace(ours, official)
-            if where == "everywhere":
+            if where in ("everywhere", "moved"):
                 last = last.replace(ours, official)
             elif where == "end" and last.endswith(ours):
                 last = last.removesuffix(ours) + official

@@ -61,6 +61,7 @@ EXCHANGE = [  # for a family that refuses the example
     {"role": "assistant", "content": [text_part("A cat.")]},
 ]
 PLACES = {"everywhere": "everywhere", "end": "end of a conversation", "history": "before the last exchange"}
+PLACES |= {"moved": "everywhere"}
 
 
 def table(head: list[str], rows: list[list]) -> str:
@@ -226,8 +227,9 @@ def chat_formats(collators: dict) -> str:
         "1. The text before a reply is what the checkpoint's own chat template gives at inference for that history.\n"
         "2. Every reply is followed by the token that stops generation, and that token is trained.\n",
         "Where a checkpoint's template breaks one of them, the training text differs from it. Each such exception is "
-        "listed with its place and its reason. At its start, `train.py` holds the training text against the template "
-        "of the checkpoint that it loads, and prints both texts where they differ in anything else.\n",
+        "listed with its place and its reason. At its start, `train.py` compares the training text with the template "
+        "of the checkpoint that it loads; where they differ in anything else that the data meets, it ends "
+        "([below](#a-template-of-your-own)).\n",
         "Some families have several formats. The one nearest to the template of the checkpoint at hand is taken. Of "
         "all but the first, a BOS that the tokenizer writes is left out below.\n",
     ]
@@ -244,6 +246,11 @@ def chat_formats(collators: dict) -> str:
         "format is code; in training and, since it is saved with the model, in answers. With `{% generation %}` tags "
         "it is used as it is; without them the replies are found as for `auto`. A message's content is a list of "
         "parts, or a string for the roles where the template needs one.\n",
+        "Where a checkpoint's template is not its family's (an older, an edited or a thinking one), a run whose data "
+        "holds conversations that differ ends at its start with both texts. Roles, media, system prompt and turns of "
+        "all rows count; of more than 1,000 shapes, the shortest. `--chat_template checkpoint` trains on the "
+        "checkpoint's own, as `auto` does; `--chat_template family` on the family's, which is saved with the model and "
+        "writes the prompts of answers too.\n",
     ]
     return "\n".join(parts)
 

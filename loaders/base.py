@@ -45,6 +45,8 @@ class BaseLoader:
     mrope = False
     # How attention is computed where --attn_implementation leaves it open.
     attention = "sdpa"
+    # How many tokens the makers' tokenizer has, the added ones too: one of a larger id was added by somebody else.
+    vocabulary: int | None = None  # not known
     # Packages that only this family needs -> what for.
     packages: dict[str, str] = {}
     # Whether the classes are Python files of the checkpoint's own (loaders/remote_code.py).

@@ -7,6 +7,7 @@ from loaders.base import BaseLoader
 @register_loader("gemma-3")
 class Gemma3Loader(BaseLoader):
     model_type = "gemma3"
+    vocabulary = 262_145
     vision_encoder = ["model.vision_tower"]
     vision_projector = ["model.multi_modal_projector"]
     language_model = ["model.language_model", "lm_head"]

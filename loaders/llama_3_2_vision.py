@@ -10,6 +10,7 @@ from loaders.base import BaseLoader
 @register_loader("llama-3.2-vision")
 class Llama32VisionLoader(BaseLoader):
     model_type = "mllama"
+    vocabulary = 128_257
     vision_encoder = ["model.vision_model"]
     vision_projector = ["model.multi_modal_projector"]
     language_model = ["model.language_model", "lm_head"]  # with the gates

@@ -23,6 +23,7 @@ class LlavaLoader(BaseLoader):
 
 @register_loader("llava-1.5")
 class Llava15Loader(LlavaLoader):
+    vocabulary = 32_002
     model_type = "llava"
     text_model_type = "llama"
     vision_model_type = "clip_vision_model"

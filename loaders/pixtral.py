@@ -18,6 +18,7 @@ class PixtralLoader(BaseLoader):
     model_type = "llava"
     text_model_type = "mistral"
     vision_model_type = "pixtral"
+    vocabulary = 131_072
     vision_encoder = ["model.vision_tower"]
     vision_projector = ["model.multi_modal_projector"]
     language_model = ["model.language_model", "lm_head"]

@@ -7,3 +7,4 @@ from loaders.qwen2_vl import Qwen2VLLoader
 @register_loader("qwen2.5-vl")
 class Qwen25VLLoader(Qwen2VLLoader):
     model_type = "qwen2_5_vl"
+    vocabulary = 151_665

@@ -7,6 +7,7 @@ from loaders.base import BaseLoader
 @register_loader("qwen2-vl")
 class Qwen2VLLoader(BaseLoader):
     model_type = "qwen2_vl"
+    vocabulary = 151_657
     vision_encoder = ["model.visual"]
     vision_projector = ["model.visual.merger"]
     language_model = ["model.language_model", "lm_head"]

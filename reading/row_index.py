@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from array import array
@@ -78,6 +79,13 @@ class Layout(str):
     def media(self) -> list[str]:
         """The kind of each medium, in order."""
         return [part["type"] for part in content_parts({"messages": self.messages}) if part["type"] != "text"]
+
+    @property
+    def shape(self) -> "Layout":
+        """What a chat template may see of it, up to the last reply: of equal neighbours (parts, exchanges), two."""
+        known = re.sub("[SU][^A]*$", "", self.replace("-", ""))
+        known = re.sub("([SA])t+", r"\1t", known)  # of a role whose texts are one
+        return Layout(re.sub(r"(U[^U]*)\1+", r"\1\1", re.sub(r"([tiv])\1+", r"\1\1", known)))
 
     @property
     def kind(self) -> str:

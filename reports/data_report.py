@@ -30,6 +30,7 @@ from collators.base import IGNORE_INDEX
 from collators.budget import OverlongSample
 from collators.probes import check_labels
 from collators.template import naming
+from collators.template_check import check_template
 from loaders import LOADERS
 from reading.dataset import make_dataset
 from reading.references import is_url
@@ -38,6 +39,8 @@ from reading.row_index import Layout
 from reading.rows import content_parts
 from reports import data_report_views
 from reports.terminal import terminal
+from training.added_tokens import untrained_tokens
+from training.engines import say
 
 KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
 # What may be wrong with a row; the place of each in this table is its code in `Results.rows`, from 1.
@@ -95,6 +98,8 @@ def run(arguments, own) -> int:
         loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
         collator = make_collator(model.family, loader, data)
         check_labels(collator)
+        say(check_template(collator, *splits.values()))
+        say(untrained_tokens(loader, arguments, collator.template, splits["train"]))
         results = Results(splits)
         check_rows(splits, collator, results, number_of_workers(arguments))
         report = summarize(arguments, splits, results, notes, own.num_processes or arguments.training.world_size)

@@ -62,7 +62,6 @@ SPEAKERS_ALTERED = (
 TILED = r"<fake_token_around_image>((<row_\d_col_\d>|<global-img>)(<image>)*\n*(<fake_token_around_image>)?)+"
 VICUNA_ALTERED = (("'ASSISTANT:'", "'ASSISTANT: '"), ("upper()", "title()"), ("<image>\n", "<image>"))
 QWEN3_5_ALTERED = (
-    ("loop.last and ", ""),
     ("is true", "is false"),
     ("</think>\n\n' }}{% endif %}\n{%- endif", "</think>\n' }}{% endif %}\n{%- endif"),
     ("trim + '<|im_end|>\n'", "trim + '<|im_end|>'"),
@@ -184,7 +183,7 @@ FACTS = {
         rounding=5e-5,  # it is 2e-15 in float64: linear attention sums over chunks of the text
         trims="messages",
         golden=("qwen3.5",),
-        altered=(("enable_thinking is not false", "true"), *QWEN3_5_ALTERED[:1], *QWEN3_5_ALTERED[3:]),
+        altered=(("enable_thinking is not false", "true"), *QWEN3_5_ALTERED[2:]),
     ),
     "phi3-v": Facts(
         r"model\.vision_embed_tokens\.img_processor\.",

@@ -18,8 +18,10 @@ from transformers import HfArgumentParser
 import arguments
 import train
 from arguments import parse_arguments
+from collators.template_check import check_template
 from reading import replaced
 from reading.dataset import MultimodalDataset
+from reading.row_index import Layout
 from supported_models import find_model
 from training import checks, engines, resume, run_folder
 
@@ -272,12 +274,15 @@ def test_a_missing_file_names_the_one_that_looks_like_it(tmp_path, written, ther
         assert told in ERRORS.read_text(encoding="utf-8")
 
 
-def test_the_warning_of_the_errors_page_is_what_the_program_says(capsys):
-    template = SimpleNamespace(differences=lambda: [("a", "b")])
-    differing = SimpleNamespace(processor=SimpleNamespace(chat_template="x"), template=template)
-    train.report_template_differences(differing)
-    (documented,) = re.findall(r"`(WARNING: .*?)`", ERRORS.read_text(encoding="utf-8"))
-    assert documented in capsys.readouterr().out
+def test_the_error_of_another_template_is_what_the_program_says():
+    pair = ("a", "b")
+    template = SimpleNamespace(differences_in=lambda _: [pair], check_layout=lambda _: None, is_replaced=False)
+    processor = SimpleNamespace(chat_template="x")
+    differing = SimpleNamespace(processor=processor, template=template, fixed_format="")
+    data = SimpleNamespace(layouts=lambda: {Layout("UtAt"): 0})
+    (documented,) = re.findall(r"`(The checkpoint's chat template .*?)`", ERRORS.read_text(encoding="utf-8"))
+    with pytest.raises(ValueError, match=documented):
+        check_template(differing, data)
 
 
 # ---- coming_from.md ----

@@ -561,6 +561,18 @@ def test_typed_control_strings_are_no_difference(page, write_rows, family):
     assert shown.rows[0]["text"] and not shown.rows[0]["ins"] + shown.rows[0]["del"]
 
 
+def test_rows_with_a_typed_control_token_are_counted(tiny, write_rows, capsys):
+    texts = ["Hi", "a </s> b", "</ s>", "Say <s>", "<|im_end|>"]  # the last is no token of Llama's
+    path = write_rows([{"conversations": turns(text, "Ho")} for text in texts])
+    words = ["--model_id", "llava-1.5-7b", "--model_local_path", tiny("llava-1.5"), "--data_path", path, "--json"]
+    with pytest.raises(SystemExit):
+        preview.main(words)
+    assert "2 of 5 rows hold a typed control token" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        preview.main([*words, "--index", "0", "2"])
+    assert "typed control token" not in capsys.readouterr().err
+
+
 def test_a_page_of_all_rows_has_the_first_ones(run, write_rows, tmp_path, monkeypatch):
     monkeypatch.setattr(preview, "PAGE_ROWS", 2)
     path, file = write_rows(ROWS[2:3] * 3), tmp_path / "page.html"

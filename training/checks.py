@@ -23,6 +23,7 @@ from transformers.utils import (
     is_torch_tf32_available,
 )
 
+from collators import OWN_TEMPLATES
 from collators.processor_options import parse_processor_options
 from evaluation.metrics import METRICS, load_metrics
 from loaders import family_of
@@ -207,8 +208,11 @@ def check_reading(reading) -> None:
 def check_data(data) -> None:
     if not data.data_path:
         raise ValueError("--data_path is missing: a JSON, JSONL, Parquet or CSV file, see docs/start.md.")
-    if data.chat_template and not os.path.isfile(data.chat_template):
-        raise ValueError(f"--chat_template {data.chat_template!r} is not a file: leave it out, the family has its own.")
+    if data.chat_template and data.chat_template not in OWN_TEMPLATES and not os.path.isfile(data.chat_template):
+        raise ValueError(
+            f"--chat_template {data.chat_template!r} is not a file, nor {' or '.join(OWN_TEMPLATES)}: leave it "
+            "out, the family has its own."
+        )
     if data.packing and data.padding_free is False:
         raise ValueError("--packing True concatenates samples, which --padding_free False forbids: leave one out.")
 

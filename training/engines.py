@@ -15,8 +15,8 @@ FSDP_KEYS = {
 
 
 def say(text: str) -> None:
-    """Print on the first process only, above a progress bar where there is one."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    """Print on the first process only, above a progress bar where there is one; nothing of an empty text."""
+    if text and int(os.environ.get("RANK", 0)) == 0:
         with tqdm.external_write_mode():
             print(text, flush=True)
 

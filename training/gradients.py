@@ -1,4 +1,6 @@
-"""A parameter that is to train but gets no gradient is named: the summary would count it as trained."""
+"""A parameter that is to train but gets no gradient: named where it never gets one, zero where a step has none."""
+
+from itertools import chain
 
 import torch
 from transformers import TrainerCallback
@@ -8,6 +10,17 @@ from training.engines import say
 from training.trainable import num_elements
 
 MOST_UPDATES = 20
+
+
+def complete_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
+    """Before a step: zero where what trains has no gradient, such as the vision encoder's in a step of texts alone.
+
+    PyTorch's optimizers pass over a parameter without gradient; after one of zero, momentum and weight decay go on.
+    DeepSpeed and the dummies of several processes know zeros only, so that one process would train otherwise.
+    """
+    for parameter in chain(*(group["params"] for group in optimizer.param_groups)):
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 class GradientCheck(TrainerCallback):
@@ -56,7 +69,7 @@ class GradientCheck(TrainerCallback):
             modules = largest_modules(map(base_name, missing), others)
             say(
                 f"WARNING: {sum(map(num_elements, missing.values())):,} parameters are to train, but no gradient "
-                f"reached them in {self.updates} update(s), so they stay as they are: {shortened(modules)}. If the "
+                f"reached them in {self.updates} update(s), so they learn nothing: {shortened(modules)}. If the "
                 "loss cannot depend on them, name them in `unused_modules` of the loader (docs/add_new_model.md)."
             )
         for hook in self.hooks:

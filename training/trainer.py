@@ -1,11 +1,10 @@
 """The HF Trainer with what it leaves open: an exact loss, pure samplers, answers in evaluation, processor files."""
 
 import math
-import os
-import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from evaluation.answers import Question, generate_answers, questions, write_answ
 from loaders.output_folder import copy_processor_files
 from training.divergence import FiniteCheck
 from training.engines import say
-from training.gradients import GradientCheck
+from training.gradients import GradientCheck, complete_gradients
 from training.loss import label_losses, sample_sums
 from training.progress import LogFile, ProgressLine
 from training.resume import ResumableTrainer
@@ -32,7 +31,7 @@ class FinetuneTrainer(ResumableTrainer):
     """Args: as `ResumableTrainer`, and
 
     model_path: the folder or Hub path the model came from.
-    chat_template: file of the chat template to save in the place of the checkpoint's.
+    chat_template: the text of one to save in the place of the checkpoint's.
     learning_rates: by the name of a parameter; default: `args.learning_rate`.
     lengths: tokens of each training row (rows,); needed to group by length and to pack.
     pack_budget: tokens of a pack; None: no packs.
@@ -165,6 +164,7 @@ class FinetuneTrainer(ResumableTrainer):
                 moved = [p for p in group["params"] if rates.get(p) == rate]
                 group["params"] = [p for p in group["params"] if rates.get(p) != rate]
                 optimizer.add_param_group({**group, "params": moved, "lr": rate})
+        optimizer.register_step_pre_hook(complete_gradients)
         return optimizer
 
     def get_decay_parameter_names(self, model):
@@ -272,7 +272,7 @@ class FinetuneTrainer(ResumableTrainer):
             output_dir = output_dir or self.args.output_dir
             copy_processor_files(self.model_path, output_dir)
             if self.chat_template:
-                shutil.copyfile(self.chat_template, os.path.join(output_dir, "chat_template.jinja"))
+                Path(output_dir, "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
             if self.write_card:
                 self.write_card(output_dir, self.state)
 

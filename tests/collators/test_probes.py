@@ -4,7 +4,16 @@ from functools import cache
 
 import pytest
 from conftest import AUTO, FAMILIES, make_loader, run, turns
-from transformers import AutoProcessor, Idefics2ImageProcessor, Idefics2Processor
+from transformers import (
+    AutoProcessor,
+    Emu3ImageProcessor,
+    Emu3Processor,
+    Idefics2ImageProcessor,
+    Idefics2Processor,
+    Molmo2ImageProcessor,
+    Molmo2Processor,
+    Molmo2VideoProcessor,
+)
 
 from collators import COLLATORS
 from collators.probes import check_labels
@@ -60,6 +69,42 @@ def test_idefics2_is_refused_under_auto(tiny):
     collator = COLLATORS.get(AUTO)(processor, stop_tokens=["<end_of_utterance>"])
     with pytest.raises(ValueError, match="Idefics2Processor or its chat template cannot be trained"):
         check_labels(collator)
+
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% for part in message.content %}{{ part.text if part.type == 'text' else '<|' + part.type + '|>' }}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def emu3(tokenizer, template: str):
+    names = {"boi_token": "<|image start|>", "eoi_token": "<|image end|>", "image_wrapper_token": "<|image token|>"}
+    names |= {"image_token": "<|image|>", "eof_token": "<|extra_201|>", "bos_token": "<|extra_203|>"}
+    tokenizer.add_tokens([*names.values()], special_tokens=True)
+    for name, token in names.items():
+        setattr(tokenizer, name, token)
+    tokenizer.image_token_id = tokenizer.convert_tokens_to_ids("<|image|>")
+    return Emu3Processor(Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64), tokenizer, chat_template=template)
+
+
+def molmo2(tokenizer, template: str):
+    names = "im_patch im_col im_start low_res_im_start frame_start im_end frame_end im_low |image| |video|".split()
+    tokenizer.add_tokens([f"<{name}>" for name in names], special_tokens=True)
+    return Molmo2Processor(Molmo2ImageProcessor(), Molmo2VideoProcessor(), tokenizer, chat_template=template)
+
+
+@pytest.mark.parametrize("make, bos", [(emu3, "<|extra_203|>"), (molmo2, "<|im_end|>")])
+def test_processors_that_write_a_bos_of_their_own_are_refused_or_right(tiny, make, bos):
+    """Emu3's puts one before every text, also one that has it; Molmo2's only where the template writes none."""
+    for template in (CHATML, bos + CHATML):
+        processor = make(AutoProcessor.from_pretrained(tiny("qwen2-vl")).tokenizer, template)
+        collator = COLLATORS.get(AUTO)(processor, stop_tokens=["<|im_end|>"])
+        if make is molmo2 and template != CHATML:
+            check_labels(collator)
+            continue
+        with pytest.raises(ValueError, match=f"{type(processor).__name__} or its chat template cannot be trained"):
+            check_labels(collator)
 
 
 @pytest.mark.parametrize("fault", ["a label of the prompt", "no end", "a label of the dummy"])

@@ -80,6 +80,23 @@ def test_two_processes_equal_one(tiny, family, engine, write_rows, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "engine", ["ddp", *[pytest.param(name, marks=pytest.mark.cross) for name in ("zero2", "fsdp2")]]
+)
+@pytest.mark.parametrize("lora", [[], [*LORA, "--use_vision_lora", "True"]], ids=["full", "lora"])
+def test_a_step_of_texts_decays_the_vision_part_alike(tiny, engine, lora, write_rows, tmp_path):
+    """AdamW passes over a parameter without gradient, not over one whose gradient is zero."""
+    path = write_rows([*APART[:4], *TEXTS, *APART[:4], *TEXTS, *APART[:4]])
+    flags = [*VISION_FLAGS, *lora, "--max_steps", "5", "--weight_decay", "0.5", "--adam_epsilon", "1e-4"]
+    alone = losses(tiny, "llava-1.5", path, tmp_path / "one", None, *flags, "--learning_rate", "1e-2")
+    found = losses(tiny, "llava-1.5", path, tmp_path / "two", engine, *flags, "--learning_rate", "1e-2")
+    assert found == pytest.approx(alone, abs=1e-4)
+    (one,), (two,) = (tuple((tmp_path / name).glob("*model.safetensors")) for name in ("one", "two"))
+    for (name, weight), other in zip(sorted(load_file(one).items()), dict(sorted(load_file(two).items())).values()):
+        torch.testing.assert_close(weight, other, atol=1e-4, rtol=0, msg=name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("engine, number", crossed(itertools.product(["ddp", "zero3"], [15, 13]), [("zero3", 13)]))
 def test_an_uneven_last_step_is_filled_up_with_the_first_rows(tiny, engine, number, write_rows, tmp_path):
     filled = APART[:number] + APART[: 16 - number]

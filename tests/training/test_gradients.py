@@ -3,15 +3,19 @@
 import re
 
 import pytest
+import torch
 from conftest import IMAGE_ROWS, MODEL_ID, VISION_FLAGS, make_loader, run, turns
 from launch import launch
+from safetensors.torch import load_file
 from test_trainable import batch_with_everything, names_without_gradient
 
 from loaders.llava_1_5 import LlavaLoader
+from training import engines
 from training.adapters import largest_modules
 
 FAMILY = "llava-1.5"
 WARNING = re.compile(r"WARNING: ([\d,]+) parameters are to train, but no gradient reached them in (\d+) update")
+LORA = ["--use_lora", True, "--use_vision_lora", True, "--lora_dropout", 0]
 TEXTS = [{"conversations": turns(f"Question {i}?", "Yes")} for i in range(5)]
 ORDER = ["--train_sampling_strategy", "sequential", "--per_device_train_batch_size", 1]
 
@@ -39,7 +43,7 @@ def test_a_family_that_names_no_unused_module_is_told(tiny, write_rows, tmp_path
     printed = capsys.readouterr().out
     ((number, updates),) = WARNING.findall(printed)
     assert int(number.replace(",", "")) == without_gradient(tiny, write_rows) and updates == "3"
-    assert "as they are: model.vision_tower.encoder.layers.1, model.vision_tower.post_layernorm. If" in printed
+    assert "learn nothing: model.vision_tower.encoder.layers.1, model.vision_tower.post_layernorm. If" in printed
 
 
 def test_where_all_has_a_gradient_nothing_is_said(tiny, write_rows, tmp_path, capsys):
@@ -73,6 +77,30 @@ def test_two_processes_are_told_the_same(tiny, write_rows, tmp_path, engine):
     ((number, updates),) = WARNING.findall(printed)
     assert int(number.replace(",", "")) == without_gradient(tiny, write_rows) and updates == "1"
     assert not WARNING.search(launch([*words, *ENGINES[engine]], 2, "fsdp_on_cpu" if engine == "fsdp2" else "train"))
+
+
+ADAMW = ["--learning_rate", "1e-2", "--weight_decay", "0.5", "--adam_epsilon", "1e-4"]  # some gradients are but noise
+
+
+ACCUMULATED_LORA = pytest.param([*LORA, "--gradient_accumulation_steps", 2], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("lora", [[], ACCUMULATED_LORA], ids=["full", "lora, accumulated"])
+def test_a_step_of_texts_goes_on_as_one_with_a_dummy_image(tiny, write_rows, tmp_path, monkeypatch, lora):
+    """PyTorch's AdamW is told nothing of the vision part, or a gradient of zero, as by several processes."""
+    path = write_rows([*IMAGE_ROWS[:2], *TEXTS[:2], IMAGE_ROWS[2], TEXTS[2], *TEXTS[3:]])
+    flags = [*ORDER, *VISION_FLAGS, *ADAMW, "--max_steps", 4, *lora]
+    if not lora:
+        flags[flags.index("--per_device_train_batch_size") + 1] = 2
+    found, weights = [], []
+    for name, kinds in (("alone", set()), ("dummies", {"image"})):
+        monkeypatch.setattr(engines, "equal_vision_calls", lambda *_, kinds=kinds: kinds)
+        found.append([step["loss"] for step in run(tiny, FAMILY, path, tmp_path / name, *flags)])
+        (file,) = (tmp_path / name).glob("*model.safetensors")
+        weights.append(load_file(file))
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], atol=1e-5, rtol=0, msg=name)
 
 
 def test_largest_modules():

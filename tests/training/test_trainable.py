@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run
+from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run, turns
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from arguments import parse_arguments
 from collators import COLLATORS
@@ -18,6 +18,7 @@ from loaders.quantization import quantization_config
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
 from training import trainable
+from training.added_tokens import untrained_tokens
 from training.trainable import (
     add_adapters,
     format_summary,
@@ -395,3 +396,23 @@ def test_vision_lora_with_a_full_tied_language_model_is_refused(tiny):
 def test_checkpoint_of_another_family_is_refused(tiny):
     with pytest.raises(ValueError, match="'llava' checkpoint, but --model_id belongs to 'qwen2_vl'"):
         LOADERS.get("qwen2-vl")(tiny("llava-1.5"))
+
+
+def test_added_tokens_that_no_flag_trains_are_listed(tiny, write_rows, tmp_path, capsys, monkeypatch):
+    """As somebody adds them to a tokenizer; the tokens of the family itself have smaller ids."""
+    folder = tmp_path / "added"
+    shutil.copytree(tiny("qwen2-vl"), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    monkeypatch.setattr(LOADERS.get("qwen2-vl"), "vocabulary", len(tokenizer))
+    tokenizer.add_tokens(["<point>", "<unused>", "<asked>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    box = "<|box_start|>(1,2)<|box_end|>"
+    path = write_rows([{"conversations": turns("<asked> Where?", text)} for text in ("Red", f"<point>{box}")])
+    for lora, expected in ((True, ["<point>"]), (False, [])):
+        words = ["--model_id", MODEL_ID["qwen2-vl"], "--data_path", path, "--output_dir", str(tmp_path / "out")]
+        arguments = parse_arguments([*words, "--model_local_path", str(folder), "--use_lora", str(lora)])
+        loader = make_loader("qwen2-vl", folder)
+        template = COLLATORS.get("qwen2-vl")(loader.load_processor()).template
+        warning = untrained_tokens(loader, arguments, template, MultimodalDataset(path))
+        assert re.findall("<.*?>", warning) == expected
+        assert ("--use_lora False" in warning) == lora

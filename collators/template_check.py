@@ -1,0 +1,62 @@
+"""The checkpoint's chat template against the family's, on conversations of the shapes that the data holds."""
+
+from itertools import count, repeat
+
+from reading.dataset import MultimodalDataset
+from reading.row_index import Layout
+
+MOST_SHAPES = 1000  # the shortest; a millisecond or less each
+
+
+def check_template(collator, *datasets: MultimodalDataset | None) -> str:
+    """Compare the training text with what the checkpoint's own template gives.
+
+    Returns:
+        What should be known of it, or an empty text.
+
+    Raises:
+        ValueError: they differ, by more than the documented exceptions, on a shape that the data holds.
+    """
+    template = collator.template
+    if not collator.processor.chat_template:
+        return "WARNING: the checkpoint ships no chat template to compare the training text with."
+    shapes = {layout.shape for dataset in datasets if dataset for layout in dataset.layouts()}
+    for shape in sorted(shapes, key=lambda shape: (len(shape), shape))[:MOST_SHAPES]:
+        messages = with_texts(shape)
+        try:
+            template.check_layout(messages)
+            differences = template.differences_in(messages)
+        except ValueError:  # the rows of this shape are refused by name
+            continue
+        if differences:
+            roles = ", ".join(message["role"] for message in messages)
+            texts = f"({roles}), as the data holds them:" + "\n  {}: {!r}\n  {}: {!r}"
+            ours, official = differences[0]
+            if template.is_replaced:
+                texts = texts.format("trained", ours, "asked", official)
+                return f"WARNING: --chat_template writes another text in answers than in training for messages {texts}"
+            ways = (
+                "Add --chat_template checkpoint to train on the checkpoint's own, or --chat_template family to train "
+                "on the family's, which is then saved with the model."
+            )
+            raise ValueError(
+                "The checkpoint's chat template is not its family's, beyond the documented exceptions "
+                f"(docs/chat_formats.md), for messages {texts.format('family', ours, 'checkpoint', official)}\n"
+                + (f"None can be chosen, since {collator.fixed_format}." if collator.fixed_format else ways)
+            )
+    if number := len(template.differences()):
+        return (
+            f"The checkpoint's chat template is not its family's: {number} texts of probe conversations differ, none "
+            "of a shape that the data holds (docs/chat_formats.md)."
+        )
+    return ""
+
+
+def with_texts(shape: Layout) -> list[dict]:
+    """A conversation of this shape; the system text is that of the probes, which an exception may name."""
+    numbers, messages = count(1), []
+    for message in shape.messages:
+        texts = repeat("Be brief.") if message["role"] == "system" else (f"Text {number}." for number in numbers)
+        parts = [part | {"text": next(texts)} if part["type"] == "text" else part for part in message["content"]]
+        messages.append(message | {"content": parts})
+    return messages

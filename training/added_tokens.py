@@ -1,0 +1,34 @@
+"""Tokens that somebody added to a tokenizer, where a run is to teach them and trains no embedding."""
+
+import re
+from collections import Counter
+
+import numpy as np
+
+from collators.template import Template, joined_text
+from loaders.base import BaseLoader
+from reading.dataset import MultimodalDataset
+from training.trainable import training_modes
+
+MOST_ROWS = 10_000  # that are searched, spread over the data
+
+
+def untrained_tokens(loader: BaseLoader, arguments, template: Template, dataset: MultimodalDataset) -> str:
+    """A warning that lists those tokens, or an empty text."""
+    if not loader.vocabulary or training_modes(arguments)["language_model"] == "full":
+        return ""
+    added = {token for id, token in template.frame.added_tokens.items() if id >= loader.vocabulary}
+    if not (added := added - template.frame.tokens):
+        return ""
+    pattern, found = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True)))), Counter()
+    for place in np.linspace(0, len(dataset) - 1, min(MOST_ROWS, len(dataset))).astype(int):
+        for message in (dataset.rows[place] or {"messages": []})["messages"]:
+            if message["role"] == "assistant" or not template.replies_only:
+                found.update(pattern.findall(joined_text(message["content"])))
+    if not found:
+        return ""
+    return (
+        f"WARNING: the labels hold tokens that are none of the {loader.vocabulary:,} of the model's makers: "
+        f"{', '.join(found)}. No flag trains their embeddings under LoRA, so the model cannot learn to write them: "
+        "write them in letters, or train the language model in full (--use_lora False)."
+    )
