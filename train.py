@@ -105,7 +105,7 @@ def main(words: list[str] | None = None) -> None:
     trainer.report_skipped()
 
     # adapter or full checkpoint, the base's processor files, the model card, all_results.json
-    with resume.disk_errors(arguments.training.output_dir, arguments.training.output_dir):
+    with resume.disk_errors(arguments.training.output_dir, arguments.training):
         save(trainer, loader, metrics)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the saving one down with it
     trainer.end()

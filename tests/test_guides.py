@@ -164,7 +164,8 @@ def other_results(tmp_path) -> None:
 
 
 def full_disk(tmp_path) -> None:
-    with resume.disk_errors(str(tmp_path / "checkpoint-1"), str(tmp_path)):
+    training = SimpleNamespace(output_dir=str(tmp_path), should_save=True)
+    with resume.disk_errors(str(tmp_path / "checkpoint-1"), training):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -89,7 +89,7 @@ def earlier_run(folder: str) -> dict | None:
         with open(os.path.join(folder, RUN), encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError):
-        whole, _ = whole_checkpoints(folder)
+        whole = whole_checkpoints(folder)
         return read_record(whole[-1])["run"] if whole else None
 
 
