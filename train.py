@@ -4,7 +4,7 @@
     python train.py run.yaml                                        # the same flags from a file
     torchrun --nproc_per_node 8 train.py run.yaml --deepspeed ds_configs/zero3.json
 
-`main` is the whole story, from flags to a saved checkpoint.
+`finetune` is the whole story, from flags to a saved checkpoint.
 """
 
 if __name__ == "__main__":
@@ -37,7 +37,11 @@ def main(words: list[str] | None = None) -> None:
     # argv -> flags
     arguments = parse_arguments(words, description=__doc__)
     engines.check(arguments)
-    _lock = run_folder.take(arguments)  # of the output folder, until this function ends
+    with run_folder.taken(arguments):
+        finetune(arguments)
+
+
+def finetune(arguments: Arguments) -> None:
     checkpoint = resume.checkpoint_to_resume(arguments.training)
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here, unless some are allowed

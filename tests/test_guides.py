@@ -160,7 +160,7 @@ def other_results(tmp_path) -> None:
     with pytest.raises(ValueError):
         other_run(tmp_path)
     run = {"flags": {"learning_rate": 1e-5}, "processes": 1, "samples": 1, "texts": "a"}
-    run_folder.check_run(SimpleNamespace(output_dir=str(tmp_path), should_save=True), run)
+    run_folder.check_run(SimpleNamespace(output_dir=str(tmp_path), should_save=True, overwrite_output_dir=False), run)
 
 
 def full_disk(tmp_path) -> None:
