@@ -144,7 +144,7 @@ def of_run(tiny, make, rows, *words):
 def other_run(tmp_path) -> None:
     run = {"flags": {"learning_rate": 1e-4}, "processes": 1, "samples": 1, "texts": "a"}
     (tmp_path / "checkpoint-1").mkdir()
-    (tmp_path / "checkpoint-1" / resume.RECORD).write_text(json.dumps({"run": run, "files": {}}))
+    resume.write_record(str(tmp_path / "checkpoint-1"), {"run": run})
     resume.check_same_run(str(tmp_path / "checkpoint-1"), run | {"flags": {"learning_rate": 1e-5}})
 
 
