@@ -221,6 +221,9 @@ class TrainingArguments(transformers.TrainingArguments):
         None, "End after so many evaluations without a better --metric_for_best_model, by default loss."
     )
     overwrite_output_dir: bool = flag(False, "Rename what another run left in --output_dir, instead of refusing it.")
+    trust_checkpoint: bool = flag(
+        False, "Resume also from a checkpoint that runs functions which torch's and DeepSpeed's own do not need."
+    )
     on_nonfinite: str = flag(
         "error",
         "An update whose gradients are not finite: error ends the run, skip leaves it out (20 in a row end it).",

@@ -4,7 +4,7 @@
     python train.py run.yaml                                        # the same flags from a file
     torchrun --nproc_per_node 8 train.py run.yaml --deepspeed ds_configs/zero3.json
 
-`main` is the whole story, from flags to a saved checkpoint.
+`finetune` is the whole story, from flags to a saved checkpoint.
 """
 
 if __name__ == "__main__":
@@ -40,7 +40,11 @@ def main(words: list[str] | None = None) -> None:
     # argv -> flags
     arguments = parse_arguments(words, description=__doc__)
     engines.check(arguments)
-    _lock = run_folder.take(arguments)  # of the output folder, until this function ends
+    with run_folder.taken(arguments):
+        finetune(arguments)
+
+
+def finetune(arguments: Arguments) -> None:
     checkpoint = resume.checkpoint_to_resume(arguments.training)
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here, unless some are allowed
@@ -109,7 +113,7 @@ def main(words: list[str] | None = None) -> None:
     trainer.report_skipped()
 
     # adapter or full checkpoint, the base's processor files, the model card, all_results.json
-    with resume.disk_errors(arguments.training.output_dir, arguments.training.output_dir):
+    with resume.disk_errors(arguments.training.output_dir, arguments.training):
         save(trainer, loader, metrics)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the saving one down with it
     trainer.end()

@@ -13,25 +13,31 @@ if __name__ == "__main__":
     entry.begin(__file__)  # answers --help: the imports below take seconds
 
 import argparse
+import asyncio
 import hmac
 import ipaddress
 import os
 import re
+import signal
 import socket
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
 from enum import Enum
 from functools import partial
 from typing import NamedTuple, get_args
+from urllib.parse import urlsplit
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: its makers get no reports
 
 import gradio as gr
 import pandas as pd
 from markupsafe import Markup
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
 
 from arguments import HERE, cli
 from loaders.output_folder import ARGUMENTS
@@ -58,6 +64,7 @@ FOLDED = {
     "Images and videos": ("image_size", "max_pixels", "num_frames", "fps", "max_frames", "video_max_pixels"),
     "Precision and memory": ("bf16", "use_cpu", "activation_checkpointing", "packing", "optim", "attn_implementation"),
 }
+LARGEST_UPLOAD = "500mb"
 # Those that change what the rows look like.
 SHOWN_BY = (*MODEL, "data_path", "model_max_length", *FOLDED["Images and videos"])
 # How each component trains -> the flags that are True.
@@ -82,6 +89,8 @@ def main(words: list[str] | None = None) -> None:
     check(args)
     os.environ.pop(PASSWORD, None)  # no run and no library has to know it
     os.chdir(args.root)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # by themselves they would end it before the uploads are removed
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="finelmm-webui-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # its default is one folder for all users of the machine
         serve(make_page(args.root, uploads), args)
@@ -94,10 +103,11 @@ def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
         server_name=args.host,
         server_port=args.port,
         share=False,
-        auth=(lambda user, password: is_same(password, args.password)) if args.password else None,
+        auth=Door(args.password).admit if args.password else None,
         auth_message="Any user name, and the password that webui.py was started with.",
         # A page of the web whose name is made to lead to this machine gets nothing.
-        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(OwnPageOnly)]},
+        max_file_size=LARGEST_UPLOAD,
         allowed_paths=[],
         ssr_mode=False,
         run_history=False,
@@ -153,6 +163,40 @@ def is_loopback(host: str) -> bool:
 
 def is_same(given: str, password: str) -> bool:
     return hmac.compare_digest(given.encode(), password.encode())
+
+
+class Door:
+    """Lets in who has the password. One visitor is asked at a time, and a wrong answer takes a second."""
+
+    def __init__(self, password: str):
+        self.password, self.lock = password, asyncio.Lock()
+
+    async def admit(self, user: str, password: str) -> bool:
+        async with self.lock:
+            if is_same(password, self.password):
+                return True
+            await asyncio.sleep(1)
+            return False
+
+
+class OwnPageOnly:
+    """Refuses what the page of another site sends by a visitor's browser, such as uploads."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        app = self.app
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD") and is_foreign(Headers(scope=scope)):
+            app = PlainTextResponse("This was sent by the page of another site.", 403)
+        await app(scope, receive, send)
+
+
+def is_foreign(headers: Headers) -> bool:
+    if site := headers.get("sec-fetch-site"):  # of newer browsers; it holds also where a server in front renames hosts
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
 # ---- the page ----
@@ -360,12 +404,15 @@ def runs_tab_content(root: str) -> gr.Dropdown:
     quiet = {"show_progress": "hidden", "concurrency_limit": None}
     look = partial(watch, root)
     gr.on([gr.Timer(2).tick, run.change], look, [run, seen], outputs, trigger_mode="always_last", **quiet)
-    for button, action in zip(buttons, (runs.stop, runs.kill, partial(runs.resume, root=root))):
-        button.click(partial(act, root, action), run, **quiet).then(look, [run, seen], outputs, **quiet)
+    ask = "run => confirm('Kill this run? What it has learnt since its last checkpoint is lost.') ? run : null"
+    for button, action, js in zip(buttons, (runs.stop, runs.kill, partial(runs.resume, root=root)), (None, ask, None)):
+        button.click(partial(act, root, action), run, js=js, **quiet).then(look, [run, seen], outputs, **quiet)
     return run
 
 
-def act(root: str, action, run: str) -> None:
+def act(root: str, action, run: str | None) -> None:
+    if run is None:  # not confirmed
+        return
     try:
         action(check_folder(run, root, "the run"))
     except ValueError as error:
@@ -389,7 +436,11 @@ def watch(root: str, run: str | None, seen) -> list:
         left=progress.seconds_left and state == "running" and duration(progress.seconds_left),
         figures=figures(log),
     )
-    shown = [gr.update(visible=state in states) for states in (("running",), ("stopping",), ("stopped", "failed"))]
+    shown = [
+        gr.update(visible=state in ("running", "stopping"), interactive=state == "running"),  # Kill takes not its place
+        gr.update(visible=state == "stopping"),
+        gr.update(visible=state in ("stopped", "failed")),
+    ]
     version = runs.version(folder)
     if version == seen:
         news = [gr.skip()] * 3

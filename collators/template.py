@@ -185,7 +185,8 @@ class Template:
             official = self.render_official(messages)
         except UnfitTemplate:
             return False
-        return len(spans) == 2 and self._as_official(text[: spans[0][1]], text[spans[0][1] :]) == official
+        ours = self._as_official(text[: spans[0][1]], text[spans[0][1] :])
+        return len(spans) == 2 and official in (ours, text.replace(RESERVED_CHARACTER, ""))
 
     def check_rendering(self, messages: list[dict]) -> None:
         """Raise an UnfitTemplate where a template that nobody prepared hides a reply or leaves a medium out."""

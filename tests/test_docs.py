@@ -255,12 +255,8 @@ def test_the_errors_of_the_data_page(write_rows, media_folder):
         {"image": "red.png", "conversations": turns("What is it?", "A square.")},
         {"image": "missing.png", "conversations": question},
         {"image": "broken.png", "conversations": question},
-        {"image": "red.png", "conversations": [{"from": "user", "value": "<image>\nWhat is it?"}, *question[1:]]},
+        {"image": "red.png", "conversations": [{"from": "bot", "value": "<image>\nWhat is it?"}, *question[1:]]},
         {"conversations": question[1:]},
-        {
-            "image": "red.png",
-            "messages": [{"role": "user", "content": "<image>A?"}, {"role": "assistant", "content": "B"}],
-        },
         {"image": "../red.png", "conversations": question},
         {"image": "https://example.org/red.png", "conversations": question},
     ]

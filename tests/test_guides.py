@@ -153,7 +153,7 @@ def of_run(tiny, make, rows, *words):
 def other_run(tmp_path) -> None:
     run = {"flags": {"learning_rate": 1e-4}, "processes": 1, "samples": 1, "texts": "a", "media": []}
     (tmp_path / "checkpoint-1").mkdir()
-    (tmp_path / "checkpoint-1" / resume.RECORD).write_text(json.dumps({"run": run, "files": {}}))
+    resume.write_record(str(tmp_path / "checkpoint-1"), {"run": run})
     resume.check_same_run(str(tmp_path / "checkpoint-1"), run | {"flags": {"learning_rate": 1e-5}})
 
 
@@ -169,11 +169,12 @@ def other_results(tmp_path) -> None:
     with pytest.raises(ValueError):
         other_run(tmp_path)
     run = {"flags": {"learning_rate": 1e-5}, "processes": 1, "samples": 1, "texts": "a", "media": []}
-    run_folder.check_run(SimpleNamespace(output_dir=str(tmp_path), should_save=True), run)
+    run_folder.check_run(SimpleNamespace(output_dir=str(tmp_path), should_save=True, overwrite_output_dir=False), run)
 
 
 def full_disk(tmp_path) -> None:
-    with resume.disk_errors(str(tmp_path / "checkpoint-1"), str(tmp_path)):
+    training = SimpleNamespace(output_dir=str(tmp_path), should_save=True)
+    with resume.disk_errors(str(tmp_path / "checkpoint-1"), training):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

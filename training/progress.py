@@ -56,10 +56,11 @@ class ProgressLine(TrainerCallback):
     Evaluations and the end of the run leave a line of their own.
     """
 
+    bar = None
+
     def on_train_begin(self, args, state, control, **kwargs):
         self.is_live = sys.stderr.isatty() and not args.disable_tqdm
         self.begin, self.first_step, self.evaluated = time.monotonic(), state.global_step, 0
-        self.bar = None
         if state.is_world_process_zero and self.is_live:
             form = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
             total, initial = state.max_steps, state.global_step
@@ -93,7 +94,7 @@ class ProgressLine(TrainerCallback):
         else:
             say(f"step {state.global_step} evaluated: {figures}")
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None

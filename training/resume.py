@@ -12,10 +12,11 @@ import signal
 import sys
 import threading
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
@@ -23,6 +24,7 @@ from transformers.trainer_utils import sort_checkpoints
 
 from reading.dataset import MultimodalDataset
 from reading.replaced import drawn_files, written_again
+from training.checkpoint_files import UntrustedCheckpoint, check_file, checksum
 from training.engines import say
 from training.progress import make_strict, strict_json
 
@@ -33,7 +35,7 @@ RECORD = "checkpoint.json"
 FREE_FLAGS = {
     *("output_dir", "resume_from_checkpoint", "model_local_path", "model_path", "data_path", "eval_data_path"),
     *("image_folder", "video_folder", "data_cache", "dataloader_num_workers", "dataloader_persistent_workers"),
-    *("local_rank", "on_bad_sample", "max_bad_samples", "on_nonfinite", "overwrite_output_dir"),
+    *("local_rank", "on_bad_sample", "max_bad_samples", "on_nonfinite", "overwrite_output_dir", "trust_checkpoint"),
     *("dataloader_prefetch_factor", "dataloader_pin_memory", "dataloader_multiprocessing_context", "ddp_timeout"),
     *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
     *("per_device_eval_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "disable_tqdm"),
@@ -94,31 +96,53 @@ def read_record(checkpoint: str) -> dict:
     try:
         with open(os.path.join(checkpoint, RECORD), encoding="utf-8") as file:
             record = json.load(file)
-        files, _ = record["files"].items(), record["run"]["flags"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if record.pop("checksum") != record_checksum(record):
+            raise ValueError("it was changed")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{checkpoint} is no whole checkpoint of train.py: no usable {RECORD} ({error}).") from error
-    for name, size in files:
+    for name, (size, _) in record["files"].items():
         path = os.path.join(checkpoint, name)
         if not os.path.isfile(path) or os.path.getsize(path) != size:
             raise ValueError(f"{checkpoint} is no whole checkpoint: {name} is missing or not of {size:,} bytes.")
     return record
 
 
-def whole_checkpoints(folder: str, use_mtime: bool = False) -> tuple[list[str], list[str]]:
-    """The whole checkpoints of an output folder by step or by time, oldest first; what is wrong with the others."""
-    whole, problems = [], []
-    for checkpoint in sort_checkpoints(folder, use_mtime=use_mtime):
-        try:
+def record_checksum(record: dict) -> int:
+    return zlib.crc32(strict_json(record).encode())
+
+
+def check_files(checkpoint: str, training) -> None:
+    """Test every file of a checkpoint; the processes share them, and all raise what one finds.
+
+    Raises:
+        ValueError: a file is missing, damaged, or would run unknown code.
+    """
+    problem = None
+    try:
+        saved = read_record(checkpoint)["files"]
+        found = [os.path.join(parent, name) for parent, _, names in os.walk(checkpoint) for name in names]
+        first, step = (0, 1) if training.save_on_each_node else (training.process_index, training.world_size)
+        for path in sorted(found)[first::step]:
+            check_file(path, saved.get(os.path.relpath(path, checkpoint)), training.trust_checkpoint)
+    except ValueError as error:
+        problem = error
+    if problems := [found for found in gather_object([problem]) if found]:
+        raise problems[0]
+
+
+def whole_checkpoints(folder: str) -> list[str]:
+    """The checkpoints of an output folder whose files are all there, by step."""
+    whole = []
+    for checkpoint in sort_checkpoints(folder):
+        with suppress(ValueError):
             read_record(checkpoint)
             whole.append(checkpoint)
-        except ValueError as error:
-            problems.append(str(error))
-    return whole, problems
+    return whole
 
 
 def last_checkpoint(folder: str) -> str:
     """Where a run can go on, in words."""
-    whole, _ = whole_checkpoints(folder)
+    whole = whole_checkpoints(folder)
     return f"the last whole checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
 
 
@@ -132,7 +156,7 @@ def remove_unfinished(folder: str) -> bool:
 
 
 def checkpoint_to_resume(training) -> str | None:
-    """What `--resume_from_checkpoint` names; True: the newest whole one, or none before the first is saved."""
+    """What `--resume_from_checkpoint` names; True: the newest that is as it was saved, or none before the first."""
     folder, wanted = training.output_dir, resume_from(training)
     if training.should_save and remove_unfinished(folder):
         say(f"Removed {os.path.join(folder, UNFINISHED)}: a checkpoint was half written or half deleted.")
@@ -143,13 +167,21 @@ def checkpoint_to_resume(training) -> str | None:
             "--save_only_model True saves no state to resume from: leave it or --resume_from_checkpoint out."
         )
     if wanted is not True:
-        read_record(wanted)
+        check_files(wanted, training)
         return wanted
-    whole, problems = whole_checkpoints(folder)
-    for problem in problems:
-        say(f"WARNING: passed over: {problem}")
-    say(f"Resuming from {whole[-1]}." if whole else f"No checkpoint in {folder} yet: starting from the beginning.")
-    return whole[-1] if whole else None
+    (checkpoints,) = broadcast_object_list([sort_checkpoints(folder)])  # nodes may see a shared folder a minute late
+    for checkpoint in reversed(checkpoints):
+        try:
+            check_files(checkpoint, training)
+        except UntrustedCheckpoint:
+            raise
+        except ValueError as error:
+            say(f"WARNING: passed over: {error}")
+        else:
+            say(f"Resuming from {checkpoint}.")
+            return checkpoint
+    say(f"No checkpoint in {folder} yet: starting from the beginning.")
+    return None
 
 
 def resume_from(training) -> str | bool | None:
@@ -157,12 +189,21 @@ def resume_from(training) -> str | bool | None:
     return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
+def check_not_removed(output_dir: str, error: Exception | None = None) -> None:
+    if not os.path.isdir(output_dir):
+        raise ValueError(f"--output_dir {output_dir} was removed during the run.") from error
+
+
 @contextmanager
-def disk_errors(folder: str, output_dir: str):
+def disk_errors(folder: str, training):
     """What goes wrong in writing to a folder, as a ValueError that says where to go on."""
+    output_dir = training.output_dir
+    if training.should_save:
+        check_not_removed(output_dir)  # libraries would make it again, without what it held
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
+        check_not_removed(output_dir, error)
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # the file writer of torch.save
             raise
         shutil.rmtree(os.path.join(output_dir, UNFINISHED), ignore_errors=True)  # it only takes up room
@@ -196,10 +237,6 @@ class ResumableTrainer(transformers.Trainer):
         except KeyboardInterrupt:
             say(f"Ctrl-C: {last_checkpoint(self.args.output_dir)}. To go on: add --resume_from_checkpoint True.")
             raise
-        except FileNotFoundError as error:
-            if os.path.isdir(self.args.output_dir):
-                raise
-            raise ValueError(f"--output_dir {self.args.output_dir} was removed during the run: {error}.") from error
         finally:
             signal.signal(signal.SIGTERM, handler)
 
@@ -218,7 +255,7 @@ class ResumableTrainer(transformers.Trainer):
         """As the Trainer's, but no process ever sees half of it as checkpoint-N, whenever it is killed."""
         output_dir, name = self.args.output_dir, f"checkpoint-{self.state.global_step}"
         unfinished, finished = os.path.join(output_dir, UNFINISHED, name), os.path.join(output_dir, name)
-        with disk_errors(finished, output_dir):
+        with disk_errors(finished, self.args):
             self.is_saving = True
             super()._save_checkpoint(model, trial)
             self.is_saving = False
@@ -258,8 +295,8 @@ class ResumableTrainer(transformers.Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _rotate_checkpoints(self, keep: set[str]) -> None:
-        """Delete the oldest beyond `--save_total_limit`; as the library's, but only what is whole counts."""
-        checkpoints, _ = whole_checkpoints(self.args.output_dir, use_mtime=True)
+        """Delete the first steps beyond `--save_total_limit`; as the library's, but only what is whole counts."""
+        checkpoints = whole_checkpoints(self.args.output_dir)
         surplus = len(checkpoints) - (self.args.save_total_limit or len(checkpoints))
         for checkpoint in [path for path in checkpoints if os.path.basename(path) not in keep][: max(surplus, 0)]:
             discard(checkpoint)
@@ -300,7 +337,8 @@ class ResumableTrainer(transformers.Trainer):
 def write_record(folder: str, record: dict) -> None:
     """Bring all files of a checkpoint to the disk and list them in its `checkpoint.json`."""
     files = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names if name != RECORD]
-    record["files"] = {os.path.relpath(path, folder): os.path.getsize(path) for path in sorted(files)}
+    record["files"] = {os.path.relpath(path, folder): checksum(path) for path in sorted(files)}
+    record["checksum"] = record_checksum(record)
     with open(os.path.join(folder, RECORD), "w", encoding="utf-8") as file:
         file.write(strict_json(record, indent=1))
     for path in [*files, os.path.join(folder, RECORD), *(parent for parent, _, _ in os.walk(folder))]:

@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from transformers.trainer_utils import sort_checkpoints
@@ -15,11 +17,9 @@ from training.resume import differences, discard, read_record, whole_checkpoints
 LOCK, RUN = ".lock", "run.json"
 
 
-def take(arguments) -> TextIO | None:
-    """Lock the output folder; by `--overwrite_output_dir` what it holds is renamed first.
-
-    Returns:
-        What holds the lock while it is open, and the process alive; None on processes that write nothing.
+@contextmanager
+def taken(arguments) -> Iterator[None]:
+    """Lock the output folder while a run lasts. Of a run that ends before it has written anything, nothing stays.
 
     Raises:
         ValueError: another run is in it, or it is the folder of what this one reads.
@@ -27,18 +27,24 @@ def take(arguments) -> TextIO | None:
     training, folder = arguments.training, arguments.training.output_dir
     check_place(arguments)
     if not training.should_save:
-        return None
+        yield
+        return
     if "output_dir" not in arguments.given:
         say(f"No --output_dir is given: the run is written to {folder}.")
+    made, path = [], os.path.abspath(folder)
+    while not os.path.lexists(path):
+        made.append(path)
+        path = os.path.dirname(path)
     held = lock(folder)
-    if training.overwrite_output_dir and results(folder):
-        number = 1
-        while os.path.lexists(aside := f"{os.path.normpath(folder)}.old-{number}"):
-            number += 1
-        os.rename(folder, aside)
-        say(f"--overwrite_output_dir True: renamed {folder} to {aside}.")
-        held = lock(folder)
-    return held
+    try:
+        yield
+    finally:
+        if is_lock_of(held, folder):
+            os.unlink(os.path.join(folder, LOCK))
+        held.close()
+        for path in made:
+            with suppress(OSError):  # it holds something
+                os.rmdir(path)
 
 
 def check_place(arguments) -> None:
@@ -62,7 +68,12 @@ def lock(folder: str) -> TextIO:
         raise ValueError(f"--output_dir {folder}: another run is writing to it. Wait, or name another.") from error
     except OSError as error:
         say(f"WARNING: {folder} cannot be locked ({error.strerror}): start no second run in it.")
-    return file
+    return file if is_lock_of(file, folder) else lock(folder)  # a run that ended meanwhile deleted it
+
+
+def is_lock_of(file: TextIO, folder: str) -> bool:
+    path = os.path.join(folder, LOCK)
+    return os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path))
 
 
 def results(folder: str) -> list[str]:
@@ -74,7 +85,7 @@ def results(folder: str) -> list[str]:
 def check_run(training, run: dict) -> None:
     """Raise a ValueError where the output folder holds results of another run than `describe_run` says."""
     folder = training.output_dir
-    if training.should_save and (held := results(folder)):
+    if training.should_save and not training.overwrite_output_dir and (held := results(folder)):
         before = earlier_run(folder)
         found = differences(before, run) if before else ["it cannot be told of which run they are"]
         if found:
@@ -87,19 +98,36 @@ def check_run(training, run: dict) -> None:
 def earlier_run(folder: str) -> dict | None:
     try:
         with open(os.path.join(folder, RUN), encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError):
-        whole, _ = whole_checkpoints(folder)
+            run = json.load(file)
+        differences(run, run)  # has all that is compared
+        return run
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = whole_checkpoints(folder)
         return read_record(whole[-1])["run"] if whole else None
 
 
 def begin(training, run: dict, checkpoint: str | None) -> None:
-    """Delete the checkpoints of an earlier start, unless it is resumed, and write down whose folder this is."""
+    """Write down whose folder this is. What another run left in it is renamed, by `--overwrite_output_dir`.
+
+    The checkpoints of an earlier start of the same run are deleted, unless one is resumed.
+    """
     folder = training.output_dir
     if training.should_save:
+        if training.overwrite_output_dir and results(folder):
+            rename_aside(folder)
         if not checkpoint and (held := results(folder)):
             say(f"{folder} holds the same run: its checkpoints are deleted, its weights replaced ({', '.join(held)}).")
             for earlier in sort_checkpoints(folder):
                 discard(earlier)
         with open(os.path.join(folder, RUN), "w", encoding="utf-8") as file:
             file.write(strict_json(run, indent=1))
+
+
+def rename_aside(folder: str) -> None:
+    number = 1
+    while os.path.lexists(aside := f"{os.path.normpath(folder)}.old-{number}"):
+        number += 1
+    os.rename(folder, aside)
+    os.mkdir(folder)
+    os.rename(os.path.join(aside, LOCK), os.path.join(folder, LOCK))
+    say(f"--overwrite_output_dir True: renamed {folder} to {aside}.")

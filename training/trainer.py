@@ -21,7 +21,7 @@ from training.engines import say
 from training.gradients import GradientCheck, complete_gradients
 from training.loss import label_losses, sample_sums
 from training.progress import LogFile, ProgressLine
-from training.resume import ResumableTrainer
+from training.resume import ResumableTrainer, check_not_removed
 from training.sampling import SAMPLERS, PackSampler
 from training.throughput import FlopCounter, ThroughputMeter
 from training.trainable import KeepFrozenOut
@@ -64,7 +64,8 @@ class FinetuneTrainer(ResumableTrainer):
         self.add_callback(self.finite_check)
         self.add_callback(KeepFrozenOut)
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
-        self.add_callback(ProgressLine)
+        self.progress = ProgressLine()
+        self.add_callback(self.progress)
         self.add_callback(LogFile)
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience))
@@ -73,8 +74,11 @@ class FinetuneTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True
 
     def train(self, resume_from_checkpoint: str | None = None):
-        with self.naming_samples():
-            return super().train(resume_from_checkpoint)
+        try:
+            with self.naming_samples():
+                return super().train(resume_from_checkpoint)
+        finally:
+            self.progress.close()  # else what ends the run would be said on the bar's own line
 
     def evaluate(self, *args, **kwargs):
         self.meter.pause()
@@ -95,6 +99,9 @@ class FinetuneTrainer(ResumableTrainer):
         """What ends a data loader's worker becomes a ValueError that names the sample."""
         try:
             yield
+        except OSError as error:
+            check_not_removed(self.args.output_dir, error)
+            raise
         except (RuntimeError, ValueError) as error:
             for dataset in filter(None, (self.train_dataset, self.eval_dataset)):
                 if explained := dataset.explain(error):
@@ -164,7 +171,10 @@ class FinetuneTrainer(ResumableTrainer):
                 moved = [p for p in group["params"] if rates.get(p) == rate]
                 group["params"] = [p for p in group["params"] if rates.get(p) != rate]
                 optimizer.add_param_group({**group, "params": moved, "lr": rate})
-        optimizer.register_step_pre_hook(complete_gradients)
+        # An update that is skipped has no gradient at all.
+        optimizer.register_step_pre_hook(
+            lambda *args: None if self.finite_check.is_skipped else complete_gradients(*args)
+        )
         return optimizer
 
     def get_decay_parameter_names(self, model):

@@ -47,6 +47,7 @@ CONFIGURATIONS = ("deepspeed", "fsdp_config", "accelerator_config")  # JSON that
 REFUSED = {
     "allow_outside": "lets the data name files outside the root",
     "trust_remote_code": "runs the Python files of a checkpoint",
+    "trust_checkpoint": "runs what a checkpoint names",
 }
 
 
@@ -259,7 +260,7 @@ def reap(process: subprocess.Popen, folder: str, record: dict) -> None:
 
 def resume(folder: str, root: str) -> None:
     """Start a run again from its newest whole checkpoint."""
-    flags = [flag for flag in flags_of(read_record(folder)["words"]) if flag[0] != "resume_from_checkpoint"]
+    flags = [flag for flag in flags_of(known_run(folder)["words"]) if flag[0] != "resume_from_checkpoint"]
     words = [word for name, values in flags for word in (f"--{name}", *values)]
     start([*words, "--resume_from_checkpoint", "True"], root, append=True)
 
@@ -275,6 +276,7 @@ def kill(folder: str) -> None:
 
 
 def _end(folder: str, send) -> None:
+    known_run(folder)  # else the lock would make a folder
     with FileLock(os.path.join(folder, "webui.lock")):
         record = read_record(folder)
         if is_alive(record):
@@ -282,11 +284,18 @@ def _end(folder: str, send) -> None:
             send(record["pid"])
 
 
+def known_run(folder: str) -> dict:
+    if not (record := read_record(folder)):
+        raise ValueError(f"no run in {folder} was started here.")
+    return record
+
+
 def read_record(folder: str) -> dict | None:
     try:
         with open(os.path.join(folder, RECORD), encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError):
+            record = json.load(file)
+        return record if record.keys() >= {"words", "pid", "created", "started"} else None
+    except (OSError, ValueError, AttributeError):
         return None
 
 

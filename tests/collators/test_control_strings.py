@@ -359,7 +359,7 @@ def test_a_thought_ends_a_run_before_it_begins(tiny, write_rows, tmp_path):
     rows = [{"conversations": turns("Hm", "Red")}, {"conversations": turns("Hm", "<think>Hm</think>Red")}]
     with pytest.raises(ValueError, match="rows.json, sample 1: a reply holds .*Remove the thought"):
         run(tiny, "qwen3.5", write_rows(rows), tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("family", THOUGHTS)

@@ -176,19 +176,25 @@ def chain_of_kills(words, max_steps: int, out, kills: int, aimed: int, processes
     assert len(checkpoints(out)) == 2 and not (out / "unfinished-checkpoints").exists()
 
 
+WORKERS, PACKING = ["--dataloader_num_workers", 2], ["--packing", True, "--model_max_length", 1024]
 KILLS = {
     "lora": (6, 3, 1, LORA),
-    "often": (20, 5, 1, LORA),
     "full": (2, 1, 1, []),
-    "workers": (2, 1, 1, [*LORA, "--dataloader_num_workers", 2]),
+    "workers": (2, 1, 1, [*LORA, *WORKERS]),
     "zero2": (2, 1, 2, [*LORA, *ZERO2]),
+}
+TWENTY = {
+    "packed-lora": (5, 2, 1, [*LORA, *PACKING]),
+    "packed-full-workers": (5, 2, 1, [*PACKING, *WORKERS]),
+    "lora-workers": (5, 2, 1, [*LORA, *WORKERS]),
+    "full-alone": (5, 2, 1, []),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["lora", pytest.param("often", marks=pytest.mark.cross), "full", "workers", "zero2"])
+@pytest.mark.parametrize("way", [*KILLS, *(pytest.param(way, marks=pytest.mark.cross) for way in TWENTY)])
 def test_killed_runs_end_as_the_unbroken_one(tiny, write_rows, tmp_path, way):
-    kills, aimed, processes, flags = KILLS[way]
+    kills, aimed, processes, flags = (KILLS | TWENTY)[way]
     words, max_steps = words_of(tiny, write_rows(ROWS), *flags, "--save_total_limit", 2), 4 * kills + 8
     launch([*words, "--max_steps", max_steps, "--output_dir", tmp_path / "whole"], processes)
     chain_of_kills(words, max_steps, tmp_path / "killed", kills, aimed, processes)

@@ -1,5 +1,6 @@
 """Nothing of another run is overwritten, deleted or mixed in, and no two runs write to one folder."""
 
+import io
 import json
 import os
 import shutil
@@ -13,13 +14,15 @@ from conftest import REPO, run, turns
 from launch import Launch, launch
 from safetensors.torch import load_file
 
+from training import run_folder
+
 ROWS = [{"image": "red.png", "conversations": turns(f"<image>\nQuestion {i}?", "Yes " * (i + 1))} for i in range(4)]
 LORA = ["--use_lora", True, "--save_strategy", "steps", "--save_steps", 1]
 
 
 def contents(folder) -> dict:
     """Path -> bytes of each file of a run's results."""
-    found = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    found = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
@@ -49,10 +52,18 @@ def test_the_same_run_begins_again_in_place(tiny, write_rows, tmp_path, monkeypa
 
 
 def test_a_failed_start_is_reused(tiny, write_rows, tmp_path):
-    path, out = write_rows(ROWS), tmp_path / "out"
+    path, parent = write_rows(ROWS), tmp_path / "new"
+    out = parent / "out"
     with pytest.raises(ValueError, match="over|budget|max_length"):
         run(tiny, "llava-1.5", path, out, *LORA, "--model_max_length", 10)
+    assert not parent.exists()
+    parent.mkdir()
+    (parent / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="none.json"):
+        run(tiny, "llava-1.5", path, out, "--data_path", "none.json")
+    assert contents(parent) == {"notes.txt": b"mine"} and not out.exists()
     run(tiny, "llava-1.5", path, out)
+    assert not (out / ".lock").exists()
 
 
 def test_another_run_is_refused_or_renamed_aside(tiny, write_rows, tmp_path, capsys):
@@ -67,10 +78,14 @@ def test_another_run_is_refused_or_renamed_aside(tiny, write_rows, tmp_path, cap
         with pytest.raises(ValueError, match="results of another run .adapter_model.safetensors.*" + what):
             run(tiny, "llava-1.5", path, out, *flags)
         assert contents(out) == before
-    (out / "run.json").unlink()  # then its checkpoints tell
-    with pytest.raises(ValueError, match="--use_lora is False and was True"):
-        run(tiny, "llava-1.5", path, out)
+    for odd in ("", "[]", '{"flags": []}'):  # then its checkpoints tell
+        (out / "run.json").write_text(odd)
+        earlier = run_folder.earlier_run(str(out))
+        assert earlier == json.loads(before["run.json"])
     (out / "run.json").write_bytes(before["run.json"])
+    with pytest.raises(ValueError, match="none.json"):  # a start that fails renames nothing
+        run(tiny, "llava-1.5", path, out, "--overwrite_output_dir", True, "--data_path", "none.json")
+    assert contents(out) == before
     for number in (1, 2):
         run(tiny, "llava-1.5", path, out, "--overwrite_output_dir", True)
         assert f"renamed {out} to {out}.old-{number}" in capsys.readouterr().out
@@ -117,11 +132,34 @@ def test_a_second_run_is_refused_while_the_first_is_alive(tiny, write_rows, tmp_
     launch([*words, "--max_steps", 1])  # at once, while the data loader's worker may still live
 
 
-def test_a_folder_that_is_removed_in_mid_run_is_named(tiny, write_rows, tmp_path, monkeypatch):
-    remove = "training.trainer.FinetuneTrainer.floating_point_ops"  # called once a step
-    monkeypatch.setattr(remove, lambda *_: shutil.rmtree(tmp_path / "out", ignore_errors=True) or 0)
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    def line(self) -> str:
+        """What the line of the cursor shows."""
+        shown = ""
+        for text in self.getvalue().rpartition("\n")[2].split("\r"):
+            shown = text + shown[len(text) :]
+        return shown.strip()
+
+
+# Noticed by what is logged, and by a save, for which libraries would make the folder again.
+@pytest.mark.parametrize("flags", [[], ["--logging_steps", 500, "--save_strategy", "steps", "--save_steps", 1]])
+def test_a_folder_that_is_removed_in_mid_run_is_named(tiny, write_rows, tmp_path, monkeypatch, flags):
+    terminal, lines = Terminal(), []
+    monkeypatch.setattr("sys.stderr", terminal)
+
+    def remove(*_) -> int:  # once a step
+        lines.append(terminal.line())
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        return 0
+
+    monkeypatch.setattr("training.trainer.FinetuneTrainer.floating_point_ops", remove)
     with pytest.raises(ValueError, match=f"--output_dir {tmp_path / 'out'} was removed during the run"):
-        run(tiny, "llava-1.5", write_rows(ROWS), tmp_path / "out")
+        run(tiny, "llava-1.5", write_rows(ROWS), tmp_path / "out", "--disable_tqdm", False, *flags)
+    assert "0/2" in lines[0] and terminal.line() == ""  # what is said of it begins on a line of its own
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_base_of_4_bits_is_refused_without_lora(tiny, write_rows, tmp_path):

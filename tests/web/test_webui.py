@@ -1,5 +1,6 @@
 """The web interface without a browser: its flags, its walls, and runs of a stand-in for train.py."""
 
+import asyncio
 import json
 import os
 import re
@@ -8,6 +9,8 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import gradio as gr
 import psutil
@@ -15,6 +18,10 @@ import pytest
 import yaml
 from conftest import turns
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 import webui
 from arguments import PARTS, parse_arguments
@@ -301,6 +308,66 @@ def test_another_host_needs_a_password(host, is_local, root, monkeypatch):
     monkeypatch.setenv(runs.PASSWORD, "sesame")
     assert webui.parse(["--host", host]).password == "sesame"
     assert webui.is_same("sesame", "sesame") and not webui.is_same("sésame", "sesame")
+
+
+def test_wrong_passwords_wait_in_a_line(monkeypatch):
+    waited = []
+
+    async def ask() -> list[bool]:
+        door = webui.Door("sesame")
+        return await asyncio.gather(*(door.admit("me", word) for word in ("no", "sésame", "sesame", "no")))
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        await yielding(0)
+        assert len(waited) == len(done) + 1  # nobody else was asked meanwhile
+        done.append(seconds)
+
+    yielding, done = asyncio.sleep, []
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    assert asyncio.run(ask()) == [False, False, True, False] and done == [1, 1, 1]
+
+
+def test_what_other_sites_send_is_refused():
+    app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("in"), methods=["GET", "POST"])])
+    page = TestClient(webui.OwnPageOnly(app), base_url="http://here:7860")
+    for headers, is_own in [
+        ({}, True),  # of no browser
+        ({"Origin": "http://here:7860"}, True),
+        ({"Origin": "https://front.example", "Sec-Fetch-Site": "same-origin"}, True),  # by a server with TLS
+        ({"Origin": "http://here:8000"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": "http://evil.example/here:7860"}, False),
+        ({"Origin": "http://here:7860", "Sec-Fetch-Site": "cross-site"}, False),
+    ]:
+        assert page.post("/", headers=headers).status_code == (200 if is_own else 403), headers
+        assert page.get("/", headers=headers).status_code == 200
+
+
+def test_asking_for_a_run_that_does_not_exist_makes_nothing(root):
+    os.makedirs("terminal")
+    for odd in (None, "[]", "{}"):
+        if odd:
+            (Path("terminal") / runs.RECORD).write_text(odd)
+        before = sorted(Path().rglob("*"))
+        for run in ("none", "a/b/none", "terminal"):
+            for action in (runs.stop, runs.kill, partial(runs.resume, root=root)):
+                with pytest.raises(gr.Error, match="no run in .* was started here"):
+                    webui.act(root, action, run)
+        webui.act(root, runs.kill, None)  # not confirmed
+        assert sorted(Path().rglob("*")) == before
+
+
+def test_kill_does_not_take_the_place_of_stop(root, monkeypatch):
+    os.makedirs("out/a")
+    for state, stop, kill, resume in [
+        ("running", {"visible": True, "interactive": True}, False, False),
+        ("stopping", {"visible": True, "interactive": False}, True, False),
+        ("stopped", {"visible": False, "interactive": False}, False, True),
+    ]:
+        monkeypatch.setattr(runs, "status", lambda _, state=state: state)
+        shown = webui.watch(root, "out/a", None)[1:4]
+        assert stop.items() <= shown[0].items() and [button["visible"] for button in shown[1:]] == [kill, resume]
 
 
 def test_where_it_cannot_start(root):

@@ -264,7 +264,9 @@ def answer_of(model_path, picture, question: str) -> str:
 def test_files_and_strangers(root, tmp_path):
     (tmp_path / "secret.txt").write_text("secret")
     (root / "rows.txt").write_text("private")
-    server = Server(root, FINELMM_WEBUI_PASSWORD="sesame")
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    server = Server(root, FINELMM_WEBUI_PASSWORD="sesame", TMPDIR=str(uploads))
     try:
         assert server.get("/config") == 401
         wrong, right = b"username=me&password=no", b"username=me&password=sesame"
@@ -276,6 +278,16 @@ def test_files_and_strangers(root, tmp_path):
             for route in ("/gradio_api/file=", "/file=", "/static/", "/gradio_api/file/"):
                 assert server.get(f"{route}{path}") in (403, 404), (route, path)
         assert server.get("/", Host="evil.example") == 400
+
+        # uploads: from its own page, up to a size, removed at the end
+        form = {"Content-Type": "multipart/form-data; boundary=edge"}
+        body = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n%s\r\n--edge--\r\n'
+        for origin, code in (("http://evil.example", 403), ("null", 403), (server.address, 200)):
+            assert server.get("/gradio_api/upload", body % b"picture", Origin=origin, **form) == code
+        assert len(list(uploads.glob("finelmm-webui-*/*/a.png"))) == 1
+        assert server.get("/gradio_api/upload", body % bytes(501_000_000), **form) == 413
+        server.process.terminate()
+        assert server.process.wait(SECONDS) == 143 and not list(uploads.iterdir())
     finally:
         urllib.request.install_opener(None)
         server.end()

@@ -1,0 +1,118 @@
+"""The files of a checkpoint: a checksum of each when it is saved, and what is tested before they are loaded again.
+
+Tensors that torch saved carry checksums of their own. Pickles are instructions: of those that are loaded without a
+restriction, the functions and classes that they name are listed, and none is called.
+"""
+
+import json
+import os
+import pickle
+import zipfile
+import zlib
+
+from safetensors import safe_open
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+BLOCK, BLOCKS = 65_536, 64  # a checksum of all of a larger file would take as long as to write it
+PICKLED = (".pt", ".pth", ".bin")
+# Kept by the Trainer, read by nobody.
+UNREAD = "training_args.bin"
+METADATA = "torch.distributed.checkpoint.metadata"
+# What checkpoints of torch 2.14 (FSDP2's shards), numpy (random states) and deepspeed 0.19 (ZeRO) name, beside what
+# torch itself holds safe.
+KNOWN_GLOBALS = {
+    *("numpy._core.multiarray._reconstruct", "numpy.dtype", "numpy.ndarray"),
+    *("deepspeed.runtime.fp16.loss_scaler.LossScaler", "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
+    *("deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.utils.tensor_fragment.fragment_address"),
+    *(f"{METADATA}.{name}" for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")),
+    *(f"{METADATA}.{name}" for name in ("BytesStorageMetadata", "ChunkStorageMetadata", "TensorStorageMetadata")),
+    *(f"{METADATA}._MEM_FORMAT_ENCODING", "torch.distributed.checkpoint.filesystem._StorageInfo"),
+    *("torch.Size", "torch.serialization._get_layout", "pathlib.PosixPath"),
+    *(f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "int64", "uint8")),
+}
+
+
+def checksum(path: str) -> list[int]:
+    """The size and the CRC of a file; of more than 4 MiB, of 64 blocks from its first to its last."""
+    size, found = os.path.getsize(path), 0
+    with open(path, "rb") as file:
+        for number in range(BLOCKS):
+            if size > BLOCK * BLOCKS:
+                file.seek((size - BLOCK) * number // (BLOCKS - 1))
+            found = zlib.crc32(file.read(BLOCK), found)
+    return [size, found]
+
+
+class UntrustedCheckpoint(ValueError):
+    """A checkpoint that would run what its user may not know of: for it, no older one is taken without a word."""
+
+
+def check_file(path: str, saved: list[int] | None, is_trusted: bool) -> None:
+    """Raise a ValueError where a file is not as it was saved, or would run unknown code when it is loaded."""
+    try:
+        unknown = globals_of(path) - KNOWN_GLOBALS
+        if saved and (is_trusted or not unknown):
+            check_bytes(path, saved)
+    except Exception as error:  # whatever a reader makes of wrong bytes
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:200]}.") from error
+    if unknown and not is_trusted:
+        raise UntrustedCheckpoint(
+            f"{path} would run {', '.join(sorted(unknown))} when it is loaded, which no checkpoint of torch or "
+            "DeepSpeed needs. If you know who wrote it, add --trust_checkpoint True."
+        )
+
+
+def check_bytes(path: str, saved: list[int]) -> None:
+    if checksum(path) != saved:
+        raise ValueError("it holds other bytes than were saved")
+    if path.endswith(".safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                if not file.get_tensor(name).float().sum().isfinite():
+                    raise ValueError(f"{name} is not finite")
+    elif path.endswith(PICKLED):
+        with zipfile.ZipFile(path) as archive:
+            if name := archive.testzip():
+                raise ValueError(f"{name} in it has other bytes than were saved")
+    elif path.endswith(".json"):
+        with open(path, encoding="utf-8") as file:
+            if not isinstance(json.load(file), dict):
+                raise ValueError("it holds no JSON object")
+
+
+def globals_of(path: str) -> set[str]:
+    """The functions and classes that a file names, beside those that torch holds safe; none is called."""
+    name = os.path.basename(path)
+    if name.endswith(PICKLED) and name != UNREAD:
+        return set(get_unsafe_globals_in_checkpoint(path))
+    if name != ".metadata":
+        return set()
+    with open(path, "rb") as file:
+        lister = Lister(file)
+        lister.load()
+    return lister.names
+
+
+class Lister(pickle.Unpickler):
+    """Reads a plain pickle, which torch's function does not take, with stubs for all that it names."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.names = set()
+
+    def find_class(self, module, name):
+        self.names.add(f"{module}.{name}")
+        return Stub
+
+
+class Stub:
+    """Stands for whatever a pickle makes, and does nothing."""
+
+    def __init__(self, *args):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
