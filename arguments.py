@@ -20,6 +20,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from evaluation.verdict import painted
 from reading.options import FILTERS
 from supported_models import find_model
 from training import checks
@@ -298,7 +299,7 @@ def cli(main) -> None:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
         if os.path.dirname(os.path.dirname(os.path.abspath(raised_in))) not in (HERE, os.path.dirname(HERE)):
             raise
-        sys.exit(f"Error: {error}")
+        sys.exit(painted(f"Error: {error}", "error", sys.stderr))
 
 
 def yaml_to_flags(path: str) -> list[str]:

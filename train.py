@@ -78,7 +78,7 @@ def main(words: list[str] | None = None) -> None:
     say("\n" + trainable.format_summary(trained) + "\n")
     collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, train_dataset, eval_dataset)
 
-    # training and evaluation; a report of it, also where it is interrupted
+    # training and evaluation; what became of it is said and written down, also where it is interrupted
     facts = RunFacts(arguments, trained, train_dataset, eval_dataset)
     run_folder.begin(arguments.training, run, checkpoint)
     write_arguments(arguments)
@@ -102,11 +102,11 @@ def main(words: list[str] | None = None) -> None:
         metrics = trainer.train(checkpoint).metrics
         if eval_dataset:
             metrics |= trainer.evaluate_at_end()
-    trainer.report_skipped()
+        trainer.report_skipped()
 
-    # adapter or full checkpoint, the base's processor files, the model card, all_results.json
-    with resume.disk_errors(arguments.training.output_dir, arguments.training.output_dir):
-        save(trainer, loader, metrics)
+        # adapter or full checkpoint, the base's processor files, the model card, all_results.json
+        with resume.disk_errors(arguments.training.output_dir, arguments.training.output_dir):
+            save(trainer, loader, metrics)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the saving one down with it
     trainer.end()
 

@@ -31,6 +31,7 @@ from collators.base import IGNORE_INDEX
 from collators.budget import OverlongSample
 from collators.probes import check_labels
 from collators.template import naming
+from evaluation.verdict import of_check
 from loaders import LOADERS
 from reading.dataset import make_dataset
 from reading.references import is_url
@@ -359,7 +360,8 @@ def summarize(arguments, splits: dict, results: Results, num_processes: int) -> 
         report["data"][split]["notes"] = dataset.notes()
     if "eval" in splits:
         report["overlap"] = overlap(results)
-    report["failures"], report["notes"] = verdict(report, arguments)
+    report["failures"], report["notes"] = reasons(report, arguments)
+    report["state"] = of_check(report["failures"], report["notes"]).state
     train = results.rows[: results.starts[1]]
     report["epoch"] = epoch(splits["train"], train, arguments, num_processes)
     return report
@@ -473,8 +475,8 @@ def costly_row(results: Results, position: int) -> dict:
     return {"source": found["source"], "media": media} | {n: found[n] for n in ("text", "image", "video")}
 
 
-def verdict(report: dict, arguments) -> tuple[list[str], list[str]]:
-    """Why training would fail, and what it would do with rows that it cannot use whole."""
+def reasons(report: dict, arguments) -> tuple[list[str], list[str]]:
+    """Why training would fail, and what else to know before it starts."""
     data, failures, notes = arguments.data, [], []
     for of_split in report["data"].values():
         name = of_split["name"]
@@ -504,6 +506,9 @@ def verdict(report: dict, arguments) -> tuple[list[str], list[str]]:
         for flag in ("train_vision_encoder", "train_vision_projector"):
             if getattr(arguments.model, flag):
                 failures.append(f"--{flag} True has no effect without images and videos")
+        notes.append(f"{report['data']['train']['name']} holds neither image nor video: only texts are trained on")
+    if leaked := sum(found["rows"] for found in report.get("overlap", {}).values()):
+        notes.append(f"{rows_of(leaked, report['data']['eval']['name'])} are in the training data too")
     return failures, notes
 
 

@@ -7,7 +7,9 @@ import time
 
 from tqdm import tqdm
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
+from evaluation.verdict import Verdict
 from training.engines import say
 
 LOG_FILE = "log.jsonl"
@@ -15,23 +17,43 @@ LOG_FILE = "log.jsonl"
 SPEED = ("_runtime", "_per_second", "_preparation_time")
 
 
-class LogFile(TrainerCallback):
+class LogFile(TrainerCallback, ExportableState):
     """Writes each log as a line of `log.jsonl`, as it comes: what was logged, "step", "max_steps", "epoch", "time".
 
-    The file holds the run, also where it was resumed: what was logged after the checkpoint is taken out again.
+    The file holds the run, also where it was resumed: what was logged after the checkpoint is taken out again. The last
+    line of a run that is over has "state" and "verdict". Checkpoints hold the time of the run up to them.
     """
 
+    def __init__(self):
+        self.earlier, self.begin = 0.0, None
+
+    @property
+    def seconds(self) -> float:
+        """The time of the run, of all its parts."""
+        return self.earlier + (time.monotonic() - self.begin if self.begin else 0)
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"earlier": self.seconds}}
+
     def on_train_begin(self, args, state, control, **kwargs):
-        self.path = os.path.join(args.output_dir, LOG_FILE)
+        saved = state.stateful_callbacks.get(type(self).__name__, self.state())
+        self.earlier, self.begin = saved["attributes"]["earlier"], time.monotonic()
         if state.is_world_process_zero:
-            with open(self.path, "w", encoding="utf-8") as file:
+            with open(os.path.join(args.output_dir, LOG_FILE), "w", encoding="utf-8") as file:
                 for logs in state.log_history:
                     self._write(file, state, logs)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
-            with open(self.path, "a", encoding="utf-8") as file:
-                self._write(file, state, state.log_history[-1] | {"time": round(time.time(), 3)})
+            self._append(args, state, state.log_history[-1])
+
+    def end(self, args, state, verdict: Verdict) -> None:
+        logs = {"step": state.global_step, "seconds": round(self.seconds, 1)}
+        self._append(args, state, logs | {"state": verdict.state, "verdict": verdict.sentence})
+
+    def _append(self, args, state, logs: dict) -> None:
+        with open(os.path.join(args.output_dir, LOG_FILE), "a", encoding="utf-8") as file:
+            self._write(file, state, logs | {"time": round(time.time(), 3)})
 
     def _write(self, file, state, logs: dict) -> None:
         file.write(strict_json({"step": logs["step"], "max_steps": state.max_steps} | logs) + "\n")
@@ -58,7 +80,7 @@ class ProgressLine(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.is_live = sys.stderr.isatty() and not args.disable_tqdm
-        self.begin, self.first_step, self.evaluated = time.monotonic(), state.global_step, 0
+        self.begin, self.first_step, self.evaluated = None, 0, 0
         self.bar = None
         if state.is_world_process_zero and self.is_live:
             form = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
@@ -66,6 +88,8 @@ class ProgressLine(TrainerCallback):
             self.bar = tqdm(total=total, initial=initial, bar_format=form, dynamic_ncols=True, leave=False)
 
     def on_step_end(self, args, state, control, **kwargs):
+        if self.begin is None:  # the first step is slower than the others
+            self.begin, self.first_step = time.monotonic(), state.global_step
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
@@ -86,7 +110,7 @@ class ProgressLine(TrainerCallback):
         if "loss" in logs and self.bar is not None:
             self.bar.set_postfix_str(figures)
         elif "loss" in logs:
-            say(f"step {state.global_step}/{state.max_steps}: {figures}, {self._time_left(state)} left")
+            say(f"step {state.global_step}/{state.max_steps}: {figures}{self._time_left(state)}")
         elif "train_loss" in logs:
             seconds = tqdm.format_interval(logs["train_runtime"])
             say(f"trained {state.global_step} steps in {seconds}: {figures}")
@@ -100,7 +124,9 @@ class ProgressLine(TrainerCallback):
 
     def _time_left(self, state) -> str:
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step
-        return tqdm.format_interval((time.monotonic() - self.begin) / max(done, 1) * left)
+        if not done:
+            return ""
+        return f", {tqdm.format_interval((time.monotonic() - self.begin) / done * left)} left"
 
 
 def describe(logs: dict) -> list[str]:

@@ -25,10 +25,12 @@ import psutil
 from filelock import FileLock, Timeout
 
 from arguments import HERE, PARTS, parse_arguments, split_flags
+from evaluation.verdict import Verdict
 from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS
 from preview import add_flags
 from reading.sources import ENDINGS, HUB_ID, find_source
 from training.progress import LOG_FILE
+from training.run_folder import is_locked
 
 FIELDS = {field.name: field for part in PARTS for field in fields(part)}
 RECORD, LOG = "webui_run.json", "webui.log"
@@ -286,17 +288,17 @@ def is_alive(record: dict | None) -> bool:
         return False
 
 
-def status(folder: str) -> str:
-    """running, stopping, stopped, complete, failed; of a run from a terminal: complete or not started here."""
-    record = read_record(folder)
-    if is_alive(record):
-        return "stopping" if record.get("stopping") else "running"
-    results = os.path.join(folder, "all_results.json")
-    if os.path.isfile(results) and os.path.getmtime(results) >= (record["started"] if record else 0):
-        return "complete"
-    if not record:
-        return "not started here"
-    return "stopped" if record.get("stopping") or record.get("exit_code") == 128 + signal.SIGTERM else "failed"
+def status(folder: str) -> Verdict:
+    """What the run itself wrote at its end, or what can be seen of it."""
+    record = read_record(folder) or {}
+    if is_alive(record) or is_locked(folder):
+        return Verdict("running", "stopping after this step, with a checkpoint" if record.get("stopping") else "")
+    last = (read_log(folder) or [{}])[-1]
+    if "state" in last and last["time"] >= record.get("started", 0):
+        return Verdict(last["state"], last["verdict"])
+    if record.get("exit_code", -1) > 0:  # before its first step
+        return Verdict("failed", "the last lines below say why")
+    return Verdict("interrupted", "it was killed, or the machine went down")
 
 
 # ---- what a root holds ----

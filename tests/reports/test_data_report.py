@@ -414,7 +414,10 @@ def test_the_page_is_self_contained_and_escaped(check, words, write_rows, media_
     check("llava-1.5", path, "--html", page, "--model_max_length", 60)
     text = page.read_text(encoding="utf-8")
     assert "&lt;b&gt;&amp;none.png does not exist" in text and "<b>&" not in text and "<i>rows" not in text
-    assert "Training would fail" in text and text.count("<svg") == text.count('viewBox="0 0 ') == 3
+    assert (
+        '<section class="card error">\n<h2>not ready</h2>' in text
+        and text.count("<svg") == text.count('viewBox="0 0 ') == 3
+    )
     assert not re.search(r"<script|<link(?! rel=\"icon\" href=\"data)|src=|url\((?!#)|#0000", text)
     assert not re.search(r"https?://(?!www\.w3\.org/)", text)
 
@@ -429,4 +432,4 @@ def test_the_terminal_report_fits(words, write_rows, media_folder, tmp_path, mon
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= columns
     assert re.search(r"medium is missing +1 +14\.3%", out) and re.search(r"duplicate +1", out)
-    assert "Training would fail:\n- 3 rows of" in out
+    assert "\nnot ready:\n- 3 rows of" in out

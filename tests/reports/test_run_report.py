@@ -60,7 +60,7 @@ def test_the_report_of_a_run(tiny, write_rows, tmp_path):
     ]
     assert sizes == [(64, 64), (64, 64), (100, 50), (100, 50), (60, 140)]  # of the media of its three rows
 
-    assert "Complete" in page.text and "step 2 of 2" in page.text
+    assert "finished: too few steps to tell (" in page.text and "step 2 of 2" in page.text
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     losses = [logs["loss"] for logs in log if "loss" in logs]
     assert f"{losses[-1]:.3g}" in page.text
@@ -158,7 +158,7 @@ def test_a_stopped_run_leaves_a_report(tiny, write_rows, tmp_path):
     path, out = write_rows(rows_for(FAMILY)), tmp_path / "out"
     words = ["--model_id", MODEL_ID[FAMILY], "--model_local_path", tiny(FAMILY), "--data_path", path, "--use_cpu", True]
     words += ["--output_dir", out, "--logging_steps", 1, "--max_steps", 1000, "--use_lora", True]
-    for number, code, ended in ((signal.SIGTERM, 143, "Stopped by SIGTERM"), (signal.SIGINT, 130, "Stopped by Ctrl-C")):
+    for number, code, ended in ((signal.SIGTERM, 143, "by SIGTERM"), (signal.SIGINT, 130, "by Ctrl-C")):
         stopped = Launch(words, environment={"PLOTS": 1})
         (out / "log.jsonl").unlink(missing_ok=True)
         while not (out / "log.jsonl").exists() or len((out / "log.jsonl").read_text().splitlines()) < 2:
@@ -168,7 +168,10 @@ def test_a_stopped_run_leaves_a_report(tiny, write_rows, tmp_path):
         assert stopped.wait() == [code]
         assert "To go on: " in stopped.output and "Traceback" not in stopped.output
         page = Page(out / "report.html")
-        assert ended in page.text and re.search(r"step \d+ of 1,000\. To go on: .*--resume_from_checkpoint", page.text)
+        sentence = f"{ended}. To go on: the same with --resume_from_checkpoint True"
+        assert f"stopped: {sentence}" in page.text and re.search(r"step \d+ of 1,000", page.text)
+        last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+        assert (last["state"], last["verdict"]) == ("stopped", sentence)
         assert (out / "loss.png").is_file() and (out / "args.yaml").is_file()
 
 
@@ -189,4 +192,6 @@ def test_what_a_failed_run_says_is_in_its_report(tiny, write_rows, tmp_path, mon
     path = write_rows(rows_for(FAMILY))
     with pytest.raises(ValueError, match="broke"):
         run(tiny, FAMILY, path, tmp_path / "out", "--eval_data_path", path)
-    assert "Failed: the <evaluation> broke" in Page(tmp_path / "out/report.html").text
+    page = tmp_path / "out/report.html"
+    assert "failed: the <evaluation> broke" in Page(page).text and 'class="card error"' in page.read_text()
+    assert json.loads((tmp_path / "out/log.jsonl").read_text().splitlines()[-1])["state"] == "failed"
