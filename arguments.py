@@ -191,6 +191,15 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     # The Trainer's choices, of which one is not supported here, and others may be added.
     train_sampling_strategy: str = flag("random", "The order of samples (training/sampling.py).", SAMPLERS)
+    # With the Trainer's defaults, a run of less than 500 steps would show nothing but its end.
+    logging_steps: float = flag(0.01, "Log after so many steps; below 1: after this share of the run.")
+    logging_first_step: bool = flag(True, "Log the first step too.")
+    eval_steps: float | None = flag(
+        None,
+        "With --eval_strategy steps: evaluate after so many steps; below 1: after this share of the run. Default: 0.1, "
+        "or --save_steps with --load_best_model_at_end.",
+    )
+    bf16: bool | None = flag(None, "Compute in bfloat16. Default: where the GPU has it, without --fp16.")
     # The Trainer's type, dict[str, bool], has no reader for the command line (5.23).
     liger_kernel_config: str | None = flag(None, "Settled by --use_liger_kernel: all but its losses.")
     fsdp: bool = flag(
@@ -222,9 +231,14 @@ class TrainingArguments(transformers.TrainingArguments):
             self.dataloader_num_workers = default_workers(self.use_cpu)
         if self.dataloader_persistent_workers is None:
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and has_bfloat16(self.use_cpu)
         checks.check_training(self)
+        self.logging_first_step &= self.logging_strategy != "no"
         self.eval_on_start |= self.eval_generate > 0
         self.load_best_model_at_end |= self.early_stopping_patience is not None
+        if self.eval_steps is None and self.eval_strategy == "steps":
+            self.eval_steps = self.save_steps if self.load_best_model_at_end else 0.1
         try:
             super().__post_init__()
         except (ValueError, TypeError, OSError) as error:
@@ -246,6 +260,10 @@ def default_workers(use_cpu: bool) -> int:
     if use_cpu or not torch.accelerator.is_available():
         return 0
     return max(1, min(4, os.cpu_count() // torch.accelerator.device_count()))
+
+
+def has_bfloat16(use_cpu: bool) -> bool:
+    return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 PARTS = (ModelArguments, DataArguments, TrainingArguments, LoraArguments)

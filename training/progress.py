@@ -1,6 +1,7 @@
 """What a run tells of its progress: one line in the terminal, and `log.jsonl` in the output folder for programs."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ from transformers.trainer_callback import ExportableState
 
 from evaluation.verdict import Verdict
 from training.engines import say
+from training.trainable import compute_dtype
 
 LOG_FILE = "log.jsonl"
 # Of an evaluation, what tells of the machine rather than of the model.
@@ -82,6 +84,12 @@ class ProgressLine(TrainerCallback):
         self.is_live = sys.stderr.isatty() and not args.disable_tqdm
         self.begin, self.first_step, self.evaluated = None, 0, 0
         self.bar = None
+        rows = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
+        dtype, processes = str(compute_dtype(args)).removeprefix("torch."), "process" + "es" * (args.world_size > 1)
+        say(
+            f"{state.max_steps:,} steps in {dtype} on {args.device.type}, of {math.prod(rows):,} rows: "
+            f"{rows[0]:,} a batch x {rows[1]} accumulated x {rows[2]} {processes}"
+        )
         if state.is_world_process_zero and self.is_live:
             form = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
             total, initial = state.max_steps, state.global_step
