@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
     entry.begin(__file__)  # answers --help: the imports below take seconds
 
-import json
 import os
 import sys
 from collections import Counter
@@ -39,6 +38,7 @@ from loaders import LOADERS, attention
 from loaders.quantization import quantization_config, quantized_bits
 from reading.dataset import IGNORE_INDEX, make_dataset
 from reading.options import MediaOptions
+from reading.strict_json import strict_json
 from training import checks, engines, trainable
 from training.step_memory import KINDS, QuantizedLinear, Shares, measure_step
 
@@ -90,7 +90,7 @@ def main(words: list[str] | None = None) -> None:
             {"flags": c.flags, "total": round(c.forecast.total), "fits": c.forecast.total <= limit} for c in cures
         ]
     if own.json:
-        print(json.dumps(report), file=stdout)
+        print(strict_json(report), file=stdout)
     else:
         show(report, own.gpu_memory, stdout)
 

@@ -24,10 +24,10 @@ from collators.probes import check_labels
 from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
 from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset
+from reading.strict_json import make_strict
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, run_folder, trainable
 from training.engines import say
-from training.progress import make_strict
 from training.sampling import SAMPLERS
 from training.throughput import FlopCounter
 from training.trainer import FinetuneTrainer

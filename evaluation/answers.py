@@ -157,7 +157,7 @@ def write_answers(output_dir: str, step: int, answers: list[dict]) -> None:
     folder = os.path.join(output_dir, ANSWERS_FOLDER)
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, f"step-{step}.jsonl"), "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        file.writelines(json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n" for answer in answers)
 
 
 def read_answers(output_dir: str, step: int) -> list[dict]:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from reading import media, sources
 from reading.options import MediaOptions
 from reading.rows import KINDS, RowForm, content_parts
+from reading.strict_json import strict_json
 
 VERSION = 2  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
@@ -377,4 +378,4 @@ class IndexMaker:
         about |= {"digest": self.digest.hexdigest(), "state": self.state, "unread": self.unread}
         about["media_folders"] = {name: modified(name) for name in sorted(self.media_folders)}
         with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
-            json.dump(about, file)
+            file.write(strict_json(about))

@@ -37,6 +37,7 @@ from reading.dataset import make_dataset
 from reading.references import is_url
 from reading.row_index import Layout
 from reading.rows import content_parts
+from reading.strict_json import strict_json
 from reports import data_report_views
 
 KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
@@ -100,7 +101,7 @@ def run(arguments, own) -> int:
         with open(own.html, "w", encoding="utf-8") as file:
             file.write(data_report_views.page(report))
     if own.json:
-        print(json.dumps(report), file=stdout)
+        print(strict_json(report), file=stdout)
     else:
         data_report_views.show(report, Console(file=stdout))
     return 1 if report["failures"] else 0
@@ -138,7 +139,7 @@ class CheckedRows(Dataset):
         except Exception as error:  # a fault of ours or of a library: the other rows are checked all the same
             reason = f"{dataset.name}, sample {place}: {type(error).__name__}: {error}"
             found = {"fault": "crash", "reason": reason}
-        return json.dumps({"position": position, **found})
+        return strict_json({"position": position, **found})
 
     def describe(self, dataset, place: int) -> dict:
         row = dataset.rows[place]
@@ -341,7 +342,7 @@ def check_alone(rows: CheckedRows, position: int, results: Results) -> None:
         source = dataset.rows[place]["source"]  # a row that cannot be read is not opened
         found = {"position": position, "source": source, "fault": "crash"}
         found["reason"] = f"{source}: opening it ends the process: {str(died_of).strip()}"
-        results.add(json.dumps(found))
+        results.add(strict_json(found))
 
 
 def workers(rows: CheckedRows, positions, number: int) -> DataLoader:
@@ -578,11 +579,11 @@ def write_clean(path: str, dataset, results: Results, data) -> dict[str, str]:
             if results.rows["fault"][position]:
                 found = results.details(position)
                 line = {"row": position, "fault": found["fault"], "reason": found["reason"]}
-                rejected.write(json.dumps(line) + "\n")
+                rejected.write(strict_json(line) + "\n")
                 continue
             paths = media_paths(dataset.rows[position])
             row = portable(dataset.raw(position), paths, bases, media_folder)
-            good.write(json.dumps(row, default=str) + "\n")
+            good.write(strict_json(row, default=str) + "\n")
             number += 1
     os.replace(f"{path}.part", path)
     return {f"{number:,} usable": path, f"{len(dataset) - number:,} others": others}

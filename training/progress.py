@@ -1,6 +1,5 @@
 """What a run tells of its progress: one line in the terminal, and `log.jsonl` in the output folder for programs."""
 
-import json
 import math
 import os
 import sys
@@ -11,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from evaluation.verdict import Verdict
+from reading.strict_json import strict_json
 from training.engines import say
 from training.trainable import compute_dtype
 
@@ -59,19 +59,6 @@ class LogFile(TrainerCallback, ExportableState):
 
     def _write(self, file, state, logs: dict) -> None:
         file.write(strict_json({"step": logs["step"], "max_steps": state.max_steps} | logs) + "\n")
-
-
-def strict_json(value, **options) -> str:
-    """As `json.dumps`, but with null for NaN and infinity, which JSON does not have."""
-    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), **options)
-
-
-def make_strict(path: str) -> None:
-    """Rewrite a JSON file of a library's in the same way."""
-    with open(path, encoding="utf-8") as file:
-        value = json.load(file)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(strict_json(value, indent=2) + "\n")
 
 
 class ProgressLine(TrainerCallback):

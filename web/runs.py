@@ -272,7 +272,7 @@ def read_record(folder: str) -> dict | None:
 def write_record(folder: str, record: dict) -> None:
     path = os.path.join(folder, RECORD)
     with open(f"{path}.new", "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
+        json.dump(record, file, indent=1, allow_nan=False)
     os.replace(f"{path}.new", path)
 
 
