@@ -152,7 +152,7 @@ class DataArguments(ReadingArguments):
 @dataclass
 class LoraArguments:
     use_lora: bool = flag(False, "Train LoRA adapters on the language model instead of all its weights.")
-    use_vision_lora: bool = flag(False, "Train LoRA adapters on the vision encoder instead of all its weights.")
+    use_vision_lora: bool = flag(False, "Train LoRA adapters on the vision encoder; implies --train_vision_encoder.")
     q_lora: bool = flag(False, "Quantize the frozen language model to 4 bits (nf4, double quantization) under LoRA.")
     load_in_8bit: bool = flag(False, "Quantize the frozen language model to 8 bits (LLM.int8) under LoRA.")
     lora_r: int = flag(8, "Rank of the adapters.")
@@ -279,6 +279,8 @@ class Arguments:
     words: list[str] = field(default_factory=list)  # the command line
 
     def __post_init__(self):
+        if "train_vision_encoder" not in self.given:
+            self.model.train_vision_encoder |= self.lora.use_vision_lora
         if self.lora.lora_weight_path:
             checks.take_from_adapter(self.lora, self.given, self.model.model_path)
         checks.check_together(self)
@@ -359,6 +361,18 @@ def split_flags(words: list[str], names: Collection[str]) -> tuple[list[str], li
     return others, found
 
 
+def without_null(words: list[str]) -> list[str]:
+    """Leave out each flag whose last value is `null`: so a flag of a YAML file is switched off behind it."""
+    last = {}
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.removeprefix("--").replace("-", "_").partition("=")
+            last[name] = [value] if equals else []
+        elif last:
+            last[name].append(word)
+    return split_flags(words, {name for name, values in last.items() if values == ["null"]})[0]
+
+
 def parse_arguments(
     words: list[str] | None = None, description: str | None = None, extend=None, defaults: Collection[str] = ()
 ):
@@ -389,6 +403,7 @@ def parse_arguments(
         extend(parser)
     if words and words[0].endswith((".yaml", ".yml")):
         words = yaml_to_flags(words[0]) + words[1:]
+    words = without_null(words)
     if extend:
         words, passed_over = split_flags(words, HARDWARE_FLAGS)
     # `--no-dataloader-pin-memory` and the like write the field that `dest` names.

@@ -24,6 +24,7 @@ from collators.probes import check_labels
 from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
 from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset
+from reading.options import MEDIA_FLAGS
 from reading.strict_json import make_strict
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, run_folder, trainable
@@ -56,7 +57,7 @@ def main(words: list[str] | None = None) -> None:
         collator.join_samples(loader)
     check_labels(collator)
     report_template_differences(collator)
-    check_media_kinds(arguments, train_dataset)
+    check_media_kinds(arguments, train_dataset, eval_dataset)
     fit_to_budget(collator, train_dataset, arguments.data.drop_overlong)
     fit_to_budget(collator, eval_dataset, arguments.data.drop_overlong)
     lengths = lengths_for_order(arguments, collator, train_dataset)
@@ -118,11 +119,15 @@ def report_data(*datasets: MultimodalDataset | None) -> None:
             say("\n".join([f"{purpose}: {dataset.summary()}", *dataset.notes()]))
 
 
-def check_media_kinds(arguments: Arguments, train_dataset: MultimodalDataset) -> None:
-    """Refuse training of vision parts without media."""
+def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None) -> None:
+    """Refuse training of vision parts without media; say which flags of media have none to act on."""
+    train_dataset, found = datasets[0], set().union(*(dataset.media_kinds for dataset in datasets if dataset))
     for name in ("train_vision_encoder", "train_vision_projector"):
         if getattr(arguments.model, name) and not train_dataset.media_kinds:
             raise ValueError(f"--{name} True has no effect: {train_dataset.name} holds neither image nor video.")
+    for kind, names in MEDIA_FLAGS.items():
+        for name in sorted(names & arguments.given) if kind not in found else ():
+            say(f"WARNING: --{name} has no effect: no row holds {kind}s.")
 
 
 def model_kwargs(arguments: Arguments) -> dict:
