@@ -19,6 +19,7 @@ import merge_lora_weights
 from arguments import parse_arguments
 from reports import run_report
 from reports.model_card import write_merged_card
+from training.progress import LogFile
 
 FAMILY = "qwen2-vl"
 
@@ -45,12 +46,16 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data.strip()
 
 
-def test_the_report_of_a_run(tiny, write_rows, tmp_path):
+def test_the_report_of_a_run(tiny, write_rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(LogFile, "seconds", 3725.0)  # of all parts of a resumed run
     path, out = write_rows(rows_for(FAMILY)), tmp_path / "out"
     flags = ["--use_lora", True, "--train_vision_projector", True, "--eval_data_path", f"{path}[:3]"]
     flags += ["--eval_generate", 3, "--eval_max_new_tokens", 3, "--hub_token", "hf_secret"]
     run(tiny, FAMILY, path, out, *flags, draws_plots=True)
     page = Page(out / "report.html")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("finished: too few steps to tell (")
+    assert "1:02:05" in page.text
+    assert json.loads((out / "all_results.json").read_text())["train_steps_per_second"] == round(2 / 3725, 3)
     assert "script" not in page.tags
     assert all(reference.startswith("data:") for reference in page.references)  # it needs no other file
     sizes = [
@@ -117,6 +122,7 @@ def test_the_model_card(tiny, write_rows, tmp_path, flags):
     assert set(kinds) == {"image 2", "several images 2", "text 1", "video 1", "mixed 1"}
     assert yaml.safe_load(re.search(r"(?s)```yaml\n(.*?)```", text)[1])["learning_rate"] == 2e-3
     assert str(tmp_path) not in text and tiny(FAMILY) not in text
+    assert "finished: too few steps to tell (" in text and "finished" not in card_of(out / "checkpoint-1")[1]
     for target in re.findall(r"\]\(([^)]+)\)", text):
         assert (out / target).is_file(), target
     code = re.search(r"(?s)```python\n(.*?)```", text)[1].replace("FOLDER_OF_THIS_CARD", str(out))
