@@ -28,7 +28,8 @@ from training.sampling import SAMPLERS
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # Of a switch that is no field of a dataclass: `--flag`, `--flag True` or `--flag False`.
-SWITCH = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
+BARE = {"nargs": "?", "const": True}
+SWITCH = {"type": string_to_bool, "default": False} | BARE
 
 # Flags that ask for a GPU, a package or an engine: what is trained on does not depend on them.
 HARDWARE_FLAGS = {
@@ -199,7 +200,10 @@ class TrainingArguments(transformers.TrainingArguments):
         "With --eval_strategy steps: evaluate after so many steps; below 1: after this share of the run. Default: 0.1, "
         "or --save_steps with --load_best_model_at_end.",
     )
-    bf16: bool | None = flag(None, "Compute in bfloat16. Default: where the GPU has it, without --fp16.")
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Compute in bfloat16. Default: where the GPU has it, without --fp16."} | BARE,
+    )
     # The Trainer's type, dict[str, bool], has no reader for the command line (5.23).
     liger_kernel_config: str | None = flag(None, "Settled by --use_liger_kernel: all but its losses.")
     fsdp: bool = flag(
@@ -362,15 +366,22 @@ def split_flags(words: list[str], names: Collection[str]) -> tuple[list[str], li
 
 
 def without_null(words: list[str]) -> list[str]:
-    """Leave out each flag whose last value is `null`: so a flag of a YAML file is switched off behind it."""
-    last = {}
+    """Take back what a flag was given before `--flag null`, which so switches off a value of a YAML file."""
+    flags = []  # the words of each
     for word in words:
-        if word.startswith("--"):
-            name, equals, value = word.removeprefix("--").replace("-", "_").partition("=")
-            last[name] = [value] if equals else []
-        elif last:
-            last[name].append(word)
-    return split_flags(words, {name for name, values in last.items() if values == ["null"]})[0]
+        if word.startswith("--") or not flags:
+            flags.append([word])
+        else:
+            flags[-1].append(word)
+    kept = []
+    for own in flags:
+        name, _, value = "=".join(own).partition("=")
+        name = name.replace("-", "_")
+        if value == "null" and name.startswith("__"):
+            kept = [(other, its) for other, its in kept if other != name]
+        else:
+            kept.append((name, own))
+    return [word for _, own in kept for word in own]
 
 
 def parse_arguments(

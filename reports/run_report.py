@@ -80,10 +80,8 @@ def reported(trainer, facts: RunFacts):
     finally:
         if trainer.is_world_process_zero():
             verdict, steps = facts.verdict(trainer.state, ended), steps_of(trainer.state)
-            # What ended it is said once, by `cli`.
-            say(
-                painted(f"{verdict.state} at {steps}" if verdict.tone == "error" else verdict, verdict.tone, sys.stdout)
-            )
+            said = f"{verdict.state} at {steps}" if ended else verdict  # why, is said elsewhere
+            say(painted(said, verdict.tone, sys.stdout))
             with forgiven("report"):
                 trainer.log_file.end(trainer.args, trainer.state, verdict)
                 write_report(trainer.args.output_dir, facts, trainer.state, verdict)

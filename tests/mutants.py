@@ -710,8 +710,8 @@ FAULTS = [
     Fault(
         "null is a value",
         "arguments.py",
-        'if values == ["null"]',
-        "if False",
+        'if value == "null" and',
+        "if False and",
         "tests/test_arguments.py::test_a_later_flag_switches_off_what_a_yaml_file_says",
     ),
     Fault(

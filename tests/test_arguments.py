@@ -212,6 +212,7 @@ def test_flash_attention_has_a_long_and_a_short_name(monkeypatch):
 def test_the_defaults_show_something(monkeypatch):
     training = parse("--use_cpu True").training
     assert (training.logging_steps, training.logging_first_step, training.bf16) == (0.01, True, False)
+    assert parse("--use_cpu --bf16").training.bf16
     assert not parse("--logging_strategy no").training.logging_first_step
     evaluated = "--eval_data_path rows.json --eval_strategy steps"
     assert parse(evaluated).training.eval_steps == 0.1

@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import re
-import struct
 from typing import TextIO
 
 from transformers.trainer_utils import sort_checkpoints
@@ -64,16 +63,6 @@ def lock(folder: str) -> TextIO:
     except OSError as error:
         say(f"WARNING: {folder} cannot be locked ({error.strerror}): start no second run in it.")
     return file
-
-
-def is_locked(folder: str) -> bool:
-    """Whether a run on this machine is writing to an output folder; takes no lock, which a starting run would meet."""
-    try:
-        with open(os.path.join(folder, LOCK), "rb") as file:
-            asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # `struct flock` of Linux with 64 bits
-            return struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
-    except OSError:
-        return False
 
 
 def results(folder: str) -> list[str]:

@@ -156,13 +156,9 @@ class FinetuneTrainer(ResumableTrainer):
             logs |= self.meter.log()
         elif "train_loss" in logs:  # also what `train` returns; the Trainer's own counts the time of evaluations
             logs |= self.meter.log_run()
-            share = logs["train_runtime"] / self.log_file.seconds  # the Trainer's is since the resumption
-            logs |= {
-                name: round(logs[name] * share, 3)
-                for name in logs
-                if name.endswith(("samples_per_second", "steps_per_second"))
-            }
-            logs["train_runtime"] = round(self.log_file.seconds, 4)
+            seconds = self.log_file.seconds  # of all parts; the Trainer's are since the resumption
+            logs["train_runtime"] = round(seconds, 4)
+            logs["train_steps_per_second"] = round(self.state.global_step / seconds, 3)
         super().log(logs, start_time)
 
     def _save_checkpoint(self, *args):

@@ -5,12 +5,14 @@ What is known of a run lies in its output folder: `webui_run.json` (how it was s
 again, see the same. A relative path is one in the root, which is the current folder.
 """
 
+import fcntl
 import glob
 import json
 import os
 import re
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -30,7 +32,7 @@ from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS
 from preview import add_flags
 from reading.sources import ENDINGS, HUB_ID, find_source
 from training.progress import LOG_FILE
-from training.run_folder import is_locked
+from training.run_folder import LOCK
 
 FIELDS = {field.name: field for part in PARTS for field in fields(part)}
 RECORD, LOG = "webui_run.json", "webui.log"
@@ -285,6 +287,16 @@ def is_alive(record: dict | None) -> bool:
         same = abs(process.create_time() - record["created"]) < 2
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
+        return False
+
+
+def is_locked(folder: str) -> bool:
+    """Whether a run on this machine is writing to an output folder; takes no lock, which a starting run would meet."""
+    try:
+        with open(os.path.join(folder, LOCK), "rb") as file:
+            asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # `struct flock` of Linux with 64 bits
+            return struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
+    except OSError:
         return False
 
 

@@ -13,7 +13,7 @@ from conftest import REPO, run, turns
 from launch import Launch, launch
 from safetensors.torch import load_file
 
-from training.run_folder import is_locked
+from web.runs import is_locked
 
 ROWS = [{"image": "red.png", "conversations": turns(f"<image>\nQuestion {i}?", "Yes " * (i + 1))} for i in range(4)]
 LORA = ["--use_lora", True, "--save_strategy", "steps", "--save_steps", 1]
