@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
 
     @property
     def tone(self) -> str:
-        return TONES[self.state]
+        return "warning" if self.sentence.startswith(("learned nothing", "overfits")) else TONES[self.state]
 
     def __str__(self) -> str:
         return f"{self.state}: {self.sentence}" if self.sentence else self.state
