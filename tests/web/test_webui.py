@@ -33,14 +33,14 @@ flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 print(json.dumps(sys.argv[1:]), os.environ.get("FINELMM_WEBUI_PASSWORD"), flush=True)
 def stop(*_):
     end = {"step": 1, "max_steps": 9, "time": time.time(), "state": "stopped", "verdict": "by SIGTERM"}
-    open(os.path.join(flags["--output_dir"], "log.jsonl"), "w").write(json.dumps(end) + "\n")
+    print(json.dumps(end), file=open(os.path.join(flags["--output_dir"], "log.jsonl"), "w"), flush=True)
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
 time.sleep(float(flags["--num_train_epochs"]))
 if "--seed" in flags:
     sys.exit("Error: no such seed.")
 end = {"step": 9, "max_steps": 9, "time": time.time(), "state": "finished", "verdict": "learned (all)"}
-open(os.path.join(flags["--output_dir"], "log.jsonl"), "w").write(json.dumps(end) + "\n")
+print(json.dumps(end), file=open(os.path.join(flags["--output_dir"], "log.jsonl"), "w"), flush=True)
 """
 
 
