@@ -261,6 +261,7 @@ def test_the_log_of_a_stopped_run_goes_on(tiny, write_rows, tmp_path):
         time.sleep(0.05)
     second.send(signal.SIGTERM)
     assert second.wait() == [143]
-    after = lines_of(out / "log.jsonl")
+    *after, end = lines_of(out / "log.jsonl")
+    assert (end["state"], end["step"]) == ("stopped", after[-1]["step"]) and end["seconds"] > 0
     assert [line["step"] for line in after] == list(range(1, len(after) + 1))
     assert [line["loss"] for line in after[: len(before)]] == [line["loss"] for line in before]
