@@ -717,9 +717,9 @@ FAULTS = [
     Fault(
         "flags of evaluation need no data",
         "training/checks.py",
-        "*sorted(EVALUATION_FLAGS & arguments.given)):",
-        "):",
-        "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--do_eval True]",
+        '"eval_on_start", "eval_delay", "per_device_eval_batch_size"),',
+        '"eval_on_start", "per_device_eval_batch_size"),',
+        "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--eval_delay 2]",
     ),
 ]
 
