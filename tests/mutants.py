@@ -715,6 +715,13 @@ FAULTS = [
         "tests/test_arguments.py::test_a_later_flag_switches_off_what_a_yaml_file_says",
     ),
     Fault(
+        "flags of media that no row holds are not named",
+        "train.py",
+        "if kind not in found else ()",
+        "if not found else ()",
+        "tests/test_arguments.py::test_flags_of_media_that_no_row_holds_are_named",
+    ),
+    Fault(
         "flags of evaluation need no data",
         "training/checks.py",
         '"eval_on_start", "eval_delay", "per_device_eval_batch_size"),',

@@ -6,10 +6,12 @@ import re
 import pytest
 import transformers
 import yaml
+from conftest import IMAGE_ROWS, VIDEO_ROWS, turns
 from transformers import HfArgumentParser
 
 from arguments import PARTS, has_bfloat16, parse_arguments
-from train import model_kwargs
+from reading.dataset import MultimodalDataset
+from train import check_media_kinds, model_kwargs
 from training.checks import AT_LEAST, ATTENTION, EXCLUDES, KEPT_FLAGS, NEEDS, RENAMED_FLAGS
 from training.resume import resume_from
 
@@ -227,6 +229,20 @@ def test_the_defaults_show_something(monkeypatch):
 def test_vision_lora_implies_its_companion():
     arguments = parse("--use_lora True --use_vision_lora True --vision_encoder_lr 1e-5")
     assert arguments.model.train_vision_encoder and arguments.as_dict()["train_vision_encoder"]
+
+
+def test_flags_of_media_that_no_row_holds_are_named(write_rows, capsys):
+    picture, clip, text = IMAGE_ROWS[0], VIDEO_ROWS[0], {"conversations": turns("A?", "B")}
+    words = "--num_frames 4 --max_pixels 999 --video_max_pixels 99 --seed 3"
+    for rows, idle in (
+        ([picture], {"num_frames", "video_max_pixels"}),
+        ([clip], {"max_pixels"}),
+        ([picture, clip], set()),
+        ([text], {"num_frames", "video_max_pixels", "max_pixels"}),
+    ):
+        datasets = [MultimodalDataset(write_rows([row])) for row in rows]
+        check_media_kinds(parse(words), *datasets)
+        assert set(re.findall(r"WARNING: --(\w+) has no effect", capsys.readouterr().out)) == idle
 
 
 def test_bf16_runs_on_the_cpu_when_asked_for():
