@@ -32,7 +32,16 @@ from transformers import HfArgumentParser
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.training_args import OptimizerNames
 
-from arguments import HARDWARE_FLAGS, Arguments, ModelArguments, TrainingArguments, cli, has_bfloat16, parse_arguments
+from arguments import (
+    HARDWARE_FLAGS,
+    HERE,
+    Arguments,
+    ModelArguments,
+    TrainingArguments,
+    cli,
+    has_bfloat16,
+    parse_arguments,
+)
 from collators import make_collator
 from loaders import LOADERS, attention
 from loaders.quantization import quantization_config, quantized_bits
@@ -72,6 +81,7 @@ class Cure(NamedTuple):
 
 
 def main(words: list[str] | None = None) -> None:
+    words = sys.argv[1:] if words is None else words
     arguments, own = parse(words)
     num_devices = own.num_devices or int(os.environ.get("WORLD_SIZE", 1))
     stdout = sys.stdout
@@ -79,7 +89,7 @@ def main(words: list[str] | None = None) -> None:
         forecast = forecast_run(arguments, num_devices)
         limit = own.gpu_memory and own.gpu_memory * GB * (1 - RESERVE)
         fits = not limit or forecast.total <= limit
-        cures = [] if fits else list(find_cures(arguments, num_devices, forecast.total, limit))
+        cures = [] if fits else list(find_cures(words, arguments, num_devices, forecast.total, limit))
     report = {kind: round(size) for kind, size in forecast.sizes.items()} | {"total": round(forecast.total)}
     report |= {"devices": num_devices, **forecast._asdict()}
     del report["sizes"]
@@ -98,7 +108,7 @@ def main(words: list[str] | None = None) -> None:
 # ---- flags ----
 
 
-def parse(words: list[str] | None = None):
+def parse(words: list[str]):
     """Command line words -> `Arguments`, and the flags of `add_flags`."""
     arguments, own = parse_arguments(words, __doc__, add_flags, defaults=["--data_path", ""])
     for name in ("gpu_memory", "num_devices"):
@@ -327,85 +337,60 @@ def made_row(arguments: Arguments, collator) -> dict[str, torch.Tensor]:
 # ---- what to change ----
 
 
-class Change(NamedTuple):
-    flags: str
-    part: str = ""  # of the arguments
-    values: dict = {}
-    num_devices: int = 0  # 0: as before
-
-    def apply(self, arguments: Arguments) -> Arguments:
-        changed = copy(arguments)
-        if self.part:
-            part = copy(getattr(arguments, self.part))
-            vars(part).update(self.values)
-            vars(changed)[self.part] = part
-        return changed
-
-
-def changes(arguments: Arguments, num_devices: int) -> Iterator[Change]:
-    """What may save memory, the cheapest first."""
+def changes(arguments: Arguments, num_devices: int) -> Iterator[tuple[dict, int]]:
+    """Flags and numbers of devices that may need less memory, the cheapest first."""
     data, training, lora = arguments.data, arguments.training, arguments.lora
     if not (training.bf16 or training.fp16):
-        yield Change("--bf16 True", "training", {"bf16": True})
+        yield {"bf16": True}, num_devices
     if not training.activation_checkpointing:
-        yield Change("--activation_checkpointing True", "training", {"activation_checkpointing": True})
+        yield {"activation_checkpointing": True}, num_devices
     batch, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
     for smaller in sorted({batch // 2, 1} - {0, batch}, reverse=True):
-        values = {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": steps * batch // smaller}
-        yield Change(" ".join(f"--{name} {value}" for name, value in values.items()), "training", values)
+        sizes = {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": steps * batch // smaller}
+        yield sizes, num_devices
     if training.optim.value.startswith("adamw_torch") and not lora.use_lora and not training.deepspeed:
-        yield Change("--optim adamw_8bit", "training", {"optim": OptimizerNames.ADAMW_8BIT})
+        yield {"optim": "adamw_8bit"}, num_devices
     more = max(num_devices, MORE_DEVICES)
     if training.deepspeed or training.fsdp:
         if num_devices < more:
-            yield Change(f"{more} devices", num_devices=more)
+            yield {}, more
     elif not lora.load_in_8bit:
         for stage in (2, 3):
-            file = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ds_configs", f"zero{stage}.json")
-            flags = f"--deepspeed ds_configs/zero{stage}.json, {more} devices"
-            yield Change(flags, "training", {"deepspeed": file}, more)
+            yield {"deepspeed": os.path.relpath(os.path.join(HERE, "ds_configs", f"zero{stage}.json"))}, more
     if not lora.use_lora:
-        yield Change("--use_lora True", "lora", {"use_lora": True})
+        yield {"use_lora": True}, num_devices
     if not (lora.q_lora or lora.load_in_8bit):
-        flags = "--q_lora True" if lora.use_lora else "--use_lora True --q_lora True"
-        yield Change(flags, "lora", {"use_lora": True, "q_lora": True})
-    length = data.model_max_length // 2
-    yield Change(f"--model_max_length {length}", "data", {"model_max_length": length})
+        yield ({} if lora.use_lora else {"use_lora": True}) | {"q_lora": True}, num_devices
+    yield {"model_max_length": data.model_max_length // 2}, num_devices
     if not data.image_size:
-        pixels = (data.max_pixels or IMAGE_SIZE[0] * IMAGE_SIZE[1]) // 2
-        yield Change(f"--max_pixels {pixels}", "data", {"max_pixels": pixels})
+        yield {"max_pixels": (data.max_pixels or IMAGE_SIZE[0] * IMAGE_SIZE[1]) // 2}, num_devices
 
 
-def find_cures(arguments: Arguments, num_devices: int, before: float, limit: float) -> Iterator[Cure]:
+def find_cures(words: list[str], arguments: Arguments, num_devices: int, before: float, limit: float) -> Iterator[Cure]:
     """The changes that save something, each alone; where none fits, more and more of them on the same devices."""
-    useful = []
-    for change in changes(arguments, num_devices):
-        cure = try_changes(arguments, num_devices, [change])
+    useful, fits = [], False
+    for flags, devices in changes(arguments, num_devices):
+        cure = try_flags(words, flags, devices, num_devices)
         if cure and cure.forecast.total < before:
-            useful.append((change, cure))
             yield cure
-    if any(cure.forecast.total <= limit for _, cure in useful):
-        return
-    together = []
-    for change, _ in useful:
-        if change.num_devices:
-            continue
-        # The same flag again, such as a still smaller batch, takes the place of the earlier one.
-        together = [other for other in together if not other.values.keys() <= change.values.keys()] + [change]
-        if len(together) > 1 and (cure := try_changes(arguments, num_devices, together)):
+            fits |= cure.forecast.total <= limit
+            useful += [flags] if devices == num_devices else []
+    together = {}
+    for flags in [] if fits else useful:
+        together |= flags
+        if together != useful[0] and (cure := try_flags(words, together, num_devices, num_devices)):
             yield cure
             if cure.forecast.total <= limit:
                 return
 
 
-def try_changes(arguments: Arguments, num_devices: int, several: list[Change]) -> Cure | None:
-    """The forecast of some changes; None where data or model do not allow them, such as a cut through an image."""
-    for change in several:
-        arguments, num_devices = change.apply(arguments), change.num_devices or num_devices
-    flags = " ".join(change.flags for change in several)
-    print(f"Trying {flags}", file=sys.stderr)
+def try_flags(words: list[str], flags: dict, num_devices: int, before: int) -> Cure | None:
+    """The forecast with more flags; None where data or model do not allow them, such as a cut through an image."""
+    added = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    text = ", ".join(filter(None, (" ".join(added), f"{num_devices} devices" if num_devices != before else "")))
+    print(f"Trying {text}", file=sys.stderr)
     try:
-        return Cure(flags, forecast_run(arguments, num_devices))
+        return Cure(text, forecast_run(parse([*words, *added])[0], num_devices))
     except ValueError:
         return None
 
