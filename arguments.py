@@ -23,7 +23,9 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from transformers.utils import is_torch_bf16_gpu_available
 
+from evaluation.verdict import painted
 from reading.options import FILTERS
+from reading.strict_json import strict_json
 from supported_models import find_model
 from training import checks
 from training.engines import say
@@ -31,7 +33,8 @@ from training.sampling import SAMPLERS
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # Of a switch that is no field of a dataclass: `--flag`, `--flag True` or `--flag False`.
-SWITCH = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
+BARE = {"nargs": "?", "const": True}
+SWITCH = {"type": string_to_bool, "default": False} | BARE
 
 # Flags that ask for a GPU, a package or an engine: what is trained on does not depend on them.
 HARDWARE_FLAGS = {
@@ -165,7 +168,7 @@ class DataArguments(ReadingArguments):
 @dataclass
 class LoraArguments:
     use_lora: bool = flag(False, "Train LoRA adapters on the language model instead of all its weights.")
-    use_vision_lora: bool = flag(False, "Train LoRA adapters on the vision encoder instead of all its weights.")
+    use_vision_lora: bool = flag(False, "Train LoRA adapters on the vision encoder; implies --train_vision_encoder.")
     q_lora: bool = flag(False, "Quantize the frozen language model to 4 bits (nf4, double quantization) under LoRA.")
     load_in_8bit: bool = flag(False, "Quantize the frozen language model to 8 bits (LLM.int8) under LoRA.")
     lora_r: int = flag(8, "Rank of the adapters.")
@@ -204,6 +207,18 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     # The Trainer's choices, of which one is not supported here, and others may be added.
     train_sampling_strategy: str = flag("random", "The order of samples (training/sampling.py).", SAMPLERS)
+    # With the Trainer's defaults, a run of less than 500 steps would show nothing but its end.
+    logging_steps: float = flag(0.01, "Log after so many steps; below 1: after this share of the run.")
+    logging_first_step: bool = flag(True, "Log the first step too.")
+    eval_steps: float | None = flag(
+        None,
+        "With --eval_strategy steps: evaluate after so many steps; below 1: after this share of the run. Default: 0.1, "
+        "or --save_steps with --load_best_model_at_end.",
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Compute in bfloat16. Default: where the GPU has it, without --fp16."} | BARE,
+    )
     # The Trainer's type, dict[str, bool], has no reader for the command line (5.23).
     liger_kernel_config: str | None = flag(None, "Settled by --use_liger_kernel: all but its losses.")
     fsdp: bool = flag(
@@ -238,9 +253,14 @@ class TrainingArguments(transformers.TrainingArguments):
             self.dataloader_num_workers = default_workers(self.use_cpu)
         if self.dataloader_persistent_workers is None:
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and has_bfloat16(self.use_cpu)
         checks.check_training(self)
+        self.logging_first_step &= self.logging_strategy != "no"
         self.eval_on_start |= self.eval_generate > 0
         self.load_best_model_at_end |= self.early_stopping_patience is not None
+        if self.eval_steps is None and self.eval_strategy == "steps":
+            self.eval_steps = self.save_steps if self.load_best_model_at_end else 0.1
         try:
             super().__post_init__()
         except (ValueError, TypeError, OSError) as error:
@@ -264,6 +284,10 @@ def default_workers(use_cpu: bool) -> int:
     return max(1, min(4, os.cpu_count() // torch.accelerator.device_count()))
 
 
+def has_bfloat16(use_cpu: bool) -> bool:
+    return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 PARTS = (ModelArguments, DataArguments, TrainingArguments, LoraArguments)
 
 
@@ -277,6 +301,8 @@ class Arguments:
     words: list[str] = field(default_factory=list)  # the command line
 
     def __post_init__(self):
+        if "train_vision_encoder" not in self.given:
+            self.model.train_vision_encoder |= self.lora.use_vision_lora
         if self.lora.lora_weight_path:
             checks.take_from_adapter(self.lora, self.given, self.model.model_path)
         checks.check_together(self)
@@ -321,12 +347,12 @@ def cli(main) -> None:
 def end(message: str) -> None:
     """End the process with an error message; under torchrun once, in the summary of failures that it prints last."""
     if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
-        sys.exit(message)
+        sys.exit(painted(message, "error", sys.stderr))
     of_all_processes = os.path.dirname(os.path.dirname(path))
     # An earlier time makes it the first failure, which torchrun shows last.
     found = {"message": message, "extraInfo": {"timestamp": str(int(time.time()) - 1)}}
     with open(path, "w", encoding="utf-8") as file:
-        json.dump({"message": found}, file)
+        file.write(strict_json({"message": found}))
     try:
         open(os.path.join(of_all_processes, hashlib.sha256(message.encode()).hexdigest()), "x").close()
     except FileExistsError:  # another process has said it
@@ -381,6 +407,25 @@ def split_flags(words: list[str], names: Collection[str]) -> tuple[list[str], li
     return others, found
 
 
+def without_null(words: list[str]) -> list[str]:
+    """Take back what a flag was given before `--flag null`, which so switches off a value of a YAML file."""
+    flags = []  # the words of each
+    for word in words:
+        if word.startswith("--") or not flags:
+            flags.append([word])
+        else:
+            flags[-1].append(word)
+    kept = []
+    for own in flags:
+        name, _, value = "=".join(own).partition("=")
+        name = name.replace("-", "_")
+        if value == "null" and name.startswith("__"):
+            kept = [(other, its) for other, its in kept if other != name]
+        else:
+            kept.append((name, own))
+    return [word for _, own in kept for word in own]
+
+
 def parse_arguments(
     words: list[str] | None = None, description: str | None = None, extend=None, defaults: Collection[str] = ()
 ):
@@ -411,6 +456,7 @@ def parse_arguments(
         extend(parser)
     if words and words[0].endswith((".yaml", ".yml")):
         words = yaml_to_flags(words[0]) + words[1:]
+    words = without_null(words)
     if extend:
         words, passed_over = split_flags(words, HARDWARE_FLAGS)
     for action in parser._actions:

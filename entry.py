@@ -30,10 +30,7 @@ def begin(script: str) -> None:
         if digest == flags_digest(script):
             print(text, end="")
             sys.exit()
-    if not glob.glob("/dev/nvidia*") and not os.path.exists("/dev/kfd"):
-        # On CPUs, threads that spin while they wait take the cores from whatever else works there, a run's own data
-        # loader included: several times slower. Read when torch is imported.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_threads_sleep()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # without the traceback of an import; `cli` resets it
     gc.disable()  # it looks through modules being imported again and again, and frees nothing; `cli` enables it
@@ -41,6 +38,14 @@ def begin(script: str) -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # It also asks a model by a name that transformers 5.23 has renamed.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
+def let_threads_sleep() -> None:
+    """On CPUs, threads that spin while they wait take the cores from whatever else works there, a run's own data loader
+    included: several times slower (benchmarks/waiting_threads.py). Read when torch is imported.
+    """
+    if not glob.glob("/dev/nvidia*") and not os.path.exists("/dev/kfd"):
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def flags_digest(script: str | Path) -> str:

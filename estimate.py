@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
     entry.begin(__file__)  # answers --help: the imports below take seconds
 
-import json
 import os
 import sys
 from collections import Counter
@@ -33,12 +32,22 @@ from transformers import HfArgumentParser
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.training_args import OptimizerNames
 
-from arguments import HARDWARE_FLAGS, HERE, Arguments, ModelArguments, TrainingArguments, cli, parse_arguments
+from arguments import (
+    HARDWARE_FLAGS,
+    HERE,
+    Arguments,
+    ModelArguments,
+    TrainingArguments,
+    cli,
+    has_bfloat16,
+    parse_arguments,
+)
 from collators import make_collator
 from loaders import LOADERS, attention
 from loaders.quantization import quantization_config, quantized_bits
 from reading.dataset import IGNORE_INDEX, make_dataset
 from reading.options import MediaOptions
+from reading.strict_json import strict_json
 from training import checks, engines, trainable
 from training.step_memory import KINDS, QuantizedLinear, Shares, measure_step
 
@@ -91,7 +100,7 @@ def main(words: list[str] | None = None) -> None:
             {"flags": c.flags, "total": round(c.forecast.total), "fits": c.forecast.total <= limit} for c in cures
         ]
     if own.json:
-        print(json.dumps(report), file=stdout)
+        print(strict_json(report), file=stdout)
     else:
         show(report, own.gpu_memory, stdout)
 
@@ -139,6 +148,8 @@ def set_hardware(arguments: Arguments, words: list[str]) -> None:
         raise ValueError(str(error)) from error
     for name, owner in owners.items():
         setattr(owner, name, getattr(hardware, name))
+    if arguments.training.bf16 is None:
+        arguments.training.bf16 = not arguments.training.fp16 and has_bfloat16(arguments.training.use_cpu)
     arguments.given |= {word.removeprefix("--").split("=")[0].replace("-", "_") for word in words if word[:2] == "--"}
     model, training = arguments.model, arguments.training
     if training.bf16 and training.fp16:

@@ -78,7 +78,7 @@ def answer_file(args: argparse.Namespace) -> None:
     with open(args.output_path, "w", encoding="utf-8", buffering=1) as file:  # a line is written once it is there
         found = generate_answers(model, collator, dataset, args.batch_size, args.max_new_tokens or 128, asked)
         for line in tqdm(found, "Answering", len(asked), unit="answer", disable=None):
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             answers.append(line)
     print(f"{len(answers)} answers written to {args.output_path}")
     for name, value in metrics.score(answers, own).items():

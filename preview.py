@@ -60,7 +60,7 @@ def main(words: list[str] | None = None) -> None:
 
         if own.json:
             for preview in previews():
-                print(json.dumps(preview.row, ensure_ascii=False), file=stdout, flush=True)
+                print(json.dumps(preview.row, ensure_ascii=False, allow_nan=False), file=stdout, flush=True)
         elif own.html:
             model, shown = arguments.model, f"{len(indices)} of {len(dataset)} rows"
             facts = [f"{model.model_id}: {model.model_path}", shown]

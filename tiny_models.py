@@ -16,6 +16,7 @@ import os
 import sys
 from pathlib import Path
 
+import entry
 from supported_models import AUTO, families, find_model
 from tiny_checkpoints import TINY_CHECKPOINTS
 
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True, type=Path, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     args = parser.parse_args()
+    entry.let_threads_sleep()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one line of output, not a bar for one small file
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate 1.15 imports DeepSpeed, which warns where no GPU is
     try:

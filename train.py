@@ -26,11 +26,12 @@ from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
 from reading import replaced
 from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset, shared_rows
+from reading.options import MEDIA_FLAGS
+from reading.strict_json import make_strict
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, run_folder, trainable
 from training.added_tokens import untrained_tokens
 from training.engines import say
-from training.progress import make_strict
 from training.sampling import SAMPLERS
 from training.throughput import FlopCounter
 from training.trainer import FinetuneTrainer
@@ -64,7 +65,7 @@ def finetune(arguments: Arguments) -> None:
     check_labels(collator)
     say(check_template(collator, train_dataset, eval_dataset))
     say(untrained_tokens(loader, arguments, collator.template, train_dataset))
-    check_media_kinds(arguments, train_dataset)
+    check_media_kinds(arguments, train_dataset, eval_dataset)
     fit_to_budget(collator, train_dataset, arguments.data.drop_overlong)
     fit_to_budget(collator, eval_dataset, arguments.data.drop_overlong)
     lengths = lengths_for_order(arguments, collator, train_dataset)
@@ -86,7 +87,7 @@ def finetune(arguments: Arguments) -> None:
     say("\n" + trainable.format_summary(trained) + "\n")
     collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, train_dataset, eval_dataset)
 
-    # training and evaluation; a report of it, also where it is interrupted
+    # training and evaluation; what became of it is said and written down, also where it is interrupted
     facts = RunFacts(arguments, trained, train_dataset, eval_dataset)
     run_folder.begin(arguments.training, run, checkpoint)
     write_arguments(arguments)
@@ -110,11 +111,11 @@ def finetune(arguments: Arguments) -> None:
         metrics = trainer.train(checkpoint).metrics
         if eval_dataset:
             metrics |= trainer.evaluate_at_end()
-    trainer.report_skipped()
+        trainer.report_skipped()
 
-    # adapter or full checkpoint, the base's processor files, the model card, all_results.json
-    with resume.disk_errors(arguments.training.output_dir, arguments.training):
-        save(trainer, loader, metrics)
+        # adapter or full checkpoint, the base's processor files, the model card, all_results.json
+        with resume.disk_errors(arguments.training.output_dir, arguments.training):
+            save(trainer, loader, metrics)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the saving one down with it
     trainer.end()
 
@@ -134,11 +135,15 @@ def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDatase
             )
 
 
-def check_media_kinds(arguments: Arguments, train_dataset: MultimodalDataset) -> None:
-    """Refuse training of vision parts without media."""
+def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None) -> None:
+    """Refuse training of vision parts without media; say which flags of media have none to act on."""
+    train_dataset, found = datasets[0], set().union(*(dataset.media_kinds for dataset in datasets if dataset))
     for name in ("train_vision_encoder", "train_vision_projector"):
         if getattr(arguments.model, name) and not train_dataset.media_kinds:
             raise ValueError(f"--{name} True has no effect: {train_dataset.name} holds neither image nor video.")
+    for kind, names in MEDIA_FLAGS.items():
+        for name in sorted(names & arguments.given) if kind not in found else ():
+            say(f"WARNING: --{name} has no effect: no row holds {kind}s.")
 
 
 def model_kwargs(arguments: Arguments) -> dict:

@@ -427,19 +427,20 @@ def watch(root: str, run: str | None, seen) -> list:
             raise ValueError("No such run." if run else "No run yet: start one.")
     except ValueError as error:
         return [notice(str(error), is_error=bool(run)), *[gr.update(visible=False)] * 3, *[gr.skip()] * 6]
-    state, record, log = runs.status(folder), runs.read_record(folder), runs.read_log(folder)
-    progress = runs.progress(log, record["started"] if record else 0)
+    verdict, record, log = runs.status(folder), runs.read_record(folder) or {}, runs.read_log(folder)
+    progress = runs.progress(log, record.get("started", 0))
     head = render(
         "webui_run.html",
-        status=state,
+        verdict=verdict,
         progress=progress,
-        left=progress.seconds_left and state == "running" and duration(progress.seconds_left),
+        left=progress.seconds_left and verdict.state == "running" and duration(progress.seconds_left),
         figures=figures(log),
     )
+    is_mine, is_stopping = runs.is_alive(record), record.get("stopping", False)
     shown = [
-        gr.update(visible=state in ("running", "stopping"), interactive=state == "running"),  # Kill takes not its place
-        gr.update(visible=state == "stopping"),
-        gr.update(visible=state in ("stopped", "failed")),
+        gr.update(visible=is_mine, interactive=not is_stopping),  # Kill takes not its place
+        gr.update(visible=is_mine and is_stopping),
+        gr.update(visible=bool(record) and verdict.state not in ("running", "finished")),
     ]
     version = runs.version(folder)
     if version == seen:

@@ -6,16 +6,19 @@ run changes by it: no gradient, no random number, no weight.
 
 import json
 import os
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from threading import Event, Thread
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from reading.dataset import MultimodalDataset
 
 ANSWERS_FOLDER = "eval_answers"  # of an output folder: a file for each evaluation of a run
+MOST_COUNTED = 10_000  # rows of the training data, evenly spread
 
 
 class Question(NamedTuple):
@@ -68,10 +71,7 @@ def generate_answers(
         ]
         predictions = _generate(model, collator, prompts, max_new_tokens, **options)
         for question, sample, prediction in zip(batch, samples, predictions):
-            asked_text, reference = (
-                "".join(part.get("text", "") for part in message["content"]).strip()
-                for message in sample["messages"][question.message - 1 : question.message + 1]
-            )
+            asked_text, reference = texts_of(sample["messages"], question)
             yield {
                 "index": question.index,
                 "turn": question.turn,
@@ -80,6 +80,29 @@ def generate_answers(
                 "reference": reference,
                 "exact_match": prediction == reference,
             }
+
+
+def texts_of(messages: list[dict], question: Question) -> tuple[str, str]:
+    """What is asked, and the reply to learn."""
+    exchange = messages[question.message - 1 : question.message + 1]
+    asked, reply = ("".join(part.get("text", "") for part in message["content"]).strip() for message in exchange)
+    return asked, reply
+
+
+def guess_blindly(dataset: MultimodalDataset, answers: list[dict]) -> list[dict]:
+    """The answers, each prediction replaced by what a model could know that never looks.
+
+    That is the most frequent reply to the same question in the training data, or of all replies, where no row asks it.
+    """
+    rows = np.linspace(0, len(dataset) - 1, min(MOST_COUNTED, len(dataset))).round().astype(int)
+    replies, of_all = defaultdict(Counter), Counter()
+    for question in questions(dataset, rows.tolist()):
+        asked, reply = texts_of(dataset.rows[question.index]["messages"], question)
+        replies[asked][reply] += 1
+        of_all[reply] += 1
+    guesses = {asked: counts.most_common(1)[0][0] for asked, counts in replies.items()}
+    other = of_all.most_common(1)[0][0] if of_all else ""
+    return [answer | {"prediction": guesses.get(answer["question"], other)} for answer in answers]
 
 
 @torch.no_grad()  # inference mode would leave tensors behind that training cannot use
@@ -134,7 +157,7 @@ def write_answers(output_dir: str, step: int, answers: list[dict]) -> None:
     folder = os.path.join(output_dir, ANSWERS_FOLDER)
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, f"step-{step}.jsonl"), "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        file.writelines(json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n" for answer in answers)
 
 
 def read_answers(output_dir: str, step: int) -> list[dict]:

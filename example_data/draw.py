@@ -163,7 +163,7 @@ def write_split(output_dir, name, media, properties, scenes):
 
 
 def as_json(rows):
-    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+    return "[\n" + ",\n".join(json.dumps(row, allow_nan=False) for row in rows) + "\n]\n"
 
 
 def write_rows(path, rows):

@@ -19,6 +19,7 @@ if [ -z "${TRAIN_DATA:-}" ]; then
     TRAIN_DATA=example_data/shapes/train.json
     TEST_DATA=example_data/shapes/test.json # rows that are not trained on
 fi
+: "${TEST_DATA:?is not set: name a file of held-out rows, such as TEST_DATA=data/test.json}"
 
 # ---- training -------------------------------------------------------------------------------------------------------
 ARGUMENTS=(

@@ -22,6 +22,8 @@ if [ -z "${TRAIN_DATA:-}" ]; then
     TEST_DATA=example_data/shapes/test.json           # rows that are not trained on
     TEXT_DATA=example_data/shapes/text_train.json # rows without "image"; each file may have a form of its own
 fi
+: "${TEST_DATA:?is not set: name a file of held-out rows, such as TEST_DATA=data/test.json}"
+: "${TEXT_DATA:?is not set: name a file of rows without pictures, such as TEXT_DATA=data/texts.json}"
 
 # ---- training -------------------------------------------------------------------------------------------------------
 ARGUMENTS=(

@@ -208,7 +208,7 @@ class ShardMerge:
             if self.dtype:
                 index["metadata"] = {"total_size": sum(os.path.getsize(os.path.join(folder, s)) for s in self.shards)}
             with open(os.path.join(folder, INDEX), "w", encoding="utf-8") as file:
-                json.dump(index, file, indent=2)
+                json.dump(index, file, indent=2, allow_nan=False)
 
     @torch.no_grad()
     def check(self, folder: str) -> str:

@@ -13,6 +13,13 @@ ROOT = "FINELMM_ROOT"
 FILTERS = {name: Image.Resampling[name.upper()] for name in "bilinear bicubic lanczos nearest box hamming".split()}
 
 
+# Flags that act on media of one kind only.
+MEDIA_FLAGS = {
+    "image": {"image_size", "image_resize_algorithm", "min_pixels", "max_pixels", "jpeg_draft", "image_folder"},
+    "video": {"num_frames", "fps", "max_frames", "video_max_pixels", "video_folder"},
+}
+
+
 @dataclass(frozen=True)
 class MediaOptions:
     """How media are opened: the flags of the same names.
@@ -60,7 +67,13 @@ class MediaOptions:
             )
         if self.max_frames and not self.fps:
             raise ValueError("--max_frames has no effect without --fps; give --num_frames or --fps.")
-        self.target_size(1, 1)
+        width, height = self.target_size(1, 1)
+        if width * height > self.image_pixel_limit:
+            name = "min_pixels" if self.image_size is None else "image_size"
+            raise ValueError(
+                f"--{name} {getattr(self, name)} makes images of {width * height:,} pixels, more than "
+                f"--image_pixel_limit {self.image_pixel_limit:,}: lower it."
+            )
 
     @classmethod
     def of(cls, flags) -> "MediaOptions":

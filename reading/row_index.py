@@ -29,6 +29,7 @@ from reading.files import is_hub_blob, is_within
 from reading.media import read_header
 from reading.options import MediaOptions
 from reading.rows import KINDS, RowForm, content_parts, has_empty_answer
+from reading.strict_json import strict_json
 
 VERSION = 3  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
@@ -453,4 +454,4 @@ class IndexMaker:
         about |= {"empty_answers": self.empty_answers, "outside": self.outside}
         about["media_folders"] = {name: modified(name) for name in sorted(self.media_folders)}
         with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
-            json.dump(about, file)
+            file.write(strict_json(about))

@@ -31,12 +31,14 @@ from collators.budget import OverlongSample
 from collators.probes import check_labels
 from collators.template import naming
 from collators.template_check import check_template
+from evaluation.verdict import of_check
 from loaders import LOADERS
 from reading.dataset import make_dataset
 from reading.references import is_url
 from reading.replaced import check_drawn
 from reading.row_index import Layout
 from reading.rows import content_parts
+from reading.strict_json import strict_json
 from reports import data_report_views
 from reports.terminal import terminal
 from training.added_tokens import untrained_tokens
@@ -108,7 +110,7 @@ def run(arguments, own) -> int:
         with open(own.html, "w", encoding="utf-8") as file:
             file.write(data_report_views.page(report))
     if own.json:
-        print(json.dumps(report), file=stdout)
+        print(strict_json(report), file=stdout)
     else:
         data_report_views.show(report, terminal(stdout))
     return 1 if report["failures"] else 0
@@ -146,7 +148,7 @@ class CheckedRows(Dataset):
         except Exception as error:  # a fault of ours or of a library: the other rows are checked all the same
             reason = f"{dataset.name}, sample {place}: {type(error).__name__}: {error}"
             found = {"fault": "crash", "reason": reason}
-        return json.dumps({"position": position, **found})
+        return strict_json({"position": position, **found})
 
     def describe(self, dataset, place: int) -> dict:
         row = dataset.rows[place]
@@ -349,7 +351,7 @@ def check_alone(rows: CheckedRows, position: int, results: Results) -> None:
         source = dataset.rows[place]["source"]  # a row that cannot be read is not opened
         found = {"position": position, "source": source, "fault": "crash"}
         found["reason"] = f"{source}: opening it ends the process: {str(died_of).strip()}"
-        results.add(json.dumps(found))
+        results.add(strict_json(found))
 
 
 def workers(rows: CheckedRows, positions, number: int) -> DataLoader:
@@ -368,7 +370,11 @@ def summarize(arguments, splits: dict, results: Results, notes: dict, num_proces
         report["data"][split]["notes"] = notes[split]
     if "eval" in splits:
         report["overlap"] = overlap(results)
-    report["failures"], report["notes"] = verdict(report, arguments)
+    report["failures"], report["notes"] = reasons(report, arguments)
+    report["state"] = of_check(report["failures"], report["notes"]).state
+    report["notes"] += [
+        note for of_split in report["data"].values() for note in of_split["notes"] if not is_warning(note)
+    ]
     train = results.rows[: results.starts[1]]
     report["epoch"] = epoch(splits["train"], train, arguments, num_processes)
     return report
@@ -482,8 +488,8 @@ def costly_row(results: Results, position: int) -> dict:
     return {"source": found["source"], "media": media} | {n: found[n] for n in ("text", "image", "video")}
 
 
-def verdict(report: dict, arguments) -> tuple[list[str], list[str]]:
-    """Why training would fail, and what it would do with rows that it cannot use whole."""
+def reasons(report: dict, arguments) -> tuple[list[str], list[str]]:
+    """Why training would fail, and what else to know before it starts."""
     data, failures, notes = arguments.data, [], []
     for of_split in report["data"].values():
         name = of_split["name"]
@@ -505,7 +511,7 @@ def verdict(report: dict, arguments) -> tuple[list[str], list[str]]:
             failures.append(f"{rows_of(number['crash'], name)} would end the run")
         if not of_split["good"]:
             failures.append(f"{name} has no usable row")
-        notes += of_split["notes"]
+        notes += filter(is_warning, of_split["notes"])
         if of_split["cut"]["rows"]:
             notes.append(f"{rows_of(of_split['cut']['rows'], name)} cut")
     for same, meaning in SHARED.items():
@@ -517,6 +523,10 @@ def verdict(report: dict, arguments) -> tuple[list[str], list[str]]:
             if getattr(arguments.model, flag):
                 failures.append(f"--{flag} True has no effect without images and videos")
     return failures, notes
+
+
+def is_warning(note: str) -> bool:
+    return note.startswith("WARNING")
 
 
 def rows_of(number: int, name: str) -> str:
@@ -585,11 +595,11 @@ def write_clean(path: str, dataset, results: Results, data) -> dict[str, str]:
             if results.rows["fault"][position]:
                 found = results.details(position)
                 line = {"row": position, "fault": found["fault"], "reason": found["reason"]}
-                rejected.write(json.dumps(line) + "\n")
+                rejected.write(strict_json(line) + "\n")
                 continue
             paths = media_paths(dataset.rows[position])
             row = portable(dataset.raw(position), paths, bases, media_folder)
-            good.write(json.dumps(row, default=str) + "\n")
+            good.write(strict_json(row, default=str) + "\n")
             number += 1
     os.replace(f"{path}.part", path)
     return {f"{number:,} usable": path, f"{len(dataset) - number:,} others": others}

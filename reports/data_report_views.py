@@ -10,18 +10,16 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from evaluation.verdict import Verdict
 from reports.html_page import COLOUR, draw, html_page, render
+
+STYLES = {"good": "green", "warning": "yellow", "error": "red"}
 
 
 class Table(NamedTuple):
     title: str
     columns: dict[str, bool]  # name -> whether it holds numbers
     rows: list[list[str]]
-
-
-def headline(report: dict) -> tuple[str, list[str]]:
-    """What training would do with the data, and why."""
-    return f"Training would {'fail' if report['failures'] else 'start'}", report["failures"] + report["notes"]
 
 
 def facts(report: dict) -> dict[str, str]:
@@ -118,8 +116,8 @@ def show(report: dict, console: Console) -> None:
         console.print(table, "")
     for name, value in [*facts(report).items(), *report["written"].items()]:
         console.print(Text(f"{name:17} {value}"), soft_wrap=True)
-    title, reasons = headline(report)
-    console.print(Text(f"\n{title}{':' if reasons else '.'}", style="bold red" if report["failures"] else "bold green"))
+    reasons, verdict = report["failures"] + report["notes"], Verdict(report["state"])
+    console.print(Text(f"\n{verdict}{':' if reasons else ''}", style=f"bold {STYLES[verdict.tone]}"))
     for reason in reasons:
         console.print(Text(f"- {reason}"))
 
@@ -129,7 +127,6 @@ def show(report: dict, console: Console) -> None:
 
 def page(report: dict) -> str:
     """The report as a self-contained HTML page."""
-    title, reasons = headline(report)
     budget, splits = report["model_max_length"], report["data"].values()
     figures = [(f"{split['name']}: {caption}", svg) for split in splits for caption, svg in plots(split, budget)]
     name = report["data"]["train"]["name"]
@@ -137,8 +134,8 @@ def page(report: dict) -> str:
         "check.html",
         name=name,
         report=report,
-        title=title,
-        reasons=reasons,
+        verdict=Verdict(report["state"]),
+        reasons=report["failures"] + report["notes"],
         facts=facts(report),
         figures=figures,
         tables=tables(report, num_costly=10),

@@ -4,8 +4,8 @@ import datetime
 import os
 import platform
 import shlex
-import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,10 +21,12 @@ from tqdm import tqdm
 
 from arguments import HERE, Arguments, split_flags
 from evaluation.answers import read_answers
+from evaluation.verdict import Verdict, of_run, painted
 from loaders.output_folder import ADAPTER_CONFIG
 from reading.dataset import MultimodalDataset
 from reports.html_page import COLOUR, draw, embedded, html_page, pictures, render
 from reports.model_card import CARD, TAG, forgiven
+from training.engines import say
 from training.progress import SPEED
 from training.trainable import ComponentSummary, format_summary
 
@@ -61,51 +63,52 @@ class RunFacts(NamedTuple):
         path = self.arguments.model.model_path
         return None if os.path.isdir(path) else path
 
+    def verdict(self, state, ended: BaseException | None = None) -> Verdict:
+        training = self.arguments.training
+        return of_run(state.log_history, ended, training.metric_for_best_model, training.greater_is_better)
+
 
 @contextmanager
 def reported(trainer, facts: RunFacts):
-    """Write the report when the run within is over, however it ends."""
-    ended = "Interrupted"
+    """When the run within is over, however it ends: say what became of it, and write it to the log and the report."""
+    ended = None
     try:
         yield
-        is_early = trainer.state.global_step < trainer.state.max_steps
-        ended = "Complete, stopped early" if is_early else "Complete"
-    except SystemExit as stop:
-        ended = "Stopped by SIGTERM" if stop.code == 128 + signal.SIGTERM else f"Ended with exit code {stop.code}"
-        raise
-    except KeyboardInterrupt:
-        ended = "Stopped by Ctrl-C"
-        raise
-    except Exception as error:
-        ended = f"Failed: {error}"
+    except BaseException as error:
+        ended = error
         raise
     finally:
-        if trainer.is_world_process_zero() and trainer.state.log_history:
+        if trainer.is_world_process_zero():
+            verdict, steps = facts.verdict(trainer.state, ended), steps_of(trainer.state)
+            said = f"{verdict.state} at {steps}" if ended else verdict  # why, is said elsewhere
+            say(painted(said, verdict.tone, sys.stdout))
             with forgiven("report"):
-                write_report(trainer.args.output_dir, facts, trainer.state, ended)
+                trainer.log_file.end(trainer.args, trainer.state, verdict)
+                write_report(trainer.args.output_dir, facts, trainer.state, verdict)
 
 
 # ---- what the report tells ----
 
 
-def write_report(output_dir: str, facts: RunFacts, state, ended: str) -> None:
+def steps_of(state) -> str:
+    return f"step {state.global_step:,} of {state.max_steps:,}"
+
+
+def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> None:
     """Write `report.html` and `loss.png`.
 
     Args:
         state: the Trainer's, with what was logged.
-        ended: how the run ended, in words.
     """
     curves = curves_of(state.log_history)
     if losses := curves.get("loss"):
         write_loss(os.path.join(output_dir, "loss.png"), losses, facts.arguments.model.model_id)
-    is_complete, steps = ended.startswith("Complete"), f"step {state.global_step:,} of {state.max_steps:,}"
     arguments, training = facts.arguments, facts.arguments.training
     body = render(
         "report.html",
         model=arguments.model,
-        ended=ended,
-        is_complete=is_complete,
-        steps=steps,
+        verdict=verdict,
+        steps=steps_of(state),
         when=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
         figures=figures_of(state),
         plots=[(name.replace("_", " "), draw_curves(lines)) for name, lines in curves.items()],
@@ -135,9 +138,10 @@ def curves_of(log_history: list[dict]) -> dict[str, dict[str, list[tuple[int, fl
 
 
 def metrics_of(logs: dict) -> dict[str, float]:
-    """What an evaluation found, but the loss and its speed."""
-    found = {name: value for name, value in logs.items() if name.startswith("eval_") and not name.endswith(SPEED)}
-    return {name.removeprefix("eval_"): value for name, value in sorted(found.items()) if name != "eval_loss"}
+    """What the answers of an evaluation are worth."""
+    found = {name.removeprefix("eval_"): value for name, value in sorted(logs.items()) if name.startswith("eval_")}
+    others = ("loss", "answers")
+    return {n: v for n, v in found.items() if n not in others and not n.startswith("blind_") and not n.endswith(SPEED)}
 
 
 def figures_of(state) -> dict[str, str]:
@@ -271,6 +275,7 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
     """Write the model card of the weights in a folder."""
     arguments = facts.arguments
     is_adapter = os.path.isfile(os.path.join(folder, ADAPTER_CONFIG))
+    is_final = folder == arguments.training.output_dir
     metadata = ModelCardData(
         base_model=facts.base,
         base_model_relation=facts.base and ("adapter" if is_adapter else "finetune"),
@@ -284,10 +289,11 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
         name=os.path.basename(os.path.abspath(arguments.training.output_dir)),
         base=facts.base or os.path.basename(os.path.abspath(arguments.model.model_path)),
         is_adapter=is_adapter,
+        verdict=facts.verdict(state) if is_final else "",
         figures=figures_of(state),
         table=Markup(format_summary(facts.trained)),
         data=data_of(facts),
-        has_plot=os.path.isfile(os.path.join(folder, "loss.png")),
+        has_plot=is_final and "loss" in curves_of(state.log_history),
         flags=yaml.safe_dump(
             {name: value for name, value in given_flags(arguments).items() if name not in PLACES}, sort_keys=False
         ),

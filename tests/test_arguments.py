@@ -6,10 +6,12 @@ import re
 import pytest
 import transformers
 import yaml
+from conftest import IMAGE_ROWS, VIDEO_ROWS, turns
 from transformers import HfArgumentParser
 
-from arguments import PARTS, end, parse_arguments
-from train import model_kwargs
+from arguments import PARTS, end, has_bfloat16, parse_arguments
+from reading.dataset import MultimodalDataset
+from train import check_media_kinds, model_kwargs
 from training.checks import AT_LEAST, ATTENTION, EXCLUDES, KEPT_FLAGS, NEEDS
 from training.resume import resume_from
 
@@ -92,7 +94,15 @@ REFUSED = [
     ("--use_lora maybe", "--use_lora.*yes/no"),
     ("--lora_r", "--lora_r.*expected one argument"),
     ("--lr_scheduler_type wavy", "--lr_scheduler_type.*'wavy'.*cosine"),
-    ("--use_vision_lora True", "--use_vision_lora .* --train_vision_encoder True"),
+    (
+        "--use_vision_lora True --train_vision_encoder False",
+        "--use_vision_lora .* --train_vision_encoder True",
+    ),
+    ("--vision_encoder_lr 1e-5", "--vision_encoder_lr has no effect without --train_vision_encoder True"),
+    ("--image_size 99999", "--image_size 99999 makes images of 9,999,800,001 pixels, .*--image_pixel_limit"),
+    ("--image_size 64x9000000", "--image_size 64x9000000 makes images of 576,000,000 pixels"),
+    ("--min_pixels 999999999", "--min_pixels 999999999 makes images of"),
+    ("--max_samples 3 --fps null --max_frames 4", "--max_frames has no effect without --fps"),
     ("--q_lora True", "--q_lora .* --use_lora True"),
     ("--lora_r 16", "--lora_r has no effect .* --use_lora True"),
     ("--lora_bias all", "--lora_bias has no effect .* --use_lora True"),
@@ -113,7 +123,10 @@ REFUSED = [
     ("--logging_steps 5 --logging_strategy no", "--logging_steps has no effect"),
     ("--remove_unused_columns True", "--remove_unused_columns"),
     ("--resume_from_checkpoint nowhere", "--resume_from_checkpoint nowhere is not a folder"),
-    ("--load_best_model_at_end True", "--load_best_model_at_end"),
+    ("--load_best_model_at_end True", "--load_best_model_at_end has no effect without --eval_strategy"),
+    ("--load_best_model_at_end True --save_strategy no", "--load_best_model_at_end has no effect"),
+    ("--eval_delay 2", "--eval_delay has no effect without --eval_data_path"),
+    ("--per_device_eval_batch_size 4", "--per_device_eval_batch_size has no effect without --eval_data_path"),
     ("--bf16 True --fp16 True --use_cpu True", "fp16 and bf16"),
     ("--fp16 True --use_cpu True", "--fp16 True needs a GPU: leave it out"),
     ("--deepspeed nowhere.json", "nowhere.json"),
@@ -209,6 +222,40 @@ def test_flash_attention_has_a_long_and_a_short_name(monkeypatch):
     assert model_kwargs(parse(""))["attn_implementation"] == "sdpa"
 
 
+def test_the_defaults_show_something(monkeypatch):
+    training = parse("--use_cpu True").training
+    assert (training.logging_steps, training.logging_first_step, training.bf16) == (0.01, True, False)
+    assert parse("--use_cpu --bf16").training.bf16
+    assert not parse("--logging_strategy no").training.logging_first_step
+    evaluated = "--eval_data_path rows.json --eval_strategy steps"
+    assert parse(evaluated).training.eval_steps == 0.1
+    assert parse(f"{evaluated} --eval_steps 7").training.eval_steps == 7
+    assert parse(f"{evaluated} --save_steps 20 --early_stopping_patience 2").training.eval_steps == 20
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for has_it in (True, False):
+        monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation, has_it=has_it: has_it)
+        assert (has_bfloat16(use_cpu=False), has_bfloat16(use_cpu=True)) == (has_it, False)
+
+
+def test_vision_lora_implies_its_companion():
+    arguments = parse("--use_lora True --use_vision_lora True --vision_encoder_lr 1e-5")
+    assert arguments.model.train_vision_encoder and arguments.as_dict()["train_vision_encoder"]
+
+
+def test_flags_of_media_that_no_row_holds_are_named(write_rows, capsys):
+    picture, clip, text = IMAGE_ROWS[0], VIDEO_ROWS[0], {"conversations": turns("A?", "B")}
+    words = "--num_frames 4 --max_pixels 999 --video_max_pixels 99 --seed 3"
+    for rows, idle in (
+        ([picture], {"num_frames", "video_max_pixels"}),
+        ([clip], {"max_pixels"}),
+        ([picture, clip], set()),
+        ([text], {"num_frames", "video_max_pixels", "max_pixels"}),
+    ):
+        datasets = [MultimodalDataset(write_rows([row])) for row in rows]
+        check_media_kinds(parse(words), *datasets)
+        assert set(re.findall(r"WARNING: --(\w+) has no effect", capsys.readouterr().out)) == idle
+
+
 def test_bf16_runs_on_the_cpu_when_asked_for():
     assert parse("--bf16 True --use_cpu True").training.bf16
 
@@ -242,6 +289,19 @@ def test_a_yaml_file_gives_the_flags_and_the_command_line_wins(tmp_path):
     assert (lora.use_lora, lora.lora_r, training.learning_rate) == (True, 16, 2e-4)
     assert (data.mask_question_tokens, data.eval_data_path) == (False, None)
     assert (training.save_strategy, training.report_to, training.lr_scheduler_kwargs) == ("no", [], {"num_cycles": 2})
+
+
+def test_a_later_flag_switches_off_what_a_yaml_file_says(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "model_id: llava-1.5-7b\ndata_path: rows.json\nuse_lora: true\nfps: 2\nsave_steps: 5\n"
+        "lora_target_modules: [a, b]\n"
+    )
+    off = "--use_lora False --lora-target-modules null --fps=null --num_frames 4 --save_strategy no --save_steps null"
+    arguments = parse_arguments([str(path), *off.split()])
+    assert (arguments.lora.use_lora, arguments.lora.lora_target_modules, arguments.data.fps) == (False, None, None)
+    assert arguments.given == {"model_id", "data_path", "use_lora", "num_frames", "save_strategy"}
+    assert parse_arguments([str(path), "--fps", "null", "--fps", "3"]).data.fps == 3
 
 
 @pytest.mark.parametrize(

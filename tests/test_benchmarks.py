@@ -23,6 +23,7 @@ SMALLEST = {
     "open_rows": ("--rows 100 --forms jsonl", r"jsonl: .*; drawing an epoch [\d.]+ s"),
     "speed": ("--contenders trl bare prepared ours packed --steps 2 --rounds 1 --batch_size 2", r"packed .* [\d.]+"),
     "start": ("--rounds 1", r" +[\d.]+ s  in all"),
+    "waiting_threads": ("--steps 1", r"busy, sleep .* [\d.]+"),
 }
 
 

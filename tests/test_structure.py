@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -124,6 +125,20 @@ def test_the_core_is_imported_in_the_order_of_the_data():
         if (its := other.split("/")[0]) in CORE and its not in (folder, *MAY_IMPORT[folder])
     ]
     assert wrong == []
+
+
+def test_json_is_strict():
+    """`json.dumps` writes NaN and Infinity unless it is told not to; here it makes no file of ours."""
+    allowed = {
+        "arguments.py": 1,  # a word of the command line
+        "merge_lora_weights.py": 1,  # the base's own config, as it was read
+        "reading/row_index.py": 1,  # to be hashed
+        "reading/strict_json.py": 2,
+        "reports/data_report.py": 1,  # to be hashed
+    }
+    calls = [(name, node) for name in CODE for node in ast.walk(tree(name)) if isinstance(node, ast.Call)]
+    dumps = [(name, node) for name, node in calls if ast.unparse(node.func) in ("json.dump", "json.dumps")]
+    assert Counter(name for name, node in dumps if "allow_nan" not in {k.arg for k in node.keywords}) == allowed
 
 
 def test_no_class_is_longer_than_a_reader_can_hold():

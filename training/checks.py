@@ -78,7 +78,8 @@ LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 
 # Flags that have no effect alone -> what to add; one of several flags is enough.
 NEEDS = {
-    **{f"{component}_lr": f"--train_{component} True" for component in ("vision_encoder", "vision_projector")},
+    "vision_encoder_lr": "--train_vision_encoder True or --use_vision_lora True",
+    "vision_projector_lr": "--train_vision_projector True",
     "use_vision_lora": "--train_vision_encoder True",
     **dict.fromkeys(("q_lora", "load_in_8bit", "lora_experts", "lora_router"), "--use_lora True"),
     **dict.fromkeys(
@@ -91,9 +92,15 @@ NEEDS = {
     "max_bad_samples": "--on_bad_sample skip",
     "image_resize_algorithm": "--image_size, --min_pixels or --max_pixels",
     "media_megabytes_limit": "--allow_urls True",
-    **dict.fromkeys(("eval_strategy", "eval_generate", "eval_on_start"), "--eval_data_path"),
+    **dict.fromkeys(
+        (
+            *("eval_strategy", "eval_generate", "eval_on_start", "eval_delay", "per_device_eval_batch_size"),
+            *("metric_for_best_model", "greater_is_better"),
+        ),
+        "--eval_data_path",
+    ),
     **dict.fromkeys(("metric", "eval_max_new_tokens"), "--eval_generate 100"),
-    "early_stopping_patience": "--eval_strategy epoch",
+    **dict.fromkeys(("early_stopping_patience", "load_best_model_at_end"), "--eval_strategy epoch"),
     **dict.fromkeys(
         ("dataloader_persistent_workers", "dataloader_multiprocessing_context"), "--dataloader_num_workers 4"
     ),

@@ -7,11 +7,11 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from evaluation.verdict import RECENT_LOSSES, Diverged, diverges
 from training.engines import say
 from training.resume import last_checkpoint
 
 MOST_SKIPPED = 20  # updates in a row
-RECENT_LOSSES = 20
 MOST_NAMES = 8  # samples in a message
 
 
@@ -80,7 +80,7 @@ class FiniteCheck(TrainerCallback):
         names = self.names()  # asks all processes
         saved = trainer.save_before_update()
         fp16 = "use --bf16 True instead of --fp16 True; " if trainer.args.fp16 else ""
-        raise ValueError(
+        raise Diverged(
             f"step {self.update + 1}: {what} is not finite, at a learning rate of "
             f"{trainer.lr_scheduler.get_last_lr()[0]:.3g}; the update was not made and {saved}. Samples: {names}. Try "
             f"this: {fp16}a lower --learning_rate, more --warmup_steps, --max_grad_norm 1; look at the samples with "
@@ -109,7 +109,7 @@ class FiniteCheck(TrainerCallback):
         trained = [shard(p).detach() for p in self.trainer.model.parameters() if p.requires_grad]
         is_finite = torch.stack([weights.sum(dtype=torch.float32) for weights in trained]).isfinite().all()
         if self.trainer.accelerator.reduce(1.0 - is_finite.float()):
-            raise ValueError(
+            raise Diverged(
                 f"step {self.trainer.state.global_step}: the weights are no longer finite, so they are not saved; "
                 f"{last_checkpoint(self.trainer.args.output_dir)}. Begin again with a lower --learning_rate."
             )
@@ -120,9 +120,8 @@ class FiniteCheck(TrainerCallback):
         if self.first_loss is None:
             self.first_loss = logs["loss"]
         self.recent.append(logs["loss"])
-        mean = sum(self.recent) / RECENT_LOSSES
-        if self.recent.maxlen == len(self.recent) and mean > 2 * self.first_loss:
-            self.first_loss = math.inf  # said once
+        if diverges(self.first_loss, self.recent):
+            mean, self.first_loss = sum(self.recent) / RECENT_LOSSES, math.inf  # said once
             say(
                 f"WARNING: the mean of the last {RECENT_LOSSES} logged losses, {mean:.4g}, is over twice the first: "
                 "the run diverges. Try a lower --learning_rate or more --warmup_steps."

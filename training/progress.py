@@ -1,53 +1,64 @@
 """What a run tells of its progress: one line in the terminal, and `log.jsonl` in the output folder for programs."""
 
-import json
+import math
 import os
 import sys
 import time
 
 from tqdm import tqdm
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
+from evaluation.verdict import Verdict
+from reading.strict_json import strict_json
 from training.engines import say
+from training.trainable import compute_dtype
 
 LOG_FILE = "log.jsonl"
 # Of an evaluation, what tells of the machine rather than of the model.
 SPEED = ("_runtime", "_per_second", "_preparation_time")
 
 
-class LogFile(TrainerCallback):
+class LogFile(TrainerCallback, ExportableState):
     """Writes each log as a line of `log.jsonl`, as it comes: what was logged, "step", "max_steps", "epoch", "time".
 
-    The file holds the run, also where it was resumed: what was logged after the checkpoint is taken out again.
+    The file holds the run, also where it was resumed: what was logged after the checkpoint is taken out again. The last
+    line of a run that is over has "state" and "verdict". Checkpoints hold the time of the run up to them.
     """
 
+    def __init__(self):
+        self.earlier, self.begin = 0.0, None
+
+    @property
+    def seconds(self) -> float:
+        """The time of the run, of all its parts."""
+        return self.earlier + (time.monotonic() - self.begin if self.begin else 0)
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"earlier": self.seconds}}
+
     def on_train_begin(self, args, state, control, **kwargs):
-        self.path = os.path.join(args.output_dir, LOG_FILE)
+        saved = state.stateful_callbacks.get(type(self).__name__, self.state())
+        self.earlier, self.begin = saved["attributes"]["earlier"], time.monotonic()
         if state.is_world_process_zero:
-            with open(self.path, "w", encoding="utf-8") as file:
+            with open(os.path.join(args.output_dir, LOG_FILE), "w", encoding="utf-8") as file:
                 for logs in state.log_history:
                     self._write(file, state, logs)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
-            with open(self.path, "a", encoding="utf-8") as file:
-                self._write(file, state, state.log_history[-1] | {"time": round(time.time(), 3)})
+            self._append(args, state, state.log_history[-1])
+
+    def end(self, args, state, verdict: Verdict) -> None:
+        logs = {"step": state.global_step, "seconds": round(self.seconds, 1)}
+        self._append(args, state, logs | {"state": verdict.state, "verdict": verdict.sentence})
+
+    def _append(self, args, state, logs: dict) -> None:
+        with open(os.path.join(args.output_dir, LOG_FILE), "a", encoding="utf-8") as file:
+            self._write(file, state, logs | {"time": round(time.time(), 3)})
 
     def _write(self, file, state, logs: dict) -> None:
         file.write(strict_json({"step": logs["step"], "max_steps": state.max_steps} | logs) + "\n")
-
-
-def strict_json(value, **options) -> str:
-    """As `json.dumps`, but with null for NaN and infinity, which JSON does not have."""
-    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), **options)
-
-
-def make_strict(path: str) -> None:
-    """Rewrite a JSON file of a library's in the same way."""
-    with open(path, encoding="utf-8") as file:
-        value = json.load(file)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(strict_json(value, indent=2) + "\n")
 
 
 class ProgressLine(TrainerCallback):
@@ -60,13 +71,21 @@ class ProgressLine(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.is_live = sys.stderr.isatty() and not args.disable_tqdm
-        self.begin, self.first_step, self.evaluated = time.monotonic(), state.global_step, 0
+        self.begin, self.first_step, self.evaluated = None, 0, 0
+        rows = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
+        dtype, processes = str(compute_dtype(args)).removeprefix("torch."), "process" + "es" * (args.world_size > 1)
+        say(
+            f"{state.max_steps:,} steps in {dtype} on {args.device.type}, of {math.prod(rows):,} rows: "
+            f"{rows[0]:,} a batch x {rows[1]} accumulated x {rows[2]} {processes}"
+        )
         if state.is_world_process_zero and self.is_live:
             form = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
             total, initial = state.max_steps, state.global_step
             self.bar = tqdm(total=total, initial=initial, bar_format=form, dynamic_ncols=True, leave=False)
 
     def on_step_end(self, args, state, control, **kwargs):
+        if self.begin is None:  # the first step is slower than the others
+            self.begin, self.first_step = time.monotonic(), state.global_step
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
@@ -87,7 +106,7 @@ class ProgressLine(TrainerCallback):
         if "loss" in logs and self.bar is not None:
             self.bar.set_postfix_str(figures)
         elif "loss" in logs:
-            say(f"step {state.global_step}/{state.max_steps}: {figures}, {self._time_left(state)} left")
+            say(f"step {state.global_step}/{state.max_steps}: {figures}{self._time_left(state)}")
         elif "train_loss" in logs:
             seconds = tqdm.format_interval(logs["train_runtime"])
             say(f"trained {state.global_step} steps in {seconds}: {figures}")
@@ -101,7 +120,9 @@ class ProgressLine(TrainerCallback):
 
     def _time_left(self, state) -> str:
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step
-        return tqdm.format_interval((time.monotonic() - self.begin) / max(done, 1) * left)
+        if not done:
+            return ""
+        return f", {tqdm.format_interval((time.monotonic() - self.begin) / done * left)} left"
 
 
 def describe(logs: dict) -> list[str]:

@@ -24,9 +24,9 @@ from transformers.trainer_utils import sort_checkpoints
 
 from reading.dataset import MultimodalDataset
 from reading.replaced import drawn_files, written_again
+from reading.strict_json import make_strict, strict_json
 from training.checkpoint_files import UntrustedCheckpoint, check_file, checksum
 from training.engines import say
-from training.progress import make_strict, strict_json
 
 UNFINISHED = "unfinished-checkpoints"
 RECORD = "checkpoint.json"
@@ -52,7 +52,7 @@ def describe_run(arguments, dataset: MultimodalDataset) -> dict:
     flags = {name: value for name, value in flags.items() if name not in FREE_FLAGS}
     run = {"flags": flags, "processes": arguments.training.world_size}
     run |= {"samples": len(dataset), "texts": dataset.digest, "media": drawn_files(dataset)}
-    return json.loads(json.dumps(run, default=str))  # as it will be read again
+    return json.loads(strict_json(run, default=str))  # as it will be read again
 
 
 def check_same_run(checkpoint: str, run: dict) -> None:

@@ -10,8 +10,8 @@ from typing import TextIO
 
 from transformers.trainer_utils import sort_checkpoints
 
+from reading.strict_json import strict_json
 from training.engines import say
-from training.progress import strict_json
 from training.resume import differences, discard, read_record, whole_checkpoints
 
 LOCK, RUN = ".lock", "run.json"

@@ -21,7 +21,7 @@ from training.adapters import base_name
 from training.engines import say
 from training.trainable import num_elements
 
-MUCH_WAITING = 0.05  # of the time of an interval
+MUCH_WAITING, LONG_WAITING = 0.05, 5  # of the time of an interval; such intervals in a row
 # Of a layer in `layer_types` -> what names the positions that a token sees, itself and earlier ones; None: all.
 WINDOWS = {"full_attention": None, "sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
@@ -55,7 +55,7 @@ class ThroughputMeter:
         self.device, self.flop_counter, self.peak_tflops = device, flop_counter, peak_tflops
         self.since = None  # when the stopwatch was started; None: it stands
         self.interval, self.run = Counter(), Counter()  # sums since the last log, of this process, and of all logs
-        self.run_memory, self.has_logged, self.has_hinted = 0.0, False, False
+        self.run_memory, self.waits, self.has_hinted = 0.0, 0, False
 
     # ---- counting ----
 
@@ -107,15 +107,18 @@ class ThroughputMeter:
         self.run["processes"] = len(processes)
         self.run_memory = max(self.run_memory, memory)
         figures = self._figures(interval, memory)
-        if self.has_logged and not self.has_hinted and figures and figures["data_wait"] > MUCH_WAITING:
+        # On a CPU the loader works in the time of the training.
+        is_long = self.device.type != "cpu" and figures.get("data_wait", 0) > MUCH_WAITING
+        self.waits = self.waits + 1 if is_long else 0
+        if self.waits == LONG_WAITING and not self.has_hinted:
             self.has_hinted = True
             say(
-                f"{figures['data_wait']:.0%} of the time since the last log went into waiting for the data loader. "
+                f"{figures['data_wait']:.0%} of the time since the last log went into waiting for the data loader, and "
+                "about as much before. "
                 "Raise --dataloader_num_workers (one for each free CPU core) or --dataloader_prefetch_factor, keep "
                 "workers with --dataloader_persistent_workers True, or have less to read: smaller image files, fewer "
                 "frames (--num_frames), a faster disk."
             )
-        self.has_logged = True
         return figures
 
     def log_run(self) -> dict[str, float]:

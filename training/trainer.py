@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
 from evaluation import metrics
-from evaluation.answers import Question, generate_answers, questions, write_answers
+from evaluation.answers import Question, generate_answers, guess_blindly, questions, write_answers
 from loaders.output_folder import copy_processor_files
 from training.divergence import FiniteCheck
 from training.engines import say
@@ -64,9 +64,9 @@ class FinetuneTrainer(ResumableTrainer):
         self.add_callback(self.finite_check)
         self.add_callback(KeepFrozenOut)
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
-        self.progress = ProgressLine()
+        self.progress, self.log_file = ProgressLine(), LogFile()
         self.add_callback(self.progress)
-        self.add_callback(LogFile)
+        self.add_callback(self.log_file)
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience))
         self.meter = ThroughputMeter(self.args.device, flop_counter, self.args.peak_tflops)
@@ -143,6 +143,15 @@ class FinetuneTrainer(ResumableTrainer):
     def _num_parameters(self) -> int:
         return self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
 
+    def _init_training_state(self, max_steps, *args):
+        """As the Trainer's, which would go on in the steps of the checkpoint, whatever the flags are now (5.23)."""
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            if 0 < (getattr(self.args, name) or 0) < 1:
+                setattr(self.args, name, math.ceil(max_steps * getattr(self.args, name)))
+        found = super()._init_training_state(max_steps, *args)
+        self.state.compute_steps(self.args, max_steps)
+        return found
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_labels = super().get_batch_samples(self.meter.waiting(epoch_iterator), num_batches, device)
         self.gradient_check.see(batches)
@@ -154,6 +163,9 @@ class FinetuneTrainer(ResumableTrainer):
             logs |= self.meter.log()
         elif "train_loss" in logs:  # also what `train` returns; the Trainer's own counts the time of evaluations
             logs |= self.meter.log_run()
+            seconds = self.log_file.seconds  # of all parts; the Trainer's are since the resumption
+            logs["train_runtime"] = round(seconds, 4)
+            logs["train_steps_per_second"] = round(self.state.global_step / seconds, 3)
         super().log(logs, start_time)
 
     def _save_checkpoint(self, *args):
@@ -219,8 +231,18 @@ class FinetuneTrainer(ResumableTrainer):
         found = [None]
         if self.is_world_process_zero():
             write_answers(self.args.output_dir, self.state.global_step, answers)
-            found = [metrics.score(answers, metrics.load_metrics(self.args.metric))]
+            found = [metrics.score(answers, metrics.load_metrics(self.args.metric)) | self._score_blind(answers)]
         return broadcast_object_list(found)[0]
+
+    def _score_blind(self, answers: list[dict]) -> dict[str, float]:
+        """Their number, and what guesses without a look at the media would score: logged once."""
+        if any(logs.get("eval_answers") == len(answers) for logs in self.state.log_history):
+            return {}
+        guesses = guess_blindly(self.train_dataset.dataset, answers)
+        best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        own = metrics.load_metrics(self.args.metric) if best not in ("loss", *metrics.METRICS) else {}
+        blind = metrics.score(guesses, own)
+        return {"answers": len(answers)} | {f"blind_{name}": value for name, value in blind.items()}
 
     @cached_property
     def _asked(self) -> list[Question]:

@@ -5,12 +5,14 @@ What is known of a run lies in its output folder: `webui_run.json` (how it was s
 again, see the same. A relative path is one in the root, which is the current folder.
 """
 
+import fcntl
 import glob
 import json
 import os
 import re
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -25,12 +27,14 @@ import psutil
 from filelock import FileLock, Timeout
 
 from arguments import HERE, PARTS, parse_arguments, split_flags
+from evaluation.verdict import Verdict
 from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS
 from preview import add_flags
 from reading.files import leads_out_of, stays_in
 from reading.options import ROOT
 from reading.sources import ENDINGS, HUB_ID, find_source
 from training.progress import LOG_FILE
+from training.run_folder import LOCK
 
 FIELDS = {field.name: field for part in PARTS for field in fields(part)}
 RECORD, LOG = "webui_run.json", "webui.log"
@@ -302,7 +306,7 @@ def read_record(folder: str) -> dict | None:
 def write_record(folder: str, record: dict) -> None:
     path = os.path.join(folder, RECORD)
     with open(f"{path}.new", "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
+        json.dump(record, file, indent=1, allow_nan=False)
     os.replace(f"{path}.new", path)
 
 
@@ -318,17 +322,27 @@ def is_alive(record: dict | None) -> bool:
         return False
 
 
-def status(folder: str) -> str:
-    """running, stopping, stopped, complete, failed; of a run from a terminal: complete or not started here."""
-    record = read_record(folder)
-    if is_alive(record):
-        return "stopping" if record.get("stopping") else "running"
-    results = os.path.join(folder, "all_results.json")
-    if os.path.isfile(results) and os.path.getmtime(results) >= (record["started"] if record else 0):
-        return "complete"
-    if not record:
-        return "not started here"
-    return "stopped" if record.get("stopping") or record.get("exit_code") == 128 + signal.SIGTERM else "failed"
+def is_locked(folder: str) -> bool:
+    """Whether a run on this machine is writing to an output folder; takes no lock, which a starting run would meet."""
+    try:
+        with open(os.path.join(folder, LOCK), "rb") as file:
+            asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # `struct flock` of Linux with 64 bits
+            return struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
+    except OSError:
+        return False
+
+
+def status(folder: str) -> Verdict:
+    """What the run itself wrote at its end, or what can be seen of it."""
+    record = read_record(folder) or {}
+    if is_alive(record) or is_locked(folder):
+        return Verdict("running", "stopping after this step, with a checkpoint" if record.get("stopping") else "")
+    last = (read_log(folder) or [{}])[-1]
+    if "state" in last and last["time"] >= record.get("started", 0):
+        return Verdict(last["state"], last["verdict"])
+    if record.get("exit_code", -1) > 0:  # before its first step
+        return Verdict("failed", "the last lines below say why")
+    return Verdict("interrupted", "it was killed, or the machine went down")
 
 
 # ---- what a root holds ----

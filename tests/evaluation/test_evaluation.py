@@ -163,7 +163,8 @@ def test_a_broken_picture_is_left_out_of_the_answers_and_counted(tiny, write_row
 
 
 def best_of(values: list[float], tmp_path) -> list:
-    """Flags by which the evaluation number i, from 0, is worth `values[i]`."""
+    """Flags by which evaluation i, from 0, is worth `values[i]`; after the first, a blind guess is measured."""
+    values = [values[0], 0.0, *values[1:]]
     # A count on disk, since the file is loaded anew for each evaluation.
     (tmp_path / "given.py").write_text(
         "import pathlib\n"
@@ -194,7 +195,7 @@ def test_the_best_checkpoint_by_a_users_metric_and_early_stopping(tiny, write_ro
     assert (out / weights).read_bytes() != (out / "checkpoint-4" / weights).read_bytes()
 
     # Started again, such as by a cluster, it is still over.
-    (tmp_path / "count").write_text("5")
+    (tmp_path / "count").write_text("6")
     run(tiny, FAMILY, path, out, *flags, "--resume_from_checkpoint", True)
     assert max(entry["step"] for entry in logs_of(out) if "loss" in entry) == 4
 
@@ -206,7 +207,7 @@ def test_the_count_of_early_stopping_survives_a_stop(tiny, write_rows, tmp_path)
     flags += ["--eval_data_path", path, "--max_steps", 8, "--save_strategy", "steps", "--save_steps", 1]
     flags += ["--use_lora", True]
     run(tiny, FAMILY, path, out, *flags)
-    (tmp_path / "count").write_text("3")  # as it was after step 2
+    (tmp_path / "count").write_text("4")  # as it was after step 2
     run(tiny, FAMILY, path, tmp_path / "again", *flags, "--resume_from_checkpoint", out / "checkpoint-2")
     for folder in (out, tmp_path / "again"):
         assert max(entry["step"] for entry in logs_of(folder) if "loss" in entry) == 4
@@ -262,6 +263,7 @@ def test_the_log_of_a_stopped_run_goes_on(tiny, write_rows, tmp_path):
         time.sleep(0.05)
     second.send(signal.SIGTERM)
     assert second.wait() == [143]
-    after = lines_of(out / "log.jsonl")
+    *after, end = lines_of(out / "log.jsonl")
+    assert (end["state"], end["step"]) == ("stopped", after[-1]["step"]) and end["seconds"] > 0
     assert [line["step"] for line in after] == list(range(1, len(after) + 1))
     assert [line["loss"] for line in after[: len(before)]] == [line["loss"] for line in before]

@@ -333,8 +333,7 @@ def test_flags_without_effect_and_no_usable_row_fail(check, write_rows):
     path = write_rows([row("a", "b")])
     code, report, _ = check("llava-1.5", path, "--train_vision_projector", True)
     assert code == 1 and "--train_vision_projector True has no effect" in report["failures"][0]
-    title, reasons = data_report_views.headline(report)
-    assert title == "Training would fail" and "holds texts alone" in reasons[-1]
+    assert report["state"] == "not ready" and "holds texts alone" in report["notes"][-1]
     code, report, _ = check("llava-1.5", write_rows([row("a")]), "--on_bad_sample", "skip")
     assert code == 1 and "no usable row" in report["failures"][-1]
 
@@ -421,7 +420,10 @@ def test_the_page_is_self_contained_and_escaped(check, words, write_rows, media_
     check("llava-1.5", path, "--html", page, "--model_max_length", 60)
     text = page.read_text(encoding="utf-8")
     assert "&lt;b&gt;&amp;none.png does not exist" in text and "<b>&" not in text and "<i>rows" not in text
-    assert "Training would fail" in text and text.count("<svg") == text.count('viewBox="0 0 ') == 3
+    assert (
+        '<section class="card error">\n<h2>not ready</h2>' in text
+        and text.count("<svg") == text.count('viewBox="0 0 ') == 3
+    )
     assert not re.search(r"<script|<link(?! rel=\"icon\" href=\"data)|src=|url\((?!#)|#0000", text)
     assert not re.search(r"https?://(?!www\.w3\.org/)", text)
 
@@ -436,7 +438,7 @@ def test_the_terminal_report_fits(words, write_rows, media_folder, tmp_path, mon
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= columns
     assert re.search(r"medium is missing +1 +14\.3%", out) and re.search(r"duplicate +1", out)
-    assert "Training would fail:\n- 3 rows of" in out
+    assert "\nnot ready:\n- 3 rows of" in out
 
 
 def test_the_terminal_prints_text_as_it_is():

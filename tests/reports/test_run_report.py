@@ -19,6 +19,7 @@ import merge_lora_weights
 from arguments import parse_arguments
 from reports import run_report
 from reports.model_card import write_merged_card
+from training.progress import LogFile
 
 FAMILY = "qwen2-vl"
 
@@ -45,12 +46,16 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data.strip()
 
 
-def test_the_report_of_a_run(tiny, write_rows, tmp_path):
+def test_the_report_of_a_run(tiny, write_rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(LogFile, "seconds", 3725.0)  # of all parts of a resumed run
     path, out = write_rows(rows_for(FAMILY)), tmp_path / "out"
     flags = ["--use_lora", True, "--train_vision_projector", True, "--eval_data_path", f"{path}[:3]"]
     flags += ["--eval_generate", 3, "--eval_max_new_tokens", 3, "--hub_token", "hf_secret"]
     run(tiny, FAMILY, path, out, *flags, draws_plots=True)
     page = Page(out / "report.html")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("finished: too few steps to tell (")
+    assert "1:02:05" in page.text
+    assert json.loads((out / "all_results.json").read_text())["train_steps_per_second"] == round(2 / 3725, 3)
     assert "script" not in page.tags
     assert all(reference.startswith("data:") for reference in page.references)  # it needs no other file
     sizes = [
@@ -60,7 +65,7 @@ def test_the_report_of_a_run(tiny, write_rows, tmp_path):
     ]
     assert sizes == [(64, 64), (64, 64), (100, 50), (100, 50), (60, 140)]  # of the media of its three rows
 
-    assert "Complete" in page.text and "step 2 of 2" in page.text
+    assert "finished: too few steps to tell (" in page.text and "step 2 of 2" in page.text
     log = json.loads((out / "trainer_state.json").read_text())["log_history"]
     losses = [logs["loss"] for logs in log if "loss" in logs]
     assert f"{losses[-1]:.3g}" in page.text
@@ -119,6 +124,7 @@ def test_the_model_card(tiny, write_rows, tmp_path, flags):
     assert set(kinds) == {"image 2", "several images 2", "text 1", "video 1", "mixed 1"}
     assert yaml.safe_load(re.search(r"(?s)```yaml\n(.*?)```", text)[1])["learning_rate"] == 2e-3
     assert str(tmp_path) not in text and tiny(FAMILY) not in text
+    assert "finished: too few steps to tell (" in text and "finished" not in card_of(out / "checkpoint-1")[1]
     for target in re.findall(r"\]\(([^)]+)\)", text):
         assert (out / target).is_file(), target
     code = re.search(r"(?s)```python\n(.*?)```", text)[1].replace("FOLDER_OF_THIS_CARD", str(out))
@@ -160,7 +166,7 @@ def test_a_stopped_run_leaves_a_report(tiny, write_rows, tmp_path):
     path, out = write_rows(rows_for(FAMILY)), tmp_path / "out"
     words = ["--model_id", MODEL_ID[FAMILY], "--model_local_path", tiny(FAMILY), "--data_path", path, "--use_cpu", True]
     words += ["--output_dir", out, "--logging_steps", 1, "--max_steps", 1000, "--use_lora", True]
-    for number, code, ended in ((signal.SIGTERM, 143, "Stopped by SIGTERM"), (signal.SIGINT, 130, "Stopped by Ctrl-C")):
+    for number, code, ended in ((signal.SIGTERM, 143, "by SIGTERM"), (signal.SIGINT, 130, "by Ctrl-C")):
         stopped = Launch(words, environment={"PLOTS": 1})
         (out / "log.jsonl").unlink(missing_ok=True)
         while not (out / "log.jsonl").exists() or len((out / "log.jsonl").read_text().splitlines()) < 2:
@@ -170,7 +176,10 @@ def test_a_stopped_run_leaves_a_report(tiny, write_rows, tmp_path):
         assert stopped.wait() == [code]
         assert "To go on: " in stopped.output and "Traceback" not in stopped.output
         page = Page(out / "report.html")
-        assert ended in page.text and re.search(r"step \d+ of 1,000\. To go on: .*--resume_from_checkpoint", page.text)
+        sentence = f"{ended}. To go on: the same with --resume_from_checkpoint True"
+        assert f"stopped: {sentence}" in page.text and re.search(r"step \d+ of 1,000", page.text)
+        last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+        assert (last["state"], last["verdict"]) == ("stopped", sentence)
         assert (out / "loss.png").is_file() and (out / "args.yaml").is_file()
 
 
@@ -191,4 +200,6 @@ def test_what_a_failed_run_says_is_in_its_report(tiny, write_rows, tmp_path, mon
     path = write_rows(rows_for(FAMILY))
     with pytest.raises(ValueError, match="broke"):
         run(tiny, FAMILY, path, tmp_path / "out", "--eval_data_path", path)
-    assert "Failed: the <evaluation> broke" in Page(tmp_path / "out/report.html").text
+    page = tmp_path / "out/report.html"
+    assert "failed: the <evaluation> broke" in Page(page).text and 'class="card error"' in page.read_text()
+    assert json.loads((tmp_path / "out/log.jsonl").read_text().splitlines()[-1])["state"] == "failed"

@@ -59,6 +59,8 @@ def test_the_update_is_not_made_and_the_weights_before_it_are_saved(tiny, write_
     # The first step of the second epoch.
     samples = "; ".join(f"{Path(path).name}, sample {i}" for i in epoch_order(9, 42, 1)[:2])
     message, last = str(ended.value), tmp_path / "out" / "checkpoint-5"
+    end = strict((tmp_path / "out" / "log.jsonl").read_text().splitlines()[-1])
+    assert (end["state"], end["verdict"]) == ("diverged", message)
     assert message.startswith("step 6: the norm of the gradients is not finite, at a learning rate of 0.000375;")
     assert f"the last whole checkpoint is {last}. Samples: {samples}. Try" in message
     assert checkpoints(tmp_path / "out") == ["checkpoint-4", "checkpoint-5"]
@@ -81,7 +83,8 @@ def test_an_update_can_be_skipped(tiny, write_rows, tmp_path, monkeypatch, capsy
     assert [i for i, loss in enumerate(losses, 1) if loss is None] == [3]
     monkeypatch.undo()
     resume = ["--resume_from_checkpoint", tmp_path / "out" / "checkpoint-4"]
-    run(tiny, "llava-1.5", path, tmp_path / "resumed", *flags, *resume)
+    run(tiny, "llava-1.5", path, tmp_path / "resumed", *flags, *resume, "--save_steps", 3)
+    assert checkpoints(tmp_path / "resumed") == ["checkpoint-6", "checkpoint-8"]  # by the flags of now
     assert are_equal(tmp_path / "resumed", tmp_path / "out")
     assert_strict(tmp_path / "resumed")
 

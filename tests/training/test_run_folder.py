@@ -15,6 +15,7 @@ from launch import Launch, launch
 from safetensors.torch import load_file
 
 from training import run_folder
+from web.runs import is_locked
 
 ROWS = [{"image": "red.png", "conversations": turns(f"<image>\nQuestion {i}?", "Yes " * (i + 1))} for i in range(4)]
 LORA = ["--use_lora", True, "--save_strategy", "steps", "--save_steps", 1]
@@ -125,10 +126,12 @@ def test_a_second_run_is_refused_while_the_first_is_alive(tiny, write_rows, tmp_
     first = Launch([*words, "--max_steps", 100000, "--dataloader_num_workers", 1])
     while not (tmp_path / "out" / "log.jsonl").exists():
         assert first.running
+    assert is_locked(str(tmp_path / "out")) and not is_locked(str(tmp_path))
     second = Launch([*words, "--max_steps", 1])
     assert second.wait() == [1] and "another run is writing to it" in second.output
     assert first.running and json.loads((tmp_path / "out" / "run.json").read_text())["flags"]["max_steps"] == 100000
-    first.send(signal.SIGKILL)
+    first.kill()
+    assert not is_locked(str(tmp_path / "out"))
     launch([*words, "--max_steps", 1])  # at once, while the data loader's worker may still live
 
 

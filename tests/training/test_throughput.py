@@ -57,12 +57,11 @@ class Clock:
 
 
 def test_times_of_waiting_and_of_evaluation(monkeypatch, capsys):
-    clock, meter = Clock(monkeypatch), ThroughputMeter(torch.device("cpu"))
+    clock, meter = Clock(monkeypatch), ThroughputMeter(torch.device("meta"))
     clock.train(meter, 1, 3, 2)
     first = meter.log()
     expected = {"tokens_per_second": 1.5, "samples_per_second": 0.5, "padding": 0.25, "data_wait": 0.25}
     assert first.keys() == FIGURES and expected.items() <= first.items()
-    assert "waiting" not in capsys.readouterr().out  # the loader had just started
     clock.train(meter, 0.04, 0.96, 1)
     meter.pause()
     clock.now += 100  # evaluation
@@ -70,14 +69,21 @@ def test_times_of_waiting_and_of_evaluation(monkeypatch, capsys):
     assert expected | {"tokens_per_second": 6, "samples_per_second": 2, "data_wait": 0.04} == {
         name: value for name, value in meter.log().items() if name in expected
     }
-    assert "waiting" not in capsys.readouterr().out
-    for _ in range(2):
-        clock.train(meter, 0.07, 0.93, 1)
+    whole = meter.log_run()  # 4 batches: 2 of 4 s and 2 of 1 s; waited 2 + 0.08 s
+    assert whole["train_tokens_per_second"] == 2.4 and whole["train_data_wait"] == pytest.approx(2.08 / 10)
+
+
+@pytest.mark.parametrize(
+    "device, waits, hints", [("cpu", [7] * 9, 0), ("meta", [7] * 9, 1), ("meta", [7, 7, 4] * 9, 0)]
+)
+def test_a_hint_comes_once_where_waiting_goes_on(monkeypatch, capsys, device, waits, hints):
+    clock, meter = Clock(monkeypatch), ThroughputMeter(torch.device(device))
+    for number, percent in enumerate(waits, 1):
+        clock.train(meter, percent / 100, 1 - percent / 100, 1)
         meter.log()
+        assert number > 4 or not capsys.readouterr().out
     printed = capsys.readouterr().out
-    assert printed.startswith("7% of the time") and printed.count("--dataloader_num_workers") == 1
-    whole = meter.log_run()  # 6 batches: 2 of 4 s and 4 of 1 s; waited 2 + 0.08 + 0.14 s
-    assert whole["train_tokens_per_second"] == 3 and whole["train_data_wait"] == pytest.approx(2.22 / 12)
+    assert printed.count("--dataloader_num_workers") == hints and printed.startswith("7% of the time" * hints)
 
 
 def test_memory_is_the_peak_of_the_process():

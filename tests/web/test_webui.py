@@ -26,6 +26,7 @@ from starlette.testclient import TestClient
 import webui
 from arguments import PARTS, parse_arguments
 from evaluation.answers import stream_answer
+from evaluation.verdict import Verdict
 from predict import load
 from reading.dataset import MultimodalDataset
 from reading.images import open_image
@@ -39,11 +40,16 @@ STAND_IN = """
 import json, os, signal, sys, time
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 print(json.dumps(sys.argv[1:]), os.environ.get("FINELMM_WEBUI_PASSWORD"), flush=True)
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def stop(*_):
+    end = {"step": 1, "max_steps": 9, "time": time.time(), "state": "stopped", "verdict": "by SIGTERM"}
+    print(json.dumps(end), file=open(os.path.join(flags["--output_dir"], "log.jsonl"), "w"), flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
 time.sleep(float(flags["--num_train_epochs"]))
 if "--seed" in flags:
     sys.exit("Error: no such seed.")
-open(os.path.join(flags["--output_dir"], "all_results.json"), "w").write("{}")
+end = {"step": 9, "max_steps": 9, "time": time.time(), "state": "finished", "verdict": "learned (all)"}
+print(json.dumps(end), file=open(os.path.join(flags["--output_dir"], "log.jsonl"), "w"), flush=True)
 """
 
 
@@ -360,12 +366,14 @@ def test_asking_for_a_run_that_does_not_exist_makes_nothing(root):
 
 def test_kill_does_not_take_the_place_of_stop(root, monkeypatch):
     os.makedirs("out/a")
-    for state, stop, kill, resume in [
-        ("running", {"visible": True, "interactive": True}, False, False),
-        ("stopping", {"visible": True, "interactive": False}, True, False),
-        ("stopped", {"visible": False, "interactive": False}, False, True),
+    for state, is_stopping, stop, kill, resume in [
+        ("running", False, {"visible": True, "interactive": True}, False, False),
+        ("running", True, {"visible": True, "interactive": False}, True, False),
+        ("stopped", False, {"visible": False}, False, True),
     ]:
-        monkeypatch.setattr(runs, "status", lambda _, state=state: state)
+        monkeypatch.setattr(runs, "status", lambda _, state=state: Verdict(state))
+        monkeypatch.setattr(runs, "is_alive", lambda _, state=state: state == "running")
+        monkeypatch.setattr(runs, "read_record", lambda _, value=is_stopping: {"started": 0, "stopping": value})
         shown = webui.watch(root, "out/a", None)[1:4]
         assert stop.items() <= shown[0].items() and [button["visible"] for button in shown[1:]] == [kill, resume]
 
@@ -403,7 +411,7 @@ def stand_in(root, tmp_path, monkeypatch):
 
 def wait_for(*states: str, folder: str = "out/a") -> None:
     end = time.monotonic() + 20
-    while runs.status(folder) not in states:
+    while runs.status(folder).state not in states:
         assert time.monotonic() < end, (runs.status(folder), runs.log_tail(folder))
         time.sleep(0.02)
 
@@ -420,7 +428,7 @@ def test_a_run_is_started_stopped_and_resumed(root, stand_in, monkeypatch):
     monkeypatch.setenv(runs.PASSWORD, "sesame")
     folder = stand_in(num_train_epochs=60)
     record = runs.read_record(folder)
-    assert runs.status(folder) == "running" and os.getsid(record["pid"]) == record["pid"]
+    assert runs.status(folder) == ("running", "") and os.getsid(record["pid"]) == record["pid"]
     wait_for_log(" None")  # the run does not get the password
     with pytest.raises(ValueError, match="a run is alive in --output_dir"):
         stand_in(num_train_epochs=60)
@@ -433,7 +441,7 @@ def test_a_run_is_started_stopped_and_resumed(root, stand_in, monkeypatch):
         time.sleep(0.02)
     runs.resume(folder, root)
     runs.kill(folder)
-    wait_for("stopped")
+    wait_for("interrupted")
     runs.resume(folder, root)  # the flag is given once
     wait_for_log('"--resume_from_checkpoint", "True"] None')
     first, *_, last = (json.loads(line.removesuffix(" None")) for line in runs.log_tail(folder).splitlines())
@@ -443,36 +451,35 @@ def test_a_run_is_started_stopped_and_resumed(root, stand_in, monkeypatch):
 @pytest.mark.slow
 def test_how_a_run_ended(root, stand_in):
     folder = stand_in(num_train_epochs=0.01)
-    wait_for("complete")
-    stand_in(num_train_epochs=0.01, seed=3)  # the results of the run before do not count
+    wait_for("finished")
+    assert runs.status(folder).sentence == "learned (all)"
+    stand_in(num_train_epochs=0.01, seed=3)  # the log of the run before does not count
     wait_for("failed")
     assert runs.log_tail(folder).endswith("Error: no such seed.")
     stand_in(num_train_epochs=60)
     os.kill(runs.read_record(folder)["pid"], signal.SIGKILL)
-    wait_for("failed")
+    wait_for("interrupted")
     stand_in(num_train_epochs=60)
     wait_for_log("None")
     os.kill(runs.read_record(folder)["pid"], signal.SIGTERM)  # by somebody else
     wait_for("stopped")
     stand_in(num_train_epochs=60)
     runs.kill(folder)
-    wait_for("stopped")
+    wait_for("interrupted")
 
 
 @pytest.mark.slow
 def test_a_run_that_ended_while_no_interface_ran(root, stand_in):
     folder = stand_in(num_train_epochs=0.01)
-    wait_for("complete")
+    wait_for("finished")
     time.sleep(0.2)
     record = {name: value for name, value in runs.read_record(folder).items() if name != "exit_code"}
     runs.write_record(folder, record)
-    assert runs.status(folder) == "complete"
-    os.remove(f"{folder}/all_results.json")
-    assert runs.status(folder) == "failed"
+    assert runs.status(folder).state == "finished"
+    os.remove(f"{folder}/log.jsonl")
+    assert runs.status(folder).state == "interrupted"
     runs.write_record(folder, record | {"pid": os.getpid()})  # another process has its number now
-    assert runs.status(folder) == "failed"
-    os.remove(f"{folder}/{runs.RECORD}")
-    assert runs.status(folder) == "not started here"
+    assert runs.status(folder).state == "interrupted"
 
 
 @pytest.mark.slow
@@ -576,8 +583,12 @@ def test_watching_a_run(root):
     with open("out/b/log.jsonl", "w") as file:
         file.write("".join(json.dumps(logged(step, loss=1.0 / step)) + "\n" for step in (1, 2)))
     head, *_, version = webui.watch(root, "out/b", None)
-    assert "step 2 of 100" in head and "not started here" in head
+    assert "step 2 of 100" in head and '<span class="badge warning">interrupted' in head
     assert webui.watch(root, "out/b", version)[4] == gr.skip()
+    with open("out/b/log.jsonl", "a") as file:
+        file.write(json.dumps(logged(2, state="failed", verdict="<b>no memory")) + "\n")
+    head, *_ = webui.watch(root, "out/b", version)
+    assert '<span class="badge error">failed' in head and '<p class="error">&lt;b&gt;no memory</p>' in head
     for run in (None, "none", "../outside", "links"):
         head, *others = webui.watch(root, run, None)
         assert re.search("No run yet|No such run|leads out of", head) and "step" not in head, run

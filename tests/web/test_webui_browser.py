@@ -185,10 +185,10 @@ def test_a_person_tunes_a_model(root, chromium):
 
         # killed by somebody, resumed to its end
         send(root, signal.SIGKILL)
-        see(page.locator(".badge"), "failed")
+        see(page.locator(".badge"), "interrupted")
         button(page, "Resume").click()
         see(page.locator(".badge"), "running")
-        see(page.locator(".badge"), "complete")
+        see(page.locator(".badge"), "finished")
         assert steps(page) == 100
         see(page.locator(".log"), f"Saved to {RUN}.")
 
