@@ -46,7 +46,7 @@ def read_entry(file: str, name: str | None) -> Entry:
         raise ValueError(
             f"{where} has {', '.join(key for key in UNREAD if key in entry) or 'no file_name'}, which is not read."
         )
-    if entry.get("ranking"):
+    if entry.get("ranking") or entry.get("columns", {}).keys() & {"chosen", "rejected", "kto_tag"}:
         raise ValueError(f"{where} holds ranked answers, which are not trained on.")
     form = entry.get("formatting", "alpaca")
     if form not in FIELDS:

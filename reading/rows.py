@@ -31,7 +31,8 @@ MEDIA_COLUMNS = tuple(name for kind in KINDS for name in (kind, f"{kind}s"))
 PAIRS = {"prompt": "completion", "question": "answer", "query": "response", "instruction": "output"}
 INPUT = {"instruction": ("input",)}  # what it ends with
 SYSTEM = ("system_prompt", "system")  # two names of one field
-MASKS = ("train", "training", "loss", "weight")  # names of one key of a message
+MASKS = ("train", "training", "loss", "weight", "loss_weight")  # names of one key of a message
+OBJECT_MARK = re.compile("<(ref-object|bbox|point)>")  # ms-swift's
 LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
 # Stands inside control strings typed by a user until they are tokenized (collators/base.py).
 RESERVED_CHARACTER = "\ufdd0"
@@ -125,8 +126,11 @@ class RowForm:
                 'trained: write an answer, put "train": false on the message, or leave the row out '
                 "(--allow_empty_answers True trains on such rows)"
             )
+        parts = content_parts({"messages": messages})
+        if "objects" in row and any(OBJECT_MARK.search(part.get("text", "")) for part in parts):
+            raise ValueError("has marks of `objects` in its texts; boxes and points are not read yet, so leave it out")
         if left:
-            self._check_unread(left, row, content_parts({"messages": messages}))
+            self._check_unread(left, row, parts)
         if unread_fields is not None:
             unread_fields.update({leaf.listed for leaf in left})
         return messages
@@ -262,10 +266,12 @@ class RowForm:
         """A part of a message; of a medium without a source, the reference is None."""
         part = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {}
         kind = part.get("type")
+        if "value" in part and kind in part:
+            raise ValueError(f"{where} has both `{kind}` and `value`; keep one")
         if kind == "text":
             return _text(part.get("text", part.get("value")), f"{where}.text")
         if kind in ("image_url", "video_url"):  # OpenAI's: {"image_url": {"url": ...}}
-            kind, url = kind.removesuffix("_url"), part.get(kind)
+            kind, url = kind.removesuffix("_url"), part.get(kind, part.get("value"))
             part = {"url": url.get("url") if isinstance(url, dict) else url}
             if part["url"] is None:
                 raise ValueError(f"{where} has type '{kind}_url' but no `{kind}_url` with a `url`")

@@ -147,6 +147,27 @@ FORMS = {
         },
         ASKED,
     ),
+    "image_url by value": (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "value": "red.png"}, {"type": "text", "value": "What?"}],
+                },
+                ASKED[1],
+            ]
+        },
+        ASKED,
+    ),
+    "weights of the loss": (
+        {
+            "messages": [
+                {"role": "user", "content": "A", "loss_weight": 0.0},
+                {"role": "assistant", "content": "B", "loss_weight": 1.0},
+            ]
+        },
+        [{"role": "user", "content": "A", "train": False}, *said("A", "B")[1:]],
+    ),
 }
 
 
@@ -199,6 +220,16 @@ FAULTS = {
     ),
     "turns by another name": ({"dialog": said("a", "b")}, {}, "--columns messages=dialog"),
     "half a history": ({"history": [["a"]], "query": "b", "response": "c"}, {}, r"history\[0\]"),
+    "two texts of a part": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "value": "b"}]}, *said("a", "b")[1:]]},
+        {},
+        "both `text` and `value`",
+    ),
+    "boxes": (
+        {"query": "Where is <ref-object>?", "response": "<bbox>", "objects": {"ref": ["a"], "bbox": [[1, 2, 3, 4]]}},
+        {},
+        "`objects`.*not read yet",
+    ),
     "an input of a question": ({"question": "a", "input": "b", "answer": "c", "train": False}, {}, "train"),
 }
 
@@ -253,6 +284,7 @@ INFO = {
         "columns": {"prompt": "q", "query": "more", "response": "a", "history": "old"},
     },
     "ranked": {"file_name": "plain.json", "ranking": True},
+    "judged": {"file_name": "plain.json", "columns": {"kto_tag": "label"}},
     "elsewhere": {"script_url": "a_script"},
 }
 INFO_FILES = {
@@ -302,6 +334,7 @@ def test_a_data_set_of_dataset_info_equals_messages(info, write_rows, name):
         ("", "name one of its data sets, such as .*:pictures"),
         (":none", "name one of"),
         (":ranked", "ranked answers"),
+        (":judged", "ranked answers"),
         (":elsewhere", "script_url, which is not read"),
     ],
 )

@@ -230,5 +230,5 @@ def test_every_door_refuses_and_names(tiny, write_rows, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         preview.main([*words, "--columns", "photo=", "--check", "--json"])
     assert end.value.code == 0 and "id (1 rows)" in str(json.loads(capsys.readouterr().out)["notes"])
-    with pytest.raises(ValueError, match="must be NAME="):
+    with pytest.raises(ValueError, match="no row of .* has a field `query`"):
         preview.main([*words, "--columns", "question=query"])
