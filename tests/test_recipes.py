@@ -98,4 +98,4 @@ def test_data_of_ones_own_needs_held_out_rows_too():
         capture_output=True,
         text=True,
     )
-    assert done.returncode and "TEST_DATA: unbound variable" in done.stderr
+    assert done.returncode and "TEST_DATA: is not set" in done.stderr
