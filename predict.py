@@ -131,7 +131,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         help="Measures of your own on a file: of (predictions, references), a number or a mapping (docs/inference.md).",
     )
     saved = saved_arguments(parser.parse_args(words).model_path)
-    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words or sys.argv[1:]}
+    given = [word.split("=")[0] for word in words or sys.argv[1:] if word.startswith("--")]
+    given = {word.removeprefix("--").replace("-", "_") for word in given}
     names = [name for group in AS_IN_TRAINING if not given.intersection(group) for name in group]
     parser.set_defaults(**{name: saved[name] for name in names if name in saved})
     parser.set_defaults(allow_empty_answers=True)  # a file of questions may have no answers

@@ -68,15 +68,15 @@ def of_run(log: list[dict], ended: BaseException | None, metric: str | None, hig
         reason = f"exit code {code}" if isinstance(ended, SystemExit) else str(ended) or type(ended).__name__
         return Verdict("diverged" if isinstance(ended, Diverged) else "failed", reason)
     losses = [logs["loss"] for logs in log if "loss" in logs]
-    if losses and diverges(losses[0], losses):
+    if losses and diverges(losses[0], losses[1:], fewest=3):
         return Verdict("diverged", "its last losses are over twice its first. Try a lower --learning_rate")
     return Verdict("finished", learned(log, (metric or "loss").removeprefix("eval_"), higher_is_better is not False))
 
 
-def diverges(first: float, losses: list[float]) -> bool:
-    """Whether the mean of the last losses is above twice the first."""
+def diverges(first: float, losses: list[float], fewest: int = RECENT_LOSSES) -> bool:
+    """Whether the mean of the last losses is above twice the first, or no number."""
     recent = list(losses)[-RECENT_LOSSES:]
-    return len(recent) == RECENT_LOSSES and sum(recent) / RECENT_LOSSES > 2 * first
+    return len(recent) >= fewest and not sum(recent) / len(recent) <= 2 * first
 
 
 def learned(log: list[dict], metric: str, higher_is_better: bool) -> str:
@@ -106,6 +106,8 @@ def learned(log: list[dict], metric: str, higher_is_better: bool) -> str:
         return f"overfits ({of_loss}: take that checkpoint, or add --load_best_model_at_end True)"
     if has_risen:
         return f"learned nothing (evaluation loss {losses[-1][0]:.3g}, and {lowest:.3g} before)"
+    if higher_is_better and answers and blind + error >= 1:
+        return f"too few answers to tell ({shown}): who looks at no picture answers as well"
     if answers < FEW_ANSWERS or 0 < gain:
         return f"too few answers to tell ({shown})"
     return f"learned nothing ({shown})"

@@ -23,6 +23,7 @@ class Entry:
 
     path: str  # of its data, or its id on the Hub
     split: str | None
+    bounds: tuple[str | None, str | None]  # of the rows that are taken
     columns: tuple[str, ...]  # NAME=FIELD
     keys: dict[str, object]  # of reading.rows.RowForm
 
@@ -60,6 +61,7 @@ def read_entry(file: str, name: str | None) -> Entry:
     return Entry(
         place if of_hub else os.path.join(os.path.dirname(file), place),
         "/".join(filter(None, (entry.get("subset"), entry.get("split", "train")))) if of_hub else None,
+        (None, str(entry["num_samples"]) if entry.get("num_samples") else None),
         tuple(f"{ours}={field}" for ours, field in fields.items() if field and field != ours),
         keys if form == "sharegpt" else {},
     )

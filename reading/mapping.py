@@ -42,9 +42,10 @@ class Mapping:
         )
 
     def names(self, fields: Sequence[str]) -> dict[str, str]:
-        """Column of a table -> name that it is read by, without those that are ignored."""
+        """Column of a file -> name that it is read by, without those that are ignored and hold no source."""
         named = {source: name for name, source in self.sources}
-        return {field: named.get(field, field) for field in fields if field not in self.ignored}
+        heads = {*named, *(STEP.match(source)[0] for source in named)}
+        return {field: named.get(field, field) for field in fields if field in heads or field not in self.ignored}
 
     def row(self, row: dict, found: Counter | None = None) -> dict:
         """A row under the names that are read, without what is null or ignored.
@@ -55,8 +56,7 @@ class Mapping:
         Raises:
             ValueError: a name belongs to two fields.
         """
-        left = unread.without(row, self.ignored) if self.ignored else row
-        named = {}
+        left, named = row, {}
         for name, source in self.sources:
             steps = [source] if source in left else [step_of(match) for match in STEP.finditer(source)]
             value, left = take(left, steps)
@@ -64,6 +64,7 @@ class Mapping:
                 named[name] = value
             if found is not None and (name in named or name in row):
                 found[f"{name}={source}"] += 1
+        left = unread.without(left, self.ignored) if self.ignored else left
         left = {key: value for key, value in left.items() if value is not None}
         for name in named.keys() & left.keys():
             raise ValueError(
@@ -101,17 +102,22 @@ def proposal(row: dict, folders: Collection[str]) -> str:
         turns = value if isinstance(value, list) else []
         if any(isinstance(turn, dict) and turn.keys() & {*TURN_KEYS[0]} for turn in turns):
             return f"try --columns messages={name}"
-    texts, found = {}, []
+    texts, media = {}, {}
     for name, value in unread.flat("", row):
         source = re.sub(r"\.(bytes|path)\Z", "", name.removeprefix("."))
         if unread.is_medium(value, (), folders):
             kind = "video" if OF_A_VIDEO.search(f"{name} {value}"[:300]) else "image"
-            found.append(f"{kind}{'s' if '[]' in source else ''}={source}")
-        elif isinstance(value, str):
+            media.setdefault(kind, []).append(source)
+        elif isinstance(value, str) or type(value) is int and rank(source) < len(ANSWERS):
             texts[source.replace("[]", "[0]")] = value
     answer = min([*texts][1:] + [*texts][:1], key=rank, default=None)
     question = next((name for name in texts if name != answer), None)
-    found = [*([f"question={question}"] if question else []), f"answer={answer}", *dict.fromkeys(found)]
+    pairs = (("question", question), ("answer", answer))
+    found = [f"{name}={source}" for name, source in pairs if source not in (None, name)]
+    for kind, (first, *others) in media.items():
+        if first.removesuffix("[]") not in (kind, f"{kind}s"):
+            found.append(f"{kind}{'s' if '[]' in first else ''}={first}")
+        found += [f"{other}=" for other in dict.fromkeys(others) if other != first]
     prompt = "" if question else ' --prompt "..." (the question of every row)'
     return f"try --columns {' '.join(map(shlex.quote, found))}{prompt}" if answer else "it holds no text"
 

@@ -106,7 +106,8 @@ class RowForm:
         turns = self._turns_of_pair(row, form, answer) if answer else _turns(row[form], form)
         messages = _system(row) + [self._message(turn, where) for turn, where in turns]
         for kind in reversed(KINDS):  # so that images come first where both go to the front
-            self._put_in(messages, kind, *self._column(row, kind), must_be_placed=form == "conversations")
+            column, references = self._column(row, kind)
+            self._put_in(messages, kind, column, references, column in row, form == "conversations")
         _check_roles([message["role"] for message in messages])
         for message in messages:
             for part in message["content"]:
@@ -189,7 +190,13 @@ class RowForm:
         for name, role in ((question, "user"), (answer, "assistant")):
             value = row.get(name)
             if isinstance(value, list) and value and isinstance(value[0], str):
-                raise ValueError(f"`{name}` is a list of texts; --columns '{name}={name}[0]' takes the first of them")
+                source = dict(self.mapping.sources).get(name, name)
+                first = source.replace("[]", "[0]") if "[]" in source else f"{source}[0]"
+                raise ValueError(f"`{name}` is a list of texts; --columns '{name}={first}' takes the first of them")
+            if value is None and name == answer:
+                hint = proposal(row, {*self.folders.values()})
+                hint = f": {hint}" if "question=" in hint else ""  # else the question is its only text
+                raise ValueError(f"has `{question}` but no `{answer}`{hint}")
             if isinstance(value, list):
                 found = _turns(value, name)
                 turns += [({**turn, "train": False}, where) for turn, where in found] if name == question else found
@@ -203,16 +210,19 @@ class RowForm:
             turns.append(({"role": role, "content": "\n".join(text for text in texts if text)}, name))
         return turns
 
-    def _put_in(self, messages: list[dict], kind: str, column: str, references: list, must_be_placed: bool) -> None:
+    def _put_in(
+        self, messages: list[dict], kind: str, column: str, references: list, is_given: bool, must_be_placed: bool
+    ) -> None:
         """Give the media of a field their places: parts without a source, <image> in texts of the user, or the front.
 
         Args:
+            is_given: whether the row has the field; without it, <image> is text.
             must_be_placed: whether every <image> in a text is a place, and the front is none.
         """
         parts = [part for message in messages for part in message["content"] if part["type"] == kind]
         empty = [part for part in parts if part[kind] is None]
         users = [message for message in messages if message["role"] == "user"]
-        if not parts and (references or must_be_placed):
+        if not parts and (is_given or must_be_placed):
             typed = sum(part.get("text", "").count(f"<{kind}>") for message in users for part in message["content"])
             if typed != len(references) and (typed or must_be_placed):
                 raise ValueError(

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from reading import dataset_info
+from reading.mapping import proposal
 from reading.references import what_it_is
 from reading.rows import MEDIA_COLUMNS, PAIRS, RowForm
 
@@ -91,7 +92,7 @@ def find_source(path: str) -> Source:
         entry = dataset_info.read_entry(place, split)
         found = find_source(f"{entry.path}:{entry.split}" if entry.split else entry.path)
         about = {"columns": entry.columns, "keys": entry.keys, "folder": os.path.dirname(os.path.abspath(place))}
-        return replace(found, path=path, bounds=bounds, weight=weight, **about)
+        return replace(found, path=path, bounds=bounds if any(bounds) else entry.bounds, weight=weight, **about)
     if split and (os.path.isfile(place) or glob.has_magic(place)):
         raise ValueError(f"{path}: only folders and Hub ids have splits such as {split!r}; leave it out.")
     from_hub = not os.path.exists(place) and bool(HUB_ID.match(place)) and not place.lower().endswith(ENDINGS)
@@ -340,16 +341,21 @@ def copy_parquet(path: str, form: RowForm, target: str) -> None:
 
     try:
         with pq.ParquetFile(path) as file, pa.OSFile(target, "wb") as sink:
-            wanted = [name for name in file.schema_arrow.names if name not in form.mapping.ignored]
+            wanted = [*form.mapping.names(file.schema_arrow.names)]
             classes = class_names(file.schema_arrow.metadata)
             plain = pa.schema([plain_field(file.schema_arrow.field(name)) for name in wanted])
-            named = [pa.field(field.name, pa.string()) if field.name in classes else field for field in plain]
+            types = {
+                field.name: pa.list_(pa.string()) if pa.types.is_list(field.type) else pa.string()
+                for field in plain
+                if field.name in classes
+            }
+            named = [pa.field(field.name, types.get(field.name, field.type)) for field in plain]
             with pa.ipc.new_file(sink, pa.schema(named)) as writer:
                 for batch in file.iter_batches(ARROW_ROWS, columns=wanted):
                     batch = batch.select(wanted).cast(plain)
                     for name in classes.keys() & {*wanted}:
-                        names = [classes[name].get(number) for number in batch[name].to_pylist()]
-                        batch = batch.set_column(wanted.index(name), name, pa.array(names, pa.string()))
+                        names = [named_class(classes[name], value) for value in batch[name].to_pylist()]
+                        batch = batch.set_column(wanted.index(name), name, pa.array(names, types[name]))
                     for start in range(0, len(batch), ARROW_ROWS):
                         writer.write_batch(batch.slice(start, ARROW_ROWS))
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -360,8 +366,13 @@ def copy_parquet(path: str, form: RowForm, target: str) -> None:
 def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, dict[int, str]]:
     """Column -> number -> name of its classes, where a data set's library wrote them into the file."""
     about = json.loads((metadata or {}).get(b"huggingface", "{}")).get("info", {}).get("features", {})
-    classes = {name: kind["names"] for name, kind in about.items() if isinstance(kind, dict) and kind.get("names")}
-    return {name: dict(enumerate(names)) for name, names in classes.items()}
+    about = {name: kind[0] if isinstance(kind, list) else kind for name, kind in about.items()}
+    about = {name: kind.get("feature", kind) for name, kind in about.items()}  # of a list of classes
+    return {name: dict(enumerate(kind["names"])) for name, kind in about.items() if kind.get("names")}
+
+
+def named_class(names: dict[int, str], value: object) -> object:
+    return [named_class(names, inner) for inner in value] if isinstance(value, list) else names.get(value)
 
 
 def plain_field(field):
@@ -380,8 +391,9 @@ def copy_table(path: str, form: RowForm, target: str) -> None:
     import pyarrow as pa
 
     with open_table(path, form) as (names, rows), pa.OSFile(target, "wb") as sink:
-        wanted = {name: place for place, name in enumerate(names) if name not in form.mapping.ignored}
-        media = [name for name, read_as in form.mapping.names(names).items() if read_as in MEDIA_COLUMNS]
+        read_as = form.mapping.names(names)
+        wanted = {name: place for place, name in enumerate(names) if name in read_as}
+        media = [name for name in wanted if read_as[name] in MEDIA_COLUMNS]
         schema = pa.schema([(name, pa.list_(pa.string()) if name in media else pa.string()) for name in wanted])
         with pa.ipc.new_file(sink, schema) as writer:
             while batch := list(itertools.islice(rows, ARROW_ROWS)):
@@ -410,10 +422,11 @@ def open_table(path: str, form: RowForm) -> Iterator[tuple[list[str], Iterator[l
             names = [name.strip().lower() or f"column {i}" for i, name in enumerate(headers[separator], 1)]
             read_as = {*form.mapping.names(names).values(), *(PAIRS if form.prompt is not None else [])}
             if not any({*pair} <= read_as for pair in PAIRS.items()):
+                cells = next(csv.reader(file, delimiter=separator), [])
                 raise ValueError(
                     f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer`, and "
-                    "`image` or `video` for media: name them so in its first line, or say which they are, such as "
-                    '--columns question=text answer=label image=file (or --prompt "..." for the question of all rows).'
+                    "`image` or `video` for media: name them so in its first line, or "
+                    f"{proposal(dict(zip(names, cells)), {*form.folders.values()})}"
                 )
             if twice := [name for name in names if names.count(name) > 1 and name]:
                 raise ValueError(f"{path} names the column {twice[0]} twice in its first line; rename one.")

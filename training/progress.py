@@ -75,7 +75,7 @@ class ProgressLine(TrainerCallback):
         rows = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
         dtype, processes = str(compute_dtype(args)).removeprefix("torch."), "process" + "es" * (args.world_size > 1)
         say(
-            f"{state.max_steps:,} steps in {dtype} on {args.device.type}, of {math.prod(rows):,} rows: "
+            f"{state.max_steps:,} steps in {dtype} on {args.device.type}, of {math.prod(rows):,} rows each: "
             f"{rows[0]:,} a batch x {rows[1]} accumulated x {rows[2]} {processes}"
         )
         if state.is_world_process_zero and self.is_live:

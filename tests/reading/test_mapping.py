@@ -90,8 +90,15 @@ def test_bytes_have_other_names_too(media_folder):
 
 
 def test_a_class_has_the_name_that_the_file_knows(media_folder):
-    features = {"label": {"names": ["circle", "square"], "_type": "ClassLabel"}, "image": {"_type": "Value"}}
-    table = pa.table({"label": [1, 0, None], "image": ["red.png"] * 3})
+    kind = {"names": ["circle", "square"], "_type": "ClassLabel"}
+    features = {
+        "label": kind,
+        "labels": {"feature": kind, "_type": "Sequence"},
+        "more": [kind],
+        "image": {"_type": "Value"},
+    }
+    lists = {"labels": [[1, 0]] * 3, "more": [[0]] * 3}
+    table = pa.table({"label": [1, 0, None], "image": ["red.png"] * 3} | lists)
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pq.write_table(table, media_folder / "classes.parquet")
     dataset = MultimodalDataset(
@@ -99,6 +106,11 @@ def test_a_class_has_the_name_that_the_file_knows(media_folder):
     )
     assert [dataset.rows[i]["messages"][1]["content"][0]["text"] for i in (0, 1)] == ["square", "circle"]
     assert list(dataset.errors) == [2]
+    for source, name in (("labels[0]", "square"), ("more[0]", "circle")):
+        dataset = MultimodalDataset(
+            str(media_folder / "classes.parquet"), columns=[f"answer={source}"], prompt="Which?"
+        )
+        assert dataset.rows[0]["messages"][1]["content"][0]["text"] == name
 
 
 # Row -> the same as `messages`.
@@ -219,6 +231,27 @@ FAULTS = {
         r"--columns answer=meta.label video=file --prompt",
     ),
     "turns by another name": ({"dialog": said("a", "b")}, {}, "--columns messages=dialog"),
+    "two pictures of other names": (
+        {"q": "a", "label": "b", "pages": [{"file": "red.png"}], "url": "blue.png"},
+        {},
+        r"--columns question=q answer=label 'images=pages\[\].file' url=",
+    ),
+    "a class without a name": ({"image": "red.png", "label": 3}, {}, "try --columns answer=label --prompt"),
+    "an answer of another name": (
+        {"query": "a", "label": "b"},
+        {},
+        "no `response`: try --columns question=query answer=label",
+    ),
+    "a list at a source": (
+        {"q": "a", "as": [{"t": "b"}]},
+        {"columns": ["question=q", "answer=as[].t"]},
+        r"'answer=as\[0\].t'",
+    ),
+    "a place for an empty field": (
+        {"question": "<image>a", "answer": "b", "image": ""},
+        {},
+        "1 <image> .* 0 in its `image`",
+    ),
     "half a history": ({"history": [["a"]], "query": "b", "response": "c"}, {}, r"history\[0\]"),
     "two texts of a part": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "value": "b"}]}, *said("a", "b")[1:]]},
@@ -283,6 +316,7 @@ INFO = {
         "file_name": "named.json",
         "columns": {"prompt": "q", "query": "more", "response": "a", "history": "old"},
     },
+    "few": {"file_name": "several.json", "num_samples": 2},
     "ranked": {"file_name": "plain.json", "ranking": True},
     "judged": {"file_name": "plain.json", "columns": {"kto_tag": "label"}},
     "elsewhere": {"script_url": "a_script"},
@@ -297,6 +331,7 @@ INFO_FILES = {
         }
     ],
     "plain.json": [{"instruction": "Add.", "input": "1 and 2", "output": "3"}],
+    "several.json": [{"instruction": str(i), "output": "3"} for i in range(4)],
     "named.json": [{"q": "Add.", "more": "1 and 2", "a": "3", "old": [["A", "B"]]}],
 }
 SAME = {
@@ -326,6 +361,10 @@ def test_a_data_set_of_dataset_info_equals_messages(info, write_rows, name):
         or "text" in dataset.notes()[0]
     )
     assert dataset.epoch_size == 2
+
+
+def test_the_number_of_rows_of_dataset_info_is_taken(info):
+    assert len(MultimodalDataset(f"{info}:few")) == 2 and len(MultimodalDataset(f"{info}:few[1:4]")) == 3
 
 
 @pytest.mark.parametrize(

@@ -435,7 +435,7 @@ TABLES = {
     "too few cells": ("question,answer\na", "line 2: 1 cells"),
     "Windows-1252": ("question,answer\nHöhe?,b".encode("cp1252"), "is not UTF-8 text.*Save it as CSV UTF-8"),
     "UTF-16": ("question,answer\na,b".encode("utf-16"), "is not UTF-8 text"),
-    "no answer": ("question,answer\na,b\na,", "sample 1: answer must be text, not missing"),
+    "no answer": ("question,answer\na,b\na,", "sample 1: has `question` but no `answer`"),
     "no image": ("image,question,answer\nnone.png,a,b", "sample 0: .*none.png.* does not exist"),
 }
 

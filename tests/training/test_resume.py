@@ -169,7 +169,7 @@ def chain_of_kills(words, max_steps: int, out, kills: int, aimed: int, processes
         print(f"kill {kill}: {'in a save' if kill in in_saves else 'anywhere'}, {before} -> {after}")
         assert has_reached(out, max(before, default=0))
     started = Launch(words, processes)
-    wait_for(lambda: " steps in " in started.output, started)
+    wait_for(lambda: f"trained {max_steps} steps in " in started.output, started)
     started.kill()
     assert has_reached(out, max_steps)
     launch(words, processes)
