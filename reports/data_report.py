@@ -1,7 +1,7 @@
 """Check a whole data set before a run: `python preview.py --check` with the flags of train.py; loads no weights.
 
     python preview.py --check --model_id qwen2.5-vl-3b-instruct --data_path train.json --eval_data_path test.json
-    python preview.py --check run.yaml --html report.html --write_clean clean.jsonl
+    python preview.py --check run.yaml --html report.html
 
 Every row of training and evaluation data is opened and encoded as in training, in several processes. The exit code is 1
 if training would fail.
@@ -63,8 +63,6 @@ BAD = ("row", "missing", "broken", "refused", "no label")
 SHARED = {"content": "also in the training data", "question": "with the media and questions of training rows"}
 # What reading/files.py writes on a file that is not there.
 MISSING = re.compile("does not exist|is a folder")
-# Fields of raw rows that name a medium.
-MEDIA_FIELDS = {"image", "images", "image_url", "video", "videos", "video_url", "path", "url"}
 MEGAPIXELS = (0.1, 0.25, 0.5, 1, 2, 4, 8)  # where the classes of sizes end
 NUM_EXAMPLES = 10
 ROW = np.dtype(
@@ -90,8 +88,6 @@ def run(arguments, own) -> int:
         ValueError: flags, data files or a checkpoint that cannot be used.
     """
     data, model, stdout = arguments.data, arguments.model, sys.stdout
-    if own.write_clean:
-        check_clean_path(own.write_clean)
     with redirect_stdout(sys.stderr):  # whatever a library prints
         splits = {"train": make_dataset(data, data.data_path, check=False, weighted=True)}
         if data.eval_data_path:
@@ -105,7 +101,6 @@ def run(arguments, own) -> int:
         results = Results(splits)
         check_rows(splits, collator, results, number_of_workers(arguments))
         report = summarize(arguments, splits, results, notes, own.num_processes or arguments.training.world_size)
-        report["written"] = write_clean(own.write_clean, splits["train"], results, data) if own.write_clean else {}
     if own.html:
         with open(own.html, "w", encoding="utf-8") as file:
             file.write(data_report_views.page(report))
@@ -561,79 +556,3 @@ def epoch(dataset, rows: np.ndarray, arguments, num_processes: int) -> dict:
         "tokens": total_tokens,
         "tokens_per_step": round(total_tokens / steps) if steps else 0,
     }
-
-
-# ---- rows for a run ----
-
-
-def check_clean_path(path: str) -> None:
-    if not path.endswith(".jsonl"):
-        raise ValueError(f"--write_clean {path} must end in .jsonl, since that is what it will hold.")
-    if os.path.exists(others := rejected_path(path)):
-        raise ValueError(f"--write_clean {path} would overwrite {others}; delete it or name a new file.")
-
-
-def rejected_path(path: str) -> str:
-    return f"{path.removesuffix('.jsonl')}.rejected.jsonl"
-
-
-def write_clean(path: str, dataset, results: Results, data) -> dict[str, str]:
-    """Write the usable training rows as their file has them, and beside them a list of the others with reasons.
-
-    Media are found from the new file as before: a relative path is made absolute where it would lead elsewhere, and
-    encoded bytes, which JSON cannot hold, are written to a folder beside it.
-
-    Returns:
-        What was written where.
-    """
-    folder, others = os.path.dirname(os.path.abspath(path)), rejected_path(path)
-    media_folder = f"{path.removesuffix('.jsonl')}.media"
-    bases = [os.path.abspath(base or folder) for base in (data.image_folder, data.video_folder)]
-    number = 0
-    with open(f"{path}.part", "w", encoding="utf-8") as good, open(others, "w", encoding="utf-8") as rejected:
-        for position in range(len(dataset)):
-            if results.rows["fault"][position]:
-                found = results.details(position)
-                line = {"row": position, "fault": found["fault"], "reason": found["reason"]}
-                rejected.write(strict_json(line) + "\n")
-                continue
-            paths = media_paths(dataset.rows[position])
-            row = portable(dataset.raw(position), paths, bases, media_folder)
-            good.write(strict_json(row, default=str) + "\n")
-            number += 1
-    os.replace(f"{path}.part", path)
-    return {f"{number:,} usable": path, f"{len(dataset) - number:,} others": others}
-
-
-def media_paths(row: dict) -> list[str]:
-    """The absolute paths of the files that a row names."""
-    media = [part[part["type"]] for part in content_parts(row) if part["type"] != "text"]
-    flat = [item for medium in media for item in (medium if isinstance(medium, list) else [medium])]
-    return [item for item in flat if isinstance(item, str) and os.path.isabs(item)]
-
-
-def portable(value, paths: list[str], bases: list[str], media_folder: str, field: str = ""):
-    """A raw row, or a part of it, whose media are found from elsewhere too."""
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return {"path": written_bytes(value["bytes"], media_folder)}
-    if isinstance(value, bytes):
-        return written_bytes(value, media_folder)
-    if isinstance(value, dict):
-        return {name: portable(item, paths, bases, media_folder, name) for name, item in value.items()}
-    if isinstance(value, list):
-        return [portable(item, paths, bases, media_folder, field) for item in value]
-    if not isinstance(value, str) or field not in MEDIA_FIELDS:
-        return value
-    if any(os.path.normpath(os.path.join(base, value)) in paths for base in bases):
-        return value
-    tail = re.sub(r"^(\.\./)*", "/", os.path.normpath(value))
-    # All relative paths of a row start in one folder, so that a longer match is another file.
-    return min((path for path in paths if path.endswith(tail)), key=len, default=value)
-
-
-def written_bytes(content: bytes, folder: str) -> str:
-    path = os.path.join(os.path.abspath(folder), hash_of(content)[:32])
-    os.makedirs(folder, exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(content)
-    return path

@@ -114,7 +114,7 @@ def show(report: dict, console: Console) -> None:
         for row in rows:
             table.add_row(*map(Text, row))
         console.print(table, "")
-    for name, value in [*facts(report).items(), *report["written"].items()]:
+    for name, value in facts(report).items():
         console.print(Text(f"{name:17} {value}"), soft_wrap=True)
     reasons, verdict = report["failures"] + report["notes"], Verdict(report["state"])
     console.print(Text(f"\n{verdict}{':' if reasons else ''}", style=f"bold {STYLES[verdict.tone]}"))

@@ -269,6 +269,8 @@ def test_random_rows_are_drawn_by_the_seed(run, write_rows):
         ("--random 1 --index 0", "not allowed with"),
         ("--html a.html --json", "two forms of the same rows"),
         ("--html .", "is a folder"),
+        ("--num_processes 0", "--num_processes is 0"),
+        ("--num_processes 2", "no effect without --check"),
         ("--html README.md/a.html", "is not a folder"),
     ],
 )

@@ -353,64 +353,6 @@ def test_rows_that_end_their_process_are_named_and_the_others_checked(check, wri
     assert set(opened) == set(range(12))
 
 
-# ---- the clean rows ----
-
-
-def test_the_clean_file_holds_the_usable_rows_as_they_were(check, write_rows, media_folder, tmp_path):
-    good = [
-        {"id": 7, "note": "ünïcode \ud800", **row("<image>\nred.png", "red.png", image="red.png")},
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "image", "path": "./blue.png"}, {"type": "text", "text": "?"}]},
-                {"role": "assistant", "content": "red.png"},
-            ]
-        },
-        row("<image>\na", "b", image=str(media_folder / "red.png")),
-    ]
-    path = write_rows([good[0], row("a"), good[1], row("<image> a", "b", image="none.png"), good[2]])
-    clean = tmp_path / "elsewhere" / "clean.jsonl"
-    clean.parent.mkdir()
-    _, report, _ = check("llava-1.5", path, "--write_clean", clean)
-    written = [json.loads(line) for line in clean.read_text().splitlines()]
-    red, blue = str(media_folder / "red.png"), str(media_folder / "blue.png")
-    expected = json.loads(json.dumps(good))
-    expected[0]["image"], expected[1]["messages"][0]["content"][0]["path"] = red, blue
-    assert written == expected  # and the text "red.png" is no path
-    others = [json.loads(line) for line in (clean.parent / "clean.rejected.jsonl").read_text().splitlines()]
-    assert [(line["row"], line["fault"]) for line in others] == [(1, "row"), (3, "missing")]
-    assert "none.png does not exist" in others[1]["reason"]
-    assert list(report["written"].values()) == [str(clean), str(clean.parent / "clean.rejected.jsonl")]
-    opened = MultimodalDataset(str(clean))
-    assert len(opened) == 3 and opened[0]["messages"][0]["content"][0]["image"].size == (64, 64)
-
-    (tmp_path / "other.rejected.jsonl").touch()
-    beside = media_folder / f"{tmp_path.name}-clean.jsonl"
-    try:
-        check("llava-1.5", path, "--write_clean", beside)
-        assert [json.loads(line) for line in beside.read_text().splitlines()] == good
-        for flag, value, named in [
-            ("--write_clean", beside, "exists already"),
-            ("--write_clean", tmp_path / "clean.json", "must end in .jsonl"),
-            ("--write_clean", tmp_path / "other.jsonl", "would overwrite .*other.rejected.jsonl"),
-            ("--html", tmp_path, "is a folder; name a file"),
-            ("--num_processes", 0, "1 or more"),
-        ]:
-            with pytest.raises(ValueError, match=named):
-                check("llava-1.5", path, flag, value)
-    finally:
-        for file in media_folder.glob(f"{tmp_path.name}-clean*"):
-            file.unlink()
-
-
-def test_encoded_bytes_become_files(tmp_path):
-    raw = {"images": [{"bytes": b"\x89PNG", "path": "a.png\0/../.x"}], "video": b"\0", "text": "a.png"}
-    found = data_report.portable(raw, [], [], str(tmp_path / "clean.media"))
-    json.dumps(found)
-    image = Path(found["images"][0]["path"])
-    assert image.read_bytes() == b"\x89PNG" and image.suffix == "" and image.is_absolute()
-    assert Path(found["video"]).read_bytes() == b"\0" and found["text"] == "a.png"
-
-
 # ---- what a person sees ----
 
 
