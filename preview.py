@@ -66,10 +66,8 @@ def main(words: list[str] | None = None) -> None:
             facts = [f"{model.model_id}: {model.model_path}", shown]
             preview_views.write_page(own.html, previews(), collator, dataset.name, facts)
             print(f"{own.html}: {shown}", file=stdout)
-        elif stdout.isatty():
-            preview_views.print_rich(previews(), collator, stdout)
         else:
-            preview_views.print_plain(previews(), collator, stdout)
+            preview_views.print_rows(previews(), collator, stdout)
         if typed:
             print(f"{typed} of {len(indices)} rows hold a typed control token, such as </s>: it is kept as characters.")
     sys.exit(1 if failed else 0)

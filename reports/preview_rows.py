@@ -25,6 +25,10 @@ class Run(NamedTuple):
         return self.kind in ("trained", "context")
 
     @property
+    def style(self) -> str:
+        return "cut" if self.is_cut else self.kind
+
+    @property
     def folded(self) -> str:
         return f"[{self.kind}: {len(self.ids)} tokens]"
 
@@ -98,10 +102,10 @@ def cut_runs(collator: ChatCollator, preview: Preview) -> tuple[Run, ...]:
 
 
 def count(runs: Iterable[Run]) -> Counter:
-    """Kind of run, or "cut" -> number of tokens."""
+    """Style of a run -> number of tokens."""
     counts = Counter()
     for run in runs:
-        counts["cut" if run.is_cut else run.kind] += len(run.ids)
+        counts[run.style] += len(run.ids)
     return counts
 
 
