@@ -134,16 +134,6 @@ def with_pieces(collator: ChatCollator, runs: Iterable[Run]) -> Iterator[tuple[R
         before = run.ids if run.is_text else before  # ids of Phi-3 Vision's images are negative: no tokenizer's
 
 
-def run_differences(collator: ChatCollator) -> list[tuple[str, str]]:
-    """What train.py warns of at its start: (our text, the checkpoint's) of probe conversations."""
-    return collator.template.differences()
-
-
-def row_difference(collator: ChatCollator, sample: dict) -> tuple[str, str] | None:
-    """Our text of a row and the checkpoint's, where they differ beyond the documented exceptions."""
-    return next(iter(collator.template.differences_in(sample["messages"])), None)
-
-
 def inline_difference(ours: str, official: str) -> list[tuple[str, str]]:
     """Two texts -> ("" in both, "ins" in ours alone, "del" in the checkpoint's alone; text), in order."""
     ours, official = (re.findall(r"<[^<>\s]+>|\w+|\W", text) for text in (ours, official))

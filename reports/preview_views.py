@@ -15,8 +15,6 @@ from reports.preview_rows import (
     count,
     cut_runs,
     inline_difference,
-    row_difference,
-    run_differences,
     with_pieces,
 )
 from reports.terminal import terminal
@@ -76,7 +74,7 @@ def write_page(path: str, previews: Iterable[Preview], collator: ChatCollator, t
         values = {"row": preview.row, "different": DIFFERENT, "documented": documented(collator)}
         if preview.sample:
             runs = [*preview.runs, *cut_runs(collator, preview)]
-            counts = count(runs)
+            counts, differences = count(runs), collator.template.differences_in(preview.sample["messages"])
             totals += counts
             values |= {
                 "source": preview.sample["source"],
@@ -84,7 +82,7 @@ def write_page(path: str, previews: Iterable[Preview], collator: ChatCollator, t
                 "counts": counts,
                 "pictures": [embedded(picture, caption) for _, picture, caption in pictures(preview.sample)],
                 "runs": _marked_runs(collator, runs),
-                "difference": _marked_difference(row_difference(collator, preview.sample)),
+                "difference": _marked_difference(next(iter(differences), None)),
             }
         cards.append(render("preview_row.html", **values))
     body = render(
@@ -95,7 +93,7 @@ def write_page(path: str, previews: Iterable[Preview], collator: ChatCollator, t
         cards=cards,
         totals=totals,
         errors=sum("error" in row for row in rows),
-        differences=[_marked_difference(pair) for pair in run_differences(collator)],
+        differences=[_marked_difference(pair) for pair in collator.template.differences()],
         different=DIFFERENT,
         documented=documented(collator),
     )
