@@ -1,5 +1,5 @@
-"""Forecast the memory of a training run, for each device, and what to change where it does not fit. Takes train.py's
-flags; loads no weights, and needs no GPU for the flags that do.
+"""Forecast the memory of a training run, for each device, and name flags that save some where it does not fit. Takes
+train.py's flags; loads no weights, and needs no GPU for the flags that do.
 
     python estimate.py --model_id qwen2.5-vl-3b-instruct --data_path train.json --bf16 True --gpu_memory 24
     python estimate.py run.yaml --use_lora True --model_max_length 2048
@@ -7,7 +7,7 @@ flags; loads no weights, and needs no GPU for the flags that do.
 
 A step is run without numbers (training/step_memory.py) on the longest rows of the data; without --data_path, on rows of
 --model_max_length tokens with an image each. With --json, stdout holds one object: the bytes of each kind, "total",
-"assumptions", and "cures" where --gpu_memory is given.
+"assumptions", and "suggestions" where --gpu_memory is given.
 """
 
 if __name__ == "__main__":
@@ -18,7 +18,6 @@ if __name__ == "__main__":
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from copy import copy
 from dataclasses import field, make_dataclass
@@ -34,7 +33,6 @@ from transformers.training_args import OptimizerNames
 
 from arguments import (
     HARDWARE_FLAGS,
-    HERE,
     Arguments,
     ModelArguments,
     TrainingArguments,
@@ -56,8 +54,6 @@ GB = 1e9
 RESERVE = 0.1
 # Without data: the size of the image in a row, and how much of the text is trained.
 IMAGE_SIZE, LABEL_SHARE = (640, 480), 0.5
-# Of engines that share weights or states: how many devices are tried.
-MORE_DEVICES = 8
 # Defaults of DeepSpeed 0.19, in elements.
 BUCKET, LIVE_PARAMETERS = 500_000_000, 1_000_000_000
 # Of the longest rows by a rough count, so many times a batch are opened, to find the longest.
@@ -75,11 +71,6 @@ class Forecast(NamedTuple):
         return sum(self.sizes.values())
 
 
-class Cure(NamedTuple):
-    flags: str
-    forecast: Forecast
-
-
 def main(words: list[str] | None = None) -> None:
     words = sys.argv[1:] if words is None else words
     arguments, own = parse(words)
@@ -89,16 +80,13 @@ def main(words: list[str] | None = None) -> None:
         forecast = forecast_run(arguments, num_devices)
         limit = own.gpu_memory and own.gpu_memory * GB * (1 - RESERVE)
         fits = not limit or forecast.total <= limit
-        cures = [] if fits else list(find_cures(words, arguments, num_devices, forecast.total, limit))
     report = {kind: round(size) for kind, size in forecast.sizes.items()} | {"total": round(forecast.total)}
     report |= {"devices": num_devices, **forecast._asdict()}
     del report["sizes"]
     report["assumptions"] = assumptions(arguments, num_devices)
     if limit:
         report["fits"] = fits
-        report["cures"] = [
-            {"flags": c.flags, "total": round(c.forecast.total), "fits": c.forecast.total <= limit} for c in cures
-        ]
+        report["suggestions"] = [] if fits else suggestions(arguments)
     if own.json:
         print(strict_json(report), file=stdout)
     else:
@@ -120,9 +108,7 @@ def parse(words: list[str]):
 
 
 def add_flags(parser) -> None:
-    parser.add_argument(
-        "--gpu_memory", type=float, metavar="GB", help="Memory of a GPU: what to change to fit into it."
-    )
+    parser.add_argument("--gpu_memory", type=float, metavar="GB", help="Memory of a GPU: whether the run fits into it.")
     parser.add_argument("--num_devices", type=int, help="Processes of the run. Default: WORLD_SIZE, or 1.")
     parser.add_argument("--json", action="store_true", help="One JSON object.")
 
@@ -334,68 +320,27 @@ def made_row(arguments: Arguments, collator) -> dict[str, torch.Tensor]:
     return encode(question, budget)
 
 
-# ---- what to change ----
-
-
-def changes(arguments: Arguments, num_devices: int) -> Iterator[tuple[dict, int]]:
-    """Flags and numbers of devices that may need less memory, the cheapest first."""
-    data, training, lora = arguments.data, arguments.training, arguments.lora
-    if not (training.bf16 or training.fp16):
-        yield {"bf16": True}, num_devices
-    if not training.activation_checkpointing:
-        yield {"activation_checkpointing": True}, num_devices
-    batch, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    for smaller in sorted({batch // 2, 1} - {0, batch}, reverse=True):
-        sizes = {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": steps * batch // smaller}
-        yield sizes, num_devices
-    if training.optim.value.startswith("adamw_torch") and not lora.use_lora and not training.deepspeed:
-        yield {"optim": "adamw_8bit"}, num_devices
-    more = max(num_devices, MORE_DEVICES)
-    if training.deepspeed or training.fsdp:
-        if num_devices < more:
-            yield {}, more
-    elif not lora.load_in_8bit:
-        for stage in (2, 3):
-            yield {"deepspeed": os.path.relpath(os.path.join(HERE, "ds_configs", f"zero{stage}.json"))}, more
-    if not lora.use_lora:
-        yield {"use_lora": True}, num_devices
-    if not (lora.q_lora or lora.load_in_8bit):
-        yield ({} if lora.use_lora else {"use_lora": True}) | {"q_lora": True}, num_devices
-    yield {"model_max_length": data.model_max_length // 2}, num_devices
-    if not data.image_size:
-        yield {"max_pixels": (data.max_pixels or IMAGE_SIZE[0] * IMAGE_SIZE[1]) // 2}, num_devices
-
-
-def find_cures(words: list[str], arguments: Arguments, num_devices: int, before: float, limit: float) -> Iterator[Cure]:
-    """The changes that save something, each alone; where none fits, more and more of them on the same devices."""
-    useful, fits = [], False
-    for flags, devices in changes(arguments, num_devices):
-        cure = try_flags(words, flags, devices, num_devices)
-        if cure and cure.forecast.total < before:
-            yield cure
-            fits |= cure.forecast.total <= limit
-            useful += [flags] if devices == num_devices else []
-    together = {}
-    for flags in [] if fits else useful:
-        together |= flags
-        if together != useful[0] and (cure := try_flags(words, together, num_devices, num_devices)):
-            yield cure
-            if cure.forecast.total <= limit:
-                return
-
-
-def try_flags(words: list[str], flags: dict, num_devices: int, before: int) -> Cure | None:
-    """The forecast with more flags; None where data or model do not allow them, such as a cut through an image."""
-    added = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    text = ", ".join(filter(None, (" ".join(added), f"{num_devices} devices" if num_devices != before else "")))
-    print(f"Trying {text}", file=sys.stderr)
-    try:
-        return Cure(text, forecast_run(parse([*words, *added])[0], num_devices))
-    except ValueError:
-        return None
-
-
 # ---- the report ----
+
+
+def suggestions(arguments: Arguments) -> list[str]:
+    """Flags that save memory and are not set yet, the cheapest first."""
+    data, training, lora = arguments.data, arguments.training, arguments.lora
+    is_open = {
+        "--bf16 True": not (training.bf16 or training.fp16),
+        "--activation_checkpointing True": not training.activation_checkpointing,
+        "--per_device_train_batch_size 1 and more --gradient_accumulation_steps": (
+            training.per_device_train_batch_size > 1
+        ),
+        "--use_lora True": not lora.use_lora,
+        "--q_lora True": lora.use_lora and not (lora.q_lora or lora.load_in_8bit),
+        f"--model_max_length below {data.model_max_length}": True,
+        "fewer pixels by --max_pixels": not data.image_size,
+        "--num_devices of several GPUs with --deepspeed ds_configs/zero3.json": (
+            not (training.deepspeed or training.fsdp or lora.load_in_8bit)
+        ),
+    }
+    return [flags for flags, is_missing in is_open.items() if is_missing]
 
 
 def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
@@ -441,16 +386,8 @@ def show(report: dict, gpu_memory: float | None, file) -> None:
         return
     verdict = "fits" if report["fits"] else "does not fit"
     console.print(f"\nIt {verdict} into {gpu_memory:g} GB.", style="green" if report["fits"] else "red")
-    if report["fits"]:
-        return
-    if not report["cures"]:
-        console.print("No flag that is known to this script makes it smaller.")
-        return
-    table = Table("GB", "fits", "with", box=None)
-    for cure in report["cures"]:
-        table.add_row(f"{cure['total'] / GB:.2f}", "yes" if cure["fits"] else "no", cure["flags"])
-    console.print("What would change that, the cheapest first:\n")
-    console.print(table)
+    if report["suggestions"]:
+        console.print("What saves memory, the cheapest first:\n- " + "\n- ".join(report["suggestions"]))
 
 
 if __name__ == "__main__":

@@ -66,10 +66,8 @@ def main(words: list[str] | None = None) -> None:
             facts = [f"{model.model_id}: {model.model_path}", shown]
             preview_views.write_page(own.html, previews(), collator, dataset.name, facts)
             print(f"{own.html}: {shown}", file=stdout)
-        elif stdout.isatty():
-            preview_views.print_rich(previews(), collator, stdout)
         else:
-            preview_views.print_plain(previews(), collator, stdout)
+            preview_views.print_rows(previews(), collator, stdout)
         if typed:
             print(f"{typed} of {len(indices)} rows hold a typed control token, such as </s>: it is kept as characters.")
     sys.exit(1 if failed else 0)
@@ -85,7 +83,6 @@ def add_flags(parser) -> None:
         "--html", metavar="FILE", help=f"Write one self-contained page; of {PAGE_ROWS} rows, if none are chosen."
     )
     parser.add_argument("--check", action="store_true", help="Check every row, and say what training would do.")
-    parser.add_argument("--write_clean", metavar="FILE", help="With --check: write the usable training rows (JSONL).")
     parser.add_argument("--num_processes", type=int, help="With --check: processes of the run, for its steps.")
 
 
@@ -93,27 +90,19 @@ def check_flags(own) -> None:
     for name in ("num_rows", "random", "num_processes"):
         if (value := getattr(own, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be 1 or more.")
-    for name in ("write_clean", "num_processes"):
-        if getattr(own, name) and not own.check:
-            raise ValueError(f"--{name} has no effect without --check: add it.")
+    if own.num_processes and not own.check:
+        raise ValueError("--num_processes has no effect without --check: add it.")
     for name in ("index", "random", "num_rows"):
         if getattr(own, name) and own.check:
             raise ValueError(f"--{name} has no effect with --check, which goes over all rows: leave one out.")
     if own.json and own.html and not own.check:
         raise ValueError("--json and --html are two forms of the same rows: leave one out.")
-    for name in ("html", "write_clean"):
-        if path := getattr(own, name):
-            check_file(name, path)
-    if own.write_clean and os.path.exists(own.write_clean):
-        raise ValueError(f"--write_clean {own.write_clean} exists already; delete it or name a new file.")
-
-
-def check_file(name: str, path: str) -> None:
-    if os.path.isdir(path):
-        raise ValueError(f"--{name} {path} is a folder; name a file.")
-    folder = os.path.dirname(os.path.abspath(path))
-    check_writable(f"--{name}", folder)
-    os.makedirs(folder, exist_ok=True)
+    if own.html:
+        if os.path.isdir(own.html):
+            raise ValueError(f"--html {own.html} is a folder; name a file.")
+        folder = os.path.dirname(os.path.abspath(own.html))
+        check_writable("--html", folder)
+        os.makedirs(folder, exist_ok=True)
 
 
 def load(arguments) -> tuple[MultimodalDataset, ChatCollator]:

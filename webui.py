@@ -38,6 +38,7 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
+from tqdm import tqdm
 
 from arguments import HERE, cli
 from loaders.output_folder import ARGUMENTS
@@ -392,15 +393,13 @@ def runs_tab_content(root: str) -> gr.Dropdown:
             gr.Button("Kill: save nothing", variant="stop", visible=False, scale=0, min_width=180),
             gr.Button("Resume", variant="primary", visible=False, scale=0, min_width=180),
         ]
-    with gr.Row():
-        losses = gr.LinePlot(x="step", y="loss", color="of", color_title=" ", title="Loss", height=280, min_width=300)
-        rates = gr.LinePlot(x="step", y="rate", title="Learning rate", y_axis_format=".1e", height=280, min_width=300)
+    losses = gr.LinePlot(x="step", y="loss", color="of", color_title=" ", title="Loss", height=280)
     answers = gr.HTML()
     log = gr.HTML()
     with gr.Accordion("Report", open=False):
         report = gr.HTML()
     seen = gr.State()
-    outputs = [head, *buttons, losses, rates, answers, log, report, seen]
+    outputs = [head, *buttons, losses, answers, log, report, seen]
     quiet = {"show_progress": "hidden", "concurrency_limit": None}
     look = partial(watch, root)
     gr.on([gr.Timer(2).tick, run.change], look, [run, seen], outputs, trigger_mode="always_last", **quiet)
@@ -426,14 +425,14 @@ def watch(root: str, run: str | None, seen) -> list:
         if not os.path.isdir(folder):
             raise ValueError("No such run." if run else "No run yet: start one.")
     except ValueError as error:
-        return [notice(str(error), is_error=bool(run)), *[gr.update(visible=False)] * 3, *[gr.skip()] * 6]
+        return [notice(str(error), is_error=bool(run)), *[gr.update(visible=False)] * 3, *[gr.skip()] * 5]
     verdict, record, log = runs.status(folder), runs.read_record(folder) or {}, runs.read_log(folder)
     progress = runs.progress(log, record.get("started", 0))
     head = render(
         "webui_run.html",
         verdict=verdict,
         progress=progress,
-        left=progress.seconds_left and verdict.state == "running" and duration(progress.seconds_left),
+        left=progress.seconds_left and verdict.state == "running" and tqdm.format_interval(progress.seconds_left),
         figures=figures(log),
     )
     is_mine, is_stopping = runs.is_alive(record), record.get("stopping", False)
@@ -444,23 +443,19 @@ def watch(root: str, run: str | None, seen) -> list:
     ]
     version = runs.version(folder)
     if version == seen:
-        news = [gr.skip()] * 3
+        losses = answers = report = gr.skip()
     else:
-        news = [
-            points(log, "loss", {"loss": "training", "eval_loss": "evaluation"}),
-            points(log, "rate", {"learning_rate": "language model"}),
-            answers_table(folder),
-        ]
-    report = gr.skip() if version == seen else framed_report(folder)
-    return [head, *shown, *news, log_box(folder), report, version]
+        losses, answers, report = loss_points(log), answers_table(folder), framed_report(folder)
+    return [head, *shown, losses, answers, log_box(folder), report, version]
 
 
-def points(log: list[dict], y: str, names: dict[str, str]) -> pd.DataFrame | None:
+def loss_points(log: list[dict]) -> pd.DataFrame | None:
+    names = {"loss": "training", "eval_loss": "evaluation"}
     rows = runs.curve(log, names)
     # A plot keeps the curves that it was first drawn with (gradio 6.31), so each is there from the first, if empty.
     missing = set(names.values()) - {name for *_, name in rows}
     rows += [(rows[0][0], None, name) for name in missing if rows]
-    return pd.DataFrame(rows, columns=["step", y, "of"]) if rows else None
+    return pd.DataFrame(rows, columns=["step", "loss", "of"]) if rows else None
 
 
 # Logged value -> its name on the page and its form; those of evaluations are named by themselves.
@@ -481,11 +476,6 @@ def figures(log: list[dict]) -> list[tuple[str, str]]:
     found = [(title, form.format(newest[name])) for name, (title, form) in FIGURES.items() if name in newest]
     measured = [name for name in newest if name.startswith("eval_") and not name.endswith(SPEED)]
     return found + [(name.replace("_", " "), f"{newest[name]:.4g}") for name in measured]
-
-
-def duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def answers_table(folder: str) -> str:

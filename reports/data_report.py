@@ -1,7 +1,7 @@
 """Check a whole data set before a run: `python preview.py --check` with the flags of train.py; loads no weights.
 
     python preview.py --check --model_id qwen2.5-vl-3b-instruct --data_path train.json --eval_data_path test.json
-    python preview.py --check run.yaml --html report.html --write_clean clean.jsonl
+    python preview.py --check run.yaml --html report.html
 
 Every row of training and evaluation data is opened and encoded as in training, in several processes. The exit code is 1
 if training would fail.
@@ -15,8 +15,6 @@ import os
 import re
 import sys
 import tempfile
-from bisect import bisect, bisect_left
-from collections import Counter
 from contextlib import redirect_stdout
 from itertools import accumulate
 
@@ -63,15 +61,11 @@ BAD = ("row", "missing", "broken", "refused", "no label")
 SHARED = {"content": "also in the training data", "question": "with the media and questions of training rows"}
 # What reading/files.py writes on a file that is not there.
 MISSING = re.compile("does not exist|is a folder")
-# Fields of raw rows that name a medium.
-MEDIA_FIELDS = {"image", "images", "image_url", "video", "videos", "video_url", "path", "url"}
-MEGAPIXELS = (0.1, 0.25, 0.5, 1, 2, 4, 8)  # where the classes of sizes end
 NUM_EXAMPLES = 10
 ROW = np.dtype(
     [
         *[("fault", "i1"), ("kind", "i1"), ("text", "i4"), ("image", "i4"), ("video", "i4")],  # tokens before any cut
         *[("labels", "i4"), ("cut", "i4"), ("content", "u8"), ("question", "u8")],
-        ("late", "?"),  # whether training meets the fault only when it comes to the row
         ("offset", "i8"),  # of the row's line in the file of results
     ]
 )
@@ -90,8 +84,6 @@ def run(arguments, own) -> int:
         ValueError: flags, data files or a checkpoint that cannot be used.
     """
     data, model, stdout = arguments.data, arguments.model, sys.stdout
-    if own.write_clean:
-        check_clean_path(own.write_clean)
     with redirect_stdout(sys.stderr):  # whatever a library prints
         splits = {"train": make_dataset(data, data.data_path, check=False, weighted=True)}
         if data.eval_data_path:
@@ -105,7 +97,6 @@ def run(arguments, own) -> int:
         results = Results(splits)
         check_rows(splits, collator, results, number_of_workers(arguments))
         report = summarize(arguments, splits, results, notes, own.num_processes or arguments.training.world_size)
-        report["written"] = write_clean(own.write_clean, splits["train"], results, data) if own.write_clean else {}
     if own.html:
         with open(own.html, "w", encoding="utf-8") as file:
             file.write(data_report_views.page(report))
@@ -161,41 +152,18 @@ class CheckedRows(Dataset):
             return medium_fault(dataset.errors[place])
         found = {"source": row["source"], "kind": Layout.of(row["messages"]).kind}
         try:
-            media_tokens = self.count_before_training(row, *dataset.outline(place))
-        except ValueError as error:
-            return found | {"fault": "refused", "reason": str(error)}
-        try:
             sample = dataset[place]
         except ValueError as error:
-            found |= medium_fault(str(error))
-        else:
-            found |= fingerprints(row) | self.measure(sample)
-        return found | ({"late": not self.is_opened_before_training(row, media_tokens)} if "fault" in found else {})
-
-    def count_before_training(self, row: dict, outline: dict, media_sizes: dict) -> float:
-        """At most how many tokens `fit` counts for the media of a row, without opening them.
-
-        Raises:
-            ValueError: what training refuses before its first step.
-        """
-        template, budget = self.collator.template, self.collator.budget
-        with naming(row["source"], self.collator.processor):
-            template.check_layout(row["messages"])
-            template.check_rendering(row["messages"])
-            of_media = budget.count_media_tokens(outline, media_sizes)
-            return of_media + budget.count_frame_text_tokens(outline, media_sizes)
-
-    def is_opened_before_training(self, row: dict, media_tokens: float) -> bool:
-        """Whether `fit` opens a row, since it may exceed the budget."""
-        try:
-            budget = self.collator.budget
-            return budget.count_text_tokens([row])[0] + media_tokens > budget.max_length
-        except ValueError:  # it cannot be rendered
-            return False
+            return found | medium_fault(str(error))
+        return found | fingerprints(row) | self.measure(sample)
 
     def measure(self, sample: dict) -> dict:
         """The tokens of an opened sample before any cut, and what the budget does to it."""
+        template = self.collator.template
         try:
+            with naming(sample["source"], self.collator.processor):
+                template.check_layout(sample["messages"])
+                template.check_rendering(sample["messages"])
             whole = self.collator.encode(sample, within_budget=False).inputs
         except OverlongSample:  # without a budget, only for want of a label
             return {"fault": "no label", "reason": f"{sample['source']}: no token of it would be trained"}
@@ -206,7 +174,7 @@ class CheckedRows(Dataset):
         if not len(self.collator.media_token_ids["video"]) and self.has(sample, "video"):  # frames come as images
             masks = {"image": masks["video"], "video": masks["image"]}
         tokens = {kind: int(mask.sum()) for kind, mask in masks.items()}
-        found = {"text": len(ids) - sum(tokens.values()), **tokens, "media": self.media_sizes(sample, masks)}
+        found = {"text": len(ids) - sum(tokens.values()), **tokens}
         kept, cut = whole, 0
         if (most := self.collator.budget.max_length) and len(ids) > most:
             try:
@@ -218,20 +186,6 @@ class CheckedRows(Dataset):
     @staticmethod
     def has(sample: dict, kind: str) -> bool:
         return any(part["type"] == kind for part in content_parts(sample))
-
-    @staticmethod
-    def media_sizes(sample: dict, masks: dict) -> list[list]:
-        """[kind, width, height, tokens] of each medium; where tokens of several touch, each gets the same share."""
-        found = []
-        for kind, mask in masks.items():
-            parts = [part[kind] for part in content_parts(sample) if part["type"] == kind]
-            edges = torch.diff(mask.int(), prepend=torch.zeros(1, dtype=torch.int)) == 1
-            runs = torch.bincount(edges.cumsum(0)[mask])[1:].tolist()
-            if len(runs) != len(parts):
-                runs = [int(mask.sum()) / len(parts)] * len(parts) if parts else []
-            sizes = [part.size if kind == "image" else part.shape[2:0:-1] for part in parts]
-            found += [[kind, width, height, tokens] for (width, height), tokens in zip(sizes, runs)]
-        return found
 
 
 def locate(splits: dict, position: int) -> tuple:
@@ -284,8 +238,6 @@ class Results:
         self.starts = list(accumulate(map(len, splits.values()), initial=0))
         self.rows = np.zeros(self.starts[-1], ROW)
         self.rows["fault"] = NOT_DONE
-        # of each (split, kind, class of size)
-        self.media, self.media_tokens = Counter(), Counter()
         self.file = tempfile.TemporaryFile()
 
     def add(self, line: str) -> None:
@@ -296,13 +248,7 @@ class Results:
         kind = KINDS.index(found.get("kind", "unreadable"))
         offset = self.file.seek(0, os.SEEK_END)
         self.file.write(line.encode() + b"\n")
-        late = found.get("late", False)
-        self.rows[found["position"]] = (CODES[found.get("fault")], kind, *counts, *hashes, late, offset)
-        split = bisect(self.starts, found["position"]) - 1
-        for kind, width, height, tokens in found.get("media", []):
-            size = split, kind, bisect_left(MEGAPIXELS, width * height / 1e6)
-            self.media[size] += 1
-            self.media_tokens[size] += tokens
+        self.rows[found["position"]] = (CODES[found.get("fault")], kind, *counts, *hashes, offset)
 
     @property
     def left(self) -> np.ndarray:
@@ -387,7 +333,6 @@ def describe_split(results: Results, split: int, start: int, end: int) -> dict:
     total = sum(tokens.values())
     good = rows["fault"] == 0
     kinds = {kind: rows["kind"] == code for code, kind in enumerate(KINDS)}
-    sums = {kind: {name: int(rows[name][mask].sum()) for name in tokens} for kind, mask in kinds.items()}
     faults = {}
     for fault, code in list(CODES.items())[1:]:
         positions = np.flatnonzero(rows["fault"] == code)
@@ -400,7 +345,6 @@ def describe_split(results: Results, split: int, start: int, end: int) -> dict:
         "rows": len(rows),
         "good": int(good.sum()),
         "kinds": {kind: int(mask.sum()) for kind, mask in kinds.items()},
-        "kind_tokens": sums,
         "tokens": {
             name: spread(values) for name, values in {"all": total, **tokens, "trained": rows["labels"][good]}.items()
         },
@@ -408,21 +352,14 @@ def describe_split(results: Results, split: int, start: int, end: int) -> dict:
         "over_budget": {"rows": int((rows["cut"] > 0).sum() + (rows["fault"] == CODES["overlong"]).sum())},
         "cut": {"rows": int((rows["cut"] > 0).sum()), "tokens": int(rows["cut"].sum())},
         "trained_tokens": int(tokens_within_budget(rows)[good].sum()),
-        "late": int(found_late(rows).sum()),
         "faults": faults,
         "duplicates": duplicates(results, start, rows),
-        "sizes": size_classes(results, split),
         "costly": [costly_row(results, start + i) for i in costly],
     }
 
 
 def tokens_within_budget(rows: np.ndarray) -> np.ndarray:
     return rows["text"] + rows["image"] + rows["video"] - rows["cut"]
-
-
-def found_late(rows: np.ndarray) -> np.ndarray:
-    """Which rows fail only when training comes to them."""
-    return np.isin(rows["fault"], [CODES[fault] for fault in BAD]) & rows["late"]
 
 
 def spread(values: np.ndarray) -> dict:
@@ -469,23 +406,8 @@ def overlap(results: Results) -> dict:
     return found
 
 
-def size_classes(results: Results, split: int) -> list[dict]:
-    """What media of each class of size cost, the dearest first."""
-    number_of = results.media
-    tokens = {size: n for size, n in results.media_tokens.most_common() if size[0] == split and number_of[size]}
-    visual, limits = sum(tokens.values()), [*(f"{limit:g}" for limit in MEGAPIXELS), ""]
-    found = []
-    for (_, kind, i), number in tokens.items():
-        size = f"{limits[i - 1] if i else 0} to {limits[i]}" if limits[i] else f"above {limits[i - 1]}"
-        of_size = {"kind": kind, "megapixels": size, "media": number_of[split, kind, i], "tokens": round(number)}
-        found.append(of_size | {"share": number / visual})
-    return found
-
-
 def costly_row(results: Results, position: int) -> dict:
-    found = results.details(position)
-    media = [f"{kind} {width}x{height}" for kind, width, height, _ in found["media"]]
-    return {"source": found["source"], "media": media} | {n: found[n] for n in ("text", "image", "video")}
+    return {name: results.details(position)[name] for name in ("source", "image", "video", "text")}
 
 
 def reasons(report: dict, arguments) -> tuple[list[str], list[str]]:
@@ -500,8 +422,7 @@ def reasons(report: dict, arguments) -> tuple[list[str], list[str]]:
         elif bad and bad > data.max_bad_samples:
             failures.append(f"{rows_of(bad, name)} cannot be used, more than --max_bad_samples {data.max_bad_samples}")
         elif bad:
-            late = f", {of_split['late']:,} of them when training comes to them" if of_split["late"] else ""
-            notes.append(f"{rows_of(bad, name)} skipped{late}")
+            notes.append(f"{rows_of(bad, name)} skipped")
         if overlong and not data.drop_overlong:
             budget = f"--model_max_length {data.model_max_length}"
             failures.append(f"{rows_of(overlong, name)} too long for {budget} (--drop_overlong True drops them)")
@@ -534,20 +455,13 @@ def rows_of(number: int, name: str) -> str:
 
 
 def epoch(dataset, rows: np.ndarray, arguments, num_processes: int) -> dict:
-    """Steps and tokens of an epoch, as the Trainer counts them.
-
-    What is skipped or dropped before training is left out of the epoch; for a fault that training meets later, another
-    row is taken, drawn from all.
-    """
+    """Steps and tokens of an epoch of the good rows, as the Trainer counts them."""
     training = arguments.training
-    good = rows["fault"] == 0
-    late = found_late(rows)
-    taken = np.flatnonzero(good | late if arguments.data.on_bad_sample == "skip" else good)
-    dataset, tokens = copy.copy(dataset), tokens_within_budget(rows).astype(float)
-    dataset.select(taken)
-    tokens[late] = tokens[good].mean() if good.any() else 0
+    good = np.flatnonzero(rows["fault"] == 0)
+    dataset = copy.copy(dataset)
+    dataset.select(good)
     number = dataset.epoch_size
-    total_tokens = round(float(dataset.row_weights() @ tokens[taken]))
+    total_tokens = round(float(dataset.row_weights() @ tokens_within_budget(rows)[good]))
     whole = math.floor if training.dataloader_drop_last else math.ceil
     batches = whole(number / (training.per_device_train_batch_size * num_processes))
     steps = math.ceil(batches / training.gradient_accumulation_steps)
@@ -561,79 +475,3 @@ def epoch(dataset, rows: np.ndarray, arguments, num_processes: int) -> dict:
         "tokens": total_tokens,
         "tokens_per_step": round(total_tokens / steps) if steps else 0,
     }
-
-
-# ---- rows for a run ----
-
-
-def check_clean_path(path: str) -> None:
-    if not path.endswith(".jsonl"):
-        raise ValueError(f"--write_clean {path} must end in .jsonl, since that is what it will hold.")
-    if os.path.exists(others := rejected_path(path)):
-        raise ValueError(f"--write_clean {path} would overwrite {others}; delete it or name a new file.")
-
-
-def rejected_path(path: str) -> str:
-    return f"{path.removesuffix('.jsonl')}.rejected.jsonl"
-
-
-def write_clean(path: str, dataset, results: Results, data) -> dict[str, str]:
-    """Write the usable training rows as their file has them, and beside them a list of the others with reasons.
-
-    Media are found from the new file as before: a relative path is made absolute where it would lead elsewhere, and
-    encoded bytes, which JSON cannot hold, are written to a folder beside it.
-
-    Returns:
-        What was written where.
-    """
-    folder, others = os.path.dirname(os.path.abspath(path)), rejected_path(path)
-    media_folder = f"{path.removesuffix('.jsonl')}.media"
-    bases = [os.path.abspath(base or folder) for base in (data.image_folder, data.video_folder)]
-    number = 0
-    with open(f"{path}.part", "w", encoding="utf-8") as good, open(others, "w", encoding="utf-8") as rejected:
-        for position in range(len(dataset)):
-            if results.rows["fault"][position]:
-                found = results.details(position)
-                line = {"row": position, "fault": found["fault"], "reason": found["reason"]}
-                rejected.write(strict_json(line) + "\n")
-                continue
-            paths = media_paths(dataset.rows[position])
-            row = portable(dataset.raw(position), paths, bases, media_folder)
-            good.write(strict_json(row, default=str) + "\n")
-            number += 1
-    os.replace(f"{path}.part", path)
-    return {f"{number:,} usable": path, f"{len(dataset) - number:,} others": others}
-
-
-def media_paths(row: dict) -> list[str]:
-    """The absolute paths of the files that a row names."""
-    media = [part[part["type"]] for part in content_parts(row) if part["type"] != "text"]
-    flat = [item for medium in media for item in (medium if isinstance(medium, list) else [medium])]
-    return [item for item in flat if isinstance(item, str) and os.path.isabs(item)]
-
-
-def portable(value, paths: list[str], bases: list[str], media_folder: str, field: str = ""):
-    """A raw row, or a part of it, whose media are found from elsewhere too."""
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return {"path": written_bytes(value["bytes"], media_folder)}
-    if isinstance(value, bytes):
-        return written_bytes(value, media_folder)
-    if isinstance(value, dict):
-        return {name: portable(item, paths, bases, media_folder, name) for name, item in value.items()}
-    if isinstance(value, list):
-        return [portable(item, paths, bases, media_folder, field) for item in value]
-    if not isinstance(value, str) or field not in MEDIA_FIELDS:
-        return value
-    if any(os.path.normpath(os.path.join(base, value)) in paths for base in bases):
-        return value
-    tail = re.sub(r"^(\.\./)*", "/", os.path.normpath(value))
-    # All relative paths of a row start in one folder, so that a longer match is another file.
-    return min((path for path in paths if path.endswith(tail)), key=len, default=value)
-
-
-def written_bytes(content: bytes, folder: str) -> str:
-    path = os.path.join(os.path.abspath(folder), hash_of(content)[:32])
-    os.makedirs(folder, exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(content)
-    return path

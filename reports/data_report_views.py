@@ -1,9 +1,7 @@
 """The report of `data_report.py` for people: tables in the terminal, and a self-contained page with plots."""
 
-from collections import Counter
 from typing import NamedTuple
 
-import numpy as np
 from markupsafe import Markup
 from rich import box
 from rich.console import Console
@@ -13,6 +11,7 @@ from rich.text import Text
 from evaluation.verdict import Verdict
 from reports.html_page import COLOUR, draw, html_page, render
 
+COSTS = ("image", "video", "text")
 STYLES = {"good": "green", "warning": "yellow", "error": "red"}
 
 
@@ -75,26 +74,11 @@ def split_tables(of_split: dict, budget: int, num_costly: int) -> list[Table]:
         rows = [[fault, f"{n:,}", percent(n, number), first] for fault, n, first in rows]
         found.append(Table(f"{name}: what is wrong", columns, rows))
 
-    if of_split["sizes"]:
-        rows = [
-            [s["kind"], s["megapixels"], f"{s['media']:,}", f"{s['tokens'] / s['media']:,.0f}", f"{s['share']:.1%}"]
-            for s in of_split["sizes"]
-        ]
-        columns = {"medium": False} | dict.fromkeys(("megapixels", "number", "tokens each", "share"), True)
-        found.append(Table(f"{name}: what visual tokens go to", columns, rows))
-        rows = [
-            [c["source"], f"{c['image']:,}", f"{c['video']:,}", f"{c['text']:,}", listed(c["media"])]
-            for c in of_split["costly"][:num_costly]
-        ]
-        columns = {"row": False, "image": True, "video": True, "text": True, "media": False}
-        found.append(Table(f"{name}: rows with most visual tokens", columns, rows))
+    if of_split["costly"]:
+        rows = [[costly["source"], *(f"{costly[kind]:,}" for kind in COSTS)] for costly in of_split["costly"]]
+        columns = {"row": False} | dict.fromkeys(COSTS, True)
+        found.append(Table(f"{name}: rows with most visual tokens", columns, rows[:num_costly]))
     return found
-
-
-def listed(media: list[str]) -> str:
-    counts = Counter(media)
-    words = [f"{number} x {medium}" if number > 1 else medium for medium, number in counts.items()]
-    return ", ".join(words[:3]) + (f", {len(words) - 3} other sizes" if words[3:] else "")
 
 
 def percent(part: float, whole: float) -> str:
@@ -114,7 +98,7 @@ def show(report: dict, console: Console) -> None:
         for row in rows:
             table.add_row(*map(Text, row))
         console.print(table, "")
-    for name, value in [*facts(report).items(), *report["written"].items()]:
+    for name, value in facts(report).items():
         console.print(Text(f"{name:17} {value}"), soft_wrap=True)
     reasons, verdict = report["failures"] + report["notes"], Verdict(report["state"])
     console.print(Text(f"\n{verdict}{':' if reasons else ''}", style=f"bold {STYLES[verdict.tone]}"))
@@ -150,7 +134,6 @@ def plots(of_split: dict, budget: int) -> list[tuple[str, Markup]]:
     caption = f"tokens per row before any cut; --model_max_length is {budget:,}{', the dashed line' if near else ''}"
     return [
         (caption, draw(lambda axes: draw_histogram(axes, tokens, "tokens", "image", budget if near else None))),
-        ("what the tokens are, by kind of row", draw(lambda axes: draw_shares(axes, of_split["kind_tokens"]))),
         ("trained tokens per row", draw(lambda axes: draw_histogram(axes, labels, "trained tokens", "trained"))),
     ]
 
@@ -162,16 +145,3 @@ def draw_histogram(axes, bars: dict, label: str, colour: str, line: int | None =
     axes.yaxis.get_major_locator().set_params(integer=True)
     if line:
         axes.axvline(line, color=COLOUR["cut"], linestyle="--", linewidth=2)
-
-
-def draw_shares(axes, kind_tokens: dict[str, dict[str, int]]) -> None:
-    kinds = [kind for kind, tokens in kind_tokens.items() if sum(tokens.values())][::-1]
-    left = np.zeros(len(kinds))
-    for name, colour in (("text", "context"), ("image", "image"), ("video", "video")):
-        shares = np.array([100 * kind_tokens[kind][name] / sum(kind_tokens[kind].values()) for kind in kinds])
-        if shares.any():
-            axes.barh(kinds, shares, left=left, color=COLOUR[colour], label=name, height=0.6)
-        left += shares
-    axes.set(xlabel="% of tokens", xlim=(0, 100))
-    if kinds:
-        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, labelcolor=COLOUR["text"])

@@ -28,23 +28,7 @@ COLOUR = {name: f"#0000{i:02x}" for i, name in enumerate(VARIABLES, 1)}
 
 
 def html_page(title: str, body: str) -> str:
-    """A complete, self-contained page.
-
-    What the style knows beside plain elements (h1 to h3, p, ul, table, figure, details, code, pre):
-
-    - `<dl class="stats"><div><dt>rows</dt><dd>1,000</dd></div>...</dl>`: a row of numbers; a bad one in
-      `<div class="error">`
-    - `<section class="card">`, `card warning`, `card error`: a box with a heading
-    - `<div class="scroll"><table>...`: a table that may be wider than a phone; `class="number"` on th and td of numbers
-    - `<div class="gallery"><figure>...`: pictures or small plots side by side
-    - `<figure><svg viewBox=...>...</svg><figcaption>...`: a plot, as wide as there is room, up to 24rem high
-    - for the colours of a plot, `var(--trained)`, `--context`, `--image`, `--video`, `--cut`, `--line`, `--text`,
-      `--muted`
-
-    Args:
-        title: plain text; escaped here.
-        body: markup, such as `render` gives; what comes from a user must be escaped already.
-    """
+    """A complete, self-contained page: a title in plain text, and a body of which all text is escaped already."""
     return render("page.html", title=title, body=Markup(body))
 
 

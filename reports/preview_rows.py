@@ -25,6 +25,10 @@ class Run(NamedTuple):
         return self.kind in ("trained", "context")
 
     @property
+    def style(self) -> str:
+        return "cut" if self.is_cut else self.kind
+
+    @property
     def folded(self) -> str:
         return f"[{self.kind}: {len(self.ids)} tokens]"
 
@@ -98,10 +102,10 @@ def cut_runs(collator: ChatCollator, preview: Preview) -> tuple[Run, ...]:
 
 
 def count(runs: Iterable[Run]) -> Counter:
-    """Kind of run, or "cut" -> number of tokens."""
+    """Style of a run -> number of tokens."""
     counts = Counter()
     for run in runs:
-        counts["cut" if run.is_cut else run.kind] += len(run.ids)
+        counts[run.style] += len(run.ids)
     return counts
 
 
@@ -128,16 +132,6 @@ def with_pieces(collator: ChatCollator, runs: Iterable[Run]) -> Iterator[tuple[R
     for run in runs:
         yield run, pieces(collator, run.ids, before) if run.is_text else []
         before = run.ids if run.is_text else before  # ids of Phi-3 Vision's images are negative: no tokenizer's
-
-
-def run_differences(collator: ChatCollator) -> list[tuple[str, str]]:
-    """What train.py warns of at its start: (our text, the checkpoint's) of probe conversations."""
-    return collator.template.differences()
-
-
-def row_difference(collator: ChatCollator, sample: dict) -> tuple[str, str] | None:
-    """Our text of a row and the checkpoint's, where they differ beyond the documented exceptions."""
-    return next(iter(collator.template.differences_in(sample["messages"])), None)
 
 
 def inline_difference(ours: str, official: str) -> list[tuple[str, str]]:

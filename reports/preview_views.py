@@ -1,12 +1,12 @@
-"""The views of `preview.py`: plain text, a terminal with rich, and one HTML page."""
+"""The views of `preview.py`: text, and one HTML page."""
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterable
+from itertools import groupby
 from typing import TextIO
 
 from markupsafe import Markup
-from PIL import Image, ImageOps
+from rich.text import Text
 
 from collators.base import ChatCollator
 from reports.html_page import embedded, html_page, legible, pictures, render, visible_breaks
@@ -14,16 +14,13 @@ from reports.preview_rows import (
     Preview,
     count,
     cut_runs,
-    decode,
     inline_difference,
-    row_difference,
-    run_differences,
     with_pieces,
 )
+from reports.terminal import terminal
 
-# Of a picture in a terminal: characters.
-TERMINAL_WIDTH = {"image": 24, "video": 16}
 STYLES = {"trained": "bold underline green", "context": "", "image": "cyan", "video": "magenta", "cut": "strike red"}
+MARKS = {"trained": (">>", "<<"), "cut": ("~~", "~~")}  # where there are no colours
 DIFFERENT = "The training text differs from the checkpoint's own chat template."
 TOKEN = Markup('<span class="{}" data-token="{}">{}</span>')
 
@@ -35,87 +32,30 @@ def summary(row: dict) -> list[str]:
     return counts + ([f"{row['cut']} cut"] if row["cut"] else [])
 
 
-def print_plain(previews: Iterable[Preview], collator: ChatCollator, file: TextIO) -> None:
-    """Trained text between >> and <<, cut text between ~~ and ~~, media folded to `[image: 576 tokens]`."""
-    print("Trained text is between >> and <<.\n", file=file)
+def print_rows(previews: Iterable[Preview], collator: ChatCollator, file: TextIO) -> None:
+    """Rows as text, in colours or with marks around what is trained or cut; media are folded: `[image: 576 tokens]`."""
+    console = terminal(file, soft_wrap=True)
+    marks = {} if console.color_system else MARKS
+    coloured = Text("   ").join(Text(name, style) for name, style in STYLES.items())
+    legend = "Trained text is between >> and <<, cut text between ~~ and ~~." if marks else coloured
+    console.print(legend, end="\n\n")
     for preview in previews:
         row = preview.row
         if "error" in row:
-            print(f"--- row {row['index']} cannot be used\n{row['error']}\n", file=file, flush=True)
+            console.print(f"--- row {row['index']} cannot be used\n{legible(row['error'])}\n", style="red")
             continue
-        text = cut = ""
-        for run in preview.runs:
-            shown = decode(collator, run.ids) if run.is_text else run.folded
-            text += f">>{shown}<<" if run.kind == "trained" else shown
-        for run in cut_runs(collator, preview):
-            cut += decode(collator, run.ids) if run.is_text else run.folded
-        counts = ", ".join(summary(row)) + (" (between ~~ and ~~)" if cut else "")
-        print(f"--- row {row['index']}: {counts}\n{text}{f'~~{cut}~~' if cut else ''}\n", file=file, flush=True)
+        console.print(f"--- row {row['index']}: {', '.join(summary(row))}", style="bold")
+        text, runs = Text(), [*preview.runs, *cut_runs(collator, preview)]
+        for style, group in groupby(with_pieces(collator, runs), key=lambda found: found[0].style):
+            before, after = marks.get(style, ("", ""))
+            shown = "".join("".join(p.text for p in pieces) if run.is_text else run.folded for run, pieces in group)
+            text.append(f"{before}{legible(shown)}{after}", STYLES[style])
+        console.print(text, end="\n\n")
 
 
 def documented(collator: ChatCollator) -> list[str]:
     """What is known of the family: where no replacement can undo an exception, it is among the differences."""
     return [f"Documented: {exception.reason}" for exception in collator.template.exceptions]
-
-
-# ---- a terminal ----
-
-
-def print_rich(previews: Iterable[Preview], collator: ChatCollator, file: TextIO) -> None:
-    """A legend, then a panel for each row, with small pictures."""
-    from rich.columns import Columns
-    from rich.console import Group
-    from rich.panel import Panel
-    from rich.text import Text
-
-    from reports.terminal import terminal
-
-    console = terminal(file)
-    console.print(Text("   ").join(Text(name, style) for name, style in STYLES.items()))
-    for pair in run_differences(collator)[:1]:
-        console.print(Panel(_difference_text(collator, *pair), border_style="yellow"))
-    for preview in previews:
-        row = preview.row
-        if "error" in row:
-            title = Text(f"row {row['index']} cannot be used")
-            console.print(Panel(Text(legible(row["error"])), title=title, title_align="left", border_style="red"))
-            continue
-        text = Text()
-        for run, pieces in with_pieces(collator, [*preview.runs, *cut_runs(collator, preview)]):
-            shown = "".join(piece.text for piece in pieces) if run.is_text else run.folded
-            text.append(legible(shown).replace("\n", "\u21b5\n"), STYLES["cut" if run.is_cut else run.kind])
-        parts = [Columns([_small_picture(*shown) for shown in pictures(preview.sample)], padding=(0, 2)), text]
-        if pair := row_difference(collator, preview.sample):
-            parts += [Text(), _difference_text(collator, *pair)]
-        title = Text(f"row {row['index']}: {', '.join(summary(row))}")
-        console.print(Panel(Group(*parts), title=title, title_align="left"))
-
-
-def _difference_text(collator: ChatCollator, ours: str, official: str):
-    from rich.text import Text
-
-    styles = {"": "", "ins": "bold underline green", "del": "strike red"}
-    heading = "\n".join([DIFFERENT, *documented(collator), ""])
-    legend = [("ours alone", styles["ins"]), " ", ("the checkpoint's alone", styles["del"]), "\n"]
-    text = Text.assemble((heading, "yellow"), *legend)
-    for tag, words in inline_difference(ours, official):
-        text.append(legible(words).replace("\n", "\u21b5\n"), styles[tag])
-    return text
-
-
-def _small_picture(kind: str, picture: Image.Image, caption: str):
-    """A picture for a terminal, where each line of text shows two lines of pixels."""
-    from rich.text import Text
-
-    width = TERMINAL_WIDTH[kind]
-    small = ImageOps.contain(picture, (width, width))
-    text = Text()
-    for y in range(0, small.height - 1, 2):
-        for x in range(small.width):
-            upper, lower = ("rgb({},{},{})".format(*small.getpixel((x, y + i))) for i in (0, 1))
-            text.append("\u2580", f"{upper} on {lower}")
-        text.append("\n")
-    return text.append(textwrap.fill(caption, width), "bright_black")
 
 
 # ---- a page ----
@@ -134,7 +74,7 @@ def write_page(path: str, previews: Iterable[Preview], collator: ChatCollator, t
         values = {"row": preview.row, "different": DIFFERENT, "documented": documented(collator)}
         if preview.sample:
             runs = [*preview.runs, *cut_runs(collator, preview)]
-            counts = count(runs)
+            counts, differences = count(runs), collator.template.differences_in(preview.sample["messages"])
             totals += counts
             values |= {
                 "source": preview.sample["source"],
@@ -142,7 +82,7 @@ def write_page(path: str, previews: Iterable[Preview], collator: ChatCollator, t
                 "counts": counts,
                 "pictures": [embedded(picture, caption) for _, picture, caption in pictures(preview.sample)],
                 "runs": _marked_runs(collator, runs),
-                "difference": _marked_difference(row_difference(collator, preview.sample)),
+                "difference": _marked_difference(next(iter(differences), None)),
             }
         cards.append(render("preview_row.html", **values))
     body = render(
@@ -153,7 +93,7 @@ def write_page(path: str, previews: Iterable[Preview], collator: ChatCollator, t
         cards=cards,
         totals=totals,
         errors=sum("error" in row for row in rows),
-        differences=[_marked_difference(pair) for pair in run_differences(collator)],
+        differences=[_marked_difference(pair) for pair in collator.template.differences()],
         different=DIFFERENT,
         documented=documented(collator),
     )
@@ -180,7 +120,7 @@ def _marked_runs(collator: ChatCollator, runs: list) -> Markup:
             for piece in pieces
         )
         tag = "s" if run.is_cut else "mark" if is_trained else "span"
-        html.append(Markup('<{0} class="{1}">{2}</{0}>').format(tag, "cut" if run.is_cut else run.kind, marked))
+        html.append(Markup('<{0} class="{1}">{2}</{0}>').format(tag, run.style, marked))
     return Markup().join(html)
 
 

@@ -191,7 +191,7 @@ def test_the_terminal_view_folds_media_and_marks_what_is_trained(run, write_rows
         folded = re.findall(rf"\[{kind}: (\d+) tokens\]", out)
         assert 0 < len(folded) < 10 and sum(map(int, folded)) == line[f"num_{kind}_tokens"]
     assert f"--- row 0: {line['num_tokens']} tokens, {line['num_trained']} trained, " in out
-    assert f">>{FACTS[family].decoded_space}Red{FACTS[family].end_of_turn}<<" in out
+    assert f">>{FACTS[family].prompt_space}Red{FACTS[family].end_of_turn}<<" in out
     assert "an <|image_pad|>" in out.split("--- row 1")[1]  # typed, so shown as it is
     assert "--- row 2 cannot be used\n" in out and code == 1
 
@@ -269,6 +269,8 @@ def test_random_rows_are_drawn_by_the_seed(run, write_rows):
         ("--random 1 --index 0", "not allowed with"),
         ("--html a.html --json", "two forms of the same rows"),
         ("--html .", "is a folder"),
+        ("--num_processes 0", "--num_processes is 0"),
+        ("--num_processes 2", "no effect without --check"),
         ("--html README.md/a.html", "is not a folder"),
     ],
 )
@@ -296,18 +298,16 @@ def in_terminal(run, monkeypatch):
     return call
 
 
-def test_a_terminal_gets_colours_pictures_and_the_errors(in_terminal, write_rows):
+def test_a_terminal_gets_colours_and_the_errors(in_terminal, write_rows):
     code, out = in_terminal("qwen2-vl", write_rows(ROWS))
     assert "\033[1;4;32mtrained\033[0m" in out and "\033[1;4;32mRed<|im_end|>\033[0m" in out  # bold, underlined, green
     assert "\033[36m[image: " in out and ">>" not in out
-    assert "\u2580" in out  # the picture
     assert "row 1 cannot be used" in out and "none.png" in out and code == 1
 
 
 def test_a_terminal_obeys_nothing_in_a_row(in_terminal, write_rows):
     _, out = in_terminal("qwen2-vl", write_rows([{"conversations": turns("[bold]\033[2J\r:red_circle:", "a\nb")}]))
     assert "[bold]\u241b[2J\u240d:red_circle:" in out and "\033[2J" not in out
-    assert "a\u21b5" in out
 
 
 def test_a_terminal_shows_what_is_cut(in_terminal, write_rows):
@@ -318,7 +318,7 @@ def test_a_terminal_shows_what_is_cut(in_terminal, write_rows):
 
 def test_plain_text_shows_what_is_cut_between_tildes(run, write_rows):
     code, out = run("qwen2-vl", write_rows([CUT, *ROWS[2:3]]), "--model_max_length", "60")
-    assert re.search(r"--- row 0: 60 tokens, \d+ trained, \d+ cut \(between ~~ and ~~\)\n", out)
+    assert re.search(r"--- row 0: 60 tokens, \d+ trained, \d+ cut\n", out)
     shown = out.split("--- row 1")[0].split("\n", 3)[3]
     assert ">>first " in shown and shown.strip().endswith("last<|im_end|>\n~~")
     kept, cut = re.fullmatch(r"(?s).*>>(.*)<<~~(.*)~~\s*", shown).groups()
