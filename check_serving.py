@@ -3,8 +3,8 @@
     python check_serving.py --model_path merged
 
 It opens the files as vLLM and SGLang do, through transformers, and reads the headers of the weights, which takes
-seconds for a model of any size. A line says what was found, or what lacks and how to mend it; then the exit code is 1.
-Whether a server has the model's architecture at all, its own list says.
+seconds for a model of any size. Each line says what was found, or what is missing or broken and the fix; a fault makes
+the exit code 1. Whether a server has the model's architecture at all, its own list says.
 """
 
 if __name__ == "__main__":
@@ -23,12 +23,12 @@ def main(words: list[str] | None = None) -> None:
     path = parse(words).model_path
     if not os.path.isdir(path):
         raise ValueError(f"--model_path {path!r} is not a folder.")
-    lacking = 0
-    for kind, name, text in serving.check(path):
-        lacking += kind == "LACKS"
-        print(f"{kind:<6} {name}: {text}", flush=True)
-    if lacking:
-        raise ValueError(f"{path} cannot be served as it is: {lacking} of the checks failed (above).")
+    failed = 0
+    for is_whole, name, text in serving.check(path):
+        failed += not is_whole
+        print(f"{'ok' if is_whole else 'FAULT':<5} {name}: {text}", flush=True)
+    if failed:
+        raise ValueError(f"{path} cannot be served as it is: {failed} of the checks failed (above).")
     print(f"{path} has all that vLLM and SGLang read.")
 
 
