@@ -367,6 +367,11 @@ def yaml_to_flags(path: str) -> list[str]:
             if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(file)):  # some would fill the memory
                 raise ValueError(f"{path} has an alias (*name): write out its value.")
             file.seek(0)
+            node = yaml.compose(file)
+            names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{path} has {twice[0]} twice: leave one out.")
+            file.seek(0)
             values = yaml.safe_load(file)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error

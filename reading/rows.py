@@ -101,7 +101,7 @@ class RowForm:
         row = self.named(row, mapped)
         form, answer = self._form(row)
         names = (form, answer, "history", *INPUT.get(form, ())) if answer else (form,)
-        left = unread.leaves(self._unread(row, names))
+        left = unread.leaves(_unread(row, names, self.turn_keys))
         unread.check_names(left, has_video=False)
         turns = self._turns_of_pair(row, form, answer) if answer else _turns(row[form], form)
         messages = _system(row) + [self._message(turn, where) for turn, where in turns]
@@ -158,20 +158,6 @@ class RowForm:
                 f"{fields}: {proposal(row, {*self.folders.values()})}"
             )
         return forms[0], None if forms[0] in self._turns_names() else PAIRS[forms[0]]
-
-    def _unread(self, row: dict, names: tuple[str, ...]) -> Iterator[tuple[str, object]]:
-        """(where, value) of all fields that are not read, where `names` hold the turns or texts of the row."""
-        for name, value in row.items():
-            if name in MEDIA_COLUMNS:
-                yield from _unread_of_reference(name, value)
-            elif name not in (*names, *SYSTEM):
-                yield name, value
-            for i, turn in enumerate(value if name in names and isinstance(value, list) else []):
-                for key, inner in turn.items() if isinstance(turn, dict) else []:
-                    if key not in (*self.turn_keys[0], *self.turn_keys[1], *MASKS):
-                        yield f"{name}[{i}].{key}", inner
-                    for j, part in enumerate(inner if key == "content" and isinstance(inner, list) else []):
-                        yield from _unread_of_part(f"{name}[{i}].{key}[{j}]", part)
 
     def _check_unread(self, left: list[unread.Leaf], row: dict, parts: list[dict]) -> None:
         unread.check_names(left, has_video=any(part["type"] == "video" for part in parts))
@@ -406,6 +392,21 @@ def _train(turn: dict, where: str) -> dict:
     if len(set(given.values())) > 1:
         raise ValueError(f"{where} says by `{'`, `'.join(given)}` both that it is trained and that it is not; keep one")
     return {"train": False} if False in given.values() else {}
+
+
+def _unread(row: dict, names: tuple[str, ...], turn_keys: tuple[tuple[str, ...], ...]) -> Iterator[tuple[str, object]]:
+    """(where, value) of all fields that are not read, where `names` hold the turns or texts of the row."""
+    for name, value in row.items():
+        if name in MEDIA_COLUMNS:
+            yield from _unread_of_reference(name, value)
+        elif name not in (*names, *SYSTEM):
+            yield name, value
+        for i, turn in enumerate(value if name in names and isinstance(value, list) else []):
+            for key, inner in turn.items() if isinstance(turn, dict) else []:
+                if key not in (*turn_keys[0], *turn_keys[1], *MASKS):
+                    yield f"{name}[{i}].{key}", inner
+                for j, part in enumerate(inner if key == "content" and isinstance(inner, list) else []):
+                    yield from _unread_of_part(f"{name}[{i}].{key}[{j}]", part)
 
 
 def _unread_of_part(where: str, part: object) -> Iterator[tuple[str, object]]:

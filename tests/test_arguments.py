@@ -313,6 +313,7 @@ def test_a_later_flag_switches_off_what_a_yaml_file_says(tmp_path):
         (b"", "run.yaml must be a mapping"),
         (b"a: &a [1]\nb: [*a, *a]", "run.yaml has an alias"),
         (b"- model_id", "run.yaml must be a mapping"),
+        (b"fps: 1\nmodel_id: a\nfps: 2", "run.yaml has fps twice"),
         (b"model_idd: llava-1.5-7b", "--model_idd is not a flag: did you mean --model_id"),
         (b"warmup_ratio: 0.1", "--warmup_ratio .* --warmup_steps"),
         (b"data_path: rows.json", "--model_id is missing"),

@@ -92,12 +92,13 @@ def is_family(name: str) -> bool:
 
 
 # The numbers of the budgets; whoever raises one says why in the commit.
-# What train.py reaches was 7,700 before it refused unread fields, wrong labels, runs that diverge or collide; the diet
-# brings it to 6,500.
+# Before unread fields, wrong labels, other templates, damaged checkpoints and runs that diverge or collide were
+# refused, and rows of other tools read, train.py reached 7,700 lines of 13,000. The diet brings these numbers to 6,500
+# and 14,000.
 def test_the_budgets_hold():
     assert len([name for name in tracked() if "/" not in name]) <= 14
-    assert lines(name for name in CODE if not is_family(name)) <= 15_000
-    assert lines(reached("train.py")) <= 8_250
+    assert lines(name for name in CODE if not is_family(name)) <= 15_250
+    assert lines(reached("train.py")) <= 9_500
 
 
 def test_no_module_imports_itself_by_a_circle():
