@@ -29,6 +29,7 @@ from arguments import SWITCH, ReadingArguments, add_trust_flag, cli
 from collators import COLLATORS
 from collators.probes import check_labels
 from collators.processor_options import parse_processor_options, set_processor_options
+from collators.template_check import check_template
 from evaluation import metrics
 from evaluation.answers import generate_answers, questions
 from evaluation.chat import Conversation, chat
@@ -70,10 +71,13 @@ def answer_file(args: argparse.Namespace) -> None:
     model, collator = load_with_options(args)
     if "video" in dataset.media_kinds and not collator.template.takes_videos:
         raise ValueError(f"{args.data_path} holds videos, but {args.model_path} takes none.")
-    print(
-        "\n".join([f"{args.model_path}: answering {args.data_path} ({len(dataset)} samples)", *dataset.notes()]),
-        flush=True,
-    )
+    notes = dataset.notes()
+    try:
+        notes.append(check_template(collator, dataset))
+    except ValueError as error:  # of a checkpoint that was trained elsewhere, which is asked in the family's format
+        notes.append(f"WARNING: {error}")
+    about = f"{args.model_path}: answering {args.data_path} ({len(dataset)} samples)"
+    print("\n".join([about, *filter(None, notes)]), flush=True)
     answers = []
     with open(args.output_path, "w", encoding="utf-8", buffering=1) as file:  # a line is written once it is there
         found = generate_answers(model, collator, dataset, args.batch_size, args.max_new_tokens or 128, asked)

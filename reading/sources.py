@@ -99,7 +99,9 @@ def find_source(path: str) -> Source:
     root = download(place) if from_hub else place
     files = files_of(root, split, everywhere=from_hub)
     splits = [name for name in SPLITS if any(in_split(os.path.relpath(file, root), name) for file in files)]
-    if not split and len(splits) > 1:
+    if not files:
+        splits = [name for name in SPLITS if os.path.isdir(os.path.join(root, name))]
+    if not split and (len(splits) > 1 or splits and not files):
         is_glob = glob.has_magic(place) and not os.path.isdir(place)
         fix = "narrow the pattern to one" if is_glob else f"name one of them, such as {place}:{splits[0]}"
         raise ValueError(

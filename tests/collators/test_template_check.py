@@ -93,6 +93,10 @@ def test_both_ways_to_go_on(tiny, write_rows, tmp_path, capsys):
         _, collator = predict.load(str(out))
         prompt = collator.encode_prompt(MultimodalDataset(path)[0]["messages"][:1])["input_ids"][0]
         assert words in collator.processor.tokenizer.decode(prompt)
+    capsys.readouterr()
+    asked = ["--data_path", path, "--output_path", str(tmp_path / "a.jsonl"), "--max_new_tokens", "1"]
+    predict.main(["--model_path", str(altered), *asked])
+    assert "WARNING: The checkpoint's chat template is not its family's" in capsys.readouterr().out
 
 
 def test_the_family_s_own_template_needs_a_family(tiny):

@@ -662,7 +662,7 @@ def test_a_reference_that_leads_out_is_an_error_in_every_place(tree, open_here):
 
 @pytest.mark.slow
 def test_a_hostile_reference_is_an_error_in_every_place(tree, open_apart):
-    check_references(tree, open_apart, list(PATHS))
+    check_references(tree, open_apart, [reference for reference in PATHS if reference])  # an empty one is absent
 
 
 @pytest.mark.parametrize("url", URLS)

@@ -466,6 +466,12 @@ def test_several_splits_in_one_path_are_refused(tmp_path, read, names):
         with pytest.raises(ValueError, match=f"name one of them, such as {tmp_path}:train "):
             read(str(tmp_path))
         assert len(read([f"{tmp_path}:train", f"{tmp_path}:test"])) == 4
+    else:
+        with pytest.raises(
+            ValueError, match=f"has the splits train, val: name one of them, such as {tmp_path}/sub:train"
+        ):
+            read(f"{tmp_path}/sub")
+        assert len(read([f"{tmp_path}/sub:train", f"{tmp_path}/sub:val"])) == 4
     assert len(read([str(tmp_path / name) for name in names])) == 4
 
 
