@@ -127,8 +127,8 @@ def pytest_collection_finish(session):
 
 
 def pytest_itemcollected(item):
-    """A case of a family outside KINDS is slow."""
-    others = {*FAMILIES} - {*KINDS}
+    """A case of a family outside KINDS is slow, and outside FEW where the test says so."""
+    others = {*FAMILIES} - {*(FEW if item.get_closest_marker("few") else KINDS)}
     params = item.callspec.params.values() if hasattr(item, "callspec") else ()
     if any(isinstance(value, str) and value in others for value in params):
         item.add_marker(pytest.mark.slow)

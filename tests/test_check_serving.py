@@ -18,6 +18,7 @@ def outcomes(path) -> dict[str, tuple[str, str]]:
     return {name: (is_whole, text) for is_whole, name, text in serving.check(str(path))}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_lacks_in_a_checkpoint_of_any_family(tiny, family):
     found = outcomes(tiny(family))

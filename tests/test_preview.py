@@ -439,6 +439,7 @@ def test_the_page_shows_the_replies_as_trained_each_token_and_each_picture(page,
     assert not shown.rows[0]["ins"] + shown.rows[0]["del"]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_a_page(page, write_rows, family):
     rows, facts = rows_for(family), FACTS[family]

@@ -140,6 +140,7 @@ def test_training_text_agrees_with_the_checkpoint(collator):
     assert collator.template.differences() == []
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family, change", [(f, c) for f in FAMILIES for c in FACTS[f].altered], scope="function")
 def test_an_altered_checkpoint_template_is_reported(make_collator, family, change):
     collator = make_collator(family)
@@ -432,6 +433,7 @@ def test_a_batch_that_has_the_media_gets_no_dummy(make_collator, samples, family
 # ---- the token budget ----
 
 
+@pytest.mark.few
 def test_a_cut_keeps_all_media_and_leaves_the_kept_logits_unchanged(make_collator, model, samples, family):
     collator = make_collator(family)
     for sample in samples:
@@ -455,6 +457,7 @@ def test_a_cut_keeps_all_media_and_leaves_the_kept_logits_unchanged(make_collato
         assert collator.encode(sample).cut == 0
 
 
+@pytest.mark.few
 def test_no_budget_gives_a_broken_sample(make_collator, model, samples, tokenizer, family):
     """At every budget: a row with complete media and a label, or an error that names sample and budget."""
     collator = make_collator(family)
@@ -540,6 +543,7 @@ def test_fit_opens_nothing_within_budget(make_collator, dataset, monkeypatch, fa
     assert list(dataset.rows) == rows
 
 
+@pytest.mark.few
 def test_fit_counts_lists_and_drops(make_collator, media_folder, samples, family):
     dataset = MultimodalDataset(str(media_folder / f"{family}-mixtures.json"), media=MediaOptions(num_frames=4))
     collator = make_collator(family)

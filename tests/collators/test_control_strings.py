@@ -248,6 +248,7 @@ def check(pair, variant: str, messages: list[dict]) -> None:
         assert decoded == rendered
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "strings",
     [
@@ -266,6 +267,7 @@ def test_what_was_typed_is_text(pair, variant, strings):
     check_each([(typed,) for typed in strings], one)
 
 
+@pytest.mark.few
 def test_the_frame_tokens_are_text(pair, variant):
     own = own_tokens(VARIANTS.get(variant, (variant,))[0])
 
@@ -372,6 +374,7 @@ def test_a_thought_before_which_the_format_writes_its_own_is_refused(tiny, famil
         collator.budget.count_text_tokens([{"messages": messages}])
 
 
+@pytest.mark.few
 def test_a_control_string_in_two_parts_is_text(pair, variant):
     def one(*parts: str) -> None:
         check(pair, variant, conversation(text(*parts), text(*parts), text(*parts)))

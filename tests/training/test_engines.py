@@ -123,6 +123,7 @@ def test_the_values_that_reach_fsdp(parse, tiny, dtype):
         assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fsdp_gathers_the_language_model_layer_by_layer(parse, tiny, family):
     """Every list of layers that holds attention and MLP consists of units of FSDP."""

@@ -38,6 +38,7 @@ def linears(tiny, family) -> set[str]:
 # ---- target modules ----
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", CROSSED)
 def test_a_pattern_of_older_versions_means_the_projections_of_the_language_model(tiny, family):
     meant = re.compile(r".*\.layers\.\d+\.(mlp|cross_attn|self_attn)\.(up|down|gate|q|k|v|o)_proj")
@@ -51,6 +52,7 @@ def test_a_pattern_of_older_versions_means_the_projections_of_the_language_model
     assert f"adapters: {len(expected)} Linear" in format_summary(summarize(model, loader, arguments))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", CROSSED)
 def test_old_names_are_those_in_the_checkpoints_of_the_hub(tiny, family):
     """Checkpoints keep the module names of the version that they were made with; the tiny ones have the Hub's."""

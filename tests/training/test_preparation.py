@@ -244,6 +244,7 @@ def steps(tiny, family, *flags):
         yield model, loader, forward, called, recorded
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", CROSSED)
 def test_frozen_vision_parts_are_computed_once_and_keep_nothing(tiny, family):
     for model, _, forward, called, recorded in steps(tiny, family, "--use_lora", "True"):

@@ -62,6 +62,7 @@ def names_without_gradient(model, batch):
     return {name for name, parameter in model.named_parameters() if parameter.grad is None}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_training_trains_all_that_gets_a_gradient(tiny, family, write_rows):
     model, loader, _ = load(tiny, family, *VISION_FLAGS)
@@ -71,6 +72,7 @@ def test_full_training_trains_all_that_gets_a_gradient(tiny, family, write_rows)
     assert trainable_names(model) == names - never
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("flags, patterns", [([], "l"), (VISION_FLAGS[:2], "le"), (VISION_FLAGS[2:], "lp")])
 def test_only_the_named_components_train(tiny, family, flags, patterns):
@@ -85,6 +87,7 @@ def test_only_the_named_components_train(tiny, family, flags, patterns):
         assert bool(in_component & trainable_names(model)) == (letter in patterns)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_adapts_every_linear_of_the_language_model_and_no_other(tiny, family):
     model, loader, _ = load(tiny, family, "--use_lora", "True")
@@ -98,6 +101,7 @@ def test_lora_adapts_every_linear_of_the_language_model_and_no_other(tiny, famil
     assert adapted == {f"base_model.model.{name}" for name in linears}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_on_a_deep_model_is_as_exact(tiny, family):
     """From 20 targets on, peft looks for shorter patterns that match them; tiny models have fewer."""
@@ -125,6 +129,7 @@ def test_lora_on_a_deep_model_is_as_exact(tiny, family):
     assert adapted == {f"base_model.model.{name}" for name in expected}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_beside_full_vision_parts(tiny, family):
     model, _, _ = load(tiny, family, "--use_lora", "True", *VISION_FLAGS)
@@ -140,6 +145,7 @@ def test_lora_beside_full_vision_parts(tiny, family):
     assert full == expected - set(FACTS[family].bare)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vision_lora_leaves_the_projector_alone(tiny, family):
     flags = ["--use_lora", "True", "--train_vision_encoder", "True", "--use_vision_lora", "True"]
@@ -162,6 +168,7 @@ def test_lora_bias_does_not_reach_frozen_components(tiny, bias):
     assert all(name.startswith("model.language_model.") for name in names)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "bits, kind", [(4, "nf4"), pytest.param(8, "int8", marks=[pytest.mark.slow, pytest.mark.cross])]
@@ -214,6 +221,7 @@ def component_by_name(family: str, name: str) -> str:
 A_NORM = re.compile(r"(^|[._])(\w*norm\d?|norm_\w+|ln_\w+|bn\d?)\.([\w.]+\.)?weight$")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "lora",
@@ -356,6 +364,7 @@ def test_the_summary_names_what_is_frozen_later_in_a_line(tiny, lora):
     assert lines == [f"frozen: {module} (by hand)" for module in FIRST_LAYERS]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bare_parameters_have_their_own_reason(tiny, family):
     model, loader, arguments = load(tiny, family, "--use_lora", "True", *VISION_FLAGS)
