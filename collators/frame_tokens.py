@@ -81,8 +81,9 @@ class FrameTokens:
         others = [match.span() for match in self._other_tokens.finditer(text)] if places else []
         return [next((end for start, end in others if start < place < end), place) for place in places]
 
-    def decode(self, tokens: Iterable[int], **_) -> str:
+    def decode(self, tokens: Iterable[int] | int, **_) -> str:
         """An answer's text, without the tokens that frame it; those that the model writes in replies stay visible."""
+        tokens = [tokens] if isinstance(tokens, int) else tokens
         kept = [id for id in map(int, tokens) if self.added_tokens.get(id) not in self.tokens]
         return self.tokenizer.decode(kept)
 

@@ -1,5 +1,9 @@
 """Llama 4: a vision transformer over tiles, a linear projector, and a mixture of experts with chunked attention."""
 
+from importlib.metadata import version
+
+from packaging.version import Version
+
 from loaders import register_loader
 from loaders.base import BaseLoader
 
@@ -15,6 +19,14 @@ class Llama4Loader(BaseLoader):
     routers = ["feed_forward.router.weight"]
     # transformers 5.23 takes the place in the row, not in the sample.
     inseparable = "layers without rotary positions scale attention by the place of a token in its row"
+
+    def __init__(self, model_path: str, *args, **model_kwargs):
+        super().__init__(model_path, *args, **model_kwargs)
+        if Version(version("transformers")) >= Version("5.24"):
+            raise ValueError(
+                f"{model_path}: Llama 4 fails in transformers 5.24, which reads a field that its language model does "
+                "not give; pip install 'transformers<5.24'."
+            )
 
     def load_model(self):
         model = super().load_model()

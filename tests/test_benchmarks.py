@@ -1,5 +1,6 @@
 """Each benchmark at its smallest size runs to its end and prints its figures. What they say is no test's business."""
 
+import os
 import re
 import subprocess
 import sys
@@ -43,3 +44,18 @@ def test_a_benchmark_runs(script, tmp_path):
     assert last is None or re.fullmatch(last, done.stdout.rstrip().splitlines()[-1]), done.stdout
     if script == "speed":
         assert "trl: left out, --trl_python is not given" in done.stdout and "does not run" not in done.stdout
+
+
+@pytest.mark.slow
+def test_other_releases_are_installed_over_the_pinned_ones_and_tested(tmp_path):
+    """By a stand-in for Python, whose environment only notes what it is asked."""
+    (tmp_path / "python").write_text(
+        f'#!/bin/sh\nmkdir -p "$3/bin"\nfor name in python pip; do ln -s {tmp_path}/note "$3/bin/$name"; done\n'
+    )
+    (tmp_path / "note").write_text(f'#!/bin/sh\necho "$(basename "$0") $*" >> {tmp_path}/notes\n')
+    for script in ("python", "note"):
+        (tmp_path / script).chmod(0o755)
+    command = ["bash", "benchmarks/versions.sh", "av==19.0.2"]
+    subprocess.run(command, cwd=REPO, env=os.environ | {"PYTHON": f"{tmp_path}/python"}, check=True)
+    notes = (tmp_path / "notes").read_text().splitlines()
+    assert notes == ["pip install -q -r requirements-dev.txt", "pip install -q av==19.0.2", "python -m pytest -q"]

@@ -232,6 +232,9 @@ def test_the_readme_names_the_python_that_the_pinned_transformers_needs():
 # ---- what the pages claim ----
 
 
+@pytest.mark.skipif(
+    not metadata("transformers")["Version"].startswith("5.23."), reason="other releases explain their flags otherwise"
+)
 def test_the_generated_parts_are_fresh(tiny):
     generate = runpy.run_path(str(REPO / "docs/generate.py"))
     for path, text in generate["render"](tiny).items():

@@ -355,6 +355,7 @@ def test_an_answer_shows_the_models_own_tokens_and_none_of_the_frame(tiny):
     answer = "<|object_ref_start|>the dog<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>"
     ids = processor.tokenizer(f"{answer}<|im_end|><|endoftext|><|endoftext|>").input_ids
     assert collator.template.frame.decode(torch.tensor(ids)) == answer
+    assert collator.template.frame.decode(ids[0]) == "<|object_ref_start|>"  # as the streamer of transformers 5.24 asks
 
 
 def test_a_thought_ends_a_run_before_it_begins(tiny, write_rows, tmp_path):

@@ -232,12 +232,12 @@ def test_flash_attention_would_drop_the_second_direction_and_is_refused(tiny, la
     config = AutoConfig.from_pretrained(tiny("gemma-3")).text_config
     config._attn_implementation = "flash_attention_2"
     masks = create_masks_for_vision_model(
-        config=config,
-        inputs_embeds=torch.zeros(1, 4, 8),
-        attention_mask=torch.ones(1, 4, dtype=torch.long),
-        past_key_values=None,
-        position_ids=None,
-        block_sequence_ids=torch.tensor([[-1, 0, 0, -1]]),
+        config,
+        torch.zeros(1, 4, 8),
+        torch.ones(1, 4, dtype=torch.long),
+        None,  # the cache, whose name changes in 5.24
+        None,
+        torch.tensor([[-1, 0, 0, -1]]),
     )
     assert set(masks.values()) == {None}  # the library's fault; once it is mended, drop the refusal
     for family, path in (("gemma-3", tiny("gemma-3")), ("gemma-4", large), ("paligemma", tiny("paligemma"))):

@@ -1,11 +1,16 @@
 """What Llama 4 alone has: pixels in bfloat16, tiles, complex buffers."""
 
+from importlib.metadata import version
+
 import pytest
 import torch
+from packaging.version import Version
 from PIL import Image
 
 from collators import COLLATORS
 from loaders import LOADERS
+
+pytestmark = pytest.mark.skipif(Version(version("transformers")) >= Version("5.24"), reason="refused in this release")
 
 
 @pytest.fixture
@@ -40,3 +45,10 @@ def test_media_tokens_of_images_of_every_shape(collator):
             known = {("image", str(image.size)): (image.height, image.width) for image in group}
             ids = collator.encode(asked_about(*group)).inputs["input_ids"]
             assert collator.budget.count_media_tokens(row, known) == collator.is_media(ids).sum()
+
+
+def test_a_release_in_which_it_fails_is_refused(tiny, monkeypatch):
+    path = tiny("llama4")
+    monkeypatch.setattr("loaders.llama4.version", {"transformers": "5.24.0"}.get)
+    with pytest.raises(ValueError, match="fails in transformers 5.24.* pip install 'transformers<5.24'"):
+        LOADERS.get("llama4")(path)

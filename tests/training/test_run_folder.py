@@ -148,7 +148,10 @@ class Terminal(io.StringIO):
 
 
 # Noticed by what is logged, and by a save, for which libraries would make the folder again.
-@pytest.mark.parametrize("flags", [[], ["--logging_steps", 500, "--save_strategy", "steps", "--save_steps", 1]])
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--logging_steps", 500, "--logging_first_step", False, "--save_strategy", "steps", "--save_steps", 1]],
+)
 def test_a_folder_that_is_removed_in_mid_run_is_named(tiny, write_rows, tmp_path, monkeypatch, flags):
     terminal, lines = Terminal(), []
     monkeypatch.setattr("sys.stderr", terminal)
