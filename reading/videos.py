@@ -29,6 +29,8 @@ END_IN_HEADER = (MKV, FLV)
 COUNTED = ("avi", "gif")
 # How files end that promise no length.
 TRAILERS = {"gif": b";", "apng": b"IEND\xaeB`\x82"}
+# Until 19, PyAV refuses titles and the like that are not UTF-8, unless it is told to replace what it cannot read.
+READ_ANY_TITLE = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # Of a list of images the times are unknown; transformers (5.23) takes this rate where a video has none.
 UNKNOWN_FPS = 24.0
 
@@ -36,14 +38,13 @@ UNKNOWN_FPS = 24.0
 def open_video(reference, options: MediaOptions) -> tuple[np.ndarray, dict]:
     """Decode the frames that `num_frames` or `fps` choose; with `num_frames` a short clip repeats frames.
 
-    Frames are chosen by their number, so in a clip of variable frame rate evenly by number, not by time. There `fps` in
-    the metadata is the mean rate, and frame i counts as shown at i / fps. Of a list of images `num_frames` are taken,
-    whatever `fps`, and their metadata says 24 frames a second.
+    Frames are chosen by time: where the rate varies, frame i is what a player shows at i / fps, `fps` being the mean
+    rate. Of a list of images `num_frames` are taken, whatever `fps`, and their metadata says 24 frames a second.
 
     Returns:
-        frames (n, height, width, 3) uint8 RGB as a person sees them: turned as the phone was held, transparency on
-        white; and the metadata: fps (frames per second of the file), duration (seconds), total_num_frames,
-        frames_indices (which frames of the file these are).
+        frames (n, height, width, 3) uint8 RGB as a person sees them: turned as the phone was held, in square pixels,
+        transparency on white; and the metadata: fps (frames per second of the file), duration (seconds), total_num_frames,
+        frames_indices (which frames these are: the time of each, times fps).
 
     Raises:
         ValueError: missing, empty, broken, truncated, too long or too large file; the message names it and says how
@@ -52,15 +53,16 @@ def open_video(reference, options: MediaOptions) -> tuple[np.ndarray, dict]:
     if isinstance(reference, (list, tuple)):
         return _open_images(reference, options)
     source = local_file("video", reference, options)
-    with _named(reference):
+    with _named(reference, source):
         with _opened(source, options) as (container, stream):
-            scan, size = _scan(container, stream, source, options), (stream.width, stream.height)
+            scan, size = _scan(container, stream, source, options), _shown_size(stream, stream)
         indices = _choose(scan.total, scan.fps, options)
         _scaled_size(*size, len(indices), options)
-        frames = _decode(source, sorted(set(indices)), scan, options)
+        shown = [scan.shown(i) for i in indices]
+        frames = _decode(source, sorted(set(shown)), scan, options)
         if len({frame.shape for frame in frames.values()}) > 1:
             raise ValueError("the size of its frames changes on the way")
-        return np.stack([frames[i] for i in indices]), _metadata(scan.total, scan.fps, indices)
+        return np.stack([frames[i] for i in shown]), _metadata(scan.total, scan.fps, indices)
 
 
 def read_header(reference, options: MediaOptions) -> tuple[int, int, int]:
@@ -69,11 +71,11 @@ def read_header(reference, options: MediaOptions) -> tuple[int, int, int]:
         indices, _, (width, height) = _choose_images(reference, options)
         return len(indices), height, width
     source = local_file("video", reference, options)
-    with _named(reference), _opened(source, options) as (container, stream):
+    with _named(reference, source), _opened(source, options) as (container, stream):
         frame, number = _first_frame(container, stream), options.num_frames
         if options.fps:
             number = len(_choose(*_promised(container, stream, source, options), options))
-        height, width, _ = _pixels(frame, number, options).shape
+        height, width, _ = _pixels(frame, stream, number, options).shape
         return number, height, width
 
 
@@ -147,17 +149,26 @@ class _Scan:
     total: int  # frames
     fps: float
     times: list[int] | None  # when each frame is shown, in order, in the stream's unit; None where it does not tell
-    keys: list[int]  # those of the keyframes, in order
+    keys: list[int]  # those of the keyframes, in order; none where it cannot be told where they are
+
+    def shown(self, index: int) -> int:
+        """The number of the frame that a player shows at `index` / `fps`; by its stamps, which are rounded."""
+        if self.times is None:
+            return index
+        step = (self.times[-1] - self.times[0]) / max(self.total - 1, 1)
+        return bisect_right(self.times, self.times[0] + (index + 0.25) * step) - 1
 
 
 @contextlib.contextmanager
-def _named(reference):
+def _named(reference, source=None):
     """What goes wrong in the body of the `with` is a ValueError that names the video."""
     try:
         yield
     except (av.FFmpegError, OSError, MemoryError, ValueError) as error:
         # The text of an error of PyAV repeats path and number.
         reason = getattr(error, "strerror", None) or error
+        if source and "truncated" not in str(reason) and _is_cut_mp4(source):
+            reason = f"it is truncated: {reason}"
         raise ValueError(f"video {describe(reference)} cannot be decoded: {reason}") from error
 
 
@@ -168,7 +179,7 @@ def _opened(source, options: MediaOptions):
         source.seek(0)
     only = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
-        container = av.open(source, options=only, metadata_errors="replace")
+        container = av.open(source, options=only, **READ_ANY_TITLE)
     except av.FFmpegError as error:
         what = what_it_is(source)
         if not what and not isinstance(error, av.error.ArgumentError):
@@ -215,7 +226,9 @@ def _promised(container, stream, source, options: MediaOptions) -> tuple[int, fl
     if container.format.name in END_IN_HEADER:  # others estimate
         total = round((_promised_end(container) - (container.start_time or 0) / 1e6) * fps)
     elif len(stream.index_entries) == stream.frames:
-        total = sum(not entry.is_discard for entry in stream.index_entries)
+        gaps = np.diff([entry.timestamp for entry in stream.index_entries])
+        if not len(gaps) or gaps.max() < 1.5 * gaps.min():  # otherwise the rate varies, and the header guesses
+            total = sum(not entry.is_discard for entry in stream.index_entries)
     if total < 1:
         with _opened(source, options) as (container, stream):
             scan = _scan(container, stream, source, options)
@@ -260,9 +273,9 @@ def _scan(container, stream, source, options: MediaOptions) -> _Scan:
     times, keys = sorted(times), sorted(keys)
     if total > 1:
         measured = (total - 1) / float((times[-1] - times[0]) * stream.time_base)
-        # Headers round, and guess where the rate varies.
-        fps = fps if abs(measured / fps - 1) < 0.02 else measured
-    return _Scan(total, fps, times if container.format.name in TIMED else None, keys)
+        # Stamps are rounded, which shows in short clips; headers too, and they guess where the rate varies.
+        fps = fps if abs(1 / measured - 1 / fps) * (total - 1) < 0.5 / fps else measured
+    return _Scan(total, fps, times, keys if container.format.name in TIMED else [])
 
 
 def _check_whole(container, stream, source, fps: float, packets: int, end: float, cut_short: bool) -> None:
@@ -286,9 +299,27 @@ def _check_whole(container, stream, source, fps: float, packets: int, end: float
         raise ValueError(f"it is truncated: {readable} can be read")
 
 
+def _is_cut_mp4(source) -> bool:
+    """Whether the file ends within a box of MP4 or MOV: the list of frames is usually the last."""
+    with _read(source) as file:
+        size, place = file.seek(0, io.SEEK_END), 0
+        while place + 8 < size:
+            file.seek(place)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            if place == 0 and kind not in (b"ftyp", b"moov", b"mdat", b"wide"):
+                return False
+            length = int.from_bytes(file.read(8), "big") if length == 1 else length  # 64 bits; 0 is all the rest
+            place += max(length or size, 8)
+        return place > size
+
+
+def _read(source):
+    return open(source, "rb") if isinstance(source, str) else contextlib.nullcontext(source)
+
+
 def _tail(source) -> bytes:
     """The last bytes of a file."""
-    with open(source, "rb") if isinstance(source, str) else contextlib.nullcontext(source) as file:
+    with _read(source) as file:
         file.seek(0, io.SEEK_END)
         file.seek(max(0, file.tell() - 16))
         return file.read()
@@ -304,7 +335,7 @@ def _is_hidden(packet) -> bool:
 
 def _decode(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> dict[int, np.ndarray]:
     """The wanted frames by number; `wanted` is in ascending order."""
-    frames = _decode_by_time(source, wanted, scan, options) if scan.times else None
+    frames = _decode_by_time(source, wanted, scan, options) if scan.keys else None
     return frames or _decode_by_number(source, wanted, scan.total, options)
 
 
@@ -328,7 +359,7 @@ def _decode_by_time(source, wanted: list[int], scan: _Scan, options: MediaOption
                     return None
                 if frame.pts != time or frame.is_corrupt:
                     return None
-                frames[index] = _pixels(frame, len(wanted), options)
+                frames[index] = _pixels(frame, stream, len(wanted), options)
         except av.FFmpegError:
             return None
     return frames
@@ -351,7 +382,7 @@ def _decode_by_number(source, wanted: list[int], total: int, options: MediaOptio
                 if frame.is_corrupt:
                     break
                 if number in remaining:
-                    frames[number] = _pixels(frame, len(wanted), options)
+                    frames[number] = _pixels(frame, stream, len(wanted), options)
                 number += 1
                 if number > wanted[-1]:
                     return frames
@@ -370,9 +401,14 @@ def _first_frame(container, stream):
     return frame
 
 
-def _pixels(frame, number: int, options: MediaOptions) -> np.ndarray:
-    """(height, width, 3) uint8 of a decoded frame, one of `number`, scaled and turned."""
-    width, height = _scaled_size(frame.width, frame.height, number, options)
+def _shown_size(frame, stream) -> tuple[int, int]:
+    """(width, height) of a frame in square pixels."""
+    return round(frame.width * (stream.sample_aspect_ratio or 1)), frame.height
+
+
+def _pixels(frame, stream, number: int, options: MediaOptions) -> np.ndarray:
+    """(height, width, 3) uint8 of a decoded frame of the stream, one of `number`, scaled and turned."""
+    width, height = _scaled_size(*_shown_size(frame, stream), number, options)
     # By default a frame keeps threads for scaling, which a data loader's worker, forked later, would wait for in vain.
     form = {"width": width, "height": height, "threads": 1}
     if any(component.is_alpha for component in frame.format.components):

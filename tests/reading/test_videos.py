@@ -229,14 +229,18 @@ def test_a_short_clip_repeats_frames(tmp_path, length, wanted, expected):
     assert metadata["frames_indices"] == expected and numbers(frames) == expected
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_with_a_variable_rate_frames_are_chosen_by_number(tmp_path, name):
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+@pytest.mark.parametrize("flags", [{"num_frames": 4}, {"num_frames": 9}, {"fps": 1.0}, {"fps": 2.0, "max_frames": 5}])
+def test_with_a_variable_rate_frames_are_those_that_a_player_shows(tmp_path, name, flags):
     """16 frames in 2 s, then 16 in 8 s."""
     times = [*range(16), *range(16, 80, 4)]
     path = write_clip(tmp_path / name, 32, times=times, **H264)
-    frames, metadata = videos.open_video(path, MediaOptions(num_frames=4))
-    assert numbers(frames) == metadata["frames_indices"] == [0, 10, 21, 31]
-    assert metadata["total_num_frames"] == 32 and metadata["fps"] == pytest.approx(31 / (76 / 8), rel=0.05)
+    frames, metadata = videos.open_video(path, MediaOptions(**flags))
+    assert metadata["total_num_frames"] == 32 and metadata["fps"] == pytest.approx(31 / (76 / 8), rel=0.002)
+    told = [index / metadata["fps"] for index in metadata["frames_indices"]]  # as processors write it
+    # The last frame that is shown by then; a stamp in milliseconds may lie just behind.
+    assert numbers(frames) == [max(i for i, time in enumerate(times) if time / 8 < seconds + 0.08) for seconds in told]
+    assert media.read_header("video", path, MediaOptions(**flags))[0] == len(frames)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +254,7 @@ def test_a_truncated_video_is_never_a_shorter_clip(tmp_path, name, muxer, kept):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     with pytest.raises(ValueError, match=f"video .*{name} cannot be decoded: ") as error:
         videos.open_video(str(path), MediaOptions(num_frames=4))
+    assert "it is truncated: " in str(error.value)
     if name == "a.mkv":
         assert "it is truncated: of 4.00 seconds the first " in str(error.value)
     if muxer:
@@ -268,7 +273,8 @@ def test_a_packet_that_is_never_shown_is_no_frame(clips, tmp_path):
             copy.is_keyframe, copy.stream = packet.is_keyframe, stream
             hiding.mux(copy)
     frames, metadata = videos.open_video(str(tmp_path / "a.webm"), MediaOptions(num_frames=47))
-    assert metadata["total_num_frames"] == 47 and numbers(frames) == [i for i in range(48) if i != 5]
+    assert metadata["total_num_frames"] == 47 and 5 not in numbers(frames)
+    assert numbers(frames)[::46] == [0, 47] and len(set(numbers(frames))) > 44  # in the gap, 4 goes on
 
 
 @pytest.mark.parametrize("inside", [0, 5, 40])
@@ -330,6 +336,15 @@ def test_a_clip_is_turned_as_the_phone_was_held(tmp_path, matrix, as_seen):
     assert media.read_header("video", str(path), MediaOptions(num_frames=3)) == frames.shape[:3]
     small, _ = videos.open_video(str(path), MediaOptions(num_frames=3, video_max_pixels=64 * 48 // 4))
     assert small.shape[1:3] == (frames.shape[1] // 2, frames.shape[2] // 2)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("ratio, width", [("4/3", 85), ("1/2", 32), ("1/1", 64), ("0/1", 64)])  # the last: unknown
+def test_pixels_that_are_not_square_are_stretched(tmp_path, name, ratio, width):
+    path = write_clip(tmp_path / name, 8, **{"x264-params": f"sar={ratio}"})
+    frames, _ = videos.open_video(path, MediaOptions(num_frames=8))
+    assert frames.shape == (8, 48, width, 3) and numbers(frames) == list(range(8))
+    assert media.read_header("video", path, MediaOptions(num_frames=8)) == (8, 48, width)
 
 
 def test_transparent_frames_lie_on_white(tmp_path):
