@@ -17,7 +17,7 @@ import torch
 from transformers import BatchFeature
 
 from collators.batch import by_name, concatenate, with_all_sequences
-from collators.budget import Budget, OverlongSample, code_of
+from collators.budget import Budget, OverlongSample, code_of, fewest_frames
 from collators.channels_last import channels_last
 from collators.probes import encoded_probes, opened
 from collators.template import ChatFormat, Template, TemplateException, naming
@@ -261,6 +261,8 @@ class ChatCollator:
         media = {kind: [part for part in parts if part["type"] == kind] for kind in ("image", "video")}
         if media["video"] and not self.template.takes_videos:
             raise ValueError("the model takes no videos")
+        least = fewest_frames(self.processor)
+        media["video"] = [_with_frames(part, least) for part in media["video"]]
         return media
 
     def _with_labels(self, inputs: dict, offsets: list[tuple[int, int]], spans: list) -> dict[str, torch.Tensor]:
@@ -276,6 +278,18 @@ class ChatCollator:
         """Which tokens stand for pixels, of "image", "video" or both; the shape of `input_ids`."""
         ids = self.media_token_ids[kind] if kind else torch.cat(list(self.media_token_ids.values()))
         return torch.isin(input_ids, ids)
+
+
+def _with_frames(part: dict, least: int) -> dict:
+    """An opened video whose last frame is repeated until there are `least`."""
+    there = len(part["video"])
+    if there >= least:
+        return part
+    taken, told = [*range(there), *[there - 1] * (least - there)], part["metadata"]["frames_indices"]
+    return part | {
+        "video": part["video"][taken],
+        "metadata": part["metadata"] | {"frames_indices": [told[i] for i in taken]},
+    }
 
 
 def _expanded(spans: list, replacements: list[dict]) -> list[tuple[int, int]]:

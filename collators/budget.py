@@ -114,7 +114,10 @@ class Budget:
         sizes = {}
         for part in content_parts(row):
             if (kind := part["type"]) != "text":
-                sizes.setdefault(f"{kind}_sizes", []).append(media_sizes[kind, part[kind]])
+                size = media_sizes[kind, part[kind]]
+                if kind == "video":
+                    size = (max(size[0], fewest_frames(self.processor)), *size[1:])
+                sizes.setdefault(f"{kind}_sizes", []).append(size)
         if not sizes:
             return 0
         if not hasattr(self.processor, "_get_num_multimodal_tokens"):  # private, but what vLLM plans with
@@ -280,3 +283,8 @@ def allow(dataset, faults: dict[int, ValueError]) -> None:
     """Raise the first fault, unless the data set may have some."""
     if faults and dataset.max_bad_samples is None:
         raise next(iter(faults.values()))
+
+
+def fewest_frames(processor) -> int:
+    """Of how many frames a patch is made: some processors refuse fewer (transformers 5.23: Qwen3-VL, GLM-4.1V)."""
+    return getattr(getattr(processor, "video_processor", None), "temporal_patch_size", 1)

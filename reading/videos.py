@@ -43,8 +43,8 @@ def open_video(reference, options: MediaOptions) -> tuple[np.ndarray, dict]:
 
     Returns:
         frames (n, height, width, 3) uint8 RGB as a person sees them: turned as the phone was held, in square pixels,
-        transparency on white; and the metadata: fps (frames per second of the file), duration (seconds), total_num_frames,
-        frames_indices (which frames these are: the time of each, times fps).
+        transparency on white; and the metadata: fps (frames per second of the file), duration (seconds),
+        total_num_frames, frames_indices (which frames these are: the time of each, times fps).
 
     Raises:
         ValueError: missing, empty, broken, truncated, too long or too large file; the message names it and says how

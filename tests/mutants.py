@@ -552,6 +552,27 @@ FAULTS = [
         "tests/reading/test_videos.py::test_a_list_of_images_is_a_video",
     ),
     Fault(
+        "frames of a variable rate are taken by number",
+        "reading/videos.py",
+        "shown = [scan.shown(i) for i in indices]",
+        "shown = indices",
+        "tests/reading/test_videos.py::test_with_a_variable_rate_frames_are_those_that_a_player_shows",
+    ),
+    Fault(
+        "pixels that are not square stay as they are",
+        "reading/videos.py",
+        "(stream.sample_aspect_ratio or 1)",
+        "1",
+        "tests/reading/test_videos.py::test_pixels_that_are_not_square_are_stretched",
+    ),
+    Fault(
+        "a patch of two frames is made of one",
+        "collators/base.py",
+        "if there >= least:",
+        "if True:",
+        "tests/collators/test_lengths.py::test_one_frame_is_two_alike_where_a_patch_is_made_of_two",
+    ),
+    Fault(
         "fps takes a frame too many",
         "reading/videos.py",
         "step = max(1.0, fps / options.fps)",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.data_loader import BatchSamplerShard
 from conftest import FAMILIES, TAKES_VIDEO, make_loader, turns
 from facts import FACTS
@@ -77,14 +78,29 @@ def test_videos_are_counted_to_the_token_or_to_the_longest_time(tiny, write_rows
     if FACTS[family].mixes_media:
         rows.append({"video": "clip.mp4", "image": "red.png", "conversations": turns("<image>\n<video>?", "Red")})
     collator = collator_of(family, tiny)
-    for options in (MediaOptions(num_frames=4), MediaOptions(fps=3.0)):
+    for options in (MediaOptions(num_frames=4), MediaOptions(fps=3.0), MediaOptions(fps=0.1)):  # the last: one frame
         dataset = MultimodalDataset(write_rows(rows), media=options)
         counted, true = collator.budget.token_lengths(dataset), encoded_lengths(collator, dataset)
         if family not in TIMED:
             assert counted.tolist() == true
         for i, (most, number) in enumerate(zip(counted.tolist(), true)):
             frames = next(size[0] for (kind, _), size in dataset.outline(i)[1].items() if kind == "video")
-            assert number <= most <= number + 3 * frames
+            assert number <= most <= number + 3 * max(frames, 2)
+
+
+def test_one_frame_is_two_alike_where_a_patch_is_made_of_two(tiny):
+    collator = collator_of("qwen3-vl", tiny)
+    frame = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3)).astype(np.uint8)
+
+    def encoded(frames: np.ndarray) -> dict:
+        told = {"fps": 8.0, "duration": 0.125, "total_num_frames": 1, "frames_indices": [0] * len(frames)}
+        question = [{"type": "video", "video": frames, "metadata": told}, {"type": "text", "text": "Hm"}]
+        reply = [{"type": "text", "text": "Red"}]
+        sample = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+        return collator.encode({"messages": sample}).inputs
+
+    one, two = encoded(frame), encoded(frame[[0, 0]])
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize("family", TIMED)
