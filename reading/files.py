@@ -44,8 +44,8 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
 
 
 def is_within(path: str, folder: str) -> bool:
-    """Whether a path is a folder or in it, by whole components; both are absolute, without links."""
-    return os.path.commonpath([path, folder]) == folder
+    """Whether a path is a folder or in it, by whole components; both are absolute and normal, without links."""
+    return f"{path}{os.sep}".startswith(f"{folder.rstrip(os.sep)}{os.sep}")
 
 
 def stays_in(path: str, folders: Collection[str]) -> bool:

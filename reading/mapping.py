@@ -25,7 +25,7 @@ class Mapping:
     """How the fields of a row get the names that they are read by."""
 
     sources: tuple[tuple[str, str], ...] = ()  # (name that is read, field of the file), each name and field once
-    ignored: tuple[str, ...] = ()  # fields that are passed over, as `unread.Leaf.listed` writes them
+    ignored: tuple[str, ...] = ()  # fields that are passed over, as `Unread.names` has them
 
     @classmethod
     def of(cls, columns: Sequence[str] | None, lower: bool = False) -> "Mapping":
@@ -66,7 +66,8 @@ class Mapping:
                 found[f"{name}={source}"] += 1
         left = unread.without(left, self.ignored) if self.ignored else left
         left = {key: value for key, value in left.items() if value is not None}
-        for name in named.keys() & left.keys():
+        if both := [name for name in named if name in left]:
+            name = both[0]
             raise ValueError(
                 f"has a field `{name}`, and --columns reads `{dict(self.sources)[name]}` as `{name}`: add "
                 f"--columns {name}= to ignore the first"
@@ -105,7 +106,7 @@ def proposal(row: dict, folders: Collection[str]) -> str:
     texts, media = {}, {}
     for name, value in unread.flat("", row):
         source = re.sub(r"\.(bytes|path)\Z", "", name.removeprefix("."))
-        if unread.is_medium(value, (), folders):
+        if unread.is_medium(value, folders):
             kind = "video" if OF_A_VIDEO.search(f"{name} {value}"[:300]) else "image"
             media.setdefault(kind, []).append(source)
         elif isinstance(value, str) or type(value) is int and rank(source) < len(ANSWERS):

@@ -7,6 +7,7 @@ cache folder. It is mapped into memory, so processes share it and none grows wit
 import contextlib
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -28,10 +29,10 @@ from reading import sources
 from reading.files import is_hub_blob, is_within
 from reading.media import read_header
 from reading.options import MediaOptions
-from reading.rows import KINDS, RowForm, content_parts, has_empty_answer
+from reading.rows import RowForm, content_parts, is_empty, trained_replies
 from reading.strict_json import strict_json
 
-VERSION = 3  # of the files below
+VERSION = 4  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
@@ -52,12 +53,17 @@ class Layout(str):
 
     @classmethod
     def of(cls, messages: list[dict]) -> "Layout":
-        return cls("".join(map(cls._message, messages)))
-
-    @classmethod
-    def _message(cls, message: dict) -> str:
-        parts = "".join(cls.LETTERS[part["type"]] for part in message["content"])
-        return cls.LETTERS[message["role"]] + "-" * ("train" in message) + parts
+        letters = cls.LETTERS
+        return cls(
+            "".join(
+                [
+                    letters[message["role"]]
+                    + ("-" if "train" in message else "")
+                    + "".join([letters[part["type"]] for part in message["content"]])
+                    for message in messages
+                ]
+            )
+        )
 
     @cached_property
     def messages(self) -> list[dict]:
@@ -159,7 +165,8 @@ class RowIndex:
 
     def row(self, place: int) -> dict:
         """A canonical row."""
-        return {"messages": self.form.messages(self.raw(place)), "index": place, "source": self.source(place)}
+        messages = self.form.messages(self.form.named(self.raw(place)))
+        return {"messages": messages, "index": place, "source": self.source(place)}
 
     def source(self, place: int) -> str:
         return f"{self.name}, sample {place}"
@@ -288,10 +295,17 @@ def is_current(index: RowIndex, options: MediaOptions) -> bool:
     return True
 
 
-def hash_of(messages: list[dict]) -> int:
-    """8 bytes of what messages say, trained or not: roles, texts, and media by their path, URL or bytes."""
-    said = [(m["role"], [(p["type"], name_or_hash(p[p["type"]])) for p in m["content"]]) for m in messages]
-    return int.from_bytes(hashlib.blake2b(repr(said).encode(), digest_size=8).digest())
+def media_of(messages: list[dict]) -> list[tuple[str, object]]:
+    """(kind, reference) of each medium, in order."""
+    return [
+        (part["type"], part[part["type"]]) for message in messages for part in message["content"] if "text" not in part
+    ]
+
+
+def hash_of(said: bytes, references: list[tuple[str, object]]) -> int:
+    """8 bytes of what a row says, and of its media by their path, URL or bytes."""
+    names = repr([name_or_hash(reference) for _, reference in references]).encode()
+    return int.from_bytes(hashlib.blake2b(said + names, digest_size=8).digest())
 
 
 def name_or_hash(value: object) -> object:
@@ -312,7 +326,7 @@ class IndexMaker:
 
     def __init__(self, path: str, form: RowForm, options: MediaOptions):
         self.path, self.form, self.options, self.name = path, form, options, os.path.basename(path)
-        self.state = state_of(path)
+        self.columns, self.state = {*form.columns}, state_of(path)
         self.arrays = {name: array(code) for name, code in ARRAYS.items()}
         self.layouts: dict[Layout, int] = {}
         self.errors: dict[int, str] = {}
@@ -354,64 +368,62 @@ class IndexMaker:
     def next_batch(self, found: Iterator) -> list[tuple[int, tuple[int, int, object]]]:
         """Rows whose media headers are read together: not more than fit into memory with all their bytes."""
         batch, size = [], 0
-        while len(batch) < (sources.ARROW_ROWS if sources.is_copied(self.path) else BATCH) and size < BATCH_BYTES:
-            if (row := next(found, None)) is None:
-                break
+        for row in itertools.islice(found, sources.ARROW_ROWS if sources.is_copied(self.path) else BATCH):
             batch.append(row)
             size += row[1][1]  # of JSON, the bytes of the row
+            if size >= BATCH_BYTES:
+                break
         return batch
 
     def add(self, batch: list[tuple[int, tuple[int, int, object]]], pool: ThreadPoolExecutor) -> None:
-        usable = []
-        for place, (offset, length, row) in batch:
-            for name, value in zip(OF_ROWS, (offset, length, UNUSABLE, 0, len(self.arrays["media"]) // 3, 0)):
-                self.arrays[name].append(value)
+        rows, usable = [[offset, length, UNUSABLE, 0, 0, 0] for _, (offset, length, _) in batch], []  # as OF_ROWS
+        for (place, (*_, row)), known in zip(batch, rows):
             try:
                 if isinstance(row, ValueError):
                     self.broken.append(place)
                     raise row
-                messages = self.form.messages(row, self.unread, self.mapped)
-                usable.append((place, content_parts({"messages": messages}), messages, row))
+                row = self.form.named(row, self.mapped)
+                messages = self.form.messages(row, self.unread)
+                usable.append((place, row, messages, media_of(messages), known))
             except ValueError as error:
                 self.errors[place] = f"{self.name}, sample {place}: {error}"
-        self.read_ahead((part for _, parts, *_ in usable for part in parts if part["type"] != "text"), pool)
-        for place, parts, messages, row in usable:
-            media = [self.medium(part) for part in parts if part["type"] != "text"]
+        self.read_ahead((medium for *_, references, _ in usable for medium in references), pool)
+        for place, row, messages, references, known in usable:
+            media = [self.medium(*reference) for reference in references]
             if faults := [medium for medium in media if isinstance(medium, ValueError)]:
                 self.errors[place] = f"{self.name}, sample {place}: {faults[0]}"
                 continue
             layout = Layout.of(messages)
-            self.digest.update(repr(self.identity(row, messages)).encode())
-            self.empty_answers += has_empty_answer(messages)
-            self.arrays["layouts"][place] = self.layouts.setdefault(layout, len(self.layouts))
-            self.arrays["hashes"][place] = hash_of(messages)
-            self.arrays["text_bytes"][place] = sum(len(part["text"].encode()) for part in parts if "text" in part)
-            self.arrays["first_medium"][place] = len(self.arrays["media"]) // 3
-            self.outside.update(medium.outside for medium in media if medium.outside)
+            texts = [part["text"] for message in messages for part in message["content"] if "text" in part]
+            said = repr([layout.replace("-", ""), texts]).encode()  # trained or not
+            # The digest is of all but the references of media, which may move: also of fields of somebody's own.
+            others = {name: value for name, value in row.items() if name not in self.columns}
+            self.digest.update(said + repr([layout, others]).encode())
+            self.empty_answers += self.form.allow_empty_answers and any(map(is_empty, trained_replies(messages)))
+            known[2:] = (
+                self.layouts.setdefault(layout, len(self.layouts)),
+                sum(len(text.encode()) for text in texts),
+                len(self.arrays["file_sizes"]),
+                hash_of(said, references),
+            )
             for medium in media:
                 self.arrays["media"].extend(medium.size)
                 self.arrays["file_sizes"].append(medium.file_size)
                 self.arrays["file_times"].append(medium.file_time)
+                if medium.outside:
+                    self.outside[medium.outside] += 1
+        for name, values in zip(OF_ROWS, zip(*rows)):
+            self.arrays[name].extend(values)
 
-    def identity(self, row: dict, messages: list[dict]) -> list:
-        """All that a row holds but the references of its media, which may move: also fields of somebody's own."""
-        plain = [
-            message | {"content": [{k: v for k, v in part.items() if k not in KINDS} for part in message["content"]]}
-            for message in messages
-        ]
-        return [plain, {name: value for name, value in self.form.named(row).items() if name not in self.form.columns}]
-
-    def read_ahead(self, parts: Iterable[dict], pool: ThreadPoolExecutor) -> None:
+    def read_ahead(self, media: Iterable[tuple[str, object]], pool: ThreadPoolExecutor) -> None:
         """Read the headers of files and URLs side by side, each once."""
-        wanted = {(part["type"], part[part["type"]]) for part in parts if isinstance(part[part["type"]], str)}
-        wanted -= self.known.keys()
+        wanted = {(kind, reference) for kind, reference in media if isinstance(reference, str)} - self.known.keys()
         if len(self.known) + len(wanted) > KNOWN:
             self.known.clear()
         self.known.update(zip(wanted, pool.map(lambda reference: self.header(*reference), wanted)))
 
-    def medium(self, part: dict) -> Medium | ValueError:
+    def medium(self, kind: str, reference: object) -> Medium | ValueError:
         """What is known of a medium, or what is wrong with it."""
-        kind, reference = part["type"], part[part["type"]]
         found = self.known.get((kind, reference)) if isinstance(reference, str) else None
         return found or self.header(kind, reference)
 
@@ -436,14 +448,13 @@ class IndexMaker:
 
     def all_faulty(self, rows: list[object]) -> bool:
         """Whether none of these rows can be used."""
-        parts = []
+        media = []  # of each row
         for row in rows:
             with contextlib.suppress(ValueError):
-                parts.append(content_parts({"messages": self.form.messages(row)}))
-        media = [[part for part in of_row if part["type"] != "text"] for of_row in parts]
+                media.append(media_of(self.form.messages(self.form.named(row))))
         with ThreadPoolExecutor(8) as pool:
-            self.read_ahead((part for of_row in media for part in of_row), pool)
-        return all(any(isinstance(self.medium(part), ValueError) for part in of_row) for of_row in media)
+            self.read_ahead(itertools.chain(*media), pool)
+        return all(any(isinstance(self.medium(*medium), ValueError) for medium in of_row) for of_row in media)
 
     def write(self, folder: str) -> None:
         for name, values in self.arrays.items():

@@ -16,16 +16,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from PIL import Image
 
-from reading import unread
 from reading.files import is_within, leads_out_of, stays_in
 from reading.mapping import TURN_KEYS, Mapping, proposal
+from reading.references import is_url
+from reading.unread import Unread, check_text
 
 ROLES = ("system", "user", "assistant")
 KINDS = ("image", "video")
+PART_TYPES = ("text", *KINDS, "image_url", "video_url")
 MEDIA_COLUMNS = tuple(name for kind in KINDS for name in (kind, f"{kind}s"))
 # Names of what is asked -> of what is answered. Of the first, the texts may be lists of messages.
 PAIRS = {"prompt": "completion", "question": "answer", "query": "response", "instruction": "output"}
@@ -33,6 +36,7 @@ INPUT = {"instruction": ("input",)}  # what it ends with
 SYSTEM = ("system_prompt", "system")  # two names of one field
 MASKS = ("train", "training", "loss", "weight", "loss_weight")  # names of one key of a message
 OBJECT_MARK = re.compile("<(ref-object|bbox|point)>")  # ms-swift's
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
 # Stands inside control strings typed by a user until they are tokenized (collators/base.py).
 RESERVED_CHARACTER = "\ufdd0"
@@ -61,23 +65,45 @@ class RowForm:
     system_key: str = "system"
     allow_empty_answers: bool = False
     roots: tuple[str, ...] = ()  # folders that no local medium may be outside of, links resolved; (): anywhere
-    roles: dict[str, str] = field(init=False)  # name in `from` -> role
 
-    def __post_init__(self):
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """Name in `from` -> role."""
         keys = {self.system_key: "system", self.user_key: "user", self.assistant_key: "assistant"}
-        object.__setattr__(self, "roles", {role: role for role in ROLES} | keys)
+        return {role: role for role in ROLES} | keys
 
-    @property
+    @cached_property
+    def turn_fields(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(("conversations", self.field_messages)))
+
+    @cached_property
+    def plain_turns(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """The keys of a turn that has but two -> that of its role and that of its content."""
+        pairs = [(sender, value) for sender in self.turn_keys[0] for value in self.turn_keys[1]]
+        return {keys: pair for pair in pairs for keys in (pair, pair[::-1])}
+
+    @cached_property
+    def starts(self) -> set[str]:
+        """The folders where relative paths start."""
+        return {*self.folders.values()}
+
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """All fields of a row that can be read."""
         of_pairs = (*PAIRS, *PAIRS.values(), "input", "history")
-        return (self.field_messages, "conversations", *of_pairs, *SYSTEM, *MEDIA_COLUMNS)
+        return (*self.turn_fields[::-1], *of_pairs, *SYSTEM, *MEDIA_COLUMNS)
 
-    def named(self, row: dict, mapped: Counter | None = None) -> dict:
-        """A row under the names that are read, with what the flags give each row."""
+    def named(self, row: object, mapped: Counter | None = None) -> dict:
+        """A row of a file under the names that are read, with what the flags give each row.
+
+        Args:
+            mapped: counts the rows that have each field of --columns.
+        """
+        if not isinstance(row, dict):
+            raise ValueError(f"must be a JSON object, not {type(row).__name__}")
         row = self.mapping.row(row, mapped)
         if self.prompt is not None:
-            if asked := [name for name in (*self._turns_names(), *PAIRS) if name in row]:
+            if asked := [name for name in (*self.turn_fields, *PAIRS) if name in row]:
                 raise ValueError(f"has a question of its own (`{asked[0]}`), and --prompt gives one too; leave one out")
             row |= {question: self.prompt for question, answer in PAIRS.items() if answer in row}
         if self.system_prompt is not None:
@@ -86,66 +112,55 @@ class RowForm:
             row |= {SYSTEM[0]: self.system_prompt}
         return row
 
-    def messages(self, row: object, unread_fields: Counter | None = None, mapped: Counter | None = None) -> list[dict]:
+    def messages(self, row: dict, unread_fields: Counter | None = None) -> list[dict]:
         """The canonical messages of a row.
 
         Args:
+            row: as `named` gives it.
             unread_fields: counts the rows of each field that is not read, and need not be.
-            mapped: counts the rows that have each field of --columns.
 
         Raises:
             ValueError: names the field and the fix; it goes on after "train.json, sample 7: ".
         """
-        if not isinstance(row, dict):
-            raise ValueError(f"must be a JSON object, not {type(row).__name__}")
-        row = self.named(row, mapped)
         form, answer = self._form(row)
-        names = (form, answer, "history", *INPUT.get(form, ())) if answer else (form,)
-        left = unread.leaves(_unread(row, names, self.turn_keys))
-        unread.check_names(left, has_video=False)
+        unread = Unread(self.starts)
+        pair = (answer, "history", *INPUT.get(form, ())) if answer else ()
+        unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS})
         turns = self._turns_of_pair(row, form, answer) if answer else _turns(row[form], form)
-        messages = _system(row) + [self._message(turn, where) for turn, where in turns]
+        messages = _system(row) + [self._message(turn, where, unread) for turn, where in turns]
+        users = [message for message in messages if message["role"] == "user"]
+        asked = "\n".join([part["text"] for message in users for part in message["content"] if "text" in part])
+        check_text(asked, self.starts)
+        media = [part for message in users for part in message["content"] if "text" not in part]
         for kind in reversed(KINDS):  # so that images come first where both go to the front
-            column, references = self._column(row, kind)
-            self._put_in(messages, kind, column, references, column in row, form == "conversations")
+            column, references = self._column(row, kind, unread)
+            if parts := [part for part in media if part["type"] == kind]:
+                _fill(parts, kind, column or kind, references)
+            elif column or form == "conversations":
+                typed = asked.count(f"<{kind}>")
+                _place(users, kind, column or kind, references, typed, must_be_placed=form == "conversations")
         _check_roles([message["role"] for message in messages])
-        for message in messages:
-            for part in message["content"]:
-                if part["type"] != "text" and message["role"] != "user":
-                    raise ValueError(
-                        f"has {part['type']} content in role {message['role']!r}; move it to a user message"
-                    )
-                if part["type"] == "text" and message["role"] == "user":
-                    unread.check_text(part["text"], {*self.folders.values()})
-                if match := UNUSABLE_CHARACTER.search(part.get("text", "")):
-                    raise ValueError(f"has the unusable character U+{ord(match[0]):04X} in a text; remove it")
-        if not any(message["role"] == "assistant" and message.get("train", True) for message in messages):
+        if not (trained := trained_replies(messages)):
             raise ValueError('has "train": false on every reply, so that nothing would be trained')
-        if not self.allow_empty_answers and has_empty_answer(messages):
+        if not self.allow_empty_answers and any(map(is_empty, trained)):
             raise ValueError(
                 f"has an empty reply in its `{answer or form}` field, of which only the end would be "
                 'trained: write an answer, put "train": false on the message, or leave the row out '
                 "(--allow_empty_answers True trains on such rows)"
             )
-        parts = content_parts({"messages": messages})
-        if "objects" in row and any(OBJECT_MARK.search(part.get("text", "")) for part in parts):
-            raise ValueError("has marks of `objects` in its texts; boxes and points are not read yet, so leave it out")
-        if left:
-            self._check_unread(left, row, parts)
-        if unread_fields is not None:
-            unread_fields.update({leaf.listed for leaf in left})
+        if "objects" in row or unread.times or unread.media:
+            self._check_unread(unread, row, content_parts({"messages": messages}))
+        for name in unread.names if unread_fields is not None else ():
+            unread_fields[name] += 1
         return messages
-
-    def _turns_names(self) -> set[str]:
-        return {self.field_messages, "conversations"}
 
     def _form(self, row: dict) -> tuple[str, str | None]:
         """The field that holds the turns of a row; or those that hold its question and its answer."""
-        forms = sorted(self._turns_names() & row.keys())
-        if "completion" in row or not forms and "prompt" in row:  # many data sets have a `prompt` beside messages
+        forms = [name for name in self.turn_fields if name in row]
+        if not forms:
+            forms = [name for name in PAIRS if name in row or name == "prompt" and "completion" in row]
+        elif "completion" in row:  # many data sets have a `prompt` beside messages
             forms.append("prompt")
-        if not self._turns_names() & row.keys():
-            forms += [name for name in PAIRS if name in row and name not in forms]
         if len(forms) > 1:
             raise ValueError(
                 f"has both `{forms[0]}` and `{forms[1]}`, and only one can be trained on: remove one, or add "
@@ -155,21 +170,21 @@ class RowForm:
             fields = ", ".join(f"`{name}`" for name in row) or "none at all"
             raise ValueError(
                 f"has none of `conversations`, `{self.field_messages}`, `question` and `answer` (docs/dataset.md), but "
-                f"{fields}: {proposal(row, {*self.folders.values()})}"
+                f"{fields}: {proposal(row, self.starts)}"
             )
-        return forms[0], None if forms[0] in self._turns_names() else PAIRS[forms[0]]
+        return forms[0], None if forms[0] in self.turn_fields else PAIRS[forms[0]]
 
-    def _check_unread(self, left: list[unread.Leaf], row: dict, parts: list[dict]) -> None:
-        unread.check_names(left, has_video=any(part["type"] == "video" for part in parts))
-        media = [part[part["type"]] for part in parts if part["type"] != "text"]
-        media += [row[name] for name in MEDIA_COLUMNS if name in row]  # with the names of what is given as bytes
-        read = {value for _, value in unread.flat("", media) if isinstance(value, str)}
-        unread.check_media(left, read, {*self.folders.values()})
+    def _check_unread(self, unread: Unread, row: dict, parts: list[dict]) -> None:
+        if "objects" in row and any(OBJECT_MARK.search(part.get("text", "")) for part in parts):
+            raise ValueError("has marks of `objects` in its texts; boxes and points are not read yet, so leave it out")
+        given = [row[name] for name in MEDIA_COLUMNS if name in row]  # with the names of what is given as bytes
+        given += [part[part["type"]] for part in parts if part["type"] != "text"]
+        unread.check(given, has_video=any(part["type"] == "video" for part in parts))
 
     def _turns_of_pair(self, row: dict, question: str, answer: str) -> list[tuple[dict, str]]:
         """The answer is trained, and so are those of the history; of a question of several messages, nothing is."""
-        turns = []
-        for i, pair in enumerate(row.get("history", [])):
+        history, turns = row.get("history", []), []
+        for i, pair in enumerate(history if isinstance(history, list) else [history]):
             if not isinstance(pair, list) or len(pair) != 2:
                 raise ValueError(f"history[{i}] is {shown(pair)}; it must be a list of a question and its answer")
             turns += [({"role": role, "content": text}, f"history[{i}]") for role, text in zip(ROLES[1:], pair)]
@@ -180,130 +195,93 @@ class RowForm:
                 first = source.replace("[]", "[0]") if "[]" in source else f"{source}[0]"
                 raise ValueError(f"`{name}` is a list of texts; --columns '{name}={first}' takes the first of them")
             if value is None and name == answer:
-                hint = proposal(row, {*self.folders.values()})
+                hint = proposal(row, self.starts)
                 hint = f": {hint}" if "question=" in hint else ""  # else the question is its only text
                 raise ValueError(f"has `{question}` but no `{answer}`{hint}")
             if isinstance(value, list):
                 found = _turns(value, name)
-                turns += [({**turn, "train": False}, where) for turn, where in found] if name == question else found
+                if name == question:
+                    found = [(turn | {"train": False} if isinstance(turn, dict) else turn, at) for turn, at in found]
+                turns += found
                 continue
             if name == answer and type(value) is int:  # a count, or a class without a name
                 value = str(value)
-            texts = [
-                _text(value, name)["text"],
-                *(_text(row[key], key)["text"] for key in INPUT.get(name, ()) if key in row),
-            ]
-            turns.append(({"role": role, "content": "\n".join(text for text in texts if text)}, name))
+            fields = {name: value} | {key: row[key] for key in INPUT.get(name, ()) if key in row}
+            texts = [_text(value, field)["text"] for field, value in fields.items()]
+            turns.append(({"role": role, "content": "\n".join(filter(None, texts))}, name))
         return turns
 
-    def _put_in(
-        self, messages: list[dict], kind: str, column: str, references: list, is_given: bool, must_be_placed: bool
-    ) -> None:
-        """Give the media of a field their places: parts without a source, <image> in texts of the user, or the front.
-
-        Args:
-            is_given: whether the row has the field; without it, <image> is text.
-            must_be_placed: whether every <image> in a text is a place, and the front is none.
-        """
-        parts = [part for message in messages for part in message["content"] if part["type"] == kind]
-        empty = [part for part in parts if part[kind] is None]
-        users = [message for message in messages if message["role"] == "user"]
-        if not parts and (is_given or must_be_placed):
-            typed = sum(part.get("text", "").count(f"<{kind}>") for message in users for part in message["content"])
-            if typed != len(references) and (typed or must_be_placed):
-                raise ValueError(
-                    f"has {typed} <{kind}> in its user turns but {len(references)} in its `{column}` field; they must "
-                    "match"
-                )
-            if references and not users:
-                raise ValueError(f"has a `{column}` field, but no user message to put it in")
-            left = iter(references)
-            for message in users if typed else []:
-                message["content"] = [piece for part in message["content"] for piece in _split(part, kind, left)]
-            if not typed and references:
-                users[0]["content"][:0] = [{"type": kind, kind: reference} for reference in references]
-            return
-        if references and not empty:
-            raise ValueError(
-                f"has parts of type {kind!r} that name their source, and a `{column}` field besides; remove one"
+    def _message(self, turn: dict, where: str, unread: Unread) -> dict:
+        if not isinstance(turn, dict):
+            raise ValueError(f"{where} must be an object, not {type(turn).__name__}")
+        keys, train = self.plain_turns.get(tuple(turn)), {}  # of most turns
+        if not keys:
+            unread.leave(turn, {*MASKS, *self.turn_keys[0], *self.turn_keys[1]}, where)
+            keys, train = (
+                [_one_of(names, turn, f"{where} ") or names[0] for names in self.turn_keys],
+                _train(turn, where),
             )
-        if len(empty) != len(references):
-            if not references:
-                where = empty[0]["where"]
-                raise ValueError(f"{where} has type {kind!r} but no `path`, and the row has no `{kind}s` for it")
-            raise ValueError(
-                f"has {len(empty)} parts of type {kind!r} without a source but {len(references)} in its "
-                f"`{column}` field; they must match"
-            )
-        for i, part in enumerate(empty):
-            index, where = part.pop("index"), part.pop("where")
-            if index is not None and index not in range(len(references)):  # some data sets number them
-                raise ValueError(f"{where}.index is {shown(index)}, but `{column}` has {len(references)} values")
-            part[kind] = references[i if index is None else index]
-
-    def _message(self, turn: dict, where: str) -> dict:
-        keys = [key for names in self.turn_keys for key in names if key in turn]
-        sender, value = (next((key for key in names if key in turn), names[0]) for names in self.turn_keys)
-        if len(keys) > 2:
-            raise ValueError(f"{where} has the keys `{'`, `'.join(keys)}`; keep a role and a content")
+        sender, value = keys
         role, content = turn.get(sender), turn.get(value)
         if not isinstance(role, str) or role not in self.roles:
             raise ValueError(
                 f"{where}.{sender} is {shown(role)}, expected one of {', '.join(map(repr, self.roles))} (--user_key "
                 "and --assistant_key rename two)"
             )
+        role = self.roles[role]
         if isinstance(content, list) and value == "content":
-            parts = [self._part(part, f"{where}.{value}[{j}]") for j, part in enumerate(content)]
+            parts = [self._part(part, f"{where}.{value}[{j}]", unread) for j, part in enumerate(content)]
+            if role != "user" and (media := [part["type"] for part in parts if part["type"] != "text"]):
+                raise ValueError(f"has {media[0]} content in role {role!r}; move it to a user message")
         else:
             parts = [_text(content, f"{where}.{value}")]
-        return {"role": self.roles[role], "content": parts, **_train(turn, where)}
+        return {"role": role, "content": parts, **train}
 
-    def _part(self, part: object, where: str) -> dict:
+    def _part(self, part: object, where: str, unread: Unread) -> dict:
         """A part of a message; of a medium without a source, the reference is None."""
         part = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {}
         kind = part.get("type")
-        if "value" in part and kind in part:
-            raise ValueError(f"{where} has both `{kind}` and `value`; keep one")
+        if kind not in PART_TYPES:
+            raise ValueError(f"{where} has type {shown(kind)}, expected one of {', '.join(map(repr, PART_TYPES))}")
+        sources = (*SOURCES, kind) if kind in KINDS else (kind, "value")
+        unread.leave(part, {"type", *sources, *(["index"] if kind in KINDS else [])}, where)
+        source = _one_of(sources, part, f"{where} ")
+        value = part.get(source)
         if kind == "text":
-            return _text(part.get("text", part.get("value")), f"{where}.text")
-        if kind in ("image_url", "video_url"):  # OpenAI's: {"image_url": {"url": ...}}
-            kind, url = kind.removesuffix("_url"), part.get(kind, part.get("value"))
-            part = {"url": url.get("url") if isinstance(url, dict) else url}
-            if part["url"] is None:
-                raise ValueError(f"{where} has type '{kind}_url' but no `{kind}_url` with a `url`")
-        elif kind not in KINDS:
-            raise ValueError(
-                f"{where} has type {shown(kind)}, expected 'text', 'image', 'video', 'image_url' or 'video_url'"
-            )
-        given = [name for name in (*SOURCES, kind) if name in part]
-        if len(given) > 1:
-            raise ValueError(f"{where} has both `{given[0]}` and `{given[1]}`; keep one")
-        if not given:
+            return _text(value, f"{where}.text")
+        if kind.endswith("_url"):  # OpenAI's: {"image_url": {"url": ...}}
+            if isinstance(value, dict):
+                unread.leave(value, {"url"}, f"{where}.{kind}")
+                value = value.get("url")
+            if value is None:
+                raise ValueError(f"{where} has type '{kind}' but no `{kind}` with a `url`")
+            kind, source = kind.removesuffix("_url"), "url"
+        if source is None:
             return {"type": kind, kind: None, "index": part.get("index"), "where": where}
-        value = part[given[0]]
-        if given[0] == "base64":
-            return {"type": kind, kind: _decode(value, f"{where}.base64")}
-        return {"type": kind, kind: self._reference(kind, value, f"{where}.{given[0]}")}
+        where = f"{where}.{source}"
+        is_encoded = source == "base64"
+        return {
+            "type": kind,
+            kind: _decode(value, where) if is_encoded else self._reference(kind, value, where, unread),
+        }
 
     # ---- references ----
 
-    def _column(self, row: dict, kind: str) -> tuple[str, list]:
-        """The name and the references of the row's field `image` or `images`, `video` or `videos`."""
-        names = [name for name in (kind, f"{kind}s") if name in row]
-        if len(names) > 1:
-            raise ValueError(f"has both `{names[0]}` and `{names[1]}`; keep one")
-        name = names[0] if names else kind
-        values = row.get(name, "")
-        if not isinstance(values, list):
-            values = [] if values == "" else [values]  # an empty text is an absent one, as in a table
-        where = [f"{name}[{i}]" if len(values) > 1 else name for i in range(len(values))]
-        return name, [self._reference(kind, value, spot) for value, spot in zip(values, where)]
+    def _column(self, row: dict, kind: str, unread: Unread) -> tuple[str | None, list]:
+        """The name, if there is one, and the references of the row's field `image` or `images`, `video` or `videos`."""
+        name = _one_of((kind, f"{kind}s"), row)
+        if name is None or row[name] == "":  # an empty text is an absent one, as in a table
+            return name, []
+        if not isinstance(row[name], list):
+            return name, [self._reference(kind, row[name], name, unread)]
+        return name, [self._reference(kind, value, f"{name}[{i}]", unread) for i, value in enumerate(row[name])]
 
-    def _reference(self, kind: str, value: object, where: str) -> object:
+    def _reference(self, kind: str, value: object, where: str, unread: Unread) -> object:
         if isinstance(value, dict) and value.keys() & {"bytes", "path"}:  # of the Hub's Image and Video columns
+            unread.leave(value, {"bytes", "path"}, where)
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
         if isinstance(value, list) and kind == "video" and value:
-            return [self._reference("image", frame, f"{where}[{i}]") for i, frame in enumerate(value)]
+            return [self._reference("image", frame, f"{where}[{i}]", unread) for i, frame in enumerate(value)]
         if isinstance(value, (bytes, Image.Image)):
             return value
         if not isinstance(value, str):
@@ -313,7 +291,7 @@ class RowForm:
             )
         if value[:5].lower() == "data:":
             return _decode_url(kind, value, where)
-        if re.match(r"https?://", value, re.IGNORECASE):
+        if is_url(value):
             if not self.allow_urls:
                 raise ValueError(f"{where} is the URL {shown(value)}: add --allow_urls True to fetch such media")
             return value
@@ -322,7 +300,7 @@ class RowForm:
     def _path(self, kind: str, path: str, where: str) -> str:
         if not path.strip():
             raise ValueError(f"{where} is empty; give a path, or leave it out")
-        if re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE) or "\0" in path:
+        if "://" in path and SCHEME.match(path) or "\0" in path:
             raise ValueError(f"{where} is {shown(path)}, which is no path; use a path, or an http(s) URL")
         folder = self.folders[kind]
         resolved = os.path.normpath(os.path.join(folder, path))
@@ -343,14 +321,13 @@ def content_parts(row: dict) -> list[dict]:
     return [part for message in row["messages"] for part in message["content"]]
 
 
-def has_empty_answer(messages: list[dict]) -> bool:
-    """Whether a trained reply is nothing but white space, which templates strip."""
-    return any(
-        message["role"] == "assistant"
-        and message.get("train", True)
-        and not any(part["text"].strip() for part in message["content"])
-        for message in messages
-    )
+def trained_replies(messages: list[dict]) -> list[dict]:
+    return [message for message in messages if message["role"] == "assistant" and message.get("train", True)]
+
+
+def is_empty(reply: dict) -> bool:
+    """Whether a reply is nothing but white space, which templates strip."""
+    return not any(part["text"].strip() for part in reply["content"])
 
 
 def shown(value: object) -> str:
@@ -363,24 +340,31 @@ def _turns(turns: object, name: str) -> list[tuple[dict, str]]:
     """The turns of a field, each with how messages name it."""
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"has no turn in its `{name}` field; it must be a list of at least two")
-    for i, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise ValueError(f"{name}[{i}] must be an object, not {type(turn).__name__}")
     return [(turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
 
 
 def _text(value: object, where: str) -> dict:
     if not isinstance(value, str):
         raise ValueError(f"{where} must be text, not {'missing' if value is None else type(value).__name__}")
+    if not value.isascii() and (match := UNUSABLE_CHARACTER.search(value)):
+        raise ValueError(f"{where} has the unusable character U+{ord(match[0]):04X}; remove it")
     return {"type": "text", "text": value}
+
+
+def _one_of(names: tuple[str, ...], given: dict, where: str = "") -> str | None:
+    """Which of several names of one thing is given, if one is."""
+    found = [name for name in names if name in given]
+    if len(found) > 1:
+        raise ValueError(f"{where}has both `{found[0]}` and `{found[1]}`; keep one")
+    return found[0] if found else None
 
 
 def _system(row: dict) -> list[dict]:
     """The system message that a field of the row gives, if one does."""
-    given = [name for name in SYSTEM if name in row]
-    if len(given) > 1:
-        raise ValueError(f"has both `{given[0]}` and `{given[1]}`; keep one")
-    return [{"role": "system", "content": [_text(row[name], name)]} for name in given if row[name] or name != "system"]
+    name = _one_of(SYSTEM, row)
+    if name is None or name == "system" and not row[name]:
+        return []
+    return [{"role": "system", "content": [_text(row[name], name)]}]
 
 
 def _train(turn: dict, where: str) -> dict:
@@ -392,41 +376,6 @@ def _train(turn: dict, where: str) -> dict:
     if len(set(given.values())) > 1:
         raise ValueError(f"{where} says by `{'`, `'.join(given)}` both that it is trained and that it is not; keep one")
     return {"train": False} if False in given.values() else {}
-
-
-def _unread(row: dict, names: tuple[str, ...], turn_keys: tuple[tuple[str, ...], ...]) -> Iterator[tuple[str, object]]:
-    """(where, value) of all fields that are not read, where `names` hold the turns or texts of the row."""
-    for name, value in row.items():
-        if name in MEDIA_COLUMNS:
-            yield from _unread_of_reference(name, value)
-        elif name not in (*names, *SYSTEM):
-            yield name, value
-        for i, turn in enumerate(value if name in names and isinstance(value, list) else []):
-            for key, inner in turn.items() if isinstance(turn, dict) else []:
-                if key not in (*turn_keys[0], *turn_keys[1], *MASKS):
-                    yield f"{name}[{i}].{key}", inner
-                for j, part in enumerate(inner if key == "content" and isinstance(inner, list) else []):
-                    yield from _unread_of_part(f"{name}[{i}].{key}[{j}]", part)
-
-
-def _unread_of_part(where: str, part: object) -> Iterator[tuple[str, object]]:
-    """Of a part of a message, or of the object that it names its source by."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    for key, value in part.items() if kind else []:
-        if key == kind and kind in ("image_url", "video_url") and isinstance(value, dict):
-            yield from ((f"{where}.{key}.{name}", inner) for name, inner in value.items() if name != "url")
-        elif key == kind and kind in KINDS:
-            yield from _unread_of_reference(f"{where}.{key}", value)
-        elif key not in ("type", kind, "value", *(("index", *SOURCES) if kind in KINDS else ())) and value is not None:
-            yield f"{where}.{key}", value
-
-
-def _unread_of_reference(where: str, value: object) -> Iterator[tuple[str, object]]:
-    """Of the Hub's {bytes, path}, or a list of these: what stands beside the two."""
-    if isinstance(value, dict):
-        yield from ((f"{where}.{key}", inner) for key, inner in value.items() if key not in ("bytes", "path"))
-    for i, inner in enumerate(value if isinstance(value, list) else []):
-        yield from _unread_of_reference(f"{where}[{i}]", inner)
 
 
 def _decode(text: object, where: str) -> bytes:
@@ -443,6 +392,43 @@ def _decode_url(kind: str, url: str, where: str) -> bytes:
     if match["type"] and match["type"].partition("/")[0].lower() not in (kind, "application"):
         raise ValueError(f"{where} is a data URL of type {shown(match['type'])}, but the part is a {kind}")
     return _decode(url[match.end() :], where)
+
+
+def _fill(parts: list[dict], kind: str, column: str, references: list) -> None:
+    """Give the media of a field to the parts without a source."""
+    empty = [part for part in parts if part[kind] is None]
+    if references and not empty:
+        raise ValueError(
+            f"has parts of type {kind!r} that name their source, and a `{column}` field besides; remove one"
+        )
+    if empty and not references:
+        raise ValueError(f"{empty[0]['where']} has type {kind!r} but no `path`, and the row has no `{kind}s` for it")
+    if len(empty) != len(references):
+        raise ValueError(
+            f"has {len(empty)} parts of type {kind!r} without a source but {len(references)} in its "
+            f"`{column}` field; they must match"
+        )
+    for i, part in enumerate(empty):
+        index, where = part.pop("index"), part.pop("where")
+        if index is not None and index not in range(len(references)):  # some data sets number them
+            raise ValueError(f"{where}.index is {shown(index)}, but `{column}` has {len(references)} values")
+        part[kind] = references[i if index is None else index]
+
+
+def _place(users: list[dict], kind: str, column: str, references: list, typed: int, must_be_placed: bool) -> None:
+    """Put the media of a field where texts of the user say <image>; in front, where none does and none must."""
+    if typed != len(references) and (typed or must_be_placed):
+        raise ValueError(
+            f"has {typed} <{kind}> in its user turns but {len(references)} in its `{column}` field; they must match"
+        )
+    if typed:
+        left = iter(references)
+        for message in users:
+            message["content"] = [piece for part in message["content"] for piece in _split(part, kind, left)]
+    elif references:
+        if not users:
+            raise ValueError(f"has a `{column}` field, but no user message to put it in")
+        users[0]["content"][:0] = [{"type": kind, kind: reference} for reference in references]
 
 
 def _split(part: dict, kind: str, left: Iterator) -> list[dict]:
@@ -462,8 +448,7 @@ def _split(part: dict, kind: str, left: Iterator) -> list[dict]:
 def _check_roles(roles: list[str]) -> None:
     """An optional system message, then user and assistant in turn from either on, an assistant last."""
     turns = roles[1:] if roles[0] == "system" else roles
-    expected = [("assistant", "user")[i % 2] for i in range(len(turns))][::-1]
-    if turns != expected or "user" not in turns:
+    if {*turns[::-2]} != {"assistant"} or {*turns[-2::-2]} != {"user"}:
         raise ValueError(
             f"has the roles {', '.join(roles)}; expected an optional system message, then user and assistant in turn, "
             "with an assistant reply at the end"

@@ -203,7 +203,7 @@ def scan_lines(path: str) -> Iterator[tuple[int, int, object]]:
             text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if text.strip():
                 try:
-                    row = json.loads(text.decode(), object_pairs_hook=unique)
+                    row = PARSER.decode(text.decode())
                 except (ValueError, RecursionError) as error:
                     row = ValueError(f"is line {number}, which is {fault_of(error)}")
                 yield offset + len(line) - len(text), len(text), row
@@ -242,7 +242,6 @@ class JsonWindow:
 
     def __init__(self, file):
         self.file, self.decode = file, codecs.getincrementaldecoder("utf-8")().decode
-        self.parser = json.JSONDecoder(object_pairs_hook=unique)
         self.text, self.at, self.is_last = "", 0, False  # the window, the place in it, whether the file ends with it
         self.line, self.offset = 1, 3 if file.read(3) == codecs.BOM_UTF8 else 0  # of the place
         file.seek(self.offset)
@@ -276,7 +275,7 @@ class JsonWindow:
         while True:
             try:
                 self.peek()
-                value, end = self.parser.raw_decode(self.text, self.at)
+                value, end = PARSER.raw_decode(self.text, self.at)
                 if self.is_last or end < len(self.text):  # else a number may go on
                     self.advance(end)
                     return value
@@ -294,6 +293,9 @@ def unique(pairs: list[tuple[str, object]]) -> dict:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
     return found
+
+
+PARSER = json.JSONDecoder(object_pairs_hook=unique)
 
 
 def fault_of(error: Exception) -> str:

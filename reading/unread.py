@@ -9,9 +9,8 @@ that only names the file of a medium which the row reads: `file_name: "1.jpg"` b
 import base64
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
-from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from reading.references import describe, is_url
@@ -27,9 +26,10 @@ HEADER = re.compile(
     re.DOTALL,
 )
 # In a text of the user: <img>a.png</img> of Qwen-VL, <img src="a.png">, ![](a.png).
-IN_TEXT = re.compile(r"<(\w+)>([^<>\n]+)</\1>|\bsrc=[\"']([^\"'\n]+)|!\[[^\]\n]*\]\(([^()\n]+)\)")
+IN_TEXT = re.compile(r"<(\w+)>([^<>\n]+)</\1>|<[^<>\n]*\bsrc=[\"']([^\"'\n]+)|!\[[^\]\n]*\]\(([^()\n]+)\)")
 MEDIA_TAGS = ("img", "image", "video", "vid", "audio")
 IN_LETTERS, BASE64 = re.compile("data:(image|video|audio)/", re.IGNORECASE), re.compile("[A-Za-z0-9+/]{24}")
+INDEX = re.compile(r"\[\d+\]")
 LONGEST_PATH = 2048
 
 # What a name means -> words of which it must hold one; words that may stand beside these, of which others speak of
@@ -83,34 +83,61 @@ POSITIONS = ("clip segment span frame", "video s t in range window idx index ind
 NEGATIONS = {"mask", "masks", "masked", "no", "not", "ignore", "skip", "exclude"}
 
 
-class Leaf(NamedTuple):
-    """A value that is not empty, in a field that is not read."""
+class Unread:
+    """The fields of one row that are not read.
 
-    field: str  # as `messages[3].tool_calls`
-    name: str  # of the value from there on, as `tool_calls[].function.name`
-    value: object
+    Each object of the row leaves its own here before it is read; what speaks of media waits until these are known.
+    """
 
-    @property
-    def where(self) -> str:
-        return self.field[: self.field.rfind(".") + 1] + self.name
+    def __init__(self, folders: Collection[str]):
+        self.folders = folders  # where relative paths start
+        self.names: set[str] = set()  # of the fields that hold something, such as `id` and `messages[].detail`
+        self.times: list[str] = []  # what is wrong with the row if it has a video
+        self.media: list[tuple[object, str]] = []  # a medium, and what is wrong if it is none of those that are read
 
-    @property
-    def fix(self) -> str:
-        return f" (--columns '{self.listed}=' ignores it)"
+    def leave(self, value: dict, read: Collection[str], where: str = "") -> None:
+        """Note the fields of an object other than those that are read.
 
-    @property
-    def listed(self) -> str:
-        """The field without the places of its lists: `messages[].tool_calls`."""
-        return re.sub(r"\[\d+\]", "[]", self.field)
+        Args:
+            where: the place of the object, such as `messages[3]`.
 
+        Raises:
+            ValueError: a name means what training would have to obey; the message has the field and the fix.
+        """
+        place = f"{INDEX.sub('[]', where)}." if where else ""
+        where = f"{where}." if where else ""
+        for key in value:
+            if key in read:
+                continue
+            listed = f"{place}{key}"
+            ignore = f"(--columns '{listed}=' ignores it)"
+            for name, inner in flat(key, value[key]):
+                self.names.add(listed)
+                for word, meaning, fix in meanings_of(name):
+                    if counts(meaning, word, inner):
+                        fault = f"{where}{name} means {meaning}, which is not read: {fix} {ignore}"
+                        if meaning != TIME:
+                            raise ValueError(fault)
+                        self.times.append(fault)
+                if is_medium(inner, self.folders):
+                    fault = f"{where}{name} holds a medium ({describe(inner)}), but no field of this name is read"
+                    self.media.append((inner, f"{fault}: name it `image` or `video` {ignore}"))
 
-def leaves(fields: Iterable[tuple[str, object]]) -> list[Leaf]:
-    """What fields (where, value) that are not read hold."""
-    return [
-        Leaf(where, name, value)
-        for where, of_field in fields
-        for name, value in flat(where[where.rfind(".") + 1 :], of_field)
-    ]
+    def check(self, references: list, has_video: bool) -> None:
+        """Refuse times beside a video, and media other than those that the row reads.
+
+        Args:
+            references: of the media that the row reads, and their names.
+
+        Raises:
+            ValueError: names the field and the fix.
+        """
+        if has_video and self.times:
+            raise ValueError(self.times[0])
+        read = {value for _, value in flat("", references) if isinstance(value, str)}
+        for medium, fault in self.media:
+            if not names_one_of(medium, read, self.folders):
+                raise ValueError(fault)
 
 
 def flat(name: str, value: object) -> Iterator[tuple[str, object]]:
@@ -126,39 +153,6 @@ def flat(name: str, value: object) -> Iterator[tuple[str, object]]:
         yield name, value
 
 
-def check_names(found: Iterable[Leaf], has_video: bool) -> None:
-    """Refuse fields whose names mean what training would have to obey.
-
-    Args:
-        has_video: whether the row has a video, to which times may belong.
-
-    Raises:
-        ValueError: names the field and the fix.
-    """
-    for leaf in found:
-        for word, meaning, fix in meanings_of(leaf.name, has_video):
-            if counts(meaning, word, leaf.value):
-                raise ValueError(f"{leaf.where} means {meaning}, which is not read: {fix}{leaf.fix}")
-
-
-def check_media(found: Iterable[Leaf], read: Collection[str], folders: Collection[str]) -> None:
-    """Refuse fields that hold media.
-
-    Args:
-        read: absolute paths, URLs and names of the media that the row reads.
-        folders: where relative paths start.
-
-    Raises:
-        ValueError: names the field and the fix.
-    """
-    for leaf in found:
-        if is_medium(leaf.value, read, folders):
-            raise ValueError(
-                f"{leaf.where} holds a medium ({describe(leaf.value)}), but no field of this name is read: name it "
-                f"`image` or `video`{leaf.fix}"
-            )
-
-
 def check_text(text: str, folders: Collection[str]) -> None:
     """Refuse a text that names a medium in a markup of its own, which would be trained as letters.
 
@@ -168,7 +162,7 @@ def check_text(text: str, folders: Collection[str]) -> None:
     for match in IN_TEXT.finditer(text):
         path = next(filter(None, match.groups()[1:])).strip()
         is_tagged = (match[1] or "").lower() in MEDIA_TAGS and ENDING.search(path)
-        if is_tagged or is_medium(path, (), folders, must_exist=True):
+        if is_tagged or is_medium(path, folders, must_exist=True):
             raise ValueError(
                 f"names the medium {describe(path)} in a text, where it would be trained as letters: write <image> or "
                 "<video> in its place and the path in the row's field `image` or `video`, or make it a part "
@@ -185,13 +179,12 @@ def without(value: object, ignored: Collection[str], name: str = "") -> object:
 
 
 @lru_cache(maxsize=4096)
-def meanings_of(path: str, has_video: bool) -> list[tuple[str, str, str]]:
+def meanings_of(path: str) -> list[tuple[str, str, str]]:
     """(name, meaning, what to do) of each name in a path that means something to training."""
-    tables = [*MEANINGS.items(), *([(TIME, TIMES), (TIME, POSITIONS)] if has_video else [])]
     found = []
     for name in re.split(r"[.\[\]]+", path):
         words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
-        for meaning, (any_of, beside, fix) in tables:
+        for meaning, (any_of, beside, fix) in (*MEANINGS.items(), (TIME, TIMES), (TIME, POSITIONS)):
             any_of = set(any_of.split())
             if words & any_of and (beside is None or words <= any_of | set(beside.split())):
                 found.append((name, meaning, fix))
@@ -211,8 +204,8 @@ def is_date(text: str) -> bool:
     return bool(re.search(r"\d{4}-\d\d|\d\d/\d\d", text))
 
 
-def is_medium(value: object, read: Collection[str], folders: Collection[str], must_exist: bool = False) -> bool:
-    """Whether a value is a medium, or the path or URL of one other than those that are `read`."""
+def is_medium(value: object, folders: Collection[str], must_exist: bool = False) -> bool:
+    """Whether a value is a medium, or the path or URL of one."""
     if isinstance(value, bytes):
         return bool(HEADER.match(value))
     if not isinstance(value, str):
@@ -224,10 +217,15 @@ def is_medium(value: object, read: Collection[str], folders: Collection[str], mu
     if len(value) > LONGEST_PATH or not value.isprintable():
         return False
     names_medium = bool(ENDING.search(path_of(value)))
-    paths = [] if is_url(value) else [os.path.join(folder, value) for folder in folders]
-    if found := [os.path.normpath(path) for path in paths if os.path.isfile(path)]:
-        return not set(found) & set(read) and (names_medium or any(map(has_header, found)))
-    return names_medium and not must_exist and not names_one_of(value, read)
+    if found := files_of(value, folders):
+        return names_medium or any(map(has_header, found))
+    return names_medium and not must_exist
+
+
+def files_of(value: str, folders: Collection[str]) -> list[str]:
+    """The files that a value names, if it is a path."""
+    paths = [os.path.join(folder, value) for folder in folders]
+    return [os.path.normpath(path) for path in paths if os.access(path, os.F_OK) and os.path.isfile(path)]
 
 
 def has_header(path: str) -> bool:
@@ -242,7 +240,11 @@ def path_of(reference: str) -> str:
     return unquote(urlsplit(reference).path) if is_url(reference) else reference.replace("\\", "/")
 
 
-def names_one_of(value: str, read: Collection[str]) -> bool:
-    """Whether a path ends one of these, or a URL ends with the name of one of these."""
+def names_one_of(value: object, read: Collection[str], folders: Collection[str]) -> bool:
+    """Whether a medium's path is or ends one of these, or its URL ends with the name of one of these."""
+    if not isinstance(value, str) or len(value) > LONGEST_PATH:
+        return False
+    if found := files_of(value, folders):
+        return not read.isdisjoint(found)
     tail = [part for part in path_of(value).split("/") if part not in ("", ".")][-1 if is_url(value) else 0 :]
     return any(path_of(medium).split("/")[-len(tail) :] == tail for medium in read)

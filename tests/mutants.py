@@ -69,8 +69,8 @@ FAULTS = [
     Fault(
         "a place in a string of messages is text",
         "reading/rows.py",
-        "for message in users if typed else []:",
-        "for message in users if must_be_placed else []:",
+        "    if typed:",
+        "    if must_be_placed:",
         "tests/reading/test_mapping.py::test_a_form_of_another_tool_equals_messages[places in strings]",
     ),
     Fault(
@@ -140,8 +140,8 @@ FAULTS = [
     Fault(
         "the picture of a row does not count where rows are compared",
         "reading/row_index.py",
-        'name_or_hash(p[p["type"]])) for',
-        'name_or_hash(p.get("text"))) for',
+        "repr([name_or_hash(reference) for",
+        "repr([None for",
         "tests/reading/test_dataset.py::test_a_row_counts_as_the_same_in_any_form_and_file",
     ),
     Fault(
@@ -168,8 +168,8 @@ FAULTS = [
     Fault(
         "a folder whose name begins alike is in the root",
         "reading/files.py",
-        "return os.path.commonpath([path, folder]) == folder",
-        "return path.startswith(folder)",
+        'f"{folder.rstrip(os.sep)}{os.sep}"',
+        "folder",
         "tests/web/test_webui.py::test_no_medium_of_the_data_leads_out_of_the_root",
     ),
     Fault(
@@ -182,8 +182,8 @@ FAULTS = [
     Fault(
         "replies within a prompt are trained",
         "reading/rows.py",
-        '({**turn, "train": False}, where)',
-        "(turn, where)",
+        'turn | {"train": False} if isinstance',
+        "turn if isinstance",
         "tests/reading/test_dataset.py::test_every_form_becomes_the_same_canonical_messages",
     ),
     Fault(
@@ -618,7 +618,7 @@ FAULTS = [
     Fault(
         "a field of one's own does not count",
         "reading/row_index.py",
-        "for name, value in self.form.named(row).items() if name not in self.form.columns}",
+        "for name, value in row.items() if name not in self.columns}",
         "for name, value in ()}",
         "tests/training/test_resume.py::test_what_cannot_be_resumed_is_refused_or_passed_over",
     ),
@@ -858,8 +858,8 @@ FAULTS = [
     Fault(
         "an empty text names the folder",
         "reading/rows.py",
-        """[] if values == "" else [values]""",
-        "[values]",
+        'if name is None or row[name] == "":',
+        "if name is None:",
         "tests/reading/test_dataset.py::test_an_empty_text_is_an_absent_medium",
     ),
     Fault(

@@ -230,7 +230,7 @@ BAD_ROWS = [
     ({"conversations": [HI[0], "Hello"]}, r"conversations\[1\] must be an object"),
     ({"system_prompt": ["a"], "conversations": HI}, "system_prompt must be text, not list"),
     ({"image": {"a": 1}, "conversations": turns("<image>", "b")}, "`image` must be a path or a list of paths"),
-    ({"image": [None], "conversations": turns("<image>", "b")}, "`image` must be a path or a list of paths"),
+    ({"image": [None], "conversations": turns("<image>", "b")}, r"`image\[0\]` must be a path or a list of paths"),
     ({"text": "Hi"}, "none of `conversations`, `messages`, .* but `text`: try --columns answer=text --prompt"),
     (["Hi"], "must be a JSON object, not list"),
     ({"messages": [{"role": "person", "content": "Hi"}]}, r"messages\[0\].role is 'person'.*'user'"),

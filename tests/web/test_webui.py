@@ -224,7 +224,7 @@ def test_no_medium_of_the_data_leads_out_of_the_root(root, tmp_path, monkeypatch
     monkeypatch.setenv(ROOT, root)
     errors = MultimodalDataset("data/media.json", media=media, check=False).errors
     assert list(errors) == [*range(len(away))] and all(f"leads out of {root}: " in error for error in errors.values())
-    assert "media.json, sample 3: image is 'link.png', which leads out" in errors[3]
+    assert "media.json, sample 3: image[0] is 'link.png', which leads out" in errors[3]
     with pytest.raises(ValueError, match="link.json leads out of"):
         MultimodalDataset("link.json")
 
