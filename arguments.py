@@ -5,14 +5,9 @@ a flag after the file wins).
 """
 
 import argparse
-import gc
-import hashlib
 import json
 import os
-import signal
 import sys
-import time
-import traceback
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 
@@ -23,15 +18,13 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from transformers.utils import is_torch_bf16_gpu_available
 
-from evaluation.verdict import painted
+from loaders.output_folder import check_writable
 from reading.options import FILTERS
-from reading.strict_json import strict_json
 from supported_models import find_model
 from training import checks
 from training.engines import say
 from training.sampling import SAMPLERS
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 # Of a switch that is no field of a dataclass: `--flag`, `--flag True` or `--flag False`.
 BARE = {"nargs": "?", "const": True}
 SWITCH = {"type": string_to_bool, "default": False} | BARE
@@ -271,7 +264,7 @@ class TrainingArguments(transformers.TrainingArguments):
         self.dataloader_pin_memory &= self.device.type == "cuda"  # else every loader warns
         # A copy that blocks would wait for the GPU's work, which would count as waiting for data.
         self.accelerator_config.non_blocking |= self.dataloader_pin_memory
-        checks.check_writable("--output_dir", self.output_dir)
+        check_writable("--output_dir", self.output_dir)
 
 
 def default_workers(use_cpu: bool) -> int:
@@ -315,49 +308,6 @@ class Arguments:
         # `to_dict` turns enums and configurations into plain values; a token of the Hub is not for a file.
         values |= {n: v for n, v in self.training.to_dict().items() if n in self.given and not n.endswith("_token")}
         return {name: value for name, value in values.items() if value not in (None, [])}
-
-
-def add_trust_flag(parser: argparse.ArgumentParser) -> None:
-    """Never taken from args.yaml: whoever wrote the folder would consent for whoever runs it."""
-    help = ModelArguments.__dataclass_fields__["trust_remote_code"].metadata["help"]
-    parser.add_argument("--trust_remote_code", **SWITCH, help=help)
-
-
-def cli(main) -> None:
-    """Run a script: an error message of ours ends it without a traceback, any other error with one."""
-    gc.freeze()  # the modules stay: the collector need not look through them ever again
-    gc.enable()
-    if callable(signal.getsignal(signal.SIGINT)):  # of entry.py; a shell's background job ignores it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)  # as a shell reports it
-    except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except ValueError as error:
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if os.path.dirname(os.path.dirname(os.path.abspath(raised_in))) not in (HERE, os.path.dirname(HERE)):
-            raise
-        end(f"Error: {error}")
-
-
-def end(message: str) -> None:
-    """End the process with an error message; under torchrun once, in the summary of failures that it prints last."""
-    if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
-        sys.exit(painted(message, "error", sys.stderr))
-    of_all_processes = os.path.dirname(os.path.dirname(path))
-    # An earlier time makes it the first failure, which torchrun shows last.
-    found = {"message": message, "extraInfo": {"timestamp": str(int(time.time()) - 1)}}
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(strict_json({"message": found}))
-    try:
-        open(os.path.join(of_all_processes, hashlib.sha256(message.encode()).hexdigest()), "x").close()
-    except FileExistsError:  # another process has said it
-        os.remove(path)
-    sys.exit(1)
 
 
 def yaml_to_flags(path: str) -> list[str]:

@@ -18,10 +18,11 @@ from functools import partial
 import numpy as np
 from transformers import set_seed
 
-from arguments import Arguments, cli, parse_arguments
-from collators import make_collator
+from arguments import Arguments, parse_arguments
+from collators.make import make_collator
 from collators.probes import check_labels
 from collators.template_check import check_template
+from entry import cli
 from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
 from reading import replaced

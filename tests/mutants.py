@@ -815,7 +815,7 @@ FAULTS = [
     ),
     Fault(
         "each process of torchrun says the same",
-        "arguments.py",
+        "entry.py",
         ', "x").close()',
         ', "w").close()',
         "tests/test_arguments.py::test_under_torchrun_an_error_is_handed_over_once",

@@ -9,7 +9,8 @@ import yaml
 from conftest import IMAGE_ROWS, VIDEO_ROWS, turns
 from transformers import HfArgumentParser
 
-from arguments import PARTS, end, has_bfloat16, parse_arguments
+from arguments import PARTS, has_bfloat16, parse_arguments
+from entry import end
 from reading.dataset import MultimodalDataset
 from train import check_media_kinds, model_kwargs
 from training.checks import AT_LEAST, ATTENTION, EXCLUDES, KEPT_FLAGS, NEEDS

@@ -23,11 +23,11 @@ from transformers.utils import (
     is_torch_tf32_available,
 )
 
-from collators import OWN_TEMPLATES
+from collators.make import OWN_TEMPLATES
 from collators.processor_options import parse_processor_options
 from evaluation.metrics import METRICS, load_metrics
 from loaders import family_of
-from loaders.output_folder import adapter_config
+from loaders.output_folder import adapter_config, check_writable
 from reading.mapping import COLUMN, Mapping
 from reading.options import CACHE_FOLDER, MediaOptions
 from reading.rows import RowForm
@@ -411,17 +411,6 @@ def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
         if getattr(lora, name):
             raise ValueError(f"--{name} is set by the adapter in --lora_weight_path: leave it out.")
     check_lora(lora)
-
-
-def check_writable(option: str, folder: str) -> None:
-    """Raise a ValueError where a folder can neither be written to nor made. Makes nothing."""
-    existing = os.path.abspath(folder)
-    while not os.path.lexists(existing):
-        existing = os.path.dirname(existing)
-    if not os.path.isdir(existing):
-        raise ValueError(f"{option} {folder} cannot be written: {existing} is not a folder. Name another.")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"{option} {folder} cannot be written: no permission for {existing}. Name another.")
 
 
 def check_flag_names(given: dict[str, str], known: Collection[str]) -> None:
