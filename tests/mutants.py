@@ -977,20 +977,6 @@ FAULTS = [
         "tests/training/test_progress.py::test_the_start_and_the_time_left",
     ),
     Fault(
-        "a CPU is told to raise its workers",
-        "training/throughput.py",
-        'self.device.type != "cpu" and figures',
-        "figures",
-        "tests/training/test_throughput.py::test_a_hint_comes_once_where_waiting_goes_on[cpu-waits0-0]",
-    ),
-    Fault(
-        "one long wait is enough for a hint",
-        "training/throughput.py",
-        "self.waits + 1 if is_long else 0",
-        "LONG_WAITING if is_long else 0",
-        "tests/training/test_throughput.py::test_a_hint_comes_once_where_waiting_goes_on[meta-waits2-0]",
-    ),
-    Fault(
         "infinity is written as JSON",
         "reading/strict_json.py",
         "parse_constant=lambda _: None",

@@ -18,10 +18,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from reading.dataset import IGNORE_INDEX
 from training.adapters import base_name
-from training.engines import say
 from training.trainable import num_elements
 
-MUCH_WAITING, LONG_WAITING = 0.05, 5  # of the time of an interval; such intervals in a row
 # Of a layer in `layer_types` -> what names the positions that a token sees, itself and earlier ones; None: all.
 WINDOWS = {"full_attention": None, "sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
@@ -55,7 +53,7 @@ class ThroughputMeter:
         self.device, self.flop_counter, self.peak_tflops = device, flop_counter, peak_tflops
         self.since = None  # when the stopwatch was started; None: it stands
         self.interval, self.run = Counter(), Counter()  # sums since the last log, of this process, and of all logs
-        self.run_memory, self.waits, self.has_hinted = 0.0, 0, False
+        self.run_memory = 0.0
 
     # ---- counting ----
 
@@ -106,20 +104,7 @@ class ThroughputMeter:
         self.run.update(interval)
         self.run["processes"] = len(processes)
         self.run_memory = max(self.run_memory, memory)
-        figures = self._figures(interval, memory)
-        # On a CPU the loader works in the time of the training.
-        is_long = self.device.type != "cpu" and figures.get("data_wait", 0) > MUCH_WAITING
-        self.waits = self.waits + 1 if is_long else 0
-        if self.waits == LONG_WAITING and not self.has_hinted:
-            self.has_hinted = True
-            say(
-                f"{figures['data_wait']:.0%} of the time since the last log went into waiting for the data loader, and "
-                "about as much before. "
-                "Raise --dataloader_num_workers (one for each free CPU core) or --dataloader_prefetch_factor, keep "
-                "workers with --dataloader_persistent_workers True, or have less to read: smaller image files, fewer "
-                "frames (--num_frames), a faster disk."
-            )
-        return figures
+        return self._figures(interval, memory)
 
     def log_run(self) -> dict[str, float]:
         """The same over the whole run, or since its resumption; named `train_...`."""
