@@ -807,10 +807,10 @@ FAULTS = [
         "tests/test_arguments.py::test_a_folder_is_no_model_id_and_an_adapter_no_model",
     ),
     Fault(
-        "bf16 auto is always true",
+        "bf16 auto is no value",
         "arguments.py",
-        "return is_torch_bf16_gpu_available()",
-        "return True",
+        '("bf16", "auto")',
+        '("bf16", "none")',
         "tests/test_arguments.py::test_bf16_auto_is_what_the_machine_can",
     ),
     Fault(
