@@ -36,16 +36,16 @@ from supported_models import AUTO, MODELS, nearest
 # The page whose tables say what the keys of other tools are called here.
 COMING_FROM = Path(__file__).resolve().parent.parent / "docs" / "coming_from.md"
 
-# Flags of TrainingArguments that nothing here reads: the data and other scripts decide on what they are for.
-UNREAD_FLAGS = """
-do_train do_eval do_predict use_cache length_column_name optim_target_modules enable_jit_checkpoint
-prediction_loss_only include_for_metrics batch_eval_metrics eval_accumulation_steps eval_do_concat_batches
-eval_use_gather_object label_names
-""".split()
-
 # Flags of TrainingArguments that must keep their default -> what another value does.
 KEPT_FLAGS = {
-    **dict.fromkeys(UNREAD_FLAGS, "has no effect in train.py"),
+    **dict.fromkeys(
+        """
+        do_train do_eval do_predict use_cache length_column_name optim_target_modules enable_jit_checkpoint
+        prediction_loss_only include_for_metrics batch_eval_metrics eval_accumulation_steps eval_do_concat_batches
+        eval_use_gather_object label_names
+        """.split(),
+        "has no effect in train.py",
+    ),
     "remove_unused_columns": "would empty every sample",
     "average_tokens_across_devices": "would make the loss a mean of the processes' means",
     "auto_find_batch_size": "would begin again, with another batch size, on weights that are already trained",
@@ -346,21 +346,15 @@ def try_optimizer(training) -> None:
     name = training.optim.value
     if "paged" in name and training.device.type != "cuda":
         raise ValueError(f"--optim {name} needs a CUDA GPU: use {name.removeprefix('paged_')}.")
+    what = f"--optim {name}"
     try:
         optimizer_class, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(training)
         optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], **kwargs)
+        schedule, kwargs = training.lr_scheduler_type, training.lr_scheduler_kwargs
+        what = f"--lr_scheduler_type {schedule.value} with --lr_scheduler_kwargs {kwargs or {}}"
+        transformers.get_scheduler(schedule, optimizer, 1, 10, scheduler_specific_kwargs=kwargs)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"--optim {name} cannot be made with these flags: {error}") from error
-    try:
-        steps = {"num_warmup_steps": 1, "num_training_steps": 10}
-        transformers.get_scheduler(
-            training.lr_scheduler_type, optimizer, **steps, scheduler_specific_kwargs=training.lr_scheduler_kwargs
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"--lr_scheduler_type {training.lr_scheduler_type.value} with --lr_scheduler_kwargs "
-            f"{training.lr_scheduler_kwargs or {}} is not possible: {error}"
-        ) from error
+        raise ValueError(f"{what} cannot be made with these flags: {error}") from error
 
 
 def check_together(arguments) -> None:
@@ -419,18 +413,16 @@ def check_flag_names(given: dict[str, str], known: Collection[str]) -> None:
     Args:
         given: the flags that were written, with their values.
     """
-    wrong = {option: value for option, value in given.items() if option not in known}
-    if not wrong:
+    names = {option: option.removeprefix("--").replace("-", "_") for option in given if option not in known}
+    if not names:
         return
-    names = {option: option.removeprefix("--").replace("-", "_") for option in wrong}
     tools = sorted(keys_of_tools(), key=lambda keys: -len(keys.keys() & {*names.values()}))
-    cures = {option: instead(names[option], value, known, tools) for option, value in wrong.items()}
+    faults = []
+    for option, name in names.items():
+        fix = instead(name, given[option], known, tools)
+        faults.append(f"{option} is not a flag{': ' if fix else '.'}{fix}")
     more = "`python train.py --help` lists all; docs/coming_from.md, those of other tools."
-    if len(wrong) == 1:
-        ((option, cure),) = cures.items()
-        raise ValueError(f"{option} is not a flag{': ' if cure else '.'}{cure} {more}")
-    lines = "".join(f"\n  {option}{': ' if cure else ''}{cure}" for option, cure in cures.items())
-    raise ValueError(f"{len(wrong)} flags do not exist:{lines}\n{more}")
+    raise ValueError(("\n" if faults[1:] else " ").join([*faults, more]))
 
 
 def instead(name: str, value: str, known: Collection[str], tools: list[dict]) -> str:
