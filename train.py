@@ -128,7 +128,8 @@ def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDatase
     """Say how many samples there are to train on and to evaluate, and what of them needs a look."""
     for purpose, dataset in (("Training data", train_dataset), ("Evaluation data", eval_dataset)):
         if dataset:
-            say("\n".join([f"{purpose}: {dataset.summary()}", *dataset.notes(), *replaced.check_drawn(dataset)]))
+            say("\n".join([f"{purpose}: {dataset.summary()}", *dataset.notes()]))
+            replaced.check_drawn(dataset)
     if eval_dataset and (shared := shared_rows(train_dataset, eval_dataset)):
         of_train, of_eval = shared[0]
         say(

@@ -1,8 +1,8 @@
 """Whether media are the files that they were when their rows were indexed.
 
-The index keeps the size in bytes and the time of the last change of each local file. A start compares a thousand rows,
-always the same, since a million would take minutes on a network drive; if one file in a hundred was replaced, it misses
-that in one case of 20,000. A checkpoint keeps what the same rows had, for the run that goes on from it.
+The index keeps the size in bytes of each local file. A start compares a thousand rows, always the same, since a million
+would take minutes on a network drive; if one file in a hundred was replaced, it misses that in one case of 20,000. A
+checkpoint keeps what the same rows had, for the run that goes on from it.
 """
 
 import shutil
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from reading.references import describe
-from reading.row_index import ChangedFile, media_state
+from reading.row_index import ChangedFile, media_bytes
 from reading.rows import content_parts
 
 DRAWN = 1000  # rows
@@ -22,58 +22,44 @@ def drawn_rows(dataset) -> list[int]:
     return np.sort(np.random.default_rng(0).permutation(with_media)[:DRAWN]).tolist()
 
 
-def drawn_files(dataset) -> list[tuple[str, int, int]]:
-    """(name, bytes, time of the last change) of the media files of the drawn rows, when they were indexed."""
-    return [(name, *state) for position in drawn_rows(dataset) for name, _, state in files_of(dataset, position)]
+def drawn_files(dataset) -> list[tuple[str, int]]:
+    """(name, bytes) of the media files of the drawn rows, when they were indexed."""
+    return [(name, size) for position in drawn_rows(dataset) for name, _, size in files_of(dataset, position)]
 
 
-def files_of(dataset, position: int) -> Iterator[tuple[str, object, tuple[int, int]]]:
-    """The name, the reference and the state in the index of each local medium of a row."""
+def files_of(dataset, position: int) -> Iterator[tuple[str, object, int]]:
+    """The name, the reference and the bytes in the index of each local medium of a row."""
     index, place = dataset.locate(position)
-    states = index.file_states(place)
-    if any(size >= 0 for size, _ in states):  # else its media are in the row itself, which is large
+    sizes = index.bytes_of_media(place)
+    if any(size >= 0 for size in sizes):  # else its media are in the row itself, which is large
         media = [part for part in content_parts(index.row(place)) if part["type"] != "text"]
-        for part, state in zip(media, states):
-            if state[0] >= 0:
+        for part, size in zip(media, sizes):
+            if size >= 0:
                 reference = part[part["type"]]
-                yield f"{index.source(place)}: {part['type']} {describe(reference)}", reference, state
+                yield f"{index.source(place)}: {part['type']} {describe(reference)}", reference, size
 
 
-def check_drawn(dataset) -> list[str]:
-    """Compare the media of the drawn rows with the index; returns a line if some have other times.
+def check_drawn(dataset) -> None:
+    """Compare the media of the drawn rows with the index.
 
     Raises:
         ChangedFile: one has another size. The index, which is wrong, is deleted.
     """
-    rewritten = []
     for position in drawn_rows(dataset):
         try:
-            rewritten += check_row(dataset, position)
+            check_row(dataset, position)
         except ChangedFile as error:
             index, _ = dataset.locate(position)
             shutil.rmtree(index.folder, ignore_errors=True)  # another process may do so too
             raise ChangedFile(f"{error} If that is meant, start again: the rows are then indexed anew.") from error
-    return [f"WARNING: {dataset.name}: {written_again(rewritten)} since they were indexed."] if rewritten else []
 
 
-def check_row(dataset, position: int) -> list[str]:
-    """The names of a row's media that were written again with as many bytes since they were indexed.
-
-    Raises:
-        ChangedFile: one has another size, or is gone.
-    """
-    rewritten = []
-    for name, reference, (size, time) in files_of(dataset, position):
+def check_row(dataset, position: int) -> None:
+    """Raise a ChangedFile where a medium of a row has another size than when it was indexed, or is gone."""
+    for name, reference, size in files_of(dataset, position):
         try:
-            size_now, time_now = media_state(reference)
+            size_now = media_bytes(reference)
         except ChangedFile as error:
             raise ChangedFile(f"{name} was there when it was indexed: {error}") from error
         if size_now != size:
             raise ChangedFile(f"{name} has {size_now:,} bytes, and had {size:,} when it was indexed.")
-        rewritten += [name] if time_now != time else []
-    return rewritten
-
-
-def written_again(names: list[str]) -> str:
-    number = f"{len(names):,} of the media files looked at"
-    return f"{number} {'were' if names[1:] else 'was'} written again with as many bytes (such as {names[0]})"

@@ -31,13 +31,13 @@ from reading.options import MediaOptions
 from reading.rows import KINDS, RowForm, content_parts, has_empty_answer
 from reading.strict_json import strict_json
 
-VERSION = 3  # of the files below
+VERSION = 4  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
 KNOWN = 100_000  # headers that are kept meanwhile
 OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
-OF_MEDIA = {"media": "i", "file_sizes": "q", "file_times": "q"}
+OF_MEDIA = {"media": "i", "file_sizes": "q"}
 ARRAYS = OF_ROWS | OF_MEDIA
 UNUSABLE = -1  # layout of a row that cannot be used
 
@@ -108,7 +108,6 @@ class Medium(NamedTuple):
 
     size: tuple[int, int, int]  # frames, height, width; of an image 0 frames
     file_size: int  # bytes; -1 of what is no local file
-    file_time: int  # of its last change, in nanoseconds
     outside: str | None  # the folder of its file, if that is none of the data's
 
 
@@ -172,11 +171,10 @@ class RowIndex:
         first = self.first_medium[place]
         return self.media[first : first + len(self.layout(place).media)]
 
-    def file_states(self, place: int) -> list[tuple[int, int]]:
-        """`media_state` of each medium of a row, when it was indexed."""
+    def bytes_of_media(self, place: int) -> list[int]:
+        """`media_bytes` of each medium of a row, when it was indexed."""
         first = self.first_medium[place]
-        last = first + len(self.layout(place).media)
-        return list(zip(self.file_sizes[first:last].tolist(), self.file_times[first:last].tolist()))
+        return self.file_sizes[first : first + len(self.layout(place).media)].tolist()
 
     def is_broken(self, place: int) -> bool:
         """Whether a row is a line that is no JSON, or of bytes that are no text."""
@@ -254,14 +252,10 @@ def state_of(path: str) -> list[int]:
     return [state.st_size, state.st_mtime_ns]
 
 
-def media_state(reference: object) -> tuple[int, int]:
-    """As `state_of`, of a medium, -1 without a local file; of the frames of a video, all bytes and the mean time."""
+def media_bytes(reference: object) -> int:
+    """The size of the file of a medium, of all those of a video's frames; -1 without a local file."""
     paths = [path for path in (reference if isinstance(reference, list) else [reference]) if is_path(path)]
-    states = [state_of(path) for path in paths]
-    if not states:
-        return -1, -1
-    sizes, times = zip(*states)
-    return sum(sizes), sum(times) // len(times)
+    return sum(state_of(path)[0] for path in paths) if paths else -1
 
 
 def is_path(reference: object) -> bool:
@@ -391,7 +385,6 @@ class IndexMaker:
             for medium in media:
                 self.arrays["media"].extend(medium.size)
                 self.arrays["file_sizes"].append(medium.file_size)
-                self.arrays["file_times"].append(medium.file_time)
 
     def identity(self, row: dict, messages: list[dict]) -> list:
         """All that a row holds but the references of its media, which may move: also fields of somebody's own."""
@@ -421,7 +414,7 @@ class IndexMaker:
         try:
             size = read_header(kind, reference, self.options)
             size = size if kind == "video" else (0, *size)
-            return Medium(size, *media_state(reference), next(filter(None, map(self.outside_of, paths)), None))
+            return Medium(size, media_bytes(reference), next(filter(None, map(self.outside_of, paths)), None))
         except ValueError as error:
             return error
 

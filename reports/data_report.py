@@ -88,7 +88,9 @@ def run(arguments, own) -> int:
         splits = {"train": make_dataset(data, data.data_path, check=False, weighted=True)}
         if data.eval_data_path:
             splits["eval"] = make_dataset(data, data.eval_data_path, check=False)
-        notes = {split: [*dataset.notes(), *check_drawn(dataset)] for split, dataset in splits.items()}
+        for dataset in splits.values():
+            check_drawn(dataset)
+        notes = {split: dataset.notes() for split, dataset in splits.items()}
         loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
         collator = make_collator(model.family, loader, data)
         check_labels(collator)

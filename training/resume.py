@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
 from reading.dataset import MultimodalDataset
-from reading.replaced import drawn_files, written_again
+from reading.replaced import drawn_files
 from reading.strict_json import make_strict, strict_json
 from training.checkpoint_files import UntrustedCheckpoint, check_file, checksum
 from training.engines import say
@@ -62,9 +62,6 @@ def check_same_run(checkpoint: str, run: dict) -> None:
             f"{checkpoint} cannot be resumed exactly: {'; '.join(found)}. Start the run as it was, or a new one "
             "without --resume_from_checkpoint in another --output_dir."
         )
-    before = read_record(checkpoint)["run"].get("media", [])
-    if rewritten := [name for (name, _, now), (_, _, then) in zip(run["media"], before) if now != then]:
-        say(f"WARNING: {written_again(rewritten)} since {checkpoint} was begun.")
 
 
 def differences(before: dict, run: dict) -> list[str]:
@@ -81,7 +78,7 @@ def differences(before: dict, run: dict) -> list[str]:
     elif run["texts"] != before["texts"]:
         found.append("--data_path has other rows, or in another order")
     elif other := [(new, old) for new, old in zip(run["media"], before.get("media", [])) if new[1] != old[1]]:
-        (name, now, _), (_, then, _) = other[0]
+        (name, now), (_, then) = other[0]
         others = f", and {len(other) - 1:,} other media files have others too" if other[1:] else ""
         found.append(f"{name} has {now:,} bytes and had {then:,}{others}")
     return found

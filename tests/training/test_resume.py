@@ -300,7 +300,7 @@ def test_what_cannot_be_resumed_is_refused_or_passed_over(tiny, write_rows, tmp_
     assert not (out / "unfinished-checkpoints").exists()
 
 
-def test_a_run_goes_on_with_the_media_that_it_began_with(tmp_path, capsys):
+def test_a_run_goes_on_with_the_media_that_it_began_with(tmp_path):
     words = ["--model_id", "llava-1.5-7b", "--data_path", "x", "--output_dir", str(tmp_path), "--use_cpu", "True"]
     arguments, path = parse_arguments(words), tmp_path / "rows.json"
     rows = [{"image": f"{i}.png", "conversations": turns("<image>", "b")} for i in range(3)]
@@ -319,11 +319,7 @@ def test_a_run_goes_on_with_the_media_that_it_began_with(tmp_path, capsys):
     (checkpoint := tmp_path / "checkpoint-1").mkdir()
     write_record(str(checkpoint), {"run": describe()})
     check_same_run(str(checkpoint), describe())
-    assert "written again" not in capsys.readouterr().out
     check_same_run(str(checkpoint), describe(os.utime))
-    assert "2 of the media files looked at were written again with as many bytes (such as rows.json, sample 1" in (
-        capsys.readouterr().out
-    )
     with pytest.raises(ValueError, match=r"sample 1: image .*1.png has .* bytes and had .*, and 1 other media file"):
         check_same_run(str(checkpoint), describe(lambda picture: picture.write_bytes(picture.read_bytes() + b"more")))
 
