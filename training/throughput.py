@@ -25,19 +25,13 @@ WINDOWS = {"full_attention": None, "sliding_attention": "sliding_window", "chunk
 
 
 def sample_lengths(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The tokens of each sample (at least as many elements as samples,); 0 for padding and for dummies.
-
-    A batch is padded, with an `attention_mask` (rows, tokens), or padding-free: one row of samples, each of which
-    begins where the `position_ids`, (1, tokens) or (4, 1, tokens) with those of the text first, are 0. A dummy, which
-    only costs a vision call, has no label.
-    """
+    """The tokens of each sample of a batch (samples,), padded or padding-free; 0 for a dummy, which has no label."""
     labelled = batch["labels"] != IGNORE_INDEX
-    if "position_ids" not in batch:
+    if "sample_lengths" not in batch:
         return batch["attention_mask"].sum(1) * labelled.any(1)
-    positions = batch["position_ids"].reshape(-1, labelled.shape[1])[0]
-    sample = (positions == 0).cumsum(0) - 1
-    of_sample = partial(torch.zeros_like(sample).index_add, 0, sample)
-    return of_sample(torch.ones_like(sample)) * (of_sample(labelled[0].long()) > 0)
+    lengths = batch["sample_lengths"]
+    has_label = torch.stack([labels.any() for labels in labelled[0].split(lengths)])
+    return torch.tensor(lengths, device=labelled.device) * has_label
 
 
 class ThroughputMeter:
