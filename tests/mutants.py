@@ -1007,8 +1007,8 @@ FAULTS = [
     Fault(
         "flags of evaluation need no data",
         "training/checks.py",
-        '"eval_on_start", "eval_delay", "per_device_eval_batch_size"),',
-        '"eval_on_start", "per_device_eval_batch_size"),',
+        "eval_on_start eval_delay per_device",
+        "eval_on_start per_device",
         "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--eval_delay 2]",
     ),
 ]

@@ -53,15 +53,14 @@ KEPT_FLAGS = {
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "would round the trained weights before they are saved"),
 }
 
-# Flags -> the smallest value that has a meaning; the Trainer fails late on a smaller one of its own.
-AT_LEAST = {
-    **dict.fromkeys(("max_samples", "model_max_length", "lora_r", "lora_alpha"), 1),
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
-    **dict.fromkeys(("eval_max_new_tokens", "early_stopping_patience"), 1),
-    **dict.fromkeys(("vision_encoder_lr", "vision_projector_lr", "max_bad_samples", "eval_generate"), 0),
-    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "label_smoothing_factor"), 0),
-    **dict.fromkeys(("dataloader_num_workers", "seed"), 0),
+# The smallest value that has a meaning -> flags; the Trainer fails late on a smaller one of its own.
+SMALLEST = {
+    1: "max_samples model_max_length lora_r lora_alpha per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps eval_max_new_tokens early_stopping_patience",
+    0: "vision_encoder_lr vision_projector_lr max_bad_samples eval_generate learning_rate weight_decay max_grad_norm "
+    "label_smoothing_factor dataloader_num_workers seed",
 }
+AT_LEAST = {flag: smallest for smallest, flags in SMALLEST.items() for flag in flags.split()}
 
 # --attn_implementation -> whether this machine has what it needs, and what that is.
 ATTENTION = {
@@ -76,35 +75,24 @@ ATTENTION = {
 # the same result, wherever the adapter is loaded. Its others need data first, or cannot be done again exactly.
 LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 
-# Flags that have no effect alone -> what to add; one of several flags is enough.
-NEEDS = {
-    "vision_encoder_lr": "--train_vision_encoder True or --use_vision_lora True",
-    "vision_projector_lr": "--train_vision_projector True",
-    "use_vision_lora": "--train_vision_encoder True",
-    **dict.fromkeys(("q_lora", "load_in_8bit", "lora_experts", "lora_router"), "--use_lora True"),
-    **dict.fromkeys(
-        (
-            *("lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_target_modules", "lora_init"),
-            *("use_dora", "use_rslora", "lora_weight_path"),
-        ),
-        "--use_lora True or --use_vision_lora True",
-    ),
-    "max_bad_samples": "--on_bad_sample skip",
-    "image_resize_algorithm": "--image_size, --min_pixels or --max_pixels",
-    "media_megabytes_limit": "--allow_urls True",
-    **dict.fromkeys(
-        (
-            *("eval_strategy", "eval_generate", "eval_on_start", "eval_delay", "per_device_eval_batch_size"),
-            *("metric_for_best_model", "greater_is_better"),
-        ),
-        "--eval_data_path",
-    ),
-    **dict.fromkeys(("metric", "eval_max_new_tokens"), "--eval_generate 100"),
-    **dict.fromkeys(("early_stopping_patience", "load_best_model_at_end"), "--eval_strategy epoch"),
-    **dict.fromkeys(
-        ("dataloader_persistent_workers", "dataloader_multiprocessing_context"), "--dataloader_num_workers 4"
-    ),
+# What to add, one of several flags is enough -> flags that have no effect without it.
+NEEDED_BY = {
+    "--train_vision_encoder True or --use_vision_lora True": "vision_encoder_lr",
+    "--train_vision_projector True": "vision_projector_lr",
+    "--train_vision_encoder True": "use_vision_lora",
+    "--use_lora True": "q_lora load_in_8bit lora_experts lora_router",
+    "--use_lora True or --use_vision_lora True": "lora_r lora_alpha lora_dropout lora_bias lora_target_modules lora_init "
+    "use_dora use_rslora lora_weight_path",
+    "--on_bad_sample skip": "max_bad_samples",
+    "--image_size, --min_pixels or --max_pixels": "image_resize_algorithm",
+    "--allow_urls True": "media_megabytes_limit",
+    "--eval_data_path": "eval_strategy eval_generate eval_on_start eval_delay per_device_eval_batch_size "
+    "metric_for_best_model greater_is_better",
+    "--eval_generate 100": "metric eval_max_new_tokens",
+    "--eval_strategy epoch": "early_stopping_patience load_best_model_at_end",
+    "--dataloader_num_workers 4": "dataloader_persistent_workers dataloader_multiprocessing_context",
 }
+NEEDS = {flag: needed for needed, flags in NEEDED_BY.items() for flag in flags.split()}
 
 # Pairs of flags of which one must be left out, and why.
 EXCLUDES = (
