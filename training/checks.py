@@ -81,8 +81,8 @@ NEEDED_BY = {
     "--train_vision_projector True": "vision_projector_lr",
     "--train_vision_encoder True": "use_vision_lora",
     "--use_lora True": "q_lora load_in_8bit lora_experts lora_router",
-    "--use_lora True or --use_vision_lora True": "lora_r lora_alpha lora_dropout lora_bias lora_target_modules lora_init "
-    "use_dora use_rslora lora_weight_path",
+    "--use_lora True or --use_vision_lora True": "lora_r lora_alpha lora_dropout lora_bias lora_target_modules "
+    "lora_init use_dora use_rslora lora_weight_path",
     "--on_bad_sample skip": "max_bad_samples",
     "--image_size, --min_pixels or --max_pixels": "image_resize_algorithm",
     "--allow_urls True": "media_megabytes_limit",

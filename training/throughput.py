@@ -182,11 +182,11 @@ class FlopCounter:
             own = dict(module.named_parameters(recurse=False))
             parts = {loader.mixture_part(f"{name}.{key}") for key in own}
             if isinstance(module, (nn.Linear, _ConvNd)):
-                hook = partial(self._count_weight, flows=flows, of_text=of_text and module is not head)
+                hook = partial(self._count_weights, [module.weight], flows, of_text and module is not head)
             elif parts & {"experts", "router"}:
-                hook = partial(self._count_mixture, weights=list(own.values()), are_experts="experts" in parts)
+                hook = partial(self._count_weights, list(own.values()), flows, of_text, are_experts="experts" in parts)
             elif component == "vision_encoder" and type(module).__name__.endswith("Attention"):
-                hook = partial(self._count_attention, flows=flows)
+                hook = partial(self._count_attention, flows)
             else:
                 continue
             module.register_forward_hook(hook, with_kwargs=True)
@@ -212,23 +212,20 @@ class FlopCounter:
             pairs = pairs + width * (lengths * seen - seen**2 / 2).sum()
         return 3 * 4 * pairs
 
-    def _count_weight(self, module, inputs, kwargs, output, flows: bool, of_text: bool) -> None:
-        if isinstance(module, nn.Linear):  # whose weight may be packed
-            operations = 2 * inputs[0].numel() * module.out_features
-        else:
-            operations = 2 * output.numel() * num_elements(module.weight) // module.out_channels
-        backward = (flows and inputs[0].requires_grad) + module.weight.requires_grad
+    def _count_weights(self, weights, flows: bool, of_text: bool, module, inputs, kwargs, output, are_experts=False):
+        positions, active = self.num_positions, 1
+        if isinstance(module, nn.Linear):
+            positions = inputs[0].numel() // module.in_features
+        elif isinstance(module, _ConvNd):
+            positions = output.numel() // module.out_channels
+        elif are_experts:
+            active = getattr(self.text_config, "num_experts_per_tok", None) or self.text_config.top_k_experts
+            active /= weights[0].shape[0]
+        operations = 2 * positions * sum(map(num_elements, weights)) * active  # a packed weight counts as what it holds
+        backward = (flows and inputs[0].requires_grad) + any(weight.requires_grad for weight in weights)
         self._add(operations * (1 + backward), of_text)
 
-    def _count_mixture(self, module, inputs, kwargs, output, weights: list[nn.Parameter], are_experts: bool) -> None:
-        operations = 2 * self.num_positions * sum(map(num_elements, weights))
-        if are_experts:
-            active = getattr(self.text_config, "num_experts_per_tok", None) or self.text_config.top_k_experts
-            operations = operations * active // weights[0].shape[0]
-        backward = inputs[0].requires_grad + any(weight.requires_grad for weight in weights)
-        self._add(operations * (1 + backward), of_text=True)
-
-    def _count_attention(self, module, inputs, kwargs, output, flows: bool) -> None:
+    def _count_attention(self, flows: bool, module, inputs, kwargs, output) -> None:
         hidden = inputs[0] if inputs else kwargs["hidden_states"]
         if "cu_seqlens" in kwargs:  # where each of the sequences in one row begins and ends
             pairs = kwargs["cu_seqlens"].diff().float().square().sum()
