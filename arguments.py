@@ -5,14 +5,9 @@ a flag after the file wins).
 """
 
 import argparse
-import gc
-import hashlib
 import json
 import os
-import signal
 import sys
-import time
-import traceback
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 
@@ -21,17 +16,13 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
-from transformers.utils import is_torch_bf16_gpu_available
 
-from evaluation.verdict import painted
+from loaders.output_folder import check_writable
 from reading.options import FILTERS
-from reading.strict_json import strict_json
 from supported_models import find_model
 from training import checks
-from training.engines import say
 from training.sampling import SAMPLERS
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 # Of a switch that is no field of a dataclass: `--flag`, `--flag True` or `--flag False`.
 BARE = {"nargs": "?", "const": True}
 SWITCH = {"type": string_to_bool, "default": False} | BARE
@@ -271,7 +262,7 @@ class TrainingArguments(transformers.TrainingArguments):
         self.dataloader_pin_memory &= self.device.type == "cuda"  # else every loader warns
         # A copy that blocks would wait for the GPU's work, which would count as waiting for data.
         self.accelerator_config.non_blocking |= self.dataloader_pin_memory
-        checks.check_writable("--output_dir", self.output_dir)
+        check_writable("--output_dir", self.output_dir)
 
 
 def default_workers(use_cpu: bool) -> int:
@@ -317,62 +308,17 @@ class Arguments:
         return {name: value for name, value in values.items() if value not in (None, [])}
 
 
-def add_trust_flag(parser: argparse.ArgumentParser) -> None:
-    """Never taken from args.yaml: whoever wrote the folder would consent for whoever runs it."""
-    help = ModelArguments.__dataclass_fields__["trust_remote_code"].metadata["help"]
-    parser.add_argument("--trust_remote_code", **SWITCH, help=help)
-
-
-def cli(main) -> None:
-    """Run a script: an error message of ours ends it without a traceback, any other error with one."""
-    gc.freeze()  # the modules stay: the collector need not look through them ever again
-    gc.enable()
-    if callable(signal.getsignal(signal.SIGINT)):  # of entry.py; a shell's background job ignores it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)  # as a shell reports it
-    except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except ValueError as error:
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if os.path.dirname(os.path.dirname(os.path.abspath(raised_in))) not in (HERE, os.path.dirname(HERE)):
-            raise
-        end(f"Error: {error}")
-
-
-def end(message: str) -> None:
-    """End the process with an error message; under torchrun once, in the summary of failures that it prints last."""
-    if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
-        sys.exit(painted(message, "error", sys.stderr))
-    of_all_processes = os.path.dirname(os.path.dirname(path))
-    # An earlier time makes it the first failure, which torchrun shows last.
-    found = {"message": message, "extraInfo": {"timestamp": str(int(time.time()) - 1)}}
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(strict_json({"message": found}))
-    try:
-        open(os.path.join(of_all_processes, hashlib.sha256(message.encode()).hexdigest()), "x").close()
-    except FileExistsError:  # another process has said it
-        os.remove(path)
-    sys.exit(1)
-
-
 def yaml_to_flags(path: str) -> list[str]:
     """A YAML mapping of flag names to values, as a list of command line words."""
     try:
         with open(path, encoding="utf-8") as file:
-            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(file)):  # some would fill the memory
-                raise ValueError(f"{path} has an alias (*name): write out its value.")
-            file.seek(0)
-            node = yaml.compose(file)
-            names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise ValueError(f"{path} has {twice[0]} twice: leave one out.")
-            file.seek(0)
-            values = yaml.safe_load(file)
+            text = file.read()
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # some would fill the memory
+            raise ValueError(f"{path} has an alias (*name): write out its value.")
+        node, values = yaml.compose(text), yaml.safe_load(text)
+        names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{path} has {twice[0]} twice: leave one out.")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -394,37 +340,33 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Each default behind its help; the description with its own line breaks."""
 
 
-def bf16_of(text: str) -> bool:
-    """The value of --bf16, also axolotl's `auto`: whether there is a GPU that computes with it."""
-    if text.lower() != "auto":
-        return string_to_bool(text)
-    say(f"--bf16 auto: {is_torch_bf16_gpu_available()} on this machine.")
-    return is_torch_bf16_gpu_available()
+def by_flag(words: list[str]) -> list[tuple[str, list[str]]]:
+    """The name of each flag on a command line, and its words: the flag as it is written, then its values."""
+    flags = []
+    for word in words:
+        if word.startswith("--") or not flags:
+            flags.append((word.removeprefix("--").split("=")[0].replace("-", "_"), []))
+        flags[-1][1].append(word)
+    return flags
 
 
 def split_flags(words: list[str], names: Collection[str]) -> tuple[list[str], list[str]]:
     """Command line words without these flags and their values, and those alone."""
-    others, found, is_named = [], [], False
-    for word in words:
-        if word.startswith("--"):
-            is_named = word.removeprefix("--").split("=")[0].replace("-", "_") in names
-        (found if is_named else others).append(word)
+    others, found = [], []
+    for name, own in by_flag(words):
+        (found if name in names else others).extend(own)
     return others, found
 
 
 def without_null(words: list[str]) -> list[str]:
-    """Take back what a flag was given before `--flag null`, which so switches off a value of a YAML file."""
-    flags = []  # the words of each
-    for word in words:
-        if word.startswith("--") or not flags:
-            flags.append([word])
-        else:
-            flags[-1].append(word)
+    """Take back what a flag was given before `--flag null`, which so switches off a value of a YAML file.
+
+    axolotl's `bf16: auto` means what the flag does where it is left out.
+    """
     kept = []
-    for own in flags:
-        name, _, value = "=".join(own).partition("=")
-        name = name.replace("-", "_")
-        if value == "null" and name.startswith("__"):
+    for name, own in by_flag(words):
+        option, _, value = "=".join(own).partition("=")
+        if option.startswith("--") and (value == "null" or (name, value) == ("bf16", "auto")):
             kept = [(other, its) for other, its in kept if other != name]
         else:
             kept.append((name, own))
@@ -464,16 +406,13 @@ def parse_arguments(
     words = without_null(words)
     if extend:
         words, passed_over = split_flags(words, HARDWARE_FLAGS)
-    for action in parser._actions:
-        if action.dest == "bf16":
-            action.type = bf16_of
     # `--no-dataloader-pin-memory` and the like write the field that `dest` names.
     fields_of = {option: action.dest for action in parser._actions for option in action.option_strings}
     written = {}
-    for word, following in zip(words, [*words[1:], "--"]):
-        if word.startswith("--"):
-            option, _, value = word.partition("=")
-            written[option] = value or ("" if following.startswith("--") else following)
+    for _, own in by_flag(words):
+        option, _, value = own[0].partition("=")
+        if option.startswith("--"):
+            written[option] = value or "".join(own[1:2])
     checks.check_flag_names(written, fields_of.keys())
     try:
         *parts, rest = parser.parse_args_into_dataclasses(

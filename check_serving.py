@@ -15,7 +15,7 @@ if __name__ == "__main__":
 import argparse
 import os
 
-from arguments import cli
+from entry import cli
 from merging import serving
 
 

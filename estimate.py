@@ -31,16 +31,9 @@ from transformers import HfArgumentParser
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.training_args import OptimizerNames
 
-from arguments import (
-    HARDWARE_FLAGS,
-    Arguments,
-    ModelArguments,
-    TrainingArguments,
-    cli,
-    has_bfloat16,
-    parse_arguments,
-)
-from collators import make_collator
+from arguments import HARDWARE_FLAGS, Arguments, ModelArguments, TrainingArguments, has_bfloat16, parse_arguments
+from collators.make import make_collator
+from entry import cli
 from loaders import LOADERS, attention
 from loaders.quantization import quantization_config, quantized_bits
 from reading.dataset import IGNORE_INDEX, make_dataset

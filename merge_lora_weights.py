@@ -21,18 +21,19 @@ import tempfile
 import psutil
 import torch
 from huggingface_hub import HfApi
+from transformers.hf_argparser import string_to_bool
 from transformers.trainer_utils import get_last_checkpoint
 
-from arguments import SWITCH, add_trust_flag, cli
 from collators import COLLATORS
+from entry import cli
 from loaders import LOADERS, output_folder
 from loaders.quantization import quantization_config
 from merging import serving
 from merging.shard_merge import ShardMerge, WholeModelNeeded
 from merging.whole_model import check_logits, memory_needed, merge_whole
 from reports.model_card import write_merged_card
-from training.checks import check_writable
 
+SWITCH = {"type": string_to_bool, "default": False, "nargs": "?", "const": True}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -132,7 +133,7 @@ def check_target(args: argparse.Namespace) -> None:
     """Refuse a place that cannot be written, here or on the Hub, before anything is read."""
     if os.path.isdir(args.model_save_path) and os.listdir(args.model_save_path):
         raise ValueError(f"--model_save_path {args.model_save_path} exists and is not empty; name a new folder.")
-    check_writable("--model_save_path", args.model_save_path)
+    output_folder.check_writable("--model_save_path", args.model_save_path)
     if args.load_model:
         print("--load_model is implied: the base is always loaded.")
     if args.push_to_hub:
@@ -168,7 +169,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model_path", required=True, help="Folder of the adapter.")
     parser.add_argument("--model_save_path", required=True, help="Folder to write, new or empty.")
     parser.add_argument("--dtype", choices=DTYPES, help="Precision to write; default: each tensor's own in the base.")
-    add_trust_flag(parser)
+    parser.add_argument(
+        "--trust_remote_code", **SWITCH, help="Run the Python files of the checkpoint, with your permissions."
+    )
     parser.add_argument("--load_model", **SWITCH, help="Implied; accepted for old scripts.")
     parser.add_argument("--load_4bit", **SWITCH, help="Merge into the base as its 4-bit quantization saw it.")
     parser.add_argument(

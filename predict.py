@@ -25,20 +25,20 @@ from safetensors import safe_open
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from arguments import SWITCH, ReadingArguments, add_trust_flag, cli
+from arguments import SWITCH, ReadingArguments
 from collators import COLLATORS
 from collators.probes import check_labels
 from collators.processor_options import parse_processor_options, set_processor_options
 from collators.template_check import check_template
+from entry import cli
 from evaluation import metrics
 from evaluation.answers import generate_answers, questions
 from evaluation.chat import Conversation, chat
 from loaders import LOADERS
-from loaders.output_folder import adapter_config, family_in, saved_arguments
+from loaders.output_folder import adapter_config, check_writable, family_in, saved_arguments
 from loaders.quantization import quantization_config, quantized_bits
 from merging.shard_merge import check_adapter
 from reading.dataset import make_dataset
-from training.checks import check_writable
 
 # What the model gets to see of images and videos: as in training, unless a flag says otherwise.
 # Flags of one group stand together: where one is given, none of it is taken from training.
@@ -123,7 +123,10 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--video", nargs="+", help="Videos that do.")
     parser.add_argument("--model_id", help="Model id, where neither args.yaml nor the config tells the family.")
     parser.add_argument("--model_local_path", help="Base of an adapter; default: the path it was trained from.")
-    add_trust_flag(parser)
+    # Never taken from args.yaml: the author of that folder would consent in the place of its user.
+    parser.add_argument(
+        "--trust_remote_code", **SWITCH, help="Run the Python files of the checkpoint, with your permissions."
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="Answers to a file that are generated at a time.")
     parser.add_argument(
         "--max_new_tokens", type=int, help="Longest answer, in tokens. Default: 128 on a file, 512 in a chat."

@@ -22,16 +22,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 
-from arguments import cli, parse_arguments
-from collators import make_collator
+from arguments import parse_arguments
 from collators.base import ChatCollator
+from collators.make import make_collator
 from collators.probes import check_labels
 from collators.template_check import check_template
+from entry import cli
 from loaders import LOADERS
+from loaders.output_folder import check_writable
 from reading.dataset import MultimodalDataset, make_dataset
 from reports import preview_views
 from reports.preview_rows import Preview, examine
-from training.checks import check_writable
 from training.engines import say
 
 # Of --html without a selection of rows.

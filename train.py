@@ -18,10 +18,11 @@ from functools import partial
 import numpy as np
 from transformers import set_seed
 
-from arguments import Arguments, cli, parse_arguments
-from collators import make_collator
+from arguments import Arguments, parse_arguments
+from collators.make import make_collator
 from collators.probes import check_labels
 from collators.template_check import check_template
+from entry import cli
 from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
 from reading import replaced
@@ -66,8 +67,8 @@ def finetune(arguments: Arguments) -> None:
     say(check_template(collator, train_dataset, eval_dataset))
     say(untrained_tokens(loader, arguments, collator.template, train_dataset))
     check_media_kinds(arguments, train_dataset, eval_dataset)
-    fit_to_budget(collator, train_dataset, arguments.data.drop_overlong)
-    fit_to_budget(collator, eval_dataset, arguments.data.drop_overlong)
+    for dataset in filter(None, (train_dataset, eval_dataset)):
+        fit_to_budget(collator, dataset, arguments.data.drop_overlong)
     lengths = lengths_for_order(arguments, collator, train_dataset)
     run = resume.describe_run(arguments, train_dataset)
     if checkpoint:
@@ -90,7 +91,10 @@ def finetune(arguments: Arguments) -> None:
     # training and evaluation; what became of it is said and written down, also where it is interrupted
     facts = RunFacts(arguments, trained, train_dataset, eval_dataset)
     run_folder.begin(arguments.training, run, checkpoint)
-    write_arguments(arguments)
+    if (
+        arguments.training.should_save
+    ):  # with it, predict.py and merge_lora_weights.py read also what a stopped run left
+        output_folder.write_arguments(arguments.training.output_dir, arguments.as_dict())
     num_workers = arguments.training.dataloader_num_workers
     trainer = FinetuneTrainer(
         model=model,
@@ -125,14 +129,13 @@ def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDatase
     for purpose, dataset in (("Training data", train_dataset), ("Evaluation data", eval_dataset)):
         if dataset:
             say("\n".join([f"{purpose}: {dataset.summary()}", *dataset.notes(), *replaced.check_drawn(dataset)]))
-    if eval_dataset:
-        if shared := shared_rows(train_dataset, eval_dataset):
-            of_train, of_eval = shared[0]
-            say(
-                f"WARNING: {len(shared):,} of {len(eval_dataset):,} evaluation rows are also in the training data, so "
-                "that evaluation measures what was learned by heart; the first: "
-                f"{eval_dataset.source(of_eval)} = {train_dataset.source(of_train)}."
-            )
+    if eval_dataset and (shared := shared_rows(train_dataset, eval_dataset)):
+        of_train, of_eval = shared[0]
+        say(
+            f"WARNING: {len(shared):,} of {len(eval_dataset):,} evaluation rows are also in the training data, so that "
+            "evaluation measures what was learned by heart; the first: "
+            f"{eval_dataset.source(of_eval)} = {train_dataset.source(of_train)}."
+        )
 
 
 def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None) -> None:
@@ -165,10 +168,8 @@ def check_kernels(arguments: Arguments, loader) -> None:
             )
 
 
-def fit_to_budget(collator, dataset: MultimodalDataset | None, drop_overlong: bool) -> None:
+def fit_to_budget(collator, dataset: MultimodalDataset, drop_overlong: bool) -> None:
     """Settle what exceeds --model_max_length before step 1: cut, dropped, or an error."""
-    if dataset is None:
-        return
     total = len(dataset)
     cut, dropped = collator.budget.fit(dataset, collator.encode, drop_overlong)
     if cut or dropped:
@@ -190,12 +191,6 @@ def quantize(arguments: Arguments, loader) -> None:
         dtype = trainable.compute_dtype(arguments.training)
         config = quantization_config(loader, dtype, bits)
         loader.model_kwargs |= engines.quantized(arguments, config, dtype)
-
-
-def write_arguments(arguments: Arguments) -> None:
-    """Write args.yaml: with it, predict.py and merge_lora_weights.py read what a run leaves, also a stopped one."""
-    if arguments.training.should_save:
-        output_folder.write_arguments(arguments.training.output_dir, arguments.as_dict())
 
 
 def save(trainer: FinetuneTrainer, loader, metrics: dict) -> None:

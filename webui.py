@@ -40,14 +40,14 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from tqdm import tqdm
 
-from arguments import HERE, cli
+from entry import cli
 from loaders.output_folder import ARGUMENTS
 from reports.html_page import render
 from supported_models import AUTO, MODELS
 from training.progress import SPEED
 from web import runs
 from web.chat_page import FAILED, Chat, turns_of
-from web.runs import FIELDS, PASSWORD, check_folder
+from web.runs import FIELDS, HERE, PASSWORD, check_folder
 
 # Which flags have a field, and where. Labels, help and defaults are those of arguments.py.
 MODEL = ("model_id", "model_local_path")

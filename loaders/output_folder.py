@@ -21,6 +21,17 @@ PROCESSOR_FILES = [
 ]
 
 
+def check_writable(option: str, folder: str) -> None:
+    """Raise a ValueError where a folder can neither be written to nor made. Makes nothing."""
+    existing = os.path.abspath(folder)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise ValueError(f"{option} {folder} cannot be written: {existing} is not a folder. Name another.")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{option} {folder} cannot be written: no permission for {existing}. Name another.")
+
+
 def write_arguments(folder: str, values: dict) -> None:
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, ARGUMENTS), "w", encoding="utf-8") as file:

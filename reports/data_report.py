@@ -23,9 +23,9 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from collators import make_collator
 from collators.base import IGNORE_INDEX
 from collators.budget import OverlongSample
+from collators.make import make_collator
 from collators.probes import check_labels
 from collators.template import naming
 from collators.template_check import check_template

@@ -9,13 +9,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
-
-from reading.rows import content_parts
 
 # What a terminal would obey and a page swallow -> its picture in Unicode; a line break has its own.
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
@@ -66,7 +65,7 @@ def environment() -> Environment:
 def pictures(sample: dict) -> Iterator[tuple[str, Image.Image, str]]:
     """The media of an opened sample as the collator gets them, in order: their kind, an image or frame, its caption."""
     numbers = Counter()
-    for part in content_parts(sample):
+    for part in chain.from_iterable(message["content"] for message in sample["messages"]):
         if (kind := part["type"]) == "text":
             continue
         numbers[kind] += 1

@@ -19,7 +19,8 @@ from huggingface_hub import ModelCardData
 from markupsafe import Markup
 from tqdm import tqdm
 
-from arguments import HERE, Arguments, split_flags
+from arguments import Arguments, split_flags
+from entry import HERE
 from evaluation.answers import read_answers
 from evaluation.verdict import Verdict, of_run, painted
 from loaders.output_folder import ADAPTER_CONFIG

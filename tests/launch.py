@@ -108,7 +108,7 @@ def _run(script: str, words: list[str], environment: dict, log: str) -> None:
     os.chdir(Path(__file__).resolve().parent.parent)
     import torch
 
-    from arguments import cli
+    from entry import cli
 
     torch.set_num_threads(1)
     # Ignored, where a shell started the tests in the background.

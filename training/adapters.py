@@ -8,24 +8,11 @@ from itertools import accumulate
 from torch import nn
 
 from loaders.base import COMPONENTS, BaseLoader, is_inside
-from supported_models import nearest
 from training.engines import say
 
-# Module paths of transformers 5.23 -> what older versions, or the same part of other families, are called in patterns
-# that people carry along. Until 4.51 the parts of a model had no common `model.`; until 5.0 a CLIP or SigLIP tower had
-# one more level.
-OLD_PATHS = {
-    "model.language_model": ["language_model.model", "model"],  # of LLaVA and Llama 3.2 Vision; of Qwen2-VL
-    "model.text_model": ["language_model.model", "model.language_model"],
-    "language_model.model": ["model.language_model"],
-    "model.layers": ["language_model.model.layers", "model.language_model.layers"],
-    "lm_head": ["language_model.lm_head"],
-    "model.vision_tower": ["vision_tower", "vision_tower.vision_model", "model.vision_tower.vision_model"],
-    "model.vision_model": ["vision_model"],
-    "model.vision_embed_tokens.img_processor": ["model.vision_embed_tokens.img_processor.vision_model"],
-    "model.visual": ["visual"],
-    "model.multi_modal_projector": ["multi_modal_projector"],
-}
+# Where older versions of transformers have the layers of a language model (of LLaVA, of Qwen2-VL, of Idefics): people
+# carry such names along in patterns.
+OLD_PATHS = ("language_model.model", "model", "model.language_model")
 NOT_LINEAR = "not linear layers"
 
 
@@ -82,8 +69,8 @@ def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: 
     a mixture have flags of their own: a router may be a Linear, but what it returns is more than a product.
 
     Args:
-        patterns: names, ends of names, or regular expressions of whole names; what matches no name of today is held
-            against `OLD_PATHS`.
+        patterns: names, ends of names, or regular expressions of whole names; what matches no name of today may match
+            one of `old_names`.
     """
     head = model.get_output_embeddings()
     reasons = {name: why_not(name, module, loader, modes) for name, module in model.named_modules()}
@@ -95,7 +82,7 @@ def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: 
     targets = []
     for pattern in patterns:
         found = [name for name in reasons if matches(pattern, name)]
-        found = found or [name for name in reasons if any(matches(pattern, old) for old in old_names(name))]
+        found = found or [name for name in reasons if any(matches(pattern, old) for old in old_names(name, loader))]
         fitting = [name for name in found if not reasons[name]]
         if not fitting:
             raise ValueError(no_target(pattern, {name: reasons[name] for name in found}, reasons))
@@ -126,26 +113,17 @@ def matches(pattern: str, name: str) -> bool:
     return name == pattern or name.endswith(f".{pattern}") or bool(re.fullmatch(pattern, name))
 
 
-def old_names(name: str) -> list[str]:
-    """What older versions called a module of today."""
-    path = next((path for path in OLD_PATHS if is_inside(name, path)), None)
-    return [old + name.removeprefix(path) for old in OLD_PATHS[path]] if path else []
+def old_names(name: str, loader: BaseLoader) -> list[str]:
+    """What older versions called a module: without `model.`; in a layer of the language model, by `OLD_PATHS`."""
+    in_layer = loader.component_of(name) == "language_model" and re.search(r"layers\.\d+\..*", name)
+    return [name.removeprefix("model."), *(f"{old}.{in_layer[0]}" for old in OLD_PATHS if in_layer)]
 
 
 def no_target(pattern: str, found: dict[str, str], reasons: dict[str, str | None]) -> str:
     """The message for a pattern without a module that can have an adapter."""
-    fitting = [name for name, reason in reasons.items() if not reason]
-    message = f"--lora_target_modules {pattern!r} "
-    if found:
-        message += f"matches only modules that get no adapter:{by_reason(found)}"
-    else:
-        plain = re.sub(r"(\[\\d\]|\[0-9\]|\\d)[+*]?", "0", pattern).replace("\\", "")
-        ends = {name for full in fitting for name in (full, full.rpartition(".")[2])}
-        kinds = {re.sub(r"\d+", "0", name): name for name in sorted(ends, reverse=True)}
-        alike = nearest(plain, kinds, cutoff=0.5)
-        hint = f" Did you mean {', '.join(kinds[kind] for kind in alike)}?" if alike else ""
-        message += f"matches no module.{hint}"
-    return f"{message}\nLinear layers that can have an adapter: {shortened(fitting)}"
+    matched = f"only modules that get no adapter:{by_reason(found)}" if found else "no module."
+    fitting = shortened([name for name, reason in reasons.items() if not reason])
+    return f"--lora_target_modules {pattern!r} matches {matched}\nLinear layers that can have an adapter: {fitting}"
 
 
 def by_reason(found: dict[str, str]) -> str:

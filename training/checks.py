@@ -23,11 +23,11 @@ from transformers.utils import (
     is_torch_tf32_available,
 )
 
-from collators import OWN_TEMPLATES
+from collators.make import OWN_TEMPLATES
 from collators.processor_options import parse_processor_options
 from evaluation.metrics import METRICS, load_metrics
 from loaders import family_of
-from loaders.output_folder import adapter_config
+from loaders.output_folder import adapter_config, check_writable
 from reading.mapping import COLUMN, Mapping
 from reading.options import CACHE_FOLDER, MediaOptions
 from reading.rows import RowForm
@@ -36,16 +36,16 @@ from supported_models import AUTO, MODELS, nearest
 # The page whose tables say what the keys of other tools are called here.
 COMING_FROM = Path(__file__).resolve().parent.parent / "docs" / "coming_from.md"
 
-# Flags of TrainingArguments that nothing here reads: the data and other scripts decide on what they are for.
-UNREAD_FLAGS = """
-do_train do_eval do_predict use_cache length_column_name optim_target_modules enable_jit_checkpoint
-prediction_loss_only include_for_metrics batch_eval_metrics eval_accumulation_steps eval_do_concat_batches
-eval_use_gather_object label_names
-""".split()
-
 # Flags of TrainingArguments that must keep their default -> what another value does.
 KEPT_FLAGS = {
-    **dict.fromkeys(UNREAD_FLAGS, "has no effect in train.py"),
+    **dict.fromkeys(
+        """
+        do_train do_eval do_predict use_cache length_column_name optim_target_modules enable_jit_checkpoint
+        prediction_loss_only include_for_metrics batch_eval_metrics eval_accumulation_steps eval_do_concat_batches
+        eval_use_gather_object label_names
+        """.split(),
+        "has no effect in train.py",
+    ),
     "remove_unused_columns": "would empty every sample",
     "average_tokens_across_devices": "would make the loss a mean of the processes' means",
     "auto_find_batch_size": "would begin again, with another batch size, on weights that are already trained",
@@ -53,15 +53,14 @@ KEPT_FLAGS = {
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "would round the trained weights before they are saved"),
 }
 
-# Flags -> the smallest value that has a meaning; the Trainer fails late on a smaller one of its own.
-AT_LEAST = {
-    **dict.fromkeys(("max_samples", "model_max_length", "lora_r", "lora_alpha"), 1),
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
-    **dict.fromkeys(("eval_max_new_tokens", "early_stopping_patience"), 1),
-    **dict.fromkeys(("vision_encoder_lr", "vision_projector_lr", "max_bad_samples", "eval_generate"), 0),
-    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "label_smoothing_factor"), 0),
-    **dict.fromkeys(("dataloader_num_workers", "seed"), 0),
+# The smallest value that has a meaning -> flags; the Trainer fails late on a smaller one of its own.
+SMALLEST = {
+    1: "max_samples model_max_length lora_r lora_alpha per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps eval_max_new_tokens early_stopping_patience",
+    0: "vision_encoder_lr vision_projector_lr max_bad_samples eval_generate learning_rate weight_decay max_grad_norm "
+    "label_smoothing_factor dataloader_num_workers seed",
 }
+AT_LEAST = {flag: smallest for smallest, flags in SMALLEST.items() for flag in flags.split()}
 
 # --attn_implementation -> whether this machine has what it needs, and what that is.
 ATTENTION = {
@@ -76,35 +75,24 @@ ATTENTION = {
 # the same result, wherever the adapter is loaded. Its others need data first, or cannot be done again exactly.
 LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 
-# Flags that have no effect alone -> what to add; one of several flags is enough.
-NEEDS = {
-    "vision_encoder_lr": "--train_vision_encoder True or --use_vision_lora True",
-    "vision_projector_lr": "--train_vision_projector True",
-    "use_vision_lora": "--train_vision_encoder True",
-    **dict.fromkeys(("q_lora", "load_in_8bit", "lora_experts", "lora_router"), "--use_lora True"),
-    **dict.fromkeys(
-        (
-            *("lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_target_modules", "lora_init"),
-            *("use_dora", "use_rslora", "lora_weight_path"),
-        ),
-        "--use_lora True or --use_vision_lora True",
-    ),
-    "max_bad_samples": "--on_bad_sample skip",
-    "image_resize_algorithm": "--image_size, --min_pixels or --max_pixels",
-    "media_megabytes_limit": "--allow_urls True",
-    **dict.fromkeys(
-        (
-            *("eval_strategy", "eval_generate", "eval_on_start", "eval_delay", "per_device_eval_batch_size"),
-            *("metric_for_best_model", "greater_is_better"),
-        ),
-        "--eval_data_path",
-    ),
-    **dict.fromkeys(("metric", "eval_max_new_tokens"), "--eval_generate 100"),
-    **dict.fromkeys(("early_stopping_patience", "load_best_model_at_end"), "--eval_strategy epoch"),
-    **dict.fromkeys(
-        ("dataloader_persistent_workers", "dataloader_multiprocessing_context"), "--dataloader_num_workers 4"
-    ),
+# What to add, one of several flags is enough -> flags that have no effect without it.
+NEEDED_BY = {
+    "--train_vision_encoder True or --use_vision_lora True": "vision_encoder_lr",
+    "--train_vision_projector True": "vision_projector_lr",
+    "--train_vision_encoder True": "use_vision_lora",
+    "--use_lora True": "q_lora load_in_8bit lora_experts lora_router",
+    "--use_lora True or --use_vision_lora True": "lora_r lora_alpha lora_dropout lora_bias lora_target_modules "
+    "lora_init use_dora use_rslora lora_weight_path",
+    "--on_bad_sample skip": "max_bad_samples",
+    "--image_size, --min_pixels or --max_pixels": "image_resize_algorithm",
+    "--allow_urls True": "media_megabytes_limit",
+    "--eval_data_path": "eval_strategy eval_generate eval_on_start eval_delay per_device_eval_batch_size "
+    "metric_for_best_model greater_is_better",
+    "--eval_generate 100": "metric eval_max_new_tokens",
+    "--eval_strategy epoch": "early_stopping_patience load_best_model_at_end",
+    "--dataloader_num_workers 4": "dataloader_persistent_workers dataloader_multiprocessing_context",
 }
+NEEDS = {flag: needed for needed, flags in NEEDED_BY.items() for flag in flags.split()}
 
 # Pairs of flags of which one must be left out, and why.
 EXCLUDES = (
@@ -346,21 +334,15 @@ def try_optimizer(training) -> None:
     name = training.optim.value
     if "paged" in name and training.device.type != "cuda":
         raise ValueError(f"--optim {name} needs a CUDA GPU: use {name.removeprefix('paged_')}.")
+    what = f"--optim {name}"
     try:
         optimizer_class, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(training)
         optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], **kwargs)
+        schedule, kwargs = training.lr_scheduler_type, training.lr_scheduler_kwargs
+        what = f"--lr_scheduler_type {schedule.value} with --lr_scheduler_kwargs {kwargs or {}}"
+        transformers.get_scheduler(schedule, optimizer, 1, 10, scheduler_specific_kwargs=kwargs)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"--optim {name} cannot be made with these flags: {error}") from error
-    try:
-        steps = {"num_warmup_steps": 1, "num_training_steps": 10}
-        transformers.get_scheduler(
-            training.lr_scheduler_type, optimizer, **steps, scheduler_specific_kwargs=training.lr_scheduler_kwargs
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"--lr_scheduler_type {training.lr_scheduler_type.value} with --lr_scheduler_kwargs "
-            f"{training.lr_scheduler_kwargs or {}} is not possible: {error}"
-        ) from error
+        raise ValueError(f"{what} cannot be made with these flags: {error}") from error
 
 
 def check_together(arguments) -> None:
@@ -413,35 +395,22 @@ def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
     check_lora(lora)
 
 
-def check_writable(option: str, folder: str) -> None:
-    """Raise a ValueError where a folder can neither be written to nor made. Makes nothing."""
-    existing = os.path.abspath(folder)
-    while not os.path.lexists(existing):
-        existing = os.path.dirname(existing)
-    if not os.path.isdir(existing):
-        raise ValueError(f"{option} {folder} cannot be written: {existing} is not a folder. Name another.")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"{option} {folder} cannot be written: no permission for {existing}. Name another.")
-
-
 def check_flag_names(given: dict[str, str], known: Collection[str]) -> None:
     """Raise a ValueError that names all flags which do not exist, with what to write instead.
 
     Args:
         given: the flags that were written, with their values.
     """
-    wrong = {option: value for option, value in given.items() if option not in known}
-    if not wrong:
+    names = {option: option.removeprefix("--").replace("-", "_") for option in given if option not in known}
+    if not names:
         return
-    names = {option: option.removeprefix("--").replace("-", "_") for option in wrong}
     tools = sorted(keys_of_tools(), key=lambda keys: -len(keys.keys() & {*names.values()}))
-    cures = {option: instead(names[option], value, known, tools) for option, value in wrong.items()}
+    faults = []
+    for option, name in names.items():
+        fix = instead(name, given[option], known, tools)
+        faults.append(f"{option} is not a flag{': ' if fix else '.'}{fix}")
     more = "`python train.py --help` lists all; docs/coming_from.md, those of other tools."
-    if len(wrong) == 1:
-        ((option, cure),) = cures.items()
-        raise ValueError(f"{option} is not a flag{': ' if cure else '.'}{cure} {more}")
-    lines = "".join(f"\n  {option}{': ' if cure else ''}{cure}" for option, cure in cures.items())
-    raise ValueError(f"{len(wrong)} flags do not exist:{lines}\n{more}")
+    raise ValueError(("\n" if faults[1:] else " ").join([*faults, more]))
 
 
 def instead(name: str, value: str, known: Collection[str], tools: list[dict]) -> str:

@@ -1,7 +1,6 @@
 """What each engine needs that the Trainer leaves open: DDP, DeepSpeed's ZeRO and FSDP2."""
 
 import os
-from threading import Timer
 
 import torch
 from accelerate.utils import DistributedType
@@ -111,19 +110,12 @@ def join(training) -> None:
     """Start DeepSpeed's communication.
 
     On a CPU, accelerate 1.15 starts torch.distributed alone, and ZeRO-3 would shard the weights for one process. There
-    DeepSpeed also compiles an operation on first use: one process does it, the others wait for its lock, which ends
-    with its owner (torch 2.14; an older one waits for ever on the file `lock` that a killed build left behind).
+    DeepSpeed also compiles an operation on first use, for about a minute: one process does it, the others wait.
     """
     if training.deepspeed:
         import deepspeed
 
-        building = "Building DeepSpeed's communication for CPUs with g++: about a minute, once per machine."
-        message = Timer(3, say, [building])  # a built one loads in less
-        message.start()
-        try:
-            deepspeed.init_distributed()
-        finally:
-            message.cancel()
+        deepspeed.init_distributed()
 
 
 def quantized(arguments, config, dtype: torch.dtype) -> dict:

@@ -96,7 +96,7 @@ def read_record(checkpoint: str) -> dict:
     try:
         with open(os.path.join(checkpoint, RECORD), encoding="utf-8") as file:
             record = json.load(file)
-        if record.pop("checksum") != record_checksum(record):
+        if record.pop("checksum") != zlib.crc32(strict_json(record).encode()):
             raise ValueError("it was changed")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{checkpoint} is no whole checkpoint of train.py: no usable {RECORD} ({error}).") from error
@@ -105,10 +105,6 @@ def read_record(checkpoint: str) -> dict:
         if not os.path.isfile(path) or os.path.getsize(path) != size:
             raise ValueError(f"{checkpoint} is no whole checkpoint: {name} is missing or not of {size:,} bytes.")
     return record
-
-
-def record_checksum(record: dict) -> int:
-    return zlib.crc32(strict_json(record).encode())
 
 
 def check_files(checkpoint: str, training) -> None:
@@ -146,20 +142,12 @@ def last_checkpoint(folder: str) -> str:
     return f"the last whole checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
 
 
-def remove_unfinished(folder: str) -> bool:
-    """Delete what interrupted saves left in an output folder; returns whether there was any."""
-    leftovers = os.path.join(folder, UNFINISHED)
-    found = os.path.isdir(leftovers)
-    if found:
-        shutil.rmtree(leftovers)
-    return found
-
-
 def checkpoint_to_resume(training) -> str | None:
     """What `--resume_from_checkpoint` names; True: the newest that is as it was saved, or none before the first."""
     folder, wanted = training.output_dir, resume_from(training)
-    if training.should_save and remove_unfinished(folder):
-        say(f"Removed {os.path.join(folder, UNFINISHED)}: a checkpoint was half written or half deleted.")
+    if training.should_save and os.path.isdir(unfinished := os.path.join(folder, UNFINISHED)):
+        shutil.rmtree(unfinished)
+        say(f"Removed {unfinished}: a checkpoint was half written or half deleted.")
     if not wanted:
         return None
     if training.save_only_model:
@@ -173,13 +161,12 @@ def checkpoint_to_resume(training) -> str | None:
     for checkpoint in reversed(checkpoints):
         try:
             check_files(checkpoint, training)
+            say(f"Resuming from {checkpoint}.")
+            return checkpoint
         except UntrustedCheckpoint:
             raise
         except ValueError as error:
             say(f"WARNING: passed over: {error}")
-        else:
-            say(f"Resuming from {checkpoint}.")
-            return checkpoint
     say(f"No checkpoint in {folder} yet: starting from the beginning.")
     return None
 
@@ -338,7 +325,7 @@ def write_record(folder: str, record: dict) -> None:
     """Bring all files of a checkpoint to the disk and list them in its `checkpoint.json`."""
     files = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names if name != RECORD]
     record["files"] = {os.path.relpath(path, folder): checksum(path) for path in sorted(files)}
-    record["checksum"] = record_checksum(record)
+    record["checksum"] = zlib.crc32(strict_json(record).encode())
     with open(os.path.join(folder, RECORD), "w", encoding="utf-8") as file:
         file.write(strict_json(record, indent=1))
     for path in [*files, os.path.join(folder, RECORD), *(parent for parent, _, _ in os.walk(folder))]:

@@ -18,28 +18,20 @@ from torch.nn.modules.conv import _ConvNd
 
 from reading.dataset import IGNORE_INDEX
 from training.adapters import base_name
-from training.engines import say
 from training.trainable import num_elements
 
-MUCH_WAITING, LONG_WAITING = 0.05, 5  # of the time of an interval; such intervals in a row
 # Of a layer in `layer_types` -> what names the positions that a token sees, itself and earlier ones; None: all.
 WINDOWS = {"full_attention": None, "sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
 
 def sample_lengths(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The tokens of each sample (at least as many elements as samples,); 0 for padding and for dummies.
-
-    A batch is padded, with an `attention_mask` (rows, tokens), or padding-free: one row of samples, each of which
-    begins where the `position_ids`, (1, tokens) or (4, 1, tokens) with those of the text first, are 0. A dummy, which
-    only costs a vision call, has no label.
-    """
+    """The tokens of each sample of a batch (samples,), padded or padding-free; 0 for a dummy, which has no label."""
     labelled = batch["labels"] != IGNORE_INDEX
-    if "position_ids" not in batch:
+    if "sample_lengths" not in batch:
         return batch["attention_mask"].sum(1) * labelled.any(1)
-    positions = batch["position_ids"].reshape(-1, labelled.shape[1])[0]
-    sample = (positions == 0).cumsum(0) - 1
-    of_sample = partial(torch.zeros_like(sample).index_add, 0, sample)
-    return of_sample(torch.ones_like(sample)) * (of_sample(labelled[0].long()) > 0)
+    lengths = batch["sample_lengths"]
+    has_label = torch.stack([labels.any() for labels in labelled[0].split(lengths)])
+    return torch.tensor(lengths, device=labelled.device) * has_label
 
 
 class ThroughputMeter:
@@ -55,7 +47,7 @@ class ThroughputMeter:
         self.device, self.flop_counter, self.peak_tflops = device, flop_counter, peak_tflops
         self.since = None  # when the stopwatch was started; None: it stands
         self.interval, self.run = Counter(), Counter()  # sums since the last log, of this process, and of all logs
-        self.run_memory, self.waits, self.has_hinted = 0.0, 0, False
+        self.run_memory = 0.0
 
     # ---- counting ----
 
@@ -106,20 +98,7 @@ class ThroughputMeter:
         self.run.update(interval)
         self.run["processes"] = len(processes)
         self.run_memory = max(self.run_memory, memory)
-        figures = self._figures(interval, memory)
-        # On a CPU the loader works in the time of the training.
-        is_long = self.device.type != "cpu" and figures.get("data_wait", 0) > MUCH_WAITING
-        self.waits = self.waits + 1 if is_long else 0
-        if self.waits == LONG_WAITING and not self.has_hinted:
-            self.has_hinted = True
-            say(
-                f"{figures['data_wait']:.0%} of the time since the last log went into waiting for the data loader, and "
-                "about as much before. "
-                "Raise --dataloader_num_workers (one for each free CPU core) or --dataloader_prefetch_factor, keep "
-                "workers with --dataloader_persistent_workers True, or have less to read: smaller image files, fewer "
-                "frames (--num_frames), a faster disk."
-            )
-        return figures
+        return self._figures(interval, memory)
 
     def log_run(self) -> dict[str, float]:
         """The same over the whole run, or since its resumption; named `train_...`."""
@@ -203,11 +182,11 @@ class FlopCounter:
             own = dict(module.named_parameters(recurse=False))
             parts = {loader.mixture_part(f"{name}.{key}") for key in own}
             if isinstance(module, (nn.Linear, _ConvNd)):
-                hook = partial(self._count_weight, flows=flows, of_text=of_text and module is not head)
+                hook = partial(self._count_weights, [module.weight], flows, of_text and module is not head)
             elif parts & {"experts", "router"}:
-                hook = partial(self._count_mixture, weights=list(own.values()), are_experts="experts" in parts)
+                hook = partial(self._count_weights, list(own.values()), flows, of_text, are_experts="experts" in parts)
             elif component == "vision_encoder" and type(module).__name__.endswith("Attention"):
-                hook = partial(self._count_attention, flows=flows)
+                hook = partial(self._count_attention, flows)
             else:
                 continue
             module.register_forward_hook(hook, with_kwargs=True)
@@ -233,23 +212,20 @@ class FlopCounter:
             pairs = pairs + width * (lengths * seen - seen**2 / 2).sum()
         return 3 * 4 * pairs
 
-    def _count_weight(self, module, inputs, kwargs, output, flows: bool, of_text: bool) -> None:
-        if isinstance(module, nn.Linear):  # whose weight may be packed
-            operations = 2 * inputs[0].numel() * module.out_features
-        else:
-            operations = 2 * output.numel() * num_elements(module.weight) // module.out_channels
-        backward = (flows and inputs[0].requires_grad) + module.weight.requires_grad
+    def _count_weights(self, weights, flows: bool, of_text: bool, module, inputs, kwargs, output, are_experts=False):
+        positions, active = self.num_positions, 1
+        if isinstance(module, nn.Linear):
+            positions = inputs[0].numel() // module.in_features
+        elif isinstance(module, _ConvNd):
+            positions = output.numel() // module.out_channels
+        elif are_experts:
+            active = getattr(self.text_config, "num_experts_per_tok", None) or self.text_config.top_k_experts
+            active /= weights[0].shape[0]
+        operations = 2 * positions * sum(map(num_elements, weights)) * active  # a packed weight counts as what it holds
+        backward = (flows and inputs[0].requires_grad) + any(weight.requires_grad for weight in weights)
         self._add(operations * (1 + backward), of_text)
 
-    def _count_mixture(self, module, inputs, kwargs, output, weights: list[nn.Parameter], are_experts: bool) -> None:
-        operations = 2 * self.num_positions * sum(map(num_elements, weights))
-        if are_experts:
-            active = getattr(self.text_config, "num_experts_per_tok", None) or self.text_config.top_k_experts
-            operations = operations * active // weights[0].shape[0]
-        backward = inputs[0].requires_grad + any(weight.requires_grad for weight in weights)
-        self._add(operations * (1 + backward), of_text=True)
-
-    def _count_attention(self, module, inputs, kwargs, output, flows: bool) -> None:
+    def _count_attention(self, flows: bool, module, inputs, kwargs, output) -> None:
         hidden = inputs[0] if inputs else kwargs["hidden_states"]
         if "cu_seqlens" in kwargs:  # where each of the sequences in one row begins and ends
             pairs = kwargs["cu_seqlens"].diff().float().square().sum()

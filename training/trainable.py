@@ -143,12 +143,10 @@ def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[Component
             mode = f"{'dora' if arguments.lora.use_dora else 'lora'} r={arguments.lora.lora_r}"
         rate = learning_rate_of(component, arguments) if trained else None
         total = sum(num_elements(p) for _, p in parameters)
-        mixture = {}
+        mixture, frozen = Counter(), defaultdict(dict)
         for name, parameter in parameters:
             if part := loader.mixture_part(name):
-                mixture[part] = mixture.get(part, 0) + num_elements(parameter) * parameter.requires_grad
-        frozen = defaultdict(dict)
-        for name, parameter in parameters:
+                mixture[part] += num_elements(parameter) * parameter.requires_grad
             if not parameter.requires_grad and (mode == "full" or ".lora_" in name):
                 frozen[why_frozen(name, loader, hasattr(model, "peft_config"))][base_name(name)] = None
         others = training.union(*frozen.values())

@@ -26,7 +26,8 @@ from typing import NamedTuple
 import psutil
 from filelock import FileLock, Timeout
 
-from arguments import HERE, PARTS, parse_arguments, split_flags
+import entry
+from arguments import PARTS, parse_arguments, split_flags
 from evaluation.verdict import Verdict
 from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS
 from preview import add_flags
@@ -36,6 +37,7 @@ from reading.sources import ENDINGS, HUB_ID, find_source
 from training.progress import LOG_FILE
 from training.run_folder import LOCK
 
+HERE = str(entry.HERE)
 FIELDS = {field.name: field for part in PARTS for field in fields(part)}
 RECORD, LOG = "webui_run.json", "webui.log"
 DEPTH = 4  # folders from the root down to a run, a model or a data file

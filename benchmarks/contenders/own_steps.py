@@ -15,7 +15,7 @@ import torch  # noqa: E402
 from transformers import set_seed  # noqa: E402
 
 from arguments import parse_arguments  # noqa: E402
-from collators import make_collator  # noqa: E402
+from collators.make import make_collator  # noqa: E402
 from loaders import LOADERS, attention  # noqa: E402
 from reading.dataset import EncodedDataset, make_dataset  # noqa: E402
 from train import fit_to_budget, model_kwargs  # noqa: E402

@@ -11,7 +11,7 @@ from PIL import Image
 
 import predict
 from arguments import DataArguments
-from collators import make_collator
+from collators.make import make_collator
 from reading.dataset import make_dataset
 
 ROW = {"image": "red.png", "conversations": turns("<image>\nWhat?", "Red")}

@@ -183,7 +183,7 @@ def test_fsdp_saves_a_model_in_the_precision_of_its_base(tiny, write_rows, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("built", [True, pytest.param(False, marks=pytest.mark.cross)], ids=["built", "cold"])
-def test_a_stale_lock_hangs_no_run_and_a_build_is_announced(tiny, built, write_rows, tmp_path):
+def test_a_stale_lock_hangs_no_run(tiny, built, write_rows, tmp_path):
     from torch.utils.cpp_extension import get_default_build_root
 
     (folder := tmp_path / "extensions" / "deepspeed_shm_comm").mkdir(parents=True)
@@ -193,8 +193,7 @@ def test_a_stale_lock_hangs_no_run_and_a_build_is_announced(tiny, built, write_r
         shutil.copytree(f"{found.path}/deepspeed_shm_comm", folder, dirs_exist_ok=True)
     (folder / "lock").touch()
     given = words(tiny, "qwen2-vl", write_rows(APART), tmp_path / "out", 2, *ENGINES["zero2"])
-    output = launch(given, 2, environment={"TORCH_EXTENSIONS_DIR": tmp_path / "extensions"})
-    assert output.count("Building DeepSpeed's communication for CPUs") == (not built)
+    launch(given, 2, environment={"TORCH_EXTENSIONS_DIR": tmp_path / "extensions"})
     assert (folder / "deepspeed_shm_comm.so").exists()
 
 

@@ -193,7 +193,7 @@ def dying(self, position):
         os.kill(os.getpid(), {signal})
     return open_sample(self, position)
 MultimodalDataset.__getitem__ = dying
-from arguments import cli
+from entry import cli
 cli(lambda: train.main({words}))
 """
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, set_seed
 
 import train
 from arguments import parse_arguments
-from collators import make_collator
+from collators.make import make_collator
 from loaders import LOADERS
 from reading.dataset import EncodedDataset, make_dataset
 from training import trainable

@@ -1,0 +1,25 @@
+"""The collator of a run, from its flags."""
+
+from collators import COLLATORS
+from collators.processor_options import parse_processor_options, set_processor_options
+
+# Values of --chat_template beside a file: what trains where the checkpoint's template is not the family's.
+OWN_TEMPLATES = ("checkpoint", "family")
+
+
+def make_collator(family: str, loader, data):
+    """The collator of a run, from its loader and its DataArguments."""
+    chat_template = data.chat_template
+    if chat_template and chat_template not in OWN_TEMPLATES:
+        with open(data.chat_template, encoding="utf-8") as file:
+            chat_template = file.read()
+    processor = loader.load_processor()
+    collator = COLLATORS.get(family)(
+        processor,
+        data.model_max_length,
+        data.mask_question_tokens,
+        chat_template=chat_template,
+        stop_tokens=loader.stop_tokens(processor.tokenizer),
+    )
+    set_processor_options(collator, parse_processor_options(data.processor_kwargs))
+    return collator
