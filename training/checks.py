@@ -430,7 +430,7 @@ def check_writable(option: str, folder: str) -> None:
         raise ValueError(f"{option} {folder} cannot be written: no permission for {existing}. Name another.")
 
 
-def check_flag_names(given: dict[str, str], known: Collection[str]) -> None:
+def check_flag_names(given: dict[str, str], known: Collection[str], script: str = "train.py") -> None:
     """Raise a ValueError that names all flags which do not exist, with what to write instead.
 
     Args:
@@ -442,7 +442,7 @@ def check_flag_names(given: dict[str, str], known: Collection[str]) -> None:
     names = {option: option.removeprefix("--").replace("-", "_") for option in wrong}
     tools = sorted(keys_of_tools(), key=lambda keys: -len(keys.keys() & {*names.values()}))
     cures = {option: instead(names[option], value, known, tools) for option, value in wrong.items()}
-    more = "`python train.py --help` lists all; docs/coming_from.md, those of other tools."
+    more = f"`python {script} --help` lists all; docs/coming_from.md, those of other tools."
     if len(wrong) == 1:
         ((option, cure),) = cures.items()
         raise ValueError(f"{option} is not a flag{': ' if cure else '.'}{cure} {more}")
