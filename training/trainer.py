@@ -58,7 +58,8 @@ class FinetuneTrainer(ResumableTrainer):
         self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
         self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
         self.write_card = write_card
-        self.add_callback(GradientCheck(self))
+        self.gradient_check = GradientCheck(self)
+        self.add_callback(self.gradient_check)
         self.finite_check = FiniteCheck(self)
         self.add_callback(self.finite_check)
         self.add_callback(KeepFrozenOut)
@@ -152,7 +153,9 @@ class FinetuneTrainer(ResumableTrainer):
         return found
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        return super().get_batch_samples(self.meter.waiting(epoch_iterator), num_batches, device)
+        batches, num_labels = super().get_batch_samples(self.meter.waiting(epoch_iterator), num_batches, device)
+        self.gradient_check.see(batches)
+        return batches, num_labels
 
     def log(self, logs, start_time=None):
         if "loss" in logs:

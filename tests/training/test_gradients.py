@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_trainable import batch_with_everything, names_without_gradient
 
 from loaders.llava_1_5 import LlavaLoader
-from training import engines, gradients
+from training import engines
 from training.adapters import largest_modules
 
 FAMILY = "llava-1.5"
@@ -22,7 +22,6 @@ ORDER = ["--train_sampling_strategy", "sequential", "--per_device_train_batch_si
 
 @pytest.fixture
 def emptied(monkeypatch):
-    monkeypatch.setattr(gradients, "UPDATES", 4)
     monkeypatch.setattr(LlavaLoader, "unused_modules", lambda self, model: [])
 
 
@@ -43,15 +42,20 @@ def test_a_family_that_names_no_unused_module_is_told(tiny, write_rows, tmp_path
     run(tiny, FAMILY, path, tmp_path / "out", *VISION_FLAGS, *flags, *lora)
     printed = capsys.readouterr().out
     ((number, updates),) = WARNING.findall(printed)
-    assert int(number.replace(",", "")) == without_gradient(tiny, write_rows) and updates == "4"
+    assert int(number.replace(",", "")) == without_gradient(tiny, write_rows) and updates == "3"
     assert "learn nothing: model.vision_tower.encoder.layers.1, model.vision_tower.post_layernorm. If" in printed
 
 
-def test_where_all_has_a_gradient_nothing_is_said(tiny, write_rows, tmp_path, capsys, monkeypatch):
+def test_where_all_has_a_gradient_nothing_is_said(tiny, write_rows, tmp_path, capsys):
     path = write_rows([*TEXTS[:1], *IMAGE_ROWS[:3]])
-    monkeypatch.setattr(gradients, "UPDATES", 2)
     run(tiny, FAMILY, path, tmp_path / "out", *VISION_FLAGS, *ORDER, "--max_steps", 3)
     assert not WARNING.search(capsys.readouterr().out)
+
+
+def test_after_20_updates_no_medium_is_waited_for(tiny, write_rows, tmp_path, capsys):
+    path = write_rows([*TEXTS * 5, IMAGE_ROWS[0]])
+    run(tiny, FAMILY, path, tmp_path / "out", *VISION_FLAGS, *ORDER, "--max_steps", 21)
+    assert [updates for _, updates in WARNING.findall(capsys.readouterr().out)] == ["20"]
 
 
 ENGINES = {
@@ -68,10 +72,10 @@ ENGINES = {
 def test_two_processes_are_told_the_same(tiny, write_rows, tmp_path, engine):
     path = write_rows([*IMAGE_ROWS[:3], *TEXTS[:3]])
     words = ["--model_id", MODEL_ID[FAMILY], "--model_local_path", tiny(FAMILY), "--output_dir", tmp_path / "out"]
-    words += ["--data_path", path, "--use_cpu", True, *VISION_FLAGS, *ORDER, "--max_steps", 20, "--save_strategy", "no"]
+    words += ["--data_path", path, "--use_cpu", True, *VISION_FLAGS, *ORDER, "--max_steps", 3, "--save_strategy", "no"]
     printed = launch([*words, *ENGINES[engine]], 2, "emptied_unused")
     ((number, updates),) = WARNING.findall(printed)
-    assert int(number.replace(",", "")) == without_gradient(tiny, write_rows) and updates == "20"
+    assert int(number.replace(",", "")) == without_gradient(tiny, write_rows) and updates == "1"
     assert not WARNING.search(launch([*words, *ENGINES[engine]], 2, "fsdp_on_cpu" if engine == "fsdp2" else "train"))
 
 
