@@ -454,14 +454,14 @@ FAULTS = [
     Fault(
         "every epoch has the same order",
         "training/sampling.py",
-        "manual_seed(seed + epoch)",
-        "manual_seed(seed)",
+        "manual_seed(self.seed + epoch)",
+        "manual_seed(self.seed)",
         "tests/training/test_trainer.py::test_order_is_a_pure_function_of_seed_epoch_and_position",
     ),
     Fault(
         "lengths are grouped by one sample",
         "training/sampling.py",
-        "get_length_grouped_indices(lengths, group,",
+        "get_length_grouped_indices(lengths, self.group,",
         "get_length_grouped_indices(lengths, 1,",
         "tests/collators/test_lengths.py::test_the_batches_of_a_step_are_of_similar_length_on_all_processes",
     ),

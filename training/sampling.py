@@ -14,19 +14,6 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 LOOK_AHEAD = 4096  # rows of which the packs of an epoch are made at a time
 
 
-def epoch_order(length: int, seed: int, epoch: int, lengths: list[int] | None = None, group: int = 1):
-    """The order of an epoch (length,): a pure function of its arguments.
-
-    Args:
-        lengths: tokens of each sample; given, samples of similar length stand in one `group`.
-        group: samples per step.
-    """
-    generator = torch.Generator().manual_seed(seed + epoch)
-    if lengths is not None:
-        return get_length_grouped_indices(lengths, group, generator=generator)
-    return torch.randperm(length, generator=generator).numpy()
-
-
 class EpochSampler(Sampler):
     """Yields the rows of the epoch that `set_epoch` names, shuffled.
 
@@ -57,9 +44,12 @@ class EpochSampler(Sampler):
         """The rows of an epoch in order."""
         return self.order(self.dataset.epoch_rows(self.seed, epoch), epoch)
 
+    def generator(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + epoch)
+
     def order(self, rows: np.ndarray, epoch: int) -> np.ndarray:
         """The rows of an epoch (rows,) -> the same rows in the order in which they are trained on."""
-        return rows[epoch_order(len(rows), self.seed, epoch)]
+        return rows[torch.randperm(len(rows), generator=self.generator(epoch)).numpy()]
 
 
 class UnshuffledSampler(EpochSampler):
@@ -75,7 +65,8 @@ class LengthSampler(EpochSampler):
     needs_lengths = True
 
     def order(self, rows: np.ndarray, epoch: int) -> np.ndarray:
-        return rows[epoch_order(len(rows), self.seed, epoch, self.lengths[rows].tolist(), self.group)]
+        lengths = self.lengths[rows].tolist()
+        return rows[get_length_grouped_indices(lengths, self.group, generator=self.generator(epoch))]
 
 
 # --train_sampling_strategy -> the sampler; the first is the default.

@@ -30,7 +30,7 @@ import train
 from collators import COLLATORS
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
-from training.sampling import EpochSampler, epoch_order
+from training.sampling import EpochSampler, LengthSampler
 from training.trainer import FinetuneTrainer
 
 
@@ -59,21 +59,20 @@ def test_loss_and_gradients_equal_the_models_own(tiny, family, write_rows, tmp_p
 
 
 def test_order_is_a_pure_function_of_seed_epoch_and_position():
-    order = epoch_order(100, seed=7, epoch=3).tolist()
+    whole = SimpleNamespace(epoch_size=100, epoch_rows=lambda seed, epoch: np.arange(100))
+    sampler, other = EpochSampler(whole, seed=7), EpochSampler(whole, seed=8)
+    order = sampler.rows_of(3).tolist()
     assert sorted(order) == list(range(100))
     torch.manual_seed(0)
-    assert epoch_order(100, seed=7, epoch=3).tolist() == order
-    assert epoch_order(100, seed=7, epoch=4).tolist() != order
-    assert epoch_order(100, seed=8, epoch=3).tolist() != order
-    whole = SimpleNamespace(epoch_size=100, epoch_rows=lambda seed, epoch: np.arange(100))
-    sampler = EpochSampler(whole, seed=7)
+    assert sampler.rows_of(3).tolist() == order
+    assert sampler.rows_of(4).tolist() != order and other.rows_of(3).tolist() != order
     sampler.set_epoch(3)
     assert list(sampler) == list(sampler) == order
 
 
 def test_grouping_puts_similar_lengths_together():
-    lengths = [i % 50 for i in range(200)]
-    order = epoch_order(200, seed=1, epoch=0, lengths=lengths, group=8)
+    lengths = np.arange(200) % 50
+    order = LengthSampler(None, seed=1, group=8, lengths=lengths).order(np.arange(200), epoch=0)
     assert sorted(order) == list(range(200))
     spread = [max(g) - min(g) for g in (([lengths[i] for i in order[k : k + 8]]) for k in range(0, 200, 8))]
     assert sum(spread) / len(spread) < 12  # about 40 in random order
