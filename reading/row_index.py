@@ -179,10 +179,6 @@ class RowIndex:
         last = first + len(self.layout(place).media)
         return list(zip(self.file_sizes[first:last].tolist(), self.file_times[first:last].tolist()))
 
-    def is_broken(self, place: int) -> bool:
-        """Whether a row is a line that is no JSON, or of bytes that are no text."""
-        return place in self.broken
-
     def groups(self, places: np.ndarray) -> Iterator[tuple[Layout, np.ndarray, np.ndarray]]:
         """Those of `places` that are alike in layout and media sizes: both, and where in `places` they are."""
         of_place = self.layouts[places]
@@ -282,7 +278,7 @@ def is_current(index: RowIndex, options: MediaOptions) -> bool:
     looked_at = os.path.join(index.folder, "index.json")
     if time.time() - os.path.getmtime(looked_at) < SECONDS_CURRENT:
         return True
-    rows = [index.raw(place) for place in index.errors if not index.is_broken(place)]
+    rows = [index.raw(place) for place in index.errors if place not in index.broken]
     if not IndexMaker(index.path, index.form, options).all_faulty(rows):
         return False
     os.utime(looked_at)
