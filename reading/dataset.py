@@ -37,6 +37,8 @@ from reading.sources import find_source, is_table
 
 # The label of a token that is not trained, as PyTorch's cross entropy has it.
 IGNORE_INDEX = -100
+# Flags that say how rows are read.
+OF_ROWS = "user_key assistant_key field_messages allow_outside prompt system_prompt allow_empty_answers".split()
 SHOWN_FAULTS = 10  # samples that are named when they are skipped
 
 
@@ -47,16 +49,12 @@ class MultimodalDataset(Dataset):
         data_path: one or several of `PATH[:SPLIT][SLICE][:WEIGHT]` (reading/sources.py).
         image_folder, video_folder: where relative paths start; by default the data file's folder.
         media: how images and videos are read.
-        user_key, assistant_key: the names in the `from` field of `conversations`.
-        field_messages: the name of the field `messages`.
-        max_samples: at most so many rows of each path, the first ones.
-        allow_outside: whether relative paths may leave their folder.
+        max_samples: use only the first N rows of each path.
         check: True raises a ValueError that lists the rows that cannot be used; False keeps them in
             `errors` (position -> message), with None in `rows`.
         max_bad_samples: given, `check` leaves them out instead, as long as they are no more than these.
         columns: NAME=FIELD for each field that is read by another name, FIELD= for each that is ignored.
-        prompt, system_prompt: the question and the system prompt of each row.
-        allow_empty_answers: whether a trained reply may be empty.
+        form: of reading.rows.RowForm: the flags of OF_ROWS.
     """
 
     def __init__(
@@ -65,17 +63,11 @@ class MultimodalDataset(Dataset):
         image_folder: str | None = None,
         video_folder: str | None = None,
         media: MediaOptions | None = None,
-        user_key: str = "human",
-        assistant_key: str = "gpt",
-        field_messages: str = "messages",
         max_samples: int | None = None,
-        allow_outside: bool = False,
         check: bool = True,
         max_bad_samples: int | None = None,
         columns: Sequence[str] | None = None,
-        prompt: str | None = None,
-        system_prompt: str | None = None,
-        allow_empty_answers: bool = False,
+        **form,
     ):
         self.media = media or MediaOptions()
         self.paths = [data_path] if isinstance(data_path, str) else list(data_path)
@@ -88,24 +80,18 @@ class MultimodalDataset(Dataset):
             first = self.starts[-1]
             for file in source.files:
                 own = source.folder or os.path.dirname(os.path.abspath(file))
-                keys = {"user_key": user_key, "assistant_key": assistant_key} | source.keys
                 roots = (root, own) if root and source.from_hub else (root,) if root else ()
                 if roots and not stays_in(file, roots):
                     raise ValueError(f"{file} {leads_out_of(root)}.")
-                form = RowForm(
+                of_file = RowForm(
                     {"image": os.path.abspath(image_folder or own), "video": os.path.abspath(video_folder or own)},
-                    **keys,
-                    field_messages=field_messages,
                     allow_urls=self.media.allow_urls,
-                    allow_outside=allow_outside,
                     allow_absolute=not source.from_hub,
                     mapping=Mapping.of([*source.columns, *(columns or [])], lower=is_table(file)),
-                    prompt=prompt,
-                    system_prompt=system_prompt,
-                    allow_empty_answers=allow_empty_answers,
                     roots=roots,
+                    **form | source.keys,
                 )
-                self.files.append(open_index(file, form, self.media))
+                self.files.append(open_index(file, of_file, self.media))
                 self.starts.append(self.starts[-1] + len(self.files[-1]))
             numbers = source.select(self.starts[-1] - first)[:max_samples]
             self.chosen.append(range(first + numbers.start, first + numbers.stop))
@@ -284,14 +270,12 @@ class MultimodalDataset(Dataset):
 
     def notes(self) -> list[str]:
         """What a person should know before the data is used, a line each."""
-        unread = Counter()
+        unread, outside = Counter(), Counter()
         for index in self.files:
             unread.update(index.unread)
+            outside.update(index.outside)
         fields = ", ".join(f"{name} ({count:,} rows)" for name, count in unread.most_common())
         notes = [f"{self.name}: fields that are not read: {fields}"] if unread else []
-        outside = Counter()
-        for index in self.files:
-            outside.update(index.outside)
         if outside:
             named = [f"{folder} ({count:,})" for folder, count in outside.most_common(3)]
             more = [f"{len(outside) - 3:,} more"] if len(outside) > 3 else []
@@ -395,17 +379,11 @@ def make_dataset(
         data.image_folder,
         data.video_folder,
         MediaOptions.of(data),
-        data.user_key,
-        data.assistant_key,
-        data.field_messages,
         data.max_samples,
-        data.allow_outside,
         check,
         max_bad_samples,
         data.columns,
-        data.prompt,
-        data.system_prompt,
-        data.allow_empty_answers,
+        **{name: getattr(data, name) for name in OF_ROWS},
     )
     if not weighted and set(dataset.weights) != {1}:
         raise ValueError(f"{dataset.name}: only training data (--data_path) has weights; here each row counts once.")

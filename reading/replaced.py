@@ -12,7 +12,7 @@ import numpy as np
 
 from reading.references import describe
 from reading.row_index import ChangedFile, media_state
-from reading.rows import content_parts
+from reading.rows import media_of
 
 DRAWN = 1000  # rows
 
@@ -32,11 +32,9 @@ def files_of(dataset, position: int) -> Iterator[tuple[str, object, tuple[int, i
     index, place = dataset.locate(position)
     states = index.file_states(place)
     if any(size >= 0 for size, _ in states):  # else its media are in the row itself, which is large
-        media = [part for part in content_parts(index.row(place)) if part["type"] != "text"]
-        for part, state in zip(media, states):
+        for (kind, reference), state in zip(media_of(index.row(place)["messages"]), states):
             if state[0] >= 0:
-                reference = part[part["type"]]
-                yield f"{index.source(place)}: {part['type']} {describe(reference)}", reference, state
+                yield f"{index.source(place)}: {kind} {describe(reference)}", reference, state
 
 
 def check_drawn(dataset) -> list[str]:

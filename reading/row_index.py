@@ -29,7 +29,7 @@ from reading import sources
 from reading.files import is_hub_blob, is_within
 from reading.media import read_header
 from reading.options import MediaOptions
-from reading.rows import RowForm, content_parts, is_empty, trained_replies
+from reading.rows import RowForm, is_empty, media_of, trained_replies
 from reading.strict_json import strict_json
 
 VERSION = 4  # of the files below
@@ -53,17 +53,11 @@ class Layout(str):
 
     @classmethod
     def of(cls, messages: list[dict]) -> "Layout":
-        letters = cls.LETTERS
-        return cls(
-            "".join(
-                [
-                    letters[message["role"]]
-                    + ("-" if "train" in message else "")
-                    + "".join([letters[part["type"]] for part in message["content"]])
-                    for message in messages
-                ]
-            )
-        )
+        def letters(message: dict) -> str:
+            parts = [cls.LETTERS[part["type"]] for part in message["content"]]
+            return "".join([cls.LETTERS[message["role"]], "-" if "train" in message else "", *parts])
+
+        return cls("".join(map(letters, messages)))
 
     @cached_property
     def messages(self) -> list[dict]:
@@ -85,7 +79,7 @@ class Layout(str):
     @cached_property
     def media(self) -> list[str]:
         """The kind of each medium, in order."""
-        return [part["type"] for part in content_parts({"messages": self.messages}) if part["type"] != "text"]
+        return [kind for kind, _ in media_of(self.messages)]
 
     @property
     def shape(self) -> "Layout":
@@ -184,10 +178,6 @@ class RowIndex:
         first = self.first_medium[place]
         last = first + len(self.layout(place).media)
         return list(zip(self.file_sizes[first:last].tolist(), self.file_times[first:last].tolist()))
-
-    def is_broken(self, place: int) -> bool:
-        """Whether a row is a line that is no JSON, or of bytes that are no text."""
-        return place in self.broken
 
     def groups(self, places: np.ndarray) -> Iterator[tuple[Layout, np.ndarray, np.ndarray]]:
         """Those of `places` that are alike in layout and media sizes: both, and where in `places` they are."""
@@ -288,18 +278,11 @@ def is_current(index: RowIndex, options: MediaOptions) -> bool:
     looked_at = os.path.join(index.folder, "index.json")
     if time.time() - os.path.getmtime(looked_at) < SECONDS_CURRENT:
         return True
-    rows = [index.raw(place) for place in index.errors if not index.is_broken(place)]
+    rows = [index.raw(place) for place in index.errors if place not in index.broken]
     if not IndexMaker(index.path, index.form, options).all_faulty(rows):
         return False
     os.utime(looked_at)
     return True
-
-
-def media_of(messages: list[dict]) -> list[tuple[str, object]]:
-    """(kind, reference) of each medium, in order."""
-    return [
-        (part["type"], part[part["type"]]) for message in messages for part in message["content"] if "text" not in part
-    ]
 
 
 def hash_of(said: bytes, references: list[tuple[str, object]]) -> int:

@@ -149,7 +149,7 @@ class RowForm:
                 "(--allow_empty_answers True trains on such rows)"
             )
         if "objects" in row or unread.times or unread.media:
-            self._check_unread(unread, row, content_parts({"messages": messages}))
+            _check_unread(unread, row, messages)
         for name in unread.names if unread_fields is not None else ():
             unread_fields[name] += 1
         return messages
@@ -173,13 +173,6 @@ class RowForm:
                 f"{fields}: {proposal(row, self.starts)}"
             )
         return forms[0], None if forms[0] in self.turn_fields else PAIRS[forms[0]]
-
-    def _check_unread(self, unread: Unread, row: dict, parts: list[dict]) -> None:
-        if "objects" in row and any(OBJECT_MARK.search(part.get("text", "")) for part in parts):
-            raise ValueError("has marks of `objects` in its texts; boxes and points are not read yet, so leave it out")
-        given = [row[name] for name in MEDIA_COLUMNS if name in row]  # with the names of what is given as bytes
-        given += [part[part["type"]] for part in parts if part["type"] != "text"]
-        unread.check(given, has_video=any(part["type"] == "video" for part in parts))
 
     def _turns_of_pair(self, row: dict, question: str, answer: str) -> list[tuple[dict, str]]:
         """The answer is trained, and so are those of the history; of a question of several messages, nothing is."""
@@ -321,6 +314,13 @@ def content_parts(row: dict) -> list[dict]:
     return [part for message in row["messages"] for part in message["content"]]
 
 
+def media_of(messages: list[dict]) -> list[tuple[str, object]]:
+    """(kind, reference) of each medium, in order."""
+    return [
+        (part["type"], part[part["type"]]) for message in messages for part in message["content"] if "text" not in part
+    ]
+
+
 def trained_replies(messages: list[dict]) -> list[dict]:
     return [message for message in messages if message["role"] == "assistant" and message.get("train", True)]
 
@@ -376,6 +376,15 @@ def _train(turn: dict, where: str) -> dict:
     if len(set(given.values())) > 1:
         raise ValueError(f"{where} says by `{'`, `'.join(given)}` both that it is trained and that it is not; keep one")
     return {"train": False} if False in given.values() else {}
+
+
+def _check_unread(unread: Unread, row: dict, messages: list[dict]) -> None:
+    texts = [part.get("text", "") for part in content_parts({"messages": messages})]
+    if "objects" in row and any(map(OBJECT_MARK.search, texts)):
+        raise ValueError("has marks of `objects` in its texts; boxes and points are not read yet, so leave it out")
+    media = media_of(messages)
+    named = [row[name] for name in MEDIA_COLUMNS if name in row]  # with the names of what is given as bytes
+    unread.check(named + [reference for _, reference in media], has_video=any(kind == "video" for kind, _ in media))
 
 
 def _decode(text: object, where: str) -> bytes:

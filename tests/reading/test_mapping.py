@@ -252,6 +252,7 @@ FAULTS = {
         {},
         "1 <image> .* 0 in its `image`",
     ),
+    "a history that is no list": ({"history": 7, "query": "b", "response": "c"}, {}, r"history\[0\] is 7"),
     "half a history": ({"history": [["a"]], "query": "b", "response": "c"}, {}, r"history\[0\]"),
     "two texts of a part": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "value": "b"}]}, *said("a", "b")[1:]]},

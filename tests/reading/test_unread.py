@@ -75,6 +75,7 @@ REFUSED = {
     "a key of a part": (with_part("video", video_start=1.0), "messages[0].content[0].video_start"),
     "a rate of a part": (with_part("video", fps=2), "messages[0].content[0].fps"),
     "a size of a part": (with_part("image", max_pixels=50176), "messages[0].content[0].max_pixels"),
+    "a size in a list": (SEEN | {"image": [{"path": "red.png", "resized_height": 8}]}, "image[0].resized_height"),
     "a size beside bytes": (SEEN | {"image": {"path": "red.png", "resized_height": 8}}, "image.resized_height"),
 }
 HARMLESS = {
@@ -161,6 +162,7 @@ def test_what_is_ignored_on_purpose_passes(write_rows, name):
     fields = []
     while "--columns '" in error:
         fields.append(error.split("--columns '")[1].split("'")[0])
+        assert len(fields) == len({*fields}), f"the fix does not help: {error}"
         dataset = MultimodalDataset(write_rows([row]), check=False, columns=fields)
         error = dataset.errors.get(0, "")
     assert not error or "content" in error  # of a call alone
