@@ -1,10 +1,10 @@
-"""Whether a folder has all that inference servers read: a merged or fully trained checkpoint, or an adapter.
+"""Whether inference servers can read a folder's files, and how to serve it: a whole checkpoint, or an adapter.
 
     python check_serving.py --model_path merged
 
 It opens the files as vLLM and SGLang do, through transformers, and reads the headers of the weights, which takes
 seconds for a model of any size. Each line says what was found, or what is missing or broken and the fix; a fault makes
-the exit code 1. Whether a server has the model's architecture at all, its own list says.
+the exit code 1. Then come what is known of each server (merging/servers.yaml; it asks none), and the command for vLLM.
 """
 
 if __name__ == "__main__":
@@ -29,7 +29,7 @@ def main(words: list[str] | None = None) -> None:
         print(f"{'ok' if is_whole else 'FAULT':<5} {name}: {text}", flush=True)
     if failed:
         raise ValueError(f"{path} cannot be served as it is: {failed} of the checks failed (above).")
-    print(f"{path} has all that vLLM and SGLang read.")
+    print("The files are whole.", *serving.advice(path), sep="\n")
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:

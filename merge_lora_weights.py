@@ -87,6 +87,7 @@ def main(words: list[str] | None = None) -> None:
             if os.path.isfile(path := os.path.join(args.model_path, name)):
                 shutil.copyfile(path, os.path.join(folder, name))
         write_merged_card(args.model_path, folder)
+        output_folder.share_weights(folder)
         os.replace(folder, place)
     print(f"Merged {args.model_path} into {base_path}: {args.model_save_path} ({dtype or loader.dtype})", flush=True)
 
@@ -98,8 +99,9 @@ def main(words: list[str] | None = None) -> None:
         merged = LOADERS.get(family)(place, args.trust_remote_code, dtype=torch.float32)
         collator = COLLATORS.get(family)(loader.load_processor())
         print(check_logits(loader, args.model_path, seen_as, merged, collator, dtype), flush=True)
-    found = "; ".join(serving.faults(place)) or "all there (check_serving.py says more)"
-    print(f"What inference servers read: {found}.")
+    if found := "; ".join(serving.faults(place)):
+        print(f"WARNING: what inference servers read is not whole: {found}.")
+    print(f"How to serve it: python check_serving.py --model_path {args.model_save_path}")
     if args.push_to_hub:
         HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=place)
         print(f"Pushed to {args.push_to_hub}.")

@@ -89,7 +89,7 @@ def finetune(arguments: Arguments) -> None:
     collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, train_dataset, eval_dataset)
 
     # training and evaluation; what became of it is said and written down, also where it is interrupted
-    facts = RunFacts(arguments, trained, train_dataset, eval_dataset)
+    facts = RunFacts(arguments, trained, train_dataset, eval_dataset, collator.template.request_options())
     run_folder.begin(arguments.training, run, checkpoint)
     if (
         arguments.training.should_save

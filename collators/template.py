@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from difflib import SequenceMatcher
 from functools import cached_property, reduce
 from typing import NamedTuple
@@ -160,6 +161,21 @@ class Template:
     def _tokenizers_bos(self) -> str:
         """The BOS that the tokenizer puts before a text that has none."""
         return self.tokenizer.bos_token if self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id] else ""
+
+    def request_options(self) -> dict:
+        """What a chat request to a server adds, as `extra_body` of the OpenAI client, for the prompt that is trained.
+
+        A server knows no variables of ours, and vLLM (0.32) tokenizes a rendered prompt without special tokens: where
+        a template leaves `<s>` to the tokenizer, as those of LLaVA do, it would be lost.
+        """
+        on_server = copy(self)
+        on_server.kwargs = {}
+        asked = [conversation(("user", "image", "?")), conversation(("user", "?"))]  # some write a date without images
+        trained, served = (
+            [one.render_official(q, add_generation_prompt=True) for q in asked] for one in (self, on_server)
+        )
+        options = {"add_special_tokens": True} if self._tokenizers_bos and not self.writes_bos(trained[0]) else {}
+        return options | ({"chat_template_kwargs": self.kwargs} if served != trained else {})
 
     # ---- what it has a place for ----
 

@@ -33,6 +33,7 @@ from collators import COLLATORS  # noqa: E402
 from collators.template import ChatFormat  # noqa: E402
 from loaders import LOADERS  # noqa: E402
 from loaders.base import COMPONENTS  # noqa: E402
+from merging.serving import SERVERS, outcome  # noqa: E402
 from reading.rows import RESERVED_CHARACTER  # noqa: E402
 from supported_models import AUTO, MODELS, families  # noqa: E402
 from training import trainable  # noqa: E402
@@ -306,6 +307,13 @@ def flag_tables() -> str:
     return "\n".join(parts)
 
 
+def server_table() -> str:
+    kinds = [(server, kind) for server, known in SERVERS.items() for kind in ("merged", "adapter") if known[kind]]
+    head = [f"{server} {SERVERS[server]['version']} ({SERVERS[server]['date']}): {kind}" for server, kind in kinds]
+    rows = [[family, *[outcome(*column, family) for column in kinds]] for family in families()]
+    return table(["family", *head], [["" if cell == "not known" else cell for cell in row] for row in rows])
+
+
 def summary(checkpoint: str) -> str:
     """What train.py prints before its first step."""
     flags = "--model_id qwen2-vl-2b-instruct --data_path train.json --use_lora True --train_vision_projector True"
@@ -357,6 +365,7 @@ def render(checkpoint_of) -> dict[Path, str]:
     return {
         REPO / "README.md": fill(REPO / "README.md", models=model_table(collators)),
         REPO / "docs/dataset.md": fill(REPO / "docs/dataset.md", preview=preview_example(checkpoint_of("llava-1.5"))),
+        REPO / "docs/inference.md": fill(REPO / "docs/inference.md", servers=server_table()),
         REPO / "docs/training.md": fill(
             REPO / "docs/training.md",
             flags=flag_tables(),

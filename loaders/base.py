@@ -49,6 +49,8 @@ class BaseLoader:
     vocabulary: int | None = None  # not known
     # Packages that only this family needs -> what for.
     packages: dict[str, str] = {}
+    # In what the model that is trained differs from that of plain transformers, for its users; part of the card.
+    remark = ""
     # Whether the classes are Python files of the checkpoint's own (loaders/remote_code.py).
     remote_code = False
     # Whether `load_model` reads the weights, or gives the model without them (`meta_model`).

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 import shutil
 
 import yaml
@@ -58,6 +59,22 @@ def adapter_config(folder: str) -> dict | None:
             return json.load(file)
         except ValueError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def public_name(model_path: str) -> str:
+    """What an adapter and a card call a base: the Hub id, if it is of the Hub or its cache, else the absolute path."""
+    if not os.path.isdir(model_path):
+        return model_path
+    cached = re.search(r"/models--([^/]+)/snapshots/[^/]+$", os.path.abspath(model_path))
+    return cached[1].replace("--", "/", 1) if cached else os.path.abspath(model_path)
+
+
+def share_weights(folder: str) -> None:
+    """Give weights the file mode of their configuration: safetensors writes them for their owner alone."""
+    config = os.path.join(folder, "config.json")
+    config = config if os.path.isfile(config) else os.path.join(folder, ADAPTER_CONFIG)
+    for path in glob.glob(os.path.join(glob.escape(folder), "*.safetensors")):
+        shutil.copymode(config, path)
 
 
 def family_in(folder: str, base_path: str, model_id: str | None = None) -> str:

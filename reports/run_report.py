@@ -23,7 +23,8 @@ from arguments import Arguments, split_flags
 from entry import HERE
 from evaluation.answers import read_answers
 from evaluation.verdict import Verdict, of_run, painted
-from loaders.output_folder import ADAPTER_CONFIG
+from loaders import LOADERS
+from loaders.output_folder import ADAPTER_CONFIG, public_name
 from reading.dataset import MultimodalDataset
 from reports.html_page import COLOUR, draw, embedded, html_page, pictures, render
 from reports.model_card import CARD, TAG, forgiven
@@ -49,6 +50,7 @@ class RunFacts(NamedTuple):
     trained: list[ComponentSummary]
     train_dataset: MultimodalDataset
     eval_dataset: MultimodalDataset | None
+    request: dict  # what a chat request to a server has to add
 
     @property
     def command(self) -> str:
@@ -61,8 +63,8 @@ class RunFacts(NamedTuple):
     @property
     def base(self) -> str | None:
         """The Hub path of the model that was trained; None for a folder, which says nothing to others."""
-        path = self.arguments.model.model_path
-        return None if os.path.isdir(path) else path
+        name = public_name(self.arguments.model.model_path)
+        return None if os.path.isabs(name) else name
 
     def verdict(self, state, ended: BaseException | None = None) -> Verdict:
         training = self.arguments.training
@@ -298,6 +300,8 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
         flags=yaml.safe_dump(
             {name: value for name, value in given_flags(arguments).items() if name not in PLACES}, sort_keys=False
         ),
+        request=facts.request,
+        remark=LOADERS.get(arguments.model.family).remark,
         versions=versions(),
     )
     with open(os.path.join(folder, CARD), "w", encoding="utf-8") as file:

@@ -399,6 +399,16 @@ def test_a_folder_is_no_model_id_and_an_adapter_no_model(tmp_path):
             parse_arguments([*words, *given])
 
 
+def test_an_adapter_for_the_hub_names_no_folder_of_this_machine(tmp_path):
+    words = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json", "--push_to_hub", "True", "--use_cpu"]
+    local = ["--model_local_path", str(tmp_path)]
+    for kind in (["--use_lora", "True"], ["--use_vision_lora", "True"]):
+        with pytest.raises(ValueError, match=f"would name its base as {tmp_path}, a folder of this machine"):
+            parse_arguments([*words, "True", *local, *kind])
+        parse_arguments([*words, "True", *kind])
+    parse_arguments([*words, "True", *local])
+
+
 def test_the_saved_arguments_give_the_same_run(tmp_path):
     """`args.yaml` of a run is a run file."""
     words = (

@@ -6,12 +6,17 @@ import shutil
 
 import pytest
 import torch
-from conftest import FAMILIES, run, turns
+from conftest import CONSENT, FAMILIES, run, turns
+from facts import FACTS
 from safetensors.torch import load_file, save_file
 
 import check_serving
 import merge_lora_weights
+from collators import COLLATORS
+from loaders import LOADERS
+from loaders.output_folder import public_name
 from merging import serving
+from supported_models import families
 
 
 def outcomes(path) -> dict[str, tuple[str, str]]:
@@ -26,6 +31,23 @@ def test_nothing_lacks_in_a_checkpoint_of_any_family(tiny, family):
         found
     )
     assert ("Python files" in found) == (family in ("phi3-v", "qwen-vl"))
+
+
+@pytest.mark.few
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_request_adds_for_the_prompt_that_is_trained(tiny, family):
+    folder = tiny(family)
+    loader = LOADERS.get(family)(folder, bool(CONSENT[family]))
+    options = COLLATORS.get(family)(loader.load_processor()).template.request_options()
+    assert options.pop("add_special_tokens", False) == (family != "auto" and bool(FACTS[family].bos))
+    variables = {"llama-3.2-vision": {"date_string": "26 Jul 2024"}, "qwen3.5-moe": {"enable_thinking": False}}
+    assert options.get("chat_template_kwargs") == variables.get(family)
+
+
+def test_the_table_of_servers_knows_each_family_on_vllm_once():
+    for kind in ("merged", "adapter"):
+        named = [family for known in serving.SERVERS["vLLM"][kind].values() for family in known]
+        assert sorted(named) == sorted(families())
 
 
 def shard(folder) -> None:
@@ -104,7 +126,11 @@ def test_a_sharded_folder_is_whole(tiny, tmp_path, capsys):
         and "halve" not in found["config"][1]
     )
     check_serving.main(["--model_path", str(folder)])
-    assert capsys.readouterr().out.splitlines()[-1] == f"{folder} has all that vLLM and SGLang read."
+    said = capsys.readouterr().out
+    assert "  vLLM 0.32.0 (2026-11-29): ran\n" in said
+    assert said.endswith(
+        f"  vllm serve {folder} --served-model-name model\n  Each request: model='model', temperature=0\n"
+    )
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="cannot be served as it is: 1 of the checks failed"):
         check_serving.main(["--model_path", str(folder)])
@@ -133,12 +159,52 @@ def adapter(tiny, tmp_path_factory):
 
 def test_an_adapter_and_its_merge(tiny, adapter, tmp_path, capsys):
     assert all(is_whole for is_whole, _ in outcomes(adapter).values())
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert config["base_model_name_or_path"] == tiny("qwen2-vl")  # which is absolute
     capsys.readouterr()
     merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(tmp_path / "merged")])
-    assert "What inference servers read: all there" in capsys.readouterr().out
-    assert outcomes(tmp_path / "merged") == outcomes(
-        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
-    )
+    said = capsys.readouterr().out
+    assert "not whole" not in said and f"check_serving.py --model_path {tmp_path / 'merged'}" in said
+    assert outcomes(tmp_path / "merged") == outcomes(tiny("qwen2-vl"))
+    (tmp_path / "merged" / "chat_template.jinja").touch()
+    modes = {path.stat().st_mode for folder in (adapter, tmp_path / "merged") for path in folder.glob("*.*")}
+    (tmp_path / "any").touch()
+    assert modes == {(tmp_path / "any").stat().st_mode}
+
+
+def test_the_command_for_an_adapter(adapter, tmp_path):
+    folder = tmp_path / "hinges"
+    shutil.copytree(adapter, folder)
+    edit(folder, "adapter_config.json", r=9)
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights["base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight"] = torch.zeros(2, 2)
+    save_file(weights, folder / "adapter_model.safetensors")
+    assert outcomes(folder)["parts"][1].startswith("1 of ")
+    saved = {"model_id": "qwen2-vl-2b-instruct", "chat_template": "own.jinja", "max_pixels": 5000, "num_frames": 4}
+    (folder / "args.yaml").write_text(json.dumps(saved | {"processor_kwargs": '{"max_pixels": 9}'}))
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    *_, command, request, media = serving.advice(str(folder))
+    assert command.split() == [
+        *["vllm", "serve", base, "--enable-lora", "--lora-modules", f"hinges={folder}", "--max-lora-rank", "16"],
+        *["--enable-tower-connector-lora", "--chat-template", f"{folder}/chat_template.jinja"],
+        *["--mm-processor-kwargs", '\'{"max_pixels":', "9}'"],
+    ]
+    assert "--max_pixels 5000, --num_frames 4" in media and "processor_kwargs" not in media
+
+    saved = {"model_id": "llava-onevision-7b-ov"}
+    (folder / "args.yaml").write_text(json.dumps(saved))
+    said = [*serving.advice(str(folder))]
+    assert "its class takes no LoRA" in said[1] and said[-1] == serving.MERGE
+
+
+def test_how_a_base_is_named(tmp_path, monkeypatch):
+    cached = tmp_path / "hub/models--Qwen--Qwen2--VL/snapshots/895c3a4"
+    cached.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name("Qwen/Qwen2-VL") == "Qwen/Qwen2-VL"
+    assert public_name(str(cached)) == public_name(f"{cached}/") == "Qwen/Qwen2--VL"
+    assert public_name("hub") == str(tmp_path / "hub")
 
 
 @pytest.mark.parametrize(
@@ -159,13 +225,13 @@ def test_what_servers_refuse_of_adapters(adapter, tmp_path, changes, named):
     assert not is_whole and re.search(named, text)
 
 
-def test_an_adapter_of_the_vision_encoder(tiny, adapter, tmp_path):
+def test_parts_that_no_server_adapts(adapter, tmp_path):
     folder = tmp_path / "adapter"
     shutil.copytree(adapter, folder)
     weights = load_file(folder / "adapter_model.safetensors")
-    weights["base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight"] = torch.zeros(2, 2)
+    weights["base_model.model.model.language_model.layers.0.linear_attn.out_proj.lora_A.weight"] = torch.zeros(2, 2)
     save_file(weights, folder / "adapter_model.safetensors")
-    found = outcomes(folder)
-    assert not found["parts"][0] and found["parts"][1].startswith("1 of ")
+    is_whole, text = outcomes(folder)["parts"]
+    assert not is_whole and re.match(r"1 of .*linear_attn.*Merge it", text)
     (folder / "adapter_model.safetensors").unlink()
     assert not outcomes(folder)["parts"][0]

@@ -32,7 +32,8 @@ PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 SCRIPTS = sorted(set((REPO / "example_scripts").glob("*.sh")) - {REPO / "example_scripts/multi_node.sh"})
 # Flags of the commands that are not ours, and of docs/generate.py.
 FOREIGN_FLAGS = {"nproc_per_node", "no-build-isolation", "matrix"}
-FOREIGN_FLAGS |= {"served-model-name", "enable-lora", "lora-modules", "max-lora-rank"}  # of vLLM
+FOREIGN_FLAGS |= {"served-model-name", "enable-lora", "lora-modules", "max-lora-rank"}
+FOREIGN_FLAGS |= {"enable-tower-connector-lora", "chat-template-content-format"}  # of vLLM
 FOREIGN_FLAGS |= {"model-path", "lora-paths", "port"}  # and of SGLang
 
 

@@ -49,7 +49,7 @@ def test_a_model_that_is_merged_an_adapter_or_quantized(folder, monkeypatch, cap
         Path("code.py").write_text(code)
         names = runpy.run_path("code.py", names)
         assert capsys.readouterr().out == LEARNED + "\n", code
-    assert len(loading) == 4 and names["model"].get_base_model().is_loaded_in_4bit
+    assert len(loading) == 4 and names["model"].is_loaded_in_4bit
     predict.main(["--model_path", "out", "--image", "photo.png", "--prompt", QUESTION])
     assert capsys.readouterr().out == LEARNED + "\n"
 

@@ -8,6 +8,7 @@ from itertools import accumulate
 from torch import nn
 
 from loaders.base import COMPONENTS, BaseLoader, is_inside
+from loaders.output_folder import public_name
 from training.engines import say
 
 # Where older versions of transformers have the layers of a language model (of LLaVA, of Qwen2-VL, of Idefics): people
@@ -35,7 +36,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.
         config = LoraConfig.from_pretrained(lora.lora_weight_path)
         config.inference_mode = False
         try:
-            return get_peft_model(model, config)
+            return named(get_peft_model(model, config), loader)
         except ValueError as error:
             raise ValueError(f"--lora_weight_path {lora.lora_weight_path} does not fit the model: {error}") from error
     parameters = []
@@ -59,7 +60,16 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.
         modules_to_save=full or None,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    return named(get_peft_model(model, config), loader)
+
+
+def named(model: nn.Module, loader: BaseLoader) -> nn.Module:
+    """Have `adapter_config.json` name the base so that it is found from anywhere, and list modules in one order."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = public_name(loader.model_path)
+    if isinstance(config.target_modules, set):  # which is saved in the order of its hashes
+        config.target_modules = sorted(config.target_modules)
+    return model
 
 
 def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: list[str] | None) -> list[str]:

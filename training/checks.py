@@ -27,7 +27,7 @@ from collators.make import OWN_TEMPLATES
 from collators.processor_options import parse_processor_options
 from evaluation.metrics import METRICS, load_metrics
 from loaders import family_of
-from loaders.output_folder import adapter_config, check_writable
+from loaders.output_folder import adapter_config, check_writable, public_name
 from reading.mapping import COLUMN, Mapping
 from reading.options import CACHE_FOLDER, MediaOptions
 from reading.rows import RowForm
@@ -348,6 +348,12 @@ def try_optimizer(training) -> None:
 def check_together(arguments) -> None:
     """Flags of several parts."""
     check_flags(arguments.model, arguments.data, arguments.training, arguments.lora)
+    base, lora = public_name(arguments.model.model_path), arguments.lora
+    if arguments.training.push_to_hub and (lora.use_lora or lora.use_vision_lora) and os.path.isabs(base):
+        raise ValueError(
+            f"--push_to_hub True: the adapter would name its base as {base}, a folder of this machine. Give the base "
+            "by its Hub id (--model_local_path ORG/NAME), or leave --push_to_hub out and push a merged model."
+        )
     attention = arguments.model.attn_implementation or ""
     if attention.startswith("flash") and not (arguments.training.bf16 or arguments.training.fp16):
         raise ValueError(f"--attn_implementation {attention} computes in 16 bits only: add --bf16 True.")
@@ -370,7 +376,7 @@ def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
         raise ValueError(f"--lora_weight_path {path} holds no adapter (adapter_config.json).")
     base = adapter["base_model_name_or_path"]
     # The folder of a checkpoint may have been moved, so its name decides.
-    if os.path.basename(os.path.realpath(base)) != os.path.basename(os.path.realpath(model_path)):
+    if os.path.basename(os.path.realpath(base)) != os.path.basename(os.path.realpath(public_name(model_path))):
         raise ValueError(
             f"--lora_weight_path {path} was trained on {base}, not on {model_path}. If they are the same under two "
             "names, change base_model_name_or_path in its adapter_config.json."

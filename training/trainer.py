@@ -15,7 +15,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
 from evaluation import metrics
 from evaluation.answers import Question, generate_answers, guess_blindly, questions, write_answers
-from loaders.output_folder import copy_processor_files
+from loaders.output_folder import copy_processor_files, share_weights
 from training.divergence import FiniteCheck
 from training.engines import say
 from training.gradients import GradientCheck, complete_gradients
@@ -299,6 +299,7 @@ class FinetuneTrainer(ResumableTrainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             output_dir = output_dir or self.args.output_dir
+            share_weights(output_dir)
             copy_processor_files(self.model_path, output_dir)
             if self.chat_template:
                 Path(output_dir, "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")

@@ -14,12 +14,15 @@ import yaml
 from conftest import MODEL_ID, VISION_FLAGS, rows_for, run
 from launch import Launch
 from PIL import Image
+from transformers import TrainerState
 
 import merge_lora_weights
 from arguments import parse_arguments
+from reading.dataset import make_dataset
 from reports import run_report
 from reports.model_card import write_merged_card
 from training.progress import LogFile
+from training.trainable import ComponentSummary
 
 FAMILY = "qwen2-vl"
 
@@ -156,9 +159,22 @@ def test_a_card_of_somebody_else_is_not_taken_for_the_merged_models(tmp_path, te
 
 def test_the_card_of_a_model_of_the_hub_names_its_base(tmp_path):
     words = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "none.json", "--output_dir", str(tmp_path)]
-    facts = run_report.RunFacts(parse_arguments(words), [], None, None)
+    facts = run_report.RunFacts(parse_arguments(words), [], None, None, {})
     assert facts.command == "python train.py " + " ".join(words)
     assert facts.base == "Qwen/Qwen2-VL-2B-Instruct"
+
+
+def test_the_card_says_what_a_server_and_plain_transformers_do_otherwise(write_rows, tmp_path):
+    words = ["--model_id", "llama-3.2-11b-vision-instruct", "--data_path", write_rows(rows_for(FAMILY)[:1])]
+    arguments = parse_arguments([*words, "--output_dir", str(tmp_path)])
+    dataset = make_dataset(arguments.data, arguments.data.data_path)
+    trained = [ComponentSummary("language model", "lora", 1, 1, 1e-4, "float32", {}, {}, [])]
+    facts = run_report.RunFacts(arguments, trained, dataset, None, {"add_special_tokens": True})
+    run_report.write_card(facts, str(tmp_path), TrainerState())
+    text = card_of(tmp_path)[1]
+    assert "`extra_body={'add_special_tokens': True}`" in text and "text before the first image saw no image" in text
+    run_report.write_card(facts._replace(request={}), str(tmp_path), TrainerState())
+    assert "extra_body" not in card_of(tmp_path)[1]
 
 
 @pytest.mark.slow
