@@ -1,5 +1,6 @@
-"""Forecast the memory of a training run, for each device, and name flags that save some where it does not fit. Takes
-train.py's flags; loads no weights, and needs no GPU for the flags that do.
+"""Forecast the memory of a training run, for each device.
+
+Takes train.py's flags; loads no weights, and needs no GPU for the flags that do.
 
     python estimate.py --model_id qwen2.5-vl-3b-instruct --data_path train.json --bf16 True --gpu_memory 24
     python estimate.py run.yaml --use_lora True --model_max_length 2048
@@ -7,7 +8,7 @@ train.py's flags; loads no weights, and needs no GPU for the flags that do.
 
 A step is run without numbers (training/step_memory.py) on the longest rows of the data; without --data_path, on rows of
 --model_max_length tokens with an image each. With --json, stdout holds one object: the bytes of each kind, "total",
-"assumptions", and "suggestions" where --gpu_memory is given.
+"assumptions", and "fits" where --gpu_memory is given.
 """
 
 if __name__ == "__main__":
@@ -15,13 +16,13 @@ if __name__ == "__main__":
 
     entry.begin(__file__)  # answers --help: the imports below take seconds
 
+import argparse
 import os
 import sys
 from collections import Counter
 from contextlib import redirect_stdout
 from copy import copy
-from dataclasses import field, make_dataclass
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -72,14 +73,12 @@ def main(words: list[str] | None = None) -> None:
     with redirect_stdout(sys.stderr):  # whatever a library prints
         forecast = forecast_run(arguments, num_devices)
         limit = own.gpu_memory and own.gpu_memory * GB * (1 - RESERVE)
-        fits = not limit or forecast.total <= limit
     report = {kind: round(size) for kind, size in forecast.sizes.items()} | {"total": round(forecast.total)}
     report |= {"devices": num_devices, **forecast._asdict()}
     del report["sizes"]
     report["assumptions"] = assumptions(arguments, num_devices)
     if limit:
-        report["fits"] = fits
-        report["suggestions"] = [] if fits else suggestions(arguments)
+        report["fits"] = forecast.total <= limit
     if own.json:
         print(strict_json(report), file=stdout)
     else:
@@ -112,21 +111,14 @@ def set_hardware(arguments: Arguments, words: list[str]) -> None:
     Raises:
         ValueError: a value that no machine can follow.
     """
-    owners = {}
-    fields = []
-    for part in (ModelArguments, TrainingArguments):
-        types = get_type_hints(part)
-        for name in sorted(HARDWARE_FLAGS & part.__dataclass_fields__.keys()):
-            known = part.__dataclass_fields__[name]
-            owners[name] = arguments.model if part is ModelArguments else arguments.training
-            fields.append((name, types[name], field(default=known.default, metadata=known.metadata)))
-    parser = HfArgumentParser(make_dataclass("HardwareArguments", fields), allow_abbrev=False, exit_on_error=False)
+    parser = HfArgumentParser((ModelArguments, TrainingArguments), allow_abbrev=False, exit_on_error=False)
     try:
-        (hardware,) = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
-    except Exception as error:  # argparse.ArgumentError of a value, ValueError of what is left over
+        found = parser.parse_args(words)
+    except argparse.ArgumentError as error:
         raise ValueError(str(error)) from error
-    for name, owner in owners.items():
-        setattr(owner, name, getattr(hardware, name))
+    for part in (arguments.model, arguments.training):
+        for name in HARDWARE_FLAGS & part.__dataclass_fields__.keys():
+            setattr(part, name, getattr(found, name))
     if arguments.training.bf16 is None:
         arguments.training.bf16 = not arguments.training.fp16 and has_bfloat16(arguments.training.use_cpu)
     arguments.given |= {word.removeprefix("--").split("=")[0].replace("-", "_") for word in words if word[:2] == "--"}
@@ -316,26 +308,6 @@ def made_row(arguments: Arguments, collator) -> dict[str, torch.Tensor]:
 # ---- the report ----
 
 
-def suggestions(arguments: Arguments) -> list[str]:
-    """Flags that save memory and are not set yet, the cheapest first."""
-    data, training, lora = arguments.data, arguments.training, arguments.lora
-    is_open = {
-        "--bf16 True": not (training.bf16 or training.fp16),
-        "--activation_checkpointing True": not training.activation_checkpointing,
-        "--per_device_train_batch_size 1 and more --gradient_accumulation_steps": (
-            training.per_device_train_batch_size > 1
-        ),
-        "--use_lora True": not lora.use_lora,
-        "--q_lora True": lora.use_lora and not (lora.q_lora or lora.load_in_8bit),
-        f"--model_max_length below {data.model_max_length}": True,
-        "fewer pixels by --max_pixels": not data.image_size,
-        "--num_devices of several GPUs with --deepspeed ds_configs/zero3.json": (
-            not (training.deepspeed or training.fsdp or lora.load_in_8bit)
-        ),
-    }
-    return [flags for flags, is_missing in is_open.items() if is_missing]
-
-
 def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
     data, training, model = arguments.data, arguments.training, arguments.model
     found = []
@@ -379,8 +351,8 @@ def show(report: dict, gpu_memory: float | None, file) -> None:
         return
     verdict = "fits" if report["fits"] else "does not fit"
     console.print(f"\nIt {verdict} into {gpu_memory:g} GB.", style="green" if report["fits"] else "red")
-    if report["suggestions"]:
-        console.print("What saves memory, the cheapest first:\n- " + "\n- ".join(report["suggestions"]))
+    if not report["fits"]:
+        console.print("What saves memory: docs/training.md#will-it-fit-estimatepy")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 from contextlib import redirect_stdout
 from itertools import accumulate
 
@@ -51,7 +50,7 @@ FAULTS = {
     "refused": "refused by the model",
     "no label": "nothing to train on",
     "overlong": "too long, cannot be cut",
-    "crash": "ends its process",
+    "crash": "fails with an error that nobody foresaw",
 }
 CODES = {None: 0} | {fault: code for code, fault in enumerate(FAULTS, 1)}
 NOT_DONE = -1
@@ -66,7 +65,6 @@ ROW = np.dtype(
     [
         *[("fault", "i1"), ("kind", "i1"), ("text", "i4"), ("image", "i4"), ("video", "i4")],  # tokens before any cut
         *[("labels", "i4"), ("cut", "i4"), ("content", "u8"), ("question", "u8")],
-        ("offset", "i8"),  # of the row's line in the file of results
     ]
 )
 
@@ -117,7 +115,7 @@ def number_of_workers(arguments) -> int:
 
 
 class CheckedRows(Dataset):
-    """Item i is the JSON line on row i of all splits behind one another, opened and encoded as in training.
+    """Item i says what row i of all splits, one after another, is: opened and encoded as in training.
 
     Args:
         num_workers: at most how many processes read items; `current` holds the row that each is at.
@@ -130,16 +128,15 @@ class CheckedRows(Dataset):
     def __len__(self) -> int:
         return sum(map(len, self.splits.values()))
 
-    def __getitem__(self, position: int) -> str:
+    def __getitem__(self, position: int) -> dict:
         position = int(position)
         self.current[get_worker_info().id] = position
         dataset, place = locate(self.splits, position)
         try:
-            found = self.describe(dataset, place)
+            return self.describe(dataset, place) | {"position": position}
         except Exception as error:  # a fault of ours or of a library: the other rows are checked all the same
             reason = f"{dataset.name}, sample {place}: {type(error).__name__}: {error}"
-            found = {"fault": "crash", "reason": reason}
-        return strict_json({"position": position, **found})
+            return {"position": position, "fault": "crash", "reason": reason}
 
     def describe(self, dataset, place: int) -> dict:
         row = dataset.rows[place]
@@ -150,7 +147,7 @@ class CheckedRows(Dataset):
             except ValueError:
                 return {"fault": "row", "reason": dataset.errors[place]}
             return medium_fault(dataset.errors[place])
-        found = {"source": row["source"], "kind": Layout.of(row["messages"]).kind}
+        found = {"kind": Layout.of(row["messages"]).kind}
         try:
             sample = dataset[place]
         except ValueError as error:
@@ -232,76 +229,55 @@ def hash_of(content: bytes) -> str:
 
 
 class Results:
-    """What is known of each row: a few numbers in memory, the rest in the lines of a temporary file."""
+    """What is known of each row: a few numbers, and why it cannot be used."""
 
     def __init__(self, splits: dict):
+        self.splits = splits
         self.starts = list(accumulate(map(len, splits.values()), initial=0))
         self.rows = np.zeros(self.starts[-1], ROW)
         self.rows["fault"] = NOT_DONE
-        self.file = tempfile.TemporaryFile()
+        self.reasons: dict[int, str] = {}  # by position
 
-    def add(self, line: str) -> None:
+    def add(self, found: dict) -> None:
         """Note the result on a row."""
-        found = json.loads(line)
         counts = [found.get(name, 0) for name in ("text", "image", "video", "labels", "cut")]
         hashes = [int(found.get(name, "0"), 16) for name in ("content", "question")]
         kind = KINDS.index(found.get("kind", "unreadable"))
-        offset = self.file.seek(0, os.SEEK_END)
-        self.file.write(line.encode() + b"\n")
-        self.rows[found["position"]] = (CODES[found.get("fault")], kind, *counts, *hashes, offset)
-
-    @property
-    def left(self) -> np.ndarray:
-        """Positions of the rows that are still to be checked."""
-        return np.flatnonzero(self.rows["fault"] == NOT_DONE)
-
-    def details(self, position: int) -> dict:
-        """The line on a row."""
-        self.file.seek(self.rows["offset"][position])
-        return json.loads(self.file.readline())
+        self.rows[found["position"]] = (CODES[found.get("fault")], kind, *counts, *hashes)
+        if "fault" in found:
+            self.reasons[found["position"]] = found["reason"]
 
     def name(self, position: int) -> str:
-        return self.details(position)["source"]
+        """File and place of a row that can be read."""
+        dataset, place = locate(self.splits, position)
+        return dataset.rows[place]["source"]
 
 
 def check_rows(splits: dict, collator, results: Results, num_workers: int) -> None:
-    """Check the rows that are left; a row that ends its process is noted, and the others go on."""
+    """Check all rows.
+
+    Raises:
+        ValueError: a row ends the process that opens it; the message names those that were being opened.
+    """
     rows = CheckedRows(splits, collator, num_workers)
     columns = [TextColumn("checking rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=terminal(sys.stderr)) as progress:
         bar = progress.add_task("", total=len(rows))
-        while len(left := results.left):
-            progress.update(bar, completed=len(rows) - len(left))
-            rows.current.fill_(-1)
-            try:
-                for line in workers(rows, left, num_workers):
-                    results.add(line)
-                    progress.advance(bar)
-            except RuntimeError:  # a process died: one of the rows that were being read is to blame
-                is_left = results.rows["fault"] == NOT_DONE
-                suspects = [row for row in rows.current.tolist() if row >= 0 and is_left[row]]
-                if not suspects:
-                    raise
-                for row in suspects:
-                    check_alone(rows, row, results)
-        progress.update(bar, completed=len(rows))
+        try:
+            for found in workers(rows, num_workers):
+                results.add(found)
+                progress.advance(bar)
+        except RuntimeError as error:  # of torch's: a process died
+            open_ones = [row for row in rows.current.tolist() if row >= 0 and results.rows["fault"][row] == NOT_DONE]
+            names = "; ".join(results.name(row) for row in sorted(open_ones))
+            raise ValueError(
+                f"A row ends the process that opens it, such as a file that kills its decoder. It is one of: {names}. "
+                "--dataloader_num_workers 1 names it alone."
+            ) from error
 
 
-def check_alone(rows: CheckedRows, position: int, results: Results) -> None:
-    try:
-        for line in workers(rows, [position], 1):
-            results.add(line)
-    except RuntimeError as error:
-        died_of = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # torch 2.14: the signal
-        dataset, place = locate(rows.splits, position)
-        source = dataset.rows[place]["source"]  # a row that cannot be read is not opened
-        found = {"position": position, "source": source, "fault": "crash"}
-        found["reason"] = f"{source}: opening it ends the process: {str(died_of).strip()}"
-        results.add(strict_json(found))
-
-
-def workers(rows: CheckedRows, positions, number: int) -> DataLoader:
-    return DataLoader(rows, batch_size=None, sampler=positions, num_workers=min(number, len(positions)), in_order=False)
+def workers(rows: CheckedRows, number: int) -> DataLoader:
+    return DataLoader(rows, batch_size=None, num_workers=number, in_order=False)
 
 
 # ---- what was found ----
@@ -337,7 +313,7 @@ def describe_split(results: Results, split: int, start: int, end: int) -> dict:
     for fault, code in list(CODES.items())[1:]:
         positions = np.flatnonzero(rows["fault"] == code)
         if len(positions):
-            examples = [results.details(start + i)["reason"] for i in positions[:NUM_EXAMPLES]]
+            examples = [results.reasons[start + i] for i in positions[:NUM_EXAMPLES]]
             faults[fault] = {"rows": len(positions), "meaning": FAULTS[fault], "examples": examples}
     visual = rows["image"] + rows["video"]
     costly = [i for i in np.argsort(-visual, kind="stable")[:NUM_EXAMPLES] if visual[i]]
@@ -354,7 +330,10 @@ def describe_split(results: Results, split: int, start: int, end: int) -> dict:
         "trained_tokens": int(tokens_within_budget(rows)[good].sum()),
         "faults": faults,
         "duplicates": duplicates(results, start, rows),
-        "costly": [costly_row(results, start + i) for i in costly],
+        "costly": [
+            {"source": results.name(start + i)} | {kind: int(rows[kind][i]) for kind in ("image", "video", "text")}
+            for i in costly
+        ],
     }
 
 
@@ -404,10 +383,6 @@ def overlap(results: Results) -> dict:
             examples.append({"train": results.name(twin), "eval": results.name(len(train) + i)})
         found[name] = {"rows": int(shared.sum()), "examples": examples}
     return found
-
-
-def costly_row(results: Results, position: int) -> dict:
-    return {name: results.details(position)[name] for name in ("source", "image", "video", "text")}
 
 
 def reasons(report: dict, arguments) -> tuple[list[str], list[str]]:

@@ -137,13 +137,13 @@ def test_the_longest_rows_are_taken(forecast, write_rows):
     assert found["rows"] == 1 and 170 <= found["labels"] < found["tokens"] <= 240
 
 
-def test_what_does_not_fit_gets_suggestions_without_colours(tiny, capsys):
+def test_what_does_not_fit_is_said_without_colours(tiny, capsys):
     words = ["--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), "--model_max_length", "64"]
     capsys.readouterr()
     estimate.main([*words, "--gpu_memory", "0.0001", "--use_lora", "True"])
     text = capsys.readouterr().out
     assert "does not fit into 0.0001 GB" in text and "\x1b" not in text
-    assert "- --activation_checkpointing True" in text and "- --q_lora True" in text and "--use_lora True" not in text
+    assert "docs/training.md#will-it-fit-estimatepy" in text
 
 
 @pytest.mark.parametrize(

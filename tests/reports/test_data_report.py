@@ -38,9 +38,9 @@ class LoggedDataset(MultimodalDataset):
         return super().__getitem__(position)
 
 
-def rows_here(rows, positions, number) -> DataLoader:
+def rows_here(rows, number) -> DataLoader:
     """As `data_report.workers`, in this process."""
-    return DataLoader(rows, batch_size=None, sampler=positions)
+    return DataLoader(rows, batch_size=None)
 
 
 HERE = {"workers": rows_here, "get_worker_info": lambda: SimpleNamespace(id=0)}
@@ -325,19 +325,20 @@ def test_flags_without_effect_and_no_usable_row_fail(check, write_rows):
     assert code == 1 and "no usable row" in report["failures"][-1]
 
 
+def test_an_error_that_nobody_foresaw_is_told_and_the_other_rows_checked(check, write_rows):
+    path = write_rows([row(text, "Hello") for text in ("Hi", "FAIL", "Ho")])
+    code, report, opened = check("llava-1.5", path, "--on_bad_sample", "skip")
+    assert faults(report) == {"crash": 1} and report["data"]["train"]["good"] == 2 and code == 1
+    assert "sample 1: KeyError" in report["data"]["train"]["faults"]["crash"]["examples"][0]
+    assert opened == [0, 1, 2]
+
+
 @pytest.mark.slow
-def test_rows_that_end_their_process_are_named_and_the_others_checked(check, write_rows):
-    texts = [f"Hi {i}" for i in range(12)]
-    texts[3], texts[7], texts[8] = "KILL", "EXIT", "FAIL"
-    path = write_rows([row(text, "Hello") for text in texts])
-    code, report, opened = check("llava-1.5", path, "--dataloader_num_workers", 2, "--on_bad_sample", "skip")
-    train = report["data"]["train"]
-    assert faults(report) == {"crash": 3} and train["good"] == 9 and code == 1
-    killed, left, failed = train["faults"]["crash"]["examples"]
-    assert "sample 3: opening it ends the process" in killed and "Killed" in killed
-    assert "sample 7" in left and "exit code 1" in left
-    assert "sample 8: KeyError" in failed
-    assert set(opened) == set(range(12))
+@pytest.mark.parametrize("harm", ["KILL", "EXIT"])
+def test_a_row_that_ends_its_process_is_named(words, write_rows, tmp_path, harm):
+    path = write_rows([row(harm if i == 3 else f"Hi {i}", "Hello") for i in range(12)])
+    with pytest.raises(ValueError, match=r"It is one of: \S*rows\S*, sample 3\. --dataloader_num_workers 1"):
+        main(words("llava-1.5", path, "--dataloader_num_workers", 1), str(tmp_path / "log"))
 
 
 # ---- what a person sees ----
