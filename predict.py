@@ -39,6 +39,7 @@ from loaders.output_folder import adapter_config, check_writable, family_in, sav
 from loaders.quantization import quantization_config, quantized_bits
 from merging.shard_merge import check_adapter
 from reading.dataset import make_dataset
+from training.checks import check_flag_names
 
 # What the model gets to see of images and videos: as in training, unless a flag says otherwise.
 # Flags of one group stand together: where one is given, none of it is taken from training.
@@ -137,9 +138,11 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         metavar="FILE.py:FUNCTION",
         help="Measures of your own on a file: of (predictions, references), a number or a mapping (docs/inference.md).",
     )
+    given = [word.partition("=") for word in words or sys.argv[1:] if word.startswith("--")]
+    known = {option for action in parser._actions for option in action.option_strings}
+    check_flag_names({name: value for name, _, value in given}, known, "predict.py")
+    given = {name.removeprefix("--").replace("-", "_") for name, *_ in given}
     saved = saved_arguments(parser.parse_args(words).model_path)
-    given = [word.split("=")[0] for word in words or sys.argv[1:] if word.startswith("--")]
-    given = {word.removeprefix("--").replace("-", "_") for word in given}
     names = [name for group in AS_IN_TRAINING if not given.intersection(group) for name in group]
     parser.set_defaults(**{name: saved[name] for name in names if name in saved})
     parser.set_defaults(allow_empty_answers=True)  # a file of questions may have no answers

@@ -7,7 +7,7 @@
 
 With --json, stdout holds one object a line: {"index", "text", "trained", "num_tokens", "num_trained",
 "num_image_tokens", "num_video_tokens", "cut", "token_ids", "labels"}, or {"index", "error"} for a row that cannot be
-used (exit code 1).
+used. The exit code is 1 if train.py would refuse a row or the chat template.
 """
 
 if __name__ == "__main__":
@@ -27,7 +27,7 @@ from collators.base import ChatCollator
 from collators.make import make_collator
 from collators.probes import check_labels
 from collators.template_check import check_template
-from entry import cli
+from entry import cli, end
 from loaders import LOADERS
 from loaders.output_folder import check_writable
 from reading.dataset import MultimodalDataset, make_dataset
@@ -48,7 +48,7 @@ def main(words: list[str] | None = None) -> None:
         sys.exit(data_report.run(arguments, own))
     stdout, failed = sys.stdout, []
     with redirect_stdout(sys.stderr):  # whatever a library prints: stdout holds our lines only
-        dataset, collator = load(arguments)
+        dataset, collator, refusal = load(arguments)
         indices, typed = chosen(own, len(dataset), arguments.training.seed), 0
 
         def previews() -> Iterator[Preview]:
@@ -71,6 +71,8 @@ def main(words: list[str] | None = None) -> None:
             preview_views.print_rows(previews(), collator, stdout)
         if typed:
             print(f"{typed} of {len(indices)} rows hold a typed control token, such as </s>: it is kept as characters.")
+    if refusal:
+        end(f"Error: {refusal}")  # as train.py does; the rows above show where
     sys.exit(1 if failed else 0)
 
 
@@ -106,8 +108,11 @@ def check_flags(own) -> None:
         os.makedirs(folder, exist_ok=True)
 
 
-def load(arguments) -> tuple[MultimodalDataset, ChatCollator]:
-    """Data and collator as train.py makes them; rows that cannot be used stay, in `errors`."""
+def load(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | None]:
+    """Data and collator as train.py makes them, and why it refuses them, if it does.
+
+    Rows that cannot be used stay, in `errors`.
+    """
     data, model = arguments.data, arguments.model
     dataset = make_dataset(data, data.data_path, check=False, weighted=True)
     print(*dataset.notes(), sep="\n", end="\n" * bool(dataset.notes()))
@@ -116,9 +121,9 @@ def load(arguments) -> tuple[MultimodalDataset, ChatCollator]:
     check_labels(collator)
     try:
         say(check_template(collator, dataset))
-    except ValueError as error:  # the rows show where
-        say(f"train.py refuses these rows: {error}")
-    return dataset, collator
+    except ValueError as error:
+        return dataset, collator, error
+    return dataset, collator, None
 
 
 def chosen(own, length: int, seed: int) -> list[int]:

@@ -64,7 +64,7 @@ NUM_EXAMPLES = 10
 ROW = np.dtype(
     [
         *[("fault", "i1"), ("kind", "i1"), ("text", "i4"), ("image", "i4"), ("video", "i4")],  # tokens before any cut
-        *[("labels", "i4"), ("cut", "i4"), ("content", "u8"), ("question", "u8")],
+        *[("labels", "i4"), ("cut", "i4"), ("typed", "i1"), ("content", "u8"), ("question", "u8")],
     ]
 )
 
@@ -152,6 +152,7 @@ class CheckedRows(Dataset):
             sample = dataset[place]
         except ValueError as error:
             return found | medium_fault(str(error))
+        found["typed"] = self.collator.template.holds_frame_tokens(sample["messages"])
         return found | fingerprints(row) | self.measure(sample)
 
     def measure(self, sample: dict) -> dict:
@@ -240,7 +241,7 @@ class Results:
 
     def add(self, found: dict) -> None:
         """Note the result on a row."""
-        counts = [found.get(name, 0) for name in ("text", "image", "video", "labels", "cut")]
+        counts = [found.get(name, 0) for name in ("text", "image", "video", "labels", "cut", "typed")]
         hashes = [int(found.get(name, "0"), 16) for name in ("content", "question")]
         kind = KINDS.index(found.get("kind", "unreadable"))
         self.rows[found["position"]] = (CODES[found.get("fault")], kind, *counts, *hashes)
@@ -327,6 +328,7 @@ def describe_split(results: Results, split: int, start: int, end: int) -> dict:
         "histograms": {"tokens": histogram(total), "labels": histogram(rows["labels"][good])},
         "over_budget": {"rows": int((rows["cut"] > 0).sum() + (rows["fault"] == CODES["overlong"]).sum())},
         "cut": {"rows": int((rows["cut"] > 0).sum()), "tokens": int(rows["cut"].sum())},
+        "typed": {"rows": int(rows["typed"].sum())},
         "trained_tokens": int(tokens_within_budget(rows)[good].sum()),
         "faults": faults,
         "duplicates": duplicates(results, start, rows),
@@ -410,6 +412,8 @@ def reasons(report: dict, arguments) -> tuple[list[str], list[str]]:
         notes += filter(is_warning, of_split["notes"])
         if of_split["cut"]["rows"]:
             notes.append(f"{rows_of(of_split['cut']['rows'], name)} cut")
+        if typed := of_split["typed"]["rows"]:
+            notes.append(f"{rows_of(typed, name)} with a typed control token, such as </s>: kept as characters")
     for same, meaning in SHARED.items():
         if number := report.get("overlap", {}).get(same, {"rows": 0})["rows"]:
             notes.append(f"{rows_of(number, report['data']['eval']['name'])} {meaning}")

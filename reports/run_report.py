@@ -83,7 +83,7 @@ def reported(trainer, facts: RunFacts):
     finally:
         if trainer.is_world_process_zero():
             verdict, steps = facts.verdict(trainer.state, ended), steps_of(trainer.state)
-            said = f"{verdict.state} at {steps}" if ended else verdict  # why, is said elsewhere
+            said = f"{verdict.state} after {steps}" if ended else verdict  # why, is said elsewhere
             say(painted(said, verdict.tone, sys.stdout))
             with forgiven("report"):
                 trainer.log_file.end(trainer.args, trainer.state, verdict)

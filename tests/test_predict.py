@@ -126,6 +126,8 @@ def test_an_interrupted_answer_counts_as_far_as_it_came(monkeypatch, capsys):
     "flags, named",
     [
         ([], "Choose one: --data_path with --output_path, --chat, or --prompt .none of them is given"),
+        (["--chat", "--max_new_token", "5"], "--max_new_token is not a flag: .*--max_new_tokens.*predict.py --help"),
+        (["--pompt=Hi"], "--pompt is not a flag: .*--prompt"),
         (["--chat", "--prompt", "Hi"], "Choose one: .* .--chat and --prompt"),
         (["--data_path", "rows.json"], "--data_path needs --output_path"),
         (["--data_path", "rows.json", "--output_path", "a.jsonl", "--image", "a.png"], "--image has no effect with"),

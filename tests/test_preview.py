@@ -552,7 +552,8 @@ def test_a_difference_of_templates_is_shown_inline(page, tiny, write_rows, tmp_p
     rows = [{"conversations": turns("Hi", "Ho")}, {"system_prompt": "Be brief.", "conversations": turns("Hi", "Ho")}]
     code, shown = page("qwen2-vl", write_rows(rows), "--model_local_path", str(altered))
     assert (shown.rows[0]["ins"], shown.rows[0]["del"]) == ("helpful", "useful")
-    assert (shown.rows[1]["ins"], shown.rows[1]["del"]) == ("", "") and code == 0  # it has a system prompt of its own
+    assert (shown.rows[1]["ins"], shown.rows[1]["del"]) == ("", "")  # it has a system prompt of its own
+    assert code.startswith("Error: The checkpoint's chat template")  # as train.py says
 
 
 @pytest.mark.parametrize("family", SHOWN)

@@ -401,7 +401,7 @@ def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
     check_lora(lora)
 
 
-def check_flag_names(given: dict[str, str], known: Collection[str]) -> None:
+def check_flag_names(given: dict[str, str], known: Collection[str], script: str = "train.py") -> None:
     """Raise a ValueError that names all flags which do not exist, with what to write instead.
 
     Args:
@@ -415,7 +415,7 @@ def check_flag_names(given: dict[str, str], known: Collection[str]) -> None:
     for option, name in names.items():
         fix = instead(name, given[option], known, tools)
         faults.append(f"{option} is not a flag{': ' if fix else '.'}{fix}")
-    more = "`python train.py --help` lists all; docs/coming_from.md, those of other tools."
+    more = f"`python {script} --help` lists all; docs/coming_from.md, those of other tools."
     raise ValueError(("\n" if faults[1:] else " ").join([*faults, more]))
 
 

@@ -266,6 +266,13 @@ def test_faults_are_told_apart_and_the_flags_decide(check, write_rows, media_fol
     assert found == code and re.search(named, "\n".join(report["failures"] + report["notes"]))
 
 
+def test_typed_control_tokens_are_counted(check, write_rows):
+    code, report, _ = check("llava-1.5", write_rows([row("a </s> b", "c"), row("a", "b"), row("a", "<image>")]))
+    train = report["data"]["train"]
+    assert train["typed"] == {"rows": 2} and code == 0
+    assert any(note.startswith("2 rows of") and "typed control token" in note for note in report["notes"])
+
+
 def test_an_epoch_is_of_the_good_rows(check, tiny, write_rows, media_folder, tmp_path):
     _, report, _ = check("llava-1.5", write_rows(faulty_rows(media_folder, tmp_path)), "--on_bad_sample", "skip")
     tokens = len(AutoTokenizer.from_pretrained(tiny("llava-1.5"))("USER: a ASSISTANT: b</s>").input_ids)
