@@ -1,6 +1,7 @@
 """Family id -> collator class: `COLLATORS.get("qwen2-vl")`."""
 
 from collators.processor_options import parse_processor_options, set_processor_options
+from collators.thoughts_and_tools import parse_template_kwargs
 from supported_models import Registry
 
 COLLATORS = Registry(__name__)
@@ -22,6 +23,8 @@ def make_collator(family: str, loader, data):
         data.mask_question_tokens,
         chat_template=chat_template,
         stop_tokens=loader.stop_tokens(processor.tokenizer),
+        template_kwargs=parse_template_kwargs(data.template_kwargs),
+        train_thoughts=data.train_thoughts,
     )
     set_processor_options(collator, parse_processor_options(data.processor_kwargs))
     return collator
