@@ -166,14 +166,7 @@ class Template:
         return self.render_official(messages, True, self.asked, frame)
 
     def _render(
-        self,
-        messages,
-        template: str,
-        string_roles=(),
-        add_generation_prompt=False,
-        variables=None,
-        frame=None,
-        **kwargs,
+        self, messages, template, string_roles=(), add_generation_prompt=False, variables=None, frame=None, **kwargs
     ):
         plain = self._plain_messages(messages, frame or self.frame)
         for message in plain:
