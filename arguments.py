@@ -108,6 +108,9 @@ class ReadingArguments:
     video_seconds_limit: int = flag(4 * 3600, "Refuse a longer video.")
     video_pixel_limit: int = flag(2_000_000_000, "Refuse to decode more pixels of a video, all frames together.")
     processor_kwargs: str | None = flag(None, "Options of the checkpoint's own processor, as a JSON object.")
+    template_kwargs: str | None = flag(
+        None, "Variables of the chat template, as a JSON object, such as '{\"enable_thinking\": true}'."
+    )
 
     def __post_init__(self):
         checks.check_reading(self)
@@ -135,6 +138,7 @@ class DataArguments(ReadingArguments):
         "Fill each row with samples up to --model_max_length tokens; --per_device_train_batch_size counts rows.",
     )
     mask_question_tokens: bool = flag(True, "Train on replies only. False: on all text, never on media or padding.")
+    train_thoughts: bool = flag(True, "Train on the thoughts of replies too. False: on what comes after them.")
     drop_overlong: bool = flag(
         False, "Drop (and count) a sample whose first exchange exceeds --model_max_length; by default it is an error."
     )

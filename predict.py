@@ -30,6 +30,7 @@ from collators import COLLATORS
 from collators.probes import check_labels
 from collators.processor_options import parse_processor_options, set_processor_options
 from collators.template_check import check_template
+from collators.thoughts_and_tools import parse_template_kwargs
 from entry import cli
 from evaluation import metrics
 from evaluation.answers import generate_answers, questions
@@ -46,7 +47,7 @@ from training.checks import check_flag_names
 AS_IN_TRAINING = (
     ("image_size", "min_pixels", "max_pixels", "jpeg_draft"),
     ("num_frames", "fps", "max_frames"),
-    *[(name,) for name in ("image_resize_algorithm", "video_max_pixels", "processor_kwargs")],
+    *[(name,) for name in ("image_resize_algorithm", "video_max_pixels", "processor_kwargs", "template_kwargs")],
 )
 
 # Flags that have no effect in the other of the two modes.
@@ -106,7 +107,9 @@ def answer_questions(args: argparse.Namespace) -> None:
 
 def load_with_options(args: argparse.Namespace):
     """(model, collator) that the flags name, with their options of the processor."""
-    model, collator = load(args.model_path, args.model_id, args.model_local_path, args.trust_remote_code)
+    model, collator = load(
+        args.model_path, args.model_id, args.model_local_path, args.trust_remote_code, args.template_kwargs
+    )
     set_processor_options(collator, parse_processor_options(args.processor_kwargs))
     check_labels(collator)
     return model, collator
@@ -178,9 +181,16 @@ def check(args: argparse.Namespace) -> None:
 
 
 def load(
-    model_path: str, model_id: str | None = None, model_local_path: str | None = None, trust_remote_code: bool = False
+    model_path: str,
+    model_id: str | None = None,
+    model_local_path: str | None = None,
+    trust_remote_code: bool = False,
+    template_kwargs: str | None = None,
 ):
     """(model, collator) of a checkpoint folder; an adapter is put on its base.
+
+    Args:
+        template_kwargs: variables of the chat template as JSON, by default those of the run.
 
     Raises:
         ValueError: no checkpoint there, or its base or family cannot be told.
@@ -213,7 +223,10 @@ def load(
     processor = loader.load_processor(model_path if own_processor else base_path)
     chat_template = processor.chat_template if saved.get("chat_template") else None  # saved with the run's processor
     stop_tokens = loader.stop_tokens(processor.tokenizer)
-    return model, COLLATORS.get(family)(processor, chat_template=chat_template, stop_tokens=stop_tokens)
+    variables = parse_template_kwargs(template_kwargs or saved.get("template_kwargs"))
+    return model, COLLATORS.get(family)(
+        processor, chat_template=chat_template, stop_tokens=stop_tokens, template_kwargs=variables
+    )
 
 
 if __name__ == "__main__":

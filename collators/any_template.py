@@ -8,16 +8,19 @@ class UnfitTemplate(ValueError):
 PROBE = {"system": "Be brief.", "user": "Name a colour.", "assistant": "Red."}
 
 
-def find_replies(messages: list[dict], render, stop_tokens: list[str]) -> tuple[str, list[tuple[int, int]]]:
+def find_replies(
+    messages: list[dict], render, stop_tokens: list[str], chosen: list[int] | None = None
+) -> tuple[str, list[tuple[int, int]]]:
     """Render message by message: a reply begins where the prompt for it ends, and ends with a stop token.
 
-    A template that writes no stop token after a reply teaches no end: there, the first one is put in the place of the
-    white space that the template ends the reply with.
+    A template may end a reply with the stop token that the next message begins with (GLM's `<|user|>`). One that writes
+    none at all teaches no end: there, the first one is put in the place of the white space that it ends the reply with.
 
     Args:
         messages: a canonical sample's.
         render: `render(messages, add_generation_prompt=False)` gives the template's text.
         stop_tokens: any of them ends generation.
+        chosen: the places of the replies to find, by default of all.
 
     Returns:
         The training text and the character span of each reply, its stop token included.
@@ -26,9 +29,9 @@ def find_replies(messages: list[dict], render, stop_tokens: list[str]) -> tuple[
         UnfitTemplate: a prompt is not the beginning of the text that follows from it.
     """
     text, rendered, spans = "", "", []  # what is trained on, and as the template renders it
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
+    if chosen is None:
+        chosen = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    for i in chosen:
         prompt, history = render(messages[:i], add_generation_prompt=True), render(messages[: i + 1])
         for longer, shorter in ((prompt, rendered), (history, prompt)):
             if not longer.startswith(shorter):
@@ -40,8 +43,12 @@ def find_replies(messages: list[dict], render, stop_tokens: list[str]) -> tuple[
         reply = history[len(prompt) :]
         text += prompt[len(rendered) :]
         ends = [at + len(token) for token in stop_tokens if (at := reply.find(token)) >= 0]
-        if not ends:
-            typed = "".join(part["text"] for part in message["content"])
+        header = "" if ends else following_header(messages[i], render)
+        if token := next((token for token in stop_tokens if header.startswith(token)), None):
+            ends = [len(reply) + len(token)]
+            reply += token if i == chosen[-1] else ""  # else it begins what follows
+        elif not ends:
+            typed = joined_text(messages[i]["content"])
             kept, own_space = reply.rstrip(), typed[len(typed.rstrip()) :]
             reply = kept + (own_space if reply.startswith(kept + own_space) else "") + stop_tokens[0]
             ends = [len(reply)]
@@ -49,6 +56,24 @@ def find_replies(messages: list[dict], render, stop_tokens: list[str]) -> tuple[
         text += reply
         rendered = history
     return text, spans
+
+
+def joined_text(content: list[dict]) -> str:
+    """The text parts of a message as one."""
+    return "".join(part.get("text", "") for part in content)
+
+
+def following_header(reply: dict, render) -> str:
+    """What the template writes right after a reply: the header of a result, if it calls a tool, or of a question."""
+    text = [{"type": "text", "text": "x"}]
+    asked = {"role": "user", "content": text}
+    conversation = [
+        asked,
+        reply | {"content": text, "reasoning_content": ""},
+        asked | {"role": "tool" if "tool_calls" in reply else "user"},
+    ]
+    before, after = render(conversation[:2]), render(conversation)
+    return after[len(before) :] if after.startswith(before) else ""
 
 
 def find_string_roles(render) -> tuple[str, ...]:

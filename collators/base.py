@@ -41,6 +41,8 @@ class ChatCollator:
         chat_template: replaces the family's and the checkpoint's. Without {% generation %} tags, the replies are found
             by rendering (`collators/any_template.py`).
         stop_tokens: what ends generation; by default the tokenizer's end token.
+        template_kwargs: variables of the templates beside the family's own.
+        train_thoughts: False trains of a reply with a thought what comes after it.
     """
 
     # Training template: the checkpoint's, with {% generation %} around each reply and its end-of-turn token. The tag
@@ -57,6 +59,8 @@ class ChatCollator:
     sequence_padding = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE_INDEX, "mm_token_type_ids": 0}
     # Tokens that the model writes in replies, although the format writes them too or generation ends with them.
     reply_tokens: tuple[str, ...] = ()
+    # How the model writes a thought, as "<think>{}</think>", where the checkpoint's template leaves it out.
+    thought_format: str = ""
     # Why no --chat_template can replace the format, where code of the checkpoint writes it.
     fixed_format: str = ""
     # Options of every processor call, such as {"cap_pixels_per_frame": False}.
@@ -76,6 +80,8 @@ class ChatCollator:
         mask_question_tokens: bool = True,
         chat_template: str | None = None,
         stop_tokens: list[str] | None = None,
+        template_kwargs: dict | None = None,
+        train_thoughts: bool = True,
     ):
         if chat_template and self.fixed_format:
             raise ValueError(f"--chat_template cannot be used, since {self.fixed_format}. Leave it out.")
@@ -90,6 +96,9 @@ class ChatCollator:
             self.string_roles,
             stop_tokens,
             replies_only=mask_question_tokens,
+            given=template_kwargs,
+            thought_format=self.thought_format,
+            train_thoughts=train_thoughts,
         )
         self.budget = self.budget_class(
             processor,
@@ -198,7 +207,7 @@ class ChatCollator:
         text, inputs = self._encode_messages(messages, source)
         full_length = inputs["input_ids"].shape[1]
         budget = (self.budget.max_length if within_budget else None) or full_length
-        while (media_end := self._media_end(inputs)) > budget and len(messages) > 3:
+        while (media_end := self._media_end(inputs)) > budget and len(messages) > 3 and messages[-2]["role"] == "user":
             messages = messages[:-2]  # without its last exchange
             _, inputs = self._encode_messages(messages, source)
         if media_end > budget:
@@ -224,7 +233,7 @@ class ChatCollator:
     def encode_prompt(self, messages: list[dict], source: str = "sample") -> dict[str, torch.Tensor]:
         """Messages that end with the user's -> the inputs that the checkpoint's own template gives for generation."""
         with naming(source, self.processor):
-            text = self.template.render_official(messages, add_generation_prompt=True)
+            text = self.template.render_prompt(messages)
             inputs = self._process(text, [], messages)
         del inputs["labels"]
         return inputs

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from collators.cached_counts import cached_counts
 from collators.template import Template, conversation, naming
-from reading.row_index import ChangedFile
+from reading.row_index import ChangedFile, Layout
 from reading.rows import content_parts
 
 WHOLE, CUT = 1, 2  # what becomes of a long row
@@ -201,7 +201,9 @@ class Budget:
         """A hash of all that the tokens of a sample depend on besides the sample and the budget, our code included."""
         code = [self.code, code_of(type(self)), code_of(type(self.template)), code_of(type(self.template.frame))]
         template = self.template
-        texts = [template.text, self.processor.chat_template, template.kwargs, template.string_roles]
+        own = template.thoughts_and_tools
+        texts = [template.text, self.processor.chat_template, template.kwargs, template.given, template.string_roles]
+        texts += [own.thought_format, own.train_thoughts]
         tokens = [template.stop_tokens, sorted(template.frame.tokens), self.tokenizer.special_tokens_map]
         settings = [code, texts, tokens, self.processor_kwargs, *self._files(), transformers.__version__]
         return hashlib.sha256(repr(settings).encode()).hexdigest()
@@ -232,6 +234,7 @@ class Budget:
         # A token is at least a byte of text; 64 is more than any template adds to a further message.
         text_bytes = dataset.text_bytes() + len(written.encode()) + 64 * dataset.num_parts()
         is_doubtful = text_bytes + media + in_videos > self.max_length
+        is_doubtful |= dataset.num_parts(Layout.FIELDS.values()) > 0  # thoughts and tools are not among the text bytes
         # Every row is rendered once where the template may refuse its texts.
         doubtful = (
             np.arange(len(dataset)) if template.is_replaced or template.frame.thought else np.flatnonzero(is_doubtful)

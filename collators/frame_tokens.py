@@ -10,6 +10,7 @@ the checkpoint's tokenizer does.
 
 import re
 from collections.abc import Iterable
+from copy import copy
 from functools import cached_property
 
 from tokenizers import pre_tokenizers
@@ -64,8 +65,18 @@ class FrameTokens:
         # `<row_1_col_2>` was seen, so `<row_5_col_6>` frames an image of another shape.
         numberless = {re.sub(r"\d+", "0", token) for token in written}
         tokens += [token for token in self.added_tokens.values() if re.sub(r"\d+", "0", token) in numberless]
-        self.tokens = {t for t in tokens if isinstance(t, str) and not (t + " ").isspace()} - {*reply_tokens}
+        self.take({*tokens} - {*reply_tokens})
         self.thought = written.intersection(reply_tokens)
+
+    def with_tokens(self, tokens: Iterable[str]) -> "FrameTokens":
+        """These frame tokens and others that are text where somebody typed them."""
+        frame = copy(self)
+        frame.__dict__.pop("_other_tokens", None)
+        frame.take({*self.tokens, *tokens})
+        return frame
+
+    def take(self, tokens: set) -> None:
+        self.tokens = {t for t in tokens if isinstance(t, str) and not (t + " ").isspace()}
         self._frame_token = control_pattern(self.tokens)
 
     @cached_property
@@ -80,6 +91,17 @@ class FrameTokens:
         places = [match.end() for match in self._frame_token.finditer(text)]
         others = [match.span() for match in self._other_tokens.finditer(text)] if places else []
         return [next((end for start, end in others if start < place < end), place) for place in places]
+
+    def marked(self, value: object) -> object:
+        """A text with control strings marked; or all texts in a value that lists and objects hold."""
+        if isinstance(value, dict):
+            return {self.marked(name): self.marked(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [*map(self.marked, value)]
+        if not isinstance(value, str):
+            return value
+        cuts = [0, *self.marks(value), len(value)]
+        return RESERVED_CHARACTER.join(value[i:j] for i, j in zip(cuts, cuts[1:]))
 
     def decode(self, tokens: Iterable[int] | int, **_) -> str:
         """An answer's text, without the tokens that frame it; those that the model writes in replies stay visible."""

@@ -35,7 +35,9 @@ class TrimmingTemplate(Template):
     def _render(self, messages, *args, **kwargs):
         """Trimmed before control strings are searched: the spaces between two parts may keep one apart."""
         trimmed = [
-            message if message["role"] == "system" else message | {"content": [*map(trim, message["content"])]}
+            message
+            if message["role"] not in ("user", "assistant")
+            else message | {"content": [*map(trim, message["content"])]}
             for message in messages
         ]
         return super()._render(trimmed, *args, **kwargs)

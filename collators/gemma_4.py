@@ -67,6 +67,7 @@ class Gemma4Collator(ChatCollator):
             ),
         ),
     )
+    thought_format = "<|channel>thought\n{}\n<channel|>"  # the template writes it before calls alone
     reply_tokens = ("<|channel>", "<channel|>")
     string_roles = ("system",)  # of a list, the template puts a space after each part
     template_class = TrimmingTemplate

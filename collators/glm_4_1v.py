@@ -37,6 +37,7 @@ class Glm41VCollator(ChatCollator):
         ),
     )
     reply_tokens = ("</answer>",)
+    thought_format = "<think>{}</think>"
     string_roles = ("system", "assistant")
     frame_text = "<|begin_of_image|><|end_of_image|>99999"
 

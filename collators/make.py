@@ -2,6 +2,7 @@
 
 from collators import COLLATORS
 from collators.processor_options import parse_processor_options, set_processor_options
+from collators.thoughts_and_tools import parse_template_kwargs
 
 # Values of --chat_template beside a file: what trains where the checkpoint's template is not the family's.
 OWN_TEMPLATES = ("checkpoint", "family")
@@ -20,6 +21,8 @@ def make_collator(family: str, loader, data):
         data.mask_question_tokens,
         chat_template=chat_template,
         stop_tokens=loader.stop_tokens(processor.tokenizer),
+        template_kwargs=parse_template_kwargs(data.template_kwargs),
+        train_thoughts=data.train_thoughts,
     )
     set_processor_options(collator, parse_processor_options(data.processor_kwargs))
     return collator

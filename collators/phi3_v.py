@@ -25,8 +25,8 @@ class Phi3VFrameTokens(FrameTokens):
 class Phi3VTemplate(Template):
     frame_class = Phi3VFrameTokens
 
-    def _plain_messages(self, messages):
-        plain, numbers = super()._plain_messages(messages), count(1)
+    def _plain_messages(self, messages, frame):
+        plain, numbers = super()._plain_messages(messages, frame), count(1)
         for part in content_parts({"messages": plain}):
             if part["type"] == "image":
                 part["text"] = f"<|image_{next(numbers)}|>\n"

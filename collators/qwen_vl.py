@@ -54,8 +54,8 @@ class QwenVLTemplate(Template):
     def official(self):
         return self.text  # prompts too are what `make_context` gives
 
-    def _plain_messages(self, messages):
-        plain, files = super()._plain_messages(messages), count(1)
+    def _plain_messages(self, messages, frame):
+        plain, files = super()._plain_messages(messages, frame), count(1)
         for message in plain:
             numbers = count(1)
             for part in message["content"]:

@@ -8,11 +8,12 @@ from difflib import SequenceMatcher
 from functools import cached_property, reduce
 from typing import NamedTuple
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, meta
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from collators.any_template import UnfitTemplate, find_replies, find_string_roles
+from collators.any_template import UnfitTemplate, find_replies, find_string_roles, joined_text
 from collators.frame_tokens import FrameTokens
+from collators.thoughts_and_tools import FIELDS, ThoughtsAndTools
 from reading.rows import RESERVED_CHARACTER, content_parts
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -46,9 +47,11 @@ class Template:
         replacement: a template that replaces the family's and the checkpoint's. Without {% generation %} tags, the
             replies are found by rendering (`collators/any_template.py`). "checkpoint" and "family": the own of these.
         kwargs: variables of the templates, ours and the checkpoint's.
+        given: more of them, by --template_kwargs; whether to think is for prompts and conversations with a thought.
         string_roles: roles whose content the checkpoint's template takes as a string, not as a list of parts.
         stop_tokens: what ends generation; by default the tokenizer's end token.
         replies_only: whether replies alone are trained.
+        thought_format, train_thoughts: of ThoughtsAndTools.
     """
 
     frame_class: type[FrameTokens] = FrameTokens
@@ -62,9 +65,15 @@ class Template:
         string_roles: tuple[str, ...] = (),
         stop_tokens: list[str] | None = None,
         replies_only: bool = True,
+        given: dict | None = None,
+        thought_format: str = "",
+        train_thoughts: bool = True,
     ):
         self.processor, self.tokenizer = processor, processor.tokenizer
-        self.kwargs, self.string_roles, self.replies_only = kwargs or {}, string_roles, replies_only
+        self.given, self.string_roles, self.replies_only = given or {}, string_roles, replies_only
+        told = {"enable_thinking": False} if "enable_thinking" in self.given else {}
+        self.kwargs = (kwargs or {}) | self.given | told
+        self.thoughts_and_tools = ThoughtsAndTools(self, thought_format, train_thoughts)
         self.stop_tokens = stop_tokens or [self.tokenizer.eos_token]
         self.is_replaced, is_family = bool(replacement), replacement == "family"
         if replacement == "checkpoint":
@@ -84,6 +93,8 @@ class Template:
         elif len(formats) > 1:
             official_template(processor)  # raises where there is none to compare with
             self.text, self.exceptions = min(formats, key=self._distance)
+        if unknown := self.given.keys() - variables_of(self.text) - variables_of(str(processor.chat_template)):
+            raise ValueError(f"--template_kwargs: the chat template has no variable {min(unknown)!r}; leave it out.")
         if is_family:  # it is saved, and other programs do not know its variables
             self.text = "".join(f"{{% set {name} = {value!r} %}}" for name, value in self.kwargs.items()) + self.text
             processor.chat_template, self.exceptions, self.string_roles = self.text, (), ()
@@ -92,6 +103,11 @@ class Template:
     def is_tagged(self) -> bool:
         """Whether the training template marks the replies itself."""
         return bool(GENERATION_TAG.search(self.text))
+
+    @property
+    def asked(self) -> dict:
+        """The variables of the prompts that the model is asked with."""
+        return self.kwargs | self.given
 
     @property
     def takes_videos(self) -> bool:
@@ -105,6 +121,9 @@ class Template:
         Raises:
             UnfitTemplate: the template has no place for what the messages hold.
         """
+        messages = self.thoughts_and_tools.placed(messages)
+        if self.thoughts_and_tools.are_in(messages):
+            return with_line_breaks_apart(*self.thoughts_and_tools.render(messages))
         if self.is_tagged:
             roles = self.string_roles if self.is_replaced else ()
             text, spans = self._render(messages, self.text, roles, return_assistant_tokens_mask=True)
@@ -115,24 +134,46 @@ class Template:
             if any(token in joined_text(reply["content"]) for reply in replies):
                 raise UnfitTemplate(
                     f"a reply holds {token}, but this format writes the thought before each reply itself, so there "
-                    "would be two. Remove the thought from the reply."
+                    "would be two. Remove the thought, or begin the reply with the whole of it."
                 )
         spans = [span for span, reply in zip(spans, replies, strict=True) if reply.get("train", True)]
-        # A reply that begins with a line break must not merge it with the one that ends the generation prompt.
-        for start, _ in reversed(spans):
-            if text[start - 1 : start + 1].isspace():
-                text = text[:start] + RESERVED_CHARACTER + text[start:]
-                spans = [(s + (s > start), e + (e > start)) for s, e in spans]
-        return text, spans
+        return with_line_breaks_apart(text, spans)
 
-    def render_official(self, messages: list[dict], add_generation_prompt: bool = False) -> str:
-        """Messages -> the text of the checkpoint's own template."""
-        return self._render(messages, self.official, self.string_roles, add_generation_prompt)[0]
+    def render_official(
+        self,
+        messages: list[dict],
+        add_generation_prompt: bool = False,
+        variables: dict | None = None,
+        frame: FrameTokens | None = None,
+    ) -> str:
+        """Messages -> the text of the checkpoint's own template.
 
-    def _render(self, messages, template: str, string_roles=(), add_generation_prompt=False, **kwargs):
-        plain = self._plain_messages(messages)
+        Args:
+            variables: of the template, by default those of conversations without thoughts.
+            frame: what is text where somebody typed it.
+        """
+        frame = frame or self.frame
+        options = {
+            "variables": variables,
+            "frame": frame,
+            "tools": frame.marked(messages[0].get("tools") if messages else None),
+        }
+        return self._render(messages, self.official, self.string_roles, add_generation_prompt, **options)[0]
+
+    def render_prompt(self, messages: list[dict]) -> str:
+        """Messages that end with a question or a result -> what the model is asked with."""
+        messages = self.thoughts_and_tools.placed(messages)
+        frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_in(messages) else None
+        return self.render_official(messages, True, self.asked, frame)
+
+    def _render(
+        self, messages, template, string_roles=(), add_generation_prompt=False, variables=None, frame=None, **kwargs
+    ):
+        plain = self._plain_messages(messages, frame or self.frame)
         for message in plain:
-            if message["role"] in string_roles:
+            # Of a result, templates know the string better.
+            is_result = message["role"] == "tool" and all("text" in part for part in message["content"])
+            if message["role"] in string_roles or is_result:
                 if any("text" not in part for part in message["content"]):
                     raise UnfitTemplate(f"the chat template has no place for media in a {message['role']} message.")
                 message["content"] = "".join(part["text"] for part in message["content"])
@@ -143,7 +184,7 @@ class Template:
                 add_generation_prompt=add_generation_prompt,
                 **kwargs,
                 **self.tokenizer.special_tokens_map,
-                **self.kwargs,
+                **(self.kwargs if variables is None else variables),
             )
         except (TemplateError, TypeError) as error:  # such as roles that the template refuses
             raise UnfitTemplate(f"the chat template cannot render the conversation: {error}") from error
@@ -185,6 +226,7 @@ class Template:
         Raises:
             ValueError: it goes on behind "train.json, sample 7: ".
         """
+        self.thoughts_and_tools.check(self.thoughts_and_tools.placed(messages))
         if not self.takes_videos and any(part["type"] == "video" for part in content_parts({"messages": messages})):
             raise ValueError("the model takes no videos")
         if any("train" in message for message in messages) and not self.replies_only:
@@ -219,29 +261,15 @@ class Template:
 
     def holds_frame_tokens(self, messages: list[dict]) -> bool:
         """Whether somebody typed a frame token in these messages, which stays text."""
-        return any(self.frame.marks(joined_text(message["content"])) for message in messages)
+        frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_in(messages) else self.frame
+        said = [[joined_text(message["content"]), message | {"content": None}] for message in messages]
+        return frame.marked(said) != said
 
-    def _plain_messages(self, messages: list[dict]) -> list[dict]:
+    def _plain_messages(self, messages: list[dict], frame: FrameTokens) -> list[dict]:
         """Messages for a template: without pixels, control strings marked."""
-        return [{"role": m["role"], "content": self._plain_parts(m["content"])} for m in messages]
-
-    def _plain_parts(self, content: list[dict]) -> list[dict]:
-        """A message's parts for the template: media without their pixels, texts with control strings marked.
-
-        The texts are searched as one, since a template may join them.
-        """
-        joined = joined_text(content)
-        marks = self.frame.marks(joined)
-        plain, begin = [], 0
-        for part in content:
-            if part["type"] != "text":
-                plain.append({"type": part["type"]})
-                continue
-            end = begin + len(part["text"])
-            cuts = [begin, *(mark for mark in marks if begin < mark <= end), end]
-            plain.append({"type": "text", "text": RESERVED_CHARACTER.join(joined[i:j] for i, j in zip(cuts, cuts[1:]))})
-            begin = end
-        return plain
+        named = lambda m: {name: frame.marked(m[name]) for name in FIELDS if m.get(name)}  # noqa: E731
+        parts = [plain_parts(message["content"], frame) for message in messages]
+        return [{"role": m["role"], "content": content} | named(m) for m, content in zip(messages, parts)]
 
     # ---- compared with the checkpoint's ----
 
@@ -285,6 +313,9 @@ class Template:
         """
         if not self.is_tagged or not self.processor.chat_template:
             return []
+        messages = self.thoughts_and_tools.placed(messages)
+        if self.thoughts_and_tools.are_in(messages):  # the text is the checkpoint's
+            return []
         messages = [{name: message[name] for name in ("role", "content")} for message in messages]
         text, spans = self.render(messages)
         history_ends = [0, *(end for _, end in spans)]
@@ -322,6 +353,40 @@ class Template:
         return (history + last).replace(RESERVED_CHARACTER, "")
 
 
+def with_line_breaks_apart(text: str, spans: list[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
+    """A reply that begins with a line break must not merge it with the one that ends the generation prompt."""
+    for start, _ in reversed(spans):
+        if text[start - 1 : start + 1].isspace():
+            text = text[:start] + RESERVED_CHARACTER + text[start:]
+            spans = [(s + (s > start), e + (e > start)) for s, e in spans]
+    return text, spans
+
+
+def plain_parts(content: list[dict], frame: FrameTokens) -> list[dict]:
+    """A message's parts for the template: media without their pixels, texts with control strings marked.
+
+    The texts are searched as one, since a template may join them.
+    """
+    joined = joined_text(content)
+    marks = frame.marks(joined)
+    plain, begin = [], 0
+    for part in content:
+        if part["type"] != "text":
+            plain.append({"type": part["type"]})
+            continue
+        end = begin + len(part["text"])
+        cuts = [begin, *(mark for mark in marks if begin < mark <= end), end]
+        plain.append({"type": "text", "text": RESERVED_CHARACTER.join(joined[i:j] for i, j in zip(cuts, cuts[1:]))})
+        begin = end
+    return plain
+
+
+def variables_of(template: str) -> set[str]:
+    """The names that a template reads and does not set."""
+    source = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)  # the library's own tag
+    return meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source))
+
+
 def official_template(processor) -> str:
     """The chat template that a checkpoint ships.
 
@@ -345,11 +410,6 @@ def naming(source: str, processor) -> Iterator[None]:
         raise ValueError(f"{source}: {error}") from error
     except (ValueError, IndexError, TypeError, RuntimeError) as error:
         raise ValueError(f"{source}: {type(processor).__name__} refuses it: {error}") from error
-
-
-def joined_text(content: list[dict]) -> str:
-    """The text parts of a message as one."""
-    return "".join(part.get("text", "") for part in content)
 
 
 def conversation(*turns: tuple[str, str | list[str]]) -> list[dict]:

@@ -17,10 +17,16 @@ def check_template(collator, *datasets: MultimodalDataset | None) -> str:
     Raises:
         ValueError: they differ, by more than the documented exceptions, on a shape that the data holds.
     """
+    layouts = {layout for dataset in datasets if dataset for layout in dataset.layouts()}
+    notes = collator.template.thoughts_and_tools.notes(layout.messages for layout in layouts)
+    return "\n".join(filter(None, [*notes, compare(collator, {layout.shape for layout in layouts})]))
+
+
+def compare(collator, shapes: set[Layout]) -> str:
+    """Compare the texts of conversations of these shapes; returns and raises as `check_template`."""
     template = collator.template
     if not collator.processor.chat_template:
         return "WARNING: the checkpoint ships no chat template to compare the training text with."
-    shapes = {layout.shape for dataset in datasets if dataset for layout in dataset.layouts()}
     for shape in sorted(shapes, key=lambda shape: (len(shape), shape))[:MOST_SHAPES]:
         messages = with_texts(shape)
         try:

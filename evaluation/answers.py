@@ -36,7 +36,8 @@ def questions(dataset: MultimodalDataset, rows: Iterable[int] | None = None) -> 
         messages = dataset.rows[index]["messages"]
         replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         for turn, i in enumerate(replies):
-            if i and messages[i - 1]["role"] == "user" and messages[i].get("train", True):
+            is_text = "tool_calls" not in messages[i]  # a call is no answer to compare
+            if i and is_text and messages[i - 1]["role"] == "user" and messages[i].get("train", True):
                 found.append(Question(index, turn, i))
     return found
 
@@ -72,10 +73,12 @@ def generate_answers(
         predictions = _generate(model, collator, prompts, max_new_tokens, **options)
         for question, sample, prediction in zip(batch, samples, predictions):
             asked_text, reference = texts_of(sample["messages"], question)
+            thought, prediction = collator.template.thoughts_and_tools.split(prediction)
             yield {
                 "index": question.index,
                 "turn": question.turn,
                 "question": asked_text,
+                **({"thought": thought} if thought else {}),
                 "prediction": prediction,
                 "reference": reference,
                 "exact_match": prediction == reference,

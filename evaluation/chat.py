@@ -75,8 +75,9 @@ class Conversation:
             is_whole = True
         print(flush=True)
         if reply or is_whole:
-            reply_parts = [{"type": "text", "text": reply.strip()}]
-            self.messages = [*messages, {"role": "assistant", "content": reply_parts}]
+            thought, answer = collator.template.thoughts_and_tools.split(reply.strip())
+            said = {"role": "assistant", "content": [{"type": "text", "text": answer}], "reasoning_content": thought}
+            self.messages = [*messages, said]
 
 
 def chat(model, collator, conversation: Conversation, max_new_tokens: int) -> None:

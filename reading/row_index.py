@@ -32,7 +32,7 @@ from reading.options import MediaOptions
 from reading.rows import RowForm, is_empty, media_of, trained_replies
 from reading.strict_json import strict_json
 
-VERSION = 4  # of the files below
+VERSION = 5  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
@@ -47,28 +47,38 @@ class Layout(str):
     """The roles and parts of a row, of which rows of one kind differ in texts and references only.
 
     A capital letter begins a message of that role, a minus one that is not trained; t, i and v are its parts: "UitA-t".
+    Other signs stand for its fields: a thought, calls of tools.
     """
 
-    LETTERS = {"system": "S", "user": "U", "assistant": "A", "text": "t", "image": "i", "video": "v"}
+    LETTERS = {"system": "S", "user": "U", "assistant": "A", "tool": "T", "text": "t", "image": "i", "video": "v"}
+    FIELDS = {"reasoning_content": "~", "typed_thought": "^", "tool_calls": "*", "tools": "#"}
+    VALUES = {"~": "x", "^": "<think>x</think>", "*": [{"function": {"name": "x", "arguments": {}}}], "#": []}
 
     @classmethod
     def of(cls, messages: list[dict]) -> "Layout":
         def letters(message: dict) -> str:
             parts = [cls.LETTERS[part["type"]] for part in message["content"]]
-            return "".join([cls.LETTERS[message["role"]], "-" if "train" in message else "", *parts])
+            signs = cls._signs(message) if len(message) > 2 else ""
+            return "".join([cls.LETTERS[message["role"]], signs, *parts])
 
         return cls("".join(map(letters, messages)))
+
+    @classmethod
+    def _signs(cls, message: dict) -> str:
+        return "-" * ("train" in message) + "".join(sign for name, sign in cls.FIELDS.items() if message.get(name))
 
     @cached_property
     def messages(self) -> list[dict]:
         """A row of this layout: every text is "x", every reference its place among the row's media."""
-        names = {letter: name for name, letter in self.LETTERS.items()}
+        names = {letter: name for name, letter in (self.LETTERS | self.FIELDS).items()}
         messages, number = [], 0
         for letter in self:
             if letter.isupper():
                 messages.append({"role": names[letter], "content": []})
             elif letter == "-":
                 messages[-1]["train"] = False
+            elif letter in self.VALUES:
+                messages[-1][names[letter]] = self.VALUES[letter]
             elif letter == "t":
                 messages[-1]["content"].append({"type": "text", "text": "x"})
             else:
@@ -378,7 +388,8 @@ class IndexMaker:
                 continue
             layout = Layout.of(messages)
             texts = [part["text"] for message in messages for part in message["content"] if "text" in part]
-            said = repr([layout.replace("-", ""), texts]).encode()  # trained or not
+            named = [m[name] for m in messages if len(m) > 2 for name in Layout.FIELDS if name in m]
+            said = repr([layout.replace("-", ""), texts, *named]).encode()  # trained or not
             # The digest is of all but the references of media, which may move: also of fields of somebody's own.
             others = {name: value for name, value in row.items() if name not in self.columns}
             self.digest.update(said + repr([layout, others]).encode())

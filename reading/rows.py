@@ -21,9 +21,11 @@ from functools import cached_property
 
 from PIL import Image
 
+from reading import named_fields
 from reading.files import is_within, leads_out_of, stays_in
 from reading.mapping import TURN_KEYS, Mapping, proposal
 from reading.references import is_url
+from reading.strict_json import strict_json
 from reading.unread import Unread, check_text
 
 ROLES = ("system", "user", "assistant")
@@ -91,7 +93,7 @@ class RowForm:
     def columns(self) -> tuple[str, ...]:
         """All fields of a row that can be read."""
         of_pairs = (*PAIRS, *PAIRS.values(), "input", "history")
-        return (*self.turn_fields[::-1], *of_pairs, *SYSTEM, *MEDIA_COLUMNS)
+        return (*self.turn_fields[::-1], *of_pairs, *SYSTEM, *MEDIA_COLUMNS, "tools")
 
     def named(self, row: object, mapped: Counter | None = None) -> dict:
         """A row of a file under the names that are read, with what the flags give each row.
@@ -125,13 +127,13 @@ class RowForm:
         form, answer = self._form(row)
         unread = Unread(self.starts)
         pair = (answer, "history", *INPUT.get(form, ())) if answer else ()
-        unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS})
+        unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS, "tools"})
         turns = self._turns_of_pair(row, form, answer) if answer else _turns(row[form], form)
-        messages = _system(row) + [self._message(turn, where, unread) for turn, where in turns]
+        messages = _system(row) + named_fields.merged([self._message(turn, where, unread) for turn, where in turns])
         users = [message for message in messages if message["role"] == "user"]
         asked = "\n".join([part["text"] for message in users for part in message["content"] if "text" in part])
         check_text(asked, self.starts)
-        media = [part for message in users for part in message["content"] if "text" not in part]
+        media = [part for message in messages for part in message["content"] if "text" not in part]
         for kind in reversed(KINDS):  # so that images come first where both go to the front
             column, references = self._column(row, kind, unread)
             if parts := [part for part in media if part["type"] == kind]:
@@ -139,7 +141,9 @@ class RowForm:
             elif column or form == "conversations":
                 typed = asked.count(f"<{kind}>")
                 _place(users, kind, column or kind, references, typed, must_be_placed=form == "conversations")
-        _check_roles([message["role"] for message in messages])
+        _check_roles(messages)
+        if tools := named_fields.tools_of(row):
+            messages[0]["tools"] = _usable(tools, "tools")
         if not (trained := trained_replies(messages)):
             raise ValueError('has "train": false on every reply, so that nothing would be trained')
         if not self.allow_empty_answers and any(map(is_empty, trained)):
@@ -209,26 +213,31 @@ class RowForm:
             raise ValueError(f"{where} must be an object, not {type(turn).__name__}")
         keys, train = self.plain_turns.get(tuple(turn)), {}  # of most turns
         if not keys:
-            unread.leave(turn, {*MASKS, *self.turn_keys[0], *self.turn_keys[1]}, where)
-            keys, train = (
-                [_one_of(names, turn, f"{where} ") or names[0] for names in self.turn_keys],
-                _train(turn, where),
-            )
+            keys = [_one_of(names, turn, f"{where} ") or names[0] for names in self.turn_keys]
+            named = named_fields.keys_of(turn.get(keys[0]))
+            unread.leave(turn, {*MASKS, *self.turn_keys[0], *self.turn_keys[1], *named}, where)
+            train = _train(turn, where)
         sender, value = keys
-        role, content = turn.get(sender), turn.get(value)
-        if not isinstance(role, str) or role not in self.roles:
+        given, content = turn.get(sender), turn.get(value)
+        role = self.roles.get(given, named_fields.NAMES.get(given)) if isinstance(given, str) else None
+        if role is None:
             raise ValueError(
-                f"{where}.{sender} is {shown(role)}, expected one of {', '.join(map(repr, self.roles))} (--user_key "
+                f"{where}.{sender} is {shown(given)}, expected one of {', '.join(map(repr, self.roles))} (--user_key "
                 "and --assistant_key rename two)"
             )
-        role = self.roles[role]
-        if isinstance(content, list) and value == "content":
+        fields = named_fields.fields_of(turn, role, where)
+        if given in named_fields.CALLERS and given not in self.roles:
+            fields, content = {"tool_calls": named_fields.calls_of(content, f"{where}.{value}")}, None
+        if "tool_calls" in fields and not content:
+            parts = []
+        elif isinstance(content, list) and value == "content":
             parts = [self._part(part, f"{where}.{value}[{j}]", unread) for j, part in enumerate(content)]
-            if role != "user" and (media := [part["type"] for part in parts if part["type"] != "text"]):
+            if role not in ("user", "tool") and (media := [part["type"] for part in parts if part["type"] != "text"]):
                 raise ValueError(f"has {media[0]} content in role {role!r}; move it to a user message")
         else:
             parts = [_text(content, f"{where}.{value}")]
-        return {"role": role, "content": parts, **train}
+        message = {"role": role, "content": parts, **(_usable(fields, where) if fields else fields), **train}
+        return named_fields.without_head(message, f"{where}.{value}") if role == "assistant" else message
 
     def _part(self, part: object, where: str, unread: Unread) -> dict:
         """A part of a message; of a medium without a source, the reference is None."""
@@ -327,7 +336,7 @@ def trained_replies(messages: list[dict]) -> list[dict]:
 
 def is_empty(reply: dict) -> bool:
     """Whether a reply is nothing but white space, which templates strip."""
-    return not any(part["text"].strip() for part in reply["content"])
+    return "tool_calls" not in reply and not any(part["text"].strip() for part in reply["content"])
 
 
 def shown(value: object) -> str:
@@ -349,6 +358,13 @@ def _text(value: object, where: str) -> dict:
     if not value.isascii() and (match := UNUSABLE_CHARACTER.search(value)):
         raise ValueError(f"{where} has the unusable character U+{ord(match[0]):04X}; remove it")
     return {"type": "text", "text": value}
+
+
+def _usable(fields: object, where: str) -> object:
+    """Fields whose texts hold no unusable character."""
+    if match := UNUSABLE_CHARACTER.search(strict_json(fields, ensure_ascii=False)):
+        raise ValueError(f"{where} has the unusable character U+{ord(match[0]):04X} in a thought or tool; remove it")
+    return fields
 
 
 def _one_of(names: tuple[str, ...], given: dict, where: str = "") -> str | None:
@@ -454,8 +470,16 @@ def _split(part: dict, kind: str, left: Iterator) -> list[dict]:
     return parts if pieces[1:] else [part]
 
 
-def _check_roles(roles: list[str]) -> None:
+def _check_roles(messages: list[dict]) -> None:
     """An optional system message, then user and assistant in turn from either on, an assistant last."""
+    roles = [message["role"] for message in messages]
+    if "tool" in roles or any("tool_calls" in message for message in messages):
+        if not named_fields.fit_together(messages):
+            raise ValueError(
+                f"has the roles {', '.join(roles)}; expected a result after each message with calls, results only "
+                "there, and an assistant reply or a call at the end"
+            )
+        return
     turns = roles[1:] if roles[0] == "system" else roles
     if {*turns[::-2]} != {"assistant"} or {*turns[-2::-2]} != {"user"}:
         raise ValueError(

@@ -49,7 +49,7 @@ MEANINGS = {
     "tools": (
         "tool tools function functions",
         "call calls choice available definition definitions schema schemas list parallel used response responses",
-        "tools are not read yet; leave such rows out",
+        "name it `tools` of the row, or `tool_calls` of the reply (docs/conversations.md)",
     ),
     "earlier turns": (
         "history",
@@ -59,7 +59,7 @@ MEANINGS = {
     "a thought": (
         "reasoning thinking thought thoughts",
         "content text detail details block blocks trace",
-        "thoughts are not read yet; leave such rows out",
+        "name it `reasoning_content` of the reply (docs/conversations.md)",
     ),
     "sound": (
         "audio audios sound speech",

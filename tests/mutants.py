@@ -26,6 +26,7 @@ LOSS = "tests/training/test_loss.py::"
 ALONE = "tests/training/test_padding_free.py::test_losses_and_gradients_are_those_of_each_sample_alone"
 MERGE = "tests/merging/test_merge_shards.py::"
 FILES = "tests/training/test_checkpoint_files.py::"
+THOUGHTS = "tests/collators/test_thoughts_and_tools.py::"
 
 
 class Fault(NamedTuple):
@@ -225,7 +226,7 @@ FAULTS = [
     Fault(
         "a template that differs where no data meets it is an error",
         "collators/template_check.py",
-        "layout.shape for dataset in datasets if dataset for layout in dataset.layouts()",
+        "layout.shape for layout in layouts",
         'Layout(shape) for shape in ("UtAt", "StUitAt", "UitAt", "UvtAt")',
         "tests/collators/test_template_check.py::test_a_difference_counts_where_the_data_meets_it[edited]",
     ),
@@ -253,9 +254,52 @@ FAULTS = [
     Fault(
         "rows with typed control strings are not counted",
         "collators/template.py",
-        'return any(self.frame.marks(joined_text(message["content"])) for message in messages)',
+        "return frame.marked(said) != said",
         "return False",
         "tests/test_preview.py::test_rows_with_a_typed_control_token_are_counted",
+    ),
+    # ---- thoughts and tools ----
+    Fault(
+        "a control string typed in a thought or a call is a token",
+        "collators/frame_tokens.py",
+        "cuts = [0, *self.marks(value), len(value)]",
+        "cuts = [0, len(value)]",
+        f"{THOUGHTS}test_typed_control_strings_are_text_in_thoughts_tools_and_calls",
+    ),
+    Fault(
+        "replies whose thought was dropped are trained",
+        "collators/thoughts_and_tools.py",
+        "replies += [i] * (i > question or as_answered)",
+        "replies += [i] * (i > question or not self.thought_format)",
+        f"{THOUGHTS}test_tokens_are_the_checkpoints_and_replies_are_trained[two thoughts]",
+    ),
+    Fault(
+        "a row without a thought is asked to think",
+        "collators/template.py",
+        'told = {"enable_thinking": False} if "enable_thinking" in self.given else {}',
+        "told = {}",
+        f"{THOUGHTS}test_tokens_are_the_checkpoints_and_replies_are_trained[tools]",
+    ),
+    Fault(
+        "a thought is trained with --train_thoughts False",
+        "collators/thoughts_and_tools.py",
+        "at += len(mark)",
+        "at = start",
+        f"{THOUGHTS}test_the_answer_alone",
+    ),
+    Fault(
+        "a result without a call is taken",
+        "reading/named_fields.py",
+        "return bool(TURNS.fullmatch(turns))",
+        "return True",
+        "tests/reading/test_named_fields.py::test_what_cannot_be_meant_is_refused_by_name[a result without a call]",
+    ),
+    Fault(
+        "calls in a row are messages of their own",
+        "reading/named_fields.py",
+        'if is_more and message.get("train") == found[-1].get("train"):',
+        "if False:",
+        "tests/reading/test_named_fields.py::test_calls_in_a_row_are_one_message_and_keep_the_text_before",
     ),
     # ---- batches ----
     Fault(

@@ -25,6 +25,7 @@ from transformers.utils import (
 
 from collators.make import OWN_TEMPLATES
 from collators.processor_options import parse_processor_options
+from collators.thoughts_and_tools import parse_template_kwargs
 from evaluation.metrics import METRICS, load_metrics
 from loaders import family_of
 from loaders.output_folder import adapter_config, check_writable, public_name
@@ -197,6 +198,7 @@ def check_reading(reading) -> None:
             )
     MediaOptions.of(reading)
     parse_processor_options(reading.processor_kwargs)
+    parse_template_kwargs(reading.template_kwargs)
     check_writable("--data_cache", os.path.expanduser(reading.data_cache or CACHE_FOLDER))
 
 
@@ -207,6 +209,10 @@ def check_data(data) -> None:
         raise ValueError(
             f"--chat_template {data.chat_template!r} is not a file, nor {' or '.join(OWN_TEMPLATES)}: leave it "
             "out, the family has its own."
+        )
+    if not (data.train_thoughts or data.mask_question_tokens):
+        raise ValueError(
+            "--train_thoughts False has no effect with --mask_question_tokens False, which trains all text."
         )
     if data.packing and data.padding_free is False:
         raise ValueError("--packing True concatenates samples, which --padding_free False forbids: leave one out.")

@@ -62,11 +62,9 @@ REFUSED = {
     # system prompts, tools, history, thoughts
     "a system message": ({"system_message": "Be brief.", "conversations": HI}, "system_message"),
     "a system instruction": ({"systemInstruction": {"text": "Be brief."}, "messages": CHAT}, "systemInstruction"),
-    "tools": ({"tools": [{"name": "add"}], "messages": CHAT}, "tools"),
     "functions": ({"functions": '[{"name": "add"}]', "conversations": HI}, "functions"),
-    "a call": (with_key(1, tool_calls=[{"function": {"name": "add"}}]), "messages[1].tool_calls"),
-    "a call alone": (with_key(1, content=None, tool_calls=[{"id": "1"}]), "messages[1].tool_calls"),
-    "a thought": (with_key(1, reasoning_content="Well."), "messages[1].reasoning_content"),
+    "a thought": (with_key(1, thinking="Well."), "messages[1].thinking"),
+    "a call of another name": (with_key(1, function_call={"name": "add"}), "messages[1].function_call"),
     "history": ({"history": [["a", "b"]], "messages": CHAT}, "history"),
     # times and sizes
     "columns of times": (CLIP | {"start": 1, "end": 2.5}, "start"),

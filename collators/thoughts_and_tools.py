@@ -1,0 +1,248 @@
+"""Thoughts, tools, calls and their results: only the checkpoint's own template knows how it writes them.
+
+So a conversation that has any is trained on that template's text, whatever the family's training template is, and each
+reply is what the text has beyond the prompt for it. Many templates drop the thoughts of earlier turns. A reply before
+the last question is then not what the model wrote at the time, and it is trained only where the text up to its end is
+that of its own prompt and reply.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cached_property, partial
+
+from collators.any_template import UnfitTemplate, find_replies, joined_text
+from reading.named_fields import loaded
+from reading.strict_json import strict_json
+
+FIELDS = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # of messages, as templates know them
+THINKING = {"enable_thinking": True}
+WORD = {"type": "object", "properties": {"word": {"type": "string", "description": "The word."}}}
+TOOL = {"type": "function", "function": {"name": "look_up", "description": "Looks up a word.", "parameters": WORD}}
+CALL = {"id": "call00001", "type": "function", "function": {"name": "look_up", "arguments": {"word": "crimson"}}}
+
+
+def message(role: str, text: str, **fields) -> dict:
+    return {"role": role, "content": [{"type": "text", "text": text}] if text else [], **fields}
+
+
+THOUGHT_PROBE = [message("user", "Name a colour."), message("assistant", "Red.", reasoning_content="Hm, a colour.")]
+TOOL_PROBE = [
+    *(message("user", "Name a colour.", tools=[TOOL]), message("assistant", "", tool_calls=[CALL])),
+    *(message("tool", "Found it.", tool_call_id=CALL["id"], name="look_up"), message("assistant", "Red.")),
+]
+# What a conversation holds -> how errors name it, the probe that has it, and what a template writes of it.
+PARTS = {
+    "tools": ("`tools`", TOOL_PROBE[:1], "Looks up a word."),
+    "tool_calls": ("a call of a tool (`tool_calls`)", TOOL_PROBE[:2], "crimson"),
+    "tool": ("a result of a tool", TOOL_PROBE, "Found it."),
+}
+NO_PLACE = (
+    "holds {}, for which the chat template has no place: leave the row out, or give a template that has one by "
+    "--chat_template"
+)
+
+
+class ThoughtsAndTools:
+    """Renders the conversations that hold them.
+
+    Args:
+        template: the collator's.
+        thought_format: how the model writes a thought where the checkpoint's template leaves it out of the history,
+            with {} in its place; "": only as the template writes it.
+        train_thoughts: whether thoughts are trained, or only the answers after them.
+    """
+
+    def __init__(self, template, thought_format: str = "", train_thoughts: bool = True):
+        self.template, self.thought_format, self.train_thoughts = template, thought_format, train_thoughts
+        self._marks = {} if template.processor.chat_template else {False: None, True: None}
+
+    def are_in(self, messages: list[dict]) -> bool:
+        return has_thought(messages) or any({"tools", "tool_calls"} & message.keys() for message in messages)
+
+    def placed(self, messages: list[dict]) -> list[dict]:
+        """The messages, with a thought that was typed as text left text where no template could give it a place."""
+        if not any("typed_thought" in m for m in messages) or self._around_thought(thinking=True):
+            return messages
+        return [as_typed(message) if "typed_thought" in message else message for message in messages]
+
+    # ---- what the checkpoint's template has a place for ----
+
+    def check(self, messages: list[dict]) -> None:
+        """Raise an UnfitTemplate that names what the messages hold and the template does not write."""
+        if has_thought(messages) and not self._around_thought():
+            name = "a thought (`reasoning_content`)"
+            if not self._around_thought(thinking=True):
+                raise UnfitTemplate(NO_PLACE.format(name))
+            raise UnfitTemplate(
+                f"holds {name}, but the prompt tells the model not to think: add --template_kwargs "
+                "'{\"enable_thinking\": true}'"
+            )
+        for part, (name, _, _) in PARTS.items():
+            if any(part in message or message["role"] == part for message in messages) and part not in self._written:
+                raise UnfitTemplate(NO_PLACE.format(name))
+
+    def _around_thought(self, thinking: bool = False) -> tuple[str, str] | None:
+        """What a reply has before its thought and behind it; None where the template has no place for a thought."""
+        if thinking not in self._marks:
+            self._marks[thinking] = None
+            with suppress(UnfitTemplate):
+                render = self._renderer(THOUGHT_PROBE, self.template.asked | (THINKING if thinking else {}))
+                text, [(start, end)] = find_replies(THOUGHT_PROBE, render, self.template.stop_tokens)
+                before, thought, rest = text[start:end].partition("Hm, a colour.")
+                behind, answer, _ = rest.partition("Red.")
+                self._marks[thinking] = (before, behind) if thought and answer else None
+        return self._marks[thinking]
+
+    @cached_property
+    def _written(self) -> set[str]:
+        """The PARTS that the template writes."""
+        written = set()
+        for part, (_, probe, text) in PARTS.items():
+            with suppress(UnfitTemplate):
+                if text in self.template.render_official(probe, add_generation_prompt=part == "tools"):
+                    written.add(part)
+        return written
+
+    def notes(self, conversations: Iterable[list[dict]]) -> list[str]:
+        """What should be known of the variables, and of thoughts that these conversations hold, a line each."""
+        notes = []
+        if self.template.given:
+            notes.append(
+                f"Answers need the variables of the chat template too: vLLM and SGLang take them in each request, as "
+                f"chat_template_kwargs={strict_json(self.template.given)}."
+            )
+        followed = (c for c in conversations if has_thought(c) and sum(m["role"] == "user" for m in c) > 1)
+        if any(followed) and self._around_thought() and len(self.render(THOUGHT_PROBE * 2)[1]) < 2:
+            notes.append(
+                "The chat template drops the thoughts of earlier replies: of a conversation with thoughts, only what "
+                "follows the last question is trained."
+            )
+        return notes
+
+    def split(self, answer: str) -> tuple[str, str]:
+        """A generated answer -> its thought, "" if it has none, and what comes after it."""
+        before, behind = self._around_thought() or ("", "")
+        thought, mark, rest = answer.partition(behind.strip()) if behind else ("", "", "")
+        return (thought.strip().removeprefix(before.strip()).strip(), rest.strip()) if mark else ("", answer)
+
+    # ---- messages -> text ----
+
+    def render(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
+        """The checkpoint's text of a conversation, and the spans of what is trained.
+
+        Raises:
+            UnfitTemplate: the template has no place for what the messages hold, or hides where the replies are.
+        """
+        self.check(messages)
+        render = self._renderer(messages, self.template.asked if has_thought(messages) else self.template.kwargs)
+        whole, question = render(messages), max(i for i, message in enumerate(messages) if message["role"] == "user")
+        replies = []
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant" and i:
+                as_answered = whole.startswith(render(messages[:i], True)) and whole.startswith(
+                    render(messages[: i + 1])
+                )
+                replies += [i] * (i > question or as_answered)
+        text, spans = find_replies(messages, render, self.template.stop_tokens, replies)
+        for i, (start, end) in zip(replies, spans):
+            if (said := self.frame.marked(joined_text(messages[i]["content"])).strip()) not in text[start:end]:
+                raise UnfitTemplate(
+                    f"the chat template leaves {said[:80]!r} out of a reply, such as a text beside a call"
+                )
+        spans = [span for i, span in zip(replies, spans) if messages[i].get("train", True)]
+        if not spans:
+            raise UnfitTemplate("of its replies, none that is trained is in the chat template's text as it was written")
+        return text, spans if self.train_thoughts else [self._without_thought(text, *span) for span in spans]
+
+    def _renderer(self, conversation: list[dict], variables: dict) -> Callable[..., str]:
+        """`render(messages, add_generation_prompt=False)` for the first messages of a conversation.
+
+        The checkpoint's text, and what its template leaves out of the history: the empty thought that the prompt for a
+        reply ends with, and a thought that the model writes but no template does (`thought_format`).
+        """
+        official = partial(self.template.render_official, frame=self.frame)
+        whole, prompts = official(conversation, False, variables), {}
+
+        def completed(text: str, messages: list[dict]) -> str:
+            for i, prompt in prompts.items():
+                if i >= len(messages):
+                    break
+                thought = self.frame.marked(messages[i].get("reasoning_content", "")).strip()
+                if not thought and not text.startswith(prompt):
+                    begin = prompt.removesuffix(self._empty_thought)
+                    text = prompt + text.removeprefix(begin) if text.startswith(begin) else text
+                elif i == len(messages) - 1 and self.thought_format and self._thinks(variables):
+                    reply = text.removeprefix(prompt)
+                    if text.startswith(prompt) and thought not in reply:
+                        text = prompt + self.thought_format.format(thought) + reply
+            return text
+
+        for i, message in enumerate(conversation):
+            if message["role"] == "assistant" and i:
+                prompt = official(conversation[:i], True, variables)
+                if not message.get("reasoning_content"):
+                    # The prompt of a model that is told not to think: the empty thought is not the model's to write.
+                    untold = official(conversation[:i], True, self.template.kwargs)
+                    prompt = untold if whole.startswith(untold) else prompt
+                prompts[i] = completed(prompt, conversation[:i])
+
+        def render(messages: list[dict], add_generation_prompt: bool = False) -> str:
+            if add_generation_prompt:
+                return prompts[len(messages)]
+            return completed(official(messages, False, variables), messages)
+
+        return render
+
+    @cached_property
+    def _empty_thought(self) -> str:
+        """What the prompt of a model that is told not to think ends with, and the history may leave out."""
+        official, variables, asked = self.template.render_official, self.template.kwargs, THOUGHT_PROBE[:1]
+        prompt, later = official(asked, True), official([*asked, message("assistant", "Red."), *asked])
+        is_thought = prompt != official(asked, True, variables | THINKING)
+        return prompt[len(os.path.commonprefix([prompt, later])) :] if is_thought else ""
+
+    def _thinks(self, variables: dict) -> bool:
+        """Whether a prompt with these variables lets the model think."""
+        return "enable_thinking" not in self.template.official or bool(variables.get("enable_thinking"))
+
+    def _without_thought(self, text: str, start: int, end: int) -> tuple[int, int]:
+        """The span of a reply behind its thought, which typed control strings cannot end, and the white space there."""
+        _, behind = self._around_thought() or ("", "")
+        if not behind.strip():
+            return start, end
+        _, mark, after = behind.partition(behind.strip())
+        if (at := text.find(mark, start, end)) < 0:
+            return start, end
+        at += len(mark)
+        return at + len(os.path.commonprefix([after, text[at:end]])), end
+
+    # ---- control strings ----
+
+    @cached_property
+    def frame(self):
+        """Here the added tokens that the template writes are text too where somebody typed them, such as `</think>`."""
+        frame = self.template.frame
+        return frame.with_tokens(token for token in frame.added_tokens.values() if token in self.template.official)
+
+
+def has_thought(messages: list[dict]) -> bool:
+    return any(message.get("reasoning_content") for message in messages)
+
+
+def as_typed(message: dict) -> dict:
+    """A message whose thought is text again, as it was typed."""
+    fields = {name: value for name, value in message.items() if name not in ("typed_thought", "reasoning_content")}
+    return fields | {"content": [{"type": "text", "text": message["typed_thought"]}, *message["content"]]}
+
+
+def parse_template_kwargs(text: str | None) -> dict:
+    """What --template_kwargs holds.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    variables = loaded(text or "{}", "--template_kwargs")
+    if not isinstance(variables, dict):
+        raise ValueError(f'--template_kwargs {text} must be a JSON object, such as {{"enable_thinking": true}}.')
+    return variables

@@ -1,0 +1,120 @@
+"""Thoughts, tools, calls and results of a row, in the spellings of OpenAI, TRL, LLaMA-Factory and ms-swift.
+
+    a thought   `reasoning_content` or `reasoning` of a reply, or <think>...</think> at the head of its text
+    tools       `tools` of the row: JSON schemas, as a list or as JSON in a text
+    calls       `tool_calls` of a reply, or messages of role `function_call` or `tool_call` that hold them as JSON
+    a result    a message of role `tool`, `observation` or `tool_response`
+
+They become fields of the canonical messages: `reasoning_content`, `tool_calls`, and of the first message `tools`. A
+thought from the text keeps it in `typed_thought`, since some templates have no place for a thought.
+"""
+
+import json
+import re
+
+THOUGHTS = ("reasoning_content", "reasoning")
+CALLERS = ("function_call", "tool_call")  # roles of messages that hold calls
+NAMES = dict.fromkeys(("tool", "observation", "tool_response"), "tool") | dict.fromkeys(CALLERS, "assistant")
+NAMES |= {"developer": "system"}  # a role in a file -> the canonical one
+OF_REPLY, OF_RESULT = (*THOUGHTS, "tool_calls"), ("tool_call_id", "name")  # keys of messages
+KEYS = {*OF_REPLY, *OF_RESULT}
+HEAD = re.compile(r"\A\s*<think>(.*?)</think>\n*", re.DOTALL)
+# Turns by their roles, C a reply with calls: each question is answered, after results of all calls before the answer.
+TURNS = re.compile("S?A?(U(CT+)*A)*U(CT+)*[AC]")
+
+
+def keys_of(role: object) -> tuple[str, ...]:
+    """The keys of a message that are read for its role, as the file names it."""
+    return OF_RESULT if isinstance(role, str) and NAMES.get(role) == "tool" else OF_REPLY
+
+
+def fields_of(turn: dict, role: str, where: str) -> dict:
+    """The named fields of a message of this canonical role."""
+    if KEYS.isdisjoint(turn):
+        return {}
+    if role == "tool":
+        return {name: turn[name] for name in OF_RESULT if isinstance(turn.get(name), str)}
+    fields, given = {}, {name: turn[name] for name in THOUGHTS if turn.get(name) not in (None, "")}
+    if len({*map(repr, given.values())}) > 1:
+        raise ValueError(f"{where} has both `reasoning_content` and `reasoning`; keep one")
+    for name, thought in given.items():
+        if not isinstance(thought, str):
+            raise ValueError(f"{where}.{name} must be text, not {type(thought).__name__}")
+        fields |= {"reasoning_content": thought} if thought.strip() else {}
+    if turn.get("tool_calls"):
+        fields["tool_calls"] = calls_of(turn["tool_calls"], f"{where}.tool_calls")
+    if fields and role != "assistant":
+        raise ValueError(f"{where} has `{next(iter(fields))}` in role {role!r}; only a reply has it")
+    return fields
+
+
+def without_head(message: dict, where: str) -> dict:
+    """A canonical message; a reply with a thought at the head of its text has it in its fields instead."""
+    content = message["content"]
+    match = HEAD.match(content[0].get("text", "")) if content else None
+    if not match:
+        return message
+    if "reasoning_content" in message:
+        raise ValueError(f"{where} has a thought in its text and `reasoning_content`; keep one")
+    rest = {"type": "text", "text": content[0]["text"][match.end() :]}
+    thought = {"reasoning_content": match[1].strip("\n")} if match[1].strip() else {}
+    return message | thought | {"typed_thought": match[0], "content": [rest, *content[1:]]}
+
+
+def tools_of(row: dict) -> list[dict]:
+    """The tools of a row, each {"type": "function", "function": ...}."""
+    if not row.get("tools"):
+        return []
+    try:
+        tools = loaded(row["tools"], "tools")
+    except ValueError as error:
+        raise ValueError(f"{error} (--columns tools= ignores it)") from error
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError("`tools` must be a list of JSON schemas (--columns tools= ignores it)")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def calls_of(value: object, where: str) -> list[dict]:
+    """Calls, each {"type": "function", "function": {"name": str, "arguments": dict}}, and an "id" where it has one."""
+    value = loaded(value, where)
+    calls = []
+    for i, call in enumerate(value if isinstance(value, list) else [value]):
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise ValueError(f"{where}[{i}] must be an object with the `name` and the `arguments` of a call")
+        arguments = loaded(function.get("arguments") or {}, f"{where}[{i}].arguments")
+        if not isinstance(arguments, dict):
+            raise ValueError(f"{where}[{i}].arguments must be a JSON object, not {type(arguments).__name__}")
+        has_id = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        calls.append(has_id | {"type": "function", "function": {"name": function["name"], "arguments": arguments}})
+    return calls
+
+
+def loaded(value: object, where: str) -> object:
+    """A value, or what its JSON says."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"`{where}` is not valid JSON: {error}") from error
+
+
+def merged(messages: list[dict]) -> list[dict]:
+    """The messages, with those that follow a reply or calls with further calls put into one."""
+    if not any("tool_calls" in message for message in messages):
+        return messages
+    found = []
+    for message in messages:
+        calls = not message["content"] and message.get("tool_calls")
+        is_more = calls and found and found[-1]["role"] == "assistant" and "reasoning_content" not in message
+        if is_more and message.get("train") == found[-1].get("train"):
+            found[-1] = found[-1] | {"tool_calls": [*found[-1].get("tool_calls", []), *calls]}
+        else:
+            found.append(message)
+    return found
+
+
+def fit_together(messages: list[dict]) -> bool:
+    """Whether the messages of a row with calls or results are in an order that a conversation has."""
+    letters = {"system": "S", "user": "U", "tool": "T"}
+    turns = "".join(letters.get(m["role"], "C" if "tool_calls" in m else "A") for m in messages)
+    return bool(TURNS.fullmatch(turns))

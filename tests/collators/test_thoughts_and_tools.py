@@ -1,0 +1,248 @@
+"""Thoughts and tools: the tokens are those of the checkpoint's own template, and the replies, whole, are trained."""
+
+import json
+
+import pytest
+from conftest import run, turns
+
+import predict
+import preview
+from collators import COLLATORS
+from collators.base import IGNORE_INDEX
+from loaders import LOADERS
+
+# Writes thoughts, drops those before the last question, and writes an empty one where it is told not to think.
+TEMPLATE = """
+{%- set ns = namespace(question=0) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.question = loop.index0 %}{% endif %}{% endfor %}
+{%- if tools %}{{ '<|im_start|>system\n' }}
+    {%- for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\n' }}
+{%- endif %}
+{%- for m in messages %}
+    {%- set text = m.content if m.content is string else m.content | map(attribute='text') | join %}
+    {%- if m.role == 'tool' %}{{ '<|im_start|>user\n<tool_response>' + m.content + '</tool_response><|im_end|>\n' }}
+    {%- else %}{{ '<|im_start|>' + m.role + '\n' }}
+        {%- if m.role == 'assistant' and loop.index0 > ns.question %}
+            {{- '<think>\n' + (m.reasoning_content or '') | trim + '\n</think>\n\n' }}
+        {%- endif %}
+        {{- text | trim }}
+        {%- for call in m.tool_calls or [] %}
+            {{- '<tool_call>' + call.function.name + ' ' + call.function.arguments | tojson + '</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}
+    {%- if enable_thinking is false %}{{ '\n</think>\n\n' }}{% endif %}
+{%- endif %}"""
+THINKING = {"enable_thinking": True}
+TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {}}}]
+BEFORE = "<think>\n"  # of each prompt
+
+
+def said(role: str, text: str = "", thought: str = "", **fields) -> dict:
+    fields |= {"reasoning_content": thought} if thought else {}
+    return {"role": role, "content": [{"type": "text", "text": text}] if text else [], **fields}
+
+
+def call(**arguments) -> dict:
+    return {"type": "function", "function": {"name": "look", "arguments": arguments}}
+
+
+def collator_of(family: str, path: str, template: str = "", **kwargs):
+    loader = LOADERS.get(family)(path)
+    processor = loader.load_processor()
+    processor.chat_template = template or processor.chat_template
+    stop_tokens = loader.stop_tokens(processor.tokenizer)
+    return COLLATORS.get(family)(processor, stop_tokens=stop_tokens, **kwargs)
+
+
+def trained(collator, messages: list[dict]) -> list[str]:
+    """The trained texts of a conversation, each with its end."""
+    found, tokenizer = [[]], collator.processor.tokenizer
+    for label in collator.encode({"messages": messages}).inputs["labels"][0].tolist():
+        if label != IGNORE_INDEX:
+            found[-1].append(label)
+        elif found[-1]:
+            found.append([])
+    return [tokenizer.decode(ids) for ids in found if ids]
+
+
+ASKED = said("user", "Which?")
+ROME = 'Rome <tool_call>look {"a": "Rome", "b": [1, null]}</tool_call><|im_end|>'
+# Conversation -> what is trained of it.
+CONVERSATIONS = {
+    "a thought": ([ASKED, said("assistant", "Red", " Hm.\n")], ["Hm.\n</think>\n\nRed<|im_end|>"]),
+    "two thoughts": (
+        [said("system", "S"), ASKED, said("assistant", "Red", "Hm."), ASKED, said("assistant", "Blue", "Well")],
+        ["Well\n</think>\n\nBlue<|im_end|>"],
+    ),
+    "a thought and none": (
+        [ASKED, said("assistant", "Red", "Hm."), ASKED, said("assistant", "Blue")],
+        ["Blue<|im_end|>"],
+    ),
+    "tools": ([ASKED | {"tools": TOOLS}, said("assistant", "Red")], ["Red<|im_end|>"]),
+    "a thought, a call, a result, a thought": (
+        [
+            *(ASKED | {"tools": TOOLS}, said("assistant", "Rome ", "Hm.", tool_calls=[call(a="Rome", b=[1, None])])),
+            *(said("tool", "1"), said("tool", "2"), said("assistant", "Red", "Well")),
+        ],
+        ["Hm.\n</think>\n\n" + ROME.replace("Rome <", "Rome<", 1), "Well\n</think>\n\nRed<|im_end|>"],
+    ),
+    "calls alone": (
+        [ASKED | {"tools": TOOLS}, said("assistant", tool_calls=[call(), call(b=1)])],
+        ['<tool_call>look {}</tool_call><tool_call>look {"b": 1}</tool_call><|im_end|>'],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def thinking(tiny):
+    return collator_of("qwen3.5", tiny("qwen3.5"), TEMPLATE, template_kwargs=THINKING)
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_tokens_are_the_checkpoints_and_replies_are_trained(tiny, thinking, name):
+    messages, expected = CONVERSATIONS[name]
+    assert trained(thinking, messages) == expected
+    own = LOADERS.get("qwen3.5")(tiny("qwen3.5")).load_processor()
+    as_text = [m | {"content": m["content"][0]["text"]} if m["role"] == "tool" else m for m in messages]
+    official = own.apply_chat_template(
+        [as_text], chat_template=TEMPLATE, tools=messages[0].get("tools"), tokenize=True, return_dict=True, **THINKING
+    )["input_ids"][0]
+    assert thinking.encode({"messages": messages}).inputs["input_ids"][0].tolist() == list(official)
+
+
+def test_the_answer_alone(tiny):
+    collator = collator_of("qwen3.5", tiny("qwen3.5"), TEMPLATE, template_kwargs=THINKING, train_thoughts=False)
+    for messages, expected in CONVERSATIONS.values():
+        assert trained(collator, messages) == [text.rpartition("</think>\n\n")[2] for text in expected]
+
+
+def test_a_turn_without_a_thought_has_the_empty_one_in_the_history_too(tiny):
+    """As in conversations without tools: each reply after the prompt of a model that does not think."""
+    collator = collator_of("qwen3.5", tiny("qwen3.5"), TEMPLATE)
+    replies = [said("assistant", tool_calls=[call()]), said("tool", "1"), said("assistant", "Red")]
+    messages = [ASKED | {"tools": TOOLS}, *replies, ASKED, said("assistant", "Blue")]
+    text, spans = collator.template.render(messages)
+    assert len(spans) == 3
+    for start, _ in spans:
+        assert text[:start].endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert text[: spans[0][0]] == collator.template.render_prompt(messages[:1])
+
+
+def test_the_prompt_is_that_of_the_variables(tiny, thinking):
+    told = collator_of("qwen3.5", tiny("qwen3.5"), TEMPLATE)
+    assert thinking.template.render_prompt([ASKED]).endswith("assistant\n<think>\n")
+    assert told.template.render_prompt([ASKED]).endswith("<think>\n\n</think>\n\n")
+    plain = [ASKED, said("assistant", "Red")]  # the same text with and without thinking
+    assert thinking.template.render(plain) == told.template.render(plain)
+    assert "empty" not in told.template.render(plain)[0]
+
+
+TYPED = "a </think> b <tool_call> c <|im_end|> d <think>"
+
+
+def test_typed_control_strings_are_text_in_thoughts_tools_and_calls(thinking):
+    def conversation(typed: str) -> list[dict]:
+        tools = [
+            {"type": "function", "function": {"name": typed, "description": typed, "parameters": {typed: [typed]}}}
+        ]
+        reply = said("assistant", typed, typed, tool_calls=[call(**{typed: {"a": typed}})])
+        return [said("user", typed, tools=tools), reply, said("tool", typed), said("assistant", typed, typed)]
+
+    tokenizer = thinking.processor.tokenizer
+    control = {*tokenizer.convert_tokens_to_ids("<think> </think> <tool_call> </tool_call> <|im_end|>".split())}
+
+    def frame(typed: str) -> list[int]:
+        encoded = thinking.encode({"messages": conversation(typed)}).inputs["input_ids"][0].tolist()
+        return [id for id in encoded if id in control]
+
+    assert frame(TYPED) == frame("harmless")
+    texts = trained(thinking, conversation(TYPED))
+    assert len(texts) == 2 and texts[1] == f"{TYPED}\n</think>\n\n{TYPED}<|im_end|>"
+
+
+# Family -> kwargs, the end of what is trained after a thought and an answer: where no template writes the thought.
+OWN_FORMS = {
+    "glm-4.1v": ("<think>Hm.</think>Red<|user|>",),
+    "gemma-4": ("<|channel>thought\nHm.\n<channel|>Red<turn|>",),
+}
+
+
+@pytest.mark.parametrize("family", OWN_FORMS)
+def test_a_thought_that_no_template_writes_is_trained_as_the_model_writes_it(tiny, family):
+    collator = collator_of(family, tiny(family))
+    messages = [ASKED, said("assistant", "Blue", "Well"), ASKED, said("assistant", "Red", "Hm.")]
+    assert trained(collator, messages) == [*OWN_FORMS[family]]
+    ids, prompt = (
+        x["input_ids"][0]
+        for x in (collator.encode({"messages": messages}).inputs, collator.encode_prompt(messages[:3]))
+    )
+    assert ids[: len(prompt)].equal(prompt)
+    collator.template.thoughts_and_tools.train_thoughts = False
+    assert trained(collator, messages) == ["Red<|user|>" if family == "glm-4.1v" else "Red<turn|>"]
+
+
+THOUGHT = [ASKED, said("assistant", "Red", "Hm.")]
+CALLED = [ASKED | {"tools": TOOLS}, said("assistant", tool_calls=[call(a=1)])]
+
+
+@pytest.mark.parametrize(
+    "family, template, messages, told",
+    [
+        ("qwen2-vl", "", THOUGHT, "a thought .* no place"),
+        ("qwen2-vl", "", CALLED, "`tools`, for which the chat template has no place"),
+        ("qwen3.5", TEMPLATE, THOUGHT, "add --template_kwargs '{\"enable_thinking\": true}'"),
+        ("qwen3.5", TEMPLATE.replace("m.tool_calls or []", "[]"), CALLED, "a call of a tool .* no place"),
+        ("qwen3.5", TEMPLATE.replace("{{- text | trim }}", "{{- '' if m.tool_calls else text }}"),
+         [ASKED, said("assistant", "I look", tool_calls=[call()])], "leaves 'I look' out"),
+    ],
+)  # fmt: skip
+def test_what_has_no_place_is_refused_by_name(tiny, family, template, messages, told):
+    with pytest.raises(ValueError, match=told):
+        collator_of(family, tiny(family), template).encode({"messages": messages, "source": "sample 3"})
+
+
+def test_a_typed_thought_stays_text_where_there_is_no_place(tiny):
+    reply = said("assistant", "Red", "Hm", typed_thought="<think>\nHm</think>\n")
+    assert trained(collator_of("qwen2-vl", tiny("qwen2-vl")), [ASKED, reply]) == ["<think>\nHm</think>\nRed<|im_end|>"]
+
+
+def test_an_unknown_variable_is_refused(tiny):
+    with pytest.raises(ValueError, match="no variable 'think'"):
+        collator_of("qwen3.5", tiny("qwen3.5"), TEMPLATE, template_kwargs={"think": True})
+
+
+def test_a_thought_is_split_from_an_answer(tiny, thinking):
+    own = thinking.template.thoughts_and_tools
+    assert own.split("Hm.\n</think>\n\nRed") == ("Hm.", "Red") and own.split("Red") == ("", "Red")
+    gemma = collator_of("gemma-4", tiny("gemma-4")).template.thoughts_and_tools
+    assert gemma.split("<|channel>thought\nHm.\n<channel|>Red") == ("Hm.", "Red")
+
+
+def test_a_run_keeps_its_variables(tiny, write_rows, tmp_path, capsys):
+    rows = [
+        {"conversations": turns("Which?", "<think>Hm.</think>Red", "So?", "Blue")},
+        {
+            "messages": [
+                {"role": "user", "content": "Which?"},
+                {"role": "assistant", "content": "Red", "reasoning": "Hm."},
+            ]
+        },
+    ]
+    template = tmp_path / "thinks.jinja"
+    template.write_text(TEMPLATE)
+    path, flags = write_rows(rows), ["--chat_template", str(template)]
+    with pytest.raises(ValueError, match="rows.json, sample 0: holds a thought .* add --template_kwargs"):
+        run(tiny, "qwen3.5", path, tmp_path / "out", *flags)
+    flags += ["--template_kwargs", json.dumps(THINKING)]
+    run(tiny, "qwen3.5", path, tmp_path / "out", *flags, "--max_steps", 1, "--use_lora", True)
+    told = capsys.readouterr().out
+    assert 'chat_template_kwargs={"enable_thinking": true}' in told and "drops the thoughts of earlier replies" in told
+    _, collator = predict.load(str(tmp_path / "out"))
+    assert collator.template.render_prompt([ASKED]).endswith(BEFORE)
+    with pytest.raises(SystemExit):
+        words = ["--model_id", "qwen3.5-0.8b", "--model_local_path", tiny("qwen3.5"), "--data_path", path, "--json"]
+        preview.main([*words, *flags])
+    assert '"trained": ["Hm.\\n</think>\\n\\nRed<|im_end|>"]' in capsys.readouterr().out

@@ -1,0 +1,140 @@
+"""The spellings of thoughts, tools, calls and results: each gives the same canonical messages."""
+
+import json
+
+import pytest
+
+from reading.rows import RowForm
+
+FORM = RowForm({"image": "/", "video": "/"})
+TOOL = {"name": "look", "description": "Looks.", "parameters": {"b": 1, "a": 2}}
+ARGUMENTS = {"b": 1, "a": [None, "ä"]}
+CALL = {"name": "look", "arguments": ARGUMENTS}
+IN_TEXT = json.dumps(CALL)
+ASK, ANSWER = {"role": "user", "content": "Which?"}, {"role": "assistant", "content": "Red"}
+RESULT = {"role": "tool", "content": "found"}
+
+
+def text(said: str) -> list[dict]:
+    return [{"type": "text", "text": said}] if said else []
+
+
+def read(row: dict) -> list[dict]:
+    return FORM.messages(FORM.named(row))
+
+
+CALLED = [
+    {"role": "user", "content": text("Which?"), "tools": [{"type": "function", "function": TOOL}]},
+    {"role": "assistant", "content": [], "tool_calls": [{"type": "function", "function": CALL}]},
+    {"role": "tool", "content": text("found")},
+    {"role": "assistant", "content": text("Red")},
+]
+SPELLINGS = {
+    "OpenAI's": {
+        "tools": [{"type": "function", "function": TOOL}],
+        "messages": [
+            *(ASK, {"role": "assistant", "content": None, "tool_calls": [
+                {"type": "function", "function": {"name": "look", "arguments": json.dumps(ARGUMENTS)}}]}),
+            *(RESULT, ANSWER),
+        ],
+    },
+    "TRL's": {
+        "tools": [TOOL],
+        "messages": [ASK, {"role": "assistant", "tool_calls": [{"function": CALL}]}, RESULT, ANSWER],
+    },
+    "LLaMA-Factory's": {
+        "tools": json.dumps([TOOL]),
+        "conversations": [
+            *({"from": "human", "value": "Which?"}, {"from": "function_call", "value": IN_TEXT}),
+            *({"from": "observation", "value": "found"}, {"from": "gpt", "value": "Red"}),
+        ],
+    },
+    "ms-swift's": {
+        "tools": json.dumps([TOOL]),
+        "messages": [
+            *(ASK, {"role": "tool_call", "content": IN_TEXT}),
+            *({"role": "tool_response", "content": "found"}, ANSWER),
+        ],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_spelling_of_tools_gives_the_canonical_messages(name):
+    messages = read(SPELLINGS[name])
+    assert messages == CALLED
+    assert [*messages[1]["tool_calls"][0]["function"]["arguments"]] == ["b", "a"]  # in their order
+
+
+def test_calls_in_a_row_are_one_message_and_keep_the_text_before():
+    calls = [{"role": "tool_call", "content": json.dumps({"name": name})} for name in "ab"]
+    more = {"role": "tool_call", "content": json.dumps([{"name": "c"}, {"name": "d"}])}
+    messages = read({"messages": [ASK, ANSWER, *calls, RESULT, RESULT, more, RESULT, ANSWER]})
+    assert [m["role"] for m in messages] == ["user", "assistant", "tool", "tool", "assistant", "tool", "assistant"]
+    assert messages[1]["content"] == text("Red") and messages[4]["content"] == []
+    names = [[c["function"]["name"] for c in messages[i]["tool_calls"]] for i in (1, 4)]
+    assert names == [["a", "b"], ["c", "d"]]
+
+
+def test_ids_and_names_of_results_are_kept():
+    call = {"id": "c1", "function": {"name": "look"}}
+    result = RESULT | {"tool_call_id": "c1", "name": "look"}
+    messages = read({"messages": [{"role": "developer", "content": "S"}, ASK, {**ANSWER, "tool_calls": [call]}, result]
+                     + [ANSWER]})  # fmt: skip
+    assert messages[0]["role"] == "system" and messages[2]["tool_calls"][0]["id"] == "c1"
+    assert (messages[3]["tool_call_id"], messages[3]["name"]) == ("c1", "look")
+
+
+THOUGHT = {"role": "assistant", "content": text("Red"), "reasoning_content": "Hm"}
+THOUGHTS = {
+    "a field": (ANSWER | {"reasoning_content": "Hm"}, THOUGHT),
+    "its short name": (ANSWER | {"reasoning": "Hm", "reasoning_content": ""}, THOUGHT),
+    "both alike": (ANSWER | {"reasoning": "Hm", "reasoning_content": "Hm"}, THOUGHT),
+    "the head of a text": (
+        ANSWER | {"content": "<think>\nHm\n</think>\n\nRed"},
+        THOUGHT | {"typed_thought": "<think>\nHm\n</think>\n\n"},
+    ),
+    "an empty one": (
+        ANSWER | {"content": "<think>\n\n</think>\n\nRed"},
+        {"role": "assistant", "content": text("Red"), "typed_thought": "<think>\n\n</think>\n\n"},
+    ),
+    "in the middle": (ANSWER | {"content": "A <think>Hm</think>"}, ANSWER | {"content": text("A <think>Hm</think>")}),
+    "not closed": (ANSWER | {"content": "<think>Hm"}, ANSWER | {"content": text("<think>Hm")}),
+    "white space alone": (ANSWER | {"reasoning": " \n"}, ANSWER | {"content": text("Red")}),
+}
+
+
+@pytest.mark.parametrize("name", THOUGHTS)
+def test_a_spelling_of_a_thought(name):
+    given, canonical = THOUGHTS[name]
+    assert read({"messages": [ASK, given]})[1] == canonical
+    if "reasoning" not in {*given}:
+        assert read({"prompt": "Which?", "completion": [given]})[1] == canonical
+
+
+FAULTS = {
+    "two thoughts": ([ASK, ANSWER | {"reasoning": "a", "reasoning_content": "b"}], {}, "both `reasoning_content`"),
+    "a thought twice": (
+        [ASK, ANSWER | {"reasoning": "a", "content": "<think>a</think>b"}],
+        {},
+        r"messages\[1\].*keep one",
+    ),
+    "a thought that is no text": ([ASK, ANSWER | {"reasoning": ["a"]}], {}, r"messages\[1\].reasoning must be text"),
+    "a thought of a user": ([ASK | {"reasoning": "a"}, ANSWER], {}, "only a reply has it"),
+    "a reserved character": ([ASK, ANSWER | {"reasoning": "a\ufdd0"}], {}, r"U\+FDD0 in a thought"),
+    "a call that is no JSON": ([ASK, {"role": "tool_call", "content": "look()"}], {}, "not valid JSON"),
+    "a call without a name": ([ASK, ANSWER | {"tool_calls": [{"arguments": {}}]}], {}, r"tool_calls\[0\] must be"),
+    "arguments in a list": ([ASK, ANSWER | {"tool_calls": [{"name": "a", "arguments": "[1]"}]}], {}, "JSON object"),
+    "a result without a call": ([ASK, RESULT, ANSWER], {}, "a result after each message with calls"),
+    "a call without a result": ([ASK, ANSWER | {"tool_calls": [CALL]}, ASK, ANSWER], {}, "a result after each"),
+    "a result at the end": ([ASK, ANSWER | {"tool_calls": [CALL]}, RESULT], {}, "at the end"),
+    "tools that are no JSON": ([ASK, ANSWER], {"tools": "a hammer"}, "`tools` is not valid JSON.*--columns tools="),
+    "tools that are no schemas": ([ASK, ANSWER], {"tools": ["look"]}, "`tools` must be a list of JSON schemas"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_cannot_be_meant_is_refused_by_name(name):
+    messages, more, told = FAULTS[name]
+    with pytest.raises(ValueError, match=told):
+        read({"messages": messages} | more)
