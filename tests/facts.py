@@ -172,6 +172,7 @@ FACTS = {
         deep_linears=60,  # eight in layers of linear attention, seven in others
         rounding=5e-5,  # it is 2e-15 in float64: linear attention sums over chunks of the text
         trims="messages",
+        golden=("qwen3.5", "qwen3.6", "qwen3.8"),
         altered=QWEN3_5_ALTERED,
     ),
     "qwen3.5-moe": Facts(
