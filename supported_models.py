@@ -79,6 +79,7 @@ MODELS = {
     "gemma-4-e4b-it": Model("gemma-4", "google/gemma-4-E4B-it"),
     "gemma-4-26b-a4b-it": Model("gemma-4", "google/gemma-4-26B-A4B-it"),
     "gemma-4-31b-it": Model("gemma-4", "google/gemma-4-31B-it"),
+    "gemma-4-12b-it": Model("gemma-4-unified", "google/gemma-4-12B-it"),
     "paligemma-3b-pt-224": Model("paligemma", "google/paligemma-3b-pt-224"),
     "paligemma-3b-pt-448": Model("paligemma", "google/paligemma-3b-pt-448"),
     "paligemma-3b-mix-224": Model("paligemma", "google/paligemma-3b-mix-224"),

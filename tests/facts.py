@@ -345,6 +345,26 @@ FACTS = {
             ("{{- bos_token }}", ""),
         ),
     ),
+    "gemma-4-unified": Facts(
+        r"model\.embed_vision\.(?!multimodal_embedder\.)",
+        r"model\.embed_vision\.multimodal_embedder\.",
+        other=r"model\.embed_audio\.",
+        end_of_turn="<turn|>",
+        bare=("model.embed_vision.pos_embedding",),
+        frame_label_tokens=9,
+        bidirectional_images=True,
+        deep_linears=52,  # four layers have no projection of values
+        expanded=r"<\|image>(<\|image\|>)*<image\|>",
+        string_roles=("system",),
+        rounding=2e-5,  # as of Gemma 4
+        trims="parts",
+        altered=(
+            ("<turn|>\n", "<turn|>"),
+            ("thought\n<channel|>", "thought<channel|>"),
+            ("{{ '<|' + part['type'] + '|>' }}", "{{ '\n\n<|' + part['type'] + '|>\n\n' }}"),
+            ("{{- bos_token }}", ""),
+        ),
+    ),
     "paligemma": Facts(
         r"model\.vision_tower\.",
         r"model\.multi_modal_projector\.",
