@@ -1,4 +1,4 @@
-"""Qwen3.5 without thinking: ChatML, trimmed messages, an empty thought before each reply."""
+"""Qwen3.5, 3.6 and 3.8 without thinking: ChatML, trimmed messages, an empty thought before each reply."""
 
 from collators import register_collator
 from collators.qwen3_vl import Qwen3VLCollator
@@ -34,8 +34,8 @@ class Qwen35Collator(Qwen3VLCollator):
         TemplateException(
             EMPTY_THOUGHT,
             "",
-            "The template writes the empty thought in the generation prompt and before the last reply, not in the "
-            "history; replies are trained after the prompt's form.",
+            "Up to Qwen3.6, the template writes the empty thought in the generation prompt and before the last reply, "
+            "not in the history; replies are trained after the prompt's form, which is Qwen3.8's in the history too.",
             where="history",
         ),
     )

@@ -172,6 +172,7 @@ FACTS = {
         deep_linears=60,  # eight in layers of linear attention, seven in others
         rounding=5e-5,  # it is 2e-15 in float64: linear attention sums over chunks of the text
         trims="messages",
+        golden=("qwen3.5", "qwen3.6", "qwen3.8"),
         altered=QWEN3_5_ALTERED,
     ),
     "qwen3.5-moe": Facts(
@@ -340,6 +341,26 @@ FACTS = {
                 "{%- if add_generation_prompt %}{{ '<|turn>model\n' }}",
                 "{%- if add_generation_prompt %}{{ '<|turn>model' }}",
             ),
+            ("{{ '<|' + part['type'] + '|>' }}", "{{ '\n\n<|' + part['type'] + '|>\n\n' }}"),
+            ("{{- bos_token }}", ""),
+        ),
+    ),
+    "gemma-4-unified": Facts(
+        r"model\.embed_vision\.(?!multimodal_embedder\.)",
+        r"model\.embed_vision\.multimodal_embedder\.",
+        other=r"model\.embed_audio\.",
+        end_of_turn="<turn|>",
+        bare=("model.embed_vision.pos_embedding",),
+        frame_label_tokens=9,
+        bidirectional_images=True,
+        deep_linears=52,  # four layers have no projection of values
+        expanded=r"<\|image>(<\|image\|>)*<image\|>",
+        string_roles=("system",),
+        rounding=2e-5,  # as of Gemma 4
+        trims="parts",
+        altered=(
+            ("<turn|>\n", "<turn|>"),
+            ("thought\n<channel|>", "thought<channel|>"),
             ("{{ '<|' + part['type'] + '|>' }}", "{{ '\n\n<|' + part['type'] + '|>\n\n' }}"),
             ("{{- bos_token }}", ""),
         ),

@@ -88,17 +88,18 @@ OWN = {
     "pixtral": f"{MISTRAL} [SYSTEM_PROMPT] [/SYSTEM_PROMPT]",
     **dict.fromkeys(["mistral-small-3.1", "ministral-3"], MISTRAL),
     **dict.fromkeys(["gemma-3", "gemma-3n"], "<mask>"),
-    "gemma-4": "<mask> <|think|> <|channel> <channel|>",
+    **dict.fromkeys(["gemma-4", "gemma-4-unified"], "<mask> <|think|> <|channel> <channel|>"),
     "internvl3": f"{QWEN2_5} {GROUNDING} <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|>",
     "glm-4.1v": "[MASK] [sMASK] <eop> <think> </think> <answer> </answer>",
     "lfm2-vl": "<|endoftext|> <|fim_pre|> <|fim_mid|> <|fim_suf|>",
     "granite-vision": "<fim_prefix> <fim_middle> <fim_suffix> <fim_pad> <|start_of_role|> <|end_of_role|> "
     "<|tool_call|>",
 }
-THOUGHTS_WRITTEN = {family: {"<think>": 1, "</think>": 1} for family in ("qwen3.5", "qwen3.5-moe")}
 THOUGHTS = {  # that the format writes itself, so that no reply may
     **dict.fromkeys(["qwen3.5", "qwen3.5-moe"], ["<think>", "</think>"]),
+    "gemma-4-unified": ["<|channel>", "<channel|>"],
 }
+THOUGHTS_WRITTEN = {family: dict.fromkeys(tokens, 1) for family, tokens in THOUGHTS.items()}
 
 
 def own_tokens(family: str) -> list[str]:
@@ -368,8 +369,10 @@ def test_a_thought_ends_a_run_before_it_begins(tiny, write_rows, tmp_path):
 @pytest.mark.parametrize("family", THOUGHTS)
 def test_a_thought_before_which_the_format_writes_its_own_is_refused(tiny, family):
     collator = COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor())
-    messages = conversation(text("Hm"), text("<think>"), text("<think>\nHm\n</think>\n\nRed"))
-    with pytest.raises(ValueError, match="sample 3: a reply holds </?think>, but this format .* Remove the thought"):
+    begin, end = THOUGHTS[family]
+    messages = conversation(text("Hm"), text(begin), text(f"{begin}\nHm\n{end}\n\nRed"))
+    one = "|".join(map(re.escape, (begin, end)))
+    with pytest.raises(ValueError, match=f"sample 3: a reply holds ({one}), but this format .* Remove the thought"):
         collator.encode({"messages": messages, "source": "sample 3"})
     with pytest.raises(ValueError, match="Remove the thought"):
         collator.budget.count_text_tokens([{"messages": messages}])

@@ -28,6 +28,25 @@ def test_a_template_renders_the_golden_texts(template):
         assert text == record["text"] and [list(span) for span in spans] == record["trained"]
 
 
+# In the checkpoint's template, by version: where the empty thought is not in the history, and where it is.
+QWEN_VERSIONS = {"qwen3.5": "loop.last and ", "qwen3.6": "loop.last and ", "qwen3.8": ""}
+
+
+@pytest.mark.parametrize("version, where", QWEN_VERSIONS.items())
+def test_later_qwens_have_the_format_of_qwen3_5(tiny, version, where):
+    family, processor = COLLATORS.get("qwen3.5"), official_processor("qwen3.5", tiny("qwen3.5"))
+    processor.chat_template = processor.chat_template.replace(QWEN_VERSIONS["qwen3.5"], where)
+    formats = [ChatFormat(family.chat_template, family.template_exceptions)]
+    template = Template(processor, formats, kwargs=family.template_kwargs)
+    template.frame.find(set(), family.reply_tokens)
+    for record in golden_records("qwen3.5", [*QWEN_VERSIONS].index(version)):
+        form = record.get("documented_variant", record)
+        text, spans = template.render(record["messages"])
+        assert text == form["text"] and [list(span) for span in spans] == form["trained"]
+        assert template.render_official(record["messages"]) == record["text"]
+    assert template.differences() == []
+
+
 def test_a_budget_counts_what_the_library_tokenizes(template, tiny, write_rows):
     texts = ["Red", "Blue, of course, and nothing but blue", "A </s> and an <|im_end|> that somebody typed"]
     dataset = MultimodalDataset(write_rows([{"conversations": turns("Which?", text)} for text in texts]))
