@@ -74,6 +74,27 @@ FAULTS = [
         "tests/reading/test_mapping.py::test_a_form_of_another_tool_equals_messages[places in strings]",
     ),
     Fault(
+        "an expression of the test split is trained on",
+        "example_data/convert/refcoco.py",
+        'if ref["split"] == split else []',
+        'if ref["split"] != split else []',
+        "tests/reading/test_conversion.py::test_a_script_makes_rows_of_a_well_known_file[refcoco]",
+    ),
+    Fault(
+        "InternVL's rows are not repeated",
+        "example_data/convert/internvl_meta.py",
+        "else found * int(repeat)",
+        "else found",
+        "tests/reading/test_conversion.py::test_a_script_makes_rows_of_a_well_known_file[internvl_meta]",
+    ),
+    Fault(
+        "the script of another file is named",
+        "reading/mapping.py",
+        "if any(part >= {*keys}",
+        "if any(part <= {*keys}",
+        "tests/reading/test_conversion.py::test_the_error_for_a_well_known_file_names_its_script",
+    ),
+    Fault(
         "a class is its number",
         "reading/sources.py",
         "for name in classes.keys() & {*wanted}:",
