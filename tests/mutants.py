@@ -95,6 +95,13 @@ FAULTS = [
         "tests/reading/test_conversion.py::test_the_error_for_a_well_known_file_names_its_script",
     ),
     Fault(
+        "a path of a file:// address stays encoded",
+        "reading/rows.py",
+        "path = url2pathname(path[7:])",
+        "path = path[7:]",
+        "tests/reading/test_conversion.py::test_addresses_of_files_and_bare_base64_are_media",
+    ),
+    Fault(
         "a class is its number",
         "reading/sources.py",
         "for name in classes.keys() & {*wanted}:",

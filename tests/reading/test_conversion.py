@@ -1,14 +1,17 @@
 """The scripts of example_data/convert, each on a small file of the real layout; and the errors that name them."""
 
+import base64
 import json
 import pickle
 import runpy
+from dataclasses import replace
 from unittest import mock
 
 import pytest
 from conftest import REPO
 
 from reading.dataset import MultimodalDataset
+from reading.rows import RowForm
 
 CONVERT = REPO / "example_data" / "convert"
 COCO = {
@@ -190,6 +193,23 @@ def test_the_error_for_a_well_known_file_names_its_script(tmp_path):
     (tmp_path / "refs(unc).p").write_bytes(b"")
     with pytest.raises(ValueError, match=r"example_data/convert/refcoco\.py makes rows of RefCOCO's"):
         MultimodalDataset(str(tmp_path / "refs(unc).p"))
+
+
+def test_addresses_of_files_and_bare_base64_are_media(media_folder, tmp_path):
+    held = (media_folder / "red.png").read_bytes()
+    (tmp_path / "a b#ä.png").write_bytes(held)
+    address = (tmp_path / "a b#ä.png").as_uri()  # encoded: a%20b%23%C3%A4.png
+    letters = base64.b64encode(held).decode()
+    rows = [row(image, "What?", "Red") for image in (address, "FILE" + address[4:], letters, f"data:;base64,{letters}")]
+    rows.append(row(address.replace("a%20b", "none"), "What?", "Red"))
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    form = RowForm({"image": str(tmp_path), "video": str(tmp_path)})
+    images = [form.messages(form.named(found))[0]["content"][0]["image"] for found in rows]
+    assert images[:4] == [str(tmp_path / "a b#ä.png")] * 2 + [held] * 2
+    with pytest.raises(ValueError, match=r"sample 4.*none#ä\.png"):
+        MultimodalDataset(str(tmp_path / "rows.json"))
+    with pytest.raises(ValueError, match="leaves the folder"):  # of an author who is not the user
+        replace(form, allow_absolute=False).messages(form.named(row(rows[0]["image"] + "/../../x.png", "What?", "Red")))
 
 
 def test_a_list_and_other_objects_have_no_script(tmp_path):
