@@ -18,6 +18,16 @@ TURN_KEYS = (("role", "from"), ("content", "value"))
 ANSWERS = "answer response output completion caption captions label labels target solution translation text".split()
 OF_A_VIDEO = re.compile(r"video|clip|\.(mp4|mkv|mov|avi|webm)", re.IGNORECASE)
 STEP = re.compile(r"\[(\d*)\]|[^.\[\]]+")
+# Keys of a well-known file, of its parts or of its rows -> the script that makes rows of it; of two, the first.
+SCRIPTS = {
+    ("images", "annotations", "categories"): "coco_instances",
+    ("licenses", "images", "annotations"): "coco_captions",
+    ("questions", "data_subtype"): "vqa_v2",
+    ("annotations", "data_subtype"): "vqa_v2",
+    ("id", "qas"): "visual_genome",
+    ("data", "annotations"): "label_studio",
+    ("root", "annotation"): "internvl_meta",
+}
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,8 @@ def take(value: object, steps: Sequence[str | int | None]) -> tuple[object, obje
 
 def proposal(row: dict, folders: Collection[str]) -> str:
     """The --columns that would read a row whose fields have other names, as far as its values tell."""
+    if fix := conversion(row):
+        return fix
     for name, value in row.items():
         turns = value if isinstance(value, list) else []
         if any(isinstance(turn, dict) and turn.keys() & {*TURN_KEYS[0]} for turn in turns):
@@ -121,6 +133,15 @@ def proposal(row: dict, folders: Collection[str]) -> str:
         found += [f"{other}=" for other in dict.fromkeys(others) if other != first]
     prompt = "" if question else ' --prompt "..." (the question of every row)'
     return f"try --columns {' '.join(map(shlex.quote, found))}{prompt}" if answer else "it holds no text"
+
+
+def conversion(found: object) -> str | None:
+    """Which script makes rows of a file that holds this, if one does."""
+    parts = (found, *found.values()) if isinstance(found, dict) else ()
+    known = [part.keys() for part in parts if isinstance(part, dict)]
+    names = (script for keys, script in SCRIPTS.items() if any(part >= {*keys} for part in known))
+    script = next(names, None)
+    return script and f"make rows of it: python example_data/convert/{script}.py --help"
 
 
 def rank(source: str) -> int:

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from urllib.request import url2pathname
 
 from PIL import Image
 
@@ -26,7 +27,7 @@ from reading.files import is_within, leads_out_of, stays_in
 from reading.mapping import TURN_KEYS, Mapping, proposal
 from reading.references import is_url
 from reading.strict_json import strict_json
-from reading.unread import Unread, check_text
+from reading.unread import Unread, check_text, is_base64
 
 ROLES = ("system", "user", "assistant")
 KINDS = ("image", "video")
@@ -293,6 +294,8 @@ class RowForm:
             )
         if value[:5].lower() == "data:":
             return _decode_url(kind, value, where)
+        if is_base64(value):
+            return _decode(value, where)
         if is_url(value):
             if not self.allow_urls:
                 raise ValueError(f"{where} is the URL {shown(value)}: add --allow_urls True to fetch such media")
@@ -300,6 +303,8 @@ class RowForm:
         return self._path(kind, value, where)
 
     def _path(self, kind: str, path: str, where: str) -> str:
+        if path[:8].lower() == "file:///":
+            path = url2pathname(path[7:])
         if not path.strip():
             raise ValueError(f"{where} is empty; give a path, or leave it out")
         if "://" in path and SCHEME.match(path) or "\0" in path:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from reading import dataset_info
-from reading.mapping import proposal
+from reading.mapping import conversion, proposal
 from reading.references import what_it_is
 from reading.rows import MEDIA_COLUMNS, PAIRS, RowForm
 
@@ -116,7 +116,7 @@ def find_source(path: str) -> Source:
         if not file.lower().endswith(ENDINGS):
             raise ValueError(
                 f"{file} has none of the endings {', '.join(ENDINGS)}, by which its form is known. Save a spreadsheet "
-                "as CSV UTF-8 (docs/start.md)."
+                "as CSV UTF-8 (docs/start.md); example_data/convert/refcoco.py makes rows of RefCOCO's refs(...).p."
             )
         what = what_it_is(file)
         if what and (what != "empty" or not file.lower().endswith(".jsonl")):  # an empty JSONL file holds no row
@@ -225,7 +225,8 @@ def scan_list(path: str) -> Iterator[tuple[int, int, object]]:
                         window.advance(window.at + 1)
                 window.expect("]")
             else:
-                other = type(window.parse()).__name__
+                value = window.parse()
+                other = f"{type(value).__name__}; {conversion(value) or 'or name it .jsonl'}"
             window.expect("")
         except UnicodeDecodeError:  # of the file as a whole, whose window knows no place of it
             raise
@@ -234,7 +235,7 @@ def scan_list(path: str) -> Iterator[tuple[int, int, object]]:
             hint = " (name a JSONL file .jsonl)" if getattr(error, "msg", None) == "Extra data" else ""
             raise ValueError(f"{path}, line {line}: {fault_of(error)}{hint}.") from error
     if other:
-        raise ValueError(f"{path} must hold a JSON list of samples, not {other}; or name it .jsonl.")
+        raise ValueError(f"{path} must hold a JSON list of samples, not {other}.")
 
 
 class JsonWindow:

@@ -212,7 +212,7 @@ def is_medium(value: object, folders: Collection[str], must_exist: bool = False)
         return False
     if IN_LETTERS.match(value):
         return True
-    if BASE64.match(value) and HEADER.match(base64.b64decode(value[:24])):
+    if is_base64(value):
         return True
     if len(value) > LONGEST_PATH or not value.isprintable():
         return False
@@ -220,6 +220,11 @@ def is_medium(value: object, folders: Collection[str], must_exist: bool = False)
     if found := files_of(value, folders):
         return names_medium or any(map(has_header, found))
     return names_medium and not must_exist
+
+
+def is_base64(value: str) -> bool:
+    """Whether a text is the bytes of a medium in base64: a path that begins so is not known."""
+    return bool(BASE64.match(value)) and bool(HEADER.match(base64.b64decode(value[:24])))
 
 
 def files_of(value: str, folders: Collection[str]) -> list[str]:
