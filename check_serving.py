@@ -16,7 +16,7 @@ import argparse
 import os
 
 from entry import cli
-from merging import serving
+from merging import servers, serving
 
 
 def main(words: list[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def main(words: list[str] | None = None) -> None:
         print(f"{'ok' if is_whole else 'FAULT':<5} {name}: {text}", flush=True)
     if failed:
         raise ValueError(f"{path} cannot be served as it is: {failed} of the checks failed (above).")
-    print("The files are whole.", *serving.advice(path), sep="\n")
+    print("The files are whole.", *servers.advice(path), sep="\n")
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:

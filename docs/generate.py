@@ -33,7 +33,7 @@ from collators import COLLATORS  # noqa: E402
 from collators.template import ChatFormat  # noqa: E402
 from loaders import LOADERS  # noqa: E402
 from loaders.base import COMPONENTS  # noqa: E402
-from merging.serving import SERVERS, outcome  # noqa: E402
+from merging.servers import SERVERS, outcome  # noqa: E402
 from reading.rows import RESERVED_CHARACTER  # noqa: E402
 from supported_models import AUTO, MODELS, families  # noqa: E402
 from training import trainable  # noqa: E402

@@ -1,4 +1,4 @@
-"""What inference servers read of a folder, opened as they do, and what is known of the servers (servers.yaml).
+"""What inference servers read of a folder, opened as they do; servers.py tells what is known of each.
 
 Files are opened through transformers, as vLLM and SGLang do; of weights only the headers.
 """
@@ -7,19 +7,13 @@ import glob
 import json
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-import yaml
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 
-from arguments import ReadingArguments
-from collators import COLLATORS
 from loaders import LOADERS
-from loaders.output_folder import adapter_config, family_in, saved_arguments
-from predict import AS_IN_TRAINING
+from loaders.output_folder import adapter_config, family_in
 from supported_models import AUTO
 
 INDEX = "model.safetensors.index.json"
@@ -29,9 +23,6 @@ CONFIGS = ("config.json", "tokenizer_config.json", *PROCESSORS)
 COPY = "Copy it from the base."
 SAVE_AGAIN = "Save or merge again."
 MERGE = "Merge it (merge_lora_weights.py) and serve the result."
-SERVERS = yaml.safe_load(Path(__file__).with_name("servers.yaml").read_text())
-HAS_IT = ("ran", "in its sources")
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM 0.32 takes as --max-lora-rank
 
 
 def faults(path: str) -> list[str]:
@@ -168,57 +159,6 @@ def of_vision(path: str, names: set[str]) -> list[str]:
     loader = LOADERS.get(family)(base) if family == AUTO else LOADERS.get(family)
     parts = tuple(f"base_model.model.{module}." for module in loader.vision_encoder + loader.vision_projector)
     return [name for name in names if name.startswith(parts)]
-
-
-# ---- the servers ----
-
-
-def outcome(server: str, kind: str, family: str) -> str:
-    """What is known of a family on a server, as a "merged" checkpoint or an "adapter"."""
-    return next((known for known, families in SERVERS[server][kind].items() if family in families), "not known")
-
-
-def advice(path: str) -> Iterator[str]:
-    """What is known of each server, and for vLLM the complete command and what a request adds, line by line."""
-    adapter = adapter_config(path)
-    base, kind = (adapter["base_model_name_or_path"], "adapter") if adapter else (path, "merged")
-    family, saved = family_in(path, base), saved_arguments(path)
-    yield f"What is known of servers with {family}, {kind}:"
-    for server, known in SERVERS.items():
-        yield f"  {server} {known['version']} ({known['date']}): {outcome(server, kind, family)}"
-    if outcome("vLLM", kind, family) not in HAS_IT:
-        if adapter and outcome("vLLM", "merged", family) in HAS_IT:
-            yield MERGE
-        return
-    loader_class, name = LOADERS.get(family), os.path.basename(os.path.abspath(path))
-    command = ["vllm", "serve", base]
-    if adapter:
-        rank = next((rank for rank in LORA_RANKS if rank >= adapter["r"]), adapter["r"])
-        command += ["--enable-lora", "--lora-modules", f"{name}={path}", "--max-lora-rank", str(rank)]
-        if of_vision(path, tensors_of(path, "adapter_model.safetensors")):
-            command.append("--enable-tower-connector-lora")
-        if saved.get("chat_template"):
-            command += ["--chat-template", os.path.join(path, "chat_template.jinja")]
-    else:
-        command += ["--served-model-name", name]
-    command += SERVERS["vLLM"]["flags"].get(family, "").split()
-    command += ["--trust-remote-code"] if loader_class.remote_code else []
-    if options := saved.get("processor_kwargs"):
-        command += ["--mm-processor-kwargs", options]
-    yield f"  {shlex.join(command)}"
-    request = ["temperature=0"]
-    if not loader_class.remote_code:
-        options = COLLATORS.get(family)(loader_class(base).load_processor(path)).template.request_options()
-        request += [f"extra_body={options}"] if options else []
-    yield f"  Each request: model={name!r}, {', '.join(request)}"
-    if note := SERVERS["vLLM"]["notes"].get(family):
-        yield f"  {note}"
-    if loader_class.packages and not loader_class.remote_code:
-        yield f"  It needs these packages: {' '.join(loader_class.packages)}"
-    defaults = vars(ReadingArguments())
-    seen = [f"--{n} {saved[n]}" for group in AS_IN_TRAINING for n in group if saved.get(n, defaults[n]) != defaults[n]]
-    if seen := [flag for flag in seen if not flag.startswith("--processor_kwargs")]:
-        yield f"  Send media as the training saw them: {', '.join(seen)}"
 
 
 # ---- files ----

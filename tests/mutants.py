@@ -886,7 +886,7 @@ FAULTS = [
     ),
     Fault(
         "LoRA on the vision encoder is served without the flag that applies it",
-        "merging/serving.py",
+        "merging/servers.py",
         '            command.append("--enable-tower-connector-lora")\n',
         "            pass\n",
         "tests/test_check_serving.py::test_the_command_for_an_adapter",

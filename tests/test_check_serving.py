@@ -15,7 +15,7 @@ import merge_lora_weights
 from collators import COLLATORS
 from loaders import LOADERS
 from loaders.output_folder import public_name
-from merging import serving
+from merging import servers, serving
 from supported_models import families
 
 
@@ -46,7 +46,7 @@ def test_what_a_request_adds_for_the_prompt_that_is_trained(tiny, family):
 
 def test_the_table_of_servers_knows_each_family_on_vllm_once():
     for kind in ("merged", "adapter"):
-        named = [family for known in serving.SERVERS["vLLM"][kind].values() for family in known]
+        named = [family for known in servers.SERVERS["vLLM"][kind].values() for family in known]
         assert sorted(named) == sorted(families())
 
 
@@ -184,7 +184,7 @@ def test_the_command_for_an_adapter(adapter, tmp_path):
     saved = {"model_id": "qwen2-vl-2b-instruct", "chat_template": "own.jinja", "max_pixels": 5000, "num_frames": 4}
     (folder / "args.yaml").write_text(json.dumps(saved | {"processor_kwargs": '{"max_pixels": 9}'}))
     base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    *_, command, request, media = serving.advice(str(folder))
+    *_, command, request, media = servers.advice(str(folder))
     assert command.split() == [
         *["vllm", "serve", base, "--enable-lora", "--lora-modules", f"hinges={folder}", "--max-lora-rank", "16"],
         *["--enable-tower-connector-lora", "--chat-template", f"{folder}/chat_template.jinja"],
@@ -194,7 +194,7 @@ def test_the_command_for_an_adapter(adapter, tmp_path):
 
     saved = {"model_id": "llava-onevision-7b-ov"}
     (folder / "args.yaml").write_text(json.dumps(saved))
-    said = [*serving.advice(str(folder))]
+    said = [*servers.advice(str(folder))]
     assert "its class takes no LoRA" in said[1] and said[-1] == serving.MERGE
 
 

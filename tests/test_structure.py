@@ -93,12 +93,13 @@ def is_family(name: str) -> bool:
 
 # The numbers of the budgets; whoever raises one says why in the commit.
 # Before unread fields, wrong labels, other templates, damaged checkpoints and runs that diverge or collide were
-# refused, and rows of other tools read, train.py reached 7,700 lines of 13,000. The diet brings these numbers to 6,500
-# and 14,000.
+# refused, and rows of other tools, thoughts, tools and times read, train.py reached 7,700 lines of 13,000. The diet
+# brings these numbers to 6,500 and 14,000.
 def test_the_budgets_hold():
     assert len([name for name in tracked() if "/" not in name]) <= 14
-    assert lines(name for name in CODE if not is_family(name)) <= 15_250
-    assert lines(reached("train.py")) <= 9_500
+    assert lines(name for name in CODE if not is_family(name)) <= 16_000
+    assert lines(reached("train.py")) <= 10_000
+    assert lines(reached("merge_lora_weights.py")) <= 1_750
 
 
 def test_no_module_imports_itself_by_a_circle():
