@@ -1,7 +1,7 @@
 """The training text: messages -> text and the character spans to train, compared with the checkpoint's own template."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from difflib import SequenceMatcher
@@ -146,12 +146,7 @@ class Template:
         variables: dict | None = None,
         frame: FrameTokens | None = None,
     ) -> str:
-        """Messages -> the text of the checkpoint's own template.
-
-        Args:
-            variables: of the template, by default those of conversations without thoughts.
-            frame: what is text where somebody typed it.
-        """
+        """Messages -> the text of the checkpoint's own template; by default as without thoughts."""
         frame = frame or self.frame
         options = {
             "variables": variables,
@@ -243,7 +238,7 @@ class Template:
             official = self.render_official(messages)
         except UnfitTemplate:
             return False
-        ours = self._as_official(text[: spans[0][1]], text[spans[0][1] :])
+        ours = as_official(self.exceptions, text[: spans[0][1]], text[spans[0][1] :])
         return len(spans) == 2 and official in (ours, text.replace(RESERVED_CHARACTER, ""))
 
     def check_rendering(self, messages: list[dict]) -> None:
@@ -319,13 +314,15 @@ class Template:
         messages = [{name: message[name] for name in ("role", "content")} for message in messages]
         text, spans = self.render(messages)
         history_ends = [0, *(end for _, end in spans)]
-        ours = self._as_official(text[: history_ends[-2]], text[history_ends[-2] :])
+        ours = as_official(self.exceptions, text[: history_ends[-2]], text[history_ends[-2] :])
         found = [(ours, text, self._official_text(messages))]
         replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         for i, (start, _), history_end in zip(replies, spans, history_ends):
             if i == 0:
                 continue
-            ours = self._as_official(text[:history_end]) + text[history_end:start].replace(RESERVED_CHARACTER, "")
+            ours = as_official(self.exceptions, text[:history_end]) + text[history_end:start].replace(
+                RESERVED_CHARACTER, ""
+            )
             found.append((ours, text[:start], self._official_text(messages[:i], add_generation_prompt=True)))
         # An exception need not hold of every conversation: a text may be the checkpoint's as it is.
         moved = [(ours, other) for ours, other, _, where in self.exceptions if where == "moved"]
@@ -339,18 +336,6 @@ class Template:
             return self.render_official(messages, **kwargs).replace(RESERVED_CHARACTER, "")
         except UnfitTemplate as error:
             return f"[{error}]"
-
-    def _as_official(self, history: str, last: str = "") -> str:
-        """Our text with the documented differences undone; `last`: the last exchange of a whole conversation."""
-        for ours, official, _, where in self.exceptions:
-            if where != "end":
-                history = history.replace(ours, official)
-            if where in ("everywhere", "moved"):
-                last = last.replace(ours, official)
-            elif where == "end" and last.endswith(ours):
-                last = last.removesuffix(ours) + official
-        # Only now: a control string that was typed is none of ours, and stays.
-        return (history + last).replace(RESERVED_CHARACTER, "")
 
 
 def with_line_breaks_apart(text: str, spans: list[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
@@ -379,6 +364,19 @@ def plain_parts(content: list[dict], frame: FrameTokens) -> list[dict]:
         plain.append({"type": "text", "text": RESERVED_CHARACTER.join(joined[i:j] for i, j in zip(cuts, cuts[1:]))})
         begin = end
     return plain
+
+
+def as_official(exceptions: Iterable[TemplateException], history: str, last: str = "") -> str:
+    """Our text with the documented differences undone; `last`: the last exchange of a whole conversation."""
+    for ours, official, _, where in exceptions:
+        if where != "end":
+            history = history.replace(ours, official)
+        if where in ("everywhere", "moved"):
+            last = last.replace(ours, official)
+        elif where == "end" and last.endswith(ours):
+            last = last.removesuffix(ours) + official
+    # Only now: a control string that was typed is none of ours, and stays.
+    return (history + last).replace(RESERVED_CHARACTER, "")
 
 
 def variables_of(template: str) -> set[str]:
