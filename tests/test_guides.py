@@ -278,6 +278,7 @@ def test_a_missing_file_names_the_one_that_looks_like_it(tmp_path, written, ther
 def test_the_error_of_another_template_is_what_the_program_says():
     pair = ("a", "b")
     template = SimpleNamespace(differences_in=lambda _: [pair], check_layout=lambda _: None, is_replaced=False)
+    template.thoughts_and_tools = SimpleNamespace(notes=lambda _: [])
     processor = SimpleNamespace(chat_template="x")
     differing = SimpleNamespace(processor=processor, template=template, fixed_format="")
     data = SimpleNamespace(layouts=lambda: {Layout("UtAt"): 0})

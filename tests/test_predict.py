@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,8 +114,10 @@ def test_an_interrupted_answer_counts_as_far_as_it_came(monkeypatch, capsys):
     monkeypatch.setattr(chat, "stream_answer", interrupted)
     flags = predict.parse(["--model_path", "out", "--chat"])
     conversation = chat.Conversation(flags)
-    conversation.ask(None, None, "Count.", 8)
-    conversation.ask(None, None, "Go on.", 8)
+    without_thoughts = SimpleNamespace(split=lambda answer: ("", answer))
+    collator = SimpleNamespace(template=SimpleNamespace(thoughts_and_tools=without_thoughts))
+    conversation.ask(None, collator, "Count.", 8)
+    conversation.ask(None, collator, "Go on.", 8)
     assert capsys.readouterr().out == "One two\nOne two\n"
     assert [[part["text"] for message in messages for part in message["content"]] for messages in asked] == [
         ["Count."],

@@ -589,7 +589,7 @@ PATHS = {
     "~/.ssh/id_rsa": "~/.ssh/id_rsa",
     "~root/a.png": "~root",
     "$HOME/a.png": "HOME",
-    "file:///etc/passwd": "file:",
+    "file:///etc/passwd": "/etc/passwd",
     "file://localhost/etc/passwd": "file:",
     "own.png\0.jpg": "",
     "\0": "",
