@@ -1,10 +1,14 @@
 """Whether inference servers can read a folder's files, and how to serve it: a whole checkpoint, or an adapter.
 
     python check_serving.py --model_path merged
+    python check_serving.py --model_path merged --data_path test.json --url http://127.0.0.1:8000/v1
 
 It opens the files as vLLM and SGLang do, through transformers, and reads the headers of the weights, which takes
 seconds for a model of any size. Each line says what was found, or what is missing or broken and the fix; a fault makes
-the exit code 1. Then come what is known of each server (merging/servers.yaml; it asks none), and the command for vLLM.
+the exit code 1. Then come what is known of each server (merging/servers.yaml), and the command for vLLM.
+
+With --url, questions of --data_path are put to a running server and to the folder, greedily, and one line says whether
+they answer alike, or why not. All other flags are predict.py's, for the data. OPENAI_API_KEY is sent, if it is set.
 """
 
 if __name__ == "__main__":
@@ -17,10 +21,12 @@ import os
 
 from entry import cli
 from merging import servers, serving
+from merging.ask_server import compare
 
 
 def main(words: list[str] | None = None) -> None:
-    path = parse(words).model_path
+    args, other = parse(words)
+    path = args.model_path
     if not os.path.isdir(path):
         raise ValueError(f"--model_path {path!r} is not a folder.")
     failed = 0
@@ -29,15 +35,30 @@ def main(words: list[str] | None = None) -> None:
         print(f"{'ok' if is_whole else 'FAULT':<5} {name}: {text}", flush=True)
     if failed:
         raise ValueError(f"{path} cannot be served as it is: {failed} of the checks failed (above).")
-    print("The files are whole.", *servers.advice(path), sep="\n")
+    print("The files are whole.")
+    print(*([compare(args, other)] if args.url else servers.advice(path)), sep="\n")
 
 
-def parse(words: list[str] | None) -> argparse.Namespace:
+def parse(words: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """(its own flags, those of predict.py)"""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model_path", required=True, help="Folder of a merged or fully trained model, or an adapter.")
-    return parser.parse_args(words)
+    parser.add_argument("--data_path", help="With --url: a data file that was not trained on (docs/dataset.md).")
+    parser.add_argument(
+        "--url", help="A running server that speaks OpenAI's protocol, such as http://127.0.0.1:8000/v1."
+    )
+    parser.add_argument("--rows", type=int, default=12, help="How many questions are asked.")
+    parser.add_argument("--served_model_name", help="What the server calls the model. Default: the folder's name.")
+    args, other = parser.parse_known_args(words)
+    if bool(args.url) != bool(args.data_path):
+        raise ValueError("--url and --data_path go together: the server to ask, and what to ask it.")
+    if other and not args.url:
+        raise ValueError(f"{other[0]} is no flag of check_serving.py without --url; see --help.")
+    if args.rows < 1:
+        raise ValueError(f"--rows is {args.rows}; it must be 1 or more.")
+    return args, other
 
 
 if __name__ == "__main__":

@@ -892,6 +892,27 @@ FAULTS = [
         "tests/test_check_serving.py::test_the_command_for_an_adapter",
     ),
     Fault(
+        "the sizes of pictures are not compared with the server's",
+        "merging/ask_server.py",
+        "if [t for t in theirs if t not in pictures] ==",
+        "if [t for t in theirs if t in pictures] ==",
+        "tests/merging/test_ask_server.py::test_what_differs_is_named",
+    ),
+    Fault(
+        "a server that samples by default passes",
+        "merging/ask_server.py",
+        'cause = cause or "sampling',
+        'cause = cause and "sampling',
+        "tests/merging/test_ask_server.py::test_what_differs_is_named",
+    ),
+    Fault(
+        "log-probabilities of the server's references are not compared",
+        "merging/ask_server.py",
+        "(noise or 0) > ROUNDING",
+        "(noise or 0) < 0",
+        "tests/merging/test_ask_server.py::test_the_same_answers_from_other_weights",
+    ),
+    Fault(
         "an adapter that names a folder is pushed to the Hub",
         "training/checks.py",
         "(lora.use_lora or lora.use_vision_lora) and os.path.isabs(base)",

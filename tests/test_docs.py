@@ -181,6 +181,7 @@ def test_every_flag_of_the_pages_exists(monkeypatch):
     known |= flags_of(importlib.import_module("estimate").parse, ["--help"])
     known |= flags_of(importlib.import_module("merge_lora_weights").parse, ["--help"])
     known |= flags_of(importlib.import_module("webui").parse, ["--help"])
+    known |= flags_of(importlib.import_module("check_serving").parse, ["--help"])
     monkeypatch.setattr(sys, "argv", ["tiny_models.py", "--help"])
     known |= flags_of(tiny_models.main)
     for page in PAGES:

@@ -1,0 +1,255 @@
+"""A running server compared with the folder that it should serve: questions of held-out rows, asked of both.
+
+The server is asked by OpenAI's protocol, with what a request must add (merging/servers.py) and the pictures as training
+saw them. Of vLLM, the tokens of its prompts and the log-probabilities of the references are compared too; of another
+server, the number of tokens of a prompt. A difference is named by its first cause: the prompt, the size of the
+pictures, sampling, the weights.
+"""
+
+import argparse
+import base64
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from io import BytesIO
+from typing import NamedTuple
+from urllib.parse import urljoin
+
+import torch
+from PIL import Image
+
+import predict
+from evaluation.answers import Question, generate_answers, questions
+from loaders.output_folder import adapter_config, saved_arguments
+from reading.dataset import IGNORE_INDEX, make_dataset
+
+SECONDS = 600  # for an answer: a server may compile at the first one
+SHOWN = 3  # rows that differ
+# Of a reference token, on average, in log-probability. bfloat16 makes about 0.02; another adapter, far more.
+ROUNDING = 0.1
+
+
+class Server:
+    """A model of an OpenAI-compatible server.
+
+    Args:
+        url: such as http://127.0.0.1:8000/v1.
+        name: of the model, if the server lists it; else it has to serve one alone.
+        options: what each request adds (`Template.request_options`).
+    """
+
+    def __init__(self, url: str, name: str, options: dict):
+        self.url, self.options = url.rstrip("/") + "/", options
+        self.models = [model["id"] for model in self.call("models")["data"]]
+        if name not in self.models and len(self.models) != 1:
+            raise ValueError(f"{url} serves {', '.join(self.models)}: choose one by --served_model_name.")
+        self.model = name if name in self.models else self.models[0]
+        try:
+            self.is_vllm = "version" in self.call("../version")
+        except ValueError:
+            self.is_vllm = False
+
+    def call(self, path: str, body: dict | None = None) -> dict:
+        url, headers = urljoin(self.url, path), {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(url, json.dumps(body).encode() if body else None, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=SECONDS) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            raise ValueError(f"{url} answered {error.code}: {error.read(1000).decode(errors='replace')}") from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--url {self.url} cannot be asked ({error}). Is the server running?") from error
+
+    def ask(self, messages: list[dict], **options) -> dict:
+        """The response to a chat request of canonical messages, with their tools."""
+        body = {"model": self.model, "messages": [as_openai(message) for message in messages]}
+        if tools := messages[0].get("tools"):
+            body["tools"] = tools
+        return self.call("chat/completions", body | self.options | options)
+
+
+class Outcome(NamedTuple):
+    """What came back for a question."""
+
+    question: str
+    prediction: str  # of the folder
+    answer: str  # of the server, at temperature 0
+    cause: str  # of a difference that is known before the weights are blamed; "" if there is none
+    noise: float | None  # difference of the log-probabilities of the references, a token on average
+
+
+def compare(args: argparse.Namespace, other: list[str]) -> str:
+    """One line on how a server answers like the folder.
+
+    Args:
+        args: of check_serving.py.
+        other: flags of predict.py, for the data.
+
+    Raises:
+        ValueError: it does not, and the cause; or it cannot be asked.
+    """
+    words = ["--model_path", args.model_path, "--data_path", args.data_path, "--output_path", os.devnull]
+    flags = predict.parse(words + other)
+    predict.check(flags)
+    dataset = make_dataset(flags, flags.data_path)
+    model, collator = predict.load_with_options(flags)
+    name = args.served_model_name or os.path.basename(os.path.abspath(args.model_path))
+    server = Server(args.url, name, collator.template.request_options())
+    # Servers take frames of their own choice.
+    asked = [question for question in questions(dataset) if not has_video(dataset, question)][: args.rows]
+    if not asked:
+        raise ValueError(f"{args.data_path} holds no question without a video, so there is nothing to ask.")
+    length = flags.max_new_tokens or 128
+
+    def predictions(model) -> list[dict]:
+        return list(generate_answers(model, collator, dataset, flags.batch_size, length, asked))
+
+    found = []
+    for question, answer in zip(asked, predictions(model)):
+        found.append(ask(server, model, collator, dataset[question.index], question, answer, length))
+    cause = next(filter(None, (outcome.cause for outcome in found)), "")
+    different = [outcome for outcome in found if outcome.answer != outcome.prediction]
+    noise = max((outcome.noise for outcome in found if outcome.noise is not None), default=None)
+    if not cause and (different or (noise or 0) > ROUNDING):
+        cause = blame_weights(found, noise, of_base(model, flags, predictions))
+    for outcome in different[:SHOWN]:
+        print(f"  {outcome.question!r}: the server says {outcome.answer!r}, predict.py {outcome.prediction!r}")
+    same = f"{len(found) - len(different)} of {len(found)} answers are the same"
+    if noise is not None:
+        same += f", log-probabilities of the references within {noise:.2g}"
+    if cause:
+        raise ValueError(f"{server.model} at {args.url} is not {args.model_path}: {cause} ({same}).")
+    return f"{server.model} at {args.url} answers as {args.model_path}: {same}."
+
+
+def has_video(dataset, question: Question) -> bool:
+    messages = dataset.rows[question.index]["messages"][: question.message]
+    return any(part["type"] == "video" for message in messages for part in message["content"])
+
+
+def ask(server: Server, model, collator, sample: dict, question: Question, ours: dict, length: int) -> Outcome:
+    messages = collator.template.thoughts_and_tools.placed(sample["messages"][: question.message + 1])
+    *prompt, reply = messages
+    more = {"return_token_ids": True} if server.is_vllm else {}
+
+    def answer_of(response: dict) -> str:
+        choice = response["choices"][0]
+        if tokens := choice.get("token_ids"):  # the text leaves out what the family writes in special tokens
+            text = collator.template.frame.decode(tokens).strip()
+        else:
+            text = (choice["message"]["content"] or "").strip()
+        return collator.template.thoughts_and_tools.split(text)[1]
+
+    usual = server.ask(prompt, max_tokens=length, **more)  # no temperature, as clients ask
+    answer = answer_of(usual)
+    tokens = collator.encode_prompt(prompt, sample["source"])["input_ids"][0].tolist()
+    cause = difference(tokens, usual, collator)
+    if answer != ours["prediction"]:
+        answer = answer_of(server.ask(prompt, max_tokens=length, temperature=0, **more))
+        if answer == ours["prediction"]:
+            cause = cause or "sampling is on where a request gives no temperature; send temperature=0"
+    noise = None
+    if server.is_vllm and not cause and reply["content"]:
+        noise = difference_of_scores(server, model, collator, messages, sample["source"])
+    return Outcome(ours["question"], ours["prediction"], answer, cause, noise)
+
+
+def difference(ours: list[int], response: dict, collator) -> str:
+    """How a server's prompt differs from the trained one; "" if it does not, as far as the server tells."""
+    theirs = response.get("prompt_token_ids")
+    if theirs is None:
+        number = response["usage"]["prompt_tokens"]
+        if number == len(ours):
+            return ""
+        return f"another prompt or another size of the pictures: {number} tokens of a prompt instead of {len(ours)}"
+    if theirs == ours:
+        return ""
+    pictures = picture_tokens(collator)
+    if [t for t in theirs if t not in pictures] == [t for t in ours if t not in pictures]:
+        return f"another size of the pictures: {len(theirs)} tokens of a prompt instead of {len(ours)}"
+    place = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+    shown = [collator.template.tokenizer.decode(tokens[place : place + 8]) for tokens in (theirs, ours)]
+    return f"another prompt: at token {place} the server has {shown[0]!r}, training had {shown[1]!r}"
+
+
+def picture_tokens(collator) -> set[int]:
+    """The ids of the tokens that only pictures bring into a prompt, `<row_5_col_6>` like the `<row_1_col_1>` seen."""
+    image, text = {"type": "image", "image": Image.new("RGB", (640, 480))}, {"type": "text", "text": "?"}
+    ids = [
+        {*collator.encode_prompt([{"role": "user", "content": content}])["input_ids"][0].tolist()}
+        for content in ([image, text], [text])
+    ]
+    added = collator.template.frame.added_tokens
+    seen = {re.sub(r"\d+", "0", added[id]) for id in ids[0] - ids[1] if id in added}
+    return {id for id, token in added.items() if re.sub(r"\d+", "0", token) in seen}
+
+
+def difference_of_scores(server: Server, model, collator, messages: list[dict], source: str) -> float | None:
+    """By how much the log-probability of a reference token differs, on average; None where the texts differ."""
+    inputs = collator.encode({"messages": messages, "source": source}).inputs
+    inputs = {name: value.to(model.device) for name, value in collator.pad([inputs]).items()}
+    labels = inputs.pop("labels")[0]
+    with torch.no_grad():
+        scores = model(**inputs).logits[0].float().log_softmax(-1)
+    ids = inputs["input_ids"][0].tolist()
+    options = {"add_generation_prompt": False, "continue_final_message": True, "prompt_logprobs": 0}
+    listed = server.ask(messages, max_tokens=1, temperature=0, **options)["prompt_logprobs"]
+    places = [i for i in range(1, min(len(ids), len(listed))) if labels[i] != IGNORE_INDEX]
+    pairs = [(scores[i - 1, ids[i]].item(), listed[i].get(str(ids[i]))) for i in places]
+    if not pairs or any(theirs is None for _, theirs in pairs):
+        return None
+    return sum(abs(ours - theirs["logprob"]) for ours, theirs in pairs) / len(pairs)
+
+
+def of_base(model, flags: argparse.Namespace, predictions) -> list[str] | None:
+    """The answers of the base, or None where it is not at hand."""
+    if adapter_config(flags.model_path):
+        with model.disable_adapter():
+            return [answer["prediction"] for answer in predictions(model)]
+    base = saved_arguments(flags.model_path).get("model_local_path")
+    if not base or not os.path.isdir(base) or os.path.samefile(base, flags.model_path):
+        return None
+    model, _ = predict.load(base, flags.model_id)
+    return [answer["prediction"] for answer in predictions(model)]
+
+
+def blame_weights(found: list[Outcome], noise: float | None, of_base: list[str] | None) -> str:
+    """The cause of answers that differ although the prompts do not."""
+    if of_base and all(outcome.answer == base for outcome, base in zip(found, of_base)):
+        return "the answers are the base's, so the adapter is not applied"
+    if noise is None:
+        return "the cause is unknown: the prompts have the same length, the answers are not the base's"
+    if noise <= ROUNDING:
+        return "the cause is unknown: the weights are the same but for rounding, as another precision makes it"
+    return "other weights: the prompts are the same, the answers neither this folder's nor its base's"
+
+
+# ---- canonical messages -> OpenAI's ----
+
+
+def as_openai(message: dict) -> dict:
+    fields = {key: message[key] for key in ("reasoning_content", "tool_call_id", "name") if key in message}
+    if calls := message.get("tool_calls"):
+        fields["tool_calls"] = [as_call(call, f"call_{i}") for i, call in enumerate(calls)]
+    parts = [as_part(part) for part in message["content"]]
+    text_alone = all(part["type"] == "text" for part in parts)
+    return {"role": message["role"], "content": "".join(p["text"] for p in parts) if text_alone else parts} | fields
+
+
+def as_call(call: dict, name: str) -> dict:
+    function = call["function"]
+    return {"id": name} | call | {"function": function | {"arguments": json.dumps(function["arguments"])}}
+
+
+def as_part(part: dict) -> dict:
+    """A picture goes as PNG, which loses nothing."""
+    if part["type"] == "text":
+        return {"type": "text", "text": part["text"]}
+    file = BytesIO()
+    part["image"].save(file, "PNG")
+    png = base64.b64encode(file.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png}"}}

@@ -1,0 +1,186 @@
+"""A server that answers as the folder, and each way in which one does not: plain transformers stand in for it."""
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+
+import pytest
+import torch
+from conftest import turns
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import check_serving
+
+LAYERS = r"model\.language_model\..*_proj"
+
+
+class PlainServer:
+    """OpenAI's protocol over plain transformers, with vLLM's additions or without.
+
+    Args:
+        template, pixels: other ones than the folder's.
+        samples: whether a request without a temperature is sampled.
+    """
+
+    def __init__(self, base, adapter=None, name="tuned", vllm=True, template=None, pixels=None, samples=False):
+        self.model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+        if adapter:
+            self.model = PeftModel.from_pretrained(self.model, adapter)
+        self.processor = AutoProcessor.from_pretrained(base)
+        self.name, self.vllm, self.template, self.samples = name, vllm, template, samples
+        self.size = {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": pixels}} if pixels else {}
+
+    def inputs(self, body: dict):
+        messages = []
+        for message in body["messages"]:
+            parts = message["content"]
+            parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
+            messages.append({"role": message["role"], "content": [self.part(part) for part in parts]})
+        ends = {name: body[name] for name in ("add_generation_prompt", "continue_final_message") if name in body}
+        return self.processor.apply_chat_template(
+            messages,
+            self.template,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"images_kwargs": self.size} if self.size else {},
+            **({"add_generation_prompt": True} | ends),
+        )
+
+    def part(self, part: dict) -> dict:
+        if part["type"] == "text":
+            return part
+        png = base64.b64decode(part["image_url"]["url"].partition(",")[2])
+        return {"type": "image", "image": Image.open(BytesIO(png))}
+
+    def chat(self, body: dict) -> dict:
+        inputs = self.inputs(body)
+        ids = inputs["input_ids"][0]
+        with torch.no_grad():
+            sampled = {"do_sample": True, "temperature": 5.0, "top_k": 0}
+            how = sampled if self.samples and "temperature" not in body else {"do_sample": False}
+            tokens = self.model.generate(**inputs, max_new_tokens=body["max_tokens"], **how)[0, len(ids) :]
+            response = {"usage": {"prompt_tokens": len(ids)}}
+            if "prompt_logprobs" in body:
+                scores = self.model(**inputs).logits[0].log_softmax(-1)
+                listed = [{str(int(t)): {"logprob": float(scores[i, t])}} for i, t in enumerate(ids[1:])]
+                response["prompt_logprobs"] = [None, *listed]
+        choice = {"message": {"content": self.processor.tokenizer.decode(tokens, skip_special_tokens=True)}}
+        if body.get("return_token_ids") and self.vllm:
+            response["prompt_token_ids"], choice["token_ids"] = ids.tolist(), tokens.tolist()
+        return response | {"choices": [choice]}
+
+    def answer(self, path: str, body: dict | None) -> dict | None:
+        if path == "/v1/models":
+            return {"data": [{"id": self.name}]}
+        if path == "/version" and self.vllm:
+            return {"version": "0.32.0"}
+        return self.chat(body) if path == "/v1/chat/completions" else None
+
+
+@pytest.fixture
+def serve():
+    """`serve(server)`: its URL."""
+    running = []
+
+    def start(server: PlainServer) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                length = int(self.headers.get("Content-Length", 0))
+                found = server.answer(self.path, json.loads(self.rfile.read(length)) if length else None)
+                self.send_response(200 if found else 404)
+                self.end_headers()
+                self.wfile.write(json.dumps(found).encode())
+
+            do_POST = do_GET
+
+            def log_message(self, *args):
+                pass
+
+        running.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=running[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{running[-1].server_port}/v1"
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny, tmp_path_factory):
+    """The folders of two adapters that change the answers of qwen2-vl."""
+    folders = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_pretrained(tiny("qwen2-vl"), dtype=torch.float32)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=LAYERS))
+        for parameter in model.parameters():
+            parameter.data += parameter.requires_grad * 0.2 * torch.randn_like(parameter)
+        folders.append(tmp_path_factory.mktemp("adapters") / "tuned")
+        model.save_pretrained(folders[-1])
+    return folders
+
+
+@pytest.fixture
+def rows(write_rows):
+    def row(image, *texts):
+        return {"image": image, "conversations": turns(f"<image>{texts[0]}", *texts[1:])}
+
+    text_alone = {"conversations": turns("Who?", "A fox.")}
+    return write_rows([row("red.png", "What?", "A fox."), row("tall.jpg", "And?", "Red.", "Sure?", "Yes."), text_alone])
+
+
+def asked(folder, url: str, rows: str, capsys, *flags) -> str:
+    """What is said of a server."""
+    words = ["--model_path", str(folder), "--url", url, "--data_path", rows, "--max_new_tokens", "6", *flags]
+    try:
+        check_serving.main(words)
+    except ValueError as error:
+        return str(error)
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_server_of_the_folder_answers_the_same(tiny, adapters, serve, rows, capsys):
+    for vllm in (True, False):
+        url = serve(PlainServer(tiny("qwen2-vl"), adapters[0], vllm=vllm))
+        said = asked(adapters[0], url, rows, capsys)
+        assert "4 of 4 answers are the same" in said and f"tuned at {url} answers as" in said, said
+        assert ("log-probabilities" in said) == vllm
+
+
+def test_what_differs_is_named(tiny, adapters, serve, rows, capsys):
+    base = tiny("qwen2-vl")
+    other = AutoProcessor.from_pretrained(base).chat_template.replace("You are a helpful assistant.", "Be brief.")
+    for options, expected in [
+        ({}, "the answers are the base's, so the adapter is not applied"),
+        ({"adapter": adapters[1]}, "other weights: the prompts are the same"),
+        ({"adapter": adapters[0], "template": other}, "another prompt: at token"),
+        ({"adapter": adapters[0], "pixels": 8 * 28 * 28}, "another size of the pictures"),
+        ({"adapter": adapters[0], "samples": True}, "sampling is on where a request gives no temperature"),
+        ({"adapter": adapters[0], "pixels": 8 * 28 * 28, "vllm": False}, "another prompt or another size"),
+        ({"adapter": adapters[0], "template": other, "vllm": False}, "the cause is unknown"),  # of the same length
+    ]:
+        said = asked(adapters[0], serve(PlainServer(base, **options)), rows, capsys)
+        assert expected in said, (options, said)
+
+
+def test_the_same_answers_from_other_weights(tiny, adapters, serve, rows, capsys):
+    """One token is an answer that other weights may give too; what they think of the references differs."""
+    server = PlainServer(tiny("qwen2-vl"), adapters[0])
+    url, chat = serve(server), server.chat
+
+    def less_sure(body: dict) -> dict:
+        found = chat(body)
+        for scores in found.get("prompt_logprobs", [])[1:]:
+            for score in scores.values():
+                score["logprob"] -= 0.5
+        return found
+
+    server.chat = less_sure
+    said = asked(adapters[0], url, rows, capsys)
+    assert "other weights" in said and "(4 of 4 answers are the same, " in said, said
