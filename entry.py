@@ -1,7 +1,6 @@
 """What a script does before its imports, which take seconds, and around its `main`.
 
-The text of --help lies in `docs/help`, written by `python docs/generate.py` from the real parser. It is shown while the
-flags in the source are those it was written from; else the script goes on, and the parser shows what holds now.
+--help is answered from `docs/help`, which is written by hand; --help_all, by the parser.
 """
 
 import ast
@@ -28,11 +27,10 @@ def begin(script: str) -> None:
         script: the path of the script that runs.
     """
     if {"-h", "--help"}.intersection(sys.argv[1:]):
-        written = HERE / "docs" / "help" / f"{Path(script).stem}.txt"
-        digest, _, text = written.read_text(encoding="utf-8").partition("\n") if written.is_file() else ("", "", "")
-        if digest == flags_digest(script):
-            print(text, end="")
-            sys.exit()
+        about = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8")))
+        print(about, (HERE / "docs/help" / f"{Path(script).stem}.txt").read_text(encoding="utf-8"), sep="\n\n", end="")
+        sys.exit()
+    sys.argv = ["--help" if word == "--help_all" else word for word in sys.argv]
     let_threads_sleep()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # without the traceback of an import; `cli` resets it
@@ -49,20 +47,6 @@ def let_threads_sleep() -> None:
     """
     if not glob.glob("/dev/nvidia*") and not os.path.exists("/dev/kfd"):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def flags_digest(script: str | Path) -> str:
-    """A digest of the source that the help of a script is made of: its docstring, its flags, those of arguments.py."""
-    found = []
-    for path in (Path(script), HERE / "arguments.py"):
-        source = path.read_text(encoding="utf-8")
-        tree = ast.parse(source)
-        found.append(ast.get_docstring(tree))
-        for node in ast.walk(tree):
-            is_flag = isinstance(node, ast.Call) and ast.unparse(node.func) == "parser.add_argument"
-            if is_flag or isinstance(node, ast.AnnAssign):
-                found += source.splitlines()[node.lineno - 1 : node.end_lineno]
-    return hashlib.sha256("\n".join(found).encode()).hexdigest()
 
 
 def cli(main) -> None:

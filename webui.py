@@ -275,7 +275,7 @@ def tune_tab(root: str) -> Tune:
                     made |= {name: field(name) for name in names}
             more = gr.Textbox(
                 label="further flags",
-                info="Any other flag of `python train.py --help`, as in a shell.",
+                info="Any other flag of `python train.py --help_all`, as in a shell.",
                 max_lines=4,
                 elem_id="further_flags",
             )

@@ -3,30 +3,26 @@
     python docs/generate.py
     python docs/generate.py --matrix      # first run the matrices: of data and families, of strategies and engines
 
-These are docs/supported_models.md, docs/chat_formats.md, docs/help, and in other pages what stands between
+These are docs/supported_models.md, docs/chat_formats.md, and in other pages what stands between
 `<!-- NAME -->` and `<!-- /NAME -->`. A test compares each with a fresh rendering.
 """
 
 import argparse
 import contextlib
-import importlib
 import io
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
 from dataclasses import fields
 from pathlib import Path
-from unittest import mock
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
 from PIL import Image  # noqa: E402
 
-import entry  # noqa: E402
 import preview  # noqa: E402
 from arguments import DataArguments, LoraArguments, ModelArguments, parse_arguments  # noqa: E402
 from collators import COLLATORS  # noqa: E402
@@ -41,8 +37,6 @@ from training import trainable  # noqa: E402
 MATRIX = REPO / "docs" / "support_matrix.json"
 STRATEGIES = REPO / "docs" / "strategy_matrix.json"
 FLAG_GROUPS = {"Model": ModelArguments, "Data": DataArguments, "LoRA": LoraArguments}
-# Scripts whose imports take seconds.
-SLOW_TO_START = ("train", "preview", "predict", "estimate", "merge_lora_weights", "check_serving", "webui")
 NOTE = "<!-- Written by `python docs/generate.py`: change the code, not this file. -->\n"
 
 
@@ -332,16 +326,6 @@ def preview_example(checkpoint: str) -> str:
     return f"```text\n{output.getvalue().strip()}\n```\n"
 
 
-def help_text(script: str) -> str:
-    """What `entry.py` answers --help with: a digest of what it was written from, and the real parser's text."""
-    main = importlib.import_module(script).main
-    terminal = mock.patch.dict(os.environ, COLUMNS="80"), mock.patch.object(sys, "argv", [f"{script}.py"])
-    with terminal[0], terminal[1], contextlib.redirect_stdout(io.StringIO()) as output:
-        with contextlib.suppress(SystemExit):
-            main(["--help"])
-    return f"{entry.flags_digest(REPO / f'{script}.py')}\n{output.getvalue()}"
-
-
 def fill(path: Path, **parts: str) -> str:
     """The text of a file with what stands between `<!-- name -->` and `<!-- /name -->` replaced, for each name."""
     text = path.read_text(encoding="utf-8")
@@ -374,7 +358,7 @@ def render(checkpoint_of) -> dict[Path, str]:
         ),
         REPO / "docs/supported_models.md": supported_models(loaders, collators),
         REPO / "docs/chat_formats.md": chat_formats(collators),
-    } | {REPO / f"docs/help/{script}.txt": help_text(script) for script in SLOW_TO_START}
+    }
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ import predict
 from evaluation.answers import Question, generate_answers, questions
 from loaders.output_folder import adapter_config, saved_arguments
 from reading.dataset import IGNORE_INDEX, make_dataset
+from reading.strict_json import strict_json
 
 SECONDS = 600  # for an answer: a server may compile at the first one
 SHOWN = 3  # rows that differ
@@ -55,7 +56,7 @@ class Server:
         url, headers = urljoin(self.url, path), {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(url, json.dumps(body).encode() if body else None, headers)
+        request = urllib.request.Request(url, strict_json(body).encode() if body else None, headers)
         try:
             with urllib.request.urlopen(request, timeout=SECONDS) as response:
                 return json.load(response)
@@ -242,7 +243,7 @@ def as_openai(message: dict) -> dict:
 
 def as_call(call: dict, name: str) -> dict:
     function = call["function"]
-    return {"id": name} | call | {"function": function | {"arguments": json.dumps(function["arguments"])}}
+    return {"id": name} | call | {"function": function | {"arguments": strict_json(function["arguments"])}}
 
 
 def as_part(part: dict) -> dict:

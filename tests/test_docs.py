@@ -1,5 +1,6 @@
 """The documentation is true: its commands parse, its code runs, its generated parts are fresh, its links resolve."""
 
+import argparse
 import contextlib
 import importlib
 import io
@@ -175,8 +176,46 @@ def flags_of(main, *words: list[str]) -> set[str]:
     return set(re.findall(r"--([\w-]+)", output.getvalue()))
 
 
+def test_the_written_help_tells_what_the_parsers_take(monkeypatch):
+    """Each flag of a hand-written help is one of the parser's, and stands there once, with the default it has."""
+    for page in sorted((REPO / "docs/help").glob("*.txt")):
+        script, text = importlib.import_module(page.stem), page.read_text(encoding="utf-8")
+        all_of_them = parser_of(script, monkeypatch)
+        listed = re.findall(r"^ +--(\w+)(?: True \| --(\w+))?.*?(?:\[([^\]]*)\])?$", text, re.MULTILINE)
+        names = [name for one, other, _ in listed for name in (one, other) if name]
+        assert len(names) == len(set(names)) and set(names) <= all_of_them.keys(), page.stem
+        for name, _, default in listed:
+            if default and (known := all_of_them[name].default) is not None and not default.startswith("--"):
+                known = getattr(known, "value", known)
+                same = float(default) == known if isinstance(known, (int, float)) else default.startswith(str(known))
+                assert same or " " in default, (page.stem, name, default, known)
+        own = {name for name, flag in all_of_them.items() if name in source_flags(page.stem)}
+        assert own <= {*names}, (page.stem, own - {*names})
+        assert len(text.splitlines()) + len(script.__doc__.splitlines()) < 120, page.stem
+
+
+def parser_of(script, monkeypatch) -> dict[str, argparse.Action]:
+    """Flag -> what the parser of a script knows of it."""
+    found = {}
+
+    def note(parser, *args, **kwargs):
+        found.update({action.dest: action for action in parser._actions})
+        raise SystemExit
+
+    with monkeypatch.context() as patch, contextlib.suppress(SystemExit):
+        patch.setattr(argparse.ArgumentParser, "print_help", note)
+        patch.setattr(sys, "argv", [f"{script.__name__}.py", "--help"])
+        script.main()
+    return found
+
+
+def source_flags(script: str) -> set[str]:
+    """The flags that a script itself adds to a parser."""
+    return set(re.findall(r'add_argument\(\s*"--(\w+)"', (REPO / f"{script}.py").read_text(encoding="utf-8")))
+
+
 def test_every_flag_of_the_pages_exists(monkeypatch):
-    known = FOREIGN_FLAGS | {"warmup_ratio"} | flags_of(preview.main, ["--help"])
+    known = FOREIGN_FLAGS | {"warmup_ratio", "help_all"} | flags_of(preview.main, ["--help"])
     known |= flags_of(predict.parse, ["--help"])
     known |= flags_of(importlib.import_module("estimate").parse, ["--help"])
     known |= flags_of(importlib.import_module("merge_lora_weights").parse, ["--help"])

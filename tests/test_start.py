@@ -1,10 +1,10 @@
 """What a script imports and prints before its work: nothing that the run does not need, no line that tells nothing."""
 
+import ast
 import gc
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 
@@ -81,48 +81,11 @@ SCRIPTS = ("train", "preview", "predict", "estimate", "merge_lora_weights", "che
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_needs_no_heavy_import(script):
-    """That its text is the real parser's is a test of the generated parts (tests/test_docs.py)."""
+    """That it tells what the parser takes is a test of the docs (tests/test_docs.py)."""
     stdout, stderr, modules = run_script([f"{script}.py", "--help"])
-    assert stdout.startswith(f"usage: {script}.py")
+    assert ast.get_docstring(ast.parse((REPO / f"{script}.py").read_text())) in stdout
     assert stderr == ""
     assert modules.isdisjoint(HEAVY)
-
-
-SCRIPT = """\
-\"\"\"A tool.\"\"\"
-if __name__ == "__main__":
-    import entry
-
-    entry.begin(__file__)
-
-parser.add_argument("--number", help="A number.")
-"""
-FLAGS = """\
-\"\"\"Flags.\"\"\"
-class Arguments:
-    size: int = 1
-"""
-CHANGES = [
-    ("tool.py", "A number.", "Another."),
-    ("arguments.py", "size: int = 1", "size: int = 2"),
-    ("arguments.py", "size: int = 1", "size: int = 1\n    own: int = 3"),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name, old, new", CHANGES, ids=["help", "default", "new flag"])
-def test_a_changed_flag_is_left_to_the_parser(tmp_path, name, old, new):
-    (tmp_path / "docs/help").mkdir(parents=True)
-    for file, text in (("entry.py", (REPO / "entry.py").read_text()), ("tool.py", SCRIPT), ("arguments.py", FLAGS)):
-        (tmp_path / file).write_text(text)
-    digest = runpy.run_path(str(tmp_path / "entry.py"))["flags_digest"](tmp_path / "tool.py")
-    (tmp_path / "docs/help/tool.txt").write_text(f"{digest}\nusage: as it was\n")
-    command = [sys.executable, "tool.py", "--help"]
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout == "usage: as it was\n"
-    (tmp_path / name).write_text((tmp_path / name).read_text().replace(old, new))
-    gone_on = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert gone_on.stdout == ""
-    assert "name 'parser' is not defined" in gone_on.stderr
 
 
 @pytest.mark.parametrize(

@@ -421,7 +421,7 @@ def check_flag_names(given: dict[str, str], known: Collection[str], script: str 
     for option, name in names.items():
         fix = instead(name, given[option], known, tools)
         faults.append(f"{option} is not a flag{': ' if fix else '.'}{fix}")
-    more = f"`python {script} --help` lists all; docs/coming_from.md, those of other tools."
+    more = f"`python {script} --help_all` lists all; docs/coming_from.md, those of other tools."
     raise ValueError(("\n" if faults[1:] else " ").join([*faults, more]))
 
 
