@@ -1,15 +1,19 @@
 """The table of supported models: model id -> family and Hugging Face Hub path.
 
-    python supported_models.py          # print the table
+    python supported_models.py                  # all
+    python supported_models.py qwen 7b          # those whose id, family or Hub path has each word
+    python supported_models.py --video
 
 A model size is a row here, never code. A family `qwen2-vl` lives in `loaders/qwen2_vl.py` and
 `collators/qwen2_vl.py`, which are imported only when the family is asked for; nothing here imports torch.
 """
 
+import argparse
 import difflib
 import importlib
 import os
 import re
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -127,12 +131,22 @@ MODELS = {
 }
 
 
+# Families that take videos, as a test of the real processors finds them.
+VIDEO = {
+    *("llava-next-video", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "qwen3.5"),
+    *("qwen3.5-moe", "gemma-4", "gemma-4-unified", "smolvlm2", "internvl3", "glm-4.1v"),
+}
+
 AUTO = "auto"  # the model id, and the family, of any other checkpoint
 
 
 def families() -> list[str]:
     """The family ids, in the order of the table."""
     return list(dict.fromkeys(model.family for model in MODELS.values()))
+
+
+def media_of(family: str) -> str:
+    return "images, videos" if family in VIDEO else "images"
 
 
 def find_model(model_id: str) -> Model:
@@ -217,14 +231,35 @@ class Registry(dict):
         return self[family]
 
 
-def print_models() -> None:
-    print("Supported models:")
-    print(f"  {'Model ID':<30}: HuggingFace Path")
-    print("  " + "-" * 48)
-    for model_id, model in MODELS.items():
-        print(f"  {model_id:<30}: {model.hub_path}")
-    print(f"  {AUTO:<30}: any other image-text-to-text checkpoint with a chat template, by --model_local_path")
+def main(words: list[str] | None = None) -> None:
+    """Print the models: in a terminal with their families and media, in a pipe as `id : Hub path` lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="Only models whose id, family or Hub path has each of these.")
+    parser.add_argument("--video", action="store_true", help="Only models that take videos.")
+    args = parser.parse_args(words)
+    found = {
+        model_id: model
+        for model_id, model in MODELS.items()
+        if all(word.lower() in f"{model_id} {model.family} {model.hub_path}".lower() for word in args.words)
+        and (model.family in VIDEO or not args.video)
+    }
+    if not found:
+        parser.error("no model has all of these; --model_id auto takes any other checkpoint with a chat template.")
+    if not sys.stdout.isatty():
+        print(f"Supported models:\n  {'Model ID':<29} : HuggingFace Path\n  {'-' * 48}")
+        rows = [f"  {model_id:<29} : {model.hub_path}" for model_id, model in found.items()]
+    else:
+        width, of_family = (max(map(len, column)) for column in zip(*((id, m.family) for id, m in found.items())))
+        rows = [
+            f"{model_id:<{width}}  {model.family:<{of_family}}  {media_of(model.family):<14}  {model.hub_path}"
+            for model_id, model in found.items()
+        ]
+    print(*rows, sep="\n")
+    if not args.words and not args.video:
+        print(f"  {AUTO:<29} : any other image-text-to-text checkpoint with a chat template, by --model_local_path")
 
 
 if __name__ == "__main__":
-    print_models()
+    from entry import cli
+
+    cli(main)

@@ -1,12 +1,14 @@
 """The table of models: its printed form, its look-up, its registry."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 from conftest import REPO
 
-from supported_models import Registry, find_model
+import supported_models
+from supported_models import MODELS, Registry, families, find_model
 
 # As the issue prints it.
 HEAD = """\
@@ -41,6 +43,28 @@ def test_the_script_prints_the_table_without_torch():
     rows = [line.partition(":")[::2] for line in done.stdout.splitlines()[3:]]
     assert {row[0].strip() for row in rows} >= set(IDS)
     assert all(len(row[0]) == len("  llava-1.5-7b                  ") for row in rows if len(row[0].strip()) < 30)
+
+
+def test_the_list_is_filtered_and_keeps_a_space_behind_long_ids(capsys, monkeypatch):
+    monkeypatch.setitem(MODELS, "x" * 30, MODELS["qwen2-vl-7b-instruct"])
+    supported_models.main(["QWEN", "vl-7b"])
+    rows = capsys.readouterr().out.splitlines()[3:]
+    ids = ["qwen2-vl-7b-instruct", "qwen2.5-vl-7b-instruct", "x" * 30]
+    assert [row.split(" : ")[0].strip() for row in rows] == ids and f"  {'x' * 30} : Qwen/Qwen2-VL-7B-Instruct" in rows
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    supported_models.main(["llava", "--video"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows if row[2:4] == ["images,", "videos"]] == [row[0] for row in rows]
+    assert {row[1] for row in rows} == {"llava-next-video", "llava-onevision"}
+    with pytest.raises(SystemExit):
+        supported_models.main(["gpt-2"])
+    assert "no model has all of these" in capsys.readouterr().err
+
+
+def test_media_are_those_that_the_processors_take():
+    """README's table is written from the collators."""
+    rows = re.findall(r"^\| ([\w.-]+) \| `.*\| (images.*) \|$", (REPO / "README.md").read_text(), re.MULTILINE)
+    assert dict(rows) == {family: supported_models.media_of(family) for family in families()}
 
 
 @pytest.mark.parametrize(
