@@ -3,11 +3,15 @@
 transformers 5.23 keeps such samples apart with a mask of (tokens, tokens) for the whole row, of which PyTorch computes
 all. Here each sample is a call of its own, and a mask is made only where a model needs more than causality, such as a
 sliding window; each call gets its sample's part of it.
+
+A module that carries what it has read from token to token (linear attention, a convolution) takes the samples as a
+batch, padded on the right for it alone: nothing that follows a sample reaches it.
 """
 
 from functools import partial
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -15,6 +19,8 @@ from transformers.masking_utils import sdpa_mask
 SDPA_BY_SAMPLE = "sdpa_by_sample"
 # How attention may be computed where samples lie in one row. FlashAttention tells them apart by their positions.
 JOINING = ("sdpa", "flash_attention_2", "flash_attention_3")
+# Layers that need no mask beyond causality.
+UNMASKED = {"full_attention", "linear_attention", "conv"}
 
 
 def sdpa_by_sample(module, query, key, value, attention_mask, *, sample_lengths=None, **kwargs):
@@ -41,8 +47,8 @@ def sdpa_by_sample(module, query, key, value, attention_mask, *, sample_lengths=
 
 def mask_by_sample(*, config, attention_mask=None, **kwargs) -> torch.Tensor | None:
     """As transformers' `sdpa_mask`, but None where causality within each sample is all there is to mask."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])  # neither is a field of every config
-    if attention_mask is None and kinds == {"full_attention"} and not getattr(config, "sliding_window", None):
+    kinds = {*(getattr(config, "layer_types", None) or [])} - UNMASKED  # neither is a field of every config
+    if attention_mask is None and not kinds and not getattr(config, "sliding_window", None):
         return None
     return sdpa_mask(config=config, attention_mask=attention_mask, **kwargs)
 
@@ -72,8 +78,33 @@ def separate_samples(model, loader) -> None:
     """Have a loaded model keep the samples of a row apart; FlashAttention, by their positions, does so itself."""
     if loader.text_attention == "sdpa":
         model.get_decoder().set_attn_implementation(SDPA_BY_SAMPLE)
+    for name, module in model.named_modules():
+        if loader.recurrent and name.endswith(f".{loader.recurrent}"):
+            by_sample = BySample()
+            module.register_forward_pre_hook(by_sample.as_batch, with_kwargs=True)
+            module.register_forward_hook(by_sample.as_row)
     if loader.bidirectional:
         model.model.register_forward_pre_hook(partial(_give_masks, loader), with_kwargs=True)
+
+
+class BySample:
+    """The hooks of a module that reads one token after the other, for which the samples of a row become a batch."""
+
+    lengths: list[int] | None = None  # of the samples of the row; None: in generation
+
+    def as_batch(self, module, inputs: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """(1, tokens, hidden size) -> (samples, longest, hidden size)."""
+        kwargs = dict(kwargs)
+        self.lengths = kwargs.pop("sample_lengths", None)
+        if self.lengths:
+            states = kwargs["hidden_states"][0].split(self.lengths)
+            kwargs |= {"hidden_states": pad_sequence(states, batch_first=True), "attention_mask": None}
+        return inputs, kwargs
+
+    def as_row(self, module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        if not self.lengths:
+            return output
+        return torch.cat([sample[:length] for sample, length in zip(output, self.lengths)])[None]
 
 
 def _give_masks(loader, model, inputs: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

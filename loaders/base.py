@@ -41,6 +41,8 @@ class BaseLoader:
     bidirectional = False
     # Why samples that lie in one row would see each other (--padding_free), if they would.
     inseparable = ""
+    # Name of the modules that carry what they have read from token to token, such as those of linear attention.
+    recurrent = ""
     # Whether rotary positions are of time, height and width; such a model has `get_rope_index`.
     mrope = False
     # How attention is computed where --attn_implementation leaves it open.

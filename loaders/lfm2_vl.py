@@ -10,7 +10,7 @@ class Lfm2VLLoader(BaseLoader):
     vision_encoder = ["model.vision_tower"]
     vision_projector = ["model.multi_modal_projector"]
     language_model = ["model.language_model", "lm_head"]
-    inseparable = "its short convolutions reach from one sample into the next"
+    recurrent = "conv"
 
     def unused_modules(self, model):
         """SigLIP 2's pooling, where a checkpoint has it."""

@@ -11,4 +11,5 @@ class Qwen35Loader(BaseLoader):
     vision_encoder = ["model.visual"]
     vision_projector = ["model.visual.merger"]
     language_model = ["model.language_model", "lm_head"]
-    inseparable = "its linear attention carries what it has read from one sample into the next"
+    mrope = True
+    recurrent = "linear_attn"

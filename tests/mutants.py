@@ -395,6 +395,13 @@ FAULTS = [
         f"{ALONE}[llava-1.5]",
     ),
     Fault(
+        "linear attention reads on from one sample into the next",
+        "loaders/attention.py",
+        "        if self.lengths:\n",
+        "        if not self.lengths:\n",
+        f"{ALONE}[qwen3.5]",
+    ),
+    Fault(
         "a sample gets the mask of another",
         "loaders/attention.py",
         "attention_mask[..., start:end, start:end]",

@@ -23,9 +23,6 @@ from training.sampling import PackSampler
 MIXING = {
     "qwen-vl": "its own code",
     "phi3-v": "its own code",
-    "qwen3.5": "linear attention",
-    "qwen3.5-moe": "linear attention",
-    "lfm2-vl": "convolutions",
     "llama-3.2-vision": "cross-attention",
     "llama4": "place of a token in its row",
     "auto": "no test",
@@ -80,6 +77,24 @@ def test_losses_and_gradients_are_those_of_each_sample_alone(tiny, family, write
         rows = [*rows, {"conversations": turns("Count.", " ".join(map(str, range(60))))}, rows[3], rows[0]]
     loader = make_loader(family, tiny(family), attn_implementation="sdpa")
     assert_alone_and_together_are_equal(loader, family, write_rows(rows))
+
+
+@pytest.mark.parametrize("family", ["llava-1.5", "qwen3.5", "gemma-3", pytest.param("lfm2-vl", marks=pytest.mark.slow)])
+def test_another_neighbour_changes_no_bit_of_a_sample(tiny, family, write_rows):
+    loader = make_loader(family, tiny(family), attn_implementation="sdpa")
+    model, collator = loader.load_model().float().eval(), COLLATORS.get(family)(loader.load_processor())
+    attention.separate_samples(model, loader)
+    collator.join_samples(loader)
+    path = write_rows([{"conversations": turns("Count.", text)} for text in ("1 2 3", "4 5 6", "7 8 9")])
+    samples = [collator.encode(MultimodalDataset(path)[i]).inputs for i in range(3)]
+    found = []
+    for first in samples[:2]:
+        batch = collator.collate([first, samples[2], first])
+        start, length = first["input_ids"].shape[1], samples[2]["input_ids"].shape[1]
+        del batch["labels"]
+        with torch.no_grad():
+            found.append(model(**batch, use_cache=False).logits[:, start : start + length])
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("family", ["llava-1.5", "qwen2.5-vl"])
