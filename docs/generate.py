@@ -96,7 +96,8 @@ def model_table(collators: dict) -> str:
     rows = []
     for family, collator in collators.items():
         ids = [*models_of(family)]
-        named = ", ".join(map(code, ids)) if len(ids) < 4 else f"`{ids[0]}` to `{ids[-1]}` ({len(ids)})"
+        links = [f"[`{id}`](https://huggingface.co/{MODELS[id].hub_path})" for id in ids]
+        named = ", ".join(links) if len(ids) < 4 else f"{links[0]} to {links[-1]} ({len(ids)})"
         rows.append([family, named, media_of(collator)])
     return table(["family", "`--model_id` (number)", "media"], rows)
 
