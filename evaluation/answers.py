@@ -57,7 +57,7 @@ def generate_answers(
         options: of `model.generate`.
 
     Yields:
-        {"index", "turn", "question", "prediction", "reference", "exact_match"}, in order.
+        {"index", "turn", "question", "prediction", "reference", "exact_match"}, in order; also "references" of several.
 
     Raises:
         ValueError: a row whose media cannot be opened.
@@ -73,6 +73,7 @@ def generate_answers(
         predictions = _generate(model, collator, prompts, max_new_tokens, **options)
         for question, sample, prediction in zip(batch, samples, predictions):
             asked_text, reference = texts_of(sample["messages"], question)
+            references = sample["messages"][question.message].get("references", [])
             thought, prediction = collator.template.thoughts_and_tools.split(prediction)
             yield {
                 "index": question.index,
@@ -81,7 +82,8 @@ def generate_answers(
                 **({"thought": thought} if thought else {}),
                 "prediction": prediction,
                 "reference": reference,
-                "exact_match": prediction == reference,
+                **({"references": references} if references else {}),
+                "exact_match": prediction in [reference, *map(str.strip, references)],
             }
 
 

@@ -4,7 +4,8 @@ Whatever form a row has in its file (reading/rows.py), everything after this mod
 
     {"messages": [{"role": "system" | "user" | "assistant", "content": [
         {"type": "text", "text": str} | {"type": "image", "image": ...} | {"type": "video", "video": ...}],
-        "train": False}],   # only where a reply is left out of the loss
+        "train": False,             # only where a reply is left out of the loss
+        "references": [str, ...]}], # only where there are several right replies
      "index": int,    # the row's place in its file, from 0
      "source": str}   # "train.json, sample 7", for error messages
 
@@ -20,7 +21,7 @@ import sys
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from reading.media import open_part
 from reading.options import ROOT, MediaOptions
 from reading.row_index import ChangedFile, Layout, RowIndex, open_index
 from reading.rows import RowForm
-from reading.sources import find_source, is_table
+from reading.sources import find_source, is_table, names_of
 
 # The label of a token that is not trained, as PyTorch's cross entropy has it.
 IGNORE_INDEX = -100
@@ -280,11 +281,20 @@ class MultimodalDataset(Dataset):
             named = [f"{folder} ({count:,})" for folder, count in outside.most_common(3)]
             more = [f"{len(outside) - 3:,} more"] if len(outside) > 3 else []
             notes.append(f"{self.name}: media outside the folders of the data: {', '.join([*named, *more])}")
-        if empty := sum(index.empty_answers for index in self.files):
+        counts = sum((Counter(index.counts) for index in self.files), Counter())
+        if empty := counts["empty_answers"]:
             notes.append(f"{self.name}: {empty:,} rows have an empty reply, of which only the end is trained.")
+        if several := counts["several_answers"]:
+            notes.append(f"{self.name}: {several:,} rows have several answers: the reply is the most frequent one.")
         if (layouts := self.layouts()) and not any(layout.media for layout in layouts):
             notes.append(f"WARNING: {self.name} holds texts alone, so the model sees no image and no video of it.")
         return notes
+
+    def parts(self) -> dict[str, range]:
+        """The positions of all rows and, of several paths, of each, by how the names of its metrics begin: "val_"."""
+        ends, parts = self._ends(), {"": range(len(self))}
+        names = names_of(self.paths) if self.paths[1:] else []
+        return parts | {f"{name}_": range(*map(int, rows)) for name, rows in zip(names, pairwise(ends))}
 
     # ---- weights ----
 

@@ -32,7 +32,7 @@ from reading.options import MediaOptions
 from reading.rows import RowForm, is_empty, media_of, trained_replies
 from reading.strict_json import strict_json
 
-VERSION = 5  # of the files below
+VERSION = 6  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
@@ -139,7 +139,7 @@ class RowIndex:
         self.digest, self.media_folders = about["digest"], about["media_folders"]
         # Field that is not read, and column that --columns names -> number of rows.
         self.unread, self.mapped = about["unread"], about["mapped"]
-        self.empty_answers = about["empty_answers"]  # number of rows
+        self.counts = about["counts"]  # numbers of rows
         self.outside = about["outside"]  # folder that is none of the data's -> number of media
         self.broken, self.state = set(about["broken"]), about["state"]
         for name in ARRAYS:
@@ -325,7 +325,7 @@ class IndexMaker:
         self.errors: dict[int, str] = {}
         self.broken: list[int] = []  # lines that are no JSON, and texts that are none
         self.digest, self.media_folders = hashlib.sha256(), set()
-        self.unread, self.mapped, self.outside, self.empty_answers = Counter(), Counter(), Counter(), 0
+        self.unread, self.mapped, self.outside, self.counts = Counter(), Counter(), Counter(), Counter()
         self.own_folders = {*map(os.path.realpath, (os.path.dirname(path) or ".", *form.folders.values()))}
         self.outside_folder = lru_cache(4096)(self._outside_folder)
         self.known: dict[tuple[str, str], Medium | ValueError] = {}  # by (kind, path or URL)
@@ -393,7 +393,9 @@ class IndexMaker:
             # The digest is of all but the references of media, which may move: also of fields of somebody's own.
             others = {name: value for name, value in row.items() if name not in self.columns}
             self.digest.update(said + repr([layout, others]).encode())
-            self.empty_answers += self.form.allow_empty_answers and any(map(is_empty, trained_replies(messages)))
+            if self.form.allow_empty_answers:
+                self.counts["empty_answers"] += any(map(is_empty, trained_replies(messages)))
+            self.counts["several_answers"] += "references" in messages[-1]
             known[2:] = (
                 self.layouts.setdefault(layout, len(self.layouts)),
                 sum(len(text.encode()) for text in texts),
@@ -456,7 +458,7 @@ class IndexMaker:
         about = {"layouts": list(self.layouts), "errors": self.errors, "broken": self.broken}
         about |= {"digest": self.digest.hexdigest(), "state": self.state}
         about |= {"unread": self.unread, "mapped": self.mapped}
-        about |= {"empty_answers": self.empty_answers, "outside": self.outside}
+        about |= {"counts": self.counts, "outside": self.outside}
         about["media_folders"] = {name: modified(name) for name in sorted(self.media_folders)}
         with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
             file.write(strict_json(about))

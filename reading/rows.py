@@ -128,6 +128,7 @@ class RowForm:
         form, answer = self._form(row)
         unread = Unread(self.starts)
         pair = (answer, "history", *INPUT.get(form, ())) if answer else ()
+        row, several = _with_one_answer(row, answer)
         unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS, "tools"})
         turns = self._turns_of_pair(row, form, answer) if answer else _turns(row[form], form)
         messages = _system(row) + named_fields.merged([self._message(turn, where, unread) for turn, where in turns])
@@ -143,6 +144,8 @@ class RowForm:
                 typed = asked.count(f"<{kind}>")
                 _place(users, kind, column or kind, references, typed, must_be_placed=form == "conversations")
         _check_roles(messages)
+        if several[1:]:
+            messages[-1]["references"] = several
         if tools := named_fields.tools_of(row):
             messages[0]["tools"] = _usable(tools, "tools")
         if not (trained := trained_replies(messages)):
@@ -355,6 +358,15 @@ def _turns(turns: object, name: str) -> list[tuple[dict, str]]:
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"has no turn in its `{name}` field; it must be a list of at least two")
     return [(turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
+
+
+def _with_one_answer(row: dict, name: str | None) -> tuple[dict, list[str]]:
+    """A row, and its answers where they are several: then that of most people, else the first, becomes the reply."""
+    answers = row.get(name)
+    if not isinstance(answers, list) or not answers or not isinstance(answers[0], str):
+        return row, []
+    references = [_text(answer, f"{name}[{i}]")["text"] for i, answer in enumerate(answers)]
+    return row | {name: Counter(references).most_common(1)[0][0]}, references
 
 
 def _text(value: object, where: str) -> dict:

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from reading import dataset_info
@@ -63,6 +63,17 @@ class Source:
         if num_rows and start >= stop:
             raise ValueError(f"{self.path}: its slice is empty, for there are {num_rows:,} rows.")
         return range(start, stop)
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """Short names of paths, such as "val" of data/val.json[:10%]: with their folders, or whole, where two are alike."""
+    bare = [re.sub(r"[:\[*?].*", "", path).rstrip("/") for path in paths]
+    stems = [re.sub(rf"({'|'.join(map(re.escape, ENDINGS))})\Z", "", os.path.basename(path)) for path in bare]
+    folders = [os.path.basename(os.path.dirname(path)) for path in bare]
+    for names in (stems, [f"{folder}_{stem}" for folder, stem in zip(folders, stems)]):
+        if len({*names, "", "blind"}) == len(paths) + 2:  # "blind" is what the blind guess is logged under
+            return names
+    return list(paths)
 
 
 def place_of(bound: str, num_rows: int) -> int:

@@ -43,7 +43,10 @@ ANSWERS = VQA | {
             "question_id": 42001,
             "image_id": 42,
             "multiple_choice_answer": "red",
-            "answers": [{"answer": "dark red", "answer_confidence": "yes", "answer_id": 1}],
+            "answers": [
+                {"answer": text, "answer_confidence": "yes", "answer_id": i}
+                for i, text in enumerate(["dark red", "red", "red"])
+            ],
         },
     ]
 }
@@ -85,7 +88,7 @@ def said(question: str) -> list[dict]:
     return [{"from": "human", "value": question}, {"from": "gpt", "value": "Red."}]
 
 
-def row(image: str, question: str, answer: str) -> dict:
+def row(image: str, question: str, answer: str | list[str]) -> dict:
     return {"image": image, "question": question, "answer": answer}
 
 
@@ -99,7 +102,10 @@ SCRIPTS = {
         ],
     ),
     "coco_instances": ([INSTANCES], [row("blue.png", "Which objects are in the image?", "person, dog")]),
-    "vqa_v2": ([QUESTIONS, ANSWERS], [row("COCO_val2014_000000000042.jpg", "What colour?", "red")]),
+    "vqa_v2": (
+        [QUESTIONS, ANSWERS],
+        [row("COCO_val2014_000000000042.jpg", "What colour?", ["dark red", "red", "red"])],
+    ),
     "refcoco": (
         [REFS, INSTANCES, "train"],
         [row("blue.png", f'What kind of object is "{text}"?', "dog") for text in ("the left dog", "dog")],

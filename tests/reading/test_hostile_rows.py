@@ -405,14 +405,14 @@ def replaced(row: dict, path: tuple, value) -> dict:
 def is_right(form: str, path: tuple, value) -> bool:
     """Whether the row may be taken with this value there."""
     if not isinstance(path[-1], str):
-        return False
+        return (path, value) == (("completion", 0), "zzz")
     right = {  # any text is a text; an absent reply is a fault, an absent system prompt or image none
         "value": isinstance(value, str),
         "text": isinstance(value, str),
         "content": isinstance(value, str) or value == [],
         "system_prompt": isinstance(value, str) or value is None,
         "prompt": isinstance(value, str),
-        "completion": isinstance(value, str) or type(value) is int,
+        "completion": isinstance(value, str) or type(value) is int or value == ["zzz"],  # or a list of right texts
         "train": value is None or value is True,
         "image": form == "prompt texts" and value in (None, [], ""),
     }

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import train
-from reading.dataset import MultimodalDataset
+from reading.dataset import MultimodalDataset, shared_rows
+from reading.sources import names_of
 
 IMAGE = {"type": "image", "path": "red.png"}
 ASKED = [
@@ -219,7 +220,8 @@ FAULTS = {
         "`system`.*--system_prompt",
     ),
     "two forms": ({"question": "a", "query": "b", "answer": "c"}, {}, "`question` and `query`.*--columns query="),
-    "a list of answers": ({"question": "a", "answer": ["b", "c"]}, {}, r"--columns 'answer=answer\[0\]'"),
+    "a list of questions": ({"question": ["a", "b"], "answer": "c"}, {}, r"--columns 'question=question\[0\]'"),
+    "an answer that is no text": ({"question": "a", "answer": ["b", 3]}, {}, r"answer\[1\] must be text, not int"),
     "other names": (
         {"text": "a", "caption": "b", "jpg": "red.png"},
         {},
@@ -243,9 +245,9 @@ FAULTS = {
         "no `response`: try --columns question=query answer=label",
     ),
     "a list at a source": (
-        {"q": "a", "as": [{"t": "b"}]},
-        {"columns": ["question=q", "answer=as[].t"]},
-        r"'answer=as\[0\].t'",
+        {"qs": [{"t": "a"}], "a": "b"},
+        {"columns": ["question=qs[].t", "answer=a"]},
+        r"'question=qs\[0\].t'",
     ),
     "a place for an empty field": (
         {"question": "<image>a", "answer": "b", "image": ""},
@@ -273,6 +275,36 @@ def test_what_cannot_be_meant_is_refused_with_the_fix(write_rows, fault):
     row, arguments, named = FAULTS[fault]
     with pytest.raises(ValueError, match=named):
         MultimodalDataset(write_rows([row]), **arguments)
+
+
+def test_of_several_answers_the_most_frequent_is_the_reply_and_all_are_references(write_rows):
+    """A list of texts, or of objects as VQA-v2 has it; a training row with that reply says the same."""
+    rows = [
+        {"question": "a", "answers": ["b", "c", "d", "c"]},
+        {"question": "a", "answers": ["b", "c"]},
+        {"question": "a", "answers": ["b"]},
+    ]
+    objects = [row | {"answers": [{"answer": text, "id": 1} for text in row["answers"]]} for row in rows]
+    for found, source in ((rows, "answers"), (objects, "answers[].answer")):
+        dataset = MultimodalDataset(write_rows(found), columns=[f"answer={source}"])
+        replies = [row["messages"][-1] for row in dataset.rows]
+        assert [reply["content"][0]["text"] for reply in replies] == ["c", "b", "b"]
+        assert [reply.get("references") for reply in replies] == [["b", "c", "d", "c"], ["b", "c"], None]
+        assert any("2 rows have several answers: the reply is the most frequent one" in n for n in dataset.notes())
+        trained = MultimodalDataset(write_rows([{"question": "a", "answer": "c"}]))
+        assert shared_rows(trained, dataset) == [(0, 0)]
+
+
+def test_paths_have_short_names_of_their_own():
+    for paths, names in (
+        (["data/val.json[:10%]", "hub/charts:test", "scans/"], ["val", "charts", "scans"]),
+        (["a/test.v2.jsonl", "b/test.csv"], ["test.v2", "test"]),
+        (["a/test.json", "b/test.json"], ["a_test", "b_test"]),
+        (["a.json[:5]", "a.json[5:]"], ["a.json[:5]", "a.json[5:]"]),
+        (["data/blind.json", "data/val.json"], ["data_blind", "data_val"]),
+        (["charts/*.parquet", "shards/val-*.json"], ["charts", "val-"]),
+    ):
+        assert names_of(paths) == names
 
 
 def test_what_is_proposed_reads_the_row(write_rows):
