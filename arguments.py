@@ -17,6 +17,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from evaluation.metrics import METRICS, kind_of
 from loaders.output_folder import check_writable
 from reading.options import FILTERS
 from supported_models import find_model
@@ -123,7 +124,9 @@ class DataArguments(ReadingArguments):
         "Training data: JSON, JSONL, Parquet, CSV and TSV files, folders, globs, data sets of the Hub, each written "
         "PATH[:SPLIT][SLICE][:WEIGHT] (docs/dataset.md).",
     )
-    eval_data_path: list[str] | None = flag(None, "Evaluation data, written in the same way.")
+    eval_data_path: list[str] | None = flag(
+        None, "Evaluation data, written in the same way; of several, each is measured."
+    )
     model_max_length: int = flag(1024, "Longest sample in tokens, media included; the rest is cut on the right.")
     chat_template: str | None = flag(
         None,
@@ -221,11 +224,11 @@ class TrainingArguments(transformers.TrainingArguments):
     )
 
     eval_generate: int = flag(
-        0, "Rows of --eval_data_path to answer at each evaluation, evenly spread; the first time before step 1."
+        0, "Rows of each --eval_data_path to answer at each evaluation, evenly spread; the first time before step 1."
     )
     eval_max_new_tokens: int = flag(128, "Longest of these answers, in tokens.")
     metric: list[str] | None = flag(
-        None, "Functions that measure them too, as FILE.py:FUNCTION; exact_match and anls always do (docs/training.md)."
+        None, f"What else measures them: {', '.join(METRICS)}, or FILE.py:FUNCTION (docs/training.md#evaluation)."
     )
     early_stopping_patience: int | None = flag(
         None, "End after so many evaluations without a better --metric_for_best_model, by default loss."
@@ -252,6 +255,8 @@ class TrainingArguments(transformers.TrainingArguments):
             self.bf16 = not self.fp16 and has_bfloat16(self.use_cpu)
         checks.check_training(self)
         self.logging_first_step &= self.logging_strategy != "no"
+        if self.greater_is_better is None and (kind := kind_of(self.metric_for_best_model)) in METRICS:
+            self.greater_is_better = METRICS[kind].higher_is_better
         self.eval_on_start |= self.eval_generate > 0
         self.load_best_model_at_end |= self.early_stopping_patience is not None
         if self.eval_steps is None and self.eval_strategy == "steps":

@@ -66,7 +66,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def answer_file(args: argparse.Namespace) -> None:
-    own = metrics.load_metrics(args.metric)
+    measures = metrics.load_metrics(args.metric)
     dataset = make_dataset(args, args.data_path)
     if not (asked := questions(dataset)):
         raise ValueError(f"{args.data_path} holds no reply to a user, so there is nothing to answer.")
@@ -87,7 +87,7 @@ def answer_file(args: argparse.Namespace) -> None:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             answers.append(line)
     print(f"{len(answers)} answers written to {args.output_path}")
-    for name, value in metrics.score(answers, own).items():
+    for name, value in metrics.score(answers, measures).items():
         print(f"{name.replace('_', ' ')}: {value:.2f}")
 
 
@@ -138,8 +138,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--metric",
         nargs="+",
-        metavar="FILE.py:FUNCTION",
-        help="Measures of your own on a file: of (predictions, references), a number or a mapping (docs/inference.md).",
+        help=f"What else measures a file: {', '.join(metrics.METRICS)}, or your own as FILE.py:FUNCTION: of "
+        "(predictions, references), a number or a mapping (docs/inference.md).",
     )
     given = [word.partition("=") for word in words or sys.argv[1:] if word.startswith("--")]
     known = {option for action in parser._actions for option in action.option_strings}

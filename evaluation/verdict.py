@@ -6,6 +6,8 @@ Terminal, `log.jsonl`, report, model card and web page show what is decided here
 import signal
 from typing import NamedTuple
 
+from evaluation.metrics import kind_of
+
 TONES = {
     "running": "neutral",
     "finished": "good",
@@ -86,13 +88,15 @@ def learned(log: list[dict], metric: str, higher_is_better: bool) -> str:
     has_risen = bool(losses) and losses[-1][0] > RISEN * lowest
     gain = error = answers = 0
     shown = "add --eval_data_path and --eval_generate 100"
-    if metric == "loss":  # which says nothing about answers
+    if kind_of(metric) == "loss":  # which says nothing about answers
         metric, higher_is_better = "exact_match", True
         if not any(logs.get("eval_exact_match") for logs in log):  # long answers
             metric = "anls"
     if len(values := [logs[f"eval_{metric}"] for logs in log if f"eval_{metric}" in logs]) > 1:
         about = next((logs for logs in reversed(log) if "eval_answers" in logs), {})
-        answers, blind = about.get("eval_answers", 0), about.get(f"eval_blind_{metric}", values[0])
+        heads = [key.removesuffix("answers") for key in about if key.endswith("answers")]  # of all, and of each file
+        head = max((head for head in heads if f"eval_{metric}".startswith(head)), key=len, default="")
+        answers, blind = about.get(f"{head}answers", 0), about.get(f"eval_blind_{metric}", values[0])
         gain = values[-1] - max(values[0], blind) if higher_is_better else min(values[0], blind) - values[-1]
         error = two_standard_errors(values[-1], answers)
         name = metric.replace("_", " ")
@@ -106,7 +110,7 @@ def learned(log: list[dict], metric: str, higher_is_better: bool) -> str:
         return f"overfits ({of_loss}: take that checkpoint, or add --load_best_model_at_end True)"
     if has_risen:
         return f"learned nothing (evaluation loss {losses[-1][0]:.3g}, and {lowest:.3g} before)"
-    if higher_is_better and answers and blind + error >= 1:
+    if answers and (blind + error >= 1 if higher_is_better else blind <= error):
         return f"too few answers to tell ({shown}): who looks at no picture answers as well"
     if answers < FEW_ANSWERS or 0 < gain:
         return f"too few answers to tell ({shown})"

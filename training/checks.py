@@ -26,12 +26,13 @@ from transformers.utils import (
 from collators.make import OWN_TEMPLATES
 from collators.processor_options import parse_processor_options
 from collators.thoughts_and_tools import parse_template_kwargs
-from evaluation.metrics import METRICS, load_metrics
+from evaluation import metrics
 from loaders import family_of
 from loaders.output_folder import adapter_config, check_writable, public_name
 from reading.mapping import COLUMN, Mapping
 from reading.options import CACHE_FOLDER, MediaOptions
 from reading.rows import RowForm
+from reading.sources import names_of
 from supported_models import AUTO, MODELS, nearest
 
 # The page whose tables say what the keys of other tools are called here.
@@ -268,7 +269,6 @@ def check_training(training) -> None:
         raise ValueError(f"--deepspeed {config} is not a file; ds_configs/ holds some.")
     if training.overwrite_output_dir and str(folder).lower() not in ("none", "false"):
         raise ValueError("--overwrite_output_dir True begins again, --resume_from_checkpoint does not: leave one out.")
-    check_best_metric(training)
     if training.peak_tflops is not None and not training.peak_tflops > 0:
         raise ValueError(f"--peak_tflops is {training.peak_tflops}; it must be above 0, such as 989 for an H100.")
     if training.label_smoothing_factor > 1:
@@ -286,15 +286,18 @@ def check_training(training) -> None:
         raise ValueError(f"--report_to {name} needs a package that is not installed; add it, or --report_to none.")
 
 
-def check_best_metric(training) -> None:
+def check_best_metric(training, paths: list[str]) -> None:
     """Refuse a metric that is not there, or that needs answers where none are written."""
-    own = load_metrics(training.metric)
+    measured = ["loss", *metrics.load_metrics(training.metric)]
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
-    if best != "loss" and not training.eval_generate:
+    kind = metrics.kind_of(best)
+    if kind != "loss" and not training.eval_generate:
         raise ValueError(f"--metric_for_best_model {best} needs answers to measure: add --eval_generate 100.")
-    known = ["loss", *METRICS, *own]
-    if best not in known and not own:  # a function may give other names than its own
-        raise ValueError(f"--metric_for_best_model {best} is unknown; use one of {', '.join(known)}, or add --metric.")
+    files = names_of(paths) if paths[1:] else []
+    known = [*measured, *(f"{file}_{name}" for file in files for name in measured)]
+    if best not in known and {*measured} <= {"loss", *metrics.METRICS}:  # a function may give other names than its own
+        fix = f", or add --metric {kind or 'FILE.py:FUNCTION'}" if kind != "loss" else ""
+        raise ValueError(f"--metric_for_best_model {best} is not measured: use one of {', '.join(known)}{fix}.")
 
 
 def check_machine(training) -> None:
@@ -353,6 +356,7 @@ def try_optimizer(training) -> None:
 
 def check_together(arguments) -> None:
     """Flags of several parts."""
+    check_best_metric(arguments.training, arguments.data.eval_data_path or [])
     check_flags(arguments.model, arguments.data, arguments.training, arguments.lora)
     base, lora = public_name(arguments.model.model_path), arguments.lora
     if arguments.training.push_to_hub and (lora.use_lora or lora.use_vision_lora) and os.path.isabs(base):

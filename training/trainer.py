@@ -195,10 +195,15 @@ class FinetuneTrainer(ResumableTrainer):
         return [name for name in super().get_decay_parameter_names(model) if name.rpartition(".")[0] not in norms]
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        """As the Trainer's, with a loss per label of the whole set instead of a mean over batches."""
-        self._eval_loss, self._eval_labels = 0.0, 0
+        """As the Trainer's, with a loss per label of all rows, and of each path, instead of a mean over batches."""
+        self._eval_sums = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        found = {"loss": self._eval_loss / self._eval_labels}
+        sums, found = torch.cat(self._eval_sums, 1), {}
+        assert sums.shape == (2, len(self.eval_dataset))
+        for part, rows in self.eval_dataset.dataset.parts().items():
+            losses, labels = sums[:, rows.start : rows.stop].sum(1).tolist()
+            if labels:
+                found[f"{part}loss"] = losses / labels
         if self.args.eval_generate:
             found |= self._score_answers()
         best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
@@ -231,26 +236,30 @@ class FinetuneTrainer(ResumableTrainer):
         found = [None]
         if self.is_world_process_zero():
             write_answers(self.args.output_dir, self.state.global_step, answers)
-            found = [metrics.score(answers, metrics.load_metrics(self.args.metric)) | self._score_blind(answers)]
+            found = [self._score(answers) | self._score_blind(answers)]
         return broadcast_object_list(found)[0]
+
+    def _score(self, answers: list[dict]) -> dict[str, float]:
+        functions, found = metrics.load_metrics(self.args.metric), {}
+        for part, rows in self.eval_dataset.dataset.parts().items():
+            if own := [answer for answer in answers if answer["index"] in rows]:
+                found |= {f"{part}{name}": value for name, value in metrics.score(own, functions).items()}
+        return found
 
     def _score_blind(self, answers: list[dict]) -> dict[str, float]:
         """Their number, and what guesses without a look at the media would score: logged once."""
         if any(logs.get("eval_answers") == len(answers) for logs in self.state.log_history):
             return {}
-        guesses = guess_blindly(self.train_dataset.dataset, answers)
-        best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
-        own = metrics.load_metrics(self.args.metric) if best not in ("loss", *metrics.METRICS) else {}
-        blind = metrics.score(guesses, own)
-        return {"answers": len(answers)} | {f"blind_{name}": value for name, value in blind.items()}
+        guesses, parts = guess_blindly(self.train_dataset.dataset, answers), self.eval_dataset.dataset.parts()
+        numbers = {f"{part}answers": sum(a["index"] in rows for a in answers) for part, rows in parts.items()}
+        return numbers | {f"blind_{name}": value for name, value in self._score(guesses).items()}
 
     @cached_property
     def _asked(self) -> list[Question]:
-        dataset = self.eval_dataset.dataset
-        rows = np.linspace(0, len(dataset) - 1, min(self.args.eval_generate, len(dataset))).round().astype(int)
-        asked = [
-            question for question in questions(dataset, rows.tolist()) if self.eval_dataset.can_open(question.index)
-        ]
+        dataset, asked = self.eval_dataset.dataset, []
+        for rows in [*dataset.parts().values()][-len(dataset.paths) :]:  # of each path
+            some = np.linspace(rows.start, rows.stop - 1, min(self.args.eval_generate, len(rows))).round().astype(int)
+            asked += [found for found in questions(dataset, some.tolist()) if self.eval_dataset.can_open(found.index)]
         if not asked:
             raise ValueError(f"{dataset.name}: the rows of --eval_generate hold no reply to a user: raise it.")
         return asked
@@ -263,8 +272,7 @@ class FinetuneTrainer(ResumableTrainer):
         sample_losses, num_labels = sample_sums(losses, keep, inputs.get("sample_lengths"))
         own = slice(self.args.eval_batch_size)  # all but dummies, which stand last
         sample_losses, num_labels = self.accelerator.gather_for_metrics((sample_losses[own], num_labels[own]))
-        self._eval_loss += sample_losses.double().sum().item()
-        self._eval_labels += num_labels.sum().item()
+        self._eval_sums.append(torch.stack([sample_losses.double(), num_labels.double()]).cpu())
         return losses.mean(), None, None
 
     def _get_train_sampler(self, train_dataset=None):

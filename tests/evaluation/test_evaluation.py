@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 
 import predict
 import train
+from arguments import parse_arguments
 from evaluation import answers
 from reading.dataset import MultimodalDataset
 
@@ -66,7 +68,8 @@ def test_answers_change_nothing_and_are_those_of_predict(tiny, write_rows, tmp_p
     path = write_rows(rows_for(FAMILY))
     (tmp_path / "own.py").write_text("def longest(predictions, references):\n    return max(map(len, predictions))\n")
     flags = ["--use_lora", True, "--lora_dropout", 0.3, *VISION_FLAGS, "--learning_rate", 1e-2, "--max_steps", 3]
-    flags += ["--eval_data_path", path]
+    other = write_rows(rows_for(FAMILY)[:2])
+    flags += ["--eval_data_path", path, other]
     plain = run(tiny, FAMILY, path, tmp_path / "plain", *flags, "--eval_strategy", "steps", "--eval_steps", 1)
     own = ["--metric", f"{tmp_path / 'own.py'}:longest"]
     asked = run(tiny, FAMILY, path, tmp_path / "asked", *flags, *ANSWERS, *own)
@@ -79,7 +82,12 @@ def test_answers_change_nothing_and_are_those_of_predict(tiny, write_rows, tmp_p
     for step, logs in evaluated.items():
         lines = lines_of(folder / f"eval_answers/step-{step}.jsonl")
         found = measured(lines) | {"eval_longest": max(len(line["prediction"]) for line in lines)}
+        for part in (path, other):
+            own = [line for line in lines if (line["index"] < len(rows_for(FAMILY))) == (part == path)]
+            found |= {name.replace("eval", f"eval_{Path(part).stem}"): value for name, value in measured(own).items()}
         assert {name: logs[name] for name in found} == pytest.approx(found)
+        assert len(own) == sum(len(row["conversations"]) // 2 for row in rows_for(FAMILY)[:2])
+    lines = [line for line in lines if line not in own]
 
     words = ["--model_path", str(folder), "--data_path", path, "--output_path", str(tmp_path / "offline.jsonl")]
     predict.main([*words, "--max_new_tokens", "5"])
@@ -217,9 +225,14 @@ WRONG = [
     (["--eval_generate", 3], "--eval_generate has no effect without --eval_data_path"),
     (["--eval_generate", -1], "--eval_generate is -1; it must be 0 or more"),
     (["--eval_max_new_tokens", 3], "--eval_max_new_tokens has no effect"),
-    (["--metric", "none.py:score", "--eval_generate", 1], "--metric none.py:score: write FILE.py:FUNCTION"),
+    (["--metric", "none.py:score", "--eval_generate", 1], "--metric none.py:score: .* or FILE.py:FUNCTION"),
     (["--metric_for_best_model", "anls", "--eval_strategy", "epoch"], "anls needs answers to measure"),
-    (["--metric_for_best_model", "bleu", "--eval_generate", 1], "bleu is unknown; use one of loss, exact_match, anls"),
+    (
+        ["--metric_for_best_model", "bleu", "--eval_generate", 1],
+        "bleu is not measured: use one of loss, exact_match, anls",
+    ),
+    (["--metric_for_best_model", "cer", "--eval_generate", 1], "anls, or add --metric cer"),
+    (["--metric", "bleu", "--eval_generate", 1], "--metric bleu: use one of exact_match, anls, accuracy"),
     (["--early_stopping_patience", 1], "--early_stopping_patience has no effect without --eval_strategy"),
     (["--early_stopping_patience", 0, "--eval_strategy", "epoch"], "--early_stopping_patience is 0"),
 ]
@@ -229,6 +242,26 @@ WRONG = [
 def test_wrong_flags_are_refused_before_anything_is_loaded(flags, message):
     with pytest.raises(ValueError, match=message):
         train.main(["--model_id", "qwen2-vl-2b-instruct", "--data_path", "none.json", *map(str, flags)])
+
+
+def test_the_direction_of_a_metric_and_the_names_of_files_are_known_before_anything_is_loaded():
+    words = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "a.json", "--eval_generate", "5", "--output_dir", "x"]
+    words += ["--use_cpu", "True", "--eval_data_path", "x/val.json", "y/val.json", "--metric", "cer", "f1"]
+    for best, is_higher in (("x_val_cer", False), ("eval_cer", False), ("y_val_f1", True), ("eval_x_val_loss", False)):
+        training = parse_arguments([*words, "--metric_for_best_model", best]).training
+        assert training.greater_is_better is is_higher, best
+    given = parse_arguments([*words, "--metric_for_best_model", "cer", "--greater_is_better", "True"]).training
+    assert given.greater_is_better is True
+    for best, message in (
+        (
+            "val_cer",
+            "val_cer is not measured: use one of loss, exact_match, anls, cer, f1, x_val_loss, .* y_val_f1, or",
+        ),
+        ("x_val_wer", "y_val_f1, or add --metric wer"),
+        ("z_loss", r"y_val_f1\.$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_arguments([*words, "--metric_for_best_model", best])
 
 
 def test_a_metric_of_another_name_ends_the_run_before_step_1(tiny, write_rows, tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,6 +142,32 @@ def test_accumulated_loss_and_gradients_are_those_of_the_labels(tiny, family, op
     assert trainer.evaluate()["eval_loss"] == pytest.approx(torch.cat(each).mean().item(), abs=FACTS[family].rounding)
 
 
+def test_each_evaluation_path_has_a_loss_of_its_own(tiny, write_rows, tmp_path):
+    """A batch has rows of both; a row that is left out takes no part."""
+    parts, paths = (
+        Parts(tiny, "qwen2-vl", write_rows([SHORT])),
+        [write_rows([LONG, SHORT, SHORT]), write_rows([SHORT, LONG])],
+    )
+    parts.dataset = MultimodalDataset(paths)
+    trainer = parts.trainer(tmp_path, per_device_eval_batch_size=2)
+    trainer.remove_callback(trainer.progress)  # it waits for the training to begin
+    names = [Path(path).stem for path in paths]
+    with torch.no_grad():
+        first, second = (parts.label_losses(rows) for rows in (range(3), range(3, 5)))
+    expected = {"": torch.cat([first, second]), f"{names[0]}_": first, f"{names[1]}_": second}
+    found = trainer.evaluate()
+    for name, losses in expected.items():
+        assert found[f"eval_{name}loss"] == pytest.approx(losses.mean().item(), abs=1e-5)
+    assert abs(first.mean() - second.mean()) > 1e-3
+
+    parts.dataset.select([0, 1, 3, 4])  # as rows that are left out
+    with torch.no_grad():
+        first = parts.label_losses([0, 1])
+    trainer.eval_dataset = EncodedDataset(parts.dataset, parts.collator, is_training=False)
+    found = trainer.evaluate()
+    assert found[f"eval_{names[0]}_loss"] == pytest.approx(first.mean().item(), abs=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", CROSSED)
 def test_adapters_and_recomputed_activations_have_the_gradients_of_the_labels(tiny, family, write_rows, tmp_path):
@@ -179,7 +206,8 @@ def test_two_processes_share_the_labels_of_a_step(tiny, family, engine, write_ro
     rows = unequal_rows(family) + [SHORT, LONG]
     path = write_rows(rows)
     words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--output_dir", tmp_path / "out"]
-    words += ["--data_path", path, "--eval_data_path", path, "--num_frames", 4, "--use_cpu", True, *VISION_FLAGS]
+    halves = [f"{path}[:5]", f"{path}[5:]"]  # a batch of one process has rows of both
+    words += ["--data_path", path, "--eval_data_path", *halves, "--num_frames", 4, "--use_cpu", True, *VISION_FLAGS]
     words += ["--per_device_train_batch_size", 2, "--per_device_eval_batch_size", 2, "--learning_rate", 0]
     words += ["--gradient_accumulation_steps", 2, "--num_train_epochs", 1, "--logging_steps", 1, "--max_grad_norm", 0]
     words += ["--train_sampling_strategy", "sequential", "--save_strategy", "no", "--model_max_length", 2048]
@@ -195,9 +223,10 @@ def test_two_processes_share_the_labels_of_a_step(tiny, family, engine, write_ro
         norm = torch.stack([gradient.norm() for gradient in gradients_of(parts.model).values()]).norm().item()
         assert entry["loss"] == pytest.approx(losses.mean().item(), abs=1e-5)
         assert entry["grad_norm"] == pytest.approx(norm, rel=1e-4)
-    with torch.no_grad():
-        truth = parts.label_losses(range(11)).mean().item()
-    assert log[-1]["eval_loss"] == pytest.approx(truth, abs=1e-5)
+    for name, rows in (("", range(11)), (f"{halves[0]}_", range(5)), (f"{halves[1]}_", range(5, 11))):
+        with torch.no_grad():
+            truth = parts.label_losses(rows).mean().item()
+        assert log[-1][f"eval_{name}loss"] == pytest.approx(truth, abs=1e-5)
 
 
 @pytest.mark.parametrize("lengths", [None, [2, 3, 1]], ids=["padded", "one row"])
