@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from arguments import Arguments, split_flags
 from entry import HERE
+from evaluation import metrics
 from evaluation.answers import read_answers
 from evaluation.verdict import Verdict, of_run, painted
 from loaders import LOADERS
@@ -68,7 +69,11 @@ class RunFacts(NamedTuple):
 
     def verdict(self, state, ended: BaseException | None = None) -> Verdict:
         training = self.arguments.training
-        return of_run(state.log_history, ended, training.metric_for_best_model, training.greater_is_better)
+        metric, higher_is_better = training.metric_for_best_model, training.greater_is_better
+        chosen = [name for name in training.metric or [] if name in metrics.METRICS]
+        if chosen and metrics.kind_of(metric) == "loss":  # which says nothing about answers
+            metric, higher_is_better = chosen[0], metrics.METRICS[chosen[0]].higher_is_better
+        return of_run(state.log_history, ended, metric, higher_is_better)
 
 
 @contextmanager
@@ -107,6 +112,7 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
     if losses := curves.get("loss"):
         write_loss(os.path.join(output_dir, "loss.png"), losses, facts.arguments.model.model_id)
     arguments, training = facts.arguments, facts.arguments.training
+    answered = sorted(logs["step"] for logs in state.log_history if "eval_exact_match" in logs)
     body = render(
         "report.html",
         model=arguments.model,
@@ -118,7 +124,8 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
         trained=facts.trained,
         table=format_summary(facts.trained),
         data=data_of(facts),
-        answers=list(answers_of(output_dir, facts, state)),
+        answers=list(answers_of(output_dir, facts, answered)),
+        confusions=confusions_of(output_dir, facts, answered),
         command=facts.command,
         flags=given_flags(arguments),
         versions=versions(),
@@ -143,8 +150,8 @@ def curves_of(log_history: list[dict]) -> dict[str, dict[str, list[tuple[int, fl
 def metrics_of(logs: dict) -> dict[str, float]:
     """What the answers of an evaluation are worth."""
     found = {name.removeprefix("eval_"): value for name, value in sorted(logs.items()) if name.startswith("eval_")}
-    others = ("loss", "answers")
-    return {n: v for n, v in found.items() if n not in others and not n.startswith("blind_") and not n.endswith(SPEED)}
+    others = {"loss", *(f"blind_{name}" for name in found)}
+    return {n: v for n, v in found.items() if n not in others and not n.endswith((*SPEED, "answers"))}
 
 
 def figures_of(state) -> dict[str, str]:
@@ -199,9 +206,8 @@ def data_of(facts: RunFacts) -> list[dict]:
     return found
 
 
-def answers_of(output_dir: str, facts: RunFacts, state) -> Iterator[dict]:
+def answers_of(output_dir: str, facts: RunFacts, steps: list[int]) -> Iterator[dict]:
     """The first answers of the last evaluation, each with the one before training, and with pictures once a row."""
-    steps = sorted(logs["step"] for logs in state.log_history if metrics_of(logs))
     if not steps:
         return
     before, after = (
@@ -216,6 +222,13 @@ def answers_of(output_dir: str, facts: RunFacts, state) -> Iterator[dict]:
             "pictures": [embedded(picture, caption) for _, picture, caption in shown],
             "before": before.get(key, {}).get("prediction"),
         }
+
+
+def confusions_of(output_dir: str, facts: RunFacts, steps: list[int]) -> dict[str, list]:
+    """Part of the evaluation data -> `metrics.confusion` of its last answers, where they are closed."""
+    answers = read_answers(output_dir, steps[-1]) if steps else []
+    parts = [*facts.eval_dataset.parts().items()][-len(facts.eval_dataset.paths) :] if answers else []  # each path
+    return {part: metrics.confusion([a for a in answers if a["index"] in rows]) for part, rows in parts}
 
 
 def given_flags(arguments: Arguments) -> dict:

@@ -1,12 +1,14 @@
 """The state of a run and what it learned, from logs made by hand; the standard errors from the binomial itself."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from evaluation.answers import guess_blindly
 from evaluation.verdict import TONES, Diverged, of_check, of_run, painted, two_standard_errors
 from reading.dataset import MultimodalDataset
+from reports.run_report import RunFacts
 
 
 def log_of(before: float, after: float, blind: float = 0.2, answers: int = 50, losses=(2.0, 1.5, 1.0), **more) -> list:
@@ -56,7 +58,30 @@ def test_the_chosen_metric_decides():
     log[-1] |= {"eval_errors": 0.1, "eval_cider": 9.0}
     assert learned(log, "eval_errors", False).startswith("learned (errors 0.1, before 0.9, blind 0.5")
     assert learned(log, "errors", True).startswith("learned nothing")
+    assert learned(log, "errors", False) == learned(log, "eval_errors", False)
+    log[-3] |= {"eval_val_errors": 0.9, "eval_blind_val_errors": 0.5, "eval_val_answers": 30}
+    log[-1] |= {"eval_val_errors": 0.1}
+    assert learned(log, "val_errors", False) == "learned (val errors 0.1, before 0.9, blind 0.5, 30 answers)"
+    log[-3] |= {"eval_blind_val_errors": 0.1}  # which leaves less to gain than two standard errors of 30 answers
+    assert learned(log, "val_errors", False).endswith("who looks at no picture answers as well")
+    assert learned(log, "val_loss", False).startswith("learned (anls")
     assert learned(log, "cider", True).startswith("too few answers to tell (cider 9")  # of unknown error
+
+
+def test_the_metric_that_was_asked_for_decides():
+    """That of --metric_for_best_model; where it is a loss, the first of --metric by name."""
+    log = log_of(0.0, 0.9, eval_cer=0.5, eval_f1=0.1)
+    log[-3] |= {"eval_cer": 0.4, "eval_f1": 0.9, "eval_blind_cer": 0.9, "eval_blind_f1": 0.9}
+    for metric, best, higher, expected in (
+        (None, None, None, "learned (exact match"),
+        (["my.py:own"], "loss", False, "learned (exact match"),
+        (["my.py:own", "cer", "f1"], "loss", False, "learned nothing (cer 0.5, before 0.4"),
+        (["cer", "f1"], None, None, "learned nothing (cer 0.5, before 0.4"),
+        (["cer", "f1"], "eval_f1", True, "learned nothing (f1 0.1, before 0.9"),
+    ):
+        training = SimpleNamespace(metric=metric, metric_for_best_model=best, greater_is_better=higher)
+        facts = RunFacts(SimpleNamespace(training=training), [], None, None, {})
+        assert facts.verdict(SimpleNamespace(log_history=log)).sentence.startswith(expected)
 
 
 def test_two_standard_errors_are_those_of_the_binomial():

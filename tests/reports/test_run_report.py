@@ -18,6 +18,8 @@ from transformers import TrainerState
 
 import merge_lora_weights
 from arguments import parse_arguments
+from evaluation.answers import write_answers
+from evaluation.verdict import Verdict
 from reading.dataset import make_dataset
 from reports import run_report
 from reports.model_card import write_merged_card
@@ -175,6 +177,39 @@ def test_the_card_says_what_a_server_and_plain_transformers_do_otherwise(write_r
     assert "`extra_body={'add_special_tokens': True}`" in text and "text before the first image saw no image" in text
     run_report.write_card(facts._replace(request={}), str(tmp_path), TrainerState())
     assert "extra_body" not in card_of(tmp_path)[1]
+
+
+def test_the_report_counts_closed_answers_of_each_file(write_rows, tmp_path):
+    """Two files: of one, each answer is cat or dog; of the other, whose name begins as blind guesses do, a sentence."""
+    said = {
+        "blind_pets": ["Cat", "dog", "cat", "dog", "cat"],
+        "texts": [f"line {i}" for i in range(5)],
+    }
+    folder, paths = tmp_path / "data", []
+    folder.mkdir()
+    for name, replies in said.items():
+        paths.append(folder / f"{name}.json")
+        paths[-1].write_text(json.dumps([{"question": "What?", "answer": reply} for reply in replies]))
+    words = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", str(paths[0]), "--eval_data_path", *map(str, paths)]
+    arguments = parse_arguments([*words, "--output_dir", str(tmp_path), "--eval_generate", "5", "--use_cpu", "True"])
+    held_out = make_dataset(arguments.data, arguments.data.eval_data_path)
+    found = ["cat", "cat.", "a horse", "Dog", "cat", *["?"] * 5]
+    lines = [
+        {"index": i, "turn": 0, "question": "What?", "prediction": p, "reference": r, "exact_match": False}
+        for i, (p, r) in enumerate(zip(found, [*said["blind_pets"], *said["texts"]]))
+    ]
+    write_answers(str(tmp_path), 3, lines)
+    logs = {"step": 3, "eval_loss": 2.0, "eval_exact_match": 0.25, "eval_blind_exact_match": 0.125, "eval_answers": 10}
+    logs |= {"eval_blind_pets_exact_match": 0.0625, "eval_texts_loss": 4.0, "eval_texts_answers": 5}
+    trained = [ComponentSummary("language model", "lora", 1, 1, 1e-4, "float32", {}, {}, [])]
+    facts = run_report.RunFacts(arguments, trained, held_out, held_out, {})
+    run_report.write_report(str(tmp_path), facts, TrainerState(log_history=[logs], max_steps=3), Verdict("finished"))
+    page = Page(tmp_path / "report.html")
+    begin = page.rows.index(["reference", "cat", "dog", "anything else"])
+    assert [row[:3] for row in page.rows[begin + 1 : begin + 3]] == [["cat", "2", ""], ["dog", "1", "1"]]
+    assert page.rows[begin + 1][3] == "1"
+    assert page.text.count("How often what was answered") == 1 and "what was answered: blind_pets" in page.text
+    assert run_report.metrics_of(logs) == {"exact_match": 0.25, "blind_pets_exact_match": 0.0625, "texts_loss": 4.0}
 
 
 @pytest.mark.slow
