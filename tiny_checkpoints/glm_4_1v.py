@@ -64,7 +64,7 @@ def glm_tokenizer():
 
 @register_tiny("glm-4.1v")
 def glm_4_1v() -> TinyModel:
-    """A token is 28x28 pixels; 4 to 64 tokens an image."""
+    """A token is 28x28 pixels; 8 to 6,144 tokens an image."""
     from transformers import Glm4vConfig, Glm4vImageProcessor, Glm4vProcessor, Glm4vVideoProcessor
 
     tokenizer = glm_tokenizer()
@@ -104,11 +104,11 @@ def glm_4_1v() -> TinyModel:
         tie_word_embeddings=False,
     )
     # Two frames share a token; an image counts as two frames, a video's pixels are those of all its frames.
-    size = {"shortest_edge": 2 * 4 * 28 * 28, "longest_edge": 2 * 64 * 28 * 28}
+    least, most, most_of_videos = 2 * 8 * 28 * 28, 2 * 6144 * 28 * 28, 2 * 30000 * 28 * 28  # as on the Hub
     processor = Glm4vProcessor(
-        image_processor=Glm4vImageProcessor(size=size, **PAPER),
+        image_processor=Glm4vImageProcessor(size={"shortest_edge": least, "longest_edge": most}, **PAPER),
         tokenizer=tokenizer,
-        video_processor=Glm4vVideoProcessor(size=size, **PAPER),
+        video_processor=Glm4vVideoProcessor(size={"shortest_edge": least, "longest_edge": most_of_videos}, **PAPER),
         chat_template=GLM_TEMPLATE,
     )
     return TinyModel(config, processor, {"eos_token_id": stop_ids, "pad_token_id": stop_ids[0]})

@@ -35,7 +35,7 @@ QWEN_VISION_TOKENS = (
 
 
 def qwen_vl(config_class, processor_class, tokenizer, vision: dict) -> TinyModel:
-    """The common part of Qwen2-VL and Qwen2.5-VL: a token is 28x28 pixels; 4 to 64 tokens an image."""
+    """The common part of Qwen2-VL and Qwen2.5-VL: a token is 28x28 pixels; 4 to 16,384 tokens an image."""
     from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     ids = dict(zip(QWEN_VISION_TOKENS, tokenizer.convert_tokens_to_ids(QWEN_VISION_TOKENS)))
@@ -57,12 +57,12 @@ def qwen_vl(config_class, processor_class, tokenizer, vision: dict) -> TinyModel
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )
-    pixels = 28 * 28
+    size = {"shortest_edge": 56 * 56, "longest_edge": 16384 * 28 * 28}  # of the Hub, so that a picture has its tokens
     processor = processor_class(
-        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": 4 * pixels, "longest_edge": 64 * pixels}, **PAPER),
+        image_processor=Qwen2VLImageProcessor(size=size, **PAPER),
         tokenizer=tokenizer,
         # Pixels of one frame; two frames share a token.
-        video_processor=Qwen2VLVideoProcessor(size={"shortest_edge": 4 * pixels, "longest_edge": 16 * pixels}, **PAPER),
+        video_processor=Qwen2VLVideoProcessor(size=size, **PAPER),
         chat_template=QWEN_TEMPLATE,
     )
     generation = {

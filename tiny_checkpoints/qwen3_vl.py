@@ -37,7 +37,7 @@ def qwen3_vl_model(
     chat_template=QWEN3_TEMPLATE,
     tokenizer_class=None,
 ) -> TinyModel:
-    """The common part of Qwen3-VL and Qwen3.5: a token is 32x32 pixels; 4 to 64 tokens an image.
+    """The common part of Qwen3-VL and Qwen3.5: a token is 32x32 pixels; 4 to 16,384 tokens an image.
 
     Args:
         text: options of the language model beside the shared ones.
@@ -73,13 +73,14 @@ def qwen3_vl_model(
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=tie_word_embeddings,
     )
-    # Of a video, the pixels of all frames together; two frames share a token.
-    size = {"shortest_edge": 4 * 32 * 32, "longest_edge": 64 * 32 * 32}
-    pixels = {"size": size, "patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, **PAPER}
+    # Of a video, the pixels of all frames together; two frames share a token. The bounds are the Hub's, but that there
+    # an image has at least 64 tokens.
+    least, most, most_of_videos = 4 * 32 * 32, 16384 * 32 * 32, 24576 * 32 * 32
+    pixels = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, **PAPER}
     processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**pixels),
+        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": least, "longest_edge": most}, **pixels),
         tokenizer=tokenizer,
-        video_processor=Qwen3VLVideoProcessor(**pixels),
+        video_processor=Qwen3VLVideoProcessor(size={"shortest_edge": least, "longest_edge": most_of_videos}, **pixels),
         chat_template=chat_template,
     )
     generation = {
