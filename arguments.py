@@ -17,9 +17,10 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from collators.pixel_bounds import settle_resize
 from evaluation.metrics import METRICS, kind_of
 from loaders.output_folder import check_writable
-from reading.options import FILTERS
+from reading.options import FILTERS, int_or_auto
 from supported_models import find_model
 from training import checks
 from training.sampling import SAMPLERS
@@ -96,7 +97,14 @@ class ReadingArguments:
     image_size: str | None = flag(None, "Resize each image to a square (512) or a width and height (640x480).")
     image_resize_algorithm: str = flag("bicubic", f"How images are resized: {', '.join(FILTERS)}.")
     min_pixels: int | None = flag(None, "Enlarge an image of fewer pixels; its aspect ratio stays.")
-    max_pixels: int | None = flag(None, "Shrink an image of more pixels; its aspect ratio stays.")
+    max_pixels: int_or_auto = flag(
+        None, "Shrink an image of more pixels; its aspect ratio stays. auto: so that samples fit --model_max_length."
+    )
+    keep_processor_config: bool | None = flag(
+        None,
+        "Leave the processor as it is and resize images before it. Default: --min_pixels and --max_pixels become a "
+        "processor's own bounds, where it has some.",
+    )
     jpeg_draft: bool = flag(
         False, "Decode large JPEG images at 1/2, 1/4 or 1/8 before --image_size or --max_pixels: faster, less sharp."
     )
@@ -306,6 +314,7 @@ class Arguments:
         if self.lora.lora_weight_path:
             checks.take_from_adapter(self.lora, self.given, self.model.model_path)
         checks.check_together(self)
+        settle_resize(self.data, self.model.family)
 
     def as_dict(self) -> dict:
         """What `args.yaml` holds: model, data and LoRA flags, and the training flags that were given."""

@@ -37,7 +37,7 @@ from collators.make import make_collator
 from entry import cli
 from loaders import LOADERS, attention
 from loaders.quantization import quantization_config, quantized_bits
-from reading.dataset import IGNORE_INDEX, make_dataset
+from reading.dataset import IGNORE_INDEX, MultimodalDataset, make_dataset
 from reading.options import MediaOptions
 from reading.strict_json import strict_json
 from training import checks, engines, trainable
@@ -252,20 +252,19 @@ def largest_layers(model) -> list[torch.nn.Module]:
 def make_batch(arguments: Arguments, loader) -> dict[str, torch.Tensor]:
     """The batch of a step at its largest, as the collator makes it; a pack holds as many of the longest rows as fit."""
     data = arguments.data
-    collator = make_collator(arguments.model.family, loader, data)
+    datasets = [make_dataset(data, data.data_path, check=False, weighted=True)] if any(data.data_path) else []
+    collator = make_collator(arguments.model.family, loader, data, *datasets)
     if attention.is_padding_free(arguments, loader):
         collator.join_samples(loader)
     number = arguments.training.per_device_train_batch_size
-    rows = longest_rows(arguments, collator, number) if any(data.data_path) else [made_row(arguments, collator)]
+    rows = longest_rows(*datasets, collator, number) if datasets else [made_row(arguments, collator)]
     if data.packing:
         number *= data.model_max_length // rows[0]["input_ids"].shape[1]
     return collator.collate([rows[i % len(rows)] for i in range(number)])
 
 
-def longest_rows(arguments: Arguments, collator, number: int) -> list[dict[str, torch.Tensor]]:
+def longest_rows(dataset: MultimodalDataset, collator, number: int) -> list[dict[str, torch.Tensor]]:
     """The longest rows of the data, encoded: found by their bytes of text and their media's sizes, then by opening."""
-    data = arguments.data
-    dataset = make_dataset(data, data.data_path, check=False, weighted=True)
     tokens = dataset.text_bytes() / 4
     for layout, sizes, positions in dataset.groups():
         try:

@@ -27,8 +27,8 @@ from transformers import HfArgumentParser
 
 from arguments import SWITCH, ReadingArguments
 from collators import COLLATORS
+from collators.pixel_bounds import set_options, settle_resize
 from collators.probes import check_labels
-from collators.processor_options import parse_processor_options, set_processor_options
 from collators.template_check import check_template
 from collators.thoughts_and_tools import parse_template_kwargs
 from entry import cli
@@ -40,12 +40,13 @@ from loaders.output_folder import adapter_config, check_writable, family_in, sav
 from loaders.quantization import quantization_config, quantized_bits
 from merging.shard_merge import check_adapter
 from reading.dataset import make_dataset
+from reading.options import AUTO
 from training.checks import check_flag_names
 
 # What the model gets to see of images and videos: as in training, unless a flag says otherwise.
 # Flags of one group stand together: where one is given, none of it is taken from training.
 AS_IN_TRAINING = (
-    ("image_size", "min_pixels", "max_pixels", "jpeg_draft"),
+    ("image_size", "min_pixels", "max_pixels", "jpeg_draft", "keep_processor_config"),
     ("num_frames", "fps", "max_frames"),
     *[(name,) for name in ("image_resize_algorithm", "video_max_pixels", "processor_kwargs", "template_kwargs")],
 )
@@ -110,7 +111,7 @@ def load_with_options(args: argparse.Namespace):
     model, collator = load(
         args.model_path, args.model_id, args.model_local_path, args.trust_remote_code, args.template_kwargs
     )
-    set_processor_options(collator, parse_processor_options(args.processor_kwargs))
+    set_options(collator, args)
     check_labels(collator)
     return model, collator
 
@@ -169,6 +170,11 @@ def check(args: argparse.Namespace) -> None:
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be 1 or more.")
     ReadingArguments(**{field.name: getattr(args, field.name) for field in fields(ReadingArguments)})  # checks them
+    if args.max_pixels == AUTO:
+        raise ValueError("--max_pixels auto is for training: give a number, or leave it out to see images as it did.")
+    if args.given & {"min_pixels", "max_pixels"} and os.path.isdir(args.model_path):  # else as the training settled it
+        base = args.model_local_path or (adapter_config(args.model_path) or {}).get("base_model_name_or_path")
+        settle_resize(args, family_in(args.model_path, base or args.model_path, args.model_id))
     if not args.data_path:
         return
     if not args.output_path:

@@ -117,7 +117,7 @@ def load(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | None]
     dataset = make_dataset(data, data.data_path, check=False, weighted=True)
     print(*dataset.notes(), sep="\n", end="\n" * bool(dataset.notes()))
     loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
-    collator = make_collator(model.family, loader, data)
+    collator = make_collator(model.family, loader, data, dataset)
     check_labels(collator)
     try:
         say(check_template(collator, dataset))

@@ -48,6 +48,7 @@ def main(words: list[str] | None = None) -> None:
 
 def finetune(arguments: Arguments) -> None:
     checkpoint = resume.checkpoint_to_resume(arguments.training)
+    resume.keep_resize(checkpoint, arguments.data)
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here, unless some are allowed
     data, allowed = arguments.data, arguments.data.allowed_bad_samples
@@ -60,7 +61,10 @@ def finetune(arguments: Arguments) -> None:
         arguments.model.model_path, arguments.model.trust_remote_code, **model_kwargs(arguments)
     )
     check_kernels(arguments, loader)
-    collator = make_collator(arguments.model.family, loader, arguments.data)
+    collator = make_collator(arguments.model.family, loader, data, train_dataset, eval_dataset)
+    if collator.image_size:
+        pixels = " ".join(f"--{name} {n}" for name in ("min_pixels", "max_pixels") if (n := getattr(data, name)))
+        say(f"{pixels}: the processor itself resizes images so; its saved files get {collator.image_size}.")
     if attention.is_padding_free(arguments, loader):
         collator.join_samples(loader)
     check_labels(collator)
@@ -89,7 +93,8 @@ def finetune(arguments: Arguments) -> None:
     collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, train_dataset, eval_dataset)
 
     # training and evaluation; what became of it is said and written down, also where it is interrupted
-    facts = RunFacts(arguments, trained, train_dataset, eval_dataset, collator.template.request_options())
+    request = collator.template.request_options()
+    facts = RunFacts(arguments, trained, train_dataset, eval_dataset, request, collator.image_size)
     run_folder.begin(arguments.training, run, checkpoint)
     if (
         arguments.training.should_save
@@ -104,6 +109,7 @@ def finetune(arguments: Arguments) -> None:
         eval_dataset=eval_dataset and EncodedDataset(eval_dataset, collator, num_workers, is_training=False),
         model_path=arguments.model.model_path,
         chat_template=collator.template.text if arguments.data.chat_template else None,
+        image_size=collator.image_size,
         learning_rates=trainable.learning_rates(model, loader, arguments),
         lengths=lengths,
         pack_budget=arguments.data.model_max_length if arguments.data.packing else None,

@@ -69,6 +69,8 @@ class ChatCollator:
     placeholder_tokens: int = 1
     # The longest text that the processor writes beside every two frames of a video, such as their time.
     frame_text: str = ""
+    # As how many frames a processor that bounds pixels itself counts an image (pixel_bounds.py); 0: it does not.
+    frames_in_bounds: int = 0
     # What renders the texts, and what counts tokens: subclasses, where a family's processor needs more than the above.
     template_class: type[Template] = Template
     budget_class: type[Budget] = Budget
@@ -108,7 +110,9 @@ class ChatCollator:
             self.placeholder_tokens,
             self.frame_text,
             code_of(type(self)),
+            self.frames_in_bounds,
         )
+        self.image_size: dict[str, int] | None = None  # bounds that flags gave the processor, to save with it
         self._tokenizer = processor.tokenizer  # not `tokenizer`: Trainer would save that, adapted, beside the weights
         self.media_in_every_batch: set[str] = set()  # kinds of media of which a batch that has none gets a dummy
         self.joins_samples = False  # by `join_samples`

@@ -9,7 +9,9 @@ the text is tokenized, and if there are 1,500 tokens of it, the sample is encode
 import hashlib
 import inspect
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cached_property, partial
 from itertools import chain, islice
 from typing import NamedTuple
@@ -20,10 +22,12 @@ from tokenizers import Tokenizer
 
 from collators.cached_counts import cached_counts
 from collators.template import Template, conversation, naming
+from reading.options import scaled_size
 from reading.row_index import ChangedFile, Layout
 from reading.rows import content_parts
 
 WHOLE, CUT = 1, 2  # what becomes of a long row
+STEP = 1024  # in which --max_pixels is proposed
 
 
 class OverlongSample(ValueError):
@@ -50,6 +54,7 @@ class Budget:
         placeholder_tokens: tokens of a medium's placeholder in the rendered text, in whose place its own come.
         frame_text: the longest text that the processor writes beside every two frames of a video, such as their time.
         code: of whatever else the tokens depend on.
+        frames_in_bounds: of the collator.
     """
 
     def __init__(
@@ -61,10 +66,12 @@ class Budget:
         placeholder_tokens: int = 1,
         frame_text: str = "",
         code: str = "",
+        frames_in_bounds: int = 0,
     ):
         self.processor, self.tokenizer, self.template = processor, processor.tokenizer, template
         self.max_length, self.processor_kwargs = max_length, processor_kwargs or {}
         self.placeholder_tokens, self.frame_text, self.code = placeholder_tokens, frame_text, code
+        self.frames_in_bounds = frames_in_bounds
 
     # ---- one sample ----
 
@@ -214,6 +221,52 @@ class Budget:
 
     # ---- what is too long ----
 
+    def pixels_that_fit(self, dataset, positions: np.ndarray) -> tuple[int | None, int]:
+        """The largest --max_pixels with which samples fit uncut, of all that some number helps; and how many these are.
+
+        None, 0 where none does: texts or videos alone are too long, or images of any size have the same tokens.
+        """
+        room = np.full(len(dataset), -np.inf)
+        room[positions] = self.max_length - self.text_tokens(dataset, positions)[0]
+        # Where images are resized before the processor, the flag goes on doing that.
+        bounded = self.frames_in_bounds and not (dataset.media.min_pixels or dataset.media.max_pixels)
+        lowest, highest = 1, dataset.media.image_pixel_limit // STEP
+        if bounded:
+            size, step = self.processor.image_processor.size, STEP * self.frames_in_bounds
+            lowest, highest = -(-size["shortest_edge"] // step), size["longest_edge"] // step
+        count, rows, helped = self._counter(lowest * STEP, bounded), [], 0
+        for layout, sizes, members in dataset.groups():
+            if "image" in layout.media and not dataset.media.image_size and room[members].max() > 0:
+                row, known = {"messages": layout.messages}, layout.media_sizes(sizes)
+                rooms = room[members] - self.count_frame_text_tokens(row, known)
+                if len(rooms := rooms[rooms >= count(row, known)]):
+                    rows.append((row, known, rooms.min()))
+                    helped += len(rooms)
+
+        def too_many(steps: int) -> bool:
+            count = self._counter(steps * STEP, bounded)
+            return any(count(row, known) > room for row, known, room in rows)
+
+        found = bisect_left(range(lowest, highest + 1), True, key=too_many) + lowest - 1
+        return (found * STEP, helped) if rows else (None, 0)
+
+    def _counter(self, max_pixels: int, bounded: bool) -> Callable:
+        """`count_media_tokens` under this --max_pixels: a bound of the processor, or what images are shrunk to."""
+        if not bounded:
+            shrunk = lambda kind, size: scaled_size(*size, None, max_pixels) if kind == "image" else size  # noqa: E731
+            return lambda row, sizes: self.count_media_tokens(row, {key: shrunk(key[0], sizes[key]) for key in sizes})
+        other = copy(self)
+        other.processor = copy(self.processor)
+        images = other.processor.image_processor = copy(self.processor.image_processor)
+        images.size = dict(images.size) | {"longest_edge": max_pixels * self.frames_in_bounds}
+        return other.count_media_tokens
+
+    def advice(self, dataset, positions: Sequence[int]) -> str:
+        """The --max_pixels that makes samples fit which do not; "" if there is none."""
+        pixels, helped = self.pixels_that_fit(dataset, np.sort(positions))
+        number = "all" if helped == len(positions) else f"{helped:,}"
+        return f"--max_pixels {pixels} makes {number} of them fit" if pixels else ""
+
     def fit(self, dataset, encode: Callable, drop_overlong: bool) -> tuple[int, int]:
         """Find the samples that exceed the budget, opening only those; drop what cannot be cut if told so.
 
@@ -254,7 +307,8 @@ class Budget:
         allow(dataset, late)
         if faults and not (drop_overlong and len(faults) < len(dataset)):
             listed = "\n".join(f"  {fault}" for fault in list(faults.values())[:10])
-            raise ValueError(f"{len(faults)} of {len(dataset)} samples do not fit:\n{listed}")
+            about = "; ".join(filter(None, [f"{len(faults) / len(dataset):.0%}", self.advice(dataset, [*faults])]))
+            raise ValueError(f"{len(faults)} of {len(dataset)} samples do not fit ({about}):\n{listed}")
         if broken := broken | unfit | late:
             dataset.leave_out({position: str(error) for position, error in broken.items()}, also=faults)
         elif faults:

@@ -39,6 +39,7 @@ class Glm41VCollator(ChatCollator):
     reply_tokens = ("</answer>",)
     thought_format = "<think>{}</think>"
     string_roles = ("system", "assistant")
+    frames_in_bounds = 2
     frame_text = "<|begin_of_image|><|end_of_image|>99999"
 
     def is_media(self, input_ids, kind=None):

@@ -1,15 +1,15 @@
 """The collator of a run, from its flags."""
 
 from collators import COLLATORS
-from collators.processor_options import parse_processor_options, set_processor_options
+from collators.pixel_bounds import set_options
 from collators.thoughts_and_tools import parse_template_kwargs
 
 # Values of --chat_template beside a file: what trains where the checkpoint's template is not the family's.
 OWN_TEMPLATES = ("checkpoint", "family")
 
 
-def make_collator(family: str, loader, data):
-    """The collator of a run, from its loader and its DataArguments."""
+def make_collator(family: str, loader, data, *datasets):
+    """The collator of a run, from its loader and its DataArguments; `--max_pixels auto` is settled by the data sets."""
     chat_template = data.chat_template
     if chat_template and chat_template not in OWN_TEMPLATES:
         with open(data.chat_template, encoding="utf-8") as file:
@@ -24,5 +24,5 @@ def make_collator(family: str, loader, data):
         template_kwargs=parse_template_kwargs(data.template_kwargs),
         train_thoughts=data.train_thoughts,
     )
-    set_processor_options(collator, parse_processor_options(data.processor_kwargs))
+    set_options(collator, data, *datasets)
     return collator

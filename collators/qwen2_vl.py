@@ -29,5 +29,6 @@ class Qwen2VLCollator(ChatCollator):
         "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
         + MESSAGES
     )
+    frames_in_bounds = 1
     # As AutoProcessor does by default in transformers 5.23, which warns when it is left out.
     processor_kwargs = {"cap_pixels_per_frame": False}

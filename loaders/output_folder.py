@@ -87,11 +87,31 @@ def family_in(folder: str, base_path: str, model_id: str | None = None) -> str:
     return find_model(model_id).family if model_id else family_of(base_path)
 
 
-def copy_processor_files(model_path: str, folder: str) -> None:
-    """Copy a checkpoint's own tokenizer, processor, template and generation files."""
+def copy_processor_files(model_path: str, folder: str, image_size: dict[str, int] | None = None) -> None:
+    """Copy a checkpoint's own tokenizer, processor, template and generation files, if asked with other pixel bounds."""
     model_path = local_folder(model_path, PROCESSOR_FILES)  # in the cache since the processor was loaded
     for pattern in PROCESSOR_FILES:
         for path in glob.glob(os.path.join(model_path, pattern)):
             target = os.path.join(folder, os.path.relpath(path, model_path))
             os.makedirs(os.path.dirname(target), exist_ok=True)
             shutil.copyfile(path, target)
+    if image_size:
+        write_image_size(folder, image_size)
+
+
+def write_image_size(folder: str, size: dict[str, int]) -> None:
+    """Write the bounds of an image's pixels into the copied processor files, each file in its own spelling."""
+    own, of_videos = (os.path.join(folder, f"{name}preprocessor_config.json") for name in ("", "video_"))
+    if os.path.isfile(own) and not os.path.isfile(of_videos):  # videos are read by the same file, and keep their bounds
+        shutil.copyfile(own, of_videos)
+    for path in filter(os.path.isfile, (own, os.path.join(folder, "processor_config.json"))):
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        if images := config if path == own else config.get("image_processor"):
+            older = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+            images |= {name: number for name, number in older.items() if images.get(name)}
+            if "size" in images or not images.get("max_pixels"):
+                images["size"] = size
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(config, file, indent=2, allow_nan=False)
+            file.write("\n")

@@ -9,10 +9,12 @@ import yaml
 
 from arguments import ReadingArguments
 from collators import COLLATORS
+from collators.processor_options import parse_processor_options
 from loaders import LOADERS
 from loaders.output_folder import adapter_config, family_in, saved_arguments
 from merging.serving import MERGE, of_vision, tensors_of
 from predict import AS_IN_TRAINING
+from reading.strict_json import strict_json
 
 SERVERS = yaml.safe_load(Path(__file__).with_name("servers.yaml").read_text())
 HAS_IT = ("ran", "in its sources")
@@ -49,19 +51,22 @@ def advice(path: str) -> Iterator[str]:
         command += ["--served-model-name", name]
     command += SERVERS["vLLM"]["flags"].get(family, "").split()
     command += ["--trust-remote-code"] if loader_class.remote_code else []
-    if options := saved.get("processor_kwargs"):
-        command += ["--mm-processor-kwargs", options]
-    yield f"  {shlex.join(command)}"
-    request = ["temperature=0"]
+    options, request = parse_processor_options(saved.get("processor_kwargs")), ["temperature=0"]
+    own_bounds = saved.get("keep_processor_config") is False
     if not loader_class.remote_code:
-        options = COLLATORS.get(family)(loader_class(base).load_processor(path)).template.request_options()
-        request += [f"extra_body={options}"] if options else []
+        collator = COLLATORS.get(family)(loader_class(base).load_processor(path))
+        if adapter and own_bounds:  # servers read the base's processor
+            options["size"] = dict(collator.processor.image_processor.size)
+        request += [f"extra_body={body}"] if (body := collator.template.request_options()) else []
+    command += ["--mm-processor-kwargs", strict_json(options)] if options else []
+    yield f"  {shlex.join(command)}"
     yield f"  Each request: model={name!r}, {', '.join(request)}"
     if note := SERVERS["vLLM"]["notes"].get(family):
         yield f"  {note}"
     if loader_class.packages and not loader_class.remote_code:
         yield f"  It needs these packages: {' '.join(loader_class.packages)}"
     defaults = vars(ReadingArguments())
-    seen = [f"--{n} {saved[n]}" for group in AS_IN_TRAINING for n in group if saved.get(n, defaults[n]) != defaults[n]]
-    if seen := [flag for flag in seen if not flag.startswith("--processor_kwargs")]:
+    names = {name for group in AS_IN_TRAINING for name in group} - {"processor_kwargs", "keep_processor_config"}
+    names -= {"min_pixels", "max_pixels"} if own_bounds else set()
+    if seen := [f"--{n} {saved[n]}" for n in defaults if n in names and saved.get(n, defaults[n]) != defaults[n]]:
         yield f"  Send media as the training saw them: {', '.join(seen)}"

@@ -88,13 +88,14 @@ def run(arguments, own) -> int:
             splits["eval"] = make_dataset(data, data.eval_data_path, check=False)
         notes = {split: [*dataset.notes(), *check_drawn(dataset)] for split, dataset in splits.items()}
         loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
-        collator = make_collator(model.family, loader, data)
+        collator = make_collator(model.family, loader, data, *splits.values())
         check_labels(collator)
         say(check_template(collator, *splits.values()))
         say(untrained_tokens(loader, arguments, collator.template, splits["train"]))
         results = Results(splits)
         check_rows(splits, collator, results, number_of_workers(arguments))
-        report = summarize(arguments, splits, results, notes, own.num_processes or arguments.training.world_size)
+        num_processes = own.num_processes or arguments.training.world_size
+        report = summarize(arguments, collator.budget, splits, results, notes, num_processes)
     if own.html:
         with open(own.html, "w", encoding="utf-8") as file:
             file.write(data_report_views.page(report))
@@ -284,13 +285,15 @@ def workers(rows: CheckedRows, number: int) -> DataLoader:
 # ---- what was found ----
 
 
-def summarize(arguments, splits: dict, results: Results, notes: dict, num_processes: int) -> dict:
+def summarize(arguments, budget, splits: dict, results: Results, notes: dict, num_processes: int) -> dict:
     """All that the tables and the page show, in plain numbers."""
     report = {"model_id": arguments.model.model_id, "model_max_length": arguments.data.model_max_length, "data": {}}
     for i, (split, dataset) in enumerate(splits.items()):
         start, end = results.starts[i : i + 2]
         report["data"][split] = {"name": dataset.name} | describe_split(results, i, start, end)
         report["data"][split]["notes"] = notes[split]
+        overlong = np.flatnonzero(results.rows["fault"][start:end] == CODES["overlong"])
+        report["data"][split]["advice"] = budget.advice(dataset, overlong)
     if "eval" in splits:
         report["overlap"] = overlap(results)
     report["failures"], report["notes"] = reasons(report, arguments)
@@ -402,7 +405,8 @@ def reasons(report: dict, arguments) -> tuple[list[str], list[str]]:
             notes.append(f"{rows_of(bad, name)} skipped")
         if overlong and not data.drop_overlong:
             budget = f"--model_max_length {data.model_max_length}"
-            failures.append(f"{rows_of(overlong, name)} too long for {budget} (--drop_overlong True drops them)")
+            fixes = [*filter(None, [of_split["advice"]]), "--drop_overlong True drops them"]
+            failures.append(f"{rows_of(overlong, name)} too long for {budget} ({'; '.join(fixes)})")
         elif overlong:
             notes.append(f"{rows_of(overlong, name)} dropped")
         if number.get("crash"):

@@ -52,6 +52,7 @@ class RunFacts(NamedTuple):
     train_dataset: MultimodalDataset
     eval_dataset: MultimodalDataset | None
     request: dict  # what a chat request to a server has to add
+    image_size: dict | None = None  # bounds of pixels that flags gave the processor
 
     @property
     def command(self) -> str:
@@ -289,7 +290,7 @@ def write_loss(path: str, lines: dict, title: str) -> None:
 @forgiven("model card")
 def write_card(facts: RunFacts, folder: str, state) -> None:
     """Write the model card of the weights in a folder."""
-    arguments = facts.arguments
+    arguments, data = facts.arguments, facts.arguments.data
     is_adapter = os.path.isfile(os.path.join(folder, ADAPTER_CONFIG))
     is_final = folder == arguments.training.output_dir
     metadata = ModelCardData(
@@ -305,6 +306,8 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
         name=os.path.basename(os.path.abspath(arguments.training.output_dir)),
         base=facts.base or os.path.basename(os.path.abspath(arguments.model.model_path)),
         is_adapter=is_adapter,
+        image_size=facts.image_size,
+        resized=" ".join(f"--{n} {v}" for n in ("image_size", "min_pixels", "max_pixels") if (v := getattr(data, n))),
         verdict=facts.verdict(state) if is_final else "",
         figures=figures_of(state),
         table=Markup(format_summary(facts.trained)),

@@ -44,6 +44,49 @@ class Fault(NamedTuple):
 
 
 FAULTS = [
+    # ---- bounds of pixels ----
+    Fault(
+        "images are resized before a processor that does it too",
+        "reading/options.py",
+        "if flags.keep_processor_config is False or",
+        "if",
+        "tests/collators/test_pixel_bounds.py::test_the_grids_of_training_are_those_of_the_saved_processor[qwen2.5-vl]",
+    ),
+    Fault(
+        "the bound of images is written over that of videos",
+        "loaders/output_folder.py",
+        "shutil.copyfile(own, of_videos)",
+        "pass",
+        "tests/collators/test_pixel_bounds.py::test_the_bound_is_written_in_the_files_own_spelling_and_videos_keep_theirs",
+    ),
+    Fault(
+        "more pixels are proposed than fit",
+        "collators/budget.py",
+        "+ lowest - 1",
+        "+ lowest",
+        "tests/collators/test_pixel_bounds.py::test_too_large_a_picture_is_told_the_pixels_that_fit[qwen2.5-vl]",
+    ),
+    Fault(
+        "--max_pixels auto does not look at the evaluation data",
+        "collators/pixel_bounds.py",
+        "for d in datasets if d]",
+        "for d in datasets[:1] if d]",
+        "tests/collators/test_pixel_bounds.py::test_auto_is_the_most_with_which_all_data_fit",
+    ),
+    Fault(
+        "the server of an adapter keeps the base's bound of pixels",
+        "merging/servers.py",
+        "if adapter and own_bounds:",
+        "if not adapter and own_bounds:",
+        "tests/test_check_serving.py::test_the_command_for_an_adapter",
+    ),
+    Fault(
+        "an old run that is resumed has its images resized by the processor",
+        "training/resume.py",
+        'if "keep_processor_config" not in read_record',
+        'if "keep_processor_config" in read_record',
+        "tests/training/test_resume.py::test_a_run_that_resized_images_before_the_processor_goes_on_so",
+    ),
     # ---- flags ----
     Fault(
         "a flag is taken without the one that it needs",

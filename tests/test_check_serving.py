@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from conftest import CONSENT, FAMILIES, run, turns
 from facts import FACTS
 from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor
 
 import check_serving
 import merge_lora_weights
@@ -191,6 +193,13 @@ def test_the_command_for_an_adapter(adapter, tmp_path):
         *["--mm-processor-kwargs", '\'{"max_pixels":', "9}'"],
     ]
     assert "--max_pixels 5000, --num_frames 4" in media and "processor_kwargs" not in media
+    (folder / "args.yaml").write_text(json.dumps(saved | {"keep_processor_config": False}))  # the processor resizes
+    *_, command, request, media = servers.advice(str(folder))
+    size = AutoProcessor.from_pretrained(folder).image_processor.size
+    assert json.loads(shlex.split(command)[-1]) == {
+        "size": {edge: size[edge] for edge in ("shortest_edge", "longest_edge")}
+    }
+    assert "--num_frames 4" in media and "pixels" not in media
 
     saved = {"model_id": "llava-onevision-7b-ov"}
     (folder / "args.yaml").write_text(json.dumps(saved))

@@ -87,6 +87,7 @@ NEEDED_BY = {
     "lora_init use_dora use_rslora lora_weight_path",
     "--on_bad_sample skip": "max_bad_samples",
     "--image_size, --min_pixels or --max_pixels": "image_resize_algorithm",
+    "--min_pixels or --max_pixels": "keep_processor_config",
     "--allow_urls True": "media_megabytes_limit",
     "--eval_data_path": "eval_strategy eval_generate eval_on_start eval_delay per_device_eval_batch_size "
     "metric_for_best_model greater_is_better",

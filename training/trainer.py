@@ -32,6 +32,7 @@ class FinetuneTrainer(ResumableTrainer):
 
     model_path: the folder or Hub path the model came from.
     chat_template: the text of one to save in the place of the checkpoint's.
+    image_size: `size` of the image processor, to save in the place of the checkpoint's.
     learning_rates: by the name of a parameter; default: `args.learning_rate`.
     lengths: tokens of each training row (rows,); needed to group by length and to pack.
     pack_budget: tokens of a pack; None: no packs.
@@ -47,6 +48,7 @@ class FinetuneTrainer(ResumableTrainer):
         *args,
         model_path: str,
         chat_template: str | None = None,
+        image_size: dict[str, int] | None = None,
         learning_rates: dict[str, float] | None = None,
         lengths: np.ndarray | None = None,
         pack_budget: int | None = None,
@@ -56,6 +58,7 @@ class FinetuneTrainer(ResumableTrainer):
     ):
         super().__init__(*args, **kwargs)
         self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
+        self.image_size = image_size
         self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
         self.write_card = write_card
         self.gradient_check = GradientCheck(self)
@@ -311,7 +314,7 @@ class FinetuneTrainer(ResumableTrainer):
         if self.args.should_save:
             output_dir = output_dir or self.args.output_dir
             share_weights(output_dir)
-            copy_processor_files(self.model_path, output_dir)
+            copy_processor_files(self.model_path, output_dir, self.image_size)
             if self.chat_template:
                 Path(output_dir, "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
             if self.write_card:

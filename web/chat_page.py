@@ -12,7 +12,7 @@ import torch
 
 import predict
 from arguments import ReadingArguments
-from collators.processor_options import parse_processor_options, set_processor_options
+from collators.pixel_bounds import set_options
 from evaluation.answers import stream_answer
 from loaders.output_folder import ARGUMENTS, adapter_config, saved_arguments
 from reading.media import open_part
@@ -81,7 +81,7 @@ class Chat:
         saved = saved_arguments(folder)
         names = [name for group in predict.AS_IN_TRAINING for name in group if name in saved]
         reading = ReadingArguments(**{name: saved[name] for name in names})
-        set_processor_options(self.collator, parse_processor_options(reading.processor_kwargs))
+        set_options(self.collator, reading)
         self.options = MediaOptions.of(reading)
         self.loaded = version
 

@@ -1,0 +1,67 @@
+"""Bounds of an image's pixels, where the processor has them itself: --min_pixels and --max_pixels become its option.
+
+Shrunk to 802,816 pixels before Qwen2.5-VL's processor rounds the sides to multiples of 28, a photo of 4032x3024 is
+1,036 tokens. The processor with that bound makes 972 of it in one step, as does a server that reads the saved files.
+"""
+
+import numpy as np
+
+from collators import COLLATORS
+from collators.processor_options import parse_processor_options, set_processor_options
+from reading.options import AUTO
+
+
+def settle_resize(reading, family: str) -> None:
+    """Decide whether --min_pixels and --max_pixels become bounds of the processor: `keep_processor_config` False.
+
+    Raises:
+        ValueError: flags that cannot go together, or have no effect.
+    """
+    if not (reading.min_pixels or reading.max_pixels):
+        return
+    has_bounds = COLLATORS.get(family).frames_in_bounds
+    if not has_bounds and reading.keep_processor_config is not None:
+        raise ValueError(f"--keep_processor_config has no effect: {family}'s processor has no bounds of pixels.")
+    if has_bounds and not reading.keep_processor_config:
+        given = parse_processor_options(reading.processor_kwargs)
+        if both := given.keys() & {"size", "min_pixels", "max_pixels"}:
+            raise ValueError(f"--processor_kwargs {min(both)!r} and --max_pixels set the same: leave one of them out.")
+        if reading.jpeg_draft or reading.image_resize_algorithm != "bicubic":
+            name = "jpeg_draft" if reading.jpeg_draft else "image_resize_algorithm"
+            raise ValueError(
+                f"--{name} has no effect where the processor itself resizes images, as {family}'s does by --min_pixels "
+                "and --max_pixels: leave it out, or add --keep_processor_config True."
+            )
+        reading.keep_processor_config = False
+    elif reading.max_pixels == AUTO:
+        raise ValueError(
+            "--max_pixels auto sets a bound of the processor, "
+            f"{'which --keep_processor_config True forbids' if has_bounds else f'but that of {family} has none'}: give "
+            "a number; the error about samples that do not fit names one."
+        )
+
+
+def set_options(collator, reading, *datasets) -> None:
+    """Have a collator's processor made with --processor_kwargs and the bounds that flags name (ReadingArguments).
+
+    `--max_pixels auto` becomes the largest number with which the samples of the data sets fit.
+    """
+    set_processor_options(collator, parse_processor_options(reading.processor_kwargs))
+    if reading.keep_processor_config is not False:
+        return
+    images, frames = collator.processor.image_processor, collator.frames_in_bounds
+    images.size = size = dict(images.size)
+    if reading.min_pixels:
+        size["shortest_edge"] = reading.min_pixels * frames
+    if reading.max_pixels == AUTO:
+        found = [collator.budget.pixels_that_fit(d, np.flatnonzero(d.num_parts("i")))[0] for d in datasets if d]
+        reading.max_pixels = min(filter(None, found), default=None)
+    if reading.max_pixels:
+        size["longest_edge"] = reading.max_pixels * frames
+    least, most = size["shortest_edge"] // frames, size["longest_edge"] // frames
+    if least > most:
+        raise ValueError(
+            f"--max_pixels {most} is less than the {least} pixels that every image is enlarged to: add --min_pixels "
+            f"{most}, or raise --max_pixels."
+        )
+    collator.image_size = size
