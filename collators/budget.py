@@ -9,7 +9,7 @@ the text is tokenized, and if there are 1,500 tokens of it, the sample is encode
 import hashlib
 import inspect
 import os
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property, partial
@@ -234,21 +234,23 @@ class Budget:
         if bounded:
             size, step = self.processor.image_processor.size, STEP * self.frames_in_bounds
             lowest, highest = -(-size["shortest_edge"] // step), size["longest_edge"] // step
-        count, rows, helped = self._counter(lowest * STEP, bounded), [], 0
+        best, helped = highest, 0
+        at_lowest, at_best = (self._counter(steps * STEP, bounded) for steps in (lowest, best))
         for layout, sizes, members in dataset.groups():
-            if "image" in layout.media and not dataset.media.image_size and room[members].max() > 0:
-                row, known = {"messages": layout.messages}, layout.media_sizes(sizes)
-                rooms = room[members] - self.count_frame_text_tokens(row, known)
-                if len(rooms := rooms[rooms >= count(row, known)]):
-                    rows.append((row, known, rooms.min()))
-                    helped += len(rooms)
+            if "image" not in layout.media or dataset.media.image_size or room[members].max() < 0:
+                continue
+            row, known = {"messages": layout.messages}, layout.media_sizes(sizes)
+            rooms = room[members] - self.count_frame_text_tokens(row, known)
+            rooms = rooms[rooms >= at_lowest(row, known)]
+            helped += len(rooms)
+            if len(rooms) and at_best(row, known) > rooms.min():
+                tokens = partial(self._tokens_with, row, known, bounded)
+                best = lowest + bisect_right(range(lowest, best), rooms.min(), key=tokens) - 1
+                at_best = self._counter(best * STEP, bounded)
+        return (best * STEP, helped) if helped else (None, 0)
 
-        def too_many(steps: int) -> bool:
-            count = self._counter(steps * STEP, bounded)
-            return any(count(row, known) > room for row, known, room in rows)
-
-        found = bisect_left(range(lowest, highest + 1), True, key=too_many) + lowest - 1
-        return (found * STEP, helped) if rows else (None, 0)
+    def _tokens_with(self, row: dict, media_sizes: dict, bounded: bool, steps: int) -> float:
+        return self._counter(steps * STEP, bounded)(row, media_sizes)
 
     def _counter(self, max_pixels: int, bounded: bool) -> Callable:
         """`count_media_tokens` under this --max_pixels: a bound of the processor, or what images are shrunk to."""
