@@ -37,8 +37,9 @@ from collators.make import make_collator
 from entry import cli
 from loaders import LOADERS, attention
 from loaders.quantization import quantization_config, quantized_bits
-from reading.dataset import IGNORE_INDEX, make_dataset
+from reading.dataset import IGNORE_INDEX
 from reading.options import MediaOptions
+from reading.split import make_datasets
 from reading.strict_json import strict_json
 from training import checks, engines, trainable
 from training.step_memory import KINDS, QuantizedLinear, Shares, measure_step
@@ -265,8 +266,8 @@ def make_batch(arguments: Arguments, loader) -> dict[str, torch.Tensor]:
 def longest_rows(arguments: Arguments, collator, number: int) -> list[dict[str, torch.Tensor]]:
     """The longest rows of the data, encoded: found by their bytes of text and their media's sizes, then by opening."""
     data = arguments.data
-    dataset = make_dataset(data, data.data_path, check=False, weighted=True)
-    tokens = dataset.text_bytes() / 4
+    dataset, _ = make_datasets(data, arguments.training.seed, evaluation=False, check=False)
+    tokens = dataset.of_rows("text_bytes") / 4
     for layout, sizes, positions in dataset.groups():
         try:
             collator.template.check_layout(layout.messages)
