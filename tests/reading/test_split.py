@@ -175,7 +175,7 @@ def test_held_out_rows_count_once_whatever_the_weight_of_their_path(write_rows):
     paths = [write_rows([text(f"{i}{j}") for j in range(10)]) for i in range(2)]
     data = DataArguments(data_path=[f"{paths[0]}[:5]:3", f"{paths[1]}:0.5"], eval_split=6)
     train, held_out = make_datasets(data, 0)
-    assert (len(held_out), held_out.epoch_size) == (6, 6)
+    assert (len(held_out), held_out.epoch_size, held_out.parts()) == (6, 6, {"": range(6)})
     first = sum(1 for i in range(len(train)) if train.source(i).startswith(paths[0].rpartition("/")[2]))
     assert train.epoch_size == 3 * first + round((9 - first) / 2)
     again, same = make_datasets(data, 0)
