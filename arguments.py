@@ -135,6 +135,9 @@ class DataArguments(ReadingArguments):
     eval_data_path: list[str] | None = flag(
         None, "Evaluation data, written in the same way; of several, each is measured."
     )
+    eval_split: float | None = flag(None, "Hold out this share (0.05) or number (200) of training rows to evaluate on.")
+    sample_rows: int | None = flag(None, "Use only N rows of the training data, drawn by --seed.")
+    balance: str | None = flag(None, "Field that names the class of a row: draw each class equally often.")
     model_max_length: int = flag(1024, "Longest sample in tokens, media included; the rest is cut on the right.")
     chat_template: str | None = flag(
         None,
@@ -200,7 +203,7 @@ class LoraArguments:
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
     do_train: bool = flag(True, "Kept True: train.py always trains.")
-    do_eval: bool = flag(True, "Kept True: --eval_data_path decides on evaluation.")
+    do_eval: bool = flag(True, "Kept True: --eval_data_path or --eval_split decides on evaluation.")
     # The dataset hands over whole samples, so no column of theirs may be removed.
     remove_unused_columns: bool = flag(False, "Kept False: the collator needs every field of a sample.")
     # The Trainer (5.23) would log the mean of the steps before in the place of a loss that is nan or infinite.
@@ -232,7 +235,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
 
     eval_generate: int = flag(
-        0, "Rows of each --eval_data_path to answer at each evaluation, evenly spread; the first time before step 1."
+        0, "Rows of each evaluation file to answer at each evaluation, evenly spread; the first time before step 1."
     )
     eval_max_new_tokens: int = flag(128, "Longest of these answers, in tokens.")
     metric: list[str] | None = flag(

@@ -37,8 +37,9 @@ from collators.make import make_collator
 from entry import cli
 from loaders import LOADERS, attention
 from loaders.quantization import quantization_config, quantized_bits
-from reading.dataset import IGNORE_INDEX, MultimodalDataset, make_dataset
+from reading.dataset import IGNORE_INDEX, MultimodalDataset
 from reading.options import MediaOptions
+from reading.split import make_datasets
 from reading.strict_json import strict_json
 from training import checks, engines, trainable
 from training.step_memory import KINDS, QuantizedLinear, Shares, measure_step
@@ -252,7 +253,8 @@ def largest_layers(model) -> list[torch.nn.Module]:
 def make_batch(arguments: Arguments, loader) -> dict[str, torch.Tensor]:
     """The batch of a step at its largest, as the collator makes it; a pack holds as many of the longest rows as fit."""
     data = arguments.data
-    datasets = [make_dataset(data, data.data_path, check=False, weighted=True)] if any(data.data_path) else []
+    seed = arguments.training.seed
+    datasets = [make_datasets(data, seed, evaluation=False, check=False)[0]] if any(data.data_path) else []
     collator = make_collator(arguments.model.family, loader, data, *datasets)
     if attention.is_padding_free(arguments, loader):
         collator.join_samples(loader)
@@ -265,7 +267,7 @@ def make_batch(arguments: Arguments, loader) -> dict[str, torch.Tensor]:
 
 def longest_rows(dataset: MultimodalDataset, collator, number: int) -> list[dict[str, torch.Tensor]]:
     """The longest rows of the data, encoded: found by their bytes of text and their media's sizes, then by opening."""
-    tokens = dataset.text_bytes() / 4
+    tokens = dataset.of_rows("text_bytes") / 4
     for layout, sizes, positions in dataset.groups():
         try:
             collator.template.check_layout(layout.messages)

@@ -30,7 +30,8 @@ from collators.template_check import check_template
 from entry import cli, end
 from loaders import LOADERS
 from loaders.output_folder import check_writable
-from reading.dataset import MultimodalDataset, make_dataset
+from reading.dataset import MultimodalDataset
+from reading.split import make_datasets
 from reports import preview_views
 from reports.preview_rows import Preview, examine
 from training.engines import say
@@ -114,7 +115,7 @@ def load(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | None]
     Rows that cannot be used stay, in `errors`.
     """
     data, model = arguments.data, arguments.model
-    dataset = make_dataset(data, data.data_path, check=False, weighted=True)
+    dataset, _ = make_datasets(data, arguments.training.seed, evaluation=False, check=False)
     print(*dataset.notes(), sep="\n", end="\n" * bool(dataset.notes()))
     loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
     collator = make_collator(model.family, loader, data, dataset)

@@ -26,8 +26,9 @@ from entry import cli
 from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
 from reading import replaced
-from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset, shared_rows
+from reading.dataset import EncodedDataset, MultimodalDataset, shared_rows
 from reading.options import MEDIA_FLAGS
+from reading.split import make_datasets
 from reading.strict_json import make_strict
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, run_folder, trainable
@@ -52,8 +53,7 @@ def finetune(arguments: Arguments) -> None:
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here, unless some are allowed
     data, allowed = arguments.data, arguments.data.allowed_bad_samples
-    train_dataset = make_dataset(data, data.data_path, weighted=True, max_bad_samples=allowed)
-    eval_dataset = make_dataset(data, data.eval_data_path, max_bad_samples=allowed)
+    train_dataset, eval_dataset = make_datasets(data, arguments.training.seed, max_bad_samples=allowed)
     report_data(train_dataset, eval_dataset)
 
     # model id -> family -> processor and collator; the training template is held against the checkpoint's

@@ -54,7 +54,7 @@ MODEL = ("model_id", "model_local_path")
 DATA = ("data_path", "eval_data_path", "output_dir")
 NUMBERS = (
     *("num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("model_max_length", "logging_steps"),
+    *("model_max_length", "logging_steps", "eval_split"),
 )
 FOLDED = {
     "Evaluation": ("eval_strategy", "eval_steps", "eval_generate", "eval_max_new_tokens", "early_stopping_patience"),

@@ -287,7 +287,7 @@ class Budget:
         media, in_videos, broken = self.media_tokens(dataset)
         allow(dataset, broken)
         # A token is at least a byte of text; 64 is more than any template adds to a further message.
-        text_bytes = dataset.text_bytes() + len(written.encode()) + 64 * dataset.num_parts()
+        text_bytes = dataset.of_rows("text_bytes") + len(written.encode()) + 64 * dataset.num_parts()
         is_doubtful = text_bytes + media + in_videos > self.max_length
         is_doubtful |= dataset.num_parts(Layout.FIELDS.values()) > 0  # thoughts and tools are not among the text bytes
         # Every row is rendered once where the template may refuse its texts.

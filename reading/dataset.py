@@ -14,6 +14,7 @@ Whatever form a row has in its file (reading/rows.py), everything after this mod
 index on disk (reading/row_index.py) knows where each row lies and how large its media are.
 """
 
+import copy
 import hashlib
 import os
 import re
@@ -32,18 +33,19 @@ from reading.files import leads_out_of, stays_in
 from reading.mapping import Mapping
 from reading.media import open_part
 from reading.options import ROOT, MediaOptions
-from reading.row_index import ChangedFile, Layout, RowIndex, open_index
-from reading.rows import RowForm
+from reading.row_index import OF_ROWS, ChangedFile, Layout, RowIndex, open_index
+from reading.rows import WEIGHT, RowForm
 from reading.sources import find_source, is_table, names_of
+from reading.weights import WeightedRows
 
 # The label of a token that is not trained, as PyTorch's cross entropy has it.
 IGNORE_INDEX = -100
 # Flags that say how rows are read.
-OF_ROWS = "user_key assistant_key field_messages allow_outside prompt system_prompt allow_empty_answers".split()
+FORM_FLAGS = "user_key assistant_key field_messages allow_outside prompt system_prompt allow_empty_answers".split()
 SHOWN_FAULTS = 10  # samples that are named when they are skipped
 
 
-class MultimodalDataset(Dataset):
+class MultimodalDataset(WeightedRows):
     """The samples of one or several paths.
 
     Args:
@@ -54,8 +56,10 @@ class MultimodalDataset(Dataset):
         check: True raises a ValueError that lists the rows that cannot be used; False keeps them in
             `errors` (position -> message), with None in `rows`.
         max_bad_samples: given, `check` leaves them out instead, as long as they are no more than these.
+        weighted: whether paths and rows may have weights, by which an epoch takes them; else each row counts once.
+        balance: the field that names the class of a row, where an epoch draws each class equally often.
         columns: NAME=FIELD for each field that is read by another name, FIELD= for each that is ignored.
-        form: of reading.rows.RowForm: the flags of OF_ROWS.
+        form: of reading.rows.RowForm: the flags of FORM_FLAGS.
     """
 
     def __init__(
@@ -68,11 +72,14 @@ class MultimodalDataset(Dataset):
         check: bool = True,
         max_bad_samples: int | None = None,
         columns: Sequence[str] | None = None,
+        weighted: bool = True,
+        balance: str | None = None,
         **form,
     ):
         self.media = media or MediaOptions()
         self.paths = [data_path] if isinstance(data_path, str) else list(data_path)
         self.name = ", ".join(self.paths[:3]) + (f" and {len(self.paths) - 3} more" if len(self.paths) > 3 else "")
+        self.weighted, self.balance = weighted, balance
         self.files: list[RowIndex] = []
         self.starts = [0]  # of each file, in a numbering of the rows of all files
         self.weights, self.chosen = [], []  # of each path; the latter in that numbering
@@ -89,6 +96,7 @@ class MultimodalDataset(Dataset):
                     allow_urls=self.media.allow_urls,
                     allow_absolute=not source.from_hub,
                     mapping=Mapping.of([*source.columns, *(columns or [])], lower=is_table(file)),
+                    balance=balance.lower() if balance and is_table(file) else balance,
                     roots=roots,
                     **form | source.keys,
                 )
@@ -97,6 +105,8 @@ class MultimodalDataset(Dataset):
             numbers = source.select(self.starts[-1] - first)[:max_samples]
             self.chosen.append(range(first + numbers.start, first + numbers.stop))
             self.weights.append(source.weight)
+        if not weighted and {*self.weights} != {1}:
+            raise ValueError(f"{self.name}: only training data (--data_path) has weights; here each row counts once.")
         self.first_of = [0, *accumulate(map(len, self.chosen))]  # position of the first row of each path, and the end
         self.kept: np.ndarray | None = None  # by `select`: positions before it
         self.rows = Rows(self)
@@ -110,6 +120,7 @@ class MultimodalDataset(Dataset):
                     if file + place in numbers:
                         self.errors[first + numbers.index(file + place)] = fault
         self.max_bad_samples, self.num_bad = max_bad_samples, 0
+        self.is_held_out = False  # by reading/split.py
         if check and self.errors:
             faults = {position: self.errors[position] for position in sorted(self.errors)}
             if max_bad_samples is None:
@@ -166,12 +177,6 @@ class MultimodalDataset(Dataset):
         index, place = self.locate(position)
         return index.source(place)
 
-    def outline(self, position: int) -> tuple[dict, dict[tuple[str, int], tuple[int, ...]]]:
-        """A row without its texts and references, and (kind, reference there) -> size of each of its media."""
-        index, place = self.locate(position)
-        layout = index.layout(place)
-        return {"messages": layout.messages}, layout.media_sizes(index.sizes(place))
-
     def select(self, positions: Sequence[int]) -> None:
         """Keep only the rows at these positions, which are in ascending order."""
         self.kept = np.asarray(positions) if self.kept is None else self.kept[positions]
@@ -227,18 +232,11 @@ class MultimodalDataset(Dataset):
             for layout, sizes, members in index.groups(places):
                 yield layout, sizes, positions[members]
 
-    def text_bytes(self) -> np.ndarray:
-        """UTF-8 bytes of the texts of each row (rows,) int64."""
-        total = np.zeros(len(self), np.int64)
+    def of_rows(self, name: str) -> np.ndarray:
+        """What the index knows of each row, by the name of its array (rows,); 0 where a row cannot be used."""
+        found = np.zeros(len(self), OF_ROWS[name])
         for index, places, positions in self.by_file():
-            total[positions] = index.text_bytes[places]
-        return total
-
-    def hashes(self) -> np.ndarray:
-        """What each row says, whatever its form and file (rows,) uint64; 0 where it cannot be used."""
-        found = np.zeros(len(self), np.uint64)
-        for index, places, positions in self.by_file():
-            found[positions] = index.hashes[places]
+            found[positions] = getattr(index, name)[places]
         return found
 
     def num_parts(self, letters: str = "tiv") -> np.ndarray:
@@ -259,24 +257,29 @@ class MultimodalDataset(Dataset):
         """A hash of the texts of all rows, their order, and how many of them an epoch takes."""
         found = hashlib.sha256("".join(index.digest for index in self.files).encode())
         found.update(self._numbers().tobytes() + repr([self._ends(), self._shares()]).encode())
+        if self.is_drawn:
+            found.update(self.of_rows("sampling_weights").tobytes() + self.of_rows("classes").tobytes())
         return found.hexdigest()
 
     def summary(self) -> str:
         """A line for each path: its rows, and how many of them an epoch takes."""
         ends, lines = self._ends(), []
         for path, first, end, share in zip(self.paths, ends, ends[1:], self._shares()):
-            of_epoch = "" if share == end - first else f", {share:,} an epoch"
+            of_epoch = "" if self.is_drawn or share == end - first else f", {share:,} an epoch"
             lines.append(f"{path}: {end - first:,} samples{of_epoch}")
         return "\n".join(lines)
 
     def notes(self) -> list[str]:
         """What a person should know before the data is used, a line each."""
+        if self.is_held_out:
+            return []  # they are of whole files: the training data has said them
         unread, outside = Counter(), Counter()
         for index in self.files:
             unread.update(index.unread)
             outside.update(index.outside)
         fields = ", ".join(f"{name} ({count:,} rows)" for name, count in unread.most_common())
-        notes = [f"{self.name}: fields that are not read: {fields}"] if unread else []
+        notes = [self.how_drawn()] if self.is_drawn else []
+        notes += [f"{self.name}: fields that are not read: {fields}"] if unread else []
         if outside:
             named = [f"{folder} ({count:,})" for folder, count in outside.most_common(3)]
             more = [f"{len(outside) - 3:,} more"] if len(outside) > 3 else []
@@ -290,50 +293,19 @@ class MultimodalDataset(Dataset):
             notes.append(f"WARNING: {self.name} holds texts alone, so the model sees no image and no video of it.")
         return notes
 
+    def part(self, positions: Sequence[int]) -> "MultimodalDataset":
+        """The same data set with the rows at these positions alone, which are in ascending order."""
+        chosen = copy.copy(self)
+        chosen.rows = Rows(chosen)
+        chosen.errors = {i: self.errors[p] for i, p in enumerate(positions) if p in self.errors}
+        chosen.select(positions)
+        return chosen
+
     def parts(self) -> dict[str, range]:
         """The positions of all rows and, of several paths, of each, by how the names of its metrics begin: "val_"."""
         ends, parts = self._ends(), {"": range(len(self))}
-        names = names_of(self.paths) if self.paths[1:] else []
+        names = names_of(self.paths) if self.paths[1:] and not self.is_held_out else []
         return parts | {f"{name}_": range(*map(int, rows)) for name, rows in zip(names, pairwise(ends))}
-
-    # ---- weights ----
-
-    @property
-    def epoch_size(self) -> int:
-        """Samples in an epoch: each path gives its rows times its weight."""
-        return sum(self._shares())
-
-    def _shares(self) -> list[int]:
-        return [max(round(w * n), min(n, 1)) for w, n in zip(self.weights, np.diff(self._ends()).tolist())]
-
-    def _ends(self) -> list[int]:
-        """The position of the first row of each path, and the end."""
-        return self.first_of if self.kept is None else np.searchsorted(self.kept, self.first_of).tolist()
-
-    def row_weights(self) -> np.ndarray:
-        """How often each row is seen in an epoch, in the mean (rows,)."""
-        ends = self._ends()
-        return np.concatenate(
-            [np.full(b - a, share / max(b - a, 1)) for a, b, share in zip(ends, ends[1:], self._shares())]
-        )
-
-    def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
-        """The positions that an epoch takes, not shuffled: a pure function of its arguments.
-
-        A path of weight 0.5 gives one half of its rows and in the next epoch the other, one of weight 2 each row twice.
-        """
-        chosen, ends = [], self._ends()
-        for path, (start, end, share) in enumerate(zip(ends, ends[1:], self._shares())):
-            number = end - start
-            if share == number:
-                chosen.append(np.arange(start, end))
-                continue
-            # The next `share` rows of an endless line of shuffled passes over the path.
-            first, last = epoch * share, (epoch + 1) * share
-            for turn in range(first // max(number, 1), -(-last // max(number, 1))):
-                order = np.random.default_rng([seed % 2**32, path, turn]).permutation(number)
-                chosen.append(start + order[max(first - turn * number, 0) : last - turn * number])
-        return np.concatenate(chosen)
 
 
 def listed(faults: dict[int, str]) -> str:
@@ -351,7 +323,7 @@ def listed(faults: dict[int, str]) -> str:
 
 def shared_rows(train: MultimodalDataset, held_out: MultimodalDataset) -> list[tuple[int, int]]:
     """(position in `train`, position in `held_out`) of each evaluation row that says what a training row says."""
-    of_train, of_held_out = train.hashes(), held_out.hashes()
+    of_train, of_held_out = train.of_rows("hashes"), held_out.of_rows("hashes")
     order = np.argsort(of_train, kind="stable")
     twins = order[np.searchsorted(of_train, of_held_out, sorter=order) % len(order)]
     shared = np.flatnonzero((of_train[twins] == of_held_out) & (of_held_out > 0))
@@ -379,12 +351,14 @@ def make_dataset(
     """The data set of some paths, read as the flags say (DataArguments); None without paths.
 
     Args:
-        check, max_bad_samples: as of MultimodalDataset.
-        weighted: whether the paths may have weights, which only training heeds.
+        check, weighted, max_bad_samples: as of MultimodalDataset.
     """
     if not paths:
         return None
-    dataset = MultimodalDataset(
+    columns = data.columns
+    if columns and not weighted:  # the others' field need not be there
+        columns = [re.sub(rf"\A{WEIGHT}=(.+)", r"\1=", column) for column in columns]
+    return MultimodalDataset(
         paths,
         data.image_folder,
         data.video_folder,
@@ -392,12 +366,11 @@ def make_dataset(
         data.max_samples,
         check,
         max_bad_samples,
-        data.columns,
-        **{name: getattr(data, name) for name in OF_ROWS},
+        columns,
+        weighted,
+        data.balance if weighted else None,
+        **{name: getattr(data, name) for name in FORM_FLAGS},
     )
-    if not weighted and set(dataset.weights) != {1}:
-        raise ValueError(f"{dataset.name}: only training data (--data_path) has weights; here each row counts once.")
-    return dataset
 
 
 class EncodedDataset(Dataset):

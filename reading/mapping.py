@@ -68,8 +68,7 @@ class Mapping:
         """
         left, named = row, {}
         for name, source in self.sources:
-            steps = [source] if source in left else [step_of(match) for match in STEP.finditer(source)]
-            value, left = take(left, steps)
+            value, left = field_of(left, source)
             if value is not None:
                 named[name] = value
             if found is not None and (name in named or name in row):
@@ -83,6 +82,11 @@ class Mapping:
                 f"--columns {name}= to ignore the first"
             )
         return left | named
+
+
+def field_of(row: dict, name: str) -> tuple[object, object]:
+    """What a field of a row holds, None where there is none; and the row without it."""
+    return take(row, [name] if name in row else [step_of(match) for match in STEP.finditer(name)])
 
 
 def step_of(match: re.Match) -> str | int | None:

@@ -4,6 +4,7 @@ A reference is an absolute path, an http(s) URL, the bytes of an encoded file, o
 image references, its frames.
 """
 
+import hashlib
 import io
 import re
 
@@ -43,6 +44,22 @@ def describe(reference) -> str:
 
 def is_url(reference) -> bool:
     return isinstance(reference, str) and reference[:8].lower().startswith(("http://", "https://"))
+
+
+def digest(reference) -> str:
+    """A hash of a medium's bytes: a file, a URL (by its name), encoded bytes, a PIL image, or a list of these."""
+    if isinstance(reference, list):
+        return hash_of("".join(map(digest, reference)).encode())
+    if is_url(reference):
+        return hash_of(reference.encode())
+    if isinstance(reference, str):
+        with open(reference, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_of(reference if isinstance(reference, bytes) else reference.tobytes())
+
+
+def hash_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def what_it_is(source: str | io.BytesIO) -> str | None:

@@ -31,9 +31,9 @@ def files_of(dataset, position: int) -> Iterator[tuple[str, object, tuple[int, i
     """The name, the reference and the state in the index of each local medium of a row."""
     index, place = dataset.locate(position)
     states = index.file_states(place)
-    if any(size >= 0 for size, _ in states):  # else its media are in the row itself, which is large
+    if any(time >= 0 for _, time in states):  # else its media are in the row itself, which is large
         for (kind, reference), state in zip(media_of(index.row(place)["messages"]), states):
-            if state[0] >= 0:
+            if state[1] >= 0:
                 yield f"{index.source(place)}: {kind} {describe(reference)}", reference, state
 
 

@@ -29,16 +29,18 @@ from reading import sources
 from reading.files import is_hub_blob, is_within
 from reading.media import read_header
 from reading.options import MediaOptions
-from reading.rows import RowForm, is_empty, media_of, trained_replies
+from reading.references import is_url
+from reading.rows import WEIGHT, RowForm, is_empty, media_of, trained_replies
 from reading.strict_json import strict_json
 
-VERSION = 6  # of the files below
+VERSION = 7  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
 KNOWN = 100_000  # headers that are kept meanwhile
 OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
-OF_MEDIA = {"media": "i", "file_sizes": "q", "file_times": "q"}
+OF_ROWS |= {"sampling_weights": "d", "classes": "Q"}
+OF_MEDIA = {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}
 ARRAYS = OF_ROWS | OF_MEDIA
 UNUSABLE = -1  # layout of a row that cannot be used
 
@@ -117,8 +119,8 @@ class Medium(NamedTuple):
     """What is known of a medium by its header."""
 
     size: tuple[int, int, int]  # frames, height, width; of an image 0 frames
-    file_size: int  # bytes; -1 of what is no local file
-    file_time: int  # of its last change, in nanoseconds
+    file_size: int  # bytes; -1 of a URL
+    file_time: int  # of its last change, in nanoseconds; -1 of what is no local file
     outside: str | None  # the folder of its file, if that is none of the data's
 
 
@@ -188,6 +190,16 @@ class RowIndex:
         first = self.first_medium[place]
         last = first + len(self.layout(place).media)
         return list(zip(self.file_sizes[first:last].tolist(), self.file_times[first:last].tolist()))
+
+    def of_media(self, places: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Of each medium of some rows: which of `positions` its row has, its number there; frames, height, width and
+        bytes (media, 4); a hash of its name, or of its bytes where they are in the row.
+        """
+        counts = np.array([*(len(layout.media) for layout in self.layouts_used), 0])[self.layouts[places]]
+        numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        media = np.repeat(self.first_medium[places], counts) + numbers
+        sizes = np.column_stack([self.media[media], self.file_sizes[media]])
+        return np.repeat(positions, counts), numbers, sizes, self.media_hashes[media]
 
     def groups(self, places: np.ndarray) -> Iterator[tuple[Layout, np.ndarray, np.ndarray]]:
         """Those of `places` that are alike in layout and media sizes: both, and where in `places` they are."""
@@ -262,9 +274,9 @@ def state_of(path: str) -> list[int]:
 
 
 def media_state(reference: object) -> tuple[int, int]:
-    """As `state_of`, of a medium, -1 without a local file; of the frames of a video, all bytes and the mean time."""
-    paths = [path for path in (reference if isinstance(reference, list) else [reference]) if is_path(path)]
-    states = [state_of(path) for path in paths]
+    """As `state_of`, of a medium; of the frames of a video, all bytes and the mean time; see `Medium` for -1."""
+    parts = reference if isinstance(reference, list) else [reference]
+    states = [[len(part), -1] if isinstance(part, bytes) else state_of(part) for part in parts if not is_url(part)]
     if not states:
         return -1, -1
     sizes, times = zip(*states)
@@ -369,19 +381,19 @@ class IndexMaker:
         return batch
 
     def add(self, batch: list[tuple[int, tuple[int, int, object]]], pool: ThreadPoolExecutor) -> None:
-        rows, usable = [[offset, length, UNUSABLE, 0, 0, 0] for _, (offset, length, _) in batch], []  # as OF_ROWS
-        for (place, (*_, row)), known in zip(batch, rows):
+        rows, usable = [[*where, UNUSABLE, 0, 0, 0, 1, 0] for _, (*where, _) in batch], []  # as OF_ROWS
+        for (place, (*_, raw)), known in zip(batch, rows):
             try:
-                if isinstance(row, ValueError):
+                if isinstance(raw, ValueError):
                     self.broken.append(place)
-                    raise row
-                row = self.form.named(row, self.mapped)
+                    raise raw
+                row = self.form.named(raw, self.mapped)
                 messages = self.form.messages(row, self.unread)
-                usable.append((place, row, messages, media_of(messages), known))
+                usable.append((place, raw, row, messages, media_of(messages), known))
             except ValueError as error:
                 self.errors[place] = f"{self.name}, sample {place}: {error}"
         self.read_ahead((medium for *_, references, _ in usable for medium in references), pool)
-        for place, row, messages, references, known in usable:
+        for place, raw, row, messages, references, known in usable:
             media = [self.medium(*reference) for reference in references]
             if faults := [medium for medium in media if isinstance(medium, ValueError)]:
                 self.errors[place] = f"{self.name}, sample {place}: {faults[0]}"
@@ -401,8 +413,11 @@ class IndexMaker:
                 sum(len(text.encode()) for text in texts),
                 len(self.arrays["file_sizes"]),
                 hash_of(said, references),
+                row.get(WEIGHT, 1.0),
+                hash_of(repr(self.form.class_of(raw)).encode(), []),
             )
-            for medium in media:
+            for reference, medium in zip(references, media):
+                self.arrays["media_hashes"].append(hash_of(b"", [reference]))
                 self.arrays["media"].extend(medium.size)
                 self.arrays["file_sizes"].append(medium.file_size)
                 self.arrays["file_times"].append(medium.file_time)

@@ -16,6 +16,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.request import url2pathname
@@ -24,7 +25,7 @@ from PIL import Image
 
 from reading import named_fields
 from reading.files import is_within, leads_out_of, stays_in
-from reading.mapping import TURN_KEYS, Mapping, proposal
+from reading.mapping import TURN_KEYS, Mapping, field_of, proposal
 from reading.references import is_url
 from reading.strict_json import strict_json
 from reading.unread import Unread, check_text, is_base64
@@ -38,6 +39,7 @@ PAIRS = {"prompt": "completion", "question": "answer", "query": "response", "ins
 INPUT = {"instruction": ("input",)}  # what it ends with
 SYSTEM = ("system_prompt", "system")  # two names of one field
 MASKS = ("train", "training", "loss", "weight", "loss_weight")  # names of one key of a message
+WEIGHT = "sampling_weight"
 OBJECT_MARK = re.compile("<(ref-object|bbox|point)>")  # ms-swift's
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
@@ -67,6 +69,7 @@ class RowForm:
     turn_keys: tuple[tuple[str, ...], tuple[str, ...]] = TURN_KEYS  # of a turn -> its role and its content
     system_key: str = "system"
     allow_empty_answers: bool = False
+    balance: str | None = None  # the field of the file that names a row's class
     roots: tuple[str, ...] = ()  # folders that no local medium may be outside of, links resolved; (): anywhere
 
     @cached_property
@@ -94,7 +97,7 @@ class RowForm:
     def columns(self) -> tuple[str, ...]:
         """All fields of a row that can be read."""
         of_pairs = (*PAIRS, *PAIRS.values(), "input", "history")
-        return (*self.turn_fields[::-1], *of_pairs, *SYSTEM, *MEDIA_COLUMNS, "tools")
+        return (*self.turn_fields[::-1], *of_pairs, *SYSTEM, *MEDIA_COLUMNS, "tools", WEIGHT)
 
     def named(self, row: object, mapped: Counter | None = None) -> dict:
         """A row of a file under the names that are read, with what the flags give each row.
@@ -104,7 +107,11 @@ class RowForm:
         """
         if not isinstance(row, dict):
             raise ValueError(f"must be a JSON object, not {type(row).__name__}")
+        if self.balance and self.class_of(row) is None:
+            raise ValueError(f"has no `{self.balance}`, by which --balance {self.balance} draws it")
         row = self.mapping.row(row, mapped)
+        if WEIGHT in row:
+            row[WEIGHT] = _weight(row[WEIGHT])
         if self.prompt is not None:
             if asked := [name for name in (*self.turn_fields, *PAIRS) if name in row]:
                 raise ValueError(f"has a question of its own (`{asked[0]}`), and --prompt gives one too; leave one out")
@@ -114,6 +121,10 @@ class RowForm:
                 raise ValueError(f"has its own `{given[0]}`, and --system_prompt gives one too; leave one out")
             row |= {SYSTEM[0]: self.system_prompt}
         return row
+
+    def class_of(self, row: dict) -> object:
+        """What a row of a file is balanced by, None without --balance."""
+        return field_of(row, self.balance)[0] if self.balance else None
 
     def messages(self, row: dict, unread_fields: Counter | None = None) -> list[dict]:
         """The canonical messages of a row.
@@ -129,7 +140,7 @@ class RowForm:
         unread = Unread(self.starts)
         pair = (answer, "history", *INPUT.get(form, ())) if answer else ()
         row, several = _with_one_answer(row, answer)
-        unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS, "tools"})
+        unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS, "tools", WEIGHT})
         turns = self._turns_of_pair(row, form, answer) if answer else _turns(row[form], form)
         messages = _system(row) + named_fields.merged([self._message(turn, where, unread) for turn, where in turns])
         users = [message for message in messages if message["role"] == "user"]
@@ -158,7 +169,7 @@ class RowForm:
             )
         if "objects" in row or unread.times or unread.media:
             _check_unread(unread, row, messages)
-        for name in unread.names if unread_fields is not None else ():
+        for name in unread.names - {self.balance} if unread_fields is not None else ():
             unread_fields[name] += 1
         return messages
 
@@ -351,6 +362,14 @@ def shown(value: object) -> str:
     """A value in an error message, cut to a readable length."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _weight(value: object) -> float:
+    """How often a row is drawn, compared with others; in tables, numbers are text."""
+    with suppress(ValueError, OverflowError):
+        if type(value) in (int, float, str) and 0 <= (weight := float(value)) <= 1e9:  # not NaN
+            return weight
+    raise ValueError(f"{WEIGHT} is {shown(value)}; it must be a number from 0 to 1e9")
 
 
 def _turns(turns: object, name: str) -> list[tuple[dict, str]]:

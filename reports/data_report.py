@@ -8,7 +8,6 @@ if training would fail.
 """
 
 import copy
-import hashlib
 import json
 import math
 import os
@@ -30,11 +29,11 @@ from collators.template import naming
 from collators.template_check import check_template
 from evaluation.verdict import of_check
 from loaders import LOADERS
-from reading.dataset import make_dataset
-from reading.references import is_url
+from reading.references import digest, hash_of
 from reading.replaced import check_drawn
 from reading.row_index import Layout
 from reading.rows import content_parts
+from reading.split import make_datasets
 from reading.strict_json import strict_json
 from reports import data_report_views
 from reports.terminal import terminal
@@ -83,9 +82,8 @@ def run(arguments, own) -> int:
     """
     data, model, stdout = arguments.data, arguments.model, sys.stdout
     with redirect_stdout(sys.stderr):  # whatever a library prints
-        splits = {"train": make_dataset(data, data.data_path, check=False, weighted=True)}
-        if data.eval_data_path:
-            splits["eval"] = make_dataset(data, data.eval_data_path, check=False)
+        train_dataset, eval_dataset = make_datasets(data, arguments.training.seed, check=False)
+        splits = {"train": train_dataset} | ({"eval": eval_dataset} if eval_dataset else {})
         notes = {split: [*dataset.notes(), *check_drawn(dataset)] for split, dataset in splits.items()}
         loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
         collator = make_collator(model.family, loader, data, *splits.values())
@@ -209,22 +207,6 @@ def fingerprints(row: dict) -> dict:
         question += parts if message["role"] == "user" else []
     hashes = {"content": content, "question": question}
     return {name: hash_of(json.dumps(value).encode())[:16] for name, value in hashes.items()}
-
-
-def digest(reference) -> str:
-    """A hash of a medium's bytes: a file, a URL (by its name), encoded bytes, a PIL image, or a list of these."""
-    if isinstance(reference, list):
-        return hash_of("".join(map(digest, reference)).encode())
-    if is_url(reference):
-        return hash_of(reference.encode())
-    if isinstance(reference, str):
-        with open(reference, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return hash_of(reference if isinstance(reference, bytes) else reference.tobytes())
-
-
-def hash_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 # ---- all rows ----

@@ -150,9 +150,10 @@ def curves_of(log_history: list[dict]) -> dict[str, dict[str, list[tuple[int, fl
 
 def metrics_of(logs: dict) -> dict[str, float]:
     """What the answers of an evaluation are worth."""
-    found = {name.removeprefix("eval_"): value for name, value in sorted(logs.items()) if name.startswith("eval_")}
+    names = [name for name in sorted(logs) if name.startswith("eval_") and not name.endswith((*SPEED, "answers"))]
+    found = {name.removeprefix("eval_"): logs[name] for name in names}
     others = {"loss", *(f"blind_{name}" for name in found)}
-    return {n: v for n, v in found.items() if n not in others and not n.endswith((*SPEED, "answers"))}
+    return {name: value for name, value in found.items() if name not in others}
 
 
 def figures_of(state) -> dict[str, str]:

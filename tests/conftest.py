@@ -220,6 +220,13 @@ def write_rows(media_folder, tmp_path):
         path.unlink()
 
 
+def outline(dataset, position: int) -> tuple[dict, dict]:
+    """A row without its texts and references, and (kind, number there) -> size of each medium, by the index."""
+    index, place = dataset.locate(position)
+    layout = index.layout(place)
+    return {"messages": layout.messages}, layout.media_sizes(index.sizes(place))
+
+
 def turns(*texts: str) -> list[dict]:
     """LLaVA-style turns, the user first."""
     return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]

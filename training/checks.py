@@ -58,7 +58,7 @@ KEPT_FLAGS = {
 # The smallest value that has a meaning -> flags; the Trainer fails late on a smaller one of its own.
 SMALLEST = {
     1: "max_samples model_max_length lora_r lora_alpha per_device_train_batch_size per_device_eval_batch_size "
-    "gradient_accumulation_steps eval_max_new_tokens early_stopping_patience",
+    "gradient_accumulation_steps eval_max_new_tokens early_stopping_patience sample_rows",
     0: "vision_encoder_lr vision_projector_lr max_bad_samples eval_generate learning_rate weight_decay max_grad_norm "
     "label_smoothing_factor dataloader_num_workers seed",
 }
@@ -89,8 +89,8 @@ NEEDED_BY = {
     "--image_size, --min_pixels or --max_pixels": "image_resize_algorithm",
     "--min_pixels or --max_pixels": "keep_processor_config",
     "--allow_urls True": "media_megabytes_limit",
-    "--eval_data_path": "eval_strategy eval_generate eval_on_start eval_delay per_device_eval_batch_size "
-    "metric_for_best_model greater_is_better",
+    "--eval_data_path or --eval_split 0.05": "eval_strategy eval_generate "
+    "eval_on_start eval_delay per_device_eval_batch_size metric_for_best_model greater_is_better",
     "--eval_generate 100": "metric eval_max_new_tokens",
     "--eval_strategy epoch": "early_stopping_patience load_best_model_at_end",
     "--dataloader_num_workers 4": "dataloader_persistent_workers dataloader_multiprocessing_context",
@@ -99,6 +99,7 @@ NEEDS = {flag: needed for needed, flags in NEEDED_BY.items() for flag in flags.s
 
 # Pairs of flags of which one must be left out, and why.
 EXCLUDES = (
+    ("eval_data_path", "eval_split", "both choose what is evaluated"),
     ("num_frames", "fps", "both choose the frames of a video"),
     ("q_lora", "load_in_8bit", "4 bits or 8"),
     *(("use_dora", name, "peft 0.21 cannot do both") for name in ("load_in_8bit", "lora_experts", "lora_router")),
@@ -207,6 +208,8 @@ def check_reading(reading) -> None:
 def check_data(data) -> None:
     if not data.data_path:
         raise ValueError("--data_path is missing: a JSON, JSONL, Parquet or CSV file, see docs/start.md.")
+    if data.eval_split is not None and not (0 < data.eval_split < 1 or data.eval_split % 1 == 0 < data.eval_split):
+        raise ValueError(f"--eval_split {data.eval_split:g} must be a share of the rows (0.05) or a number of them.")
     if data.chat_template and data.chat_template not in OWN_TEMPLATES and not os.path.isfile(data.chat_template):
         raise ValueError(
             f"--chat_template {data.chat_template!r} is not a file, nor {' or '.join(OWN_TEMPLATES)}: leave it "

@@ -283,20 +283,22 @@ class FinetuneTrainer(ResumableTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batch = self.args.train_batch_size * self.args.world_size
         if self.pack_budget:
-            epochs = self._most_epochs(rows, batch)
+            epochs = self._most_epochs(rows, seed, batch)
             self.epoch_sampler = PackSampler(rows, seed, self.lengths, self.pack_budget, batch, epochs)
         else:
             sampler = SAMPLERS[self.args.train_sampling_strategy]
             self.epoch_sampler = sampler(rows, seed, batch * self.args.gradient_accumulation_steps, self.lengths)
         return self.epoch_sampler
 
-    def _most_epochs(self, dataset, batch: int) -> int:
-        """The epochs of the run, or more: by `--max_steps`, as many as there are if every pack is full."""
+    def _most_epochs(self, dataset, seed: int, batch: int) -> int:
+        """The epochs of the run, or more: by `--max_steps`, as many as it would begin if every pack were full."""
         if self.args.max_steps <= 0:
             return math.ceil(self.args.num_train_epochs)
-        tokens = self.lengths[dataset.epoch_rows(0, 0)].sum()
-        packs = self.args.max_steps * self.args.gradient_accumulation_steps * batch
-        return math.ceil(packs * self.pack_budget / tokens)
+        tokens, epoch = self.args.max_steps * self.args.gradient_accumulation_steps * batch * self.pack_budget, 0
+        while tokens > 0:
+            tokens -= self.lengths[dataset.epoch_rows(seed, epoch)].sum()
+            epoch += 1
+        return epoch
 
     def _run_epoch(self, *, epoch, **kwargs):
         if self.epoch_sampler:  # accelerate 1.15 does not reach it on a resumed rank of several

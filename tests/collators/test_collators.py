@@ -15,6 +15,7 @@ from conftest import (
     golden_records,
     make_loader,
     official_template,
+    outline,
     replies_of,
     row_losses,
     rows_for,
@@ -508,8 +509,8 @@ def test_the_first_exchanges_media_must_fit(make_collator, samples, family):
 def test_media_are_counted_as_they_come(collator, dataset, samples, family):
     for i, sample in enumerate(samples):
         ids = collator.encode(sample).inputs["input_ids"]
-        outline, sizes = dataset.outline(i)
-        media_tokens = collator.budget.count_media_tokens(outline, sizes)
+        found, sizes = outline(dataset, i)
+        media_tokens = collator.budget.count_media_tokens(found, sizes)
         num_media = collator.is_media(ids).sum()
         num_frames = sum(size[0] for (kind, _), size in sizes.items() if kind == "video")
         num_media += num_frames * FACTS[family].frame_label_tokens

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from conftest import FAMILIES, TAKES_VIDEO, make_loader, turns
+from conftest import FAMILIES, TAKES_VIDEO, make_loader, outline, turns
 from facts import FACTS
 from PIL import Image
 from torch.utils.data import BatchSampler
@@ -87,7 +87,7 @@ def test_videos_are_counted_to_the_token_or_to_the_longest_time(tiny, write_rows
         if family not in TIMED:
             assert counted.tolist() == true
         for i, (most, number) in enumerate(zip(counted.tolist(), true)):
-            frames = next(size[0] for (kind, _), size in dataset.outline(i)[1].items() if kind == "video")
+            frames = next(size[0] for (kind, _), size in outline(dataset, i)[1].items() if kind == "video")
             assert number <= most <= number + 3 * max(frames, 2)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import row_losses, rows_for, run, turns
+from conftest import outline, row_losses, rows_for, run, turns
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -187,7 +187,7 @@ def test_images_of_any_shape(family, tiny, dataset):
         inputs = collator.encode(sample).inputs
         ids = inputs["input_ids"]
         grids.append((inputs["image_sizes"] // token).tolist())
-        assert collator.budget.count_media_tokens(*dataset.outline(i)) == collator.is_media(ids).sum()
+        assert collator.budget.count_media_tokens(*outline(dataset, i)) == collator.is_media(ids).sum()
         assert collator.is_media(ids).sum() == sum(height * (width + 1) for height, width in grids[-1])
         count = lambda id: int((ids == id).sum())  # noqa: B023, E731
         assert count(10) == sum(height * width for height, width in grids[-1])  # [IMG]

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import turns
+from conftest import outline, turns
 from PIL import Image
 
 from reading.dataset import MultimodalDataset, shared_rows
@@ -417,8 +417,8 @@ def test_rows_hold_references_and_samples_opened_media(write_rows, media_folder)
     assert clip["video"].shape == (4, 64, 64, 3) and clip["metadata"]["frames_indices"] == [0, 5, 10, 15]
     assert json.dumps(list(dataset.rows)) == rows
     assert dataset.media_kinds == {"image", "video"}
-    outline, sizes = dataset.outline(0)
-    assert [part["type"] for part in content_parts(outline)] == ["image", "text", "image", "text", "video", "text"]
+    found, sizes = outline(dataset, 0)
+    assert [part["type"] for part in content_parts(found)] == ["image", "text", "image", "text", "video", "text"]
     assert sizes == {("image", 0): (64, 64), ("image", 1): (50, 100), ("video", 2): (4, 64, 64)}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TAKES_VIDEO, make_loader, run, turns
+from conftest import TAKES_VIDEO, make_loader, outline, run, turns
 from PIL import Image
 
 import predict
@@ -72,10 +72,10 @@ def test_counts_hold_whatever_the_flags(tiny, write_rows, family):
         dataset = make_dataset(data, data.data_path)
         collator = make_collator(family, make_loader(family, tiny(family)), data)
         for i, row in enumerate(dataset.rows):
-            outline = dataset.outline(i)
+            found = outline(dataset, i)
             length = collator.encode(dataset[i]).inputs["input_ids"].shape[1]
-            counted = collator.budget.count_text_tokens([row])[0] + collator.budget.count_media_tokens(*outline)
-            counted += collator.budget.count_frame_text_tokens(*outline)
+            counted = collator.budget.count_text_tokens([row])[0] + collator.budget.count_media_tokens(*found)
+            counted += collator.budget.count_frame_text_tokens(*found)
             assert length <= counted
 
 
@@ -85,7 +85,7 @@ def test_processor_kwargs_reach_the_processor_and_its_counts(tiny, write_rows):
     assert inputs["image_grid_thw"].tolist() == [[1, 8, 8]]
     data = DataArguments(data_path=[path], processor_kwargs=options)
     collator = make_collator("qwen2.5-vl", make_loader("qwen2.5-vl", tiny("qwen2.5-vl")), data)
-    assert collator.budget.count_media_tokens(*make_dataset(data, [path]).outline(0)) == 16
+    assert collator.budget.count_media_tokens(*outline(make_dataset(data, [path]), 0)) == 16
 
 
 @pytest.mark.parametrize(

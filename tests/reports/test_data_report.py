@@ -17,7 +17,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 import preview
+from arguments import DataArguments
+from reading import split
 from reading.dataset import MultimodalDataset
+from reading.split import make_datasets
 from reports import data_report, data_report_views
 from reports.terminal import terminal
 
@@ -48,16 +51,17 @@ HERE = {"workers": rows_here, "get_worker_info": lambda: SimpleNamespace(id=0)}
 
 def main(words: list[str], log: str) -> int:
     """preview.py with a `LoggedDataset`, in this process unless a number of workers is given; returns its exit code."""
-    make = data_report.make_dataset
+    make = split.make_dataset
 
     def make_logged(*args, **kwargs):
-        dataset = make(*args, **kwargs)
-        dataset.__class__, dataset.log = LoggedDataset, log
+        if dataset := make(*args, **kwargs):
+            dataset.__class__, dataset.log = LoggedDataset, log
         return dataset
 
     here = {} if "--dataloader_num_workers" in words else HERE
-    with mock.patch.multiple(data_report, make_dataset=make_logged, **here), pytest.raises(SystemExit) as end:
-        preview.main(words)
+    with mock.patch.object(split, "make_dataset", make_logged), mock.patch.multiple(data_report, **here):
+        with pytest.raises(SystemExit) as end:
+            preview.main(words)
     return end.value.code
 
 
@@ -304,6 +308,18 @@ def test_references_that_are_not_allowed_are_faults_of_the_row(check, write_rows
     images = ["https://example.com/a.png", "../x.png", "none.png"]
     path = write_rows([row("<image> a", "b", image=image) for image in images] + [row("a", "b")])
     assert faults(check("llava-1.5", path)[1]) == {"row": 2, "missing": 1}
+
+
+def test_the_rows_that_training_holds_out_are_the_evaluation_data(check, write_rows):
+    rows = [row("a", "b " * 2**i) for i in range(5)]  # any two have a sum of their own
+    path = write_rows([*rows[:2], row("<image>a", "b", image="none.png"), *rows[2:]])
+    data = DataArguments(data_path=[path], eval_split=2)
+    held_out = make_datasets(data, 7, max_bad_samples=1)[1]
+    code, report, _ = check("llava-1.5", path, "--eval_split", 2, "--seed", 7)
+    assert code == 1 and faults(report) == {"missing": 1}  # training refuses the whole
+    assert [report["data"][side]["rows"] for side in ("train", "eval")] == [4, 2]
+    alone = check("llava-1.5", write_rows([held_out.raw(i) for i in range(2)]))[1]
+    assert report["data"]["eval"]["tokens"] == alone["data"]["train"]["tokens"]
 
 
 def test_a_url_counts_by_its_name():

@@ -334,7 +334,7 @@ DECIDE = {
         vision_projector_lr""",
     "data": """max_samples user_key assistant_key field_messages image_size image_resize_algorithm min_pixels max_pixels
         jpeg_draft num_frames fps max_frames video_max_pixels processor_kwargs model_max_length chat_template
-        padding_free packing mask_question_tokens drop_overlong""",
+        padding_free packing mask_question_tokens drop_overlong eval_split sample_rows balance""",
     "lora": """use_lora use_vision_lora q_lora load_in_8bit lora_r lora_alpha lora_dropout lora_bias lora_target_modules
         lora_init use_dora use_rslora lora_weight_path lora_experts lora_router""",
     "training": """per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps learning_rate

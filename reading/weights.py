@@ -1,0 +1,72 @@
+"""Which rows an epoch takes: by the weights of their paths, by weights of their own, and by their classes."""
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from reading.rows import WEIGHT
+
+
+class WeightedRows(Dataset):
+    """What a MultimodalDataset knows of its epochs."""
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether an epoch draws its rows, with replacement, by weights or classes of theirs."""
+        return self.weighted and (self.balance is not None or bool((self.of_rows("sampling_weights") != 1).any()))
+
+    def how_drawn(self) -> str:
+        how = f"by {WEIGHT}"
+        if self.balance is not None:
+            classes = np.count_nonzero(np.unique(self.of_rows("classes")))  # 0 is of rows that cannot be used
+            how = f"each of {classes:,} classes of `{self.balance}` equally often"
+        return f"{self.name}: an epoch draws {self.epoch_size:,} rows with replacement, {how}."
+
+    @property
+    def epoch_size(self) -> int:
+        """Samples in an epoch: each path gives its rows times its weight."""
+        return sum(self._shares())
+
+    def _shares(self) -> list[int]:
+        return [max(round(w * n), min(n, 1)) for w, n in zip(self.weights, np.diff(self._ends()).tolist())]
+
+    def _ends(self) -> list[int]:
+        """The position of the first row of each path, and the end."""
+        return self.first_of if self.kept is None else np.searchsorted(self.kept, self.first_of).tolist()
+
+    def row_weights(self) -> np.ndarray:
+        """How often each row is seen in an epoch, in the mean (rows,)."""
+        shares, counts = self._shares(), np.diff(self._ends())
+        weights = np.repeat(np.divide(shares, np.maximum(counts, 1)), counts)
+        if not self.is_drawn:
+            return weights
+        weights *= self.of_rows("sampling_weights")
+        _, group = np.unique(self.of_rows("classes"), return_inverse=True)  # without --balance, it is one
+        totals = np.bincount(group, weights)
+        if not totals.all():
+            of_class = f" of a class of --balance {self.balance}" if self.balance is not None else ""
+            raise ValueError(f"{self.name}: no row{of_class} has a {WEIGHT} above 0, so that none could be drawn.")
+        weights /= totals[group]
+        return weights * (sum(shares) / weights.sum())
+
+    def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
+        """The positions that an epoch takes, not shuffled: a pure function of its arguments.
+
+        A path of weight 0.5 gives one half of its rows and in the next epoch the other, one of weight 2 each row twice.
+        Where rows have weights or classes, any of all rows is drawn each time, by its weight times that of its path.
+        """
+        if self.is_drawn:
+            draw = np.random.default_rng([seed % 2**32, len(self.weights), epoch])  # as below, of one path more
+            weights = self.row_weights()
+            return np.sort(draw.choice(len(self), self.epoch_size, p=weights / weights.sum()))
+        chosen, ends = [], self._ends()
+        for path, (start, end, share) in enumerate(zip(ends, ends[1:], self._shares())):
+            number = end - start
+            if share == number:
+                chosen.append(np.arange(start, end))
+                continue
+            # The next `share` rows of an endless line of shuffled passes over the path.
+            first, last = epoch * share, (epoch + 1) * share
+            for turn in range(first // max(number, 1), -(-last // max(number, 1))):
+                order = np.random.default_rng([seed % 2**32, path, turn]).permutation(number)
+                chosen.append(start + order[max(first - turn * number, 0) : last - turn * number])
+        return np.concatenate(chosen)
