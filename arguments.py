@@ -55,6 +55,15 @@ class ModelArguments:
     )
     train_vision_encoder: bool = flag(False, "Train the vision encoder.")
     train_vision_projector: bool = flag(False, "Train the vision projector (always in full).")
+    train_language_model: bool = flag(True, "Train the language model. False: the vision parts alone.")
+    freeze: list[str] | None = flag(
+        None, "Freeze what these names match, whatever the other flags train: as of --train (docs/training.md#by-name)."
+    )
+    train: list[str] | None = flag(
+        None,
+        "Train in full what these match, whatever the other flags freeze: names, ends of names, or regexes of whole "
+        "names, of modules and parameters.",
+    )
     vision_encoder_lr: float | None = flag(None, "Learning rate of the vision encoder. Default: --learning_rate.")
     vision_projector_lr: float | None = flag(None, "Learning rate of the vision projector. Default: --learning_rate.")
 

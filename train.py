@@ -86,7 +86,10 @@ def finetune(arguments: Arguments) -> None:
     model = trainable.make_trainable(model, loader, arguments)
     trained = trainable.summarize(model, loader, arguments)
     say("\n" + trainable.format_summary(trained) + "\n")
-    collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, train_dataset, eval_dataset)
+    vision_trains = any(row.trained for row in trained if row.component != "language_model")
+    collator.media_in_every_batch = engines.equal_vision_calls(
+        arguments, loader, vision_trains, train_dataset, eval_dataset
+    )
 
     # training and evaluation; what became of it is said and written down, also where it is interrupted
     facts = RunFacts(arguments, trained, train_dataset, eval_dataset, collator.template.request_options())

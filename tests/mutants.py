@@ -26,6 +26,7 @@ LOSS = "tests/training/test_loss.py::"
 ALONE = "tests/training/test_padding_free.py::test_losses_and_gradients_are_those_of_each_sample_alone"
 MERGE = "tests/merging/test_merge_shards.py::"
 FILES = "tests/training/test_checkpoint_files.py::"
+TRAINS = "tests/training/test_trainable.py::"
 THOUGHTS = "tests/collators/test_thoughts_and_tools.py::"
 
 
@@ -535,6 +536,41 @@ FAULTS = [
         "*(*loader.vision_encoder, *loader.vision_projector",
         "*(*loader.vision_projector",
         "tests/training/test_trainable.py::test_only_the_language_model_is_quantized[4-nf4-llava-1.5]",
+    ),
+    Fault(
+        "--train_language_model False trains it",
+        "training/trainable.py",
+        '"full" if model.train_language_model else "frozen"',
+        '"full"',
+        TRAINS + "test_names_have_the_last_word[projector alone]",
+    ),
+    Fault(
+        "a name of --train is frozen",
+        "training/trainable.py",
+        '("train", "full")',
+        '("train", "frozen")',
+        TRAINS + "test_names_have_the_last_word[last layer]",
+    ),
+    Fault(
+        "what --freeze names has an adapter",
+        "training/adapters.py",
+        'if (mode := modes[f"{name}.weight"]) != "lora":',
+        'if (mode := modes[f"{name}.weight"]) is None:',
+        TRAINS + "test_beside_adapters_names_freeze_a_layer_or_train_it_in_full",
+    ),
+    Fault(
+        "--freeze and --train may match the same",
+        "training/trainable.py",
+        "if found.get(name, mode) != mode)",
+        "if found.get(name, mode) is None)",
+        TRAINS + "test_names_without_a_meaning_are_refused",
+    ),
+    Fault(
+        "the summary calls a component frozen of which a name trains",
+        "training/trainable.py",
+        "if named or not trained:",
+        "if not trained:",
+        TRAINS + "test_names_have_the_last_word[a parameter]",
     ),
     # ---- the order of samples ----
     Fault(

@@ -144,11 +144,10 @@ def set_up_fsdp(training, model, dtype: torch.dtype) -> None:
         plugin["mixed_precision_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
 
 
-def equal_vision_calls(arguments, loader, *datasets) -> set[str]:
+def equal_vision_calls(arguments, loader, vision_trains: bool, *datasets) -> set[str]:
     """Kinds of media that every batch must hold: an engine that shards or reduces parameters waits for all of them."""
     training = arguments.training
-    vision_is_trained = arguments.model.train_vision_encoder or arguments.model.train_vision_projector
-    needed = vision_is_trained or loader.language_model_sees_media or training.deepspeed or training.fsdp
+    needed = vision_trains or loader.language_model_sees_media or training.deepspeed or training.fsdp
     if training.world_size == 1 or not needed:
         return set()
     kinds = {"image"} if loader.language_model_sees_media else set()  # also where no row has any
