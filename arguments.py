@@ -18,6 +18,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from evaluation.metrics import METRICS, kind_of
+from loaders.new_tokens import read_tokens
 from loaders.output_folder import check_writable
 from reading.options import FILTERS
 from supported_models import find_model
@@ -142,6 +143,10 @@ class DataArguments(ReadingArguments):
         "Jinja file that replaces the chat template, in training and in answers, or where the checkpoint's is not the "
         "family's, which of them: checkpoint or family (docs/chat_formats.md).",
     )
+    add_tokens: str | None = flag(
+        None,
+        "File of words that become tokens, one a line; with LoRA their rows train too (docs/training.md#new-words).",
+    )
     padding_free: bool | None = flag(
         None, "Lay the samples of a batch in one row instead of padding them. Default: where the model can."
     )
@@ -165,6 +170,7 @@ class DataArguments(ReadingArguments):
     def __post_init__(self):
         super().__post_init__()
         checks.check_data(self)
+        self.new_tokens = read_tokens(self.add_tokens) if self.add_tokens else None
 
     @property
     def allowed_bad_samples(self) -> int | None:

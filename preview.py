@@ -33,6 +33,7 @@ from loaders.output_folder import check_writable
 from reading.dataset import MultimodalDataset, make_dataset
 from reports import preview_views
 from reports.preview_rows import Preview, examine
+from training.added_tokens import added_tokens
 from training.engines import say
 
 # Of --html without a selection of rows.
@@ -119,6 +120,7 @@ def load(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | None]
     loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
     collator = make_collator(model.family, loader, data)
     check_labels(collator)
+    say(added_tokens(loader, collator.template))
     try:
         say(check_template(collator, dataset))
     except ValueError as error:

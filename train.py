@@ -31,7 +31,7 @@ from reading.options import MEDIA_FLAGS
 from reading.strict_json import make_strict
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, run_folder, trainable
-from training.added_tokens import untrained_tokens
+from training.added_tokens import added_tokens, untrained_tokens
 from training.engines import say
 from training.sampling import SAMPLERS
 from training.throughput import FlopCounter
@@ -65,6 +65,7 @@ def finetune(arguments: Arguments) -> None:
         collator.join_samples(loader)
     check_labels(collator)
     say(check_template(collator, train_dataset, eval_dataset))
+    say(added_tokens(loader, collator.template))
     say(untrained_tokens(loader, arguments, collator.template, train_dataset))
     check_media_kinds(arguments, train_dataset, eval_dataset)
     for dataset in filter(None, (train_dataset, eval_dataset)):
@@ -86,10 +87,7 @@ def finetune(arguments: Arguments) -> None:
     model = trainable.make_trainable(model, loader, arguments)
     trained = trainable.summarize(model, loader, arguments)
     say("\n" + trainable.format_summary(trained) + "\n")
-    vision_trains = any(row.trained for row in trained if row.component != "language_model")
-    collator.media_in_every_batch = engines.equal_vision_calls(
-        arguments, loader, vision_trains, train_dataset, eval_dataset
-    )
+    collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, trained, train_dataset, eval_dataset)
 
     # training and evaluation; what became of it is said and written down, also where it is interrupted
     facts = RunFacts(arguments, trained, train_dataset, eval_dataset, collator.template.request_options())
@@ -107,6 +105,7 @@ def finetune(arguments: Arguments) -> None:
         eval_dataset=eval_dataset and EncodedDataset(eval_dataset, collator, num_workers, is_training=False),
         model_path=arguments.model.model_path,
         chat_template=collator.template.text if arguments.data.chat_template else None,
+        new_tokens=loader.new_tokens,
         learning_rates=trainable.learning_rates(model, loader, arguments),
         lengths=lengths,
         pack_budget=arguments.data.model_max_length if arguments.data.packing else None,

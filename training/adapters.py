@@ -8,6 +8,7 @@ from itertools import accumulate, chain
 from torch import nn
 
 from loaders.base import COMPONENTS, BaseLoader, is_inside
+from loaders.new_tokens import rows_of
 from loaders.output_folder import public_name
 from supported_models import nearest
 from training.engines import say
@@ -27,17 +28,21 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
     """
     from peft import LoraConfig, get_peft_model  # only a run with adapters needs peft
 
-    head = model.get_output_embeddings()
-    tied = head.weight is model.get_input_embeddings().weight
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head.weight is table.weight
     if tied and any(mode == "full" and model.get_parameter(name) is head.weight for name, mode in modes.items()):
-        flag = "--train beside adapters" if lora.use_lora else "--use_vision_lora True with a language model in full"
+        flag = "--train beside adapters" if lora.use_lora else "--use_vision_lora True without --use_lora True"
         raise ValueError(
-            f"{flag} cannot be saved for this model, whose head is tied to the embeddings: "
-            f"{'name neither of them' if lora.use_lora else 'add --use_lora True or --train_language_model False'}."
+            f"{flag} cannot save embeddings that train in full, since the head of this model is tied to them."
         )
     if lora.lora_weight_path:
         config = LoraConfig.from_pretrained(lora.lora_weight_path)
         config.inference_mode = False
+        if {*rows_of(vars(config))} != {*loader.pieces}:
+            raise ValueError(
+                f"--lora_weight_path {lora.lora_weight_path} has {len(rows_of(vars(config)))} added tokens, and "
+                f"{len(loader.pieces)} are named here: give it the --add_tokens file that it was trained with."
+            )
         try:
             return named(get_peft_model(model, config), loader)
         except ValueError as error:
@@ -53,6 +58,9 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
     targets = target_modules(model, loader, modes, lora.lora_target_modules)
     if not targets and not parameters:
         raise ValueError("--use_lora, --use_vision_lora: no layer is left that can have an adapter. Leave them out.")
+    tables = [name for name, module in model.named_modules() if module is table or module is head and not tied]
+    if loader.pieces and {*tables}.intersection(targets):
+        raise ValueError("--lora_target_modules: the head has rows of --add_tokens, and no adapter beside them.")
     config = LoraConfig(
         r=lora.lora_r,
         lora_alpha=lora.lora_alpha,
@@ -64,6 +72,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
         target_modules=targets,
         target_parameters=parameters or None,
         modules_to_save=full or None,
+        trainable_token_indices=dict.fromkeys(tables, [*loader.pieces]) if loader.pieces else None,
         task_type="CAUSAL_LM",
     )
     return named(get_peft_model(model, config), loader)

@@ -103,6 +103,8 @@ EXCLUDES = (
     *(("use_dora", name, "peft 0.21 cannot do both") for name in ("load_in_8bit", "lora_experts", "lora_router")),
     ("packing", "train_sampling_strategy", "packing itself decides which samples go together"),
     ("on_nonfinite", "deepspeed", "DeepSpeed updates before the gradients can be tested"),
+    *((name, "lora_weight_path", "the adapter decides what trains") for name in ("freeze", "train")),
+    ("peak_tflops", "add_tokens", "a head of added tokens is not counted"),
     ("peak_tflops", "torch_compile", "a compiled model hides the operations that are counted"),
 )
 
@@ -369,14 +371,11 @@ def check_together(arguments) -> None:
         raise ValueError(
             "--use_lora True trains the language model, which --train_language_model False freezes: leave one out."
         )
-    if not (model.train_language_model or model.train_vision_encoder or model.train_vision_projector or model.train):
-        raise ValueError(
-            "--train_language_model False leaves nothing to train: add --train_vision_projector True, "
-            "--train_vision_encoder True or --train NAME."
-        )
-    for name in ("freeze", "train") if lora.lora_weight_path else ():
-        if getattr(model, name):
-            raise ValueError(f"--{name} is set by the adapter in --lora_weight_path: leave it out.")
+    parts = (model.train_language_model, model.train_vision_encoder, model.train_vision_projector, model.train)
+    if not any(parts):
+        raise ValueError("--train_language_model False leaves nothing to train: add --train_vision_projector True.")
+    if arguments.data.add_tokens and not (lora.use_lora or model.train_language_model and not lora.use_vision_lora):
+        raise ValueError("--add_tokens needs a language model that trains beside all else: add --use_lora True.")
     if arguments.training.push_to_hub and (lora.use_lora or lora.use_vision_lora) and os.path.isabs(base):
         raise ValueError(
             f"--push_to_hub True: the adapter would name its base as {base}, a folder of this machine. Give the base "
