@@ -19,6 +19,7 @@ from transformers.hf_argparser import string_to_bool
 
 from collators.pixel_bounds import settle_resize
 from evaluation.metrics import METRICS, kind_of
+from loaders.new_tokens import read_tokens
 from loaders.output_folder import check_writable
 from reading.options import FILTERS, int_or_auto
 from supported_models import find_model
@@ -56,6 +57,15 @@ class ModelArguments:
     )
     train_vision_encoder: bool = flag(False, "Train the vision encoder.")
     train_vision_projector: bool = flag(False, "Train the vision projector (always in full).")
+    train_language_model: bool = flag(True, "Train the language model. False: the vision parts alone.")
+    freeze: list[str] | None = flag(
+        None, "Freeze what these names match, whatever the other flags train: as of --train (docs/training.md#by-name)."
+    )
+    train: list[str] | None = flag(
+        None,
+        "Train in full what these match, whatever the other flags freeze: names, ends of names, or regexes of whole "
+        "names, of modules and parameters.",
+    )
     vision_encoder_lr: float | None = flag(None, "Learning rate of the vision encoder. Default: --learning_rate.")
     vision_projector_lr: float | None = flag(None, "Learning rate of the vision projector. Default: --learning_rate.")
 
@@ -144,6 +154,10 @@ class DataArguments(ReadingArguments):
         "Jinja file that replaces the chat template, in training and in answers, or where the checkpoint's is not the "
         "family's, which of them: checkpoint or family (docs/chat_formats.md).",
     )
+    add_tokens: str | None = flag(
+        None,
+        "File of words that become tokens, one a line; with LoRA their rows train too (docs/training.md#new-words).",
+    )
     padding_free: bool | None = flag(
         None, "Lay the samples of a batch in one row instead of padding them. Default: where the model can."
     )
@@ -167,6 +181,7 @@ class DataArguments(ReadingArguments):
     def __post_init__(self):
         super().__post_init__()
         checks.check_data(self)
+        self.new_tokens = read_tokens(self.add_tokens) if self.add_tokens else None
 
     @property
     def allowed_bad_samples(self) -> int | None:

@@ -36,6 +36,7 @@ from evaluation import metrics
 from evaluation.answers import generate_answers, questions
 from evaluation.chat import Conversation, chat
 from loaders import LOADERS
+from loaders.new_tokens import rows_of
 from loaders.output_folder import adapter_config, check_writable, family_in, saved_arguments
 from loaders.quantization import quantization_config, quantized_bits
 from merging.shard_merge import check_adapter
@@ -212,6 +213,7 @@ def load(
     saved, family = saved_arguments(model_path), family_in(model_path, base_path, model_id)
     placement = {"device_map": "auto"} if torch.cuda.is_available() else {}  # over all GPUs
     loader = LOADERS.get(family)(base_path, trust_remote_code, dtype="auto", **placement)
+    loader.pieces = rows_of(adapter)
     if adapter is not None:
         # The adapter corrects the base that it saw, so it stands on one that is quantized alike.
         if bits := quantized_bits(saved.get("q_lora"), saved.get("load_in_8bit")):

@@ -34,6 +34,7 @@ from reading.dataset import MultimodalDataset
 from reading.split import make_datasets
 from reports import preview_views
 from reports.preview_rows import Preview, examine
+from training.added_tokens import added_tokens
 from training.engines import say
 
 # Of --html without a selection of rows.
@@ -120,6 +121,7 @@ def load(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | None]
     loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
     collator = make_collator(model.family, loader, data, dataset)
     check_labels(collator)
+    say(added_tokens(loader, collator.template))
     try:
         say(check_template(collator, dataset))
     except ValueError as error:

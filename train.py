@@ -32,7 +32,7 @@ from reading.split import make_datasets
 from reading.strict_json import make_strict
 from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, run_folder, trainable
-from training.added_tokens import untrained_tokens
+from training.added_tokens import added_tokens, untrained_tokens
 from training.engines import say
 from training.sampling import SAMPLERS
 from training.throughput import FlopCounter
@@ -69,6 +69,7 @@ def finetune(arguments: Arguments) -> None:
         collator.join_samples(loader)
     check_labels(collator)
     say(check_template(collator, train_dataset, eval_dataset))
+    say(added_tokens(loader, collator.template))
     say(untrained_tokens(loader, arguments, collator.template, train_dataset))
     check_media_kinds(arguments, train_dataset, eval_dataset)
     for dataset in filter(None, (train_dataset, eval_dataset)):
@@ -90,7 +91,7 @@ def finetune(arguments: Arguments) -> None:
     model = trainable.make_trainable(model, loader, arguments)
     trained = trainable.summarize(model, loader, arguments)
     say("\n" + trainable.format_summary(trained) + "\n")
-    collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, train_dataset, eval_dataset)
+    collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, trained, train_dataset, eval_dataset)
 
     # training and evaluation; what became of it is said and written down, also where it is interrupted
     request = collator.template.request_options()
@@ -110,6 +111,7 @@ def finetune(arguments: Arguments) -> None:
         model_path=arguments.model.model_path,
         chat_template=collator.template.text if arguments.data.chat_template else None,
         image_size=collator.image_size,
+        new_tokens=loader.new_tokens,
         learning_rates=trainable.learning_rates(model, loader, arguments),
         lengths=lengths,
         pack_budget=arguments.data.model_max_length if arguments.data.packing else None,

@@ -3,6 +3,7 @@
 from collators import COLLATORS
 from collators.pixel_bounds import set_options
 from collators.thoughts_and_tools import parse_template_kwargs
+from loaders.new_tokens import add_tokens
 
 # Values of --chat_template beside a file: what trains where the checkpoint's template is not the family's.
 OWN_TEMPLATES = ("checkpoint", "family")
@@ -14,7 +15,9 @@ def make_collator(family: str, loader, data, *datasets):
     if chat_template and chat_template not in OWN_TEMPLATES:
         with open(data.chat_template, encoding="utf-8") as file:
             chat_template = file.read()
-    processor = loader.load_processor()
+    processor, words = loader.load_processor(), data.new_tokens or []
+    if words:
+        add_tokens(loader, processor.tokenizer, words)
     collator = COLLATORS.get(family)(
         processor,
         data.model_max_length,
@@ -24,5 +27,7 @@ def make_collator(family: str, loader, data, *datasets):
         template_kwargs=parse_template_kwargs(data.template_kwargs),
         train_thoughts=data.train_thoughts,
     )
+    if wrong := [(word, token) for word in words for token in collator.template.frame.tokens if token in word]:
+        raise ValueError(f"--add_tokens: {wrong[0][0]!r} holds {wrong[0][1]!r}, which frames conversations. Rename it.")
     set_options(collator, data, *datasets)
     return collator

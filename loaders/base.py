@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import set_zero3_state
 
+from loaders.new_tokens import give_rows
+
 COMPONENTS = ("vision_encoder", "vision_projector", "language_model")
 
 
@@ -57,6 +59,10 @@ class BaseLoader:
     remote_code = False
     # Whether `load_model` reads the weights, or gives the model without them (`meta_model`).
     reads_weights = True
+    # Of --add_tokens (new_tokens.py): id -> ids of the pieces that its row starts from, none where it has a row; and
+    # id -> token, of those that the checkpoint's tokenizer does not have.
+    pieces: dict[int, list[int]] = {}
+    new_tokens: dict[int, str] = {}
 
     def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
         """
@@ -180,6 +186,8 @@ class BaseLoader:
                     module.support_avx512bf16_for_cpu = False
         if self.reads_weights:
             self.mend_saving(model)
+        if self.pieces:
+            give_rows(model, self)
         self.unused = self.unused_modules(model)
         return model
 

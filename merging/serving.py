@@ -131,7 +131,7 @@ def check_weights(path: str) -> str:
 def check_kind(path: str) -> str:
     """That it is LoRA and nothing else, on the base as it is stored."""
     config = adapter_config(path)
-    for name in ("modules_to_save", "use_dora", "target_parameters", "bias"):
+    for name in ("modules_to_save", "use_dora", "target_parameters", "trainable_token_indices", "bias"):
         if config.get(name) and config[name] != "none":
             raise ValueError(f"{name} is {config[name]}, which servers refuse or leave out. {MERGE}")
     if str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):

@@ -53,6 +53,8 @@ class ShardMerge:
         plain = isinstance(config, LoraConfig) and config.init_lora_weights in (True, False, "gaussian", "orthogonal")
         if not plain or config.lora_bias:
             raise WholeModelNeeded("this kind of adapter changes more of the base than a product added to a weight")
+        if config.trainable_token_indices:
+            raise WholeModelNeeded("the adapter has rows of added tokens")
         self.dtype, self.adapter_path = dtype, adapter_path
         self.folder, shards = stored_shards(loader)
         self.shards = {shard: open_file(os.path.join(self.folder, shard)) for shard in shards}

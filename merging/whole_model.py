@@ -8,6 +8,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from PIL import Image
 
 from loaders.base import BaseLoader, local_folder
+from loaders.new_tokens import rows_of
+from loaders.output_folder import adapter_config
 from merging.shard_merge import check_adapter, open_file
 
 WEIGHT_FILES = ["model*.safetensors", "pytorch_model*.bin"]
@@ -26,7 +28,7 @@ def load_with_adapter(loader: BaseLoader, adapter_path: str, seen_as) -> PeftMod
     Raises:
         ValueError: the adapter does not fit the base.
     """
-    loader.model_kwargs["dtype"] = torch.float32
+    loader.model_kwargs["dtype"], loader.pieces = torch.float32, rows_of(adapter_config(adapter_path))
     if seen_as:
         loader.model_kwargs |= {"dtype": loader.dtype, "quantization_config": seen_as}
     model = loader.load_model()

@@ -37,7 +37,7 @@ from reading.split import make_datasets
 from reading.strict_json import strict_json
 from reports import data_report_views
 from reports.terminal import terminal
-from training.added_tokens import untrained_tokens
+from training.added_tokens import added_tokens, untrained_tokens
 from training.engines import say
 
 KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
@@ -89,6 +89,7 @@ def run(arguments, own) -> int:
         collator = make_collator(model.family, loader, data, *splits.values())
         check_labels(collator)
         say(check_template(collator, *splits.values()))
+        say(added_tokens(loader, collator.template))
         say(untrained_tokens(loader, arguments, collator.template, splits["train"]))
         results = Results(splits)
         check_rows(splits, collator, results, number_of_workers(arguments))

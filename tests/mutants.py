@@ -26,6 +26,8 @@ LOSS = "tests/training/test_loss.py::"
 ALONE = "tests/training/test_padding_free.py::test_losses_and_gradients_are_those_of_each_sample_alone"
 MERGE = "tests/merging/test_merge_shards.py::"
 FILES = "tests/training/test_checkpoint_files.py::"
+WORDS = "tests/loaders/test_new_tokens.py::"
+TRAINS = "tests/training/test_trainable.py::"
 THOUGHTS = "tests/collators/test_thoughts_and_tools.py::"
 
 
@@ -610,8 +612,8 @@ FAULTS = [
     Fault(
         "what the loss never sees is trained",
         "training/trainable.py",
-        "return loader.is_unused(name) or modes",
-        "return modes",
+        "if loader.is_unused(base_name(name)) or single",
+        "if single",
         "tests/training/test_trainable.py::test_full_training_trains_all_that_gets_a_gradient[llava-1.5]",
     ),
     Fault(
@@ -641,6 +643,83 @@ FAULTS = [
         "*(*loader.vision_encoder, *loader.vision_projector",
         "*(*loader.vision_projector",
         "tests/training/test_trainable.py::test_only_the_language_model_is_quantized[4-nf4-llava-1.5]",
+    ),
+    Fault(
+        "--train_language_model False trains it",
+        "training/trainable.py",
+        '"full" if model.train_language_model else "frozen"',
+        '"full"',
+        TRAINS + "test_names_have_the_last_word[projector alone]",
+    ),
+    Fault(
+        "a name of --train is frozen",
+        "training/trainable.py",
+        '("train", "full")',
+        '("train", "frozen")',
+        TRAINS + "test_names_have_the_last_word[last layer]",
+    ),
+    Fault(
+        "what --freeze names has an adapter",
+        "training/adapters.py",
+        'if (mode := modes[f"{name}.weight"]) != "lora":',
+        'if (mode := modes[f"{name}.weight"]) is None:',
+        TRAINS + "test_beside_adapters_names_freeze_a_layer_or_train_it_in_full",
+    ),
+    Fault(
+        "--freeze and --train may match the same",
+        "training/trainable.py",
+        "if found.get(name, mode) != mode)",
+        "if found.get(name, mode) is None)",
+        TRAINS + "test_names_without_a_meaning_are_refused",
+    ),
+    Fault(
+        "the summary calls a component frozen of which a name trains",
+        "training/trainable.py",
+        "if named or not trained:",
+        "if not trained:",
+        TRAINS + "test_names_have_the_last_word[a parameter]",
+    ),
+    Fault(
+        "a new word starts from the last of its pieces",
+        "loaders/new_tokens.py",
+        "weight[pieces].float().mean(0)",
+        "weight[pieces[-1]]",
+        WORDS + "test_words_start_from_their_pieces_and_are_found_in_the_saved_tokenizer[llava-1.5]",
+    ),
+    Fault(
+        "the head of new words does not train under LoRA",
+        "training/adapters.py",
+        "if module is table or module is head and not tied]",
+        "if module is table]",
+        WORDS + "test_under_lora_the_rows_get_the_gradients_of_the_plain_embeddings[llava-1.5]",
+    ),
+    Fault(
+        "the saved tokenizer has no new words",
+        "training/trainer.py",
+        "            if self.new_tokens:",
+        "            if False:",
+        WORDS + "test_plain_transformers_writes_the_words_that_were_learned[llava-1.5-words1-flags1]",
+    ),
+    Fault(
+        "a frame token may be added",
+        "collators/make.py",
+        "if token in word]:",
+        "if token in word and False]:",
+        WORDS + "test_a_frame_token_is_no_word[<image>]",
+    ),
+    Fault(
+        "a resumed run may have other words",
+        "training/resume.py",
+        'flags["add_tokens"] = flags.pop("new_tokens")',
+        'flags["add_tokens"] = flags.pop("new_tokens") and None',
+        WORDS + "test_a_resumed_run_has_the_same_words_wherever_their_file_is",
+    ),
+    Fault(
+        "a word that cannot be written is added",
+        "loaders/new_tokens.py",
+        "(written := tokenizer.decode([id])) != word:",
+        "not (written := tokenizer.decode([id])):",
+        WORDS + "test_a_word_that_a_byte_level_tokenizer_cannot_write_is_refused",
     ),
     # ---- the order of samples ----
     Fault(

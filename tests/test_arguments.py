@@ -72,7 +72,8 @@ REFUSED = [
     ("--batch_size 4", r"--batch_size is not a flag: use --per_device_train_batch_size \("),
     ("--micro_batch_size 4", r"--micro_batch_size is not a flag: use --per_device_train_batch_size\."),
     ("--auto_find_batchsize 4", r"--auto_find_batchsize is not a flag\. "),  # the nearest one is refused
-    ("--freeze_language_model True", "--freeze_language_model is not a flag: leave it out .*--use_lora True"),
+    ("--freeze_language_model True", "--freeze_language_model is not a flag: use --train_language_model False"),
+    ("--freeze_llm false", "--freeze_llm is not a flag: leave it out"),
     ("--freeze_vision_tower False", "--freeze_vision_tower is not a flag: use --train_vision_encoder"),
     ("--freeze-vision-tower=true", "--freeze-vision-tower is not a flag: leave it out"),
     ("--quantization_bit 8", "--quantization_bit is not a flag: use --load_in_8bit"),

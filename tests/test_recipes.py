@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import REPO, crossed
 from launch import launch
+from safetensors.torch import load_file
 
 from supported_models import find_model
 
@@ -24,6 +26,10 @@ RECIPES = {
         r"vision_encoder +full .* 2e-06",
         r"vision_projector +full .* 1e-05",
         r"language_model +lora .* 0.0001",
+    ),
+    "two_stages": (
+        r"vision_projector +full .* 0.001 .*\nlanguage_model +frozen",
+        r"vision_projector +full .* 2e-05 .*\nlanguage_model +lora r=16 .* 0.0001",
     ),
 }
 SHORT = ["--use_cpu", "True", "--max_steps", "2", "--gradient_accumulation_steps", "1", "--max_samples", "8"]
@@ -87,6 +93,12 @@ def test_a_recipe_runs_and_so_do_the_commands_that_it_ends_with(name, tiny, tmp_
     assert len((out / "answers.jsonl").read_text().splitlines()) == 4 * (2 if name == "multi_image" else 4)
     whole = out if name == "full_8_gpus" else tmp_path / "out-merged"
     assert (whole / "model.safetensors").exists()
+    if name == "two_stages":
+        base, first = tiny(find_model(model_id).family), tmp_path / "out-projector"
+        assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(first)
+        before, after = (load_file(f"{folder}/model.safetensors") for folder in (base, first))
+        moved = {key for key in before if not torch.equal(before[key], after[key])}
+        assert moved == {key for key in before if "multi_modal_projector" in key} and moved
 
 
 @pytest.mark.slow

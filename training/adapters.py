@@ -3,12 +3,14 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from torch import nn
 
 from loaders.base import COMPONENTS, BaseLoader, is_inside
+from loaders.new_tokens import rows_of
 from loaders.output_folder import public_name
+from supported_models import nearest
 from training.engines import say
 
 # Where older versions of transformers have the layers of a language model (of LLaVA, of Qwen2-VL, of Idefics): people
@@ -17,8 +19,8 @@ OLD_PATHS = ("language_model.model", "model", "model.language_model")
 NOT_LINEAR = "not linear layers"
 
 
-def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.Module:
-    """Adapters on linear layers of the components in mode "lora", whole copies of those in mode "full".
+def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lora) -> nn.Module:
+    """Adapters on linear layers of mode "lora", whole copies of modules of mode "full"; `modes` are of parameters.
 
     Raises:
         ValueError: a pattern of `--lora_target_modules` without a match, a flag without effect, an adapter in
@@ -26,15 +28,21 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.
     """
     from peft import LoraConfig, get_peft_model  # only a run with adapters needs peft
 
-    head = model.get_output_embeddings()
-    if modes["language_model"] == "full" and head.weight is model.get_input_embeddings().weight:
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head.weight is table.weight
+    if tied and any(mode == "full" and model.get_parameter(name) is head.weight for name, mode in modes.items()):
+        flag = "--train beside adapters" if lora.use_lora else "--use_vision_lora True without --use_lora True"
         raise ValueError(
-            "--use_vision_lora True with a fully trained language model cannot be saved for this model, whose head "
-            "is tied to its embeddings: add --use_lora True, or leave --use_vision_lora out."
+            f"{flag} cannot save embeddings that train in full, since the head of this model is tied to them."
         )
     if lora.lora_weight_path:
         config = LoraConfig.from_pretrained(lora.lora_weight_path)
         config.inference_mode = False
+        if {*rows_of(vars(config))} != {*loader.pieces}:
+            raise ValueError(
+                f"--lora_weight_path {lora.lora_weight_path} has {len(rows_of(vars(config)))} added tokens, and "
+                f"{len(loader.pieces)} are named here: give it the --add_tokens file that it was trained with."
+            )
         try:
             return named(get_peft_model(model, config), loader)
         except ValueError as error:
@@ -42,11 +50,17 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.
     parameters = []
     for flag, ends in (("lora_experts", loader.experts), ("lora_router", loader.routers)):
         if getattr(lora, flag):
-            found = [name for name, _ in model.named_parameters() if name.endswith(tuple(f".{end}" for end in ends))]
+            found = [name for name in modes if name.endswith(tuple(f".{end}" for end in ends))]
             if not found:
                 raise ValueError(f"--{flag} True has no effect: the model is no mixture of experts. Leave it out.")
-            parameters += found
-    full = [name for component in COMPONENTS if modes[component] == "full" for name in units(model, loader, component)]
+            parameters += [name for name in found if modes[name] == "lora"]
+    full = [name for component in COMPONENTS for name in units(model, loader, component, modes)]
+    targets = target_modules(model, loader, modes, lora.lora_target_modules)
+    if not targets and not parameters:
+        raise ValueError("--use_lora, --use_vision_lora: no layer is left that can have an adapter. Leave them out.")
+    tables = [name for name, module in model.named_modules() if module is table or module is head and not tied]
+    if loader.pieces and {*tables}.intersection(targets):
+        raise ValueError("--lora_target_modules: the head has rows of --add_tokens, and no adapter beside them.")
     config = LoraConfig(
         r=lora.lora_r,
         lora_alpha=lora.lora_alpha,
@@ -55,9 +69,10 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict, lora) -> nn.
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
         init_lora_weights=lora.lora_init == "default" or lora.lora_init,
-        target_modules=target_modules(model, loader, modes, lora.lora_target_modules),
+        target_modules=targets,
         target_parameters=parameters or None,
         modules_to_save=full or None,
+        trainable_token_indices=dict.fromkeys(tables, [*loader.pieces]) if loader.pieces else None,
         task_type="CAUSAL_LM",
     )
     return named(get_peft_model(model, config), loader)
@@ -109,9 +124,9 @@ def why_not(name: str, module: nn.Module, loader: BaseLoader, modes: dict) -> st
         return NOT_LINEAR
     if component is None:
         return "of no component that trains"
-    if modes[component] != "lora":
+    if (mode := modes[f"{name}.weight"]) != "lora":
         cures = {"vision_encoder": "; add --train_vision_encoder True --use_vision_lora True"}
-        return f"of the {component}, which has no adapters (it is {modes[component]}{cures.get(component, '')})"
+        return f"of the {component}, which has no adapters (it is {mode}{cures.get(component, '')})"
     if loader.mixture_part(name):
         return "of a mixture of experts: see --lora_experts and --lora_router"
     if loader.is_unused(name) or name.endswith(tuple(loader.bare_weights)):
@@ -125,7 +140,7 @@ def matches(pattern: str, name: str) -> bool:
 
 def old_names(name: str, loader: BaseLoader) -> list[str]:
     """What older versions called a module: without `model.`; in a layer of the language model, by `OLD_PATHS`."""
-    in_layer = loader.component_of(name) == "language_model" and re.search(r"layers\.\d+\..*", name)
+    in_layer = loader.component_of(name) == "language_model" and re.search(r"layers\.\d+(\..*)?$", name)
     return [name.removeprefix("model."), *(f"{old}.{in_layer[0]}" for old in OLD_PATHS if in_layer)]
 
 
@@ -163,9 +178,34 @@ def shortened(names: list[str]) -> str:
     return ", ".join(written)
 
 
+def paths(name: str) -> Iterable[str]:
+    """`a.b.c` -> `a`, `a.b`, `a.b.c`: the modules around a parameter, and itself."""
+    return accumulate(name.split("."), "{}.{}".format)
+
+
+def named_in(flag: str, patterns: list[str] | None, names: Iterable[str], loader: BaseLoader) -> set[str]:
+    """The parameters that patterns match, as those of `target_modules`, or match a module around.
+
+    Raises:
+        ValueError: a pattern matches nothing.
+    """
+    around = {name: [*paths(name)] for name in names}
+    found = set()
+    for pattern in patterns or []:
+        own = {name for name in around if any(matches(pattern, path) for path in around[name])}
+        old = (name for name in around if any(matches(pattern, o) for p in around[name] for o in old_names(p, loader)))
+        if not (own := own or {*old}):
+            known = dict.fromkeys(".".join(path.split(".")[-n:]) for path in chain(*around.values()) for n in (1, 2, 9))
+            near = ", ".join(nearest(pattern, known, cutoff=0.6))
+            parts = ", ".join([*loader.vision_encoder, *loader.vision_projector, *loader.language_model])
+            hint = f": did you mean {near}?" if near else f". The components are {parts}."
+            raise ValueError(f"--{flag} {pattern!r} matches no module and no parameter{hint}")
+        found |= own
+    return found
+
+
 def largest_modules(names: Iterable[str], others: Iterable[str]) -> list[str]:
     """Parameter names -> the largest modules around them that hold none of the `others`."""
-    paths = lambda name: list(accumulate(name.split("."), "{}.{}".format))  # noqa: E731
     holding_others = {path for name in others for path in paths(name)}
     return list(dict.fromkeys(next(path for path in paths(name) if path not in holding_others) for name in names))
 
@@ -209,14 +249,13 @@ def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -
         )
 
 
-def units(model: nn.Module, loader: BaseLoader, component: str) -> list[str]:
-    """The largest modules that lie wholly in a component and train: what peft can copy and save beside an adapter."""
+def units(model: nn.Module, loader: BaseLoader, component: str, modes: dict[str, str]) -> list[str]:
+    """The largest modules of a component of which all trains in full: what peft can copy and save beside an adapter."""
     owners = {}
-    for name, _ in model.named_parameters():
-        owner = None if loader.is_unused(name) else loader.component_of(name)
-        path = name.split(".")
-        for depth in range(1, len(path) + 1):
-            owners.setdefault(".".join(path[:depth]), set()).add(owner)
+    for name, mode in modes.items():
+        trains = mode == "full" and not loader.is_unused(name)
+        for path in paths(name):
+            owners.setdefault(path, set()).add(loader.component_of(name) if trains else None)
     found = []
     for name, module in model.named_modules():
         inside_another = any(is_inside(name, unit) for unit in found)

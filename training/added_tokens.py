@@ -1,4 +1,4 @@
-"""Tokens that somebody added to a tokenizer, where a run is to teach them and trains no embedding."""
+"""What a run says of the tokens that it adds, and of others that somebody added and no embedding trains."""
 
 import re
 from collections import Counter
@@ -13,11 +13,20 @@ from training.trainable import training_modes
 MOST_ROWS = 10_000  # that are searched, spread over the data
 
 
+def added_tokens(loader: BaseLoader, template: Template) -> str:
+    """What --add_tokens came to, in a line, or an empty text."""
+    known = loader.pieces.keys() - loader.new_tokens.keys()
+    names = ", ".join(sorted(map(template.frame.tokenizer.convert_ids_to_tokens, known)))
+    kept = f"; tokens already, which start from what they are: {names}" if known else ""
+    return f"--add_tokens: {len(loader.new_tokens):,} new tokens{kept}." if loader.pieces else ""
+
+
 def untrained_tokens(loader: BaseLoader, arguments, template: Template, dataset: MultimodalDataset) -> str:
     """A warning that lists those tokens, or an empty text."""
     if not loader.vocabulary or training_modes(arguments)["language_model"] == "full":
         return ""
-    added = {token for id, token in template.frame.added_tokens.items() if id >= loader.vocabulary}
+    others = {id: token for id, token in template.frame.added_tokens.items() if id not in loader.pieces}
+    added = {token for id, token in others.items() if id >= loader.vocabulary}
     if not (added := added - template.frame.tokens):
         return ""
     pattern, found = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True)))), Counter()
@@ -29,6 +38,6 @@ def untrained_tokens(loader: BaseLoader, arguments, template: Template, dataset:
         return ""
     return (
         f"WARNING: the labels hold tokens that are none of the {loader.vocabulary:,} of the model's makers: "
-        f"{', '.join(found)}. No flag trains their embeddings under LoRA, so the model cannot learn to write them: "
-        "write them in letters, or train the language model in full (--use_lora False)."
+        f"{', '.join(found)}. LoRA alone does not train their embeddings, so the model cannot learn to write them: "
+        "name them in a file of --add_tokens, or train the language model in full (--use_lora False)."
     )

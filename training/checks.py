@@ -79,8 +79,8 @@ LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 
 # What to add, one of several flags is enough -> flags that have no effect without it.
 NEEDED_BY = {
-    "--train_vision_encoder True or --use_vision_lora True": "vision_encoder_lr",
-    "--train_vision_projector True": "vision_projector_lr",
+    "--train_vision_encoder True, --use_vision_lora True or --train NAME": "vision_encoder_lr",
+    "--train_vision_projector True or --train NAME": "vision_projector_lr",
     "--train_vision_encoder True": "use_vision_lora",
     "--use_lora True": "q_lora load_in_8bit lora_experts lora_router",
     "--use_lora True or --use_vision_lora True": "lora_r lora_alpha lora_dropout lora_bias lora_target_modules "
@@ -105,6 +105,8 @@ EXCLUDES = (
     *(("use_dora", name, "peft 0.21 cannot do both") for name in ("load_in_8bit", "lora_experts", "lora_router")),
     ("packing", "train_sampling_strategy", "packing itself decides which samples go together"),
     ("on_nonfinite", "deepspeed", "DeepSpeed updates before the gradients can be tested"),
+    *((name, "lora_weight_path", "the adapter decides what trains") for name in ("freeze", "train")),
+    ("peak_tflops", "add_tokens", "a head of added tokens is not counted"),
     ("peak_tflops", "torch_compile", "a compiled model hides the operations that are counted"),
 )
 
@@ -165,6 +167,7 @@ def check_model_paths(model) -> None:
 
 def check_model(model) -> None:
     check_flags(model)
+    check_patterns(model, "freeze", "train")
     if model.use_flash_attn and model.attn_implementation not in (None, "flash_attention_2"):
         raise ValueError(
             f"--use_flash_attn True and --attn_implementation {model.attn_implementation} contradict each other: "
@@ -237,16 +240,21 @@ def check_lora(lora) -> None:
             )
     if lora.lora_init == "orthogonal" and lora.lora_r % 2:
         raise ValueError(f"--lora_init orthogonal needs an even rank, but --lora_r is {lora.lora_r}.")
-    for pattern in lora.lora_target_modules or []:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"--lora_target_modules {pattern!r} is no regular expression: {error}.") from error
+    check_patterns(lora, "lora_target_modules")
     for name in ("lora_experts", "lora_router"):
         if getattr(lora, name) and lora.lora_dropout:
             raise ValueError(
                 f"--{name} True adapts weights whose input has no place for dropout: add --lora_dropout 0."
             )
+
+
+def check_patterns(part, *flags: str) -> None:
+    for flag in flags:
+        for pattern in getattr(part, flag) or []:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"--{flag} {pattern!r} is no regular expression: {error}.") from error
 
 
 def check_training(training) -> None:
@@ -362,7 +370,16 @@ def check_together(arguments) -> None:
     """Flags of several parts."""
     check_best_metric(arguments.training, arguments.data.eval_data_path or [])
     check_flags(arguments.model, arguments.data, arguments.training, arguments.lora)
-    base, lora = public_name(arguments.model.model_path), arguments.lora
+    base, model, lora = public_name(arguments.model.model_path), arguments.model, arguments.lora
+    if lora.use_lora and not model.train_language_model:
+        raise ValueError(
+            "--use_lora True trains the language model, which --train_language_model False freezes: leave one out."
+        )
+    parts = (model.train_language_model, model.train_vision_encoder, model.train_vision_projector, model.train)
+    if not any(parts):
+        raise ValueError("--train_language_model False leaves nothing to train: add --train_vision_projector True.")
+    if arguments.data.add_tokens and not (lora.use_lora or model.train_language_model and not lora.use_vision_lora):
+        raise ValueError("--add_tokens needs a language model that trains beside all else: add --use_lora True.")
     if arguments.training.push_to_hub and (lora.use_lora or lora.use_vision_lora) and os.path.isabs(base):
         raise ValueError(
             f"--push_to_hub True: the adapter would name its base as {base}, a folder of this machine. Give the base "

@@ -63,6 +63,15 @@ def check_deepspeed(arguments, config) -> None:
             "--load_in_8bit True: bitsandbytes 0.50 keeps 8-bit weights whole beside the shard that ZeRO-3 makes of "
             "them. Use ds_configs/zero2.json, or --q_lora True."
         )
+    if (
+        config.is_zero3()
+        and arguments.data.add_tokens
+        and arguments.lora.use_lora
+        and arguments.training.device.type == "cpu"
+    ):
+        raise ValueError(
+            "--add_tokens under LoRA: peft 0.21 gathers their rows of ZeRO-3 on GPUs only. Use ds_configs/zero2.json."
+        )
     if config.is_zero3():
         check_nodes_share_a_folder(arguments, "ZeRO-3")
 
@@ -144,11 +153,11 @@ def set_up_fsdp(training, model, dtype: torch.dtype) -> None:
         plugin["mixed_precision_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
 
 
-def equal_vision_calls(arguments, loader, *datasets) -> set[str]:
+def equal_vision_calls(arguments, loader, trained, *datasets) -> set[str]:
     """Kinds of media that every batch must hold: an engine that shards or reduces parameters waits for all of them."""
     training = arguments.training
-    vision_is_trained = arguments.model.train_vision_encoder or arguments.model.train_vision_projector
-    needed = vision_is_trained or loader.language_model_sees_media or training.deepspeed or training.fsdp
+    vision_trains = any(row.trained for row in trained if row.component != "language_model")
+    needed = vision_trains or loader.language_model_sees_media or training.deepspeed or training.fsdp
     if training.world_size == 1 or not needed:
         return set()
     kinds = {"image"} if loader.language_model_sees_media else set()  # also where no row has any

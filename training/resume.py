@@ -49,6 +49,7 @@ FREE_FLAGS = {
 def describe_run(arguments, dataset: MultimodalDataset) -> dict:
     """What a resumed run must share with the one that wrote the checkpoint."""
     flags = vars(arguments.model) | vars(arguments.data) | vars(arguments.lora) | arguments.training.to_dict()
+    flags["add_tokens"] = flags.pop("new_tokens")  # the words, wherever their file is
     flags = {name: value for name, value in flags.items() if name not in FREE_FLAGS}
     run = {"flags": flags, "processes": arguments.training.world_size}
     run |= {"samples": len(dataset), "texts": dataset.digest, "media": drawn_files(dataset)}

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from loaders.base import COMPONENTS, BaseLoader
-from training.adapters import add_adapters, base_name, largest_modules, load_adapter, shortened
+from training.adapters import add_adapters, base_name, largest_modules, load_adapter, named_in, shortened
 
 BY_HAND = "by hand"  # and by no flag
 
@@ -20,8 +20,40 @@ def training_modes(arguments) -> dict[str, str]:
     return {
         "vision_encoder": encoder if model.train_vision_encoder else "frozen",
         "vision_projector": "full" if model.train_vision_projector else "frozen",
-        "language_model": "lora" if lora.use_lora else "full",
+        "language_model": "lora" if lora.use_lora else "full" if model.train_language_model else "frozen",
     }
+
+
+def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str, str]:
+    """Parameter of the loaded model, under each of its names -> "full", "lora" (in an adapted layer) or "frozen".
+
+    Raises:
+        ValueError: what `--freeze` or `--train` names is not there, is so already, or is named by both.
+    """
+    parameters, modes = dict(model.named_parameters(remove_duplicate=False)), training_modes(arguments)
+    modes = {name: modes.get(loader.component_of(name), "frozen") for name in parameters}
+    found = {}
+    for flag, mode in (("freeze", "frozen"), ("train", "full")):
+        for pattern in getattr(arguments.model, flag) or []:
+            shared = {id(parameters[name]) for name in named_in(flag, [pattern], parameters, loader)}
+            named = {name for name, parameter in parameters.items() if id(parameter) in shared}
+            if all(modes[name] == mode for name in named):
+                raise ValueError(f"--{flag} {pattern!r} has no effect: all it matches is {mode} already. Leave it out.")
+            if flag == "train":
+                named = {name for name in named if loader.component_of(name) and not is_quantized(parameters[name])}
+            if both := sorted(name for name in named if found.get(name, mode) != mode):
+                raise ValueError(f"--freeze and --train both match {both[0]}: make the names of one longer.")
+            found |= dict.fromkeys(named, mode)
+    tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight) if loader.pieces else ()
+    if wrong := [
+        name for name, parameter in parameters.items() if name in found and any(parameter is t for t in tables)
+    ]:
+        raise ValueError(f"--add_tokens trains rows of {wrong[0]}: leave it out of --freeze and --train.")
+    return modes | found
+
+
+def is_quantized(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "quant_state") or not parameter.is_floating_point()
 
 
 def compute_dtype(training) -> torch.dtype:
@@ -50,40 +82,48 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
 
     What trains is kept in float32, since small updates vanish in 16 bits; what is frozen, in the precision of the
     matrix products. DeepSpeed keeps a copy in float32 of what trains, and wants all of it in one precision. To freeze
-    more, change `stays_frozen`: what is frozen after this function keeps its float32.
+    more by code, change `parameter_modes`: what is frozen after this function keeps its float32.
 
     Raises:
-        ValueError: a component to train has nothing trainable.
+        ValueError: a component to train, or what `--train` names, has nothing trainable.
     """
-    modes = training_modes(arguments)
+    modes, single = training_modes(arguments), parameter_modes(model, loader, arguments)
+    partly = {loader.component_of(name) for name, mode in single.items() if mode == "full"}
+    in_full = {component for component in partly if modes[component] != "lora"}
     model.requires_grad_(False)
     if "lora" in modes.values():
-        model = add_adapters(model, loader, modes, arguments.lora)
+        model = add_adapters(model, loader, single, arguments.lora)
     else:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(modes.get(loader.component_of(name)) == "full")
+            parameter.requires_grad_(single[name] == "full")
     for name, parameter in model.named_parameters():
         component = loader.component_of(base_name(name))
-        if stays_frozen(base_name(name), loader, modes):
+        if loader.is_unused(base_name(name)) or single.get(base_name(name)) == "frozen":
             parameter.requires_grad_(False)  # such as the biases that `--lora_bias all` reaches everywhere
         if parameter.is_floating_point() and not hasattr(parameter, "ds_id"):  # which ZeRO-3 has taken over
             # Of a component that trains in full, norms and what cannot train have the precision of the rest: a
             # LayerNorm on a CPU takes no other (torch 2.14).
-            beside_trained = modes.get(component) == "full" and ".original_module." not in name
+            beside_trained = component in in_full and ".original_module." not in name
             beside_trained &= parameter.dim() < 2 or why_frozen(name, loader, hasattr(model, "peft_config")) != BY_HAND
-            in_full = not arguments.training.deepspeed and (parameter.requires_grad or beside_trained)
-            parameter.data = parameter.data.to(torch.float32 if in_full else compute_dtype(arguments.training))
+            is_exact = not arguments.training.deepspeed and (parameter.requires_grad or beside_trained)
+            parameter.data = parameter.data.to(torch.float32 if is_exact else compute_dtype(arguments.training))
     if arguments.lora.lora_weight_path:
         load_adapter(model, loader, modes, arguments.lora.lora_weight_path)
+    parameters = {base_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
+    training = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    if not training:
+        raise ValueError("--freeze leaves nothing to train: name less of the model.")
     for component, mode in modes.items():
-        if mode != "frozen" and not any(p.requires_grad for _, p in component_parameters(model, loader)[component]):
+        by_name = mode == "full" and arguments.model.freeze
+        if mode != "frozen" and not by_name and not any(loader.component_of(name) == component for name in training):
             raise ValueError(f"The {component} is to be trained ({mode}), but it has no parameter that can be.")
+    for pattern in arguments.model.train or []:
+        if training.isdisjoint(named_in("train", [pattern], parameters, loader)):
+            raise ValueError(
+                f"--train {pattern!r} matches only what cannot train: it is quantized, of no component, gets no "
+                "gradient, or is a bare parameter, which an adapter cannot hold."
+            )
     return model
-
-
-def stays_frozen(name: str, loader: BaseLoader, modes: dict) -> bool:
-    """Whether a parameter of the loaded model is frozen, whatever trains around it. Freeze more of it here."""
-    return loader.is_unused(name) or modes.get(loader.component_of(name), "frozen") == "frozen"
 
 
 def why_frozen(name: str, loader: BaseLoader, has_adapters: bool) -> str:
@@ -125,6 +165,7 @@ class ComponentSummary:
     learning_rate: float | None
     dtypes: str
     left_frozen: dict[str, list[str]]  # why something in a component that trains does not -> these modules
+    named: list[str]  # what trains in full by its name alone
     mixture: dict[str, int]  # "experts" and "router" of a mixture of experts -> how many of their parameters train
     adapted: list[str]  # linear layers with an adapter
 
@@ -132,29 +173,37 @@ class ComponentSummary:
 def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[ComponentSummary]:
     """Count what `make_trainable` left: one row per component. Quantized weights count as what they stand for."""
     rows = []
-    modes = training_modes(arguments)
+    modes, groups = training_modes(arguments), component_parameters(model, loader)
+    names = [base_name(name) for parameters in groups.values() for name, _ in parameters]
+    freeze, train = (named_in(flag, getattr(arguments.model, flag), names, loader) for flag in ("freeze", "train"))
     training = {base_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for component, parameters in component_parameters(model, loader).items():
+    for component, parameters in groups.items():
         if not parameters:
             continue
         trained = sum(num_elements(p) for _, p in parameters if p.requires_grad)
-        mode = modes.get(component, "frozen")
+        mode = label = modes.get(component, "frozen")
         if mode == "lora":
-            mode = f"{'dora' if arguments.lora.use_dora else 'lora'} r={arguments.lora.lora_r}"
+            label = f"{'dora' if arguments.lora.use_dora else 'lora'} r={arguments.lora.lora_r}"
+        named = [] if mode == "full" else [n for n in map(base_name, dict(parameters)) if n in train & training]
+        if named or not trained:
+            label = f"{label}, full" if mode == "lora" else "full" if trained else "frozen"
         rate = learning_rate_of(component, arguments) if trained else None
         total = sum(num_elements(p) for _, p in parameters)
         mixture, frozen = Counter(), defaultdict(dict)
         for name, parameter in parameters:
             if part := loader.mixture_part(name):
                 mixture[part] += num_elements(parameter) * parameter.requires_grad
-            if not parameter.requires_grad and (mode == "full" or ".lora_" in name):
-                frozen[why_frozen(name, loader, hasattr(model, "peft_config"))][base_name(name)] = None
+            by_name = mode != "frozen" and base_name(name) in freeze
+            if not parameter.requires_grad and (mode == "full" or ".lora_" in name or by_name):
+                reason = "--freeze" if by_name else why_frozen(name, loader, hasattr(model, "peft_config"))
+                frozen[reason][base_name(name)] = None
         others = training.union(*frozen.values())
         frozen = {reason: largest_modules(names, others - names.keys()) for reason, names in frozen.items()}
         adapted = [base_name(name).split(".lora_A.")[0] for name, p in parameters if ".lora_A." in name]
         adapted = [name for name in adapted if not loader.mixture_part(name)]
-        row = ComponentSummary(component, mode, trained, total, rate, precision(parameters), frozen, mixture, adapted)
-        rows.append(row)
+        named = largest_modules(named, {*names}.difference(named))
+        dtypes = precision(parameters)
+        rows.append(ComponentSummary(component, label, trained, total, rate, dtypes, frozen, named, mixture, adapted))
     return rows
 
 
@@ -175,15 +224,16 @@ def num_elements(parameter: nn.Parameter) -> int:
 
 def format_summary(rows: list[ComponentSummary]) -> str:
     """The table that is printed before step 1."""
-    lines = [f"{'component':<18}{'trained':<12}{'parameters':>16}{'trainable':>16}{'learning rate':>15}  precision"]
+    lines = [f"{'component':<18}{'trained':<16}{'parameters':>16}{'trainable':>16}{'learning rate':>15}  precision"]
     for row in rows:
         rate = f"{row.learning_rate:g}" if row.learning_rate is not None else "-"
-        lines.append(f"{row.component:<18}{row.mode:<12}{row.total:>16,}{row.trained:>16,}{rate:>15}  {row.dtypes}")
+        lines.append(f"{row.component:<18}{row.mode:<16}{row.total:>16,}{row.trained:>16,}{rate:>15}  {row.dtypes}")
     total, trained = sum(row.total for row in rows), sum(row.trained for row in rows)
-    lines.append(f"{'all':<30}{total:>16,}{trained:>16,}  ({trained / total:.2%} of all parameters)")
+    lines.append(f"{'all':<34}{total:>16,}{trained:>16,}  ({trained / total:.2%} of all parameters)")
     lines += [f"adapters: {len(row.adapted)} Linear, {shortened(row.adapted)}" for row in rows if row.adapted]
     for row in rows:
         for part, trained in sorted(row.mixture.items()):
             lines.append(f"{part}: " + (f"{row.mode}, {trained:,} parameters" if trained else "frozen"))
+    lines += [f"in full: {shortened(row.named)} (--train)" for row in rows if row.named]
     lines += [f"frozen: {shortened(names)} ({reason})" for row in rows for reason, names in row.left_frozen.items()]
     return "\n".join(lines)

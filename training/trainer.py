@@ -15,6 +15,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
 from evaluation import metrics
 from evaluation.answers import Question, generate_answers, guess_blindly, questions, write_answers
+from loaders.new_tokens import write_tokens
 from loaders.output_folder import copy_processor_files, share_weights
 from training.divergence import FiniteCheck
 from training.engines import say
@@ -33,6 +34,7 @@ class FinetuneTrainer(ResumableTrainer):
     model_path: the folder or Hub path the model came from.
     chat_template: the text of one to save in the place of the checkpoint's.
     image_size: `size` of the image processor, to save in the place of the checkpoint's.
+    new_tokens: id -> token, of those to add to the checkpoint's tokenizer.
     learning_rates: by the name of a parameter; default: `args.learning_rate`.
     lengths: tokens of each training row (rows,); needed to group by length and to pack.
     pack_budget: tokens of a pack; None: no packs.
@@ -49,6 +51,7 @@ class FinetuneTrainer(ResumableTrainer):
         model_path: str,
         chat_template: str | None = None,
         image_size: dict[str, int] | None = None,
+        new_tokens: dict[int, str] | None = None,
         learning_rates: dict[str, float] | None = None,
         lengths: np.ndarray | None = None,
         pack_budget: int | None = None,
@@ -59,6 +62,7 @@ class FinetuneTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
         self.image_size = image_size
+        self.new_tokens = new_tokens
         self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
         self.write_card = write_card
         self.gradient_check = GradientCheck(self)
@@ -317,6 +321,8 @@ class FinetuneTrainer(ResumableTrainer):
             output_dir = output_dir or self.args.output_dir
             share_weights(output_dir)
             copy_processor_files(self.model_path, output_dir, self.image_size)
+            if self.new_tokens:
+                write_tokens(output_dir, self.new_tokens)
             if self.chat_template:
                 Path(output_dir, "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
             if self.write_card:

@@ -102,7 +102,7 @@ def test_several_processes_need_images_for_the_language_model(tiny, family, proc
     arguments = parse_arguments(words)
     arguments.training.distributed_state.num_processes = processes
     try:
-        assert equal_vision_calls(arguments, LOADERS.get(family)) == expected
+        assert equal_vision_calls(arguments, LOADERS.get(family), []) == expected
     finally:
         arguments.training.distributed_state.num_processes = 1
 

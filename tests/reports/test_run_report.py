@@ -170,7 +170,7 @@ def test_the_card_says_what_a_server_and_plain_transformers_do_otherwise(write_r
     words = ["--model_id", "llama-3.2-11b-vision-instruct", "--data_path", write_rows(rows_for(FAMILY)[:1])]
     arguments = parse_arguments([*words, "--output_dir", str(tmp_path)])
     dataset = make_dataset(arguments.data, arguments.data.data_path)
-    trained = [ComponentSummary("language model", "lora", 1, 1, 1e-4, "float32", {}, {}, [])]
+    trained = [ComponentSummary("language model", "lora", 1, 1, 1e-4, "float32", {}, [], {}, [])]
     facts = run_report.RunFacts(arguments, trained, dataset, None, {"add_special_tokens": True})
     run_report.write_card(facts, str(tmp_path), TrainerState())
     text = card_of(tmp_path)[1]

@@ -330,8 +330,8 @@ def test_a_run_goes_on_with_the_media_that_it_began_with(tmp_path, capsys):
 
 # By hand: of each flag, another value changes what is computed in some run.
 DECIDE = {
-    "model": """model_id attn_implementation train_vision_encoder train_vision_projector vision_encoder_lr
-        vision_projector_lr""",
+    "model": """model_id attn_implementation train_vision_encoder train_vision_projector train_language_model freeze
+        train vision_encoder_lr vision_projector_lr""",
     "data": """max_samples user_key assistant_key field_messages image_size image_resize_algorithm min_pixels max_pixels
         jpeg_draft num_frames fps max_frames video_max_pixels processor_kwargs model_max_length chat_template
         padding_free packing mask_question_tokens drop_overlong eval_split sample_rows balance""",

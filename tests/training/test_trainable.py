@@ -17,7 +17,6 @@ from loaders import LOADERS
 from loaders.quantization import quantization_config
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
-from training import trainable
 from training.added_tokens import untrained_tokens
 from training.trainable import (
     add_adapters,
@@ -123,7 +122,10 @@ def test_lora_on_a_deep_model_is_as_exact(tiny, family):
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     expected = {name for name in linears if in_language_model(family, name)}
     assert len(expected) == FACTS[family].deep_linears
-    modes = {"vision_encoder": "frozen", "vision_projector": "frozen", "language_model": "lora"}
+    modes = {
+        name: "lora" if loader.component_of(name) == "language_model" else "frozen"
+        for name, _ in model.named_parameters(remove_duplicate=False)
+    }
     names = trainable_names(add_adapters(model, loader, modes, arguments.lora))
     adapted = {re.sub(r"\.lora_[AB]\.default\.weight$", "", name) for name in names}
     assert adapted == {f"base_model.model.{name}" for name in expected}
@@ -332,24 +334,19 @@ def test_precision_of_trained_and_frozen_weights(tiny):
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
-def freeze_layers_0(monkeypatch) -> None:
-    before = trainable.stays_frozen
-    monkeypatch.setattr(trainable, "stays_frozen", lambda name, *rest: ".layers.0." in name or before(name, *rest))
-
-
 FIRST_LAYERS = ["model.vision_tower.encoder.layers.0", "model.language_model.layers.0"]
 
 
-def test_what_is_frozen_in_its_place_has_the_precision_of_what_is_frozen(tiny, monkeypatch):
-    freeze_layers_0(monkeypatch)
-    model, loader, arguments = load(tiny, "llava-1.5", *VISION_FLAGS, "--bf16", "True", "--use_cpu", "True")
+def test_what_is_frozen_by_name_has_the_precision_of_what_is_frozen(tiny):
+    flags = ["--freeze", "layers.0", "--bf16", "True", "--use_cpu", "True"]
+    model, loader, arguments = load(tiny, "llava-1.5", *VISION_FLAGS, *flags)
     for name, parameter in model.named_parameters():
         is_matrix_of_first = ".layers.0." in name and parameter.dim() > 1
         assert parameter.dtype == (torch.bfloat16 if is_matrix_of_first else torch.float32), name
         assert not (parameter.requires_grad and ".layers.0." in name)
     text = format_summary(summarize(model, loader, arguments))
-    assert [line for line in text.splitlines() if "(by hand)" in line] == [
-        f"frozen: {m} (by hand)" for m in FIRST_LAYERS
+    assert [line for line in text.splitlines() if "(--freeze)" in line] == [
+        f"frozen: {m} (--freeze)" for m in FIRST_LAYERS
     ]
 
 
@@ -372,15 +369,89 @@ def test_bare_parameters_have_their_own_reason(tiny, family):
     assert "by hand" not in text and ("a bare parameter" in text) == bool(FACTS[family].bare)
 
 
-def test_frozen_layers_train_around_them_in_bfloat16(tiny, monkeypatch, write_rows, tmp_path):
-    freeze_layers_0(monkeypatch)
-    flags = ["--bf16", True, "--use_cpu", True, *VISION_FLAGS]
+def test_frozen_layers_train_around_them_in_bfloat16(tiny, write_rows, tmp_path):
+    flags = ["--bf16", True, "--use_cpu", True, "--freeze", "layers.0", *VISION_FLAGS]
     run(tiny, "llava-1.5", write_rows(rows_for("llava-1.5")), tmp_path / "out", *flags)
     before, after = (load_file(f"{folder}/model.safetensors") for folder in (tiny("llava-1.5"), tmp_path / "out"))
     first = {name for name in before if ".layers.0." in name}
     assert first and all(torch.equal(before[name], after[name]) for name in first)
     later = {name for name in before if ".language_model." in f".{name}" and ".layers.1." in name}
     assert later and not any(torch.equal(before[name], after[name]) for name in later)
+
+
+# Flags -> what trains, as a pattern of names of plain transformers; then the same beside adapters.
+NO_TEXT = ["--train_language_model", "False"]
+BY_NAME = {
+    "projector alone": ([*NO_TEXT, *VISION_FLAGS[2:]], r"model\.multi_modal_projector\."),
+    "vision alone": ([*NO_TEXT, *VISION_FLAGS], r"model\.(multi_modal_projector|vision_tower)\."),
+    "last layer": ([*NO_TEXT, "--train", r"model.language_model.layers.1"], r"model\.language_model\.layers\.1\."),
+    "a parameter": ([*NO_TEXT, "--train", "norm.weight", "lm_head"], r"model\.language_model\.norm\.weight|lm_head\."),
+    "old name": ([*NO_TEXT, "--train", r"language_model.model.layers.[1-9]"], r"model\.language_model\.layers\.1\."),
+    "all but": (
+        ["--freeze", r"language_model.layers.\d+.mlp", "embed_tokens", "--train", "linear_1"],
+        r"model\.language_model\.(layers\.\d\.(?!mlp)|norm)|lm_head|model\.multi_modal_projector\.linear_1",
+    ),
+    "last word over a component": (["--freeze", "language_model", "lm_head", *VISION_FLAGS[2:]], r"model\.multi_modal"),
+}
+
+
+@pytest.mark.parametrize("flags, expected", BY_NAME.values(), ids=BY_NAME)
+def test_names_have_the_last_word(tiny, flags, expected):
+    model, loader, arguments = load(tiny, "llava-1.5", *flags)
+    sizes = {name: p.numel() for name, p in loader.load_model().named_parameters()}
+    meant = {name for name in sizes if re.match(expected, name) and not loader.is_unused(name)}
+    assert meant and trainable_names(model) == meant
+    for row in summarize(model, loader, arguments):
+        own = {name for name in meant if component_by_name("llava-1.5", name) == row.component}
+        assert row.trained == sum(sizes[name] for name in own)
+        assert (row.mode == "frozen") == (not own)
+
+
+LORA_BY_NAME = ["--use_lora", "True", "--freeze", "layers.0", "--train", "lm_head", "layers.1.mlp.up_proj", "linear_2"]
+
+
+def test_beside_adapters_names_freeze_a_layer_or_train_it_in_full(tiny):
+    model, loader, arguments = load(tiny, "llava-1.5", *LORA_BY_NAME)
+    names = {name.removeprefix("base_model.model.") for name in trainable_names(model)}
+    full = {name.replace(".modules_to_save.default", "") for name in names if ".modules_to_save." in name}
+    sides = [f"multi_modal_projector.linear_2.{end}" for end in ("weight", "bias")]
+    sides += ["language_model.layers.1.mlp.up_proj.weight"]
+    # `layers.1` is one of the vision encoder's too, but no `up_proj` of a CLIP.
+    assert full == {"lm_head.weight", *(f"model.{name}" for name in sides)}
+    linears = {n for n, m in loader.load_model().named_modules() if isinstance(m, nn.Linear)}
+    expected = {n for n in linears if n.startswith("model.language_model.layers.1.") and not n.endswith("up_proj")}
+    assert {re.split(r"\.lora_", name)[0] for name in names if ".lora_" in name} == expected
+    text = format_summary(summarize(model, loader, arguments))
+    assert re.search(r"\nlanguage_model +lora r=8, full ", text) and re.search(r"\nvision_projector +full ", text)
+    assert "\nin full: model.language_model.layers.1.mlp.up_proj, lm_head (--train)" in text
+    assert "\nfrozen: model.language_model.layers.0 (--freeze)" in text and "by hand" not in text
+
+
+REFUSED_NAMES = [
+    ("--freeze layer.0", "--freeze 'layer.0' matches no module and no parameter: did you mean layers.0"),
+    ("--train visoin_tower", "--train 'visoin_tower' matches no module .*: did you mean .*vision_tower"),
+    ("--train xyzzy", "matches no module and no parameter. The components are model.vision_tower, "),
+    ("--freeze vision_tower", "--freeze 'vision_tower' has no effect: all it matches is frozen already"),
+    ("--train embed_tokens", "--train 'embed_tokens' has no effect: all it matches is full already", "qwen2-vl"),
+    ("--freeze layers.1 --train layers.1.mlp", "--freeze and --train both match model.language_model.layers.1.mlp"),
+    ("--freeze .*", "--freeze leaves nothing to train"),
+    ("--train post_layernorm", "--train 'post_layernorm' matches only what cannot train"),
+    ("--use_lora True --freeze language_model", "no layer is left that can have an adapter"),
+    (
+        "--use_lora True --train lm_head",
+        "--train beside adapters cannot save .* head of this model is tied",
+        "qwen2-vl",
+    ),
+    ("--freeze [", "--freeze '.' is no regular expression"),
+    ("--train_language_model False", "--train_language_model False leaves nothing to train"),
+    ("--train_language_model False --use_lora True", "--use_lora True .* which --train_language_model False freezes"),
+]
+
+
+@pytest.mark.parametrize("words, named, family", [(*case, "llava-1.5")[:3] for case in REFUSED_NAMES], ids=str)
+def test_names_without_a_meaning_are_refused(tiny, words, named, family):
+    with pytest.raises(ValueError, match=named):
+        load(tiny, family, *words.split())
 
 
 def test_summary_counts_every_parameter(tiny):

@@ -1,0 +1,102 @@
+"""Words of a user's own as tokens (--add_tokens): in a tokenizer, in its files, and as rows of embeddings and head."""
+
+import json
+import os
+from contextlib import nullcontext
+
+import torch
+from tokenizers import AddedToken
+from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+# How each word is found in a text: as it is written, before the text is split; a decoded answer shows it.
+FOUND = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+
+
+def read_tokens(path: str) -> list[str]:
+    """The words of a file, one a line.
+
+    Raises:
+        ValueError: the file cannot be read, or a line is no word; the message names it.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            words = [line.rstrip("\n") for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--add_tokens {path} cannot be read: {error}") from error
+    for number, word in enumerate(words or [""], 1):
+        fault = "is empty" if not word.strip() else "begins or ends with white space" if word != word.strip() else ""
+        fault = fault or ("holds a character that is not printed" if not word.isprintable() else "")
+        if not fault and (first := words.index(word) + 1) < number:
+            fault = f"is line {first} again"
+        if fault:
+            raise ValueError(f"--add_tokens {path}, line {number}: {word!r} {fault}. Write one token a line.")
+    return words
+
+
+def add_tokens(loader, tokenizer, words: list[str]) -> None:
+    """Add words to a tokenizer, and tell the loader which rows they get (`pieces`, `new_tokens`)."""
+    if loader.remote_code or not tokenizer.is_fast:
+        raise ValueError(f"--add_tokens: the tokenizer of {loader.model_path} is code of its own. Leave it out.")
+    known, loader.pieces, loader.new_tokens = tokenizer.get_vocab(), {}, {}
+    pieces = {word: tokenizer.encode(word, add_special_tokens=False) for word in words if word not in known}
+    tokenizer.add_tokens([AddedToken(word, **FOUND) for word in pieces])
+    for word in words:
+        id = tokenizer.convert_tokens_to_ids(word)
+        loader.pieces[id] = pieces.get(word, [])
+        loader.new_tokens |= {id: word} if word in pieces else {}
+        if word in pieces and (written := tokenizer.decode([id])) != word:  # byte-level ones take `ü` for a byte
+            raise ValueError(f"--add_tokens: this tokenizer would write {word!r} as {written!r}. Use other letters.")
+
+
+def write_tokens(folder: str, tokens: dict[int, str]) -> None:
+    """Add tokens to the tokenizer's files in a folder; all else in them stays as it is."""
+    entries = {id: {"content": word} | FOUND for id, word in tokens.items()}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            held = json.load(file)
+        if name == "tokenizer.json":
+            held["added_tokens"] += [{"id": id} | entry for id, entry in entries.items()]
+        elif "added_tokens_decoder" in held:  # of a checkpoint that an older transformers wrote
+            held["added_tokens_decoder"] |= {str(id): entry for id, entry in entries.items()}
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            json.dump(held, file, ensure_ascii=False, indent=2, allow_nan=False)
+
+
+def rows_of(adapter: dict | None) -> dict[int, list[int]]:
+    """The tokens whose rows an adapter holds, as the `pieces` of a loader: they need room, and no values."""
+    tables = (adapter or {}).get("trainable_token_indices") or {}
+    return {id: [] for ids in tables.values() for id in ids}
+
+
+@torch.no_grad()
+def give_rows(model: nn.Module, loader) -> None:
+    """Give tokens rows of the embeddings and the head, each the mean of its pieces' rows.
+
+    Raises:
+        ValueError: the model has words in other tables too, or a head for fewer of them.
+    """
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    others = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Embedding) and module is not table
+    ]
+    if found := [name for name in others if loader.component_of(name) == "language_model"]:
+        raise ValueError(f"--add_tokens: {loader.model_path} also has its words in {found[0]}. Leave it out.")
+    if head.out_features != table.num_embeddings:
+        raise ValueError(
+            f"--add_tokens: the head of {loader.model_path} writes {head.out_features:,} tokens of "
+            f"{table.num_embeddings:,}, and could not write those of a larger id. Leave it out."
+        )
+    if (rows := max(loader.pieces) + 1) > table.num_embeddings:
+        model.resize_token_embeddings(rows, mean_resizing=False)  # else it takes a decomposition of all embeddings
+    weights = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    gathered = nullcontext()
+    if is_deepspeed_zero3_enabled():
+        from deepspeed.zero import GatheredParameters
+
+        gathered = GatheredParameters([*weights.values()], modifier_rank=0)
+    with gathered:
+        for weight in weights.values():
+            for row, pieces in loader.pieces.items():
+                if pieces:
+                    weight[row] = weight[pieces].float().mean(0)
