@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from reading import unread
+from reading.references import kind_by_name
 
 COLUMN = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 TURN_KEYS = (("role", "from"), ("content", "value"))
@@ -36,19 +37,22 @@ class Mapping:
 
     sources: tuple[tuple[str, str], ...] = ()  # (name that is read, field of the file), each name and field once
     ignored: tuple[str, ...] = ()  # fields that are passed over, as `Unread.names` has them
+    usual: str | None = None  # of USUAL: the kind of file
 
     @classmethod
-    def of(cls, columns: Sequence[str] | None, lower: bool = False) -> "Mapping":
+    def of(cls, columns: Sequence[str] | None, lower: bool = False, usual: str | None = None) -> "Mapping":
         """From the values of the flag.
 
         Args:
             lower: whether the file's own names are read in small letters, as those of tables are.
+            usual: the kind of file whose usual names of fields are known.
         """
         pairs = sorted({COLUMN.fullmatch(column).groups() for column in columns or []})
         fold = str.lower if lower else str
         return cls(
             tuple((name, fold(source)) for name, source in pairs if source),
             tuple(fold(name) for name, source in pairs if not source),
+            usual,
         )
 
     def names(self, fields: Sequence[str]) -> dict[str, str]:
@@ -81,7 +85,24 @@ class Mapping:
                 f"has a field `{name}`, and --columns reads `{dict(self.sources)[name]}` as `{name}`: add "
                 f"--columns {name}= to ignore the first"
             )
-        return left | named
+        row = left | named
+        for field in [*left] if self.usual else ():
+            name = USUAL[self.usual](field, row)
+            if name and name not in row:
+                row[name] = row.pop(field)
+        return row
+
+
+def name_in_metadata(field: str, row: dict) -> str | None:
+    """As the Hub reads a folder of pictures with metadata.csv, .jsonl or .parquet."""
+    plural = {"file_name": "", "file_names": "s"}.get(field)
+    first = row[field][:1] if isinstance(row[field], list) else [row[field]]
+    kind = None if plural is None else next(map(kind_by_name, map(str, first)), None)
+    return kind and kind + plural
+
+
+# Kind of file -> (field, row) -> the name that the field is read by where neither --columns nor the row has it.
+USUAL = {"metadata": name_in_metadata}
 
 
 def field_of(row: dict, name: str) -> tuple[object, object]:

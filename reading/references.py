@@ -21,6 +21,19 @@ TAKEN_FOR_OTHERS = {
     rb".{4}ftyp(hei|hev|mif1|msf1)": "a HEIC image: convert it to JPEG or PNG",
 }
 
+# Endings of the names of media that people have; not all of them can be opened.
+ENDINGS = {
+    "image": "avif|bmp|dng|gif|heic|heif|ico|jfif|jp2|jpe?g|pbm|pgm|png|pnm|ppm|svg|tga|tiff?|webp",
+    "video": "3gp|avi|flv|m4v|mkv|mov|mp4|mpe?g|ogv|webm|wmv",
+}
+KIND = re.compile(rf"\.(?:(?P<image>{ENDINGS['image']})|(?P<video>{ENDINGS['video']}))\Z", re.IGNORECASE)
+
+
+def kind_by_name(name: str) -> str | None:
+    """Whether a name has the ending of an image or a video."""
+    match = KIND.search(name)
+    return match and match.lastgroup
+
 
 def describe(reference) -> str:
     """How a message names a medium: one printable line, and no credentials, query or content."""

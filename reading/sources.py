@@ -6,9 +6,7 @@ A path is `PATH[:SPLIT][SLICE][:WEIGHT]`, such as `train.json`, `b.jsonl:0.5`, `
 
 import codecs
 import contextlib
-import csv
 import glob
-import itertools
 import json
 import os
 import re
@@ -16,9 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from reading import dataset_info
-from reading.mapping import conversion, proposal
-from reading.references import what_it_is
-from reading.rows import MEDIA_COLUMNS, PAIRS, RowForm
+from reading.mapping import conversion
+from reading.references import kind_by_name, what_it_is
 
 TABLES = (".csv", ".tsv")
 ENDINGS = (".json", ".jsonl", ".parquet", *TABLES)
@@ -31,8 +28,6 @@ WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 CHUNK = 1 << 20  # characters of a JSON list that are read at a time
 NO_DATA = ["*.py", "*.bin", "*.safetensors", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.gguf"]  # is not fetched
 MADE_BY_THE_HUB = "refs/convert/parquet"  # the branch of its Parquet copies
-ARROW_ROWS = 64  # rows of a batch in the Arrow copy of a file: what one access maps
-SEPARATORS = (",", ";", "\t")  # of tables; Excel writes semicolons where the comma is the decimal point
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,9 @@ def find_source(path: str) -> Source:
     files = files_of(root, split, everywhere=from_hub)
     splits = [name for name in SPLITS if any(in_split(os.path.relpath(file, root), name) for file in files)]
     if not files:
-        splits = [name for name in SPLITS if os.path.isdir(os.path.join(root, name))]
+        splits, folder = splits_in(root), os.path.join(root, split or "")
+        if (split or not splits) and is_picture_folder(folder):
+            return Source(path, (os.path.abspath(folder),), bounds, weight, from_hub)
     if not split and (len(splits) > 1 or splits and not files):
         is_glob = glob.has_magic(place) and not os.path.isdir(place)
         fix = "narrow the pattern to one" if is_glob else f"name one of them, such as {place}:{splits[0]}"
@@ -134,8 +131,39 @@ def find_source(path: str) -> Source:
             raise ValueError(f"{file} is {what}.")
     if not files:
         of_split = f" of a split {split!r}" if split else ""
-        raise ValueError(f"{path}: there is no {', '.join(ENDINGS)} file{of_split} in {place or '.'} (docs/start.md).")
+        raise ValueError(
+            f"{path}: there is no {', '.join(ENDINGS)} file and no picture{of_split} in {place or '.'} (docs/start.md)."
+        )
     return Source(path, tuple(files), bounds, weight, from_hub)
+
+
+def splits_in(folder: str) -> list[str]:
+    """The splits among the folders in a folder; one next to others with pictures right in it is a class: bus, train."""
+    with contextlib.suppress(OSError):
+        folders = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+        found = [name for name in SPLITS if name in folders]
+        is_class = len(found) == 1 < len(folders) and any(map(kind_by_name, os.listdir(os.path.join(folder, *found))))
+        return [] if is_class else found
+    return []
+
+
+def is_picture_folder(folder: str) -> bool:
+    """Whether pictures or clips are somewhere in a folder, and no data file is, which would name them."""
+    found = [name for _, _, names in os.walk(folder) for name in names]
+    return any(map(kind_by_name, found)) and not any(name.lower().endswith(ENDINGS) for name in found)
+
+
+def is_parquet(path: str) -> bool:
+    return path.lower().endswith(".parquet")
+
+
+def is_table(path: str) -> bool:
+    return path.lower().endswith(TABLES)
+
+
+def usual_names(path: str) -> str | None:
+    """The kind of a file of which mapping.USUAL knows the names of fields, if it is one."""
+    return "metadata" if os.path.basename(path).lower().startswith("metadata.") else None
 
 
 def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
@@ -324,172 +352,3 @@ def read_json(path: str, offset: int, length: int) -> object:
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         return json.loads(file.read(length))
-
-
-def is_parquet(path: str) -> bool:
-    return path.lower().endswith(".parquet")
-
-
-def is_table(path: str) -> bool:
-    return path.lower().endswith(TABLES)
-
-
-def is_copied(path: str) -> bool:
-    """Whether single rows of a file are read from an Arrow copy of it."""
-    return is_parquet(path) or is_table(path)
-
-
-def copy_rows(path: str, form: RowForm, target: str) -> None:
-    """Write a Parquet file or a table as an Arrow file, from which any row can be read by itself.
-
-    Args:
-        form: columns that it ignores are left out.
-
-    Raises:
-        ValueError: the file is broken.
-    """
-    (copy_parquet if is_parquet(path) else copy_table)(path, form, target)
-
-
-def copy_parquet(path: str, form: RowForm, target: str) -> None:
-    import pyarrow as pa  # only copies need it
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file, pa.OSFile(target, "wb") as sink:
-            wanted = [*form.mapping.names(file.schema_arrow.names)]
-            classes = class_names(file.schema_arrow.metadata)
-            plain = pa.schema([plain_field(file.schema_arrow.field(name)) for name in wanted])
-            types = {
-                field.name: pa.list_(pa.string()) if pa.types.is_list(field.type) else pa.string()
-                for field in plain
-                if field.name in classes
-            }
-            named = [pa.field(field.name, types.get(field.name, field.type)) for field in plain]
-            with pa.ipc.new_file(sink, pa.schema(named)) as writer:
-                for batch in file.iter_batches(ARROW_ROWS, columns=wanted):
-                    batch = batch.select(wanted).cast(plain)
-                    for name in classes.keys() & {*wanted}:
-                        names = [named_class(classes[name], value) for value in batch[name].to_pylist()]
-                        batch = batch.set_column(wanted.index(name), name, pa.array(names, types[name]))
-                    for start in range(0, len(batch), ARROW_ROWS):
-                        writer.write_batch(batch.slice(start, ARROW_ROWS))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = "".join(c if c.isprintable() else " " for c in str(error))[:300]
-        raise ValueError(f"{path} is not a readable Parquet file: {reason}") from error
-
-
-def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, dict[int, str]]:
-    """Column -> number -> name of its classes, where a data set's library wrote them into the file."""
-    about = json.loads((metadata or {}).get(b"huggingface", "{}")).get("info", {}).get("features", {})
-    about = {name: kind[0] if isinstance(kind, list) else kind for name, kind in about.items()}
-    about = {name: kind.get("feature", kind) for name, kind in about.items()}  # of a list of classes
-    return {name: dict(enumerate(kind["names"])) for name, kind in about.items() if kind.get("names")}
-
-
-def named_class(names: dict[int, str], value: object) -> object:
-    return [named_class(names, inner) for inner in value] if isinstance(value, list) else names.get(value)
-
-
-def plain_field(field):
-    """An Arrow field of a type that can be written and read: times, of which Python has no nanoseconds, as numbers."""
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(field.type):  # one of its own in every row group could not be written
-        return field.with_type(field.type.value_type)
-    if pa.types.is_temporal(field.type):
-        return field.with_type(pa.int32() if field.type.bit_width == 32 else pa.int64())
-    return field
-
-
-def copy_table(path: str, form: RowForm, target: str) -> None:
-    """Of CSV and TSV. Every cell is text, an empty one is null, and one of media is a list of references."""
-    import pyarrow as pa
-
-    with open_table(path, form) as (names, rows), pa.OSFile(target, "wb") as sink:
-        read_as = form.mapping.names(names)
-        wanted = {name: place for place, name in enumerate(names) if name in read_as}
-        media = [name for name in wanted if read_as[name] in MEDIA_COLUMNS]
-        schema = pa.schema([(name, pa.list_(pa.string()) if name in media else pa.string()) for name in wanted])
-        with pa.ipc.new_file(sink, schema) as writer:
-            while batch := list(itertools.islice(rows, ARROW_ROWS)):
-                found = [{name: row[place] or None for name, place in wanted.items()} for row in batch]
-                for row in found:
-                    row |= {name: [cell.strip() for cell in row[name].split("|")] for name in media if row[name]}
-                writer.write_batch(pa.RecordBatch.from_pylist(found, schema))
-
-
-@contextlib.contextmanager
-def open_table(path: str, form: RowForm) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
-    """The names of a table's columns, in small letters, and the cells of its rows, without those that are empty.
-
-    Raises:
-        ValueError: no UTF-8, broken CSV with its line, or not the columns that are needed.
-    """
-    try:
-        file = open(path, encoding="utf-8-sig", newline="")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    with file:
-        try:
-            first = file.readline()
-            headers = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
-            separator = max(headers, key=lambda separator: len(headers[separator]))
-            names = [name.strip().lower() or f"column {i}" for i, name in enumerate(headers[separator], 1)]
-            read_as = {*form.mapping.names(names).values(), *(PAIRS if form.prompt is not None else [])}
-            if not any({*pair} <= read_as for pair in PAIRS.items()):
-                cells = next(csv.reader(file, delimiter=separator), [])
-                raise ValueError(
-                    f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer`, and "
-                    "`image` or `video` for media: name them so in its first line, or "
-                    f"{proposal(dict(zip(names, cells)), {*form.folders.values()})}"
-                )
-            if twice := [name for name in names if names.count(name) > 1 and name]:
-                raise ValueError(f"{path} names the column {twice[0]} twice in its first line; rename one.")
-            yield names, rows_of_table(path, csv.reader(file, delimiter=separator, strict=True), len(names))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as CSV UTF-8.") from error
-
-
-def rows_of_table(path: str, reader, width: int) -> Iterator[list[str]]:
-    line = 2
-    try:
-        for cells in reader:
-            if any(cells):
-                if len(cells) != width:
-                    raise csv.Error(f"{len(cells)} cells, but the first line names {width} columns")
-                yield cells
-            line = 2 + reader.line_num
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {line}: {error}. A cell that holds a separator, a quote or a line break must stand in "
-            'quotes ("), and each quote in it twice.'
-        ) from error
-
-
-def open_arrow(path: str):
-    """An Arrow file, mapped into memory."""
-    import pyarrow as pa
-
-    return pa.ipc.open_file(pa.memory_map(path))
-
-
-def scan_arrow(batches) -> Iterator[tuple[int, int, object]]:
-    """As `scan`, with the batch and the place in it of each row of an Arrow file."""
-    for number in range(batches.num_record_batches):
-        for place, row in enumerate(rows_of(batches.get_batch(number))):
-            yield number, place, row
-
-
-def rows_of(batch) -> list:
-    """The rows of an Arrow batch; in the place of one that Python has no values for, a ValueError."""
-    try:
-        return batch.to_pylist()
-    except ValueError as error:  # such as other bytes than UTF-8
-        if len(batch) == 1:
-            return [ValueError(f"cannot be read: {error}")]
-        return [row for place in range(len(batch)) for row in rows_of(batch.slice(place, 1))]
-
-
-def read_arrow(batches, number: int, place: int) -> object:
-    return batches.get_batch(number).slice(place, 1).to_pylist()[0]

@@ -26,6 +26,7 @@ LOSS = "tests/training/test_loss.py::"
 ALONE = "tests/training/test_padding_free.py::test_losses_and_gradients_are_those_of_each_sample_alone"
 MERGE = "tests/merging/test_merge_shards.py::"
 FILES = "tests/training/test_checkpoint_files.py::"
+KINDS = "tests/reading/test_file_kinds.py::"
 THOUGHTS = "tests/collators/test_thoughts_and_tools.py::"
 
 
@@ -217,10 +218,31 @@ FAULTS = [
     ),
     Fault(
         "a class is its number",
-        "reading/sources.py",
+        "reading/copies.py",
         "for name in classes.keys() & {*wanted}:",
         "for name in classes.keys() - {*wanted}:",
         "tests/reading/test_mapping.py::test_a_class_has_the_name_that_the_file_knows",
+    ),
+    Fault(
+        "a caption without its picture is passed over",
+        "reading/picture_folders.py",
+        "stems.keys() - {",
+        "stems.keys() & {",
+        f"{KINDS}test_a_folder_that_cannot_be_meant_is_refused_by_name[a caption without a picture]",
+    ),
+    Fault(
+        "a caption that was written again is the old one",
+        "reading/picture_folders.py",
+        "if is_text(name) else None\n        found",
+        "if not name else None\n        found",
+        f"{KINDS}test_a_text_next_to_a_picture_is_its_caption",
+    ),
+    Fault(
+        "a clip of metadata is an image",
+        "reading/mapping.py",
+        "return kind and kind + plural",
+        'return kind and "image" + plural',
+        f"{KINDS}test_metadata_name_the_pictures_of_their_folder[jsonl]",
     ),
     # ---- labels ----
     Fault(

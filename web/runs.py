@@ -33,6 +33,7 @@ from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS
 from preview import add_flags
 from reading.files import leads_out_of, stays_in
 from reading.options import ROOT
+from reading.references import kind_by_name
 from reading.sources import ENDINGS, HUB_ID, find_source
 from training.progress import LOG_FILE
 from training.run_folder import LOCK
@@ -359,8 +360,8 @@ class Found(NamedTuple):
 
 
 def find(root: str) -> Found:
-    """The runs, checkpoints and data files up to DEPTH folders below the root. Follows no links to folders."""
-    runs, models, data = [], [], []
+    """The runs, checkpoints and data up to DEPTH folders below the root. Follows no links to folders."""
+    runs, models, data, pictures = [], [], [], set()
     for number, (folder, folders, files) in enumerate(os.walk(root)):
         if number == MOST_FOLDERS:
             break
@@ -373,8 +374,12 @@ def find(root: str) -> Found:
             runs += [name] if is_run and not os.path.basename(name).startswith("checkpoint-") else []
             models += [name] if is_model else []
         else:
-            data += [os.path.normpath(os.path.join(name, f)) for f in sorted(files) if f.lower().endswith(ENDINGS)]
+            own = [f for f in sorted(files) if f.lower().endswith(ENDINGS)]
+            data += [os.path.normpath(os.path.join(name, f)) for f in own]
+            if not own and any(map(kind_by_name, files)):  # with captions, or a class of the folder above
+                pictures.add(name if any(f.lower().endswith(".txt") for f in files) else os.path.dirname(name))
             folders[:] = [] if name != "." and name.count(os.sep) == DEPTH - 1 else folders
+    data += sorted(pictures - {"", *map(os.path.dirname, data)})
     runs.sort(key=lambda name: os.path.getmtime(os.path.join(root, name)), reverse=True)
     return Found(runs, models, data)
 

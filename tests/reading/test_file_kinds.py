@@ -1,0 +1,142 @@
+"""Every kind of file and folder: the rows that it has are those of the same data as `messages`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from reading.dataset import MultimodalDataset
+
+
+def asked(media: str | list[str], question: str, answer: str) -> dict:
+    """A row as `messages`; media by their paths."""
+    media = [media] if isinstance(media, str) else media
+    parts = [{"type": "video" if name.endswith("mp4") else "image", "path": name} for name in media]
+    content = [*parts, {"type": "text", "text": question}]
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}
+
+
+def samples(dataset: MultimodalDataset) -> list[list[dict]]:
+    return [dataset.rows[i]["messages"] for i in range(len(dataset))]
+
+
+def as_messages(folder: Path, *rows: dict) -> list[list[dict]]:
+    """The canonical messages of rows whose media are in a folder."""
+    file = folder.parent / "messages.json"
+    file.write_text(json.dumps(rows))
+    return samples(MultimodalDataset(str(file), image_folder=str(folder), video_folder=str(folder)))
+
+
+@pytest.fixture
+def fill(tmp_path, media_folder):
+    """`fill({"cat/1.jpg": None, "1.txt": "A cat"})`: a folder of these files; of a picture or clip, any one."""
+
+    def make(files: dict[str, str | None], name: str = "set") -> Path:
+        for file, text in files.items():
+            path = tmp_path / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if text is None:
+                shutil.copy(media_folder / ("clip.mp4" if path.suffix == ".mp4" else "red.png"), path)
+            else:
+                path.write_text(text, encoding="utf-8")
+        return tmp_path / name
+
+    return make
+
+
+# ---- folders of pictures and clips ----
+
+
+def test_the_folder_of_a_picture_is_its_answer(fill):
+    folder = fill(dict.fromkeys(["dog house/2.jpg", "cat/10.png", "cat/9.JPG", "fox/a.mp4", ".cache/3.jpg"]))
+    (folder / "labels.txt").write_text("about the classes")
+    expected = [("cat/10.png", "cat"), ("cat/9.JPG", "cat"), ("dog house/2.jpg", "dog house"), ("fox/a.mp4", "fox")]
+    dataset = MultimodalDataset(f"{folder}/", prompt="Which?")
+    assert samples(dataset) == as_messages(folder, *(asked(name, "Which?", answer) for name, answer in expected))
+    assert dataset.rows[2]["source"] == "set, sample 2" and dataset.notes() == []
+    assert len(MultimodalDataset(f"{folder}[1:3]:2", prompt="Which?")) == 2
+
+
+def test_folders_of_splits_are_no_classes_but_one_alone_is(fill):
+    folder = fill(dict.fromkeys(["train/cat/1.jpg", "test/cat/2.jpg", "test/dog/3.jpg"]))
+    with pytest.raises(ValueError, match="has the splits train, test: name one of them"):
+        MultimodalDataset(str(folder), prompt="Which?")
+    found = samples(MultimodalDataset(f"{folder}:test", prompt="Which?"))
+    assert found == as_messages(
+        folder / "test", asked("cat/2.jpg", "Which?", "cat"), asked("dog/3.jpg", "Which?", "dog")
+    )
+    vehicles = fill(dict.fromkeys(["train/1.jpg", "bus/2.jpg"]), "vehicles")
+    found = samples(MultimodalDataset(str(vehicles), prompt="Which?"))
+    assert [answer["content"][0]["text"] for _, answer in found] == ["bus", "train"]
+
+
+def test_a_text_next_to_a_picture_is_its_caption(fill):
+    texts = {"b.txt": "\ufeffA dog. \n", "a.txt": "A cat,\nasleep.", "more/1.TXT": "A clip"}
+    folder = fill({"b.jpg": None, "a.png": None, "more/1.mp4": None} | texts)
+    expected = [
+        asked("a.png", "Say.", "A cat,\nasleep."),
+        asked("b.jpg", "Say.", "A dog."),
+        asked("more/1.mp4", "Say.", "A clip"),
+    ]
+    assert samples(MultimodalDataset(str(folder), prompt="Say.")) == as_messages(folder, *expected)
+    (folder / "b.txt").write_text("A cow.")  # the folder itself stays as it was
+    assert samples(MultimodalDataset(str(folder), prompt="Say."))[1][1]["content"][0]["text"] == "A cow."
+    (folder / "more" / "2.jpg").write_bytes((folder / "b.jpg").read_bytes())
+    with pytest.raises(ValueError, match=r"more/2.jpg is alone"):
+        MultimodalDataset(str(folder), prompt="Say.")
+
+
+FOLDER_FAULTS = {
+    "classes without a question": (["cat/1.jpg"], None, '--prompt "What is in the picture?"'),
+    "captions without a question": (["1.mp4", "1.txt"], None, '--prompt "Describe the video."'),
+    "a picture without a caption": (
+        ["1.jpg", "1.txt", "2.jpg"],
+        "Say.",
+        "2.jpg is alone: 1.jpg needs its caption 1.txt",
+    ),
+    "a caption without a picture": (["1.jpg", "1.txt", "README.txt"], "Say.", "README.txt is alone"),
+    "a class too deep": (["cat/1.jpg", "cat/more/2.jpg"], "Say.", "cat/more/2.jpg has no caption, and no class"),
+    "neither": (["1.jpg"], "Say.", "1.jpg has no caption, and no class"),
+    "an empty caption": (["1.jpg", "1.txt", "2.jpg", "2.txt="], "Say.", "sample 1: has an empty reply"),
+    "beside unnamed data": (["images/1.jpg", "rows/a.json"], "Say.", "there is no .json,"),
+}
+
+
+@pytest.mark.parametrize("fault", FOLDER_FAULTS)
+def test_a_folder_that_cannot_be_meant_is_refused_by_name(fill, fault):
+    files, prompt, named = FOLDER_FAULTS[fault]
+    texts = (".txt", ".json")
+    folder = fill(
+        {name.rstrip("="): "" if name[-1] == "=" else "x" if name.endswith(texts) else None for name in files}
+    )
+    with pytest.raises(ValueError) as error:
+        MultimodalDataset(str(folder), prompt=prompt)
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_metadata_name_the_pictures_of_their_folder(fill, ending):
+    rows = [{"file_name": name, "text": text} for name, text in (("1.jpg", "A"), ("sub/2.jpg", "B"), ("3.mp4", "C"))]
+    folder = fill({row["file_name"]: None for row in rows})
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), folder / "metadata.parquet")
+    else:
+        lines = (
+            map(json.dumps, rows) if ending == "jsonl" else ["file_name,text", *(",".join(r.values()) for r in rows)]
+        )
+        (folder / f"metadata.{ending}").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"try --columns answer=text .*--prompt"):
+        MultimodalDataset(str(folder))
+    expected = as_messages(folder, *(asked(row["file_name"], "Say.", row["text"]) for row in rows))
+    of_pictures = MultimodalDataset(f"{folder}[:2]", columns=["answer=text", "image=file_name"], prompt="Say.")
+    assert samples(of_pictures) == expected[:2]
+    assert samples(MultimodalDataset(str(folder), columns=["answer=text"], prompt="Say.")) == expected
+
+
+def test_metadata_name_several_pictures(fill):
+    folder = fill(dict.fromkeys(["1.jpg", "2.jpg"]))
+    (folder / "metadata.jsonl").write_text('{"file_names": ["1.jpg", "2.jpg"], "question": "Q", "answer": "A"}')
+    assert samples(MultimodalDataset(str(folder))) == as_messages(folder, asked(["1.jpg", "2.jpg"], "Q", "A"))
