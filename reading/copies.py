@@ -1,4 +1,4 @@
-"""Arrow copies of Parquet files, tables and folders of pictures, from which any row can be read by itself."""
+"""Arrow copies of Parquet and Arrow files, tables and folders of pictures, from which any row can be read by itself."""
 
 import contextlib
 import csv
@@ -18,7 +18,11 @@ SEPARATORS = (",", ";", "\t")  # of tables; Excel writes semicolons where the co
 
 def is_copied(path: str) -> bool:
     """Whether single rows of a file are read from an Arrow copy of it."""
-    return is_parquet(path) or is_table(path) or os.path.isdir(path)
+    return has_types(path) or is_table(path) or os.path.isdir(path)
+
+
+def has_types(path: str) -> bool:
+    return path.lower().endswith((".parquet", ".arrow"))
 
 
 def copy_rows(path: str, form: RowForm, target: str) -> None:
@@ -30,26 +34,26 @@ def copy_rows(path: str, form: RowForm, target: str) -> None:
     Raises:
         ValueError: the file is broken.
     """
-    (copy_parquet if is_parquet(path) else copy_texts)(path, form, target)
+    (copy_columns if has_types(path) else copy_texts)(path, form, target)
 
 
-def copy_parquet(path: str, form: RowForm, target: str) -> None:
+def copy_columns(path: str, form: RowForm, target: str) -> None:
+    """Of Parquet and Arrow files, whose columns have types."""
     import pyarrow as pa  # only copies need it
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file, pa.OSFile(target, "wb") as sink:
-            wanted = [*form.mapping.names(file.schema_arrow.names)]
-            classes = class_names(file.schema_arrow.metadata)
-            plain = pa.schema([plain_field(file.schema_arrow.field(name)) for name in wanted])
+        with open_columns(path) as (held, batches_of), pa.OSFile(target, "wb") as sink:
+            wanted = [*form.mapping.names(held.names)]
+            classes = class_names(held.metadata)
+            plain = pa.schema([plain_field(held.field(name)) for name in wanted])
             types = {
-                field.name: pa.list_(pa.string()) if pa.types.is_list(field.type) else pa.string()
+                field.name: pa.list_(pa.string()) if pa.types.is_nested(field.type) else pa.string()
                 for field in plain
                 if field.name in classes
             }
             named = [pa.field(field.name, types.get(field.name, field.type)) for field in plain]
             with pa.ipc.new_file(sink, pa.schema(named)) as writer:
-                for batch in file.iter_batches(ARROW_ROWS, columns=wanted):
+                for batch in batches_of(wanted):
                     batch = batch.select(wanted).cast(plain)
                     for name in classes.keys() & {*wanted}:
                         names = [named_class(classes[name], value) for value in batch[name].to_pylist()]
@@ -58,7 +62,26 @@ def copy_parquet(path: str, form: RowForm, target: str) -> None:
                         writer.write_batch(batch.slice(start, ARROW_ROWS))
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = "".join(c if c.isprintable() else " " for c in str(error))[:300]
-        raise ValueError(f"{path} is not a readable Parquet file: {reason}") from error
+        kind = "Parquet" if is_parquet(path) else "Arrow"
+        raise ValueError(f"{path} is not a readable {kind} file: {reason}") from error
+
+
+@contextlib.contextmanager
+def open_columns(path: str) -> Iterator[tuple]:
+    """The schema of a Parquet or Arrow file, and a function from the names of columns to its batches."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if is_parquet(path):
+        with pq.ParquetFile(path) as file:
+            yield file.schema_arrow, lambda names: file.iter_batches(ARROW_ROWS, columns=names)
+        return
+    with pa.OSFile(path) as source:
+        is_stream = source.read(6) != b"ARROW1"  # `datasets` writes streams, others files of which any batch is found
+        source.seek(0)
+        opened = pa.ipc.open_stream(source) if is_stream else pa.ipc.open_file(source)
+        batches = opened if is_stream else map(opened.get_batch, range(opened.num_record_batches))
+        yield opened.schema, lambda _: batches
 
 
 def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, dict[int, str]]:
@@ -66,7 +89,7 @@ def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, dict[int, str]
     about = json.loads((metadata or {}).get(b"huggingface", "{}")).get("info", {}).get("features", {})
     about = {name: kind[0] if isinstance(kind, list) else kind for name, kind in about.items()}
     about = {name: kind.get("feature", kind) for name, kind in about.items()}  # of a list of classes
-    return {name: dict(enumerate(kind["names"])) for name, kind in about.items() if kind.get("names")}
+    return {name: dict(enumerate(kind["names"])) for name, kind in about.items() if kind.get("_type") == "ClassLabel"}
 
 
 def named_class(names: dict[int, str], value: object) -> object:

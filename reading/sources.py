@@ -18,7 +18,9 @@ from reading.mapping import conversion
 from reading.references import kind_by_name, what_it_is
 
 TABLES = (".csv", ".tsv")
-ENDINGS = (".json", ".jsonl", ".parquet", *TABLES)
+COLLECTIONS = (".parquet", ".arrow")  # next to which, on the Hub, other files describe the data set
+ENDINGS = (".json", ".jsonl", *COLLECTIONS, *TABLES)
+DESCRIBING = (dataset_info.NAME, "dataset_dict.json")  # files of a folder that hold no rows
 WEIGHT = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
 SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]\Z")
 SPLIT = re.compile(r":([\w.-]+(?:/[\w.-]+)?)\Z")
@@ -140,6 +142,8 @@ def find_source(path: str) -> Source:
 def splits_in(folder: str) -> list[str]:
     """The splits among the folders in a folder; one next to others with pictures right in it is a class: bus, train."""
     with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, "dataset_dict.json")) as file:
+            return json.load(file)["splits"]  # of DatasetDict.save_to_disk
         folders = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
         found = [name for name in SPLITS if name in folders]
         is_class = len(found) == 1 < len(folders) and any(map(kind_by_name, os.listdir(os.path.join(folder, *found))))
@@ -174,11 +178,25 @@ def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
     parts = ["**"] if everywhere else ["", "data", *([split, os.path.join("data", split)] if split else [])]
     patterns = [os.path.join(glob.escape(place), part, "*") for part in parts]
     found = sorted({file for pattern in patterns for file in glob.glob(pattern, recursive=everywhere)})
-    found = [file for file in found if file.lower().endswith(ENDINGS)]
-    if everywhere and any(map(is_parquet, found)):
-        found = [file for file in found if is_parquet(file)]  # others describe the data set
+    found = [file for file in found if file.lower().endswith(ENDINGS) and os.path.basename(file) not in DESCRIBING]
+    found = [shard for file in found if os.path.basename(file) == "state.json" for shard in shards_of(file)] or found
+    for ending in COLLECTIONS if everywhere else ():
+        found = [file for file in found if file.lower().endswith(ending)] or found
     found = [file for file in found if not is_table(file)] or found  # beside others, a table describes them
     return [file for file in found if not split or in_split(os.path.relpath(file, place), split)]
+
+
+def shards_of(state: str) -> list[str]:
+    """The Arrow files that the `state.json` of `Dataset.save_to_disk` lists, in their order; none of another file."""
+    about = {}
+    with contextlib.suppress(ValueError, OSError), open(state, encoding="utf-8") as file:
+        about = json.load(file)
+    if not isinstance(about, dict) or "_data_files" not in about:
+        return []
+    if about.get("_indices_data_files"):
+        raise ValueError(f"{state}: an old release keeps the order of its rows apart; load it and save it again.")
+    names = [os.path.basename(shard["filename"]) for shard in about["_data_files"]]
+    return [os.path.join(os.path.dirname(state), name) for name in names]
 
 
 def in_split(file: str, split: str) -> bool:

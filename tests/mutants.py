@@ -244,6 +244,13 @@ FAULTS = [
         'return kind and "image" + plural',
         f"{KINDS}test_metadata_name_the_pictures_of_their_folder[jsonl]",
     ),
+    Fault(
+        "the shards of a saved data set are in the order of their names",
+        "reading/sources.py",
+        'shard["filename"]) for shard in about["_data_files"]]',
+        'shard["filename"]) for shard in sorted(about["_data_files"], key=str)]',
+        f"{KINDS}test_a_saved_data_set_has_the_shards_that_it_lists",
+    ),
     # ---- labels ----
     Fault(
         "the first token of a reply has no label",

@@ -375,6 +375,7 @@ def find(root: str) -> Found:
             models += [name] if is_model else []
         else:
             own = [f for f in sorted(files) if f.lower().endswith(ENDINGS)]
+            own = [""] if "state.json" in own and any(f.endswith(".arrow") for f in own) else own  # of save_to_disk
             data += [os.path.normpath(os.path.join(name, f)) for f in own]
             if not own and any(map(kind_by_name, files)):  # with captions, or a class of the folder above
                 pictures.add(name if any(f.lower().endswith(".txt") for f in files) else os.path.dirname(name))

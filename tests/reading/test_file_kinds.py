@@ -140,3 +140,105 @@ def test_metadata_name_several_pictures(fill):
     folder = fill(dict.fromkeys(["1.jpg", "2.jpg"]))
     (folder / "metadata.jsonl").write_text('{"file_names": ["1.jpg", "2.jpg"], "question": "Q", "answer": "A"}')
     assert samples(MultimodalDataset(str(folder))) == as_messages(folder, asked(["1.jpg", "2.jpg"], "Q", "A"))
+
+
+# ---- Arrow, and what Dataset.save_to_disk writes ----
+
+CLASSES = {"_type": "ClassLabel", "names": ["circle", "square"]}
+FEATURES = {"image": {"_type": "Image"}, "label": CLASSES, "names": {"names": {"_type": "Value"}}}
+FEATURES |= {"several": {"_type": "LargeList", "feature": CLASSES}}
+
+
+def arrow_table(pictures: list[bytes], labels: list[int]) -> pa.Table:
+    """As the library `datasets` has it in memory; its features are in the metadata of the schema."""
+    columns = {
+        "image": pa.array([{"bytes": data, "path": None} for data in pictures]),
+        "label": pa.array(labels, pa.int64()),
+        "names": pa.array([{"names": "x"}] * len(labels)),
+        "several": pa.array([[label] for label in labels], pa.large_list(pa.int64())),
+    }
+    about = json.dumps({"info": {"features": FEATURES}})
+    return pa.table(columns).replace_schema_metadata({"huggingface": about})
+
+
+def write_arrow(path: Path, table: pa.Table, new=pa.ipc.new_stream) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+    return str(path)
+
+
+def save_to_disk(folder: Path, tables: dict[str, pa.Table]) -> Path:
+    """As the library does; the shards are listed in the order of `tables`."""
+    for name, table in tables.items():
+        write_arrow(folder / name, table)
+    state = {"_data_files": [{"filename": name} for name in tables], "_fingerprint": "0", "_split": "train"}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": FEATURES}))
+    return folder
+
+
+@pytest.fixture
+def pictures(media_folder) -> list[bytes]:
+    return [(media_folder / name).read_bytes() for name in ("red.png", "blue.png", "tall.jpg")]
+
+
+def of_bytes(pictures: list[bytes], answers: list[str]) -> list[list[dict]]:
+    """The canonical messages, by hand."""
+    text = {"type": "text", "text": "Which?"}
+    return [
+        [
+            {"role": "user", "content": [{"type": "image", "image": data}, text]},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+        for data, answer in zip(pictures, answers)
+    ]
+
+
+MAPPED = {"columns": ["answer=label", "several=", "names="], "prompt": "Which?"}
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_stream, pa.ipc.new_file], ids=["stream", "file"])
+def test_an_arrow_file_has_its_rows_and_the_names_of_its_classes(tmp_path, pictures, new):
+    labels = [i % 2 for i in range(250)]  # batches of 100, of which the copy makes others
+    data = [pictures[i % 3] for i in range(250)]
+    dataset = MultimodalDataset(write_arrow(tmp_path / "a.arrow", arrow_table(data, labels), new), **MAPPED)
+    assert samples(dataset) == of_bytes(data, [CLASSES["names"][label] for label in labels])
+    assert dataset[249]["messages"][0]["content"][0]["image"].size == (64, 64)
+    nested = MAPPED | {"columns": ["answer=several[0]", "label=", "names="]}
+    assert samples(MultimodalDataset(str(tmp_path / "a.arrow"), **nested)) == samples(dataset)
+
+
+def test_a_saved_data_set_has_the_shards_that_it_lists(tmp_path, pictures):
+    tables = {f"data-0000{i}-of-00002.arrow": arrow_table([pictures[i]], [i]) for i in (1, 0)}
+    folder = save_to_disk(tmp_path / "saved", tables)
+    write_arrow(folder / "data-00002-of-00003.arrow", arrow_table([pictures[2]], [0]))  # left over from before
+    assert samples(MultimodalDataset(str(folder), **MAPPED)) == of_bytes(
+        [pictures[1], pictures[0]], ["square", "circle"]
+    )
+    (folder / "data-00000-of-00002.arrow").unlink()
+    with pytest.raises(ValueError, match="data-00000-of-00002.arrow does not exist"):
+        MultimodalDataset(str(folder), **MAPPED)
+
+
+def test_of_several_saved_splits_one_has_to_be_named(tmp_path, pictures):
+    for number, split in enumerate(("matched", "train")):
+        save_to_disk(
+            tmp_path / "saved" / split, {"data-00000-of-00001.arrow": arrow_table([pictures[number]], [number])}
+        )
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["matched", "train"]}')
+    with pytest.raises(ValueError, match="has the splits matched, train: name one of them, such as .*saved:matched"):
+        MultimodalDataset(str(tmp_path / "saved"), **MAPPED)
+    assert samples(MultimodalDataset(f"{tmp_path / 'saved'}:train", **MAPPED)) == of_bytes([pictures[1]], ["square"])
+
+
+def test_a_damaged_arrow_file_is_refused_by_name(tmp_path, pictures):
+    path = Path(write_arrow(tmp_path / "a.arrow", arrow_table(pictures, [0, 1, 0])))
+    for data in (path.read_bytes()[:-400], b"no Arrow file", b"ARROW1 neither"):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="a.arrow is not a readable Arrow file: "):
+            MultimodalDataset(str(path), **MAPPED)
+    save_to_disk(tmp_path / "old", {"data-00000-of-00001.arrow": arrow_table(pictures, [0, 1, 0])})
+    (tmp_path / "old" / "state.json").write_text('{"_data_files": [], "_indices_data_files": [{"filename": "x"}]}')
+    with pytest.raises(ValueError, match="state.json: an old release keeps the order of its rows apart"):
+        MultimodalDataset(str(tmp_path / "old"), **MAPPED)

@@ -531,6 +531,7 @@ def test_what_a_root_holds(root):
         "flowers",
         "link.json",
         "mixed/a.json",
+        "saved",
         "train.json",
     ]
 
