@@ -101,8 +101,15 @@ def name_in_metadata(field: str, row: dict) -> str | None:
     return kind and kind + plural
 
 
+def name_in_tar(field: str, row: dict) -> str | None:
+    """A field has the ending of a member as its name, such as jpg, mp4 or txt."""
+    if field == "txt" or field == "cls" and "txt" not in row:
+        return "answer"
+    return None if "." in field else kind_by_name(f".{field}")
+
+
 # Kind of file -> (field, row) -> the name that the field is read by where neither --columns nor the row has it.
-USUAL = {"metadata": name_in_metadata}
+USUAL = {"metadata": name_in_metadata, "tar": name_in_tar}
 
 
 def field_of(row: dict, name: str) -> tuple[object, object]:
@@ -156,8 +163,9 @@ def proposal(row: dict, folders: Collection[str]) -> str:
         if first.removesuffix("[]") not in (kind, f"{kind}s"):
             found.append(f"{kind}{'s' if '[]' in first else ''}={first}")
         found += [f"{other}=" for other in dict.fromkeys(others) if other != first]
-    prompt = "" if question else ' --prompt "..." (the question of every row)'
-    return f"try --columns {' '.join(map(shlex.quote, found))}{prompt}" if answer else "it holds no text"
+    flags = [*(["--columns"] if found else []), *map(shlex.quote, found)]
+    flags += [] if question else ['--prompt "..." (the question of every row)']
+    return f"try {' '.join(flags)}" if answer else "it holds no text"
 
 
 def conversion(found: object) -> str | None:

@@ -26,7 +26,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from reading import copies, picture_folders, sources
+from reading import copies, picture_folders, sources, tars
 from reading.files import is_hub_blob, is_within
 from reading.media import read_header
 from reading.options import MediaOptions
@@ -161,14 +161,14 @@ class RowIndex:
         """A row as the file has it; of Parquet and tables, without the columns that are ignored.
 
         Raises:
-            ChangedFile: JSON that was written again since.
+            ChangedFile: a JSON or tar file that was written again since.
         """
         where = int(self.offsets[place]), int(self.lengths[place])
         if self.arrow:
             return copies.read_arrow(self.arrow, *where)
         if state_of(self.path) != self.state:
             raise ChangedFile(f"{self.path} was changed while it is in use; start again.")
-        return sources.read_json(self.path, *where)
+        return (tars if sources.is_tar(self.path) else sources).read_row(self.path, *where)
 
     def row(self, place: int) -> dict:
         """A canonical row."""
@@ -366,7 +366,7 @@ class IndexMaker:
 
     def scan(self, folder: str) -> Iterator[tuple[int, int, object]]:
         if not copies.is_copied(self.path):
-            return sources.scan(self.path)
+            return (tars if sources.is_tar(self.path) else sources).scan(self.path)
         copy = arrow_copy(folder, self.form)
         if not os.path.isfile(copy):
             copies.copy_rows(self.path, self.form, f"{copy}.unfinished")

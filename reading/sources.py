@@ -18,7 +18,7 @@ from reading.mapping import conversion
 from reading.references import kind_by_name, what_it_is
 
 TABLES = (".csv", ".tsv")
-COLLECTIONS = (".parquet", ".arrow")  # next to which, on the Hub, other files describe the data set
+COLLECTIONS = (".parquet", ".arrow", ".tar")  # next to which, on the Hub, other files describe the data set
 ENDINGS = (".json", ".jsonl", *COLLECTIONS, *TABLES)
 DESCRIBING = (dataset_info.NAME, "dataset_dict.json")  # files of a folder that hold no rows
 WEIGHT = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
@@ -123,6 +123,8 @@ def find_source(path: str) -> Source:
                 f"{file} does not exist or is not a file. A path is a file ({', '.join(ENDINGS)}), a folder, a glob or "
                 "a data set id of the Hub, with [:SPLIT][SLICE][:WEIGHT] behind it (docs/dataset.md)."
             )
+        if re.search(r"\.(tgz|tar\.\w+)\Z", file, re.IGNORECASE):
+            raise ValueError(f"{file} is compressed, so any row needs all before it: unpack it to .tar.")
         if not file.lower().endswith(ENDINGS):
             raise ValueError(
                 f"{file} has none of the endings {', '.join(ENDINGS)}, by which its form is known. Save a spreadsheet "
@@ -165,9 +167,14 @@ def is_table(path: str) -> bool:
     return path.lower().endswith(TABLES)
 
 
+def is_tar(path: str) -> bool:
+    return path.lower().endswith(".tar")
+
+
 def usual_names(path: str) -> str | None:
     """The kind of a file of which mapping.USUAL knows the names of fields, if it is one."""
-    return "metadata" if os.path.basename(path).lower().startswith("metadata.") else None
+    is_metadata = os.path.basename(path).lower().startswith("metadata.")
+    return "tar" if is_tar(path) else "metadata" if is_metadata else None
 
 
 def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
@@ -365,7 +372,7 @@ def fault_of(error: Exception) -> str:
     return f"not valid JSON: {getattr(error, 'msg', None) or error}"
 
 
-def read_json(path: str, offset: int, length: int) -> object:
+def read_row(path: str, offset: int, length: int) -> object:
     """One row of a JSON or JSONL file, by what `scan` said of it."""
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)

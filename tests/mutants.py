@@ -251,6 +251,20 @@ FAULTS = [
         'shard["filename"]) for shard in sorted(about["_data_files"], key=str)]',
         f"{KINDS}test_a_saved_data_set_has_the_shards_that_it_lists",
     ),
+    Fault(
+        "rows behind a broken header of a shard are lost",
+        "reading/tars.py",
+        'if any(block.strip(b"\\0")',
+        'if all(block.strip(b"\\0")',
+        f"{KINDS}test_no_row_of_a_broken_shard_is_lost_in_silence",
+    ),
+    Fault(
+        "the parts of a row that are apart in a shard are two rows",
+        "reading/tars.py",
+        "np.take(stems, order)) == 0",
+        "np.take(stems, order)) < 0",
+        f"{KINDS}test_a_shard_that_cannot_be_meant_is_refused_by_name[apart]",
+    ),
     # ---- labels ----
     Fault(
         "the first token of a reply has no label",

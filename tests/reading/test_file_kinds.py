@@ -1,7 +1,11 @@
 """Every kind of file and folder: the rows that it has are those of the same data as `messages`."""
 
+import io
 import json
+import os
 import shutil
+import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -242,3 +246,134 @@ def test_a_damaged_arrow_file_is_refused_by_name(tmp_path, pictures):
     (tmp_path / "old" / "state.json").write_text('{"_data_files": [], "_indices_data_files": [{"filename": "x"}]}')
     with pytest.raises(ValueError, match="state.json: an old release keeps the order of its rows apart"):
         MultimodalDataset(str(tmp_path / "old"), **MAPPED)
+
+
+# ---- WebDataset shards ----
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes | str]], format: int = tarfile.PAX_FORMAT) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, data in members:
+            info, data = tarfile.TarInfo(name), data.encode() if isinstance(data, str) else data
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT], ids=["pax", "gnu"])
+def test_the_members_of_one_name_are_a_row(tmp_path, pictures, format):
+    """Long names, which have headers of their own, and those of other alphabets; hidden members and folders."""
+    stems = ["a/1", f"{'long' * 40}/ü", "b/1"]
+    members = [("./._1.jpg", b"of a Mac")]
+    for stem, data, text in zip(stems, pictures, ("A\n", " B ", "C")):
+        members += [(f"{stem}.PNG" if data[1:4] == b"PNG" else f"{stem}.jpg", data), (f"{stem}.txt", text)]
+    dataset = MultimodalDataset(write_tar(tmp_path / "a.tar", members, format), prompt="Which?")
+    assert samples(dataset) == of_bytes(pictures, ["A", "B", "C"]) and dataset.notes() == []
+    assert samples(MultimodalDataset(f"{tmp_path}/*.tar[1:]", prompt="Which?")) == samples(dataset)[1:]
+
+
+TEXT = {"type": "text", "text": "Which?"}
+CONVERSATION = [{"from": "human", "value": "<image>Which?"}, {"from": "gpt", "value": "square"}]
+# Members besides a picture, --columns, --prompt; each the same row.
+MEMBERS = {
+    "a class": ({"cls": "square"}, [], "Which?"),
+    "a class and a text": ({"cls": "4", "txt": "square"}, [], "Which?"),
+    "the name of a column": ({"txt": "square"}, ["image=png", "answer=txt"], "Which?"),
+    "fields of json": ({"json": {"conversations": CONVERSATION, "id": 7}}, [], None),
+    "json that is a list": ({"json": CONVERSATION}, ["conversations=json"], None),
+    "several texts": ({"q.txt": "Which?", "a.txt": "square"}, ["question=q.txt", "answer=a.txt"], None),
+    "a mask that is ignored": ({"seg.png": b"\x89PNG mask", "txt": "square"}, ["seg.png="], "Which?"),
+    "numbers": ({"npy": b"\x93NUMPY", "txt": "square"}, [], "Which?"),
+}
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_what_a_member_holds_is_a_field(tmp_path, pictures, kind):
+    fields, columns, prompt = MEMBERS[kind]
+    dumped = {name: value if isinstance(value, (str, bytes)) else json.dumps(value) for name, value in fields.items()}
+    members = sorted({f"1.{name}": data for name, data in (dumped | {"png": pictures[0]}).items()}.items())
+    dataset = MultimodalDataset(write_tar(tmp_path / "a.tar", members), columns=columns, prompt=prompt)
+    assert samples(dataset) == of_bytes(pictures[:1], ["square"])
+
+
+ROWS_OF_A_TAR = [("1.png", b"\x89PNG"), ("1.txt", "A")]
+# Members, and what the error says of them.
+TAR_FAULTS = {
+    "apart": ([("1.jpg", b"x"), ("2.jpg", b"x"), ("1.txt", "A"), ("2.txt", "A")], "samples 0 and 2 have one name"),
+    "no ending": ([*ROWS_OF_A_TAR, ("README", "x")], "sample 1: has a member README that has no ending"),
+    "two pictures": ([("1.jpg", b"\xff\xd8\xff"), ("1.png", b"\x89PNG"), ("1.txt", "A")], "png holds a medium"),
+    "a mask": ([("1.seg.png", b"\x89PNG"), *ROWS_OF_A_TAR], "seg.png holds a medium"),
+    "broken json": ([("a/1.json", "{")], "has a member a/1.json that is not valid JSON"),
+    "twice": ([*ROWS_OF_A_TAR, ("1.json", '{"txt": "B"}')], "1.json that gives the field `txt`, as another"),
+    "other bytes than UTF-8": ([("1.txt", b"\xff\xfe")], "1.txt that is not UTF-8 text"),
+    "no picture": ([("1.png", b"no picture"), ("1.txt", "A")], "sample 0: image of 10 bytes cannot be decoded"),
+}
+
+
+@pytest.mark.parametrize("fault", TAR_FAULTS)
+def test_a_shard_that_cannot_be_meant_is_refused_by_name(tmp_path, fault):
+    members, named = TAR_FAULTS[fault]
+    with pytest.raises(ValueError) as error:
+        MultimodalDataset(write_tar(tmp_path / "a.tar", members), prompt="Which?")
+    assert named in str(error.value) and "a.tar" in str(error.value)
+
+
+def test_no_row_of_a_broken_shard_is_lost_in_silence(tmp_path, pictures):
+    path = Path(
+        write_tar(
+            tmp_path / "a.tar", [(f"{i}.{e}", d) for i in range(9) for e, d in (("png", pictures[0]), ("txt", "A"))]
+        )
+    )
+    data, header = path.read_bytes(), 512
+    (start,) = (data.index(b"5.png" + b"\0" * 95),)
+    broken = [
+        data[: start + 100],
+        data[: start + header + 9],
+        data + data,
+        data[:start] + b"x" * header + data[start + header :],
+    ]
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="a.tar is not a readable tar file: "):
+            MultimodalDataset(str(path), prompt="Which?")
+    path.write_bytes(data[: data.index(b"8.png" + b"\0" * 95)])  # between two members, without an end
+    assert len(MultimodalDataset(str(path), prompt="Which?")) == 8
+    path.rename(tmp_path / "a.tar.gz")
+    with pytest.raises(ValueError, match="a.tar.gz is compressed, so any row needs all before it: unpack it"):
+        MultimodalDataset(str(tmp_path / "a.tar.gz"), prompt="Which?")
+
+
+def test_a_link_in_a_shard_is_refused(tmp_path):
+    os.symlink("/etc/passwd", tmp_path / "1.txt")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "1.txt", "1.txt")
+    with pytest.raises(ValueError, match="a member 1.txt that is a link"):
+        MultimodalDataset(str(tmp_path / "a.tar"), prompt="Which?")
+
+
+def test_a_shard_that_was_written_again_is_noticed(tmp_path, pictures):
+    path = tmp_path / "a.tar"
+    dataset = MultimodalDataset(write_tar(path, [("1.png", pictures[0]), ("1.txt", "A")]), prompt="Which?")
+    write_tar(path, [("1.png", pictures[1]), ("1.txt", "B")])
+    os.utime(path, (1, 1))
+    with pytest.raises(ValueError, match="a.tar was changed while it is in use"):
+        dataset.rows[0]
+    assert samples(MultimodalDataset(str(path), prompt="Which?")) == of_bytes(pictures[1:], ["B"])
+
+
+@pytest.mark.parametrize("ending", ["arrow", "tar"])
+def test_memory_does_not_grow_with_the_rows(tmp_path, ending):
+    """Python's own while a file is indexed: the index has numbers of each row, and nothing holds a member."""
+    peaks = []
+    for count in (1000, 4000):
+        path = tmp_path / f"{count}.{ending}"
+        if ending == "tar":
+            write_tar(path, [(f"{i}.{e}", "A") for i in range(count) for e in ("q.txt", "a.txt")])
+        else:
+            write_arrow(path, pa.table({"q.txt": ["A"] * count, "a.txt": ["A"] * count}))
+        tracemalloc.start()
+        MultimodalDataset(str(path), columns=["question=q.txt", "answer=a.txt"])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 3000 < 600, peaks  # bytes of a row; a header alone is 512 as text, an object 1,500
