@@ -145,6 +145,22 @@ def open_table(path: str, form: RowForm) -> Iterator[tuple[list[str], Iterator[l
     Raises:
         ValueError: no UTF-8, broken CSV with its line, or not the columns that are needed.
     """
+    with (open_sheet if path.lower().endswith(".xlsx") else open_csv)(path) as (header, rows):
+        names = [name.strip().lower() or f"column {i}" for i, name in enumerate(header, 1)]
+        read_as = {*form.mapping.names(names).values(), *(PAIRS if form.prompt is not None else [])}
+        if not any({*pair} <= read_as for pair in PAIRS.items()):
+            raise ValueError(
+                f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer`, and "
+                "`image` or `video` for media: name them so in its first line, or "
+                f"{proposal(dict(zip(names, next(rows, []))), {*form.folders.values()})}"
+            )
+        if twice := [name for name in names if names.count(name) > 1 and name]:
+            raise ValueError(f"{path} names the column {twice[0]} twice in its first line; rename one.")
+        yield names, rows
+
+
+@contextlib.contextmanager
+def open_csv(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
     try:
         file = open(path, encoding="utf-8-sig", newline="")
     except OSError as error:
@@ -154,20 +170,46 @@ def open_table(path: str, form: RowForm) -> Iterator[tuple[list[str], Iterator[l
             first = file.readline()
             headers = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
             separator = max(headers, key=lambda separator: len(headers[separator]))
-            names = [name.strip().lower() or f"column {i}" for i, name in enumerate(headers[separator], 1)]
-            read_as = {*form.mapping.names(names).values(), *(PAIRS if form.prompt is not None else [])}
-            if not any({*pair} <= read_as for pair in PAIRS.items()):
-                cells = next(csv.reader(file, delimiter=separator), [])
-                raise ValueError(
-                    f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer`, and "
-                    "`image` or `video` for media: name them so in its first line, or "
-                    f"{proposal(dict(zip(names, cells)), {*form.folders.values()})}"
-                )
-            if twice := [name for name in names if names.count(name) > 1 and name]:
-                raise ValueError(f"{path} names the column {twice[0]} twice in its first line; rename one.")
-            yield names, rows_of_table(path, csv.reader(file, delimiter=separator, strict=True), len(names))
+            reader, header = csv.reader(file, delimiter=separator, strict=True), headers[separator]
+            yield header, rows_of_table(path, reader, len(header))
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as CSV UTF-8.") from error
+
+
+@contextlib.contextmanager
+def open_sheet(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+    """Of Excel: the one sheet that is not empty."""
+    try:
+        import openpyxl  # which few need
+    except ImportError as error:
+        raise ValueError(f"{path} needs another package: pip install openpyxl, or save it as CSV UTF-8.") from error
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except Exception as error:  # on broken files it raises nearly any type
+        raise ValueError(f"{path} is not a readable Excel file: {error}") from error
+    with contextlib.closing(book):
+        rows = {sheet.title: rows_of_sheet(path, sheet) for sheet in book.worksheets}
+        headers = {title: header for title in rows if (header := next(rows[title], None))}
+        if len(headers) != 1:
+            raise ValueError(f"{path} has the sheets {', '.join(headers) or '(none)'}: leave the one with rows in it.")
+        (title,) = headers
+        yield headers[title], rows[title]
+
+
+def rows_of_sheet(path: str, sheet) -> Iterator[list[str]]:
+    """Numbers, dates and truth as texts; a row has as many cells as the first."""
+    sheet.reset_dimensions()  # which some programs write wrongly
+    width = None
+    for values in sheet.iter_rows(values_only=True):
+        whole = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+        cells = ["" if value is None else str(value) for value in whole]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            width = width or len(cells)
+            if len(cells) > width:
+                raise ValueError(f"{path}: the cell {cells[-1][:50]!r} is in a column without a name; name it.")
+            yield cells + [""] * (width - len(cells))
 
 
 def rows_of_table(path: str, reader, width: int) -> Iterator[list[str]]:

@@ -5,6 +5,7 @@ import io
 import os
 import struct
 import zlib
+from importlib.util import find_spec
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -55,7 +56,7 @@ def _header(reference, options: MediaOptions):
     source = reference if in_memory else local_file("image", reference, options)
     Image.MAX_IMAGE_PIXELS = options.image_pixel_limit // 2  # Pillow (13) refuses what has twice as many
     try:
-        with reference.copy() if in_memory else Image.open(source, formats=FORMATS) as image:
+        with reference.copy() if in_memory else _opened(source) as image:
             yield image
     except UnidentifiedImageError as error:
         what = what_it_is(source) or f"of none of the formats {', '.join(FORMATS)}"
@@ -64,6 +65,18 @@ def _header(reference, options: MediaOptions):
         raise _undecodable(reference, f"{error} If you trust it, raise --image_pixel_limit") from error
     except Exception as error:  # on broken bytes the decoders raise nearly any type
         raise _undecodable(reference, error) from error
+
+
+def _opened(source: str | io.BytesIO) -> Image.Image:
+    try:
+        return Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError:
+        if not find_spec("pillow_heif"):  # which few need
+            raise
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        return Image.open(source, formats=["HEIF"])
 
 
 def _undecodable(reference, reason) -> ValueError:

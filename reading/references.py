@@ -7,6 +7,7 @@ image references, its frames.
 import hashlib
 import io
 import re
+from importlib.util import find_spec
 
 from PIL import Image
 
@@ -18,7 +19,7 @@ TAKEN_FOR_OTHERS = {
     rb"\s*<(\?xml|svg)": "XML, perhaps an SVG drawing: convert it",
     rb"%PDF": "a PDF: convert its pages to images",
     rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|BZh|7z\xbc\xaf|Rar!|\xfd7zXZ|\x28\xb5\x2f\xfd": "a compressed archive: unpack it",
-    rb".{4}ftyp(hei|hev|mif1|msf1)": "a HEIC image: convert it to JPEG or PNG",
+    rb".{4}ftyp(hei|hev|mif1|msf1)": (HEIC := "a HEIC image: pip install pillow-heif, or convert it to JPEG or PNG"),
 }
 
 # Endings of the names of media that people have; not all of them can be opened.
@@ -83,4 +84,5 @@ def what_it_is(source: str | io.BytesIO) -> str | None:
     else:
         start = source.getvalue()[:256]
     matches = (what for begin, what in TAKEN_FOR_OTHERS.items() if re.match(begin, start, re.IGNORECASE | re.DOTALL))
-    return next(matches, None)
+    what = next(matches, None)
+    return None if what == HEIC and find_spec("pillow_heif") else what

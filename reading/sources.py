@@ -17,7 +17,7 @@ from reading import dataset_info
 from reading.mapping import conversion
 from reading.references import kind_by_name, what_it_is
 
-TABLES = (".csv", ".tsv")
+TABLES = (".csv", ".tsv", ".xlsx")
 COLLECTIONS = (".parquet", ".arrow", ".tar")  # next to which, on the Hub, other files describe the data set
 ENDINGS = (".json", ".jsonl", *COLLECTIONS, *TABLES)
 DESCRIBING = (dataset_info.NAME, "dataset_dict.json")  # files of a folder that hold no rows
@@ -128,9 +128,10 @@ def find_source(path: str) -> Source:
         if not file.lower().endswith(ENDINGS):
             raise ValueError(
                 f"{file} has none of the endings {', '.join(ENDINGS)}, by which its form is known. Save a spreadsheet "
-                "as CSV UTF-8 (docs/start.md); example_data/convert/refcoco.py makes rows of RefCOCO's refs(...).p."
+                "as .xlsx or CSV UTF-8 (docs/start.md); example_data/convert/refcoco.py makes rows of RefCOCO's "
+                "refs(...).p."
             )
-        what = what_it_is(file)
+        what = None if file.lower().endswith(".xlsx") else what_it_is(file)  # which is an archive
         if what and (what != "empty" or not file.lower().endswith(".jsonl")):  # an empty JSONL file holds no row
             raise ValueError(f"{file} is {what}.")
     if not files:

@@ -1,9 +1,11 @@
 """Every kind of file and folder: the rows that it has are those of the same data as `messages`."""
 
+import datetime
 import io
 import json
 import os
 import shutil
+import sys
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -377,3 +379,61 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, ending):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (peaks[1] - peaks[0]) / 3000 < 600, peaks  # bytes of a row; a header alone is 512 as text, an object 1,500
+
+
+# ---- Excel ----
+
+
+def write_sheets(path: Path, **sheets: list[list]) -> str:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for title, rows in sheets.items():
+        sheet = book.create_sheet(title)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+    return str(path)
+
+
+def test_a_sheet_is_a_table(fill):
+    """Numbers, dates and empty cells, next to a sheet without rows."""
+    folder = fill(dict.fromkeys(["1.jpg", "2.jpg"]))
+    rows = [
+        ["Image", "Question", "Label", None],
+        ["1.jpg", " Q\n", 7.0],
+        [],
+        [None, "Q", 0.1],
+        ["1.jpg | 2.jpg", "Q", True],
+    ]
+    rows += [[None, "Q", datetime.date(2026, 1, 5), None, None], ["1.jpg", "007", "A"]]
+    path = write_sheets(folder / "a.xlsx", Rows=rows, Empty=[])
+    expected = [asked("1.jpg", " Q\n", "7"), asked([], "Q", "0.1"), asked(["1.jpg", "2.jpg"], "Q", "True")]
+    expected += [asked([], "Q", "2026-01-05 00:00:00"), asked("1.jpg", "007", "A")]
+    assert samples(MultimodalDataset(path, columns=["answer=Label"])) == as_messages(folder, *expected)
+    assert len(MultimodalDataset(f"{folder}[1:3]", columns=["answer=Label"])) == 2  # the only file that has rows
+
+
+SHEETS = {
+    "several": ({"a": [["question", "answer"], ["Q", "A"]], "b": [["x"]]}, "has the sheets a, b: leave the one"),
+    "none": ({"a": []}, "has the sheets (none)"),
+    "other columns": ({"a": [["frage", "antwort"], ["Q", "A"]]}, "but it needs `question` and `answer`"),
+    "a cell too many": ({"a": [["question", "answer"], ["Q", "A", "B"]]}, "the cell 'B' is in a column without a name"),
+}
+
+
+@pytest.mark.parametrize("fault", SHEETS)
+def test_a_sheet_that_cannot_be_meant_is_refused_by_name(tmp_path, fault):
+    sheets, named = SHEETS[fault]
+    with pytest.raises(ValueError) as error:
+        MultimodalDataset(write_sheets(tmp_path / "a.xlsx", **sheets))
+    assert named in str(error.value) and "a.xlsx" in str(error.value)
+
+
+def test_excel_without_its_package_or_broken_is_refused_by_name(tmp_path, monkeypatch):
+    (tmp_path / "a.xlsx").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="a.xlsx is not a readable Excel file"):
+        MultimodalDataset(str(tmp_path / "a.xlsx"))
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(ValueError, match="a.xlsx needs another package: pip install openpyxl"):
+        MultimodalDataset(str(tmp_path / "a.xlsx"))
