@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from urllib.parse import unquote
 
 from reading import dataset_info
 from reading.mapping import conversion
@@ -26,6 +27,7 @@ SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]\Z")
 SPLIT = re.compile(r":([\w.-]+(?:/[\w.-]+)?)\Z")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")  # as they are usually called
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
+HUB_PATH = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@((?:refs/(?:convert|pr)/)?[^/]+))?/?(.*)\Z")
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 CHUNK = 1 << 20  # characters of a JSON list that are read at a time
 NO_DATA = ["*.py", "*.bin", "*.safetensors", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.gguf"]  # is not fetched
@@ -103,9 +105,13 @@ def find_source(path: str) -> Source:
         return replace(found, path=path, bounds=bounds if any(bounds) else entry.bounds, weight=weight, **about)
     if split and (os.path.isfile(place) or glob.has_magic(place)):
         raise ValueError(f"{path}: only folders and Hub ids have splits such as {split!r}; leave it out.")
-    from_hub = not os.path.exists(place) and bool(HUB_ID.match(place)) and not place.lower().endswith(ENDINGS)
-    root = download(place) if from_hub else place
-    files = files_of(root, split, everywhere=from_hub)
+    on_hub = HUB_PATH.match(place)
+    is_id = not os.path.exists(place) and bool(HUB_ID.match(place)) and not place.lower().endswith(ENDINGS)
+    from_hub, root = bool(on_hub) or is_id, place
+    if from_hub:
+        name, revision, inside = on_hub.groups() if on_hub else (place, None, "")
+        root = os.path.join(download(name, revision and unquote(revision), inside), inside)
+    files = files_of(root, split, everywhere=from_hub and not inside)
     splits = [name for name in SPLITS if any(in_split(os.path.relpath(file, root), name) for file in files)]
     if not files:
         splits, folder = splits_in(root), os.path.join(root, split or "")
@@ -213,28 +219,35 @@ def in_split(file: str, split: str) -> bool:
     return all(part in folders or re.match(rf"{re.escape(part)}[-_.]", name) for part in split.split("/"))
 
 
-def download(name: str) -> str:
+def download(name: str, revision: str | None = None, inside: str = "") -> str:
     """The folder of a data set of the Hub: its Parquet files, its own or those the Hub made; else all of its files.
+
+    Args:
+        inside: a path in it, which may be a pattern: only that is fetched, with what is next to a file of rows.
 
     Raises:
         ValueError: there is none, or the Hub cannot be reached.
     """
     from huggingface_hub import HfApi, snapshot_download  # only a data set on the Hub needs it
 
-    def snapshot(**kwargs) -> str:
+    def snapshot(*patterns: str, **kwargs) -> str:
+        kwargs = {"revision": revision, "allow_patterns": patterns or None} | kwargs
         return snapshot_download(name, repo_type="dataset", ignore_patterns=NO_DATA, **kwargs)
 
     try:
-        files = HfApi().list_repo_files(name, repo_type="dataset")
+        if inside:
+            folder = os.path.dirname(inside) if inside.lower().endswith(ENDINGS) else inside
+            return snapshot(inside if inside.lower().endswith(COLLECTIONS) else os.path.join(folder, "*"))
+        files = HfApi().list_repo_files(name, repo_type="dataset", revision=revision)
         if any(is_parquet(file) for file in files):
-            return snapshot(allow_patterns=["*.parquet"])
+            return snapshot("*.parquet")
         if any(file.lower().endswith(ENDINGS) and not is_table(file) for file in files):
             return snapshot()
-        return snapshot(allow_patterns=["*.parquet"], revision=MADE_BY_THE_HUB)
+        return snapshot("*.parquet", revision=MADE_BY_THE_HUB)
     except Exception as error:  # the client's own, or of whatever transports it
-        for revision in (None, MADE_BY_THE_HUB):  # what an earlier run fetched
+        for known in () if inside else (revision, MADE_BY_THE_HUB):  # what an earlier run fetched
             with contextlib.suppress(Exception):
-                folder = snapshot(allow_patterns=["*.parquet"], revision=revision, local_files_only=True)
+                folder = snapshot("*.parquet", revision=known, local_files_only=True)
                 if any(name.lower().endswith(ENDINGS) for _, _, names in os.walk(folder) for name in names):
                     return folder
         raise ValueError(

@@ -265,6 +265,13 @@ FAULTS = [
         "np.take(stems, order)) < 0",
         f"{KINDS}test_a_shard_that_cannot_be_meant_is_refused_by_name[apart]",
     ),
+    Fault(
+        "a revision of the Hub is not the one that is fetched",
+        "reading/sources.py",
+        'kwargs = {"revision": revision, ',
+        'kwargs = {"revision": None, ',
+        f"{KINDS}test_an_address_on_the_hub_fetches_what_it_names[@v1.0/train-*.parquet[:1]]",
+    ),
     # ---- labels ----
     Fault(
         "the first token of a reply has no label",

@@ -34,7 +34,7 @@ from preview import add_flags
 from reading.files import leads_out_of, stays_in
 from reading.options import ROOT
 from reading.references import kind_by_name
-from reading.sources import ENDINGS, HUB_ID, find_source
+from reading.sources import ENDINGS, HUB_ID, HUB_PATH, find_source
 from training.progress import LOG_FILE
 from training.run_folder import LOCK
 
@@ -171,7 +171,7 @@ def paths_in(value: str) -> Iterator[str]:
 def is_on_hub(value: str) -> bool:
     """Whether a path of data may have to be fetched."""
     paths = list(paths_in(value))
-    is_named = any(HUB_ID.match(path) and not path.lower().endswith(ENDINGS) for path in paths)
+    is_named = any(HUB_ID.match(path) and not path.lower().endswith(ENDINGS) or HUB_PATH.match(path) for path in paths)
     return is_named and not any(map(os.path.exists, paths))
 
 

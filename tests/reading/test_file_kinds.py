@@ -8,6 +8,7 @@ import shutil
 import sys
 import tarfile
 import tracemalloc
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pyarrow as pa
@@ -437,3 +438,65 @@ def test_excel_without_its_package_or_broken_is_refused_by_name(tmp_path, monkey
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     with pytest.raises(ValueError, match="a.xlsx needs another package: pip install openpyxl"):
         MultimodalDataset(str(tmp_path / "a.xlsx"))
+
+
+# ---- addresses of files on the Hub ----
+
+
+@pytest.fixture
+def hub(tmp_path, fill, pictures, monkeypatch):
+    """In the place of the network: what the Hub has of org/set, and (revision, files) of each request."""
+    row = {"image": "red.png", "question": "Which?", "answer": "square"}
+    held = fill(
+        {"rows/a.jsonl": json.dumps(row), "rows/red.png": None, "classes/cat/1.jpg": None, "README.md": "x"}, "hub"
+    )
+    for i in range(2):
+        pq.write_table(arrow_table([pictures[i]], [i]), held / f"train-{i}.parquet")
+    save_to_disk(held / "saved" / "test", {"data-00000-of-00001.arrow": arrow_table(pictures[2:], [1])})
+    write_tar(held / "shard.tar", [("1.png", pictures[0]), ("1.cls", "red")])
+    names = [str(path.relative_to(held)) for path in held.rglob("*") if path.is_file()]
+    asked = []
+
+    def snapshot_download(repo_id, repo_type, revision, allow_patterns, ignore_patterns):
+        assert (repo_id, repo_type) == ("org/set", "dataset")
+        chosen = [name for name in names if any(fnmatch(name, pattern) for pattern in allow_patterns or ["*"])]
+        asked.append((revision, sorted(chosen)))
+        folder = tmp_path / f"snapshot {len(asked)}"
+        folder.mkdir()
+        for name in chosen:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(held / name, folder / name)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: names)
+    return asked
+
+
+ADDRESSES = {
+    "/train-1.parquet": (["square"], [(None, ["train-1.parquet"])]),
+    "@v1.0/train-*.parquet[:1]": (["circle"], [("v1.0", ["train-0.parquet", "train-1.parquet"])]),
+    "@refs%2Fpr%2F3:train": (["circle", "square"], [("refs/pr/3", ["train-0.parquet", "train-1.parquet"])]),
+    "@refs/convert/parquet/train-0.parquet": (["circle"], [("refs/convert/parquet", ["train-0.parquet"])]),
+    "/shard.tar": (["red"], [(None, ["shard.tar"])]),
+    "/classes": (["cat"], [(None, ["classes/cat/1.jpg"])]),
+    "/rows/a.jsonl": (["square"], [(None, ["rows/a.jsonl", "rows/red.png"])]),
+    "/saved:test": (
+        ["square"],
+        [(None, ["saved/test/data-00000-of-00001.arrow", "saved/test/dataset_info.json", "saved/test/state.json"])],
+    ),
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_on_the_hub_fetches_what_it_names(hub, address):
+    answers, fetched = ADDRESSES[address]
+    typed = "parquet" in address or ":" in address
+    given = MAPPED if typed else {} if "rows" in address else {"prompt": "Which?"}
+    found = samples(MultimodalDataset(f"hf://datasets/org/set{address}", **given))
+    assert [reply["content"][0]["text"] for _, reply in found] == answers and hub == fetched
+
+
+def test_an_address_on_the_hub_that_cannot_be_reached_is_named(tmp_path):
+    with pytest.raises(ValueError, match="org/absent is neither .* nor a data set of the Hub that can be reached"):
+        MultimodalDataset("hf://datasets/org/absent/a.parquet")  # HF_HUB_OFFLINE is set for all tests

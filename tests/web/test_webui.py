@@ -512,6 +512,9 @@ def test_what_a_root_holds(root):
             "clips/1.mp4",
             "clips/1.txt",
             "loose/1.jpg",
+            "saved/data-00000-of-00001.arrow",
+            "saved/dataset_info.json",
+            "saved/state.json",
         ),
     ):
         os.makedirs(os.path.dirname(path), exist_ok=True)
