@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from reading import picture_folders
 from reading.mapping import proposal
 from reading.rows import KINDS, MEDIA_COLUMNS, PAIRS, RowForm
-from reading.sources import is_parquet, is_table
+from reading.sources import has_ending
 
 ARROW_ROWS = 64  # rows of a batch: what one access maps
 SEPARATORS = (",", ";", "\t")  # of tables; Excel writes semicolons where the comma is the decimal point
@@ -18,11 +18,7 @@ SEPARATORS = (",", ";", "\t")  # of tables; Excel writes semicolons where the co
 
 def is_copied(path: str) -> bool:
     """Whether single rows of a file are read from an Arrow copy of it."""
-    return has_types(path) or is_table(path) or os.path.isdir(path)
-
-
-def has_types(path: str) -> bool:
-    return path.lower().endswith((".parquet", ".arrow"))
+    return os.path.isdir(path) or not has_ending(path, ".json", ".jsonl", ".tar")
 
 
 def copy_rows(path: str, form: RowForm, target: str) -> None:
@@ -34,7 +30,7 @@ def copy_rows(path: str, form: RowForm, target: str) -> None:
     Raises:
         ValueError: the file is broken.
     """
-    (copy_columns if has_types(path) else copy_texts)(path, form, target)
+    (copy_columns if has_ending(path, ".parquet", ".arrow") else copy_texts)(path, form, target)
 
 
 def copy_columns(path: str, form: RowForm, target: str) -> None:
@@ -62,7 +58,7 @@ def copy_columns(path: str, form: RowForm, target: str) -> None:
                         writer.write_batch(batch.slice(start, ARROW_ROWS))
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = "".join(c if c.isprintable() else " " for c in str(error))[:300]
-        kind = "Parquet" if is_parquet(path) else "Arrow"
+        kind = "Parquet" if has_ending(path, ".parquet") else "Arrow"
         raise ValueError(f"{path} is not a readable {kind} file: {reason}") from error
 
 
@@ -72,7 +68,7 @@ def open_columns(path: str) -> Iterator[tuple]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if is_parquet(path):
+    if has_ending(path, ".parquet"):
         with pq.ParquetFile(path) as file:
             yield file.schema_arrow, lambda names: file.iter_batches(ARROW_ROWS, columns=names)
         return
@@ -111,16 +107,12 @@ def copy_texts(path: str, form: RowForm, target: str) -> None:
     """Of CSV and TSV, and of a folder of pictures. What is empty is null."""
     import pyarrow as pa
 
-    with (open_folder if os.path.isdir(path) else open_cells)(path, form) as (columns, rows):
+    of_folder = [(name, False) for name in (*KINDS, "answer")], picture_folders.rows_in(path, form.prompt)
+    with contextlib.nullcontext(of_folder) if os.path.isdir(path) else open_cells(path, form) as (columns, rows):
         schema = pa.schema([(name, pa.list_(pa.string()) if is_list else pa.string()) for name, is_list in columns])
         with pa.OSFile(target, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             while batch := list(itertools.islice(rows, ARROW_ROWS)):
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-
-
-@contextlib.contextmanager
-def open_folder(path: str, form: RowForm) -> Iterator[tuple[list[tuple[str, bool]], Iterator[dict]]]:
-    yield [(name, False) for name in (*KINDS, "answer")], picture_folders.rows_in(path, form.prompt)
 
 
 @contextlib.contextmanager
@@ -145,7 +137,7 @@ def open_table(path: str, form: RowForm) -> Iterator[tuple[list[str], Iterator[l
     Raises:
         ValueError: no UTF-8, broken CSV with its line, or not the columns that are needed.
     """
-    with (open_sheet if path.lower().endswith(".xlsx") else open_csv)(path) as (header, rows):
+    with (open_sheet if has_ending(path, ".xlsx") else open_csv)(path) as (header, rows):
         names = [name.strip().lower() or f"column {i}" for i, name in enumerate(header, 1)]
         read_as = {*form.mapping.names(names).values(), *(PAIRS if form.prompt is not None else [])}
         if not any({*pair} <= read_as for pair in PAIRS.items()):
@@ -181,19 +173,18 @@ def open_sheet(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
     """Of Excel: the one sheet that is not empty."""
     try:
         import openpyxl  # which few need
+
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except ImportError as error:
         raise ValueError(f"{path} needs another package: pip install openpyxl, or save it as CSV UTF-8.") from error
-    try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except Exception as error:  # on broken files it raises nearly any type
         raise ValueError(f"{path} is not a readable Excel file: {error}") from error
     with contextlib.closing(book):
-        rows = {sheet.title: rows_of_sheet(path, sheet) for sheet in book.worksheets}
-        headers = {title: header for title in rows if (header := next(rows[title], None))}
-        if len(headers) != 1:
-            raise ValueError(f"{path} has the sheets {', '.join(headers) or '(none)'}: leave the one with rows in it.")
-        (title,) = headers
-        yield headers[title], rows[title]
+        sheets = [rows_of_sheet(path, sheet) for sheet in book.worksheets]
+        filled = [(header, rows) for rows in sheets if (header := next(rows, None))]
+        if len(filled) != 1:
+            raise ValueError(f"{path} has {len(filled)} sheets with rows in them; it must be one.")
+        yield filled[0]
 
 
 def rows_of_sheet(path: str, sheet) -> Iterator[list[str]]:

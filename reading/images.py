@@ -5,7 +5,6 @@ import io
 import os
 import struct
 import zlib
-from importlib.util import find_spec
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -71,12 +70,12 @@ def _opened(source: str | io.BytesIO) -> Image.Image:
     try:
         return Image.open(source, formats=FORMATS)
     except UnidentifiedImageError:
-        if not find_spec("pillow_heif"):  # which few need
-            raise
-        from pillow_heif import register_heif_opener
+        with contextlib.suppress(ImportError):
+            from pillow_heif import register_heif_opener  # which few need
 
-        register_heif_opener()
-        return Image.open(source, formats=["HEIF"])
+            register_heif_opener()
+            return Image.open(source, formats=["HEIF"])
+        raise
 
 
 def _undecodable(reference, reason) -> ValueError:

@@ -37,7 +37,7 @@ class Mapping:
 
     sources: tuple[tuple[str, str], ...] = ()  # (name that is read, field of the file), each name and field once
     ignored: tuple[str, ...] = ()  # fields that are passed over, as `Unread.names` has them
-    usual: str | None = None  # of USUAL: the kind of file
+    usual: str | None = None  # as `sources.usual_names` gives it
 
     @classmethod
     def of(cls, columns: Sequence[str] | None, lower: bool = False, usual: str | None = None) -> "Mapping":
@@ -45,7 +45,6 @@ class Mapping:
 
         Args:
             lower: whether the file's own names are read in small letters, as those of tables are.
-            usual: the kind of file whose usual names of fields are known.
         """
         pairs = sorted({COLUMN.fullmatch(column).groups() for column in columns or []})
         fold = str.lower if lower else str
@@ -87,29 +86,19 @@ class Mapping:
             )
         row = left | named
         for field in [*left] if self.usual else ():
-            name = USUAL[self.usual](field, row)
+            name = usual_name(self.usual, field, row)
             if name and name not in row:
                 row[name] = row.pop(field)
         return row
 
 
-def name_in_metadata(field: str, row: dict) -> str | None:
-    """As the Hub reads a folder of pictures with metadata.csv, .jsonl or .parquet."""
-    plural = {"file_name": "", "file_names": "s"}.get(field)
-    first = row[field][:1] if isinstance(row[field], list) else [row[field]]
-    kind = None if plural is None else next(map(kind_by_name, map(str, first)), None)
-    return kind and kind + plural
-
-
-def name_in_tar(field: str, row: dict) -> str | None:
-    """A field has the ending of a member as its name, such as jpg, mp4 or txt."""
-    if field == "txt" or field == "cls" and "txt" not in row:
+def usual_name(kind: str, field: str, row: dict) -> str | None:
+    """What a field of this kind of file is read as, where neither --columns nor the row has that name."""
+    if kind == "metadata":  # as the Hub reads a folder of pictures with a file of this name
+        return kind_by_name(str(row[field])) if field == "file_name" else None
+    if field == "txt" or field == "cls" and "txt" not in row:  # a field of a tar file is the ending of its member
         return "answer"
     return None if "." in field else kind_by_name(f".{field}")
-
-
-# Kind of file -> (field, row) -> the name that the field is read by where neither --columns nor the row has it.
-USUAL = {"metadata": name_in_metadata, "tar": name_in_tar}
 
 
 def field_of(row: dict, name: str) -> tuple[object, object]:

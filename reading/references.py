@@ -22,17 +22,16 @@ TAKEN_FOR_OTHERS = {
     rb".{4}ftyp(hei|hev|mif1|msf1)": (HEIC := "a HEIC image: pip install pillow-heif, or convert it to JPEG or PNG"),
 }
 
-# Endings of the names of media that people have; not all of them can be opened.
-ENDINGS = {
-    "image": "avif|bmp|dng|gif|heic|heif|ico|jfif|jp2|jpe?g|pbm|pgm|png|pnm|ppm|svg|tga|tiff?|webp",
-    "video": "3gp|avi|flv|m4v|mkv|mov|mp4|mpe?g|ogv|webm|wmv",
-}
-KIND = re.compile(rf"\.(?:(?P<image>{ENDINGS['image']})|(?P<video>{ENDINGS['video']}))\Z", re.IGNORECASE)
+ENDING = re.compile(  # of the names of media that people have; not all of them can be opened
+    r"\.(?:(?P<image>avif|bmp|dng|gif|heic|heif|ico|jfif|jp2|jpe?g|pbm|pgm|png|pnm|ppm|svg|tga|tiff?|webp)"
+    r"|(?P<video>3gp|avi|flv|m4v|mkv|mov|mp4|mpe?g|ogv|webm|wmv)|aac|flac|m4a|mp3|oga|ogg|opus|wav|wma)\Z",
+    re.IGNORECASE,
+)
 
 
 def kind_by_name(name: str) -> str | None:
     """Whether a name has the ending of an image or a video."""
-    match = KIND.search(name)
+    match = ENDING.search(name)
     return match and match.lastgroup
 
 

@@ -168,7 +168,7 @@ class RowIndex:
             return copies.read_arrow(self.arrow, *where)
         if state_of(self.path) != self.state:
             raise ChangedFile(f"{self.path} was changed while it is in use; start again.")
-        return (tars if sources.is_tar(self.path) else sources).read_row(self.path, *where)
+        return (tars if sources.has_ending(self.path, ".tar") else sources).read_row(self.path, *where)
 
     def row(self, place: int) -> dict:
         """A canonical row."""
@@ -366,7 +366,7 @@ class IndexMaker:
 
     def scan(self, folder: str) -> Iterator[tuple[int, int, object]]:
         if not copies.is_copied(self.path):
-            return (tars if sources.is_tar(self.path) else sources).scan(self.path)
+            return (tars if sources.has_ending(self.path, ".tar") else sources).scan(self.path)
         copy = arrow_copy(folder, self.form)
         if not os.path.isfile(copy):
             copies.copy_rows(self.path, self.form, f"{copy}.unfinished")

@@ -106,7 +106,7 @@ def find_source(path: str) -> Source:
     if split and (os.path.isfile(place) or glob.has_magic(place)):
         raise ValueError(f"{path}: only folders and Hub ids have splits such as {split!r}; leave it out.")
     on_hub = HUB_PATH.match(place)
-    is_id = not os.path.exists(place) and bool(HUB_ID.match(place)) and not place.lower().endswith(ENDINGS)
+    is_id = not os.path.exists(place) and bool(HUB_ID.match(place)) and not has_ending(place, *ENDINGS)
     from_hub, root = bool(on_hub) or is_id, place
     if from_hub:
         name, revision, inside = on_hub.groups() if on_hub else (place, None, "")
@@ -131,19 +131,18 @@ def find_source(path: str) -> Source:
             )
         if re.search(r"\.(tgz|tar\.\w+)\Z", file, re.IGNORECASE):
             raise ValueError(f"{file} is compressed, so any row needs all before it: unpack it to .tar.")
-        if not file.lower().endswith(ENDINGS):
+        if not has_ending(file, *ENDINGS):
             raise ValueError(
                 f"{file} has none of the endings {', '.join(ENDINGS)}, by which its form is known. Save a spreadsheet "
-                "as .xlsx or CSV UTF-8 (docs/start.md); example_data/convert/refcoco.py makes rows of RefCOCO's "
-                "refs(...).p."
+                "as CSV UTF-8 (docs/start.md); example_data/convert/refcoco.py makes rows of RefCOCO's refs(...).p."
             )
-        what = None if file.lower().endswith(".xlsx") else what_it_is(file)  # which is an archive
-        if what and (what != "empty" or not file.lower().endswith(".jsonl")):  # an empty JSONL file holds no row
+        what = None if has_ending(file, ".xlsx") else what_it_is(file)  # which is an archive
+        if what and (what != "empty" or not has_ending(file, ".jsonl")):  # an empty JSONL file holds no row
             raise ValueError(f"{file} is {what}.")
     if not files:
         of_split = f" of a split {split!r}" if split else ""
         raise ValueError(
-            f"{path}: there is no {', '.join(ENDINGS)} file and no picture{of_split} in {place or '.'} (docs/start.md)."
+            f"{path}: no {', '.join(ENDINGS)} file or picture{of_split} is in {place or '.'} (docs/start.md)."
         )
     return Source(path, tuple(files), bounds, weight, from_hub)
 
@@ -163,25 +162,17 @@ def splits_in(folder: str) -> list[str]:
 def is_picture_folder(folder: str) -> bool:
     """Whether pictures or clips are somewhere in a folder, and no data file is, which would name them."""
     found = [name for _, _, names in os.walk(folder) for name in names]
-    return any(map(kind_by_name, found)) and not any(name.lower().endswith(ENDINGS) for name in found)
+    return any(map(kind_by_name, found)) and not any(has_ending(name, *ENDINGS) for name in found)
 
 
-def is_parquet(path: str) -> bool:
-    return path.lower().endswith(".parquet")
-
-
-def is_table(path: str) -> bool:
-    return path.lower().endswith(TABLES)
-
-
-def is_tar(path: str) -> bool:
-    return path.lower().endswith(".tar")
+def has_ending(path: str, *endings: str) -> bool:
+    return path.lower().endswith(endings)
 
 
 def usual_names(path: str) -> str | None:
-    """The kind of a file of which mapping.USUAL knows the names of fields, if it is one."""
+    """The kind of a file of which `mapping.usual_name` knows the fields, if it is one."""
     is_metadata = os.path.basename(path).lower().startswith("metadata.")
-    return "tar" if is_tar(path) else "metadata" if is_metadata else None
+    return "tar" if has_ending(path, ".tar") else "metadata" if is_metadata else None
 
 
 def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
@@ -192,11 +183,11 @@ def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
     parts = ["**"] if everywhere else ["", "data", *([split, os.path.join("data", split)] if split else [])]
     patterns = [os.path.join(glob.escape(place), part, "*") for part in parts]
     found = sorted({file for pattern in patterns for file in glob.glob(pattern, recursive=everywhere)})
-    found = [file for file in found if file.lower().endswith(ENDINGS) and os.path.basename(file) not in DESCRIBING]
+    found = [file for file in found if has_ending(file, *ENDINGS) and os.path.basename(file) not in DESCRIBING]
     found = [shard for file in found if os.path.basename(file) == "state.json" for shard in shards_of(file)] or found
     for ending in COLLECTIONS if everywhere else ():
-        found = [file for file in found if file.lower().endswith(ending)] or found
-    found = [file for file in found if not is_table(file)] or found  # beside others, a table describes them
+        found = [file for file in found if has_ending(file, ending)] or found
+    found = [file for file in found if not has_ending(file, *TABLES)] or found  # beside others, a table describes them
     return [file for file in found if not split or in_split(os.path.relpath(file, place), split)]
 
 
@@ -220,10 +211,7 @@ def in_split(file: str, split: str) -> bool:
 
 
 def download(name: str, revision: str | None = None, inside: str = "") -> str:
-    """The folder of a data set of the Hub: its Parquet files, its own or those the Hub made; else all of its files.
-
-    Args:
-        inside: a path in it, which may be a pattern: only that is fetched, with what is next to a file of rows.
+    """The folder of a data set of the Hub: its Parquet files, or those the Hub made, or all; or what `inside` names.
 
     Raises:
         ValueError: there is none, or the Hub cannot be reached.
@@ -236,19 +224,19 @@ def download(name: str, revision: str | None = None, inside: str = "") -> str:
 
     try:
         if inside:
-            folder = os.path.dirname(inside) if inside.lower().endswith(ENDINGS) else inside
-            return snapshot(inside if inside.lower().endswith(COLLECTIONS) else os.path.join(folder, "*"))
+            folder = os.path.dirname(inside) if has_ending(inside, *ENDINGS) else inside
+            return snapshot(inside if has_ending(inside, *COLLECTIONS) else os.path.join(folder, "*"))
         files = HfApi().list_repo_files(name, repo_type="dataset", revision=revision)
-        if any(is_parquet(file) for file in files):
+        if any(has_ending(file, ".parquet") for file in files):
             return snapshot("*.parquet")
-        if any(file.lower().endswith(ENDINGS) and not is_table(file) for file in files):
+        if any(has_ending(file, *ENDINGS) and not has_ending(file, *TABLES) for file in files):
             return snapshot()
         return snapshot("*.parquet", revision=MADE_BY_THE_HUB)
     except Exception as error:  # the client's own, or of whatever transports it
         for known in () if inside else (revision, MADE_BY_THE_HUB):  # what an earlier run fetched
             with contextlib.suppress(Exception):
                 folder = snapshot("*.parquet", revision=known, local_files_only=True)
-                if any(name.lower().endswith(ENDINGS) for _, _, names in os.walk(folder) for name in names):
+                if any(has_ending(name, *ENDINGS) for _, _, names in os.walk(folder) for name in names):
                     return folder
         raise ValueError(
             f"{name} is neither a file or folder here nor a data set of the Hub that can be reached: {error}"
@@ -267,7 +255,7 @@ def scan(path: str) -> Iterator[tuple[int, int, object]]:
         ValueError: no JSON list, or broken JSON with its line.
     """
     try:
-        yield from (scan_lines if path.lower().endswith(".jsonl") else scan_list)(path)
+        yield from (scan_lines if has_ending(path, ".jsonl") else scan_list)(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -1,9 +1,6 @@
 """WebDataset's shards: the members of a .tar file whose names are alike up to their first dot are a row.
 
-    shard/0001.jpg  shard/0001.txt  shard/0002.jpg  shard/0002.json
-
-The endings are the names of the fields; what the .json holds are fields too. Nothing is unpacked: the index keeps where
-the members of a row begin and end.
+The endings name its fields, and what its .json holds are fields too. The index keeps where a row begins and ends.
 """
 
 import io
@@ -11,7 +8,6 @@ import itertools
 import tarfile
 from array import array
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,76 +16,60 @@ from reading.sources import CHUNK, PARSER, fault_of
 TEXTS = ("txt", "text", "cls")
 
 
-class Member(NamedTuple):
-    start: int  # of its header, in the file
-    end: int
-    stem: str
-    field: str
-    data: bytes | None  # of what is no plain file
-
-
 def scan(path: str) -> Iterator[tuple[int, int, object]]:
-    """As `sources.scan`.
-
-    Raises:
-        ValueError: the file is broken, or the members of one row are apart.
-    """
+    """As `sources.scan`; a ValueError too where the members of one row are apart."""
     stems = array("q")  # their hashes
     try:
         with tarfile.open(path, "r:") as tar:
-            for stem, members in itertools.groupby(members_of(tar), lambda member: member.stem):
+            for stem, members in itertools.groupby(members_of(tar), lambda member: member[0]):
                 members = [*members]
+                (_, start, *_), (_, _, end, *_) = members[0], members[-1]
                 stems.append(hash(stem))
-                yield members[0].start, members[-1].end - members[0].start, row_of(members)
+                yield start, end - start, row_of(members)
             tar.fileobj.seek(tar.offset)  # which stops at a broken header, and at the end of the first of two archives
             if any(block.strip(b"\0") for block in iter(lambda: tar.fileobj.read(CHUNK), b"")):
                 raise tarfile.ReadError(f"no member begins at byte {tar.offset:,}, and yet it goes on there")
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not a readable tar file: {error}.") from error
-    order = np.argsort(stems, kind="stable")
-    if len(twice := np.flatnonzero(np.diff(np.take(stems, order)) == 0)):
-        first, second = order[twice[0] : twice[0] + 2]
-        raise ValueError(
-            f"{path}: samples {first} and {second} have one name, whose members must be next to each other: pack them "
-            "by `tar --sort=name`."
-        )
+    _, firsts = np.unique(stems, return_index=True)
+    if len(apart := np.setdiff1d(np.arange(len(stems)), firsts)):
+        raise ValueError(f"{path}: sample {apart[0]} has the name of one before it; pack it by `tar --sort=name`.")
 
 
-def members_of(tar: tarfile.TarFile) -> Iterator[Member]:
-    """Those that are no folder and not hidden, as what a Mac adds is."""
+def members_of(tar: tarfile.TarFile) -> Iterator[tuple[str, int, int, str, bytes | None]]:
+    """Stem, begin, end, field and data of each that is no folder and not hidden, as what a Mac adds is."""
     while member := tar.next():
         tar.members.clear()  # where it would keep all of them
         folder, _, name = member.name.rpartition("/")
         stem, _, field = name.partition(".")
         if stem and not member.isdir():
             data = tar.extractfile(member).read() if member.isreg() and not member.issparse() else None
-            yield Member(member.offset, tar.offset, f"{folder}/{stem}", field.lower(), data)
+            yield f"{folder}/{stem}", member.offset, tar.offset, field.lower(), data
 
 
-def row_of(members: list[Member]) -> dict | ValueError:
+def row_of(members: list[tuple]) -> dict | ValueError:
     row = {}
-    for member in members:
+    for stem, _, _, field, data in members:
         try:
-            value = value_of(member)
-            found = value if member.field == "json" and isinstance(value, dict) else {member.field: value}
+            found = fields_of(field, data)
             if twice := [name for name in found if name in row]:
                 raise ValueError(f"gives the field `{twice[0]}`, as another of its name does")
             row |= found
         except (ValueError, RecursionError) as error:
             fault = error if type(error) is ValueError else f"is {fault_of(error)}"
-            return ValueError(f"has a member {f'{member.stem}.{member.field}'.strip('./')} that {fault}")
+            return ValueError(f"has a member {f'{stem}.{field}'.strip('./')} that {fault}")
     return row
 
 
-def value_of(member: Member) -> object:
-    kind = member.field.rpartition(".")[2]
-    if member.data is None:
+def fields_of(field: str, data: bytes | None) -> dict:
+    kind = field.rpartition(".")[2]
+    if data is None:
         raise ValueError("is a link or no plain file: pack the file itself")
     if not kind:
         raise ValueError("has no ending, which would be the name of its field: leave it out of the shard")
-    if kind == "json":
-        return PARSER.decode(member.data.decode())
-    return member.data.decode().strip() if kind in TEXTS else member.data
+    text = data.decode() if kind in ("json", *TEXTS) else ""
+    value = PARSER.decode(text) if kind == "json" else text.strip() if kind in TEXTS else data
+    return value if field == "json" and isinstance(value, dict) else {field: value}
 
 
 def read_row(path: str, offset: int, length: int) -> object:

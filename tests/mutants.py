@@ -226,22 +226,22 @@ FAULTS = [
     Fault(
         "a caption without its picture is passed over",
         "reading/picture_folders.py",
-        "stems.keys() - {",
-        "stems.keys() & {",
+        "texts.keys() - {",
+        "texts.keys() & {",
         f"{KINDS}test_a_folder_that_cannot_be_meant_is_refused_by_name[a caption without a picture]",
     ),
     Fault(
         "a caption that was written again is the old one",
         "reading/picture_folders.py",
-        "if is_text(name) else None\n        found",
-        "if not name else None\n        found",
+        "state = None if kind_by_name(name) else ",
+        "state = None if name else ",
         f"{KINDS}test_a_text_next_to_a_picture_is_its_caption",
     ),
     Fault(
         "a clip of metadata is an image",
         "reading/mapping.py",
-        "return kind and kind + plural",
-        'return kind and "image" + plural',
+        "return kind_by_name(str(row[field]))",
+        "return kind_by_name('.jpg')",
         f"{KINDS}test_metadata_name_the_pictures_of_their_folder[jsonl]",
     ),
     Fault(
@@ -261,8 +261,8 @@ FAULTS = [
     Fault(
         "the parts of a row that are apart in a shard are two rows",
         "reading/tars.py",
-        "np.take(stems, order)) == 0",
-        "np.take(stems, order)) < 0",
+        "np.setdiff1d(np.arange(len(stems)), firsts)",
+        "np.setdiff1d(firsts, np.arange(len(stems)))",
         f"{KINDS}test_a_shard_that_cannot_be_meant_is_refused_by_name[apart]",
     ),
     Fault(

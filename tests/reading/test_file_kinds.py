@@ -92,23 +92,23 @@ def test_a_text_next_to_a_picture_is_its_caption(fill):
     (folder / "b.txt").write_text("A cow.")  # the folder itself stays as it was
     assert samples(MultimodalDataset(str(folder), prompt="Say."))[1][1]["content"][0]["text"] == "A cow."
     (folder / "more" / "2.jpg").write_bytes((folder / "b.jpg").read_bytes())
-    with pytest.raises(ValueError, match=r"more/2.jpg is alone"):
+    with pytest.raises(ValueError, match=r"more/2.jpg \(1\) alone"):
         MultimodalDataset(str(folder), prompt="Say.")
 
 
 FOLDER_FAULTS = {
     "classes without a question": (["cat/1.jpg"], None, '--prompt "What is in the picture?"'),
-    "captions without a question": (["1.mp4", "1.txt"], None, '--prompt "Describe the video."'),
+    "captions without a question": (["1.mp4", "1.txt"], None, '--prompt "Describe the picture."'),
     "a picture without a caption": (
         ["1.jpg", "1.txt", "2.jpg"],
         "Say.",
-        "2.jpg is alone: 1.jpg needs its caption 1.txt",
+        "2.jpg (1) alone: 1.jpg needs its caption 1.txt",
     ),
-    "a caption without a picture": (["1.jpg", "1.txt", "README.txt"], "Say.", "README.txt is alone"),
+    "a caption without a picture": (["1.jpg", "1.txt", "README.txt"], "Say.", "README.txt (1) alone"),
     "a class too deep": (["cat/1.jpg", "cat/more/2.jpg"], "Say.", "cat/more/2.jpg has no caption, and no class"),
     "neither": (["1.jpg"], "Say.", "1.jpg has no caption, and no class"),
     "an empty caption": (["1.jpg", "1.txt", "2.jpg", "2.txt="], "Say.", "sample 1: has an empty reply"),
-    "beside unnamed data": (["images/1.jpg", "rows/a.json"], "Say.", "there is no .json,"),
+    "beside unnamed data": (["images/1.jpg", "rows/a.json"], "Say.", "no .json, .jsonl,"),
 }
 
 
@@ -141,12 +141,6 @@ def test_metadata_name_the_pictures_of_their_folder(fill, ending):
     of_pictures = MultimodalDataset(f"{folder}[:2]", columns=["answer=text", "image=file_name"], prompt="Say.")
     assert samples(of_pictures) == expected[:2]
     assert samples(MultimodalDataset(str(folder), columns=["answer=text"], prompt="Say.")) == expected
-
-
-def test_metadata_name_several_pictures(fill):
-    folder = fill(dict.fromkeys(["1.jpg", "2.jpg"]))
-    (folder / "metadata.jsonl").write_text('{"file_names": ["1.jpg", "2.jpg"], "question": "Q", "answer": "A"}')
-    assert samples(MultimodalDataset(str(folder))) == as_messages(folder, asked(["1.jpg", "2.jpg"], "Q", "A"))
 
 
 # ---- Arrow, and what Dataset.save_to_disk writes ----
@@ -303,7 +297,10 @@ def test_what_a_member_holds_is_a_field(tmp_path, pictures, kind):
 ROWS_OF_A_TAR = [("1.png", b"\x89PNG"), ("1.txt", "A")]
 # Members, and what the error says of them.
 TAR_FAULTS = {
-    "apart": ([("1.jpg", b"x"), ("2.jpg", b"x"), ("1.txt", "A"), ("2.txt", "A")], "samples 0 and 2 have one name"),
+    "apart": (
+        [("1.jpg", b"x"), ("2.jpg", b"x"), ("1.txt", "A"), ("2.txt", "A")],
+        "sample 2 has the name of one before it",
+    ),
     "no ending": ([*ROWS_OF_A_TAR, ("README", "x")], "sample 1: has a member README that has no ending"),
     "two pictures": ([("1.jpg", b"\xff\xd8\xff"), ("1.png", b"\x89PNG"), ("1.txt", "A")], "png holds a medium"),
     "a mask": ([("1.seg.png", b"\x89PNG"), *ROWS_OF_A_TAR], "seg.png holds a medium"),
@@ -416,8 +413,8 @@ def test_a_sheet_is_a_table(fill):
 
 
 SHEETS = {
-    "several": ({"a": [["question", "answer"], ["Q", "A"]], "b": [["x"]]}, "has the sheets a, b: leave the one"),
-    "none": ({"a": []}, "has the sheets (none)"),
+    "several": ({"a": [["question", "answer"], ["Q", "A"]], "b": [["x"]]}, "has 2 sheets with rows in them"),
+    "none": ({"a": []}, "has 0 sheets"),
     "other columns": ({"a": [["frage", "antwort"], ["Q", "A"]]}, "but it needs `question` and `answer`"),
     "a cell too many": ({"a": [["question", "answer"], ["Q", "A", "B"]]}, "the cell 'B' is in a column without a name"),
 }

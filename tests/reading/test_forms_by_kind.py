@@ -1,7 +1,8 @@
-"""Every form of a row in every kind of file: those in the table of docs/dataset.md equal the same data as `messages`."""
+"""Every form of a row in every kind of file: those that docs/dataset.md lists equal the same data as `messages`."""
 
 import csv
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -227,7 +228,11 @@ def test_every_form_in_every_kind_of_file_is_checked_and_trained(made, tiny, tmp
         flags = ["--data_path", *paths, *(["--prompt", ASKED] if prompt else [])]
         words = ["--model_id", "llava-1.5-7b", "--model_local_path", tiny("llava-1.5"), *flags, "--use_cpu", "True"]
         monkeypatch.setattr(sys, "argv", ["preview.py", *words, "--check"])
-        preview.main([*words, "--check"])
-        assert f"{2 * len(paths)} samples" in capsys.readouterr().out.replace(",", "")
+        with pytest.raises(SystemExit) as ended:
+            preview.main([*words, "--check"])
+        assert not ended.value.code
+        told = capsys.readouterr().out
+        assert re.search(rf"rows +{2 * len(paths)}\n", told) and "ready" in told
+        assert re.search(rf"duplicate +{2 * len(paths) - 2} ", told)  # the others are those of the first file
         steps = run(tiny, "llava-1.5", paths[0], tmp_path / f"out{prompt}", *flags, "--per_device_train_batch_size", 8)
         assert all(step["loss"] > 0 for step in steps)
