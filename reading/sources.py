@@ -66,7 +66,7 @@ class Source:
 
 def names_of(paths: Sequence[str]) -> list[str]:
     """Short names of paths, such as "val" of data/val.json[:10%]: with their folders, or whole, where two are alike."""
-    bare = [re.sub(r"[:\[*?].*", "", path).rstrip("/") for path in paths]
+    bare = [re.sub(r"[:\[*?].*", "", path.removeprefix("hf://")).rstrip("/") for path in paths]
     stems = [re.sub(rf"({'|'.join(map(re.escape, ENDINGS))})\Z", "", os.path.basename(path)) for path in bare]
     folders = [os.path.basename(os.path.dirname(path)) for path in bare]
     for names in (stems, [f"{folder}_{stem}" for folder, stem in zip(folders, stems)]):

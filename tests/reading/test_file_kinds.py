@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reading.dataset import MultimodalDataset
+from reading.sources import names_of
 
 
 def asked(media: str | list[str], question: str, answer: str) -> dict:
@@ -492,6 +493,10 @@ def test_an_address_on_the_hub_fetches_what_it_names(hub, address):
     given = MAPPED if typed else {} if "rows" in address else {"prompt": "Which?"}
     found = samples(MultimodalDataset(f"hf://datasets/org/set{address}", **given))
     assert [reply["content"][0]["text"] for _, reply in found] == answers and hub == fetched
+
+
+def test_an_address_on_the_hub_has_a_short_name():
+    assert names_of(["hf://datasets/org/set/data/val.jsonl[:5]", "hf://datasets/org/set:test"]) == ["val", "set"]
 
 
 def test_an_address_on_the_hub_that_cannot_be_reached_is_named(tmp_path):
