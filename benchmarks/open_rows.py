@@ -3,7 +3,7 @@
 Of the most rows, also the second opening of a slice with a weight, and the time to draw an epoch from it.
 
     python benchmarks/open_rows.py
-    python benchmarks/open_rows.py --rows 1000 10000 --forms jsonl
+    python benchmarks/open_rows.py --rows 1000 10000 --forms jsonl arrow tar
 
 Makes data sets of text and image references (to a few small pictures, or as many as --pictures says) in a temporary
 folder, about 1 GB for a million rows in three forms. Each opening is a process of its own. Memory is what opening added
@@ -11,6 +11,7 @@ to a process that has imported the code: at its peak, and kept (pages that no ot
 """
 
 import argparse
+import io
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -46,14 +48,23 @@ def row(i: int, pictures: int) -> dict:
 
 def write(path: Path, count: int, pictures: int) -> None:
     """`count` rows, in the form that the ending names."""
-    if path.suffix == ".parquet":
+    if path.suffix in (".parquet", ".arrow"):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with pq.ParquetWriter(path, pa.Table.from_pylist([row(0, pictures)]).schema) as writer:
+        new = pq.ParquetWriter if path.suffix == ".parquet" else pa.ipc.new_stream
+        with new(str(path), pa.Table.from_pylist([row(0, pictures)]).schema) as writer:
             for start in range(0, count, 1000):
                 rows = [row(i, pictures) for i in range(start, min(start + 1000, count))]
                 writer.write_table(pa.Table.from_pylist(rows))
+        return
+    if path.suffix == ".tar":
+        with tarfile.open(path, "w") as tar:
+            for i in range(count):
+                data, member = json.dumps(row(i, pictures)).encode(), tarfile.TarInfo(f"{i:09}.json")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+                tar.members.clear()
         return
     is_list = path.suffix == ".json"
     with open(path, "w") as file:

@@ -35,7 +35,7 @@ from reading.media import open_part
 from reading.options import ROOT, MediaOptions
 from reading.row_index import OF_ROWS, ChangedFile, Layout, RowIndex, open_index
 from reading.rows import WEIGHT, RowForm
-from reading.sources import find_source, is_table, names_of
+from reading.sources import TABLES, find_source, has_ending, names_of, usual_names
 from reading.weights import WeightedRows
 
 # The label of a token that is not trained, as PyTorch's cross entropy has it.
@@ -87,7 +87,7 @@ class MultimodalDataset(WeightedRows):
         for source in map(find_source, self.paths):
             first = self.starts[-1]
             for file in source.files:
-                own = source.folder or os.path.dirname(os.path.abspath(file))
+                own = source.folder or (file if os.path.isdir(file) else os.path.dirname(os.path.abspath(file)))
                 roots = (root, own) if root and source.from_hub else (root,) if root else ()
                 if roots and not stays_in(file, roots):
                     raise ValueError(f"{file} {leads_out_of(root)}.")
@@ -95,8 +95,10 @@ class MultimodalDataset(WeightedRows):
                     {"image": os.path.abspath(image_folder or own), "video": os.path.abspath(video_folder or own)},
                     allow_urls=self.media.allow_urls,
                     allow_absolute=not source.from_hub,
-                    mapping=Mapping.of([*source.columns, *(columns or [])], lower=is_table(file)),
-                    balance=balance.lower() if balance and is_table(file) else balance,
+                    mapping=Mapping.of(
+                        [*source.columns, *(columns or [])], has_ending(file, *TABLES), usual_names(file)
+                    ),
+                    balance=balance.lower() if balance and has_ending(file, *TABLES) else balance,
                     roots=roots,
                     **form | source.keys,
                 )

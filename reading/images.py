@@ -55,7 +55,7 @@ def _header(reference, options: MediaOptions):
     source = reference if in_memory else local_file("image", reference, options)
     Image.MAX_IMAGE_PIXELS = options.image_pixel_limit // 2  # Pillow (13) refuses what has twice as many
     try:
-        with reference.copy() if in_memory else Image.open(source, formats=FORMATS) as image:
+        with reference.copy() if in_memory else _opened(source) as image:
             yield image
     except UnidentifiedImageError as error:
         what = what_it_is(source) or f"of none of the formats {', '.join(FORMATS)}"
@@ -64,6 +64,18 @@ def _header(reference, options: MediaOptions):
         raise _undecodable(reference, f"{error} If you trust it, raise --image_pixel_limit") from error
     except Exception as error:  # on broken bytes the decoders raise nearly any type
         raise _undecodable(reference, error) from error
+
+
+def _opened(source: str | io.BytesIO) -> Image.Image:
+    try:
+        return Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError:
+        with contextlib.suppress(ImportError):
+            from pillow_heif import register_heif_opener  # which few need
+
+            register_heif_opener()
+            return Image.open(source, formats=["HEIF"])
+        raise
 
 
 def _undecodable(reference, reason) -> ValueError:

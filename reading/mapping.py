@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from reading import unread
+from reading.references import kind_by_name
 
 COLUMN = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 TURN_KEYS = (("role", "from"), ("content", "value"))
@@ -36,9 +37,10 @@ class Mapping:
 
     sources: tuple[tuple[str, str], ...] = ()  # (name that is read, field of the file), each name and field once
     ignored: tuple[str, ...] = ()  # fields that are passed over, as `Unread.names` has them
+    usual: str | None = None  # as `sources.usual_names` gives it
 
     @classmethod
-    def of(cls, columns: Sequence[str] | None, lower: bool = False) -> "Mapping":
+    def of(cls, columns: Sequence[str] | None, lower: bool = False, usual: str | None = None) -> "Mapping":
         """From the values of the flag.
 
         Args:
@@ -49,6 +51,7 @@ class Mapping:
         return cls(
             tuple((name, fold(source)) for name, source in pairs if source),
             tuple(fold(name) for name, source in pairs if not source),
+            usual,
         )
 
     def names(self, fields: Sequence[str]) -> dict[str, str]:
@@ -81,7 +84,21 @@ class Mapping:
                 f"has a field `{name}`, and --columns reads `{dict(self.sources)[name]}` as `{name}`: add "
                 f"--columns {name}= to ignore the first"
             )
-        return left | named
+        row = left | named
+        for field in [*left] if self.usual else ():
+            name = usual_name(self.usual, field, row)
+            if name and name not in row:
+                row[name] = row.pop(field)
+        return row
+
+
+def usual_name(kind: str, field: str, row: dict) -> str | None:
+    """What a field of this kind of file is read as, where neither --columns nor the row has that name."""
+    if kind == "metadata":  # as the Hub reads a folder of pictures with a file of this name
+        return kind_by_name(str(row[field])) if field == "file_name" else None
+    if field == "txt" or field == "cls" and "txt" not in row:  # a field of a tar file is the ending of its member
+        return "answer"
+    return None if "." in field else kind_by_name(f".{field}")
 
 
 def field_of(row: dict, name: str) -> tuple[object, object]:
@@ -135,8 +152,9 @@ def proposal(row: dict, folders: Collection[str]) -> str:
         if first.removesuffix("[]") not in (kind, f"{kind}s"):
             found.append(f"{kind}{'s' if '[]' in first else ''}={first}")
         found += [f"{other}=" for other in dict.fromkeys(others) if other != first]
-    prompt = "" if question else ' --prompt "..." (the question of every row)'
-    return f"try --columns {' '.join(map(shlex.quote, found))}{prompt}" if answer else "it holds no text"
+    flags = [*(["--columns"] if found else []), *map(shlex.quote, found)]
+    flags += [] if question else ['--prompt "..." (the question of every row)']
+    return f"try {' '.join(flags)}" if answer else "it holds no text"
 
 
 def conversion(found: object) -> str | None:

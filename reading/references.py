@@ -7,6 +7,7 @@ image references, its frames.
 import hashlib
 import io
 import re
+from importlib.util import find_spec
 
 from PIL import Image
 
@@ -18,8 +19,20 @@ TAKEN_FOR_OTHERS = {
     rb"\s*<(\?xml|svg)": "XML, perhaps an SVG drawing: convert it",
     rb"%PDF": "a PDF: convert its pages to images",
     rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|BZh|7z\xbc\xaf|Rar!|\xfd7zXZ|\x28\xb5\x2f\xfd": "a compressed archive: unpack it",
-    rb".{4}ftyp(hei|hev|mif1|msf1)": "a HEIC image: convert it to JPEG or PNG",
+    rb".{4}ftyp(hei|hev|mif1|msf1)": (HEIC := "a HEIC image: pip install pillow-heif, or convert it to JPEG or PNG"),
 }
+
+ENDING = re.compile(  # of the names of media that people have; not all of them can be opened
+    r"\.(?:(?P<image>avif|bmp|dng|gif|heic|heif|ico|jfif|jp2|jpe?g|pbm|pgm|png|pnm|ppm|svg|tga|tiff?|webp)"
+    r"|(?P<video>3gp|avi|flv|m4v|mkv|mov|mp4|mpe?g|ogv|webm|wmv)|aac|flac|m4a|mp3|oga|ogg|opus|wav|wma)\Z",
+    re.IGNORECASE,
+)
+
+
+def kind_by_name(name: str) -> str | None:
+    """Whether a name has the ending of an image or a video."""
+    match = ENDING.search(name)
+    return match and match.lastgroup
 
 
 def describe(reference) -> str:
@@ -70,4 +83,5 @@ def what_it_is(source: str | io.BytesIO) -> str | None:
     else:
         start = source.getvalue()[:256]
     matches = (what for begin, what in TAKEN_FOR_OTHERS.items() if re.match(begin, start, re.IGNORECASE | re.DOTALL))
-    return next(matches, None)
+    what = next(matches, None)
+    return None if what == HEIC and find_spec("pillow_heif") else what

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from array import array
 from collections import Counter
@@ -25,7 +26,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from reading import sources
+from reading import copies, picture_folders, sources, tars
 from reading.files import is_hub_blob, is_within
 from reading.media import read_header
 from reading.options import MediaOptions
@@ -148,7 +149,7 @@ class RowIndex:
             setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
         self.media = self.media.reshape(-1, 3)
         # Held as long as the index is, so that no other run takes it away.
-        self.arrow = sources.open_arrow(arrow_copy(folder, form)) if sources.is_copied(path) else None
+        self.arrow = copies.open_arrow(arrow_copy(folder, form)) if copies.is_copied(path) else None
 
     def __reduce__(self):  # another process maps the files itself
         return RowIndex, (self.path, self.folder, self.form)
@@ -160,14 +161,14 @@ class RowIndex:
         """A row as the file has it; of Parquet and tables, without the columns that are ignored.
 
         Raises:
-            ChangedFile: JSON that was written again since.
+            ChangedFile: a JSON or tar file that was written again since.
         """
         where = int(self.offsets[place]), int(self.lengths[place])
         if self.arrow:
-            return sources.read_arrow(self.arrow, *where)
+            return copies.read_arrow(self.arrow, *where)
         if state_of(self.path) != self.state:
             raise ChangedFile(f"{self.path} was changed while it is in use; start again.")
-        return sources.read_json(self.path, *where)
+        return (tars if sources.has_ending(self.path, ".tar") else sources).read_row(self.path, *where)
 
     def row(self, place: int) -> dict:
         """A canonical row."""
@@ -265,9 +266,11 @@ def name_of(*values) -> str:
 
 
 def state_of(path: str) -> list[int]:
-    """Size and time of the last change of a file."""
+    """Size and time of the last change of a file; of a folder as `picture_folders` has it."""
     try:
         state = os.stat(path)
+        if stat.S_ISDIR(state.st_mode):
+            return picture_folders.state_of_folder(path)
     except OSError as error:
         raise ChangedFile(f"{path} cannot be read: {error.strerror}.") from error
     return [state.st_size, state.st_mtime_ns]
@@ -362,18 +365,18 @@ class IndexMaker:
         return tqdm(desc=f"Indexing {self.name}", unit=" rows", delay=2, mininterval=1)
 
     def scan(self, folder: str) -> Iterator[tuple[int, int, object]]:
-        if not sources.is_copied(self.path):
-            return sources.scan(self.path)
+        if not copies.is_copied(self.path):
+            return (tars if sources.has_ending(self.path, ".tar") else sources).scan(self.path)
         copy = arrow_copy(folder, self.form)
         if not os.path.isfile(copy):
-            sources.copy_rows(self.path, self.form, f"{copy}.unfinished")
+            copies.copy_rows(self.path, self.form, f"{copy}.unfinished")
             os.rename(f"{copy}.unfinished", copy)
-        return sources.scan_arrow(sources.open_arrow(copy))
+        return copies.scan_arrow(copies.open_arrow(copy))
 
     def next_batch(self, found: Iterator) -> list[tuple[int, tuple[int, int, object]]]:
         """Rows whose media headers are read together: not more than fit into memory with all their bytes."""
         batch, size = [], 0
-        for row in itertools.islice(found, sources.ARROW_ROWS if sources.is_copied(self.path) else BATCH):
+        for row in itertools.islice(found, copies.ARROW_ROWS if copies.is_copied(self.path) else BATCH):
             batch.append(row)
             size += row[1][1]  # of JSON, the bytes of the row
             if size >= BATCH_BYTES:

@@ -6,33 +6,32 @@ A path is `PATH[:SPLIT][SLICE][:WEIGHT]`, such as `train.json`, `b.jsonl:0.5`, `
 
 import codecs
 import contextlib
-import csv
 import glob
-import itertools
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from urllib.parse import unquote
 
 from reading import dataset_info
-from reading.mapping import conversion, proposal
-from reading.references import what_it_is
-from reading.rows import MEDIA_COLUMNS, PAIRS, RowForm
+from reading.mapping import conversion
+from reading.references import kind_by_name, what_it_is
 
-TABLES = (".csv", ".tsv")
-ENDINGS = (".json", ".jsonl", ".parquet", *TABLES)
+TABLES = (".csv", ".tsv", ".xlsx")
+COLLECTIONS = (".parquet", ".arrow", ".tar")  # next to which, on the Hub, other files describe the data set
+ENDINGS = (".json", ".jsonl", *COLLECTIONS, *TABLES)
+DESCRIBING = (dataset_info.NAME, "dataset_dict.json")  # files of a folder that hold no rows
 WEIGHT = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
 SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]\Z")
 SPLIT = re.compile(r":([\w.-]+(?:/[\w.-]+)?)\Z")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")  # as they are usually called
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
+HUB_PATH = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@((?:refs/(?:convert|pr)/)?[^/]+))?/?(.*)\Z")
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 CHUNK = 1 << 20  # characters of a JSON list that are read at a time
 NO_DATA = ["*.py", "*.bin", "*.safetensors", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.gguf"]  # is not fetched
 MADE_BY_THE_HUB = "refs/convert/parquet"  # the branch of its Parquet copies
-ARROW_ROWS = 64  # rows of a batch in the Arrow copy of a file: what one access maps
-SEPARATORS = (",", ";", "\t")  # of tables; Excel writes semicolons where the comma is the decimal point
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Source:
 
 def names_of(paths: Sequence[str]) -> list[str]:
     """Short names of paths, such as "val" of data/val.json[:10%]: with their folders, or whole, where two are alike."""
-    bare = [re.sub(r"[:\[*?].*", "", path).rstrip("/") for path in paths]
+    bare = [re.sub(r"[:\[*?].*", "", path.removeprefix("hf://")).rstrip("/") for path in paths]
     stems = [re.sub(rf"({'|'.join(map(re.escape, ENDINGS))})\Z", "", os.path.basename(path)) for path in bare]
     folders = [os.path.basename(os.path.dirname(path)) for path in bare]
     for names in (stems, [f"{folder}_{stem}" for folder, stem in zip(folders, stems)]):
@@ -106,12 +105,18 @@ def find_source(path: str) -> Source:
         return replace(found, path=path, bounds=bounds if any(bounds) else entry.bounds, weight=weight, **about)
     if split and (os.path.isfile(place) or glob.has_magic(place)):
         raise ValueError(f"{path}: only folders and Hub ids have splits such as {split!r}; leave it out.")
-    from_hub = not os.path.exists(place) and bool(HUB_ID.match(place)) and not place.lower().endswith(ENDINGS)
-    root = download(place) if from_hub else place
-    files = files_of(root, split, everywhere=from_hub)
+    on_hub = HUB_PATH.match(place)
+    is_id = not os.path.exists(place) and bool(HUB_ID.match(place)) and not has_ending(place, *ENDINGS)
+    from_hub, root = bool(on_hub) or is_id, place
+    if from_hub:
+        name, revision, inside = on_hub.groups() if on_hub else (place, None, "")
+        root = os.path.join(download(name, revision and unquote(revision), inside), inside)
+    files = files_of(root, split, everywhere=from_hub and not inside)
     splits = [name for name in SPLITS if any(in_split(os.path.relpath(file, root), name) for file in files)]
     if not files:
-        splits = [name for name in SPLITS if os.path.isdir(os.path.join(root, name))]
+        splits, folder = splits_in(root), os.path.join(root, split or "")
+        if (split or not splits) and is_picture_folder(folder):
+            return Source(path, (os.path.abspath(folder),), bounds, weight, from_hub)
     if not split and (len(splits) > 1 or splits and not files):
         is_glob = glob.has_magic(place) and not os.path.isdir(place)
         fix = "narrow the pattern to one" if is_glob else f"name one of them, such as {place}:{splits[0]}"
@@ -124,18 +129,50 @@ def find_source(path: str) -> Source:
                 f"{file} does not exist or is not a file. A path is a file ({', '.join(ENDINGS)}), a folder, a glob or "
                 "a data set id of the Hub, with [:SPLIT][SLICE][:WEIGHT] behind it (docs/dataset.md)."
             )
-        if not file.lower().endswith(ENDINGS):
+        if re.search(r"\.(tgz|tar\.\w+)\Z", file, re.IGNORECASE):
+            raise ValueError(f"{file} is compressed, so any row needs all before it: unpack it to .tar.")
+        if not has_ending(file, *ENDINGS):
             raise ValueError(
                 f"{file} has none of the endings {', '.join(ENDINGS)}, by which its form is known. Save a spreadsheet "
                 "as CSV UTF-8 (docs/start.md); example_data/convert/refcoco.py makes rows of RefCOCO's refs(...).p."
             )
-        what = what_it_is(file)
-        if what and (what != "empty" or not file.lower().endswith(".jsonl")):  # an empty JSONL file holds no row
+        what = None if has_ending(file, ".xlsx") else what_it_is(file)  # which is an archive
+        if what and (what != "empty" or not has_ending(file, ".jsonl")):  # an empty JSONL file holds no row
             raise ValueError(f"{file} is {what}.")
     if not files:
         of_split = f" of a split {split!r}" if split else ""
-        raise ValueError(f"{path}: there is no {', '.join(ENDINGS)} file{of_split} in {place or '.'} (docs/start.md).")
+        raise ValueError(
+            f"{path}: no {', '.join(ENDINGS)} file or picture{of_split} is in {place or '.'} (docs/start.md)."
+        )
     return Source(path, tuple(files), bounds, weight, from_hub)
+
+
+def splits_in(folder: str) -> list[str]:
+    """The splits among the folders in a folder; one next to others with pictures right in it is a class: bus, train."""
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, "dataset_dict.json")) as file:
+            return json.load(file)["splits"]  # of DatasetDict.save_to_disk
+        folders = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+        found = [name for name in SPLITS if name in folders]
+        is_class = len(found) == 1 < len(folders) and any(map(kind_by_name, os.listdir(os.path.join(folder, *found))))
+        return [] if is_class else found
+    return []
+
+
+def is_picture_folder(folder: str) -> bool:
+    """Whether pictures or clips are somewhere in a folder, and no data file is, which would name them."""
+    found = [name for _, _, names in os.walk(folder) for name in names]
+    return any(map(kind_by_name, found)) and not any(has_ending(name, *ENDINGS) for name in found)
+
+
+def has_ending(path: str, *endings: str) -> bool:
+    return path.lower().endswith(endings)
+
+
+def usual_names(path: str) -> str | None:
+    """The kind of a file of which `mapping.usual_name` knows the fields, if it is one."""
+    is_metadata = os.path.basename(path).lower().startswith("metadata.")
+    return "tar" if has_ending(path, ".tar") else "metadata" if is_metadata else None
 
 
 def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
@@ -146,11 +183,25 @@ def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
     parts = ["**"] if everywhere else ["", "data", *([split, os.path.join("data", split)] if split else [])]
     patterns = [os.path.join(glob.escape(place), part, "*") for part in parts]
     found = sorted({file for pattern in patterns for file in glob.glob(pattern, recursive=everywhere)})
-    found = [file for file in found if file.lower().endswith(ENDINGS)]
-    if everywhere and any(map(is_parquet, found)):
-        found = [file for file in found if is_parquet(file)]  # others describe the data set
-    found = [file for file in found if not is_table(file)] or found  # beside others, a table describes them
+    found = [file for file in found if has_ending(file, *ENDINGS) and os.path.basename(file) not in DESCRIBING]
+    found = [shard for file in found if os.path.basename(file) == "state.json" for shard in shards_of(file)] or found
+    for ending in COLLECTIONS if everywhere else ():
+        found = [file for file in found if has_ending(file, ending)] or found
+    found = [file for file in found if not has_ending(file, *TABLES)] or found  # beside others, a table describes them
     return [file for file in found if not split or in_split(os.path.relpath(file, place), split)]
+
+
+def shards_of(state: str) -> list[str]:
+    """The Arrow files that the `state.json` of `Dataset.save_to_disk` lists, in their order; none of another file."""
+    about = {}
+    with contextlib.suppress(ValueError, OSError), open(state, encoding="utf-8") as file:
+        about = json.load(file)
+    if not isinstance(about, dict) or "_data_files" not in about:
+        return []
+    if about.get("_indices_data_files"):
+        raise ValueError(f"{state}: an old release keeps the order of its rows apart; load it and save it again.")
+    names = [os.path.basename(shard["filename"]) for shard in about["_data_files"]]
+    return [os.path.join(os.path.dirname(state), name) for name in names]
 
 
 def in_split(file: str, split: str) -> bool:
@@ -159,29 +210,33 @@ def in_split(file: str, split: str) -> bool:
     return all(part in folders or re.match(rf"{re.escape(part)}[-_.]", name) for part in split.split("/"))
 
 
-def download(name: str) -> str:
-    """The folder of a data set of the Hub: its Parquet files, its own or those the Hub made; else all of its files.
+def download(name: str, revision: str | None = None, inside: str = "") -> str:
+    """The folder of a data set of the Hub: its Parquet files, or those the Hub made, or all; or what `inside` names.
 
     Raises:
         ValueError: there is none, or the Hub cannot be reached.
     """
     from huggingface_hub import HfApi, snapshot_download  # only a data set on the Hub needs it
 
-    def snapshot(**kwargs) -> str:
+    def snapshot(*patterns: str, **kwargs) -> str:
+        kwargs = {"revision": revision, "allow_patterns": patterns or None} | kwargs
         return snapshot_download(name, repo_type="dataset", ignore_patterns=NO_DATA, **kwargs)
 
     try:
-        files = HfApi().list_repo_files(name, repo_type="dataset")
-        if any(is_parquet(file) for file in files):
-            return snapshot(allow_patterns=["*.parquet"])
-        if any(file.lower().endswith(ENDINGS) and not is_table(file) for file in files):
+        if inside:
+            folder = os.path.dirname(inside) if has_ending(inside, *ENDINGS) else inside
+            return snapshot(inside if has_ending(inside, *COLLECTIONS) else os.path.join(folder, "*"))
+        files = HfApi().list_repo_files(name, repo_type="dataset", revision=revision)
+        if any(has_ending(file, ".parquet") for file in files):
+            return snapshot("*.parquet")
+        if any(has_ending(file, *ENDINGS) and not has_ending(file, *TABLES) for file in files):
             return snapshot()
-        return snapshot(allow_patterns=["*.parquet"], revision=MADE_BY_THE_HUB)
+        return snapshot("*.parquet", revision=MADE_BY_THE_HUB)
     except Exception as error:  # the client's own, or of whatever transports it
-        for revision in (None, MADE_BY_THE_HUB):  # what an earlier run fetched
+        for known in () if inside else (revision, MADE_BY_THE_HUB):  # what an earlier run fetched
             with contextlib.suppress(Exception):
-                folder = snapshot(allow_patterns=["*.parquet"], revision=revision, local_files_only=True)
-                if any(name.lower().endswith(ENDINGS) for _, _, names in os.walk(folder) for name in names):
+                folder = snapshot("*.parquet", revision=known, local_files_only=True)
+                if any(has_ending(name, *ENDINGS) for _, _, names in os.walk(folder) for name in names):
                     return folder
         raise ValueError(
             f"{name} is neither a file or folder here nor a data set of the Hub that can be reached: {error}"
@@ -200,7 +255,7 @@ def scan(path: str) -> Iterator[tuple[int, int, object]]:
         ValueError: no JSON list, or broken JSON with its line.
     """
     try:
-        yield from (scan_lines if path.lower().endswith(".jsonl") else scan_list)(path)
+        yield from (scan_lines if has_ending(path, ".jsonl") else scan_list)(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -319,177 +374,8 @@ def fault_of(error: Exception) -> str:
     return f"not valid JSON: {getattr(error, 'msg', None) or error}"
 
 
-def read_json(path: str, offset: int, length: int) -> object:
+def read_row(path: str, offset: int, length: int) -> object:
     """One row of a JSON or JSONL file, by what `scan` said of it."""
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         return json.loads(file.read(length))
-
-
-def is_parquet(path: str) -> bool:
-    return path.lower().endswith(".parquet")
-
-
-def is_table(path: str) -> bool:
-    return path.lower().endswith(TABLES)
-
-
-def is_copied(path: str) -> bool:
-    """Whether single rows of a file are read from an Arrow copy of it."""
-    return is_parquet(path) or is_table(path)
-
-
-def copy_rows(path: str, form: RowForm, target: str) -> None:
-    """Write a Parquet file or a table as an Arrow file, from which any row can be read by itself.
-
-    Args:
-        form: columns that it ignores are left out.
-
-    Raises:
-        ValueError: the file is broken.
-    """
-    (copy_parquet if is_parquet(path) else copy_table)(path, form, target)
-
-
-def copy_parquet(path: str, form: RowForm, target: str) -> None:
-    import pyarrow as pa  # only copies need it
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file, pa.OSFile(target, "wb") as sink:
-            wanted = [*form.mapping.names(file.schema_arrow.names)]
-            classes = class_names(file.schema_arrow.metadata)
-            plain = pa.schema([plain_field(file.schema_arrow.field(name)) for name in wanted])
-            types = {
-                field.name: pa.list_(pa.string()) if pa.types.is_list(field.type) else pa.string()
-                for field in plain
-                if field.name in classes
-            }
-            named = [pa.field(field.name, types.get(field.name, field.type)) for field in plain]
-            with pa.ipc.new_file(sink, pa.schema(named)) as writer:
-                for batch in file.iter_batches(ARROW_ROWS, columns=wanted):
-                    batch = batch.select(wanted).cast(plain)
-                    for name in classes.keys() & {*wanted}:
-                        names = [named_class(classes[name], value) for value in batch[name].to_pylist()]
-                        batch = batch.set_column(wanted.index(name), name, pa.array(names, types[name]))
-                    for start in range(0, len(batch), ARROW_ROWS):
-                        writer.write_batch(batch.slice(start, ARROW_ROWS))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = "".join(c if c.isprintable() else " " for c in str(error))[:300]
-        raise ValueError(f"{path} is not a readable Parquet file: {reason}") from error
-
-
-def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, dict[int, str]]:
-    """Column -> number -> name of its classes, where a data set's library wrote them into the file."""
-    about = json.loads((metadata or {}).get(b"huggingface", "{}")).get("info", {}).get("features", {})
-    about = {name: kind[0] if isinstance(kind, list) else kind for name, kind in about.items()}
-    about = {name: kind.get("feature", kind) for name, kind in about.items()}  # of a list of classes
-    return {name: dict(enumerate(kind["names"])) for name, kind in about.items() if kind.get("names")}
-
-
-def named_class(names: dict[int, str], value: object) -> object:
-    return [named_class(names, inner) for inner in value] if isinstance(value, list) else names.get(value)
-
-
-def plain_field(field):
-    """An Arrow field of a type that can be written and read: times, of which Python has no nanoseconds, as numbers."""
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(field.type):  # one of its own in every row group could not be written
-        return field.with_type(field.type.value_type)
-    if pa.types.is_temporal(field.type):
-        return field.with_type(pa.int32() if field.type.bit_width == 32 else pa.int64())
-    return field
-
-
-def copy_table(path: str, form: RowForm, target: str) -> None:
-    """Of CSV and TSV. Every cell is text, an empty one is null, and one of media is a list of references."""
-    import pyarrow as pa
-
-    with open_table(path, form) as (names, rows), pa.OSFile(target, "wb") as sink:
-        read_as = form.mapping.names(names)
-        wanted = {name: place for place, name in enumerate(names) if name in read_as}
-        media = [name for name in wanted if read_as[name] in MEDIA_COLUMNS]
-        schema = pa.schema([(name, pa.list_(pa.string()) if name in media else pa.string()) for name in wanted])
-        with pa.ipc.new_file(sink, schema) as writer:
-            while batch := list(itertools.islice(rows, ARROW_ROWS)):
-                found = [{name: row[place] or None for name, place in wanted.items()} for row in batch]
-                for row in found:
-                    row |= {name: [cell.strip() for cell in row[name].split("|")] for name in media if row[name]}
-                writer.write_batch(pa.RecordBatch.from_pylist(found, schema))
-
-
-@contextlib.contextmanager
-def open_table(path: str, form: RowForm) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
-    """The names of a table's columns, in small letters, and the cells of its rows, without those that are empty.
-
-    Raises:
-        ValueError: no UTF-8, broken CSV with its line, or not the columns that are needed.
-    """
-    try:
-        file = open(path, encoding="utf-8-sig", newline="")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    with file:
-        try:
-            first = file.readline()
-            headers = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
-            separator = max(headers, key=lambda separator: len(headers[separator]))
-            names = [name.strip().lower() or f"column {i}" for i, name in enumerate(headers[separator], 1)]
-            read_as = {*form.mapping.names(names).values(), *(PAIRS if form.prompt is not None else [])}
-            if not any({*pair} <= read_as for pair in PAIRS.items()):
-                cells = next(csv.reader(file, delimiter=separator), [])
-                raise ValueError(
-                    f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer`, and "
-                    "`image` or `video` for media: name them so in its first line, or "
-                    f"{proposal(dict(zip(names, cells)), {*form.folders.values()})}"
-                )
-            if twice := [name for name in names if names.count(name) > 1 and name]:
-                raise ValueError(f"{path} names the column {twice[0]} twice in its first line; rename one.")
-            yield names, rows_of_table(path, csv.reader(file, delimiter=separator, strict=True), len(names))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as CSV UTF-8.") from error
-
-
-def rows_of_table(path: str, reader, width: int) -> Iterator[list[str]]:
-    line = 2
-    try:
-        for cells in reader:
-            if any(cells):
-                if len(cells) != width:
-                    raise csv.Error(f"{len(cells)} cells, but the first line names {width} columns")
-                yield cells
-            line = 2 + reader.line_num
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {line}: {error}. A cell that holds a separator, a quote or a line break must stand in "
-            'quotes ("), and each quote in it twice.'
-        ) from error
-
-
-def open_arrow(path: str):
-    """An Arrow file, mapped into memory."""
-    import pyarrow as pa
-
-    return pa.ipc.open_file(pa.memory_map(path))
-
-
-def scan_arrow(batches) -> Iterator[tuple[int, int, object]]:
-    """As `scan`, with the batch and the place in it of each row of an Arrow file."""
-    for number in range(batches.num_record_batches):
-        for place, row in enumerate(rows_of(batches.get_batch(number))):
-            yield number, place, row
-
-
-def rows_of(batch) -> list:
-    """The rows of an Arrow batch; in the place of one that Python has no values for, a ValueError."""
-    try:
-        return batch.to_pylist()
-    except ValueError as error:  # such as other bytes than UTF-8
-        if len(batch) == 1:
-            return [ValueError(f"cannot be read: {error}")]
-        return [row for place in range(len(batch)) for row in rows_of(batch.slice(place, 1))]
-
-
-def read_arrow(batches, number: int, place: int) -> object:
-    return batches.get_batch(number).slice(place, 1).to_pylist()[0]

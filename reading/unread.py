@@ -13,13 +13,8 @@ from collections.abc import Collection, Iterator
 from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
-from reading.references import describe, is_url
+from reading.references import ENDING, describe, is_url
 
-ENDING = re.compile(
-    r"\.(avif|bmp|dng|gif|heic|heif|ico|jfif|jp2|jpe?g|pbm|pgm|png|pnm|ppm|svg|tga|tiff?|webp"
-    r"|3gp|avi|flv|m4v|mkv|mov|mp4|mpe?g|ogv|webm|wmv|aac|flac|m4a|mp3|oga|ogg|opus|wav|wma)\Z",
-    re.IGNORECASE,
-)
 HEADER = re.compile(
     rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|BM.{4}\0{4}|RIFF.{4}(WEBP|AVI |WAVE)|II\*\0|MM\0\*|\0\0\x01\0|P[1-6]\s"
     rb"|\0{3}\x0cjP|\xff\x4f\xff\x51|.{4}ftyp|\x1aE\xdf\xa3|FLV\x01|\0\0\x01[\xb3\xba]|OggS|fLaC|ID3",

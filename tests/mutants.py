@@ -28,6 +28,7 @@ MERGE = "tests/merging/test_merge_shards.py::"
 FILES = "tests/training/test_checkpoint_files.py::"
 WORDS = "tests/loaders/test_new_tokens.py::"
 TRAINS = "tests/training/test_trainable.py::"
+KINDS = "tests/reading/test_file_kinds.py::"
 THOUGHTS = "tests/collators/test_thoughts_and_tools.py::"
 
 
@@ -219,10 +220,59 @@ FAULTS = [
     ),
     Fault(
         "a class is its number",
-        "reading/sources.py",
+        "reading/copies.py",
         "for name in classes.keys() & {*wanted}:",
         "for name in classes.keys() - {*wanted}:",
         "tests/reading/test_mapping.py::test_a_class_has_the_name_that_the_file_knows",
+    ),
+    Fault(
+        "a caption without its picture is passed over",
+        "reading/picture_folders.py",
+        "texts.keys() - {",
+        "texts.keys() & {",
+        f"{KINDS}test_a_folder_that_cannot_be_meant_is_refused_by_name[a caption without a picture]",
+    ),
+    Fault(
+        "a caption that was written again is the old one",
+        "reading/picture_folders.py",
+        "state = None if kind_by_name(name) else ",
+        "state = None if name else ",
+        f"{KINDS}test_a_text_next_to_a_picture_is_its_caption",
+    ),
+    Fault(
+        "a clip of metadata is an image",
+        "reading/mapping.py",
+        "return kind_by_name(str(row[field]))",
+        "return kind_by_name('.jpg')",
+        f"{KINDS}test_metadata_name_the_pictures_of_their_folder[jsonl]",
+    ),
+    Fault(
+        "the shards of a saved data set are in the order of their names",
+        "reading/sources.py",
+        'shard["filename"]) for shard in about["_data_files"]]',
+        'shard["filename"]) for shard in sorted(about["_data_files"], key=str)]',
+        f"{KINDS}test_a_saved_data_set_has_the_shards_that_it_lists",
+    ),
+    Fault(
+        "rows behind a broken header of a shard are lost",
+        "reading/tars.py",
+        'if any(block.strip(b"\\0")',
+        'if all(block.strip(b"\\0")',
+        f"{KINDS}test_no_row_of_a_broken_shard_is_lost_in_silence",
+    ),
+    Fault(
+        "the parts of a row that are apart in a shard are two rows",
+        "reading/tars.py",
+        "np.setdiff1d(np.arange(len(stems)), firsts)",
+        "np.setdiff1d(firsts, np.arange(len(stems)))",
+        f"{KINDS}test_a_shard_that_cannot_be_meant_is_refused_by_name[apart]",
+    ),
+    Fault(
+        "a revision of the Hub is not the one that is fetched",
+        "reading/sources.py",
+        'kwargs = {"revision": revision, ',
+        'kwargs = {"revision": None, ',
+        f"{KINDS}test_an_address_on_the_hub_fetches_what_it_names[@v1.0/train-*.parquet[:1]]",
     ),
     # ---- labels ----
     Fault(

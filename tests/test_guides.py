@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,7 +88,7 @@ def test_the_files_of_the_start_page_are_read(pictures, section, language, name,
 def test_the_table_of_the_data_page_is_read(tmp_path, media_folder):
     for name in ("hinge 1.jpg", "front.jpg", "back.jpg"):
         shutil.copy(media_folder / "tall.jpg", tmp_path / name)
-    text = block(sections(REPO / "docs/dataset.md")["Tables: CSV and TSV"], "csv")
+    text = block(sections(REPO / "docs/dataset.md")["Tables: CSV, TSV and Excel"], "csv")
     (tmp_path / "a.csv").write_text(text, encoding="utf-8")
     assert [row[:-1] for row in contents(MultimodalDataset(str(tmp_path / "a.csv")))] == [
         ["image", "text"],
@@ -96,16 +97,20 @@ def test_the_table_of_the_data_page_is_read(tmp_path, media_folder):
     ]
 
 
-def test_the_lines_for_captions_write_a_file_that_is_read(pictures, media_folder):
-    for name, caption in {"1": "A tree.\n", "deep/größe 2": "Zwei Häuser"}.items():
-        (pictures / "pictures" / name).parent.mkdir(exist_ok=True, parents=True)
-        shutil.copy(media_folder / "red.png", f"pictures/{name}.png")
-        (pictures / "pictures" / f"{name}.txt").write_text(caption, encoding="utf-8")
-    exec(block(sections(REPO / "docs/start.md")["Pictures with captions"], "python"), {})
-    assert contents(MultimodalDataset("pictures/captions.jsonl")) == [
-        ["image", "text", "A tree."],
-        ["image", "text", "Zwei Häuser"],
-    ]
+def test_the_folders_of_the_start_page_are_read(pictures, media_folder):
+    files = {"pictures/1": "A tree.\n", "pictures/deep/größe 2": "Zwei Häuser", "flowers/rose/1": None}
+    for name, caption in files.items():
+        (pictures / name).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(media_folder / "red.png", f"{name}.png")
+        if caption:
+            Path(f"{name}.txt").write_text(caption, encoding="utf-8")
+    expected = {"Pictures with captions": ["A tree.", "Zwei Häuser"], "Pictures in folders of classes": ["rose"]}
+    for section, answers in expected.items():
+        words = shlex.split(block(sections(REPO / "docs/start.md")[section], "bash").splitlines()[0])
+        path, prompt = (words[words.index(flag) + 1] for flag in ("--data_path", "--prompt"))
+        dataset = MultimodalDataset(path, prompt=prompt)
+        assert contents(dataset) == [["image", "text", answer] for answer in answers]
+        assert dataset.rows[0]["messages"][0]["content"][1]["text"] == prompt
 
 
 # ---- errors.md ----

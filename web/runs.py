@@ -33,7 +33,8 @@ from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS
 from preview import add_flags
 from reading.files import leads_out_of, stays_in
 from reading.options import ROOT
-from reading.sources import ENDINGS, HUB_ID, find_source
+from reading.references import kind_by_name
+from reading.sources import ENDINGS, HUB_ID, HUB_PATH, find_source
 from training.progress import LOG_FILE
 from training.run_folder import LOCK
 
@@ -170,7 +171,7 @@ def paths_in(value: str) -> Iterator[str]:
 def is_on_hub(value: str) -> bool:
     """Whether a path of data may have to be fetched."""
     paths = list(paths_in(value))
-    is_named = any(HUB_ID.match(path) and not path.lower().endswith(ENDINGS) for path in paths)
+    is_named = any(HUB_ID.match(path) and not path.lower().endswith(ENDINGS) or HUB_PATH.match(path) for path in paths)
     return is_named and not any(map(os.path.exists, paths))
 
 
@@ -359,8 +360,8 @@ class Found(NamedTuple):
 
 
 def find(root: str) -> Found:
-    """The runs, checkpoints and data files up to DEPTH folders below the root. Follows no links to folders."""
-    runs, models, data = [], [], []
+    """The runs, checkpoints and data up to DEPTH folders below the root. Follows no links to folders."""
+    runs, models, data, pictures = [], [], [], set()
     for number, (folder, folders, files) in enumerate(os.walk(root)):
         if number == MOST_FOLDERS:
             break
@@ -373,8 +374,13 @@ def find(root: str) -> Found:
             runs += [name] if is_run and not os.path.basename(name).startswith("checkpoint-") else []
             models += [name] if is_model else []
         else:
-            data += [os.path.normpath(os.path.join(name, f)) for f in sorted(files) if f.lower().endswith(ENDINGS)]
+            own = [f for f in sorted(files) if f.lower().endswith(ENDINGS)]
+            own = [""] if "state.json" in own and any(f.endswith(".arrow") for f in own) else own  # of save_to_disk
+            data += [os.path.normpath(os.path.join(name, f)) for f in own]
+            if not own and any(map(kind_by_name, files)):  # with captions, or a class of the folder above
+                pictures.add(name if any(f.lower().endswith(".txt") for f in files) else os.path.dirname(name))
             folders[:] = [] if name != "." and name.count(os.sep) == DEPTH - 1 else folders
+    data += sorted(pictures - {"", *map(os.path.dirname, data)})
     runs.sort(key=lambda name: os.path.getmtime(os.path.join(root, name)), reverse=True)
     return Found(runs, models, data)
 

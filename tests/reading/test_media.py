@@ -4,6 +4,7 @@ import gzip
 import io
 import lzma
 import struct
+import sys
 import zipfile
 import zlib
 
@@ -208,7 +209,8 @@ def test_a_format_without_a_magic_number_is_none(tmp_path):
         images.open_image(str(tmp_path / "a.tga"), PLAIN)
 
 
-def test_what_is_taken_for_a_medium_is_said(tmp_path):
+def test_what_is_taken_for_a_medium_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("a.png", b"")
@@ -224,7 +226,7 @@ def test_what_is_taken_for_a_medium_is_said(tmp_path):
         (lzma.compress(b"x"), "a compressed archive"),
         (b"%PDF-1.7", "a PDF"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "XML, perhaps an SVG"),
-        (heic, "a HEIC image: convert it"),
+        (heic, "a HEIC image: pip install pillow-heif, or convert it"),
     ]:
         (tmp_path / "a.x").write_bytes(content)
         for kind in ("image", "video") if content != heic else ("image",):
@@ -237,6 +239,24 @@ def test_what_is_taken_for_a_medium_is_said(tmp_path):
                 find_source(str(tmp_path / "a.json"))
     (tmp_path / "a.jsonl").touch()
     assert find_source(str(tmp_path / "a.jsonl")).files
+
+
+def test_a_heic_photo_is_read_as_it_was_held(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    seen = Image.new("RGB", (64, 48), "red")
+    seen.paste("blue", (0, 0, 64, 24))  # above
+    turned = pillow_heif.from_pillow(seen.transpose(Image.Transpose.ROTATE_90))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned.save(tmp_path / "a.heic", quality=95, exif=exif.tobytes(), save_nclx_profile=False)
+    data = (tmp_path / "a.heic").read_bytes()
+    assert b"irot" in data  # by which it is turned; EXIF, which says so too, is not to turn it again
+    for reference in (str(tmp_path / "a.heic"), data):
+        assert images.read_header(reference, PLAIN) == (48, 64)
+        found = np.asarray(images.open_image(reference, PLAIN)).astype(int)
+        assert found.shape == (48, 64, 3) and np.abs(found - np.asarray(seen)).mean() < 12
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        images.open_image(data[: len(data) // 2], PLAIN)
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "bmp"])

@@ -505,6 +505,17 @@ def test_what_a_root_holds(root):
         *("out/a/webui_run.json", "out/a/adapter_config.json", "out/a/checkpoint-5/adapter_config.json"),
         *("out/a/checkpoint-5/args.yaml", "out/b/log.jsonl", "out/c/args.yaml", "out/c/eval/x.json"),
         *("base/config.json", ".venv/m/config.json", "a/b/c/d/config.json", "a/b/c/d/e/config.json", "data/x.parquet"),
+        *(
+            "data/images/1.jpg",
+            "flowers/rose/1.jpg",
+            "flowers/tulip/2.jpg",
+            "clips/1.mp4",
+            "clips/1.txt",
+            "loose/1.jpg",
+            "saved/data-00000-of-00001.arrow",
+            "saved/dataset_info.json",
+            "saved/state.json",
+        ),
     ):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         open(path, "w").close()
@@ -517,10 +528,13 @@ def test_what_a_root_holds(root):
     assert sorted(found.models) == ["a/b/c/d", "base", "out/a", "out/a/checkpoint-5"]
     assert sorted(found.data) == [
         "adapter_config.json",
+        "clips",
         "data/more.json",
         "data/x.parquet",
+        "flowers",
         "link.json",
         "mixed/a.json",
+        "saved",
         "train.json",
     ]
 

@@ -1,0 +1,247 @@
+"""Arrow copies of Parquet and Arrow files, tables and folders of pictures, from which any row can be read by itself."""
+
+import contextlib
+import csv
+import itertools
+import json
+import os
+from collections.abc import Iterator
+
+from reading import picture_folders
+from reading.mapping import proposal
+from reading.rows import KINDS, MEDIA_COLUMNS, PAIRS, RowForm
+from reading.sources import has_ending
+
+ARROW_ROWS = 64  # rows of a batch: what one access maps
+SEPARATORS = (",", ";", "\t")  # of tables; Excel writes semicolons where the comma is the decimal point
+
+
+def is_copied(path: str) -> bool:
+    """Whether single rows of a file are read from an Arrow copy of it."""
+    return os.path.isdir(path) or not has_ending(path, ".json", ".jsonl", ".tar")
+
+
+def copy_rows(path: str, form: RowForm, target: str) -> None:
+    """Write the Arrow copy of a file or a folder.
+
+    Args:
+        form: columns that it ignores are left out.
+
+    Raises:
+        ValueError: the file is broken.
+    """
+    (copy_columns if has_ending(path, ".parquet", ".arrow") else copy_texts)(path, form, target)
+
+
+def copy_columns(path: str, form: RowForm, target: str) -> None:
+    """Of Parquet and Arrow files, whose columns have types."""
+    import pyarrow as pa  # only copies need it
+
+    try:
+        with open_columns(path) as (held, batches_of), pa.OSFile(target, "wb") as sink:
+            wanted = [*form.mapping.names(held.names)]
+            classes = class_names(held.metadata)
+            plain = pa.schema([plain_field(held.field(name)) for name in wanted])
+            types = {
+                field.name: pa.list_(pa.string()) if pa.types.is_nested(field.type) else pa.string()
+                for field in plain
+                if field.name in classes
+            }
+            named = [pa.field(field.name, types.get(field.name, field.type)) for field in plain]
+            with pa.ipc.new_file(sink, pa.schema(named)) as writer:
+                for batch in batches_of(wanted):
+                    batch = batch.select(wanted).cast(plain)
+                    for name in classes.keys() & {*wanted}:
+                        names = [named_class(classes[name], value) for value in batch[name].to_pylist()]
+                        batch = batch.set_column(wanted.index(name), name, pa.array(names, types[name]))
+                    for start in range(0, len(batch), ARROW_ROWS):
+                        writer.write_batch(batch.slice(start, ARROW_ROWS))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = "".join(c if c.isprintable() else " " for c in str(error))[:300]
+        kind = "Parquet" if has_ending(path, ".parquet") else "Arrow"
+        raise ValueError(f"{path} is not a readable {kind} file: {reason}") from error
+
+
+@contextlib.contextmanager
+def open_columns(path: str) -> Iterator[tuple]:
+    """The schema of a Parquet or Arrow file, and a function from the names of columns to its batches."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if has_ending(path, ".parquet"):
+        with pq.ParquetFile(path) as file:
+            yield file.schema_arrow, lambda names: file.iter_batches(ARROW_ROWS, columns=names)
+        return
+    with pa.OSFile(path) as source:
+        is_stream = source.read(6) != b"ARROW1"  # `datasets` writes streams, others files of which any batch is found
+        source.seek(0)
+        opened = pa.ipc.open_stream(source) if is_stream else pa.ipc.open_file(source)
+        batches = opened if is_stream else map(opened.get_batch, range(opened.num_record_batches))
+        yield opened.schema, lambda _: batches
+
+
+def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, dict[int, str]]:
+    """Column -> number -> name of its classes, where a data set's library wrote them into the file."""
+    about = json.loads((metadata or {}).get(b"huggingface", "{}")).get("info", {}).get("features", {})
+    about = {name: kind[0] if isinstance(kind, list) else kind for name, kind in about.items()}
+    about = {name: kind.get("feature", kind) for name, kind in about.items()}  # of a list of classes
+    return {name: dict(enumerate(kind["names"])) for name, kind in about.items() if kind.get("_type") == "ClassLabel"}
+
+
+def named_class(names: dict[int, str], value: object) -> object:
+    return [named_class(names, inner) for inner in value] if isinstance(value, list) else names.get(value)
+
+
+def plain_field(field):
+    """An Arrow field of a type that can be written and read: times, of which Python has no nanoseconds, as numbers."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(field.type):  # one of its own in every row group could not be written
+        return field.with_type(field.type.value_type)
+    if pa.types.is_temporal(field.type):
+        return field.with_type(pa.int32() if field.type.bit_width == 32 else pa.int64())
+    return field
+
+
+def copy_texts(path: str, form: RowForm, target: str) -> None:
+    """Of CSV and TSV, and of a folder of pictures. What is empty is null."""
+    import pyarrow as pa
+
+    of_folder = [(name, False) for name in (*KINDS, "answer")], picture_folders.rows_in(path, form.prompt)
+    with contextlib.nullcontext(of_folder) if os.path.isdir(path) else open_cells(path, form) as (columns, rows):
+        schema = pa.schema([(name, pa.list_(pa.string()) if is_list else pa.string()) for name, is_list in columns])
+        with pa.OSFile(target, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            while batch := list(itertools.islice(rows, ARROW_ROWS)):
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+
+
+@contextlib.contextmanager
+def open_cells(path: str, form: RowForm) -> Iterator[tuple[list[tuple[str, bool]], Iterator[dict]]]:
+    """Every cell is text, and one of media is a list of references: the columns, and whether they are lists; rows."""
+
+    def row_of(cells: list[str]) -> dict:
+        row = {name: cells[place] or None for name, place in wanted.items()}
+        return row | {name: [cell.strip() for cell in row[name].split("|")] for name in media if row[name]}
+
+    with open_table(path, form) as (names, rows):
+        read_as = form.mapping.names(names)
+        wanted = {name: place for place, name in enumerate(names) if name in read_as}
+        media = {name for name in wanted if read_as[name] in MEDIA_COLUMNS}
+        yield [(name, name in media) for name in wanted], map(row_of, rows)
+
+
+@contextlib.contextmanager
+def open_table(path: str, form: RowForm) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+    """The names of a table's columns, in small letters, and the cells of its rows, without those that are empty.
+
+    Raises:
+        ValueError: no UTF-8, broken CSV with its line, or not the columns that are needed.
+    """
+    with (open_sheet if has_ending(path, ".xlsx") else open_csv)(path) as (header, rows):
+        names = [name.strip().lower() or f"column {i}" for i, name in enumerate(header, 1)]
+        read_as = {*form.mapping.names(names).values(), *(PAIRS if form.prompt is not None else [])}
+        if not any({*pair} <= read_as for pair in PAIRS.items()):
+            raise ValueError(
+                f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer`, and "
+                "`image` or `video` for media: name them so in its first line, or "
+                f"{proposal(dict(zip(names, next(rows, []))), {*form.folders.values()})}"
+            )
+        if twice := [name for name in names if names.count(name) > 1 and name]:
+            raise ValueError(f"{path} names the column {twice[0]} twice in its first line; rename one.")
+        yield names, rows
+
+
+@contextlib.contextmanager
+def open_csv(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+    try:
+        file = open(path, encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    with file:
+        try:
+            first = file.readline()
+            headers = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
+            separator = max(headers, key=lambda separator: len(headers[separator]))
+            reader, header = csv.reader(file, delimiter=separator, strict=True), headers[separator]
+            yield header, rows_of_table(path, reader, len(header))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as CSV UTF-8.") from error
+
+
+@contextlib.contextmanager
+def open_sheet(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+    """Of Excel: the one sheet that is not empty."""
+    try:
+        import openpyxl  # which few need
+
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except ImportError as error:
+        raise ValueError(f"{path} needs another package: pip install openpyxl, or save it as CSV UTF-8.") from error
+    except Exception as error:  # on broken files it raises nearly any type
+        raise ValueError(f"{path} is not a readable Excel file: {error}") from error
+    with contextlib.closing(book):
+        sheets = [rows_of_sheet(path, sheet) for sheet in book.worksheets]
+        filled = [(header, rows) for rows in sheets if (header := next(rows, None))]
+        if len(filled) != 1:
+            raise ValueError(f"{path} has {len(filled)} sheets with rows in them; it must be one.")
+        yield filled[0]
+
+
+def rows_of_sheet(path: str, sheet) -> Iterator[list[str]]:
+    """Numbers, dates and truth as texts; a row has as many cells as the first."""
+    sheet.reset_dimensions()  # which some programs write wrongly
+    width = None
+    for values in sheet.iter_rows(values_only=True):
+        whole = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+        cells = ["" if value is None else str(value) for value in whole]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            width = width or len(cells)
+            if len(cells) > width:
+                raise ValueError(f"{path}: the cell {cells[-1][:50]!r} is in a column without a name; name it.")
+            yield cells + [""] * (width - len(cells))
+
+
+def rows_of_table(path: str, reader, width: int) -> Iterator[list[str]]:
+    line = 2
+    try:
+        for cells in reader:
+            if any(cells):
+                if len(cells) != width:
+                    raise csv.Error(f"{len(cells)} cells, but the first line names {width} columns")
+                yield cells
+            line = 2 + reader.line_num
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {line}: {error}. A cell that holds a separator, a quote or a line break must stand in "
+            'quotes ("), and each quote in it twice.'
+        ) from error
+
+
+def open_arrow(path: str):
+    """An Arrow file, mapped into memory."""
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.memory_map(path))
+
+
+def scan_arrow(batches) -> Iterator[tuple[int, int, object]]:
+    """As `scan`, with the batch and the place in it of each row of an Arrow file."""
+    for number in range(batches.num_record_batches):
+        for place, row in enumerate(rows_of(batches.get_batch(number))):
+            yield number, place, row
+
+
+def rows_of(batch) -> list:
+    """The rows of an Arrow batch; in the place of one that Python has no values for, a ValueError."""
+    try:
+        return batch.to_pylist()
+    except ValueError as error:  # such as other bytes than UTF-8
+        if len(batch) == 1:
+            return [ValueError(f"cannot be read: {error}")]
+        return [row for place in range(len(batch)) for row in rows_of(batch.slice(place, 1))]
+
+
+def read_arrow(batches, number: int, place: int) -> object:
+    return batches.get_batch(number).slice(place, 1).to_pylist()[0]

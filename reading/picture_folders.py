@@ -1,0 +1,66 @@
+"""Folders of pictures or clips without a data file: classes as folders, or a .txt caption of each one's stem."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+
+from reading.references import kind_by_name
+
+
+def names_in(folder: str) -> list[str]:
+    """The media files and texts of a folder and those in it, relative to it, sorted; without what is hidden."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if links := [name for name in folders if os.path.islink(os.path.join(parent, name))]:
+            raise ValueError(f"{os.path.join(parent, links[0])} is a link to a folder: give it as a path of its own.")
+        kept = [
+            name for name in files if not name.startswith(".") and (kind_by_name(name) or name.lower().endswith(".txt"))
+        ]
+        found += [os.path.relpath(os.path.join(parent, name), folder) for name in kept]
+    return sorted(found)
+
+
+def state_of_folder(folder: str) -> list[int]:
+    """What changes when a file is added or removed, or a text is written again."""
+    names, found = names_in(folder), hashlib.sha256()
+    for name in names:
+        state = None if kind_by_name(name) else os.stat(os.path.join(folder, name))
+        found.update(repr([name, state and (state.st_size, state.st_mtime_ns)]).encode())
+    return [len(names), int.from_bytes(found.digest()[:8])]
+
+
+def rows_in(folder: str, prompt: str | None) -> Iterator[dict[str, str]]:
+    """A row of each medium; a ValueError names one that has neither class nor caption, and a caption without one."""
+    names = names_in(folder)
+    media = {name: os.path.splitext(name)[0] for name in names if kind_by_name(name)}  # -> stem
+    texts = {os.path.splitext(name)[0]: name for name in names if not kind_by_name(name)}
+    has_captions = bool({*map(os.path.dirname, media)} & {*map(os.path.dirname, texts)})
+    if prompt is None:
+        what, ask = ("captions", "Describe the picture.") if has_captions else ("classes", "What is in the picture?")
+        raise ValueError(f'{folder} holds {what} and no question: add --prompt "{ask}", or what you would ask.')
+    alone = [name for name in media if media[name] not in texts]
+    alone += [texts[stem] for stem in sorted(texts.keys() - {*media.values()})]
+    if alone and has_captions:
+        raise ValueError(
+            f"{folder}: {', '.join(alone[:5])}{' ...' if alone[5:] else ''} ({len(alone):,}) alone: 1.jpg needs its "
+            "caption 1.txt, and the reverse. Write what is missing, or move these elsewhere."
+        )
+    for name, stem in media.items():
+        answer = os.path.dirname(name)
+        if has_captions:
+            answer = read_text(os.path.join(folder, texts[stem]))
+        elif not answer or os.sep in answer:
+            raise ValueError(
+                f"{os.path.join(folder, name)} has no caption, and no class, for it is not right in the folder of one: "
+                "move it to CLASS/1.jpg, or write a caption next to each picture, 1.txt to 1.jpg."
+            )
+        yield {kind_by_name(name): name, "answer": answer}
+
+
+def read_text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read().strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}.") from error

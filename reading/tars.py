@@ -1,0 +1,81 @@
+"""WebDataset's shards: the members of a .tar file whose names are alike up to their first dot are a row.
+
+The endings name its fields, and what its .json holds are fields too. The index keeps where a row begins and ends.
+"""
+
+import io
+import itertools
+import tarfile
+from array import array
+from collections.abc import Iterator
+
+import numpy as np
+
+from reading.sources import CHUNK, PARSER, fault_of
+
+TEXTS = ("txt", "text", "cls")
+
+
+def scan(path: str) -> Iterator[tuple[int, int, object]]:
+    """As `sources.scan`; a ValueError too where the members of one row are apart."""
+    stems = array("q")  # their hashes
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for stem, members in itertools.groupby(members_of(tar), lambda member: member[0]):
+                members = [*members]
+                (_, start, *_), (_, _, end, *_) = members[0], members[-1]
+                stems.append(hash(stem))
+                yield start, end - start, row_of(members)
+            tar.fileobj.seek(tar.offset)  # which stops at a broken header, and at the end of the first of two archives
+            if any(block.strip(b"\0") for block in iter(lambda: tar.fileobj.read(CHUNK), b"")):
+                raise tarfile.ReadError(f"no member begins at byte {tar.offset:,}, and yet it goes on there")
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is not a readable tar file: {error}.") from error
+    _, firsts = np.unique(stems, return_index=True)
+    if len(apart := np.setdiff1d(np.arange(len(stems)), firsts)):
+        raise ValueError(f"{path}: sample {apart[0]} has the name of one before it; pack it by `tar --sort=name`.")
+
+
+def members_of(tar: tarfile.TarFile) -> Iterator[tuple[str, int, int, str, bytes | None]]:
+    """Stem, begin, end, field and data of each that is no folder and not hidden, as what a Mac adds is."""
+    while member := tar.next():
+        tar.members.clear()  # where it would keep all of them
+        folder, _, name = member.name.rpartition("/")
+        stem, _, field = name.partition(".")
+        if stem and not member.isdir():
+            data = tar.extractfile(member).read() if member.isreg() and not member.issparse() else None
+            yield f"{folder}/{stem}", member.offset, tar.offset, field.lower(), data
+
+
+def row_of(members: list[tuple]) -> dict | ValueError:
+    row = {}
+    for stem, _, _, field, data in members:
+        try:
+            found = fields_of(field, data)
+            if twice := [name for name in found if name in row]:
+                raise ValueError(f"gives the field `{twice[0]}`, as another of its name does")
+            row |= found
+        except (ValueError, RecursionError) as error:
+            fault = error if type(error) is ValueError else f"is {fault_of(error)}"
+            return ValueError(f"has a member {f'{stem}.{field}'.strip('./')} that {fault}")
+    return row
+
+
+def fields_of(field: str, data: bytes | None) -> dict:
+    kind = field.rpartition(".")[2]
+    if data is None:
+        raise ValueError("is a link or no plain file: pack the file itself")
+    if not kind:
+        raise ValueError("has no ending, which would be the name of its field: leave it out of the shard")
+    text = data.decode() if kind in ("json", *TEXTS) else ""
+    value = PARSER.decode(text) if kind == "json" else text.strip() if kind in TEXTS else data
+    return value if field == "json" and isinstance(value, dict) else {field: value}
+
+
+def read_row(path: str, offset: int, length: int) -> object:
+    """One row, by what `scan` said of it."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        data = io.BytesIO(file.read(length))
+    with tarfile.open(fileobj=data, mode="r:") as tar:
+        return row_of([*members_of(tar)])
