@@ -163,25 +163,29 @@ def test_typed_control_strings_are_text_in_thoughts_tools_and_calls(thinking):
     assert len(texts) == 2 and texts[1] == f"{TYPED}\n</think>\n\n{TYPED}<|im_end|>"
 
 
-# Family -> kwargs, the end of what is trained after a thought and an answer: where no template writes the thought.
+# Family -> its variables, and what is trained of a thought and an answer.
 OWN_FORMS = {
-    "glm-4.1v": ("<think>Hm.</think>Red<|user|>",),
-    "gemma-4": ("<|channel>thought\nHm.\n<channel|>Red<turn|>",),
+    "qwen3.5": (THINKING, "Hm.\n</think>\n\n", "Red<|im_end|>"),
+    "qwen3.5-moe": (THINKING, "Hm.\n</think>\n\n", "Red<|im_end|>"),
+    "glm-4.1v": ({}, "<think>Hm.</think>", "Red<|user|>"),  # here and below, no template writes the thought
+    "gemma-4": (THINKING, "<|channel>thought\nHm.\n<channel|>", "Red<turn|>"),
+    "gemma-4-unified": (THINKING, "<|channel>thought\nHm.\n<channel|>", "Red<turn|>"),
 }
 
 
 @pytest.mark.parametrize("family", OWN_FORMS)
-def test_a_thought_that_no_template_writes_is_trained_as_the_model_writes_it(tiny, family):
-    collator = collator_of(family, tiny(family))
+def test_a_thought_is_trained_as_the_model_writes_it(tiny, family):
+    variables, thought, answer = OWN_FORMS[family]
+    collator = collator_of(family, tiny(family), template_kwargs=variables)
     messages = [ASKED, said("assistant", "Blue", "Well"), ASKED, said("assistant", "Red", "Hm.")]
-    assert trained(collator, messages) == [*OWN_FORMS[family]]
+    assert trained(collator, messages) == [thought + answer]
     ids, prompt = (
         x["input_ids"][0]
         for x in (collator.encode({"messages": messages}).inputs, collator.encode_prompt(messages[:3]))
     )
     assert ids[: len(prompt)].equal(prompt)
     collator.template.thoughts_and_tools.train_thoughts = False
-    assert trained(collator, messages) == ["Red<|user|>" if family == "glm-4.1v" else "Red<turn|>"]
+    assert trained(collator, messages) == [answer]
 
 
 THOUGHT = [ASKED, said("assistant", "Red", "Hm.")]
@@ -217,7 +221,7 @@ def test_an_unknown_variable_is_refused(tiny):
 def test_a_thought_is_split_from_an_answer(tiny, thinking):
     own = thinking.template.thoughts_and_tools
     assert own.split("Hm.\n</think>\n\nRed") == ("Hm.", "Red") and own.split("Red") == ("", "Red")
-    gemma = collator_of("gemma-4", tiny("gemma-4")).template.thoughts_and_tools
+    gemma = collator_of("gemma-4", tiny("gemma-4"), template_kwargs=THINKING).template.thoughts_and_tools
     assert gemma.split("<|channel>thought\nHm.\n<channel|>Red") == ("Hm.", "Red")
 
 
