@@ -21,7 +21,8 @@ from transformers import set_seed
 from arguments import Arguments, parse_arguments
 from collators.make import make_collator
 from collators.probes import check_labels
-from collators.template_check import check_template
+from collators.template_check import check_template, outlines
+from collators.thoughts_and_tools import SERVER_TEMPLATE
 from entry import cli
 from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
@@ -69,6 +70,8 @@ def finetune(arguments: Arguments) -> None:
     check_media_kinds(arguments, train_dataset, eval_dataset)
     for dataset in filter(None, (train_dataset, eval_dataset)):
         fit_to_budget(collator, dataset, arguments.data.drop_overlong)
+    if arguments.data.train_replies == "each":
+        say(train_dataset.price(kept_lengths(collator, train_dataset)))
     lengths = lengths_for_order(arguments, collator, train_dataset)
     run = resume.describe_run(arguments, train_dataset)
     if checkpoint:
@@ -103,7 +106,7 @@ def finetune(arguments: Arguments) -> None:
         train_dataset=EncodedDataset(train_dataset, collator, num_workers),
         eval_dataset=eval_dataset and EncodedDataset(eval_dataset, collator, num_workers, is_training=False),
         model_path=arguments.model.model_path,
-        chat_template=collator.template.text if arguments.data.chat_template else None,
+        templates=chat_templates(arguments, collator, train_dataset),
         learning_rates=trainable.learning_rates(model, loader, arguments),
         lengths=lengths,
         pack_budget=arguments.data.model_max_length if arguments.data.packing else None,
@@ -180,7 +183,19 @@ def lengths_for_order(arguments: Arguments, collator, dataset: MultimodalDataset
     """Tokens of each training sample as it is trained on (rows,), where the order of an epoch follows them."""
     if not SAMPLERS[arguments.training.train_sampling_strategy].needs_lengths and not arguments.data.packing:
         return None
+    return kept_lengths(collator, dataset)
+
+
+def kept_lengths(collator, dataset: MultimodalDataset) -> np.ndarray:
     return np.minimum(collator.budget.token_lengths(dataset), collator.budget.max_length)
+
+
+def chat_templates(arguments: Arguments, collator, dataset: MultimodalDataset) -> dict[str, str]:
+    """The templates to save with the weights: one that replaces the checkpoint's, one for servers."""
+    replaced = collator.template.text if arguments.data.chat_template else None
+    served = collator.template.thoughts_and_tools.server_template(outlines(dataset))
+    found = {"chat_template.jinja": replaced, SERVER_TEMPLATE: served}
+    return {name: text for name, text in found.items() if text}
 
 
 def quantize(arguments: Arguments, loader) -> None:

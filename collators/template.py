@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from difflib import SequenceMatcher
 from functools import cached_property, reduce
 from typing import NamedTuple
@@ -96,13 +95,18 @@ class Template:
         if unknown := self.given.keys() - variables_of(self.text) - variables_of(str(processor.chat_template)):
             raise ValueError(f"--template_kwargs: the chat template has no variable {min(unknown)!r}; leave it out.")
         if is_family:  # it is saved, and other programs do not know its variables
-            self.text = "".join(f"{{% set {name} = {value!r} %}}" for name, value in self.kwargs.items()) + self.text
+            self.text = self.standalone
             processor.chat_template, self.exceptions, self.string_roles = self.text, (), ()
 
     @property
     def is_tagged(self) -> bool:
         """Whether the training template marks the replies itself."""
         return bool(GENERATION_TAG.search(self.text))
+
+    @property
+    def standalone(self) -> str:
+        """The training template with its variables, as a file that other programs read."""
+        return "".join(f"{{% set {name} = {value!r} %}}" for name, value in self.kwargs.items()) + self.text
 
     @property
     def asked(self) -> dict:
@@ -122,7 +126,7 @@ class Template:
             UnfitTemplate: the template has no place for what the messages hold.
         """
         messages = self.thoughts_and_tools.placed(messages)
-        if self.thoughts_and_tools.are_in(messages):
+        if self.thoughts_and_tools.are_rendered(messages):
             return with_line_breaks_apart(*self.thoughts_and_tools.render(messages))
         if self.is_tagged:
             roles = self.string_roles if self.is_replaced else ()
@@ -158,7 +162,7 @@ class Template:
     def render_prompt(self, messages: list[dict]) -> str:
         """Messages that end with a question or a result -> what the model is asked with."""
         messages = self.thoughts_and_tools.placed(messages)
-        frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_in(messages) else None
+        frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_rendered(messages) else None
         return self.render_official(messages, True, self.asked, frame)
 
     def _render(
@@ -204,14 +208,11 @@ class Template:
         A server knows no variables of ours, and vLLM (0.32) tokenizes a rendered prompt without special tokens: where
         a template leaves `<s>` to the tokenizer, as those of LLaVA do, it would be lost.
         """
-        on_server = copy(self)
-        on_server.kwargs = {}
-        asked = [conversation(("user", "image", "?")), conversation(("user", "?"))]  # some write a date without images
-        trained, served = (
-            [one.render_official(q, add_generation_prompt=True) for q in asked] for one in (self, on_server)
-        )
+        # Some write a date without images, others earlier replies without their thoughts.
+        asked = [conversation(("user", "image", "?")), conversation(("user", "?")), PROBES[0] + PROBES[0][:1]]
+        trained, served = ([self.render_official(q, True, given) for q in asked] for given in (self.asked, {}))
         options = {"add_special_tokens": True} if self._tokenizers_bos and not self.writes_bos(trained[0]) else {}
-        return options | ({"chat_template_kwargs": self.kwargs} if served != trained else {})
+        return options | ({"chat_template_kwargs": self.asked} if served != trained else {})
 
     # ---- what it has a place for ----
 
@@ -256,7 +257,7 @@ class Template:
 
     def holds_frame_tokens(self, messages: list[dict]) -> bool:
         """Whether somebody typed a frame token in these messages, which stays text."""
-        frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_in(messages) else self.frame
+        frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_rendered(messages) else self.frame
         said = [[joined_text(message["content"]), message | {"content": None}] for message in messages]
         return frame.marked(said) != said
 
@@ -309,7 +310,7 @@ class Template:
         if not self.is_tagged or not self.processor.chat_template:
             return []
         messages = self.thoughts_and_tools.placed(messages)
-        if self.thoughts_and_tools.are_in(messages):  # the text is the checkpoint's
+        if self.thoughts_and_tools.are_rendered(messages):  # the text is the checkpoint's
             return []
         messages = [{name: message[name] for name in ("role", "content")} for message in messages]
         text, spans = self.render(messages)

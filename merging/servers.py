@@ -9,6 +9,7 @@ import yaml
 
 from arguments import ReadingArguments
 from collators import COLLATORS
+from collators.thoughts_and_tools import SERVER_TEMPLATE, parse_template_kwargs
 from loaders import LOADERS
 from loaders.output_folder import adapter_config, family_in, saved_arguments
 from merging.serving import MERGE, of_vision, tensors_of
@@ -43,10 +44,12 @@ def advice(path: str) -> Iterator[str]:
         command += ["--enable-lora", "--lora-modules", f"{name}={path}", "--max-lora-rank", str(rank)]
         if of_vision(path, tensors_of(path, "adapter_model.safetensors")):
             command.append("--enable-tower-connector-lora")
-        if saved.get("chat_template"):
-            command += ["--chat-template", os.path.join(path, "chat_template.jinja")]
     else:
         command += ["--served-model-name", name]
+    template = os.path.join(path, SERVER_TEMPLATE)
+    if adapter and saved.get("chat_template"):
+        template = os.path.join(path, "chat_template.jinja")
+    command += ["--chat-template", template] if os.path.isfile(template) else []
     command += SERVERS["vLLM"]["flags"].get(family, "").split()
     command += ["--trust-remote-code"] if loader_class.remote_code else []
     if options := saved.get("processor_kwargs"):
@@ -54,7 +57,9 @@ def advice(path: str) -> Iterator[str]:
     yield f"  {shlex.join(command)}"
     request = ["temperature=0"]
     if not loader_class.remote_code:
-        options = COLLATORS.get(family)(loader_class(base).load_processor(path)).template.request_options()
+        variables = parse_template_kwargs(saved.get("template_kwargs"))
+        collator = COLLATORS.get(family)(loader_class(base).load_processor(path), template_kwargs=variables)
+        options = collator.template.request_options()
         request += [f"extra_body={options}"] if options else []
     yield f"  Each request: model={name!r}, {', '.join(request)}"
     if note := SERVERS["vLLM"]["notes"].get(family):

@@ -39,7 +39,8 @@ from reading.sources import find_source, is_table, names_of
 # The label of a token that is not trained, as PyTorch's cross entropy has it.
 IGNORE_INDEX = -100
 # Flags that say how rows are read.
-OF_ROWS = "user_key assistant_key field_messages allow_outside prompt system_prompt allow_empty_answers".split()
+OF_ROWS = "user_key assistant_key field_messages allow_outside prompt system_prompt".split()
+OF_ROWS += "allow_empty_answers train_replies".split()
 SHOWN_FAULTS = 10  # samples that are named when they are skipped
 
 
@@ -78,7 +79,7 @@ class MultimodalDataset(Dataset):
         self.weights, self.chosen = [], []  # of each path; the latter in that numbering
         root = os.environ.get(ROOT)
         for source in map(find_source, self.paths):
-            first = self.starts[-1]
+            first, before = self.starts[-1], len(self.files)
             for file in source.files:
                 own = source.folder or os.path.dirname(os.path.abspath(file))
                 roots = (root, own) if root and source.from_hub else (root,) if root else ()
@@ -94,8 +95,9 @@ class MultimodalDataset(Dataset):
                 )
                 self.files.append(open_index(file, of_file, self.media))
                 self.starts.append(self.starts[-1] + len(self.files[-1]))
-            numbers = source.select(self.starts[-1] - first)[:max_samples]
-            self.chosen.append(range(first + numbers.start, first + numbers.stop))
+            files = self.files[before:]
+            rows = source.select(sum(index.num_rows for index in files))[:max_samples]
+            self.chosen.append(range(*(first + first_sample(files, row) for row in (rows.start, rows.stop))))
             self.weights.append(source.weight)
         self.first_of = [0, *accumulate(map(len, self.chosen))]  # position of the first row of each path, and the end
         self.kept: np.ndarray | None = None  # by `select`: positions before it
@@ -261,6 +263,23 @@ class MultimodalDataset(Dataset):
         found.update(self._numbers().tobytes() + repr([self._ends(), self._shares()]).encode())
         return found.hexdigest()
 
+    def price(self, tokens: np.ndarray) -> str:
+        """What it costs that rows give several samples; nothing where none does.
+
+        Args:
+            tokens: of each sample (samples,).
+        """
+        rows = np.zeros(len(self), np.int64)
+        for start, (index, places, positions) in zip(self.starts, self.by_file()):
+            rows[positions] = start + index.numbers[places]
+        _, of_row = np.unique(rows, return_inverse=True)
+        longest = np.zeros(of_row.max() + 1, np.int64)
+        np.maximum.at(longest, of_row, tokens)
+        if len(longest) == len(self):
+            return ""
+        times = tokens.sum() / max(longest.sum(), 1)
+        return f"{self.name}: {len(self):,} replies of {len(longest):,} conversations, {times:.1f} times the tokens."
+
     def summary(self) -> str:
         """A line for each path: its rows, and how many of them an epoch takes."""
         ends, lines = self._ends(), []
@@ -334,6 +353,16 @@ class MultimodalDataset(Dataset):
                 order = np.random.default_rng([seed % 2**32, path, turn]).permutation(number)
                 chosen.append(start + order[max(first - turn * number, 0) : last - turn * number])
         return np.concatenate(chosen)
+
+
+def first_sample(files: list[RowIndex], row: int) -> int:
+    """The place of a row's first sample; rows and places are counted over all of these files."""
+    place = 0
+    for index in files:
+        if row < index.num_rows:
+            return place + index.first(row)
+        row, place = row - index.num_rows, place + len(index)
+    return place
 
 
 def listed(faults: dict[int, str]) -> str:

@@ -290,7 +290,9 @@ def summarize(arguments, splits: dict, results: Results, notes: dict, num_proces
     for i, (split, dataset) in enumerate(splits.items()):
         start, end = results.starts[i : i + 2]
         report["data"][split] = {"name": dataset.name} | describe_split(results, i, start, end)
-        report["data"][split]["notes"] = notes[split]
+        rows = results.rows[start:end]
+        price = dataset.price(rows["text"] + rows["image"] + rows["video"] - rows["cut"])
+        report["data"][split]["notes"] = notes[split] + [price] * bool(price)
     if "eval" in splits:
         report["overlap"] = overlap(results)
     report["failures"], report["notes"] = reasons(report, arguments)

@@ -211,10 +211,11 @@ def check_data(data) -> None:
             f"--chat_template {data.chat_template!r} is not a file, nor {' or '.join(OWN_TEMPLATES)}: leave it "
             "out, the family has its own."
         )
-    if not (data.train_thoughts or data.mask_question_tokens):
-        raise ValueError(
-            "--train_thoughts False has no effect with --mask_question_tokens False, which trains all text."
-        )
+    for name, default in (("train_thoughts", True), ("train_replies", "all")):
+        if (value := getattr(data, name)) != default and not data.mask_question_tokens:
+            raise ValueError(
+                f"--{name} {value} has no effect with --mask_question_tokens False, which trains all text."
+            )
     if data.packing and data.padding_free is False:
         raise ValueError("--packing True concatenates samples, which --padding_free False forbids: leave one out.")
 

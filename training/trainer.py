@@ -31,7 +31,7 @@ class FinetuneTrainer(ResumableTrainer):
     """Args: as `ResumableTrainer`, and
 
     model_path: the folder or Hub path the model came from.
-    chat_template: the text of one to save in the place of the checkpoint's.
+    templates: file name -> the text of a chat template to save with the weights.
     learning_rates: by the name of a parameter; default: `args.learning_rate`.
     lengths: tokens of each training row (rows,); needed to group by length and to pack.
     pack_budget: tokens of a pack; None: no packs.
@@ -46,7 +46,7 @@ class FinetuneTrainer(ResumableTrainer):
         self,
         *args,
         model_path: str,
-        chat_template: str | None = None,
+        templates: dict[str, str] | None = None,
         learning_rates: dict[str, float] | None = None,
         lengths: np.ndarray | None = None,
         pack_budget: int | None = None,
@@ -55,7 +55,7 @@ class FinetuneTrainer(ResumableTrainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
+        self.model_path, self.templates, self.learning_rates = model_path, templates or {}, learning_rates or {}
         self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
         self.write_card = write_card
         self.gradient_check = GradientCheck(self)
@@ -312,8 +312,8 @@ class FinetuneTrainer(ResumableTrainer):
             output_dir = output_dir or self.args.output_dir
             share_weights(output_dir)
             copy_processor_files(self.model_path, output_dir)
-            if self.chat_template:
-                Path(output_dir, "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+            for name, text in self.templates.items():
+                Path(output_dir, name).write_text(text, encoding="utf-8")
             if self.write_card:
                 self.write_card(output_dir, self.state)
 

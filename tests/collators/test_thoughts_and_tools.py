@@ -1,7 +1,9 @@
 """Thoughts and tools: the tokens are those of the checkpoint's own template, and the replies, whole, are trained."""
 
 import json
+from itertools import chain
 
+import numpy as np
 import pytest
 from conftest import run, turns
 
@@ -9,7 +11,10 @@ import predict
 import preview
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
+from collators.template_check import check_template, outlines
+from evaluation.answers import questions
 from loaders import LOADERS
+from reading.dataset import MultimodalDataset
 
 # Writes thoughts, drops those before the last question, and writes an empty one where it is told not to think.
 TEMPLATE = """
@@ -186,6 +191,74 @@ def test_a_thought_is_trained_as_the_model_writes_it(tiny, family):
     assert ids[: len(prompt)].equal(prompt)
     collator.template.thoughts_and_tools.train_thoughts = False
     assert trained(collator, messages) == [answer]
+
+
+SEVERAL = [("Which?", "<think>Hm.</think>Red"), ("So?", "Blue"), ("And?", "<think>Well</think>Green")]
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_each_reply_is_trained_with_the_history_that_a_server_shows(tiny, write_rows, thinks):
+    """On the checkpoint's own template, which drops the thoughts of the history, also the empty ones."""
+    pairs = [(asked, answer if thinks else answer.rpartition(">")[2]) for asked, answer in SEVERAL]
+    path = write_rows([{"conversations": turns(*chain(*pairs))}, {"conversations": turns("Only?", "One")}])
+    dataset = MultimodalDataset(path, train_replies="each")
+    collator = collator_of("qwen3.5", tiny("qwen3.5"), template_kwargs=THINKING if thinks else None)
+    own, messages, expected = LOADERS.get("qwen3.5")(tiny("qwen3.5")).load_processor(), [], []
+    for asked, answer in pairs:
+        thought, _, text = answer.removeprefix("<think>").rpartition("</think>")
+        messages += [{"role": "user", "content": asked}]
+        whole = [*messages, {"role": "assistant", "content": text, "reasoning_content": thought}]
+        expected.append(
+            (
+                own.apply_chat_template(whole),
+                f"{thought}\n</think>\n\n{text}<|im_end|>" if thought else f"{text}<|im_end|>",
+            )
+        )
+        messages = whole
+    lengths = collator.budget.token_lengths(dataset).tolist()
+    for i, (text, reply) in enumerate(expected):
+        sample = dataset[i]
+        encoded = collator.encode(sample)
+        assert encoded.text == text and trained(collator, sample["messages"]) == [reply]
+        assert encoded.inputs["input_ids"].shape[1] == lengths[i]
+        asked = questions(dataset, [i])
+        assert [(question.index, question.turn) for question in asked] == [(i, i)]
+        prompt = collator.encode_prompt(sample["messages"][: asked[0].message])["input_ids"][0]
+        if thinks == ("</think>" in reply):
+            assert encoded.inputs["input_ids"][0][: len(prompt)].equal(prompt)
+    assert dataset.price(np.array(lengths)).startswith(f"{path}: 4 replies of 2 conversations, ")
+
+
+def test_a_server_gets_what_shows_several_turns_as_they_are_trained(tiny, write_rows):
+    collator = collator_of("qwen3.5", tiny("qwen3.5"))
+    dataset = MultimodalDataset(write_rows([{"conversations": turns("Which?", "Red", "So?", "Blue")}]))
+    plain, [row] = outlines(dataset), dataset.rows
+    template = collator.template.thoughts_and_tools.server_template(plain)
+    assert "generation %" not in template and "give them server_chat_template.jinja" in check_template(
+        collator, dataset
+    )
+    own = LOADERS.get("qwen3.5")(tiny("qwen3.5")).load_processor()
+    prompt = own.apply_chat_template(row["messages"][:3], chat_template=template, add_generation_prompt=True)
+    text, spans = collator.template.render(row["messages"])
+    assert text[: spans[1][0]] == prompt != own.apply_chat_template(row["messages"][:3], add_generation_prompt=True)
+
+    one = collator.template.thoughts_and_tools
+    for conversations in (plain + [CALLED], plain[:0], [row["messages"][:2]]):  # it could not write calls
+        assert one.server_template(conversations) is None
+    assert "--train_replies each" in one.notes(plain + [CALLED])[0] and not one.notes([row["messages"][:2]])
+    # Where the template can keep them itself.
+    condition = "loop.index0 > last.question"
+    keeping = own.chat_template.replace(condition, f"preserve_thinking is true or {condition}")
+    assert (
+        "preserve_thinking"
+        in collator_of("qwen3.5", tiny("qwen3.5"), keeping).template.thoughts_and_tools.notes(plain)[0]
+    )
+    kept = collator_of("qwen3.5", tiny("qwen3.5"), keeping, template_kwargs={"preserve_thinking": True})
+    assert [note[:14] for note in kept.template.thoughts_and_tools.notes(plain)] == ["Answers need the"[:14]]
+    assert kept.template.render_prompt(row["messages"][:3]) == prompt
+    assert kept.template.request_options() == {
+        "chat_template_kwargs": {"enable_thinking": False, "preserve_thinking": True}
+    }
 
 
 THOUGHT = [ASKED, said("assistant", "Red", "Hm.")]
