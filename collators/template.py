@@ -258,7 +258,8 @@ class Template:
     def holds_frame_tokens(self, messages: list[dict]) -> bool:
         """Whether somebody typed a frame token in these messages, which stays text."""
         frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_rendered(messages) else self.frame
-        said = [[joined_text(message["content"]), message | {"content": None}] for message in messages]
+        messages = self.thoughts_and_tools.placed(messages)
+        said = [[joined_text(m["content"]), *(m.get(name) for name in (*FIELDS, "tools"))] for m in messages]
         return frame.marked(said) != said
 
     def _plain_messages(self, messages: list[dict], frame: FrameTokens) -> list[dict]:
