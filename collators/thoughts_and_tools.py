@@ -156,11 +156,18 @@ class ThoughtsAndTools:
     def _keeps_thoughts(self) -> bool:
         return "preserve_thinking" in self.template.official
 
-    def split(self, answer: str) -> tuple[str, str]:
-        """A generated answer -> its thought, "" if it has none, and what comes after it."""
-        before, behind = self._around_thought() or ("", "")
-        thought, mark, rest = answer.partition(behind.strip()) if behind else ("", "", "")
-        return (thought.strip().removeprefix(before.strip()).strip(), rest.strip()) if mark else ("", answer)
+    def split(self, answer: str, is_whole: bool = True) -> tuple[str, str]:
+        """A generated answer -> its thought, "" if it has none, and what comes after it.
+
+        Args:
+            is_whole: False while it is being written, when what has no end of a thought yet may be one.
+        """
+        before, behind = (mark.strip() for mark in self._around_thought() or ("", ""))
+        thought, mark, rest = answer.partition(behind) if behind else (answer, "", "")
+        if mark or behind and not is_whole:
+            thought = thought.strip()
+            return "" if before.startswith(thought) else thought.removeprefix(before).strip(), rest.strip()
+        return "", answer
 
     # ---- messages -> text ----
 

@@ -102,6 +102,13 @@ FAULTS = [
         "or self._keeps_thoughts",
         f"{THOUGHTS}test_a_server_gets_what_shows_several_turns_as_they_are_trained",
     ),
+    Fault(
+        "a thought is printed as the answer while it is written",
+        "collators/thoughts_and_tools.py",
+        "if mark or behind and not is_whole:",
+        "if mark:",
+        "tests/test_predict.py::test_a_thought_is_no_part_of_the_printed_answer",
+    ),
     # ---- rows ----
     Fault(
         "a field by another name is read twice",

@@ -294,8 +294,10 @@ def test_an_unknown_variable_is_refused(tiny):
 def test_a_thought_is_split_from_an_answer(tiny, thinking):
     own = thinking.template.thoughts_and_tools
     assert own.split("Hm.\n</think>\n\nRed") == ("Hm.", "Red") and own.split("Red") == ("", "Red")
+    assert own.split("Hm.", is_whole=False) == ("Hm.", "") and own.split("Hm.</think>", is_whole=False) == ("Hm.", "")
     gemma = collator_of("gemma-4", tiny("gemma-4"), template_kwargs=THINKING).template.thoughts_and_tools
     assert gemma.split("<|channel>thought\nHm.\n<channel|>Red") == ("Hm.", "Red")
+    assert gemma.split("<|channel>", is_whole=False) == ("", "")
 
 
 def test_a_run_keeps_its_variables(tiny, write_rows, tmp_path, capsys):
