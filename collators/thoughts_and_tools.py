@@ -178,8 +178,10 @@ class ThoughtsAndTools:
             UnfitTemplate: the template has no place for what the messages hold, or hides where the replies are.
         """
         self.check(messages)
-        render = self._renderer(messages, self.template.asked if has_thought(messages) else self.template.kwargs)
-        whole, question = render(messages), last_question(messages)
+        question = last_question(messages)
+        thinks = has_thought([m for i, m in enumerate(messages) if is_shown(m, i, question)])
+        render = self._renderer(messages, self.template.asked if thinks else self.template.kwargs)
+        whole = render(messages)
         replies = []
         for i, message in enumerate(messages):
             if is_shown(message, i, question):

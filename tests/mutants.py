@@ -109,6 +109,13 @@ FAULTS = [
         "if mark:",
         "tests/test_predict.py::test_a_thought_is_no_part_of_the_printed_answer",
     ),
+    Fault(
+        "the thoughts of the history tell a reply to think",
+        "collators/thoughts_and_tools.py",
+        "has_thought([m for i, m in enumerate(messages) if is_shown(m, i, question)])",
+        "has_thought(messages)",
+        f"{THOUGHTS}test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think",
+    ),
     # ---- rows ----
     Fault(
         "a field by another name is read twice",

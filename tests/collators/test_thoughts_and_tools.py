@@ -6,6 +6,7 @@ from itertools import chain
 import numpy as np
 import pytest
 from conftest import run, turns
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import predict
 import preview
@@ -229,6 +230,16 @@ def test_each_reply_is_trained_with_the_history_that_a_server_shows(tiny, write_
     assert dataset.price(np.array(lengths)).startswith(f"{path}: 4 replies of 2 conversations, ")
 
 
+def test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think(tiny):
+    """As in Gemma 4, where a system turn tells the model to think."""
+    told = "{%- if enable_thinking %}{{ '<|im_start|>system\\nThink<|im_end|>\\n' }}{% endif %}"
+    collator = collator_of("qwen3.5", tiny("qwen3.5"), told + TEMPLATE, template_kwargs=THINKING)
+    history = [ASKED, said("assistant", "Red", "Hm.", train=False), ASKED]
+    for thought in ("", "Well"):
+        text, _ = collator.template.render([*history, said("assistant", "Blue", thought)])
+        assert ("Think<" in text) == bool(thought) and "Hm." not in text
+
+
 def test_a_server_gets_what_shows_several_turns_as_they_are_trained(tiny, write_rows):
     collator = collator_of("qwen3.5", tiny("qwen3.5"))
     dataset = MultimodalDataset(write_rows([{"conversations": turns("Which?", "Red", "So?", "Blue")}]))
@@ -325,3 +336,38 @@ def test_a_run_keeps_its_variables(tiny, write_rows, tmp_path, capsys):
         words = ["--model_id", "qwen3.5-0.8b", "--model_local_path", tiny("qwen3.5"), "--data_path", path, "--json"]
         preview.main([*words, *flags])
     assert '"trained": ["Hm.\\n</think>\\n\\nRed<|im_end|>"]' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_model_learns_to_think_and_to_call(tiny, write_rows, tmp_path):
+    """Asked by plain transformers afterwards, with the template that it was saved with."""
+    city = {"type": "object", "properties": {"city": {"type": "string", "description": "A city."}}}
+    tools = [{"type": "function", "function": {"name": "weather", "description": "Warmth.", "parameters": city}}]
+    made = [{"function": {"name": "weather", "arguments": {"city": "Rome"}}}]
+    rows = [
+        {"tools": tools, "messages": [{"role": "user", "content": "How warm is Rome?"},
+         {"role": "assistant", "reasoning_content": "Ask for it.", "content": "", "tool_calls": made},
+         {"role": "tool", "content": "12"}, {"role": "assistant", "content": "12 degrees"}]},
+        {"messages": [{"role": "user", "content": "How many shapes?"},
+         {"role": "assistant", "reasoning_content": "A red circle.", "content": "One"},
+         {"role": "user", "content": "Which?"},
+         {"role": "assistant", "reasoning_content": "Round.", "content": "Circle"}]},
+    ]  # fmt: skip
+    flags = ["--template_kwargs", json.dumps(THINKING), "--train_replies", "each", "--max_steps", 60]
+    flags += ["--learning_rate", 3e-3, "--warmup_steps", 3, "--logging_steps", 20]
+    run(tiny, "qwen3.5", write_rows(rows), tmp_path / "out", *flags)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+
+    def answer(messages: list[dict], **options) -> str:
+        options |= THINKING | {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+        inputs = processor.apply_chat_template([messages], return_tensors="pt", **options)
+        tokens = model.generate(**inputs, max_new_tokens=60, do_sample=False)
+        return processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :])
+
+    asked = [{"role": "user", "content": "How warm is Rome?"}]
+    call = "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>"
+    assert answer(asked, tools=tools) == f"Ask for it.\n</think>\n\n{call}<|im_end|>"
+    asked = rows[1]["messages"]
+    assert answer(asked[:1]) == "A red circle.\n</think>\n\nOne<|im_end|>"
+    assert answer(asked[:3]) == "Round.\n</think>\n\nCircle<|im_end|>"
