@@ -27,7 +27,7 @@ from entry import cli
 from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
 from reading import replaced
-from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset, shared_rows
+from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset, price_of_replies, shared_rows
 from reading.options import MEDIA_FLAGS
 from reading.strict_json import make_strict
 from reports.run_report import RunFacts, reported, write_card
@@ -71,7 +71,7 @@ def finetune(arguments: Arguments) -> None:
     for dataset in filter(None, (train_dataset, eval_dataset)):
         fit_to_budget(collator, dataset, arguments.data.drop_overlong)
     if arguments.data.train_replies == "each":
-        say(train_dataset.price(kept_lengths(collator, train_dataset)))
+        say(price_of_replies(train_dataset, kept_lengths(collator, train_dataset)))
     lengths = lengths_for_order(arguments, collator, train_dataset)
     run = resume.describe_run(arguments, train_dataset)
     if checkpoint:

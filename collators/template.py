@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jinja2 import Environment, TemplateError, meta
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from collators.any_template import UnfitTemplate, find_replies, find_string_roles, joined_text
+from collators.any_template import UnfitTemplate, find_replies, find_string_roles, joined_text, with_variables
 from collators.frame_tokens import FrameTokens
 from collators.thoughts_and_tools import FIELDS, ThoughtsAndTools
 from reading.rows import RESERVED_CHARACTER, content_parts
@@ -95,18 +95,13 @@ class Template:
         if unknown := self.given.keys() - variables_of(self.text) - variables_of(str(processor.chat_template)):
             raise ValueError(f"--template_kwargs: the chat template has no variable {min(unknown)!r}; leave it out.")
         if is_family:  # it is saved, and other programs do not know its variables
-            self.text = self.standalone
+            self.text = with_variables(self.text, self.kwargs)
             processor.chat_template, self.exceptions, self.string_roles = self.text, (), ()
 
     @property
     def is_tagged(self) -> bool:
         """Whether the training template marks the replies itself."""
         return bool(GENERATION_TAG.search(self.text))
-
-    @property
-    def standalone(self) -> str:
-        """The training template with its variables, as a file that other programs read."""
-        return "".join(f"{{% set {name} = {value!r} %}}" for name, value in self.kwargs.items()) + self.text
 
     @property
     def asked(self) -> dict:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, partial
 
-from collators.any_template import UnfitTemplate, find_replies, joined_text
+from collators.any_template import UnfitTemplate, find_replies, joined_text, with_variables
 from reading.named_fields import loaded
 from reading.strict_json import strict_json
 
@@ -145,7 +145,8 @@ class ThoughtsAndTools:
         """The template with which servers show these as they are trained, where the checkpoint's own cannot."""
         if not self._adds_empty_thoughts(conversations) or self._keeps_thoughts or any(map(self.are_in, conversations)):
             return None
-        return GENERATION.sub(lambda tag: "{% endif %}" if tag[1] else "{% if true %}", self.template.standalone)
+        text = with_variables(self.template.text, self.template.kwargs)
+        return GENERATION.sub(lambda tag: "{% endif %}" if tag[1] else "{% if true %}", text)
 
     def _adds_empty_thoughts(self, conversations: list[list[dict]]) -> bool:
         """Whether some are trained in one pass with empty thoughts that the checkpoint's template leaves out."""

@@ -263,23 +263,6 @@ class MultimodalDataset(Dataset):
         found.update(self._numbers().tobytes() + repr([self._ends(), self._shares()]).encode())
         return found.hexdigest()
 
-    def price(self, tokens: np.ndarray) -> str:
-        """What it costs that rows give several samples; nothing where none does.
-
-        Args:
-            tokens: of each sample (samples,).
-        """
-        rows = np.zeros(len(self), np.int64)
-        for start, (index, places, positions) in zip(self.starts, self.by_file()):
-            rows[positions] = start + index.numbers[places]
-        _, of_row = np.unique(rows, return_inverse=True)
-        longest = np.zeros(of_row.max() + 1, np.int64)
-        np.maximum.at(longest, of_row, tokens)
-        if len(longest) == len(self):
-            return ""
-        times = tokens.sum() / max(longest.sum(), 1)
-        return f"{self.name}: {len(self):,} replies of {len(longest):,} conversations, {times:.1f} times the tokens."
-
     def summary(self) -> str:
         """A line for each path: its rows, and how many of them an epoch takes."""
         ends, lines = self._ends(), []
@@ -353,6 +336,24 @@ class MultimodalDataset(Dataset):
                 order = np.random.default_rng([seed % 2**32, path, turn]).permutation(number)
                 chosen.append(start + order[max(first - turn * number, 0) : last - turn * number])
         return np.concatenate(chosen)
+
+
+def price_of_replies(dataset: MultimodalDataset, tokens: np.ndarray) -> str:
+    """What it costs that rows give several samples; nothing where none does.
+
+    Args:
+        tokens: of each sample (samples,).
+    """
+    rows = np.zeros(len(dataset), np.int64)
+    for start, (index, places, positions) in zip(dataset.starts, dataset.by_file()):
+        rows[positions] = start + index.numbers[places]
+    _, of_row = np.unique(rows, return_inverse=True)
+    longest = np.zeros(of_row.max() + 1, np.int64)
+    np.maximum.at(longest, of_row, tokens)
+    if len(longest) == len(dataset):
+        return ""
+    times, conversations = tokens.sum() / max(longest.sum(), 1), f"{len(longest):,} conversations"
+    return f"{dataset.name}: {len(dataset):,} replies of {conversations}, {times:.1f} times the tokens."
 
 
 def first_sample(files: list[RowIndex], row: int) -> int:

@@ -30,7 +30,7 @@ from collators.template import naming
 from collators.template_check import check_template
 from evaluation.verdict import of_check
 from loaders import LOADERS
-from reading.dataset import make_dataset
+from reading.dataset import make_dataset, price_of_replies
 from reading.references import is_url
 from reading.replaced import check_drawn
 from reading.row_index import Layout
@@ -291,7 +291,7 @@ def summarize(arguments, splits: dict, results: Results, notes: dict, num_proces
         start, end = results.starts[i : i + 2]
         report["data"][split] = {"name": dataset.name} | describe_split(results, i, start, end)
         rows = results.rows[start:end]
-        price = dataset.price(rows["text"] + rows["image"] + rows["video"] - rows["cut"])
+        price = price_of_replies(dataset, sum(rows[kind] for kind in ("text", "image", "video")))
         report["data"][split]["notes"] = notes[split] + [price] * bool(price)
     if "eval" in splits:
         report["overlap"] = overlap(results)

@@ -84,8 +84,8 @@ FAULTS = [
     Fault(
         "the price of each reply is that of their number",
         "reading/dataset.py",
-        "times = tokens.sum() / max(longest.sum(), 1)",
-        "times = len(self) / len(longest)",
+        "tokens.sum() / max(longest.sum(), 1)",
+        "len(dataset) / len(longest)",
         "tests/reading/test_dataset.py::test_the_price_of_each_reply",
     ),
     Fault(
@@ -318,7 +318,7 @@ FAULTS = [
     Fault(
         "a template that differs where no data meets it is an error",
         "collators/template_check.py",
-        "layout.shape for layout in layouts",
+        "layout.shape for dataset in datasets if dataset for layout in dataset.layouts()",
         'Layout(shape) for shape in ("UtAt", "StUitAt", "UitAt", "UvtAt")',
         "tests/collators/test_template_check.py::test_a_difference_counts_where_the_data_meets_it[edited]",
     ),
