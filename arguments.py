@@ -167,6 +167,12 @@ class DataArguments(ReadingArguments):
     )
     mask_question_tokens: bool = flag(True, "Train on replies only. False: on all text, never on media or padding.")
     train_thoughts: bool = flag(True, "Train on the thoughts of replies too. False: on what comes after them.")
+    train_replies: str = flag(
+        "all",
+        "Replies of a conversation to train on: all in one pass; last: what follows the last question; each: all, each "
+        "as a sample of its own, with the history that a server shows (docs/conversations.md).",
+        ("all", "last", "each"),
+    )
     drop_overlong: bool = flag(
         False, "Drop (and count) a sample whose first exchange exceeds --model_max_length; by default it is an error."
     )

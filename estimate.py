@@ -33,7 +33,6 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.training_args import OptimizerNames
 
 from arguments import HARDWARE_FLAGS, Arguments, ModelArguments, TrainingArguments, has_bfloat16, parse_arguments
-from collators.make import make_collator
 from entry import cli
 from loaders import LOADERS, attention
 from loaders.quantization import quantization_config, quantized_bits
@@ -42,6 +41,7 @@ from reading.options import MediaOptions
 from reading.split import make_datasets
 from reading.strict_json import strict_json
 from training import checks, engines, trainable
+from training.make_collator import make_collator
 from training.step_memory import KINDS, QuantizedLinear, Shares, measure_step
 
 GB = 1e9

@@ -150,7 +150,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     saved = saved_arguments(parser.parse_args(words).model_path)
     names = [name for group in AS_IN_TRAINING if not given.intersection(group) for name in group]
     parser.set_defaults(**{name: saved[name] for name in names if name in saved})
-    parser.set_defaults(allow_empty_answers=True)  # a file of questions may have no answers
+    # A file of questions may have no answers; each reply is asked for.
+    parser.set_defaults(allow_empty_answers=True, train_replies="all")
     args = parser.parse_args(words)
     args.given = given
     return args

@@ -24,7 +24,6 @@ from contextlib import redirect_stdout
 
 from arguments import parse_arguments
 from collators.base import ChatCollator
-from collators.make import make_collator
 from collators.probes import check_labels
 from collators.template_check import check_template
 from entry import cli, end
@@ -36,6 +35,7 @@ from reports import preview_views
 from reports.preview_rows import Preview, examine
 from training.added_tokens import added_tokens
 from training.engines import say
+from training.make_collator import make_collator
 
 # Of --html without a selection of rows.
 PAGE_ROWS = 50

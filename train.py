@@ -19,14 +19,14 @@ import numpy as np
 from transformers import set_seed
 
 from arguments import Arguments, parse_arguments
-from collators.make import make_collator
 from collators.probes import check_labels
-from collators.template_check import check_template
+from collators.template_check import check_template, outlines
+from collators.thoughts_and_tools import SERVER_TEMPLATE
 from entry import cli
 from loaders import LOADERS, attention, output_folder
 from loaders.quantization import quantization_config, quantized_bits
 from reading import replaced
-from reading.dataset import EncodedDataset, MultimodalDataset, shared_rows
+from reading.dataset import EncodedDataset, MultimodalDataset, price_of_replies, shared_rows
 from reading.options import MEDIA_FLAGS
 from reading.split import make_datasets
 from reading.strict_json import make_strict
@@ -34,6 +34,7 @@ from reports.run_report import RunFacts, reported, write_card
 from training import engines, resume, run_folder, trainable
 from training.added_tokens import added_tokens, untrained_tokens
 from training.engines import say
+from training.make_collator import make_collator
 from training.sampling import SAMPLERS
 from training.throughput import FlopCounter
 from training.trainer import FinetuneTrainer
@@ -74,6 +75,8 @@ def finetune(arguments: Arguments) -> None:
     check_media_kinds(arguments, train_dataset, eval_dataset)
     for dataset in filter(None, (train_dataset, eval_dataset)):
         fit_to_budget(collator, dataset, arguments.data.drop_overlong)
+    if arguments.data.train_replies == "each":
+        say(price_of_replies(train_dataset, kept_lengths(collator, train_dataset)))
     lengths = lengths_for_order(arguments, collator, train_dataset)
     run = resume.describe_run(arguments, train_dataset)
     if checkpoint:
@@ -97,9 +100,8 @@ def finetune(arguments: Arguments) -> None:
     request = collator.template.request_options()
     facts = RunFacts(arguments, trained, train_dataset, eval_dataset, request, collator.image_size)
     run_folder.begin(arguments.training, run, checkpoint)
-    if (
-        arguments.training.should_save
-    ):  # with it, predict.py and merge_lora_weights.py read also what a stopped run left
+    if arguments.training.should_save:
+        # With it, predict.py and merge_lora_weights.py read also what a stopped run left.
         output_folder.write_arguments(arguments.training.output_dir, arguments.as_dict())
     num_workers = arguments.training.dataloader_num_workers
     trainer = FinetuneTrainer(
@@ -109,7 +111,7 @@ def finetune(arguments: Arguments) -> None:
         train_dataset=EncodedDataset(train_dataset, collator, num_workers),
         eval_dataset=eval_dataset and EncodedDataset(eval_dataset, collator, num_workers, is_training=False),
         model_path=arguments.model.model_path,
-        chat_template=collator.template.text if arguments.data.chat_template else None,
+        templates=chat_templates(arguments, collator, train_dataset),
         image_size=collator.image_size,
         new_tokens=loader.new_tokens,
         learning_rates=trainable.learning_rates(model, loader, arguments),
@@ -188,7 +190,19 @@ def lengths_for_order(arguments: Arguments, collator, dataset: MultimodalDataset
     """Tokens of each training sample as it is trained on (rows,), where the order of an epoch follows them."""
     if not SAMPLERS[arguments.training.train_sampling_strategy].needs_lengths and not arguments.data.packing:
         return None
+    return kept_lengths(collator, dataset)
+
+
+def kept_lengths(collator, dataset: MultimodalDataset) -> np.ndarray:
     return np.minimum(collator.budget.token_lengths(dataset), collator.budget.max_length)
+
+
+def chat_templates(arguments: Arguments, collator, dataset: MultimodalDataset) -> dict[str, str]:
+    """The templates to save with the weights: one that replaces the checkpoint's, one for servers."""
+    replaced = collator.template.text if arguments.data.chat_template else None
+    served = collator.template.thoughts_and_tools.server_template(outlines(dataset))
+    found = {"chat_template.jinja": replaced, SERVER_TEMPLATE: served}
+    return {name: text for name, text in found.items() if text}
 
 
 def quantize(arguments: Arguments, loader) -> None:

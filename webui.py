@@ -46,7 +46,7 @@ from reports.html_page import render
 from supported_models import AUTO, MODELS
 from training.progress import SPEED
 from web import runs
-from web.chat_page import FAILED, Chat, turns_of
+from web.chat_page import FAILED, THOUGHT, Chat, turns_of
 from web.runs import FIELDS, HERE, PASSWORD, check_folder
 
 # Which flags have a field, and where. Labels, help and defaults are those of arguments.py.
@@ -528,7 +528,9 @@ def answer(chat: Chat, message: dict, history: list[dict], model: str | None, mo
     try:
         if not model:
             raise ValueError("Choose a model first.")
-        yield from chat.answer(model, turns_of([*history, question]), int(most))
+        for thought, text in chat.answer(model, turns_of([*history, question]), int(most)):
+            apart = [{"role": "assistant", "content": thought, "metadata": {"title": THOUGHT}}] if thought else []
+            yield [*apart, {"role": "assistant", "content": text}] if apart else text
     except Exception as error:  # of the model, the picture or the memory
         if not isinstance(error, ValueError):
             traceback.print_exc()

@@ -27,9 +27,9 @@ import torch  # noqa: E402
 from checkpoints import SIZES, draw_picture, make_checkpoint, words  # noqa: E402
 
 from arguments import parse_arguments  # noqa: E402
-from collators.make import make_collator  # noqa: E402
 from loaders import LOADERS  # noqa: E402
 from training import trainable  # noqa: E402
+from training.make_collator import make_collator  # noqa: E402
 from training.trainer import FinetuneTrainer  # noqa: E402
 
 

@@ -95,3 +95,8 @@ def find_string_roles(render) -> tuple[str, ...]:
             if all(PROBE[role] in text for role in roles) and "'type'" not in text:
                 return strings
     raise UnfitTemplate("the chat template renders neither a list of parts nor a string as a message's content.")
+
+
+def with_variables(template: str, variables: dict) -> str:
+    """A template with its variables, as a file that other programs read."""
+    return "".join(f"{{% set {name} = {value!r} %}}" for name, value in variables.items()) + template

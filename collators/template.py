@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from difflib import SequenceMatcher
 from functools import cached_property, reduce
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from typing import NamedTuple
 from jinja2 import Environment, TemplateError, meta
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from collators.any_template import UnfitTemplate, find_replies, find_string_roles, joined_text
+from collators.any_template import UnfitTemplate, find_replies, find_string_roles, joined_text, with_variables
 from collators.frame_tokens import FrameTokens
 from collators.thoughts_and_tools import FIELDS, ThoughtsAndTools
 from reading.rows import RESERVED_CHARACTER, content_parts
@@ -96,7 +95,7 @@ class Template:
         if unknown := self.given.keys() - variables_of(self.text) - variables_of(str(processor.chat_template)):
             raise ValueError(f"--template_kwargs: the chat template has no variable {min(unknown)!r}; leave it out.")
         if is_family:  # it is saved, and other programs do not know its variables
-            self.text = "".join(f"{{% set {name} = {value!r} %}}" for name, value in self.kwargs.items()) + self.text
+            self.text = with_variables(self.text, self.kwargs)
             processor.chat_template, self.exceptions, self.string_roles = self.text, (), ()
 
     @property
@@ -122,7 +121,7 @@ class Template:
             UnfitTemplate: the template has no place for what the messages hold.
         """
         messages = self.thoughts_and_tools.placed(messages)
-        if self.thoughts_and_tools.are_in(messages):
+        if self.thoughts_and_tools.are_rendered(messages):
             return with_line_breaks_apart(*self.thoughts_and_tools.render(messages))
         if self.is_tagged:
             roles = self.string_roles if self.is_replaced else ()
@@ -158,7 +157,7 @@ class Template:
     def render_prompt(self, messages: list[dict]) -> str:
         """Messages that end with a question or a result -> what the model is asked with."""
         messages = self.thoughts_and_tools.placed(messages)
-        frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_in(messages) else None
+        frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_rendered(messages) else None
         return self.render_official(messages, True, self.asked, frame)
 
     def _render(
@@ -204,14 +203,11 @@ class Template:
         A server knows no variables of ours, and vLLM (0.32) tokenizes a rendered prompt without special tokens: where
         a template leaves `<s>` to the tokenizer, as those of LLaVA do, it would be lost.
         """
-        on_server = copy(self)
-        on_server.kwargs = {}
-        asked = [conversation(("user", "image", "?")), conversation(("user", "?"))]  # some write a date without images
-        trained, served = (
-            [one.render_official(q, add_generation_prompt=True) for q in asked] for one in (self, on_server)
-        )
+        # Some write a date without images, others earlier replies without their thoughts.
+        asked = [conversation(("user", "image", "?")), conversation(("user", "?")), PROBES[0] + PROBES[0][:1]]
+        trained, served = ([self.render_official(q, True, given) for q in asked] for given in (self.asked, {}))
         options = {"add_special_tokens": True} if self._tokenizers_bos and not self.writes_bos(trained[0]) else {}
-        return options | ({"chat_template_kwargs": self.kwargs} if served != trained else {})
+        return options | ({"chat_template_kwargs": self.asked} if served != trained else {})
 
     # ---- what it has a place for ----
 
@@ -256,8 +252,9 @@ class Template:
 
     def holds_frame_tokens(self, messages: list[dict]) -> bool:
         """Whether somebody typed a frame token in these messages, which stays text."""
-        frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_in(messages) else self.frame
-        said = [[joined_text(message["content"]), message | {"content": None}] for message in messages]
+        frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_rendered(messages) else self.frame
+        messages = self.thoughts_and_tools.placed(messages)
+        said = [[joined_text(m["content"]), *(m.get(name) for name in (*FIELDS, "tools"))] for m in messages]
         return frame.marked(said) != said
 
     def _plain_messages(self, messages: list[dict], frame: FrameTokens) -> list[dict]:
@@ -309,7 +306,7 @@ class Template:
         if not self.is_tagged or not self.processor.chat_template:
             return []
         messages = self.thoughts_and_tools.placed(messages)
-        if self.thoughts_and_tools.are_in(messages):  # the text is the checkpoint's
+        if self.thoughts_and_tools.are_rendered(messages):  # the text is the checkpoint's
             return []
         messages = [{name: message[name] for name in ("role", "content")} for message in messages]
         text, spans = self.render(messages)

@@ -17,9 +17,15 @@ def check_template(collator, *datasets: MultimodalDataset | None) -> str:
     Raises:
         ValueError: they differ, by more than the documented exceptions, on a shape that the data holds.
     """
+    shapes = {layout.shape for dataset in datasets if dataset for layout in dataset.layouts()}
+    notes = collator.template.thoughts_and_tools.notes(outlines(*datasets))
+    return "\n".join(filter(None, [*notes, compare(collator, shapes)]))
+
+
+def outlines(*datasets: MultimodalDataset | None) -> list[list[dict]]:
+    """A conversation of each layout that occurs."""
     layouts = {layout for dataset in datasets if dataset for layout in dataset.layouts()}
-    notes = collator.template.thoughts_and_tools.notes(layout.messages for layout in layouts)
-    return "\n".join(filter(None, [*notes, compare(collator, {layout.shape for layout in layouts})]))
+    return [layout.messages for layout in layouts]
 
 
 def compare(collator, shapes: set[Layout]) -> str:

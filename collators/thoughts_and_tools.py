@@ -7,16 +7,19 @@ that of its own prompt and reply.
 """
 
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, partial
 
-from collators.any_template import UnfitTemplate, find_replies, joined_text
+from collators.any_template import UnfitTemplate, find_replies, joined_text, with_variables
 from reading.named_fields import loaded
 from reading.strict_json import strict_json
 
 FIELDS = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # of messages, as templates know them
 THINKING = {"enable_thinking": True}
+SERVER_TEMPLATE = "server_chat_template.jinja"  # of an output folder, beside the checkpoint's own
+GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # tags that not all servers know
 WORD = {"type": "object", "properties": {"word": {"type": "string", "description": "The word."}}}
 TOOL = {"type": "function", "function": {"name": "look_up", "description": "Looks up a word.", "parameters": WORD}}
 CALL = {"id": "call00001", "type": "function", "function": {"name": "look_up", "arguments": {"word": "crimson"}}}
@@ -59,6 +62,14 @@ class ThoughtsAndTools:
 
     def are_in(self, messages: list[dict]) -> bool:
         return has_thought(messages) or any({"tools", "tool_calls"} & message.keys() for message in messages)
+
+    def are_rendered(self, messages: list[dict]) -> bool:
+        """Whether a conversation is trained on the checkpoint's own text.
+
+        Without thoughts, where that leaves the empty thought out of the history, and replies there are history alone.
+        """
+        has_history = any(message["role"] == "assistant" for message in messages[: last_question(messages)])
+        return self.are_in(messages) or has_history and not has_several(messages) and bool(self._empty_thought)
 
     def placed(self, messages: list[dict]) -> list[dict]:
         """The messages, with a thought that was typed as text left text where no template could give it a place."""
@@ -104,7 +115,7 @@ class ThoughtsAndTools:
                     written.add(part)
         return written
 
-    def notes(self, conversations: Iterable[list[dict]]) -> list[str]:
+    def notes(self, conversations: list[list[dict]]) -> list[str]:
         """What should be known of the variables, and of thoughts that these conversations hold, a line each."""
         notes = []
         if self.template.given:
@@ -112,19 +123,52 @@ class ThoughtsAndTools:
                 f"Answers need the variables of the chat template too: vLLM and SGLang take them in each request, as "
                 f"chat_template_kwargs={strict_json(self.template.given)}."
             )
-        followed = (c for c in conversations if has_thought(c) and sum(m["role"] == "user" for m in c) > 1)
-        if any(followed) and self._around_thought() and len(self.render(THOUGHT_PROBE * 2)[1]) < 2:
+        several = any(has_thought(c) and has_several(c) for c in conversations)
+        if several and self._around_thought() and len(self.render(THOUGHT_PROBE * 2)[1]) < 2:
             notes.append(
                 "The chat template drops the thoughts of earlier replies: of a conversation with thoughts, only what "
-                "follows the last question is trained."
+                "follows the last question is trained. --train_replies each trains every reply, as a sample of its own."
+            )
+        if self._adds_empty_thoughts(conversations):
+            fix = "train with --train_replies each"
+            if self._keeps_thoughts:
+                fix = "train with --template_kwargs '{\"preserve_thinking\": true}', which they then need too"
+            elif self.server_template(conversations):
+                fix = f"give them {SERVER_TEMPLATE} of the output folder"
+            notes.append(
+                "Several turns are trained with the empty thought of each reply, which the chat template leaves out of "
+                f"the history: so that servers show the same, {fix}."
             )
         return notes
 
-    def split(self, answer: str) -> tuple[str, str]:
-        """A generated answer -> its thought, "" if it has none, and what comes after it."""
-        before, behind = self._around_thought() or ("", "")
-        thought, mark, rest = answer.partition(behind.strip()) if behind else ("", "", "")
-        return (thought.strip().removeprefix(before.strip()).strip(), rest.strip()) if mark else ("", answer)
+    def server_template(self, conversations: list[list[dict]]) -> str | None:
+        """The template with which servers show these as they are trained, where the checkpoint's own cannot."""
+        if not self._adds_empty_thoughts(conversations) or self._keeps_thoughts or any(map(self.are_in, conversations)):
+            return None
+        text = with_variables(self.template.text, self.template.kwargs)
+        return GENERATION.sub(lambda tag: "{% endif %}" if tag[1] else "{% if true %}", text)
+
+    def _adds_empty_thoughts(self, conversations: list[list[dict]]) -> bool:
+        """Whether some are trained in one pass with empty thoughts that the checkpoint's template leaves out."""
+        several = any(has_several(c) and not self.are_rendered(c) for c in conversations)
+        return several and not self.template.is_replaced and bool(self._empty_thought)
+
+    @property
+    def _keeps_thoughts(self) -> bool:
+        return "preserve_thinking" in self.template.official
+
+    def split(self, answer: str, is_whole: bool = True) -> tuple[str, str]:
+        """A generated answer -> its thought, "" if it has none, and what comes after it.
+
+        Args:
+            is_whole: False while it is being written, when what has no end of a thought yet may be one.
+        """
+        before, behind = (mark.strip() for mark in self._around_thought() or ("", ""))
+        thought, mark, rest = answer.partition(behind) if behind else (answer, "", "")
+        if mark or behind and not is_whole:
+            thought = thought.strip()
+            return "" if before.startswith(thought) else thought.removeprefix(before).strip(), rest.strip()
+        return "", answer
 
     # ---- messages -> text ----
 
@@ -135,11 +179,13 @@ class ThoughtsAndTools:
             UnfitTemplate: the template has no place for what the messages hold, or hides where the replies are.
         """
         self.check(messages)
-        render = self._renderer(messages, self.template.asked if has_thought(messages) else self.template.kwargs)
-        whole, question = render(messages), max(i for i, message in enumerate(messages) if message["role"] == "user")
+        question = last_question(messages)
+        thinks = has_thought([m for i, m in enumerate(messages) if is_shown(m, i, question)])
+        render = self._renderer(messages, self.template.asked if thinks else self.template.kwargs)
+        whole = render(messages)
         replies = []
         for i, message in enumerate(messages):
-            if message["role"] == "assistant" and i:
+            if is_shown(message, i, question):
                 as_answered = whole.startswith(render(messages[:i], True)) and whole.startswith(
                     render(messages[: i + 1])
                 )
@@ -179,7 +225,7 @@ class ThoughtsAndTools:
             return text
 
         for i, message in enumerate(conversation):
-            if message["role"] == "assistant" and i:
+            if is_shown(message, i, last_question(conversation)):
                 prompt = official(conversation[:i], True, variables)
                 if not message.get("reasoning_content"):
                     # The prompt of a model that is told not to think: the empty thought is not the model's to write.
@@ -197,6 +243,8 @@ class ThoughtsAndTools:
     @cached_property
     def _empty_thought(self) -> str:
         """What the prompt of a model that is told not to think ends with, and the history may leave out."""
+        if not self.template.processor.chat_template:
+            return ""
         official, variables, asked = self.template.render_official, self.template.kwargs, THOUGHT_PROBE[:1]
         prompt, later = official(asked, True), official([*asked, message("assistant", "Red."), *asked])
         is_thought = prompt != official(asked, True, variables | THINKING)
@@ -224,6 +272,22 @@ class ThoughtsAndTools:
         """Here the added tokens that the template writes are text too where somebody typed them, such as `</think>`."""
         frame = self.template.frame
         return frame.with_tokens(token for token in frame.added_tokens.values() if token in self.template.official)
+
+
+def last_question(messages: list[dict]) -> int:
+    """Where in a conversation the last question is."""
+    return max(i for i, message in enumerate(messages) if message["role"] == "user")
+
+
+def is_shown(message: dict, place: int, question: int) -> bool:
+    """Whether a message is a reply that follows the last question or is trained; another is history alone."""
+    return message["role"] == "assistant" and place > 0 and (place > question or message.get("train", True))
+
+
+def has_several(messages: list[dict]) -> bool:
+    """Whether a reply before the last question is trained too."""
+    question = last_question(messages)
+    return any(is_shown(message, i, question) for i, message in enumerate(messages[:question]))
 
 
 def has_thought(messages: list[dict]) -> bool:

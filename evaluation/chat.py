@@ -1,6 +1,6 @@
 """A conversation with a model in a terminal, or with one question a line of standard input.
 
-Answers go to standard output, all else to standard error.
+Answers go to standard output, all else, also the thoughts before them, to standard error.
 """
 
 import contextlib
@@ -66,16 +66,26 @@ class Conversation:
         """
         content, self.media = [*self.media, {"type": "text", "text": question}], []
         messages, reply, is_whole = [*self.messages, {"role": "user", "content": content}], "", False
+        split, printed = collator.template.thoughts_and_tools.split, ["", ""]
+
+        def show(*texts: str) -> None:
+            for i, (text, file) in enumerate(zip(texts, (sys.stderr, sys.stdout))):
+                if i and text and printed[0] and not printed[i]:
+                    note("")
+                print(text.removeprefix(printed[i]), end="", file=file, flush=True)
+                printed[i] = text
+
         with contextlib.suppress(KeyboardInterrupt):
             with contextlib.closing(stream_answer(model, collator, messages, max_new_tokens)) as pieces:
                 for piece in pieces:
-                    piece = piece if reply else piece.lstrip()
-                    reply += piece
-                    print(piece, end="", flush=True)
+                    reply += piece if reply else piece.lstrip()
+                    show(*split(reply, is_whole=False))
             is_whole = True
+        thought, answer = split(reply)
+        show(printed[0], answer)
         print(flush=True)
         if reply or is_whole:
-            thought, answer = collator.template.thoughts_and_tools.split(reply.strip())
+            answer = answer.strip()
             said = {"role": "assistant", "content": [{"type": "text", "text": answer}], "reasoning_content": thought}
             self.messages = [*messages, said]
 

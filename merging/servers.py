@@ -10,6 +10,7 @@ import yaml
 from arguments import ReadingArguments
 from collators import COLLATORS
 from collators.processor_options import parse_processor_options
+from collators.thoughts_and_tools import SERVER_TEMPLATE, parse_template_kwargs
 from loaders import LOADERS
 from loaders.output_folder import adapter_config, family_in, saved_arguments
 from merging.serving import MERGE, of_vision, tensors_of
@@ -45,16 +46,19 @@ def advice(path: str) -> Iterator[str]:
         command += ["--enable-lora", "--lora-modules", f"{name}={path}", "--max-lora-rank", str(rank)]
         if of_vision(path, tensors_of(path, "adapter_model.safetensors")):
             command.append("--enable-tower-connector-lora")
-        if saved.get("chat_template"):
-            command += ["--chat-template", os.path.join(path, "chat_template.jinja")]
     else:
         command += ["--served-model-name", name]
+    template = os.path.join(path, SERVER_TEMPLATE)
+    if adapter and saved.get("chat_template"):
+        template = os.path.join(path, "chat_template.jinja")
+    command += ["--chat-template", template] if os.path.isfile(template) else []
     command += SERVERS["vLLM"]["flags"].get(family, "").split()
     command += ["--trust-remote-code"] if loader_class.remote_code else []
     options, request = parse_processor_options(saved.get("processor_kwargs")), ["temperature=0"]
     own_bounds = saved.get("keep_processor_config") is False
     if not loader_class.remote_code:
-        collator = COLLATORS.get(family)(loader_class(base).load_processor(path))
+        variables = parse_template_kwargs(saved.get("template_kwargs"))
+        collator = COLLATORS.get(family)(loader_class(base).load_processor(path), template_kwargs=variables)
         if adapter and own_bounds:  # servers read the base's processor
             options["size"] = dict(collator.processor.image_processor.size)
         request += [f"extra_body={body}"] if (body := collator.template.request_options()) else []

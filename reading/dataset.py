@@ -41,7 +41,8 @@ from reading.weights import WeightedRows
 # The label of a token that is not trained, as PyTorch's cross entropy has it.
 IGNORE_INDEX = -100
 # Flags that say how rows are read.
-FORM_FLAGS = "user_key assistant_key field_messages allow_outside prompt system_prompt allow_empty_answers".split()
+FORM_FLAGS = "user_key assistant_key field_messages allow_outside prompt system_prompt".split()
+FORM_FLAGS += "allow_empty_answers train_replies".split()
 SHOWN_FAULTS = 10  # samples that are named when they are skipped
 
 
@@ -85,7 +86,7 @@ class MultimodalDataset(WeightedRows):
         self.weights, self.chosen = [], []  # of each path; the latter in that numbering
         root = os.environ.get(ROOT)
         for source in map(find_source, self.paths):
-            first = self.starts[-1]
+            first, before = self.starts[-1], len(self.files)
             for file in source.files:
                 own = source.folder or (file if os.path.isdir(file) else os.path.dirname(os.path.abspath(file)))
                 roots = (root, own) if root and source.from_hub else (root,) if root else ()
@@ -104,8 +105,9 @@ class MultimodalDataset(WeightedRows):
                 )
                 self.files.append(open_index(file, of_file, self.media))
                 self.starts.append(self.starts[-1] + len(self.files[-1]))
-            numbers = source.select(self.starts[-1] - first)[:max_samples]
-            self.chosen.append(range(first + numbers.start, first + numbers.stop))
+            files = self.files[before:]
+            rows = source.select(sum(index.num_rows for index in files))[:max_samples]
+            self.chosen.append(range(*(first + first_sample(files, row) for row in (rows.start, rows.stop))))
             self.weights.append(source.weight)
         if not weighted and {*self.weights} != {1}:
             raise ValueError(f"{self.name}: only training data (--data_path) has weights; here each row counts once.")
@@ -241,6 +243,13 @@ class MultimodalDataset(WeightedRows):
             found[positions] = getattr(index, name)[places]
         return found
 
+    def row_numbers(self) -> np.ndarray:
+        """A number of the row that each sample is of (samples,): with --train_replies each, a row gives several."""
+        found = np.zeros(len(self), np.int64)
+        for start, (index, places, positions) in zip(self.starts, self.by_file()):
+            found[positions] = start + index.numbers[places]
+        return found
+
     def num_parts(self, letters: str = "tiv") -> np.ndarray:
         """Texts and media of each row, or parts of some kinds (rows,) int64."""
         total = np.zeros(len(self), np.int64)
@@ -308,6 +317,31 @@ class MultimodalDataset(WeightedRows):
         ends, parts = self._ends(), {"": range(len(self))}
         names = names_of(self.paths) if self.paths[1:] and not self.is_held_out else []
         return parts | {f"{name}_": range(*map(int, rows)) for name, rows in zip(names, pairwise(ends))}
+
+
+def price_of_replies(dataset: MultimodalDataset, tokens: np.ndarray) -> str:
+    """What it costs that rows give several samples; nothing where none does.
+
+    Args:
+        tokens: of each sample (samples,).
+    """
+    _, of_row = np.unique(dataset.row_numbers(), return_inverse=True)
+    longest = np.zeros(of_row.max() + 1, np.int64)
+    np.maximum.at(longest, of_row, tokens)
+    if len(longest) == len(dataset):
+        return ""
+    times, conversations = tokens.sum() / max(longest.sum(), 1), f"{len(longest):,} conversations"
+    return f"{dataset.name}: {len(dataset):,} replies of {conversations}, {times:.1f} times the tokens."
+
+
+def first_sample(files: list[RowIndex], row: int) -> int:
+    """The place of a row's first sample; rows and places are counted over all of these files."""
+    place = 0
+    for index in files:
+        if row < index.num_rows:
+            return place + index.first(row)
+        row, place = row - index.num_rows, place + len(index)
+    return place
 
 
 def listed(faults: dict[int, str]) -> str:

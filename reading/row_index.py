@@ -1,5 +1,7 @@
 """What is known of each row of a file without reading it: where it lies, its layout, the sizes of its media.
 
+A row that gives several samples (--train_replies each) is in the index once for each: a place there is a sample's.
+
 The index of a file is made once, in one pass that checks every row and the header of every medium, and is kept in the
 cache folder. It is mapped into memory, so processes share it and none grows with the number of rows.
 """
@@ -34,13 +36,13 @@ from reading.references import is_url
 from reading.rows import WEIGHT, RowForm, is_empty, media_of, trained_replies
 from reading.strict_json import strict_json
 
-VERSION = 7  # of the files below
+VERSION = 8  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
 KNOWN = 100_000  # headers that are kept meanwhile
 OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
-OF_ROWS |= {"sampling_weights": "d", "classes": "Q"}
+OF_ROWS |= {"sampling_weights": "d", "classes": "Q", "numbers": "q"}  # the last, of the row in its file
 OF_MEDIA = {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}
 ARRAYS = OF_ROWS | OF_MEDIA
 UNUSABLE = -1  # layout of a row that cannot be used
@@ -157,6 +159,14 @@ class RowIndex:
     def __len__(self) -> int:
         return len(self.layouts)
 
+    @property
+    def num_rows(self) -> int:
+        return int(self.numbers[-1]) + 1 if len(self) else 0
+
+    def first(self, number: int) -> int:
+        """The place of the first sample of a row."""
+        return int(np.searchsorted(self.numbers, number))
+
     def raw(self, place: int) -> object:
         """A row as the file has it; of Parquet and tables, without the columns that are ignored.
 
@@ -172,11 +182,14 @@ class RowIndex:
 
     def row(self, place: int) -> dict:
         """A canonical row."""
-        messages = self.form.messages(self.form.named(self.raw(place)))
-        return {"messages": messages, "index": place, "source": self.source(place)}
+        samples, number = self.form.samples(self.form.named(self.raw(place))), int(self.numbers[place])
+        messages = samples[place - self.first(number) if samples[1:] else 0]
+        return {"messages": messages, "index": number, "source": self.source(place)}
 
     def source(self, place: int) -> str:
-        return f"{self.name}, sample {place}"
+        number = int(self.numbers[place])
+        reply = f", reply {place - self.first(number) + 1}" if self.form.train_replies == "each" else ""
+        return f"{self.name}, sample {number}{reply}"
 
     def layout(self, place: int) -> Layout:
         return self.layouts_used[self.layouts[place]]
@@ -337,7 +350,7 @@ class IndexMaker:
         self.columns, self.state = {*form.columns}, state_of(path)
         self.arrays = {name: array(code) for name, code in ARRAYS.items()}
         self.layouts: dict[Layout, int] = {}
-        self.errors: dict[int, str] = {}
+        self.errors: dict[int, str] = {}  # by the row's number, as below
         self.broken: list[int] = []  # lines that are no JSON, and texts that are none
         self.digest, self.media_folders = hashlib.sha256(), set()
         self.unread, self.mapped, self.outside, self.counts = Counter(), Counter(), Counter(), Counter()
@@ -384,41 +397,43 @@ class IndexMaker:
         return batch
 
     def add(self, batch: list[tuple[int, tuple[int, int, object]]], pool: ThreadPoolExecutor) -> None:
-        rows, usable = [[*where, UNUSABLE, 0, 0, 0, 1, 0] for _, (*where, _) in batch], []  # as OF_ROWS
-        for (place, (*_, raw)), known in zip(batch, rows):
+        # Of each row its samples, each as OF_ROWS.
+        rows = [[[offset, length, UNUSABLE, 0, 0, 0, 1, 0, number]] for number, (offset, length, _) in batch]
+        usable = []
+        for (number, (*_, raw)), known in zip(batch, rows):
             try:
                 if isinstance(raw, ValueError):
-                    self.broken.append(place)
+                    self.broken.append(number)
                     raise raw
                 row = self.form.named(raw, self.mapped)
-                messages = self.form.messages(row, self.unread)
-                usable.append((place, raw, row, messages, media_of(messages), known))
+                samples = self.form.samples(row, self.unread)
+                usable.append((raw, row, samples, media_of(samples[-1]), known))
             except ValueError as error:
-                self.errors[place] = f"{self.name}, sample {place}: {error}"
+                self.errors[number] = f"{self.name}, sample {number}: {error}"
         self.read_ahead((medium for *_, references, _ in usable for medium in references), pool)
-        for place, raw, row, messages, references, known in usable:
+        for raw, row, samples, references, known in usable:
+            offset, length, *_, number = known[0]
             media = [self.medium(*reference) for reference in references]
             if faults := [medium for medium in media if isinstance(medium, ValueError)]:
-                self.errors[place] = f"{self.name}, sample {place}: {faults[0]}"
+                self.errors[number] = f"{self.name}, sample {number}: {faults[0]}"
                 continue
-            layout = Layout.of(messages)
-            texts = [part["text"] for message in messages for part in message["content"] if "text" in part]
-            named = [m[name] for m in messages if len(m) > 2 for name in Layout.FIELDS if name in m]
-            said = repr([layout.replace("-", ""), texts, *named]).encode()  # trained or not
             # The digest is of all but the references of media, which may move: also of fields of somebody's own.
             others = {name: value for name, value in row.items() if name not in self.columns}
-            self.digest.update(said + repr([layout, others]).encode())
             if self.form.allow_empty_answers:
-                self.counts["empty_answers"] += any(map(is_empty, trained_replies(messages)))
-            self.counts["several_answers"] += "references" in messages[-1]
-            known[2:] = (
-                self.layouts.setdefault(layout, len(self.layouts)),
-                sum(len(text.encode()) for text in texts),
-                len(self.arrays["file_sizes"]),
-                hash_of(said, references),
-                row.get(WEIGHT, 1.0),
-                hash_of(repr(self.form.class_of(raw)).encode(), []),
-            )
+                self.counts["empty_answers"] += any(map(is_empty, itertools.chain(*map(trained_replies, samples))))
+            self.counts["several_answers"] += "references" in samples[-1][-1]
+            drawn = row.get(WEIGHT, 1.0), hash_of(repr(self.form.class_of(raw)).encode(), [])
+            known.clear()
+            for messages in samples:  # of which each begins the next
+                layout = Layout.of(messages)
+                texts = [part["text"] for message in messages for part in message["content"] if "text" in part]
+                named = [m[name] for m in messages if len(m) > 2 for name in Layout.FIELDS if name in m]
+                said = repr([layout.replace("-", ""), texts, *named]).encode()  # trained or not
+                self.digest.update(said + repr([layout, others]).encode())
+                text_bytes = sum(len(text.encode()) for text in texts)
+                place = self.layouts.setdefault(layout, len(self.layouts)), text_bytes, len(self.arrays["file_sizes"])
+                hashed = hash_of(said, references[: len(layout.media)])
+                known.append([offset, length, *place, hashed, *drawn, number])
             for reference, medium in zip(references, media):
                 self.arrays["media_hashes"].append(hash_of(b"", [reference]))
                 self.arrays["media"].extend(medium.size)
@@ -426,7 +441,7 @@ class IndexMaker:
                 self.arrays["file_times"].append(medium.file_time)
                 if medium.outside:
                     self.outside[medium.outside] += 1
-        for name, values in zip(OF_ROWS, zip(*rows)):
+        for name, values in zip(OF_ROWS, zip(*itertools.chain(*rows))):
             self.arrays[name].extend(values)
 
     def read_ahead(self, media: Iterable[tuple[str, object]], pool: ThreadPoolExecutor) -> None:
@@ -465,7 +480,7 @@ class IndexMaker:
         media = []  # of each row
         for row in rows:
             with contextlib.suppress(ValueError):
-                media.append(media_of(self.form.messages(self.form.named(row))))
+                media.append(media_of(self.form.samples(self.form.named(row))[-1]))
         with ThreadPoolExecutor(8) as pool:
             self.read_ahead(itertools.chain(*media), pool)
         return all(any(isinstance(self.medium(*medium), ValueError) for medium in of_row) for of_row in media)
@@ -473,7 +488,9 @@ class IndexMaker:
     def write(self, folder: str) -> None:
         for name, values in self.arrays.items():
             np.save(os.path.join(folder, f"{name}.npy"), np.array(values, dtype=values.typecode))
-        about = {"layouts": list(self.layouts), "errors": self.errors, "broken": self.broken}
+        places = lambda numbers: np.searchsorted(self.arrays["numbers"], [*numbers]).tolist()  # noqa: E731
+        errors = dict(zip(places(self.errors), self.errors.values()))
+        about = {"layouts": list(self.layouts), "errors": errors, "broken": places(self.broken)}
         about |= {"digest": self.digest.hexdigest(), "state": self.state}
         about |= {"unread": self.unread, "mapped": self.mapped}
         about |= {"counts": self.counts, "outside": self.outside}

@@ -70,6 +70,7 @@ class RowForm:
     system_key: str = "system"
     allow_empty_answers: bool = False
     balance: str | None = None  # the field of the file that names a row's class
+    train_replies: str = "all"
     roots: tuple[str, ...] = ()  # folders that no local medium may be outside of, links resolved; (): anywhere
 
     @cached_property
@@ -125,6 +126,24 @@ class RowForm:
     def class_of(self, row: dict) -> object:
         """What a row of a file is balanced by, None without --balance."""
         return field_of(row, self.balance)[0] if self.balance else None
+
+    def samples(self, row: dict, unread_fields: Counter | None = None) -> list[list[dict]]:
+        """The canonical messages of each sample that a row gives (--train_replies): itself, with "all".
+
+        With "each", its beginning up to the end of each trained exchange, of which only that is trained; with "last",
+        the longest of these. A conversation Q1 A1 Q2 A2 gives Q1 A1 and Q1 A1 Q2 A2, of which A2 alone is trained.
+
+        Args, Raises: as of `messages`.
+        """
+        messages = self.messages(row, unread_fields)
+        if self.train_replies == "all":
+            return [messages]
+        found, asked = [], [i for i, message in enumerate(messages) if message["role"] == "user"]
+        for start, end in zip(asked, [*asked[1:], len(messages)]):
+            if trained_replies(exchange := messages[start:end]):
+                history = [m | {"train": False} if m["role"] == "assistant" else m for m in messages[:start]]
+                found.append([*history, *exchange])
+        return (found if self.train_replies == "each" else found[-1:]) or [messages]
 
     def messages(self, row: dict, unread_fields: Counter | None = None) -> list[dict]:
         """The canonical messages of a row.

@@ -21,8 +21,9 @@ def make_datasets(data, seed: int, evaluation=True, **checked) -> tuple[Multimod
     """
     train = make_dataset(data, data.data_path, weighted=True, **checked)
     if data.sample_rows:
-        drawn = np.random.default_rng(seed).permutation(usable(train))[: data.sample_rows]
-        train = train.part(sorted([*drawn.tolist(), *train.errors]))
+        rows = train.row_numbers()
+        drawn = np.random.default_rng(seed).permutation(np.unique(rows[usable(train)]))[: data.sample_rows]
+        train = train.part(np.union1d(np.flatnonzero(np.isin(rows, drawn)), [*train.errors]).astype(int))
     train.row_weights()  # refuses those by which no row can be drawn
     if data.eval_split:
         return hold_out(train, data.eval_split, seed)
@@ -74,10 +75,13 @@ def linked(dataset: MultimodalDataset) -> np.ndarray:
     ]
     known = {}
     contents = np.array([known.setdefault(content, len(known)) for content in contents], int)[names]
+    # The samples of a row share it.
+    contents = np.concatenate([contents, len(known) + dataset.row_numbers()])
+    rows = np.concatenate([rows, np.arange(len(dataset))])
     # Each row takes the first row of any that shares a medium with it, until none changes.
     groups, before = np.arange(len(dataset)), None
     while not np.array_equal(groups, before):
-        before, firsts = groups, np.full(len(contents), len(dataset))
+        before, firsts = groups, np.full(contents.max() + 1, len(dataset))
         np.minimum.at(firsts, contents, groups[rows])
         groups = groups.copy()
         np.minimum.at(groups, rows, firsts[contents])

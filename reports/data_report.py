@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from collators.base import IGNORE_INDEX
 from collators.budget import OverlongSample
-from collators.make import make_collator
 from collators.probes import check_labels
 from collators.template import naming
 from collators.template_check import check_template
 from evaluation.verdict import of_check
 from loaders import LOADERS
+from reading.dataset import price_of_replies
 from reading.references import digest, hash_of
 from reading.replaced import check_drawn
 from reading.row_index import Layout
@@ -39,6 +39,7 @@ from reports import data_report_views
 from reports.terminal import terminal
 from training.added_tokens import added_tokens, untrained_tokens
 from training.engines import say
+from training.make_collator import make_collator
 
 KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
 # What may be wrong with a row; the place of each in this table is its code in `Results.rows`, from 1.
@@ -274,9 +275,11 @@ def summarize(arguments, budget, splits: dict, results: Results, notes: dict, nu
     for i, (split, dataset) in enumerate(splits.items()):
         start, end = results.starts[i : i + 2]
         report["data"][split] = {"name": dataset.name} | describe_split(results, i, start, end)
-        report["data"][split]["notes"] = notes[split]
         overlong = np.flatnonzero(results.rows["fault"][start:end] == CODES["overlong"])
         report["data"][split]["advice"] = budget.advice(dataset, overlong)
+        rows = results.rows[start:end]
+        price = price_of_replies(dataset, sum(rows[kind] for kind in ("text", "image", "video")))
+        report["data"][split]["notes"] = notes[split] + [price] * bool(price)
     if "eval" in splits:
         report["overlap"] = overlap(results)
     report["failures"], report["notes"] = reasons(report, arguments)

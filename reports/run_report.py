@@ -20,6 +20,7 @@ from markupsafe import Markup
 from tqdm import tqdm
 
 from arguments import Arguments, split_flags
+from collators.thoughts_and_tools import SERVER_TEMPLATE
 from entry import HERE
 from evaluation import metrics
 from evaluation.answers import read_answers
@@ -318,6 +319,7 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
             {name: value for name, value in given_flags(arguments).items() if name not in PLACES}, sort_keys=False
         ),
         request=facts.request,
+        server_template=os.path.isfile(os.path.join(folder, SERVER_TEMPLATE)) and SERVER_TEMPLATE,
         remark=LOADERS.get(arguments.model.family).remark,
         versions=versions(),
     )

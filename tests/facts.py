@@ -64,7 +64,7 @@ VICUNA_ALTERED = (("'ASSISTANT:'", "'ASSISTANT: '"), ("upper()", "title()"), ("<
 QWEN3_5_ALTERED = (
     ("is true", "is false"),
     ("</think>\n\n' }}{% endif %}\n{%- endif", "</think>\n' }}{% endif %}\n{%- endif"),
-    ("trim + '<|im_end|>\n'", "trim + '<|im_end|>'"),
+    ("content + '<|im_end|>\n'", "content + '<|im_end|>'"),
     ("<|image_pad|><|vision_end|>", "<|image_pad|><|vision_end|>\n"),
 )
 

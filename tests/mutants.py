@@ -98,6 +98,70 @@ FAULTS = [
         "for flag in flags | changed)",
         "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--q_lora True]",
     ),
+    # ---- replies of a conversation ----
+    Fault(
+        "the history of a reply is trained again",
+        "reading/rows.py",
+        'm | {"train": False} if m["role"] == "assistant" else m',
+        "m",
+        "tests/reading/test_dataset.py::test_each_reply_is_a_sample_of_its_own",
+    ),
+    Fault(
+        "every sample of a row is its first",
+        "reading/row_index.py",
+        "place - self.first(number) if samples[1:] else 0",
+        "0",
+        "tests/reading/test_dataset.py::test_each_reply_is_a_sample_of_its_own",
+    ),
+    Fault(
+        "a slice counts samples, not rows",
+        "reading/dataset.py",
+        "range(*(first + first_sample(files, row) for row",
+        "range(*(first + row for row",
+        "tests/reading/test_dataset.py::test_each_reply_is_a_sample_of_its_own",
+    ),
+    Fault(
+        "a faulty row gives its place to the sample of another",
+        "reading/row_index.py",
+        "errors = dict(zip(places(self.errors), self.errors.values()))",
+        "errors = self.errors",
+        "tests/reading/test_dataset.py::test_a_faulty_row_keeps_its_place_among_samples",
+    ),
+    Fault(
+        "the price of each reply is that of their number",
+        "reading/dataset.py",
+        "tokens.sum() / max(longest.sum(), 1)",
+        "len(dataset) / len(longest)",
+        "tests/reading/test_dataset.py::test_the_price_of_each_reply",
+    ),
+    Fault(
+        "replies of the history get an empty thought that no server shows",
+        "collators/thoughts_and_tools.py",
+        '(place > question or message.get("train", True))',
+        "True",
+        f"{THOUGHTS}test_each_reply_is_trained_with_the_history_that_a_server_shows[False]",
+    ),
+    Fault(
+        "a server's template is offered where it could not write the calls",
+        "collators/thoughts_and_tools.py",
+        "or self._keeps_thoughts or any(map(self.are_in, conversations))",
+        "or self._keeps_thoughts",
+        f"{THOUGHTS}test_a_server_gets_what_shows_several_turns_as_they_are_trained",
+    ),
+    Fault(
+        "a thought is printed as the answer while it is written",
+        "collators/thoughts_and_tools.py",
+        "if mark or behind and not is_whole:",
+        "if mark:",
+        "tests/test_predict.py::test_a_thought_is_no_part_of_the_printed_answer",
+    ),
+    Fault(
+        "the thoughts of the history tell a reply to think",
+        "collators/thoughts_and_tools.py",
+        "has_thought([m for i, m in enumerate(messages) if is_shown(m, i, question)])",
+        "has_thought(messages)",
+        f"{THOUGHTS}test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think",
+    ),
     # ---- rows ----
     Fault(
         "a field by another name is read twice",
@@ -412,7 +476,7 @@ FAULTS = [
     Fault(
         "a template that differs where no data meets it is an error",
         "collators/template_check.py",
-        "layout.shape for layout in layouts",
+        "layout.shape for dataset in datasets if dataset for layout in dataset.layouts()",
         'Layout(shape) for shape in ("UtAt", "StUitAt", "UitAt", "UvtAt")',
         "tests/collators/test_template_check.py::test_a_difference_counts_where_the_data_meets_it[edited]",
     ),
@@ -752,7 +816,7 @@ FAULTS = [
     ),
     Fault(
         "a frame token may be added",
-        "collators/make.py",
+        "training/make_collator.py",
         "if token in word]:",
         "if token in word and False]:",
         WORDS + "test_a_frame_token_is_no_word[<image>]",

@@ -103,6 +103,22 @@ def test_who_closes_an_answer_ends_its_generation(tiny):
     assert len(steps) < 500 and threading.active_count() == before
 
 
+def test_a_thought_is_no_part_of_the_printed_answer(tiny, monkeypatch, capsys):
+    """It goes to standard error as it is written, and is kept as a thought."""
+    _, collator = predict.load(tiny("qwen3.5"), template_kwargs='{"enable_thinking": true}')
+    capsys.readouterr()
+    answers = [["A", " circle.\n", "</think>", "\n\nOne", " or", " two", "\n"], ["No ", "thought"]]
+    monkeypatch.setattr(chat, "stream_answer", lambda *_: (piece for piece in answers.pop(0)))
+    conversation = chat.Conversation(predict.parse(["--model_path", "out", "--chat"]))
+    conversation.ask(None, collator, "Count.", 8)
+    printed = capsys.readouterr()
+    assert (printed.err, printed.out) == ("A circle.\n", "One or two\n")
+    reply = conversation.messages[-1]
+    assert (reply["reasoning_content"], reply["content"][0]["text"]) == ("A circle.", "One or two")
+    conversation.ask(None, collator, "Go on.", 8)
+    assert capsys.readouterr().out == "No thought\n" and not conversation.messages[-1]["reasoning_content"]
+
+
 def test_an_interrupted_answer_counts_as_far_as_it_came(monkeypatch, capsys):
     def interrupted(model, collator, messages, max_new_tokens):
         asked.append(messages)
@@ -114,7 +130,7 @@ def test_an_interrupted_answer_counts_as_far_as_it_came(monkeypatch, capsys):
     monkeypatch.setattr(chat, "stream_answer", interrupted)
     flags = predict.parse(["--model_path", "out", "--chat"])
     conversation = chat.Conversation(flags)
-    without_thoughts = SimpleNamespace(split=lambda answer: ("", answer))
+    without_thoughts = SimpleNamespace(split=lambda answer, is_whole=True: ("", answer))
     collator = SimpleNamespace(template=SimpleNamespace(thoughts_and_tools=without_thoughts))
     conversation.ask(None, collator, "Count.", 8)
     conversation.ask(None, collator, "Go on.", 8)

@@ -4,14 +4,18 @@ from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import TEXT, TinyModel, gemma_tokenizer, padded_size
 
 # <bos> is part of it; texts are trimmed, thoughts cut out of replies; a system prompt in parts gets a space after each.
+# What makes the model think is in the system turn.
 GEMMA_4_TEMPLATE = """
 {%- macro without_thoughts(text) %}
     {%- for piece in text.split('<channel|>') %}{{ piece.split('<|channel>')[0] }}{% endfor %}
 {%- endmacro %}
 {{- bos_token }}
+{%- set thinks = enable_thinking is defined and enable_thinking %}
+{%- if thinks and messages[0]['role'] != 'system' %}{{ '<|turn>system\n<|think|>\n<turn|>\n' }}{% endif %}
 {%- for message in messages %}
     {%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
     {{- '<|turn>' + role + '\n' }}
+    {%- if thinks and role == 'system' %}{{ '<|think|>\n' }}{% endif %}
     {%- if message['content'] is string %}
         {{- (without_thoughts(message['content']) if role == 'model' else message['content']) | trim }}
     {%- else %}

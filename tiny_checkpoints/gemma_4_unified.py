@@ -59,6 +59,8 @@ def gemma_4_unified() -> TinyModel:
         tokenizer=tokenizer,
         video_processor=Gemma4UnifiedVideoProcessor(max_soft_tokens=70, **patches),
         image_seq_length=70,
-        chat_template=GEMMA_4_TEMPLATE.replace(PROMPT, PROMPT + f"{{{{ '{THOUGHT}' }}}}"),
+        chat_template=GEMMA_4_TEMPLATE.replace(
+            PROMPT, PROMPT + f"{{% if not thinks %}}{{{{ '{THOUGHT}' }}}}{{% endif %}}"
+        ),
     )
     return TinyModel(config, processor, tiny.generation)

@@ -4,28 +4,62 @@ from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import TinyModel
 from tiny_checkpoints.qwen3_vl import qwen3_vl_model
 
-# Messages are trimmed. An empty thought stands before the last reply and ends the prompt, but is not in the history.
+# Messages are trimmed. Replies after the last question have their thought, or an empty one; those before it have none.
 # The sizes from 4B on think unless told otherwise: there, the last condition is `enable_thinking is not false`.
+# Of the official text about tools, the instructions are left out.
 QWEN3_5_TEMPLATE = """
+{%- macro text_of(message) %}
+    {%- if message['content'] is string %}
+        {{- message['content'] }}
+    {%- else %}
+        {%- for part in message['content'] %}
+            {%- if part['type'] == 'image' %}
+                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+            {%- elif part['type'] == 'video' %}
+                {{- '<|vision_start|><|video_pad|><|vision_end|>' }}
+            {%- else %}
+                {{- part['text'] }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+{%- endmacro %}
+{%- set last = namespace(question=0) %}
 {%- for message in messages %}
-    {%- set content %}
-        {%- if message['content'] is string %}
-            {{- message['content'] }}
-        {%- else %}
-            {%- for part in message['content'] %}
-                {%- if part['type'] == 'image' %}
-                    {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
-                {%- elif part['type'] == 'video' %}
-                    {{- '<|vision_start|><|video_pad|><|vision_end|>' }}
-                {%- else %}
-                    {{- part['text'] }}
-                {%- endif %}
-            {%- endfor %}
+    {%- if message['role'] == 'user' %}{% set last.question = loop.index0 %}{% endif %}
+{%- endfor %}
+{%- if tools %}
+    {{- '<|im_start|>system\n# Tools\n\n<tools>' }}
+    {%- for tool in tools %}{{ '\n' + tool | tojson }}{% endfor %}
+    {{- '\n</tools>' }}
+    {%- if messages[0]['role'] == 'system' %}{{ '\n\n' + text_of(messages[0]) | trim }}{% endif %}
+    {{- '<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- set content = text_of(message) | trim %}
+    {%- if message['role'] == 'tool' %}
+        {%- if loop.previtem['role'] != 'tool' %}{{ '<|im_start|>user' }}{% endif %}
+        {{- '\n<tool_response>\n' + content + '\n</tool_response>' }}
+        {%- if loop.last or loop.nextitem['role'] != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}
+    {%- elif message['role'] == 'assistant' %}
+        {{- '<|im_start|>assistant\n' }}
+        {%- if loop.index0 > last.question %}
+            {{- '<think>\n' + (message['reasoning_content'] or '') | trim + '\n</think>\n\n' }}
         {%- endif %}
-    {%- endset %}
-    {{- '<|im_start|>' + message['role'] + '\n' }}
-    {%- if loop.last and message['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}
-    {{- content | trim + '<|im_end|>\n' }}
+        {{- content }}
+        {%- for call in message['tool_calls'] or [] %}
+            {{- '\n' if not loop.first else '\n\n' if content else '' }}
+            {{- '<tool_call>\n<function=' + call['function']['name'] + '>\n' }}
+            {%- for name, value in call['function']['arguments'] | items %}
+                {{- '<parameter=' + name + '>\n' }}
+                {{- value | tojson if value is mapping or value is sequence and value is not string else value }}
+                {{- '\n</parameter>\n' }}
+            {%- endfor %}
+            {{- '</function>\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message['role'] != 'system' or not tools %}
+        {{- '<|im_start|>' + message['role'] + '\n' + content + '<|im_end|>\n' }}
+    {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\n' }}

@@ -23,7 +23,6 @@ from transformers.utils import (
     is_torch_tf32_available,
 )
 
-from collators.make import OWN_TEMPLATES
 from collators.processor_options import parse_processor_options
 from collators.thoughts_and_tools import parse_template_kwargs
 from evaluation import metrics
@@ -34,6 +33,7 @@ from reading.options import CACHE_FOLDER, MediaOptions
 from reading.rows import RowForm
 from reading.sources import names_of
 from supported_models import AUTO, MODELS, nearest
+from training.make_collator import OWN_TEMPLATES
 
 # The page whose tables say what the keys of other tools are called here.
 COMING_FROM = Path(__file__).resolve().parent.parent / "docs" / "coming_from.md"
@@ -218,10 +218,11 @@ def check_data(data) -> None:
             f"--chat_template {data.chat_template!r} is not a file, nor {' or '.join(OWN_TEMPLATES)}: leave it "
             "out, the family has its own."
         )
-    if not (data.train_thoughts or data.mask_question_tokens):
-        raise ValueError(
-            "--train_thoughts False has no effect with --mask_question_tokens False, which trains all text."
-        )
+    for name, default in (("train_thoughts", True), ("train_replies", "all")):
+        if (value := getattr(data, name)) != default and not data.mask_question_tokens:
+            raise ValueError(
+                f"--{name} {value} has no effect with --mask_question_tokens False, which trains all text."
+            )
     if data.packing and data.padding_free is False:
         raise ValueError("--packing True concatenates samples, which --padding_free False forbids: leave one out.")
 

@@ -32,7 +32,7 @@ class FinetuneTrainer(ResumableTrainer):
     """Args: as `ResumableTrainer`, and
 
     model_path: the folder or Hub path the model came from.
-    chat_template: the text of one to save in the place of the checkpoint's.
+    templates: file name -> the text of a chat template to save with the weights.
     image_size: `size` of the image processor, to save in the place of the checkpoint's.
     new_tokens: id -> token, of those to add to the checkpoint's tokenizer.
     learning_rates: by the name of a parameter; default: `args.learning_rate`.
@@ -49,7 +49,7 @@ class FinetuneTrainer(ResumableTrainer):
         self,
         *args,
         model_path: str,
-        chat_template: str | None = None,
+        templates: dict[str, str] | None = None,
         image_size: dict[str, int] | None = None,
         new_tokens: dict[int, str] | None = None,
         learning_rates: dict[str, float] | None = None,
@@ -60,9 +60,8 @@ class FinetuneTrainer(ResumableTrainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.model_path, self.chat_template, self.learning_rates = model_path, chat_template, learning_rates or {}
-        self.image_size = image_size
-        self.new_tokens = new_tokens
+        self.model_path, self.templates, self.learning_rates = model_path, templates or {}, learning_rates or {}
+        self.image_size, self.new_tokens = image_size, new_tokens
         self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
         self.write_card = write_card
         self.gradient_check = GradientCheck(self)
@@ -323,8 +322,8 @@ class FinetuneTrainer(ResumableTrainer):
             copy_processor_files(self.model_path, output_dir, self.image_size)
             if self.new_tokens:
                 write_tokens(output_dir, self.new_tokens)
-            if self.chat_template:
-                Path(output_dir, "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+            for name, text in self.templates.items():
+                Path(output_dir, name).write_text(text, encoding="utf-8")
             if self.write_card:
                 self.write_card(output_dir, self.state)
 

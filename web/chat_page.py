@@ -19,8 +19,8 @@ from reading.media import open_part
 from reading.options import MediaOptions
 from web.runs import check_folder, check_inside
 
-# Title of a message that is no answer.
-FAILED = "No answer"
+# Titles of messages that are no answer.
+FAILED, THOUGHT = "No answer", "Thought"
 
 
 class Chat:
@@ -34,12 +34,12 @@ class Chat:
         self.lock = threading.Lock()  # of model, collator and options
         self.loaded = self.model = self.collator = self.options = None
 
-    def answer(self, path: str, turns: list[dict], max_new_tokens: int) -> Iterator[str]:
-        """What is written so far of the answer to a conversation, again and again.
+    def answer(self, path: str, turns: list[dict], max_new_tokens: int) -> Iterator[tuple[str, str]]:
+        """What is written so far of the thought and the answer to a conversation, again and again.
 
         Args:
             path: the folder of a model.
-            turns: {"role", "text", "files"}, the last one the user's.
+            turns: {"role", "text", "files"} and a "thought", the last one the user's.
 
         Raises:
             ValueError: no such model, or it refuses the conversation.
@@ -52,11 +52,14 @@ class Chat:
         with self.lock:
             self._load(folder)
             messages = [{"role": turn["role"], "content": list(self._parts(turn))} for turn in turns]
-            text = ""
+            for message, turn in zip(messages, turns):
+                message |= {"reasoning_content": turn["thought"]} if turn.get("thought") else {}
+            text, split = "", self.collator.template.thoughts_and_tools.split
             with contextlib.closing(stream_answer(self.model, self.collator, messages, max_new_tokens)) as pieces:
                 for piece in pieces:
                     text += piece
-                    yield text
+                    yield split(text, is_whole=False)
+            yield split(text)
 
     def release(self) -> None:
         """Free the memory of the model."""
@@ -97,22 +100,25 @@ class Chat:
 
 
 def turns_of(messages: list[dict]) -> list[dict]:
-    """Messages as gradio has them -> {"role", "text", "files"}; those of one side in a row are one turn.
+    """Messages as gradio has them -> {"role", "text", "files"} and a "thought"; those of a side in a row are one.
 
     A question that failed is left out with its error.
     """
     turns = []
     for message in messages:
-        if (message.get("metadata") or {}).get("title") == FAILED:
+        title = (message.get("metadata") or {}).get("title")
+        if title == FAILED:
             turns.pop()
             continue
         if not turns or turns[-1]["role"] != message["role"]:
-            turns.append({"role": message["role"], "text": "", "files": []})
+            turns.append(
+                {"role": message["role"], "text": "", "files": []} | ({"thought": ""} if title == THOUGHT else {})
+            )
         content, turn = message["content"], turns[-1]
         turn["files"] += message.get("files", [])
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part["type"] == "file":
                 turn["files"].append(part["file"]["path"])
             else:
-                turn["text"] += part["text"]
+                turn["thought" if title == THOUGHT else "text"] += part["text"]
     return turns

@@ -15,12 +15,12 @@ import torch  # noqa: E402
 from transformers import set_seed  # noqa: E402
 
 from arguments import parse_arguments  # noqa: E402
-from collators.make import make_collator  # noqa: E402
 from loaders import LOADERS, attention  # noqa: E402
 from reading.dataset import EncodedDataset, make_dataset  # noqa: E402
 from train import fit_to_budget, model_kwargs  # noqa: E402
 from training import trainable  # noqa: E402
 from training.loss import label_losses  # noqa: E402
+from training.make_collator import make_collator  # noqa: E402
 from training.trainer import FinetuneTrainer  # noqa: E402
 
 

@@ -10,10 +10,10 @@ from transformers import AutoImageProcessor, AutoVideoProcessor
 
 import merge_lora_weights
 from arguments import parse_arguments
-from collators.make import make_collator
 from loaders.output_folder import copy_processor_files, write_image_size
 from merging import servers
 from reading.dataset import make_dataset
+from training.make_collator import make_collator
 
 FAMILIES = {
     "qwen2-vl": "qwen2-vl-2b-instruct",

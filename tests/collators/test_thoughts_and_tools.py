@@ -1,15 +1,21 @@
 """Thoughts and tools: the tokens are those of the checkpoint's own template, and the replies, whole, are trained."""
 
 import json
+from itertools import chain
 
+import numpy as np
 import pytest
 from conftest import run, turns
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import predict
 import preview
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
+from collators.template_check import check_template, outlines
+from evaluation.answers import questions
 from loaders import LOADERS
+from reading.dataset import MultimodalDataset, price_of_replies
 
 # Writes thoughts, drops those before the last question, and writes an empty one where it is told not to think.
 TEMPLATE = """
@@ -163,25 +169,107 @@ def test_typed_control_strings_are_text_in_thoughts_tools_and_calls(thinking):
     assert len(texts) == 2 and texts[1] == f"{TYPED}\n</think>\n\n{TYPED}<|im_end|>"
 
 
-# Family -> kwargs, the end of what is trained after a thought and an answer: where no template writes the thought.
+# Family -> its variables, and what is trained of a thought and an answer.
 OWN_FORMS = {
-    "glm-4.1v": ("<think>Hm.</think>Red<|user|>",),
-    "gemma-4": ("<|channel>thought\nHm.\n<channel|>Red<turn|>",),
+    "qwen3.5": (THINKING, "Hm.\n</think>\n\n", "Red<|im_end|>"),
+    "qwen3.5-moe": (THINKING, "Hm.\n</think>\n\n", "Red<|im_end|>"),
+    "glm-4.1v": ({}, "<think>Hm.</think>", "Red<|user|>"),  # here and below, no template writes the thought
+    "gemma-4": (THINKING, "<|channel>thought\nHm.\n<channel|>", "Red<turn|>"),
+    "gemma-4-unified": (THINKING, "<|channel>thought\nHm.\n<channel|>", "Red<turn|>"),
 }
 
 
 @pytest.mark.parametrize("family", OWN_FORMS)
-def test_a_thought_that_no_template_writes_is_trained_as_the_model_writes_it(tiny, family):
-    collator = collator_of(family, tiny(family))
+def test_a_thought_is_trained_as_the_model_writes_it(tiny, family):
+    variables, thought, answer = OWN_FORMS[family]
+    collator = collator_of(family, tiny(family), template_kwargs=variables)
     messages = [ASKED, said("assistant", "Blue", "Well"), ASKED, said("assistant", "Red", "Hm.")]
-    assert trained(collator, messages) == [*OWN_FORMS[family]]
+    assert trained(collator, messages) == [thought + answer]
     ids, prompt = (
         x["input_ids"][0]
         for x in (collator.encode({"messages": messages}).inputs, collator.encode_prompt(messages[:3]))
     )
     assert ids[: len(prompt)].equal(prompt)
     collator.template.thoughts_and_tools.train_thoughts = False
-    assert trained(collator, messages) == ["Red<|user|>" if family == "glm-4.1v" else "Red<turn|>"]
+    assert trained(collator, messages) == [answer]
+
+
+SEVERAL = [("Which?", "<think>Hm.</think>Red"), ("So?", "Blue"), ("And?", "<think>Well</think>Green")]
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_each_reply_is_trained_with_the_history_that_a_server_shows(tiny, write_rows, thinks):
+    """On the checkpoint's own template, which drops the thoughts of the history, also the empty ones."""
+    pairs = [(asked, answer if thinks else answer.rpartition(">")[2]) for asked, answer in SEVERAL]
+    path = write_rows([{"conversations": turns(*chain(*pairs))}, {"conversations": turns("Only?", "One")}])
+    dataset = MultimodalDataset(path, train_replies="each")
+    collator = collator_of("qwen3.5", tiny("qwen3.5"), template_kwargs=THINKING if thinks else None)
+    own, messages, expected = LOADERS.get("qwen3.5")(tiny("qwen3.5")).load_processor(), [], []
+    for asked, answer in pairs:
+        thought, _, text = answer.removeprefix("<think>").rpartition("</think>")
+        messages += [{"role": "user", "content": asked}]
+        whole = [*messages, {"role": "assistant", "content": text, "reasoning_content": thought}]
+        expected.append(
+            (
+                own.apply_chat_template(whole),
+                f"{thought}\n</think>\n\n{text}<|im_end|>" if thought else f"{text}<|im_end|>",
+            )
+        )
+        messages = whole
+    lengths = collator.budget.token_lengths(dataset).tolist()
+    for i, (text, reply) in enumerate(expected):
+        sample = dataset[i]
+        encoded = collator.encode(sample)
+        assert encoded.text == text and trained(collator, sample["messages"]) == [reply]
+        assert encoded.inputs["input_ids"].shape[1] == lengths[i]
+        asked = questions(dataset, [i])
+        assert [(question.index, question.turn) for question in asked] == [(i, i)]
+        prompt = collator.encode_prompt(sample["messages"][: asked[0].message])["input_ids"][0]
+        if thinks == ("</think>" in reply):
+            assert encoded.inputs["input_ids"][0][: len(prompt)].equal(prompt)
+    assert price_of_replies(dataset, np.array(lengths)).startswith(f"{path}: 4 replies of 2 conversations, ")
+
+
+def test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think(tiny):
+    """As in Gemma 4, where a system turn tells the model to think."""
+    told = "{%- if enable_thinking %}{{ '<|im_start|>system\\nThink<|im_end|>\\n' }}{% endif %}"
+    collator = collator_of("qwen3.5", tiny("qwen3.5"), told + TEMPLATE, template_kwargs=THINKING)
+    history = [ASKED, said("assistant", "Red", "Hm.", train=False), ASKED]
+    for thought in ("", "Well"):
+        text, _ = collator.template.render([*history, said("assistant", "Blue", thought)])
+        assert ("Think<" in text) == bool(thought) and "Hm." not in text
+
+
+def test_a_server_gets_what_shows_several_turns_as_they_are_trained(tiny, write_rows):
+    collator = collator_of("qwen3.5", tiny("qwen3.5"))
+    dataset = MultimodalDataset(write_rows([{"conversations": turns("Which?", "Red", "So?", "Blue")}]))
+    plain, [row] = outlines(dataset), dataset.rows
+    template = collator.template.thoughts_and_tools.server_template(plain)
+    assert "generation %" not in template and "give them server_chat_template.jinja" in check_template(
+        collator, dataset
+    )
+    own = LOADERS.get("qwen3.5")(tiny("qwen3.5")).load_processor()
+    prompt = own.apply_chat_template(row["messages"][:3], chat_template=template, add_generation_prompt=True)
+    text, spans = collator.template.render(row["messages"])
+    assert text[: spans[1][0]] == prompt != own.apply_chat_template(row["messages"][:3], add_generation_prompt=True)
+
+    one = collator.template.thoughts_and_tools
+    for conversations in (plain + [CALLED], plain[:0], [row["messages"][:2]]):  # it could not write calls
+        assert one.server_template(conversations) is None
+    assert "--train_replies each" in one.notes(plain + [CALLED])[0] and not one.notes([row["messages"][:2]])
+    # Where the template can keep them itself.
+    condition = "loop.index0 > last.question"
+    keeping = own.chat_template.replace(condition, f"preserve_thinking is true or {condition}")
+    assert (
+        "preserve_thinking"
+        in collator_of("qwen3.5", tiny("qwen3.5"), keeping).template.thoughts_and_tools.notes(plain)[0]
+    )
+    kept = collator_of("qwen3.5", tiny("qwen3.5"), keeping, template_kwargs={"preserve_thinking": True})
+    assert [note[:14] for note in kept.template.thoughts_and_tools.notes(plain)] == ["Answers need the"[:14]]
+    assert kept.template.render_prompt(row["messages"][:3]) == prompt
+    assert kept.template.request_options() == {
+        "chat_template_kwargs": {"enable_thinking": False, "preserve_thinking": True}
+    }
 
 
 THOUGHT = [ASKED, said("assistant", "Red", "Hm.")]
@@ -217,8 +305,10 @@ def test_an_unknown_variable_is_refused(tiny):
 def test_a_thought_is_split_from_an_answer(tiny, thinking):
     own = thinking.template.thoughts_and_tools
     assert own.split("Hm.\n</think>\n\nRed") == ("Hm.", "Red") and own.split("Red") == ("", "Red")
-    gemma = collator_of("gemma-4", tiny("gemma-4")).template.thoughts_and_tools
+    assert own.split("Hm.", is_whole=False) == ("Hm.", "") and own.split("Hm.</think>", is_whole=False) == ("Hm.", "")
+    gemma = collator_of("gemma-4", tiny("gemma-4"), template_kwargs=THINKING).template.thoughts_and_tools
     assert gemma.split("<|channel>thought\nHm.\n<channel|>Red") == ("Hm.", "Red")
+    assert gemma.split("<|channel>", is_whole=False) == ("", "")
 
 
 def test_a_run_keeps_its_variables(tiny, write_rows, tmp_path, capsys):
@@ -246,3 +336,38 @@ def test_a_run_keeps_its_variables(tiny, write_rows, tmp_path, capsys):
         words = ["--model_id", "qwen3.5-0.8b", "--model_local_path", tiny("qwen3.5"), "--data_path", path, "--json"]
         preview.main([*words, *flags])
     assert '"trained": ["Hm.\\n</think>\\n\\nRed<|im_end|>"]' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_model_learns_to_think_and_to_call(tiny, write_rows, tmp_path):
+    """Asked by plain transformers afterwards, with the template that it was saved with."""
+    city = {"type": "object", "properties": {"city": {"type": "string", "description": "A city."}}}
+    tools = [{"type": "function", "function": {"name": "weather", "description": "Warmth.", "parameters": city}}]
+    made = [{"function": {"name": "weather", "arguments": {"city": "Rome"}}}]
+    rows = [
+        {"tools": tools, "messages": [{"role": "user", "content": "How warm is Rome?"},
+         {"role": "assistant", "reasoning_content": "Ask for it.", "content": "", "tool_calls": made},
+         {"role": "tool", "content": "12"}, {"role": "assistant", "content": "12 degrees"}]},
+        {"messages": [{"role": "user", "content": "How many shapes?"},
+         {"role": "assistant", "reasoning_content": "A red circle.", "content": "One"},
+         {"role": "user", "content": "Which?"},
+         {"role": "assistant", "reasoning_content": "Round.", "content": "Circle"}]},
+    ]  # fmt: skip
+    flags = ["--template_kwargs", json.dumps(THINKING), "--train_replies", "each", "--max_steps", 60]
+    flags += ["--learning_rate", 3e-3, "--warmup_steps", 3, "--logging_steps", 20]
+    run(tiny, "qwen3.5", write_rows(rows), tmp_path / "out", *flags)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+
+    def answer(messages: list[dict], **options) -> str:
+        options |= THINKING | {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+        inputs = processor.apply_chat_template([messages], return_tensors="pt", **options)
+        tokens = model.generate(**inputs, max_new_tokens=60, do_sample=False)
+        return processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :])
+
+    asked = [{"role": "user", "content": "How warm is Rome?"}]
+    call = "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>"
+    assert answer(asked, tools=tools) == f"Ask for it.\n</think>\n\n{call}<|im_end|>"
+    asked = rows[1]["messages"]
+    assert answer(asked[:1]) == "A red circle.\n</think>\n\nOne<|im_end|>"
+    assert answer(asked[:3]) == "Round.\n</think>\n\nCircle<|im_end|>"

@@ -16,11 +16,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 import merge_lora_weights
 import predict
 from arguments import parse_arguments
-from collators.make import make_collator
 from loaders.new_tokens import add_tokens, read_tokens, write_tokens
 from reading.dataset import MultimodalDataset
 from training.added_tokens import added_tokens
 from training.engines import check_deepspeed
+from training.make_collator import make_collator
 from training.resume import describe_run, differences
 from training.trainable import make_trainable
 

@@ -6,11 +6,12 @@ import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import outline, turns
 from PIL import Image
 
-from reading.dataset import MultimodalDataset, shared_rows
+from reading.dataset import MultimodalDataset, price_of_replies, shared_rows
 from reading.options import MediaOptions
 from reading.rows import content_parts
 
@@ -461,3 +462,62 @@ def test_no_row_of_random_json_breaks_the_reader(write_rows):
     rows = [{rng.choice(keys[:2]): anything(4), rng.choice(keys): anything(3)} for _ in range(3000)]
     dataset = MultimodalDataset(write_rows(rows), check=False)
     assert len(dataset) == 3000 and len(dataset.errors) > 2900
+
+
+def test_each_reply_is_a_sample_of_its_own(write_rows, media_folder):
+    several = turns("<image>\nOne?", "1", "Two?", "2", "<image>\nThree?", "3")
+    several[3]["train"] = False
+    rows = [
+        {"images": ["red.png", "blue.png"], "conversations": several},
+        {"conversations": turns("Only?", "4")},
+        {"conversations": [{"from": "gpt", "value": "Hello"}, *turns("One?", "5", "Two?", "6")]},
+    ]
+    path = write_rows(rows)
+
+    def said(**options) -> list[tuple[str, str]]:
+        """The texts of each sample, those that are trained in brackets."""
+        dataset, found = MultimodalDataset(**{"data_path": path} | options), []
+        for i in range(len(dataset)):
+            texts = []
+            for message in dataset[i]["messages"]:
+                text = "".join(part.get("text", "i") for part in message["content"])
+                is_trained = message["role"] == "assistant" and message.get("train", True)
+                texts.append(f"[{text}]" if is_trained else text)
+            found.append((dataset.source(i).partition(", sample ")[2], " ".join(texts)))
+            assert len(dataset.outline(i)[1]) == found[-1][1].count("i")
+        assert len(dataset.num_parts()) == len(dataset.hashes()) == len(set(dataset.hashes().tolist())) == len(found)
+        return found
+
+    last = [("0", "iOne? 1 Two? 2 iThree? [3]"), ("1", "Only? [4]"), ("2", "Hello One? 5 Two? [6]")]
+    each = [("0, reply 1", "iOne? [1]"), ("0, reply 2", last[0][1]), ("1, reply 1", last[1][1])]
+    each += [("2, reply 1", "Hello One? [5]"), ("2, reply 2", last[2][1])]
+    assert said()[0] == ("0", "iOne? [1] Two? 2 iThree? [3]")
+    assert said(train_replies="last") == last and said(train_replies="each") == each
+    # Slices, numbers and weights are of rows.
+    assert said(train_replies="each", data_path=f"{path}[1:]") == each[2:]
+    assert said(train_replies="each", data_path=[f"{path}[2:]", f"{path}[:1]"]) == each[3:] + each[:2]
+    assert said(train_replies="each", max_samples=2) == each[:3]
+    assert MultimodalDataset(f"{path}:2", train_replies="each").epoch_size == 10
+
+
+def test_a_faulty_row_keeps_its_place_among_samples(write_rows):
+    pairs = ("One?", "1", "Two?", "2")
+    rows = [{"conversations": turns(*pairs)}, {"conversations": turns("What?")}, {"conversations": turns(*pairs)}]
+    dataset = MultimodalDataset(write_rows(rows), check=False, train_replies="each")
+    assert [*dataset.errors] == [2] and "sample 1: " in dataset.errors[2]
+    assert [row and (row["index"], len(row["messages"])) for row in dataset.rows] == [
+        (0, 2),
+        (0, 4),
+        None,
+        (2, 2),
+        (2, 4),
+    ]
+
+
+def test_the_price_of_each_reply(write_rows):
+    rows = [{"conversations": turns("One?", "1", "Two?", "2")}, {"conversations": turns("Only?", "3")}]
+    dataset = MultimodalDataset(write_rows(rows), train_replies="each")
+    assert price_of_replies(dataset, np.array([10, 30, 20])).endswith(
+        ": 3 replies of 2 conversations, 1.2 times the tokens."
+    )
+    assert price_of_replies(MultimodalDataset(write_rows(rows)), np.array([30, 20])) == ""

@@ -11,8 +11,8 @@ from PIL import Image
 
 import predict
 from arguments import DataArguments
-from collators.make import make_collator
 from reading.dataset import make_dataset
+from training.make_collator import make_collator
 
 ROW = {"image": "red.png", "conversations": turns("<image>\nWhat?", "Red")}
 CLIP = {"video": "clip.mp4", "conversations": turns("<video>\nWhat?", "Grey")}  # 16 frames of 64x64, 8 a second

@@ -12,11 +12,11 @@ from transformers import TrainerCallback, set_seed
 
 import train
 from arguments import parse_arguments
-from collators.make import make_collator
 from loaders import LOADERS
 from reading.dataset import EncodedDataset, make_dataset
 from training import trainable
 from training.checks import ATTENTION
+from training.make_collator import make_collator
 from training.trainer import FinetuneTrainer
 
 MODES = {

@@ -618,13 +618,14 @@ def test_a_chat_is_read_as_turns():
     messages = [
         {"role": "user", "content": [file("a.png")]},
         {"role": "user", "content": [{"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "Hm.", "metadata": {"title": chat_page.THOUGHT}},
         {"role": "assistant", "content": [{"type": "text", "text": "A cat"}], "metadata": None},
         *({"role": "user", "content": "Why?"}, failed),
         {"role": "user", "content": "Sure?", "files": ["b.png"]},
     ]
     assert chat_page.turns_of(messages) == [
         {"role": "user", "text": "What?", "files": ["a.png"]},
-        {"role": "assistant", "text": "A cat", "files": []},
+        {"role": "assistant", "text": "A cat", "files": [], "thought": "Hm."},
         {"role": "user", "text": "Sure?", "files": ["b.png"]},
     ]
 
@@ -638,12 +639,12 @@ def test_a_chat_shows_the_model_what_training_did(tiny, tmp_path, media_folder):
     (tmp_path / "run/args.yaml").write_text(yaml.safe_dump({"model_id": "llava-1.5-7b", "image_size": "48x32"}))
     turn = {"role": "user", "text": "What is it?", "files": [str(media_folder / "tall.jpg")]}
     chat = chat_page.Chat(str(tmp_path), str(media_folder))
-    *_, text = chat.answer("run", [turn], 12)
+    *_, (thought, text) = chat.answer("run", [turn], 12)
 
     image = open_image(turn["files"][0], MediaOptions(image_size="48x32"))
     content = [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]
     expected = "".join(stream_answer(*load(str(tmp_path / "run")), [{"role": "user", "content": content}], 12))
-    assert image.size == (48, 32) and text == expected
+    assert image.size == (48, 32) and (thought, text) == ("", expected)
 
     loaded = chat.model
     list(chat.answer("run", [turn], 1))
