@@ -95,6 +95,35 @@ FAULTS = [
         "for flag in flags | changed)",
         "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--q_lora True]",
     ),
+    Fault(
+        "a flag that has its default asks for nothing",
+        "training/checks.py",
+        "(name in changed or is_asked)",
+        "name in changed",
+        "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--lora_r 8]",
+    ),
+    Fault(
+        "a learning rate of 0 is taken",
+        "training/checks.py",
+        "if not any((training.learning_rate,",
+        "if not any((1,",
+        "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--learning_rate 0]",
+    ),
+    Fault(
+        "warm-up is taken where the schedule has none",
+        "training/checks.py",
+        "== [rate] != [0]",
+        "== [0]",
+        "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure"
+        "[--lr_scheduler_type constant --warmup_steps 3]",
+    ),
+    Fault(
+        "a dead worker is only a broken pipe",
+        "training/trainer.py",
+        "cause = named",
+        "pass",
+        "tests/training/test_faults.py::test_a_dead_worker_is_named_where_its_broken_pipe_comes_first",
+    ),
     # ---- rows ----
     Fault(
         "a field by another name is read twice",
