@@ -143,7 +143,8 @@ def check_flags(*parts, given: Collection[str] = ()) -> None:
     for name, needed in NEEDS.items():
         flags = set(re.findall(r"--(\w+)", needed))
         is_asked = "True" in needed and name in given and values[name] is not False and not flags & given
-        if (name in changed or is_asked) and flags <= values.keys() and not any(values[flag] for flag in flags & changed):
+        is_there = not flags <= values.keys() or any(values[flag] for flag in flags & changed)
+        if (name in changed or is_asked) and not is_there:
             raise ValueError(f"--{name} has no effect without {needed}: add it, or leave --{name} out.")
     for one, other, reason in EXCLUDES:
         if {one, other} <= changed:
