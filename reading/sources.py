@@ -25,7 +25,18 @@ ENDINGS = (".json", ".jsonl", ".parquet", *TABLES)
 WEIGHT = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
 SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]\Z")
 SPLIT = re.compile(r":([\w.-]+(?:/[\w.-]+)?)\Z")
-SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")  # as they are usually called
+SPLITS = (
+    "train",
+    "training",
+    "validation",
+    "valid",
+    "val",
+    "dev",
+    "test",
+    "testing",
+    "eval",
+    "evaluation",
+)  # as they are usually called
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 CHUNK = 1 << 20  # characters of a JSON list that are read at a time
@@ -112,7 +123,8 @@ def find_source(path: str) -> Source:
     splits = [name for name in SPLITS if any(in_split(os.path.relpath(file, root), name) for file in files)]
     if not files:
         splits = [name for name in SPLITS if os.path.isdir(os.path.join(root, name))]
-    if not split and (len(splits) > 1 or splits and not files):
+    kinds = {name[:3] for name in splits}  # `training` is `train`
+    if not split and (len(kinds) > 1 or splits and not files):
         is_glob = glob.has_magic(place) and not os.path.isdir(place)
         fix = "narrow the pattern to one" if is_glob else f"name one of them, such as {place}:{splits[0]}"
         raise ValueError(
@@ -156,7 +168,8 @@ def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
 def in_split(file: str, split: str) -> bool:
     """Whether a file belongs to a split (or to "configuration/split"), by its name or a folder that it lies in."""
     *folders, name = file.split(os.sep)
-    return all(part in folders or re.match(rf"{re.escape(part)}[-_.]", name) for part in split.split("/"))
+    of_name = r"(?<![^\W\d_])%s(?![^\W\d_])"  # between others than letters, as the Hub has it: a_train2017.json
+    return all(part in folders or re.search(of_name % re.escape(part), name) for part in split.split("/"))
 
 
 def download(name: str) -> str:
