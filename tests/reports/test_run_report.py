@@ -234,12 +234,6 @@ def test_a_stopped_run_leaves_a_report(tiny, write_rows, tmp_path):
         assert (out / "loss.png").is_file() and (out / "args.yaml").is_file()
 
 
-def test_times_are_no_metric_whose_answers_a_report_would_look_for():
-    logs = {"eval_loss": 1.5, "eval_runtime": 2.0, "eval_samples_per_second": 3.0, "eval_answers": 4, "step": 5}
-    assert run_report.metrics_of(logs) == {}
-    assert run_report.metrics_of(logs | {"eval_anls": 0.5, "eval_blind_anls": 0.1}) == {"anls": 0.5}
-
-
 def test_a_failed_report_does_not_fail_the_run(tiny, write_rows, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_report, "write_loss", lambda *_: 1 / 0)
     run(tiny, FAMILY, write_rows(rows_for(FAMILY)), tmp_path / "out", draws_plots=True)
