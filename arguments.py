@@ -455,7 +455,7 @@ def parse_arguments(
         option, _, value = own[0].partition("=")
         if option.startswith("--"):
             written[option] = value or "".join(own[1:2])
-    checks.check_flag_names(written, fields_of.keys())
+    checks.check_flag_names(written, fields_of.keys(), parser.prog if extend else "train.py")
     try:
         *parts, rest = parser.parse_args_into_dataclasses(
             [*defaults, *words], look_for_args_file=False, return_remaining_strings=True

@@ -87,7 +87,7 @@ def learned(log: list[dict], metric: str, higher_is_better: bool) -> str:
     lowest, best_step = min(losses, default=(0, 0))
     has_risen = bool(losses) and losses[-1][0] > RISEN * lowest
     gain = error = answers = 0
-    shown = "add --eval_data_path and --eval_generate 100"
+    shown = "add --eval_generate 100" if losses else "add --eval_data_path and --eval_generate 100"
     if kind_of(metric) == "loss":  # which says nothing about answers
         metric, higher_is_better = "exact_match", True
         if not any(logs.get("eval_exact_match") for logs in log):  # long answers

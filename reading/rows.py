@@ -165,6 +165,7 @@ class RowForm:
         users = [message for message in messages if message["role"] == "user"]
         asked = "\n".join([part["text"] for message in users for part in message["content"] if "text" in part])
         check_text(asked, self.starts)
+        unread.leave_text(asked)
         media = [part for message in messages for part in message["content"] if "text" not in part]
         for kind in reversed(KINDS):  # so that images come first where both go to the front
             column, references = self._column(row, kind, unread)

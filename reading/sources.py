@@ -25,7 +25,8 @@ DESCRIBING = (dataset_info.NAME, "dataset_dict.json")  # files of a folder that 
 WEIGHT = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
 SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]\Z")
 SPLIT = re.compile(r":([\w.-]+(?:/[\w.-]+)?)\Z")
-SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")  # as they are usually called
+# As they are usually called.
+SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
 HUB_PATH = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@((?:refs/(?:convert|pr)/)?[^/]+))?/?(.*)\Z")
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
@@ -117,7 +118,8 @@ def find_source(path: str) -> Source:
         splits, folder = splits_in(root), os.path.join(root, split or "")
         if (split or not splits) and is_picture_folder(folder):
             return Source(path, (os.path.abspath(folder),), bounds, weight, from_hub)
-    if not split and (len(splits) > 1 or splits and not files):
+    kinds = {name[:3] for name in splits}  # `training` is `train`
+    if not split and (len(kinds) > 1 or splits and not files):
         is_glob = glob.has_magic(place) and not os.path.isdir(place)
         fix = "narrow the pattern to one" if is_glob else f"name one of them, such as {place}:{splits[0]}"
         raise ValueError(
@@ -207,7 +209,8 @@ def shards_of(state: str) -> list[str]:
 def in_split(file: str, split: str) -> bool:
     """Whether a file belongs to a split (or to "configuration/split"), by its name or a folder that it lies in."""
     *folders, name = file.split(os.sep)
-    return all(part in folders or re.match(rf"{re.escape(part)}[-_.]", name) for part in split.split("/"))
+    of_name = r"(?<![^\W\d_])%s(?![^\W\d_])"  # between others than letters, as the Hub has it: a_train2017.json
+    return all(part in folders or re.search(of_name % re.escape(part), name) for part in split.split("/"))
 
 
 def download(name: str, revision: str | None = None, inside: str = "") -> str:

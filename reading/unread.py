@@ -20,8 +20,10 @@ HEADER = re.compile(
     rb"|\0{3}\x0cjP|\xff\x4f\xff\x51|.{4}ftyp|\x1aE\xdf\xa3|FLV\x01|\0\0\x01[\xb3\xba]|OggS|fLaC|ID3",
     re.DOTALL,
 )
-# In a text of the user: <img>a.png</img> of Qwen-VL, <img src="a.png">, ![](a.png).
+# In a text of the user: <img>a.png</img> of Qwen-VL, <img src="a.png">, ![](a.png); or a.png alone.
 IN_TEXT = re.compile(r"<(\w+)>([^<>\n]+)</\1>|<[^<>\n]*\bsrc=[\"']([^\"'\n]+)|!\[[^\]\n]*\]\(([^()\n]+)\)")
+NAME_IN_TEXT = re.compile(ENDING.pattern.replace(r"\Z", r"\b"), re.IGNORECASE)
+SEPARATOR = re.compile(r"[\s<>()[\]\"'`]")
 MEDIA_TAGS = ("img", "image", "video", "vid", "audio")
 IN_LETTERS, BASE64 = re.compile("data:(image|video|audio)/", re.IGNORECASE), re.compile("[A-Za-z0-9+/]{24}")
 INDEX = re.compile(r"\[\d+\]")
@@ -47,13 +49,13 @@ MEANINGS = {
         "name it `tools` of the row, or `tool_calls` of the reply (docs/conversations.md)",
     ),
     "earlier turns": (
-        "history",
+        "history previous prior",
         "chat conversation dialog dialogue message messages turns",
         "put them in front of the other turns",
     ),
     "a thought": (
-        "reasoning thinking thought thoughts",
-        "content text detail details block blocks trace",
+        "reasoning thinking thought thoughts cot",
+        "chain of content text detail details block blocks trace",
         "name it `reasoning_content` of the reply (docs/conversations.md)",
     ),
     "sound": (
@@ -74,7 +76,11 @@ TIMES = (
     None,
     "cut the clip to it, or choose frames for all clips, by --fps or --num_frames",
 )
-POSITIONS = ("clip segment span frame", "video s t in range window idx index indices offset point points", TIMES[2])
+POSITIONS = (
+    "clip segment span timespan frame onset offset ts t from to",
+    "video s in range window idx index indices offset point points",
+    TIMES[2],
+)
 NEGATIONS = {"mask", "masks", "masked", "no", "not", "ignore", "skip", "exclude"}
 
 
@@ -118,6 +124,13 @@ class Unread:
                     fault = f"{where}{name} holds a medium ({describe(inner)}), but no field of this name is read"
                     self.media.append((inner, f"{fault}: name it `image` or `video` {ignore}"))
 
+    def leave_text(self, text: str) -> None:
+        """Note the files that a text of the user names, such as `Picture 1: a.png`."""
+        for match in NAME_IN_TEXT.finditer(text):
+            name = SEPARATOR.split(text[max(match.end() - LONGEST_PATH, 0) : match.end()])[-1]
+            if is_medium(name, self.folders, must_exist=True):
+                self.media.append((name, as_letters(name)))
+
     def check(self, references: list, has_video: bool) -> None:
         """Refuse times beside a video, and media other than those that the row reads.
 
@@ -158,11 +171,14 @@ def check_text(text: str, folders: Collection[str]) -> None:
         path = next(filter(None, match.groups()[1:])).strip()
         is_tagged = (match[1] or "").lower() in MEDIA_TAGS and ENDING.search(path)
         if is_tagged or is_medium(path, folders, must_exist=True):
-            raise ValueError(
-                f"names the medium {describe(path)} in a text, where it would be trained as letters: write <image> or "
-                "<video> in its place and the path in the row's field `image` or `video`, or make it a part "
-                "(docs/dataset.md)"
-            )
+            raise ValueError(as_letters(path))
+
+
+def as_letters(path: str) -> str:
+    return (
+        f"names the medium {describe(path)} in a text, where it would be trained as letters: write <image> or <video> "
+        "in its place and the path in the row's field `image` or `video`, or make it a part (docs/dataset.md)"
+    )
 
 
 def without(value: object, ignored: Collection[str], name: str = "") -> object:

@@ -161,6 +161,34 @@ FAULTS = [
         "has_thought([m for i, m in enumerate(messages) if is_shown(m, i, question)])",
         "has_thought(messages)",
         f"{THOUGHTS}test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think",
+    Fault(
+        "a flag that has its default asks for nothing",
+        "training/checks.py",
+        "(name in changed or is_asked)",
+        "name in changed",
+        "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--lora_r 8]",
+    ),
+    Fault(
+        "a learning rate of 0 is taken",
+        "training/checks.py",
+        "if not any((training.learning_rate,",
+        "if not any((1,",
+        "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--learning_rate 0]",
+    ),
+    Fault(
+        "warm-up is taken where the schedule has none",
+        "training/checks.py",
+        "== [rate] != [0]",
+        "== [0]",
+        "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure"
+        "[--lr_scheduler_type constant --warmup_steps 3]",
+    ),
+    Fault(
+        "a dead worker is only a broken pipe",
+        "training/trainer.py",
+        "cause = named",
+        "pass",
+        "tests/training/test_faults.py::test_a_dead_worker_is_named_where_its_broken_pipe_comes_first",
     ),
     # ---- rows ----
     Fault(
@@ -246,6 +274,20 @@ FAULTS = [
         "    if typed:",
         "    if must_be_placed:",
         "tests/reading/test_mapping.py::test_a_form_of_another_tool_equals_messages[places in strings]",
+    ),
+    Fault(
+        "a name of a file in a text is trained as letters",
+        "reading/rows.py",
+        "unread.leave_text(asked)",
+        "pass",
+        "tests/reading/test_unread.py::test_what_would_change_the_training_is_refused_by_name[a name alone]",
+    ),
+    Fault(
+        "a split is only the start of a name",
+        "reading/sources.py",
+        "or re.search(of_name",
+        "or re.match(of_name",
+        "tests/reading/test_sources.py::test_a_split_is_a_word_of_the_name",
     ),
     Fault(
         "the way to ignore a field in a list names its place",

@@ -107,6 +107,12 @@ REFUSED = [
     ("--max_samples 3 --fps null --max_frames 4", "--max_frames has no effect without --fps"),
     ("--q_lora True", "--q_lora .* --use_lora True"),
     ("--lora_r 16", "--lora_r has no effect .* --use_lora True"),
+    ("--lora_r 8", "--lora_r has no effect .* --use_lora True"),  # the default, which asks for LoRA all the same
+    ("--hub_model_id a/b", "--hub_model_id has no effect without --push_to_hub True"),
+    ("--learning_rate 0", "--learning_rate 0 trains nothing"),
+    ("--save_total_limit 0", "--save_total_limit is 0"),
+    ("--save_steps 0", "--save_steps is 0.* --save_strategy no"),
+    ("--lr_scheduler_type constant --warmup_steps 3", "--warmup_steps has no effect with .* constant"),
     ("--lora_bias all", "--lora_bias has no effect .* --use_lora True"),
     ("--lora_experts True --lora_dropout 0", "--lora_experts has no effect .* --use_lora True"),
     ("--use_lora True --lora_router True", "--lora_router True .* --lora_dropout 0"),
@@ -139,7 +145,7 @@ REFUSED = [
     ("--per_device_train_batch_size 0", "--per_device_train_batch_size is 0; it must be 1 or more"),
     ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps is 0"),
     ("--learning_rate nan", "--learning_rate is nan"),
-    ("--label_smoothing_factor 2", "--label_smoothing_factor is 2.0; it must be at most 1"),
+    ("--label_smoothing_factor 2", "--label_smoothing_factor is 2.0; it must be below 1"),
     ("--dataloader_num_workers -1", "--dataloader_num_workers is -1"),
     ("--dataloader_persistent_workers True", "--dataloader_persistent_workers .* --dataloader_num_workers"),
     ("--num_train_epochs 0", "--num_train_epochs is 0.0: .* --max_steps"),
@@ -241,6 +247,13 @@ def test_the_defaults_show_something(monkeypatch):
     for has_it in (True, False):
         monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation, has_it=has_it: has_it)
         assert (has_bfloat16(use_cpu=False), has_bfloat16(use_cpu=True)) == (has_it, False)
+
+
+def test_flags_that_change_nothing_may_be_written_beside_the_one_that_switches_them_off():
+    for words in ("--use_lora False --lora_r 8", "--q_lora False", "--eval_strategy no", "--eval_generate 0"):
+        assert parse(words)
+    assert parse("--learning_rate 0 --train_vision_projector True --vision_projector_lr 1e-3")
+    assert parse("--lr_scheduler_type constant_with_warmup --warmup_steps 0.1 --max_steps 3")
 
 
 def test_vision_lora_implies_its_companion():

@@ -58,7 +58,7 @@ KEPT_FLAGS = {
 # The smallest value that has a meaning -> flags; the Trainer fails late on a smaller one of its own.
 SMALLEST = {
     1: "max_samples model_max_length lora_r lora_alpha per_device_train_batch_size per_device_eval_batch_size "
-    "gradient_accumulation_steps eval_max_new_tokens early_stopping_patience sample_rows",
+    "gradient_accumulation_steps eval_max_new_tokens early_stopping_patience sample_rows save_total_limit",
     0: "vision_encoder_lr vision_projector_lr max_bad_samples eval_generate learning_rate weight_decay max_grad_norm "
     "label_smoothing_factor dataloader_num_workers seed",
 }
@@ -94,6 +94,7 @@ NEEDED_BY = {
     "--eval_generate 100": "metric eval_max_new_tokens",
     "--eval_strategy epoch": "early_stopping_patience load_best_model_at_end",
     "--dataloader_num_workers 4": "dataloader_persistent_workers dataloader_multiprocessing_context",
+    "--push_to_hub True": "hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision",
 }
 NEEDS = {flag: needed for needed, flags in NEEDED_BY.items() for flag in flags.split()}
 
@@ -127,8 +128,13 @@ REFUSED_OPTIMIZERS = {
 }
 
 
-def check_flags(*parts) -> None:
-    """Compare some parts of the arguments with the tables; a rule about other parts' flags waits until these come."""
+def check_flags(*parts, given: Collection[str] = ()) -> None:
+    """Compare some parts of the arguments with the tables; a rule about other parts' flags waits until these come.
+
+    Args:
+        given: the flags that were written: `--lora_r 8`, though the default, asks for LoRA, unless `--use_lora False`
+            stands beside it.
+    """
     known = [(field, getattr(part, field.name)) for part in parts for field in fields(part)]
     values = {field.name: value for field, value in known}
     changed = {field.name for field, value in known if value is not False and value != field.default}
@@ -138,7 +144,9 @@ def check_flags(*parts) -> None:
             raise ValueError(f"--{name} is {values[name]}; it must be {smallest} or more.")
     for name, needed in NEEDS.items():
         flags = set(re.findall(r"--(\w+)", needed))
-        if name in changed and flags <= values.keys() and not any(values[flag] for flag in flags & changed):
+        is_asked = "True" in needed and name in given and values[name] is not False and not flags & given
+        is_there = not flags <= values.keys() or any(values[flag] for flag in flags & changed)
+        if (name in changed or is_asked) and not is_there:
             raise ValueError(f"--{name} has no effect without {needed}: add it, or leave --{name} out.")
     for one, other, reason in EXCLUDES:
         if {one, other} <= changed:
@@ -284,8 +292,10 @@ def check_training(training) -> None:
         raise ValueError("--overwrite_output_dir True begins again, --resume_from_checkpoint does not: leave one out.")
     if training.peak_tflops is not None and not training.peak_tflops > 0:
         raise ValueError(f"--peak_tflops is {training.peak_tflops}; it must be above 0, such as 989 for an H100.")
-    if training.label_smoothing_factor > 1:
-        raise ValueError(f"--label_smoothing_factor is {training.label_smoothing_factor}; it must be at most 1.")
+    if training.label_smoothing_factor >= 1:
+        raise ValueError(f"--label_smoothing_factor is {training.label_smoothing_factor}; it must be below 1.")
+    if training.save_strategy == "steps" and training.save_steps <= 0:
+        raise ValueError(f"--save_steps is {training.save_steps}; raise it, or add --save_strategy no.")
     if not (training.num_train_epochs > 0 or training.max_steps > 0):
         raise ValueError(f"--num_train_epochs is {training.num_train_epochs}: raise it, or give --max_steps.")
     if training.max_steps == 0 or training.max_steps < -1:  # the Trainer makes one step at a rate of 0 of it (5.23)
@@ -353,7 +363,7 @@ def check_optimizer_name(training) -> None:
 def try_optimizer(training) -> None:
     """Make optimizer and schedule for one number: before step 1, nothing else reads the flags for them."""
     check_optimizer_name(training)
-    name = training.optim.value
+    name, rate = training.optim.value, training.learning_rate
     if "paged" in name and training.device.type != "cuda":
         raise ValueError(f"--optim {name} needs a CUDA GPU: use {name.removeprefix('paged_')}.")
     what = f"--optim {name}"
@@ -362,16 +372,21 @@ def try_optimizer(training) -> None:
         optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], **kwargs)
         schedule, kwargs = training.lr_scheduler_type, training.lr_scheduler_kwargs
         what = f"--lr_scheduler_type {schedule.value} with --lr_scheduler_kwargs {kwargs or {}}"
-        transformers.get_scheduler(schedule, optimizer, 1, 10, scheduler_specific_kwargs=kwargs)
+        made = transformers.get_scheduler(schedule, optimizer, 5, 10, scheduler_specific_kwargs=kwargs)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{what} cannot be made with these flags: {error}") from error
+    if training.warmup_steps and made.get_last_lr() == [rate] != [0]:
+        raise ValueError(f"--warmup_steps has no effect with --lr_scheduler_type {schedule.value}: leave one out.")
 
 
 def check_together(arguments) -> None:
     """Flags of several parts."""
-    check_best_metric(arguments.training, arguments.data.eval_data_path or [])
-    check_flags(arguments.model, arguments.data, arguments.training, arguments.lora)
-    base, model, lora = public_name(arguments.model.model_path), arguments.model, arguments.lora
+    model, training, lora = arguments.model, arguments.training, arguments.lora
+    check_best_metric(training, arguments.data.eval_data_path or [])
+    check_flags(model, arguments.data, training, lora, given=arguments.given)
+    if not any((training.learning_rate, model.vision_encoder_lr, model.vision_projector_lr)):
+        raise ValueError("--learning_rate 0 trains nothing: raise it.")
+    base = public_name(model.model_path)
     if lora.use_lora and not model.train_language_model:
         raise ValueError(
             "--use_lora True trains the language model, which --train_language_model False freezes: leave one out."

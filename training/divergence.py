@@ -76,15 +76,18 @@ class FiniteCheck(TrainerCallback):
 
     def end(self, what: str) -> None:
         """Save the weights as they were before this update, and end the run."""
-        trainer = self.trainer
+        trainer, args = self.trainer, self.trainer.args
         names = self.names()  # asks all processes
         saved = trainer.save_before_update()
-        fp16 = "use --bf16 True instead of --fp16 True; " if trainer.args.fp16 else ""
+        fp16 = "use --bf16 True instead of --fp16 True; " if args.fp16 else ""
+        norm = args.max_grad_norm / 10 if 0 < args.max_grad_norm <= 1 else 1
+        skip = " --on_nonfinite skip leaves out such updates, also with --resume_from_checkpoint True."
+        can_skip = args.on_nonfinite == "error" and not args.fp16 and not trainer.is_deepspeed_enabled
         raise Diverged(
             f"step {self.update + 1}: {what} is not finite, at a learning rate of "
             f"{trainer.lr_scheduler.get_last_lr()[0]:.3g}; the update was not made and {saved}. Samples: {names}. Try "
-            f"this: {fp16}a lower --learning_rate, more --warmup_steps, --max_grad_norm 1; look at the samples with "
-            "preview.py. --on_nonfinite skip leaves out such updates, also with --resume_from_checkpoint True."
+            f"this: {fp16}a lower --learning_rate, more --warmup_steps, --max_grad_norm {norm:g}; look at the samples "
+            f"with preview.py.{skip if can_skip else ''}"
         )
 
     def names(self) -> str:

@@ -78,6 +78,8 @@ class ProgressLine(TrainerCallback):
             f"{state.max_steps:,} steps in {dtype} on {args.device.type}, of {math.prod(rows):,} rows each: "
             f"{rows[0]:,} a batch x {rows[1]} accumulated x {rows[2]} {processes}"
         )
+        if args.get_warmup_steps(state.max_steps) >= state.max_steps:
+            say("WARNING: --warmup_steps lasts the whole run: the learning rate never gets to what the flags say.")
         if state.is_world_process_zero and self.is_live:
             form = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
             total, initial = state.max_steps, state.global_step

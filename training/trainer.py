@@ -1,6 +1,7 @@
 """The HF Trainer with what it leaves open: an exact loss, pure samplers, answers in evaluation, processor files."""
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cached_property
@@ -105,12 +106,16 @@ class FinetuneTrainer(ResumableTrainer):
         """What ends a data loader's worker becomes a ValueError that names the sample."""
         try:
             yield
-        except OSError as error:
-            check_not_removed(self.args.output_dir, error)
-            raise
-        except (RuntimeError, ValueError) as error:
+        except (OSError, EOFError, RuntimeError, ValueError) as error:
+            cause = error
+            if isinstance(error, (OSError, EOFError)):
+                try:
+                    check_not_removed(self.args.output_dir, error)
+                    time.sleep(1)  # a dead worker's broken pipe may come before SIGCHLD, where torch names the worker
+                except RuntimeError as named:
+                    cause = named
             for dataset in filter(None, (self.train_dataset, self.eval_dataset)):
-                if explained := dataset.explain(error):
+                if explained := dataset.explain(cause):
                     raise explained from error
             raise
 

@@ -453,6 +453,14 @@ def test_a_bad_table_is_an_error_that_names_the_cure(tmp_path, read, name):
         read(str(tmp_path / "a.csv"))
 
 
+@pytest.mark.parametrize("names", [("a_train2017.json", "a_val2017.json"), ("training.json", "x-testing.json")])
+def test_a_split_is_a_word_of_the_name(tmp_path, read, names):
+    for name in (*names, "constraint.json", "latest.json"):
+        write(tmp_path / name, 2)
+    with pytest.raises(ValueError, match="has the splits train(ing)?, (val|testing): name one"):
+        read(str(tmp_path))
+
+
 @pytest.mark.parametrize("names", [("train-0.jsonl", "test-0.jsonl"), ("sub/val/a.json", "sub/train/b.json")])
 def test_several_splits_in_one_path_are_refused(tmp_path, read, names):
     """Trained on together, the evaluation would be of rows that were trained."""

@@ -54,6 +54,9 @@ REFUSED = {
     "Qwen-VL, missing": ({"conversations": turns("<img>no/such.jpg</img>What?", "Red")}, "no/such.jpg"),
     "Markdown": ({"question": "![a view](red.png) What?", "answer": "Red"}, "red.png"),
     "HTML": ({"question": 'What is <img src="blue.png">?', "answer": "Blue"}, "blue.png"),
+    "a forum's tags": ({"question": "[img]red.png[/img] What?", "answer": "Red"}, "red.png"),
+    "a name alone": ({"conversations": turns("Picture 1: deep/red.png\nWhat?", "Red")}, "deep/red.png"),
+    "a name beside another image": ({"image": "red.png", "question": "As (blue.png)?", "answer": "No"}, "blue.png"),
     # masks
     "a mask of the row": ({"loss_mask": [0, 1], "conversations": HI}, "loss_mask"),
     "a row that is not to be trained": ({"train": False, "messages": CHAT}, "train"),
@@ -65,12 +68,16 @@ REFUSED = {
     "functions": ({"functions": '[{"name": "add"}]', "conversations": HI}, "functions"),
     "a thought": (with_key(1, thinking="Well."), "messages[1].thinking"),
     "a call of another name": (with_key(1, function_call={"name": "add"}), "messages[1].function_call"),
+    "earlier turns": ({"previous_messages": CHAT, "messages": CHAT}, "previous_messages"),
+    "a chain of thought": ({"chain_of_thought": "Well.", "question": "Hi?", "answer": "Ho"}, "chain_of_thought"),
     "history": ({"history": [["a", "b"]], "messages": CHAT}, "history"),
     # times and sizes
     "columns of times": (CLIP | {"start": 1, "end": 2.5}, "start"),
     "a span": (CLIP | {"clip": [1, 2]}, "clip"),
     "a clock": (CLIP | {"timestamps": {"from": "00:01", "to": "00:07"}}, "timestamps"),
     "a key of a part": (with_part("video", video_start=1.0), "messages[0].content[0].video_start"),
+    "an offset of a part": (with_part("video", offset_s=1.5), "messages[0].content[0].offset_s"),
+    "ends of a part": (with_part("video", **{"from": 1, "to": 2}), "messages[0].content[0].from"),
     "a rate of a part": (with_part("video", fps=2), "messages[0].content[0].fps"),
     "a size of a part": (with_part("image", max_pixels=50176), "messages[0].content[0].max_pixels"),
     "a size in a list": (SEEN | {"image": [{"path": "red.png", "resized_height": 8}]}, "image[0].resized_height"),
@@ -87,6 +94,8 @@ HARMLESS = {
     "nothing masked": {"train": True, "loss": 1, "messages": CHAT},
     "another file": {"source": "notes.txt", "license": "MIT", "messages": CHAT},
     "a text with tags": {"question": "What does <b>a</b> and <file>no.png</file> mean?", "answer": "![](red.png)"},
+    "a text that names its medium": {"image": "red.png", "question": "Is red.png red? And no.png?", "answer": "Yes"},
+    "words that are no times": CLIP | {"from": "web", "source_to": 3, "previous_id": 7, "prior_art": "x"},
     "detail": with_part("image", detail="low"),
 }
 

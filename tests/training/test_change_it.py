@@ -52,7 +52,8 @@ class Changed:
         words += ["--output_dir", self.folder / "run", "--use_cpu", True, "--disable_tqdm", True, "--logging_steps", 1]
         words += ["--save_strategy", "no", "--report_to", "none", "--model_max_length", 2048]
         named = {word for word in flags if str(word).startswith("--")}
-        for name, value in {"--learning_rate": 0, "--max_steps": 1, "--train_sampling_strategy": "sequential"}.items():
+        given = {"--learning_rate": 1e-30, "--max_steps": 1, "--train_sampling_strategy": "sequential"}
+        for name, value in given.items():
             words += [] if name in named else [name, value]
         printed = self.python("train.py", *words, *flags)
         log = json.loads((self.folder / "run" / "trainer_state.json").read_text())["log_history"]

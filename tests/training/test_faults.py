@@ -174,7 +174,7 @@ def test_evaluation_skips_alike_on_two_processes(write_rows, half, tiny, tmp_pat
     path, clean = write_rows(rows_with({2, 5})), write_rows(rows_with(set(), 8))
     words = ["--model_id", MODEL_ID["llava-1.5"], "--model_local_path", tiny("llava-1.5"), "--use_cpu", True]
     words += ["--data_path", clean, "--eval_data_path", path, "--on_bad_sample", "skip", "--max_steps", 1]
-    words += ["--per_device_eval_batch_size", 2, "--per_device_train_batch_size", 1, "--learning_rate", 0]
+    words += ["--per_device_eval_batch_size", 2, "--per_device_train_batch_size", 1, "--learning_rate", 1e-30]
     losses = []
     for name, start in {"one": here, "two": partial(launch, processes=2)}.items():
         start([*words, "--output_dir", tmp_path / name])
@@ -210,6 +210,26 @@ def test_a_worker_that_dies_names_its_sample(write_rows, tiny, tmp_path, number)
     )
     assert result.returncode == 1
     assert re.search(r"Error: .*rows.json, sample 5: the data loader's worker died over it", result.stderr)
+
+
+def test_a_dead_worker_is_named_where_its_broken_pipe_comes_first(write_rows, tiny):
+    """torch names the worker in a signal handler, which may run only while the error is being handled."""
+    dataset = encoded(write_rows(rows_with(set())), tiny, workers=2)
+    dataset.at_work[1] = torch.tensor([4321, 5])
+    given = SimpleNamespace(train_dataset=dataset, eval_dataset=None, args=SimpleNamespace(output_dir="."))
+
+    def name_worker(*_):
+        raise RuntimeError("DataLoader worker (pid 4321) is killed by signal: Killed.")
+
+    handler = signal.signal(signal.SIGALRM, name_worker)
+    try:
+        for broken in (ConnectionResetError, EOFError):
+            with pytest.raises(ValueError, match="rows.json, sample 5: the data loader's worker died over it"):
+                with FinetuneTrainer.naming_samples(given):
+                    signal.setitimer(signal.ITIMER_REAL, 0.05)
+                    raise broken
+    finally:
+        signal.signal(signal.SIGALRM, handler)
 
 
 # ---- what is left out of the loss ----

@@ -30,6 +30,7 @@ def test_the_log_counts_the_time_of_all_parts(tmp_path):
 def test_the_start_and_the_time_left(monkeypatch, capsys):
     args = SimpleNamespace(disable_tqdm=True, bf16=True, fp16=False, device=torch.device("cpu"), world_size=2)
     args.per_device_train_batch_size, args.gradient_accumulation_steps = 4, 3
+    args.get_warmup_steps = lambda steps: 999
     state, line, now = TrainerState(max_steps=1000), ProgressLine(), [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     line.on_train_begin(args, state, None)
@@ -44,3 +45,6 @@ def test_the_start_and_the_time_left(monkeypatch, capsys):
         "step 2/1000: loss 1, 33:16 left",
         "step 3/1000: loss 1, 33:14 left",
     ]
+    args.get_warmup_steps = lambda steps: 1000
+    line.on_train_begin(args, state, None)
+    assert "WARNING: --warmup_steps lasts the whole run" in capsys.readouterr().out
