@@ -24,6 +24,7 @@ from collators.template_check import check_template, outlines
 from collators.thoughts_and_tools import SERVER_TEMPLATE
 from entry import cli
 from loaders import LOADERS, attention, output_folder
+from loaders.output_folder import ProcessorFiles
 from loaders.quantization import quantization_config, quantized_bits
 from reading import replaced
 from reading.dataset import EncodedDataset, MultimodalDataset, price_of_replies, shared_rows
@@ -103,6 +104,8 @@ def finetune(arguments: Arguments) -> None:
     if arguments.training.should_save:
         # With it, predict.py and merge_lora_weights.py read also what a stopped run left.
         output_folder.write_arguments(arguments.training.output_dir, arguments.as_dict())
+    templates = chat_templates(arguments, collator, train_dataset)
+    files = ProcessorFiles(arguments.model.model_path, templates, collator.image_size, loader.new_tokens)
     num_workers = arguments.training.dataloader_num_workers
     trainer = FinetuneTrainer(
         model=model,
@@ -110,10 +113,7 @@ def finetune(arguments: Arguments) -> None:
         data_collator=collator.collate,
         train_dataset=EncodedDataset(train_dataset, collator, num_workers),
         eval_dataset=eval_dataset and EncodedDataset(eval_dataset, collator, num_workers, is_training=False),
-        model_path=arguments.model.model_path,
-        templates=chat_templates(arguments, collator, train_dataset),
-        image_size=collator.image_size,
-        new_tokens=loader.new_tokens,
+        processor_files=files,
         learning_rates=trainable.learning_rates(model, loader, arguments),
         lengths=lengths,
         pack_budget=arguments.data.model_max_length if arguments.data.packing else None,

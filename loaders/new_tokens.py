@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
@@ -49,7 +50,7 @@ def add_tokens(loader, tokenizer, words: list[str]) -> None:
             raise ValueError(f"--add_tokens: this tokenizer would write {word!r} as {written!r}. Use other letters.")
 
 
-def write_tokens(folder: str, tokens: dict[int, str]) -> None:
+def write_tokens(folder: str, tokens: Mapping[int, str]) -> None:
     """Add tokens to the tokenizer's files in a folder; all else in them stays as it is."""
     entries = {id: {"content": word} | FOUND for id, word in tokens.items()}
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -5,11 +5,15 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 from loaders import family_of
 from loaders.base import local_folder
+from loaders.new_tokens import write_tokens
 from supported_models import find_model
 
 ARGUMENTS, ADAPTER_CONFIG = "args.yaml", "adapter_config.json"
@@ -97,6 +101,22 @@ def copy_processor_files(model_path: str, folder: str, image_size: dict[str, int
             shutil.copyfile(path, target)
     if image_size:
         write_image_size(folder, image_size)
+
+
+class ProcessorFiles(NamedTuple):
+    """The files that are saved with weights: those of the base, with what the run changed."""
+
+    model_path: str  # of the base
+    templates: Mapping[str, str] = {}  # file name -> the text of a chat template
+    image_size: dict[str, int] | None = None  # `size` of the image processor
+    new_tokens: Mapping[int, str] = {}  # id -> token, of those that the tokenizer gets
+
+    def write(self, folder: str) -> None:
+        copy_processor_files(self.model_path, folder, self.image_size)
+        if self.new_tokens:
+            write_tokens(folder, self.new_tokens)
+        for name, text in self.templates.items():
+            Path(folder, name).write_text(text, encoding="utf-8")
 
 
 def write_image_size(folder: str, size: dict[str, int]) -> None:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from reading import copies, picture_folders, sources, tars
 from reading.files import is_hub_blob, is_within
+from reading.mapping import field_of
 from reading.media import read_header
 from reading.options import MediaOptions
 from reading.references import is_url
@@ -422,7 +423,8 @@ class IndexMaker:
             if self.form.allow_empty_answers:
                 self.counts["empty_answers"] += any(map(is_empty, itertools.chain(*map(trained_replies, samples))))
             self.counts["several_answers"] += "references" in samples[-1][-1]
-            drawn = row.get(WEIGHT, 1.0), hash_of(repr(self.form.class_of(raw)).encode(), [])
+            its_class = field_of(raw, self.form.balance)[0] if self.form.balance else None
+            drawn = row.get(WEIGHT, 1.0), hash_of(repr(its_class).encode(), [])
             known.clear()
             for messages in samples:  # of which each begins the next
                 layout = Layout.of(messages)

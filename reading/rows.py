@@ -108,7 +108,7 @@ class RowForm:
         """
         if not isinstance(row, dict):
             raise ValueError(f"must be a JSON object, not {type(row).__name__}")
-        if self.balance and self.class_of(row) is None:
+        if self.balance and field_of(row, self.balance)[0] is None:
             raise ValueError(f"has no `{self.balance}`, by which --balance {self.balance} draws it")
         row = self.mapping.row(row, mapped)
         if WEIGHT in row:
@@ -122,10 +122,6 @@ class RowForm:
                 raise ValueError(f"has its own `{given[0]}`, and --system_prompt gives one too; leave one out")
             row |= {SYSTEM[0]: self.system_prompt}
         return row
-
-    def class_of(self, row: dict) -> object:
-        """What a row of a file is balanced by, None without --balance."""
-        return field_of(row, self.balance)[0] if self.balance else None
 
     def samples(self, row: dict, unread_fields: Counter | None = None) -> list[list[dict]]:
         """The canonical messages of each sample that a row gives (--train_replies): itself, with "all".

@@ -161,6 +161,7 @@ FAULTS = [
         "has_thought([m for i, m in enumerate(messages) if is_shown(m, i, question)])",
         "has_thought(messages)",
         f"{THOUGHTS}test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think",
+    ),
     Fault(
         "a flag that has its default asks for nothing",
         "training/checks.py",
@@ -851,9 +852,9 @@ FAULTS = [
     ),
     Fault(
         "the saved tokenizer has no new words",
-        "training/trainer.py",
-        "            if self.new_tokens:",
-        "            if False:",
+        "loaders/output_folder.py",
+        "        if self.new_tokens:",
+        "        if False:",
         WORDS + "test_plain_transformers_writes_the_words_that_were_learned[llava-1.5-words1-flags1]",
     ),
     Fault(

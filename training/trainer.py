@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +15,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
 from evaluation import metrics
 from evaluation.answers import Question, generate_answers, guess_blindly, questions, write_answers
-from loaders.new_tokens import write_tokens
-from loaders.output_folder import copy_processor_files, share_weights
+from loaders.output_folder import ProcessorFiles, share_weights
 from training.divergence import FiniteCheck
 from training.engines import say
 from training.gradients import GradientCheck, complete_gradients
@@ -32,10 +30,7 @@ from training.trainable import KeepFrozenOut
 class FinetuneTrainer(ResumableTrainer):
     """Args: as `ResumableTrainer`, and
 
-    model_path: the folder or Hub path the model came from.
-    templates: file name -> the text of a chat template to save with the weights.
-    image_size: `size` of the image processor, to save in the place of the checkpoint's.
-    new_tokens: id -> token, of those to add to the checkpoint's tokenizer.
+    processor_files: what is saved with the weights.
     learning_rates: by the name of a parameter; default: `args.learning_rate`.
     lengths: tokens of each training row (rows,); needed to group by length and to pack.
     pack_budget: tokens of a pack; None: no packs.
@@ -49,10 +44,7 @@ class FinetuneTrainer(ResumableTrainer):
     def __init__(
         self,
         *args,
-        model_path: str,
-        templates: dict[str, str] | None = None,
-        image_size: dict[str, int] | None = None,
-        new_tokens: dict[int, str] | None = None,
+        processor_files: ProcessorFiles,
         learning_rates: dict[str, float] | None = None,
         lengths: np.ndarray | None = None,
         pack_budget: int | None = None,
@@ -61,8 +53,7 @@ class FinetuneTrainer(ResumableTrainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.model_path, self.templates, self.learning_rates = model_path, templates or {}, learning_rates or {}
-        self.image_size, self.new_tokens = image_size, new_tokens
+        self.processor_files, self.learning_rates = processor_files, learning_rates or {}
         self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
         self.write_card = write_card
         self.gradient_check = GradientCheck(self)
@@ -324,11 +315,7 @@ class FinetuneTrainer(ResumableTrainer):
         if self.args.should_save:
             output_dir = output_dir or self.args.output_dir
             share_weights(output_dir)
-            copy_processor_files(self.model_path, output_dir, self.image_size)
-            if self.new_tokens:
-                write_tokens(output_dir, self.new_tokens)
-            for name, text in self.templates.items():
-                Path(output_dir, name).write_text(text, encoding="utf-8")
+            self.processor_files.write(output_dir)
             if self.write_card:
                 self.write_card(output_dir, self.state)
 

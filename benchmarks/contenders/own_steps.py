@@ -16,6 +16,7 @@ from transformers import set_seed  # noqa: E402
 
 from arguments import parse_arguments  # noqa: E402
 from loaders import LOADERS, attention  # noqa: E402
+from loaders.output_folder import ProcessorFiles  # noqa: E402
 from reading.dataset import EncodedDataset, make_dataset  # noqa: E402
 from train import fit_to_budget, model_kwargs  # noqa: E402
 from training import trainable  # noqa: E402
@@ -72,7 +73,7 @@ def main() -> None:
             args=training,
             data_collator=collator.collate,
             train_dataset=kept,
-            model_path=arguments.model.model_path,
+            processor_files=ProcessorFiles(arguments.model.model_path),
         ).train()
 
 

@@ -26,6 +26,7 @@ from transformers import TrainerCallback
 from arguments import TrainingArguments, parse_arguments
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
+from loaders.output_folder import ProcessorFiles
 from reading.dataset import EncodedDataset, MultimodalDataset
 from reading.options import MediaOptions
 from training.loss import sample_sums
@@ -64,7 +65,7 @@ class Parts:
             data_collator=self.collator.collate,
             train_dataset=EncodedDataset(self.dataset, self.collator),
             eval_dataset=EncodedDataset(self.dataset, self.collator, is_training=False),
-            model_path=self.loader.model_path,
+            processor_files=ProcessorFiles(self.loader.model_path),
             callbacks=list(callbacks),
         )
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, set_seed
 import train
 from arguments import parse_arguments
 from loaders import LOADERS
+from loaders.output_folder import ProcessorFiles
 from reading.dataset import EncodedDataset, make_dataset
 from training import trainable
 from training.checks import ATTENTION
@@ -58,7 +59,7 @@ class Step(TrainerCallback):
             args=arguments.training,
             data_collator=collator.collate,
             train_dataset=dataset,
-            model_path=loader.model_path,
+            processor_files=ProcessorFiles(loader.model_path),
             callbacks=[self],
         )
         self.loss = trainer.train().training_loss

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from arguments import parse_arguments
 from collators import COLLATORS
+from loaders.output_folder import ProcessorFiles
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
 from training import throughput, trainable
@@ -136,7 +137,7 @@ class Counted:
             model=self.model,
             args=arguments.training,
             data_collator=self.collator.collate,
-            model_path=folder,
+            processor_files=ProcessorFiles(folder),
             flop_counter=self.flop_counter,
         )
 

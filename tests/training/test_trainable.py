@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from arguments import parse_arguments
 from collators import COLLATORS
 from loaders import LOADERS
+from loaders.output_folder import ProcessorFiles
 from loaders.quantization import quantization_config
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
@@ -245,7 +246,9 @@ def test_each_component_steps_at_its_own_learning_rate(tiny, family, lora, write
     ]
     model, loader, arguments = load(tiny, family, *flags)
     rates = learning_rates(model, loader, arguments)
-    trainer = FinetuneTrainer(model=model, args=arguments.training, model_path=tiny(family), learning_rates=rates)
+    trainer = FinetuneTrainer(
+        model=model, args=arguments.training, processor_files=ProcessorFiles(tiny(family)), learning_rates=rates
+    )
     groups = trainer.create_optimizer().param_groups
     rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}

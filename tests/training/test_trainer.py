@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 
 import train
 from collators import COLLATORS
+from loaders.output_folder import ProcessorFiles
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
 from training.sampling import EpochSampler, LengthSampler
@@ -48,7 +49,9 @@ def test_loss_and_gradients_equal_the_models_own(tiny, family, write_rows, tmp_p
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     args = TrainingArguments(output_dir=str(tmp_path), report_to="none")
-    trainer = FinetuneTrainer(model=model, args=args, data_collator=collator, model_path=tiny(family))
+    trainer = FinetuneTrainer(
+        model=model, args=args, data_collator=collator, processor_files=ProcessorFiles(tiny(family))
+    )
     num_labels = (batch["labels"] != -100).sum()
     loss = trainer.compute_loss(model, batch, num_items_in_batch=num_labels)
     loss.backward()
