@@ -258,8 +258,8 @@ FAULTS = [
     Fault(
         "the first rows are the ones that are drawn",
         "reading/split.py",
-        ".permutation(usable(train))",
-        ".permutation(1) + usable(train)",
+        ".permutation(np.unique(rows[usable(train)]))",
+        ".permutation(1) + np.unique(rows[usable(train)])",
         "tests/reading/test_weights.py::test_some_rows_are_drawn_by_the_seed",
     ),
     Fault(

@@ -13,10 +13,11 @@ import not_finite
 import pytest
 import yaml
 from conftest import REPO, turns
-from test_docs import workplace  # noqa: F401
+from test_docs import code_blocks, workplace  # noqa: F401
 from transformers import HfArgumentParser
 
 import arguments
+import preview
 import train
 from arguments import parse_arguments
 from collators.template_check import check_template
@@ -42,15 +43,30 @@ def block(text: str, language: str) -> str:
 
 # ---- start.md ----
 
+START = REPO / "docs/start.md"
+# All but those that make a model first.
+TASKS = [name for name, text in sections(START).items() if "train.py" in text and "tiny_models.py" not in text]
+
 
 @pytest.fixture
-def pictures(tmp_path, media_folder, monkeypatch) -> Path:
-    """A folder with every medium that the page names."""
+def task_folder(tmp_path, media_folder, monkeypatch) -> Path:
+    """A folder in which the commands of the page run: the examples, and the files of its own that it shows."""
     monkeypatch.chdir(tmp_path)
-    images = ("hinge 1.jpg", "in the kitchen/tap.png", "photos/1.jpg", "photos/2.jpg")
-    for name, source in [*((name, "tall.jpg") for name in images), ("clips/door.mp4", "clip.mp4")]:
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+    os.symlink(REPO / "example_data", "example_data")
+    for name, source in [("photos/1.jpg", "tall.jpg"), ("photos/2.jpg", "tall.jpg"), ("clips/door.mp4", "clip.mp4")]:
+        Path(name).parent.mkdir(exist_ok=True)
         shutil.copy(media_folder / source, name)
+    for name, caption in {
+        "pictures/1": "A tree.\n",
+        "pictures/deep/größe 2": "Zwei Häuser",
+        "flowers/rose/1": "",
+    }.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(media_folder / "red.png", f"{name}.png")
+        if caption:
+            Path(f"{name}.txt").write_text(caption, encoding="utf-8")
+    for section, name in [("Reading text", "receipts.csv"), ("Videos", "videos.csv")]:
+        Path(name).write_text(block(sections(START)[section], "csv"), encoding="utf-8")
     return tmp_path
 
 
@@ -60,29 +76,61 @@ def contents(dataset: MultimodalDataset) -> list[list]:
     return [[*(part["type"] for part in row[0]["content"]), row[1]["content"][0]["text"]] for row in rows]
 
 
+def test_the_files_of_the_start_page_are_the_examples():
+    """What the page shows of a file are its first rows, or one of them."""
+    shown = "".join(code for language in ("jsonl", "csv") for _, code in code_blocks(START, language)).splitlines()
+    held = {line for path in (REPO / "example_data").glob("*.*") for line in path.read_text().splitlines()}
+    own = {"photos/1.jpg", "photos/2.jpg", "clips/door.mp4", "image", "video"}
+    assert [line for line in shown if line not in held and line.split(",")[0] not in own] == []
+    assert len(shown) > 10
+
+
 @pytest.mark.parametrize(
-    "section, language, name, expected",
+    "name, parts",
     [
-        (
-            "Pictures and a table",
-            "csv",
-            "a.csv",
-            [["image", "text", "The left hinge."], ["image", "text", 'Yes, at the "neck".']],
-        ),
-        ("LLaVA's JSON", "json", "a.json", [["image", "text", "The left hinge."]]),
-        (
-            "OpenAI's JSONL",
-            "jsonl",
-            "a.jsonl",
-            [["image", "text", "The left hinge."], ["text", "image", "Nothing."]],
-        ),
-        ("Videos", "csv", "a.csv", [["video", "text", "The door opens."]]),
-        ("Texts", "jsonl", "a.jsonl", [["text", "A joint that lets a door turn."]]),
+        ("several_pictures.jsonl", ["image", "image", "text"]),
+        ("several_turns.json", ["image", "text"]),
+        ("system_prompt.jsonl", ["text"]),
+        ("picture_and_clip.jsonl", ["image", "video", "text"]),
+        ("questions.csv", ["image", "text"]),
+        ("texts.jsonl", ["text"]),
     ],
 )
-def test_the_files_of_the_start_page_are_read(pictures, section, language, name, expected):
-    (pictures / name).write_text(block(sections(REPO / "docs/start.md")[section], language), encoding="utf-8")
-    assert contents(MultimodalDataset(name)) == expected
+def test_the_examples_hold_what_their_names_say(name, parts):
+    rows = MultimodalDataset(str(REPO / "example_data" / name)).rows
+    for i in range(len(rows)):
+        assert [part["type"] for part in rows[i]["messages"][0]["content"]] == parts
+    assert len(rows[0]["messages"]) == {"several_turns.json": 6, "system_prompt.jsonl": 3}.get(name, 2)
+
+
+def test_the_folders_of_the_start_page_are_read(task_folder):
+    for section, answers in {"Captions": ["A tree.", "Zwei Häuser"], "Classification": ["rose"]}.items():
+        words = commands_of(sections(START)[section])[-1]
+        path, prompt = (words[words.index(flag) + 1] for flag in ("--data_path", "--prompt"))
+        dataset = MultimodalDataset(path, prompt=prompt)
+        assert contents(dataset) == [["image", "text", answer] for answer in answers]
+        assert dataset.rows[0]["messages"][0]["content"][1]["text"] == prompt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_the_commands_of_a_task_run(tiny, task_folder, task, capsys):
+    """Each command of a section, on a tiny model."""
+    for _, script, *words in commands_of(sections(START)[task]):
+        if "--bf16" in words:
+            del words[words.index("--bf16") : words.index("--bf16") + 2]
+        words += ["--model_local_path", tiny("qwen2.5-vl"), "--use_cpu", "True"]
+        if script == "train.py":
+            train.main([*words, "--max_steps", "1", "--report_to", "none"])
+        else:
+            with pytest.raises(SystemExit, match="^0$"):
+                preview.main(words)
+    assert "1 steps" in capsys.readouterr().out
+
+
+def commands_of(text: str) -> list[list[str]]:
+    code = "".join(re.findall(r"(?s)```bash\n(.*?)```", text)).replace("\\\n", " ")
+    return [shlex.split(line) for line in code.splitlines() if line.strip()]
 
 
 def test_the_table_of_the_data_page_is_read(tmp_path, media_folder):
@@ -95,22 +143,6 @@ def test_the_table_of_the_data_page_is_read(tmp_path, media_folder):
         ["image", "image", "text"],
         ["text"],
     ]
-
-
-def test_the_folders_of_the_start_page_are_read(pictures, media_folder):
-    files = {"pictures/1": "A tree.\n", "pictures/deep/größe 2": "Zwei Häuser", "flowers/rose/1": None}
-    for name, caption in files.items():
-        (pictures / name).parent.mkdir(exist_ok=True, parents=True)
-        shutil.copy(media_folder / "red.png", f"{name}.png")
-        if caption:
-            Path(f"{name}.txt").write_text(caption, encoding="utf-8")
-    expected = {"Pictures with captions": ["A tree.", "Zwei Häuser"], "Pictures in folders of classes": ["rose"]}
-    for section, answers in expected.items():
-        words = shlex.split(block(sections(REPO / "docs/start.md")[section], "bash").splitlines()[0])
-        path, prompt = (words[words.index(flag) + 1] for flag in ("--data_path", "--prompt"))
-        dataset = MultimodalDataset(path, prompt=prompt)
-        assert contents(dataset) == [["image", "text", answer] for answer in answers]
-        assert dataset.rows[0]["messages"][0]["content"][1]["text"] == prompt
 
 
 # ---- errors.md ----
