@@ -17,6 +17,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from collators.boxes import FORMATS
 from collators.pixel_bounds import settle_resize
 from evaluation.metrics import METRICS, kind_of
 from loaders.new_tokens import read_tokens
@@ -127,6 +128,12 @@ class ReadingArguments:
     video_seconds_limit: int = flag(4 * 3600, "Refuse a longer video.")
     video_pixel_limit: int = flag(2_000_000_000, "Refuse to decode more pixels of a video, all frames together.")
     processor_kwargs: str | None = flag(None, "Options of the checkpoint's own processor, as a JSON object.")
+    box_format: str | None = flag(
+        None,
+        f"How boxes and points of the data are written: {', '.join(FORMATS)}. Default: as the family's checkpoints do "
+        "(docs/boxes.md).",
+        FORMATS,
+    )
     template_kwargs: str | None = flag(
         None, "Variables of the chat template, as a JSON object, such as '{\"enable_thinking\": true}'."
     )

@@ -49,7 +49,10 @@ from training.checks import check_flag_names
 AS_IN_TRAINING = (
     ("image_size", "min_pixels", "max_pixels", "jpeg_draft", "keep_processor_config"),
     ("num_frames", "fps", "max_frames"),
-    *[(name,) for name in ("image_resize_algorithm", "video_max_pixels", "processor_kwargs", "template_kwargs")],
+    *[
+        (name,)
+        for name in ("image_resize_algorithm", "video_max_pixels", "processor_kwargs", "template_kwargs", "box_format")
+    ],
 )
 
 # Flags that have no effect in the other of the two modes.
@@ -110,7 +113,12 @@ def answer_questions(args: argparse.Namespace) -> None:
 def load_with_options(args: argparse.Namespace):
     """(model, collator) that the flags name, with their options of the processor."""
     model, collator = load(
-        args.model_path, args.model_id, args.model_local_path, args.trust_remote_code, args.template_kwargs
+        args.model_path,
+        args.model_id,
+        args.model_local_path,
+        args.trust_remote_code,
+        args.template_kwargs,
+        args.box_format,
     )
     set_options(collator, args)
     check_labels(collator)
@@ -194,11 +202,12 @@ def load(
     model_local_path: str | None = None,
     trust_remote_code: bool = False,
     template_kwargs: str | None = None,
+    box_format: str | None = None,
 ):
     """(model, collator) of a checkpoint folder; an adapter is put on its base.
 
     Args:
-        template_kwargs: variables of the chat template as JSON, by default those of the run.
+        template_kwargs, box_format: flags of these names, by default as of the run.
 
     Raises:
         ValueError: no checkpoint there, or its base or family cannot be told.
@@ -234,7 +243,11 @@ def load(
     stop_tokens = loader.stop_tokens(processor.tokenizer)
     variables = parse_template_kwargs(template_kwargs or saved.get("template_kwargs"))
     return model, COLLATORS.get(family)(
-        processor, chat_template=chat_template, stop_tokens=stop_tokens, template_kwargs=variables
+        processor,
+        chat_template=chat_template,
+        stop_tokens=stop_tokens,
+        template_kwargs=variables,
+        box_format=box_format or saved.get("box_format"),
     )
 
 

@@ -17,6 +17,7 @@ import torch
 from transformers import BatchFeature
 
 from collators.batch import by_name, concatenate, with_all_sequences
+from collators.boxes import FORMATS, Boxes, BoxFormat
 from collators.budget import Budget, OverlongSample, code_of, fewest_frames
 from collators.channels_last import channels_last
 from collators.probes import encoded_probes, opened
@@ -43,6 +44,7 @@ class ChatCollator:
         stop_tokens: what ends generation; by default the tokenizer's end token.
         template_kwargs: variables of the templates beside the family's own.
         train_thoughts: False trains of a reply with a thought what comes after it.
+        box_format: of collators.boxes.FORMATS, instead of the family's own.
     """
 
     # Training template: the checkpoint's, with {% generation %} around each reply and its end-of-turn token. The tag
@@ -61,6 +63,8 @@ class ChatCollator:
     reply_tokens: tuple[str, ...] = ()
     # How the model writes a thought, as "<think>{}</think>", where the checkpoint's template leaves it out.
     thought_format: str = ""
+    # How the checkpoints write boxes and points, if they were trained to.
+    box_format: BoxFormat | None = None
     # Why no --chat_template can replace the format, where code of the checkpoint writes it.
     fixed_format: str = ""
     # Options of every processor call, such as {"cap_pixels_per_frame": False}.
@@ -84,6 +88,7 @@ class ChatCollator:
         stop_tokens: list[str] | None = None,
         template_kwargs: dict | None = None,
         train_thoughts: bool = True,
+        box_format: str | None = None,
     ):
         if chat_template and self.fixed_format:
             raise ValueError(f"--chat_template cannot be used, since {self.fixed_format}. Leave it out.")
@@ -101,6 +106,7 @@ class ChatCollator:
             given=template_kwargs,
             thought_format=self.thought_format,
             train_thoughts=train_thoughts,
+            boxes=Boxes(processor, FORMATS[box_format] if box_format else self.box_format),
         )
         self.budget = self.budget_class(
             processor,

@@ -12,6 +12,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import asdict
 from functools import cached_property, partial
 from itertools import chain, islice
 from typing import NamedTuple
@@ -193,8 +194,12 @@ class Budget:
         """Tokens of these samples without their media (len(positions),); position -> why one cannot be rendered."""
         # Beside the folder of the index, since flags of how media are read do not matter.
         folder_of = lambda index: os.path.dirname(index.folder)  # noqa: E731
-        find = partial(self._count_texts, dataset)
-        return cached_counts(dataset, positions, find, folder_of, "texts", self.fingerprint, "Counting")
+        find, key = partial(self._count_texts, dataset), [self.fingerprint]
+        if (
+            self.template.boxes.in_pixels and dataset.num_parts(Layout.FIELDS["objects"]).any()
+        ):  # whose digits follow the size
+            key.append(asdict(dataset.media))
+        return cached_counts(dataset, positions, find, folder_of, "texts", key, "Counting")
 
     def _count_texts(self, dataset, positions: Sequence[int]) -> list[int | ValueError]:
         rows = [dataset.rows[position] for position in positions]
@@ -206,8 +211,9 @@ class Budget:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that the tokens of a sample depend on besides the sample and the budget, our code included."""
-        code = [self.code, code_of(type(self)), code_of(type(self.template)), code_of(type(self.template.frame))]
         template = self.template
+        parts = (self, template, template.frame, template.boxes)
+        code = [self.code, *(code_of(type(part)) for part in parts), template.boxes.format]
         own = template.thoughts_and_tools
         texts = [template.text, self.processor.chat_template, template.kwargs, template.given, template.string_roles]
         texts += [own.thought_format, own.train_thoughts]
@@ -289,7 +295,7 @@ class Budget:
         # A token is at least a byte of text; 64 is more than any template adds to a further message.
         text_bytes = dataset.of_rows("text_bytes") + len(written.encode()) + 64 * dataset.num_parts()
         is_doubtful = text_bytes + media + in_videos > self.max_length
-        is_doubtful |= dataset.num_parts(Layout.FIELDS.values()) > 0  # thoughts and tools are not among the text bytes
+        is_doubtful |= dataset.num_parts(Layout.FIELDS.values()) > 0  # not among the text bytes
         # Every row is rendered once where the template may refuse its texts.
         doubtful = (
             np.arange(len(dataset)) if template.is_replaced or template.frame.thought else np.flatnonzero(is_doubtful)

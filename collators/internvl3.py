@@ -4,6 +4,7 @@ import numpy as np
 
 from collators import register_collator
 from collators.base import ChatCollator
+from collators.boxes import BoxFormat
 from collators.budget import Budget
 from reading.rows import content_parts
 
@@ -39,4 +40,6 @@ class InternVL3Collator(ChatCollator):
     )
     # Without it, an image behind a video cannot be joined with its frames (transformers 5.23).
     processor_kwargs = {"images_kwargs": {"return_tensors": "pt"}}
+    # OpenGVLab/InternVL, internvl_chat/eval/refcoco/evaluate_grounding.py.
+    box_format = BoxFormat(1000, name="<ref>{}</ref>", around="<box>[{}]</box>", between=", ")
     budget_class = InternVL3Budget

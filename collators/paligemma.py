@@ -5,6 +5,7 @@ A sample is one exchange without a system prompt; its question begins with one i
 
 from collators import register_collator
 from collators.base import ChatCollator
+from collators.boxes import BoxFormat
 from collators.budget import Budget
 from collators.template import Template
 
@@ -37,6 +38,16 @@ class PaliGemmaCollator(ChatCollator):
     # 0 for images and prefix, 1 for the suffix.
     sequence_padding = ChatCollator.sequence_padding | {"token_type_ids": 0}
 
+    # google-research/big_vision, big_vision/pp/proj/paligemma/segmentation.py.
+    box_format = BoxFormat(
+        1023,
+        box="<loc{:04}>" * 4,
+        point="<loc{:04}>" * 2,
+        y_first=True,
+        named="{at} {name}",
+        between=" ; ",
+        between_objects=" ; ",
+    )
     fixed_format = "the processor of PaliGemma writes its format"
     template_class = PaliGemmaTemplate
     budget_class = PaliGemmaBudget

@@ -2,6 +2,7 @@
 
 from collators import register_collator
 from collators.base import ChatCollator
+from collators.boxes import BoxFormat
 
 # ChatML.
 MESSAGES = (
@@ -30,5 +31,12 @@ class Qwen2VLCollator(ChatCollator):
         + MESSAGES
     )
     frames_in_bounds = 1
+    # QwenLM/Qwen3-VL, qwen-vl-finetune/tools/process_bbox.ipynb; the tokens, the paper's (arXiv 2409.12191, 2.2).
+    box_format = BoxFormat(
+        1000,
+        box="<|box_start|>({},{}),({},{})<|box_end|>",
+        point="<|box_start|>({},{})<|box_end|>",
+        name="<|object_ref_start|>{}<|object_ref_end|>",
+    )
     # As AutoProcessor does by default in transformers 5.23, which warns when it is left out.
     processor_kwargs = {"cap_pixels_per_frame": False}

@@ -10,6 +10,7 @@ import torch
 
 from collators import register_collator
 from collators.base import ChatCollator
+from collators.boxes import BoxFormat
 from collators.budget import Budget
 from collators.frame_tokens import FrameTokens
 from collators.template import Template
@@ -98,6 +99,8 @@ class QwenVLCollator(ChatCollator):
         "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
     )
 
+    # QwenLM/Qwen-VL, TUTORIAL.md.
+    box_format = BoxFormat(1000, "<box>({},{}),({},{})</box>", "<box>({},{})</box>", name="<ref>{}</ref>")
     fixed_format = "Python code of Qwen-VL-Chat writes its format"
     template_class = QwenVLTemplate
     budget_class = QwenVLBudget

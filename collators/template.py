@@ -11,6 +11,7 @@ from jinja2 import Environment, TemplateError, meta
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from collators.any_template import UnfitTemplate, find_replies, find_string_roles, joined_text, with_variables
+from collators.boxes import Boxes
 from collators.frame_tokens import FrameTokens
 from collators.thoughts_and_tools import FIELDS, ThoughtsAndTools
 from reading.rows import RESERVED_CHARACTER, content_parts
@@ -50,7 +51,7 @@ class Template:
         string_roles: roles whose content the checkpoint's template takes as a string, not as a list of parts.
         stop_tokens: what ends generation; by default the tokenizer's end token.
         replies_only: whether replies alone are trained.
-        thought_format, train_thoughts: of ThoughtsAndTools.
+        thought_format, train_thoughts: of ThoughtsAndTools. boxes: writes those of the messages.
     """
 
     frame_class: type[FrameTokens] = FrameTokens
@@ -67,8 +68,9 @@ class Template:
         given: dict | None = None,
         thought_format: str = "",
         train_thoughts: bool = True,
+        boxes: Boxes | None = None,
     ):
-        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.processor, self.tokenizer, self.boxes = processor, processor.tokenizer, boxes or Boxes(processor, None)
         self.given, self.string_roles, self.replies_only = given or {}, string_roles, replies_only
         told = {"enable_thinking": False} if "enable_thinking" in self.given else {}
         self.kwargs = (kwargs or {}) | self.given | told

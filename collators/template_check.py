@@ -2,10 +2,14 @@
 
 from itertools import count, repeat
 
+import numpy as np
+
 from reading.dataset import MultimodalDataset
 from reading.row_index import Layout
+from reading.rows import content_parts
 
 MOST_SHAPES = 1000  # the shortest; a millisecond or less each
+MOST_ROWS = 1000  # whose texts are searched for boxes, spread over the data
 
 
 def check_template(collator, *datasets: MultimodalDataset | None) -> str:
@@ -19,6 +23,7 @@ def check_template(collator, *datasets: MultimodalDataset | None) -> str:
     """
     shapes = {layout.shape for dataset in datasets if dataset for layout in dataset.layouts()}
     notes = collator.template.thoughts_and_tools.notes(outlines(*datasets))
+    notes += [own_pixels(collator, dataset) for dataset in datasets if dataset]
     return "\n".join(filter(None, [*notes, compare(collator, shapes)]))
 
 
@@ -26,6 +31,21 @@ def outlines(*datasets: MultimodalDataset | None) -> list[list[dict]]:
     """A conversation of each layout that occurs."""
     layouts = {layout for dataset in datasets if dataset for layout in dataset.layouts()}
     return [layout.messages for layout in layouts]
+
+
+def own_pixels(collator, dataset: MultimodalDataset) -> str:
+    """A warning where texts hold boxes in pixels, which stay as they are while flags resize their pictures."""
+    boxes, media = collator.template.boxes, dataset.media
+    positions = np.linspace(0, len(dataset) - 1, min(MOST_ROWS, len(dataset))).astype(int)
+    is_resized = media.image_size or media.min_pixels or media.max_pixels or collator.image_size
+    for position in positions if boxes.in_pixels and is_resized else ():
+        texts = [part.get("text", "") for part in content_parts(dataset.rows[position] or {"messages": []})]
+        if any(len(box) == 4 for text in texts for box in boxes.format.numbers(text)):
+            return (
+                f"WARNING: {dataset.source(position)} has a box in its text, whose pixels stay as they are while flags "
+                "resize its picture: give boxes as `objects` (docs/boxes.md)."
+            )
+    return ""
 
 
 def compare(collator, shapes: set[Layout]) -> str:

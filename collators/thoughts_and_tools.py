@@ -72,7 +72,8 @@ class ThoughtsAndTools:
         return self.are_in(messages) or has_history and not has_several(messages) and bool(self._empty_thought)
 
     def placed(self, messages: list[dict]) -> list[dict]:
-        """The messages, with a thought that was typed as text left text where no template could give it a place."""
+        """The messages with their boxes as text, and so a typed thought, where no template has a place for it."""
+        messages = self.template.boxes.written(messages)
         if not any("typed_thought" in m for m in messages) or self._around_thought(thinking=True):
             return messages
         return [as_typed(message) if "typed_thought" in message else message for message in messages]

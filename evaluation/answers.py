@@ -57,7 +57,8 @@ def generate_answers(
         options: of `model.generate`.
 
     Yields:
-        {"index", "turn", "question", "prediction", "reference", "exact_match"}, in order; also "references" of several.
+        {"index", "turn", "question", "prediction", "reference", "exact_match"}, in order; also "references" of several,
+        and, of an answer with boxes or points, "boxes" and "reference_boxes" (`MultimodalDataset.in_pixels`).
 
     Raises:
         ValueError: a row whose media cannot be opened.
@@ -72,9 +73,12 @@ def generate_answers(
         ]
         predictions = _generate(model, collator, prompts, max_new_tokens, **options)
         for question, sample, prediction in zip(batch, samples, predictions):
-            asked_text, reference = texts_of(sample["messages"], question)
-            references = sample["messages"][question.message].get("references", [])
+            boxes, reply = collator.template.boxes, sample["messages"][question.message]
+            asked_text, reference = texts_of(boxes.written(sample["messages"]), question)
+            references = reply.get("references", [])
             thought, prediction = collator.template.thoughts_and_tools.split(prediction)
+            told = [boxes.told(text, sample["messages"], [reply]) for text in (prediction, reference)]
+            found = [dataset.in_pixels(question.index, one) for one in told if any(told)]
             yield {
                 "index": question.index,
                 "turn": question.turn,
@@ -84,6 +88,7 @@ def generate_answers(
                 "reference": reference,
                 **({"references": references} if references else {}),
                 "exact_match": prediction in [reference, *map(str.strip, references)],
+                **dict(zip(("boxes", "reference_boxes"), found)),
             }
 
 

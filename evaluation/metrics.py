@@ -13,6 +13,8 @@ from functools import partial
 from numbers import Real
 from typing import NamedTuple
 
+from evaluation.boxes import OF_BOXES
+
 MOST_CLASSES, LONGEST_CLASS = 12, 30  # of a confusion matrix
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # as VQA's accuracy has it
 NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), [0, *range(11)]))
@@ -94,6 +96,7 @@ METRICS = {
     "vqa": Metric(mean(vqa_accuracy)),
     "cer": Metric(partial(error_rate, str.strip), higher_is_better=False),
     "wer": Metric(partial(error_rate, str.split), higher_is_better=False),
+    **{name: Metric(measure) for name, measure in OF_BOXES.items()},
 }
 ALWAYS = ("exact_match", "anls")
 

@@ -28,13 +28,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from reading import replaced
+from reading import boxes, replaced
 from reading.files import leads_out_of, stays_in
+from reading.images import seen_size
 from reading.mapping import Mapping
 from reading.media import open_part
 from reading.options import ROOT, MediaOptions
 from reading.row_index import OF_ROWS, ChangedFile, Layout, RowIndex, open_index
-from reading.rows import WEIGHT, RowForm
+from reading.rows import WEIGHT, RowForm, media_of
 from reading.sources import TABLES, find_source, has_ending, names_of, usual_names
 from reading.weights import WeightedRows
 
@@ -180,6 +181,16 @@ class MultimodalDataset(WeightedRows):
         """How error messages name a row."""
         index, place = self.locate(position)
         return index.source(place)
+
+    def in_pixels(self, position: int, boxes: list[dict], back: bool = False) -> list[dict]:
+        """Boxes and points that are shares of the sides of a row's images (`collators.boxes.Boxes.told`) in pixels of
+        the originals as a person sees them; or `back`."""
+        images = [reference for kind, reference in media_of(self.rows[position]["messages"]) if kind == "image"]
+        found = []
+        for box in boxes:
+            pairs = [*zip(box["at"], seen_size(images[box["image"]], self.media) * 2)]
+            found.append(box | {"at": [at / side if back else round(at * side, 1) for at, side in pairs]})
+        return found
 
     def select(self, positions: Sequence[int]) -> None:
         """Keep only the rows at these positions, which are in ascending order."""
@@ -378,7 +389,10 @@ class Rows(Sequence):
     def __getitem__(self, position: int) -> dict | None:
         position = range(len(self))[position]
         index, place = self.dataset.locate(position)
-        return None if place in index.errors else index.row(place)
+        if place in index.errors:
+            return None
+        row = index.row(place)
+        return row | {"messages": boxes.located(row["messages"], self.dataset.media)}
 
 
 def make_dataset(

@@ -43,6 +43,12 @@ def read_header(reference, options: MediaOptions) -> tuple[int, int]:
         return options.target_size(*_seen_size(image))[::-1]
 
 
+def seen_size(reference, options: MediaOptions) -> tuple[int, int]:
+    """(width, height) of an image as a person sees it, before it is resized; decodes no pixel of it."""
+    with _header(reference, options) as image:
+        return _seen_size(image)
+
+
 def on_white(image: Image.Image) -> Image.Image:
     """An image with transparency as RGB, on white."""
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")

@@ -28,7 +28,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from reading import copies, picture_folders, sources, tars
+from reading import boxes, copies, picture_folders, sources, tars
 from reading.files import is_hub_blob, is_within
 from reading.mapping import field_of
 from reading.media import read_header
@@ -37,7 +37,7 @@ from reading.references import is_url
 from reading.rows import WEIGHT, RowForm, is_empty, media_of, trained_replies
 from reading.strict_json import strict_json
 
-VERSION = 8  # of the files below
+VERSION = 9  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
@@ -53,12 +53,12 @@ class Layout(str):
     """The roles and parts of a row, of which rows of one kind differ in texts and references only.
 
     A capital letter begins a message of that role, a minus one that is not trained; t, i and v are its parts: "UitA-t".
-    Other signs stand for its fields: a thought, calls of tools.
+    Other signs stand for its fields: a thought, calls of tools, boxes.
     """
 
     LETTERS = {"system": "S", "user": "U", "assistant": "A", "tool": "T", "text": "t", "image": "i", "video": "v"}
-    FIELDS = {"reasoning_content": "~", "typed_thought": "^", "tool_calls": "*", "tools": "#"}
-    VALUES = {"~": "x", "^": "<think>x</think>", "*": [{"function": {"name": "x", "arguments": {}}}], "#": []}
+    FIELDS = {"reasoning_content": "~", "typed_thought": "^", "tool_calls": "*", "tools": "#", "objects": "%"}
+    VALUES = {"~": "x", "^": "<think>x</think>", "*": [{"function": {"name": "x", "arguments": {}}}], "#": [], "%": []}
 
     @classmethod
     def of(cls, messages: list[dict]) -> "Layout":
@@ -415,8 +415,12 @@ class IndexMaker:
         for raw, row, samples, references, known in usable:
             offset, length, *_, number = known[0]
             media = [self.medium(*reference) for reference in references]
-            if faults := [medium for medium in media if isinstance(medium, ValueError)]:
-                self.errors[number] = f"{self.name}, sample {number}: {faults[0]}"
+            try:
+                if faults := [medium for medium in media if isinstance(medium, ValueError)]:
+                    raise faults[0]
+                boxes.located(samples[-1], self.options)
+            except ValueError as error:
+                self.errors[number] = f"{self.name}, sample {number}: {error}"
                 continue
             # The digest is of all but the references of media, which may move: also of fields of somebody's own.
             others = {name: value for name, value in row.items() if name not in self.columns}

@@ -23,7 +23,7 @@ from urllib.request import url2pathname
 
 from PIL import Image
 
-from reading import named_fields
+from reading import boxes, named_fields
 from reading.files import is_within, leads_out_of, stays_in
 from reading.mapping import TURN_KEYS, Mapping, field_of, proposal
 from reading.references import is_url
@@ -40,7 +40,6 @@ INPUT = {"instruction": ("input",)}  # what it ends with
 SYSTEM = ("system_prompt", "system")  # two names of one field
 MASKS = ("train", "training", "loss", "weight", "loss_weight")  # names of one key of a message
 WEIGHT = "sampling_weight"
-OBJECT_MARK = re.compile("<(ref-object|bbox|point)>")  # ms-swift's
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
 # Stands inside control strings typed by a user until they are tokenized (collators/base.py).
@@ -98,7 +97,7 @@ class RowForm:
     def columns(self) -> tuple[str, ...]:
         """All fields of a row that can be read."""
         of_pairs = (*PAIRS, *PAIRS.values(), "input", "history")
-        return (*self.turn_fields[::-1], *of_pairs, *SYSTEM, *MEDIA_COLUMNS, "tools", WEIGHT)
+        return (*self.turn_fields[::-1], *of_pairs, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT)
 
     def named(self, row: object, mapped: Counter | None = None) -> dict:
         """A row of a file under the names that are read, with what the flags give each row.
@@ -155,7 +154,7 @@ class RowForm:
         unread = Unread(self.starts)
         pair = (answer, "history", *INPUT.get(form, ())) if answer else ()
         row, several = _with_one_answer(row, answer)
-        unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS, "tools", WEIGHT})
+        unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT})
         turns = self._turns_of_pair(row, form, answer) if answer else _turns(row[form], form)
         messages = _system(row) + named_fields.merged([self._message(turn, where, unread) for turn, where in turns])
         users = [message for message in messages if message["role"] == "user"]
@@ -183,7 +182,9 @@ class RowForm:
                 'trained: write an answer, put "train": false on the message, or leave the row out '
                 "(--allow_empty_answers True trains on such rows)"
             )
-        if "objects" in row or unread.times or unread.media:
+        if row.get("objects"):
+            _place_objects(unread, row["objects"], messages)
+        if unread.times or unread.media:
             _check_unread(unread, row, messages)
         for name in unread.names - {self.balance} if unread_fields is not None else ():
             unread_fields[name] += 1
@@ -415,7 +416,8 @@ def _text(value: object, where: str) -> dict:
 def _usable(fields: object, where: str) -> object:
     """Fields whose texts hold no unusable character."""
     if match := UNUSABLE_CHARACTER.search(strict_json(fields, ensure_ascii=False)):
-        raise ValueError(f"{where} has the unusable character U+{ord(match[0]):04X} in a thought or tool; remove it")
+        found = f"U+{ord(match[0]):04X} in a thought, tool or name"
+        raise ValueError(f"{where} has the unusable character {found}; remove it")
     return fields
 
 
@@ -446,10 +448,16 @@ def _train(turn: dict, where: str) -> dict:
     return {"train": False} if False in given.values() else {}
 
 
+def _place_objects(unread: Unread, objects: object, messages: list[dict]) -> None:
+    """Boxes and points become a field of the texts; an `objects` of another form is a field that is not read."""
+    num_images = sum(kind == "image" for kind, _ in media_of(messages))
+    if boxes.placed(messages, _usable(objects, "objects"), num_images):
+        unread.leave(named_fields.loaded(objects, "objects"), boxes.KEYS, "objects")
+    else:
+        unread.leave({"objects": objects}, ())
+
+
 def _check_unread(unread: Unread, row: dict, messages: list[dict]) -> None:
-    texts = [part.get("text", "") for part in content_parts({"messages": messages})]
-    if "objects" in row and any(map(OBJECT_MARK.search, texts)):
-        raise ValueError("has marks of `objects` in its texts; boxes and points are not read yet, so leave it out")
     media = media_of(messages)
     named = [row[name] for name in MEDIA_COLUMNS if name in row]  # with the names of what is given as bytes
     unread.check(named + [reference for _, reference in media], has_video=any(kind == "video" for kind, _ in media))

@@ -7,20 +7,21 @@ import base64
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import chain
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from PIL import Image
+from PIL import Image, ImageDraw
 
 # What a terminal would obey and a page swallow -> its picture in Unicode; a line break has its own.
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 # A picture that is larger is written as JPEG, then at half its size, until it fits.
 MAX_PICTURE_BYTES = 300_000
+RIGHT, ANSWERED = "#00a36c", "#e0540a"  # of boxes on a picture
 # Plots are drawn in these, which then become colours of the page's style: it knows light and dark.
 VARIABLES = ("text", "muted", "line", "context", "image", "video", "cut", "trained")
 COLOUR = {name: f"#0000{i:02x}" for i, name in enumerate(VARIABLES, 1)}
@@ -62,8 +63,12 @@ def environment() -> Environment:
 # ---- pictures and plots ----
 
 
-def pictures(sample: dict) -> Iterator[tuple[str, Image.Image, str]]:
-    """The media of an opened sample as the collator gets them, in order: their kind, an image or frame, its caption."""
+def pictures(sample: dict, boxes: Mapping[str, list[dict]] = {}) -> Iterator[tuple[str, Image.Image, str]]:
+    """The media of an opened sample as the collator gets them, in order: their kind, an image or frame, its caption.
+
+    Args:
+        boxes: colour -> what is drawn in it on the images (`collators.boxes.Boxes.told`).
+    """
     numbers = Counter()
     for part in chain.from_iterable(message["content"] for message in sample["messages"]):
         if (kind := part["type"]) == "text":
@@ -71,12 +76,28 @@ def pictures(sample: dict) -> Iterator[tuple[str, Image.Image, str]]:
         numbers[kind] += 1
         name = f"{kind} {numbers[kind]}"
         if kind == "image":
-            yield kind, part["image"], f"{name}, {part['image'].width} \u00d7 {part['image'].height}"
+            told = [
+                (colour, one["at"]) for colour in boxes for one in boxes[colour] if one["image"] + 1 == numbers[kind]
+            ]
+            picture = with_boxes(part["image"].copy(), told) if told else part["image"]
+            yield kind, picture, f"{name}, {picture.width} \u00d7 {picture.height}"
             continue
         height, width = part["video"].shape[1:3]
         for frame, i in zip(part["video"], part["metadata"]["frames_indices"]):
             seconds = i / part["metadata"]["fps"]
             yield kind, Image.fromarray(frame), f"{name}, {width} \u00d7 {height}, frame {i}, {seconds:.2f} s"
+
+
+def with_boxes(picture: Image.Image, boxes: list[tuple[str, list[float]]]) -> Image.Image:
+    """The picture, on which boxes and points in their colours are drawn."""
+    canvas, width = ImageDraw.Draw(picture), max(1, round(min(picture.size) / 100))
+    for colour, shares in boxes:
+        at = [share * side for share, side in zip(shares, picture.size * 2)]
+        if len(at) == 2:
+            canvas.circle(at, 3 * width, outline=colour, width=width)
+        elif at[0] <= at[2] and at[1] <= at[3]:  # an answer may hold anything
+            canvas.rectangle(at, outline=colour, width=width)
+    return picture
 
 
 def embedded(picture: Image.Image, caption: str) -> tuple[str, str]:

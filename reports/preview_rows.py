@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import takewhile
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import torch
 
 from collators.base import ChatCollator
 from reading.dataset import IGNORE_INDEX, MultimodalDataset
+from reading.rows import trained_replies
 
 
 class Run(NamedTuple):
@@ -44,6 +45,7 @@ class Preview(NamedTuple):
     row: dict  # what --json prints
     sample: dict | None = None  # opened; of a row that cannot be used, neither this nor what follows
     runs: tuple[Run, ...] = ()
+    boxes: Sequence[dict] = ()  # and points, that the labels tell
 
 
 def examine(dataset: MultimodalDataset, collator: ChatCollator, index: int) -> Preview:
@@ -68,7 +70,9 @@ def examine(dataset: MultimodalDataset, collator: ChatCollator, index: int) -> P
         "token_ids": ids.tolist(),
         "labels": labels.tolist(),
     }
-    return Preview(row, sample, runs)
+    messages = sample["messages"]
+    tellers = trained_replies(messages) if collator.template.replies_only else messages
+    return Preview(row, sample, runs, collator.template.boxes.told("\n".join(row["trained"]), messages, tellers))
 
 
 def split_runs(

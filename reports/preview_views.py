@@ -9,7 +9,7 @@ from markupsafe import Markup
 from rich.text import Text
 
 from collators.base import ChatCollator
-from reports.html_page import embedded, html_page, legible, pictures, render, visible_breaks
+from reports.html_page import RIGHT, embedded, html_page, legible, pictures, render, visible_breaks
 from reports.preview_rows import (
     Preview,
     count,
@@ -76,11 +76,12 @@ def write_page(path: str, previews: Iterable[Preview], collator: ChatCollator, t
             runs = [*preview.runs, *cut_runs(collator, preview)]
             counts, differences = count(runs), collator.template.differences_in(preview.sample["messages"])
             totals += counts
+            shown = pictures(preview.sample, {RIGHT: preview.boxes})
             values |= {
                 "source": preview.sample["source"],
                 "summary": summary(preview.row),
                 "counts": counts,
-                "pictures": [embedded(picture, caption) for _, picture, caption in pictures(preview.sample)],
+                "pictures": [embedded(picture, caption) for _, picture, caption in shown],
                 "runs": _marked_runs(collator, runs),
                 "difference": _marked_difference(next(iter(differences), None)),
             }

@@ -28,13 +28,14 @@ from evaluation.verdict import Verdict, of_run, painted
 from loaders import LOADERS
 from loaders.output_folder import ADAPTER_CONFIG, public_name
 from reading.dataset import MultimodalDataset
-from reports.html_page import COLOUR, draw, embedded, html_page, pictures, render
+from reports.html_page import ANSWERED, COLOUR, RIGHT, draw, embedded, html_page, pictures, render
 from reports.model_card import CARD, TAG, forgiven
 from training.engines import say
 from training.progress import SPEED
 from training.trainable import ComponentSummary, format_summary
 
 SHOWN_ANSWERS = 12
+BOXES = {RIGHT: "reference_boxes", ANSWERED: "boxes"}
 PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # behind the loss and other metrics
 # Flags that name places on the machine, which are nobody's business who gets the weights.
 PLACES = {
@@ -220,7 +221,9 @@ def answers_of(output_dir: str, facts: RunFacts, steps: list[int]) -> Iterator[d
     last_row = None
     for key, answer in list(after.items())[:SHOWN_ANSWERS]:
         is_first, last_row = answer["index"] != last_row, answer["index"]
-        shown = pictures(facts.eval_dataset[last_row]) if is_first else ()
+        told = {colour: answer.get(name, []) for colour, name in BOXES.items()}
+        boxes = {colour: facts.eval_dataset.in_pixels(last_row, found, back=True) for colour, found in told.items()}
+        shown = pictures(facts.eval_dataset[last_row], boxes) if is_first or any(told.values()) else ()
         yield answer | {
             "pictures": [embedded(picture, caption) for _, picture, caption in shown],
             "before": before.get(key, {}).get("prediction"),

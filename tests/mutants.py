@@ -30,6 +30,8 @@ WORDS = "tests/loaders/test_new_tokens.py::"
 TRAINS = "tests/training/test_trainable.py::"
 KINDS = "tests/reading/test_file_kinds.py::"
 THOUGHTS = "tests/collators/test_thoughts_and_tools.py::"
+BOXES, SEEN = "tests/collators/test_boxes.py::", "tests/collators/test_boxes_seen.py::"
+OBJECTS = "tests/reading/test_objects.py::"
 
 
 class Fault(NamedTuple):
@@ -906,6 +908,70 @@ FAULTS = [
         "max(round(w * n), min(n, 1))",
         "round(w * n)",
         "tests/reading/test_sources.py::test_a_share_is_rounded_and_no_row_comes_before_its_turn",
+    ),
+    # ---- boxes ----
+    Fault(
+        "a box is in pixels of the file as it lies",
+        "reading/images.py",
+        "        return _seen_size(image)\n",
+        "        return image.size\n",
+        f"{OBJECTS}test_marks_take_names_boxes_and_points_in_order",
+    ),
+    Fault(
+        "a box outside of its picture is taken",
+        "reading/boxes.py",
+        "number <= side + 1",
+        "number <= side * 9",
+        f"{OBJECTS}test_what_cannot_be_meant_is_refused_by_row_and_field",
+    ),
+    Fault(
+        "there may be more boxes than marks",
+        "reading/boxes.py",
+        "found != len(values)",
+        "found > len(values)",
+        f"{OBJECTS}test_what_cannot_be_meant_is_refused_by_row_and_field",
+    ),
+    Fault(
+        "boxes are in pixels before the processor's resize",
+        "collators/boxes.py",
+        "and images.do_resize",
+        "and not images.do_resize",
+        f"{BOXES}test_the_box_in_the_labels_covers_what_it_names[qwen2.5-vl]",
+    ),
+    Fault(
+        "counts of boxes outlive another size of their pictures",
+        "collators/budget.py",
+        "key.append(asdict(dataset.media))",
+        "pass",
+        f"{BOXES}test_the_box_in_the_labels_covers_what_it_names[qwen2.5-vl]",
+    ),
+    Fault(
+        "each name is an object of its own",
+        "collators/boxes.py",
+        'if groups and "at" in found and',
+        'if groups and "at" not in found and',
+        f"{BOXES}test_names_boxes_and_points_are_written_as_the_makers_do[qwen3.5]",
+    ),
+    Fault(
+        "all boxes are of the first image",
+        "collators/boxes.py",
+        'chain((one["image"] for one in objects), repeat(0))',
+        "repeat(0)",
+        f"{SEEN}test_answers_tell_boxes_in_pixels_of_the_original",
+    ),
+    Fault(
+        "boxes beyond those asked for cost nothing",
+        "evaluation/boxes.py",
+        "max(len(answered), len(right))",
+        "len(right)",
+        f"{SEEN}test_the_metrics_of_boxes_are_those_worked_out_by_hand",
+    ),
+    Fault(
+        "pixels in a text are resized in silence",
+        "collators/template_check.py",
+        "if boxes.in_pixels and is_resized",
+        "if boxes.in_pixels and not is_resized",
+        f"{SEEN}test_pixels_in_a_text_are_warned_of_where_flags_resize",
     ),
     # ---- the budget ----
     Fault(

@@ -321,7 +321,7 @@ def test_the_rows_of_the_pages_are_read(media_folder, tmp_path):
         shutil.copy(media_folder / "tall.jpg", tmp_path / name)
     shutil.copy(media_folder / "clip.mp4", tmp_path / "clips/door.mp4")
     blocks = [code for page in PAGES for _, code in code_blocks(page, "json") if code.startswith("[")]
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for code in blocks:
         (tmp_path / "rows.json").write_text(code, encoding="utf-8")
         dataset = MultimodalDataset(str(tmp_path / "rows.json"))

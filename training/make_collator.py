@@ -26,6 +26,7 @@ def make_collator(family: str, loader, data, *datasets):
         stop_tokens=loader.stop_tokens(processor.tokenizer),
         template_kwargs=parse_template_kwargs(data.template_kwargs),
         train_thoughts=data.train_thoughts,
+        box_format=data.box_format,
     )
     if wrong := [(word, token) for word in words for token in collator.template.frame.tokens if token in word]:
         raise ValueError(f"--add_tokens: {wrong[0][0]!r} holds {wrong[0][1]!r}, which frames conversations. Rename it.")

@@ -1,26 +1,30 @@
-"""COCO instances -> a row of each picture that shows any: the names of their classes, in the order of the file.
+"""COCO instances -> a row of each picture that shows any: the names and boxes of its objects, by class.
 
     python example_data/convert/coco_instances.py instances_train2017.json rows.jsonl
     python train.py --data_path rows.jsonl --image_folder train2017 ...
 
-Their boxes are left out.
+Boxes of crowds, and those without an area, are left out.
 """
 
-from common import read_json, write_rows
+from common import corners, read_json, write_rows
 
-QUESTION = "Which objects are in the image?"
+QUESTION = "Where is each object in the image?"
 
 
 def rows(instances):
     about = read_json(instances)
     names = {category["id"]: category["name"] for category in about["categories"]}
-    shown = {image["id"]: set() for image in about["images"]}
+    shown = {image["id"]: {} for image in about["images"]}  # class -> its boxes
     for instance in about["annotations"]:
-        shown[instance["image_id"]].add(instance["category_id"])
+        if min(instance["bbox"][2:]) > 0 and not instance["iscrowd"]:
+            boxes = shown[instance["image_id"]].setdefault(instance["category_id"], [])
+            boxes.append(corners(instance["bbox"]))
     for image in about["images"]:
-        if classes := shown[image["id"]]:
-            answer = ", ".join(name for number, name in names.items() if number in classes)
-            yield {"image": image["file_name"], "question": QUESTION, "answer": answer}
+        if classes := sorted(shown[image["id"]].items()):
+            answer = ", ".join("<ref-object>" + "<bbox>" * len(boxes) for _, boxes in classes)
+            boxes = [box for _, found in classes for box in found]
+            objects = {"ref": [names[number] for number, _ in classes], "bbox": boxes}
+            yield {"image": image["file_name"], "question": QUESTION, "answer": answer, "objects": objects}
 
 
 write_rows(rows)

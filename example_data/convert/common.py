@@ -11,6 +11,12 @@ def read_json(path: str) -> dict | list:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
+def corners(box: list[float]) -> list[float]:
+    """x, y, width and height -> the corners of the box, as `objects` of a row has it."""
+    x, y, width, height = box
+    return [x, y, x + width, y + height]
+
+
 def write_rows(rows: Callable[..., Iterable[dict]]) -> None:
     """The command line of a script: the arguments of its `rows`, and the JSONL file to write."""
     about = inspect.getmodule(rows).__doc__

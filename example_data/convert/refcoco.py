@@ -1,16 +1,14 @@
-"""RefCOCO, RefCOCO+ or RefCOCOg -> a row of each expression of a split: the class of the object that it means.
+"""RefCOCO, RefCOCO+ or RefCOCOg -> a row of each expression of a split: the box of the object that it means.
 
-    python example_data/convert/refcoco.py 'refs(unc).p' instances.json train rows.jsonl
-    python train.py --data_path rows.jsonl --image_folder train2014 ...
-
-The boxes are left out.
+python example_data/convert/refcoco.py 'refs(unc).p' instances.json train rows.jsonl
+python train.py --data_path rows.jsonl --image_folder train2014 ...
 """
 
 import pickle
 
-from common import read_json, write_rows
+from common import corners, read_json, write_rows
 
-QUESTION = 'What kind of object is "{}"?'
+QUESTION, ANSWER = "Where is <ref-object>?", "<ref-object><bbox>"
 
 
 class PlainPickle(pickle.Unpickler):
@@ -23,13 +21,13 @@ class PlainPickle(pickle.Unpickler):
 def rows(refs, instances, split):
     about = read_json(instances)
     images = {image["id"]: image["file_name"] for image in about["images"]}  # the names in `refs` are no files
-    names = {category["id"]: category["name"] for category in about["categories"]}
+    boxes = {instance["id"]: corners(instance["bbox"]) for instance in about["annotations"]}
     with open(refs, "rb") as file:
         found = PlainPickle(file, encoding="latin1").load()  # of Python 2
     for ref in found:
         for sentence in ref["sentences"] if ref["split"] == split else []:
-            question, answer = QUESTION.format(sentence["sent"]), names[ref["category_id"]]
-            yield {"image": images[ref["image_id"]], "question": question, "answer": answer}
+            objects = {"ref": [sentence["sent"]] * 2, "bbox": [boxes[ref["ann_id"]]]}
+            yield {"image": images[ref["image_id"]], "question": QUESTION, "answer": ANSWER, "objects": objects}
 
 
 write_rows(rows)

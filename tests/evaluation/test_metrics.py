@@ -131,7 +131,11 @@ def test_the_direction_of_a_metric_is_known_by_its_name():
     [
         ("", "own.py", "or FILE.py:FUNCTION of an existing file"),
         ("", "none.py:score", "of an existing file"),
-        ("", "bleu", "--metric bleu: use one of exact_match, anls, accuracy, f1, vqa, cer, wer, or FILE.py"),
+        (
+            "",
+            "bleu",
+            "--metric bleu: use one of exact_match, anls, accuracy, f1, vqa, cer, wer, iou, box_accuracy",
+        ),
         ("", "own.py:score", "has no function score"),
         ("score = 1", "own.py:score", "has no function score"),
         ("import nothing_of_this_name", "own.py:score", "cannot be run: ModuleNotFoundError"),

@@ -24,6 +24,8 @@ INSTANCES = COCO | {
         {"id": 71, "image_id": 4, "category_id": 3, "bbox": [1.0, 2.0, 3.0, 4.0], "iscrowd": 0},
         {"id": 72, "image_id": 4, "category_id": 1, "bbox": [5.0, 2.0, 3.0, 4.0], "iscrowd": 0},
         {"id": 73, "image_id": 4, "category_id": 3, "bbox": [6.0, 2.0, 3.0, 4.0], "iscrowd": 1},
+        {"id": 74, "image_id": 4, "category_id": 3, "bbox": [7.0, 2.5, 3.0, 4.0], "iscrowd": 0},
+        {"id": 75, "image_id": 4, "category_id": 1, "bbox": [8.0, 2.0, 0.0, 4.0], "iscrowd": 0},
     ],
     "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}, {"id": 3, "name": "dog"}],
 }
@@ -101,14 +103,24 @@ SCRIPTS = {
             for image, answer in (("blue.png", "A blue wall."), ("red.png", "Red."), ("blue.png", "Blau überall."))
         ],
     ),
-    "coco_instances": ([INSTANCES], [row("blue.png", "Which objects are in the image?", "person, dog")]),
+    "coco_instances": (
+        [INSTANCES],
+        [
+            row("blue.png", "Where is each object in the image?", "<ref-object><bbox>, <ref-object><bbox><bbox>")
+            | {"objects": {"ref": ["person", "dog"], "bbox": [[5, 2, 8, 6], [1, 2, 4, 6], [7, 2.5, 10, 6.5]]}}
+        ],
+    ),
     "vqa_v2": (
         [QUESTIONS, ANSWERS],
         [row("COCO_val2014_000000000042.jpg", "What colour?", ["dark red", "red", "red"])],
     ),
     "refcoco": (
         [REFS, INSTANCES, "train"],
-        [row("blue.png", f'What kind of object is "{text}"?', "dog") for text in ("the left dog", "dog")],
+        [
+            row("blue.png", "Where is <ref-object>?", "<ref-object><bbox>")
+            | {"objects": {"ref": [text, text], "bbox": [[1, 2, 4, 6]]}}
+            for text in ("the left dog", "dog")
+        ],
     ),
     "visual_genome": ([ASKED, PICTURES], [row("VG_100K_2/4.jpg", "What is blue?", "The wall.")]),
     "label_studio": (

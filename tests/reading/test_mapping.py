@@ -261,11 +261,6 @@ FAULTS = {
         {},
         "both `text` and `value`",
     ),
-    "boxes": (
-        {"query": "Where is <ref-object>?", "response": "<bbox>", "objects": {"ref": ["a"], "bbox": [[1, 2, 3, 4]]}},
-        {},
-        "`objects`.*not read yet",
-    ),
     "an input of a question": ({"question": "a", "input": "b", "answer": "c", "train": False}, {}, "train"),
 }
 

@@ -1,0 +1,112 @@
+"""Boxes and points of a row, in the form of ms-swift: `objects`, and marks in the texts that stand for them in order.
+
+    {"image": "a.jpg", "question": "Find the <ref-object>.", "answer": "<bbox>",
+     "objects": {"ref": ["dog"], "bbox": [[x1, y1, x2, y2]]}}
+
+They become a field `objects` of canonical messages, a list of
+
+    {"part": int, "span": (start, end), "name": str}    what a mark stands for, by its part and its characters there
+    {"part": int, "span": (start, end), "at": [x1, y1, x2, y2] or [x, y], "image": int, "where": str, "type": str}
+"""
+
+import math
+import re
+from functools import cache
+
+from reading.images import seen_size
+from reading.named_fields import loaded
+from reading.options import MediaOptions
+
+FIELDS = {"ref-object": "ref", "bbox": "bbox", "point": "point"}  # mark -> field of `objects`
+MARK = re.compile(f"<({'|'.join(FIELDS)})>")
+KEYS = {*FIELDS.values(), "bbox_type", "image_id"}
+IGNORE = "(--columns objects= ignores the field)"
+
+
+def placed(messages: list[dict], value: object, num_images: int) -> bool:
+    """Give messages what the `objects` of their row hold; returns whether that field is of this form, and so is read.
+
+    Raises:
+        ValueError: names the field and the fix.
+    """
+    parts = [(message, i, part) for message in messages for i, part in enumerate(message["content"])]
+    marks = [(message, i, match) for message, i, part in parts for match in MARK.finditer(part.get("text", ""))]
+    objects = loaded(value, "objects") if marks else value
+    if not isinstance(objects, dict) or objects.keys().isdisjoint(FIELDS.values()):
+        if marks:
+            raise ValueError(
+                f"has {marks[0][2][0]} in its texts, but no `ref`, `bbox` or `point` in `objects` {IGNORE}"
+            )
+        return False
+    if any(MARK.search(message.get("reasoning_content", "")) for message in messages):
+        raise ValueError("has a mark of `objects` in a thought, where no box or point is read; write it out")
+    given = {mark: objects.get(name) or [] for mark, name in FIELDS.items()}
+    for mark, values in given.items():
+        found = sum(match[1] == mark for *_, match in marks)
+        if not isinstance(values, list) or found != len(values):
+            raise ValueError(
+                f"has {found} <{mark}> in its texts, so `objects.{FIELDS[mark]}` must be a list of as many, not "
+                f"{values!r:.100} {IGNORE}"
+            )
+    if (kind := objects.get("bbox_type") or "real") not in ("real", "norm1"):
+        raise ValueError(f"objects.bbox_type is {kind!r}, expected 'real' (pixels) or 'norm1' (from 0 to 1)")
+    needed = len(given["bbox"]) + len(given["point"])
+    ids = objects.get("image_id") or ([0] * needed if num_images == 1 else [])
+    if not isinstance(ids, list) or len(ids) != needed or not all(i in range(num_images) for i in ids):
+        raise ValueError(
+            f"has {num_images} images, so `objects.image_id` must be a list of {needed} numbers below {num_images}, "
+            f"the image of each box and point, not {ids!r:.100}"
+        )
+    left, images = {mark: enumerate(values) for mark, values in given.items()}, iter(ids)
+    for message, i, match in marks:
+        number, value = next(left[match[1]])
+        found, where = {"part": i, "span": match.span()}, f"objects.{FIELDS[match[1]]}[{number}]"
+        if match[1] != "ref-object":
+            at = _numbers(value, where, (4, 2) if match[1] == "bbox" else (2,), kind)
+            found |= {"at": at, "image": int(next(images)), "where": where, "type": kind}
+        elif isinstance(value, str):
+            found["name"] = value
+        else:
+            raise ValueError(f"{where} must be text, not {type(value).__name__}")
+        message.setdefault("objects", []).append(found)
+    return True
+
+
+def _numbers(value: object, where: str, counts: tuple[int, ...], kind: str) -> list[float]:
+    is_list = isinstance(value, list) and len(value) in counts
+    if not is_list or not all(type(number) in (int, float) and math.isfinite(number) for number in value):
+        forms = " or ".join({4: "[x1, y1, x2, y2]", 2: "[x, y]"}[count] for count in counts)
+        raise ValueError(f"{where} is {value!r:.100}; it must be {forms}")
+    if len(value) == 4 and not (value[0] < value[2] and value[1] < value[3]):
+        raise ValueError(
+            f"{where} is {value}, whose x2 or y2 is not more than x1 or y1: write the left, top, right and bottom edge "
+            "([x, y, width, height] becomes [x, y, x + width, y + height])"
+        )
+    if kind == "norm1" and not all(0 <= number <= 1 for number in value):
+        raise ValueError(f"{where} is {value}, but with the bbox_type 'norm1' numbers are from 0 to 1")
+    return value
+
+
+def located(messages: list[dict], options: MediaOptions) -> list[dict]:
+    """The messages with each `at` as shares of the sides of its picture as a person sees it (EXIF applied), and with
+    the `size` (width, height) in which that is opened. Reads headers.
+
+    Raises:
+        ValueError: a box or point is outside of its picture, by more than the pixel of a rounding.
+    """
+    if not any("objects" in message for message in messages):
+        return messages
+    images = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
+    size_of = cache(lambda image: seen_size(images[image], options))
+
+    def share(found: dict) -> dict:
+        if "at" not in found:
+            return found
+        size, at = size_of(found["image"]), found["at"]
+        pairs = [*zip(at, size * 2)] if found["type"] == "real" else [(number, 1) for number in at]
+        if found["type"] == "real" and not all(-1 <= number <= side + 1 for number, side in pairs):
+            raise ValueError(f"{found['where']} is {at}, outside of its picture of {size[0]} x {size[1]} pixels")
+        shares = [min(max(number / side, 0), 1) for number, side in pairs]
+        return found | {"at": shares, "size": options.target_size(*size)}
+
+    return [m | {"objects": [*map(share, m["objects"])]} if "objects" in m else m for m in messages]
