@@ -201,7 +201,7 @@ def test_the_report_counts_closed_answers_of_each_file(write_rows, tmp_path):
     write_answers(str(tmp_path), 3, lines)
     logs = {"step": 3, "eval_loss": 2.0, "eval_exact_match": 0.25, "eval_blind_exact_match": 0.125, "eval_answers": 10}
     logs |= {"eval_blind_pets_exact_match": 0.0625, "eval_texts_loss": 4.0, "eval_texts_answers": 5}
-    trained = [ComponentSummary("language model", "lora", 1, 1, 1e-4, "float32", {}, {}, [])]
+    trained = [ComponentSummary("language model", "lora", 1, 1, 1e-4, "float32", {}, [], {}, [])]
     facts = run_report.RunFacts(arguments, trained, held_out, held_out, {})
     run_report.write_report(str(tmp_path), facts, TrainerState(log_history=[logs], max_steps=3), Verdict("finished"))
     page = Page(tmp_path / "report.html")
