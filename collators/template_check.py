@@ -36,9 +36,9 @@ def outlines(*datasets: MultimodalDataset | None) -> list[list[dict]]:
 def own_pixels(collator, dataset: MultimodalDataset) -> str:
     """A warning where texts hold boxes in pixels, which stay as they are while flags resize their pictures."""
     boxes, media = collator.template.boxes, dataset.media
-    positions = np.linspace(0, len(dataset) - 1, min(MOST_ROWS, len(dataset))).astype(int)
-    is_resized = media.image_size or media.min_pixels or media.max_pixels or collator.image_size
-    for position in positions if boxes.in_pixels and is_resized else ():
+    if not boxes.in_pixels or not (media.image_size or media.min_pixels or media.max_pixels or collator.image_size):
+        return ""
+    for position in np.linspace(0, len(dataset) - 1, min(MOST_ROWS, len(dataset))).astype(int):
         texts = [part.get("text", "") for part in content_parts(dataset.rows[position] or {"messages": []})]
         if any(len(box) == 4 for text in texts for box in boxes.format.numbers(text)):
             return (

@@ -320,6 +320,7 @@ def test_the_rows_of_the_pages_are_read(media_folder, tmp_path):
     for name in ("photos/1.jpg", "photos/2.jpg"):
         shutil.copy(media_folder / "tall.jpg", tmp_path / name)
     shutil.copy(media_folder / "clip.mp4", tmp_path / "clips/door.mp4")
+    os.symlink(REPO / "example_data/images", tmp_path / "images")
     blocks = [code for page in PAGES for _, code in code_blocks(page, "json") if code.startswith("[")]
     assert len(blocks) == 8
     for code in blocks:

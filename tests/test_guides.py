@@ -316,9 +316,10 @@ def test_the_error_of_another_template_is_what_the_program_says():
     pair = ("a", "b")
     template = SimpleNamespace(differences_in=lambda _: [pair], check_layout=lambda _: None, is_replaced=False)
     template.thoughts_and_tools = SimpleNamespace(notes=lambda _: [])
+    template.boxes = SimpleNamespace(in_pixels=False)
     processor = SimpleNamespace(chat_template="x")
     differing = SimpleNamespace(processor=processor, template=template, fixed_format="")
-    data = SimpleNamespace(layouts=lambda: {Layout("UtAt"): 0})
+    data = SimpleNamespace(layouts=lambda: {Layout("UtAt"): 0}, media=None)
     (documented,) = re.findall(r"`(The checkpoint's chat template .*?)`", ERRORS.read_text(encoding="utf-8"))
     with pytest.raises(ValueError, match=documented):
         check_template(differing, data)

@@ -11,6 +11,7 @@ import preview
 from collators import COLLATORS
 from collators.template_check import check_template
 from reading.dataset import MultimodalDataset
+from reading.options import MediaOptions
 from reading.row_index import Layout
 
 # Exchanges, system prompts, texts around media, a reply that is not trained, a first reply, an open question.
@@ -21,6 +22,7 @@ USUAL += ["AtUtAt", "UitAtUt", "UvtAtUtAt", "StUtAtUitAt"]
 class Data:
     def __init__(self, *layouts: str):
         self.layouts = lambda: dict.fromkeys(map(Layout, layouts), 0)
+        self.media = MediaOptions()
 
 
 def collator_of(family: str, path: str, **kwargs):

@@ -190,7 +190,7 @@ FILES = {
     "zeros-footer.parquet": (b"PAR1" + bytes(64) + b"\x20\x00\x00\x00PAR1", ""),
     "encrypted.parquet": (b"PARE" + bytes(64) + b"\x20\x00\x00\x00PARE", ""),
     "rows.json.gz": (b"\x1f\x8b\x08\x00", r"\.json"),
-    "rows.arrow": (b"ARROW1", r"\.parquet"),
+    "rows.arrow": (b"ARROW1", "not a readable Arrow file"),
     "rows.csv": ("a,b\n1,2", "`question` and `answer`"),
     "rows": (f"[{GOOD}]", r"\.json"),
 }

@@ -270,8 +270,9 @@ def test_train_false_contradicts_training_on_all_text(write_rows, tiny):
 GREETED = [{"role": "assistant", "content": "Hello."}, *conversation_with(True)]
 
 
-# Families whose official template refuses a conversation that begins with a reply, or has one exchange only.
-USER_FIRST = ("gemma-3", "gemma-3n", "paligemma")
+# Families whose official template refuses a conversation that begins with a reply, or that reply without a question, or
+# has one exchange only.
+USER_FIRST = ("gemma-3", "gemma-3n", "paligemma", "qwen3.5", "qwen3.5-moe")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

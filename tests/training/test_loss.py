@@ -209,7 +209,7 @@ def test_two_processes_share_the_labels_of_a_step(tiny, family, engine, write_ro
     words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--output_dir", tmp_path / "out"]
     halves = [f"{path}[:5]", f"{path}[5:]"]  # a batch of one process has rows of both
     words += ["--data_path", path, "--eval_data_path", *halves, "--num_frames", 4, "--use_cpu", True, *VISION_FLAGS]
-    words += ["--per_device_train_batch_size", 2, "--per_device_eval_batch_size", 2, "--learning_rate", 0]
+    words += ["--per_device_train_batch_size", 2, "--per_device_eval_batch_size", 2, "--learning_rate", 1e-30]
     words += ["--gradient_accumulation_steps", 2, "--num_train_epochs", 1, "--logging_steps", 1, "--max_grad_norm", 0]
     words += ["--train_sampling_strategy", "sequential", "--save_strategy", "no", "--model_max_length", 2048]
     launch([*words, *ENGINES[engine]], processes=2)
