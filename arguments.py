@@ -54,7 +54,8 @@ class ModelArguments:
     )
     use_flash_attn: bool = flag(False, "Short for --attn_implementation flash_attention_2 (package flash-attn).")
     trust_remote_code: bool = flag(
-        False, "Run the Python files of the checkpoint, with all your rights: families without a class in transformers."
+        False,
+        "Run the Python files of the checkpoint, with your permissions: for families without a class in transformers.",
     )
     train_vision_encoder: bool = flag(False, "Train the vision encoder.")
     train_vision_projector: bool = flag(False, "Train the vision projector (always in full).")
@@ -87,7 +88,7 @@ class ModelArguments:
 class ReadingArguments:
     """How rows and media are read, in training and for answers alike."""
 
-    max_samples: int | None = flag(None, "At most so many rows of each path, the first ones.")
+    max_samples: int | None = flag(None, "Use only the first N rows of each path.")
     user_key: str = flag("human", "Name of the user in the `from` field of `conversations`.")
     assistant_key: str = flag("gpt", "Name of the assistant in the `from` field of `conversations`.")
     field_messages: str = flag("messages", "Name of the field `messages`.")
@@ -121,7 +122,7 @@ class ReadingArguments:
     )
     num_frames: int = flag(8, "Frames taken from each video, evenly spaced from the first to the last; or give --fps.")
     fps: float | None = flag(None, "Frames taken from each second of a video, instead of --num_frames.")
-    max_frames: int | None = flag(None, "At most so many frames of a video; needs --fps.")
+    max_frames: int | None = flag(None, "Use at most N frames of a video; needs --fps.")
     video_max_pixels: int | None = flag(None, "Shrink video frames of more pixels; their aspect ratio stays.")
     image_pixel_limit: int = flag(179_000_000, "Refuse an image of more pixels: it may be a decompression bomb.")
     media_megabytes_limit: int = flag(2_000, "Refuse to fetch a larger file.")
@@ -257,7 +258,7 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "Compute in bfloat16. Default: where the GPU has it, without --fp16."} | BARE,
     )
     # The Trainer's type, dict[str, bool], has no reader for the command line (5.23).
-    liger_kernel_config: str | None = flag(None, "Settled by --use_liger_kernel: all but its losses.")
+    liger_kernel_config: str | None = flag(None, "Set automatically by --use_liger_kernel; do not pass it.")
     fsdp: bool = flag(
         False, "Shard weights, gradients and optimizer with FSDP2 (--fsdp_config fsdp_configs/fsdp2.json)."
     )

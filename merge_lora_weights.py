@@ -3,7 +3,7 @@
     python merge_lora_weights.py --model_id qwen2.5-vl-3b-instruct --model_path out --model_save_path merged
 
 The result loads with plain `AutoModelForImageTextToText` and `AutoProcessor`. It is written shard by shard
-(merging/shard_merge.py) and then held against base + adapter; a failed check ends with exit code 1.
+(merging/shard_merge.py) and then compared with base + adapter; a failed check ends with exit code 1.
 """
 
 if __name__ == "__main__":
@@ -115,20 +115,20 @@ def read_adapter(path: str) -> dict:
     """
     if (config := output_folder.adapter_config(path)) is not None:
         return config
-    cure = "so there is nothing to merge"
+    why = "so there is nothing to merge"
     for shards, command in {
         "global_step*": f"python {path}/zero_to_fp32.py {path} {path} --safe_serialization",
         "pytorch_model_fsdp_*": f"accelerate merge-weights {path}/pytorch_model_fsdp_0 {path}",
     }.items():
         if glob.glob(os.path.join(path, shards)) and not glob.glob(os.path.join(path, "model*.safetensors")):
-            cure = (
+            why = (
                 f"but the shards of a training engine. `{command}` makes them a whole checkpoint, with no need to merge"
             )
     if glob.glob(os.path.join(path, "model*.safetensors")):
-        cure = "but a whole checkpoint: its training was in full, so there is nothing to merge. Use it as it is"
+        why = "but a whole checkpoint: its training was in full, so there is nothing to merge. Use it as it is"
     elif os.path.isdir(path) and (checkpoint := get_last_checkpoint(path)):
-        cure = f"but the run left checkpoints: the last is {checkpoint}"
-    raise ValueError(f"{path} holds no adapter (adapter_config.json), {cure}.")
+        why = f"but the run left checkpoints: the last is {checkpoint}"
+    raise ValueError(f"{path} holds no adapter (adapter_config.json), {why}.")
 
 
 def check_target(args: argparse.Namespace) -> None:

@@ -58,7 +58,7 @@ def finetune(arguments: Arguments) -> None:
     train_dataset, eval_dataset = make_datasets(data, arguments.training.seed, max_bad_samples=allowed)
     report_data(train_dataset, eval_dataset)
 
-    # model id -> family -> processor and collator; the training template is held against the checkpoint's
+    # model id -> family -> processor and collator; the training template is compared with the checkpoint's
     loader = LOADERS.get(arguments.model.family)(
         arguments.model.model_path, arguments.model.trust_remote_code, **model_kwargs(arguments)
     )

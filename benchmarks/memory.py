@@ -59,7 +59,7 @@ def measure(way: str, checkpoint: str) -> dict:
         return loss.item()
 
     step()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
     before, start = status("VmRSS"), time.process_time()
     loss = step()
     return {"peak": status("VmHWM") - before, "cpu": time.process_time() - start, "loss": loss}

@@ -39,7 +39,7 @@ class MediaTokens(NamedTuple):
     """Of each sample of a data set, from the sizes of its media alone."""
 
     media: np.ndarray  # (rows,) float; inf where it is not known
-    in_videos: np.ndarray  # (rows,) float: at most so many tokens of text that the processor writes into videos
+    in_videos: np.ndarray  # (rows,) float: an upper bound on the tokens of text that the processor writes into videos
     refused: dict[int, ValueError]  # position -> why the model refuses the sample
 
 

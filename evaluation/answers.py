@@ -128,7 +128,7 @@ def _generate(model, collator, prompts: list[dict], max_new_tokens: int, **optio
 def stream_answer(model, collator, messages: list[dict], max_new_tokens: int = 512) -> Iterator[str]:
     """The greedy answer to a conversation that ends with a user's message, in pieces as they are generated.
 
-    Whoever closes the iterator, or is interrupted while it waits, ends the generation with the token at work.
+    Closing the iterator, or an interruption while it waits, ends the generation at the next token.
 
     Args:
         messages: canonical (reading/dataset.py), media opened.

@@ -18,7 +18,7 @@ COMMANDS = """\
 Type a question, or
   /image PATH  for a picture that goes with the next question
   /video PATH  for a clip that does
-  /clear       to begin anew
+  /clear       to start again
   /quit        to end; Ctrl-C ends an answer"""
 
 
@@ -119,7 +119,7 @@ def chat(model, collator, conversation: Conversation, max_new_tokens: int) -> No
                 note(conversation.add(command[1:], rest.strip().strip("'\"")))
             elif command == "/clear":
                 conversation.clear()
-                note("The conversation begins anew.")
+                note("The conversation starts again.")
             elif command.startswith("/"):
                 raise ValueError(f"there is no {command}; there are /image, /video, /clear and /quit")
             elif line:

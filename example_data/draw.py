@@ -220,7 +220,7 @@ def main():
         print(write_split(args.output_dir, "sample", "image", IMAGE_PROPERTIES, images))
         print(write_split(args.output_dir, "video_sample", "video", VIDEO_PROPERTIES, clips))
         return
-    # Training shows each of its combinations several times, drawn anew each time; the test set each of its own once.
+    # Training shows each of its combinations several times, drawn again each time; the test set each of its own once.
     media, properties, prefix = (
         ("video", VIDEO_PROPERTIES, "video_") if args.videos else ("image", IMAGE_PROPERTIES, "")
     )

@@ -68,7 +68,7 @@ def is_padding_free(arguments, loader) -> bool:
     if not reason and loader.text_attention not in JOINING:
         reason = f"its {loader.text_attention} attention would compute the square of the whole row"
     if not reason and loader.text_attention == "sdpa" and arguments.training.torch_compile:
-        reason = "--torch_compile True would compile anew for every mixture of lengths"
+        reason = "--torch_compile True would compile again for every mixture of lengths"
     if reason and getattr(data, flag):
         raise ValueError(f"--{flag} True cannot be used with {arguments.model.model_path}: {reason}. Leave it out.")
     return data.padding_free is not False and not reason

@@ -78,7 +78,7 @@ class BaseLoader:
         if self.remote_code and not trust_remote_code:
             raise ValueError(
                 f"{model_path}: transformers has no classes for its family; they are Python files in the checkpoint, "
-                "which run with all your rights on this machine. If you trust their author, or have read them, add "
+                "which run with your permissions on this machine. If you trust their author, or have read them, add "
                 "--trust_remote_code True."
             )
         if trust_remote_code and not self.remote_code:
@@ -180,7 +180,7 @@ class BaseLoader:
             # LLM.int8 works on float16, which bitsandbytes 0.50 says of every layer at every call.
             logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
             for module in model.modules():
-                # On a CPU with AVX512-BF16, evaluation would pack 4-bit weights anew for good, rounded further, and
+                # On a CPU with AVX512-BF16, evaluation would pack 4-bit weights again for good, rounded further, and
                 # nothing that comes out of them would have a gradient again (bitsandbytes 0.50).
                 if hasattr(module, "support_avx512bf16_for_cpu"):
                     module.support_avx512bf16_for_cpu = False

@@ -216,7 +216,7 @@ class ShardMerge:
     def check(self, folder: str) -> str:
         """Hold each written tensor against base and adapter.
 
-        A merged matrix is held against what its LoRA layer answers to unit vectors, 64 columns of it: the layer as it
+        A merged matrix is compared with what its LoRA layer answers to unit vectors, 64 columns of it: the layer as it
         is trained and used, which adds two products and merges nothing.
 
         Raises:

@@ -36,10 +36,10 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
         fault = "does not exist" if missing else f"cannot be read: {getattr(error, 'strerror', None) or error}"
         if missing and (similar := similar_path(reference)):
             fault += f", but {similar} does, of which case, accents or slashes are written otherwise"
-        raise ValueError(f"{name} {fault}; mend the path or --{kind}_folder") from None
+        raise ValueError(f"{name} {fault}; fix the path or --{kind}_folder") from None
     if not stat.S_ISREG(mode):
         fault = "is a folder" if stat.S_ISDIR(mode) else "is a pipe or device, not a file"
-        raise ValueError(f"{name} {fault}; mend the path or --{kind}_folder")
+        raise ValueError(f"{name} {fault}; fix the path or --{kind}_folder")
     return reference
 
 

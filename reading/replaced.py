@@ -50,7 +50,7 @@ def check_drawn(dataset) -> list[str]:
         except ChangedFile as error:
             index, _ = dataset.locate(position)
             shutil.rmtree(index.folder, ignore_errors=True)  # another process may do so too
-            raise ChangedFile(f"{error} If that is meant, start again: the rows are then indexed anew.") from error
+            raise ChangedFile(f"{error} If that is meant, start again: the rows are then indexed again.") from error
     return [f"WARNING: {dataset.name}: {written_again(rewritten)} since they were indexed."] if rewritten else []
 
 

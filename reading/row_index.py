@@ -237,7 +237,7 @@ class RowIndex:
 
 
 def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
-    """The index of a file: from the cache folder, or made anew where the file, its media or how they are read differ.
+    """The index of a file: from the cache folder, or made again where the file, its media or how they are read differ.
 
     Raises:
         ValueError: the file is broken as a whole. What is wrong with single rows stands in `errors`.

@@ -348,7 +348,7 @@ class RowForm:
             return resolved
         if not is_within(resolved, folder):
             raise ValueError(
-                f"{where} is {shown(path)}, which leaves the folder {folder}: mend the path or --{kind}_folder, or "
+                f"{where} is {shown(path)}, which leaves the folder {folder}: fix the path or --{kind}_folder, or "
                 "add --allow_outside True if you trust the data"
             )
         return resolved

@@ -88,7 +88,7 @@ def find_source(path: str) -> Source:
     """What a path of `--data_path` names.
 
     Raises:
-        ValueError: nothing is there, or the path has no meaning; the message names it and the cure.
+        ValueError: nothing is there, or the path has no meaning; the message names it and the fix.
     """
     place, weight, bounds, split = path, 1.0, (None, None), None
     if not os.path.exists(place) and (match := WEIGHT.search(place)):

@@ -164,7 +164,7 @@ class CheckedRows(Dataset):
                 template.check_layout(sample["messages"])
                 template.check_rendering(sample["messages"])
             whole = self.collator.encode(sample, within_budget=False).inputs
-        except OverlongSample:  # without a budget, only for want of a label
+        except OverlongSample:  # without a budget, only because no label is left
             return {"fault": "no label", "reason": f"{sample['source']}: no token of it would be trained"}
         except ValueError as error:
             return {"fault": "refused", "reason": str(error)}

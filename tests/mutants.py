@@ -969,8 +969,8 @@ FAULTS = [
     Fault(
         "pixels in a text are resized in silence",
         "collators/template_check.py",
-        "if boxes.in_pixels and is_resized",
-        "if boxes.in_pixels and not is_resized",
+        "if not boxes.in_pixels or not (",
+        "if not boxes.in_pixels or (",
         f"{SEEN}test_pixels_in_a_text_are_warned_of_where_flags_resize",
     ),
     # ---- the budget ----

@@ -305,7 +305,7 @@ def test_the_errors_of_the_data_page(write_rows, media_folder):
         {"image": "https://example.org/red.png", "conversations": question},
     ]
     errors = "\n".join(MultimodalDataset(write_rows(rows), check=False).errors.values())
-    _, page = (REPO / "docs/dataset.md").read_text().split("## Errors and their cure")
+    _, page = (REPO / "docs/dataset.md").read_text().split("## Errors and their fixes")
     listed = re.findall(r"(?m)^\| `(.*?)` \| ", page)
     (block,) = [code for _, code in code_blocks(REPO / "docs/dataset.md", "text") if code.startswith("Error")]
     shown = [line.split(": ", 1)[1] for line in block.splitlines()[1:]]

@@ -84,7 +84,7 @@ def test_what_is_refused_leaves_the_chat_alive(tiny, media_folder, monkeypatch, 
     printed = capsys.readouterr()
     refusal = "Error: the conversation: PaliGemmaProcessor refuses it: PaliGemma"
     assert [line for line in printed.err.splitlines() if line.startswith("Error: ")] == [
-        "Error: image nowhere.png does not exist; mend the path or --image_folder",
+        "Error: image nowhere.png does not exist; fix the path or --image_folder",
         "Error: the model takes no videos",
         "Error: there is no /help; there are /image, /video, /clear and /quit",
         f"{refusal} needs at least one image, and all images before the text of the question.",

@@ -91,15 +91,16 @@ def is_family(name: str) -> bool:
     return name.startswith(("loaders/", "collators/")) and bool(FAMILY.search(source(name)))
 
 
-# The numbers of the budgets; whoever raises one says why in the commit.
+# The numbers of the budgets; a commit that raises one says why.
 # Before unread fields, wrong labels, other templates, damaged checkpoints and runs that diverge or collide were
-# refused, and rows of other tools, thoughts, tools and times read, train.py reached 7,700 lines of 13,000. The diet
-# brings these numbers to 6,500 and 14,000.
+# refused, train.py reached 7,700 lines of 13,000. Folders, archives and Arrow, held-out and weighted rows, thoughts,
+# tools, replies one by one, boxes, new tokens, named metrics and the question to a server are the rest. The diet that
+# follows brings these numbers to 6,500 and 14,000.
 def test_the_budgets_hold():
     assert len([name for name in tracked() if "/" not in name]) <= 14
-    assert lines(name for name in CODE if not is_family(name)) <= 16_050
-    assert lines(reached("train.py")) <= 10_000
-    assert lines(reached("merge_lora_weights.py")) <= 1_750
+    assert lines(name for name in CODE if not is_family(name)) <= 18_250
+    assert lines(reached("train.py")) <= 11_750
+    assert lines(reached("merge_lora_weights.py")) <= 1_950
 
 
 def test_no_module_imports_itself_by_a_circle():

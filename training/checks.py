@@ -472,8 +472,8 @@ def instead(name: str, value: str, known: Collection[str], tools: list[dict]) ->
     for key, here, note in next((keys[name] for keys in tools if name in keys), ()):
         if key in (value, ""):
             is_off = not key and value in ("false", "0", "0.0")
-            cure = "leave it out" if is_off or here == "nothing" else f"use {here}"
-            return f"{cure}{f' ({note})' if note and not is_off else ''}."
+            fix = "leave it out" if is_off or here == "nothing" else f"use {here}"
+            return f"{fix}{f' ({note})' if note and not is_off else ''}."
     # Of two spellings, the usual one; none that is refused.
     names = [other for other in known if "-" not in other.removeprefix("--")]
     found = nearest(name, [other for other in names if other.removeprefix("--") not in KEPT_FLAGS], cutoff=0.7)

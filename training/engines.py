@@ -94,7 +94,7 @@ def check_fsdp(arguments, config: dict) -> None:
         )
     if config.get("activation_checkpointing"):
         raise ValueError(
-            "--fsdp_config: its activation_checkpointing draws dropout anew when it computes again, and saves empty "
+            "--fsdp_config: its activation_checkpointing draws dropout again when it computes again, and saves empty "
             "adapters (accelerate 1.15, peft 0.21). Use --activation_checkpointing True instead."
         )
     if config.get("cpu_offload") and "gloo" not in str(training.ddp_backend):

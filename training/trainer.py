@@ -138,7 +138,7 @@ class FinetuneTrainer(ResumableTrainer):
         return norm
 
     def floating_point_ops(self, inputs) -> int:
-        """As the model's own, which would count its parameters anew in every batch (transformers 5.23)."""
+        """As the model's own, which would count its parameters again in every batch (transformers 5.23)."""
         return 6 * inputs["input_ids"].numel() * self._num_parameters
 
     @cached_property
@@ -324,7 +324,7 @@ class FinetuneTrainer(ResumableTrainer):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """As the Trainer's, whose count begins anew when a run is resumed (5.23), and says why the run ends."""
+    """As the Trainer's, whose count starts again when a run is resumed (5.23), and says why the run ends."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         saved = state.stateful_callbacks[type(self).__name__]["attributes"]

@@ -45,7 +45,7 @@ def test_no_file_of_a_checkpoint_runs_without_consent(tiny, family, write_rows, 
         ),
     ]
     for tool in tools:
-        with pytest.raises(ValueError, match="run with all your rights .* add --trust_remote_code True"):
+        with pytest.raises(ValueError, match="run with your permissions .* add --trust_remote_code True"):
             tool()
     assert not (tmp_path / "ran").exists()
 

@@ -54,7 +54,7 @@ def serve(pipe) -> None:
     pipe.send("ready")
     while True:
         request = pipe.recv()
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew: man 5 proc
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again: man 5 proc
         before = memory("VmRSS")
         pipe.send((header_and_pixels(*request), memory("VmHWM") - before))
 

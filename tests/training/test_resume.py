@@ -307,7 +307,7 @@ def test_a_run_goes_on_with_the_media_that_it_began_with(tmp_path, capsys):
     path.write_text(json.dumps(rows))
 
     def describe(change=lambda picture: None) -> dict:
-        """With new files, so that the rows are indexed anew, as after a copy to another machine."""
+        """With new files, so that the rows are indexed again, as after a copy to another machine."""
         for i in range(3):
             Image.new("RGB", (8, 8)).save(picture := tmp_path / f"new-{i}.png")
             os.utime(picture, (1, 1))
