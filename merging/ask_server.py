@@ -2,8 +2,8 @@
 
 The server is asked by OpenAI's protocol, with what a request must add (merging/servers.py) and the pictures as training
 saw them. Of vLLM, the tokens of its prompts and the log-probabilities of the references are compared too; of another
-server, the number of tokens of a prompt. A difference is named by its first cause: the prompt, the size of the
-pictures, sampling, the weights.
+server, the number of tokens of a prompt. Of several causes the first is named: the prompt, the size of the pictures,
+the weights, sampling.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import urllib.error
 import urllib.request
 from io import BytesIO
@@ -23,6 +24,7 @@ from PIL import Image
 import predict
 from evaluation.answers import Question, generate_answers, questions
 from loaders.output_folder import adapter_config, saved_arguments
+from merging.servers import GREEDY
 from reading.dataset import IGNORE_INDEX, make_dataset
 from reading.strict_json import strict_json
 
@@ -37,22 +39,25 @@ class Server:
 
     Args:
         url: such as http://127.0.0.1:8000/v1.
-        name: of the model, if the server lists it; else it has to serve one alone.
+        model: what it calls the model; by default `name`, if it lists that, or the only one that it lists.
+        name: of the folder.
         options: what each request adds (`Template.request_options`).
     """
 
-    def __init__(self, url: str, name: str, options: dict):
+    def __init__(self, url: str, model: str | None, name: str, options: dict):
         self.url, self.options = url.rstrip("/") + "/", options
-        self.models = [model["id"] for model in self.call("models")["data"]]
-        if name not in self.models and len(self.models) != 1:
-            raise ValueError(f"{url} serves {', '.join(self.models)}: choose one by --served_model_name.")
-        self.model = name if name in self.models else self.models[0]
+        if not model:  # asked for only then: that of transformers serve lists Hub repositories
+            models = [listed["id"] for listed in self.call("models")["data"]]
+            if name not in models and len(models) != 1:
+                raise ValueError(f"{url} lists {', '.join(models) or 'no model'}: choose one by --served_model_name.")
+            model = name if name in models else models[0]
+        self.model = model
         try:
             self.is_vllm = "version" in self.call("../version")
         except ValueError:
             self.is_vllm = False
 
-    def call(self, path: str, body: dict | None = None) -> dict:
+    def call(self, path: str, body: dict | None = None, source: str = "") -> dict:
         url, headers = urljoin(self.url, path), {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
@@ -61,16 +66,18 @@ class Server:
             with urllib.request.urlopen(request, timeout=SECONDS) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
-            raise ValueError(f"{url} answered {error.code}: {error.read(1000).decode(errors='replace')}") from error
+            raise ValueError(
+                f"{source}{url} answered {error.code}: {error.read(1000).decode(errors='replace')}"
+            ) from error
         except (OSError, ValueError) as error:
             raise ValueError(f"--url {self.url} cannot be asked ({error}). Is the server running?") from error
 
-    def ask(self, messages: list[dict], **options) -> dict:
-        """The response to a chat request of canonical messages, with their tools."""
+    def ask(self, messages: list[dict], source: str, **options) -> dict:
+        """The response to a chat request of the canonical messages of a sample, with their tools."""
         body = {"model": self.model, "messages": [as_openai(message) for message in messages]}
         if tools := messages[0].get("tools"):
             body["tools"] = tools
-        return self.call("chat/completions", body | self.options | options)
+        return self.call("chat/completions", body | self.options | options, f"{source}: ")
 
 
 class Outcome(NamedTuple):
@@ -79,7 +86,8 @@ class Outcome(NamedTuple):
     question: str
     prediction: str  # of the folder
     answer: str  # of the server, at temperature 0
-    cause: str  # of a difference that is known before the weights are blamed; "" if there is none
+    cause: str  # how the prompt differs; "" if it does not
+    sampled: bool  # whether the answer is another one where the request gives no temperature
     noise: float | None  # difference of the log-probabilities of the references, a token on average
 
 
@@ -98,8 +106,8 @@ def compare(args: argparse.Namespace, other: list[str]) -> str:
     predict.check(flags)
     dataset = make_dataset(flags, flags.data_path)
     model, collator = predict.load_with_options(flags)
-    name = args.served_model_name or os.path.basename(os.path.abspath(args.model_path))
-    server = Server(args.url, name, collator.template.request_options())
+    name = os.path.basename(os.path.abspath(args.model_path))
+    server = Server(args.url, args.served_model_name, name, collator.template.request_options())
     # Servers take frames of their own choice.
     asked = [question for question in questions(dataset) if not has_video(dataset, question)][: args.rows]
     if not asked:
@@ -117,6 +125,9 @@ def compare(args: argparse.Namespace, other: list[str]) -> str:
     noise = max((outcome.noise for outcome in found if outcome.noise is not None), default=None)
     if not cause and (different or (noise or 0) > ROUNDING):
         cause = blame_weights(found, noise, of_base(model, flags, predictions))
+    if not cause and any(outcome.sampled for outcome in found):
+        cause = "sampling is on where a request gives no temperature; send temperature=0"
+        cause += f", or start vLLM with {shlex.join(GREEDY)}" if server.is_vllm else ""
     for outcome in different[:SHOWN]:
         print(f"  {outcome.question!r}: the server says {outcome.answer!r}, predict.py {outcome.prediction!r}")
     same = f"{len(found) - len(different)} of {len(found)} answers are the same"
@@ -145,18 +156,17 @@ def ask(server: Server, model, collator, sample: dict, question: Question, ours:
             text = (choice["message"]["content"] or "").strip()
         return collator.template.thoughts_and_tools.split(text)[1]
 
-    usual = server.ask(prompt, max_tokens=length, **more)  # no temperature, as clients ask
-    answer = answer_of(usual)
+    usual = server.ask(prompt, sample["source"], max_tokens=length, **more)  # no temperature, as clients ask
+    answer, sampled = answer_of(usual), False
     tokens = collator.encode_prompt(prompt, sample["source"])["input_ids"][0].tolist()
     cause = difference(tokens, usual, collator)
     if answer != ours["prediction"]:
-        answer = answer_of(server.ask(prompt, max_tokens=length, temperature=0, **more))
-        if answer == ours["prediction"]:
-            cause = cause or "sampling is on where a request gives no temperature; send temperature=0"
+        greedy = answer_of(server.ask(prompt, sample["source"], max_tokens=length, temperature=0, **more))
+        answer, sampled = greedy, greedy != answer
     noise = None
     if server.is_vllm and not cause and reply["content"]:
         noise = difference_of_scores(server, model, collator, messages, sample["source"])
-    return Outcome(ours["question"], ours["prediction"], answer, cause, noise)
+    return Outcome(ours["question"], ours["prediction"], answer, cause, sampled, noise)
 
 
 def difference(ours: list[int], response: dict, collator) -> str:
@@ -198,7 +208,7 @@ def difference_of_scores(server: Server, model, collator, messages: list[dict], 
         scores = model(**inputs).logits[0].float().log_softmax(-1)
     ids = inputs["input_ids"][0].tolist()
     options = {"add_generation_prompt": False, "continue_final_message": True, "prompt_logprobs": 0}
-    listed = server.ask(messages, max_tokens=1, temperature=0, **options)["prompt_logprobs"]
+    listed = server.ask(messages, source, max_tokens=1, temperature=0, **options)["prompt_logprobs"]
     places = [i for i in range(1, min(len(ids), len(listed))) if labels[i] != IGNORE_INDEX]
     pairs = [(scores[i - 1, ids[i]].item(), listed[i].get(str(ids[i]))) for i in places]
     if not pairs or any(theirs is None for _, theirs in pairs):

@@ -19,6 +19,8 @@ from reading.strict_json import strict_json
 
 SERVERS = yaml.safe_load(Path(__file__).with_name("servers.yaml").read_text())
 HAS_IT = ("ran", "in its sources")
+# Else vLLM samples, at temperature 1 where generation_config.json names none, whatever its do_sample says.
+GREEDY = ["--override-generation-config", '{"temperature": 0}']
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM 0.32 takes as --max-lora-rank
 
 
@@ -52,7 +54,7 @@ def advice(path: str) -> Iterator[str]:
     if adapter and saved.get("chat_template"):
         template = os.path.join(path, "chat_template.jinja")
     command += ["--chat-template", template] if os.path.isfile(template) else []
-    command += SERVERS["vLLM"]["flags"].get(family, "").split()
+    command += GREEDY + SERVERS["vLLM"]["flags"].get(family, "").split()
     command += ["--trust-remote-code"] if loader_class.remote_code else []
     options, request = parse_processor_options(saved.get("processor_kwargs")), ["temperature=0"]
     own_bounds = saved.get("keep_processor_config") is False

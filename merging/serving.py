@@ -61,8 +61,8 @@ def check_generation_config(path: str) -> str:
     if config.eos_token_id is None:
         raise ValueError('generation_config.json has no "eos_token_id", so no answer would end. Copy the base\'s.')
     sampling = ("temperature", "top_p", "top_k", "repetition_penalty")
-    asked = {name: value for name in sampling if (value := getattr(config, name)) is not None}
-    return f"answers end at token {config.eos_token_id}{f', sampled with {asked} by default' if asked else ''}"
+    asked = {"temperature": 1.0} | {name: value for name in sampling if (value := getattr(config, name)) is not None}
+    return f"answers end at token {config.eos_token_id}, sampled with {asked} by default"
 
 
 def check_tokenizer(path: str) -> str:

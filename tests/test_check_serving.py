@@ -131,7 +131,8 @@ def test_a_sharded_folder_is_whole(tiny, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "  vLLM 0.32.0 (2026-11-29): ran\n" in said
     assert said.endswith(
-        f"  vllm serve {folder} --served-model-name model\n  Each request: model='model', temperature=0\n"
+        f"  vllm serve {folder} --served-model-name model --override-generation-config '{{\"temperature\": 0}}'\n"
+        "  Each request: model='model', temperature=0\n"
     )
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="cannot be served as it is: 1 of the checks failed"):
@@ -187,10 +188,10 @@ def test_the_command_for_an_adapter(adapter, tmp_path):
     (folder / "args.yaml").write_text(json.dumps(saved | {"processor_kwargs": '{"max_pixels": 9}'}))
     base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     *_, command, request, media = servers.advice(str(folder))
-    assert command.split() == [
+    assert shlex.split(command) == [
         *["vllm", "serve", base, "--enable-lora", "--lora-modules", f"hinges={folder}", "--max-lora-rank", "16"],
         *["--enable-tower-connector-lora", "--chat-template", f"{folder}/chat_template.jinja"],
-        *["--mm-processor-kwargs", '\'{"max_pixels":', "9}'"],
+        *["--override-generation-config", '{"temperature": 0}', "--mm-processor-kwargs", '{"max_pixels": 9}'],
     ]
     assert "--max_pixels 5000, --num_frames 4" in media and "processor_kwargs" not in media
     (folder / "args.yaml").write_text(json.dumps(saved | {"keep_processor_config": False}))  # the processor resizes

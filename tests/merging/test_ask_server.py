@@ -2,9 +2,16 @@
 
 import base64
 import json
+import socket
+import subprocess
+import sys
 import threading
+import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +21,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import check_serving
+from merging.ask_server import Server
 
 LAYERS = r"model\.language_model\..*_proj"
 
@@ -167,6 +175,66 @@ def test_what_differs_is_named(tiny, adapters, serve, rows, capsys):
     ]:
         said = asked(adapters[0], serve(PlainServer(base, **options)), rows, capsys)
         assert expected in said, (options, said)
+
+
+def test_which_model_is_asked(serve):
+    """The one that is given, else the one that is called as the folder, else the only one."""
+    listed = []
+    url = serve(SimpleNamespace(answer=lambda path, _: {"data": [{"id": name} for name in listed]}))
+    for listed[:], given, expected in [
+        (["a"], None, "a"),
+        (["a", "tuned"], None, "tuned"),
+        (["a", "tuned"], "b", "b"),
+        (["a", "b"], None, "lists a, b: choose one by --served_model_name"),
+        ([], None, "lists no model: choose one by --served_model_name"),
+    ]:
+        if expected.startswith("lists"):
+            with pytest.raises(ValueError, match=expected):
+                Server(url, given, "tuned", {})
+        else:
+            assert Server(url, given, "tuned", {}).model == expected
+
+
+def test_a_question_that_the_server_refuses_is_named(tiny, serve, rows, capsys):
+    server = PlainServer(tiny("qwen2-vl"))
+    url, server.chat = serve(server), lambda body: None
+    said = asked(tiny("qwen2-vl"), url, rows, capsys)
+    assert said == f"{Path(rows).name}, sample 0: {url}/chat/completions answered 404: null"
+
+
+@pytest.mark.slow
+def test_transformers_serve(tiny, adapters, rows, capsys):
+    base = tiny("qwen2-vl")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = [sys.executable, "-m", "transformers.cli.transformers", "serve", base, "--device", "cpu"]
+    with subprocess.Popen([*words, "--host", "127.0.0.1", "--port", port]) as server:
+        try:
+            for _ in range(300):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+                    break
+                except OSError:
+                    assert server.poll() is None
+                    time.sleep(1)
+            # What it lists are Hub repositories, not what it serves.
+            said = [
+                asked(path, f"http://127.0.0.1:{port}/v1", rows, capsys, "--served_model_name", base)
+                for path in (base, adapters[0])
+            ]
+        finally:
+            server.terminate()
+    assert "4 of 4 answers are the same" in said[0] and "answers as" in said[0], said
+    assert "the adapter is not applied" in said[1], said
+
+
+def test_a_server_that_samples_is_told_so_last(tiny, adapters, serve, write_rows, capsys):
+    """The first row shows sampling alone; of the second, training read the special token as plain text."""
+    rows = [{"conversations": turns(question, "A fox.")} for question in ("Who?", "Who <|im_end|>?")]
+    url = serve(PlainServer(tiny("qwen2-vl"), adapters[0], samples=True))
+    assert "sampling is on" in asked(adapters[0], url, write_rows(rows[:1]), capsys)
+    assert "another prompt: at token" in asked(adapters[0], url, write_rows(rows), capsys)
 
 
 def test_the_same_answers_from_other_weights(tiny, adapters, serve, rows, capsys):
