@@ -34,7 +34,8 @@ SCRIPTS = sorted(set((REPO / "example_scripts").glob("*.sh")) - {REPO / "example
 # Flags of the commands that are not ours, and of docs/generate.py.
 FOREIGN_FLAGS = {"nproc_per_node", "no-build-isolation", "matrix"}
 FOREIGN_FLAGS |= {"served-model-name", "enable-lora", "lora-modules", "max-lora-rank"}
-FOREIGN_FLAGS |= {"enable-tower-connector-lora", "chat-template-content-format"}  # of vLLM
+FOREIGN_FLAGS |= {"enable-tower-connector-lora", "chat-template-content-format"}
+FOREIGN_FLAGS |= {"override-generation-config", "mm-processor-kwargs"}  # of vLLM
 FOREIGN_FLAGS |= {"model-path", "lora-paths", "port"}  # and of SGLang
 
 
