@@ -28,6 +28,7 @@ from checkpoints import SIZES, draw_picture, make_checkpoint, words  # noqa: E40
 
 from arguments import parse_arguments  # noqa: E402
 from loaders import LOADERS  # noqa: E402
+from loaders.output_folder import ProcessorFiles  # noqa: E402
 from training import trainable  # noqa: E402
 from training.make_collator import make_collator  # noqa: E402
 from training.trainer import FinetuneTrainer  # noqa: E402
@@ -42,7 +43,9 @@ class Bench:
         loader = LOADERS.get("qwen2-vl")(folder)
         self.collator = make_collator("qwen2-vl", loader, arguments.data)
         self.model = trainable.make_trainable(loader.load_model(), loader, arguments).train()
-        self.trainer = FinetuneTrainer(model=self.model, args=arguments.training, model_path=folder)
+        self.trainer = FinetuneTrainer(
+            model=self.model, args=arguments.training, processor_files=ProcessorFiles(folder)
+        )
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], 1e-5)
 
     def cost(self, sample: dict) -> tuple[int, float, float]:

@@ -32,6 +32,7 @@ def measure(way: str, checkpoint: str) -> dict:
 
     from arguments import parse_arguments
     from loaders import LOADERS
+    from loaders.output_folder import ProcessorFiles
     from reading.dataset import IGNORE_INDEX
     from training import trainable
     from training.trainer import FinetuneTrainer
@@ -41,7 +42,8 @@ def measure(way: str, checkpoint: str) -> dict:
     loader = LOADERS.get("qwen2-vl")(checkpoint)
     torch.manual_seed(0)
     model = trainable.make_trainable(loader.load_model(), loader, arguments).train()
-    trainer = FinetuneTrainer(model=model, args=arguments.training, model_path=checkpoint)
+    files = ProcessorFiles(checkpoint)
+    trainer = FinetuneTrainer(model=model, args=arguments.training, processor_files=files)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-5)
     input_ids = torch.randint(0, 1000, (ROWS, TOKENS))
     labels = input_ids.clone()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher
 from functools import cached_property, reduce
+from itertools import pairwise
 from typing import NamedTuple
 
 from jinja2 import Environment, TemplateError, meta
@@ -224,20 +225,34 @@ class Template:
             raise ValueError("the model takes no videos")
         if any("train" in message for message in messages) and not self.replies_only:
             raise ValueError('"train": false has no effect with --mask_question_tokens False, which trains all text')
-        if [m["role"] for m in messages if m["role"] != "system"][0] == "assistant" and not self.begins_with_replies:
+        roles = [message["role"] for message in messages if message["role"] != "system"]
+        if roles[0] == "assistant" and not self.begins_with_replies:
             raise ValueError("begins with a reply, for which the chat template has no place; put a user message before")
+        if ("user", "user") in pairwise(roles) and not self.takes_several_questions:
+            raise ValueError(
+                "has two user messages in a row, for which the chat template has no place; put them into one message"
+            )
 
     @cached_property
     def begins_with_replies(self) -> bool:
-        """Whether a conversation may begin with the assistant: the checkpoint's template takes it, and ours alike."""
-        messages = conversation(("assistant", "Hello."), ("user", "Name a colour."), ("assistant", "Red."))
+        """Whether a conversation may begin with the assistant."""
+        return self._takes(conversation(("assistant", "Hello."), ("user", "Name a colour."), ("assistant", "Red.")))
+
+    @cached_property
+    def takes_several_questions(self) -> bool:
+        """Whether a user's message may follow another."""
+        return self._takes(conversation(("user", "I see."), ("user", "Name a colour."), ("assistant", "Red.")))
+
+    def _takes(self, messages: list[dict]) -> bool:
+        """Whether the checkpoint's template takes a conversation, and ours alike."""
         try:
             text, spans = self.render(messages)
             official = self.render_official(messages)
         except UnfitTemplate:
             return False
         ours = as_official(self.exceptions, text[: spans[0][1]], text[spans[0][1] :])
-        return len(spans) == 2 and official in (ours, text.replace(RESERVED_CHARACTER, ""))
+        is_whole = len(spans) == sum(message["role"] == "assistant" for message in messages)
+        return is_whole and official in (ours, text.replace(RESERVED_CHARACTER, ""))
 
     def check_rendering(self, messages: list[dict]) -> None:
         """Raise an UnfitTemplate where a template that nobody prepared hides a reply or leaves a medium out."""

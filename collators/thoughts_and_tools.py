@@ -287,8 +287,7 @@ def is_shown(message: dict, place: int, question: int) -> bool:
 
 def has_several(messages: list[dict]) -> bool:
     """Whether a reply before the last question is trained too."""
-    question = last_question(messages)
-    return any(is_shown(message, i, question) for i, message in enumerate(messages[:question]))
+    return any(m["role"] == "assistant" and m.get("train", True) for m in messages[: last_question(messages)])
 
 
 def has_thought(messages: list[dict]) -> bool:

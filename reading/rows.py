@@ -531,7 +531,7 @@ def _split(part: dict, kind: str, left: Iterator) -> list[dict]:
 
 
 def _check_roles(messages: list[dict]) -> None:
-    """An optional system message, then user and assistant in turn from either on, an assistant last."""
+    """An optional system message, then users' messages and replies in turn, from either on, with a reply last."""
     roles = [message["role"] for message in messages]
     if "tool" in roles or any("tool_calls" in message for message in messages):
         if not named_fields.fit_together(messages):
@@ -540,8 +540,7 @@ def _check_roles(messages: list[dict]) -> None:
                 "there, and an assistant reply or a call at the end"
             )
         return
-    turns = roles[1:] if roles[0] == "system" else roles
-    if {*turns[::-2]} != {"assistant"} or {*turns[-2::-2]} != {"user"}:
+    if not re.fullmatch("s?a?(u+a)+", "".join(role[0] for role in roles)):
         raise ValueError(
             f"has the roles {', '.join(roles)}; expected an optional system message, then user and assistant in turn, "
             "with an assistant reply at the end"

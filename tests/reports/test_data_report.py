@@ -58,7 +58,7 @@ def main(words: list[str], log: str) -> int:
             dataset.__class__, dataset.log = LoggedDataset, log
         return dataset
 
-    here = {} if "--dataloader_num_workers" in words else HERE
+    here = {"workers": data_report.workers} if "--dataloader_num_workers" in words else HERE
     with mock.patch.object(split, "make_dataset", make_logged), mock.patch.multiple(data_report, **here):
         with pytest.raises(SystemExit) as end:
             preview.main(words)

@@ -270,9 +270,33 @@ def test_train_false_contradicts_training_on_all_text(write_rows, tiny):
 GREETED = [{"role": "assistant", "content": "Hello."}, *conversation_with(True)]
 
 
-# Families whose official template refuses a conversation that begins with a reply, or that reply without a question, or
-# has one exchange only.
-USER_FIRST = ("gemma-3", "gemma-3n", "paligemma", "qwen3.5", "qwen3.5-moe")
+# Families whose official template refuses a conversation that begins with a reply, or has one exchange only.
+USER_FIRST = ("gemma-3", "gemma-3n", "paligemma")
+
+
+# Families whose official template refuses two user messages in a row, or in which ours would be another text.
+ONE_QUESTION = ("gemma-3", "gemma-3n", "paligemma", "phi3-v", "glm-4.1v")
+TWO_QUESTIONS = [
+    {"role": "user", "content": "I see."},
+    {"role": "user", "content": "Name a colour."},
+    {"role": "assistant", "content": "Red."},
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_user_messages_in_a_row_are_as_the_template_takes_them(write_rows, tiny, family):
+    collator = collator_of(family, tiny, model_max_length=1024)
+    dataset = MultimodalDataset(write_rows([{"messages": TWO_QUESTIONS}]))
+    if family in ONE_QUESTION:
+        with pytest.raises(ValueError, match="sample 0.*(two user messages in a row|answers once)"):
+            collator.budget.fit(dataset, collator.encode, drop_overlong=False)
+        return
+    assert collator.budget.fit(dataset, collator.encode, drop_overlong=False) == (0, 0)
+    sample = collator.encode(dataset[0]).inputs
+    (run,) = trained_runs(collator.processor.tokenizer, sample["labels"][0])
+    assert "Red." in run and "colour" not in run
+    text = collator.processor.tokenizer.decode(sample["input_ids"][0])
+    assert text.index("I see.") < text.index("Name a colour.") < text.index("Red.")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
