@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher
 from functools import cached_property, reduce
-from itertools import pairwise
 from typing import NamedTuple
 
 from jinja2 import Environment, TemplateError, meta
@@ -225,34 +224,15 @@ class Template:
             raise ValueError("the model takes no videos")
         if any("train" in message for message in messages) and not self.replies_only:
             raise ValueError('"train": false has no effect with --mask_question_tokens False, which trains all text')
-        roles = [message["role"] for message in messages if message["role"] != "system"]
-        if roles[0] == "assistant" and not self.begins_with_replies:
-            raise ValueError("begins with a reply, for which the chat template has no place; put a user message before")
-        if ("user", "user") in pairwise(roles) and not self.takes_several_questions:
-            raise ValueError(
-                "has two user messages in a row, for which the chat template has no place; put them into one message"
-            )
+        roles = "".join(message["role"][0] for message in messages if message["role"] != "system")
+        for order, (_, what, fix) in ORDERS.items():
+            if re.search(order, roles) and order not in self.orders:
+                raise ValueError(f"{what}, for which the chat template has no place; {fix}")
 
     @cached_property
-    def begins_with_replies(self) -> bool:
-        """Whether a conversation may begin with the assistant."""
-        return self._takes(conversation(("assistant", "Hello."), ("user", "Name a colour."), ("assistant", "Red.")))
-
-    @cached_property
-    def takes_several_questions(self) -> bool:
-        """Whether a user's message may follow another."""
-        return self._takes(conversation(("user", "I see."), ("user", "Name a colour."), ("assistant", "Red.")))
-
-    def _takes(self, messages: list[dict]) -> bool:
-        """Whether the checkpoint's template takes a conversation, and ours alike."""
-        try:
-            text, spans = self.render(messages)
-            official = self.render_official(messages)
-        except UnfitTemplate:
-            return False
-        ours = as_official(self.exceptions, text[: spans[0][1]], text[spans[0][1] :])
-        is_whole = len(spans) == sum(message["role"] == "assistant" for message in messages)
-        return is_whole and official in (ours, text.replace(RESERVED_CHARACTER, ""))
+    def orders(self) -> set[str]:
+        """Those of ORDERS that the checkpoint's template takes, and ours alike."""
+        return {order for order, (messages, *_) in ORDERS.items() if takes(self, messages)}
 
     def check_rendering(self, messages: list[dict]) -> None:
         """Raise an UnfitTemplate where a template that nobody prepared hides a reply or leaves a medium out."""
@@ -441,3 +421,29 @@ PROBES = [
     ),
     conversation(("user", "video", "What happens?"), ("assistant", "A ball rolls.")),
 ]
+
+# Orders of roles, by their first letters, that a template may not take -> a probe, what is said of it, the fix.
+ORDERS = {
+    "^a": (
+        conversation(("assistant", "Hello."), ("user", "Name a colour."), ("assistant", "Red.")),
+        "begins with a reply",
+        "put a user message before",
+    ),
+    "uu": (
+        conversation(("user", "I see."), ("user", "Name a colour."), ("assistant", "Red.")),
+        "has two user messages in a row",
+        "put them into one message",
+    ),
+}
+
+
+def takes(template: Template, messages: list[dict]) -> bool:
+    """Whether the checkpoint's template takes a conversation, and the training template alike."""
+    try:
+        text, spans = template.render(messages)
+        official = template.render_official(messages)
+    except UnfitTemplate:
+        return False
+    ours = as_official(template.exceptions, text[: spans[0][1]], text[spans[0][1] :])
+    is_whole = len(spans) == sum(message["role"] == "assistant" for message in messages)
+    return is_whole and official in (ours, text.replace(RESERVED_CHARACTER, ""))

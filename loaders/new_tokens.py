@@ -93,7 +93,7 @@ def give_rows(model: nn.Module, loader) -> None:
     weights = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     gathered = nullcontext()
     if is_deepspeed_zero3_enabled():
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         gathered = GatheredParameters([*weights.values()], modifier_rank=0)
     with gathered:

@@ -102,6 +102,20 @@ FAULTS = [
     ),
     # ---- replies of a conversation ----
     Fault(
+        "a greeting is history that is not trained",
+        "collators/thoughts_and_tools.py",
+        'any(m["role"] == "assistant" and m.get("train", True) for m in messages[: last_question(messages)])',
+        'any(m["role"] == "assistant" and m.get("train", True) for m in messages[1 : last_question(messages)])',
+        "tests/training/test_faults.py::test_a_conversation_may_begin_with_a_reply_where_the_template_allows_it[qwen3.5]",
+    ),
+    Fault(
+        "two user messages in a row are trained where the template refuses them",
+        "collators/template.py",
+        "and order not in self.orders",
+        "and False",
+        "tests/training/test_faults.py::test_two_user_messages_in_a_row_are_as_the_template_takes_them[gemma-3]",
+    ),
+    Fault(
         "the history of a reply is trained again",
         "reading/rows.py",
         'm | {"train": False} if m["role"] == "assistant" else m',

@@ -99,7 +99,7 @@ def is_family(name: str) -> bool:
 def test_the_budgets_hold():
     assert len([name for name in tracked() if "/" not in name]) <= 14
     assert lines(name for name in CODE if not is_family(name)) <= 18_250
-    assert lines(reached("train.py")) <= 11_750
+    assert lines(reached("train.py")) <= 11_800
     assert lines(reached("merge_lora_weights.py")) <= 1_950
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, make_loader, run, turns
 from launch import here, launch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
@@ -79,7 +80,8 @@ def test_words_start_from_their_pieces_and_are_found_in_the_saved_tokenizer(tiny
         expected = tokenizer(text)["input_ids"]
         assert {*ids[:3], ids[-1]} <= {*expected}
         assert AutoProcessor.from_pretrained(folder).tokenizer(text)["input_ids"] == expected
-        messages = [{"role": role, "content": [{"type": "text", "text": words[0]}]} for role in ("user", "assistant")]
+        image, text = {"type": "image", "image": Image.new("RGB", (64, 64))}, {"type": "text", "text": words[0]}
+        messages = [{"role": "user", "content": [image, text]}, {"role": "assistant", "content": [text]}]
         labels = collator([{"messages": messages}])["labels"]
         assert (labels == ids[0]).sum() == 1
     before, after = (json.loads((place / "tokenizer.json").read_text()) for place in (folder, tmp_path / "3"))
@@ -172,7 +174,7 @@ def test_plain_transformers_writes_the_words_that_were_learned(tiny, write_rows,
                 with_adapter.eval()(**inputs).logits.float(),
                 model(**inputs).logits,
                 atol=2e-2 if "--q_lora" in flags else 1e-4,
-                rtol=0,
+                rtol=1e-3,
             )
 
 

@@ -729,7 +729,7 @@ CONTRADICTIONS = {
         {"system_prompt": "a", "conversations": [{"from": "system", "value": "b"}, *turns("a", "b")]},
         "system",
     ),
-    "two of one role": ({"messages": [ASK, ASK, ANSWER]}, "roles"),
+    "two replies in a row": ({"messages": [ASK, ANSWER, ANSWER]}, "roles"),
     "an assistant first": ({"messages": [ANSWER, ASK]}, "roles"),
     "a user last": ({"messages": [ASK, ANSWER, ASK]}, "roles"),
     "an unknown role": ({"messages": [{"role": "tool", "content": "a"}, ASK, ANSWER]}, "tool"),
