@@ -19,6 +19,7 @@ import numpy as np
 from transformers import set_seed
 
 from arguments import Arguments, parse_arguments
+from collators.pixel_bounds import describe_bounds
 from collators.probes import check_labels
 from collators.template_check import check_template, outlines
 from collators.thoughts_and_tools import SERVER_TEMPLATE
@@ -64,9 +65,7 @@ def finetune(arguments: Arguments) -> None:
     )
     check_kernels(arguments, loader)
     collator = make_collator(arguments.model.family, loader, data, train_dataset, eval_dataset)
-    if collator.image_size:
-        pixels = " ".join(f"--{name} {n}" for name in ("min_pixels", "max_pixels") if (n := getattr(data, name)))
-        say(f"{pixels}: the processor itself resizes images so; its saved files get {collator.image_size}.")
+    say(describe_bounds(collator, data))
     if attention.is_padding_free(arguments, loader):
         collator.join_samples(loader)
     check_labels(collator)

@@ -41,6 +41,14 @@ def settle_resize(reading, family: str) -> None:
         )
 
 
+def describe_bounds(collator, reading) -> str:
+    """A line on the bounds that the processor got, or nothing."""
+    if not collator.image_size:
+        return ""
+    pixels = " ".join(f"--{name} {n}" for name in ("min_pixels", "max_pixels") if (n := getattr(reading, name)))
+    return f"{pixels}: the processor itself resizes images so; its saved files get {collator.image_size}."
+
+
 def set_options(collator, reading, *datasets) -> None:
     """Have a collator's processor made with --processor_kwargs and the bounds that flags name (ReadingArguments).
 

@@ -440,10 +440,9 @@ ORDERS = {
 def takes(template: Template, messages: list[dict]) -> bool:
     """Whether the checkpoint's template takes a conversation, and the training template alike."""
     try:
-        text, spans = template.render(messages)
-        official = template.render_official(messages)
+        template.render_official(messages)
+        _, spans = template.render(messages)
+        is_whole = len(spans) == sum(message["role"] == "assistant" for message in messages)
+        return is_whole and not template.differences_in(messages)
     except UnfitTemplate:
         return False
-    ours = as_official(template.exceptions, text[: spans[0][1]], text[spans[0][1] :])
-    is_whole = len(spans) == sum(message["role"] == "assistant" for message in messages)
-    return is_whole and official in (ours, text.replace(RESERVED_CHARACTER, ""))

@@ -314,7 +314,7 @@ def test_typed_frame_tokens_get_the_tokens_of_a_tokenizer_without_them(pair, var
     collator, untouched, _ = pair
     family = VARIANTS.get(variant, (variant,))[0]
     if FACTS[family].remote_code:
-        pytest.skip("its tokens are no tokenizer.json")
+        pytest.skip("a tokenizer of the checkpoint's own code has no tokenizer.json to take tokens from")
     frame = sorted(added_tokens(untouched).keys() - own_tokens(family))
     description = json.loads(untouched.tokenizer.backend_tokenizer.to_str())
     description["added_tokens"] = [t for t in description["added_tokens"] if t["content"] not in frame]
