@@ -92,25 +92,29 @@ def _request(url: str, file, deadline: float, options: MediaOptions) -> str | No
         host = parts.hostname if ":" in parts.hostname else parts.hostname.encode("idna").decode()
     except UnicodeError as error:
         raise ValueError(f"its host name is malformed: {error}") from error
-    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    connection = _Connection(host, port, _public_addresses(host, port, options), parts.scheme == "https")
+    is_encrypted = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if is_encrypted else http.client.HTTPConnection
+    connection = kind(host, parts.port or kind.default_port)
     safe = "/%:=&?~+!$,;'@()*[]"
     target = quote(parts.path or "/", safe) + (f"?{quote(parts.query, safe)}" if parts.query else "")
-    timer = threading.Timer(max(0, deadline - time.monotonic()), connection.abort)
+    sock = connection.sock = _connect(host, connection.port, is_encrypted, options)
+    timer = threading.Timer(max(0, deadline - time.monotonic()), _end, (sock,))
     timer.daemon = True
     timer.start()
     try:
         with closing(connection):
+            if is_encrypted:
+                sock.do_handshake()
             # Compressed, a small body could unpack to an endless one.
             connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "finelmm"})
             with connection.getresponse() as response:
                 location = _read(response, file, options)
     except (OSError, http.client.HTTPException, _Temporary):
-        if not connection.late.is_set():
+        if time.monotonic() < deadline:
             raise
     finally:
         timer.cancel()
-    if connection.late.is_set():
+    if time.monotonic() >= deadline:
         raise ValueError(f"it takes longer than {TOTAL_SECONDS} seconds")
     return location
 
@@ -137,39 +141,26 @@ def _read(response: http.client.HTTPResponse, file, options: MediaOptions) -> st
         raise _Temporary(f"only {size:,} of its {promised:,} bytes came")
 
 
-class _Connection(http.client.HTTPConnection):
-    """To addresses that were checked, whatever the name resolves to by now."""
+def _connect(host: str, port: int, is_encrypted: bool, options: MediaOptions) -> socket.socket:
+    """A socket to an address that was checked, whatever the name resolves to by now; without its handshake."""
+    addresses = _public_addresses(host, port, options)
+    for number, address in enumerate(addresses, 1):
+        try:
+            sock = socket.create_connection((address, port), CONNECT_SECONDS)
+            break
+        except OSError:
+            if number == len(addresses):
+                raise
+    sock.settimeout(READ_SECONDS)
+    if not is_encrypted:
+        return sock
+    return ssl.create_default_context().wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
 
-    def __init__(self, host: str, port: int, addresses: list[str], encrypted: bool):
-        super().__init__(host, port)
-        self.addresses, self.encrypted, self.socket = addresses, encrypted, None
-        self.late = threading.Event()
-        self.default_port = 443 if encrypted else 80  # what the Host header leaves out
 
-    def connect(self) -> None:
-        for number, address in enumerate(self.addresses, 1):
-            try:
-                self.sock = self.socket = socket.create_connection((address, self.port), CONNECT_SECONDS)
-                break
-            except OSError:
-                if number == len(self.addresses):
-                    raise
-        self.sock.settimeout(READ_SECONDS)
-        if self.encrypted:
-            context = ssl.create_default_context()
-            self.sock = self.socket = context.wrap_socket(
-                self.sock, server_hostname=self.host, do_handshake_on_connect=False
-            )
-            self.sock.do_handshake()
-        if self.late.is_set():  # before there was a socket to end
-            raise TimeoutError("too late")
-
-    def abort(self) -> None:
-        """From another thread: ends whatever waits for data."""
-        self.late.set()
-        if self.socket:
-            with suppress(OSError):
-                self.socket.shutdown(socket.SHUT_RDWR)
+def _end(sock: socket.socket) -> None:
+    """From another thread: ends whatever waits for data."""
+    with suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _public_addresses(host: str, port: int, options: MediaOptions) -> list[str]:

@@ -295,7 +295,7 @@ def test_addresses_of_this_machine_and_its_network_are_refused(url, options, mon
         raise AssertionError("a connection was made")
 
     monkeypatch.setattr(fetch, "TRIES", 1)
-    monkeypatch.setattr(fetch._Connection, "connect", connect)
+    monkeypatch.setattr(socket, "create_connection", connect)
     with pytest.raises(ValueError, match="cannot be fetched: ") as error:
         fetch.fetch(url, options(allowed_networks=()))
     if url in PRIVATE and "%" not in url:
