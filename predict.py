@@ -30,7 +30,6 @@ from collators import COLLATORS
 from collators.pixel_bounds import set_options, settle_resize
 from collators.probes import check_labels
 from collators.template_check import check_template
-from collators.thoughts_and_tools import parse_template_kwargs
 from entry import cli
 from evaluation import metrics
 from evaluation.answers import generate_answers, questions
@@ -42,6 +41,7 @@ from loaders.quantization import quantization_config, quantized_bits
 from merging.shard_merge import check_adapter
 from reading.dataset import make_dataset
 from reading.options import AUTO
+from reading.strict_json import json_object
 from training.checks import check_flag_names
 
 # What the model gets to see of images and videos: as in training, unless a flag says otherwise.
@@ -241,7 +241,7 @@ def load(
     processor = loader.load_processor(model_path if own_processor else base_path)
     chat_template = processor.chat_template if saved.get("chat_template") else None  # saved with the run's processor
     stop_tokens = loader.stop_tokens(processor.tokenizer)
-    variables = parse_template_kwargs(template_kwargs or saved.get("template_kwargs"))
+    variables = json_object("template_kwargs", template_kwargs or saved.get("template_kwargs"))
     return model, COLLATORS.get(family)(
         processor,
         chat_template=chat_template,

@@ -7,8 +7,9 @@ Shrunk to 802,816 pixels before Qwen2.5-VL's processor rounds the sides to multi
 import numpy as np
 
 from collators import COLLATORS
-from collators.processor_options import parse_processor_options, set_processor_options
+from collators.processor_options import set_processor_options
 from reading.options import AUTO
+from reading.strict_json import json_object
 
 
 def settle_resize(reading, family: str) -> None:
@@ -23,7 +24,7 @@ def settle_resize(reading, family: str) -> None:
     if not has_bounds and reading.keep_processor_config is not None:
         raise ValueError(f"--keep_processor_config has no effect: {family}'s processor has no bounds of pixels.")
     if has_bounds and not reading.keep_processor_config:
-        given = parse_processor_options(reading.processor_kwargs)
+        given = json_object("processor_kwargs", reading.processor_kwargs)
         if both := given.keys() & {"size", "min_pixels", "max_pixels"}:
             raise ValueError(f"--processor_kwargs {min(both)!r} and --max_pixels set the same: leave one of them out.")
         if reading.jpeg_draft or reading.image_resize_algorithm != "bicubic":
@@ -54,7 +55,7 @@ def set_options(collator, reading, *datasets) -> None:
 
     `--max_pixels auto` becomes the largest number with which the samples of the data sets fit.
     """
-    set_processor_options(collator, parse_processor_options(reading.processor_kwargs))
+    set_processor_options(collator, json_object("processor_kwargs", reading.processor_kwargs))
     if reading.keep_processor_config is not False:
         return
     images, frames = collator.processor.image_processor, collator.frames_in_bounds

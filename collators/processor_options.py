@@ -1,7 +1,5 @@
 """Options of the checkpoint's own image and video processors (`--processor_kwargs`)."""
 
-import json
-
 from PIL import Image
 
 from collators.template import conversation
@@ -11,21 +9,6 @@ SETTLED_OPTIONS = {
     *("return_tensors", "device", "data_format", "input_data_format", "do_convert_rgb", "disable_grouping"),
     *("do_sample_frames", "num_frames", "fps", "min_frames", "max_frames", "video_metadata", "return_metadata"),
 }
-
-
-def parse_processor_options(text: str | None) -> dict:
-    """What --processor_kwargs holds.
-
-    Raises:
-        ValueError: it is no JSON object.
-    """
-    try:
-        options = json.loads(text or "{}")
-    except ValueError as error:
-        raise ValueError(f"--processor_kwargs {text} is not valid JSON: {error}.") from error
-    if not isinstance(options, dict):
-        raise ValueError(f'--processor_kwargs {text} must be a JSON object, such as {{"do_resize": true}}.')
-    return options
 
 
 def set_processor_options(collator, options: dict) -> None:

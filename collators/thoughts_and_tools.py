@@ -13,7 +13,6 @@ from contextlib import suppress
 from functools import cached_property, partial
 
 from collators.any_template import UnfitTemplate, find_replies, joined_text, with_variables
-from reading.named_fields import loaded
 from reading.strict_json import strict_json
 
 FIELDS = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # of messages, as templates know them
@@ -298,15 +297,3 @@ def as_typed(message: dict) -> dict:
     """A message whose thought is text again, as it was typed."""
     fields = {name: value for name, value in message.items() if name not in ("typed_thought", "reasoning_content")}
     return fields | {"content": [{"type": "text", "text": message["typed_thought"]}, *message["content"]]}
-
-
-def parse_template_kwargs(text: str | None) -> dict:
-    """What --template_kwargs holds.
-
-    Raises:
-        ValueError: it is no JSON object.
-    """
-    variables = loaded(text or "{}", "--template_kwargs")
-    if not isinstance(variables, dict):
-        raise ValueError(f'--template_kwargs {text} must be a JSON object, such as {{"enable_thinking": true}}.')
-    return variables

@@ -9,13 +9,12 @@ import yaml
 
 from arguments import ReadingArguments
 from collators import COLLATORS
-from collators.processor_options import parse_processor_options
-from collators.thoughts_and_tools import SERVER_TEMPLATE, parse_template_kwargs
+from collators.thoughts_and_tools import SERVER_TEMPLATE
 from loaders import LOADERS
 from loaders.output_folder import adapter_config, family_in, saved_arguments
 from merging.serving import MERGE, of_vision, tensors_of
 from predict import AS_IN_TRAINING
-from reading.strict_json import strict_json
+from reading.strict_json import json_object, strict_json
 
 SERVERS = yaml.safe_load(Path(__file__).with_name("servers.yaml").read_text())
 HAS_IT = ("ran", "in its sources")
@@ -56,10 +55,10 @@ def advice(path: str) -> Iterator[str]:
     command += ["--chat-template", template] if os.path.isfile(template) else []
     command += GREEDY + SERVERS["vLLM"]["flags"].get(family, "").split()
     command += ["--trust-remote-code"] if loader_class.remote_code else []
-    options, request = parse_processor_options(saved.get("processor_kwargs")), ["temperature=0"]
+    options, request = json_object("processor_kwargs", saved.get("processor_kwargs")), ["temperature=0"]
     own_bounds = saved.get("keep_processor_config") is False
     if not loader_class.remote_code:
-        variables = parse_template_kwargs(saved.get("template_kwargs"))
+        variables = json_object("template_kwargs", saved.get("template_kwargs"))
         collator = COLLATORS.get(family)(loader_class(base).load_processor(path), template_kwargs=variables)
         if adapter and own_bounds:  # servers read the base's processor
             options["size"] = dict(collator.processor.image_processor.size)

@@ -8,6 +8,21 @@ def strict_json(value, default=None, **options) -> str:
     return json.dumps(json.loads(json.dumps(value, default=default), parse_constant=lambda _: None), **options)
 
 
+def json_object(flag: str, text: str | None) -> dict:
+    """What a flag holds; nothing where it is not given.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        raise ValueError(f"--{flag} {text} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f'--{flag} {text} must be a JSON object, such as {{"NAME": true}}.')
+    return value
+
+
 def make_strict(path: str) -> None:
     """Rewrite a JSON file of a library's in the same way."""
     with open(path, encoding="utf-8") as file:

@@ -23,8 +23,6 @@ from transformers.utils import (
     is_torch_tf32_available,
 )
 
-from collators.processor_options import parse_processor_options
-from collators.thoughts_and_tools import parse_template_kwargs
 from evaluation import metrics
 from loaders import family_of
 from loaders.output_folder import adapter_config, check_writable, public_name
@@ -32,6 +30,7 @@ from reading.mapping import COLUMN, Mapping
 from reading.options import CACHE_FOLDER, MediaOptions
 from reading.rows import RowForm
 from reading.sources import names_of
+from reading.strict_json import json_object
 from supported_models import AUTO, MODELS, nearest
 from training.make_collator import OWN_TEMPLATES
 
@@ -211,8 +210,8 @@ def check_reading(reading) -> None:
                 "reads the data's FIELD as NAME)."
             )
     MediaOptions.of(reading)
-    parse_processor_options(reading.processor_kwargs)
-    parse_template_kwargs(reading.template_kwargs)
+    for flag in ("processor_kwargs", "template_kwargs"):
+        json_object(flag, getattr(reading, flag))
     check_writable("--data_cache", os.path.expanduser(reading.data_cache or CACHE_FOLDER))
 
 

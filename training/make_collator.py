@@ -2,8 +2,8 @@
 
 from collators import COLLATORS
 from collators.pixel_bounds import set_options
-from collators.thoughts_and_tools import parse_template_kwargs
 from loaders.new_tokens import add_tokens
+from reading.strict_json import json_object
 
 # Values of --chat_template beside a file: what trains where the checkpoint's template is not the family's.
 OWN_TEMPLATES = ("checkpoint", "family")
@@ -24,7 +24,7 @@ def make_collator(family: str, loader, data, *datasets):
         data.mask_question_tokens,
         chat_template=chat_template,
         stop_tokens=loader.stop_tokens(processor.tokenizer),
-        template_kwargs=parse_template_kwargs(data.template_kwargs),
+        template_kwargs=json_object("template_kwargs", data.template_kwargs),
         train_thoughts=data.train_thoughts,
         box_format=data.box_format,
     )
