@@ -9,11 +9,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
 from filelock import FileLock
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from reading.row_index import DAYS_KEPT, ChangedFile, name_of, naming_cache
@@ -76,34 +77,25 @@ def open_numbers(path: str, length: int) -> np.ndarray:
 
 
 def search(find: Find, positions: np.ndarray, what: str) -> Iterator[tuple[slice, list[int | ValueError]]]:
-    """Yields slices of `positions`, one behind the other, and what was found of each."""
+    """Yields slices of `positions`, one after the other, and what was found of each."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     batches = DataLoader(
-        Found(find, positions),
-        batch_size=None,
+        positions.tolist(),
+        BATCH,
         num_workers=min(cores, len(positions) // ROWS_PER_WORKER),
-        collate_fn=tuple,
+        collate_fn=partial(found_or_changed, find),
         generator=torch.Generator(),  # else it would draw from the run's
     )
     with tqdm(total=len(positions), desc=what, unit=" rows", delay=2, mininterval=1) as progress:
-        for number, found in batches:
+        for start, found in zip(range(0, len(positions), BATCH), batches):
             if isinstance(found, ChangedFile):
                 raise found
-            yield slice(number * BATCH, number * BATCH + len(found)), found
+            yield slice(start, start + len(found)), found
             progress.update(len(found))
 
 
-class Found(Dataset):
-    """Item i is what is found of batch i; a data loader's workers find it."""
-
-    def __init__(self, find: Find, positions: np.ndarray):
-        self.find, self.positions = find, positions
-
-    def __len__(self) -> int:
-        return -(-len(self.positions) // BATCH)
-
-    def __getitem__(self, number: int) -> tuple[int, list[int | ValueError] | ChangedFile]:
-        try:
-            return number, self.find(self.positions[number * BATCH : (number + 1) * BATCH].tolist())
-        except ChangedFile as error:  # raised in a worker, it would come with its traceback in its text
-            return number, error
+def found_or_changed(find: Find, positions: list[int]) -> list[int | ValueError] | ChangedFile:
+    try:
+        return find(positions)
+    except ChangedFile as error:  # raised in a worker, it would come with its traceback in its text
+        return error
