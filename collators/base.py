@@ -18,7 +18,7 @@ from transformers import BatchFeature
 
 from collators.batch import by_name, concatenate, with_all_sequences
 from collators.boxes import FORMATS, Boxes, BoxFormat
-from collators.budget import Budget, OverlongSample, code_of, fewest_frames
+from collators.budget import Budget, OverlongSample, fewest_frames
 from collators.channels_last import channels_last
 from collators.probes import encoded_probes, opened
 from collators.template import ChatFormat, Template, TemplateException, naming
@@ -95,29 +95,18 @@ class ChatCollator:
         self.processor = processor
         if hasattr(processor, "image_processor"):
             processor.image_processor = channels_last(processor.image_processor)
+        boxes = Boxes(processor, FORMATS[box_format] if box_format else self.box_format)
         self.template = self.template_class(
             processor,
-            (ChatFormat(self.chat_template, self.template_exceptions), *self.other_formats),
+            type(self),
+            boxes,
             chat_template,
-            self.template_kwargs,
-            self.string_roles,
             stop_tokens,
             replies_only=mask_question_tokens,
             given=template_kwargs,
-            thought_format=self.thought_format,
             train_thoughts=train_thoughts,
-            boxes=Boxes(processor, FORMATS[box_format] if box_format else self.box_format),
         )
-        self.budget = self.budget_class(
-            processor,
-            self.template,
-            model_max_length,
-            self.processor_kwargs,
-            self.placeholder_tokens,
-            self.frame_text,
-            code_of(type(self)),
-            self.frames_in_bounds,
-        )
+        self.budget = self.budget_class(processor, type(self), self.template, model_max_length)
         self.image_size: dict[str, int] | None = None  # bounds that flags gave the processor, to save with it
         self._tokenizer = processor.tokenizer  # not `tokenizer`: Trainer would save that, adapted, beside the weights
         self.media_in_every_batch: set[str] = set()  # kinds of media of which a batch that has none gets a dummy

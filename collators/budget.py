@@ -49,30 +49,13 @@ class Budget:
     A family whose processor has no arithmetic of its own, or a wrong one, has a subclass.
 
     Args:
-        processor, template: of the collator whose samples are counted.
+        family: class of the collator whose samples are counted, with its facts about the processor.
         max_length: tokens of a sample, media included; None: no limit.
-        processor_kwargs: options of every processor call.
-        placeholder_tokens: tokens of a medium's placeholder in the rendered text, in whose place its own come.
-        frame_text: the longest text that the processor writes beside every two frames of a video, such as their time.
-        code: of whatever else the tokens depend on.
-        frames_in_bounds: of the collator.
     """
 
-    def __init__(
-        self,
-        processor,
-        template: Template,
-        max_length: int | None = None,
-        processor_kwargs: dict | None = None,
-        placeholder_tokens: int = 1,
-        frame_text: str = "",
-        code: str = "",
-        frames_in_bounds: int = 0,
-    ):
+    def __init__(self, processor, family: type, template: Template, max_length: int | None = None):
         self.processor, self.tokenizer, self.template = processor, processor.tokenizer, template
-        self.max_length, self.processor_kwargs = max_length, processor_kwargs or {}
-        self.placeholder_tokens, self.frame_text, self.code = placeholder_tokens, frame_text, code
-        self.frames_in_bounds = frames_in_bounds
+        self.family, self.max_length = family, max_length
 
     # ---- one sample ----
 
@@ -88,7 +71,7 @@ class Budget:
                 self.template.check_rendering(row["messages"])
                 pieces.append(self._pieces(row["messages"]))
             num_media = sum(part["type"] != "text" for part in content_parts(row))
-            placeholders.append(num_media * self.placeholder_tokens)
+            placeholders.append(num_media * self.family.placeholder_tokens)
         lengths = iter(self._lengths_of([*chain(*pieces)]))
         return [sum(islice(lengths, len(of_row))) - number for of_row, number in zip(pieces, placeholders)]
 
@@ -130,15 +113,15 @@ class Budget:
             return 0
         if not hasattr(self.processor, "_get_num_multimodal_tokens"):  # private, but what vLLM plans with
             return float("inf")
-        counts = self.processor._get_num_multimodal_tokens(**sizes, **self.processor_kwargs)
+        counts = self.processor._get_num_multimodal_tokens(**sizes, **self.family.processor_kwargs)
         return sum(sum(counts[name]) for name in ("num_image_tokens", "num_video_tokens") if name in counts)
 
     def count_frame_text_tokens(self, row: dict, media_sizes: dict) -> int:
         """At most how many tokens of text the processor writes into the videos of a sample; opens no file."""
-        if not self.frame_text:
+        if not (frame_text := self.family.frame_text):
             return 0
         frames = [media_sizes["video", part["video"]][0] for part in content_parts(row) if part["type"] == "video"]
-        tokens = self.tokenizer(self.frame_text, add_special_tokens=False).input_ids
+        tokens = self.tokenizer(frame_text, add_special_tokens=False).input_ids
         return len(tokens) * sum((number + 1) // 2 for number in frames)
 
     def media_do_not_fit(self, source: str, num_tokens: int) -> OverlongSample:
@@ -213,12 +196,12 @@ class Budget:
         """A hash of all that the tokens of a sample depend on besides the sample and the budget, our code included."""
         template = self.template
         parts = (self, template, template.frame, template.boxes)
-        code = [self.code, *(code_of(type(part)) for part in parts), template.boxes.format]
+        code = [*map(code_of, (self.family, *map(type, parts))), template.boxes.format]
         own = template.thoughts_and_tools
         texts = [template.text, self.processor.chat_template, template.kwargs, template.given, template.string_roles]
         texts += [own.thought_format, own.train_thoughts]
         tokens = [template.stop_tokens, sorted(template.frame.tokens), self.tokenizer.special_tokens_map]
-        settings = [code, texts, tokens, self.processor_kwargs, *self._files(), transformers.__version__]
+        settings = [code, texts, tokens, self.family.processor_kwargs, *self._files(), transformers.__version__]
         return hashlib.sha256(repr(settings).encode()).hexdigest()
 
     def _files(self) -> list[str]:
@@ -235,10 +218,10 @@ class Budget:
         room = np.full(len(dataset), -np.inf)
         room[positions] = self.max_length - self.text_tokens(dataset, positions)[0]
         # Where images are resized before the processor, the flag goes on doing that.
-        bounded = self.frames_in_bounds and not (dataset.media.min_pixels or dataset.media.max_pixels)
+        bounded = self.family.frames_in_bounds and not (dataset.media.min_pixels or dataset.media.max_pixels)
         lowest, highest = 1, dataset.media.image_pixel_limit // STEP
         if bounded:
-            size, step = self.processor.image_processor.size, STEP * self.frames_in_bounds
+            size, step = self.processor.image_processor.size, STEP * self.family.frames_in_bounds
             lowest, highest = -(-size["shortest_edge"] // step), size["longest_edge"] // step
         best, helped = highest, 0
         at_lowest, at_best = (self._counter(steps * STEP, bounded) for steps in (lowest, best))
@@ -266,7 +249,7 @@ class Budget:
         other = copy(self)
         other.processor = copy(self.processor)
         images = other.processor.image_processor = copy(self.processor.image_processor)
-        images.size = dict(images.size) | {"longest_edge": max_pixels * self.frames_in_bounds}
+        images.size = dict(images.size) | {"longest_edge": max_pixels * self.family.frames_in_bounds}
         return other.count_media_tokens
 
     def advice(self, dataset, positions: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 """The training text: messages -> text and the character spans to train, compared with the checkpoint's own template."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import SequenceMatcher
 from functools import cached_property, reduce
@@ -42,16 +42,11 @@ class Template:
 
     Args:
         processor: the checkpoint's. Its tokenizer is adapted (frame_tokens.py).
-        formats: training templates with {% generation %} around each reply and its end-of-turn token; the one nearest
-            to the checkpoint's template is taken.
-        replacement: a template that replaces the family's and the checkpoint's. Without {% generation %} tags, the
-            replies are found by rendering (`collators/any_template.py`). "checkpoint" and "family": the own of these.
-        kwargs: variables of the templates, ours and the checkpoint's.
-        given: more of them, by --template_kwargs; whether to think is for prompts and conversations with a thought.
-        string_roles: roles whose content the checkpoint's template takes as a string, not as a list of parts.
-        stop_tokens: what ends generation; by default the tokenizer's end token.
-        replies_only: whether replies alone are trained.
-        thought_format, train_thoughts: of ThoughtsAndTools. boxes: writes those of the messages.
+        family: class of the collator, with its formats and its facts about the templates.
+        boxes: writes those of the messages.
+        replacement: its `chat_template`; "checkpoint" and "family" are the own of these.
+        replies_only: its `mask_question_tokens`.
+        given: its `template_kwargs`; whether to think is for prompts and conversations with a thought.
     """
 
     frame_class: type[FrameTokens] = FrameTokens
@@ -59,23 +54,21 @@ class Template:
     def __init__(
         self,
         processor,
-        formats: Sequence[ChatFormat] = (),
+        family: type,
+        boxes: Boxes,
         replacement: str | None = None,
-        kwargs: dict | None = None,
-        string_roles: tuple[str, ...] = (),
         stop_tokens: list[str] | None = None,
         replies_only: bool = True,
         given: dict | None = None,
-        thought_format: str = "",
         train_thoughts: bool = True,
-        boxes: Boxes | None = None,
     ):
-        self.processor, self.tokenizer, self.boxes = processor, processor.tokenizer, boxes or Boxes(processor, None)
-        self.given, self.string_roles, self.replies_only = given or {}, string_roles, replies_only
+        self.processor, self.tokenizer, self.boxes = processor, processor.tokenizer, boxes
+        self.given, self.string_roles, self.replies_only = given or {}, family.string_roles, replies_only
         told = {"enable_thinking": False} if "enable_thinking" in self.given else {}
-        self.kwargs = (kwargs or {}) | self.given | told
-        self.thoughts_and_tools = ThoughtsAndTools(self, thought_format, train_thoughts)
+        self.kwargs = family.template_kwargs | self.given | told
+        self.thoughts_and_tools = ThoughtsAndTools(self, family.thought_format, train_thoughts)
         self.stop_tokens = stop_tokens or [self.tokenizer.eos_token]
+        formats = [ChatFormat(family.chat_template, family.template_exceptions), *family.other_formats]
         self.is_replaced, is_family = bool(replacement), replacement == "family"
         if replacement == "checkpoint":
             replacement = official_template(processor)

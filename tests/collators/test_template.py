@@ -7,8 +7,9 @@ from official import official_processor
 
 from collators import COLLATORS
 from collators.batch import concatenate, with_all_sequences
+from collators.boxes import Boxes
 from collators.budget import Budget
-from collators.template import ChatFormat, Template
+from collators.template import Template
 from reading.dataset import MultimodalDataset
 
 FAMILY = "qwen2.5-vl"
@@ -16,8 +17,8 @@ FAMILY = "qwen2.5-vl"
 
 @pytest.fixture
 def template(tiny) -> Template:
-    family = COLLATORS.get(FAMILY)
-    template = Template(official_processor(FAMILY, tiny(FAMILY)), [ChatFormat(family.chat_template)])
+    processor = official_processor(FAMILY, tiny(FAMILY))
+    template = Template(processor, COLLATORS.get(FAMILY), Boxes(processor, None))
     template.frame.find(set(), ())
     return template
 
@@ -36,8 +37,7 @@ QWEN_VERSIONS = dict.fromkeys(("qwen3.5", "qwen3.6"), "loop.index0 > last.questi
 def test_later_qwens_have_the_format_of_qwen3_5(tiny, version, where):
     family, processor = COLLATORS.get("qwen3.5"), official_processor("qwen3.5", tiny("qwen3.5"))
     processor.chat_template = processor.chat_template.replace(QWEN_VERSIONS["qwen3.5"], where)
-    formats = [ChatFormat(family.chat_template, family.template_exceptions)]
-    template = Template(processor, formats, kwargs=family.template_kwargs)
+    template = Template(processor, family, Boxes(processor, None))
     template.frame.find(set(), family.reply_tokens)
     for record in golden_records("qwen3.5", [*QWEN_VERSIONS].index(version)):
         form = record.get("documented_variant", record)
@@ -54,7 +54,7 @@ def test_a_budget_counts_what_the_library_tokenizes(template, tiny, write_rows):
     message = lambda role, text: {"role": role, "content": [{"type": "text", "text": text}]}  # noqa: E731
     conversations = [[message("user", "Which?"), message("assistant", text)] for text in texts]
     whole = [untouched.apply_chat_template(c, tokenize=True, return_dict=False)[0] for c in conversations[:2]]
-    counted = Budget(template.processor, template).token_lengths(dataset)
+    counted = Budget(template.processor, COLLATORS.get(FAMILY), template).token_lengths(dataset)
     assert counted[:2].tolist() == [len(ids) for ids in whole]
     assert counted[2] > len(untouched.apply_chat_template(conversations[2], tokenize=True, return_dict=False)[0])
 
