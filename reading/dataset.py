@@ -22,7 +22,7 @@ import sys
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -83,8 +83,8 @@ class MultimodalDataset(WeightedRows):
         self.name = ", ".join(self.paths[:3]) + (f" and {len(self.paths) - 3} more" if len(self.paths) > 3 else "")
         self.weighted, self.balance = weighted, balance
         self.files: list[RowIndex] = []
-        self.starts = [0]  # of each file, in a numbering of the rows of all files
-        self.weights, self.chosen = [], []  # of each path; the latter in that numbering
+        self.starts = [0]  # of each file, in a numbering of the samples of all files
+        self.weights, self.path_starts, chosen = [], [0], []  # of each path; the others in that numbering
         root = os.environ.get(ROOT)
         for source in map(find_source, self.paths):
             first, before = self.starts[-1], len(self.files)
@@ -108,31 +108,29 @@ class MultimodalDataset(WeightedRows):
                 self.starts.append(self.starts[-1] + len(self.files[-1]))
             files = self.files[before:]
             rows = source.select(sum(index.num_rows for index in files))[:max_samples]
-            self.chosen.append(range(*(first + first_sample(files, row) for row in (rows.start, rows.stop))))
+            chosen.append(range(*(first + first_sample(files, row) for row in (rows.start, rows.stop))))
             self.weights.append(source.weight)
+            self.path_starts.append(self.starts[-1])
         if not weighted and {*self.weights} != {1}:
             raise ValueError(f"{self.name}: only training data (--data_path) has weights; here each row counts once.")
-        self.first_of = [0, *accumulate(map(len, self.chosen))]  # position of the first row of each path, and the end
-        self.kept: np.ndarray | None = None  # by `select`: positions before it
+        # Position -> number of the sample, in ascending order.
+        self.numbers = np.fromiter(chain(*chosen), np.int64, sum(map(len, chosen)))
         self.rows = Rows(self)
         if not len(self):
             raise ValueError(f"{self.name} holds no sample.")
         self._check_columns(columns)
-        self.errors = {}
-        for file, index in zip(self.starts, self.files):
-            for place, fault in index.errors.items():
-                for first, numbers in zip(self.first_of, self.chosen):
-                    if file + place in numbers:
-                        self.errors[first + numbers.index(file + place)] = fault
+        pairs = zip(self.starts, self.files)
+        faults = {start + place: fault for start, index in pairs for place, fault in index.errors.items()}
+        positions = np.flatnonzero(np.isin(self.numbers, [*faults])).tolist()
+        self.errors = {position: faults[int(self.numbers[position])] for position in positions}
         self.max_bad_samples, self.num_bad = max_bad_samples, 0
         self.is_held_out = False  # by reading/split.py
         if check and self.errors:
-            faults = {position: self.errors[position] for position in sorted(self.errors)}
             if max_bad_samples is None:
                 raise ValueError(
-                    f"{len(faults)} of {len(self)} samples of {self.name} cannot be used:\n{listed(faults)}"
+                    f"{len(self.errors)} of {len(self)} samples of {self.name} cannot be used:\n{listed(self.errors)}"
                 )
-            self.leave_out(faults)
+            self.leave_out(self.errors)
             self.errors = {}
 
     def _check_columns(self, columns: Sequence[str] | None) -> None:
@@ -143,7 +141,7 @@ class MultimodalDataset(WeightedRows):
                 raise ValueError(f"--columns {name}={field}: no row of {self.name} has a field `{field}`.")
 
     def __len__(self) -> int:
-        return self.first_of[-1] if self.kept is None else len(self.kept)
+        return len(self.numbers)
 
     def __getitem__(self, position: int) -> dict:
         """The sample with its media opened.
@@ -165,10 +163,7 @@ class MultimodalDataset(WeightedRows):
 
     def locate(self, position: int) -> tuple[RowIndex, int]:
         """The file of a row, and its place in it."""
-        if self.kept is not None:
-            position = int(self.kept[position])
-        path = bisect_right(self.first_of, position) - 1
-        number = self.chosen[path][position - self.first_of[path]]
+        number = int(self.numbers[position])
         file = bisect_right(self.starts, number) - 1
         return self.files[file], number - self.starts[file]
 
@@ -194,7 +189,7 @@ class MultimodalDataset(WeightedRows):
 
     def select(self, positions: Sequence[int]) -> None:
         """Keep only the rows at these positions, which are in ascending order."""
-        self.kept = np.asarray(positions) if self.kept is None else self.kept[positions]
+        self.numbers = self.numbers[positions]
 
     def leave_out(self, faults: dict[int, str], also: Collection[int] = ()) -> None:
         """Drop the samples of `faults` (position -> what is wrong), which are named and counted, and those of `also`.
@@ -215,14 +210,9 @@ class MultimodalDataset(WeightedRows):
             print(f"{self.name}: left out {len(faults)} of {len(self)} samples:\n{listed(faults)}", flush=True)
         self.select(kept)
 
-    def _numbers(self) -> np.ndarray:
-        """Position -> number of the row among those of all files (rows,)."""
-        numbers = np.concatenate([np.arange(chosen.start, chosen.stop) for chosen in self.chosen])
-        return numbers if self.kept is None else numbers[self.kept]
-
     def by_file(self, positions: np.ndarray | None = None) -> Iterator[tuple[RowIndex, np.ndarray, np.ndarray]]:
         """Each file, the places in it of the rows at these positions (by default all), and where these stand."""
-        numbers = self._numbers() if positions is None else self._numbers()[positions]
+        numbers = self.numbers if positions is None else self.numbers[positions]
         for start, end, index in zip(self.starts, self.starts[1:], self.files):
             members = np.flatnonzero((numbers >= start) & (numbers < end))
             yield index, numbers[members] - start, members
@@ -278,7 +268,7 @@ class MultimodalDataset(WeightedRows):
     def digest(self) -> str:
         """A hash of the texts of all rows, their order, and how many of them an epoch takes."""
         found = hashlib.sha256("".join(index.digest for index in self.files).encode())
-        found.update(self._numbers().tobytes() + repr([self._ends(), self._shares()]).encode())
+        found.update(self.numbers.tobytes() + repr([self._ends(), self._shares()]).encode())
         if self.is_drawn:
             found.update(self.of_rows("sampling_weights").tobytes() + self.of_rows("classes").tobytes())
         return found.hexdigest()

@@ -41,7 +41,7 @@ VERSION = 9  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
-KNOWN = 100_000  # headers that are kept meanwhile
+KNOWN = 100_000  # headers of files that are kept meanwhile
 OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
 OF_ROWS |= {"sampling_weights": "d", "classes": "Q", "numbers": "q"}  # the last, of the row in its file
 OF_MEDIA = {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}
@@ -300,11 +300,6 @@ def media_state(reference: object) -> tuple[int, int]:
     return sum(sizes), sum(times) // len(times)
 
 
-def is_path(reference: object) -> bool:
-    """Whether the reference of a canonical sample is that of a local file."""
-    return isinstance(reference, str) and os.path.isabs(reference)
-
-
 def arrow_copy(folder: str, form: RowForm) -> str:
     """The copy of a Parquet file or a table, beside the folder of its index."""
     return os.path.join(os.path.dirname(folder), f"{name_of(asdict(form.mapping))}.arrow")
@@ -357,7 +352,7 @@ class IndexMaker:
         self.unread, self.mapped, self.outside, self.counts = Counter(), Counter(), Counter(), Counter()
         self.own_folders = {*map(os.path.realpath, (os.path.dirname(path) or ".", *form.folders.values()))}
         self.outside_folder = lru_cache(4096)(self._outside_folder)
-        self.known: dict[tuple[str, str], Medium | ValueError] = {}  # by (kind, path or URL)
+        self.header_of_file = lru_cache(KNOWN)(self.header)  # or of a URL
 
     def make(self, folder: str) -> None:
         """Write the index into a folder, which is not there before it is whole."""
@@ -414,7 +409,7 @@ class IndexMaker:
         self.read_ahead((medium for *_, references, _ in usable for medium in references), pool)
         for raw, row, samples, references, known in usable:
             offset, length, *_, number = known[0]
-            media = [self.medium(*reference) for reference in references]
+            media = [*map(self.medium, references)]
             try:
                 if faults := [medium for medium in media if isinstance(medium, ValueError)]:
                     raise faults[0]
@@ -452,18 +447,16 @@ class IndexMaker:
 
     def read_ahead(self, media: Iterable[tuple[str, object]], pool: ThreadPoolExecutor) -> None:
         """Read the headers of files and URLs side by side, each once."""
-        wanted = {(kind, reference) for kind, reference in media if isinstance(reference, str)} - self.known.keys()
-        if len(self.known) + len(wanted) > KNOWN:
-            self.known.clear()
-        self.known.update(zip(wanted, pool.map(lambda reference: self.header(*reference), wanted)))
+        for _ in pool.map(self.medium, {medium for medium in media if isinstance(medium[1], str)}):
+            pass
 
-    def medium(self, kind: str, reference: object) -> Medium | ValueError:
-        """What is known of a medium, or what is wrong with it."""
-        found = self.known.get((kind, reference)) if isinstance(reference, str) else None
-        return found or self.header(kind, reference)
+    def medium(self, medium: tuple[str, object]) -> Medium | ValueError:
+        """What is known of a medium, (kind, reference), or what is wrong with it."""
+        return (self.header_of_file if isinstance(medium[1], str) else self.header)(*medium)
 
     def header(self, kind: str, reference: object) -> Medium | ValueError:
-        paths = [path for path in (reference if isinstance(reference, list) else [reference]) if is_path(path)]
+        parts = reference if isinstance(reference, list) else [reference]
+        paths = [part for part in parts if isinstance(part, str) and not is_url(part)]
         self.media_folders.update(map(os.path.dirname, paths))
         try:
             size = read_header(kind, reference, self.options)
@@ -489,7 +482,7 @@ class IndexMaker:
                 media.append(media_of(self.form.samples(self.form.named(row))[-1]))
         with ThreadPoolExecutor(8) as pool:
             self.read_ahead(itertools.chain(*media), pool)
-        return all(any(isinstance(self.medium(*medium), ValueError) for medium in of_row) for of_row in media)
+        return all(any(isinstance(found, ValueError) for found in map(self.medium, of_row)) for of_row in media)
 
     def write(self, folder: str) -> None:
         for name, values in self.arrays.items():

@@ -31,7 +31,7 @@ class WeightedRows(Dataset):
 
     def _ends(self) -> list[int]:
         """The position of the first row of each path, and the end."""
-        return self.first_of if self.kept is None else np.searchsorted(self.kept, self.first_of).tolist()
+        return np.searchsorted(self.numbers, self.path_starts).tolist()
 
     def row_weights(self) -> np.ndarray:
         """How often each row is seen in an epoch, in the mean (rows,)."""
