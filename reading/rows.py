@@ -28,7 +28,7 @@ from reading.files import is_within, leads_out_of, stays_in
 from reading.mapping import TURN_KEYS, Mapping, field_of, proposal
 from reading.references import is_url
 from reading.strict_json import strict_json
-from reading.unread import Unread, check_text, is_base64
+from reading.unread import Unread, is_base64
 
 ROLES = ("system", "user", "assistant")
 KINDS = ("image", "video")
@@ -159,7 +159,6 @@ class RowForm:
         messages = _system(row) + named_fields.merged([self._message(turn, where, unread) for turn, where in turns])
         users = [message for message in messages if message["role"] == "user"]
         asked = "\n".join([part["text"] for message in users for part in message["content"] if "text" in part])
-        check_text(asked, self.starts)
         unread.leave_text(asked)
         media = [part for message in messages for part in message["content"] if "text" not in part]
         for kind in reversed(KINDS):  # so that images come first where both go to the front
@@ -182,10 +181,16 @@ class RowForm:
                 'trained: write an answer, put "train": false on the message, or leave the row out '
                 "(--allow_empty_answers True trains on such rows)"
             )
-        if row.get("objects"):
-            _place_objects(unread, row["objects"], messages)
+        found = media_of(messages)
+        if (objects := row.get("objects")) and boxes.placed(
+            messages, _usable(objects, "objects"), [kind for kind, _ in found].count("image")
+        ):
+            unread.leave(named_fields.loaded(objects, "objects"), boxes.KEYS, "objects")
+        elif objects:  # of another form
+            unread.leave({"objects": objects}, ())
         if unread.times or unread.media:
-            _check_unread(unread, row, messages)
+            named = [row[name] for name in MEDIA_COLUMNS if name in row]  # with the names of what is given as bytes
+            unread.check([*named, *(reference for _, reference in found)], any(kind == "video" for kind, _ in found))
         for name in unread.names - {self.balance} if unread_fields is not None else ():
             unread_fields[name] += 1
         return messages
@@ -446,21 +451,6 @@ def _train(turn: dict, where: str) -> dict:
     if len(set(given.values())) > 1:
         raise ValueError(f"{where} says by `{'`, `'.join(given)}` both that it is trained and that it is not; keep one")
     return {"train": False} if False in given.values() else {}
-
-
-def _place_objects(unread: Unread, objects: object, messages: list[dict]) -> None:
-    """Boxes and points become a field of the texts; an `objects` of another form is a field that is not read."""
-    num_images = sum(kind == "image" for kind, _ in media_of(messages))
-    if boxes.placed(messages, _usable(objects, "objects"), num_images):
-        unread.leave(named_fields.loaded(objects, "objects"), boxes.KEYS, "objects")
-    else:
-        unread.leave({"objects": objects}, ())
-
-
-def _check_unread(unread: Unread, row: dict, messages: list[dict]) -> None:
-    media = media_of(messages)
-    named = [row[name] for name in MEDIA_COLUMNS if name in row]  # with the names of what is given as bytes
-    unread.check(named + [reference for _, reference in media], has_video=any(kind == "video" for kind, _ in media))
 
 
 def _decode(text: object, where: str) -> bytes:

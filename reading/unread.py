@@ -29,58 +29,68 @@ IN_LETTERS, BASE64 = re.compile("data:(image|video|audio)/", re.IGNORECASE), re.
 INDEX = re.compile(r"\[\d+\]")
 LONGEST_PATH = 2048
 
-# What a name means -> words of which it must hold one; words that may stand beside these, of which others speak of
+MASK, TIME = "a mask of the loss", "a time or rate of a video"
+CUT = "cut the clip to it, or choose frames for all clips, by --fps or --num_frames"
+# What a name means; words of which it must hold one; words that may stand beside these, of which others speak of
 # something else (`weight_kg`, `operating_system`), or None for any; what to do.
-MEANINGS = {
-    "a mask of the loss": (
+MEANINGS = [
+    (
+        MASK,
         "mask masks masked loss train trained training trainable weight weights",
         "is do no not on of in from for turn token tokens sample label labels message assistant reply response should "
         "compute ignore skip exclude attention",
         'write "train": false on each message that is not to be trained',
     ),
-    "a system prompt": (
+    (
+        "a system prompt",
         "system sys preamble",
         "prompt prompts message instruction instructions text content",
         "name it `system`, or make it the first message, of role system",
     ),
-    "tools": (
+    (
+        "tools",
         "tool tools function functions",
         "call calls choice available definition definitions schema schemas list parallel used response responses",
         "name it `tools` of the row, or `tool_calls` of the reply (docs/conversations.md)",
     ),
-    "earlier turns": (
+    (
+        "earlier turns",
         "history previous prior",
         "chat conversation dialog dialogue message messages turns",
         "put them in front of the other turns",
     ),
-    "a thought": (
+    (
+        "a thought",
         "reasoning thinking thought thoughts cot",
         "chain of content text detail details block blocks trace",
         "name it `reasoning_content` of the reply (docs/conversations.md)",
     ),
-    "sound": (
+    (
+        "sound",
         "audio audios sound speech",
         "path file url bytes data input content",
         "sound is not read yet; leave such rows out",
     ),
-    "a size of media": (
+    (
+        "a size of media",
         "pixels resized",
         "max min total height width image video",
         "give it for all media, by --max_pixels, --image_size or --video_max_pixels",
     ),
-}
-TIME = "a time or rate of a video"
-TIMES = (
-    "start end begin stop time times timestamp timestamps second seconds sec secs duration fps nframes frames rate "
-    "moment interval",
-    None,
-    "cut the clip to it, or choose frames for all clips, by --fps or --num_frames",
-)
-POSITIONS = (
-    "clip segment span timespan frame onset offset ts t from to",
-    "video s in range window idx index indices offset point points",
-    TIMES[2],
-)
+    (
+        TIME,
+        "start end begin stop time times timestamp timestamps second seconds sec secs duration fps nframes frames rate "
+        "moment interval",
+        None,
+        CUT,
+    ),
+    (
+        TIME,
+        "clip segment span timespan frame onset offset ts t from to",
+        "video s in range window idx index indices offset point points",
+        CUT,
+    ),
+]
 NEGATIONS = {"mask", "masks", "masked", "no", "not", "ignore", "skip", "exclude"}
 
 
@@ -125,7 +135,16 @@ class Unread:
                     self.media.append((inner, f"{fault}: name it `image` or `video` {ignore}"))
 
     def leave_text(self, text: str) -> None:
-        """Note the files that a text of the user names, such as `Picture 1: a.png`."""
+        """Note the files that a text of the user names, such as `Picture 1: a.png`.
+
+        Raises:
+            ValueError: it names one in a markup of its own.
+        """
+        for match in IN_TEXT.finditer(text):
+            path = next(filter(None, match.groups()[1:])).strip()
+            is_tagged = (match[1] or "").lower() in MEDIA_TAGS and ENDING.search(path)
+            if is_tagged or is_medium(path, self.folders, must_exist=True):
+                raise ValueError(as_letters(path))
         for match in NAME_IN_TEXT.finditer(text):
             name = SEPARATOR.split(text[max(match.end() - LONGEST_PATH, 0) : match.end()])[-1]
             if is_medium(name, self.folders, must_exist=True):
@@ -161,19 +180,6 @@ def flat(name: str, value: object) -> Iterator[tuple[str, object]]:
         yield name, value
 
 
-def check_text(text: str, folders: Collection[str]) -> None:
-    """Refuse a text that names a medium in a markup of its own, which would be trained as letters.
-
-    Raises:
-        ValueError: names the medium and the fix.
-    """
-    for match in IN_TEXT.finditer(text):
-        path = next(filter(None, match.groups()[1:])).strip()
-        is_tagged = (match[1] or "").lower() in MEDIA_TAGS and ENDING.search(path)
-        if is_tagged or is_medium(path, folders, must_exist=True):
-            raise ValueError(as_letters(path))
-
-
 def as_letters(path: str) -> str:
     return (
         f"names the medium {describe(path)} in a text, where it would be trained as letters: write <image> or <video> "
@@ -195,7 +201,7 @@ def meanings_of(path: str) -> list[tuple[str, str, str]]:
     found = []
     for name in re.split(r"[.\[\]]+", path):
         words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
-        for meaning, (any_of, beside, fix) in (*MEANINGS.items(), (TIME, TIMES), (TIME, POSITIONS)):
+        for meaning, any_of, beside, fix in MEANINGS:
             any_of = set(any_of.split())
             if words & any_of and (beside is None or words <= any_of | set(beside.split())):
                 found.append((name, meaning, fix))
@@ -204,15 +210,12 @@ def meanings_of(path: str) -> list[tuple[str, str, str]]:
 
 def counts(meaning: str, name: str, value: object) -> bool:
     """Whether a value that is not empty says something: `"loss": true` changes nothing, and a date is no time."""
-    if meaning == "a mask of the loss":
+    if meaning == MASK:
         return value not in (True, "true") or any(word in name.lower() for word in NEGATIONS)
     if meaning == TIME:
-        return not isinstance(value, bool) and bool(re.search(r"\d", str(value))) and not is_date(str(value))
+        is_date = re.search(r"\d{4}-\d\d|\d\d/\d\d", str(value))
+        return not isinstance(value, bool) and bool(re.search(r"\d", str(value))) and not is_date
     return value is not False
-
-
-def is_date(text: str) -> bool:
-    return bool(re.search(r"\d{4}-\d\d|\d\d/\d\d", text))
 
 
 def is_medium(value: object, folders: Collection[str], must_exist: bool = False) -> bool:
@@ -221,9 +224,7 @@ def is_medium(value: object, folders: Collection[str], must_exist: bool = False)
         return bool(HEADER.match(value))
     if not isinstance(value, str):
         return False
-    if IN_LETTERS.match(value):
-        return True
-    if is_base64(value):
+    if IN_LETTERS.match(value) or is_base64(value):
         return True
     if len(value) > LONGEST_PATH or not value.isprintable():
         return False
