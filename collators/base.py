@@ -260,11 +260,7 @@ class ChatCollator:
         return self._with_labels(inputs, offsets, _expanded(spans, replacements))
 
     def _media(self, messages: list[dict]) -> dict[str, list[dict]]:
-        """The opened images and videos, in order.
-
-        Raises:
-            ValueError: a video, and the model takes none.
-        """
+        """The opened images and videos, in order."""
         parts = content_parts({"messages": messages})
         media = {kind: [part for part in parts if part["type"] == kind] for kind in ("image", "video")}
         if media["video"] and not self.template.takes_videos:

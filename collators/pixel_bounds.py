@@ -13,11 +13,7 @@ from reading.strict_json import json_object
 
 
 def settle_resize(reading, family: str) -> None:
-    """Decide whether --min_pixels and --max_pixels become bounds of the processor: `keep_processor_config` False.
-
-    Raises:
-        ValueError: flags that cannot go together, or have no effect.
-    """
+    """Decide whether --min_pixels and --max_pixels become bounds of the processor: `keep_processor_config` False."""
     if not (reading.min_pixels or reading.max_pixels):
         return
     has_bounds = COLLATORS.get(family).frames_in_bounds

@@ -30,11 +30,7 @@ def opened(kind: str, number: int = 0) -> dict:
 
 
 def encoded_probes(collator) -> list[tuple[dict[str, torch.Tensor], list[str]]]:
-    """(tensors, expected replies) of each probe that the format takes.
-
-    Raises:
-        ValueError: it takes none.
-    """
+    """(tensors, expected replies) of each probe that the format takes."""
     found, error = [], None
     for messages, replies in EXPECTED:
         numbers = iter(range(10))

@@ -12,11 +12,7 @@ SETTLED_OPTIONS = {
 
 
 def set_processor_options(collator, options: dict) -> None:
-    """Have the image and video processors of a collator made with other options.
-
-    Raises:
-        ValueError: they have no such option, or do not take its value; the message lists those that there are.
-    """
+    """Have the image and video processors of a collator made with other options."""
     processor, name_of_class = collator.processor, type(collator.processor).__name__
     parts = {name: getattr(processor, name, None) for name in ("image_processor", "video_processor")}
     known = {

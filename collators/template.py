@@ -373,11 +373,7 @@ def variables_of(template: str) -> set[str]:
 
 
 def official_template(processor) -> str:
-    """The chat template that a checkpoint ships.
-
-    Raises:
-        ValueError: it ships none.
-    """
+    """The chat template that a checkpoint ships."""
     template = processor.chat_template
     if isinstance(template, dict):
         template = template.get("default")

@@ -46,14 +46,7 @@ NO_PLACE = (
 
 
 class ThoughtsAndTools:
-    """Renders the conversations that hold them.
-
-    Args:
-        template: the collator's.
-        thought_format: how the model writes a thought where the checkpoint's template leaves it out of the history,
-            with {} in its place; "": only as the template writes it.
-        train_thoughts: whether thoughts are trained, or only the answers after them.
-    """
+    """Renders the conversations that hold them; its arguments are those of the collator."""
 
     def __init__(self, template, thought_format: str = "", train_thoughts: bool = True):
         self.template, self.thought_format, self.train_thoughts = template, thought_format, train_thoughts

@@ -7,11 +7,7 @@ register_loader = LOADERS.register
 
 
 def family_of(model_path: str) -> str:
-    """The family of a checkpoint, by the model types in its config; `auto` where it has no files of its own.
-
-    Raises:
-        ValueError: no checkpoint there, none of vision and language, or several families fit it.
-    """
+    """The family of a checkpoint, by the model types in its config; `auto` where it has no files of its own."""
     from transformers import AutoConfig
 
     try:

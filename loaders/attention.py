@@ -58,11 +58,7 @@ AttentionMaskInterface.register(SDPA_BY_SAMPLE, mask_by_sample)
 
 
 def is_padding_free(arguments, loader) -> bool:
-    """Whether the samples of a batch lie in one row: by the flags, and by what the model can.
-
-    Raises:
-        ValueError: `--padding_free` or `--packing` for a model or an attention that would mix samples.
-    """
+    """Whether the samples of a batch lie in one row: by the flags, and by what the model can."""
     data, flag = arguments.data, "packing" if arguments.data.packing else "padding_free"
     reason = loader.inseparable
     if not reason and loader.text_attention not in JOINING:

@@ -70,10 +70,6 @@ class BaseLoader:
             model_path: folder or Hub path of weights, processor and config alike.
             trust_remote_code: the user's consent to run the checkpoint's Python files, where the family needs them.
             model_kwargs: for `from_pretrained`: dtype, attn_implementation, quantization_config.
-
-        Raises:
-            ValueError: no checkpoint there, one of another family, a package is missing, or a consent is missing or has
-                no use.
         """
         if self.remote_code and not trust_remote_code:
             raise ValueError(
@@ -195,11 +191,7 @@ class BaseLoader:
         return self.model_class().from_pretrained(self.model_path, **self.model_kwargs)
 
     def meta_model(self) -> nn.Module:
-        """The model of `load_model` on the meta device: shapes and precisions, no numbers; opens no file of weights.
-
-        Raises:
-            ValueError: the family's classes are remote code, which computes with its numbers as it is made.
-        """
+        """The model of `load_model` on the meta device: shapes and precisions, no numbers; opens no file of weights."""
         if self.remote_code:
             raise ValueError(
                 f"{self.model_path}: its Python files are written for weights that are there, so that its model cannot "

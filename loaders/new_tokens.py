@@ -15,11 +15,7 @@ FOUND = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": F
 
 
 def read_tokens(path: str) -> list[str]:
-    """The words of a file, one a line.
-
-    Raises:
-        ValueError: the file cannot be read, or a line is no word; the message names it.
-    """
+    """The words of a file, one a line."""
     try:
         with open(path, encoding="utf-8") as file:
             words = [line.rstrip("\n") for line in file]
@@ -72,11 +68,7 @@ def rows_of(adapter: dict | None) -> dict[int, list[int]]:
 
 @torch.no_grad()
 def give_rows(model: nn.Module, loader) -> None:
-    """Give tokens rows of the embeddings and the head, each the mean of its pieces' rows.
-
-    Raises:
-        ValueError: the model has words in other tables too, or a head for fewer of them.
-    """
+    """Give tokens rows of the embeddings and the head, each the mean of its pieces' rows."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     others = [
         name for name, module in model.named_modules() if isinstance(module, nn.Embedding) and module is not table

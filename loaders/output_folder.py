@@ -82,11 +82,7 @@ def share_weights(folder: str) -> None:
 
 
 def family_in(folder: str, base_path: str, model_id: str | None = None) -> str:
-    """The family of what was trained: by the model id, given or in `args.yaml`, else by the config of the base.
-
-    Raises:
-        ValueError: none of them tells it.
-    """
+    """The family of what was trained: by the model id, given or in `args.yaml`, else by the config of the base."""
     model_id = model_id or saved_arguments(folder).get("model_id")
     return find_model(model_id).family if model_id else family_of(base_path)
 

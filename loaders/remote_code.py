@@ -84,11 +84,7 @@ class RemoteCodeLoader(BaseLoader):
         return self.end_tokens
 
     def check_weights(self, model) -> None:
-        """Old code and a new `from_pretrained` can silently leave random weights: compare each with the file's.
-
-        Raises:
-            ValueError: weights that differ or that are in only one of the two; the message names some.
-        """
+        """Old code and a new `from_pretrained` can silently leave random weights: compare each with the file's."""
         folder = local_folder(self.model_path, WEIGHT_FILES)
         loaded = dict(model.named_parameters())
         wrong, unseen = [], set(loaded)

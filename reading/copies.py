@@ -22,14 +22,7 @@ def is_copied(path: str) -> bool:
 
 
 def copy_rows(path: str, form: RowForm, target: str) -> None:
-    """Write the Arrow copy of a file or a folder.
-
-    Args:
-        form: columns that it ignores are left out.
-
-    Raises:
-        ValueError: the file is broken.
-    """
+    """Write the Arrow copy of a file or a folder, without the columns that are ignored."""
     (copy_columns if has_ending(path, ".parquet", ".arrow") else copy_texts)(path, form, target)
 
 
@@ -132,11 +125,7 @@ def open_cells(path: str, form: RowForm) -> Iterator[tuple[list[tuple[str, bool]
 
 @contextlib.contextmanager
 def open_table(path: str, form: RowForm) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
-    """The names of a table's columns, in small letters, and the cells of its rows, without those that are empty.
-
-    Raises:
-        ValueError: no UTF-8, broken CSV with its line, or not the columns that are needed.
-    """
+    """The names of a table's columns, in small letters, and the cells of its rows, without those that are empty."""
     with (open_sheet if has_ending(path, ".xlsx") else open_csv)(path) as (header, rows):
         names = [name.strip().lower() or f"column {i}" for i, name in enumerate(header, 1)]
         read_as = {*form.mapping.names(names).values(), *(PAIRS if form.prompt is not None else [])}

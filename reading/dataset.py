@@ -51,16 +51,12 @@ class MultimodalDataset(WeightedRows):
     """The samples of one or several paths.
 
     Args:
-        data_path: one or several of `PATH[:SPLIT][SLICE][:WEIGHT]` (reading/sources.py).
-        image_folder, video_folder: where relative paths start; by default the data file's folder.
-        media: how images and videos are read.
-        max_samples: use only the first N rows of each path.
+        data_path: one or several of `PATH[:SPLIT][SLICE][:WEIGHT]` (reading/sources.py). What is not named here is as
+            the flag of its name.
         check: True raises a ValueError that lists the rows that cannot be used; False keeps them in
             `errors` (position -> message), with None in `rows`.
         max_bad_samples: given, `check` leaves them out instead, as long as they are no more than these.
         weighted: whether paths and rows may have weights, by which an epoch takes them; else each row counts once.
-        balance: the field that names the class of a row, where an epoch draws each class equally often.
-        columns: NAME=FIELD for each field that is read by another name, FIELD= for each that is ignored.
         form: of reading.rows.RowForm: the flags of FORM_FLAGS.
     """
 
@@ -144,11 +140,7 @@ class MultimodalDataset(WeightedRows):
         return len(self.numbers)
 
     def __getitem__(self, position: int) -> dict:
-        """The sample with its media opened.
-
-        Raises:
-            ValueError: a medium that cannot be decoded, or a row that cannot be used.
-        """
+        """The sample with its media opened."""
         row = self.rows[position]
         if row is None:
             raise ValueError(self.errors[position])
@@ -192,11 +184,7 @@ class MultimodalDataset(WeightedRows):
         self.numbers = self.numbers[positions]
 
     def leave_out(self, faults: dict[int, str], also: Collection[int] = ()) -> None:
-        """Drop the samples of `faults` (position -> what is wrong), which are named and counted, and those of `also`.
-
-        Raises:
-            ValueError: they are more than `max_bad_samples`, or no sample is left.
-        """
+        """Drop the samples of `faults` (position -> what is wrong), named and counted, and those of `also`."""
         self.num_bad += len(faults)
         if self.num_bad > self.max_bad_samples:
             raise ValueError(
@@ -321,11 +309,7 @@ class MultimodalDataset(WeightedRows):
 
 
 def price_of_replies(dataset: MultimodalDataset, tokens: np.ndarray) -> str:
-    """What it costs that rows give several samples; nothing where none does.
-
-    Args:
-        tokens: of each sample (samples,).
-    """
+    """What it costs that rows give several samples, by the tokens of each (samples,); nothing where none does."""
     _, of_row = np.unique(dataset.row_numbers(), return_inverse=True)
     longest = np.zeros(of_row.max() + 1, np.int64)
     np.maximum.at(longest, of_row, tokens)
@@ -388,11 +372,7 @@ class Rows(Sequence):
 def make_dataset(
     data, paths: str | list[str] | None, check=True, weighted=False, max_bad_samples: int | None = None
 ) -> MultimodalDataset | None:
-    """The data set of some paths, read as the flags say (DataArguments); None without paths.
-
-    Args:
-        check, weighted, max_bad_samples: as of MultimodalDataset.
-    """
+    """The data set of some paths, read as the flags say (DataArguments); None without paths."""
     if not paths:
         return None
     columns = data.columns
@@ -431,11 +411,7 @@ class EncodedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, position: int | tuple[int, ...]) -> dict:
-        """The tensors of a sample, a batch of one; of several positions, these samples in one row.
-
-        Raises:
-            ValueError: the sample, or with `--on_bad_sample skip` too many of them, cannot be used.
-        """
+        """The tensors of a sample, a batch of one; of several positions, these samples in one row."""
         if isinstance(position, tuple):
             for one in position:
                 replaced.check_row(self.dataset, one)  # a larger picture would not fit into the row

@@ -29,11 +29,7 @@ class Entry:
 
 
 def read_entry(file: str, name: str | None) -> Entry:
-    """The data set of a name.
-
-    Raises:
-        ValueError: there is none, or it asks for what is not read.
-    """
+    """The data set of a name."""
     try:
         with open(file, encoding="utf-8") as stream:
             entries = json.load(stream)

@@ -164,11 +164,7 @@ def _end(sock: socket.socket) -> None:
 
 
 def _public_addresses(host: str, port: int, options: MediaOptions) -> list[str]:
-    """What a host name resolves to, at most three.
-
-    Raises:
-        ValueError: one of them is not a public address: that could reach services of this machine or its network.
-    """
+    """What a host name resolves to, at most three; no other than public ones, which reach nothing of this network."""
     allowed = [ipaddress.ip_network(network) for network in options.allowed_networks]
     addresses = list(dict.fromkeys(i[4][0] for i in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     for text in addresses:

@@ -22,9 +22,6 @@ def open_image(reference, options: MediaOptions) -> Image.Image:
     """The image as a person sees it: RGB, turned by its EXIF orientation, transparency on white; then resized as asked.
 
     Of an animation it is the first frame.
-
-    Raises:
-        ValueError: missing, empty, broken, truncated or too large file; the message names it.
     """
     with _header(reference, options) as image:
         size = None
@@ -89,11 +86,7 @@ def _undecodable(reference, reason) -> ValueError:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether it is grey of 16 bits.
-
-    Raises:
-        ValueError: 32 bits, whose range is not known.
-    """
+    """Whether it is grey of 16 bits."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         return True
     if image.mode in ("I", "F"):

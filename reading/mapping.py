@@ -41,11 +41,7 @@ class Mapping:
 
     @classmethod
     def of(cls, columns: Sequence[str] | None, lower: bool = False, usual: str | None = None) -> "Mapping":
-        """From the values of the flag.
-
-        Args:
-            lower: whether the file's own names are read in small letters, as those of tables are.
-        """
+        """From the values of the flag; `lower`: the file's own names are read in small letters, as those of tables."""
         pairs = sorted({COLUMN.fullmatch(column).groups() for column in columns or []})
         fold = str.lower if lower else str
         return cls(
@@ -65,9 +61,6 @@ class Mapping:
 
         Args:
             found: counts the rows in which each NAME=FIELD of the flag has a value, by either name.
-
-        Raises:
-            ValueError: a name belongs to two fields.
         """
         left, named = row, {}
         for name, source in self.sources:

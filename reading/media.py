@@ -5,11 +5,7 @@ from reading.options import MediaOptions
 
 
 def open_part(part: dict, options: MediaOptions) -> dict:
-    """A part of a message with its medium opened, as reading/dataset.py says; of text the part itself.
-
-    Raises:
-        ValueError: the medium cannot be opened; the message names it.
-    """
+    """A part of a message with its medium opened, as reading/dataset.py says; of text the part itself."""
     if part["type"] == "image":
         return {**part, "image": images.open_image(part["image"], options)}
     if part["type"] == "video":
@@ -25,9 +21,6 @@ def read_header(kind: str, reference, options: MediaOptions) -> tuple[int, ...]:
 
     It decodes no pixel of an image, and one frame of a video, which alone tells how a phone was held. With `fps` the
     number of frames is what the video's header promises.
-
-    Raises:
-        ValueError: what opening would raise, as far as the header tells.
     """
     if kind == "image":
         return images.read_header(reference, options)

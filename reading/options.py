@@ -28,11 +28,7 @@ def int_or_auto(text: str) -> int | str:
 
 @dataclass(frozen=True)
 class MediaOptions:
-    """How media are opened: the flags of the same names.
-
-    Raises:
-        ValueError: a value that cannot work, or one that would have no effect; the message names the flag.
-    """
+    """How media are opened: the flags of the same names."""
 
     image_size: str | None = None  # "512" (square) or "640x480" (width x height): exactly that, whatever the ratio
     image_resize_algorithm: str = "bicubic"
@@ -90,11 +86,7 @@ class MediaOptions:
         return cls(**values, cache_folder=flags.data_cache or CACHE_FOLDER)
 
     def target_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) that an image of (width, height) is resized to.
-
-        Raises:
-            ValueError: --image_size is not of the form 512 or 640x480.
-        """
+        """(width, height) that an image of (width, height) is resized to."""
         if self.image_size is None:
             return scaled_size(width, height, self.min_pixels, self.max_pixels)
         sides = str(self.image_size).lower().split("x")

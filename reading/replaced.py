@@ -55,11 +55,7 @@ def check_drawn(dataset) -> list[str]:
 
 
 def check_row(dataset, position: int) -> list[str]:
-    """The names of a row's media that were written again with as many bytes since they were indexed.
-
-    Raises:
-        ChangedFile: one has another size, or is gone.
-    """
+    """The names of a row's media that were written again with as many bytes since they were indexed; else as above."""
     rewritten = []
     for name, reference, (size, time) in files_of(dataset, position):
         try:

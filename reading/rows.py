@@ -100,11 +100,7 @@ class RowForm:
         return (*self.turn_fields[::-1], *of_pairs, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT)
 
     def named(self, row: object, mapped: Counter | None = None) -> dict:
-        """A row of a file under the names that are read, with what the flags give each row.
-
-        Args:
-            mapped: counts the rows that have each field of --columns.
-        """
+        """A row of a file under the names that are read, with what the flags give each row; counts as `Mapping.row`."""
         if not isinstance(row, dict):
             raise ValueError(f"must be a JSON object, not {type(row).__name__}")
         if self.balance and field_of(row, self.balance)[0] is None:
@@ -127,8 +123,6 @@ class RowForm:
 
         With "each", its beginning up to the end of each trained exchange, of which only that is trained; with "last",
         the longest of these. A conversation Q1 A1 Q2 A2 gives Q1 A1 and Q1 A1 Q2 A2, of which A2 alone is trained.
-
-        Args, Raises: as of `messages`.
         """
         messages = self.messages(row, unread_fields)
         if self.train_replies == "all":

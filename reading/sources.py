@@ -49,11 +49,7 @@ class Source:
     folder: str | None = None  # where relative paths of media start, if not in each file's own
 
     def select(self, num_rows: int) -> range:
-        """The rows of the slice.
-
-        Raises:
-            ValueError: it is empty, or goes beyond the rows that there are.
-        """
+        """The rows of the slice."""
         start, stop = (
             default if bound is None else place_of(bound, num_rows)
             for bound, default in zip(self.bounds, (0, num_rows))
@@ -85,11 +81,7 @@ def place_of(bound: str, num_rows: int) -> int:
 
 
 def find_source(path: str) -> Source:
-    """What a path of `--data_path` names.
-
-    Raises:
-        ValueError: nothing is there, or the path has no meaning; the message names it and the fix.
-    """
+    """What a path of `--data_path` names."""
     place, weight, bounds, split = path, 1.0, (None, None), None
     if not os.path.exists(place) and (match := WEIGHT.search(place)):
         place, weight = place[: match.start()], float(match[1])
@@ -214,11 +206,7 @@ def in_split(file: str, split: str) -> bool:
 
 
 def download(name: str, revision: str | None = None, inside: str = "") -> str:
-    """The folder of a data set of the Hub: its Parquet files, or those the Hub made, or all; or what `inside` names.
-
-    Raises:
-        ValueError: there is none, or the Hub cannot be reached.
-    """
+    """The folder of a data set of the Hub: its Parquet files, or those the Hub made, or all; or what `inside` names."""
     from huggingface_hub import HfApi, snapshot_download  # only a data set on the Hub needs it
 
     def snapshot(*patterns: str, **kwargs) -> str:
@@ -253,9 +241,6 @@ def scan(path: str) -> Iterator[tuple[int, int, object]]:
     """Go once over the rows of a JSON or JSONL file: (offset, number) of the bytes of each, and what they hold.
 
     In the place of what a line of JSONL holds that is not valid, there is a ValueError.
-
-    Raises:
-        ValueError: no JSON list, or broken JSON with its line.
     """
     try:
         yield from (scan_lines if has_ending(path, ".jsonl") else scan_list)(path)

@@ -9,11 +9,7 @@ def strict_json(value, default=None, **options) -> str:
 
 
 def json_object(flag: str, text: str | None) -> dict:
-    """What a flag holds; nothing where it is not given.
-
-    Raises:
-        ValueError: it is no JSON object.
-    """
+    """What a flag holds; nothing where it is not given."""
     try:
         value = json.loads(text or "{}")
     except ValueError as error:

@@ -135,11 +135,7 @@ class Unread:
                     self.media.append((inner, f"{fault}: name it `image` or `video` {ignore}"))
 
     def leave_text(self, text: str) -> None:
-        """Note the files that a text of the user names, such as `Picture 1: a.png`.
-
-        Raises:
-            ValueError: it names one in a markup of its own.
-        """
+        """Note the files that a text of the user names, such as `Picture 1: a.png`."""
         for match in IN_TEXT.finditer(text):
             path = next(filter(None, match.groups()[1:])).strip()
             is_tagged = (match[1] or "").lower() in MEDIA_TAGS and ENDING.search(path)
@@ -155,9 +151,6 @@ class Unread:
 
         Args:
             references: of the media that the row reads, and their names.
-
-        Raises:
-            ValueError: names the field and the fix.
         """
         if has_video and self.times:
             raise ValueError(self.times[0])
