@@ -100,66 +100,70 @@ def copy_texts(path: str, form: RowForm, target: str) -> None:
     """Of CSV and TSV, and of a folder of pictures. What is empty is null."""
     import pyarrow as pa
 
-    of_folder = [(name, False) for name in (*KINDS, "answer")], picture_folders.rows_in(path, form.prompt)
-    with contextlib.nullcontext(of_folder) if os.path.isdir(path) else open_cells(path, form) as (columns, rows):
-        schema = pa.schema([(name, pa.list_(pa.string()) if is_list else pa.string()) for name, is_list in columns])
-        with pa.OSFile(target, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            while batch := list(itertools.islice(rows, ARROW_ROWS)):
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+    if os.path.isdir(path):
+        columns, rows = dict.fromkeys((*KINDS, "answer"), False), picture_folders.rows_in(path, form.prompt)
+    else:
+        columns, rows = rows_of_table(path, form)
+    schema = pa.schema([(name, pa.list_(pa.string()) if is_list else pa.string()) for name, is_list in columns.items()])
+    with pa.OSFile(target, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        while batch := list(itertools.islice(rows, ARROW_ROWS)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
 
 
-@contextlib.contextmanager
-def open_cells(path: str, form: RowForm) -> Iterator[tuple[list[tuple[str, bool]], Iterator[dict]]]:
-    """Every cell is text, and one of media is a list of references: the columns, and whether they are lists; rows."""
+def rows_of_table(path: str, form: RowForm) -> tuple[dict[str, bool], Iterator[dict]]:
+    """Its columns, in small letters, and whether they are of media: lists of references; its rows, all cells texts."""
+    cells_of = (cells_of_sheet if has_ending(path, ".xlsx") else cells_of_csv)(path)
+    names = [name.strip().lower() or f"column {i}" for i, name in enumerate(next(cells_of), 1)]
+    read_as = form.mapping.names(names)
+    given = {*read_as.values(), *(PAIRS if form.prompt is not None else [])}
+    if not any({*pair} <= given for pair in PAIRS.items()):
+        raise ValueError(
+            f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer`, and "
+            "`image` or `video` for media: name them so in its first line, or "
+            f"{proposal(dict(zip(names, next(cells_of, []))), {*form.folders.values()})}"
+        )
+    if twice := [name for name in names if names.count(name) > 1 and name]:
+        raise ValueError(f"{path} names the column {twice[0]} twice in its first line; rename one.")
+    wanted = {name: place for place, name in enumerate(names) if name in read_as}
+    columns = {name: read_as[name] in MEDIA_COLUMNS for name in wanted}
 
     def row_of(cells: list[str]) -> dict:
         row = {name: cells[place] or None for name, place in wanted.items()}
-        return row | {name: [cell.strip() for cell in row[name].split("|")] for name in media if row[name]}
+        media = [name for name, is_list in columns.items() if is_list and row[name]]
+        return row | {name: [cell.strip() for cell in row[name].split("|")] for name in media}
 
-    with open_table(path, form) as (names, rows):
-        read_as = form.mapping.names(names)
-        wanted = {name: place for place, name in enumerate(names) if name in read_as}
-        media = {name for name in wanted if read_as[name] in MEDIA_COLUMNS}
-        yield [(name, name in media) for name in wanted], map(row_of, rows)
+    return columns, map(row_of, cells_of)
 
 
-@contextlib.contextmanager
-def open_table(path: str, form: RowForm) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
-    """The names of a table's columns, in small letters, and the cells of its rows, without those that are empty."""
-    with (open_sheet if has_ending(path, ".xlsx") else open_csv)(path) as (header, rows):
-        names = [name.strip().lower() or f"column {i}" for i, name in enumerate(header, 1)]
-        read_as = {*form.mapping.names(names).values(), *(PAIRS if form.prompt is not None else [])}
-        if not any({*pair} <= read_as for pair in PAIRS.items()):
-            raise ValueError(
-                f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer`, and "
-                "`image` or `video` for media: name them so in its first line, or "
-                f"{proposal(dict(zip(names, next(rows, []))), {*form.folders.values()})}"
-            )
-        if twice := [name for name in names if names.count(name) > 1 and name]:
-            raise ValueError(f"{path} names the column {twice[0]} twice in its first line; rename one.")
-        yield names, rows
-
-
-@contextlib.contextmanager
-def open_csv(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+def cells_of_csv(path: str) -> Iterator[list[str]]:
+    """The first line, and the others without those that are empty."""
+    line = 2
     try:
-        file = open(path, encoding="utf-8-sig", newline="")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    with file:
-        try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             headers = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
             separator = max(headers, key=lambda separator: len(headers[separator]))
-            reader, header = csv.reader(file, delimiter=separator, strict=True), headers[separator]
-            yield header, rows_of_table(path, reader, len(header))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as CSV UTF-8.") from error
+            yield headers[separator]
+            width, reader = len(headers[separator]), csv.reader(file, delimiter=separator, strict=True)
+            for cells in reader:
+                if any(cells):
+                    if len(cells) != width:
+                        raise csv.Error(f"{len(cells)} cells, but the first line names {width} columns")
+                    yield cells
+                line = 2 + reader.line_num
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as CSV UTF-8.") from error
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {line}: {error}. A cell that holds a separator, a quote or a line break must stand in "
+            'quotes ("), and each quote in it twice.'
+        ) from error
 
 
-@contextlib.contextmanager
-def open_sheet(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
-    """Of Excel: the one sheet that is not empty."""
+def cells_of_sheet(path: str) -> Iterator[list[str]]:
+    """As of CSV, of Excel's one sheet that is not empty."""
     try:
         import openpyxl  # which few need
 
@@ -173,7 +177,7 @@ def open_sheet(path: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
         filled = [(header, rows) for rows in sheets if (header := next(rows, None))]
         if len(filled) != 1:
             raise ValueError(f"{path} has {len(filled)} sheets with rows in them; it must be one.")
-        yield filled[0]
+        yield from itertools.chain(filled[0][:1], filled[0][1])
 
 
 def rows_of_sheet(path: str, sheet) -> Iterator[list[str]]:
@@ -190,22 +194,6 @@ def rows_of_sheet(path: str, sheet) -> Iterator[list[str]]:
             if len(cells) > width:
                 raise ValueError(f"{path}: the cell {cells[-1][:50]!r} is in a column without a name; name it.")
             yield cells + [""] * (width - len(cells))
-
-
-def rows_of_table(path: str, reader, width: int) -> Iterator[list[str]]:
-    line = 2
-    try:
-        for cells in reader:
-            if any(cells):
-                if len(cells) != width:
-                    raise csv.Error(f"{len(cells)} cells, but the first line names {width} columns")
-                yield cells
-            line = 2 + reader.line_num
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {line}: {error}. A cell that holds a separator, a quote or a line break must stand in "
-            'quotes ("), and each quote in it twice.'
-        ) from error
 
 
 def open_arrow(path: str):
