@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import dataclass
 
 NAME = "dataset_info.json"
 # Format -> its own name of a field, the name it has in the data by default, and the name that we read it by.
@@ -17,19 +16,8 @@ FIELDS_OF_ALL = [("system", None, "system"), ("images", None, "images"), ("video
 UNREAD = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What the file says of one data set."""
-
-    path: str  # of its data, or its id on the Hub
-    split: str | None
-    bounds: tuple[str | None, str | None]  # of the rows that are taken
-    columns: tuple[str, ...]  # NAME=FIELD
-    keys: dict[str, object]  # of reading.rows.RowForm
-
-
-def read_entry(file: str, name: str | None) -> Entry:
-    """The data set of a name."""
+def read_entry(file: str, name: str | None) -> tuple[str, dict[str, object]]:
+    """The path of a named data set, and what else of a `Source` holds for it."""
     try:
         with open(file, encoding="utf-8") as stream:
             entries = json.load(stream)
@@ -53,11 +41,12 @@ def read_entry(file: str, name: str | None) -> Entry:
     roles, contents = tags.get("role_tag", "from"), tags.get("content_tag", "value")
     keys = {"user_key": tags.get("user_tag", "human"), "assistant_key": tags.get("assistant_tag", "gpt")}
     keys |= {"system_key": tags.get("system_tag", "system"), "turn_keys": ((roles,), (contents,))}
-    of_hub = "file_name" not in entry
-    return Entry(
-        place if of_hub else os.path.join(os.path.dirname(file), place),
-        "/".join(filter(None, (entry.get("subset"), entry.get("split", "train")))) if of_hub else None,
-        (None, str(entry["num_samples"]) if entry.get("num_samples") else None),
-        tuple(f"{ours}={field}" for ours, field in fields.items() if field and field != ours),
-        keys if form == "sharegpt" else {},
-    )
+    path = os.path.join(os.path.dirname(file), place)
+    if "file_name" not in entry:
+        path = f"{place}:{'/'.join(filter(None, (entry.get('subset'), entry.get('split', 'train'))))}"
+    return path, {
+        "bounds": (None, str(entry["num_samples"]) if entry.get("num_samples") else None),
+        "columns": tuple(f"{ours}={field}" for ours, field in fields.items() if field and field != ours),
+        "keys": keys if form == "sharegpt" else {},
+        "folder": os.path.dirname(os.path.abspath(file)),
+    }

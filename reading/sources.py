@@ -92,10 +92,9 @@ def find_source(path: str) -> Source:
     if weight <= 0:
         raise ValueError(f"{path}: the weight must be a number above 0.")
     if os.path.basename(place) == dataset_info.NAME and os.path.isfile(place):
-        entry = dataset_info.read_entry(place, split)
-        found = find_source(f"{entry.path}:{entry.split}" if entry.split else entry.path)
-        about = {"columns": entry.columns, "keys": entry.keys, "folder": os.path.dirname(os.path.abspath(place))}
-        return replace(found, path=path, bounds=bounds if any(bounds) else entry.bounds, weight=weight, **about)
+        named, about = dataset_info.read_entry(place, split)
+        about |= {"bounds": bounds} if any(bounds) else {}
+        return replace(find_source(named), path=path, weight=weight, **about)
     if split and (os.path.isfile(place) or glob.has_magic(place)):
         raise ValueError(f"{path}: only folders and Hub ids have splits such as {split!r}; leave it out.")
     on_hub = HUB_PATH.match(place)
