@@ -25,15 +25,12 @@ def with_all_sequences(rows: list[dict], padding: dict[str, int]) -> list[dict]:
             assert not all(torch.is_tensor(value) and value.shape == ids.shape for value, ids in pairs), (
                 f"{name} has a value for each token: give it a padding value in `sequence_padding` of the collator"
             )
-    sequences = {name: values[0] for name, values in found.items() if name in padding}
-    return [
-        row | {name: _padding(row, like, padding[name]) for name, like in sequences.items() if name not in row}
-        for row in rows
-    ]
-
-
-def _padding(row: dict, like: torch.Tensor, fill) -> torch.Tensor:
-    return like.new_full((1, row["input_ids"].shape[1], *like.shape[2:]), fill)
+    full = []
+    for row in rows:
+        missing = {name: values[0] for name, values in found.items() if name in padding and name not in row}
+        shape = row["input_ids"].shape
+        full.append(row | {n: like.new_full((*shape, *like.shape[2:]), padding[n]) for n, like in missing.items()})
+    return full
 
 
 def concatenate(values: list[torch.Tensor], fill=0, side: str = "right") -> torch.Tensor:

@@ -166,7 +166,10 @@ class BaseLoader:
 
     def load_model(self) -> nn.Module:
         try:
-            model = self._read_model() if self.reads_weights else self._model_without_weights()
+            if self.reads_weights:
+                model = self.model_class().from_pretrained(self.model_path, **self.model_kwargs)
+            else:
+                model = self._model_without_weights()
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.model_path} has no usable weights: {error}") from error
         except (ImportError, ValueError) as error:  # such as an attention that its class does not have
@@ -186,9 +189,6 @@ class BaseLoader:
             give_rows(model, self)
         self.unused = self.unused_modules(model)
         return model
-
-    def _read_model(self) -> nn.Module:
-        return self.model_class().from_pretrained(self.model_path, **self.model_kwargs)
 
     def meta_model(self) -> nn.Module:
         """The model of `load_model` on the meta device: shapes and precisions, no numbers; opens no file of weights."""

@@ -60,13 +60,13 @@ def _header(reference, options: MediaOptions):
     try:
         with reference.copy() if in_memory else _opened(source) as image:
             yield image
-    except UnidentifiedImageError as error:
-        what = what_it_is(source) or f"of none of the formats {', '.join(FORMATS)}"
-        raise _undecodable(reference, f"it is {what}") from error
-    except Image.DecompressionBombError as error:
-        raise _undecodable(reference, f"{error} If you trust it, raise --image_pixel_limit") from error
     except Exception as error:  # on broken bytes the decoders raise nearly any type
-        raise _undecodable(reference, error) from error
+        reason = error
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"it is {what_it_is(source) or 'of none of the formats ' + ', '.join(FORMATS)}"
+        elif isinstance(error, Image.DecompressionBombError):
+            reason = f"{error} If you trust it, raise --image_pixel_limit"
+        raise ValueError(f"image {describe(reference)} cannot be decoded: {reason}") from error
 
 
 def _opened(source: str | io.BytesIO) -> Image.Image:
@@ -79,10 +79,6 @@ def _opened(source: str | io.BytesIO) -> Image.Image:
             register_heif_opener()
             return Image.open(source, formats=["HEIF"])
         raise
-
-
-def _undecodable(reference, reason) -> ValueError:
-    return ValueError(f"image {describe(reference)} cannot be decoded: {reason}")
 
 
 def _is_deep(image: Image.Image) -> bool:

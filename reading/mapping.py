@@ -96,12 +96,9 @@ def usual_name(kind: str, field: str, row: dict) -> str | None:
 
 def field_of(row: dict, name: str) -> tuple[object, object]:
     """What a field of a row holds, None where there is none; and the row without it."""
-    return take(row, [name] if name in row else [step_of(match) for match in STEP.finditer(name)])
-
-
-def step_of(match: re.Match) -> str | int | None:
-    """A name, a place in a list, or None for all of it."""
-    return match[0] if match[1] is None else int(match[1]) if match[1] else None
+    # A name, a place in a list, or None for all of it.
+    steps = [match[0] if match[1] is None else int(match[1]) if match[1] else None for match in STEP.finditer(name)]
+    return take(row, [name] if name in row else steps)
 
 
 def take(value: object, steps: Sequence[str | int | None]) -> tuple[object, object]:

@@ -195,16 +195,15 @@ class RowIndex:
     def layout(self, place: int) -> Layout:
         return self.layouts_used[self.layouts[place]]
 
-    def sizes(self, place: int) -> np.ndarray:
-        """(frames, height, width) of each medium of a row, int32; -1 where it is not known."""
+    def media_places(self, place: int) -> slice:
+        """Where the media of a row are in the arrays of media."""
         first = self.first_medium[place]
-        return self.media[first : first + len(self.layout(place).media)]
+        return slice(first, first + len(self.layout(place).media))
 
     def file_states(self, place: int) -> list[tuple[int, int]]:
         """`media_state` of each medium of a row, when it was indexed."""
-        first = self.first_medium[place]
-        last = first + len(self.layout(place).media)
-        return list(zip(self.file_sizes[first:last].tolist(), self.file_times[first:last].tolist()))
+        media = self.media_places(place)
+        return list(zip(self.file_sizes[media].tolist(), self.file_times[media].tolist()))
 
     def of_media(self, places: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Of each medium of some rows: which of `positions` its row has, its number there; frames, height, width and
@@ -224,9 +223,6 @@ class RowIndex:
             if not len(members):
                 continue
             width = len(layout.media)
-            if not width:
-                yield layout, self.media[:0], members
-                continue
             firsts = self.first_medium[places[members]]
             sizes = self.media[firsts[:, None] + np.arange(width)].reshape(len(members), -1)
             distinct, group = np.unique(sizes, axis=0, return_inverse=True)
