@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from collators.any_template import UnfitTemplate, find_replies, find_string_roles, joined_text, with_variables
 from collators.boxes import Boxes
 from collators.frame_tokens import FrameTokens
-from collators.thoughts_and_tools import FIELDS, ThoughtsAndTools
+from collators.thoughts_and_tools import FIELDS, GENERATION, ThoughtsAndTools
 from reading.rows import RESERVED_CHARACTER, content_parts
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -142,12 +142,9 @@ class Template:
     ) -> str:
         """Messages -> the text of the checkpoint's own template; by default as without thoughts."""
         frame = frame or self.frame
-        options = {
-            "variables": variables,
-            "frame": frame,
-            "tools": frame.marked(messages[0].get("tools") if messages else None),
-        }
-        return self._render(messages, self.official, self.string_roles, add_generation_prompt, **options)[0]
+        tools = frame.marked(messages[0].get("tools") if messages else None)
+        roles = self.string_roles
+        return self._render(messages, self.official, roles, add_generation_prompt, variables, frame, tools=tools)[0]
 
     def render_prompt(self, messages: list[dict]) -> str:
         """Messages that end with a question or a result -> what the model is asked with."""
@@ -368,8 +365,8 @@ def as_official(exceptions: Iterable[TemplateException], history: str, last: str
 
 def variables_of(template: str) -> set[str]:
     """The names that a template reads and does not set."""
-    source = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)  # the library's own tag
-    return meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source))
+    parse = Environment(extensions=["jinja2.ext.loopcontrols"]).parse
+    return meta.find_undeclared_variables(parse(GENERATION.sub("", template)))  # which is the library's own tag
 
 
 def official_template(processor) -> str:
