@@ -419,16 +419,21 @@ class EncodedDataset(Dataset):
         worker = get_worker_info()
         if worker:
             self.at_work[worker.id] = torch.tensor([os.getpid(), position])
-        try:
-            return self.collator.encode(self.dataset[position]).inputs
-        except ChangedFile:
-            raise
-        except ValueError as error:
-            if not self.skips:
+        draw, taken = np.random.default_rng(position), position
+        while True:
+            try:
+                inputs = self.collator.encode(self.dataset[taken]).inputs
+                break
+            except ChangedFile:
                 raise
-            self._count(position, error)
-        inputs = self._replacement(position)
-        if not self.is_training:
+            except ValueError as error:
+                if not self.skips:
+                    raise
+                self._count(taken, error)
+                if self.failed.all():
+                    raise
+            taken = int(draw.integers(len(self.dataset)))
+        if taken != position and not self.is_training:
             inputs["labels"] = torch.full_like(inputs["labels"], IGNORE_INDEX)
         return inputs
 
@@ -450,17 +455,6 @@ class EncodedDataset(Dataset):
             print(f"Skipped: {error}", file=sys.stderr, flush=True)
         if (number := self.dataset.num_bad + number) > limit:
             raise ValueError(f"{number} samples cannot be used, more than --max_bad_samples {limit}; last {error}")
-
-    def _replacement(self, position: int) -> dict[str, torch.Tensor]:
-        draw = np.random.default_rng(position)
-        while True:
-            other = int(draw.integers(len(self.dataset)))
-            try:
-                return self.collator.encode(self.dataset[other]).inputs
-            except ValueError as error:
-                self._count(other, error)
-                if self.failed.all():
-                    raise
 
     def explain(self, error: Exception) -> ValueError | None:
         """What a data loader's error means: what its worker raised, or the sample over which it died."""
