@@ -18,7 +18,7 @@ import stat
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property, lru_cache
@@ -147,7 +147,7 @@ class RowIndex:
         self.unread, self.mapped = about["unread"], about["mapped"]
         self.counts = about["counts"]  # numbers of rows
         self.outside = about["outside"]  # folder that is none of the data's -> number of media
-        self.broken, self.state = set(about["broken"]), about["state"]
+        self.state = about["state"]
         for name in ARRAYS:
             setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
         self.media = self.media.reshape(-1, 3)
@@ -195,15 +195,18 @@ class RowIndex:
     def layout(self, place: int) -> Layout:
         return self.layouts_used[self.layouts[place]]
 
-    def media_places(self, place: int) -> slice:
-        """Where the media of a row are in the arrays of media."""
-        first = self.first_medium[place]
-        return slice(first, first + len(self.layout(place).media))
+    def sizes(self, place: int) -> np.ndarray:
+        """(frames, height, width) of each medium of a row, int32; -1 where it is not known."""
+        return self.media[self._media_of(place)]
 
     def file_states(self, place: int) -> list[tuple[int, int]]:
         """`media_state` of each medium of a row, when it was indexed."""
-        media = self.media_places(place)
+        media = self._media_of(place)
         return list(zip(self.file_sizes[media].tolist(), self.file_times[media].tolist()))
+
+    def _media_of(self, place: int) -> slice:
+        first = self.first_medium[place]
+        return slice(first, first + len(self.layout(place).media))
 
     def of_media(self, places: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Of each medium of some rows: which of `positions` its row has, its number there; frames, height, width and
@@ -308,8 +311,13 @@ def is_current(index: RowIndex, options: MediaOptions) -> bool:
     looked_at = os.path.join(index.folder, "index.json")
     if time.time() - os.path.getmtime(looked_at) < SECONDS_CURRENT:
         return True
-    rows = [index.raw(place) for place in index.errors if place not in index.broken]
-    if not IndexMaker(index.path, index.form, options).all_faulty(rows):
+    rows, maker = [], IndexMaker(index.path, index.form, options)
+    for place in index.errors:
+        with contextlib.suppress(ValueError, RecursionError):  # it is no JSON, and stays so
+            rows.append((place, (0, 0, index.raw(place))))
+    with ThreadPoolExecutor(8) as pool:
+        maker.add(rows, pool)
+    if len(maker.errors) < len(rows):
         return False
     os.utime(looked_at)
     return True
@@ -343,7 +351,6 @@ class IndexMaker:
         self.arrays = {name: array(code) for name, code in ARRAYS.items()}
         self.layouts: dict[Layout, int] = {}
         self.errors: dict[int, str] = {}  # by the row's number, as below
-        self.broken: list[int] = []  # lines that are no JSON, and texts that are none
         self.digest, self.media_folders = hashlib.sha256(), set()
         self.unread, self.mapped, self.outside, self.counts = Counter(), Counter(), Counter(), Counter()
         self.own_folders = {*map(os.path.realpath, (os.path.dirname(path) or ".", *form.folders.values()))}
@@ -395,14 +402,16 @@ class IndexMaker:
         for (number, (*_, raw)), known in zip(batch, rows):
             try:
                 if isinstance(raw, ValueError):
-                    self.broken.append(number)
                     raise raw
                 row = self.form.named(raw, self.mapped)
                 samples = self.form.samples(row, self.unread)
                 usable.append((raw, row, samples, media_of(samples[-1]), known))
             except ValueError as error:
                 self.errors[number] = f"{self.name}, sample {number}: {error}"
-        self.read_ahead((medium for *_, references, _ in usable for medium in references), pool)
+        # Headers of files and URLs are read side by side, each once.
+        media = {medium for *_, references, _ in usable for medium in references if isinstance(medium[1], str)}
+        for _ in pool.map(self.medium, media):
+            pass
         for raw, row, samples, references, known in usable:
             offset, length, *_, number = known[0]
             media = [*map(self.medium, references)]
@@ -441,11 +450,6 @@ class IndexMaker:
         for name, values in zip(OF_ROWS, zip(*itertools.chain(*rows))):
             self.arrays[name].extend(values)
 
-    def read_ahead(self, media: Iterable[tuple[str, object]], pool: ThreadPoolExecutor) -> None:
-        """Read the headers of files and URLs side by side, each once."""
-        for _ in pool.map(self.medium, {medium for medium in media if isinstance(medium[1], str)}):
-            pass
-
     def medium(self, medium: tuple[str, object]) -> Medium | ValueError:
         """What is known of a medium, (kind, reference), or what is wrong with it."""
         return (self.header_of_file if isinstance(medium[1], str) else self.header)(*medium)
@@ -470,22 +474,12 @@ class IndexMaker:
         is_own = any(is_within(folder, own) for own in self.own_folders)
         return None if is_own or is_hub_blob(os.path.join(folder, "blob")) else folder
 
-    def all_faulty(self, rows: list[object]) -> bool:
-        """Whether none of these rows can be used."""
-        media = []  # of each row
-        for row in rows:
-            with contextlib.suppress(ValueError):
-                media.append(media_of(self.form.samples(self.form.named(row))[-1]))
-        with ThreadPoolExecutor(8) as pool:
-            self.read_ahead(itertools.chain(*media), pool)
-        return all(any(isinstance(found, ValueError) for found in map(self.medium, of_row)) for of_row in media)
-
     def write(self, folder: str) -> None:
         for name, values in self.arrays.items():
             np.save(os.path.join(folder, f"{name}.npy"), np.array(values, dtype=values.typecode))
-        places = lambda numbers: np.searchsorted(self.arrays["numbers"], [*numbers]).tolist()  # noqa: E731
-        errors = dict(zip(places(self.errors), self.errors.values()))
-        about = {"layouts": list(self.layouts), "errors": errors, "broken": places(self.broken)}
+        places = np.searchsorted(self.arrays["numbers"], [*self.errors]).tolist()
+        errors = dict(zip(places, self.errors.values()))
+        about = {"layouts": list(self.layouts), "errors": errors}
         about |= {"digest": self.digest.hexdigest(), "state": self.state}
         about |= {"unread": self.unread, "mapped": self.mapped}
         about |= {"counts": self.counts, "outside": self.outside}

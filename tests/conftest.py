@@ -224,7 +224,7 @@ def outline(dataset, position: int) -> tuple[dict, dict]:
     """A row without its texts and references, and (kind, number there) -> size of each medium, by the index."""
     index, place = dataset.locate(position)
     layout = index.layout(place)
-    return {"messages": layout.messages}, layout.media_sizes(index.media[index.media_places(place)])
+    return {"messages": layout.messages}, layout.media_sizes(index.sizes(place))
 
 
 def turns(*texts: str) -> list[dict]:

@@ -139,7 +139,7 @@ FAULTS = [
     Fault(
         "a faulty row gives its place to the sample of another",
         "reading/row_index.py",
-        "errors = dict(zip(places(self.errors), self.errors.values()))",
+        "errors = dict(zip(places, self.errors.values()))",
         "errors = self.errors",
         "tests/reading/test_dataset.py::test_a_faulty_row_keeps_its_place_among_samples",
     ),
