@@ -1,11 +1,13 @@
 """`objects` of a row: what its marks stand for, on pictures whose sizes are known, and what is refused."""
 
 import json
+import os
 
 import pytest
 from conftest import check_each
 from PIL import Image
 
+from reading import row_index
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
 
@@ -113,3 +115,20 @@ def test_what_cannot_be_meant_is_refused_by_row_and_field(write_rows):
             raise ValueError(dataset.errors.get(i))
 
     check_each([*enumerate(named)], check)
+
+
+def test_an_index_is_kept_while_its_faulty_rows_are_faulty(media_folder, monkeypatch):
+    """Whatever is wrong with them; and made again where a picture is whole, though its folder was not changed."""
+    monkeypatch.setattr(row_index, "SECONDS_CURRENT", 0)
+    (media_folder / "bad.png").write_bytes(b"no picture")
+    outside = FOUND | {"objects": {"ref": ["dog"], "bbox": [[30, 5, 102, 20]]}}
+    rows = [outside, {"image": "bad.png", "question": "What?", "answer": "Red"}, FOUND]
+    path = media_folder / "rows.jsonl"
+    path.write_text("\n".join(["{", '{"a": 1, "a": 2}', *map(json.dumps, rows)]))
+    first = MultimodalDataset(str(path), check=False)
+    made = os.stat(first.files[0].folder).st_ino
+    again = MultimodalDataset(str(path), check=False)
+    assert [*first.errors] == [*again.errors] == [0, 1, 2, 3]
+    assert os.stat(again.files[0].folder).st_ino == made
+    (media_folder / "bad.png").write_bytes((media_folder / "red.png").read_bytes())
+    assert [*MultimodalDataset(str(path), check=False).errors] == [0, 1, 2]
