@@ -6,10 +6,9 @@ Most flags are checked by the tables; `check_flags` reads them. The functions af
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from copy import copy
 from dataclasses import MISSING, fields
-from pathlib import Path
 
 import torch
 import transformers
@@ -35,9 +34,6 @@ from reading.sources import names_of
 from supported_models import AUTO, MODELS, nearest
 from training.make_collator import OWN_TEMPLATES
 
-# The page whose tables say what the keys of other tools are called here.
-COMING_FROM = Path(__file__).resolve().parent.parent / "docs" / "coming_from.md"
-
 # Flags of TrainingArguments that must keep their default -> what another value does.
 KEPT_FLAGS = {
     **dict.fromkeys(
@@ -49,20 +45,30 @@ KEPT_FLAGS = {
         "has no effect in train.py",
     ),
     "remove_unused_columns": "would empty every sample",
+    "ignore_data_skip": "would train again on the samples of the epoch that a run is resumed in",
+    "restore_callback_states_from_checkpoint": "would put others in the place of what writes the log",
     "average_tokens_across_devices": "would make the loss a mean of the processes' means",
     "auto_find_batch_size": "would begin again, with another batch size, on weights that are already trained",
     "dataloader_in_order": "would give another order of samples in every run",
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "would round the trained weights before they are saved"),
 }
 
-# The smallest value that has a meaning -> flags; the Trainer fails late on a smaller one of its own.
-SMALLEST = {
-    1: "max_samples model_max_length lora_r lora_alpha per_device_train_batch_size per_device_eval_batch_size "
-    "gradient_accumulation_steps eval_max_new_tokens early_stopping_patience sample_rows save_total_limit",
-    0: "vision_encoder_lr vision_projector_lr max_bad_samples eval_generate learning_rate weight_decay max_grad_norm "
-    "label_smoothing_factor dataloader_num_workers seed",
+# What a value must be -> whether it is, flags; the Trainer fails late on a wrong one of its own.
+RANGES = {
+    "1 or more": (
+        lambda value: value >= 1,
+        "max_samples model_max_length lora_r lora_alpha per_device_train_batch_size per_device_eval_batch_size "
+        "gradient_accumulation_steps eval_max_new_tokens early_stopping_patience sample_rows save_total_limit",
+    ),
+    "0 or more": (
+        lambda value: value >= 0,
+        "vision_encoder_lr vision_projector_lr max_bad_samples eval_generate learning_rate weight_decay max_grad_norm "
+        "dataloader_num_workers seed",
+    ),
+    "at least 0 and below 1": (lambda value: 0 <= value < 1, "label_smoothing_factor lora_dropout"),
+    "above 0, such as 989 for an H100": (lambda value: value > 0, "peak_tflops"),
 }
-AT_LEAST = {flag: smallest for smallest, flags in SMALLEST.items() for flag in flags.split()}
+RANGE_OF = {flag: (wanted, is_right) for wanted, (is_right, flags) in RANGES.items() for flag in flags.split()}
 
 # --attn_implementation -> whether this machine has what it needs, and what that is.
 ATTENTION = {
@@ -89,14 +95,22 @@ NEEDED_BY = {
     "--image_size, --min_pixels or --max_pixels": "image_resize_algorithm",
     "--min_pixels or --max_pixels": "keep_processor_config",
     "--allow_urls True": "media_megabytes_limit",
-    "--eval_data_path or --eval_split 0.05": "eval_strategy eval_generate "
-    "eval_on_start eval_delay per_device_eval_batch_size metric_for_best_model greater_is_better",
+    "--eval_data_path or --eval_split 0.05": "eval_strategy eval_generate eval_on_start "
+    "per_device_eval_batch_size metric_for_best_model greater_is_better",
     "--eval_generate 100": "metric eval_max_new_tokens",
-    "--eval_strategy epoch": "early_stopping_patience load_best_model_at_end",
-    "--dataloader_num_workers 4": "dataloader_persistent_workers dataloader_multiprocessing_context",
+    "--eval_strategy epoch": "early_stopping_patience load_best_model_at_end eval_delay",
+    "--save_strategy steps": "save_total_limit save_only_model",
+    "--logging_strategy steps": "logging_nan_inf_filter",
+    "--torch_compile True": "torch_compile_backend torch_compile_mode",
+    "--report_to wandb": "run_name project trackio_space_id trackio_bucket_id trackio_static_space_id",
+    "--dataloader_num_workers 4": "dataloader_persistent_workers dataloader_multiprocessing_context "
+    "dataloader_prefetch_factor",
     "--push_to_hub True": "hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision",
 }
 NEEDS = {flag: needed for needed, flags in NEEDED_BY.items() for flag in flags.split()}
+
+# Values with which a flag asks for nothing.
+OFF = (None, False, 0, -1, "no", "none", "error", [])
 
 # Pairs of flags of which one must be left out, and why.
 EXCLUDES = (
@@ -105,9 +119,15 @@ EXCLUDES = (
     ("q_lora", "load_in_8bit", "4 bits or 8"),
     *(("use_dora", name, "peft 0.21 cannot do both") for name in ("load_in_8bit", "lora_experts", "lora_router")),
     ("packing", "train_sampling_strategy", "packing itself decides which samples go together"),
+    ("max_steps", "num_train_epochs", "both say how long to train"),
     ("on_nonfinite", "deepspeed", "DeepSpeed updates before the gradients can be tested"),
+    ("on_nonfinite", "fp16", "its scaler skips such updates by itself"),
+    *(
+        (f"ddp_{name}", engine, "it has no DDP")
+        for name in ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
+        for engine in ("deepspeed", "fsdp")
+    ),
     *((name, "lora_weight_path", "the adapter decides what trains") for name in ("freeze", "train")),
-    ("peak_tflops", "add_tokens", "a head of added tokens is not counted"),
     ("peak_tflops", "torch_compile", "a compiled model hides the operations that are counted"),
 )
 
@@ -120,6 +140,9 @@ CHECKPOINTING_KEYS = {"every_n_layers", "offload", "use_reentrant"}
 # Where Liger runs; and all of its kernels but those that stand in for a loss: ours needs the logits.
 LIGER_DEVICES = ("cuda", "xpu", "npu")
 LIGER_KERNELS = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+
+# Flags of an optimizer's own, and their defaults.
+ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 
 # Starts of names of --optim -> why not.
 REFUSED_OPTIMIZERS = {
@@ -138,18 +161,22 @@ def check_flags(*parts, given: Collection[str] = ()) -> None:
     known = [(field, getattr(part, field.name)) for part in parts for field in fields(part)]
     values = {field.name: value for field, value in known}
     changed = {field.name for field, value in known if value is not False and value != field.default}
+    # The args.yaml of a run names flags of training only where they were written, all others also at their default.
+    of_training = {f.name for part in parts if isinstance(part, transformers.TrainingArguments) for f in fields(part)}
+    written = {name for name in values.keys() & given if values[name] not in OFF}
+    asked = changed | of_training & written
 
-    for name, smallest in AT_LEAST.items():
-        if values.get(name) is not None and not values[name] >= smallest:  # nan too
-            raise ValueError(f"--{name} is {values[name]}; it must be {smallest} or more.")
+    for name, (wanted, is_right) in RANGE_OF.items():
+        if values.get(name) is not None and not is_right(values[name]):  # nan too
+            raise ValueError(f"--{name} is {values[name]}; it must be {wanted}.")
     for name, needed in NEEDS.items():
         flags = set(re.findall(r"--(\w+)", needed))
-        is_asked = "True" in needed and name in given and values[name] is not False and not flags & given
-        is_there = not flags <= values.keys() or any(values[flag] for flag in flags & changed)
-        if (name in changed or is_asked) and not is_there:
+        is_asked = name in asked or "True" in needed and name in written and not flags & given
+        is_there = not flags <= values.keys() or any(values[flag] not in OFF for flag in flags)
+        if is_asked and not is_there:
             raise ValueError(f"--{name} has no effect without {needed}: add it, or leave --{name} out.")
     for one, other, reason in EXCLUDES:
-        if {one, other} <= changed:
+        if {one, other} <= asked:
             flags = f"--{one} {values[one]} and --{other} {values[other]}"
             raise ValueError(f"{flags} exclude each other, since {reason}: leave one out.")
 
@@ -239,8 +266,6 @@ def check_lora(lora) -> None:
     if all_of_them := {"all", "all-linear"}.intersection(lora.lora_target_modules or []):
         raise ValueError(f"--lora_target_modules {all_of_them.pop()} is the default: leave it out.")
     check_flags(lora)
-    if not 0 <= lora.lora_dropout < 1:
-        raise ValueError(f"--lora_dropout is {lora.lora_dropout}; it must be at least 0 and below 1.")
     for name in ("q_lora", "load_in_8bit", "lora_experts", "lora_router"):
         if getattr(lora, name) and lora.lora_init not in ("default", "gaussian"):
             raise ValueError(
@@ -290,12 +315,9 @@ def check_training(training) -> None:
         raise ValueError(f"--deepspeed {config} is not a file; ds_configs/ holds some.")
     if training.overwrite_output_dir and str(folder).lower() not in ("none", "false"):
         raise ValueError("--overwrite_output_dir True begins again, --resume_from_checkpoint does not: leave one out.")
-    if training.peak_tflops is not None and not training.peak_tflops > 0:
-        raise ValueError(f"--peak_tflops is {training.peak_tflops}; it must be above 0, such as 989 for an H100.")
-    if training.label_smoothing_factor >= 1:
-        raise ValueError(f"--label_smoothing_factor is {training.label_smoothing_factor}; it must be below 1.")
-    if training.save_strategy == "steps" and training.save_steps <= 0:
-        raise ValueError(f"--save_steps is {training.save_steps}; raise it, or add --save_strategy no.")
+    for kind, steps in (("save", training.save_steps), ("eval", training.eval_steps)):
+        if getattr(training, f"{kind}_strategy") == "steps" and steps is not None and steps <= 0:
+            raise ValueError(f"--{kind}_steps is {steps}; raise it, or add --{kind}_strategy no.")
     if not (training.num_train_epochs > 0 or training.max_steps > 0):
         raise ValueError(f"--num_train_epochs is {training.num_train_epochs}: raise it, or give --max_steps.")
     if training.max_steps == 0 or training.max_steps < -1:  # the Trainer makes one step at a rate of 0 of it (5.23)
@@ -370,13 +392,31 @@ def try_optimizer(training) -> None:
     try:
         optimizer_class, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(training)
         optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], **kwargs)
+        idle = [flag for flag, other in without_each(training) if other == (optimizer_class, kwargs)]
         schedule, kwargs = training.lr_scheduler_type, training.lr_scheduler_kwargs
         what = f"--lr_scheduler_type {schedule.value} with --lr_scheduler_kwargs {kwargs or {}}"
         made = transformers.get_scheduler(schedule, optimizer, 5, 10, scheduler_specific_kwargs=kwargs)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{what} cannot be made with these flags: {error}") from error
+    if idle:
+        raise ValueError(f"{idle[0]} has no effect with --optim {name}: leave it out.")
     if training.warmup_steps and made.get_last_lr() == [rate] != [0]:
         raise ValueError(f"--warmup_steps has no effect with --lr_scheduler_type {schedule.value}: leave one out.")
+    if kwargs and schedule.value.startswith("constant"):  # which passes them over (transformers 5.23)
+        raise ValueError(f"--lr_scheduler_kwargs has no effect with {schedule.value}: leave one of them out.")
+
+
+def without_each(training) -> Iterator[tuple[str, tuple]]:
+    """Each flag that an optimizer may read, as it is written, and the optimizer that there were without it."""
+    others = {f"--{name} {getattr(training, name)}": {name: value} for name, value in ADAM.items()}
+    words = (training.optim_args or "").split(",")
+    for word in filter(None, words):
+        others[f"--optim_args {word}"] = {"optim_args": ",".join(other for other in words if other != word)}
+    for flag, values in others.items():
+        other = copy(training)
+        vars(other).update(values)
+        if vars(other) != vars(training):
+            yield flag, transformers.Trainer.get_optimizer_cls_and_kwargs(other)
 
 
 def check_together(arguments) -> None:
@@ -386,6 +426,14 @@ def check_together(arguments) -> None:
     check_flags(model, arguments.data, training, lora, given=arguments.given)
     if not any((training.learning_rate, model.vision_encoder_lr, model.vision_projector_lr)):
         raise ValueError("--learning_rate 0 trains nothing: raise it.")
+    own = {"train_vision_encoder": model.vision_encoder_lr, "train_vision_projector": model.vision_projector_lr}
+    if (
+        "learning_rate" in arguments.given
+        and not (model.train_language_model or model.train)
+        and None not in [rate for name, rate in own.items() if getattr(model, name)]
+        and any(getattr(model, name) for name in own)
+    ):
+        raise ValueError("--learning_rate has no effect, since all that trains has a rate of its own: leave it out.")
     base = public_name(model.model_path)
     if lora.use_lora and not model.train_language_model:
         raise ValueError(
@@ -446,48 +494,3 @@ def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
         if getattr(lora, name):
             raise ValueError(f"--{name} is set by the adapter in --lora_weight_path: leave it out.")
     check_lora(lora)
-
-
-def check_flag_names(given: dict[str, str], known: Collection[str], script: str = "train.py") -> None:
-    """Raise a ValueError that names all flags which do not exist, with what to write instead.
-
-    Args:
-        given: the flags that were written, with their values.
-    """
-    names = {option: option.removeprefix("--").replace("-", "_") for option in given if option not in known}
-    if not names:
-        return
-    tools = sorted(keys_of_tools(), key=lambda keys: -len(keys.keys() & {*names.values()}))
-    faults = []
-    for option, name in names.items():
-        fix = instead(name, given[option], known, tools)
-        faults.append(f"{option} is not a flag{': ' if fix else '.'}{fix}")
-    more = f"`python {script} --help_all` lists all; docs/coming_from.md, those of other tools."
-    raise ValueError(("\n" if faults[1:] else " ").join([*faults, more]))
-
-
-def instead(name: str, value: str, known: Collection[str], tools: list[dict]) -> str:
-    """What to write for a flag that does not exist, or nothing."""
-    value = value.lower()
-    for key, here, note in next((keys[name] for keys in tools if name in keys), ()):
-        if key in (value, ""):
-            is_off = not key and value in ("false", "0", "0.0")
-            fix = "leave it out" if is_off or here == "nothing" else f"use {here}"
-            return f"{fix}{f' ({note})' if note and not is_off else ''}."
-    # Of two spellings, the usual one; none that is refused.
-    names = [other for other in known if "-" not in other.removeprefix("--")]
-    found = nearest(name, [other for other in names if other.removeprefix("--") not in KEPT_FLAGS], cutoff=0.7)
-    return f"did you mean {', '.join(found)}?" if found else ""
-
-
-def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
-    """The tables of docs/coming_from.md, one of each tool: a key there -> (value or "", what to write here, note)."""
-    found = []
-    text = COMING_FROM.read_text(encoding="utf-8") if COMING_FROM.is_file() else ""
-    for section in text.split("\n## "):
-        found.append(defaultdict(list))
-        for there, *cells in re.findall(r"(?m)^\| (`.*?) \| (.*?) \| (.*?) ?\|$", section):
-            here, note = (re.sub(r"`|\[([^]]*)\]\([^)]*\)", r"\1", cell) for cell in cells)
-            for key, value in re.findall(r"`([\w-]+)(?:: ([^`]+))?`", there):
-                found[-1][key].append((value, here, note))
-    return found
