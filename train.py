@@ -38,7 +38,6 @@ from training.added_tokens import added_tokens, untrained_tokens
 from training.engines import say
 from training.make_collator import make_collator
 from training.sampling import SAMPLERS
-from training.throughput import FlopCounter
 from training.trainer import FinetuneTrainer
 
 
@@ -52,7 +51,6 @@ def main(words: list[str] | None = None) -> None:
 
 def finetune(arguments: Arguments) -> None:
     checkpoint = resume.checkpoint_to_resume(arguments.training)
-    resume.keep_resize(checkpoint, arguments.data)
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here, unless some are allowed
     data, allowed = arguments.data, arguments.data.allowed_bad_samples
@@ -116,7 +114,6 @@ def finetune(arguments: Arguments) -> None:
         learning_rates=trainable.learning_rates(model, loader, arguments),
         lengths=lengths,
         pack_budget=arguments.data.model_max_length if arguments.data.packing else None,
-        flop_counter=FlopCounter(model, loader) if arguments.training.peak_tflops else None,
         write_card=partial(write_card, facts),
         run=run,
     )

@@ -106,8 +106,7 @@ def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: 
         reasons[head_name] = "tied to the embeddings, which an adapter would change too when it is merged"
     targets = []
     for pattern in patterns:
-        found = [name for name in reasons if matches(pattern, name)]
-        found = found or [name for name in reasons if any(matches(pattern, old) for old in old_names(name, loader))]
+        found = matching(pattern, reasons, loader)
         fitting = [name for name in found if not reasons[name]]
         if not fitting:
             raise ValueError(no_target(pattern, {name: reasons[name] for name in found}, reasons))
@@ -136,6 +135,12 @@ def why_not(name: str, module: nn.Module, loader: BaseLoader, modes: dict) -> st
 
 def matches(pattern: str, name: str) -> bool:
     return name == pattern or name.endswith(f".{pattern}") or bool(re.fullmatch(pattern, name))
+
+
+def matching(pattern: str, names: Iterable[str], loader: BaseLoader) -> list[str]:
+    """The names that a pattern matches; if none, those that it would match by their `old_names`."""
+    found = [name for name in names if matches(pattern, name)]
+    return found or [name for name in names if any(matches(pattern, old) for old in old_names(name, loader))]
 
 
 def old_names(name: str, loader: BaseLoader) -> list[str]:
@@ -192,9 +197,8 @@ def named_in(flag: str, patterns: list[str] | None, names: Iterable[str], loader
     around = {name: [*paths(name)] for name in names}
     found = set()
     for pattern in patterns or []:
-        own = {name for name in around if any(matches(pattern, path) for path in around[name])}
-        old = (name for name in around if any(matches(pattern, o) for p in around[name] for o in old_names(p, loader)))
-        if not (own := own or {*old}):
+        modules = {*matching(pattern, {*chain(*around.values())}, loader)}
+        if not (own := {name for name in around if not modules.isdisjoint(around[name])}):
             known = dict.fromkeys(".".join(path.split(".")[-n:]) for path in chain(*around.values()) for n in (1, 2, 9))
             near = ", ".join(nearest(pattern, known, cutoff=0.6))
             parts = ", ".join([*loader.vision_encoder, *loader.vision_projector, *loader.language_model])
