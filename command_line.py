@@ -45,7 +45,8 @@ class FlagParser(argparse.ArgumentParser):
 
     def given(self, words: list[str]) -> set[str]:
         """The fields that a command line writes."""
-        return {self.fields_of[own[0].partition("=")[0]] for _, own in by_flag(words) if own[0].startswith("--")}
+        written = {own[0].partition("=")[0] for _, own in by_flag(words)}
+        return {name for option, name in self.fields_of.items() if option in written}
 
     def error(self, message: str):
         raise ValueError(f"{message[:1].upper()}{message[1:]}; see `python {self.prog} --help`.")

@@ -138,12 +138,8 @@ def set_hardware(arguments: Arguments, words: list[str]) -> None:
 
 def check_engine(arguments: Arguments) -> None:
     training = arguments.training
-    if training.deepspeed and training.fsdp:
-        raise ValueError("--fsdp True and --deepspeed are two engines: leave one out.")
     if training.deepspeed:
         engines.check_deepspeed(arguments, deepspeed_config(training))
-    if training.fsdp and arguments.lora.load_in_8bit:
-        raise ValueError("--load_in_8bit True does not work with --fsdp True: use --q_lora True.")
 
 
 def deepspeed_config(training):

@@ -169,9 +169,7 @@ def check_kernels(arguments: Arguments, loader) -> None:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
         if loader.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-            raise ValueError(
-                f"--use_liger_kernel True: Liger has no kernels for {loader.config.model_type}. Leave it out."
-            )
+            raise ValueError(f"--use_liger_kernel True: Liger has none for {loader.config.model_type}. Leave it out.")
 
 
 def fit_to_budget(collator, dataset: MultimodalDataset, drop_overlong: bool) -> None:

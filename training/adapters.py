@@ -32,9 +32,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
     tied = head.weight is table.weight
     if tied and any(mode == "full" and model.get_parameter(name) is head.weight for name, mode in modes.items()):
         flag = "--train beside adapters" if lora.use_lora else "--use_vision_lora True without --use_lora True"
-        raise ValueError(
-            f"{flag} cannot save embeddings that train in full, since the head of this model is tied to them."
-        )
+        raise ValueError(f"{flag} cannot save embeddings that train in full, since the head is tied to them.")
     if lora.lora_weight_path:
         config = LoraConfig.from_pretrained(lora.lora_weight_path)
         config.inference_mode = False
@@ -247,10 +245,7 @@ def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -
         raise ValueError(f"--lora_weight_path {path} does not fit the model: {error}") from error
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if wrong := sorted({*trained.intersection(result.missing_keys), *result.unexpected_keys}):
-        raise ValueError(
-            f"--lora_weight_path {path} does not fit the model: {len(wrong)} weights are in only one of the two, such "
-            f"as {wrong[0]}."
-        )
+        raise ValueError(f"--lora_weight_path {path} does not fit the model: only one of the two has {wrong[0]}.")
 
 
 def units(model: nn.Module, loader: BaseLoader, component: str, modes: dict[str, str]) -> list[str]:

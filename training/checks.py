@@ -49,6 +49,7 @@ KEPT_FLAGS = {
     "restore_callback_states_from_checkpoint": "would put others in the place of what writes the log",
     "average_tokens_across_devices": "would make the loss a mean of the processes' means",
     "auto_find_batch_size": "would begin again, with another batch size, on weights that are already trained",
+    "liger_kernel_config": "is set by --use_liger_kernel True",
     "dataloader_in_order": "would give another order of samples in every run",
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "would round the trained weights before they are saved"),
 }
@@ -101,6 +102,8 @@ NEEDED_BY = {
     "--eval_strategy epoch": "early_stopping_patience load_best_model_at_end eval_delay",
     "--save_strategy steps": "save_total_limit save_only_model",
     "--logging_strategy steps": "logging_nan_inf_filter",
+    "--fsdp True": "fsdp_config",
+    "--activation_checkpointing True or --gradient_checkpointing True": "activation_checkpointing_kwargs",
     "--torch_compile True": "torch_compile_backend torch_compile_mode",
     "--report_to wandb": "run_name project trackio_space_id trackio_bucket_id trackio_static_space_id",
     "--dataloader_num_workers 4": "dataloader_persistent_workers dataloader_multiprocessing_context "
@@ -110,15 +113,27 @@ NEEDED_BY = {
 NEEDS = {flag: needed for needed, flags in NEEDED_BY.items() for flag in flags.split()}
 
 # Values with which a flag asks for nothing.
-OFF = (None, False, 0, -1, "no", "none", "error", [])
+OFF = (None, False, 0, -1, "no", "none", "error", [], {})
 
-# Pairs of flags of which one must be left out, and why.
+# Pairs of flags, or of flags with a value, of which one must be left out, and why.
 EXCLUDES = (
     ("eval_data_path", "eval_split", "both choose what is evaluated"),
     ("num_frames", "fps", "both choose the frames of a video"),
     ("q_lora", "load_in_8bit", "4 bits or 8"),
     *(("use_dora", name, "peft 0.21 cannot do both") for name in ("load_in_8bit", "lora_experts", "lora_router")),
     ("packing", "train_sampling_strategy", "packing itself decides which samples go together"),
+    ("packing", "padding_free False", "packs are samples in one row"),
+    *(
+        (name, "mask_question_tokens False", "which trains all text")
+        for name in ("train_thoughts False", "train_replies")
+    ),
+    ("use_lora", "train_language_model False", "LoRA trains the language model"),
+    ("fsdp", "deepspeed", "they are two engines"),
+    (
+        "fsdp",
+        "load_in_8bit",
+        "8-bit weights lose their scales when FSDP2 shards them (bitsandbytes 0.50), unlike those of --q_lora True",
+    ),
     ("max_steps", "num_train_epochs", "both say how long to train"),
     ("on_nonfinite", "deepspeed", "DeepSpeed updates before the gradients can be tested"),
     ("on_nonfinite", "fp16", "its scaler skips such updates by itself"),
@@ -160,7 +175,7 @@ def check_flags(*parts, given: Collection[str] = ()) -> None:
     """
     known = [(field, getattr(part, field.name)) for part in parts for field in fields(part)]
     values = {field.name: value for field, value in known}
-    changed = {field.name for field, value in known if value is not False and value != field.default}
+    changed = {field.name for field, value in known if value not in (field.default, {}) and value is not False}
     # The args.yaml of a run names flags of training only where they were written, all others also at their default.
     of_training = {f.name for part in parts if isinstance(part, transformers.TrainingArguments) for f in fields(part)}
     written = {name for name in values.keys() & given if values[name] not in OFF}
@@ -176,8 +191,9 @@ def check_flags(*parts, given: Collection[str] = ()) -> None:
         if is_asked and not is_there:
             raise ValueError(f"--{name} has no effect without {needed}: add it, or leave --{name} out.")
     for one, other, reason in EXCLUDES:
-        if {one, other} <= asked:
-            flags = f"--{one} {values[one]} and --{other} {values[other]}"
+        pair = {name: value for name, _, value in (text.partition(" ") for text in (one, other))}
+        if all(str(values.get(name)) == value if value else name in asked for name, value in pair.items()):
+            flags = " and ".join(f"--{name} {values[name]}" for name in pair)
             raise ValueError(f"{flags} exclude each other, since {reason}: leave one out.")
 
 
@@ -205,8 +221,7 @@ def check_model(model) -> None:
     check_patterns(model, "freeze", "train")
     if model.use_flash_attn and model.attn_implementation not in (None, "flash_attention_2"):
         raise ValueError(
-            f"--use_flash_attn True and --attn_implementation {model.attn_implementation} contradict each other: "
-            "leave one of them out."
+            f"--use_flash_attn True contradicts --attn_implementation {model.attn_implementation}: leave one out."
         )
     name = "flash_attention_2" if model.use_flash_attn else model.attn_implementation or "sdpa"
     is_available, needed = ATTENTION[name]
@@ -250,16 +265,8 @@ def check_data(data) -> None:
         raise ValueError(f"--eval_split {data.eval_split:g} must be a share of the rows (0.05) or a number of them.")
     if data.chat_template and data.chat_template not in OWN_TEMPLATES and not os.path.isfile(data.chat_template):
         raise ValueError(
-            f"--chat_template {data.chat_template!r} is not a file, nor {' or '.join(OWN_TEMPLATES)}: leave it "
-            "out, the family has its own."
+            f"--chat_template {data.chat_template!r} is not a file, nor {' or '.join(OWN_TEMPLATES)}: leave it out."
         )
-    for name, default in (("train_thoughts", True), ("train_replies", "all")):
-        if (value := getattr(data, name)) != default and not data.mask_question_tokens:
-            raise ValueError(
-                f"--{name} {value} has no effect with --mask_question_tokens False, which trains all text."
-            )
-    if data.packing and data.padding_free is False:
-        raise ValueError("--packing True concatenates samples, which --padding_free False forbids: leave one out.")
 
 
 def check_lora(lora) -> None:
@@ -269,17 +276,14 @@ def check_lora(lora) -> None:
     for name in ("q_lora", "load_in_8bit", "lora_experts", "lora_router"):
         if getattr(lora, name) and lora.lora_init not in ("default", "gaussian"):
             raise ValueError(
-                f"--lora_init {lora.lora_init} cannot read the weights as --{name} True holds them: use default or "
-                "gaussian."
+                f"--lora_init {lora.lora_init} cannot read weights of --{name} True: use default or gaussian."
             )
     if lora.lora_init == "orthogonal" and lora.lora_r % 2:
         raise ValueError(f"--lora_init orthogonal needs an even rank, but --lora_r is {lora.lora_r}.")
     check_patterns(lora, "lora_target_modules")
     for name in ("lora_experts", "lora_router"):
         if getattr(lora, name) and lora.lora_dropout:
-            raise ValueError(
-                f"--{name} True adapts weights whose input has no place for dropout: add --lora_dropout 0."
-            )
+            raise ValueError(f"--{name} True adapts weights before which no dropout can be: add --lora_dropout 0.")
 
 
 def check_patterns(part, *flags: str) -> None:
@@ -301,15 +305,10 @@ def check_training(training) -> None:
     if training.tf32 and not is_torch_tf32_available():
         raise ValueError("--tf32 True needs an Ampere or newer NVIDIA GPU, which this machine lacks: leave it out.")
     if training.bf16 and not training.use_cpu and not is_torch_bf16_gpu_available():
-        raise ValueError(
-            "--bf16 True needs a GPU with bfloat16, which this machine lacks: leave it out, or add --use_cpu True to "
-            "run bfloat16 on the CPU."
-        )
+        raise ValueError("--bf16 True needs a GPU with bfloat16: leave it out, or run on the CPU by --use_cpu True.")
     folder = training.resume_from_checkpoint
     if folder and str(folder).lower() not in ("true", "false") and not os.path.isdir(folder):
-        raise ValueError(
-            f"--resume_from_checkpoint {folder} is not a folder; True resumes the last checkpoint in --output_dir."
-        )
+        raise ValueError(f"--resume_from_checkpoint {folder} is not a folder; True: the last one in --output_dir.")
     config = training.deepspeed
     if config and not str(config).startswith("{") and not os.path.isfile(config):
         raise ValueError(f"--deepspeed {config} is not a file; ds_configs/ holds some.")
@@ -356,8 +355,6 @@ def check_machine(training) -> None:
     if precision != "no" and not getattr(training, precision):
         raise ValueError(f"accelerate launch was told {precision}, the flags not: add --{precision} True.")
     kwargs = training.activation_checkpointing_kwargs or {}
-    if kwargs and not training.activation_checkpointing:
-        raise ValueError("--activation_checkpointing_kwargs has no effect: add --activation_checkpointing True.")
     if kwargs.keys() - CHECKPOINTING_KEYS or kwargs.get("use_reentrant"):
         raise ValueError(
             f"--activation_checkpointing_kwargs takes {', '.join(sorted(CHECKPOINTING_KEYS))}, the last as false "
@@ -365,8 +362,6 @@ def check_machine(training) -> None:
         )
     if training.use_liger_kernel and not (training.device.type in LIGER_DEVICES and is_liger_kernel_available()):
         raise ValueError("--use_liger_kernel True needs a GPU and the package liger-kernel: leave it out.")
-    if training.liger_kernel_config:
-        raise ValueError("--liger_kernel_config is set by --use_liger_kernel True: leave it out.")
     try_optimizer(training)
     if training.torch_compile:
         try:
@@ -435,10 +430,6 @@ def check_together(arguments) -> None:
     ):
         raise ValueError("--learning_rate has no effect, since all that trains has a rate of its own: leave it out.")
     base = public_name(model.model_path)
-    if lora.use_lora and not model.train_language_model:
-        raise ValueError(
-            "--use_lora True trains the language model, which --train_language_model False freezes: leave one out."
-        )
     parts = (model.train_language_model, model.train_vision_encoder, model.train_vision_projector, model.train)
     if not any(parts):
         raise ValueError("--train_language_model False leaves nothing to train: add --train_vision_projector True.")
@@ -458,8 +449,7 @@ def check_together(arguments) -> None:
         strategy = getattr(arguments.training, f"{kind}_strategy").value
         if f"{kind}_steps" in arguments.given and strategy != "steps":
             raise ValueError(
-                f"--{kind}_steps has no effect with --{kind}_strategy {strategy}: add --{kind}_strategy steps, "
-                f"or leave --{kind}_steps out."
+                f"--{kind}_steps has no effect with {strategy}: add --{kind}_strategy steps, or leave it out."
             )
 
 
@@ -485,10 +475,7 @@ def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
         raise ValueError(f"--lora_weight_path {path} has adapters of another kind: its init_lora_weights is unknown.")
     for name, value in values.items():
         if name in given and getattr(lora, name) != value:
-            raise ValueError(
-                f"--{name} {getattr(lora, name)} contradicts the adapter in --lora_weight_path, which has {value}: "
-                "leave it out."
-            )
+            raise ValueError(f"--{name} {getattr(lora, name)} contradicts the adapter's, {value}: leave it out.")
         setattr(lora, name, value)
     for name in ("lora_target_modules", "lora_experts", "lora_router"):
         if getattr(lora, name):

@@ -152,9 +152,7 @@ def checkpoint_to_resume(training) -> str | None:
     if not wanted:
         return None
     if training.save_only_model:
-        raise ValueError(
-            "--save_only_model True saves no state to resume from: leave it or --resume_from_checkpoint out."
-        )
+        raise ValueError("--save_only_model True saves nothing to resume from: leave --resume_from_checkpoint out.")
     if wanted is not True:
         check_files(wanted, training)
         return wanted

@@ -442,7 +442,7 @@ REFUSED_NAMES = [
     ("--use_lora True --freeze language_model", "no layer is left that can have an adapter"),
     (
         "--use_lora True --train lm_head",
-        "--train beside adapters cannot save .* head of this model is tied",
+        "--train beside adapters cannot save .* since the head is tied",
         "qwen2-vl",
     ),
     ("--freeze [", "--freeze '.' is no regular expression"),
