@@ -198,11 +198,6 @@ class DataArguments(ReadingArguments):
         checks.check_data(self)
         self.new_tokens = read_tokens(self.add_tokens) if self.add_tokens else None
 
-    @property
-    def allowed_bad_samples(self) -> int | None:
-        """How many samples may fail; None: the first one ends the run."""
-        return self.max_bad_samples if self.on_bad_sample == "skip" else None
-
 
 @dataclass
 class LoraArguments:

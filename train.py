@@ -53,7 +53,8 @@ def finetune(arguments: Arguments) -> None:
     checkpoint = resume.checkpoint_to_resume(arguments.training)
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here, unless some are allowed
-    data, allowed = arguments.data, arguments.data.allowed_bad_samples
+    data = arguments.data
+    allowed = data.max_bad_samples if data.on_bad_sample == "skip" else None
     train_dataset, eval_dataset = make_datasets(data, arguments.training.seed, max_bad_samples=allowed)
     report_data(train_dataset, eval_dataset)
 

@@ -188,7 +188,7 @@ REFUSED = [
         for name, value in [("split_batches", "true"), ("dispatch_batches", "true"), ("even_batches", "false")]
     ),
     ("--gradient_checkpointing True --activation_checkpointing False", "--gradient_checkpointing is the old name"),
-    ('--activation_checkpointing_kwargs {"offload":true}', "has no effect: add --activation_checkpointing True"),
+    ('--activation_checkpointing_kwargs {"offload":true}', "has no effect without --activation_checkpointing True"),
     *(
         (f"--activation_checkpointing True --activation_checkpointing_kwargs {{{wrong}}}", "takes every_n_layers, off")
         for wrong in ('"use_reentrant":true', '"preserve_rng_state":false')

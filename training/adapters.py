@@ -7,7 +7,7 @@ from itertools import accumulate, chain
 
 from torch import nn
 
-from loaders.base import COMPONENTS, BaseLoader, is_inside
+from loaders.base import COMPONENTS, BaseLoader
 from loaders.new_tokens import rows_of
 from loaders.output_folder import public_name
 from supported_models import nearest
@@ -206,9 +206,9 @@ def named_in(flag: str, patterns: list[str] | None, names: Iterable[str], loader
     return found
 
 
-def largest_modules(names: Iterable[str], others: Iterable[str]) -> list[str]:
-    """Parameter names -> the largest modules around them that hold none of the `others`."""
-    holding_others = {path for name in others for path in paths(name)}
+def largest_modules(names: Iterable[str], others: Iterable[str], never: Iterable[str] = ()) -> list[str]:
+    """Parameter names -> the largest modules around them that hold none of the `others`, and are none of `never`."""
+    holding_others = {path for name in others for path in paths(name)}.union(never)
     return list(dict.fromkeys(next(path for path in paths(name) if path not in holding_others) for name in names))
 
 
@@ -250,19 +250,12 @@ def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -
 
 def units(model: nn.Module, loader: BaseLoader, component: str, modes: dict[str, str]) -> list[str]:
     """The largest modules of a component of which all trains in full: what peft can copy and save beside an adapter."""
-    owners = {}
-    for name, mode in modes.items():
-        trains = mode == "full" and not loader.is_unused(name)
-        for path in paths(name):
-            owners.setdefault(path, set()).add(loader.component_of(name) if trains else None)
-    found = []
-    for name, module in model.named_modules():
-        inside_another = any(is_inside(name, unit) for unit in found)
-        # Code may index a container, or ask for its type: its members are copied one by one.
-        container = isinstance(module, (nn.ModuleList, nn.Sequential))
-        if owners.get(name) == {component} and not container and not inside_another:
-            found.append(name)
-    return found
+    modules = dict(model.named_modules())
+    own = [name for name, mode in modes.items() if mode == "full" and loader.component_of(name) == component]
+    own = [name for name in own if not loader.is_unused(name)]
+    # Code may index a container, or ask for its type: its members are copied one by one.
+    containers = [name for name, module in modules.items() if isinstance(module, (nn.ModuleList, nn.Sequential))]
+    return [name for name in largest_modules(own, modes.keys() - own, containers) if name in modules]
 
 
 def base_name(name: str) -> str:

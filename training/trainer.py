@@ -139,12 +139,7 @@ class FinetuneTrainer(ResumableTrainer):
         return norm
 
     def floating_point_ops(self, inputs) -> int:
-        """As the model's own, which would count its parameters again in every batch (transformers 5.23)."""
-        return 6 * inputs["input_ids"].numel() * self._num_parameters
-
-    @cached_property
-    def _num_parameters(self) -> int:
-        return self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
+        return 0  # the model's own would count its parameters again in every batch (transformers 5.23)
 
     def _init_training_state(self, max_steps, *args):
         """As the Trainer's, which would go on in the steps of the checkpoint, whatever the flags are now (5.23)."""

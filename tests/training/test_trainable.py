@@ -447,7 +447,7 @@ REFUSED_NAMES = [
     ),
     ("--freeze [", "--freeze '.' is no regular expression"),
     ("--train_language_model False", "--train_language_model False leaves nothing to train"),
-    ("--train_language_model False --use_lora True", "--use_lora True .* which --train_language_model False freezes"),
+    ("--train_language_model False --use_lora True", "--use_lora True and --train_language_model False exclude"),
 ]
 
 
