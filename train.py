@@ -146,7 +146,7 @@ def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDatase
 
 
 def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None) -> None:
-    """Refuse training of vision parts without media; say which flags of media have none to act on."""
+    """Refuse training of vision parts without media; say which flags have nothing in the data to act on."""
     train_dataset, found = datasets[0], set().union(*(dataset.media_kinds for dataset in datasets if dataset))
     for name in ("train_vision_encoder", "train_vision_projector"):
         if getattr(arguments.model, name) and not train_dataset.media_kinds:
@@ -154,6 +154,13 @@ def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None)
     for kind, names in MEDIA_FLAGS.items():
         for name in sorted(names & arguments.given) if kind not in found else ():
             say(f"WARNING: --{name} has no effect: no row holds {kind}s.")
+    held = {field for messages in outlines(*datasets) for message in messages for field in message}
+    for name, kind, fields in (
+        ("train_thoughts", "thoughts", {"reasoning_content", "typed_thought"}),
+        ("box_format", "boxes as `objects`", {"objects"}),
+    ):
+        if name in arguments.given and getattr(arguments.data, name) is not True and held.isdisjoint(fields):
+            say(f"WARNING: --{name} has no effect: no row holds {kind}.")
 
 
 def model_kwargs(arguments: Arguments) -> dict:

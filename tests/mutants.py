@@ -109,6 +109,13 @@ FAULTS = [
         "tests/reading/test_reading.py::test_wrong_processor_kwargs_are_refused",
     ),
     Fault(
+        "flags of thoughts and boxes without any are passed over",
+        "train.py",
+        "and held.isdisjoint(fields)",
+        "and not held",
+        "tests/test_arguments.py::test_flags_of_thoughts_and_boxes_that_no_row_holds_are_named",
+    ),
+    Fault(
         "flags about a server are taken without one",
         "check_serving.py",
         "for name in OF_URL if name",

@@ -129,9 +129,9 @@ REFUSED = [
     ("--video_folder nowhere", "--video_folder 'nowhere' is not a folder"),
     ("--eval_strategy epoch", "--eval_strategy has no effect without --eval_data_path"),
     ("--eval_split 0.1 --eval_data_path a.json", "--eval_split 0.1 exclude each other"),
-    ("--eval_split 2.5", "--eval_split 2.5 must be a share of the rows"),
+    ("--eval_split 2.5", "--eval_split is 2.5; it must be a share of the rows"),
     ("--sample_rows 0", "--sample_rows is 0; it must be 1 or more"),
-    ("--eval_split 0", "--eval_split 0 must be a share"),
+    ("--eval_split 0", "--eval_split is 0.0; it must be a share"),
     ("--eval_steps 5", "--eval_steps has no effect .* --eval_strategy steps"),
     ("--save_steps 5 --save_strategy epoch", "--save_steps has no effect .* --save_strategy steps"),
     ("--logging_steps 5 --logging_strategy no", "--logging_steps has no effect"),
@@ -168,7 +168,7 @@ REFUSED = [
     ("--label_smoothing_factor 2", "--label_smoothing_factor is 2.0; it must be at least 0 and below 1"),
     ("--dataloader_num_workers -1", "--dataloader_num_workers is -1"),
     ("--dataloader_persistent_workers True", "--dataloader_persistent_workers .* --dataloader_num_workers"),
-    ("--num_train_epochs 0", "--num_train_epochs is 0.0: .* --max_steps"),
+    ("--num_train_epochs 0", "--num_train_epochs is 0.0; it must be above 0"),
     ("--save_strategy best", "--save_strategy best .* --metric_for_best_model"),
     ("--report_to clearml", "--report_to clearml needs a package .* --report_to none"),
     ("--report_to nobody", "--report_to nobody is unknown; use none, all, .*wandb"),
@@ -298,6 +298,19 @@ def test_flags_of_media_that_no_row_holds_are_named(write_rows, capsys):
         datasets = [MultimodalDataset(write_rows([row])) for row in rows]
         check_media_kinds(parse(words), *datasets)
         assert set(re.findall(r"WARNING: --(\w+) has no effect", capsys.readouterr().out)) == idle
+
+
+def test_flags_of_thoughts_and_boxes_that_no_row_holds_are_named(write_rows, capsys):
+    box = IMAGE_ROWS[0] | {
+        "objects": {"ref": ["x"], "bbox": [[1, 2, 3, 4]]},
+        "conversations": turns("<image>A?", "<ref-object><bbox>"),
+    }
+    thought = {"conversations": turns("A?", "<think>Hm.</think>B")}
+    for rows, idle in (([IMAGE_ROWS[0]], {"train_thoughts", "box_format"}), ([box, thought], set())):
+        for words in ("--train_thoughts False --box_format thousand", "--train_thoughts True"):
+            check_media_kinds(parse(words), MultimodalDataset(write_rows(rows)))
+            expected = idle if "False" in words else set()
+            assert set(re.findall(r"WARNING: --(\w+) has no effect", capsys.readouterr().out)) == expected
 
 
 def test_bf16_runs_on_the_cpu_when_asked_for():

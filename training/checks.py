@@ -67,7 +67,13 @@ RANGES = {
         "dataloader_num_workers seed",
     ),
     "at least 0 and below 1": (lambda value: 0 <= value < 1, "label_smoothing_factor lora_dropout"),
-    "above 0, such as 989 for an H100": (lambda value: value > 0, "peak_tflops"),
+    "above 0": (lambda value: value > 0, "peak_tflops num_train_epochs"),
+    # With 0 the Trainer makes one step, at a rate of 0 (5.23).
+    "1 or more, or -1 for --num_train_epochs": (lambda value: value == -1 or value >= 1, "max_steps"),
+    "a share of the rows (0.05) or a number of them": (
+        lambda value: 0 < value < 1 or value % 1 == 0 < value,
+        "eval_split",
+    ),
 }
 RANGE_OF = {flag: (wanted, is_right) for wanted, (is_right, flags) in RANGES.items() for flag in flags.split()}
 
@@ -124,7 +130,7 @@ EXCLUDES = (
     ("packing", "train_sampling_strategy", "packing itself decides which samples go together"),
     ("packing", "padding_free False", "packs are samples in one row"),
     *(
-        (name, "mask_question_tokens False", "which trains all text")
+        (name, "mask_question_tokens False", "the latter trains all text")
         for name in ("train_thoughts False", "train_replies")
     ),
     ("use_lora", "train_language_model False", "LoRA trains the language model"),
@@ -138,7 +144,7 @@ EXCLUDES = (
     ("on_nonfinite", "deepspeed", "DeepSpeed updates before the gradients can be tested"),
     ("on_nonfinite", "fp16", "its scaler skips such updates by itself"),
     *(
-        (f"ddp_{name}", engine, "it has no DDP")
+        (f"ddp_{name}", engine, "only DDP reads the former")
         for name in ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
         for engine in ("deepspeed", "fsdp")
     ),
@@ -261,8 +267,6 @@ def check_reading(reading) -> None:
 def check_data(data) -> None:
     if not data.data_path:
         raise ValueError("--data_path is missing: a JSON, JSONL, Parquet or CSV file, see docs/start.md.")
-    if data.eval_split is not None and not (0 < data.eval_split < 1 or data.eval_split % 1 == 0 < data.eval_split):
-        raise ValueError(f"--eval_split {data.eval_split:g} must be a share of the rows (0.05) or a number of them.")
     if data.chat_template and data.chat_template not in OWN_TEMPLATES and not os.path.isfile(data.chat_template):
         raise ValueError(
             f"--chat_template {data.chat_template!r} is not a file, nor {' or '.join(OWN_TEMPLATES)}: leave it out."
@@ -317,10 +321,6 @@ def check_training(training) -> None:
     for kind, steps in (("save", training.save_steps), ("eval", training.eval_steps)):
         if getattr(training, f"{kind}_strategy") == "steps" and steps is not None and steps <= 0:
             raise ValueError(f"--{kind}_steps is {steps}; raise it, or add --{kind}_strategy no.")
-    if not (training.num_train_epochs > 0 or training.max_steps > 0):
-        raise ValueError(f"--num_train_epochs is {training.num_train_epochs}: raise it, or give --max_steps.")
-    if training.max_steps == 0 or training.max_steps < -1:  # the Trainer makes one step at a rate of 0 of it (5.23)
-        raise ValueError(f"--max_steps is {training.max_steps}; it must be 1 or more, or -1 for --num_train_epochs.")
     if training.save_strategy == "best" and not (training.metric_for_best_model or training.load_best_model_at_end):
         raise ValueError("--save_strategy best needs --metric_for_best_model eval_loss.")
     names = [training.report_to] if isinstance(training.report_to, str) else training.report_to or []
