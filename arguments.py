@@ -19,6 +19,7 @@ from transformers.hf_argparser import string_to_bool
 
 from collators.boxes import FORMATS
 from collators.pixel_bounds import settle_resize
+from command_line import FlagParser, by_flag
 from evaluation.metrics import METRICS, kind_of
 from loaders.new_tokens import read_tokens
 from loaders.output_folder import check_writable
@@ -196,11 +197,6 @@ class DataArguments(ReadingArguments):
         super().__post_init__()
         checks.check_data(self)
         self.new_tokens = read_tokens(self.add_tokens) if self.add_tokens else None
-
-    @property
-    def allowed_bad_samples(self) -> int | None:
-        """How many samples may fail; None: the first one ends the run."""
-        return self.max_bad_samples if self.on_bad_sample == "skip" else None
 
 
 @dataclass
@@ -386,18 +382,14 @@ def yaml_to_flags(path: str) -> list[str]:
     return words
 
 
+class Parser(FlagParser, HfArgumentParser):
+    """Takes the fields of dataclasses as flags."""
+
+    more = "`python {} --help_all` lists all; docs/coming_from.md, those of other tools."
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Each default behind its help; the description with its own line breaks."""
-
-
-def by_flag(words: list[str]) -> list[tuple[str, list[str]]]:
-    """The name of each flag on a command line, and its words: the flag as it is written, then its values."""
-    flags = []
-    for word in words:
-        if word.startswith("--") or not flags:
-            flags.append((word.removeprefix("--").split("=")[0].replace("-", "_"), []))
-        flags[-1][1].append(word)
-    return flags
 
 
 def split_flags(words: list[str], names: Collection[str]) -> tuple[list[str], list[str]]:
@@ -441,14 +433,8 @@ def parse_arguments(
     """
     command = words = list(sys.argv[1:] if words is None else words)
     usage = "%(prog)s [run.yaml] [--flag value ...]"  # argparse would list all flags before every help text
-    parser = HfArgumentParser(
-        PARTS,
-        usage=usage,
-        description=description,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = Parser(PARTS, usage=usage, description=description, formatter_class=HelpFormatter)
+    parser.refused = checks.KEPT_FLAGS
     if extend:
         extend(parser)
     if words and words[0].endswith((".yaml", ".yml")):
@@ -456,24 +442,13 @@ def parse_arguments(
     words = without_null(words)
     if extend:
         words, passed_over = split_flags(words, HARDWARE_FLAGS)
-    # `--no-dataloader-pin-memory` and the like write the field that `dest` names.
-    fields_of = {option: action.dest for action in parser._actions for option in action.option_strings}
-    written = {}
-    for _, own in by_flag(words):
-        option, _, value = own[0].partition("=")
-        if option.startswith("--"):
-            written[option] = value or "".join(own[1:2])
-    checks.check_flag_names(written, fields_of.keys(), parser.prog if extend else "train.py")
-    try:
-        *parts, rest = parser.parse_args_into_dataclasses(
-            [*defaults, *words], look_for_args_file=False, return_remaining_strings=True
-        )
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
+    *parts, rest = parser.parse_args_into_dataclasses(
+        [*defaults, *words], look_for_args_file=False, return_remaining_strings=True
+    )
     if rest:
         hint = "; a YAML file comes first" if rest[0].endswith((".yaml", ".yml")) else ""
         raise ValueError(f"{' '.join(rest)!r} does not belong to any flag{hint}.")
-    arguments = Arguments(*parts[:4], {fields_of[option] for option in written}, command)
+    arguments = Arguments(*parts[:4], parser.given(words), command)
     if not extend:
         return arguments
     parts[4].passed_over = passed_over

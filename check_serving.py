@@ -18,10 +18,16 @@ if __name__ == "__main__":
 
 import argparse
 import os
+import sys
 
+import predict
+from command_line import FlagParser
 from entry import cli
 from merging import servers, serving
 from merging.ask_server import compare
+
+# Flags that have no effect on the files alone.
+OF_URL = ("rows", "served_model_name")
 
 
 def main(words: list[str] | None = None) -> None:
@@ -41,9 +47,8 @@ def main(words: list[str] | None = None) -> None:
 
 def parse(words: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """(its own flags, those of predict.py)"""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = FlagParser(description=__doc__)
+    parser.others = predict.make_parser().fields_of
     parser.add_argument("--model_path", required=True, help="Folder of a merged or fully trained model, or an adapter.")
     parser.add_argument("--data_path", help="With --url: a data file that was not trained on (docs/dataset.md).")
     parser.add_argument(
@@ -51,11 +56,12 @@ def parse(words: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--rows", type=int, default=12, help="How many questions are asked.")
     parser.add_argument("--served_model_name", help="What the server calls the model. Default: the folder's name.")
+    words = sys.argv[1:] if words is None else words
     args, other = parser.parse_known_args(words)
     if bool(args.url) != bool(args.data_path):
         raise ValueError("--url and --data_path go together: the server to ask, and what to ask it.")
-    if other and not args.url:
-        raise ValueError(f"{other[0]} is no flag of check_serving.py without --url; see --help.")
+    if not args.url and (idle := [*other, *(f"--{name}" for name in OF_URL if name in parser.given(words))]):
+        raise ValueError(f"{idle[0]} has no effect without --url: add it, or leave {idle[0]} out.")
     if args.rows < 1:
         raise ValueError(f"--rows is {args.rows}; it must be 1 or more.")
     return args, other

@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
     entry.begin(__file__)  # answers --help: the imports below take seconds
 
-import argparse
 import os
 import sys
 from collections import Counter
@@ -28,11 +27,18 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from transformers import HfArgumentParser
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.training_args import OptimizerNames
 
-from arguments import HARDWARE_FLAGS, Arguments, ModelArguments, TrainingArguments, has_bfloat16, parse_arguments
+from arguments import (
+    HARDWARE_FLAGS,
+    Arguments,
+    ModelArguments,
+    Parser,
+    TrainingArguments,
+    has_bfloat16,
+    parse_arguments,
+)
 from entry import cli
 from loaders import LOADERS, attention
 from loaders.quantization import quantization_config, quantized_bits
@@ -112,17 +118,14 @@ def set_hardware(arguments: Arguments, words: list[str]) -> None:
     Raises:
         ValueError: a value that no machine can follow.
     """
-    parser = HfArgumentParser((ModelArguments, TrainingArguments), allow_abbrev=False, exit_on_error=False)
-    try:
-        found = parser.parse_args(words)
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
+    parser = Parser((ModelArguments, TrainingArguments))
+    found = parser.parse_args(words)
     for part in (arguments.model, arguments.training):
         for name in HARDWARE_FLAGS & part.__dataclass_fields__.keys():
             setattr(part, name, getattr(found, name))
     if arguments.training.bf16 is None:
         arguments.training.bf16 = not arguments.training.fp16 and has_bfloat16(arguments.training.use_cpu)
-    arguments.given |= {word.removeprefix("--").split("=")[0].replace("-", "_") for word in words if word[:2] == "--"}
+    arguments.given |= parser.given(words)
     model, training = arguments.model, arguments.training
     if training.bf16 and training.fp16:
         raise ValueError("--bf16 True and --fp16 True exclude each other: leave one out.")
@@ -135,12 +138,8 @@ def set_hardware(arguments: Arguments, words: list[str]) -> None:
 
 def check_engine(arguments: Arguments) -> None:
     training = arguments.training
-    if training.deepspeed and training.fsdp:
-        raise ValueError("--fsdp True and --deepspeed are two engines: leave one out.")
     if training.deepspeed:
         engines.check_deepspeed(arguments, deepspeed_config(training))
-    if training.fsdp and arguments.lora.load_in_8bit:
-        raise ValueError("--load_in_8bit True does not work with --fsdp True: use --q_lora True.")
 
 
 def deepspeed_config(training):

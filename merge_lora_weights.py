@@ -25,6 +25,7 @@ from transformers.hf_argparser import string_to_bool
 from transformers.trainer_utils import get_last_checkpoint
 
 from collators import COLLATORS
+from command_line import FlagParser
 from entry import cli
 from loaders import LOADERS, output_folder
 from loaders.quantization import quantization_config
@@ -163,9 +164,7 @@ def write_dtype(path: str, dtype: str) -> None:
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = FlagParser(description=__doc__)
     parser.add_argument("--model_id", help="Model id of the base; default: the one in the adapter's args.yaml.")
     parser.add_argument("--model_local_path", help="The base; default: the path that the adapter was trained from.")
     parser.add_argument("--model_path", required=True, help="Folder of the adapter.")

@@ -23,9 +23,8 @@ from dataclasses import fields
 import torch
 from safetensors import safe_open
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
-from arguments import SWITCH, ReadingArguments
+from arguments import SWITCH, Parser, ReadingArguments
 from collators import COLLATORS
 from collators.pixel_bounds import set_options, settle_resize
 from collators.probes import check_labels
@@ -42,7 +41,6 @@ from merging.shard_merge import check_adapter
 from reading.dataset import make_dataset
 from reading.options import AUTO
 from reading.strict_json import json_object
-from training.checks import check_flag_names
 
 # What the model gets to see of images and videos: as in training, unless a flag says otherwise.
 # Flags of one group stand together: where one is given, none of it is taken from training.
@@ -125,10 +123,8 @@ def load_with_options(args: argparse.Namespace):
     return model, collator
 
 
-def parse(words: list[str] | None) -> argparse.Namespace:
-    parser = HfArgumentParser(
-        ReadingArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> Parser:
+    parser = Parser(ReadingArguments, prog="predict.py", description=__doc__)
     parser.add_argument("--model_path", required=True, help="Folder of a base, adapter or merged checkpoint.")
     parser.add_argument("--data_path", help="A data file to answer, as train.py takes it (docs/dataset.md).")
     parser.add_argument("--output_path", help="JSONL file to write its answers to.")
@@ -151,11 +147,13 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         help=f"What else measures a file: {', '.join(metrics.METRICS)}, or your own as FILE.py:FUNCTION: of "
         "(predictions, references), a number or a mapping (docs/inference.md).",
     )
-    given = [word.partition("=") for word in words or sys.argv[1:] if word.startswith("--")]
-    known = {option for action in parser._actions for option in action.option_strings}
-    check_flag_names({name: value for name, _, value in given}, known, "predict.py")
-    given = {name.removeprefix("--").replace("-", "_") for name, *_ in given}
+    return parser
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    parser, words = make_parser(), sys.argv[1:] if words is None else words
     saved = saved_arguments(parser.parse_args(words).model_path)
+    given = parser.given(words)
     names = [name for group in AS_IN_TRAINING if not given.intersection(group) for name in group]
     parser.set_defaults(**{name: saved[name] for name in names if name in saved})
     # A file of questions may have no answers; each reply is asked for.

@@ -8,14 +8,12 @@ A model size is a row here, never code. A family `qwen2-vl` lives in `loaders/qw
 `collators/qwen2_vl.py`, which are imported only when the family is asked for; nothing here imports torch.
 """
 
-import argparse
-import difflib
 import importlib
 import os
-import re
 import sys
-from collections.abc import Iterable
 from typing import NamedTuple
+
+from command_line import FlagParser, nearest, only_letters
 
 
 class Model(NamedTuple):
@@ -190,23 +188,6 @@ def meant(model_id: str) -> str:
     return f" Did you mean {', '.join(found)}?" if found else ""
 
 
-def nearest(wrong: str, names: Iterable[str], cutoff: float) -> list[str]:
-    """The three names that are most like one that does not exist, or the one that differs only in its punctuation and
-    capitals.
-
-    Args:
-        cutoff: from 0 to 1, how alike they must be.
-    """
-    by_form = {only_letters(name): name for name in reversed(list(names))}  # of several, the first
-    form = only_letters(wrong)
-    forms = [form] if form in by_form else difflib.get_close_matches(form, by_form, n=3, cutoff=cutoff)
-    return [by_form[form] for form in forms]
-
-
-def only_letters(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
 class Registry(dict):
     """Family id -> class. The module of a family is imported on the first `get`."""
 
@@ -233,7 +214,7 @@ class Registry(dict):
 
 def main(words: list[str] | None = None) -> None:
     """Print the models: in a terminal with their families and media, in a pipe as `id : Hub path` lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="Only models whose id, family or Hub path has each of these.")
     parser.add_argument("--video", action="store_true", help="Only models that take videos.")
     args = parser.parse_args(words)
@@ -244,7 +225,7 @@ def main(words: list[str] | None = None) -> None:
         and (model.family in VIDEO or not args.video)
     }
     if not found:
-        parser.error("no model has all of these; --model_id auto takes any other checkpoint with a chat template.")
+        raise ValueError("No model has all of these; --model_id auto takes any other checkpoint with a chat template.")
     if not sys.stdout.isatty():
         print(f"Supported models:\n  {'Model ID':<29} : HuggingFace Path\n  {'-' * 48}")
         rows = [f"  {model_id:<29} : {model.hub_path}" for model_id, model in found.items()]

@@ -11,12 +11,11 @@ A family's `tiny_checkpoints/<family>.py` holds its config, processor and genera
 brings Python files, a stand-in for them is in `tiny_checkpoints/remote`.
 """
 
-import argparse
 import os
-import sys
 from pathlib import Path
 
 import entry
+from command_line import FlagParser
 from supported_models import AUTO, families, find_model
 from tiny_checkpoints import TINY_CHECKPOINTS
 
@@ -88,9 +87,7 @@ def make_tiny_checkpoint(family: str, output_dir: str, seed: int = 0, checkpoint
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = FlagParser(description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model_family_id", help=f"one of {', '.join(families())} or {AUTO}")
     which.add_argument("--model_id", help="a model id of supported_models.py; its family is made")
@@ -100,12 +97,9 @@ def main() -> None:
     entry.let_threads_sleep()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one line of output, not a bar for one small file
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate 1.15 imports DeepSpeed, which warns where no GPU is
-    try:
-        family = args.model_family_id or find_model(args.model_id).family
-        make_tiny_checkpoint(family, str(args.output_dir), args.seed)
-    except ValueError as error:
-        sys.exit(f"tiny_models.py: {error}")
+    family = args.model_family_id or find_model(args.model_id).family
+    make_tiny_checkpoint(family, str(args.output_dir), args.seed)
 
 
 if __name__ == "__main__":
-    main()
+    entry.cli(main)

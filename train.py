@@ -38,7 +38,6 @@ from training.added_tokens import added_tokens, untrained_tokens
 from training.engines import say
 from training.make_collator import make_collator
 from training.sampling import SAMPLERS
-from training.throughput import FlopCounter
 from training.trainer import FinetuneTrainer
 
 
@@ -52,10 +51,10 @@ def main(words: list[str] | None = None) -> None:
 
 def finetune(arguments: Arguments) -> None:
     checkpoint = resume.checkpoint_to_resume(arguments.training)
-    resume.keep_resize(checkpoint, arguments.data)
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here, unless some are allowed
-    data, allowed = arguments.data, arguments.data.allowed_bad_samples
+    data = arguments.data
+    allowed = data.max_bad_samples if data.on_bad_sample == "skip" else None
     train_dataset, eval_dataset = make_datasets(data, arguments.training.seed, max_bad_samples=allowed)
     report_data(train_dataset, eval_dataset)
 
@@ -116,7 +115,6 @@ def finetune(arguments: Arguments) -> None:
         learning_rates=trainable.learning_rates(model, loader, arguments),
         lengths=lengths,
         pack_budget=arguments.data.model_max_length if arguments.data.packing else None,
-        flop_counter=FlopCounter(model, loader) if arguments.training.peak_tflops else None,
         write_card=partial(write_card, facts),
         run=run,
     )
@@ -148,7 +146,7 @@ def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDatase
 
 
 def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None) -> None:
-    """Refuse training of vision parts without media; say which flags of media have none to act on."""
+    """Refuse training of vision parts without media; say which flags have nothing in the data to act on."""
     train_dataset, found = datasets[0], set().union(*(dataset.media_kinds for dataset in datasets if dataset))
     for name in ("train_vision_encoder", "train_vision_projector"):
         if getattr(arguments.model, name) and not train_dataset.media_kinds:
@@ -156,6 +154,13 @@ def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None)
     for kind, names in MEDIA_FLAGS.items():
         for name in sorted(names & arguments.given) if kind not in found else ():
             say(f"WARNING: --{name} has no effect: no row holds {kind}s.")
+    held = {field for messages in outlines(*datasets) for message in messages for field in message}
+    for name, kind, fields in (
+        ("train_thoughts", "thoughts", {"reasoning_content", "typed_thought"}),
+        ("box_format", "boxes as `objects`", {"objects"}),
+    ):
+        if name in arguments.given and getattr(arguments.data, name) is not True and held.isdisjoint(fields):
+            say(f"WARNING: --{name} has no effect: no row holds {kind}.")
 
 
 def model_kwargs(arguments: Arguments) -> dict:
@@ -172,9 +177,7 @@ def check_kernels(arguments: Arguments, loader) -> None:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
         if loader.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-            raise ValueError(
-                f"--use_liger_kernel True: Liger has no kernels for {loader.config.model_type}. Leave it out."
-            )
+            raise ValueError(f"--use_liger_kernel True: Liger has none for {loader.config.model_type}. Leave it out.")
 
 
 def fit_to_budget(collator, dataset: MultimodalDataset, drop_overlong: bool) -> None:

@@ -40,6 +40,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from tqdm import tqdm
 
+from command_line import FlagParser
 from entry import cli
 from loaders.output_folder import ARGUMENTS
 from reports.html_page import render
@@ -122,9 +123,7 @@ def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = FlagParser(description=__doc__)
     parser.add_argument("--root", default=".", help="Folder that all files lie in. Default: the current one.")
     parser.add_argument("--host", default="127.0.0.1", help="Address to bind to. Default: this machine alone.")
     parser.add_argument("--port", type=int, default=7860, help="Port to bind to. Default: 7860.")

@@ -1,14 +1,24 @@
 """Options of the checkpoint's own image and video processors (`--processor_kwargs`)."""
 
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from huggingface_hub.dataclasses import validate_typed_dict
 from PIL import Image
+from torch.utils._pytree import tree_leaves
 
 from collators.template import conversation
+from reading.strict_json import strict_json
 
 # Options of processors that are settled by how media are opened and batches made.
 SETTLED_OPTIONS = {
     *("return_tensors", "device", "data_format", "input_data_format", "do_convert_rgb", "disable_grouping"),
     *("do_sample_frames", "num_frames", "fps", "min_frames", "max_frames", "video_metadata", "return_metadata"),
 }
+
+# Media by which it is seen whether an option acts: some do on small or large ones only.
+SIZES = ((1600, 1200), (20, 30), (300, 200))
 
 
 def set_processor_options(collator, options: dict) -> None:
@@ -28,19 +38,50 @@ def set_processor_options(collator, options: dict) -> None:
         )
     if not options:
         return
+
+    def set_all(options: dict) -> None:
+        for name, own in known.items():
+            mine = {option: options[option] for option in options.keys() & own}
+            validate_typed_dict(parts[name].valid_kwargs, mine)
+            setattr(processor, name, type(parts[name]).from_dict(parts[name].to_dict(), **mine))
+
     probe = conversation(("user", "image", "?"), ("assistant", "."))
     probe[0]["content"][0]["image"] = image = Image.new("RGB", (300, 200))
     try:
-        for name, own in known.items():
-            mine = {option: options[option] for option in options.keys() & own}
-            setattr(processor, name, type(parts[name]).from_dict(parts[name].to_dict(), **mine))
+        idle = []
+        for option in options:
+            set_all({name: value for name, value in options.items() if name != option})
+            without = pixels(processor, known)
+            set_all(options)
+            idle += [option] * same(without, pixels(processor, known))
         made = collator.is_media(collator.encode({"messages": probe}, within_budget=False).inputs["input_ids"]).sum()
         probe[0]["content"][0]["image"] = 0
         counted = collator.budget.count_media_tokens({"messages": probe}, {("image", 0): image.size[::-1]})
     except Exception as error:  # on a value of a wrong type they raise nearly any
-        raise ValueError(f"--processor_kwargs {options}: {name_of_class}: {error}") from error
+        raise ValueError(f"--processor_kwargs {options}: {name_of_class}: {' '.join(str(error).split())}") from error
+    if idle:
+        raise ValueError(
+            f"--processor_kwargs: {idle[0]} {strict_json(options[idle[0]])} has no effect on what "
+            f"{name_of_class} makes of images and videos: leave it out."
+        )
     if made > counted:  # it counts without regard to the option (transformers 5.23)
         raise ValueError(
             f"--processor_kwargs {options}: {name_of_class} makes {made} tokens of an image but counts {counted:g}, so "
             "no budget could be kept."
         )
+
+
+def pixels(processor, parts: Collection[str]) -> list[torch.Tensor]:
+    """All that the image and the video processor make of some media."""
+    found = []
+    for width, height in SIZES:
+        frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
+        if "image_processor" in parts:
+            found.append(dict(processor.image_processor([Image.fromarray(frames[0])], return_tensors="pt")))
+    if "video_processor" in parts:
+        found.append(dict(processor.video_processor([frames], do_sample_frames=False, return_tensors="pt")))
+    return list(filter(torch.is_tensor, tree_leaves(found)))
+
+
+def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return len(some) == len(others) and all(map(torch.equal, some, others))

@@ -3,10 +3,10 @@
 A reference is a text, or several of which any is right. Another metric is a function and a row of the table.
 """
 
-import importlib.util
 import math
 import os
 import re
+import runpy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -120,13 +120,10 @@ def load_metric(word: str) -> tuple[str, Callable]:
     file, _, name = word.rpartition(":")
     if not name.isidentifier() or not os.path.isfile(file):
         raise ValueError(f"--metric {word}: use one of {', '.join(METRICS)}, or FILE.py:FUNCTION of an existing file.")
-    spec = importlib.util.spec_from_file_location(os.path.splitext(os.path.basename(file))[0], file)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        function = runpy.run_path(file).get(name)
     except Exception as error:
         raise ValueError(f"--metric {word}: {file} cannot be run: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"--metric {word}: {file} has no function {name}.")
     if name in METRICS:

@@ -85,19 +85,48 @@ FAULTS = [
         "if not adapter and own_bounds:",
         "tests/test_check_serving.py::test_the_command_for_an_adapter",
     ),
-    Fault(
-        "an old run that is resumed has its images resized by the processor",
-        "training/resume.py",
-        'if "keep_processor_config" not in read_record',
-        'if "keep_processor_config" in read_record',
-        "tests/training/test_resume.py::test_a_run_that_resized_images_before_the_processor_goes_on_so",
-    ),
     # ---- flags ----
+    Fault(
+        "a flag of training that has its default asks for nothing",
+        "training/checks.py",
+        "asked = changed | of_training & written",
+        "asked = changed",
+        "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--eval_max_new_tokens 128]",
+    ),
+    Fault(
+        "what an optimizer passes over is taken",
+        "training/checks.py",
+        "    if idle:",
+        "    if False:",
+        "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure"
+        "[--optim sgd --adam_beta1 0.8]",
+    ),
+    Fault(
+        "an option that the processor passes over is taken",
+        "collators/processor_options.py",
+        "idle += [option] * same(",
+        "idle += [] * same(",
+        "tests/reading/test_reading.py::test_wrong_processor_kwargs_are_refused",
+    ),
+    Fault(
+        "flags of thoughts and boxes without any are passed over",
+        "train.py",
+        "and held.isdisjoint(fields)",
+        "and not held",
+        "tests/test_arguments.py::test_flags_of_thoughts_and_boxes_that_no_row_holds_are_named",
+    ),
+    Fault(
+        "flags about a server are taken without one",
+        "check_serving.py",
+        "for name in OF_URL if name",
+        "for name in OF_URL[2:] if name",
+        "tests/test_check_serving.py::test_flags_about_a_server_need_one",
+    ),
     Fault(
         "a flag is taken without the one that it needs",
         "training/checks.py",
-        "for flag in flags & changed)",
-        "for flag in flags | changed)",
+        "values[flag] not in OFF for flag in flags)",
+        "True for flag in flags)",
         "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--q_lora True]",
     ),
     # ---- replies of a conversation ----
@@ -181,8 +210,8 @@ FAULTS = [
     Fault(
         "a flag that has its default asks for nothing",
         "training/checks.py",
-        "(name in changed or is_asked)",
-        "name in changed",
+        "if is_asked and",
+        "if name in changed and",
         "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--lora_r 8]",
     ),
     Fault(
@@ -1293,10 +1322,10 @@ FAULTS = [
         "tests/reports/test_data_report.py::test_typed_control_tokens_are_counted",
     ),
     Fault(
-        "predict.py takes a flag that does not exist",
-        "predict.py",
-        "    check_flag_names({name",
-        "    ({name",
+        "a flag that does not exist is passed over",
+        "command_line.py",
+        "        if written:",
+        "        if not known:",
         "tests/test_predict.py::test_wrong_combinations_are_refused[flags2---pompt is not a flag: .*--prompt]",
     ),
     Fault(
@@ -1421,23 +1450,23 @@ FAULTS = [
     ),
     Fault(
         "only the first wrong flag is named",
-        "training/checks.py",
+        "command_line.py",
         "[*faults, more]",
         "[*faults[:1], more]",
         "tests/test_arguments.py::test_all_keys_of_another_tool_are_named_at_once",
     ),
     Fault(
         "a flag that is refused is suggested",
-        "training/checks.py",
-        ' if other.removeprefix("--") not in KEPT_FLAGS]',
+        "command_line.py",
+        ' if name.removeprefix("--") not in self.refused]',
         "]",
         "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure",
     ),
     Fault(
         "the value of another tool's key is ignored",
-        "training/checks.py",
-        'if key in (value, ""):',
-        "if True:",
+        "command_line.py",
+        'if key in (value, "") and',
+        "if",
         "tests/test_arguments.py::test_all_keys_of_another_tool_are_named_at_once",
     ),
     Fault(
@@ -1704,8 +1733,8 @@ FAULTS = [
     Fault(
         "flags of evaluation need no data",
         "training/checks.py",
-        "eval_on_start eval_delay per_device",
-        "eval_on_start per_device",
+        "load_best_model_at_end eval_delay",
+        "load_best_model_at_end",
         "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--eval_delay 2]",
     ),
 ]

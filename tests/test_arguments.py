@@ -13,7 +13,7 @@ from arguments import PARTS, has_bfloat16, parse_arguments
 from entry import end
 from reading.dataset import MultimodalDataset
 from train import check_media_kinds, model_kwargs
-from training.checks import AT_LEAST, ATTENTION, EXCLUDES, KEPT_FLAGS, NEEDS
+from training.checks import ATTENTION, EXCLUDES, KEPT_FLAGS, NEEDS, RANGE_OF
 from training.resume import resume_from
 
 REQUIRED = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json"]
@@ -111,6 +111,8 @@ REFUSED = [
     ("--hub_model_id a/b", "--hub_model_id has no effect without --push_to_hub True"),
     ("--learning_rate 0", "--learning_rate 0 trains nothing"),
     ("--save_total_limit 0", "--save_total_limit is 0"),
+    ("--torch_compile False --torch_compile_mode default", "--torch_compile_mode has no effect without --torch_comp"),
+    ("--eval_split 3 --eval_strategy steps --eval_steps 0", "--eval_steps is 0.* --eval_strategy no"),
     ("--save_steps 0", "--save_steps is 0.* --save_strategy no"),
     ("--lr_scheduler_type constant --warmup_steps 3", "--warmup_steps has no effect with .* constant"),
     ("--lora_bias all", "--lora_bias has no effect .* --use_lora True"),
@@ -127,9 +129,9 @@ REFUSED = [
     ("--video_folder nowhere", "--video_folder 'nowhere' is not a folder"),
     ("--eval_strategy epoch", "--eval_strategy has no effect without --eval_data_path"),
     ("--eval_split 0.1 --eval_data_path a.json", "--eval_split 0.1 exclude each other"),
-    ("--eval_split 2.5", "--eval_split 2.5 must be a share of the rows"),
+    ("--eval_split 2.5", "--eval_split is 2.5; it must be a share of the rows"),
     ("--sample_rows 0", "--sample_rows is 0; it must be 1 or more"),
-    ("--eval_split 0", "--eval_split 0 must be a share"),
+    ("--eval_split 0", "--eval_split is 0.0; it must be a share"),
     ("--eval_steps 5", "--eval_steps has no effect .* --eval_strategy steps"),
     ("--save_steps 5 --save_strategy epoch", "--save_steps has no effect .* --save_strategy steps"),
     ("--logging_steps 5 --logging_strategy no", "--logging_steps has no effect"),
@@ -137,18 +139,36 @@ REFUSED = [
     ("--resume_from_checkpoint nowhere", "--resume_from_checkpoint nowhere is not a folder"),
     ("--load_best_model_at_end True", "--load_best_model_at_end has no effect without --eval_strategy"),
     ("--load_best_model_at_end True --save_strategy no", "--load_best_model_at_end has no effect"),
-    ("--eval_delay 2", "--eval_delay has no effect without --eval_data_path"),
+    ("--eval_delay 2", "--eval_delay has no effect without --eval_strategy"),
     ("--per_device_eval_batch_size 4", "--per_device_eval_batch_size has no effect without --eval_data_path"),
     ("--bf16 True --fp16 True --use_cpu True", "fp16 and bf16"),
+    ("--save_strategy no --save_total_limit 2", "--save_total_limit has no effect without --save_strategy steps"),
+    ("--save_strategy no --save_only_model True", "--save_only_model has no effect without --save_strategy steps"),
+    ("--max_steps 9 --num_train_epochs 3", "--max_steps 9 and --num_train_epochs 3.0 exclude each other"),
+    ("--logging_strategy no --logging_nan_inf_filter True", "--logging_nan_inf_filter has no effect"),
+    ("--run_name first", "--run_name has no effect without --report_to"),
+    ("--eval_max_new_tokens 128", "--eval_max_new_tokens has no effect without --eval_generate"),  # the default
+    ("--dataloader_num_workers 0 --dataloader_prefetch_factor 2", "--dataloader_prefetch_factor has no effect"),
+    ("--ignore_data_skip True", "--ignore_data_skip True would train again on the samples"),
+    ("--fp16 True --on_nonfinite skip", "--on_nonfinite skip and --fp16 True exclude each other"),
+    ("--ddp_bucket_cap_mb 9 --fsdp True", "--ddp_bucket_cap_mb 9 and --fsdp True exclude each other"),
+    ("--optim_args momentum=0.9", "--optim_args momentum=0.9 has no effect with --optim adamw_torch_fused"),
+    ("--optim sgd --optim_args momentum=0.9,foo=2", "--optim_args foo=2 has no effect with --optim sgd"),
+    ("--optim sgd --adam_beta1 0.8", "--adam_beta1 0.8 has no effect with --optim sgd"),
+    ('--lr_scheduler_type constant --lr_scheduler_kwargs {"num_cycles":2}', "--lr_scheduler_kwargs has no effect with"),
+    (
+        "--train_language_model False --train_vision_projector True --vision_projector_lr 1e-3 --learning_rate 1e-4",
+        "--learning_rate has no effect, since all that trains has a rate",
+    ),
     ("--fp16 True --use_cpu True", "--fp16 True needs a GPU: leave it out"),
     ("--deepspeed nowhere.json", "nowhere.json"),
     ("--per_device_train_batch_size 0", "--per_device_train_batch_size is 0; it must be 1 or more"),
     ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps is 0"),
     ("--learning_rate nan", "--learning_rate is nan"),
-    ("--label_smoothing_factor 2", "--label_smoothing_factor is 2.0; it must be below 1"),
+    ("--label_smoothing_factor 2", "--label_smoothing_factor is 2.0; it must be at least 0 and below 1"),
     ("--dataloader_num_workers -1", "--dataloader_num_workers is -1"),
     ("--dataloader_persistent_workers True", "--dataloader_persistent_workers .* --dataloader_num_workers"),
-    ("--num_train_epochs 0", "--num_train_epochs is 0.0: .* --max_steps"),
+    ("--num_train_epochs 0", "--num_train_epochs is 0.0; it must be above 0"),
     ("--save_strategy best", "--save_strategy best .* --metric_for_best_model"),
     ("--report_to clearml", "--report_to clearml needs a package .* --report_to none"),
     ("--report_to nobody", "--report_to nobody is unknown; use none, all, .*wandb"),
@@ -168,13 +188,13 @@ REFUSED = [
         for name, value in [("split_batches", "true"), ("dispatch_batches", "true"), ("even_batches", "false")]
     ),
     ("--gradient_checkpointing True --activation_checkpointing False", "--gradient_checkpointing is the old name"),
-    ('--activation_checkpointing_kwargs {"offload":true}', "has no effect: add --activation_checkpointing True"),
+    ('--activation_checkpointing_kwargs {"offload":true}', "has no effect without --activation_checkpointing True"),
     *(
         (f"--activation_checkpointing True --activation_checkpointing_kwargs {{{wrong}}}", "takes every_n_layers, off")
         for wrong in ('"use_reentrant":true', '"preserve_rng_state":false')
     ),
     ("--attn_implementation fast", "--attn_implementation.*'fast'.*sdpa.*eager.*flash_attention_2"),
-    ("--use_flash_attn True --attn_implementation eager", "--use_flash_attn True and .* eager contradict"),
+    ("--use_flash_attn True --attn_implementation eager", "--use_flash_attn True contradicts .* eager"),
     ("--use_flash_attn True", "--use_flash_attn True needs a CUDA GPU and the package flash-attn"),
     ("--attn_implementation flash_attention_3", "--attn_implementation flash_attention_3 needs a Hopper GPU"),
     ("--attn_implementation flex_attention", "--attn_implementation flex_attention needs a GPU"),
@@ -253,6 +273,11 @@ def test_flags_that_change_nothing_may_be_written_beside_the_one_that_switches_t
     for words in ("--use_lora False --lora_r 8", "--q_lora False", "--eval_strategy no", "--eval_generate 0"):
         assert parse(words)
     assert parse("--learning_rate 0 --train_vision_projector True --vision_projector_lr 1e-3")
+    assert parse("--optim sgd --optim_args momentum=0.9,nesterov=true --max_steps -1 --num_train_epochs 3")
+    assert parse(
+        "--save_total_limit 2 --eval_data_path a.json --eval_strategy steps --eval_max_new_tokens 128 "
+        "--eval_generate 4 --save_only_model True --save_strategy epoch"
+    )
     assert parse("--lr_scheduler_type constant_with_warmup --warmup_steps 0.1 --max_steps 3")
 
 
@@ -275,6 +300,19 @@ def test_flags_of_media_that_no_row_holds_are_named(write_rows, capsys):
         assert set(re.findall(r"WARNING: --(\w+) has no effect", capsys.readouterr().out)) == idle
 
 
+def test_flags_of_thoughts_and_boxes_that_no_row_holds_are_named(write_rows, capsys):
+    box = IMAGE_ROWS[0] | {
+        "objects": {"ref": ["x"], "bbox": [[1, 2, 3, 4]]},
+        "conversations": turns("<image>A?", "<ref-object><bbox>"),
+    }
+    thought = {"conversations": turns("A?", "<think>Hm.</think>B")}
+    for rows, idle in (([IMAGE_ROWS[0]], {"train_thoughts", "box_format"}), ([box, thought], set())):
+        for words in ("--train_thoughts False --box_format thousand", "--train_thoughts True"):
+            check_media_kinds(parse(words), MultimodalDataset(write_rows(rows)))
+            expected = idle if "False" in words else set()
+            assert set(re.findall(r"WARNING: --(\w+) has no effect", capsys.readouterr().out)) == expected
+
+
 def test_bf16_runs_on_the_cpu_when_asked_for():
     assert parse("--bf16 True --use_cpu True").training.bf16
 
@@ -288,9 +326,9 @@ def test_a_missing_required_flag_is_named(given):
 
 def test_the_tables_name_flags_that_exist():
     known = {action.dest for action in HfArgumentParser(PARTS)._actions}
-    pairs = {name for one, other, _ in EXCLUDES for name in (one, other)}
+    pairs = {text.partition(" ")[0] for one, other, _ in EXCLUDES for text in (one, other)}
     needed = {name for text in NEEDS.values() for name in re.findall(r"--(\w+)", text)}
-    assert KEPT_FLAGS.keys() | AT_LEAST.keys() | NEEDS.keys() | needed | pairs <= known
+    assert KEPT_FLAGS.keys() | RANGE_OF.keys() | NEEDS.keys() | needed | pairs <= known
     assert KEPT_FLAGS.keys() <= TRAINING_FLAGS
 
 

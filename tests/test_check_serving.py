@@ -245,3 +245,18 @@ def test_parts_that_no_server_adapts(adapter, tmp_path):
     assert not is_whole and re.match(r"1 of .*linear_attn.*Merge it", text)
     (folder / "adapter_model.safetensors").unlink()
     assert not outcomes(folder)["parts"][0]
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        ("--rows 3", "--rows has no effect without --url"),
+        ("--served_model_name a", "--served_model_name has no effect without --url"),
+        ("--image_size 8", "--image_size has no effect without --url"),
+        ("--row 3", "--row is not a flag: did you mean --rows"),
+        ("--image_sizee 3 --url http://a --data_path b", "--image_sizee is not a flag: did you mean --image_size"),
+    ],
+)
+def test_flags_about_a_server_need_one(words, named):
+    with pytest.raises(ValueError, match=named):
+        check_serving.parse(["--model_path", "a", *words.split()])

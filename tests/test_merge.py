@@ -121,6 +121,8 @@ def test_merge_of_q_lora_sees_the_quantized_base(tiny, write_rows, tmp_path, pre
 
 
 def test_merge_refuses_what_it_cannot_do(tiny, tmp_path):
+    with pytest.raises(ValueError, match="--model_pth is not a flag: did you mean --model_path"):
+        merge_lora_weights.main(["--model_pth", tiny("llava-1.5"), "--model_save_path", str(tmp_path / "merged")])
     with pytest.raises(ValueError, match="no adapter"):
         merge_lora_weights.main(["--model_path", tiny("llava-1.5"), "--model_save_path", str(tmp_path / "merged")])
     (tmp_path / "full/checkpoint-2").mkdir(parents=True)

@@ -25,15 +25,12 @@ OUTSIDE = ("tests/", "benchmarks/", "tiny_checkpoints/")
 FAMILY = re.compile(r"^@register_(loader|collator)", re.MULTILINE)
 # Names of libraries that are private, with the reason and the tests that guard them.
 PRIVATE_IN_LIBRARIES = {
-    "_ConvNd": "what torch's own FLOP counter takes for a convolution (tests/training/test_throughput.py)",
-    "_actions": "argparse has no public list of options (tests/test_arguments.py)",
     "_get_grid_layout": "LFM2-VL's processor has no count of its own (tests/collators/test_image_tiles.py)",
     "_get_num_multimodal_tokens": "the processor's own count, by which vLLM plans (tests/collators/test_lengths.py)",
     "_init_weights": "Qwen-VL's Python files are of an older transformers (tests/loaders/test_remote_code.py)",
     "_is_image_too_large": "LFM2-VL's processor has no count of its own (tests/collators/test_image_tiles.py)",
     "_model_mapping": "which types `auto` can load (tests/collators/test_any_template.py)",
     "_no_split_modules": "which layers FSDP2 shards one by one (tests/training/test_engines.py)",
-    "_non_persistent_buffers_set": "a fake buffer stays what it was (tests/test_estimate.py)",
     "_set_gradient_checkpointing": "as `_init_weights`",
     "_to_copy": "torch's operation of a cast (tests/test_estimate.py)",
     "_weight_conversions": "how key names come back when a model is saved (tests/merging/test_merge_shards.py)",
@@ -100,7 +97,7 @@ def test_the_budgets_hold():
     assert len([name for name in tracked() if "/" not in name]) <= 14
     assert lines(name for name in CODE if not is_family(name)) <= 18_250
     assert lines(reached("train.py")) <= 11_800
-    assert lines(reached("merge_lora_weights.py")) <= 1_950
+    assert lines(reached("merge_lora_weights.py")) <= 2_010
 
 
 def test_no_module_imports_itself_by_a_circle():

@@ -7,7 +7,7 @@ from itertools import accumulate, chain
 
 from torch import nn
 
-from loaders.base import COMPONENTS, BaseLoader, is_inside
+from loaders.base import COMPONENTS, BaseLoader
 from loaders.new_tokens import rows_of
 from loaders.output_folder import public_name
 from supported_models import nearest
@@ -32,9 +32,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
     tied = head.weight is table.weight
     if tied and any(mode == "full" and model.get_parameter(name) is head.weight for name, mode in modes.items()):
         flag = "--train beside adapters" if lora.use_lora else "--use_vision_lora True without --use_lora True"
-        raise ValueError(
-            f"{flag} cannot save embeddings that train in full, since the head of this model is tied to them."
-        )
+        raise ValueError(f"{flag} cannot save embeddings that train in full, since the head is tied to them.")
     if lora.lora_weight_path:
         config = LoraConfig.from_pretrained(lora.lora_weight_path)
         config.inference_mode = False
@@ -106,8 +104,7 @@ def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: 
         reasons[head_name] = "tied to the embeddings, which an adapter would change too when it is merged"
     targets = []
     for pattern in patterns:
-        found = [name for name in reasons if matches(pattern, name)]
-        found = found or [name for name in reasons if any(matches(pattern, old) for old in old_names(name, loader))]
+        found = matching(pattern, reasons, loader)
         fitting = [name for name in found if not reasons[name]]
         if not fitting:
             raise ValueError(no_target(pattern, {name: reasons[name] for name in found}, reasons))
@@ -136,6 +133,12 @@ def why_not(name: str, module: nn.Module, loader: BaseLoader, modes: dict) -> st
 
 def matches(pattern: str, name: str) -> bool:
     return name == pattern or name.endswith(f".{pattern}") or bool(re.fullmatch(pattern, name))
+
+
+def matching(pattern: str, names: Iterable[str], loader: BaseLoader) -> list[str]:
+    """The names that a pattern matches; if none, those that it would match by their `old_names`."""
+    found = [name for name in names if matches(pattern, name)]
+    return found or [name for name in names if any(matches(pattern, old) for old in old_names(name, loader))]
 
 
 def old_names(name: str, loader: BaseLoader) -> list[str]:
@@ -192,9 +195,8 @@ def named_in(flag: str, patterns: list[str] | None, names: Iterable[str], loader
     around = {name: [*paths(name)] for name in names}
     found = set()
     for pattern in patterns or []:
-        own = {name for name in around if any(matches(pattern, path) for path in around[name])}
-        old = (name for name in around if any(matches(pattern, o) for p in around[name] for o in old_names(p, loader)))
-        if not (own := own or {*old}):
+        modules = {*matching(pattern, {*chain(*around.values())}, loader)}
+        if not (own := {name for name in around if not modules.isdisjoint(around[name])}):
             known = dict.fromkeys(".".join(path.split(".")[-n:]) for path in chain(*around.values()) for n in (1, 2, 9))
             near = ", ".join(nearest(pattern, known, cutoff=0.6))
             parts = ", ".join([*loader.vision_encoder, *loader.vision_projector, *loader.language_model])
@@ -204,9 +206,9 @@ def named_in(flag: str, patterns: list[str] | None, names: Iterable[str], loader
     return found
 
 
-def largest_modules(names: Iterable[str], others: Iterable[str]) -> list[str]:
-    """Parameter names -> the largest modules around them that hold none of the `others`."""
-    holding_others = {path for name in others for path in paths(name)}
+def largest_modules(names: Iterable[str], others: Iterable[str], never: Iterable[str] = ()) -> list[str]:
+    """Parameter names -> the largest modules around them that hold none of the `others`, and are none of `never`."""
+    holding_others = {path for name in others for path in paths(name)}.union(never)
     return list(dict.fromkeys(next(path for path in paths(name) if path not in holding_others) for name in names))
 
 
@@ -243,27 +245,17 @@ def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -
         raise ValueError(f"--lora_weight_path {path} does not fit the model: {error}") from error
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if wrong := sorted({*trained.intersection(result.missing_keys), *result.unexpected_keys}):
-        raise ValueError(
-            f"--lora_weight_path {path} does not fit the model: {len(wrong)} weights are in only one of the two, such "
-            f"as {wrong[0]}."
-        )
+        raise ValueError(f"--lora_weight_path {path} does not fit the model: only one of the two has {wrong[0]}.")
 
 
 def units(model: nn.Module, loader: BaseLoader, component: str, modes: dict[str, str]) -> list[str]:
     """The largest modules of a component of which all trains in full: what peft can copy and save beside an adapter."""
-    owners = {}
-    for name, mode in modes.items():
-        trains = mode == "full" and not loader.is_unused(name)
-        for path in paths(name):
-            owners.setdefault(path, set()).add(loader.component_of(name) if trains else None)
-    found = []
-    for name, module in model.named_modules():
-        inside_another = any(is_inside(name, unit) for unit in found)
-        # Code may index a container, or ask for its type: its members are copied one by one.
-        container = isinstance(module, (nn.ModuleList, nn.Sequential))
-        if owners.get(name) == {component} and not container and not inside_another:
-            found.append(name)
-    return found
+    modules = dict(model.named_modules())
+    own = [name for name, mode in modes.items() if mode == "full" and loader.component_of(name) == component]
+    own = [name for name in own if not loader.is_unused(name)]
+    # Code may index a container, or ask for its type: its members are copied one by one.
+    containers = [name for name, module in modules.items() if isinstance(module, (nn.ModuleList, nn.Sequential))]
+    return [name for name in largest_modules(own, modes.keys() - own, containers) if name in modules]
 
 
 def base_name(name: str) -> str:

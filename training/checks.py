@@ -6,10 +6,9 @@ Most flags are checked by the tables; `check_flags` reads them. The functions af
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from copy import copy
 from dataclasses import MISSING, fields
-from pathlib import Path
 
 import torch
 import transformers
@@ -34,9 +33,6 @@ from reading.strict_json import json_object
 from supported_models import AUTO, MODELS, nearest
 from training.make_collator import OWN_TEMPLATES
 
-# The page whose tables say what the keys of other tools are called here.
-COMING_FROM = Path(__file__).resolve().parent.parent / "docs" / "coming_from.md"
-
 # Flags of TrainingArguments that must keep their default -> what another value does.
 KEPT_FLAGS = {
     **dict.fromkeys(
@@ -48,20 +44,37 @@ KEPT_FLAGS = {
         "has no effect in train.py",
     ),
     "remove_unused_columns": "would empty every sample",
+    "ignore_data_skip": "would train again on the samples of the epoch that a run is resumed in",
+    "restore_callback_states_from_checkpoint": "would put others in the place of what writes the log",
     "average_tokens_across_devices": "would make the loss a mean of the processes' means",
     "auto_find_batch_size": "would begin again, with another batch size, on weights that are already trained",
+    "liger_kernel_config": "is set by --use_liger_kernel True",
     "dataloader_in_order": "would give another order of samples in every run",
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "would round the trained weights before they are saved"),
 }
 
-# The smallest value that has a meaning -> flags; the Trainer fails late on a smaller one of its own.
-SMALLEST = {
-    1: "max_samples model_max_length lora_r lora_alpha per_device_train_batch_size per_device_eval_batch_size "
-    "gradient_accumulation_steps eval_max_new_tokens early_stopping_patience sample_rows save_total_limit",
-    0: "vision_encoder_lr vision_projector_lr max_bad_samples eval_generate learning_rate weight_decay max_grad_norm "
-    "label_smoothing_factor dataloader_num_workers seed",
+# What a value must be -> whether it is, flags; the Trainer fails late on a wrong one of its own.
+RANGES = {
+    "1 or more": (
+        lambda value: value >= 1,
+        "max_samples model_max_length lora_r lora_alpha per_device_train_batch_size per_device_eval_batch_size "
+        "gradient_accumulation_steps eval_max_new_tokens early_stopping_patience sample_rows save_total_limit",
+    ),
+    "0 or more": (
+        lambda value: value >= 0,
+        "vision_encoder_lr vision_projector_lr max_bad_samples eval_generate learning_rate weight_decay max_grad_norm "
+        "dataloader_num_workers seed",
+    ),
+    "at least 0 and below 1": (lambda value: 0 <= value < 1, "label_smoothing_factor lora_dropout"),
+    "above 0": (lambda value: value > 0, "peak_tflops num_train_epochs"),
+    # With 0 the Trainer makes one step, at a rate of 0 (5.23).
+    "1 or more, or -1 for --num_train_epochs": (lambda value: value == -1 or value >= 1, "max_steps"),
+    "a share of the rows (0.05) or a number of them": (
+        lambda value: 0 < value < 1 or value % 1 == 0 < value,
+        "eval_split",
+    ),
 }
-AT_LEAST = {flag: smallest for smallest, flags in SMALLEST.items() for flag in flags.split()}
+RANGE_OF = {flag: (wanted, is_right) for wanted, (is_right, flags) in RANGES.items() for flag in flags.split()}
 
 # --attn_implementation -> whether this machine has what it needs, and what that is.
 ATTENTION = {
@@ -88,25 +101,53 @@ NEEDED_BY = {
     "--image_size, --min_pixels or --max_pixels": "image_resize_algorithm",
     "--min_pixels or --max_pixels": "keep_processor_config",
     "--allow_urls True": "media_megabytes_limit",
-    "--eval_data_path or --eval_split 0.05": "eval_strategy eval_generate "
-    "eval_on_start eval_delay per_device_eval_batch_size metric_for_best_model greater_is_better",
+    "--eval_data_path or --eval_split 0.05": "eval_strategy eval_generate eval_on_start "
+    "per_device_eval_batch_size metric_for_best_model greater_is_better",
     "--eval_generate 100": "metric eval_max_new_tokens",
-    "--eval_strategy epoch": "early_stopping_patience load_best_model_at_end",
-    "--dataloader_num_workers 4": "dataloader_persistent_workers dataloader_multiprocessing_context",
+    "--eval_strategy epoch": "early_stopping_patience load_best_model_at_end eval_delay",
+    "--save_strategy steps": "save_total_limit save_only_model",
+    "--logging_strategy steps": "logging_nan_inf_filter",
+    "--fsdp True": "fsdp_config",
+    "--activation_checkpointing True or --gradient_checkpointing True": "activation_checkpointing_kwargs",
+    "--torch_compile True": "torch_compile_backend torch_compile_mode",
+    "--report_to wandb": "run_name project trackio_space_id trackio_bucket_id trackio_static_space_id",
+    "--dataloader_num_workers 4": "dataloader_persistent_workers dataloader_multiprocessing_context "
+    "dataloader_prefetch_factor",
     "--push_to_hub True": "hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision",
 }
 NEEDS = {flag: needed for needed, flags in NEEDED_BY.items() for flag in flags.split()}
 
-# Pairs of flags of which one must be left out, and why.
+# Values with which a flag asks for nothing.
+OFF = (None, False, 0, -1, "no", "none", "error", [], {})
+
+# Pairs of flags, or of flags with a value, of which one must be left out, and why.
 EXCLUDES = (
     ("eval_data_path", "eval_split", "both choose what is evaluated"),
     ("num_frames", "fps", "both choose the frames of a video"),
     ("q_lora", "load_in_8bit", "4 bits or 8"),
     *(("use_dora", name, "peft 0.21 cannot do both") for name in ("load_in_8bit", "lora_experts", "lora_router")),
     ("packing", "train_sampling_strategy", "packing itself decides which samples go together"),
+    ("packing", "padding_free False", "packs are samples in one row"),
+    *(
+        (name, "mask_question_tokens False", "the latter trains all text")
+        for name in ("train_thoughts False", "train_replies")
+    ),
+    ("use_lora", "train_language_model False", "LoRA trains the language model"),
+    ("fsdp", "deepspeed", "they are two engines"),
+    (
+        "fsdp",
+        "load_in_8bit",
+        "8-bit weights lose their scales when FSDP2 shards them (bitsandbytes 0.50), unlike those of --q_lora True",
+    ),
+    ("max_steps", "num_train_epochs", "both say how long to train"),
     ("on_nonfinite", "deepspeed", "DeepSpeed updates before the gradients can be tested"),
+    ("on_nonfinite", "fp16", "its scaler skips such updates by itself"),
+    *(
+        (f"ddp_{name}", engine, "only DDP reads the former")
+        for name in ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
+        for engine in ("deepspeed", "fsdp")
+    ),
     *((name, "lora_weight_path", "the adapter decides what trains") for name in ("freeze", "train")),
-    ("peak_tflops", "add_tokens", "a head of added tokens is not counted"),
     ("peak_tflops", "torch_compile", "a compiled model hides the operations that are counted"),
 )
 
@@ -119,6 +160,9 @@ CHECKPOINTING_KEYS = {"every_n_layers", "offload", "use_reentrant"}
 # Where Liger runs; and all of its kernels but those that stand in for a loss: ours needs the logits.
 LIGER_DEVICES = ("cuda", "xpu", "npu")
 LIGER_KERNELS = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+
+# Flags of an optimizer's own, and their defaults.
+ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 
 # Starts of names of --optim -> why not.
 REFUSED_OPTIMIZERS = {
@@ -136,20 +180,25 @@ def check_flags(*parts, given: Collection[str] = ()) -> None:
     """
     known = [(field, getattr(part, field.name)) for part in parts for field in fields(part)]
     values = {field.name: value for field, value in known}
-    changed = {field.name for field, value in known if value is not False and value != field.default}
+    changed = {field.name for field, value in known if value not in (field.default, {}) and value is not False}
+    # The args.yaml of a run names flags of training only where they were written, all others also at their default.
+    of_training = {f.name for part in parts if isinstance(part, transformers.TrainingArguments) for f in fields(part)}
+    written = {name for name in values.keys() & given if values[name] not in OFF}
+    asked = changed | of_training & written
 
-    for name, smallest in AT_LEAST.items():
-        if values.get(name) is not None and not values[name] >= smallest:  # nan too
-            raise ValueError(f"--{name} is {values[name]}; it must be {smallest} or more.")
+    for name, (wanted, is_right) in RANGE_OF.items():
+        if values.get(name) is not None and not is_right(values[name]):  # nan too
+            raise ValueError(f"--{name} is {values[name]}; it must be {wanted}.")
     for name, needed in NEEDS.items():
         flags = set(re.findall(r"--(\w+)", needed))
-        is_asked = "True" in needed and name in given and values[name] is not False and not flags & given
-        is_there = not flags <= values.keys() or any(values[flag] for flag in flags & changed)
-        if (name in changed or is_asked) and not is_there:
+        is_asked = name in asked or "True" in needed and name in written and not flags & given
+        is_there = not flags <= values.keys() or any(values[flag] not in OFF for flag in flags)
+        if is_asked and not is_there:
             raise ValueError(f"--{name} has no effect without {needed}: add it, or leave --{name} out.")
     for one, other, reason in EXCLUDES:
-        if {one, other} <= changed:
-            flags = f"--{one} {values[one]} and --{other} {values[other]}"
+        pair = {name: value for name, _, value in (text.partition(" ") for text in (one, other))}
+        if all(str(values.get(name)) == value if value else name in asked for name, value in pair.items()):
+            flags = " and ".join(f"--{name} {values[name]}" for name in pair)
             raise ValueError(f"{flags} exclude each other, since {reason}: leave one out.")
 
 
@@ -177,8 +226,7 @@ def check_model(model) -> None:
     check_patterns(model, "freeze", "train")
     if model.use_flash_attn and model.attn_implementation not in (None, "flash_attention_2"):
         raise ValueError(
-            f"--use_flash_attn True and --attn_implementation {model.attn_implementation} contradict each other: "
-            "leave one of them out."
+            f"--use_flash_attn True contradicts --attn_implementation {model.attn_implementation}: leave one out."
         )
     name = "flash_attention_2" if model.use_flash_attn else model.attn_implementation or "sdpa"
     is_available, needed = ATTENTION[name]
@@ -218,42 +266,27 @@ def check_reading(reading) -> None:
 def check_data(data) -> None:
     if not data.data_path:
         raise ValueError("--data_path is missing: a JSON, JSONL, Parquet or CSV file, see docs/start.md.")
-    if data.eval_split is not None and not (0 < data.eval_split < 1 or data.eval_split % 1 == 0 < data.eval_split):
-        raise ValueError(f"--eval_split {data.eval_split:g} must be a share of the rows (0.05) or a number of them.")
     if data.chat_template and data.chat_template not in OWN_TEMPLATES and not os.path.isfile(data.chat_template):
         raise ValueError(
-            f"--chat_template {data.chat_template!r} is not a file, nor {' or '.join(OWN_TEMPLATES)}: leave it "
-            "out, the family has its own."
+            f"--chat_template {data.chat_template!r} is not a file, nor {' or '.join(OWN_TEMPLATES)}: leave it out."
         )
-    for name, default in (("train_thoughts", True), ("train_replies", "all")):
-        if (value := getattr(data, name)) != default and not data.mask_question_tokens:
-            raise ValueError(
-                f"--{name} {value} has no effect with --mask_question_tokens False, which trains all text."
-            )
-    if data.packing and data.padding_free is False:
-        raise ValueError("--packing True concatenates samples, which --padding_free False forbids: leave one out.")
 
 
 def check_lora(lora) -> None:
     if all_of_them := {"all", "all-linear"}.intersection(lora.lora_target_modules or []):
         raise ValueError(f"--lora_target_modules {all_of_them.pop()} is the default: leave it out.")
     check_flags(lora)
-    if not 0 <= lora.lora_dropout < 1:
-        raise ValueError(f"--lora_dropout is {lora.lora_dropout}; it must be at least 0 and below 1.")
     for name in ("q_lora", "load_in_8bit", "lora_experts", "lora_router"):
         if getattr(lora, name) and lora.lora_init not in ("default", "gaussian"):
             raise ValueError(
-                f"--lora_init {lora.lora_init} cannot read the weights as --{name} True holds them: use default or "
-                "gaussian."
+                f"--lora_init {lora.lora_init} cannot read weights of --{name} True: use default or gaussian."
             )
     if lora.lora_init == "orthogonal" and lora.lora_r % 2:
         raise ValueError(f"--lora_init orthogonal needs an even rank, but --lora_r is {lora.lora_r}.")
     check_patterns(lora, "lora_target_modules")
     for name in ("lora_experts", "lora_router"):
         if getattr(lora, name) and lora.lora_dropout:
-            raise ValueError(
-                f"--{name} True adapts weights whose input has no place for dropout: add --lora_dropout 0."
-            )
+            raise ValueError(f"--{name} True adapts weights before which no dropout can be: add --lora_dropout 0.")
 
 
 def check_patterns(part, *flags: str) -> None:
@@ -275,30 +308,18 @@ def check_training(training) -> None:
     if training.tf32 and not is_torch_tf32_available():
         raise ValueError("--tf32 True needs an Ampere or newer NVIDIA GPU, which this machine lacks: leave it out.")
     if training.bf16 and not training.use_cpu and not is_torch_bf16_gpu_available():
-        raise ValueError(
-            "--bf16 True needs a GPU with bfloat16, which this machine lacks: leave it out, or add --use_cpu True to "
-            "run bfloat16 on the CPU."
-        )
+        raise ValueError("--bf16 True needs a GPU with bfloat16: leave it out, or run on the CPU by --use_cpu True.")
     folder = training.resume_from_checkpoint
     if folder and str(folder).lower() not in ("true", "false") and not os.path.isdir(folder):
-        raise ValueError(
-            f"--resume_from_checkpoint {folder} is not a folder; True resumes the last checkpoint in --output_dir."
-        )
+        raise ValueError(f"--resume_from_checkpoint {folder} is not a folder; True: the last one in --output_dir.")
     config = training.deepspeed
     if config and not str(config).startswith("{") and not os.path.isfile(config):
         raise ValueError(f"--deepspeed {config} is not a file; ds_configs/ holds some.")
     if training.overwrite_output_dir and str(folder).lower() not in ("none", "false"):
         raise ValueError("--overwrite_output_dir True begins again, --resume_from_checkpoint does not: leave one out.")
-    if training.peak_tflops is not None and not training.peak_tflops > 0:
-        raise ValueError(f"--peak_tflops is {training.peak_tflops}; it must be above 0, such as 989 for an H100.")
-    if training.label_smoothing_factor >= 1:
-        raise ValueError(f"--label_smoothing_factor is {training.label_smoothing_factor}; it must be below 1.")
-    if training.save_strategy == "steps" and training.save_steps <= 0:
-        raise ValueError(f"--save_steps is {training.save_steps}; raise it, or add --save_strategy no.")
-    if not (training.num_train_epochs > 0 or training.max_steps > 0):
-        raise ValueError(f"--num_train_epochs is {training.num_train_epochs}: raise it, or give --max_steps.")
-    if training.max_steps == 0 or training.max_steps < -1:  # the Trainer makes one step at a rate of 0 of it (5.23)
-        raise ValueError(f"--max_steps is {training.max_steps}; it must be 1 or more, or -1 for --num_train_epochs.")
+    for kind, steps in (("save", training.save_steps), ("eval", training.eval_steps)):
+        if getattr(training, f"{kind}_strategy") == "steps" and steps is not None and steps <= 0:
+            raise ValueError(f"--{kind}_steps is {steps}; raise it, or add --{kind}_strategy no.")
     if training.save_strategy == "best" and not (training.metric_for_best_model or training.load_best_model_at_end):
         raise ValueError("--save_strategy best needs --metric_for_best_model eval_loss.")
     names = [training.report_to] if isinstance(training.report_to, str) else training.report_to or []
@@ -333,8 +354,6 @@ def check_machine(training) -> None:
     if precision != "no" and not getattr(training, precision):
         raise ValueError(f"accelerate launch was told {precision}, the flags not: add --{precision} True.")
     kwargs = training.activation_checkpointing_kwargs or {}
-    if kwargs and not training.activation_checkpointing:
-        raise ValueError("--activation_checkpointing_kwargs has no effect: add --activation_checkpointing True.")
     if kwargs.keys() - CHECKPOINTING_KEYS or kwargs.get("use_reentrant"):
         raise ValueError(
             f"--activation_checkpointing_kwargs takes {', '.join(sorted(CHECKPOINTING_KEYS))}, the last as false "
@@ -342,8 +361,6 @@ def check_machine(training) -> None:
         )
     if training.use_liger_kernel and not (training.device.type in LIGER_DEVICES and is_liger_kernel_available()):
         raise ValueError("--use_liger_kernel True needs a GPU and the package liger-kernel: leave it out.")
-    if training.liger_kernel_config:
-        raise ValueError("--liger_kernel_config is set by --use_liger_kernel True: leave it out.")
     try_optimizer(training)
     if training.torch_compile:
         try:
@@ -369,13 +386,31 @@ def try_optimizer(training) -> None:
     try:
         optimizer_class, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(training)
         optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], **kwargs)
+        idle = [flag for flag, other in without_each(training) if other == (optimizer_class, kwargs)]
         schedule, kwargs = training.lr_scheduler_type, training.lr_scheduler_kwargs
         what = f"--lr_scheduler_type {schedule.value} with --lr_scheduler_kwargs {kwargs or {}}"
         made = transformers.get_scheduler(schedule, optimizer, 5, 10, scheduler_specific_kwargs=kwargs)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{what} cannot be made with these flags: {error}") from error
+    if idle:
+        raise ValueError(f"{idle[0]} has no effect with --optim {name}: leave it out.")
     if training.warmup_steps and made.get_last_lr() == [rate] != [0]:
         raise ValueError(f"--warmup_steps has no effect with --lr_scheduler_type {schedule.value}: leave one out.")
+    if kwargs and schedule.value.startswith("constant"):  # which passes them over (transformers 5.23)
+        raise ValueError(f"--lr_scheduler_kwargs has no effect with {schedule.value}: leave one of them out.")
+
+
+def without_each(training) -> Iterator[tuple[str, tuple]]:
+    """Each flag that an optimizer may read, as it is written, and the optimizer that there were without it."""
+    others = {f"--{name} {getattr(training, name)}": {name: value} for name, value in ADAM.items()}
+    words = (training.optim_args or "").split(",")
+    for word in filter(None, words):
+        others[f"--optim_args {word}"] = {"optim_args": ",".join(other for other in words if other != word)}
+    for flag, values in others.items():
+        other = copy(training)
+        vars(other).update(values)
+        if vars(other) != vars(training):
+            yield flag, transformers.Trainer.get_optimizer_cls_and_kwargs(other)
 
 
 def check_together(arguments) -> None:
@@ -385,11 +420,15 @@ def check_together(arguments) -> None:
     check_flags(model, arguments.data, training, lora, given=arguments.given)
     if not any((training.learning_rate, model.vision_encoder_lr, model.vision_projector_lr)):
         raise ValueError("--learning_rate 0 trains nothing: raise it.")
+    own = {"train_vision_encoder": model.vision_encoder_lr, "train_vision_projector": model.vision_projector_lr}
+    if (
+        "learning_rate" in arguments.given
+        and not (model.train_language_model or model.train)
+        and None not in [rate for name, rate in own.items() if getattr(model, name)]
+        and any(getattr(model, name) for name in own)
+    ):
+        raise ValueError("--learning_rate has no effect, since all that trains has a rate of its own: leave it out.")
     base = public_name(model.model_path)
-    if lora.use_lora and not model.train_language_model:
-        raise ValueError(
-            "--use_lora True trains the language model, which --train_language_model False freezes: leave one out."
-        )
     parts = (model.train_language_model, model.train_vision_encoder, model.train_vision_projector, model.train)
     if not any(parts):
         raise ValueError("--train_language_model False leaves nothing to train: add --train_vision_projector True.")
@@ -409,8 +448,7 @@ def check_together(arguments) -> None:
         strategy = getattr(arguments.training, f"{kind}_strategy").value
         if f"{kind}_steps" in arguments.given and strategy != "steps":
             raise ValueError(
-                f"--{kind}_steps has no effect with --{kind}_strategy {strategy}: add --{kind}_strategy steps, "
-                f"or leave --{kind}_steps out."
+                f"--{kind}_steps has no effect with {strategy}: add --{kind}_strategy steps, or leave it out."
             )
 
 
@@ -436,57 +474,9 @@ def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
         raise ValueError(f"--lora_weight_path {path} has adapters of another kind: its init_lora_weights is unknown.")
     for name, value in values.items():
         if name in given and getattr(lora, name) != value:
-            raise ValueError(
-                f"--{name} {getattr(lora, name)} contradicts the adapter in --lora_weight_path, which has {value}: "
-                "leave it out."
-            )
+            raise ValueError(f"--{name} {getattr(lora, name)} contradicts the adapter's, {value}: leave it out.")
         setattr(lora, name, value)
     for name in ("lora_target_modules", "lora_experts", "lora_router"):
         if getattr(lora, name):
             raise ValueError(f"--{name} is set by the adapter in --lora_weight_path: leave it out.")
     check_lora(lora)
-
-
-def check_flag_names(given: dict[str, str], known: Collection[str], script: str = "train.py") -> None:
-    """Raise a ValueError that names all flags which do not exist, with what to write instead.
-
-    Args:
-        given: the flags that were written, with their values.
-    """
-    names = {option: option.removeprefix("--").replace("-", "_") for option in given if option not in known}
-    if not names:
-        return
-    tools = sorted(keys_of_tools(), key=lambda keys: -len(keys.keys() & {*names.values()}))
-    faults = []
-    for option, name in names.items():
-        fix = instead(name, given[option], known, tools)
-        faults.append(f"{option} is not a flag{': ' if fix else '.'}{fix}")
-    more = f"`python {script} --help_all` lists all; docs/coming_from.md, those of other tools."
-    raise ValueError(("\n" if faults[1:] else " ").join([*faults, more]))
-
-
-def instead(name: str, value: str, known: Collection[str], tools: list[dict]) -> str:
-    """What to write for a flag that does not exist, or nothing."""
-    value = value.lower()
-    for key, here, note in next((keys[name] for keys in tools if name in keys), ()):
-        if key in (value, ""):
-            is_off = not key and value in ("false", "0", "0.0")
-            fix = "leave it out" if is_off or here == "nothing" else f"use {here}"
-            return f"{fix}{f' ({note})' if note and not is_off else ''}."
-    # Of two spellings, the usual one; none that is refused.
-    names = [other for other in known if "-" not in other.removeprefix("--")]
-    found = nearest(name, [other for other in names if other.removeprefix("--") not in KEPT_FLAGS], cutoff=0.7)
-    return f"did you mean {', '.join(found)}?" if found else ""
-
-
-def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
-    """The tables of docs/coming_from.md, one of each tool: a key there -> (value or "", what to write here, note)."""
-    found = []
-    text = COMING_FROM.read_text(encoding="utf-8") if COMING_FROM.is_file() else ""
-    for section in text.split("\n## "):
-        found.append(defaultdict(list))
-        for there, *cells in re.findall(r"(?m)^\| (`.*?) \| (.*?) \| (.*?) ?\|$", section):
-            here, note = (re.sub(r"`|\[([^]]*)\]\([^)]*\)", r"\1", cell) for cell in cells)
-            for key, value in re.findall(r"`([\w-]+)(?:: ([^`]+))?`", there):
-                found[-1][key].append((value, here, note))
-    return found

@@ -34,8 +34,7 @@ def check(arguments) -> None:
         )
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1 and training.world_size == 1:
         raise ValueError(
-            f"{processes} processes were started, but on CPUs each would train a copy of its own without --use_cpu "
-            "True: add it."
+            f"Each of the {processes} processes on CPUs would train a copy of its own: add --use_cpu True."
         )
     if training.device.type == "cpu":
         # accelerate 1.15 imports DeepSpeed in every run, where it is installed, and it warns that it finds no GPU.
@@ -44,8 +43,6 @@ def check(arguments) -> None:
         check_deepspeed(arguments, training.hf_deepspeed_config)
     if training.fsdp:
         check_fsdp(arguments, training.fsdp_config)
-    elif training.fsdp_config:
-        raise ValueError("--fsdp_config has no effect without --fsdp True: add it, or leave --fsdp_config out.")
     if (training.deepspeed or training.fsdp) and "RANK" not in os.environ:
         flag = "deepspeed" if training.deepspeed else "fsdp"
         raise ValueError(f"--{flag} needs a launcher, also for one process: torchrun --nproc_per_node 1 train.py ...")
@@ -63,23 +60,14 @@ def check_deepspeed(arguments, config) -> None:
             "--load_in_8bit True: bitsandbytes 0.50 keeps 8-bit weights whole beside the shard that ZeRO-3 makes of "
             "them. Use ds_configs/zero2.json, or --q_lora True."
         )
-    if (
-        config.is_zero3()
-        and arguments.data.add_tokens
-        and arguments.lora.use_lora
-        and arguments.training.device.type == "cpu"
-    ):
-        raise ValueError(
-            "--add_tokens under LoRA: peft 0.21 gathers their rows of ZeRO-3 on GPUs only. Use ds_configs/zero2.json."
-        )
     if config.is_zero3():
+        if arguments.data.add_tokens and arguments.lora.use_lora and arguments.training.device.type == "cpu":
+            raise ValueError("--add_tokens under LoRA and ZeRO-3 needs GPUs (peft 0.21): use ds_configs/zero2.json.")
         check_nodes_share_a_folder(arguments, "ZeRO-3")
 
 
 def check_fsdp(arguments, config: dict) -> None:
     training = arguments.training
-    if training.deepspeed:
-        raise ValueError("--fsdp True and --deepspeed are two engines: leave one out.")
     kind = training.distributed_state.distributed_type
     if kind == DistributedType.MULTI_CPU or (kind == DistributedType.NO and training.device.type == "cpu"):
         raise ValueError(
@@ -89,9 +77,7 @@ def check_fsdp(arguments, config: dict) -> None:
     if int(config.get("version", 2)) != 2:
         raise ValueError("--fsdp_config: only version 2 is supported: leave `version` out.")
     if unknown := {key for key, value in config.items() if value} - FSDP_KEYS:
-        raise ValueError(
-            f"--fsdp_config: {min(unknown)} has no effect on FSDP2; known are {', '.join(sorted(FSDP_KEYS))}."
-        )
+        raise ValueError(f"--fsdp_config: {min(unknown)} has no effect; known are {', '.join(sorted(FSDP_KEYS))}.")
     if config.get("activation_checkpointing"):
         raise ValueError(
             "--fsdp_config: its activation_checkpointing draws dropout again when it computes again, and saves empty "
@@ -99,11 +85,6 @@ def check_fsdp(arguments, config: dict) -> None:
         )
     if config.get("cpu_offload") and "gloo" not in str(training.ddp_backend):
         raise ValueError("--fsdp_config: cpu_offload also communicates on CPUs: add --ddp_backend cuda:nccl,cpu:gloo.")
-    if arguments.lora.load_in_8bit:
-        raise ValueError(
-            "--load_in_8bit True: 8-bit weights lose their scales when FSDP2 shards them (bitsandbytes 0.50). Use "
-            "--q_lora True, or leave --fsdp out."
-        )
     check_nodes_share_a_folder(arguments, "FSDP2")
 
 

@@ -24,7 +24,7 @@ def complete_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
 
 
 class GradientCheck(TrainerCallback):
-    """Says once what trains without a gradient: after the updates in which each kind of medium was seen, at most 20.
+    """Says once what trains without a gradient: after 20 updates, or after the last, if there are fewer.
 
     DDP and FSDP2 leave each gradient in `.grad` until the optimizer's step. DeepSpeed takes it away earlier, but a hook
     sees it come; one on a shard of FSDP2 is never called. So both are asked. What one process saw counts for all.
@@ -36,35 +36,22 @@ class GradientCheck(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.others = [name for name, p in model.named_parameters() if not p.requires_grad]
-        data, self.collator = self.trainer.train_dataset.dataset, self.trainer.train_dataset.collator
-        # The frames of a video that has no tokens of its own come as images.
-        own_tokens = self.collator.media_token_ids
-        self.kinds = {kind if len(own_tokens[kind]) else "image" for kind in data.media_kinds}
-        self.seen, self.updates = set(), 0  # names of parameters, and kinds of media
+        self.seen, self.updates = set(), 0  # names of parameters with a gradient
         self.hooks = [
             parameter.register_post_accumulate_grad_hook(lambda _, name=name: self.seen.add(name))
             for name, parameter in self.trained.items()
         ]
-
-    def see(self, batches: list[dict]) -> None:
-        """Take note of the media in the batches of an update."""
-        if self.hooks:
-            for kind in self.kinds - self.seen:
-                if any(self.collator.is_media(batch["input_ids"].cpu(), kind).any() for batch in batches):
-                    self.seen.add(kind)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if not self.hooks:
             return
         self.updates += 1
         self.seen |= {name for name, parameter in self.trained.items() if parameter.grad is not None}
-        known = [*self.trained, *sorted(self.kinds)]
-        seen = torch.tensor([float(what in self.seen) for what in known], device=args.device)
-        self.seen = {what for what, count in zip(known, self.trainer.accelerator.reduce(seen).tolist()) if count}
-        missing = {name: parameter for name, parameter in self.trained.items() if name not in self.seen}
-        if missing and not self.kinds <= self.seen and self.updates < MOST_UPDATES:
+        if self.updates < MOST_UPDATES and state.global_step + 1 < state.max_steps:
             return
-        if missing:
+        seen = torch.tensor([float(name in self.seen) for name in self.trained], device=args.device)
+        seen = self.trainer.accelerator.reduce(seen).tolist()
+        if missing := {name: self.trained[name] for name, count in zip(self.trained, seen) if not count}:
             others = map(base_name, {*self.others, *self.trained} - missing.keys())
             modules = largest_modules(map(base_name, missing), others)
             say(

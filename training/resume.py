@@ -56,23 +56,15 @@ def describe_run(arguments, dataset: MultimodalDataset) -> dict:
     return json.loads(strict_json(run, default=str))  # as it will be read again
 
 
-def keep_resize(checkpoint: str | None, data) -> None:
-    """A run that was begun when images were always resized before the processor goes on so."""
-    if checkpoint and data.keep_processor_config is not None:
-        if "keep_processor_config" not in read_record(checkpoint)["run"]["flags"]:
-            data.keep_processor_config = None
-            say("Images are resized before the processor, as this run was begun; a new run leaves it to the processor.")
-
-
 def check_same_run(checkpoint: str, run: dict) -> None:
     """Raise a ValueError where a run would not go on as the one that wrote the checkpoint."""
-    if found := differences(read_record(checkpoint)["run"], run):
+    before = read_record(checkpoint)["run"]
+    if found := differences(before, run):
         raise ValueError(
             f"{checkpoint} cannot be resumed exactly: {'; '.join(found)}. Start the run as it was, or a new one "
             "without --resume_from_checkpoint in another --output_dir."
         )
-    before = read_record(checkpoint)["run"].get("media", [])
-    if rewritten := [name for (name, _, now), (_, _, then) in zip(run["media"], before) if now != then]:
+    if rewritten := [name for (name, _, now), (_, _, then) in zip(run["media"], before["media"]) if now != then]:
         say(f"WARNING: {written_again(rewritten)} since {checkpoint} was begun.")
 
 
@@ -89,7 +81,7 @@ def differences(before: dict, run: dict) -> list[str]:
         found.append(f"--data_path has {run['samples']} usable samples and had {before['samples']}")
     elif run["texts"] != before["texts"]:
         found.append("--data_path has other rows, or in another order")
-    elif other := [(new, old) for new, old in zip(run["media"], before.get("media", [])) if new[1] != old[1]]:
+    elif other := [(new, old) for new, old in zip(run["media"], before["media"]) if new[1] != old[1]]:
         (name, now, _), (_, then, _) = other[0]
         others = f", and {len(other) - 1:,} other media files have others too" if other[1:] else ""
         found.append(f"{name} has {now:,} bytes and had {then:,}{others}")
@@ -160,9 +152,7 @@ def checkpoint_to_resume(training) -> str | None:
     if not wanted:
         return None
     if training.save_only_model:
-        raise ValueError(
-            "--save_only_model True saves no state to resume from: leave it or --resume_from_checkpoint out."
-        )
+        raise ValueError("--save_only_model True saves nothing to resume from: leave --resume_from_checkpoint out.")
     if wanted is not True:
         check_files(wanted, training)
         return wanted

@@ -132,26 +132,6 @@ class QuantizedLinear(nn.Linear):
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
 
-def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Give a model on the meta device fake parameters and buffers of the CPU; what was shared stays shared."""
-    made = {}
-
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in made:
-            with mode:
-                made[id(tensor)] = tensor, torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-        return made[id(tensor)][1]
-
-    shared: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if id(parameter) not in shared:
-                shared[id(parameter)] = nn.Parameter(fake(parameter), parameter.requires_grad)
-            module.register_parameter(name, shared[id(parameter)])
-        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-            module.register_buffer(name, fake(buffer), name not in module._non_persistent_buffers_set)
-
-
 def measure_step(
     model: nn.Module, batch: dict[str, torch.Tensor], training, dtype: torch.dtype, make_optimizer, shares: Shares
 ) -> dict[str, float]:
@@ -165,7 +145,9 @@ def measure_step(
         shares: what the engine leaves on the device.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    make_fake(model, mode)
+    with mode:
+        model.to_empty(device="cpu")
+    model.tie_weights()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ledger = Ledger(shares, model.config.get_text_config().vocab_size)
     for tensor in (*model.parameters(), *model.buffers()):

@@ -23,7 +23,7 @@ from training.loss import label_losses, sample_sums
 from training.progress import LogFile, ProgressLine
 from training.resume import ResumableTrainer, check_not_removed
 from training.sampling import SAMPLERS, PackSampler
-from training.throughput import FlopCounter, ThroughputMeter
+from training.throughput import ThroughputMeter
 from training.trainable import KeepFrozenOut
 
 
@@ -34,7 +34,6 @@ class FinetuneTrainer(ResumableTrainer):
     learning_rates: by the name of a parameter; default: `args.learning_rate`.
     lengths: tokens of each training row (rows,); needed to group by length and to pack.
     pack_budget: tokens of a pack; None: no packs.
-    flop_counter: of the model, where `--peak_tflops` asks for the MFU.
     write_card: called with a folder of weights and the Trainer's state, to lay the model card beside them.
     """
 
@@ -48,7 +47,6 @@ class FinetuneTrainer(ResumableTrainer):
         learning_rates: dict[str, float] | None = None,
         lengths: np.ndarray | None = None,
         pack_budget: int | None = None,
-        flop_counter: FlopCounter | None = None,
         write_card: Callable | None = None,
         **kwargs,
     ):
@@ -56,8 +54,7 @@ class FinetuneTrainer(ResumableTrainer):
         self.processor_files, self.learning_rates = processor_files, learning_rates or {}
         self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
         self.write_card = write_card
-        self.gradient_check = GradientCheck(self)
-        self.add_callback(self.gradient_check)
+        self.add_callback(GradientCheck(self))
         self.finite_check = FiniteCheck(self)
         self.add_callback(self.finite_check)
         self.add_callback(KeepFrozenOut)
@@ -67,7 +64,7 @@ class FinetuneTrainer(ResumableTrainer):
         self.add_callback(self.log_file)
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience))
-        self.meter = ThroughputMeter(self.args.device, flop_counter, self.args.peak_tflops)
+        self.meter = ThroughputMeter(self.args.device, self.args.peak_tflops, self.args.activation_checkpointing)
         # Several families set this to False, and the Trainer would not count the labels of a step for them.
         self.model_accepts_loss_kwargs = True
 
@@ -122,10 +119,14 @@ class FinetuneTrainer(ResumableTrainer):
                 number, total = number + left_out, len(dataset) + left_out
                 say(f"--on_bad_sample skip: {number:,} of {total:,} {what} samples were skipped.")
 
+    def training_step(self, model, inputs, *args):
+        with self.meter.step(inputs):
+            return super().training_step(model, inputs, *args)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The losses of the labels, summed and divided by the labels of the whole global step over all ranks."""
-        with self.meter.forward(inputs):
-            losses, keep, outputs = label_losses(model, inputs, self.args.label_smoothing_factor)
+        losses, keep, outputs = label_losses(model, inputs, self.args.label_smoothing_factor)
+        self.meter.end_forward()
         loss = losses.sum() / (keep.sum() if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # engines average gradients over ranks
@@ -138,12 +139,7 @@ class FinetuneTrainer(ResumableTrainer):
         return norm
 
     def floating_point_ops(self, inputs) -> int:
-        """As the model's own, which would count its parameters again in every batch (transformers 5.23)."""
-        return 6 * inputs["input_ids"].numel() * self._num_parameters
-
-    @cached_property
-    def _num_parameters(self) -> int:
-        return self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
+        return 0  # the model's own would count its parameters again in every batch (transformers 5.23)
 
     def _init_training_state(self, max_steps, *args):
         """As the Trainer's, which would go on in the steps of the checkpoint, whatever the flags are now (5.23)."""
@@ -155,9 +151,7 @@ class FinetuneTrainer(ResumableTrainer):
         return found
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        batches, num_labels = super().get_batch_samples(self.meter.waiting(epoch_iterator), num_batches, device)
-        self.gradient_check.see(batches)
-        return batches, num_labels
+        return super().get_batch_samples(self.meter.waiting(epoch_iterator), num_batches, device)
 
     def log(self, logs, start_time=None):
         if "loss" in logs:

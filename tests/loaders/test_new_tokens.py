@@ -247,7 +247,6 @@ TOGETHER = [
         "--use_lora True --lora_target_modules lm_head",
         "--lora_target_modules: the head has rows of --add_tokens",
     ),
-    (TIED, "--peak_tflops 1", "--peak_tflops 1.0 and --add_tokens .* exclude each other"),
 ]
 
 

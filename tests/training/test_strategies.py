@@ -49,8 +49,8 @@ REFUSED = {
         "Use ds_configs/zero2.json, or --q_lora True."
     ),
     ("8-bit", "FSDP2"): (
-        "--load_in_8bit True: 8-bit weights lose their scales when FSDP2 shards them (bitsandbytes 0.50). Use --q_lora "
-        "True, or leave --fsdp out."
+        "--fsdp True and --load_in_8bit True exclude each other, since 8-bit weights lose their scales when FSDP2 "
+        "shards them (bitsandbytes 0.50), unlike those of --q_lora True: leave one out."
     ),
 }
 

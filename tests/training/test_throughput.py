@@ -4,18 +4,14 @@ import json
 
 import pytest
 import torch
-from conftest import CONSENT, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run
+from conftest import make_loader, rows_for, run
 from launch import launch
-from torch.utils.flop_counter import FlopCounterMode
 
 from arguments import parse_arguments
 from collators import COLLATORS
-from loaders.output_folder import ProcessorFiles
 from reading.dataset import MultimodalDataset
-from reading.options import MediaOptions
-from training import throughput, trainable
-from training.throughput import FlopCounter, ThroughputMeter, sample_lengths
-from training.trainer import FinetuneTrainer
+from training import throughput
+from training.throughput import ThroughputMeter, sample_lengths
 
 FIGURES = {"tokens_per_second", "samples_per_second", "padding", "data_wait", "peak_memory_gb"}
 
@@ -48,7 +44,7 @@ class Clock:
     def train(self, meter, wait: float, seconds: float, batches: int) -> None:
         found = meter.waiting(self.batches(wait))
         for batch in [next(found) for _ in range(batches)]:
-            with meter.forward(batch):
+            with meter.step(batch):
                 self.now += seconds
 
 
@@ -111,88 +107,22 @@ def test_figures_are_of_all_processes(tiny, write_rows, tmp_path):
     assert log[0]["tokens_per_second"] / log[0]["samples_per_second"] == pytest.approx(sum(lengths) / 4, rel=2e-3)
 
 
-WAYS = {
-    "full": [],
-    "lora": ["--use_lora", "True", "--lora_dropout", "0"],
-    "projector": ["--use_lora", "True", "--lora_dropout", "0", "--train_vision_projector", "True"],
-    "vision": VISION_FLAGS,
-}
-FLOP_FAMILIES = ("llava-1.5", "llava-onevision", "qwen2.5-vl", "qwen3-vl-moe", "gemma-3")
-
-
-class Counted:
-    """A tiny model and what our counter and torch's find in a forward and backward pass."""
-
-    def __init__(self, tiny, family: str, path: str, *flags: str):
-        folder = tiny(family)
-        words = ["--model_id", MODEL_ID[family], "--model_local_path", folder, "--data_path", path, *CONSENT[family]]
-        arguments = parse_arguments([*words, "--output_dir", folder + "-out", *flags])
-        # Neither the fused attention of the CPU nor fused experts are known to torch's counter (2.14).
-        self.loader = make_loader(family, folder, attn_implementation="eager", experts_implementation="eager")
-        self.model = trainable.make_trainable(self.loader.load_model(), self.loader, arguments).train()
-        self.collator = COLLATORS.get(family)(self.loader.load_processor(), 2048)
-        self.dataset = MultimodalDataset(path, media=MediaOptions(num_frames=4))
-        self.flop_counter = FlopCounter(self.model, self.loader)
-        self.trainer = FinetuneTrainer(
-            model=self.model,
-            args=arguments.training,
-            data_collator=self.collator.collate,
-            processor_files=ProcessorFiles(folder),
-            flop_counter=self.flop_counter,
-        )
-
-    def batch(self, *positions: int) -> dict:
-        return self.collator([self.dataset[i] for i in positions])
-
-    def ours(self, *positions: int) -> float:
-        self.trainer.meter.interval.clear()
-        self.trainer.compute_loss(self.model, self.batch(*positions)).backward()
-        return float(self.trainer.meter.interval["flops"])
-
-    def torchs(self, *positions: int) -> float:
-        """Of one sample, without padding; without the pairs of text that are not causal, and layers nobody reads."""
-        with FlopCounterMode(display=False) as forward:
-            loss = self.trainer.compute_loss(self.model, self.batch(*positions))
-        with FlopCounterMode(display=False) as backward:
-            loss.backward()
-        total = forward.get_total_flops() + backward.get_total_flops()
-        for name, operations in forward.get_flop_counts().items():
-            name = name.partition(".")[2].removeprefix("base_model.model.")
-            if name.endswith("self_attn") and self.loader.component_of(name) == "language_model":
-                total -= 3 * operations.get(torch.ops.aten.bmm, 0) / 2  # backward, two products for each
-            if name in self.loader.unused:
-                total -= sum(operations.values())
-        return total
-
-
-# One way of each family by default.
-DEFAULT = dict(zip(FLOP_FAMILIES, ("lora", "projector", "vision", "lora", "full")))
-CASES = [
-    pytest.param(family, way, marks=[] if DEFAULT[family] == way else pytest.mark.slow)
-    for family in FLOP_FAMILIES
-    for way in WAYS
-]
-
-
-@pytest.mark.parametrize("family, way", CASES)
-def test_operations_are_those_that_torch_counts(tiny, family, way, write_rows):
-    counted = Counted(tiny, family, write_rows(rows_for(family)), *WAYS[way])
-    for sample in (1, len(counted.dataset) - 1):  # two images, and the last: a video where the family takes one
-        # gemma-3's projection is a matrix that no Linear holds; its sliding layer also multiplies what it masks.
-        tolerance = 0.02 if family == "gemma-3" else 1e-3
-        assert counted.ours(sample) == pytest.approx(counted.torchs(sample), rel=tolerance)
-
-
-def test_padding_and_recomputation_count_nothing(tiny, write_rows):
-    path = write_rows(rows_for("llava-1.5"))
-    counted = Counted(tiny, "llava-1.5", path)
-    alone = [counted.ours(0), counted.ours(2)]
-    assert counted.batch(0, 2)["attention_mask"].float().mean() < 0.9
-    assert counted.ours(0, 2) == pytest.approx(sum(alone), rel=1e-5)
-    again = Counted(tiny, "llava-1.5", path)
-    again.model.gradient_checkpointing_enable()
-    again.model.enable_input_require_grads()  # which gives gradients to the frozen encoder, too
-    assert again.ours(2) == alone[1]
+@pytest.mark.parametrize("recomputes, trains", [(False, True), (True, True), (False, False)])
+def test_mfu_is_the_share_of_the_peak_that_products_take(monkeypatch, recomputes, trains):
+    """A matrix of 5 x 7 on 8 positions: 2 operations for each forward; backward 2 more, 2 where its input trains."""
+    weight, clock = torch.ones(5, 7, requires_grad=True), Clock(monkeypatch)
+    meter = ThroughputMeter(torch.device("meta"), peak_tflops=1e-9, recomputes=recomputes)
+    for batch, _ in zip(meter.waiting(clock.batches(0)), range(2)):
+        with meter.step(batch):
+            inputs = torch.ones(2, 4, 5, requires_grad=trains)
+            product = (inputs @ weight).sum()
+            meter.end_forward()
+            if recomputes:
+                inputs @ weight
+            product.backward()
+            clock.now += 3
+    needed = 2 * 5 * 7 * 6 * (3 if trains else 2)  # of the 8 positions, 6 are no padding
+    assert meter.log()["mfu"] == pytest.approx(needed / 3 / 1e3, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,125 @@
+"""How every script reads its command line: what a wrong flag raises, and what to write instead of it."""
+
+import argparse
+import difflib
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+# The page whose tables say what the keys of other tools are called here.
+COMING_FROM = Path(__file__).resolve().parent / "docs" / "coming_from.md"
+
+
+def by_flag(words: list[str]) -> list[tuple[str, list[str]]]:
+    """The name of each flag on a command line, and its words: the flag as it is written, then its values."""
+    flags = []
+    for word in words:
+        if word.startswith("--") or not flags:
+            flags.append((word.removeprefix("--").split("=")[0].replace("-", "_"), []))
+        flags[-1][1].append(word)
+    return flags
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Raises a ValueError where argparse would print its usage and exit; all flags that do not exist are named in it.
+
+    others: options that the script leaves to another parser.
+    refused: names of flags that exist, but that nobody should be told to use.
+    more: where all flags are listed.
+    """
+
+    others: Collection[str] = ()
+    refused: Collection[str] = ()
+    more = "`python {} --help` lists all."
+
+    def __init__(self, *args, **kwargs):
+        form = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(*args, **form | kwargs)
+
+    @property
+    def fields_of(self) -> dict[str, str]:
+        """Option -> the field that it writes: `--no-dataloader-pin-memory` and the like write another's."""
+        return {option: action.dest for action in self._actions for option in action.option_strings}
+
+    def given(self, words: list[str]) -> set[str]:
+        """The fields that a command line writes."""
+        written = {own[0].partition("=")[0] for _, own in by_flag(words)}
+        return {name for option, name in self.fields_of.items() if option in written}
+
+    def error(self, message: str):
+        raise ValueError(f"{message[:1].upper()}{message[1:]}; see `python {self.prog} --help`.")
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else list(args)
+        known = {*self.fields_of, *self.others}
+        written = {}
+        for _, own in by_flag(words):
+            option, _, value = own[0].partition("=")
+            if option.startswith("--") and option not in known:
+                written[option] = value or "".join(own[1:2])
+        if written:
+            names = [name for name in known if name.removeprefix("--") not in self.refused]
+            raise ValueError(unknown_flags(written, names, self.more.format(self.prog)))
+        return super().parse_known_args(words, namespace)
+
+
+def unknown_flags(written: dict[str, str], known: list[str], more: str) -> str:
+    """The message about flags that do not exist.
+
+    Args:
+        written: these flags, with their values.
+        known: the flags that may be meant.
+        more: its end.
+    """
+    names = {option: option.removeprefix("--").replace("-", "_") for option in written}
+    tools = sorted(keys_of_tools(), key=lambda keys: -len(keys.keys() & {*names.values()}))
+    faults = []
+    for option, name in names.items():
+        fix = instead(name, written[option], known, tools)
+        faults.append(f"{option} is not a flag{': ' if fix else '.'}{fix}")
+    return ("\n" if faults[1:] else " ").join([*faults, more])
+
+
+def instead(name: str, value: str, known: list[str], tools: list[dict]) -> str:
+    """What to write for a flag that does not exist, or nothing."""
+    value = value.lower()
+    for key, here, note in next((keys[name] for keys in tools if name in keys), ()):
+        if key in (value, "") and {*known}.issuperset(re.findall(r"--\w+", here)):
+            is_off = not key and value in ("false", "0", "0.0")
+            fix = "leave it out" if is_off or here == "nothing" else f"use {here}"
+            return f"{fix}{f' ({note})' if note and not is_off else ''}."
+    # Of two spellings, the usual one.
+    found = nearest(name, [other for other in known if "-" not in other.removeprefix("--")], cutoff=0.7)
+    return f"did you mean {', '.join(found)}?" if found else ""
+
+
+def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
+    """The tables of docs/coming_from.md, one of each tool: a key there -> (value or "", what to write here, note)."""
+    found = []
+    text = COMING_FROM.read_text(encoding="utf-8") if COMING_FROM.is_file() else ""
+    for section in text.split("\n## "):
+        found.append(defaultdict(list))
+        for there, *cells in re.findall(r"(?m)^\| (`.*?) \| (.*?) \| (.*?) ?\|$", section):
+            here, note = (re.sub(r"`|\[([^]]*)\]\([^)]*\)", r"\1", cell) for cell in cells)
+            for key, value in re.findall(r"`([\w-]+)(?:: ([^`]+))?`", there):
+                found[-1][key].append((value, here, note))
+    return found
+
+
+def nearest(wrong: str, names: Iterable[str], cutoff: float) -> list[str]:
+    """The three names that are most like one that does not exist, or the one that differs only in its punctuation and
+    capitals.
+
+    Args:
+        cutoff: from 0 to 1, how alike they must be.
+    """
+    by_form = {only_letters(name): name for name in reversed(list(names))}  # of several, the first
+    form = only_letters(wrong)
+    forms = [form] if form in by_form else difflib.get_close_matches(form, by_form, n=3, cutoff=cutoff)
+    return [by_form[form] for form in forms]
+
+
+def only_letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
