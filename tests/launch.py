@@ -29,10 +29,11 @@ class Launch:
         words = [str(word) for word in words]
         port = free_port()
         for rank in range(processes):
-            env = dict(environment or {})
+            env = {}
             if processes > 1:
                 env |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
                 env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            env |= environment or {}
             process = FORKSERVER.Process(target=_run, args=(script, words, env, str(self.log)))
             process.start()
             self.processes.append(process)

@@ -15,6 +15,7 @@ SMALLEST = {
     "collate": ("llava-1.5", r"llava-1.5 +text only .* [\d.]+"),
     "curves": ("--lengths 256 512 --images 1 2 --rounds 1", r"step: .* CPU-s each, r2 [\d.]+"),
     "decode": ("--seconds 2 --rounds 1", r"drafted +\d+ +[\d.]+"),
+    "gpu": ("--dry_run --cells step --cell_seconds 300 --output {folder}/gpu.json", r"gemma-3-.*: measured, .*"),
     "label_masks": ("--families llava-1.5", r"eight: eight long exchanges, three images"),
     "lengths": ("--rows 100 --repeats 1", r" +100 \| .* [\d.]+"),
     "losses": ("--families llava-1.5 --steps 1 --write {folder}/losses.json", r"llava-1.5, full, packed: 1"),

@@ -3,13 +3,16 @@
 import os
 
 import torch
+from accelerate import ParallelismConfig
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
-# Keys of --fsdp_config that FSDP2 acts on (transformers 5.23); any other would be passed over in silence.
+# Keys of --fsdp_config that FSDP2 acts on (transformers 5.23), and one of ours (`set_up_fsdp`). Any other would be
+# passed over in silence.
 FSDP_KEYS = {
     *("version", "auto_wrap_policy", "transformer_layer_cls_to_wrap", "min_num_params", "reshard_after_forward"),
     *("cpu_ram_efficient_loading", "state_dict_type", "cpu_offload", "activation_checkpointing"),
+    "replicate_across_nodes",
 }
 
 
@@ -85,7 +88,13 @@ def check_fsdp(arguments, config: dict) -> None:
         )
     if config.get("cpu_offload") and "gloo" not in str(training.ddp_backend):
         raise ValueError("--fsdp_config: cpu_offload also communicates on CPUs: add --ddp_backend cuda:nccl,cpu:gloo.")
+    if config.get("replicate_across_nodes") and training.world_size == processes_of_node():
+        raise ValueError("--fsdp_config: replicate_across_nodes has no effect on one node: leave it out.")
     check_nodes_share_a_folder(arguments, "FSDP2")
+
+
+def processes_of_node() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def check_nodes_share_a_folder(arguments, engine: str) -> None:
@@ -118,10 +127,17 @@ def quantized(arguments, config, dtype: torch.dtype) -> dict:
 
 
 def set_up_fsdp(training, model, dtype: torch.dtype) -> None:
-    """Complete what accelerate is told: which layers are gathered and freed one by one, and in what precision."""
+    """Complete what accelerate is told: which layers are gathered and freed one by one, in what precision, and whether
+    each node shards a copy of its own (HSDP), so that only gradients go from node to node.
+    """
     if not training.fsdp:
         return
     plugin = training.fsdp_plugin_args
+    if training.fsdp_config.get("replicate_across_nodes"):
+        shards = processes_of_node()
+        training.parallelism_config = ParallelismConfig(
+            dp_replicate_size=training.world_size // shards, dp_shard_size=shards
+        )
     if plugin["auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP" and "transformer_cls_names_to_wrap" not in plugin:
         # accelerate 1.15 takes all that `_no_split_modules` names, and fails on what a model does not have, such as
         # CLIP's text embeddings.

@@ -63,6 +63,18 @@ def logged(output_dir) -> list[float]:
     return [entry.get("loss", entry.get("eval_loss")) for entry in log if "loss" in entry or "eval_loss" in entry]
 
 
+@pytest.mark.slow
+def test_nodes_that_shard_a_copy_each_equal_one_process(tiny, write_rows, tmp_path):
+    """Two nodes of two processes."""
+    path = write_rows(APART)
+    expected = losses(tiny, "qwen2-vl", path, tmp_path / "one", None, *VISION_FLAGS)
+    given = words(tiny, "qwen2-vl", path, tmp_path / "out", 4, *ENGINES["fsdp2"], *VISION_FLAGS)
+    given[given.index("fsdp_configs/fsdp2.json")] = "fsdp_configs/hsdp.json"
+    launch(given, 4, "fsdp_on_cpu", {"LOCAL_WORLD_SIZE": 2})  # which looks at the mesh
+    assert logged(tmp_path / "out") == pytest.approx(expected, abs=1e-4)
+    assert shapes(tmp_path / "out" / "model.safetensors") == shapes(f"{tiny('qwen2-vl')}/model.safetensors")
+
+
 def shapes(path) -> dict[str, torch.Size]:
     return {name: weight.shape for name, weight in load_file(path).items()}
 

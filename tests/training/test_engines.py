@@ -69,6 +69,7 @@ REFUSED_BY_FSDP = [
     ([], {"fsdp_forward_prefetch": True}, "forward_prefetch has no effect"),
     ([], {"activation_checkpointing": True}, "empty adapters.*--activation_checkpointing True"),
     ([], {"cpu_offload": True}, "cpu_offload.*--ddp_backend cuda:nccl,cpu:gloo"),
+    ([], {"replicate_across_nodes": True}, "replicate_across_nodes has no effect on one node"),
 ]
 
 
