@@ -29,6 +29,7 @@ MODELS = {
     "llava-1.6-vicuna-7b": Model("llava-1.6", "llava-hf/llava-v1.6-vicuna-7b-hf"),
     "llava-1.6-vicuna-13b": Model("llava-1.6", "llava-hf/llava-v1.6-vicuna-13b-hf"),
     "llava-1.6-mistral-7b": Model("llava-1.6", "llava-hf/llava-v1.6-mistral-7b-hf"),
+    "llava-1.6-34b": Model("llava-1.6", "llava-hf/llava-v1.6-34b-hf"),
     "llava-next-video-7b": Model("llava-next-video", "llava-hf/LLaVA-NeXT-Video-7B-hf"),
     "llava-next-video-7b-32k": Model("llava-next-video", "llava-hf/LLaVA-NeXT-Video-7B-32K-hf"),
     "llava-next-video-34b": Model("llava-next-video", "llava-hf/LLaVA-NeXT-Video-34B-hf"),

@@ -88,7 +88,7 @@ FACTS = {
         prompt_space=" ",
         takes_video=False,
         bare=("model.image_newline",),
-        golden=("llava-v1.6-vicuna", "llava-v1.6-mistral"),
+        golden=("llava-v1.6-vicuna", "llava-v1.6-mistral", "llava-v1.6-34b"),
         altered=VICUNA_ALTERED,
     ),
     "llava-next-video": Facts(

@@ -1,6 +1,7 @@
 """Families whose checkpoints differ in chat format: the checkpoint's own template decides."""
 
 import json
+import sys
 from functools import cache
 
 import pytest
@@ -8,11 +9,14 @@ import torch
 from conftest import FACTS, FAMILIES, golden_records, rows_for
 from transformers import AutoProcessor
 
+import tiny_models
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from loaders import LOADERS
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
+from supported_models import MODELS
+from tiny_checkpoints import TINY_CHECKPOINTS
 from tiny_models import make_tiny_checkpoint
 
 # (family, `family` of the golden records of one of its checkpoints)
@@ -72,6 +76,30 @@ def samples(checkpoint, media_folder) -> list[dict]:
 
 def bos_of(record: dict) -> str:
     return record["bos"] if record["bos_added_by"] == "tokenizer" else ""
+
+
+# Model ids whose checkpoints have another format than their family's first -> which.
+FORMATS = {
+    "llava-1.6-34b": 2,
+    **{"llava-1.6-mistral-7b": 1, "llava-next-video-34b": 2, "mistral-small-3.2-24b-instruct-2506": 1},
+    **{"gemma-4-26b-a4b-it": 2, "gemma-4-31b-it": 2},
+    **{"smolvlm-256m-instruct": 1, "smolvlm-500m-instruct": 1, "smolvlm-instruct": 1},
+}
+SEVERAL = [id for id, model in MODELS.items() if COLLATORS.get(model.family).other_formats]
+
+
+@pytest.mark.parametrize("id", [*list(FORMATS)[:1], *(pytest.param(id, marks=pytest.mark.slow) for id in SEVERAL)])
+def test_the_tiny_checkpoint_of_a_model_id_is_in_its_format(id, monkeypatch):
+    made = []
+    monkeypatch.setattr(tiny_models, "make_tiny_checkpoint", lambda *args: made.append(args))
+    monkeypatch.setattr(sys, "argv", ["tiny_models.py", "--model_id", id, "--output_dir", "out"])
+    tiny_models.main()
+    [(family, _, _, checkpoint)] = made
+    kind = COLLATORS.get(family)
+    collator = kind(TINY_CHECKPOINTS.get(family)(checkpoint).processor)
+    formats = [(kind.chat_template, kind.template_exceptions), *kind.other_formats]
+    assert formats.index((collator.template.text, collator.template.exceptions)) == FORMATS.get(id, 0)
+    assert collator.template.differences() == []
 
 
 @pytest.mark.slow
