@@ -121,6 +121,10 @@ MODELS = {
     "internvl3.5-14b": Model("internvl3", "OpenGVLab/InternVL3_5-14B-HF"),
     "internvl3.5-38b": Model("internvl3", "OpenGVLab/InternVL3_5-38B-HF"),
     "glm-4.1v-9b-thinking": Model("glm-4.1v", "zai-org/GLM-4.1V-9B-Thinking"),
+    "glm-4.6v-flash": Model("glm-4.6v", "zai-org/GLM-4.6V-Flash"),
+    "glm-ocr": Model("glm-ocr", "zai-org/GLM-OCR"),
+    "paddleocr-vl-1.5": Model("paddleocr-vl", "PaddlePaddle/PaddleOCR-VL-1.5"),
+    "paddleocr-vl-1.6": Model("paddleocr-vl", "PaddlePaddle/PaddleOCR-VL-1.6"),
     "lfm2-vl-450m": Model("lfm2-vl", "LiquidAI/LFM2-VL-450M"),
     "lfm2-vl-1.6b": Model("lfm2-vl", "LiquidAI/LFM2-VL-1.6B"),
     "lfm2-vl-3b": Model("lfm2-vl", "LiquidAI/LFM2-VL-3B"),
@@ -136,6 +140,7 @@ MODELS = {
 VIDEO = {
     *("llava-next-video", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "qwen3.5"),
     *("qwen3.5-moe", "gemma-4", "gemma-4-unified", "smolvlm2", "internvl3", "glm-4.1v"),
+    *("glm-4.6v", "glm-ocr"),
 }
 
 AUTO = "auto"  # the model id, and the family, of any other checkpoint

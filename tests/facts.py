@@ -67,6 +67,12 @@ QWEN3_5_ALTERED = (
     ("content + '<|im_end|>\n'", "content + '<|im_end|>'"),
     ("<|image_pad|><|vision_end|>", "<|image_pad|><|vision_end|>\n"),
 )
+GLM_ALTERED = (
+    ("[gMASK]<sop>", "[gMASK]"),
+    ("+ '|>\n' }}", "+ '|>' }}"),
+    ("{{ '/nothink' }}", "{{ ' /nothink' }}"),
+    ("{{ '<|assistant|>\n' }}", "{{ '<|assistant|>' }}"),
+)
 
 FACTS = {
     "llava-1.5": Facts(
@@ -421,6 +427,37 @@ FACTS = {
             ("<|assistant|>\n", "<|assistant|>\n<think>"),
             ("<|end_of_image|>' }}", "<|end_of_image|>\n' }}"),
             ("<|begin_of_video|>", ""),
+        ),
+    ),
+    "glm-4.6v": Facts(
+        r"model\.visual\.(?!merger\.)",
+        r"model\.visual\.merger\.",
+        deep_linears=48,
+        end_of_turn="<|user|>",
+        time_steps_as_images=True,
+        trims="messages",
+        altered=GLM_ALTERED,
+    ),
+    "glm-ocr": Facts(
+        r"model\.visual\.(?!merger\.)",
+        r"model\.visual\.merger\.",
+        deep_linears=48,
+        end_of_turn="<|user|>",
+        time_steps_as_images=True,
+        trims="messages",
+        altered=(*GLM_ALTERED[:2], GLM_ALTERED[-1]),
+    ),
+    "paddleocr-vl": Facts(
+        r"model\.visual\.",
+        r"model\.projector\.",
+        end_of_turn="</s>",
+        takes_video=False,
+        altered=(
+            ("'User: '", "'User:'"),
+            ("texts_of(message, '') + '\n'", "texts_of(message, '')"),
+            ("{{ 'Assistant:\n' }}", "{{ 'Assistant: ' }}"),
+            ("<|IMAGE_END|>'", "<|IMAGE_END|>\n'"),
+            ("eos_token", "''"),
         ),
     ),
     "lfm2-vl": Facts(
