@@ -161,6 +161,7 @@ FACTS = {
     "qwen3-vl": Facts(
         r"model\.visual\.(?!merger\.|deepstack_merger_list\.)",
         r"model\.visual\.(merger|deepstack_merger_list)\.",
+        golden=("qwen3-vl", "qwen3-vl-thinking"),
         altered=QWEN_ALTERED[1:],
     ),
     "qwen3-vl-moe": Facts(
@@ -169,7 +170,7 @@ FACTS = {
         deep_linears=32,
         experts=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
         router="mlp.gate.weight",
-        golden=("qwen3-vl",),
+        golden=("qwen3-vl", "qwen3-vl-thinking"),
         altered=QWEN_ALTERED[1:],
     ),
     "qwen3.5": Facts(
