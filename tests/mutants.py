@@ -122,6 +122,20 @@ FAULTS = [
         "true",
         "tests/collators/test_collators.py::test_texts_and_spans_are_the_golden_ones[lfm2-vl]",
     ),
+    Fault(
+        "the end of an empty thought counts as part of the reply",
+        "collators/probes.py",
+        "text = text.rpartition(token)[2]",
+        "pass",
+        "tests/collators/test_chat_formats.py::test_training_text_agrees_with_the_checkpoint[qwen3-vl-thinking0]",
+    ),
+    Fault(
+        "GLM is told twice not to think",
+        "collators/glm_4_6v.py",
+        " and not content.endswith('{suffix}')",
+        "",
+        "tests/collators/test_chat_formats.py::test_glm_is_told_once_not_to_think",
+    ),
     # ---- replies of a conversation ----
     Fault(
         "a greeting is history that is not trained",

@@ -12,6 +12,8 @@ from transformers import AutoProcessor
 import tiny_models
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
+from collators.probes import check_labels
+from collators.template import conversation
 from loaders import LOADERS
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
@@ -137,6 +139,7 @@ def test_texts_and_spans_are_the_golden_ones(collator, records):
 
 def test_training_text_agrees_with_the_checkpoint(collator):
     assert collator.template.differences() == []
+    check_labels(collator)
 
 
 ALTERED = {
@@ -210,6 +213,14 @@ def test_a_prompt_is_the_beginning_of_what_is_trained(collator, samples):
         prompt = collator.encode_prompt(sample["messages"][:reply])["input_ids"][0]
         assert inputs["input_ids"][0, : len(prompt)].equal(prompt)
         assert (inputs["labels"][0] != IGNORE_INDEX).nonzero()[0] == len(prompt)
+
+
+def test_glm_is_told_once_not_to_think():
+    collator = COLLATORS.get("glm-4.6v")(TINY_CHECKPOINTS.get("glm-4.6v")().processor, stop_tokens=["<|user|>"])
+    for asked, told in (("Hm", "Hm/nothink"), ("Hm /nothink", "Hm /nothink")):
+        messages = conversation(("user", asked), ("assistant", "Red"))
+        assert f"<|user|>\n{told}<|assistant|>" in collator.template.render(messages)[0]
+        assert collator.template.differences_in(messages) == []
 
 
 def test_what_was_typed_is_text(collator, official):
