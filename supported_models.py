@@ -27,6 +27,7 @@ MODELS = {
     "llava-1.6-vicuna-7b": Model("llava-1.6", "llava-hf/llava-v1.6-vicuna-7b-hf"),
     "llava-1.6-vicuna-13b": Model("llava-1.6", "llava-hf/llava-v1.6-vicuna-13b-hf"),
     "llava-1.6-mistral-7b": Model("llava-1.6", "llava-hf/llava-v1.6-mistral-7b-hf"),
+    "llava-1.6-34b": Model("llava-1.6", "llava-hf/llava-v1.6-34b-hf"),
     "llava-next-video-7b": Model("llava-next-video", "llava-hf/LLaVA-NeXT-Video-7B-hf"),
     "llava-next-video-7b-32k": Model("llava-next-video", "llava-hf/LLaVA-NeXT-Video-7B-32K-hf"),
     "llava-next-video-34b": Model("llava-next-video", "llava-hf/LLaVA-NeXT-Video-34B-hf"),
@@ -47,8 +48,14 @@ MODELS = {
     "qwen3-vl-4b-instruct": Model("qwen3-vl", "Qwen/Qwen3-VL-4B-Instruct"),
     "qwen3-vl-8b-instruct": Model("qwen3-vl", "Qwen/Qwen3-VL-8B-Instruct"),
     "qwen3-vl-32b-instruct": Model("qwen3-vl", "Qwen/Qwen3-VL-32B-Instruct"),
+    "qwen3-vl-2b-thinking": Model("qwen3-vl", "Qwen/Qwen3-VL-2B-Thinking"),
+    "qwen3-vl-4b-thinking": Model("qwen3-vl", "Qwen/Qwen3-VL-4B-Thinking"),
+    "qwen3-vl-8b-thinking": Model("qwen3-vl", "Qwen/Qwen3-VL-8B-Thinking"),
+    "qwen3-vl-32b-thinking": Model("qwen3-vl", "Qwen/Qwen3-VL-32B-Thinking"),
     "qwen3-vl-30b-a3b-instruct": Model("qwen3-vl-moe", "Qwen/Qwen3-VL-30B-A3B-Instruct"),
     "qwen3-vl-235b-a22b-instruct": Model("qwen3-vl-moe", "Qwen/Qwen3-VL-235B-A22B-Instruct"),
+    "qwen3-vl-30b-a3b-thinking": Model("qwen3-vl-moe", "Qwen/Qwen3-VL-30B-A3B-Thinking"),
+    "qwen3-vl-235b-a22b-thinking": Model("qwen3-vl-moe", "Qwen/Qwen3-VL-235B-A22B-Thinking"),
     "qwen3.5-0.8b": Model("qwen3.5", "Qwen/Qwen3.5-0.8B"),
     "qwen3.5-2b": Model("qwen3.5", "Qwen/Qwen3.5-2B"),
     "qwen3.5-4b": Model("qwen3.5", "Qwen/Qwen3.5-4B"),
@@ -118,6 +125,10 @@ MODELS = {
     "internvl3.5-14b": Model("internvl3", "OpenGVLab/InternVL3_5-14B-HF"),
     "internvl3.5-38b": Model("internvl3", "OpenGVLab/InternVL3_5-38B-HF"),
     "glm-4.1v-9b-thinking": Model("glm-4.1v", "zai-org/GLM-4.1V-9B-Thinking"),
+    "glm-4.6v-flash": Model("glm-4.6v", "zai-org/GLM-4.6V-Flash"),
+    "glm-ocr": Model("glm-ocr", "zai-org/GLM-OCR"),
+    "paddleocr-vl-1.5": Model("paddleocr-vl", "PaddlePaddle/PaddleOCR-VL-1.5"),
+    "paddleocr-vl-1.6": Model("paddleocr-vl", "PaddlePaddle/PaddleOCR-VL-1.6"),
     "lfm2-vl-450m": Model("lfm2-vl", "LiquidAI/LFM2-VL-450M"),
     "lfm2-vl-1.6b": Model("lfm2-vl", "LiquidAI/LFM2-VL-1.6B"),
     "lfm2-vl-3b": Model("lfm2-vl", "LiquidAI/LFM2-VL-3B"),
@@ -133,6 +144,7 @@ MODELS = {
 VIDEO = {
     *("llava-next-video", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "qwen3.5"),
     *("qwen3.5-moe", "gemma-4", "gemma-4-unified", "smolvlm2", "internvl3", "glm-4.1v"),
+    *("glm-4.6v", "glm-ocr"),
 }
 
 AUTO = "auto"  # the model id, and the family, of any other checkpoint

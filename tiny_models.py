@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 
 import entry
+from collators import COLLATORS
 from command_line import FlagParser
 from supported_models import AUTO, families, find_model
 from tiny_checkpoints import TINY_CHECKPOINTS
@@ -54,7 +55,8 @@ def make_tiny_checkpoint(family: str, output_dir: str, seed: int = 0, checkpoint
     The same seed gives the same bytes. The caller's random state is left as it was.
 
     Args:
-        checkpoint: which one to follow, of a family whose checkpoints differ in chat format; by default the smallest.
+        checkpoint: name of the one to follow, of a family whose checkpoints differ in chat format; by default the
+            smallest.
 
     Raises:
         ValueError: no such family.
@@ -90,15 +92,18 @@ def main() -> None:
     parser = FlagParser(description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model_family_id", help=f"one of {', '.join(families())} or {AUTO}")
-    which.add_argument("--model_id", help="a model id of supported_models.py; its family is made")
+    which.add_argument("--model_id", help="a model id of supported_models.py; its family is made, in its chat format")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     args = parser.parse_args()
     entry.let_threads_sleep()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one line of output, not a bar for one small file
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate 1.15 imports DeepSpeed, which warns where no GPU is
-    family = args.model_family_id or find_model(args.model_id).family
-    make_tiny_checkpoint(family, str(args.output_dir), args.seed)
+    family, checkpoint = args.model_family_id, None
+    if args.model_id:
+        family, checkpoint = find_model(args.model_id)
+    several = family in families() and COLLATORS.get(family).other_formats
+    make_tiny_checkpoint(family, str(args.output_dir), args.seed, checkpoint if several else None)
 
 
 if __name__ == "__main__":

@@ -29,16 +29,14 @@ class Lfm2VLCollator(ChatCollator):
     chat_template = (
         "{{ bos_token }}"
         "{% for message in messages %}"
-        "<|im_start|>{{ message.role }}{{ '\n' }}"
-        "{% if message.role == 'assistant' %}"
-        "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>{% endgeneration %}"
-        "{% else %}"
-        "{% for part in message.content %}"
+        "{% set content %}{% for part in message.content %}"
         "{% if part.type == 'text' %}{{ part.text }}{% else %}<{{ part.type }}>{% endif %}"
-        "{% endfor %}"
-        "<|im_end|>"
+        "{% endfor %}{% endset %}"
+        "{% if message.role == 'assistant' %}"
+        "<|im_start|>assistant\n{% generation %}{{ content }}<|im_end|>{% endgeneration %}{{ '\n' }}"
+        "{% elif content or message.role == 'user' or not loop.first %}"  # an empty system prompt is left out
+        "<|im_start|>{{ message.role + '\n' + content }}<|im_end|>\n"
         "{% endif %}"
-        "{{ '\n' }}"
         "{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )

@@ -1,4 +1,4 @@
-"""LLaVA 1.6: Vicuna format as LLaVA 1.5, or Mistral's; a message's media come first."""
+"""LLaVA 1.6: Vicuna format as LLaVA 1.5, Mistral's, or ChatML (34B); a message's media come first."""
 
 from collators import register_collator
 from collators.llava_1_5 import Llava15Collator
@@ -25,5 +25,20 @@ class Llava16Collator(Llava15Collator):
             " [/INST]"
             "{% endif %}"
             "{% endfor %}"
+        ),
+        ChatFormat(
+            "{% for message in messages %}"
+            "<|im_start|>{{ message.role + '\n' }}"
+            "{% if message.role == 'assistant' %}"
+            "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>{% endgeneration %}"
+            "{% else %}"
+            "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
+            "{% for part in message.content if part.type == 'video' %}<video>\n{% endfor %}"
+            "{% for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor %}"
+            "<|im_end|>"
+            "{% endif %}"
+            "{{ '\n' }}"
+            "{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
         ),
     )

@@ -1,9 +1,8 @@
-"""LLaVA-NeXT-Video: Vicuna, Mistral or ChatML format; a message's images come first, then its videos."""
+"""LLaVA-NeXT-Video: the formats of LLaVA 1.6; a message's images come first, then its videos."""
 
 from collators import register_collator
 from collators.budget import Budget
 from collators.llava_1_6 import Llava16Collator
-from collators.template import ChatFormat
 from reading.rows import content_parts
 
 
@@ -21,25 +20,6 @@ class LlavaNextVideoBudget(Budget):
 
 @register_collator("llava-next-video")
 class LlavaNextVideoCollator(Llava16Collator):
-    other_formats = (
-        *Llava16Collator.other_formats,
-        ChatFormat(
-            "{% for message in messages %}"
-            "<|im_start|>{{ message.role + '\n' }}"
-            "{% if message.role == 'assistant' %}"
-            "{% generation %}{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>{% endgeneration %}"
-            "{% else %}"
-            "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
-            "{% for part in message.content if part.type == 'video' %}<video>\n{% endfor %}"
-            "{% for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor %}"
-            "<|im_end|>"
-            "{% endif %}"
-            "{{ '\n' }}"
-            "{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-        ),
-    )
-
     # Its processor makes tensors by default (transformers 5.23).
     processor_kwargs = {"return_tensors": None}
     budget_class = LlavaNextVideoBudget

@@ -79,7 +79,10 @@ def trained_texts(collator, labels: torch.Tensor) -> list[str]:
     for row in labels.tolist():
         for is_trained, run in groupby(row, key=lambda label: label != IGNORE_INDEX):
             if is_trained:
-                text = whole = collator.processor.tokenizer.decode([*run], clean_up_tokenization_spaces=False).strip()
+                text = collator.processor.tokenizer.decode([*run], clean_up_tokenization_spaces=False)
+                for token in collator.template.frame.thought:  # an empty one, that the format writes
+                    text = text.rpartition(token)[2]
+                text = whole = text.strip()
                 while end := next((end for end in ends if text.endswith(end)), None):
                     text = text.removesuffix(end).strip()
                 texts.append(text if text != whole else f"{text} (without an end)")

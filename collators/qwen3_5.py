@@ -27,7 +27,7 @@ class Qwen35Collator(Qwen3VLCollator):
         "{% endfor %}"
         f"{{% if add_generation_prompt %}}<|im_start|>assistant\n{EMPTY_THOUGHT}{{% endif %}}"
     )
-    reply_tokens = ("<think>", "</think>")
+    other_formats = ()
     # The sizes from 4B on think by default.
     template_kwargs = {"enable_thinking": False}
     template_exceptions = (

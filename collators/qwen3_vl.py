@@ -1,12 +1,37 @@
-"""Qwen3-VL: ChatML without a default system prompt; every two frames of a video are preceded by their time."""
+"""Qwen3-VL: ChatML without a default system prompt; every two frames of a video are preceded by their time.
+
+The prompt of the Thinking models begins a thought, which a reply without one ends at once.
+"""
 
 from collators import register_collator
 from collators.boxes import FORMATS
 from collators.qwen2_vl import MESSAGES, Qwen2VLCollator
+from collators.template import ChatFormat, TemplateException
+from reading.rows import RESERVED_CHARACTER
+
+THOUGHT = "<think>\n"
+THINKING = MESSAGES.replace("{% generation %}", THOUGHT + "{% generation %}{{ '\n' }}</think>\n\n").replace(
+    "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n" + THOUGHT + "{% endif %}"
+)
 
 
 @register_collator("qwen3-vl")
 class Qwen3VLCollator(Qwen2VLCollator):
     chat_template = MESSAGES
+    other_formats = (
+        ChatFormat(
+            THINKING,
+            (
+                TemplateException(
+                    f"{THOUGHT}{RESERVED_CHARACTER}\n</think>\n\n",  # the two line breaks are kept apart
+                    "",
+                    "The template begins a thought in the generation prompt and writes it before the last reply, not "
+                    "in the history; replies are trained after the prompt's form.",
+                    where="history",
+                ),
+            ),
+        ),
+    )
+    reply_tokens = ("<think>", "</think>")
     box_format = FORMATS["thousand"]  # QwenLM/Qwen3-VL, cookbooks/2d_grounding.ipynb and omni_recognition.ipynb
     frame_text = "<99999.9 seconds><|vision_start|><|vision_end|>"

@@ -70,6 +70,7 @@ def code(text: str) -> str:
 
 def visible(text: str) -> str:
     """A piece of a template as code, line breaks written out."""
+    text = text.replace(RESERVED_CHARACTER, "")
     return code(text.replace("\n", "\\n")) if text.strip() else code(repr(text))
 
 

@@ -1,4 +1,5 @@
-"""Phi-3-vision and Phi-3.5-vision: CLIP over tiles of 336 pixels, an MLP projector and Phi-3; remote code of 2024."""
+"""Phi-3-vision and Phi-3.5-vision: CLIP over tiles of 336 pixels, an MLP projector and Phi-3; remote code of 2024,
+which generates without a cache here, so that long answers are slow."""
 
 from transformers import AutoProcessor
 

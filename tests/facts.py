@@ -67,6 +67,12 @@ QWEN3_5_ALTERED = (
     ("content + '<|im_end|>\n'", "content + '<|im_end|>'"),
     ("<|image_pad|><|vision_end|>", "<|image_pad|><|vision_end|>\n"),
 )
+GLM_ALTERED = (
+    ("[gMASK]<sop>", "[gMASK]"),
+    ("+ '|>\n' }}", "+ '|>' }}"),
+    ("{{ '/nothink' }}", "{{ ' /nothink' }}"),
+    ("{{ '<|assistant|>\n' }}", "{{ '<|assistant|>' }}"),
+)
 
 FACTS = {
     "llava-1.5": Facts(
@@ -88,7 +94,7 @@ FACTS = {
         prompt_space=" ",
         takes_video=False,
         bare=("model.image_newline",),
-        golden=("llava-v1.6-vicuna", "llava-v1.6-mistral"),
+        golden=("llava-v1.6-vicuna", "llava-v1.6-mistral", "llava-v1.6-34b"),
         altered=VICUNA_ALTERED,
     ),
     "llava-next-video": Facts(
@@ -155,6 +161,7 @@ FACTS = {
     "qwen3-vl": Facts(
         r"model\.visual\.(?!merger\.|deepstack_merger_list\.)",
         r"model\.visual\.(merger|deepstack_merger_list)\.",
+        golden=("qwen3-vl", "qwen3-vl-thinking"),
         altered=QWEN_ALTERED[1:],
     ),
     "qwen3-vl-moe": Facts(
@@ -163,7 +170,7 @@ FACTS = {
         deep_linears=32,
         experts=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
         router="mlp.gate.weight",
-        golden=("qwen3-vl",),
+        golden=("qwen3-vl", "qwen3-vl-thinking"),
         altered=QWEN_ALTERED[1:],
     ),
     "qwen3.5": Facts(
@@ -421,6 +428,37 @@ FACTS = {
             ("<|assistant|>\n", "<|assistant|>\n<think>"),
             ("<|end_of_image|>' }}", "<|end_of_image|>\n' }}"),
             ("<|begin_of_video|>", ""),
+        ),
+    ),
+    "glm-4.6v": Facts(
+        r"model\.visual\.(?!merger\.)",
+        r"model\.visual\.merger\.",
+        deep_linears=48,
+        end_of_turn="<|user|>",
+        time_steps_as_images=True,
+        trims="messages",
+        altered=GLM_ALTERED,
+    ),
+    "glm-ocr": Facts(
+        r"model\.visual\.(?!merger\.)",
+        r"model\.visual\.merger\.",
+        deep_linears=48,
+        end_of_turn="<|user|>",
+        time_steps_as_images=True,
+        trims="messages",
+        altered=(*GLM_ALTERED[:2], GLM_ALTERED[-1]),
+    ),
+    "paddleocr-vl": Facts(
+        r"model\.visual\.",
+        r"model\.projector\.",
+        end_of_turn="</s>",
+        takes_video=False,
+        altered=(
+            ("'User: '", "'User:'"),
+            ("texts_of(message, '') + '\n'", "texts_of(message, '')"),
+            ("{{ 'Assistant:\n' }}", "{{ 'Assistant: ' }}"),
+            ("<|IMAGE_END|>'", "<|IMAGE_END|>\n'"),
+            ("eos_token", "''"),
         ),
     ),
     "lfm2-vl": Facts(

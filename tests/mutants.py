@@ -129,6 +129,42 @@ FAULTS = [
         "True for flag in flags)",
         "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--q_lora True]",
     ),
+    # ---- families ----
+    Fault(
+        "Qwen-VL trains on with the scaling of the last row that was evaluated",
+        "loaders/qwen_vl.py",
+        "if self.training and",
+        "if False and",
+        "tests/loaders/test_remote_code.py::test_an_evaluated_long_row_leaves_the_training_as_it_was",
+    ),
+    Fault(
+        "the tiny checkpoint of a model id is in its family's first format",
+        "tiny_models.py",
+        "checkpoint if several else None",
+        "None",
+        "tests/collators/test_chat_formats.py::test_the_tiny_checkpoint_of_a_model_id_is_in_its_format[llava-1.6-34b]",
+    ),
+    Fault(
+        "an empty system prompt of LFM2 gets a turn",
+        "collators/lfm2_vl.py",
+        "content or message.role == 'user' or not loop.first",
+        "true",
+        "tests/collators/test_collators.py::test_texts_and_spans_are_the_golden_ones[lfm2-vl]",
+    ),
+    Fault(
+        "the end of an empty thought counts as part of the reply",
+        "collators/probes.py",
+        "text = text.rpartition(token)[2]",
+        "pass",
+        "tests/collators/test_chat_formats.py::test_training_text_agrees_with_the_checkpoint[qwen3-vl-thinking0]",
+    ),
+    Fault(
+        "GLM is told twice not to think",
+        "collators/glm_4_6v.py",
+        " and not content.endswith('{suffix}')",
+        "",
+        "tests/collators/test_chat_formats.py::test_glm_is_told_once_not_to_think",
+    ),
     # ---- replies of a conversation ----
     Fault(
         "a greeting is history that is not trained",

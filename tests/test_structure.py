@@ -31,6 +31,8 @@ PRIVATE_IN_LIBRARIES = {
     "_is_image_too_large": "LFM2-VL's processor has no count of its own (tests/collators/test_image_tiles.py)",
     "_model_mapping": "which types `auto` can load (tests/collators/test_any_template.py)",
     "_no_split_modules": "which layers FSDP2 shards one by one (tests/training/test_engines.py)",
+    "_ntk_alpha_cached": "as `_init_weights`",
+    "_seq_len_cached": "as `_init_weights`",
     "_set_gradient_checkpointing": "as `_init_weights`",
     "_to_copy": "torch's operation of a cast (tests/test_estimate.py)",
     "_weight_conversions": "how key names come back when a model is saved (tests/merging/test_merge_shards.py)",

@@ -29,10 +29,17 @@ GEMMA_4_TEMPLATE = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"""
 
+# The sizes from 12B on answer after an empty thought, which their prompt ends with.
+PROMPT, THOUGHT = "{{ '<|turn>model\n' }}", "<|channel>thought\n<channel|>"
+LARGE_GEMMA_4_TEMPLATE = GEMMA_4_TEMPLATE.replace(
+    PROMPT, PROMPT + f"{{% if not thinks %}}{{{{ '{THOUGHT}' }}}}{{% endif %}}"
+)
+
 
 @register_tiny("gemma-4")
-def gemma_4() -> TinyModel:
-    """Every part of E2B: the audio tower, embeddings per layer, two layers that reuse keys and values.
+def gemma_4(checkpoint: str = "gemma-4-E2B-it") -> TinyModel:
+    """Every part of E2B: the audio tower, embeddings per layer, two layers that reuse keys and values. Of 26B-A4B and
+    31B, the template alone.
 
     Images are at most 70 tokens, the fewest that the processor can be set to. Gemma 4 does not scale attention down: in
     heads as long as the real ones it would be so sharp in a random model that rounding errors show.
@@ -114,6 +121,6 @@ def gemma_4() -> TinyModel:
         tokenizer=tokenizer,
         video_processor=Gemma4VideoProcessor(max_soft_tokens=70, **patches),
         image_seq_length=70,
-        chat_template=GEMMA_4_TEMPLATE,
+        chat_template=GEMMA_4_TEMPLATE if "-E" in checkpoint else LARGE_GEMMA_4_TEMPLATE,
     )
     return TinyModel(config, processor, ids | {"eos_token_id": [end, end_of_turn, tool_response]})

@@ -2,10 +2,7 @@
 
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import TEXT, TinyModel, padded_size
-from tiny_checkpoints.gemma_4 import GEMMA_4_TEMPLATE, gemma_4
-
-THOUGHT = "<|channel>thought\n<channel|>"
-PROMPT = "{{ '<|turn>model\n' }}"
+from tiny_checkpoints.gemma_4 import LARGE_GEMMA_4_TEMPLATE, gemma_4
 
 
 @register_tiny("gemma-4-unified")
@@ -59,8 +56,6 @@ def gemma_4_unified() -> TinyModel:
         tokenizer=tokenizer,
         video_processor=Gemma4UnifiedVideoProcessor(max_soft_tokens=70, **patches),
         image_seq_length=70,
-        chat_template=GEMMA_4_TEMPLATE.replace(
-            PROMPT, PROMPT + f"{{% if not thinks %}}{{{{ '{THOUGHT}' }}}}{{% endif %}}"
-        ),
+        chat_template=LARGE_GEMMA_4_TEMPLATE,
     )
     return TinyModel(config, processor, tiny.generation)

@@ -62,15 +62,19 @@ def glm_tokenizer():
     )
 
 
-@register_tiny("glm-4.1v")
-def glm_4_1v() -> TinyModel:
-    """A token is 28x28 pixels; 8 to 6,144 tokens an image."""
-    from transformers import Glm4vConfig, Glm4vImageProcessor, Glm4vProcessor, Glm4vVideoProcessor
+def glm_vision_model(
+    config_class, processor_classes: tuple, chat_template: str, text: dict | None = None, vision: dict | None = None
+) -> TinyModel:
+    """The common part of the GLMs with vision. A token is 28x28 pixels; 8 to 6,144 tokens an image.
 
+    Args:
+        processor_classes: of images, of videos, and of both with the text.
+        text, vision: options of the language model and of the vision encoder beside the shared ones.
+    """
     tokenizer = glm_tokenizer()
     id_of = tokenizer.convert_tokens_to_ids
     stop_ids = id_of(["<|endoftext|>", "<|user|>", "<|observation|>", "</answer>"])
-    text = TEXT | {
+    shared_text = TEXT | {
         "vocab_size": padded_size(tokenizer),
         "max_position_embeddings": 65536,
         "eos_token_id": stop_ids,
@@ -83,7 +87,7 @@ def glm_4_1v() -> TinyModel:
             "mrope_section": [2, 3, 3],
         },
     }
-    vision = {
+    shared_vision = {
         "depth": 2,
         "hidden_size": 48,
         "num_heads": 4,
@@ -92,9 +96,9 @@ def glm_4_1v() -> TinyModel:
         "out_hidden_size": TEXT["hidden_size"],
         "initializer_range": 0.15,
     }
-    config = Glm4vConfig(
-        text_config=text,
-        vision_config=vision,
+    config = config_class(
+        text_config=shared_text | (text or {}),
+        vision_config=shared_vision | (vision or {}),
         image_token_id=id_of("<|image|>"),
         video_token_id=id_of("<|video|>"),
         image_start_token_id=id_of("<|begin_of_image|>"),
@@ -105,10 +109,18 @@ def glm_4_1v() -> TinyModel:
     )
     # Two frames share a token; an image counts as two frames, a video's pixels are those of all its frames.
     least, most, most_of_videos = 2 * 8 * 28 * 28, 2 * 6144 * 28 * 28, 2 * 30000 * 28 * 28  # as on the Hub
-    processor = Glm4vProcessor(
-        image_processor=Glm4vImageProcessor(size={"shortest_edge": least, "longest_edge": most}, **PAPER),
+    of_images, of_videos, of_all = processor_classes
+    processor = of_all(
+        image_processor=of_images(size={"shortest_edge": least, "longest_edge": most}, **PAPER),
         tokenizer=tokenizer,
-        video_processor=Glm4vVideoProcessor(size={"shortest_edge": least, "longest_edge": most_of_videos}, **PAPER),
-        chat_template=GLM_TEMPLATE,
+        video_processor=of_videos(size={"shortest_edge": least, "longest_edge": most_of_videos}, **PAPER),
+        chat_template=chat_template,
     )
     return TinyModel(config, processor, {"eos_token_id": stop_ids, "pad_token_id": stop_ids[0]})
+
+
+@register_tiny("glm-4.1v")
+def glm_4_1v() -> TinyModel:
+    from transformers import Glm4vConfig, Glm4vImageProcessor, Glm4vProcessor, Glm4vVideoProcessor
+
+    return glm_vision_model(Glm4vConfig, (Glm4vImageProcessor, Glm4vVideoProcessor, Glm4vProcessor), GLM_TEMPLATE)

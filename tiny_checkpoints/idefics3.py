@@ -32,20 +32,21 @@ SPEAKERS_TEMPLATE = """
 
 
 @register_tiny("idefics3")
-def idefics3() -> TinyModel:
-    """SigLIP, a pixel shuffle with one Linear, Llama with an untied head."""
+def idefics3(checkpoint: str = "Idefics3-8B-Llama3") -> TinyModel:
+    """SigLIP, a pixel shuffle with one Linear, Llama with an untied head. Of SmolVLM, the begin token."""
     from tokenizers import Regex, pre_tokenizers
     from transformers import Idefics3Config, Idefics3ImageProcessor, Idefics3Processor, LlamaConfig
 
     first = pre_tokenizers.Split(Regex(LLAMA_3_SPLIT), "isolated")
-    control = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|eom_id|>", "<|eot_id|>"]
+    bos = "<|im_start|>" if "SmolVLM" in checkpoint else "<|begin_of_text|>"
+    control = [bos, "<|end_of_text|>", "<|reserved_special_token_0|>", "<|eom_id|>", "<|eot_id|>"]
     control += ["<fake_token_around_image>", "<image>", "<end_of_utterance>", *TILE_MARKERS]
     tokenizer = byte_level_tokenizer(
         [first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)],
         [],
         control,
         writes_bos=True,
-        bos_token="<|begin_of_text|>",
+        bos_token=bos,
         eos_token="<|eot_id|>",
         pad_token="<|reserved_special_token_0|>",
         padding_side="left",
@@ -56,7 +57,7 @@ def idefics3() -> TinyModel:
         **TEXT,
         vocab_size=padded_size(tokenizer),
         max_position_embeddings=16384,
-        bos_token_id=ids["<|begin_of_text|>"],
+        bos_token_id=ids[bos],
         eos_token_id=ids["<|end_of_text|>"],
         pad_token_id=ids["<|reserved_special_token_0|>"],
     )
@@ -71,11 +72,11 @@ def idefics3() -> TinyModel:
         image_processor=Idefics3ImageProcessor(**PIXELS),
         tokenizer=tokenizer,
         image_seq_len=IMAGE_TOKENS,
-        chat_template="<|begin_of_text|>" + SPEAKERS_TEMPLATE,
+        chat_template=bos + SPEAKERS_TEMPLATE,
     )
     stop = ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<end_of_utterance>"]
     generation = {
-        "bos_token_id": ids["<|begin_of_text|>"],
+        "bos_token_id": ids[bos],
         "eos_token_id": [ids[token] for token in stop],
         "pad_token_id": ids["<|reserved_special_token_0|>"],
     }

@@ -3,19 +3,21 @@
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import LLAMA_3_SPLIT, TEXT, TinyModel, byte_level_tokenizer, padded_size
 
-# ChatML after the begin token; content may be a string.
+# ChatML after the begin token; content may be a string. An empty system prompt is left out.
 LFM2_VL_TEMPLATE = """
 {{- bos_token }}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message['role'] + '\n' }}
-    {%- if message['content'] is string %}
-        {{- message['content'] }}
+{%- macro text_of(content) %}
+    {%- if content is string %}
+        {{- content }}
     {%- else %}
-        {%- for part in message['content'] %}
-            {{- '<image>' if part['type'] == 'image' else part['text'] }}
-        {%- endfor %}
+        {%- for part in content %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}
     {%- endif %}
-    {{- '<|im_end|>\n' }}
+{%- endmacro %}
+{%- if messages[0]['role'] == 'system' and not text_of(messages[0]['content']) %}
+    {%- set messages = messages[1:] %}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\n' + text_of(message['content']) + '<|im_end|>\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 

@@ -19,6 +19,37 @@ LLAVA_MISTRAL_TEMPLATE = """
     {%- endif %}
 {%- endfor %}"""
 
+# ChatML, for Nous-Hermes-2-Yi-34B.
+LLAVA_YI_TEMPLATE = """
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\n' }}
+    {%- for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}
+    {%- for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}
+    {{- '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+def template_of(checkpoint: str) -> str:
+    """By the size and the language model in a checkpoint's name."""
+    by_name = {"mistral": LLAVA_MISTRAL_TEMPLATE, "34b": LLAVA_YI_TEMPLATE}
+    return next((template for name, template in by_name.items() if name in checkpoint.lower()), LLAVA_TEMPLATE)
+
+
+def llava_tokenizer(template: str, control: list[str], **kwargs):
+    """Llama's; that of the ChatML checkpoints writes no BOS."""
+    special = {}
+    if template == LLAVA_YI_TEMPLATE:
+        turns = ["<|startoftext|>", "<|im_start|>", "<|im_end|>"]
+        control = [*turns, *control]
+        special = {"bos_token": turns[0], "eos_token": turns[2], "add_bos_token": False}
+    return llama_tokenizer(control, padding_side="left", **special, **kwargs)
+
+
+def special_ids(tokenizer) -> dict[str, int]:
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
 # A tile is 4x4 tokens; those of the real checkpoints are 24x24, in the same arrangements.
 TILE, PATCH = 64, 16
 TILES = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
@@ -57,16 +88,13 @@ def tiled_image_processor():
 
 @register_tiny("llava-1.6")
 def llava_1_6(checkpoint: str = "llava-v1.6-vicuna") -> TinyModel:
-    """CLIP, two-layer projector, Llama or, for "llava-v1.6-mistral", Mistral. An image is a thumbnail of 16 tokens and
-    up to four tiles."""
+    """CLIP, two-layer projector, Llama or Mistral. An image is a thumbnail of 16 tokens and up to four tiles."""
     from transformers import LlavaNextConfig, LlavaNextProcessor
 
-    make_text, template = {
-        "llava-v1.6-vicuna": (llama_text, LLAVA_TEMPLATE),
-        "llava-v1.6-mistral": (mistral_text, LLAVA_MISTRAL_TEMPLATE),
-    }[checkpoint]
-    tokenizer = llama_tokenizer(["<image>", "<pad>"], pad_token="<pad>", padding_side="left")
-    image_token_id, pad_token_id = tokenizer.convert_tokens_to_ids(["<image>", "<pad>"])
+    template = template_of(checkpoint)
+    make_text = mistral_text if template == LLAVA_MISTRAL_TEMPLATE else llama_text
+    tokenizer = llava_tokenizer(template, ["<image>", "<pad>"], pad_token="<pad>")
+    image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaNextConfig(
         vision_config=tiny_clip(),
         text_config=make_text(tokenizer),
@@ -85,4 +113,4 @@ def llava_1_6(checkpoint: str = "llava-v1.6-vicuna") -> TinyModel:
         vision_feature_select_strategy="default",
         chat_template=template,
     )
-    return TinyModel(config, processor, {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": pad_token_id})
+    return TinyModel(config, processor, special_ids(tokenizer))

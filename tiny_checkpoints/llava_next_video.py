@@ -1,26 +1,19 @@
 """A tiny LLaVA-NeXT-Video."""
 
 from tiny_checkpoints import register_tiny
-from tiny_checkpoints.base import PAPER, TinyModel, llama_tokenizer
-from tiny_checkpoints.llava_1_5 import LLAVA_TEMPLATE, tiny_clip
+from tiny_checkpoints.base import PAPER, TinyModel
+from tiny_checkpoints.llava_1_5 import tiny_clip
 from tiny_checkpoints.llava_1_6 import (
     GRID,
-    LLAVA_MISTRAL_TEMPLATE,
     PATCH,
     TILE,
     llama_text,
+    llava_tokenizer,
     mistral_text,
+    special_ids,
+    template_of,
     tiled_image_processor,
 )
-
-LLAVA_YI_TEMPLATE = """
-{%- for message in messages %}
-    {{- '<|im_start|>' + message['role'] + '\n' }}
-    {%- for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}
-    {%- for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}
-    {{- '<|im_end|>\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
 
 def with_videos(template: str) -> str:
@@ -35,20 +28,10 @@ def llava_next_video(checkpoint: str = "llava-next-video-7b") -> TinyModel:
     """LLaVA 1.6 and videos of 4 tokens a frame. The checkpoints differ in language model, tokenizer and template."""
     from transformers import LlavaNextVideoConfig, LlavaNextVideoProcessor, LlavaNextVideoVideoProcessor
 
-    make_text, template = {
-        "llava-next-video-7b": (llama_text, LLAVA_TEMPLATE),
-        "llava-next-video-7b-32k": (mistral_text, LLAVA_TEMPLATE),
-        "llava-next-video-7b-32k-mistral": (mistral_text, LLAVA_MISTRAL_TEMPLATE),
-        "llava-next-video-34b": (llama_text, LLAVA_YI_TEMPLATE),
-    }[checkpoint]
-    media = ["<video>", "<image>"]
-    if template == LLAVA_YI_TEMPLATE:  # writes no BOS
-        control = ["<|startoftext|>", "<|im_start|>", "<|im_end|>"]
-        special = {"bos_token": control[0], "eos_token": control[2], "add_bos_token": False}
-    else:
-        control, special = [], {}
-    tokenizer = llama_tokenizer([*control, *media], pad_token="<unk>", padding_side="left", **special)
-    video_token_id, image_token_id = tokenizer.convert_tokens_to_ids(media)
+    template = template_of(checkpoint)
+    make_text = mistral_text if "32k" in checkpoint.lower() else llama_text
+    tokenizer = llava_tokenizer(template, ["<video>", "<image>"], pad_token="<unk>")
+    video_token_id, image_token_id = tokenizer.convert_tokens_to_ids(["<video>", "<image>"])
     config = LlavaNextVideoConfig(
         vision_config=tiny_clip(),
         text_config=make_text(tokenizer),
@@ -72,9 +55,4 @@ def llava_next_video(checkpoint: str = "llava-next-video-7b") -> TinyModel:
         vision_feature_select_strategy="default",
         chat_template=with_videos(template),
     )
-    generation = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    return TinyModel(config, processor, generation)
+    return TinyModel(config, processor, special_ids(tokenizer))

@@ -1,6 +1,8 @@
 """A tiny Mistral Small 3.1."""
 
-from collators.mistral_small_3_1 import DATE, DEFAULT_SYSTEM
+import re
+
+from collators.mistral_small_3_1 import DATE, DEFAULT_SYSTEM, WITHOUT_DEFAULT_SYSTEM
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import PAPER, TinyModel, padded_size, tekken_tokenizer
 from tiny_checkpoints.pixtral import MISTRAL_IDS, MISTRAL_TEXT, PIXTRAL_VISION
@@ -46,12 +48,16 @@ def mistral3(tokenizer, text_config, chat_template: str) -> TinyModel:
 
 
 @register_tiny("mistral-small-3.1")
-def mistral_small_3_1() -> TinyModel:
-    """Pixtral's vision, a projector that merges patches, Mistral."""
+def mistral_small_3_1(checkpoint: str = "Mistral-Small-3.1") -> TinyModel:
+    """Pixtral's vision, a projector that merges patches, Mistral. Of 3.2, which ships no template, the text of
+    mistral-common."""
     from transformers import MistralConfig
 
     before, after = repr(DEFAULT_SYSTEM).split(DATE)
     default = "{%- set default = " + before + "' + strftime_now('%Y-%m-%d') + '" + after + " %}"
     tokenizer = tekken_tokenizer()
     text = MistralConfig(**MISTRAL_TEXT, vocab_size=padded_size(tokenizer))
-    return mistral3(tokenizer, text, default + MISTRAL_SMALL_TEMPLATE)
+    template = default + MISTRAL_SMALL_TEMPLATE
+    if "Small-3.2" in checkpoint:
+        template = re.sub(r"\{% (end)?generation %\}", "", WITHOUT_DEFAULT_SYSTEM)
+    return mistral3(tokenizer, text, template)

@@ -26,6 +26,47 @@ QWEN3_TEMPLATE = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
+# As above; the last reply has its thought, or an empty one, and the prompt begins one.
+QWEN3_THINKING_TEMPLATE = """
+{%- macro text_of(content) %}
+    {%- if content is string %}
+        {{- content }}
+    {%- else %}
+        {%- for part in content %}
+            {%- if part['type'] in ('image', 'video') %}
+                {{- '<|vision_start|><|' + part['type'] + '_pad|><|vision_end|>' }}
+            {%- else %}
+                {{- part['text'] }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+{%- endmacro %}
+{%- set last = namespace(question=0) %}
+{%- for message in messages %}
+    {%- if message['role'] == 'user' %}{% set last.question = loop.index0 %}{% endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = text_of(message['content']) %}
+    {%- set thought = message['reasoning_content'] or '' %}
+    {%- if message['role'] == 'assistant' and '</think>' in content and not thought %}
+        {%- set thought = content.split('</think>')[0].split('<think>')[-1] %}
+        {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + message['role'] + '\n' }}
+    {%- if message['role'] == 'assistant' and loop.index0 > last.question and (loop.last or thought) %}
+        {{- '<think>\n' + thought.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}
+    {%- else %}
+        {{- content }}
+    {%- endif %}
+    {{- '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"""
+
+
+def qwen3_template(checkpoint: str) -> str:
+    return QWEN3_THINKING_TEMPLATE if "thinking" in checkpoint.lower() else QWEN3_TEMPLATE
+
+
 QWEN3_PLAIN_TOKENS = [*QWEN_2_5_PLAIN_TOKENS, "<tool_response>", "</tool_response>", "<think>", "</think>"]
 
 
@@ -98,7 +139,8 @@ QWEN3_ROPE = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5,
 
 
 @register_tiny("qwen3-vl")
-def qwen3_vl() -> TinyModel:
+def qwen3_vl(checkpoint: str = "Qwen3-VL-2B-Instruct") -> TinyModel:
     from transformers import Qwen3VLConfig
 
-    return qwen3_vl_model(Qwen3VLConfig, {"rope_parameters": QWEN3_ROPE}, DEEPSTACK, tie_word_embeddings=True)
+    text, template = {"rope_parameters": QWEN3_ROPE}, qwen3_template(checkpoint)
+    return qwen3_vl_model(Qwen3VLConfig, text, DEEPSTACK, tie_word_embeddings=True, chat_template=template)

@@ -1,6 +1,7 @@
 """Families whose checkpoints differ in chat format: the checkpoint's own template decides."""
 
 import json
+import sys
 from functools import cache
 
 import pytest
@@ -8,11 +9,17 @@ import torch
 from conftest import FACTS, FAMILIES, golden_records, rows_for
 from transformers import AutoProcessor
 
+import tiny_models
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
+from collators.probes import check_labels
+from collators.template import conversation
 from loaders import LOADERS
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
+from reading.rows import RESERVED_CHARACTER
+from supported_models import MODELS
+from tiny_checkpoints import TINY_CHECKPOINTS
 from tiny_models import make_tiny_checkpoint
 
 # (family, `family` of the golden records of one of its checkpoints)
@@ -74,6 +81,37 @@ def bos_of(record: dict) -> str:
     return record["bos"] if record["bos_added_by"] == "tokenizer" else ""
 
 
+# Model ids whose checkpoints have another format than their family's first -> which.
+FORMATS = {
+    **{
+        "llava-1.6-mistral-7b": 1,
+        "llava-1.6-34b": 2,
+        "llava-next-video-34b": 2,
+        "mistral-small-3.2-24b-instruct-2506": 1,
+    },
+    **{id: 1 for id in MODELS if id.startswith("qwen3-vl") and id.endswith("thinking")},
+    **{"gemma-4-26b-a4b-it": 2, "gemma-4-31b-it": 2},
+    **{"smolvlm-256m-instruct": 1, "smolvlm-500m-instruct": 1, "smolvlm-instruct": 1},
+}
+OF_SEVERAL = [id for id, model in MODELS.items() if COLLATORS.get(model.family).other_formats]
+
+
+@pytest.mark.parametrize(
+    "model_id", [id if id == "llava-1.6-34b" else pytest.param(id, marks=pytest.mark.slow) for id in OF_SEVERAL]
+)
+def test_the_tiny_checkpoint_of_a_model_id_is_in_its_format(model_id, monkeypatch):
+    made = []
+    monkeypatch.setattr(tiny_models, "make_tiny_checkpoint", lambda *args: made.append(args))
+    monkeypatch.setattr(sys, "argv", ["tiny_models.py", "--model_id", model_id, "--output_dir", "out"])
+    tiny_models.main()
+    [(family, _, _, checkpoint)] = made
+    kind = COLLATORS.get(family)
+    collator = kind(TINY_CHECKPOINTS.get(family)(checkpoint).processor)
+    formats = [(kind.chat_template, kind.template_exceptions), *kind.other_formats]
+    assert formats.index((collator.template.text, collator.template.exceptions)) == FORMATS.get(model_id, 0)
+    assert collator.template.differences() == []
+
+
 @pytest.mark.slow
 def test_the_checkpoints_of_a_family_are_told_apart(folder):
     for family in {family for family, _ in CHECKPOINTS}:
@@ -92,14 +130,16 @@ def test_the_tiny_template_is_the_official_one(official, records):
 def test_texts_and_spans_are_the_golden_ones(collator, records):
     for record in records:
         form = record.get("documented_variant", record)
-        bos, space = bos_of(record), record["trained"][0][0] - record["generation_prompt_end"][0]
+        bos, space = bos_of(record), record["trained"][-1][0] - record["generation_prompt_end"][-1]
         rendered, spans = collator.template.render(record["messages"])
-        assert bos + rendered == form["text"]
+        assert bos + rendered.replace(RESERVED_CHARACTER, "") == form["text"]
+        spans = [[n - rendered[:n].count(RESERVED_CHARACTER) for n in span] for span in spans]
         assert [[start + len(bos) + space, end + len(bos)] for start, end in spans] == form["trained"]
 
 
 def test_training_text_agrees_with_the_checkpoint(collator):
     assert collator.template.differences() == []
+    check_labels(collator)
 
 
 ALTERED = {
@@ -161,7 +201,7 @@ def test_tokens_and_labels_equal_the_librarys(collator, official, records, sampl
         ids, mask = theirs["input_ids"], torch.as_tensor(theirs["assistant_masks"]).bool()
         assert inputs["input_ids"].equal(ids)
         assert inputs["labels"].equal(ids.masked_fill(~mask, IGNORE_INDEX))
-        assert (ids[0] == official.tokenizer.bos_token_id).sum() == (bos_of(records[0]) != "")
+        assert ids[0].tolist().count(official.tokenizer.bos_token_id) == (bos_of(records[0]) != "")
         ends = (inputs["labels"] == official.tokenizer.eos_token_id).sum()
         assert ends == sum(message["role"] == "assistant" for message in sample["messages"])
 
@@ -173,6 +213,14 @@ def test_a_prompt_is_the_beginning_of_what_is_trained(collator, samples):
         prompt = collator.encode_prompt(sample["messages"][:reply])["input_ids"][0]
         assert inputs["input_ids"][0, : len(prompt)].equal(prompt)
         assert (inputs["labels"][0] != IGNORE_INDEX).nonzero()[0] == len(prompt)
+
+
+def test_glm_is_told_once_not_to_think():
+    collator = COLLATORS.get("glm-4.6v")(TINY_CHECKPOINTS.get("glm-4.6v")().processor, stop_tokens=["<|user|>"])
+    for asked, told in (("Hm", "Hm/nothink"), ("Hm /nothink", "Hm /nothink")):
+        messages = conversation(("user", asked), ("assistant", "Red"))
+        assert f"<|user|>\n{told}<|assistant|>" in collator.template.render(messages)[0]
+        assert collator.template.differences_in(messages) == []
 
 
 def test_what_was_typed_is_text(collator, official):

@@ -71,7 +71,7 @@ def test_texts_and_images_are_counted_to_the_token(tiny, write_rows, family):
 # Their processors write the times of frames into the text.
 TIMED = (
     *("qwen3-vl", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe"),
-    *("gemma-4", "gemma-4-unified", "glm-4.1v", "smolvlm2"),
+    *("gemma-4", "gemma-4-unified", "glm-4.1v", "glm-4.6v", "glm-ocr", "smolvlm2"),
 )
 
 

@@ -117,6 +117,17 @@ def test_kept_logits_are_those_of_the_whole(tiny, family, write_rows):
     assert all(torch.equal(batch[name], before[name]) for name in batch)  # some code writes into its inputs
 
 
+def test_an_evaluated_long_row_leaves_the_training_as_it_was(tiny):
+    """Qwen-VL's code scales the positions of a row of more than 2,048 tokens, and keeps the scaling."""
+    model = make_loader("qwen-vl", tiny("qwen-vl")).load_model()
+    row = torch.arange(40)[None]
+    with torch.no_grad():
+        before, alone = model.train()(row).logits, model.eval()(row).logits
+        model(torch.ones(1, 2100, dtype=torch.long))
+        assert model.transformer.rotary_emb._ntk_alpha_cached == 3
+        assert torch.equal(model.train()(row).logits, before) and torch.equal(model.eval()(row).logits, alone)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", REMOTE)
 def test_gradient_checkpointing_changes_nothing(tiny, family, write_rows, tmp_path):

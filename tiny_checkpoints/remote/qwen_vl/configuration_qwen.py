@@ -19,6 +19,8 @@ class QWenConfig(PretrainedConfig):
         fp16=False,
         fp32=False,
         rotary_emb_base=10000,
+        seq_length=2048,
+        use_dynamic_ntk=True,
         intermediate_size=22016,
         tie_word_embeddings=False,
         **kwargs,
@@ -32,5 +34,6 @@ class QWenConfig(PretrainedConfig):
         self.use_cache = use_cache
         self.bf16, self.fp16, self.fp32 = bf16, fp16, fp32
         self.rotary_emb_base = rotary_emb_base
+        self.seq_length, self.use_dynamic_ntk = seq_length, use_dynamic_ntk
         self.intermediate_size = intermediate_size
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)

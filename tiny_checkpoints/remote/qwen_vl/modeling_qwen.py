@@ -2,7 +2,8 @@
 
 The traps: weights are drawn again for a module with a buffer, constants are plain tensors made in `__init__`, a
 precision is chosen by what the machine can do, `get_head_mask`, the old signature of `_set_gradient_checkpointing`,
-image features are written in place, image files are opened in `forward`, a package that is imported in a function.
+image features are written in place, image files are opened in `forward`, a package that is imported in a function,
+rotary positions that stay scaled after a long row was evaluated.
 """
 
 import math
@@ -52,11 +53,18 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self.dim, self.base = dim, base
         self.inv_freq = 1.0 / (base ** (torch.arange(0, dim, 2).float() / dim))
+        self._seq_len_cached, self._ntk_alpha_cached = 0, 1.0
 
-    def forward(self, length):
-        angles = torch.outer(torch.arange(length, device=self.inv_freq.device).float(), self.inv_freq)
-        angles = torch.cat([angles, angles], dim=-1)[None, :, None]
-        return [angles.cos(), angles.sin()]
+    def forward(self, length, ntk_alpha):
+        if length > self._seq_len_cached or ntk_alpha != self._ntk_alpha_cached:
+            base, powers = self.base * ntk_alpha ** (self.dim / (self.dim - 2)), torch.arange(0, self.dim, 2)
+            self.inv_freq = 1.0 / (base ** (powers.float().to(self.inv_freq.device) / self.dim))
+            self._seq_len_cached, self._ntk_alpha_cached = max(2 * length, 16), ntk_alpha
+            places = torch.arange(self._seq_len_cached, device=self.inv_freq.device).float()
+            angles = torch.outer(places, self.inv_freq)
+            angles = torch.cat([angles, angles], dim=-1)[None, :, None]
+            self._cached = angles.cos(), angles.sin()
+        return [part[:, :length] for part in self._cached]
 
 
 class QWenMLP(nn.Module):
@@ -149,7 +157,11 @@ class QWenModel(QWenPreTrainedModel):
         if attention_mask is not None:
             mask = mask.minimum((attention_mask[:, None, None] == 0) * least)
         head_mask = self.get_head_mask(None, self.config.num_hidden_layers)
-        rotary = [part.to(embedded.device) for part in self.rotary_emb(length)]
+        if self.config.use_dynamic_ntk and not self.training:
+            alpha = max(2 ** math.ceil(math.log(length / self.config.seq_length, 2) + 1) - 1, 1)
+        else:
+            alpha = self.rotary_emb._ntk_alpha_cached
+        rotary = [part.to(embedded.device) for part in self.rotary_emb(length, alpha)]
         hidden = self.drop(embedded)
         for (i, a, b), image in zip(slots, images):
             hidden[i][a + 1 : b] = image

@@ -1,0 +1,42 @@
+"""GLM-4.6V-Flash without thinking: as GLM-4.1V, with `/nothink` after each question and an empty thought before each
+reply, whose white space around it is dropped."""
+
+from collators import register_collator
+from collators.glm_4_1v import Glm41VCollator
+
+
+def glm_4_6v_template(suffix: str, thought: str) -> str:
+    """
+    Args:
+        suffix: what follows a question that does not end with it.
+        thought: what stands before each reply.
+    """
+    return (
+        "[gMASK]<sop>"
+        "{% for message in messages %}"
+        "{% if message.role == 'assistant' %}"
+        f"<|assistant|>\n{thought}"
+        "{% generation %}{{ message.content | map(attribute='text') | join | trim }}<|user|>{% endgeneration %}"
+        "{% else %}"
+        "{% if not loop.previtem or loop.previtem.role != 'assistant' %}<|{{ message.role }}|>{% endif %}"
+        "{{ '\n' }}"
+        "{% set content %}{% for part in message.content %}"
+        "{% if part.type == 'text' %}{{ part.text }}"
+        "{% else %}<|begin_of_{{ part.type }}|><|{{ part.type }}|><|end_of_{{ part.type }}|>{% endif %}"
+        "{% endfor %}{% endset %}"
+        "{{ content }}"
+        f"{{% if message.role == 'user' and not content.endswith('{suffix}') %}}{suffix}{{% endif %}}"
+        "{% endif %}"
+        "{% endfor %}"
+        f"{{% if add_generation_prompt %}}<|assistant|>\n{thought}{{% endif %}}"
+    )
+
+
+@register_collator("glm-4.6v")
+class Glm46VCollator(Glm41VCollator):
+    chat_template = glm_4_6v_template("/nothink", "<think></think>\n")
+    reply_tokens = ("<think>", "</think>", "</answer>")
+    template_kwargs = {"enable_thinking": False}
+    thought_format = ""  # the template writes it
+    string_roles = ()
+    frame_text = "<|begin_of_image|><|end_of_image|>99999.9 seconds"

@@ -1,0 +1,10 @@
+"""GLM-4.6V-Flash: the modules of GLM-4.1V under another model type."""
+
+from loaders import register_loader
+from loaders.glm_4_1v import Glm41VLoader
+
+
+@register_loader("glm-4.6v")
+class Glm46VLoader(Glm41VLoader):
+    model_type = "glm46v"
+    text_model_type = "glm4v_text"  # that of GLM-4.6V itself is a mixture of experts
