@@ -23,6 +23,7 @@ class AutoCollator(ChatCollator):
         *("<|START_THINKING|>", "<|END_THINKING|>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>"),
     )
     budget_class = AutoBudget
+    told_times = True  # for all that is known
 
     def __init__(self, processor, *args, chat_template: str | None = None, **kwargs):
         if chat_template == "family":

@@ -21,7 +21,7 @@ from collators.boxes import FORMATS, Boxes, BoxFormat
 from collators.budget import Budget, OverlongSample, fewest_frames
 from collators.channels_last import channels_last
 from collators.probes import encoded_probes, opened
-from collators.template import ChatFormat, Template, TemplateException, naming
+from collators.template import UNTIMED, ChatFormat, Template, TemplateException, naming
 from reading.dataset import IGNORE_INDEX
 from reading.rows import content_parts
 
@@ -73,6 +73,8 @@ class ChatCollator:
     placeholder_tokens: int = 1
     # The longest text that the processor writes beside every two frames of a video, such as their time.
     frame_text: str = ""
+    # Whether the model is told the times of a video's frames, by the text or by their positions.
+    told_times: bool = False
     # As how many frames a processor that bounds pixels itself counts an image (pixel_bounds.py); 0: it does not.
     frames_in_bounds: int = 0
     # What renders the texts, and what counts tokens: subclasses, where a family's processor needs more than the above.
@@ -265,6 +267,8 @@ class ChatCollator:
         media = {kind: [part for part in parts if part["type"] == kind] for kind in ("image", "video")}
         if media["video"] and not self.template.takes_videos:
             raise ValueError("the model takes no videos")
+        if self.told_times and any(part["metadata"]["fps"] is None for part in media["video"]):
+            raise ValueError(UNTIMED)
         least = fewest_frames(self.processor)
         media["video"] = [_with_frames(part, least) for part in media["video"]]
         return media

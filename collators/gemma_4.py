@@ -72,3 +72,4 @@ class Gemma4Collator(ChatCollator):
     string_roles = ("system",)  # of a list, the template puts a space after each part
     template_class = TrimmingTemplate
     budget_class = Gemma4Budget
+    told_times = True

@@ -41,6 +41,7 @@ class Glm41VCollator(ChatCollator):
     string_roles = ("system", "assistant")
     frames_in_bounds = 2
     frame_text = "<|begin_of_image|><|end_of_image|>99999"
+    told_times = True
 
     def is_media(self, input_ids, kind=None):
         """The frames of a video are image tokens too, between the tokens that begin and end a video."""

@@ -8,3 +8,4 @@ from collators.qwen2_vl import Qwen2VLCollator
 @register_collator("qwen2.5-vl")
 class Qwen25VLCollator(Qwen2VLCollator):
     box_format = FORMATS["pixels"]  # as process_bbox.ipynb (collators/qwen2_vl.py)
+    told_times = True

@@ -35,3 +35,4 @@ class Qwen3VLCollator(Qwen2VLCollator):
     reply_tokens = ("<think>", "</think>")
     box_format = FORMATS["thousand"]  # QwenLM/Qwen3-VL, cookbooks/2d_grounding.ipynb and omni_recognition.ipynb
     frame_text = "<99999.9 seconds><|vision_start|><|vision_end|>"
+    told_times = True

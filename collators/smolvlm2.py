@@ -48,6 +48,7 @@ class SmolVLM2Collator(ChatCollator):
     processor_kwargs = {"videos_kwargs": {"return_tensors": "pt"}}  # it reads the number of frames from the tensor
     template_class = SmolVLM2Template
     budget_class = SmolVLM2Budget
+    told_times = True
 
     def _process(self, text, spans, messages):
         refuse_mixed_media({"messages": messages})

@@ -17,6 +17,10 @@ from collators.thoughts_and_tools import FIELDS, GENERATION, ThoughtsAndTools
 from reading.rows import RESERVED_CHARACTER, content_parts
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+UNTIMED = (
+    "`video` is a list of images, and this model is told when each was taken: add `fps` (images a second) or `times` "
+    "(seconds of each) to the row, or to the part (docs/moments.md)"
+)
 
 
 class TemplateException(NamedTuple):
@@ -65,7 +69,7 @@ class Template:
         self.processor, self.tokenizer, self.boxes = processor, processor.tokenizer, boxes
         self.given, self.string_roles, self.replies_only = given or {}, family.string_roles, replies_only
         told = {"enable_thinking": False} if "enable_thinking" in self.given else {}
-        self.kwargs = family.template_kwargs | self.given | told
+        self.kwargs, self.told_times = family.template_kwargs | self.given | told, family.told_times
         self.thoughts_and_tools = ThoughtsAndTools(self, family.thought_format, train_thoughts)
         self.stop_tokens = stop_tokens or [self.tokenizer.eos_token]
         formats = [ChatFormat(family.chat_template, family.template_exceptions), *family.other_formats]
@@ -204,7 +208,8 @@ class Template:
     # ---- what it has a place for ----
 
     def check_layout(self, messages: list[dict]) -> None:
-        """Refuse what the format has no place for: videos, a reply that nobody asked for, or one left out of all text.
+        """Refuse what the format has no place for: videos, a reply that nobody asked for, or one left out of all text;
+        and a video without times, where the model is told them.
 
         Raises:
             ValueError: it goes on behind "train.json, sample 7: ".
@@ -212,6 +217,8 @@ class Template:
         self.thoughts_and_tools.check(self.thoughts_and_tools.placed(messages))
         if not self.takes_videos and any(part["type"] == "video" for part in content_parts({"messages": messages})):
             raise ValueError("the model takes no videos")
+        if self.told_times and any("untimed" in part for part in content_parts({"messages": messages})):
+            raise ValueError(UNTIMED)
         if any("train" in message for message in messages) and not self.replies_only:
             raise ValueError('"train": false has no effect with --mask_question_tokens False, which trains all text')
         roles = "".join(message["role"][0] for message in messages if message["role"] != "system")

@@ -1,14 +1,21 @@
-"""Measures of boxes and points in answers, whatever form they are written in.
+"""Measures of boxes, points and moments in answers, whatever form they are written in.
 
 They are taken from the texts as they are: neither the scale of the sides nor the order of x and y changes an overlap.
 """
 
+import re
 from functools import partial
 
 from collators.boxes import BoxFormat
 
 # [x1, y1, x2, y2]; (x1,y1),(x2,y2); <loc0001> four times.
 FORMS = (BoxFormat(1), BoxFormat(1, "({},{}),({},{})", "({},{})"), BoxFormat(1, "<loc{}>" * 4, "<loc{}>" * 2))
+# A moment: `12.5 - 20`, `from 00:12 to 00:20`, `{"start": 12.5, "end": 20}`. Between its start and its end is a sign or
+# word, or the name of the end, or both.
+TIME = r"(?<![\d.:])((?:(?:\d+:)?\d{1,2}:)?\d+(?:\.\d+)?)"
+AROUND = r"(?:\s|[\"'<>\[\]()]|(?:s|secs?|seconds?)\b)*"
+END = rf"(?:and\s+)?(?:it\s+)?end\w*(?:\s+(?:at|is))?{AROUND}[:=]?{AROUND}"
+MOMENT = re.compile(rf"{TIME}{AROUND}(?:(?:[-,~\u2013\u2014]|\b(?:to|till|until|and)\b){AROUND}(?:{END})?|{END}){TIME}")
 Box = list[float]
 
 
@@ -35,9 +42,19 @@ def holds_point(answered: list[Box], right: list[Box]) -> float:
     return float(any(x1 <= x <= x2 and y1 <= y <= y2 for x1, y1, x2, y2 in right))
 
 
-def of_boxes(measure, predictions: list[str], references: list[list[str]]) -> float | dict:
+def boxes_of(text: str) -> list[Box]:
+    return next(filter(None, (form.numbers(text) for form in FORMS)), [])
+
+
+def moments_of(text: str) -> list[Box]:
+    """As boxes of one height, so that their overlap is that of boxes."""
+    clocks = [[clock.split(":")[::-1] for clock in moment] for moment in MOMENT.findall(text)]
+    ends = [[sum(float(part) * 60**place for place, part in enumerate(clock)) for clock in two] for two in clocks]
+    return [[start, 0.0, end, 1.0] for start, end in ends]
+
+
+def of_boxes(measure, predictions: list[str], references: list[list[str]], told=boxes_of) -> float | dict:
     """The mean of a measure over the answers whose first reference has a box; nothing where none has."""
-    told = lambda text: next(filter(None, (form.numbers(text) for form in FORMS)), [])  # noqa: E731
     right = [[box for box in told(texts[0]) if len(box) == 4] for texts in references]
     values = [measure(told(answer), boxes) for answer, boxes in zip(predictions, right) if boxes]
     return sum(values) / len(values) if values else {}
@@ -47,4 +64,5 @@ OF_BOXES = {
     "iou": partial(of_boxes, mean_overlap),
     "box_accuracy": partial(of_boxes, lambda answered, right: float(mean_overlap(answered, right) >= 0.5)),
     "point_in_box": partial(of_boxes, holds_point),
+    "tiou": partial(of_boxes, mean_overlap, told=moments_of),
 }

@@ -3,7 +3,8 @@
 Whatever form a row has in its file (reading/rows.py), everything after this module sees only
 
     {"messages": [{"role": "system" | "user" | "assistant", "content": [
-        {"type": "text", "text": str} | {"type": "image", "image": ...} | {"type": "video", "video": ...}],
+        {"type": "text", "text": str} | {"type": "image", "image": ...} |
+        {"type": "video", "video": ..., "clip": {...}}],    # "clip" only where it is given, see reading/clips.py
         "train": False,             # only where a reply is left out of the loss
         "references": [str, ...]}], # only where there are several right replies
      "index": int,    # the row's place in its file, from 0
@@ -172,7 +173,7 @@ class MultimodalDataset(WeightedRows):
     def in_pixels(self, position: int, boxes: list[dict], back: bool = False) -> list[dict]:
         """Boxes and points that are shares of the sides of a row's images (`collators.boxes.Boxes.told`) in pixels of
         the originals as a person sees them; or `back`."""
-        images = [reference for kind, reference in media_of(self.rows[position]["messages"]) if kind == "image"]
+        images = [reference for kind, reference, _ in media_of(self.rows[position]["messages"]) if kind == "image"]
         found = []
         for box in boxes:
             pairs = [*zip(box["at"], seen_size(images[box["image"]], self.media) * 2)]
@@ -289,6 +290,8 @@ class MultimodalDataset(WeightedRows):
             notes.append(f"{self.name}: {empty:,} rows have an empty reply, of which only the end is trained.")
         if several := counts["several_answers"]:
             notes.append(f"{self.name}: {several:,} rows have several answers: the reply is the most frequent one.")
+        if chosen := counts["clips"]:
+            notes.append(f"{self.name}: {chosen:,} rows choose a moment or frames of their videos (docs/moments.md).")
         if (layouts := self.layouts()) and not any(layout.media for layout in layouts):
             notes.append(f"WARNING: {self.name} holds texts alone, so the model sees no image and no video of it.")
         return notes

@@ -32,7 +32,7 @@ def files_of(dataset, position: int) -> Iterator[tuple[str, object, tuple[int, i
     index, place = dataset.locate(position)
     states = index.file_states(place)
     if any(time >= 0 for _, time in states):  # else its media are in the row itself, which is large
-        for (kind, reference), state in zip(media_of(index.row(place)["messages"]), states):
+        for (kind, reference, _), state in zip(media_of(index.row(place)["messages"]), states):
             if state[1] >= 0:
                 yield f"{index.source(place)}: {kind} {describe(reference)}", reference, state
 

@@ -28,7 +28,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from reading import boxes, copies, picture_folders, sources, tars
+from reading import boxes, clips, copies, picture_folders, sources, tars
 from reading.files import is_hub_blob, is_within
 from reading.mapping import field_of
 from reading.media import read_header
@@ -37,7 +37,7 @@ from reading.references import is_url
 from reading.rows import WEIGHT, RowForm, is_empty, media_of, trained_replies
 from reading.strict_json import strict_json
 
-VERSION = 9  # of the files below
+VERSION = 10  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
@@ -53,7 +53,7 @@ class Layout(str):
     """The roles and parts of a row, of which rows of one kind differ in texts and references only.
 
     A capital letter begins a message of that role, a minus one that is not trained; t, i and v are its parts: "UitA-t".
-    Other signs stand for its fields: a thought, calls of tools, boxes.
+    Other signs stand for its fields: a thought, calls of tools, boxes; "v?" is a list of images without their times.
     """
 
     LETTERS = {"system": "S", "user": "U", "assistant": "A", "tool": "T", "text": "t", "image": "i", "video": "v"}
@@ -63,7 +63,7 @@ class Layout(str):
     @classmethod
     def of(cls, messages: list[dict]) -> "Layout":
         def letters(message: dict) -> str:
-            parts = [cls.LETTERS[part["type"]] for part in message["content"]]
+            parts = [cls.LETTERS[part["type"]] + "?" * clips.is_untimed(part) for part in message["content"]]
             signs = cls._signs(message) if len(message) > 2 else ""
             return "".join([cls.LETTERS[message["role"]], signs, *parts])
 
@@ -83,6 +83,8 @@ class Layout(str):
                 messages.append({"role": names[letter], "content": []})
             elif letter == "-":
                 messages[-1]["train"] = False
+            elif letter == "?":
+                messages[-1]["content"][-1]["untimed"] = True
             elif letter in self.VALUES:
                 messages[-1][names[letter]] = self.VALUES[letter]
             elif letter == "t":
@@ -95,7 +97,7 @@ class Layout(str):
     @cached_property
     def media(self) -> list[str]:
         """The kind of each medium, in order."""
-        return [kind for kind, _ in media_of(self.messages)]
+        return [kind for kind, *_ in media_of(self.messages)]
 
     @property
     def shape(self) -> "Layout":
@@ -323,9 +325,9 @@ def is_current(index: RowIndex, options: MediaOptions) -> bool:
     return True
 
 
-def hash_of(said: bytes, references: list[tuple[str, object]]) -> int:
+def hash_of(said: bytes, references: list[tuple]) -> int:
     """8 bytes of what a row says, and of its media by their path, URL or bytes."""
-    names = repr([name_or_hash(reference) for _, reference in references]).encode()
+    names = repr([name_or_hash(reference) for _, reference, _ in references]).encode()
     return int.from_bytes(hashlib.blake2b(said + names, digest_size=8).digest())
 
 
@@ -347,7 +349,7 @@ class IndexMaker:
 
     def __init__(self, path: str, form: RowForm, options: MediaOptions):
         self.path, self.form, self.options, self.name = path, form, options, os.path.basename(path)
-        self.columns, self.state = {*form.columns}, state_of(path)
+        self.columns, self.state = {*form.columns} - {*clips.NAMES}, state_of(path)
         self.arrays = {name: array(code) for name, code in ARRAYS.items()}
         self.layouts: dict[Layout, int] = {}
         self.errors: dict[int, str] = {}  # by the row's number, as below
@@ -427,6 +429,7 @@ class IndexMaker:
             if self.form.allow_empty_answers:
                 self.counts["empty_answers"] += any(map(is_empty, itertools.chain(*map(trained_replies, samples))))
             self.counts["several_answers"] += "references" in samples[-1][-1]
+            self.counts["clips"] += any(clip for *_, clip in references)
             its_class = field_of(raw, self.form.balance)[0] if self.form.balance else None
             drawn = row.get(WEIGHT, 1.0), hash_of(repr(its_class).encode(), [])
             known.clear()
@@ -434,6 +437,7 @@ class IndexMaker:
                 layout = Layout.of(messages)
                 texts = [part["text"] for message in messages for part in message["content"] if "text" in part]
                 named = [m[name] for m in messages if len(m) > 2 for name in Layout.FIELDS if name in m]
+                named += [clip for *_, clip in references[: len(layout.media)] if clip]
                 said = repr([layout.replace("-", ""), texts, *named]).encode()  # trained or not
                 self.digest.update(said + repr([layout, others]).encode())
                 text_bytes = sum(len(text.encode()) for text in texts)
@@ -450,16 +454,16 @@ class IndexMaker:
         for name, values in zip(OF_ROWS, zip(*itertools.chain(*rows))):
             self.arrays[name].extend(values)
 
-    def medium(self, medium: tuple[str, object]) -> Medium | ValueError:
-        """What is known of a medium, (kind, reference), or what is wrong with it."""
+    def medium(self, medium: tuple[str, object, tuple]) -> Medium | ValueError:
+        """What is known of a medium, as `media_of` has it, or what is wrong with it."""
         return (self.header_of_file if isinstance(medium[1], str) else self.header)(*medium)
 
-    def header(self, kind: str, reference: object) -> Medium | ValueError:
+    def header(self, kind: str, reference: object, clip: tuple) -> Medium | ValueError:
         parts = reference if isinstance(reference, list) else [reference]
         paths = [part for part in parts if isinstance(part, str) and not is_url(part)]
         self.media_folders.update(map(os.path.dirname, paths))
         try:
-            size = read_header(kind, reference, self.options)
+            size = read_header(kind, reference, self.options, dict(clip))
             size = size if kind == "video" else (0, *size)
             return Medium(size, *media_state(reference), next(filter(None, map(self.outside_of, paths)), None))
         except ValueError as error:

@@ -23,7 +23,7 @@ from urllib.request import url2pathname
 
 from PIL import Image
 
-from reading import boxes, named_fields
+from reading import boxes, clips, named_fields
 from reading.files import is_within, leads_out_of, stays_in
 from reading.mapping import TURN_KEYS, Mapping, field_of, proposal
 from reading.references import is_url
@@ -97,7 +97,7 @@ class RowForm:
     def columns(self) -> tuple[str, ...]:
         """All fields of a row that can be read."""
         of_pairs = (*PAIRS, *PAIRS.values(), "input", "history")
-        return (*self.turn_fields[::-1], *of_pairs, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT)
+        return (*self.turn_fields[::-1], *of_pairs, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT, *clips.NAMES)
 
     def named(self, row: object, mapped: Counter | None = None) -> dict:
         """A row of a file under the names that are read, with what the flags give each row; counts as `Mapping.row`."""
@@ -148,7 +148,7 @@ class RowForm:
         unread = Unread(self.starts)
         pair = (answer, "history", *INPUT.get(form, ())) if answer else ()
         row, several = _with_one_answer(row, answer)
-        unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT})
+        unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT, *clips.NAMES})
         turns = self._turns_of_pair(row, form, answer) if answer else _turns(row[form], form)
         messages = _system(row) + named_fields.merged([self._message(turn, where, unread) for turn, where in turns])
         users = [message for message in messages if message["role"] == "user"]
@@ -175,16 +175,18 @@ class RowForm:
                 'trained: write an answer, put "train": false on the message, or leave the row out '
                 "(--allow_empty_answers True trains on such rows)"
             )
+        if not row.keys().isdisjoint(clips.NAMES) or any("clip" in part for part in media):
+            _place_clips(unread, row, messages)
         found = media_of(messages)
         if (objects := row.get("objects")) and boxes.placed(
-            messages, _usable(objects, "objects"), [kind for kind, _ in found].count("image")
+            messages, _usable(objects, "objects"), [kind for kind, *_ in found].count("image")
         ):
             unread.leave(named_fields.loaded(objects, "objects"), boxes.KEYS, "objects")
         elif objects:  # of another form
             unread.leave({"objects": objects}, ())
         if unread.times or unread.media:
             named = [row[name] for name in MEDIA_COLUMNS if name in row]  # with the names of what is given as bytes
-            unread.check([*named, *(reference for _, reference in found)], any(kind == "video" for kind, _ in found))
+            unread.check([*named, *(medium[1] for medium in found)], any(kind == "video" for kind, *_ in found))
         for name in unread.names - {self.balance} if unread_fields is not None else ():
             unread_fields[name] += 1
         return messages
@@ -277,7 +279,9 @@ class RowForm:
         if kind not in PART_TYPES:
             raise ValueError(f"{where} has type {shown(kind)}, expected one of {', '.join(map(repr, PART_TYPES))}")
         sources = (*SOURCES, kind) if kind in KINDS else (kind, "value")
-        unread.leave(part, {"type", *sources, *(["index"] if kind in KINDS else [])}, where)
+        of_clip = clips.NAMES if kind.startswith("video") else ()
+        unread.leave(part, {"type", *sources, *(["index"] if kind in KINDS else []), *of_clip}, where)
+        clip = {"clip": clip} if of_clip and (clip := clips.of_fields(part, f"{where}.")) else {}
         source = _one_of(sources, part, f"{where} ")
         value = part.get(source)
         if kind == "text":
@@ -290,13 +294,10 @@ class RowForm:
                 raise ValueError(f"{where} has type '{kind}' but no `{kind}` with a `url`")
             kind, source = kind.removesuffix("_url"), "url"
         if source is None:
-            return {"type": kind, kind: None, "index": part.get("index"), "where": where}
+            return {"type": kind, kind: None, "index": part.get("index"), "where": where, **clip}
         where = f"{where}.{source}"
-        is_encoded = source == "base64"
-        return {
-            "type": kind,
-            kind: _decode(value, where) if is_encoded else self._reference(kind, value, where, unread),
-        }
+        reference = _decode(value, where) if source == "base64" else self._reference(kind, value, where, unread)
+        return {"type": kind, kind: reference, **clip}
 
     # ---- references ----
 
@@ -358,11 +359,10 @@ def content_parts(row: dict) -> list[dict]:
     return [part for message in row["messages"] for part in message["content"]]
 
 
-def media_of(messages: list[dict]) -> list[tuple[str, object]]:
-    """(kind, reference) of each medium, in order."""
-    return [
-        (part["type"], part[part["type"]]) for message in messages for part in message["content"] if "text" not in part
-    ]
+def media_of(messages: list[dict]) -> list[tuple[str, object, tuple]]:
+    """(kind, reference, items of the `clip`) of each medium, in order."""
+    parts = [part for message in messages for part in message["content"] if "text" not in part]
+    return [(part["type"], part[part["type"]], tuple(part.get("clip", {}).items())) for part in parts]
 
 
 def trained_replies(messages: list[dict]) -> list[dict]:
@@ -445,6 +445,17 @@ def _train(turn: dict, where: str) -> dict:
     if len(set(given.values())) > 1:
         raise ValueError(f"{where} says by `{'`, `'.join(given)}` both that it is trained and that it is not; keep one")
     return {"train": False} if False in given.values() else {}
+
+
+def _place_clips(unread: Unread, row: dict, messages: list[dict]) -> None:
+    """What a row says of its videos becomes a field of these; without any, it is not read."""
+    media = [part for part in content_parts({"messages": messages}) if "text" not in part]
+    videos = [part for part in media if part["type"] == "video"]
+    given = {name: row[name] for name in clips.NAMES if name in row}
+    if len(videos) < len(media) or not videos:  # a size may be that of the images
+        unread.leave({name: given[name] for name in given if not videos or name == "max_pixels"}, ())
+    if videos:
+        clips.place(given, videos)
 
 
 def _decode(text: object, where: str) -> bytes:

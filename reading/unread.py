@@ -30,7 +30,7 @@ INDEX = re.compile(r"\[\d+\]")
 LONGEST_PATH = 2048
 
 MASK, TIME = "a mask of the loss", "a time or rate of a video"
-CUT = "cut the clip to it, or choose frames for all clips, by --fps or --num_frames"
+CUT = "name it `start`, `end`, `fps`, `num_frames` or `times` of the row or its video (docs/moments.md)"
 # What a name means; words of which it must hold one; words that may stand beside these, of which others speak of
 # something else (`weight_kg`, `operating_system`), or None for any; what to do.
 MEANINGS = [
@@ -75,7 +75,7 @@ MEANINGS = [
         "a size of media",
         "pixels resized",
         "max min total height width image video",
-        "give it for all media, by --max_pixels, --image_size or --video_max_pixels",
+        "give it for all media, by --max_pixels, --image_size or --video_max_pixels (of a video, by its `max_pixels`)",
     ),
     (
         TIME,

@@ -3,13 +3,15 @@
 import contextlib
 import dataclasses
 import io
+import math
 from bisect import bisect_right
+from collections.abc import Callable, Mapping
 
 import av
 import numpy as np
 from PIL import Image
 
-from reading import images
+from reading import clips, images
 from reading.files import local_file
 from reading.options import MediaOptions, scaled_size
 from reading.references import describe, what_it_is
@@ -31,64 +33,97 @@ COUNTED = ("avi", "gif")
 TRAILERS = {"gif": b";", "apng": b"IEND\xaeB`\x82"}
 # Until 19, PyAV refuses titles and the like that are not UTF-8, unless it is told to replace what it cannot read.
 READ_ANY_TITLE = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-# Of a list of images the times are unknown; transformers (5.23) takes this rate where a video has none.
-UNKNOWN_FPS = 24.0
+PER_SECOND = 1000.0  # how finely the `times` of a list of images are told
 
 
-def open_video(reference, options: MediaOptions) -> tuple[np.ndarray, dict]:
+def open_video(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[np.ndarray, dict]:
     """Decode the frames that `num_frames` or `fps` choose; with `num_frames` a short clip repeats frames.
 
     Frames are chosen by time: where the rate varies, frame i is what a player shows at i / fps, `fps` being the mean
-    rate. Of a list of images `num_frames` are taken, whatever `fps`, and their metadata says 24 frames a second.
+    rate. Of a list of images whose times are not known, `num_frames` are taken.
+
+    Args:
+        clip: of the part (reading/clips.py). Of a moment of a long film, only that is read.
 
     Returns:
         frames (n, height, width, 3) uint8 RGB as a person sees them: turned as the phone was held, in square pixels,
-        transparency on white; and the metadata: fps (frames per second of the file), duration (seconds),
-        total_num_frames, frames_indices (which frames these are: the time of each, times fps).
+        transparency on white; and the metadata: fps (frames per second of the file, None of images whose times are
+        not known), duration (seconds) and total_num_frames, of a moment its own; frames_indices (which frames of the
+        whole film these are: the time of each, times fps).
 
     Raises:
         ValueError: missing, empty, broken, truncated, too long or too large file; the message names it and says how
             much of a truncated one can be read.
     """
+    options = clips.applied(options, clip)
     if isinstance(reference, (list, tuple)):
-        return _open_images(reference, options)
+        return _open_images(reference, options, clip)
     source = local_file("video", reference, options)
     with _named(reference, source):
-        with _opened(source, options) as (container, stream):
-            scan, size = _scan(container, stream, source, options), _shown_size(stream, stream)
-        indices = _choose(scan.total, scan.fps, options)
-        _scaled_size(*size, len(indices), options)
-        shown = [scan.shown(i) for i in indices]
-        frames = _decode(source, sorted(set(shown)), scan, options)
-        if len({frame.shape for frame in frames.values()}) > 1:
-            raise ValueError("the size of its frames changes on the way")
-        return np.stack([frames[i] for i in shown]), _metadata(scan.total, scan.fps, indices)
+        moment = _taken(source, options, clip, _scan_moment) if is_moment(clip) else None
+        return moment or _taken(source, options, clip, _scan)
 
 
-def read_header(reference, options: MediaOptions) -> tuple[int, int, int]:
+def _taken(source, options: MediaOptions, clip: Mapping, scan_of: Callable) -> tuple[np.ndarray, dict] | None:
+    """As `open_video`; None where a moment is not found without going over the whole film."""
+    with _opened(source, options) as (container, stream):
+        scan, size = scan_of(container, stream, source, options, clip), _shown_size(stream, stream)
+    if scan is None:
+        return None
+    indices = _choose(scan.total, scan.fps, options, clip)
+    _scaled_size(*size, len(indices), options)
+    shown = [scan.shown(i) for i in indices]
+    frames = _decode(source, sorted(set(shown)), scan, options)
+    if len({frame.shape for frame in frames.values()}) > 1:
+        raise ValueError("the size of its frames changes on the way")
+    first, end = _range(scan.total, scan.fps, clip)
+    return (np.stack([frames[i] for i in shown]), _metadata(end - first, scan.fps, indices)) if frames else None
+
+
+def read_header(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[int, int, int]:
     """(frames, height, width) as `open_video` gives them; see `media.read_header`."""
+    options = clips.applied(options, clip)
     if isinstance(reference, (list, tuple)):
         indices, _, (width, height) = _choose_images(reference, options)
         return len(indices), height, width
     source = local_file("video", reference, options)
     with _named(reference, source), _opened(source, options) as (container, stream):
         frame, number = _first_frame(container, stream), options.num_frames
-        if options.fps:
-            number = len(_choose(*_promised(container, stream, source, options), options))
+        if options.fps or is_moment(clip):
+            number = len(_choose(*_promised(container, stream, source, options, clip), options, clip))
         height, width, _ = _pixels(frame, stream, number, options).shape
         return number, height, width
 
 
-def _choose(total: int, fps: float, options: MediaOptions) -> list[int]:
+def is_moment(clip: Mapping) -> bool:
+    return "start" in clip or "end" in clip
+
+
+def _choose(total: int, fps: float, options: MediaOptions, clip: Mapping = {}) -> list[int]:
     """The numbers of the frames to take."""
-    if not options.fps:
-        return np.linspace(0, total - 1, options.num_frames).round().astype(int).tolist()
-    step = max(1.0, fps / options.fps)  # a frame is never taken twice
-    # The frame shown at 0, 1 / options.fps, 2 / options.fps, ... seconds.
-    indices = np.floor(np.arange(0, total, step) + 1e-6).astype(int)
-    if options.max_frames and len(indices) > options.max_frames:
-        indices = np.linspace(0, total - 1, options.max_frames).round().astype(int)
-    return np.minimum(indices, total - 1).tolist()
+    first, end = _range(total, fps, clip)
+    number = options.num_frames
+    if options.fps:
+        step = max(1.0, fps / options.fps)  # a frame is never taken twice
+        # The frame shown at 0, 1 / options.fps, 2 / options.fps, ... seconds after the first.
+        indices = np.floor(first + np.arange(0, end - first, step) + 1e-6)
+        number = options.max_frames or len(indices)
+    if not options.fps or len(indices) > number:
+        indices = np.linspace(first, end - 1, number).round()
+    return np.minimum(indices, end - 1).astype(int).tolist()
+
+
+def _range(total: int, fps: float, clip: Mapping) -> tuple[int, int]:
+    """The first frame of a clip, and the one after its last: those from its start on and before its end.
+
+    Raises:
+        ValueError: it is not in the film, whose length may have been rounded.
+    """
+    start, end, length = clip.get("start", 0), clip.get("end", total / fps), total / fps
+    if start >= length or end > length + 0.1:
+        raise ValueError(f"the row asks for its moment from {start:g} to {end:g} seconds, but it lasts {length:.2f}")
+    last = max(1, min(math.ceil(end * fps - 1e-6), total))
+    return min(math.ceil(start * fps - 1e-6), last - 1), last  # between two frames: what is shown then
 
 
 def _scaled_size(width: int, height: int, number: int, options: MediaOptions) -> tuple[int, int]:
@@ -106,20 +141,24 @@ def _scaled_size(width: int, height: int, number: int, options: MediaOptions) ->
     return width, height
 
 
-def _metadata(total: int, fps: float, indices: list[int]) -> dict:
-    return {"fps": fps, "duration": total / fps, "total_num_frames": total, "frames_indices": indices}
+def _metadata(total: int, fps: float | None, indices: list[int]) -> dict:
+    return {"fps": fps, "duration": fps and total / fps, "total_num_frames": total, "frames_indices": indices}
 
 
 # ---- a list of images ----
 
 
-def _open_images(references, options: MediaOptions) -> tuple[np.ndarray, dict]:
+def _open_images(references, options: MediaOptions, clip: Mapping) -> tuple[np.ndarray, dict]:
     indices, single, size = _choose_images(references, options)
     frames = {}
     for i in sorted(set(indices)):
         image = images.open_image(references[i], single)
         frames[i] = np.asarray(image if size == image.size else image.resize(size))
-    return np.stack([frames[i] for i in indices]), _metadata(len(references), UNKNOWN_FPS, indices)
+    number, fps, told = len(references), clip.get("fps"), indices
+    if times := clip.get("times"):
+        seconds = (times[-1] - times[0]) * number / (number - 1) if number > 1 else 1.0  # the last lasts as long
+        number, fps, told = round(seconds * PER_SECOND), PER_SECOND, [round(times[i] * PER_SECOND) for i in indices]
+    return np.stack([frames[i] for i in indices]), _metadata(number, fps, told)
 
 
 def _choose_images(references, options: MediaOptions) -> tuple[list[int], MediaOptions, tuple[int, int]]:
@@ -150,13 +189,15 @@ class _Scan:
     fps: float
     times: list[int] | None  # when each frame is shown, in order, in the stream's unit; None where it does not tell
     keys: list[int]  # those of the keyframes, in order; none where it cannot be told where they are
+    start: int = 0  # when the first of all is shown
+    step: float = 0.0  # 1 / fps
+    is_moment: bool = False  # `times` and `keys` are those of a moment
 
     def shown(self, index: int) -> int:
-        """The number of the frame that a player shows at `index` / `fps`; by its stamps, which are rounded."""
+        """Which of `times` is that of the frame that a player shows at `index` / `fps`; they are rounded."""
         if self.times is None:
             return index
-        step = (self.times[-1] - self.times[0]) / max(self.total - 1, 1)
-        return bisect_right(self.times, self.times[0] + (index + 0.25) * step) - 1
+        return bisect_right(self.times, self.start + (index + 0.25) * self.step) - 1
 
 
 @contextlib.contextmanager
@@ -220,24 +261,53 @@ def _check_length(seconds: float, options: MediaOptions) -> None:
         raise ValueError(f"it lasts {seconds:,.0f} seconds, more than --video_seconds_limit")
 
 
-def _promised(container, stream, source, options: MediaOptions) -> tuple[int, float]:
-    """Frames and frames per second by the header; counted where it has none, as in raw streams."""
-    fps, total = _header_rate(stream), 0
-    if container.format.name in END_IN_HEADER:  # others estimate
+def _header_total(container, stream, clip: Mapping) -> int:
+    """Frames by the header; 0 where it has no number, as in raw streams, or one that is too small for the clip."""
+    total, fps, name = 0, _header_rate(stream), container.format.name
+    if name in END_IN_HEADER:  # others estimate
         total = round((_promised_end(container) - (container.start_time or 0) / 1e6) * fps)
+    elif name in TIMED and is_moment(clip) and stream.duration:  # the index of a long film is long
+        total = round(stream.duration * stream.time_base * fps)
     elif len(stream.index_entries) == stream.frames:
         gaps = np.diff([entry.timestamp for entry in stream.index_entries])
         if not len(gaps) or gaps.max() < 1.5 * gaps.min():  # otherwise the rate varies, and the header guesses
             total = sum(not entry.is_discard for entry in stream.index_entries)
+    return total if clip.get("end", clip.get("start", 0)) <= total / fps else 0
+
+
+def _promised(container, stream, source, options: MediaOptions, clip: Mapping) -> tuple[int, float]:
+    """Frames and frames per second by the header; counted where it has none."""
+    fps, total = _header_rate(stream), _header_total(container, stream, clip)
     if total < 1:
         with _opened(source, options) as (container, stream):
             scan = _scan(container, stream, source, options)
             return scan.total, scan.fps
-    _check_length(total / fps, options)
+    first, end = _range(total, fps, clip)
+    _check_length((end - first) / fps, options)
     return total, fps
 
 
-def _scan(container, stream, source, options: MediaOptions) -> _Scan:
+def _scan_moment(container, stream, source, options: MediaOptions, clip: Mapping) -> _Scan | None:
+    """Go over the packets of a moment alone, from the keyframe before it; None where that cannot be found."""
+    total, fps = _header_total(container, stream, clip), _header_rate(stream)
+    if not total or container.format.name not in TIMED or stream.start_time is None:
+        return None
+    step, (first, end) = float(1 / (fps * stream.time_base)), _range(total, fps, clip)
+    _check_length((end - first) / fps, options)
+    begin, stop = (stream.start_time + index * step for index in (first, end))
+    container.seek(int(begin), stream=stream)
+    times, keys, last = [], [], begin
+    for packet in container.demux(stream):
+        if packet.pts is None or last >= stop and packet.dts is not None and packet.dts >= stop:
+            break  # what follows is shown later
+        keys += [packet.pts] if packet.is_keyframe else []
+        times += [] if packet.is_discard or _is_hidden(packet) else [packet.pts]
+        last = max(last, packet.pts + (packet.duration or 0))
+    found = times and keys and keys[0] <= begin + step / 4 and stop - last < max(1.5 * step, 0.1 / stream.time_base)
+    return _Scan(total, fps, sorted(times), sorted(keys), stream.start_time, step, True) if found else None
+
+
+def _scan(container, stream, source, options: MediaOptions, clip: Mapping = {}) -> _Scan:
     """Go over the packets of an opened video, decoding nothing.
 
     Headers cannot be trusted with the number of frames: raw streams, mkv, webm and flv have none, and in a clip that
@@ -275,7 +345,8 @@ def _scan(container, stream, source, options: MediaOptions) -> _Scan:
         measured = (total - 1) / float((times[-1] - times[0]) * stream.time_base)
         # Stamps are rounded, which shows in short clips; headers too, and they guess where the rate varies.
         fps = fps if abs(1 / measured - 1 / fps) * (total - 1) < 0.5 / fps else measured
-    return _Scan(total, fps, times, keys if container.format.name in TIMED else [])
+    step = (times[-1] - times[0]) / max(total - 1, 1)
+    return _Scan(total, fps, times, keys if container.format.name in TIMED else [], times[0], step)
 
 
 def _check_whole(container, stream, source, fps: float, packets: int, end: float, cut_short: bool) -> None:
@@ -334,14 +405,14 @@ def _is_hidden(packet) -> bool:
 
 
 def _decode(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> dict[int, np.ndarray]:
-    """The wanted frames by number; `wanted` is in ascending order."""
+    """The wanted frames by number; `wanted` is in ascending order. None of them if a jump to a moment goes astray."""
     frames = _decode_by_time(source, wanted, scan, options) if scan.keys else None
-    return frames or _decode_by_number(source, wanted, scan.total, options)
+    return frames or ({} if scan.is_moment else _decode_by_number(source, wanted, scan.total, options))
 
 
 def _decode_by_time(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> dict[int, np.ndarray] | None:
     """The wanted frames; jumps to the keyframe before one only if that skips work. None if a jump goes astray."""
-    frames, shown, known = {}, scan.keys[0], set(scan.keys)
+    frames, shown, known = {}, -math.inf if scan.is_moment else scan.keys[0], set(scan.keys)
     with _opened(source, options) as (container, stream):
         try:
             decoded = container.decode(stream)

@@ -84,8 +84,9 @@ def pictures(sample: dict, boxes: Mapping[str, list[dict]] = {}) -> Iterator[tup
             continue
         height, width = part["video"].shape[1:3]
         for frame, i in zip(part["video"], part["metadata"]["frames_indices"]):
-            seconds = i / part["metadata"]["fps"]
-            yield kind, Image.fromarray(frame), f"{name}, {width} \u00d7 {height}, frame {i}, {seconds:.2f} s"
+            fps = part["metadata"]["fps"]  # None of images whose times are not known
+            at = f"{i / fps:.2f} s" if fps else "at a time not known"
+            yield kind, Image.fromarray(frame), f"{name}, {width} \u00d7 {height}, frame {i}, {at}"
 
 
 def with_boxes(picture: Image.Image, boxes: list[tuple[str, list[float]]]) -> Image.Image:

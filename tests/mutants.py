@@ -32,6 +32,7 @@ KINDS = "tests/reading/test_file_kinds.py::"
 THOUGHTS = "tests/collators/test_thoughts_and_tools.py::"
 BOXES, SEEN = "tests/collators/test_boxes.py::", "tests/collators/test_boxes_seen.py::"
 OBJECTS = "tests/reading/test_objects.py::"
+CLIPS = "tests/reading/test_clips.py::"
 
 
 class Fault(NamedTuple):
@@ -49,6 +50,63 @@ class Fault(NamedTuple):
 
 
 FAULTS = [
+    # ---- moments of videos ----
+    Fault(
+        "a moment begins where its film does",
+        "reading/videos.py",
+        "indices = np.linspace(first, end - 1, number)",
+        "indices = np.linspace(0, end - 1, number)",
+        f"{CLIPS}test_a_moment_is_the_frames_that_are_shown_in_it[a.mp4]",
+    ),
+    Fault(
+        "a moment is told as though it were the whole film",
+        "reading/videos.py",
+        "_metadata(end - first, scan.fps, indices)",
+        "_metadata(end - first, scan.fps, [i - first for i in indices])",
+        f"{CLIPS}test_a_moment_is_the_frames_that_are_shown_in_it[a.mp4]",
+    ),
+    Fault(
+        "all of a long film is read for a moment of it",
+        "reading/videos.py",
+        "_taken(source, options, clip, _scan_moment) if is_moment(clip) else None",
+        "_taken(source, options, clip, _scan_moment) if not clip else None",
+        f"{CLIPS}test_of_a_long_film_only_the_moment_is_read",
+    ),
+    Fault(
+        "a moment that was cut off is a shorter one",
+        "reading/videos.py",
+        "keys[0] <= begin + step / 4 and stop - last < max(1.5 * step, 0.1 / stream.time_base)",
+        "keys[0] <= begin + step / 4",
+        f"{CLIPS}test_a_moment_that_was_cut_off_is_no_shorter_moment[a.mkv]",
+    ),
+    Fault(
+        "another moment of a part is the same data",
+        "reading/row_index.py",
+        "in references[: len(layout.media)] if clip]",
+        "in references[: len(layout.media)] if not layout]",
+        f"{CLIPS}test_two_moments_of_a_film_are_two_clips_of_one_video",
+    ),
+    Fault(
+        "a part's own values are those of its row",
+        "reading/clips.py",
+        'of_row | part.get("clip", {})',
+        'part.get("clip", {}) | of_row',
+        f"{CLIPS}test_the_fields_of_rows_and_parts",
+    ),
+    Fault(
+        "images without times are told some",
+        "collators/template.py",
+        'if self.told_times and any("untimed" in part',
+        'if not self.told_times and any("untimed" in part',
+        "tests/collators/test_moments.py::test_frames_without_times_are_refused_where_the_model_is_told_them[qwen3-vl]",
+    ),
+    Fault(
+        "a clock is so many hundredths",
+        "evaluation/boxes.py",
+        "* 60**place",
+        "* 100**place",
+        "tests/evaluation/test_seconds.py::test_the_overlap_is_that_of_the_tenths_of_seconds",
+    ),
     # ---- bounds of pixels ----
     Fault(
         "images are resized before a processor that does it too",
@@ -1120,8 +1178,8 @@ FAULTS = [
     Fault(
         "the last frame is never taken",
         "reading/videos.py",
-        "return np.linspace(0, total - 1, options.num_frames)",
-        "return np.linspace(0, total - 2, options.num_frames)",
+        "indices = np.linspace(first, end - 1, number)",
+        "indices = np.linspace(first, end - 2, number)",
         "tests/reading/test_videos.py::test_a_short_clip_repeats_frames",
     ),
     Fault(

@@ -15,6 +15,7 @@ from reading.dataset import MultimodalDataset
 
 HI = turns("Hi", "Ho")
 SEEN = {"image": "red.png", "conversations": turns("<image>What?", "Red")}
+ASKED = {"image": "red.png", "video": "clip.mp4", "question": "What?", "answer": "Grey"}
 CLIP = {"video": "clip.mp4", "conversations": turns("<video>What?", "Grey")}
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
 SAMPLE = {"role": "user", "content": [{"type": "video", "path": "clip.mp4"}]}
@@ -72,14 +73,15 @@ REFUSED = {
     "a chain of thought": ({"chain_of_thought": "Well.", "question": "Hi?", "answer": "Ho"}, "chain_of_thought"),
     "history": ({"history": [["a", "b"]], "messages": CHAT}, "history"),
     # times and sizes
-    "columns of times": (CLIP | {"start": 1, "end": 2.5}, "start"),
-    "a span": (CLIP | {"clip": [1, 2]}, "clip"),
+    "columns of times": (CLIP | {"begin": 1, "stop": 2.5}, "begin"),
+    "a span": (CLIP | {"segment": [1, 2]}, "segment"),
     "a clock": (CLIP | {"timestamps": {"from": "00:01", "to": "00:07"}}, "timestamps"),
-    "a key of a part": (with_part("video", video_start=1.0), "messages[0].content[0].video_start"),
+    "a time of a part": (with_part("video", t_start=1.0), "messages[0].content[0].t_start"),
     "an offset of a part": (with_part("video", offset_s=1.5), "messages[0].content[0].offset_s"),
     "ends of a part": (with_part("video", **{"from": 1, "to": 2}), "messages[0].content[0].from"),
-    "a rate of a part": (with_part("video", fps=2), "messages[0].content[0].fps"),
+    "a rate of a part": (with_part("video", sample_fps=2), "messages[0].content[0].sample_fps"),
     "a size of a part": (with_part("image", max_pixels=50176), "messages[0].content[0].max_pixels"),
+    "a size beside an image": (ASKED | {"max_pixels": 50176}, "max_pixels"),
     "a size in a list": (SEEN | {"image": [{"path": "red.png", "resized_height": 8}]}, "image[0].resized_height"),
     "a size beside bytes": (SEEN | {"image": {"path": "red.png", "resized_height": 8}}, "image.resized_height"),
 }

@@ -1,0 +1,98 @@
+"""What a row says of its videos: a moment of the film, its frames and their size, and the times of a list of images.
+
+    {"video": "film.mp4", "start": 60, "end": 70, "fps": 2, ...}                       for each video of the row
+    {"videos": ["a.mp4", "b.mp4"], "clip": [[0, 5], [10, 12.5]], ...}                  one value for each
+    {"type": "video", "video": "film.mp4", "video_start": 60, "max_pixels": 50176}     of a part, where it wins
+
+It becomes a field `clip` of the part, what is given of {"start", "end", "fps", "num_frames", "max_pixels", "times"}.
+"""
+
+import dataclasses
+import math
+
+from reading.named_fields import loaded
+from reading.options import MediaOptions
+
+FORMS = dict.fromkeys(("start", "end"), "seconds from 0") | {"fps": "a number above 0"}
+FORMS |= dict.fromkeys(("num_frames", "max_pixels"), "a whole number from 1")
+NAMES = (*FORMS, "video_start", "video_end", "clip", "times")  # in a row
+LISTS = {"clip": "[start, end] in seconds", "times": "a list of seconds"}
+
+
+def of_fields(fields: dict, where: str = "") -> dict:
+    """The `clip` that fields of these names say.
+
+    Raises:
+        ValueError: names the field and the fix.
+    """
+    found = {}
+    for name in [name for name in NAMES if fields.get(name) is not None]:
+        value, key = loaded(fields[name], f"{where}{name}"), name.removeprefix("video_")  # in tables, it is text
+        if key not in LISTS:
+            values = {key: _checked(key, value, f"{where}{name}")}
+        elif isinstance(value, list) and (key == "times" or len(value) == 2):
+            seconds = [_checked("start", one, f"{where}{name}[{i}]") for i, one in enumerate(value)]
+            values = {"times": tuple(seconds)} if key == "times" else dict(zip(("start", "end"), seconds))
+        else:
+            raise ValueError(f"{where}{name} is {value!r:.100}; it must be {LISTS[key]}")
+        if not found.keys().isdisjoint(values):
+            raise ValueError(f"{where}{name} says a start or end that another field says too; keep one")
+        found |= values
+    return found
+
+
+def _checked(key: str, value: object, where: str) -> float | int:
+    is_whole, is_number = "whole" in FORMS[key], type(value) in (int, float) and math.isfinite(value) and value >= 0
+    if not is_number or value == 0 and "seconds" not in FORMS[key] or is_whole and value % 1:
+        raise ValueError(f"{where} is {value!r:.100}; it must be {FORMS[key]}")
+    return int(value) if is_whole else float(value)
+
+
+def place(row: dict, videos: list[dict]) -> None:
+    """Give the videos of a row, in order, what its fields say of them.
+
+    Raises:
+        ValueError: names the field and the fix.
+    """
+    fields = {name: loaded(row[name], name) for name in NAMES if name in row}
+    # Each has a value for each video, but lists of numbers that are one value.
+    several = {
+        name: value
+        for name, value in fields.items()
+        if isinstance(value, list) and (name not in LISTS or any(isinstance(one, list) for one in value))
+    }
+    for name, values in several.items():
+        if len(values) != len(videos):
+            raise ValueError(f"{name} has {len(values)} values, but the row has {len(videos)} videos; they must match")
+    for i, part in enumerate(videos):
+        of_row = of_fields(fields | {name: values[i] for name, values in several.items()})
+        if clip := of_row | part.get("clip", {}):
+            part["clip"] = clip
+            _check_together(clip, part["video"])
+
+
+def _check_together(clip: dict, video: object) -> None:
+    is_list, times = isinstance(video, list), clip.get("times")
+    if clip.get("start", 0) >= clip.get("end", math.inf):
+        raise ValueError(f"has a moment from {clip['start']:g} to {clip['end']:g} seconds; its end must be later")
+    if {"fps", other := "times" if is_list else "num_frames"} <= clip.keys():
+        raise ValueError(f"has both `fps` and `{other}` for one video; keep one")
+    if is_list and {"start", "end"} & clip.keys():
+        raise ValueError("has a moment of a list of images; list those of the moment alone")
+    if times and (not is_list or len(times) != len(video) or any(b <= a for a, b in zip(times, times[1:]))):
+        raise ValueError("has `times` which must be those of a list of as many images, and rise from one to the next")
+
+
+def is_untimed(part: dict) -> bool:
+    """Whether a video is a list of images of which nothing says when they were taken."""
+    return isinstance(part.get("video"), list) and part.get("clip", {}).keys().isdisjoint(("fps", "times"))
+
+
+def applied(options: MediaOptions, clip: dict) -> MediaOptions:
+    """The options of this clip; lists of images do not follow `fps`."""
+    values = {"video_max_pixels": clip["max_pixels"]} if "max_pixels" in clip else {}
+    if "num_frames" in clip:
+        values |= {"num_frames": clip["num_frames"], "fps": None, "max_frames": None}
+    elif "fps" in clip:
+        values["fps"] = clip["fps"]
+    return dataclasses.replace(options, **values) if values else options
