@@ -30,7 +30,7 @@ from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE / "contenders")]
+sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "contenders")]
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 import numpy as np  # noqa: E402
@@ -86,6 +86,7 @@ class Column:
     runs: dict[str, Run]
     judge: Callable[..., Cell]  # of the runs that have ended, by their names
     judges_errors: bool = False  # else: a run that ends in an error is "error"
+    merges: bool = False  # the tool merges the adapter of `run`, too
 
     def cell(self, seen: dict[str, Seen]) -> Cell:
         for run in seen.values():
@@ -197,15 +198,16 @@ def trained_as_rendered(name: str, row: dict, family: str = "qwen2-vl") -> Colum
 
 
 def labels_cell(taught: set[int], spans: list[range], ids: list[int], family: str) -> Cell:
-    # The template may begin a thought in the prompt: to train these tokens too changes nothing.
-    begun = {i for span in spans for i in range(span.start - 2, span.start)} if family == "qwen3.5" else set()
+    # What the template writes around a reply by itself, before a thought or after the end token, may be trained too.
+    free = {span.stop for span in spans}
+    free |= {i for span in spans for i in range(span.start - 2, span.start)} if family == "qwen3.5" else set()
     wanted = {i for span in spans for i in span}
-    ends = {span.stop - 1 for span in spans}
-    if taught - begun == wanted - begun:
+    taught, wanted = taught - free, wanted - free
+    if taught == wanted:
         return Cell("yes")
-    if taught - wanted - begun:
+    if taught - wanted:
         return Cell("no", "trains the prompt")
-    if wanted - taught == ends:
+    if wanted - taught == {span.stop - 1 for span in spans}:
         return Cell("no", "no end token")
     if taught == {*spans[-1]}:
         return Cell("no", "last reply only")
@@ -247,7 +249,9 @@ def same_steps(name: str, one: Run, other: Run) -> Column:
         if min(map(len, steps)) < 2:
             return Cell("n/a", "no two steps were seen")
         first, second = (difference(steps[1][i]["gradient"], steps[0][i]["gradient"]) for i in (0, 1))
-        return Cell("yes", f"{first:.0e}, {second:.0e}") if first < 1e-3 and second < 2e-2 else off(max(first, second))
+        if first > 1e-3 or second > 2e-2:
+            return off(first if first > 1e-3 else second)
+        return Cell("yes", f"{first:.0e}, {second:.0e}")
 
     return Column(name, {"one": one, "other": other}, judge)
 
@@ -323,7 +327,7 @@ def merged_is_adapter() -> Column:
         learned, lost = difference(adapted, plain), difference(found, adapted)
         return Cell("yes", f"{lost:.0e}") if lost < 1e-3 * max(learned, 1e-3) else Cell("no", f"off by {lost:.1e}")
 
-    return Column("merged equals adapter", {"run": run}, judge)
+    return Column("merged equals adapter", {"run": run}, judge, merges=True)
 
 
 def resumed_is_unbroken() -> Column:
@@ -355,7 +359,7 @@ def bad_row(name: str, bad: dict, **options) -> Column:
     """Refused, or told: not in silence. A message is a line of the log that a run without the row does not print."""
     good = [chat((USER, "Name a colour."), (ASSISTANT, "Blue")), chat((USER, "Name a fruit."), (ASSISTANT, "Pear"))]
     extra = options.pop("extra", {})
-    runs = {"clean": Run(good, steps=2, **options), "bad": Run([good[0], bad], steps=2, extra=extra, **options)}
+    runs = {"clean": Run(good, steps=2), "bad": Run([good[0], bad], steps=2, extra=extra, **options)}
 
     def judge(clean: Seen, bad: Seen) -> Cell:
         if clean.outcome != "done":
@@ -439,27 +443,31 @@ def columns() -> list[Column]:
 # ---- running ----
 
 
-def job_of(tool: Tool, run: Run, folder: Path, before: dict[str, Path]) -> dict:
-    folder.mkdir(parents=True)
-    job = tool.run(run, folder) | {"folder": str(folder), "processes": run.processes, "seconds": SECONDS}
-    if run.resumes:
-        name = f"checkpoint-{run.save}"
-        job["copy"] = [str(before[run.resumes] / "out" / name), str(folder / "out" / name)]
-    return job
-
-
-def jobs_of(tool: Tool, column: Column, folder: Path) -> dict[str, dict]:
-    found, folders = {}, {}
+def jobs_of(tool: Tool, column: Column, folder: Path, made: list[tuple[Run, dict]]) -> dict[str, dict]:
+    """The jobs of a column, by name; a run that was asked for before is not made again."""
+    found = {}
     for name, run in column.runs.items():
-        folders[name] = folder / f"{column.name}, {name}".replace(" ", "-")
-        found[name] = job_of(tool, run, folders[name], folders)
-    if column.name == "merged equals adapter":
-        target = folder / "merge"
-        target.mkdir()
-        adapter = folders["run"] / "out" / ("checkpoint-3" if tool.name == "ms-swift" else "")
-        job = tool.merge(target, adapter, target / "merged") if tool.merge else {"refused": "peft merges its adapters"}
-        found["merged"] = job | {"folder": str(target), "processes": 1, "seconds": SECONDS}
+        job = next((job for other, job in made if other == run), None)
+        if job is None:
+            job = start(tool.run, folder / f"{column.name} {name}".replace(" ", "-"), run)
+            if run.resumes:
+                out, saved = Path(found[run.resumes]["folder"], "out"), f"checkpoint-{run.save}"
+                job["copy"] = [str(out / saved), f"{job['folder']}/out/{saved}"]
+            made.append((run, job))
+        found[name] = job | {"processes": run.processes}
+    if column.merges:
+        if tool.merge:
+            found["merged"] = start(tool.merge, folder / "merged", Path(found["run"]["folder"], "out")) | {
+                "processes": 1
+            }
+        else:
+            found["merged"] = {"refused": "by peft"}
     return found
+
+
+def start(call: Callable[..., dict], folder: Path, *given) -> dict:
+    folder.mkdir(parents=True)
+    return {"processes": 1, "seconds": SECONDS} | call(*given, folder) | {"folder": str(folder)}
 
 
 def see(job: dict) -> Seen:
@@ -474,11 +482,12 @@ def see(job: dict) -> Seen:
 def measure(tool: Tool, python: str, wanted: list[Column], work: Path, tell: Callable[[str, Cell], None]) -> None:
     """All runs of a tool in forks of one process; each column is judged when the last of its runs has ended."""
     folder = work / tool.name
-    jobs = {column: jobs_of(tool, column, folder) for column in wanted}
-    asked = [job for of_column in jobs.values() for job in of_column.values() if "refused" not in job]
+    made: list[tuple[Run, dict]] = []
+    jobs = {column: jobs_of(tool, column, folder, made) for column in wanted}
+    asked = {job["folder"]: job for of_column in jobs.values() for job in of_column.values() if "refused" not in job}
     file = work / f"{tool.name}.json"
     path = [str(HERE.parent)] if tool.name == "finelmm" else []
-    file.write_text(json.dumps({"imports": tool.imports, "path": path, "jobs": asked}))
+    file.write_text(json.dumps({"imports": tool.imports, "path": path, "jobs": [*asked.values()]}))
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"FINELMM_CACHE": str(work)}
     command = [python, str(HERE / "contenders" / "observe.py"), str(file)]
     with open(work / f"{tool.name}.log", "w") as log, subprocess.Popen(command, env=env, stdout=log, stderr=log) as ran:
@@ -533,7 +542,10 @@ def main() -> None:
 
             def tell(column: str, cell: Cell, name=tool.name, cells=cells) -> None:
                 cells[column] = [cell.verdict, cell.why]
-                print(f"{name} | {column} | {cell}" + (f" ({cell.why})" if cell.verdict != "no" and cell.why else ""))
+                print(
+                    f"{name} | {column} | {cell}" + (f" ({cell.why})" if cell.verdict != "no" and cell.why else ""),
+                    flush=True,
+                )
                 if own.json:
                     own.json.write_text(json.dumps(found, indent=1) + "\n")
 

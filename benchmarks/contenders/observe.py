@@ -22,6 +22,17 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVI
 os.environ |= {"DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false"}
 
 
+# Loaded once, before the forks: transformers imports these when they are first asked for.
+LOADED = [f"transformers:{name}" for name in ("Trainer", "AutoProcessor", "Qwen2VLForConditionalGeneration")]
+
+
+def found(name: str):
+    """module, or module:attribute."""
+    module, _, attribute = name.partition(":")
+    module = importlib.import_module(module)
+    return getattr(module, attribute) if attribute else module
+
+
 class Record:
     """What one process of a job fed and learned."""
 
@@ -92,8 +103,7 @@ def run(job: dict, rank: int, port: int) -> None:
             sys.path[0] = str(Path(job["entry"]).parent)
             runpy.run_path(job["entry"], run_name="__main__")
         else:
-            module, function = job["entry"].split(":")
-            getattr(importlib.import_module(module), function)()
+            found(job["entry"])()
     finally:
         record.save(f"{job['folder']}/record-{rank}.pt")
 
@@ -140,8 +150,8 @@ def wait(pids: list[int], seconds: float) -> str:
 def main() -> None:
     jobs = json.loads(Path(sys.argv[1]).read_text())
     sys.path[:0] = jobs["path"]
-    for name in jobs["imports"]:
-        importlib.import_module(name)
+    for name in [*LOADED, *jobs["imports"]]:
+        found(name)
     for job in jobs["jobs"]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -5,9 +5,12 @@ train in float32 on a CPU without dropout, warm-up, decay or clipping, so that w
 """
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from speed import for_transformers_4
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parent.parent
@@ -92,8 +95,8 @@ def finelmm(run: Run, folder: Path) -> dict:
     return {"entry": str(REPO / "train.py"), "words": words(flags), "cwd": str(REPO)}
 
 
-def finelmm_merge(folder: Path, adapter: Path, merged: Path) -> dict:
-    flags = words({"model_path": adapter, "model_save_path": merged})
+def finelmm_merge(adapter: Path, folder: Path) -> dict:
+    flags = words({"model_path": adapter, "model_save_path": folder / "merged"})
     return {"entry": str(REPO / "merge_lora_weights.py"), "words": flags, "cwd": str(REPO)}
 
 
@@ -176,10 +179,10 @@ def as_sharegpt(message: dict) -> list[dict]:
     return [{"from": roles[message["role"]], "value": text}]
 
 
-def llamafactory_merge(folder: Path, adapter: Path, merged: Path) -> dict:
+def llamafactory_merge(adapter: Path, folder: Path) -> dict:
     base = folder.parent.parent / "checkpoints" / "qwen2-vl"
     flags = {"model_name_or_path": str(base), "adapter_name_or_path": str(adapter), "template": "qwen2_vl"}
-    flags |= {"finetuning_type": "lora", "export_dir": str(merged), "export_device": "cpu"}
+    flags |= {"finetuning_type": "lora", "export_dir": str(folder / "merged"), "export_device": "cpu"}
     return llamafactory_command("export", flags, folder)
 
 
@@ -204,7 +207,7 @@ def swift(run: Run, folder: Path) -> dict:
         flags |= {"freeze_vit": "true", "freeze_aligner": "true"} if run.lora == "text" else {"freeze_llm": "true"}
     if run.resumes:
         flags |= {"resume_from_checkpoint": str(folder / "out" / f"checkpoint-{run.save}")}
-    return {"entry": "swift.cli.sft:sft_main", "words": words(flags), "cwd": str(folder)}
+    return {"entry": "swift:sft_main", "words": words(flags), "cwd": str(folder)}
 
 
 def as_swift(message: dict) -> list[dict]:
@@ -216,9 +219,52 @@ def as_swift(message: dict) -> list[dict]:
     return [{"role": role, "content": text}]
 
 
-def swift_merge(folder: Path, adapter: Path, merged: Path) -> dict:
-    flags = {"adapters": adapter, "merge_lora": "true", "output_dir": merged, "check_model": "false"}
-    return {"entry": "swift.cli.export:export_main", "words": words(flags), "cwd": str(folder)}
+def swift_merge(adapter: Path, folder: Path) -> dict:
+    flags = {
+        "adapters": adapter / "checkpoint-3",
+        "merge_lora": "true",
+        "output_dir": folder / "merged",
+        "check_model": "false",
+    }
+    return {"entry": "swift:export_main", "words": words(flags), "cwd": str(folder)}
+
+
+# ---- lmms-finetune ----
+
+
+def lmms_finetune(run: Run, folder: Path) -> dict:
+    """Its scripts are run from a clone, named by the environment variable LMMS_FINETUNE."""
+    if run.family != "qwen2-vl":
+        return {"refused": "the family came later"}
+    if run.packing:
+        return {"refused": "no packing"}
+    if any(message.get("tool_calls") for row in run.rows for message in row["messages"]):
+        return {"refused": "no tools"}
+    rows = []
+    for row in run.rows:
+        roles = {"user": "human", "assistant": "gpt"}
+        turns = [{"from": roles[m["role"]], "value": flat(m)} for m in row["messages"] if m["role"] in roles]
+        found = {"conversations": turns} | {kind: media(row, kind) for kind in PLACE if media(row, kind)}
+        systems = [flat(m) for m in row["messages"] if m["role"] == "system"]
+        rows.append(found | ({"system_prompt": systems[0]} if systems else {}) | run.extra)
+    (folder / "rows.json").write_text(json.dumps(rows))
+    old = for_transformers_4(checkpoint(run, folder))
+    hub = folder / "Qwen" / "Qwen2-VL-2B-Instruct"  # it reads some files by the Hub path, whatever --model_local_path
+    hub.parent.mkdir()
+    hub.symlink_to(old)
+    flags = {"model_id": "qwen2-vl-2b-instruct", "model_local_path": old, "data_path": folder / "rows.json"}
+    flags |= hf_flags(run, folder / "out") | {"model_max_length": run.length, "num_frames": 4, "disable_tqdm": True}
+    flags |= {"use_lora": bool(run.lora), "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0} if run.lora else {}
+    flags |= {"use_lora": False, "train_vision_encoder": True, "train_vision_projector": True} if not run.lora else {}
+    flags |= {"train_vision_encoder": True, "use_vision_lora": True} if run.lora == "vision" else {}
+    if run.resumes:
+        return {"refused": "no flag for it is documented"}
+    return {"entry": f"{os.environ['LMMS_FINETUNE']}/train.py", "words": words(flags), "cwd": str(folder)}
+
+
+def lmms_merge(adapter: Path, folder: Path) -> dict:
+    flags = words({"model_path": adapter, "model_save_path": folder / "merged"})
+    return {"entry": f"{os.environ['LMMS_FINETUNE']}/merge_lora_weights.py", "words": flags, "cwd": str(adapter.parent)}
 
 
 @dataclass(frozen=True)
@@ -234,9 +280,16 @@ class Tool:
 
 
 TOOLS = {
-    "finelmm": Tool("finelmm", ("train", "peft"), "torch transformers peft", finelmm, finelmm_merge, "defaults"),
+    "finelmm": Tool(
+        "finelmm",
+        ("train", "peft", "reports.run_report", "matplotlib.pyplot", "merge_lora_weights"),
+        "torch transformers peft",
+        finelmm,
+        finelmm_merge,
+        "defaults",
+    ),
     "trl": Tool(
-        *("TRL", ("trl", "peft", "datasets"), "trl torch transformers peft", trl, None),
+        *("TRL", ("trl:SFTTrainer", "peft"), "trl torch transformers peft", trl, None),
         "prompt and completion, `max_length=None`",
     ),
     "llamafactory": Tool(
@@ -244,8 +297,12 @@ TOOLS = {
         *(llamafactory, llamafactory_merge, "`sharegpt`, `neat_packing`"),
     ),
     "swift": Tool(
-        *("ms-swift", ("swift.cli.sft",), "ms-swift torch transformers peft", swift, swift_merge),
+        *("ms-swift", ("swift:sft_main", "peft"), "ms-swift torch transformers peft", swift, swift_merge),
         "`messages`, `packing`",
+    ),
+    "lmms-finetune": Tool(
+        *("lmms-finetune", ("transformers:Qwen2VLForConditionalGeneration", "peft"), "torch transformers peft"),
+        *(lmms_finetune, lmms_merge, "LLaVA's JSON"),
     ),
 }
 
