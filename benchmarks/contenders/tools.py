@@ -13,7 +13,7 @@ from pathlib import Path
 from speed import for_transformers_4
 
 HERE = Path(__file__).resolve().parent
-REPO = HERE.parent.parent
+repo = HERE.parent.parent  # of finelmm; correctness.py --fault puts a copy in its place
 TEMPLATES = {"qwen2-vl": "qwen2_vl", "qwen3.5": "qwen3_5"}  # of LLaMA-Factory
 MODEL_TYPES = {"qwen2-vl": "qwen2_vl", "qwen3.5": "qwen3_5"}  # of ms-swift
 MODEL_IDS = {"qwen2-vl": "qwen2-vl-2b-instruct", "qwen3.5": "qwen3.5-0.8b"}
@@ -67,6 +67,10 @@ def media(row: dict, kind: str) -> list[str]:
     return [part[kind] for message in row["messages"] for part in content(message) if part["type"] == kind]
 
 
+def thinks(row: dict) -> bool:
+    return any("reasoning_content" in message for message in row["messages"])
+
+
 def write_lines(rows: list[dict], path: Path) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -84,6 +88,8 @@ def finelmm(run: Run, folder: Path) -> dict:
     flags = {"model_id": MODEL_IDS[run.family], "model_local_path": checkpoint(run, folder), "data_path": data}
     flags |= hf_flags(run, folder / "out") | {"model_max_length": run.length, "packing": run.packing}
     flags |= {"num_frames": 4, "disable_tqdm": True}
+    if any(map(thinks, run.rows)):
+        flags |= {"template_kwargs": '{"enable_thinking": true}'}
     if run.lora:
         flags |= {"use_lora": True, "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0}
     elif any(media(row, kind) for row in run.rows for kind in PLACE):
@@ -92,12 +98,12 @@ def finelmm(run: Run, folder: Path) -> dict:
         flags |= {"train_vision_encoder": True, "use_vision_lora": True}
     if run.resumes:
         flags |= {"resume_from_checkpoint": True}
-    return {"entry": str(REPO / "train.py"), "words": words(flags), "cwd": str(REPO)}
+    return {"entry": str(repo / "train.py"), "words": words(flags), "cwd": str(repo)}
 
 
 def finelmm_merge(adapter: Path, folder: Path) -> dict:
     flags = words({"model_path": adapter, "model_save_path": folder / "merged"})
-    return {"entry": str(REPO / "merge_lora_weights.py"), "words": flags, "cwd": str(REPO)}
+    return {"entry": str(repo / "merge_lora_weights.py"), "words": flags, "cwd": str(repo)}
 
 
 # ---- TRL ----
@@ -113,6 +119,7 @@ def trl(run: Run, folder: Path) -> dict:
         images = {"images": media(row, "image")} if any(media(row, "image") for row in run.rows) else {}
         rows.append({"prompt": prompt, "completion": [last], **images, **run.extra})
         rows[-1] |= {"tools": json.dumps(row["tools"])} if "tools" in row else {}
+        rows[-1] |= {"chat_template_kwargs": {"enable_thinking": True}} if thinks(row) else {}
     config = hf_flags(run, folder / "out") | {"gradient_checkpointing": False, "bf16": False, "disable_tqdm": True}
     config |= {"max_length": run.length if run.length != 2048 else None, "packing": run.packing}
     targets = VISUAL + r"(qkv|proj|fc1|fc2)" if run.lora == "vision" else f".*language_model.*({'|'.join(PROJECTIONS)})"
@@ -158,6 +165,8 @@ def llamafactory(run: Run, folder: Path) -> dict:
         flags |= {"lora_target": "qkv,fc1,fc2", "freeze_vision_tower": False} if run.lora == "vision" else {}
     else:
         flags |= {"freeze_vision_tower": False, "freeze_multi_modal_projector": False}
+    if any(map(thinks, run.rows)):
+        flags |= {"enable_thinking": True}
     if run.resumes:
         flags |= {"resume_from_checkpoint": str(folder / "out" / f"checkpoint-{run.save}")}
     return llamafactory_command("train", flags, folder)
@@ -205,6 +214,8 @@ def swift(run: Run, folder: Path) -> dict:
     if run.lora:
         flags |= {"lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
         flags |= {"freeze_vit": "true", "freeze_aligner": "true"} if run.lora == "text" else {"freeze_llm": "true"}
+    if any(map(thinks, run.rows)):
+        flags |= {"enable_thinking": "true"}
     if run.resumes:
         flags |= {"resume_from_checkpoint": str(folder / "out" / f"checkpoint-{run.save}")}
     return {"entry": "swift:sft_main", "words": words(flags), "cwd": str(folder)}
@@ -221,7 +232,7 @@ def as_swift(message: dict) -> list[dict]:
 
 def swift_merge(adapter: Path, folder: Path) -> dict:
     flags = {
-        "adapters": adapter / "checkpoint-3",
+        "adapters": adapter / "checkpoint-6",
         "merge_lora": "true",
         "output_dir": folder / "merged",
         "check_model": "false",
