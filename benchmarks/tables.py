@@ -28,7 +28,7 @@ PROPERTIES = {
     "merged equals adapter": "logits of the merged checkpoint are those of base and adapter",
     "resume": "a run from its third step's checkpoint ends with the weights of the unbroken one",
 }
-SHOWN = {"yes": "yes", "error": "refuses", "n/a": "–"}
+SHOWN = {"yes": "yes", "error": "error", "n/a": "–"}
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -72,7 +72,7 @@ def summary() -> str:
         if ", " not in name:
             verdicts = [tool["cells"].get(column, ["n/a"])[0] for column in PROPERTIES]
             rows.append([name, *(str(verdicts.count(verdict)) for verdict in ("yes", "error", "no", "n/a"))])
-    return table([found["date"], "holds", "refuses", "does not hold", "not measured"], rows)
+    return table([found["date"], "holds", "ends in an error", "does not hold", "not measured"], rows)
 
 
 def equality() -> str:

@@ -156,7 +156,7 @@ def main() -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        if "copy" in job:
+        if "copy" in job and Path(job["copy"][0]).exists():
             shutil.copytree(*job["copy"])
         pids = [fork(job, rank, port) for rank in range(job["processes"])]
         Path(job["folder"], "outcome.txt").write_text(wait(pids, job["seconds"]))

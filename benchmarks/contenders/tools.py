@@ -15,7 +15,7 @@ from speed import for_transformers_4
 HERE = Path(__file__).resolve().parent
 repo = HERE.parent.parent  # of finelmm; correctness.py --fault puts a copy in its place
 TEMPLATES = {"qwen2-vl": "qwen2_vl", "qwen3.5": "qwen3_5"}  # of LLaMA-Factory
-MODEL_TYPES = {"qwen2-vl": "qwen2_vl", "qwen3.5": "qwen3_5"}  # of ms-swift
+MODEL_TYPES = {"qwen2-vl": "qwen2_vl", "qwen3.5": "qwen3_5"}  # of ms-swift, and templates
 MODEL_IDS = {"qwen2-vl": "qwen2-vl-2b-instruct", "qwen3.5": "qwen3.5-0.8b"}
 VISUAL = r"model\.visual\.blocks\..*"
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -206,7 +206,12 @@ def swift(run: Run, folder: Path) -> dict:
         rows[-1] |= {f"{kind}s": media(row, kind) for kind in PLACE if media(row, kind)}
         rows[-1] |= {"tools": json.dumps(row["tools"])} if "tools" in row else {}
     flags = hf_flags(run, folder / "out") | {"model": checkpoint(run, folder), "check_model": "false"}
-    flags |= {"model_type": MODEL_TYPES[run.family], "torch_dtype": "float32", "max_length": run.length}
+    flags |= {
+        "model_type": MODEL_TYPES[run.family],
+        "template": MODEL_TYPES[run.family],
+        "torch_dtype": "float32",
+        "max_length": run.length,
+    }
     flags |= {"dataset": write_lines(rows, folder / "rows.jsonl"), "load_from_cache_file": "false"}
     flags |= {"tuner_type": "lora" if run.lora else "full", "freeze_vit": "false", "freeze_aligner": "false"}
     flags |= {"gradient_checkpointing": "false", "add_version": "false", "split_dataset_ratio": 0, "attn_impl": "sdpa"}
@@ -265,8 +270,10 @@ def lmms_finetune(run: Run, folder: Path) -> dict:
     hub.symlink_to(old)
     flags = {"model_id": "qwen2-vl-2b-instruct", "model_local_path": old, "data_path": folder / "rows.json"}
     flags |= hf_flags(run, folder / "out") | {"model_max_length": run.length, "num_frames": 4, "disable_tqdm": True}
-    flags |= {"use_lora": bool(run.lora), "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0} if run.lora else {}
-    flags |= {"use_lora": False, "train_vision_encoder": True, "train_vision_projector": True} if not run.lora else {}
+    flags |= {
+        "use_lora": bool(run.lora)
+    }  # without it, the whole language model: its peft cannot keep the projector too
+    flags |= {"lora_r": 8, "lora_alpha": 16, "lora_dropout": 0} if run.lora else {}
     flags |= {"train_vision_encoder": True, "use_vision_lora": True} if run.lora == "vision" else {}
     if run.resumes:
         return {"refused": "no flag for it is documented"}
