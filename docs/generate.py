@@ -25,6 +25,7 @@ from PIL import Image  # noqa: E402
 
 import preview  # noqa: E402
 from arguments import DataArguments, LoraArguments, ModelArguments, parse_arguments  # noqa: E402
+from benchmarks import tables  # noqa: E402
 from collators import COLLATORS  # noqa: E402
 from collators.template import ChatFormat  # noqa: E402
 from loaders import LOADERS  # noqa: E402
@@ -349,7 +350,11 @@ def render(checkpoint_of) -> dict[Path, str]:
         loaders[family] = loader(checkpoint_of(family), trust_remote_code=loader.remote_code)
     collators = {family: COLLATORS.get(family)(loader.load_processor()) for family, loader in loaders.items()}
     return {
-        REPO / "README.md": fill(REPO / "README.md", models=model_table(collators)),
+        REPO / "README.md": fill(REPO / "README.md", models=model_table(collators), correctness=tables.summary()),
+        REPO / "docs/correctness.md": fill(
+            REPO / "docs/correctness.md",
+            **{part: getattr(tables, part)() for part in ("correctness", "faults", "equality")},
+        ),
         REPO / "docs/dataset.md": fill(REPO / "docs/dataset.md", preview=preview_example(checkpoint_of("llava-1.5"))),
         REPO / "docs/inference.md": fill(REPO / "docs/inference.md", servers=server_table()),
         REPO / "docs/training.md": fill(

@@ -13,9 +13,11 @@ SMALLEST = {
     "attention": ("--rounds 1", r"hidden 512, .*: mask [\d.]+, padded [\d.]+"),
     "checkpoints": ("--output_dir {folder}/checkpoint", None),
     "collate": ("llava-1.5", r"llava-1.5 +text only .* [\d.]+"),
+    "correctness": ("--tools finelmm --columns text system", r"finelmm \| system \| yes"),
     "curves": ("--lengths 256 512 --images 1 2 --rounds 1", r"step: .* CPU-s each, r2 [\d.]+"),
     "decode": ("--seconds 2 --rounds 1", r"drafted +\d+ +[\d.]+"),
     "gpu": ("--dry_run --cells step --cell_seconds 300 --output {folder}/gpu.json", r"gemma-3-.*: measured, .*"),
+    "equality": ("--families llava-1.5 --engines", r"llava-1.5 \{'float32 loss': .*\}"),
     "label_masks": ("--families llava-1.5", r"eight: eight long exchanges, three images"),
     "lengths": ("--rows 100 --repeats 1", r" +100 \| .* [\d.]+"),
     "losses": ("--families llava-1.5 --steps 1 --write {folder}/losses.json", r"llava-1.5, full, packed: 1"),
@@ -32,7 +34,7 @@ SMALLEST = {
 
 
 def test_no_benchmark_is_left_out():
-    others = {"estimate"}  # its figures are asserted in test_estimate.py
+    others = {"estimate", "tables"}  # whose figures test_estimate.py asserts; whose tables test_docs.py compares
     assert {path.stem for path in (REPO / "benchmarks").glob("*.py")} == SMALLEST.keys() | others
 
 
@@ -47,6 +49,33 @@ def test_a_benchmark_runs(script, tmp_path):
     assert last is None or re.fullmatch(last, done.stdout.rstrip().splitlines()[-1]), done.stdout
     if script == "speed":
         assert "trl: left out, --trl_python is not given" in done.stdout and "does not run" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.cross
+def test_a_planted_fault_turns_a_cell_of_the_correctness_bench(tmp_path):
+    words = ["--tools", "finelmm", "--columns", "packed samples", "--fault", "samples of a row see each other"]
+    command = [sys.executable, "benchmarks/correctness.py", *words]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=900)
+    assert re.search(r"finelmm \| packed samples \| no: moves by \d+%", done.stdout), done.stdout + done.stderr
+
+
+def test_labels_are_judged_by_the_spans_of_the_replies():
+    sys.path.append(str(REPO / "benchmarks" / "contenders"))
+    sys.path.append(str(REPO / "benchmarks"))
+    from columns import labels_cell
+
+    spans = [range(3, 6), range(9, 12)]
+    replies = {3, 4, 5, 9, 10, 11}
+    for taught, said in {
+        "the replies": (replies, "yes"),
+        "and what the template writes after an end token": (replies | {6}, "yes"),
+        "a question": (replies | {2}, "no: trains the prompt"),
+        "no end": (replies - {5, 11}, "no: no end token"),
+        "the last": ({9, 10, 11}, "no: last reply only"),
+        "nothing": (set(), "no: other labels"),
+    }.values():
+        assert str(labels_cell(taught, spans, "qwen2-vl")) == said
 
 
 @pytest.mark.slow

@@ -1,0 +1,92 @@
+"""The tables of docs/correctness.md and README.md, from docs/correctness.json and docs/equality.json."""
+
+import json
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+# A property -> what holds where the cell is "yes".
+PROPERTIES = {
+    "text": "the ids are those of the checkpoint's own template, and the labels each reply with its end token",
+    "several turns": "the same of a conversation with an image and two replies",
+    "system": "the same with a system prompt",
+    "several images": "the same with two images between words",
+    "video": "the same with a video, however many frames are drawn of it",
+    "thoughts": "the same with a thought before the answer",
+    "tool calls": "the same with tools, a call and its result",
+    "own tokens": "the same with the family's own tokens for boxes in a reply",
+    "typed control strings": "a typed `<|im_end|>` stays text",
+    "batch size": "gradients of a step of 4 samples: at once, or accumulated one by one",
+    "processes": "the same: by one process, or two",
+    "texts on one of two": "the same of a text and an image, where one process gets the text alone",
+    "packed samples": "a sample's states do not move when others in its pack change",
+    "cut samples": "a sample over the limit is not cut through an image",
+    "over-long row": "a text over the limit is refused or told, not lost in silence",
+    "broken image": "the same of half an image file",
+    "empty reply": "the same of a row with nothing to train",
+    "unread field": "the same of a field of the rows that nobody reads",
+    "adapters that train nothing": "adapters in the vision encoder and no image: refused or told",
+    "merged equals adapter": "logits of the merged checkpoint are those of base and adapter",
+    "resume": "a run from its third step's checkpoint ends with the weights of the unbroken one",
+}
+SHOWN = {"yes": "yes", "error": "error", "n/a": "–"}
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "".join("| " + " | ".join(row) + " |\n" for row in [head, ["---"] * len(head), *rows])
+
+
+def read(name: str) -> dict:
+    return json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def shown(cell: list[str] | None) -> str:
+    verdict, why = cell or ("n/a", "")
+    return SHOWN.get(verdict) or f"**no**: {why}"
+
+
+def correctness() -> str:
+    """Properties by tools, then the versions."""
+    found = read("correctness")
+    of_tools = {name: tool for name, tool in found["tools"].items() if ", " not in name}
+    rows = [
+        [name, *(shown(tool["cells"].get(name)) for tool in of_tools.values()), PROPERTIES[name]] for name in PROPERTIES
+    ]
+    versions = "".join(f"- {name}: {tool['versions']}; asked with {tool['flags']}\n" for name, tool in of_tools.items())
+    return f"{table(['', *of_tools, 'yes, where'], rows)}\nMeasured on {found['date']}:\n\n{versions}"
+
+
+def faults() -> str:
+    """The cells of finelmm that turn, by planted fault."""
+    tools, rows = read("correctness")["tools"], []
+    for name, tool in tools.items():
+        plain, _, fault = name.partition(", ")
+        for column, cell in tool["cells"].items() if fault else ():
+            rows.append([fault, column, shown(tools[plain]["cells"][column]), shown(cell)])
+    return table(["fault", "property", "without", "with"], rows)
+
+
+def summary() -> str:
+    """A row a tool: how many properties hold."""
+    found, rows = read("correctness"), []
+    for name, tool in found["tools"].items():
+        if ", " not in name:
+            verdicts = [tool["cells"].get(column, ["n/a"])[0] for column in PROPERTIES]
+            rows.append([name, *(str(verdicts.count(verdict)) for verdict in ("yes", "error", "no", "n/a"))])
+    return table([found["date"], "holds", "ends in an error", "does not hold", "not measured"], rows)
+
+
+def equality() -> str:
+    """A row a family: packed against alone; then a row a family: two processes against one."""
+    found = read("equality")
+    kinds = [f"{dtype} {what}" for dtype in ("float32", "bfloat16") for what in ("loss", "gradients", "vision")]
+    kinds += ["rounding", "rounding vision"]
+    rows = [[family, *(f"{cells[kind]:.0e}" for kind in kinds)] for family, cells in found["packed"].items()]
+    engines = [*next(iter(found["engines"].values()))]
+    head = [f"{engine}: {what}" for engine in engines for what in ("losses", "weights")]
+    runs = [
+        [family, *(f"{cells[engine][what]:.0e}" for engine in engines for what in ("losses", "weights"))]
+        for family, cells in found["engines"].items()
+    ]
+    names = [kind.replace("rounding", "bfloat16 itself") for kind in kinds]
+    packed, processes = table(["packed", *names], rows), table(["two processes", *head], runs)
+    return f"{packed}\n{processes}\n{found['date']}, {found['versions']}\n"
