@@ -74,7 +74,7 @@ STEPS = ("components", "labels", "batch", "picture", "trained", "merged", "answe
 ROUNDING = 1e-3  # of a loss in float32, between two ways of computing it
 # Written by nobody for these checkpoints: it shows what a run does once its user gives a template.
 NEUTRAL = """{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}
-{%- for part in message.content %}{{- part.text if part.type == 'text' else IMAGE }}{% endfor %}
+{%- for part in message.content %}{{- part.text if part.type == 'text' else IMAGE + '\\n' }}{% endfor %}
 {{- '<|im_end|>\\n' }}{% endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
 # What train.py's arguments tell the probes of a loaded model.
 ARGUMENTS = SimpleNamespace(
@@ -104,10 +104,12 @@ def row_of(model_type: str, folder: Path) -> dict:
     row, base = {}, str(folder / "base")
     try:
         with step(row, "made"):
-            flags = make(model_type, base, folder)
-        data = write_data(folder)
+            config = make_config(model_type, base)
         with step(row, "components"):
             loader = LOADERS.get(AUTO)(base)
+        with step(row, "made"):
+            flags = make(model_type, config, base, folder)
+        data = write_data(folder)
         with step(row, "labels"):
             collator = collator_of(loader, flags)
             check_labels(collator)
@@ -155,17 +157,30 @@ def step(row: dict, name: str):
         places = traceback.extract_tb(error.__traceback__)[-3:]
         where = " ".join(f"{Path(place.filename).name}:{place.lineno}" for place in places)
         row[name] = f"ERROR {type(error).__name__}: {str(error)[:300]} ({where})"
+    if name == "made" and row[name] is not True:  # no fault of `auto`
+        row[name] = f"not tried, since no tiny checkpoint could be made: {row[name].removeprefix('ERROR ')}"
     if row[name] is not True:
         raise Refused
 
 
-def make(model_type: str, base: str, folder: Path) -> list[str]:
-    """Write the checkpoint; returns the flags that its training needs."""
+def make_config(model_type: str, base: str):
+    """Write the config, or a family's whole checkpoint; returns the config that needs weights and a processor."""
     if family := family_types().get(model_type):
-        make_tiny_checkpoint(family, base)
+        return make_tiny_checkpoint(family, base)
+    try:
+        processor = any_type.make_processor(model_type)
+    except ValueError:  # said by `make`, if the type gets that far
+        processor = SimpleNamespace(tokenizer=any_type.tokenizer_with(any_type.CONTROL))
+    config = any_type.make_config(model_type, processor)
+    config.save_pretrained(base)
+    return config
+
+
+def make(model_type: str, config, base: str, folder: Path) -> list[str]:
+    """Write weights and processor; returns the flags that the training needs."""
+    if not config:
         return []
-    processor = any_type.make_processor(model_type)
-    model = any_type.make_model(any_type.make_config(model_type, processor))
+    processor, model = any_type.make_processor(model_type), any_type.make_model(config)
     ids = {"eos_token_id": processor.tokenizer.eos_token_id, "pad_token_id": processor.tokenizer.pad_token_id}
     model.generation_config = transformers.GenerationConfig(do_sample=False, **ids)
     model.save_pretrained(base)
@@ -241,7 +256,7 @@ def in_a_process(model_type: str, seconds: int) -> dict:
     with open(reader, "rb") as pipe:
         text = pipe.read()
     _, status = os.waitpid(child, 0)
-    return json.loads(text) if text else {"made": f"ERROR the process ended with {status}"}
+    return json.loads(text) if text else {"made": f"not tried to its end: its process ended with status {status}"}
 
 
 def main() -> None:

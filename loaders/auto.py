@@ -2,7 +2,7 @@
 
 from inspect import signature
 
-from transformers import AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, ProcessorMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from loaders import register_loader
@@ -67,6 +67,11 @@ class AutoLoader(BaseLoader):
         processor = super().load_processor(path)
         if self._takes_media_types:  # the model asks for them where its processor leaves them out (5.23: Cosmos3-Edge)
             processor.return_mm_token_type_ids = True
+        if type(processor).image_token_ids is ProcessorMixin.image_token_ids:
+            # Where pixels go, which is not where the text has a placeholder (5.23: Ovis2 says only the latter).
+            fields = self.config.to_dict()
+            named = {fields[name] for name in ("image_token_id", "image_token_index") if name in fields}
+            processor.image_token_ids = [*({*processor.image_token_ids, *named} - {None})]
         return processor
 
     @staticmethod

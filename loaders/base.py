@@ -135,7 +135,8 @@ class BaseLoader:
         """The checkpoint's own processor, with a fast tokenizer; or that of another folder, such as an adapter's."""
         path = path or self.model_path
         processor = self.load_with(AutoProcessor, path)
-        if not all(hasattr(processor, name) for name in ("tokenizer", "image_processor", "image_token")):
+        needed = ("tokenizer", "image_processor", "image_token")
+        if not all(hasattr(processor, name) for name in needed) or not isinstance(processor.image_token, str):
             raise ValueError(
                 f"{path}: its {type(processor).__name__} lacks a tokenizer, an image processor or an image token, so "
                 "that no picture has a place in a text. Add a family (docs/add_new_model.md)."

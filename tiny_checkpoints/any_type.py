@@ -121,9 +121,14 @@ OVERRIDES: dict[str, dict] = {
     "glm46v": {"config": {MROPE: [2, 3, 3]}},
     "deepseek_vl": {"options": {"num_image_tokens": 16}},
     "deepseek_vl_hybrid": {"options": {"num_image_tokens": 16}, "image": 64},
-    "diffusion_gemma": {"feature_extractor": "Gemma4AudioFeatureExtractor", "like": "gemma4"},
+    "diffusion_gemma": {
+        "feature_extractor": "Gemma4AudioFeatureExtractor",
+        "like": "gemma4",
+        "config": {"text_config.num_experts": 4, "text_config.top_k_experts": 2}
+        | {"text_config.moe_intermediate_size": 32},
+    },
     "emu3": {"start": {"vocabulary_map": {"<image>": 0}}, "vocabulary_map": True, "bos": True},
-    "fast_vlm": {"processor": "LlavaProcessor", "like": "llava"},
+    "fast_vlm": {"processor": "LlavaProcessor", "like": "llava", "config": {"vision_config.hidden_size": 3072}},
     "glm4v_moe": {"like": "glm4v", "config": {MROPE: [1, 1, 2]}},
     "glm5_next": {"config": {"text_config.num_key_value_heads": 4, "text_config.qk_rope_head_dim": 0}},
     "glm_ocr": {"processor": "Glm46VProcessor", "like": "glm46v", "config": {MROPE: [2, 3, 3]}},
@@ -148,15 +153,13 @@ OVERRIDES: dict[str, dict] = {
     },
     "inkling2": {"image_processor": {"size": {"height": 40, "width": 40}}},
     "inkling_mm_model": {"image_processor": {"size": {"height": 40, "width": 40}}},
-    **dict.fromkeys(
-        ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7"), {"image": 448, "config": {"vision_config.patch_size": 14}}
-    ),
+    **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7"), {"image": 448}),
     "minimax_m3_vl": {"more_tokens": ["]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>["]},
     "mistral_large4": {"ids": {"image_token_index": "[IMG]"}},
     "muse_glimmer": {"config": {"out_hidden_size": 256}},
     "paddleocr_vl": {"config": {MROPE: [2, 3, 3]}},
     "unlimited_ocr": {"config": {"vision_config.sam_config.downsample_channels": [32, 64]}},
-    "video_llava": {"image": 224},
+    "video_llava": {"image": 224, "options": {"vision_feature_select_strategy": "default"}},
     "vipllava": {"config": {"vision_feature_layer": [-2, -1]}},
     "mistral4": {"processor": "PixtralProcessor", "like": "mistral3"},
     "molmo2": {"config": {"adapter_config.vision_feature_layer": [1, 0], "vision_config.image_size": [56, 56]}}
@@ -165,8 +168,13 @@ OVERRIDES: dict[str, dict] = {
         "config": {"out_hidden_size": 256, "audio_config.patch_sizes": [2, 2], "audio_config.depths": [2, 2]}
         | {"audio_config.hidden_sizes": [2, 2]},
     },
-    "ovis2": {"options": {"image_seq_length": 16}},
-    "perception_lm": {"start": {"vision_config": TIMM}, "options": {"patch_size": 14}}
+    "ovis2": {
+        "options": {"image_seq_length": 16},
+        "ids": {"image_token_id": "<IMG_ATOM>"}
+        | {"visual_indicator_token_ids": ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]},
+        "more_tokens": ["<IMG_ATOM>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"],
+    },
+    "perception_lm": {"start": {"vision_config": TIMM}, "options": {"patch_size": 14, "pooling_ratio": 1}}
     | {"image_processor": {"tile_size": 56, "max_num_tiles": 4}},
     "qwen2_5_omni_thinker": {"processor": "Qwen2_5OmniProcessor", "like": "qwen2_5_omni", "tokens": QWEN} | THINKER,
     "qwen3_omni_moe_thinker": {"processor": "Qwen3OmniMoeProcessor", "like": "qwen3_omni_moe", "tokens": QWEN}

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from conftest import AUTO, REPO, check_each
+from transformers import ProcessorMixin
 
 from collators import COLLATORS
 from collators.probes import check_labels
@@ -89,3 +90,17 @@ def test_a_row_of_the_table_is_what_comes_out(model_type, tmp_path, monkeypatch)
     assert [name for name, value in row.items() if value is True] == [
         name for name, value in TABLE["types"][model_type].items() if value is True
     ]
+
+
+def test_a_processor_that_does_not_name_its_tokens_of_pictures_is_refused(tiny, monkeypatch):
+    """As Ovis2's, whose config does: else a cut could go through a picture, and its tokens could be trained."""
+    loader = LOADERS.get(AUTO)(tiny(AUTO))
+    processor = loader.load_processor()
+    monkeypatch.setattr(type(processor), "image_token_ids", [-1])
+    with pytest.raises(ValueError, match="Cohere2VisionProcessor does not name the tokens that it writes for"):
+        COLLATORS.get(AUTO)(processor, stop_tokens=loader.stop_tokens(processor.tokenizer))
+
+    monkeypatch.setattr(type(processor), "image_token_ids", ProcessorMixin.image_token_ids)
+    processor.image_token_id = -1
+    monkeypatch.setattr(loader, "load_with", lambda *args: processor)
+    assert loader.config.image_token_id in loader.load_processor().image_token_ids
