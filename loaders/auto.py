@@ -39,7 +39,8 @@ class AutoLoader(BaseLoader):
         encoder, decoder, head = (names.get(module) for module in modules)
         if not (encoder and decoder and head):  # "" is the model itself
             self._refuse(f"({type(model).__name__}) does not tell its vision encoder, language model and head")
-        self.mrope = hasattr(model.base_model, "get_rope_index")
+        rope_index = vars(type(model.base_model)).get("get_rope_index")  # those of Omni models ask for sound too
+        self.mrope = bool(rope_index) and "mm_token_type_ids" in signature(rope_index).parameters
         self._takes_media_types = "mm_token_type_ids" in signature(model.forward).parameters
         self.vision_encoder = [encoder]
         self.language_model = [decoder] if is_inside(head, decoder) else [decoder, head]

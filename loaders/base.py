@@ -221,7 +221,7 @@ class BaseLoader:
 
     def rope_index(self):
         """`get_rope_index` of the model, with mrope: it needs no weights."""
-        return self._model_without_weights(attn_implementation="eager").model.get_rope_index
+        return self._model_without_weights(attn_implementation="eager").base_model.get_rope_index
 
     def _model_without_weights(self, **kwargs) -> nn.Module:
         kwargs = {"config": self.config, "dtype": "auto"} | self.model_kwargs | kwargs
