@@ -255,7 +255,7 @@ def make_batch(arguments: Arguments, loader) -> dict[str, torch.Tensor]:
     seed = arguments.training.seed
     datasets = [make_datasets(data, seed, evaluation=False, check=False)[0]] if any(data.data_path) else []
     collator = make_collator(arguments.model.family, loader, data, *datasets)
-    if attention.is_padding_free(arguments, loader):
+    if attention.is_padding_free(arguments, loader) and not loader.is_tested_on_loading:  # there are no weights to test
         collator.join_samples(loader)
     number = arguments.training.per_device_train_batch_size
     rows = longest_rows(*datasets, collator, number) if datasets else [made_row(arguments, collator)]

@@ -98,7 +98,9 @@ def main(words: list[str] | None = None) -> None:
         print(f"The logits are not checked: that takes {gigabytes(needed)} of memory, which are not free.")
     else:
         merged = LOADERS.get(family)(place, args.trust_remote_code, dtype=torch.float32)
-        collator = COLLATORS.get(family)(loader.load_processor())
+        processor = merged.load_processor()  # with the template of the run
+        template = processor.chat_template if saved.get("chat_template") else None
+        collator = COLLATORS.get(family)(processor, chat_template=template)
         print(check_logits(loader, args.model_path, seen_as, merged, collator, dtype), flush=True)
     if found := "; ".join(serving.faults(place)):
         print(f"WARNING: what inference servers read is not whole: {found}.")

@@ -33,7 +33,7 @@ from reading.options import MEDIA_FLAGS
 from reading.split import make_datasets
 from reading.strict_json import make_strict
 from reports.run_report import RunFacts, reported, write_card
-from training import engines, resume, run_folder, trainable
+from training import engines, model_probes, resume, run_folder, trainable
 from training.added_tokens import added_tokens, untrained_tokens
 from training.engines import say
 from training.make_collator import make_collator
@@ -86,11 +86,15 @@ def finetune(arguments: Arguments) -> None:
     engines.join(arguments.training)
     quantize(arguments, loader)
     model = loader.load_model()
+    if loader.is_tested_on_loading:
+        say(model_probes.check_batches(model, loader, collator, arguments))
     if collator.joins_samples:
         attention.separate_samples(model, loader)
     engines.set_up_fsdp(arguments.training, model, trainable.compute_dtype(arguments.training))
     set_seed(arguments.training.seed)  # adapters start alike under every engine
     model = trainable.make_trainable(model, loader, arguments)
+    if loader.is_tested_on_loading:
+        say(model_probes.allow_unreached(model, collator, arguments.training))
     trained = trainable.summarize(model, loader, arguments)
     say("\n" + trainable.format_summary(trained) + "\n")
     collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, trained, train_dataset, eval_dataset)

@@ -1,8 +1,11 @@
 """Any other checkpoint: its own chat template is the training template."""
 
+import torch
+
 from collators import register_collator
 from collators.base import ChatCollator
 from collators.budget import Budget
+from collators.probes import encoded_probes
 from collators.template import official_template
 from reading.rows import content_parts
 
@@ -24,8 +27,25 @@ class AutoCollator(ChatCollator):
     )
     budget_class = AutoBudget
     told_times = True  # for all that is known
+    # Of texts, some make tensors by themselves, in which no place is found; Ovis2 reads tiles from a tensor.
+    processor_kwargs = {"text_kwargs": {"return_tensors": None}, "images_kwargs": {"return_tensors": "pt"}}
 
     def __init__(self, processor, *args, chat_template: str | None = None, **kwargs):
         if chat_template == "family":
             raise ValueError("--chat_template family: --model_id auto has no template of its own. Leave it out.")
         super().__init__(processor, *args, chat_template=chat_template or official_template(processor), **kwargs)
+        rows = [inputs for inputs, _ in encoded_probes(self)]
+        for row in rows:
+            has_pixels = any(torch.is_tensor(value) and value.is_floating_point() for value in row.values())
+            if has_pixels and not self.is_media(row["input_ids"]).any():
+                raise ValueError(
+                    f"{type(processor).__name__} does not name the tokens that it writes for a picture, so they could "
+                    "be cut or trained. Add a family (docs/add_new_model.md)."
+                )
+        # Whatever has a value for each token of every probe marks tokens, such as `token_type_ids`: none in padding.
+        of_tokens = [{name for name, value in row.items() if by_token(value, row["input_ids"])} for row in rows]
+        self.sequence_padding = dict.fromkeys(set.intersection(*of_tokens), 0) | self.sequence_padding
+
+
+def by_token(value: object, input_ids: torch.Tensor) -> bool:
+    return torch.is_tensor(value) and value.shape[:2] == input_ids.shape

@@ -393,7 +393,7 @@ def naming(source: str, processor) -> Iterator[None]:
         yield
     except UnfitTemplate as error:
         raise ValueError(f"{source}: {error}") from error
-    except (ValueError, IndexError, TypeError, RuntimeError) as error:
+    except (ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{source}: {type(processor).__name__} refuses it: {error}") from error
 
 

@@ -132,9 +132,14 @@ def supported_models(loaders: dict, collators: dict) -> str:
         "`--model_id auto` takes the checkpoint that `--model_local_path` names without a file of its own. Its vision "
         "encoder, language model and head are what the model's accessors name; the vision projector is what lies "
         "beside them, so a projector inside the encoder counts as encoder; an audio encoder stays frozen. The training "
-        "text is the checkpoint's own: [chat_formats.md](chat_formats.md#auto). Modules whose output the loss "
-        "never uses are not known: with several processes and `--train_vision_encoder True`, plain DDP may need "
-        "`--ddp_find_unused_parameters True`. Nor are experts: `--lora_experts` and `--lora_router` are refused.\n",
+        "text is the checkpoint's own: [chat_formats.md](chat_formats.md#auto). Experts are not known: "
+        "`--lora_experts` and `--lora_router` are refused.\n",
+        "Before it trains, a run sends some probes through the loaded model: each alone, padded to one batch, and "
+        "concatenated. Where the padded losses are not those of each alone, the model is refused; where the "
+        "concatenated ones are not, samples are padded, in one line that says so. With several processes, a backward "
+        "pass of the probes shows what gets no gradient, which DDP then looks for in each step. Under DeepSpeed and "
+        "FSDP, which shard the model, samples are padded without that test.\n\n"
+        "[auto_types.md](auto_types.md): what it came to with every type of the library.\n",
     ]
     return "\n".join(parts)
 

@@ -61,6 +61,8 @@ def is_padding_free(arguments, loader) -> bool:
     """Whether the samples of a batch lie in one row: by the flags, and by what the model can."""
     data, flag = arguments.data, "packing" if arguments.data.packing else "padding_free"
     reason = loader.inseparable
+    if loader.is_tested_on_loading and (arguments.training.deepspeed or arguments.training.fsdp):
+        reason = "only a test of the whole model shows whether its samples stay apart, and this engine shards it"
     if not reason and loader.text_attention not in JOINING:
         reason = f"its {loader.text_attention} attention would compute the square of the whole row"
     if not reason and loader.text_attention == "sdpa" and arguments.training.torch_compile:

@@ -1,6 +1,9 @@
 """Any other checkpoint of `AutoModelForImageTextToText`: its components are what the model's own accessors name."""
 
-from transformers import AutoModelForImageTextToText
+from inspect import signature
+
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, ProcessorMixin
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from loaders import register_loader
 from loaders.base import BaseLoader, is_inside
@@ -11,23 +14,34 @@ class AutoLoader(BaseLoader):
     """The vision projector is what lies beside encoders and language model; one inside the encoder belongs to it."""
 
     model_type = "any image-text-to-text"
-    inseparable = "no test has shown that its samples stay apart"
+    is_tested_on_loading = True
 
     @classmethod
     def fits(cls, config) -> bool:
         return type(config) in AutoModelForImageTextToText._model_mapping
 
-    def __init__(self, model_path: str, *args, **model_kwargs):
-        super().__init__(model_path, *args, **model_kwargs)
-        model = self._model_without_weights()
+    def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
+        if self._has_code_of_its_own(model_path):
+            raise ValueError(
+                f"{model_path}: transformers has no classes for it; they are Python files in the checkpoint, which "
+                "--model_id auto does not run, with or without --trust_remote_code True: nothing could be known of "
+                "what they do. Use a copy whose classes transformers has, or add a family (docs/add_new_model.md)."
+            )
+        super().__init__(model_path, trust_remote_code, **model_kwargs)
+        if self.config.is_encoder_decoder or self.config.get_text_config(decoder=True).is_encoder_decoder:
+            self._refuse("is an encoder-decoder, whose question and reply are two texts")
+        try:
+            model = self._model_without_weights()
+        except (ImportError, NotImplementedError, RuntimeError) as error:  # such as numbers that are read from weights
+            self._refuse(f"cannot be made without its weights ({error})")
         names = {module: name for name, module in model.named_modules()}
         modules = [model.get_encoder(modality="image"), model.get_decoder(), model.get_output_embeddings()]
         encoder, decoder, head = (names.get(module) for module in modules)
         if not (encoder and decoder and head):  # "" is the model itself
-            raise ValueError(
-                f"{model_path}: {type(model).__name__} does not tell its vision encoder, language model and head, so "
-                "--model_id auto cannot train it: add a family (docs/add_new_model.md)."
-            )
+            self._refuse(f"({type(model).__name__}) does not tell its vision encoder, language model and head")
+        rope_index = vars(type(model.base_model)).get("get_rope_index")  # those of Omni models ask for sound too
+        self.mrope = bool(rope_index) and "mm_token_type_ids" in signature(rope_index).parameters
+        self._takes_media_types = "mm_token_type_ids" in signature(model.forward).parameters
         self.vision_encoder = [encoder]
         self.language_model = [decoder] if is_inside(head, decoder) else [decoder, head]
         # Audio encoders belong to no component and stay frozen.
@@ -35,6 +49,31 @@ class AutoLoader(BaseLoader):
         known = [encoder, audio, *self.language_model]
         beside = (self._shallowest(name, known) for name, _ in model.named_parameters())
         self.vision_projector = list(dict.fromkeys(name for name in beside if name))
+
+    @staticmethod
+    def _has_code_of_its_own(model_path: str) -> bool:
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(model_path)
+        except (OSError, ValueError):
+            return False  # said by the base
+        return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
+
+    def _refuse(self, reason: str) -> None:
+        raise ValueError(
+            f"{self.model_path}: a {self.config.model_type!r} model {reason}, so --model_id auto cannot train it: add "
+            "a family (docs/add_new_model.md)."
+        )
+
+    def load_processor(self, path: str | None = None):
+        processor = super().load_processor(path)
+        if self._takes_media_types:  # the model asks for them where its processor leaves them out (5.23: Cosmos3-Edge)
+            processor.return_mm_token_type_ids = True
+        if type(processor).image_token_ids is ProcessorMixin.image_token_ids:
+            # Where pixels go, which is not where the text has a placeholder (5.23: Ovis2 says only the latter).
+            fields = self.config.to_dict()
+            named = {fields[name] for name in ("image_token_id", "image_token_index") if name in fields}
+            processor.image_token_ids = [*({*processor.image_token_ids, *named} - {None})]
+        return processor
 
     @staticmethod
     def _shallowest(name: str, known: list[str]) -> str | None:

@@ -43,6 +43,8 @@ class BaseLoader:
     bidirectional = False
     # Why samples that lie in one row would see each other (--padding_free), if they would.
     inseparable = ""
+    # Whether nobody has tested how its model takes a batch, so that each run does (training/model_probes.py).
+    is_tested_on_loading = False
     # Name of the modules that carry what they have read from token to token, such as those of linear attention.
     recurrent = ""
     # Whether rotary positions are of time, height and width; such a model has `get_rope_index`.
@@ -129,6 +131,12 @@ class BaseLoader:
         """The checkpoint's own processor, with a fast tokenizer; or that of another folder, such as an adapter's."""
         path = path or self.model_path
         processor = self.load_with(AutoProcessor, path)
+        needed = ("tokenizer", "image_processor", "image_token")
+        if not all(hasattr(processor, name) for name in needed) or not isinstance(processor.image_token, str):
+            raise ValueError(
+                f"{path}: its {type(processor).__name__} lacks a tokenizer, an image processor or an image token, so "
+                "that no picture has a place in a text. Add a family (docs/add_new_model.md)."
+            )
         # Without its files, a tokenizer loads all the same, empty.
         if not processor.tokenizer.is_fast or processor.image_token not in processor.tokenizer.get_vocab():
             raise ValueError(f"{path} has no fast tokenizer (tokenizer.json) with {processor.image_token}.")
@@ -205,7 +213,7 @@ class BaseLoader:
 
     def rope_index(self):
         """`get_rope_index` of the model, with mrope: it needs no weights."""
-        return self._model_without_weights(attn_implementation="eager").model.get_rope_index
+        return self._model_without_weights(attn_implementation="eager").base_model.get_rope_index
 
     def _model_without_weights(self, **kwargs) -> nn.Module:
         kwargs = {"config": self.config, "dtype": "auto"} | self.model_kwargs | kwargs

@@ -29,6 +29,7 @@ FILES = "tests/training/test_checkpoint_files.py::"
 WORDS = "tests/loaders/test_new_tokens.py::"
 TRAINS = "tests/training/test_trainable.py::"
 KINDS = "tests/reading/test_file_kinds.py::"
+PROBED = "tests/training/test_model_probes.py::"
 THOUGHTS = "tests/collators/test_thoughts_and_tools.py::"
 BOXES, SEEN = "tests/collators/test_boxes.py::", "tests/collators/test_boxes_seen.py::"
 OBJECTS = "tests/reading/test_objects.py::"
@@ -106,6 +107,42 @@ FAULTS = [
         "* 60**place",
         "* 100**place",
         "tests/evaluation/test_seconds.py::test_the_overlap_is_that_of_the_tenths_of_seconds",
+    ),
+    # ---- `auto` ----
+    Fault(
+        "auto concatenates samples that see each other",
+        "training/model_probes.py",
+        "    collator.joins_samples = False\n",
+        "",
+        PROBED + "test_samples_are_concatenated_where_the_model_keeps_them_apart[qwen3.5-see each other]",
+    ),
+    Fault(
+        "auto trains a model whose padded batches are wrong",
+        "training/model_probes.py",
+        '(padded, "a padded batch")',
+        '(few, "a padded batch")',
+        PROBED + "test_a_model_whose_padded_batches_are_wrong_is_refused",
+    ),
+    Fault(
+        "DDP is not told of parameters without a gradient",
+        "training/model_probes.py",
+        "training.ddp_find_unused_parameters = True",
+        "training.ddp_find_unused_parameters = None",
+        PROBED + "test_ddp_looks_for_what_the_probes_leave_without_a_gradient",
+    ),
+    Fault(
+        "auto takes an encoder-decoder",
+        "loaders/auto.py",
+        "if self.config.is_encoder_decoder or",
+        "if",
+        "tests/loaders/test_auto.py::test_what_auto_cannot_train_is_refused_by_its_config",
+    ),
+    Fault(
+        "auto lets a processor make tensors of texts",
+        "collators/auto.py",
+        '"text_kwargs": {"return_tensors": None}, ',
+        "",
+        "tests/loaders/test_auto.py::test_tensors_that_a_processor_makes_and_values_of_tokens_are_taken",
     ),
     # ---- bounds of pixels ----
     Fault(

@@ -26,7 +26,10 @@ def label_losses(model: Callable, inputs: dict, label_smoothing: float = 0.0) ->
     targets = pad(inputs.pop("labels"), (0, 1), value=IGNORE_INDEX)[:, 1:]
     keep = targets != IGNORE_INDEX
     outputs = model(**inputs, logits_to_keep=keep, use_cache=False)
-    logits = outputs.logits.view(-1, outputs.logits.shape[-1]).float()
+    logits = outputs.logits
+    if logits.shape[:2] == keep.shape:  # of all positions, by a model that has no `logits_to_keep`
+        logits = logits[keep]
+    logits = logits.view(-1, logits.shape[-1]).float()
     losses = cross_entropy(logits, targets[keep], reduction="none", label_smoothing=label_smoothing)
     return losses, keep, outputs
 

@@ -25,7 +25,6 @@ MIXING = {
     "phi3-v": "its own code",
     "llama-3.2-vision": "cross-attention",
     "llama4": "place of a token in its row",
-    "auto": "no test",
 }
 JOINED = [
     family if family in KINDS else pytest.param(family, marks=pytest.mark.slow)

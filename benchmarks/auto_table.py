@@ -1,0 +1,282 @@
+"""What `--model_id auto` does with every model type of the installed transformers that reads pictures and text.
+
+    python benchmarks/auto_table.py                    # the types that docs/auto_types.json does not have
+    python benchmarks/auto_table.py aria ovis2         # these, again
+    python benchmarks/auto_table.py --all
+
+Each type has a process of its own, with bounds of time and memory. There, a tiny checkpoint is made
+(tiny_checkpoints/any_type.py, or a family's own), trained for two steps by train.py, merged, and asked. A step that
+fails ends the row, with its reason. After each row, docs/auto_types.json and the page beside it are written. Run it
+before a release, or for another version of transformers.
+"""
+
+import argparse
+import contextlib
+import datetime
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from PIL import Image  # noqa: E402
+from transformers.models.auto import modeling_auto  # noqa: E402
+
+import merge_lora_weights  # noqa: E402
+import predict  # noqa: E402
+import train  # noqa: E402
+from collators import COLLATORS  # noqa: E402
+from collators.probes import check_labels  # noqa: E402
+from loaders import LOADERS  # noqa: E402
+from reading.dataset import IGNORE_INDEX, MultimodalDataset  # noqa: E402
+from supported_models import AUTO, families  # noqa: E402
+from tiny_checkpoints import any_type  # noqa: E402
+from tiny_models import make_tiny_checkpoint  # noqa: E402
+from training import model_probes  # noqa: E402
+
+TABLE = REPO / "docs" / "auto_types.json"
+SECONDS, GIGABYTES = 240, 8  # of a type
+PAGE = """# What `auto` does with every type of transformers
+
+<!-- Written by `python benchmarks/auto_table.py`: change the code, not this file. -->
+
+What `--model_id auto` did with a tiny checkpoint of each image-text-to-text type of transformers {version}, made with
+the type's own config and processor class; last run on {date}. The steps, one after the other:
+
+- components: vision encoder, language model and head are found.
+- labels: of probes, the labels are the replies and their ends.
+- batch: a padded batch has the losses of its rows alone.
+- picture: another picture gives another loss.
+- trained, merged, answered: two steps of LoRA by `train.py`, then `merge_lora_weights.py` and `predict.py`.
+
+A row ends at its first step without a tick, for the reason at its end. `samples`: whether they are concatenated, since
+the model keeps them apart, or padded.
+
+Types with a link were run with their checkpoints' public chat template. Of the others none was at hand, and none was
+invented: they need one, of the checkpoint or by `--chat_template`. They were run with a neutral one by that flag, so
+their ticks mean: loads, and trains with a template that the user gives.
+
+"""
+STEPS = ("components", "labels", "batch", "picture", "trained", "merged", "answered")
+ROUNDING = 1e-3  # of a loss in float32, between two ways of computing it
+# Written by nobody for these checkpoints: it shows what a run does once its user gives a template.
+NEUTRAL = """{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}
+{%- for part in message.content %}{{- part.text if part.type == 'text' else IMAGE + '\\n' }}{% endfor %}
+{{- '<|im_end|>\\n' }}{% endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
+# What train.py's arguments tell the probes of a loaded model.
+ARGUMENTS = SimpleNamespace(
+    data=SimpleNamespace(padding_free=None, packing=False),
+    training=SimpleNamespace(deepspeed=None, fsdp=False, device=torch.device("cpu")),
+)
+PICTURES = {"red": (64, 64), "blue": (100, 50), "green": (60, 140)}
+
+
+def types() -> list[str]:
+    """The types that `--model_id auto` may be given, which AutoModelForImageTextToText has."""
+    return [*modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES]
+
+
+def family_types() -> dict[str, str]:
+    """Model type -> the first family that has it."""
+    found = {LOADERS.get(family).model_type: family for family in reversed(families())}
+    return found | {"cohere2_vision": AUTO}
+
+
+class Refused(Exception):
+    """A step did not succeed; the message says why."""
+
+
+def row_of(model_type: str, folder: Path) -> dict:
+    """Make, train, merge and ask a tiny checkpoint of a type: {step: True or why not}."""
+    row, base = {}, str(folder / "base")
+    try:
+        with step(row, "made"):
+            config = make_config(model_type, base)
+        with step(row, "components"):
+            loader = LOADERS.get(AUTO)(base)
+        with step(row, "made"):
+            flags = make(model_type, config, base, folder)
+        data = write_data(folder)
+        with step(row, "labels"):
+            collator = collator_of(loader, flags)
+            check_labels(collator)
+        with step(row, "batch"):
+            model = loader.load_model().float().eval()
+            collator.join_samples(loader)
+            model_probes.check_batches(model, loader, collator, ARGUMENTS)
+            row["padding-free"], collator.joins_samples = collator.joins_samples, False
+            encoded = [collator.encode(sample).inputs for sample in samples_of(data)]
+            alone = torch.cat([losses(model, collator.collate([inputs])) for inputs in encoded])
+            together = losses(model, collator.collate(encoded))
+            if (apart := (alone - together).abs().max().item()) > ROUNDING:
+                raise Refused(f"the losses of a batch differ from those of its rows alone by {apart:.2g}")
+        with step(row, "picture"):
+            inputs = encoded[0]
+            pixels = [name for name, value in inputs.items() if value.is_floating_point()]
+            others = {name: 1 - inputs[name] for name in pixels}
+            if not (losses(model, collator.collate([inputs | others])) - alone[:1]).abs().max() > 1e-5:
+                raise Refused(f"the loss does not depend on the picture ({', '.join(pixels) or 'no pixels'})")
+        words = ["--model_id", AUTO, "--model_local_path", base, "--use_cpu", "True"]
+        with step(row, "trained"):
+            run = "--use_lora True --max_steps 2 --per_device_train_batch_size 2 --save_strategy no --disable_tqdm True"
+            train.main([*words, *flags, *run.split(), "--data_path", data, "--output_dir", str(folder / "out")])
+        with step(row, "merged"):
+            merge_lora_weights.main(["--model_path", f"{folder}/out", "--model_save_path", f"{folder}/merged"])
+        with step(row, "answered"):
+            words = ["--model_path", f"{folder}/merged", "--data_path", data, "--output_path", f"{folder}/answers"]
+            predict.main([*words, "--max_new_tokens", "4", "--model_id", AUTO])
+    except Refused:
+        pass
+    return row
+
+
+@contextlib.contextmanager
+def step(row: dict, name: str):
+    """Write down how a step ends. An error that is no ValueError is named as one, with its place."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+        row[name] = True
+    except (ValueError, Refused) as error:
+        words = re.sub(r"\S+/base: |\S+/base(?= )", "", " ".join(str(error).split())).strip()
+        row[name] = words if len(words) < 300 else f"{words[:300]} ..."
+    except BaseException as error:
+        places = traceback.extract_tb(error.__traceback__)[-3:]
+        where = " ".join(f"{Path(place.filename).name}:{place.lineno}" for place in places)
+        row[name] = f"ERROR {type(error).__name__}: {str(error)[:300]} ({where})"
+    if name == "made" and row[name] is not True:  # no fault of `auto`
+        row[name] = f"not tried, since no tiny checkpoint could be made: {row[name].removeprefix('ERROR ')}"
+    if row[name] is not True:
+        raise Refused
+
+
+def make_config(model_type: str, base: str):
+    """Write the config, or a family's whole checkpoint; returns the config that needs weights and a processor."""
+    if family := family_types().get(model_type):
+        return make_tiny_checkpoint(family, base)
+    try:
+        processor = any_type.make_processor(model_type)
+    except ValueError:  # said by `make`, if the type gets that far
+        processor = SimpleNamespace(tokenizer=any_type.tokenizer_with(any_type.CONTROL))
+    config = any_type.make_config(model_type, processor)
+    config.save_pretrained(base)
+    return config
+
+
+def make(model_type: str, config, base: str, folder: Path) -> list[str]:
+    """Write weights and processor; returns the flags that the training needs."""
+    if not config:
+        return []
+    processor, model = any_type.make_processor(model_type), any_type.make_model(config)
+    ids = {"eos_token_id": processor.tokenizer.eos_token_id, "pad_token_id": processor.tokenizer.pad_token_id}
+    model.generation_config = transformers.GenerationConfig(do_sample=False, **ids)
+    model.save_pretrained(base)
+    processor.save_pretrained(base)
+    template = folder / "neutral.jinja"
+    template.write_text(NEUTRAL.replace("IMAGE", repr(getattr(processor, "image_token", None) or "<image>")))
+    return ["--chat_template", str(template)]
+
+
+def write_data(folder: Path) -> str:
+    """Rows of one picture, of two sizes, of none, and of one in a later turn."""
+    for colour, size in PICTURES.items():
+        Image.new("RGB", size, colour).save(folder / f"{colour}.png")
+    ask = lambda *turns: [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]  # noqa: E731
+    rows = [
+        {"messages": ask("<image>What colour is it?", "Red"), "images": ["red.png"]},
+        {"messages": ask("<image><image>Which is blue?", "The second"), "images": ["red.png", "blue.png"]},
+        {"messages": ask("Name a colour.", "Blue")},
+        {"messages": ask("Hello.", "Hi!", "<image>And this?", "Green"), "images": ["green.png"]},
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return str(folder / "rows.json")
+
+
+def samples_of(data: str) -> list[dict]:
+    dataset = MultimodalDataset(data)
+    return [dataset[i] for i in range(len(dataset))]
+
+
+def collator_of(loader, flags: list[str]):
+    processor = loader.load_processor()
+    template = Path(flags[1]).read_text() if flags else None
+    return COLLATORS.get(AUTO)(processor, chat_template=template, stop_tokens=loader.stop_tokens(processor.tokenizer))
+
+
+def losses(model, batch: dict) -> torch.Tensor:
+    """The loss of each label, in the order of the rows and their tokens, from all logits."""
+    labels = batch["labels"][:, 1:]
+    with torch.no_grad():
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False).logits
+    chosen, logits = labels != IGNORE_INDEX, logits[:, -labels.shape[1] - 1 : -1]
+    return torch.nn.functional.cross_entropy(logits[chosen], labels[chosen], reduction="none")
+
+
+def page(found: dict) -> str:
+    """docs/auto_types.md, from what was found."""
+    listed, rows = family_types(), []
+    for model_type, row in sorted(found["types"].items()):
+        family = listed.get(model_type)
+        template = f"[{family}](chat_formats.md#{re.sub('[^a-z0-9-]', '', family)})" if family else "needs one"
+        marks = ["✓" if row.get(name) is True else "" for name in STEPS]
+        samples = {True: "concatenated", False: "padded", None: ""}[row.get("padding-free")]
+        reason = next((value for value in row.values() if isinstance(value, str)), "")
+        rows.append([f"`{model_type}`", template, *marks, samples, reason])
+    lines = [["type", "chat template", *STEPS, "samples", "ends with"], ["---"] * (len(STEPS) + 4), *rows]
+    table = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return PAGE.format(version=found["transformers"], date=found["date"]) + table
+
+
+def in_a_process(model_type: str, seconds: int) -> dict:
+    """`row_of` in a fork, which has all of the imports."""
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        signal.alarm(seconds)
+        resource.setrlimit(resource.RLIMIT_AS, (GIGABYTES << 30,) * 2)
+        folder = Path(tempfile.mkdtemp())
+        with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
+            row = row_of(model_type, folder)
+        shutil.rmtree(folder)
+        os.write(writer, json.dumps(row).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return json.loads(text) if text else {"made": f"not tried to its end: its process ended with status {status}"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types", nargs="*")
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--output", type=Path, default=TABLE)
+    parser.add_argument("--seconds", type=int, default=SECONDS)
+    args = parser.parse_args()
+    found = json.loads(args.output.read_text()) if args.output.exists() and not args.all else {"types": {}}
+    transformers.logging.set_verbosity_error()
+    any_type.vocabulary()  # once for all processes
+    for model_type in args.types or [name for name in types() if name not in found["types"]]:
+        row = in_a_process(model_type, args.seconds)
+        found["types"][model_type] = row
+        found |= {"date": datetime.date.today().isoformat(), "transformers": transformers.__version__}
+        args.output.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        args.output.with_suffix(".md").write_text(page(found))
+        print(model_type, *(name if value is True else f"{name}: {value}" for name, value in row.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

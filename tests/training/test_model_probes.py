@@ -1,0 +1,93 @@
+"""What a run with `--model_id auto` learns of its model: whether samples stay apart, what gets no gradient."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import AUTO, make_loader, run, turns
+
+from collators import COLLATORS
+from training import model_probes
+
+
+def prepared(tiny, family: str, **data):
+    """(model, loader, collator, arguments) of a run that reads the tiny checkpoint of a family as `auto`."""
+    loader = make_loader(AUTO, tiny(family), attn_implementation="sdpa")
+    processor = loader.load_processor()
+    collator = COLLATORS.get(AUTO)(processor, stop_tokens=loader.stop_tokens(processor.tokenizer))
+    collator.join_samples(loader)
+    flags = SimpleNamespace(**({"padding_free": None, "packing": False} | data))
+    training = SimpleNamespace(deepspeed=None, fsdp=False, device=torch.device("cpu"))
+    return loader.load_model(), loader, collator, SimpleNamespace(data=flags, training=training)
+
+
+@pytest.mark.parametrize(
+    "family, reason",
+    [
+        (AUTO, None),
+        ("qwen2.5-vl", None),  # positions of time, height and width
+        ("qwen3.5", "see each other"),  # linear attention carries what it has read
+        ("gemma-3", "see each other"),  # the library has no masks of media in one row
+    ],
+)
+def test_samples_are_concatenated_where_the_model_keeps_them_apart(tiny, family, reason):
+    model, loader, collator, arguments = prepared(tiny, family)
+    said = model_probes.check_batches(model, loader, collator, arguments)
+    assert collator.joins_samples is (reason is None)
+    assert said == "" if reason is None else f"padded, not concatenated: in one row they {reason}" in said
+    assert model.get_decoder().config._attn_implementation == ("sdpa_by_sample" if reason is None else "sdpa")
+
+
+def test_packing_of_a_model_that_mixes_samples_is_refused(tiny):
+    for flag in ("padding_free", "packing"):
+        with pytest.raises(ValueError, match=f"--{flag} True cannot be used with .*: in one row they see each other"):
+            model_probes.check_batches(*prepared(tiny, "qwen3.5", **{flag: True}))
+
+
+def test_a_model_whose_padded_batches_are_wrong_is_refused(tiny):
+    model, *others = prepared(tiny, AUTO)
+
+    def of_the_batch(module, inputs, output):
+        output.last_hidden_state = output.last_hidden_state + output.last_hidden_state.mean(0, keepdim=True)
+        return output
+
+    model.get_decoder().register_forward_hook(of_the_batch)
+    with pytest.raises(ValueError, match="other losses for a padded batch than for each sample alone: .*apart"):
+        model_probes.check_batches(model, *others)
+
+
+def test_a_model_that_refuses_its_processors_tensors_is_named(tiny):
+    model, *others = prepared(tiny, AUTO)
+    model.register_forward_pre_hook(lambda *args: {}["pixels"])
+    with pytest.raises(ValueError, match="Cohere2Vision.* refuses what its processor .*: 'pixels'"):
+        model_probes.check_batches(model, *others)
+
+
+def test_ddp_looks_for_what_the_probes_leave_without_a_gradient(tiny):
+    model, _, collator, _ = prepared(tiny, AUTO)
+    flags = {"world_size": 2, "deepspeed": None, "fsdp": False, "bf16": False, "fp16": False}
+    training = SimpleNamespace(**flags, ddp_find_unused_parameters=None)
+    model.requires_grad_(True)
+    assert model_probes.allow_unreached(model, collator, training) == ""
+    assert training.ddp_find_unused_parameters is None
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+    model.model.vision_tower.register_module("beside", torch.nn.Linear(2, 2))
+    assert "No gradient of the probes reaches model.vision_tower.beside;" in model_probes.allow_unreached(
+        model, collator, training
+    )
+    assert training.ddp_find_unused_parameters is True
+    training = SimpleNamespace(**flags | {"world_size": 1}, ddp_find_unused_parameters=None)
+    assert model_probes.allow_unreached(model, collator, training) == ""
+
+
+def test_a_run_packs_with_auto(tiny, write_rows, tmp_path, capsys):
+    path = write_rows([{"conversations": turns("Count.", "1 2 3 " * n)} for n in (1, 4, 2, 3)])
+    words = ["--use_lora", True, "--lora_dropout", 0, "--per_device_train_batch_size", 4]
+    losses = [
+        run(tiny, AUTO, path, tmp_path / name, *words, *flags)
+        for name, flags in {"apart": ("--padding_free", False), "together": ()}.items()
+    ]
+    assert [step["loss"] for step in losses[1]] == pytest.approx([step["loss"] for step in losses[0]], abs=1e-4)
+    run(tiny, AUTO, path, tmp_path / "packed", "--use_lora", True, "--packing", True)
+    assert "padded" not in capsys.readouterr().out

@@ -1,0 +1,129 @@
+"""What a loaded model that nobody prepared shows of itself, on the probes of its collator (`--model_id auto`).
+
+They go through it alone, in a padded batch and in one row. A model that reads its place in the row, or carries a state
+from token to token, gives other losses there: then samples are padded. One whose padded batch is wrong is refused.
+"""
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from collators.probes import encoded_probes
+from loaders import attention
+from reading.dataset import IGNORE_INDEX
+from training.adapters import base_name, largest_modules, shortened
+from training.loss import label_losses
+from training.trainable import compute_dtype
+
+REFUSALS = (ValueError, LookupError, TypeError, RuntimeError, AttributeError)
+
+
+def probe_rows(collator) -> list[dict[str, torch.Tensor]]:
+    """Encoded probes, the shortest without media and the shortest with each kind; each token that may be is a label."""
+    shortest = {}
+    for row, _ in sorted(encoded_probes(collator), key=lambda probe: probe[0]["input_ids"].shape[1]):
+        kinds = tuple(kind for kind in ("image", "video") if collator.is_media(row["input_ids"], kind).any())
+        media = collator.is_media(row["input_ids"])
+        labels = row["input_ids"].masked_fill(media, IGNORE_INDEX)
+        labels[:, 0] = IGNORE_INDEX
+        shortest.setdefault(kinds, row | {"labels": labels})
+    return list(shortest.values())
+
+
+def check_batches(model, loader, collator, arguments) -> str:
+    """Compare the losses of probes in a batch with those of each alone; pad the run's where one row mixes samples.
+
+    Returns:
+        Why samples are padded that could be concatenated, or an empty text.
+
+    Raises:
+        ValueError: the model refuses the probes, or its padded batches are wrong; or `--padding_free True` or
+            `--packing True` would mix samples.
+    """
+    if arguments.training.deepspeed or arguments.training.fsdp:
+        return ""  # whose model is whole only in training; is_padding_free knows
+    rows, home = probe_rows(collator), model.device
+    if "device_map" not in loader.model_kwargs:
+        model.to(arguments.training.device)
+    allowed = 4 * torch.finfo(model.dtype).eps ** 0.5
+    try:
+        alone = torch.cat([all_losses(model, collator.pad([row])) for row in rows])
+        few = torch.cat([losses(model, collator.pad([row])) for row in rows])
+        padded = losses(model, collator.pad(rows))
+    except REFUSALS as error:
+        raise ValueError(
+            f"{loader.model_path}: {type(model).__name__} refuses what its processor makes of a probe: {error}. Add a "
+            "family (docs/add_new_model.md)."
+        ) from error
+    for found, what in ((few, "the positions that are trained"), (padded, "a padded batch")):
+        if not (difference := (found - alone).abs().max()) <= allowed:  # nan too
+            raise ValueError(
+                f"{loader.model_path}: {type(model).__name__} computes other losses for {what} than for each sample "
+                f"alone: {difference:.2g} apart, where its precision allows {allowed:.2g}. Add a family "
+                "(docs/add_new_model.md)."
+            )
+    reason = leak(model, loader, collator, rows, alone, allowed) if collator.joins_samples else ""
+    if "device_map" not in loader.model_kwargs:
+        model.to(home)  # adapters start there, alike on every device
+    if not reason:
+        return ""
+    for flag in ("padding_free", "packing"):
+        if getattr(arguments.data, flag):
+            raise ValueError(f"--{flag} True cannot be used with {loader.model_path}: {reason}. Leave it out.")
+    model.get_decoder().set_attn_implementation(loader.text_attention)
+    collator.joins_samples = False
+    return f"Samples are padded, not concatenated: {reason}."
+
+
+def leak(model, loader, collator, rows: list[dict], alone: torch.Tensor, allowed: float) -> str:
+    """Why samples in one row are not what they are alone, or an empty text."""
+    attention.separate_samples(model, loader)
+    try:
+        difference = (losses(model, collator.join(rows)) - alone).abs().max()
+    except REFUSALS as error:
+        return f"the model refuses them in one row ({error})"
+    if difference <= allowed:
+        return ""
+    return f"in one row they see each other: the loss of a probe is {difference:.2g} from that of each sample alone"
+
+
+@torch.no_grad()
+def losses(model, batch: dict) -> torch.Tensor:
+    """The loss of each label, as in training."""
+    return label_losses(model, on_device(model, batch))[0]
+
+
+@torch.no_grad()
+def all_losses(model, batch: dict) -> torch.Tensor:
+    """The same from the logits of all positions."""
+    batch = on_device(model, batch)
+    targets = batch.pop("labels")[:, 1:]
+    logits = model(**batch, use_cache=False).logits[:, :-1].float()
+    return cross_entropy(logits.transpose(1, 2), targets, reduction="none")[targets != IGNORE_INDEX]
+
+
+def on_device(model, batch: dict) -> dict:
+    return {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+
+
+def allow_unreached(model, collator, training) -> str:
+    """Have DDP allow parameters without a gradient where a backward pass of the probes leaves some without.
+
+    Returns:
+        Which, or an empty text.
+    """
+    is_ddp = training.world_size > 1 and not (training.deepspeed or training.fsdp)
+    if not is_ddp or training.ddp_find_unused_parameters is not None:
+        return ""
+    dtype = compute_dtype(training)
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        for row in probe_rows(collator):
+            label_losses(model, on_device(model, collator.collate([row])))[0].sum().backward()
+    trained = {base_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    missing = {name for name, parameter in trained.items() if parameter.grad is None}
+    others = {base_name(name) for name, _ in model.named_parameters()} - missing
+    model.zero_grad(set_to_none=True)
+    if not missing:
+        return ""
+    training.ddp_find_unused_parameters = True
+    modules = shortened(largest_modules(missing, others))
+    return f"No gradient of the probes reaches {modules}; DDP looks for such parameters in each step."
