@@ -37,6 +37,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from checkpoints import draw_picture, words  # noqa: E402
 from contenders.own_steps import KeptRows  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import TrainerCallback, TrainingArguments, set_seed  # noqa: E402
 
 import estimate  # noqa: E402
@@ -50,7 +51,6 @@ from train import model_kwargs, quantize  # noqa: E402
 from training import trainable  # noqa: E402
 from training.loss import label_losses  # noqa: E402
 from training.make_collator import make_collator  # noqa: E402
-from training.throughput import FlopCounter, sample_lengths  # noqa: E402
 from training.trainer import FinetuneTrainer  # noqa: E402
 
 TOKENS, DRY_TOKENS = 4096, 256
@@ -309,11 +309,11 @@ def bare(run: Run, model) -> float:
 
 
 def flops_per_token(run: Run, model) -> float:
-    """Operations that training needs, from one batch."""
-    counter, batch = FlopCounter(model, run.loader), run.batch()
-    with counter.forward(batch["input_ids"].numel()), torch.autocast(run.device.type, torch.bfloat16):
-        label_losses(model, batch)
-    return float(counter.flops(sample_lengths(batch))) / run.tokens[-1]
+    """Operations of forward and backward, from one batch."""
+    batch = run.batch()
+    with FlopCounterMode(display=False) as counter, torch.autocast(run.device.type, torch.bfloat16):
+        label_losses(model, batch)[0].mean().backward()
+    return counter.get_total_flops() / batch["labels"].numel()
 
 
 def peak_of(run: Run) -> float | None:
