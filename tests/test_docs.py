@@ -28,7 +28,8 @@ from supported_models import families
 from training import checks
 from training.trainable import training_modes
 
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+CHINESE = [REPO / "README_zh.md", REPO / "docs/start_zh.md"]
+PAGES = [REPO / "README.md", *sorted({*(REPO / "docs").glob("*.md")} - {*CHINESE})]
 # All but multi_node.sh, which hands the user's flags on.
 SCRIPTS = sorted(set((REPO / "example_scripts").glob("*.sh")) - {REPO / "example_scripts/multi_node.sh"})
 # Flags of the commands that are not ours, and of docs/generate.py.
@@ -167,6 +168,15 @@ def test_the_commands_of_the_notebook_parse(tiny, workplace, monkeypatch):
     check_calls(Path("cells.sh"), workplace, monkeypatch, **values)
 
 
+@pytest.mark.parametrize("page", CHINESE, ids=lambda page: page.stem)
+def test_a_page_has_the_same_commands_in_chinese(page):
+    found, expected = (
+        re.findall(r"(?ms)^ *```\w*\n.*?^ *```$", path.read_text(encoding="utf-8"))
+        for path in (page, page.with_stem(page.stem.removesuffix("_zh")))
+    )
+    assert found == [code for code in expected if "bibtex" not in code]
+
+
 # ---- flags, links, versions ----
 
 
@@ -230,7 +240,7 @@ def test_every_flag_of_the_pages_exists(monkeypatch):
         assert not unknown, f"{page.name}: {unknown}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *CHINESE], ids=lambda page: page.stem)
 def test_every_link_resolves(page):
     generate = runpy.run_path(str(REPO / "docs/generate.py"))
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
