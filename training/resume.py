@@ -56,6 +56,14 @@ def describe_run(arguments, dataset: MultimodalDataset) -> dict:
     return json.loads(strict_json(run, default=str))  # as it will be read again
 
 
+def keep_resize(checkpoint: str | None, data) -> None:
+    """A run that was begun when images were always resized before the processor goes on so."""
+    if checkpoint and data.keep_processor_config is not None:
+        if "keep_processor_config" not in read_record(checkpoint)["run"]["flags"]:
+            data.keep_processor_config = None
+            say("Images are resized before the processor, as this run was begun; a new run leaves it to the processor.")
+
+
 def check_same_run(checkpoint: str, run: dict) -> None:
     """Raise a ValueError where a run would not go on as the one that wrote the checkpoint."""
     before = read_record(checkpoint)["run"]
@@ -64,7 +72,8 @@ def check_same_run(checkpoint: str, run: dict) -> None:
             f"{checkpoint} cannot be resumed exactly: {'; '.join(found)}. Start the run as it was, or a new one "
             "without --resume_from_checkpoint in another --output_dir."
         )
-    if rewritten := [name for (name, _, now), (_, _, then) in zip(run["media"], before["media"]) if now != then]:
+    media = zip(run["media"], before.get("media", []))
+    if rewritten := [name for (name, _, now), (_, _, then) in media if now != then]:
         say(f"WARNING: {written_again(rewritten)} since {checkpoint} was begun.")
 
 
@@ -81,7 +90,7 @@ def differences(before: dict, run: dict) -> list[str]:
         found.append(f"--data_path has {run['samples']} usable samples and had {before['samples']}")
     elif run["texts"] != before["texts"]:
         found.append("--data_path has other rows, or in another order")
-    elif other := [(new, old) for new, old in zip(run["media"], before["media"]) if new[1] != old[1]]:
+    elif other := [(new, old) for new, old in zip(run["media"], before.get("media", [])) if new[1] != old[1]]:
         (name, now, _), (_, then, _) = other[0]
         others = f", and {len(other) - 1:,} other media files have others too" if other[1:] else ""
         found.append(f"{name} has {now:,} bytes and had {then:,}{others}")
