@@ -4,14 +4,15 @@
     python example_data/draw.py --videos             # videos/, video_train.json, video_test.json
     python example_data/draw.py --pairs              # the pictures, and rows of two of them: pair_train.json, ...
     python example_data/draw.py --texts              # the pictures, and rows without any: text_train.json, ...
+    python example_data/draw.py --boxes              # other pictures, and where their shape is: box_train.json, ...
     python example_data/draw.py --sample             # a dozen pictures and two clips to look at, sample.json
     python example_data/draw.py --output_dir /tmp/shapes
 
-A picture shows one to four equal shapes in one corner: "three red stars, top left". A clip shows one shape that
-moves. The test set holds combinations that the training set never shows (see `held_out`), so a model has to look at
-each property on its own. The answers to a question are equally frequent: without looking, less than a quarter can be
-right. A pair is two of the pictures of one set. A text asks to sort colours by the alphabet; the orders of the test set
-are not in the training set.
+A picture shows one to four equal shapes in one corner: "three red stars, top left". A clip shows one shape that moves.
+The test set holds combinations that the training set never shows (see `held_out`), so a model has to look at each
+property on its own. The answers to a question are equally frequent: without looking, less than a quarter can be right.
+A pair is two of the pictures of one set. Of boxes, a picture shows one shape anywhere. A text asks to sort colours by
+the alphabet; the orders of the test set are not in the training set.
 
 Drawing is seeded: every run writes the same bytes, and a second run finds its work done.
 """
@@ -23,7 +24,7 @@ import math
 import random
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 SIZE = 64  # pixels, width and height
 SMOOTH = 4  # draw this much larger, then shrink: smooth edges
@@ -192,6 +193,23 @@ def pair_rows(part):
     return rows
 
 
+def box_rows(part, output_dir):
+    """Rows of pictures of one shape anywhere, which are written too: where it is, by its box in pixels."""
+    kinds, folder = combinations(IMAGE_PROPERTIES[:2], test=part == "test"), f"images/box_{part}"
+    (output_dir / folder).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(100 if part == "test" else 6000):
+        rng = random.Random(f"box {part} {i}")
+        (colour, shape), radius = rng.choice(kinds), rng.uniform(9, 14)
+        x, y = (rng.uniform(1.25 * radius, SIZE - 1.25 * radius) for _ in "xy")
+        drawn, path = (shape, COLOURS[colour], x, y, radius), f"{folder}/{i:05d}.png"
+        draw_scene([drawn], (rng.randint(235, 255),) * 3).save(output_dir / path)
+        box = ImageOps.invert(draw_scene([drawn], (255,) * 3)).getbbox()
+        question = f"Where is the {colour.lower()} {shape.lower()}?"
+        rows.append({"image": path, "question": question, "answer": "<bbox>", "objects": {"bbox": [box]}})
+    return rows
+
+
 def text_rows(part):
     """Rows without media: three colours to sort."""
     orders = list(itertools.permutations(COLOURS, 3))
@@ -210,6 +228,7 @@ def main():
     kind.add_argument("--videos", action="store_true", help="draw clips in place of pictures")
     kind.add_argument("--pairs", action="store_true", help="also write rows of two pictures")
     kind.add_argument("--texts", action="store_true", help="also write rows without any picture")
+    kind.add_argument("--boxes", action="store_true", help="draw other pictures, with the boxes of their shapes")
     kind.add_argument("--sample", action="store_true", help="draw a dozen pictures and two clips only")
     args = parser.parse_args()
 
@@ -219,6 +238,10 @@ def main():
         clips = draw.sample(combinations(VIDEO_PROPERTIES, test=False), 2)
         print(write_split(args.output_dir, "sample", "image", IMAGE_PROPERTIES, images))
         print(write_split(args.output_dir, "video_sample", "video", VIDEO_PROPERTIES, clips))
+        return
+    if args.boxes:
+        for part in ("train", "test"):
+            write_rows(args.output_dir / f"box_{part}.json", box_rows(part, args.output_dir))
         return
     # Training shows each of its combinations several times, drawn again each time; the test set each of its own once.
     media, properties, prefix = (

@@ -333,7 +333,7 @@ def test_the_rows_of_the_pages_are_read(media_folder, tmp_path):
     shutil.copy(media_folder / "clip.mp4", tmp_path / "clips/door.mp4")
     os.symlink(REPO / "example_data/images", tmp_path / "images")
     blocks = [code for page in PAGES for _, code in code_blocks(page, "json") if code.startswith("[")]
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     for code in blocks:
         (tmp_path / "rows.json").write_text(code, encoding="utf-8")
         dataset = MultimodalDataset(str(tmp_path / "rows.json"))
