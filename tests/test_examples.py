@@ -53,6 +53,7 @@ def conversations(path) -> list[tuple]:
     return [(row.get("image"), dict(zip(said[::2], said[1::2]))) for row, said in zip(rows, texts)]
 
 
+@pytest.mark.slow
 def test_no_held_out_image_is_trained_on(drawn):
     """Of the drawn files, by their bytes."""
     images = {part: [p.read_bytes() for p in (drawn / "images" / part).iterdir()] for part in ("train", "test")}
@@ -60,6 +61,7 @@ def test_no_held_out_image_is_trained_on(drawn):
     assert not set(images["train"]) & set(images["test"])
 
 
+@pytest.mark.slow
 def test_the_answers_about_pairs_are_those_about_their_pictures(drawn):
     numbers = ["One", "Two", "Three", "Four"]
     for part in ("train", "test"):
@@ -73,6 +75,7 @@ def test_the_answers_about_pairs_are_those_about_their_pictures(drawn):
         assert 0.4 < seconds / len(pairs) < 0.6
 
 
+@pytest.mark.slow
 def test_no_held_out_order_of_colours_is_trained_on(drawn):
     texts = {
         part: dict(turn for _, row in conversations(drawn / f"text_{part}.json") for turn in row.items())
