@@ -11,7 +11,6 @@ from conftest import (
     CONSENT,
     FACTS,
     FAMILIES,
-    FEW,
     TAKES_VIDEO,
     VISION_FLAGS,
     make_loader,
@@ -121,9 +120,8 @@ def parts(tiny):
 
 
 def marks_of_data(family: str, kind: str) -> list:
-    """All but the one that holds all the others, and of a few two more."""
-    few = family in FEW and kind in ("text only", "over-long")
-    return [] if few or (kind == "all in one batch" and family in ONE_OF_EACH_KIND) else [pytest.mark.slow]
+    """All but the one that holds all the others; tests/collators/test_collators.py cuts what is over-long."""
+    return [] if kind == "all in one batch" and family in ONE_OF_EACH_KIND else [pytest.mark.slow]
 
 
 @pytest.mark.parametrize("family, kind", cells(lambda family: [*kinds_of(family), "over-long"], marks_of_data))

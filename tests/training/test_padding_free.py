@@ -109,6 +109,7 @@ def test_positions_begin_again_in_each_sample(tiny, family, write_rows):
     assert batch["sample_lengths"] == lengths
 
 
+@pytest.mark.slow
 def test_gemma_4_that_sees_media_in_both_directions(tiny, write_rows, tmp_path):
     """As 26B-A4B and 31B, in layers with a sliding window only."""
     loader = make_loader("gemma-4", tiny("gemma-4"), attn_implementation="sdpa")

@@ -22,6 +22,7 @@ from conftest import (
     make_loader,
     rows_for,
     run,
+    slow,
     turns,
 )
 from official import official_processor
@@ -36,6 +37,7 @@ from training.sampling import EpochSampler, LengthSampler
 from training.trainer import FinetuneTrainer
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradients_equal_the_models_own(tiny, family, write_rows, tmp_path):
     """On one batch the library's own loss over all logits is the same mean over labels."""
@@ -82,8 +84,7 @@ def test_grouping_puts_similar_lengths_together():
     assert sum(spread) / len(spread) < 12  # about 40 in random order
 
 
-@pytest.mark.few
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family if family == "qwen2.5-vl" else slow(family) for family in FAMILIES])
 def test_full_run_leaves_a_standalone_checkpoint(tiny, family, write_rows, tmp_path):
     """In bfloat16, in which parts of some vision encoders go unused."""
     out = tmp_path / "out"
