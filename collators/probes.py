@@ -26,7 +26,7 @@ def opened(kind: str, number: int = 0) -> dict:
         metadata = {"fps": 1.0, "duration": 2.0, "total_num_frames": 2, "frames_indices": [0, 1]}
         return {"type": kind, kind: np.zeros((2, 28, 28, 3), np.uint8), "metadata": metadata}
     # Mistral3 fails on a batch whose only image is one token, of 28x28 pixels (transformers 5.23).
-    return {"type": kind, kind: Image.new("RGB", (1100, 900) if number % 2 else (56, 56))}
+    return {"type": kind, kind: Image.new("RGB", (840, 640) if number % 2 else (56, 56))}
 
 
 def encoded_probes(collator) -> list[tuple[dict[str, torch.Tensor], list[str]]]:

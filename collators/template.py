@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import SequenceMatcher
-from functools import cached_property, reduce
+from functools import cache, cached_property, reduce
 from typing import NamedTuple
 
 from jinja2 import Environment, TemplateError, meta
@@ -370,6 +370,7 @@ def as_official(exceptions: Iterable[TemplateException], history: str, last: str
     return (history + last).replace(RESERVED_CHARACTER, "")
 
 
+@cache
 def variables_of(template: str) -> set[str]:
     """The names that a template reads and does not set."""
     parse = Environment(extensions=["jinja2.ext.loopcontrols"]).parse

@@ -343,8 +343,8 @@ def fill(path: Path, **parts: str) -> str:
     return text
 
 
-def render(checkpoint_of) -> dict[Path, str]:
-    """Path -> text of every file with a generated part.
+def pages_of_families(checkpoint_of) -> dict[Path, str]:
+    """Path -> text of each file with what every family's loader and collator say of themselves.
 
     Args:
         checkpoint_of: family -> folder of a tiny checkpoint of it.
@@ -356,6 +356,14 @@ def render(checkpoint_of) -> dict[Path, str]:
     collators = {family: COLLATORS.get(family)(loader.load_processor()) for family, loader in loaders.items()}
     return {
         REPO / "README.md": fill(REPO / "README.md", models=model_table(collators), correctness=tables.summary()),
+        REPO / "docs/supported_models.md": supported_models(loaders, collators),
+        REPO / "docs/chat_formats.md": chat_formats(collators),
+    }
+
+
+def pages_of_flags(checkpoint_of) -> dict[Path, str]:
+    """The same of each other file."""
+    return {
         REPO / "docs/correctness.md": fill(
             REPO / "docs/correctness.md",
             **{part: getattr(tables, part)() for part in ("correctness", "faults", "equality")},
@@ -368,8 +376,6 @@ def render(checkpoint_of) -> dict[Path, str]:
             summary=summary(checkpoint_of("qwen2-vl")),
             strategies=strategy_matrix(),
         ),
-        REPO / "docs/supported_models.md": supported_models(loaders, collators),
-        REPO / "docs/chat_formats.md": chat_formats(collators),
     }
 
 
@@ -387,7 +393,7 @@ def main() -> None:
         made = {family: f"{folder}/{family}" for family in families()}
         for family, checkpoint in made.items():
             make_tiny_checkpoint(family, checkpoint)
-        for path, text in render(made.get).items():
+        for path, text in (pages_of_families(made.get) | pages_of_flags(made.get)).items():
             path.write_text(text, encoding="utf-8")
             print(f"wrote {path.relative_to(REPO)}")
 

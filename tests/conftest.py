@@ -57,10 +57,15 @@ KINDS = (
 )
 # Of what hardly depends on the family, one of each kind of positions and masks; the others are the rest of a cross.
 FEW = ("llava-1.5", "qwen2.5-vl", "gemma-3")
-OF_FEW = [
-    family if family in FEW else pytest.param(family, marks=[pytest.mark.slow, pytest.mark.cross])
-    for family in FAMILIES
-]
+
+
+def crossed_but(*chosen: str) -> list:
+    """All families as parameters; but the chosen ones, each is the rest of a cross."""
+    rest = [pytest.mark.slow, pytest.mark.cross]
+    return [family if family in chosen else pytest.param(family, marks=rest) for family in FAMILIES]
+
+
+OF_FEW = crossed_but(*FEW)
 # The same, with one of each kind.
 CROSSED = [family if family in KINDS else pytest.param(family, marks=pytest.mark.cross) for family in FAMILIES]
 # The first model id of each family.
@@ -97,6 +102,28 @@ def make_loader(family: str, path: str, **kwargs):
     from loaders import LOADERS
 
     return LOADERS.get(family)(str(path), FACTS[family].remote_code, **kwargs)
+
+
+def collator_of(family: str, tiny, *args, **kwargs):
+    """A collator of a tiny checkpoint."""
+    from collators import COLLATORS
+
+    return COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor(), *args, **kwargs)
+
+
+def logs_of(folder) -> list[dict]:
+    """What a run has logged."""
+    return json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
+
+
+def lines_of(path) -> list[dict]:
+    """The objects of a file of JSON lines."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def slow(*values):
+    """A parameter that is tested in .ci/run only."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def copy_code(folder: Path) -> None:
@@ -288,8 +315,7 @@ def run(tiny, family: str, data_path: str, output_dir, *flags, draws_plots: bool
         words += [] if f"--{name}" in flags else [f"--{name}", str(value)]
     with plots(draws_plots):
         train.main([*words, "--output_dir", str(output_dir), *map(str, flags)])
-    with open(os.path.join(output_dir, "trainer_state.json")) as file:
-        return [entry for entry in json.load(file)["log_history"] if "loss" in entry]
+    return [entry for entry in logs_of(output_dir) if "loss" in entry]
 
 
 def official_template(processor, family: str) -> str:

@@ -1302,7 +1302,7 @@ FAULTS = [
         "training/resume.py",
         "torch.manual_seed(zlib",
         "(zlib",
-        "tests/training/test_resume.py::test_evaluations_change_nothing_of_the_training",
+        "tests/evaluation/test_evaluation.py::test_evaluations_change_nothing_and_their_answers_are_those_of_predict",
     ),
     Fault(
         "losses since the last line of the log are lost",
@@ -1499,7 +1499,7 @@ FAULTS = [
         "merging/ask_server.py",
         "if not cause and any(",
         "if cause and any(",
-        "tests/merging/test_ask_server.py::test_what_differs_is_named",
+        "tests/merging/test_ask_server.py::test_a_server_that_samples_is_told_so_last",
     ),
     Fault(
         "a server is said to sample where its prompt differs",

@@ -287,9 +287,10 @@ def test_the_readme_names_the_python_that_the_pinned_transformers_needs():
 @pytest.mark.skipif(
     not metadata("transformers")["Version"].startswith("5.23."), reason="other releases explain their flags otherwise"
 )
-def test_the_generated_parts_are_fresh(tiny):
+@pytest.mark.parametrize("pages", ["flags", pytest.param("families", marks=pytest.mark.slow)])
+def test_the_generated_parts_are_fresh(tiny, pages):
     generate = runpy.run_path(str(REPO / "docs/generate.py"))
-    for path, text in generate["render"](tiny).items():
+    for path, text in generate[f"pages_of_{pages}"](tiny).items():
         assert path.read_text(encoding="utf-8") == text, f"run `python docs/generate.py`: {path.name} is stale"
 
 

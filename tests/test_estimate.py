@@ -39,7 +39,7 @@ def bytes_of(tensors) -> int:
 @pytest.mark.parametrize(
     ("family", "flags"),
     [
-        ("llava-1.5", []),
+        pytest.param("llava-1.5", [], marks=pytest.mark.slow),
         ("qwen2.5-vl", ["--use_lora", "True", "--train_vision_projector", "True"]),
         pytest.param("gemma-3", ["--optim", "adafactor"], marks=pytest.mark.slow),
         pytest.param("llava-1.5", ["--optim", "sgd"], marks=pytest.mark.slow),

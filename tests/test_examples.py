@@ -83,6 +83,7 @@ def test_a_tiny_model_learns_where_a_shape_is(tiny, tmp_path):
     assert METRICS["box_accuracy"].measure(*zip(*((a["prediction"], [a["reference"]]) for a in answers))) >= 0.7
 
 
+@pytest.mark.slow
 def test_no_held_out_image_is_trained_on(drawn):
     """Of the drawn files, by their bytes."""
     images = {part: [p.read_bytes() for p in (drawn / "images" / part).iterdir()] for part in ("train", "test")}
@@ -90,6 +91,7 @@ def test_no_held_out_image_is_trained_on(drawn):
     assert not set(images["train"]) & set(images["test"])
 
 
+@pytest.mark.slow
 def test_the_answers_about_pairs_are_those_about_their_pictures(drawn):
     numbers = ["One", "Two", "Three", "Four"]
     for part in ("train", "test"):
@@ -103,6 +105,7 @@ def test_the_answers_about_pairs_are_those_about_their_pictures(drawn):
         assert 0.4 < seconds / len(pairs) < 0.6
 
 
+@pytest.mark.slow
 def test_no_held_out_order_of_colours_is_trained_on(drawn):
     texts = {
         part: dict(turn for _, row in conversations(drawn / f"text_{part}.json") for turn in row.items())

@@ -13,6 +13,7 @@ import not_finite
 import pytest
 import yaml
 from conftest import REPO, turns
+from launch import plots
 from test_docs import code_blocks, workplace  # noqa: F401
 from transformers import HfArgumentParser
 
@@ -437,5 +438,6 @@ def test_the_way_of_one_sample_prints_what_the_page_shows(tiny, tmp_path, monkey
     namespace = {}
     for code, printed in steps:
         capsys.readouterr()
-        exec(code, namespace)
+        with plots(False):
+            exec(code, namespace)
         assert capsys.readouterr().out == printed

@@ -12,6 +12,7 @@ from conftest import (
     OF_FEW,
     VIDEO_ROWS,
     VISION_FLAGS,
+    lines_of,
     make_loader,
     rows_for,
     run,
@@ -69,14 +70,8 @@ def test_merge_keeps_the_precision_of_the_base(tiny, write_rows, tmp_path):
     AutoModelForImageTextToText.from_pretrained(tiny("llava-1.5"), dtype=torch.bfloat16).save_pretrained(base)
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
         (base / name).write_bytes(open(f"{tiny('llava-1.5')}/{name}", "rb").read())
-    run(
-        lambda family: str(base),
-        "llava-1.5",
-        write_rows(rows_for("llava-1.5")),
-        tmp_path / "adapter",
-        "--use_lora",
-        True,
-    )
+    path = write_rows(rows_for("llava-1.5"))
+    run(lambda family: str(base), "llava-1.5", path, tmp_path / "adapter", "--use_lora", True)
     merge_lora_weights.main(["--model_path", str(tmp_path / "adapter"), "--model_save_path", str(tmp_path / "merged")])
     before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
     assert before.keys() == after.keys() and {t.dtype for t in after.values()} == {torch.bfloat16}
@@ -175,7 +170,7 @@ def test_lora_memorises_eight_rows_and_the_merged_model_repeats_them(tiny, write
     run(tiny, "qwen2-vl", path, adapter, *flags)
     merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(merged)])
     predict.main(["--model_path", str(merged), "--data_path", path, "--output_path", str(answers)])
-    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    lines = lines_of(answers)
     assert [line["prediction"] for line in lines] == REPLIES
     assert [(line["index"], line["turn"], line["exact_match"]) for line in lines] == [(i, 0, True) for i in range(8)]
 
@@ -187,8 +182,8 @@ def test_answers_do_not_depend_on_the_batch(tiny, family, write_rows, tmp_path, 
         out = tmp_path / f"{batch_size}.jsonl"
         words = ["--model_path", tiny(family), "--data_path", path, "--output_path", str(out), "--num_frames", "4"]
         words += [*CONSENT[family], *(["--model_id", MODEL_ID[family]] if CONSENT[family] else [])]
-        predict.main([*words, "--batch_size", batch_size, "--max_new_tokens", "8"])
-        found.append([json.loads(line) for line in out.read_text().splitlines()])
+        predict.main([*words, "--batch_size", batch_size, "--max_new_tokens", "4"])
+        found.append(lines_of(out))
     assert found[0] == found[1]
     assert set(found[0][0]) == {"index", "turn", "question", "prediction", "reference", "exact_match"}
     turns_of = [(i, t) for i, row in enumerate(rows_for(family)) for t in range(number_of_replies(row))]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPO, crossed
+from conftest import REPO, crossed, lines_of
 from launch import launch
 from safetensors.torch import load_file
 
@@ -79,7 +79,7 @@ def test_a_recipe_runs_and_so_do_the_commands_that_it_ends_with(name, tiny, tmp_
     printed = bash(SCRIPTS / f"{name}.sh", *SHORT, MODEL_LOCAL_PATH=tiny(find_model(model_id).family), OUTPUT_DIR=out)
     for said in RECIPES[name]:
         assert re.search(said, printed), printed
-    logs = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    logs = lines_of(out / "log.jsonl")
     assert [line["step"] for line in logs if "loss" in line] == [1, 2]
     assert [line["step"] for line in logs if "eval_exact_match" in line] == [0, 2]
     assert (out / "checkpoint-2/global_step2").is_dir() == (name == "full_8_gpus")  # shards of ZeRO-3

@@ -109,7 +109,14 @@ def test_a_history_that_changes_is_refused():
         find_replies(conversation("<think>a</think>b", "c"), render, ["#"])
 
 
-@pytest.mark.parametrize("template", [CHATML, TAGGED, STRINGS], ids=["untagged", "tagged", "strings"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param(CHATML, id="untagged"),
+        pytest.param(TAGGED, id="tagged", marks=pytest.mark.slow),
+        pytest.param(STRINGS, id="strings"),
+    ],
+)
 def test_chat_template_replaces_the_family_s_in_training_and_answers(tiny, template, write_rows, tmp_path, capsys):
     (tmp_path / "my.jinja").write_text(template)
     conversations = turns("<image>\nWhat colour is it?", "Red", "So?", "Yes")

@@ -11,6 +11,7 @@ from conftest import (
     FACTS,
     FAMILIES,
     TAKES_VIDEO,
+    collator_of,
     for_official_template,
     golden_records,
     make_loader,
@@ -61,10 +62,7 @@ def official(tiny):
 
 @pytest.fixture(scope="module")
 def make_collator(tiny):
-    def make(family: str, **kwargs) -> ChatCollator:
-        return COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor(), **kwargs)
-
-    return make
+    return lambda family, **kwargs: collator_of(family, tiny, **kwargs)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -293,6 +291,7 @@ def test_images_and_time_steps_keep_the_order_of_the_text(make_collator, family)
     assert [len(ids) for ids in kinds] == [num_image, 2 * num_video]
 
 
+@pytest.mark.few
 def test_unmasked_questions_train_all_text_and_no_media(make_collator, family, samples, official):
     if not FACTS[family].multi_turn:
         with pytest.raises(ValueError, match="--mask_question_tokens False"):
@@ -342,6 +341,7 @@ def test_a_prompt_is_the_beginning_of_what_is_trained(collator, samples):
 # ---- batches ----
 
 
+@pytest.mark.few
 def test_a_batch_of_many_equals_one_by_one(collator, model, samples):
     together = row_losses(model, collator(samples))
     alone = torch.cat([row_losses(model, collator([sample])) for sample in samples])
@@ -349,6 +349,7 @@ def test_a_batch_of_many_equals_one_by_one(collator, model, samples):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.few
 def test_left_padding_ends_every_row_at_the_last_token(collator, model, samples):
     rows = [collator.encode(sample).inputs for sample in samples]
     left, right = collator.pad(rows, side="left"), collator.pad(rows)
@@ -423,6 +424,7 @@ def test_dummy_media_teach_nothing_and_reach_every_vision_parameter(make_collato
     model.zero_grad(set_to_none=True)
 
 
+@pytest.mark.few
 def test_a_batch_that_has_the_media_gets_no_dummy(make_collator, samples, family):
     collator = make_collator(family)
     kinds = collator.media_in_every_batch = {"image", "video"} if family in TAKES_VIDEO else {"image"}
@@ -484,6 +486,7 @@ def test_no_budget_gives_a_broken_sample(make_collator, model, samples, tokenize
         assert usable == sorted(usable) and usable[-1] and not usable[0]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", MULTI_TURN, scope="module")
 def test_exchanges_whose_media_lie_past_the_budget_are_dropped(make_collator, samples, tokenizer, family):
     collator = make_collator(family)
@@ -495,6 +498,7 @@ def test_exchanges_whose_media_lie_past_the_budget_are_dropped(make_collator, sa
     assert encoded.cut == whole["input_ids"].shape[1] - encoded.inputs["input_ids"].shape[1]
 
 
+@pytest.mark.few
 def test_the_first_exchanges_media_must_fit(make_collator, samples, family):
     collator = make_collator(family)
     media_end = collator._media_end(collator.encode(samples[0]).inputs)
@@ -535,6 +539,7 @@ def conversation(media: list[dict]) -> dict:
     return {"messages": [{"role": "user", "content": media + text}, {"role": "assistant", "content": text}]}
 
 
+@pytest.mark.few
 def test_fit_opens_nothing_within_budget(make_collator, dataset, monkeypatch, family):
     collator = make_collator(family)
     collator.budget.max_length = int(collator.budget.token_lengths(dataset).max())
@@ -571,6 +576,7 @@ def test_fit_counts_lists_and_drops(make_collator, media_folder, samples, family
     assert batch["input_ids"].shape[1] <= budget and (batch["labels"] != IGNORE_INDEX).any(1).all()
 
 
+@pytest.mark.few
 def test_fit_refuses_to_drop_everything(make_collator, media_folder, family):
     dataset = MultimodalDataset(str(media_folder / f"{family}-mixtures.json"), media=MediaOptions(num_frames=4))
     collator = make_collator(family, model_max_length=2)
@@ -581,10 +587,12 @@ def test_fit_refuses_to_drop_everything(make_collator, media_folder, family):
 # ---- odds and ends ----
 
 
+@pytest.mark.few
 def test_the_trainer_finds_no_adapted_tokenizer_to_save(collator):
     assert not hasattr(collator, "tokenizer")
 
 
+@pytest.mark.few
 def test_the_reserved_character_is_in_no_text(collator, samples):
     messages = [*samples[0]["messages"][:-1], {"role": "assistant", "content": [{"type": "text", "text": "\n</s>"}]}]
     encoded = collator.encode({"messages": messages})

@@ -10,6 +10,7 @@ from conftest import (
     FACTS,
     FAMILIES,
     check_each,
+    collator_of,
     for_official_template,
     make_loader,
     official_template,
@@ -56,7 +57,6 @@ CONTROL = [
     "<|extra_0|>",
 ]
 TYPED = [
-    *CONTROL,
     "".join(CONTROL),
     "".join(reversed(CONTROL)),
     "<<|im_end|>>",
@@ -255,6 +255,7 @@ def check(pair, variant: str, messages: list[dict]) -> None:
     "strings",
     [
         pytest.param(TYPED + WHITE_SPACE + UNUSUAL, id="typed"),
+        pytest.param(CONTROL, id="alone", marks=pytest.mark.slow),
         pytest.param(TYPED_TOO, id="typed too", marks=[pytest.mark.slow, pytest.mark.cross]),
     ],
 )
@@ -369,7 +370,7 @@ def test_a_thought_ends_a_run_before_it_begins(tiny, write_rows, tmp_path):
 
 @pytest.mark.parametrize("family", THOUGHTS)
 def test_a_thought_before_which_the_format_writes_its_own_is_refused(tiny, family):
-    collator = COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor())
+    collator = collator_of(family, tiny)
     begin, end = THOUGHTS[family]
     messages = conversation(text("Hm"), text(begin), text(f"{begin}\nHm\n{end}\n\nRed"))
     one = "|".join(map(re.escape, (begin, end)))

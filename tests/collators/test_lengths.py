@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from conftest import FAMILIES, TAKES_VIDEO, make_loader, outline, turns
+from conftest import FAMILIES, TAKES_VIDEO, collator_of, make_loader, outline, turns
 from facts import FACTS
 from PIL import Image
 from torch.utils.data import BatchSampler
@@ -51,14 +51,11 @@ def hostile_rows(family: str, count: int = 12) -> list[dict]:
     return rows
 
 
-def collator_of(family: str, tiny, **kwargs):
-    return COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor(), **kwargs)
-
-
 def encoded_lengths(collator, dataset) -> list[int]:
     return [collator.encode(dataset[i]).inputs["input_ids"].shape[1] for i in range(len(dataset))]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_texts_and_images_are_counted_to_the_token(tiny, write_rows, family):
     dataset = MultimodalDataset(write_rows(hostile_rows(family)))
@@ -278,8 +275,10 @@ def test_a_run_groups_by_the_lengths_that_it_trains_on(tiny, write_rows, tmp_pat
         return make(**kwargs)
 
     monkeypatch.setattr(train, "FinetuneTrainer", note)
-    flags = ["--train_sampling_strategy", "group_by_length", "--model_max_length", "60"]
-    run(tiny, "llava-1.5", write_rows(rows), tmp_path / "out", *flags)
+    path = write_rows(rows)
+    flags = ["--train_sampling_strategy", "group_by_length", "--model_max_length", "60", "--eval_data_path", path]
+    run(tiny, "llava-1.5", path, tmp_path / "out", *flags)
+    assert "eval_loss" in json.loads((tmp_path / "out" / "all_results.json").read_text())
     dataset = given["train_dataset"]
     assert given["lengths"].tolist() == [dataset[i]["input_ids"].shape[1] for i in range(4)]
     assert given["lengths"][0] == 60

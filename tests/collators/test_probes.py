@@ -24,6 +24,7 @@ def loader_of(family: str, path: str):
     return make_loader(family, path)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("joined", [False, True], ids=["padded", "padding-free"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_passes(tiny, family, joined):

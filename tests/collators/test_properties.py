@@ -10,13 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import FACTS, make_loader, taught, trained_runs
+from conftest import FACTS, collator_of, taught, trained_runs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from official import official_processor
 from PIL import Image
 
-from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
@@ -98,7 +97,7 @@ def families(tiny):
             ids = untouched(text=[token], **given, return_tensors="pt")["input_ids"]
             return torch.isin(ids, torch.tensor(getattr(untouched, f"{kind}_token_ids"))).sum().item()
 
-        return COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor()), untouched, count
+        return collator_of(family, tiny), untouched, count
 
     return get
 
@@ -163,7 +162,10 @@ def as_file(rows: list[dict], ending: str, path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("ending", ["json", "jsonl", "parquet"])
+ENDINGS = ["json", *(pytest.param(ending, marks=pytest.mark.slow) for ending in ("jsonl", "parquet"))]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_any_texts_come_back_from_a_file_as_they_were(tmp_path, ending):
     """Nothing that stands in a text is taken for the end of a row, a medium or a part."""
     number = itertools.count()
@@ -181,7 +183,7 @@ def test_any_texts_come_back_from_a_file_as_they_were(tmp_path, ending):
     check()
 
 
-@pytest.mark.parametrize("ending", ["json", "jsonl", "parquet"])
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_any_layout_of_placeholders_takes_the_images_in_order(media_folder, tmp_path, ending):
     """`conversations`: words and <image> in any order, over any turns."""
     number = itertools.count()

@@ -1,13 +1,12 @@
 """Answers while training: they change nothing, are those of predict.py, and decide what is kept and when it ends."""
 
-import json
 import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONSENT, CROSSED, MODEL_ID, VISION_FLAGS, rows_for, run, turns
+from conftest import CONSENT, CROSSED, MODEL_ID, VISION_FLAGS, lines_of, logs_of, rows_for, run, turns
 from launch import Launch, here, launch
 from PIL import Image
 
@@ -22,14 +21,6 @@ FSDP = ["--fsdp", "True", "--fsdp_config", "fsdp_configs/fsdp2.json"]
 FSDP += ["--accelerator_config", '{"use_configured_state": true}']
 ZERO3, LORA = ["--deepspeed", "ds_configs/zero3.json"], ["--use_lora", "True", "--lora_dropout", "0"]
 ANSWERS = ["--eval_generate", 3, "--eval_max_new_tokens", 5, "--eval_strategy", "steps", "--eval_steps", 1]
-
-
-def logs_of(folder) -> list[dict]:
-    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
-
-
-def lines_of(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def edits(a: str, b: str) -> int:
@@ -63,15 +54,14 @@ def test_replies_that_are_not_trained_are_not_asked(write_rows):
     assert answers.questions(dataset) == [(0, 1, 3), (1, 1, 2)]
 
 
-def test_answers_change_nothing_and_are_those_of_predict(tiny, write_rows, tmp_path):
-    """With dropout, which draws random numbers, and with a function of the user's."""
+def test_evaluations_change_nothing_and_their_answers_are_those_of_predict(tiny, write_rows, tmp_path):
+    """With dropout and data loaders, which draw random numbers, and with a function of the user's."""
     path = write_rows(rows_for(FAMILY))
     (tmp_path / "own.py").write_text("def longest(predictions, references):\n    return max(map(len, predictions))\n")
     flags = ["--use_lora", True, "--lora_dropout", 0.3, *VISION_FLAGS, "--learning_rate", 1e-2, "--max_steps", 3]
     other = write_rows(rows_for(FAMILY)[:2])
-    flags += ["--eval_data_path", path, other]
-    plain = run(tiny, FAMILY, path, tmp_path / "plain", *flags, "--eval_strategy", "steps", "--eval_steps", 1)
-    own = ["--metric", f"{tmp_path / 'own.py'}:longest"]
+    plain = run(tiny, FAMILY, path, tmp_path / "plain", *flags)
+    own = ["--metric", f"{tmp_path / 'own.py'}:longest", "--eval_data_path", path, other]
     asked = run(tiny, FAMILY, path, tmp_path / "asked", *flags, *ANSWERS, *own)
     for key in ("loss", "grad_norm"):
         assert [entry[key] for entry in asked] == [entry[key] for entry in plain]
@@ -186,7 +176,7 @@ def best_of(values: list[float], tmp_path) -> list:
 
 
 def test_the_best_checkpoint_by_a_users_metric_and_early_stopping(tiny, write_rows, tmp_path, capsys):
-    path, out = write_rows(rows_for(FAMILY)), tmp_path / "out"
+    path, out = write_rows(rows_for(FAMILY)[:2]), tmp_path / "out"
     # Before training, then steps 1 to 4; the last is of the best weights, at the end.
     flags = [*best_of([9.0, 0.1, 0.5, 0.4, 0.3, 0.5], tmp_path), "--early_stopping_patience", 2, *ANSWERS]
     flags += ["--eval_data_path", path, "--max_steps", 8, "--save_strategy", "steps", "--save_steps", 1]

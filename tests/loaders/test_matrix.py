@@ -11,7 +11,6 @@ from conftest import (
     CONSENT,
     FACTS,
     FAMILIES,
-    FEW,
     TAKES_VIDEO,
     VISION_FLAGS,
     make_loader,
@@ -121,9 +120,8 @@ def parts(tiny):
 
 
 def marks_of_data(family: str, kind: str) -> list:
-    """All but three kinds, of which one holds all the others."""
-    quick = kind in ("all in one batch", "text only", "over-long") and family in ONE_OF_EACH_KIND
-    return [] if quick else [pytest.mark.slow]
+    """All but the one that holds all the others; tests/collators/test_collators.py cuts what is over-long."""
+    return [] if kind == "all in one batch" and family in ONE_OF_EACH_KIND else [pytest.mark.slow]
 
 
 @pytest.mark.parametrize("family, kind", cells(lambda family: [*kinds_of(family), "over-long"], marks_of_data))
@@ -174,8 +172,8 @@ def modes_of(family: str) -> list[str]:
 
 
 def marks_of_training(family: str, mode: str) -> list:
-    """All but LoRA of a few. tests/test_merge.py merges all parts of every family."""
-    return [] if mode == "LoRA" and family in FEW else [pytest.mark.slow, pytest.mark.cross]
+    """All but LoRA of one family. tests/test_merge.py merges all parts of every family."""
+    return [] if (family, mode) == ("qwen2.5-vl", "LoRA") else [pytest.mark.slow, pytest.mark.cross]
 
 
 @pytest.mark.parametrize("family, mode", cells(modes_of, marks_of_training))

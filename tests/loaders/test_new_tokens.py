@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, make_loader, run, turns
+from conftest import CONSENT, FACTS, FAMILIES, MODEL_ID, logs_of, make_loader, run, slow, turns
 from launch import here, launch
 from PIL import Image
 from safetensors.torch import load_file
@@ -121,11 +121,7 @@ ROWS = [
 ]
 
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
-RUNS = [(TIED, WORDS, LORA), (UNTIED, MANY, LORA), slow(TIED, MANY, []), slow(UNTIED, WORDS, [])]
+RUNS = [slow(TIED, WORDS, LORA), (UNTIED, MANY, LORA), slow(TIED, MANY, []), slow(UNTIED, WORDS, [])]
 RUNS += [slow(TIED, MANY, [*LORA, "--q_lora", True]), slow(UNTIED, MANY, [*LORA, "--q_lora", True])]
 RUNS += [
     pytest.param(family, MANY, LORA, marks=[pytest.mark.slow, pytest.mark.cross])
@@ -312,7 +308,7 @@ def test_shards_of_zero3_train_words_as_one_process_does(tiny, write_rows, tmp_p
             here(words)
         else:
             launch([*words, "--deepspeed", "ds_configs/zero3.json"], processes, "zero3_rows_on_cpu")
-        log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+        log = logs_of(out)
         losses.append([entry["loss"] for entry in log if "loss" in entry])
         weights.append(load_file(out / ("adapter_model.safetensors" if flags else "model.safetensors")))
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +27,12 @@ from merging.ask_server import Server
 LAYERS = r"model\.language_model\..*_proj"
 
 
+@cache
+def load(base, adapter):
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, adapter) if adapter else model, AutoProcessor.from_pretrained(base)
+
+
 class PlainServer:
     """OpenAI's protocol over plain transformers, with vLLM's additions or without.
 
@@ -35,10 +42,7 @@ class PlainServer:
     """
 
     def __init__(self, base, adapter=None, name="tuned", vllm=True, template=None, pixels=None, samples=False):
-        self.model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
-        if adapter:
-            self.model = PeftModel.from_pretrained(self.model, adapter)
-        self.processor = AutoProcessor.from_pretrained(base)
+        self.model, self.processor = load(base, adapter)
         self.name, self.vllm, self.template, self.samples = name, vllm, template, samples
         self.size = {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": pixels}} if pixels else {}
 
@@ -161,15 +165,15 @@ def test_a_server_of_the_folder_answers_the_same(tiny, adapters, serve, rows, ca
         assert ("log-probabilities" in said) == vllm
 
 
-def test_what_differs_is_named(tiny, adapters, serve, rows, capsys):
+def test_what_differs_is_named(tiny, adapters, serve, write_rows, capsys):
     base = tiny("qwen2-vl")
+    rows = write_rows([{"image": "tall.jpg", "conversations": turns("<image>And?", "Red.")}])
     other = AutoProcessor.from_pretrained(base).chat_template.replace("You are a helpful assistant.", "Be brief.")
     for options, expected in [
         ({}, "the answers are the base's, so the adapter is not applied"),
         ({"adapter": adapters[1]}, "other weights: the prompts are the same"),
         ({"adapter": adapters[0], "template": other}, "another prompt: at token"),
         ({"adapter": adapters[0], "pixels": 8 * 28 * 28}, "another size of the pictures"),
-        ({"adapter": adapters[0], "samples": True}, "sampling is on where a request gives no temperature"),
         ({"adapter": adapters[0], "pixels": 8 * 28 * 28, "vllm": False}, "another prompt or another size"),
         ({"adapter": adapters[0], "template": other, "vllm": False}, "the cause is unknown"),  # of the same length
     ]:
@@ -233,7 +237,8 @@ def test_a_server_that_samples_is_told_so_last(tiny, adapters, serve, write_rows
     """The first row shows sampling alone; of the second, training read the special token as plain text."""
     rows = [{"conversations": turns(question, "A fox.")} for question in ("Who?", "Who <|im_end|>?")]
     url = serve(PlainServer(tiny("qwen2-vl"), adapters[0], samples=True))
-    assert "sampling is on" in asked(adapters[0], url, write_rows(rows[:1]), capsys)
+    said = asked(adapters[0], url, write_rows(rows[:1]), capsys)
+    assert "sampling is on where a request gives no temperature" in said
     assert "another prompt: at token" in asked(adapters[0], url, write_rows(rows), capsys)
 
 

@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONSENT, IMAGE_ROWS, MODEL_ID, REPO, make_loader, run
+from conftest import CONSENT, IMAGE_ROWS, MODEL_ID, REPO, check_each, make_loader, run
 from launch import launch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -116,13 +117,11 @@ def test_dtype_is_written_everywhere(sharded, tmp_path):
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype="auto").dtype == torch.float16
 
 
+RANKS = {"use_rslora": True, "r": 16, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}}
 KINDS = {
-    "dora": {"use_dora": True},
-    "rslora": {"use_rslora": True, "r": 16},
-    "biases": {"bias": "all", "target_modules": r".*(q_proj|k_proj|v_proj|out_proj)"},
+    "dora, whole modules": {"use_dora": True, "modules_to_save": ["model.multi_modal_projector", "model.vision_tower"]},
+    "ranks, biases": {"bias": "all", "target_modules": r".*(q_proj|k_proj|v_proj|out_proj)", **RANKS},
     "lora biases": {"bias": "lora_only", "target_modules": r".*(q_proj|out_proj|fc1)"},
-    "ranks": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
-    "whole modules": {"modules_to_save": ["model.multi_modal_projector", "model.vision_tower"]},
     "head": {"target_modules": "lm_head", "modules_to_save": ["model.language_model.layers.1"]},
 }
 
@@ -140,7 +139,7 @@ def test_every_kind_of_adapter_equals_pefts_own_merge(tiny, tmp_path, kind):
     assert any(not torch.equal(found[key], tensor) for key, tensor in flat(load_all(base)).items())
 
 
-@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("init", ["pissa", pytest.param("olora", marks=pytest.mark.slow)])
 def test_an_adapter_that_starts_from_the_base_is_merged_on_the_loaded_model(tiny, tmp_path, init, capsys):
     base = tiny("llava-1.5")
     expected = make_adapter(base, tmp_path / "adapter", init_lora_weights=init).merge_and_unload()
@@ -260,15 +259,21 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_broken_is_refused_and_leaves_nothing(tiny, tmp_path, fault):
-    base, adapter = in_shards(tiny("llava-1.5"), tmp_path / "base", torch.float32, "1MB"), tmp_path / "adapter"
-    make_adapter(base, adapter)
-    spoil, message = FAULTS[fault]
-    spoil(base, adapter)
-    with pytest.raises(ValueError, match=message):
-        merge(adapter, tmp_path / "merged")
-    assert sorted(os.listdir(tmp_path)) == ["adapter", "base"]
+def test_what_is_broken_is_refused_and_leaves_nothing(tiny, tmp_path):
+    base = in_shards(tiny("llava-1.5"), tmp_path / "whole" / "base", torch.float32, "1MB")
+    make_adapter(base, tmp_path / "whole" / "adapter")
+
+    def check(fault: str) -> None:
+        spoil, message = FAULTS[fault]
+        folder = shutil.copytree(tmp_path / "whole", tmp_path / fault)
+        config = folder / "adapter" / "adapter_config.json"
+        config.write_text(config.read_text().replace(str(base), str(folder / "base")))
+        spoil(folder / "base", folder / "adapter")
+        with pytest.raises(ValueError, match=message):
+            merge(folder / "adapter", folder / "merged")
+        assert sorted(os.listdir(folder)) == ["adapter", "base"]
+
+    check_each([(fault,) for fault in FAULTS], check)
 
 
 def test_a_tied_head_is_refused(tiny, tmp_path):
@@ -378,18 +383,8 @@ def test_push_to_hub(sharded, tmp_path, monkeypatch):
 
 def test_a_checkpoint_within_a_run(tiny, write_rows, tmp_path):
     """checkpoint-N holds an adapter; the flags of the run are in the folder above."""
-    run(
-        tiny,
-        "llava-1.5",
-        write_rows(IMAGE_ROWS),
-        tmp_path / "out",
-        "--use_lora",
-        True,
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        1,
-    )
+    flags = ["--use_lora", True, "--save_strategy", "steps", "--save_steps", 1]
+    run(tiny, "llava-1.5", write_rows(IMAGE_ROWS), tmp_path / "out", *flags)
     merge(tmp_path / "out" / "checkpoint-1", tmp_path / "merged")
     assert (tmp_path / "merged" / "args.yaml").read_bytes() == (tmp_path / "out" / "args.yaml").read_bytes()
     assert make_loader("llava-1.5", tmp_path / "merged").load_model()

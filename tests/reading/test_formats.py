@@ -16,10 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_loader, taught, trained_runs
+from conftest import collator_of, taught, trained_runs
 from PIL import Image
 
-from collators import COLLATORS
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
 
@@ -68,7 +67,7 @@ def by_hand(conversation: list[tuple], folder: Path) -> dict:
 @pytest.fixture(scope="module")
 def collators(tiny):
     families = ("llava-1.5", "qwen2.5-vl")
-    return {family: COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor()) for family in families}
+    return {family: collator_of(family, tiny) for family in families}
 
 
 @pytest.fixture

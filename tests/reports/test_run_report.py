@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 import yaml
-from conftest import MODEL_ID, VISION_FLAGS, rows_for, run
+from conftest import MODEL_ID, VISION_FLAGS, lines_of, logs_of, rows_for, run
 from launch import Launch
 from PIL import Image
 from transformers import TrainerState
@@ -71,7 +71,7 @@ def test_the_report_of_a_run(tiny, write_rows, tmp_path, monkeypatch, capsys):
     assert sizes == [(64, 64), (64, 64), (100, 50), (100, 50), (60, 140)]  # of the media of its three rows
 
     assert "finished: too few steps to tell (" in page.text and "step 2 of 2" in page.text
-    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    log = logs_of(out)
     losses = [logs["loss"] for logs in log if "loss" in logs]
     assert f"{losses[-1]:.3g}" in page.text
     assert f"{[logs['eval_loss'] for logs in log if 'eval_loss' in logs][-1]:.3g}" in page.text
@@ -79,10 +79,7 @@ def test_the_report_of_a_run(tiny, write_rows, tmp_path, monkeypatch, capsys):
     assert cells["vision encoder"][:1] + cells["vision encoder"][2:3] == ["frozen", "0"]
     assert cells["language model"][0] == "lora r=8"
     assert cells["training"][0] == "7" and "several images: 2" in cells["training"][1]
-    before, after = (
-        [json.loads(line) for line in (out / f"eval_answers/step-{step}.jsonl").read_text().splitlines()]
-        for step in (0, 2)
-    )
+    before, after = (lines_of(out / f"eval_answers/step-{step}.jsonl") for step in (0, 2))
     shown = [row for row in page.rows if len(row) == 4 and "row " in row[0]]
     assert [re.sub(r"row \d+$", "", row[0]) for row in shown] == [
         *("What colour is it?", "Which is blue?", "Is  like  ?", "Why?"),
@@ -105,21 +102,9 @@ def card_of(folder) -> tuple[dict, str]:
 )
 def test_the_model_card(tiny, write_rows, tmp_path, flags):
     path, out = write_rows(rows_for(FAMILY)), tmp_path / "out"
-    run(
-        tiny,
-        FAMILY,
-        path,
-        out,
-        *flags,
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        1,
-        "--learning_rate",
-        2e-3,
-        draws_plots=True,
-    )
-    loss = [log["loss"] for log in json.loads((out / "trainer_state.json").read_text())["log_history"] if "loss" in log]
+    saves = ["--save_strategy", "steps", "--save_steps", 1, "--learning_rate", 2e-3]
+    run(tiny, FAMILY, path, out, *flags, *saves, draws_plots=True)
+    loss = [log["loss"] for log in logs_of(out) if "loss" in log]
     metadata, text = card_of(out)
     assert metadata["library_name"] == ("peft" if "--use_lora" in flags else "transformers")
     assert metadata["pipeline_tag"] == "image-text-to-text"

@@ -1,6 +1,5 @@
 """docs/change_it.md: each diff applies to a copy of the code, and trains what it says; the truth is plain torch."""
 
-import json
 import os
 import re
 import subprocess
@@ -9,7 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import IGNORE_INDEX, IMAGE_ROWS, MODEL_ID, REPO, VISION_FLAGS, copy_code, crossed, make_loader, run
+from conftest import (
+    IGNORE_INDEX,
+    IMAGE_ROWS,
+    MODEL_ID,
+    REPO,
+    VISION_FLAGS,
+    copy_code,
+    crossed,
+    logs_of,
+    make_loader,
+    run,
+)
 from peft import PeftModel
 from test_loss import LONG, SHORT, Parts
 from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -56,7 +66,7 @@ class Changed:
         for name, value in given.items():
             words += [] if name in named else [name, value]
         printed = self.python("train.py", *words, *flags)
-        log = json.loads((self.folder / "run" / "trainer_state.json").read_text())["log_history"]
+        log = logs_of(self.folder / "run")
         return [entry["loss"] for entry in log if "loss" in entry], printed
 
 

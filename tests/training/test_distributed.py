@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import CONSENT, IMAGE_ROWS, MODEL_ID, REPO, TAKES_VIDEO, VIDEO_ROWS, VISION_FLAGS, crossed, turns
+from conftest import CONSENT, IMAGE_ROWS, MODEL_ID, REPO, TAKES_VIDEO, VIDEO_ROWS, VISION_FLAGS, crossed, logs_of, turns
 from launch import here, launch
 from safetensors.torch import load_file
 
@@ -59,7 +59,7 @@ def losses(tiny, family, data_path, output_dir, engine: str | None = None, *flag
 
 
 def logged(output_dir) -> list[float]:
-    log = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
+    log = logs_of(output_dir)
     return [entry.get("loss", entry.get("eval_loss")) for entry in log if "loss" in entry or "eval_loss" in entry]
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FAMILIES, MODEL_ID, REPO, make_loader, run, trained_runs, turns
+from conftest import FAMILIES, MODEL_ID, REPO, collator_of, make_loader, run, trained_runs, turns
 from launch import here, launch
 from torch.utils.data import DataLoader
 
@@ -243,10 +243,7 @@ def conversation_with(*trained: bool) -> list[dict]:
     return messages
 
 
-def collator_of(family: str, tiny, **kwargs):
-    return COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor(), **kwargs)
-
-
+@pytest.mark.few
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "paligemma"])
 def test_a_reply_with_train_false_has_no_label(write_rows, tiny, family):
     collator = collator_of(family, tiny)
@@ -283,6 +280,7 @@ TWO_QUESTIONS = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_user_messages_in_a_row_are_as_the_template_takes_them(write_rows, tiny, family):
     collator = collator_of(family, tiny, model_max_length=1024)
@@ -302,6 +300,7 @@ def test_two_user_messages_in_a_row_are_as_the_template_takes_them(write_rows, t
     assert prompts[1].startswith(prompts[0].split("I see.")[0] + "I see.") and prompts[1] in text
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_conversation_may_begin_with_a_reply_where_the_template_allows_it(write_rows, tiny, family):
     """Where it does, the text is the official template's, and both replies are taught."""

@@ -34,7 +34,7 @@ def without_gradient(tiny, write_rows) -> int:
     return sum(parameter.numel() for name, parameter in model.named_parameters() if name in never)
 
 
-@pytest.mark.parametrize("lora", [[], ["--use_lora", True]], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [[], pytest.param(["--use_lora", True], marks=pytest.mark.slow)], ids=["full", "lora"])
 def test_a_family_that_names_no_unused_module_is_told(tiny, write_rows, tmp_path, capsys, emptied, lora):
     """The images come with the third update; of five, all are waited for."""
     path = write_rows([*TEXTS, *IMAGE_ROWS[:3], *IMAGE_ROWS[:3]])
@@ -89,7 +89,7 @@ ACCUMULATED_LORA = pytest.param([*LORA, "--gradient_accumulation_steps", 2], mar
 def test_a_step_of_texts_goes_on_as_one_with_a_dummy_image(tiny, write_rows, tmp_path, monkeypatch, lora):
     """PyTorch's AdamW is told nothing of the vision part, or a gradient of zero, as by several processes."""
     path = write_rows([*IMAGE_ROWS[:2], *TEXTS[:2], IMAGE_ROWS[2], TEXTS[2], *TEXTS[3:]])
-    flags = [*ORDER, *VISION_FLAGS, *ADAMW, "--max_steps", 4, *lora]
+    flags = [*ORDER, *VISION_FLAGS, *ADAMW, "--max_steps", 3, *lora]
     if not lora:
         flags[flags.index("--per_device_train_batch_size") + 1] = 2
     found, weights = [], []

@@ -2,11 +2,12 @@
 
 import json
 import re
+from functools import cache
 
 import pytest
 import torch
 import yaml
-from conftest import CROSSED, FACTS, KINDS, MODEL_ID, VISION_FLAGS, make_loader, rows_for, run, turns
+from conftest import CROSSED, FACTS, KINDS, MODEL_ID, VISION_FLAGS, logs_of, make_loader, rows_for, run, slow, turns
 from launch import here, launch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -30,6 +31,7 @@ def adapted(model) -> set[str]:
     return {re.split(r"\.(?:base_layer\.)?lora_", name)[0][17:] for name in trainable_names(model) if ".lora_" in name}
 
 
+@cache
 def linears(tiny, family) -> set[str]:
     modules = make_loader(family, tiny(family)).load_model().named_modules()
     return {name for name, module in modules if isinstance(module, nn.Linear)}
@@ -191,10 +193,6 @@ def logits_of(model, collator, path) -> torch.Tensor:
     batch.pop("labels")
     with torch.no_grad():
         return model.eval()(**batch).logits
-
-
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def in_turn(*values):
@@ -368,7 +366,7 @@ def sharded_losses(tiny, path, out, processes: int, *flags) -> list[float]:
         here([*words, *flags])
     else:
         launch([*words, "--deepspeed", "ds_configs/zero3.json", *flags], processes)
-    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    log = logs_of(out)
     return [entry["loss"] for entry in log if "loss" in entry]
 
 

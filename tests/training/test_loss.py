@@ -1,7 +1,6 @@
 """The loss and its gradients against plain sums over labels: one row at a time, all logits, float64, no Trainer."""
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from conftest import (
     MODEL_ID,
     VISION_FLAGS,
     crossed,
+    logs_of,
     make_loader,
     rows_for,
     turns,
@@ -213,7 +213,7 @@ def test_two_processes_share_the_labels_of_a_step(tiny, family, engine, write_ro
     words += ["--gradient_accumulation_steps", 2, "--num_train_epochs", 1, "--logging_steps", 1, "--max_grad_norm", 0]
     words += ["--train_sampling_strategy", "sequential", "--save_strategy", "no", "--model_max_length", 2048]
     launch([*words, *ENGINES[engine]], processes=2)
-    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    log = logs_of(tmp_path / "out")
     logged = [entry for entry in log if "loss" in entry]
     parts = Parts(tiny, family, path)
     assert len(logged) == 2

@@ -80,9 +80,9 @@ class Step(TrainerCallback):
 
 
 def marks_of(family: str, mode: str) -> list:
-    """Two are quick of one family, and one is slow of one of each kind."""
+    """One is quick of one family, and one is slow of one of each kind."""
     if family == "llava-1.5":
-        return [] if mode in ("full", "LoRA") else [pytest.mark.slow]
+        return [] if mode == "full" else [pytest.mark.slow]
     return [pytest.mark.slow, *([] if family in KINDS and mode == "full" else [pytest.mark.cross])]
 
 

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import CONSENT, CROSSED, FACTS, FAMILIES, MODEL_ID, make_loader, run, turns
+from conftest import CONSENT, CROSSED, FACTS, FAMILIES, MODEL_ID, collator_of, make_loader, run, turns
 from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor
@@ -75,7 +75,7 @@ def test_images_come_out_as_of_the_checkpoints_own_processor(tiny, family):
 
 @pytest.mark.parametrize("family", ["llava-1.5", "gemma-3"])
 def test_a_collator_takes_the_faster_way_and_leaves_no_trace_in_the_image(tiny, family, monkeypatch):
-    collator = COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor())
+    collator = collator_of(family, tiny)
     image = noise(90, 70)
     before = image.tobytes()
     copies = []
@@ -99,7 +99,7 @@ def test_an_image_is_decoded_once_and_processed_once(tiny, family, tmp_path, mon
     row = {"image": names, "conversations": turns("<image>\n<image>\nWhat is it?", "Grain")}
     (tmp_path / "rows.json").write_text(json.dumps([row]))
     dataset = MultimodalDataset(str(tmp_path / "rows.json"))
-    collator = COLLATORS.get(family)(make_loader(family, tiny(family)).load_processor())
+    collator = collator_of(family, tiny)
     calls = []
 
     def count(owner, name):

@@ -76,18 +76,9 @@ def test_a_resumed_run_equals_the_unbroken_one(tiny, write_rows, tmp_path, way, 
     assert [entry["step"] for entry in log_of(tmp_path / "whole")] == [1, 4, 6, 8, 8, 8]
     for step in steps:
         checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
-        run(tiny, "llava-1.5", path, tmp_path / f"{step}", *flags, "--resume_from_checkpoint", checkpoint)
+        resumed = ["--resume_from_checkpoint", checkpoint, "--save_steps", 500]
+        run(tiny, "llava-1.5", path, tmp_path / f"{step}", *flags, *resumed)
         assert_equal_runs(tmp_path / f"{step}", tmp_path / "whole")
-
-
-def test_evaluations_change_nothing_of_the_training(tiny, write_rows, tmp_path):
-    """A resumed run may be evaluated more often; a data loader draws a random number each time."""
-    path, flags = write_rows(ROWS), [*STEPS, *LORA, "--max_steps", 3, "--logging_steps", 1]
-    evaluations = ["--eval_data_path", path, "--eval_strategy", "steps", "--eval_steps", 1]
-    plain = run(tiny, "llava-1.5", path, tmp_path / "plain", *flags)
-    evaluated = run(tiny, "llava-1.5", path, tmp_path / "evaluated", *flags, *evaluations)
-    for key in ("loss", "grad_norm"):
-        assert [step[key] for step in evaluated] == [step[key] for step in plain]
 
 
 WAYS = {

@@ -9,7 +9,7 @@ import json
 
 import pytest
 import torch
-from conftest import MODEL_ID, TAKES_VIDEO, VISION_FLAGS, make_loader, turns
+from conftest import MODEL_ID, TAKES_VIDEO, VISION_FLAGS, logs_of, make_loader, turns
 from launch import Launch, here, launch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
@@ -157,7 +157,7 @@ def test_strategy(train_on, tiny, family, strategy, engine, tmp_path):
 
 def losses(out) -> list[float]:
     """Of each step, and of the evaluation after the last."""
-    log = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    log = logs_of(out)
     return [entry.get("loss", entry.get("eval_loss")) for entry in log if {"loss", "eval_loss"} & entry.keys()]
 
 

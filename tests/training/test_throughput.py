@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_loader, rows_for, run
+from conftest import logs_of, make_loader, rows_for, run
 from launch import launch
 
 from arguments import parse_arguments
@@ -100,7 +100,7 @@ def test_figures_are_of_all_processes(tiny, write_rows, tmp_path):
     words += ["--train_sampling_strategy", "sequential", "--per_device_train_batch_size", 1, "--max_steps", 2]
     words += ["--logging_steps", 2, "--use_cpu", True, "--save_strategy", "no", "--model_max_length", 2048]
     launch([*words, "--use_lora", True, "--disable_tqdm", True, "--output_dir", tmp_path / "out"], 2)
-    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    log = logs_of(tmp_path / "out")
     loader = make_loader("llava-1.5", tiny("llava-1.5"))
     collator, dataset = COLLATORS.get("llava-1.5")(loader.load_processor(), 2048), MultimodalDataset(path)
     lengths = [collator.encode(dataset[i]).inputs["input_ids"].shape[1] for i in range(4)]

@@ -233,17 +233,8 @@ A_NORM = re.compile(r"(^|[._])(\w*norm\d?|norm_\w+|ln_\w+|bn\d?)\.([\w.]+\.)?wei
 )
 def test_each_component_steps_at_its_own_learning_rate(tiny, family, lora, write_rows, tmp_path):
     """With plain gradient descent, a step is the gradient times the rate."""
-    flags = [
-        *lora,
-        *VISION_FLAGS,
-        *RATE_FLAGS,
-        "--optim",
-        "sgd",
-        "--weight_decay",
-        "0.1",
-        "--output_dir",
-        str(tmp_path),
-    ]
+    flags = [*lora, *VISION_FLAGS, *RATE_FLAGS, "--optim", "sgd", "--weight_decay", "0.1"]
+    flags += ["--output_dir", str(tmp_path)]
     model, loader, arguments = load(tiny, family, *flags)
     rates = learning_rates(model, loader, arguments)
     trainer = FinetuneTrainer(

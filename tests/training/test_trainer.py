@@ -13,14 +13,16 @@ from conftest import (
     CROSSED,
     FACTS,
     FAMILIES,
-    FEW,
     MODEL_ID,
     OF_FEW,
     TAKES_VIDEO,
     VISION_FLAGS,
+    crossed_but,
+    logs_of,
     make_loader,
     rows_for,
     run,
+    slow,
     turns,
 )
 from official import official_processor
@@ -35,6 +37,7 @@ from training.sampling import EpochSampler, LengthSampler
 from training.trainer import FinetuneTrainer
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradients_equal_the_models_own(tiny, family, write_rows, tmp_path):
     """On one batch the library's own loss over all logits is the same mean over labels."""
@@ -81,9 +84,7 @@ def test_grouping_puts_similar_lengths_together():
     assert sum(spread) / len(spread) < 12  # about 40 in random order
 
 
-@pytest.mark.parametrize(
-    "family", [family if family in FEW else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
-)
+@pytest.mark.parametrize("family", [family if family == "qwen2.5-vl" else slow(family) for family in FAMILIES])
 def test_full_run_leaves_a_standalone_checkpoint(tiny, family, write_rows, tmp_path):
     """In bfloat16, in which parts of some vision encoders go unused."""
     out = tmp_path / "out"
@@ -103,13 +104,13 @@ def test_full_run_leaves_a_standalone_checkpoint(tiny, family, write_rows, tmp_p
 
 
 def test_args_yaml_repeats_the_run(tiny, write_rows, tmp_path):
-    first = run(tiny, "qwen2-vl", write_rows(rows_for("qwen2-vl")), tmp_path / "out", "--use_lora", True)
+    first = run(tiny, "llava-1.5", write_rows(rows_for("llava-1.5")), tmp_path / "out", "--use_lora", True)
     train.main([str(tmp_path / "out" / "args.yaml"), "--output_dir", str(tmp_path / "again")])
-    log = json.loads((tmp_path / "again" / "trainer_state.json").read_text())["log_history"]
+    log = logs_of(tmp_path / "again")
     assert [e["loss"] for e in log if "loss" in e] == [e["loss"] for e in first]
 
 
-@pytest.mark.parametrize("family", OF_FEW)
+@pytest.mark.parametrize("family", crossed_but("llava-1.5"))
 def test_bfloat16_keeps_trained_weights_in_float32(tiny, family, write_rows, tmp_path):
     """Adam's small updates would be rounded away in bfloat16."""
     flags = ["--bf16", True, "--use_cpu", True, "--learning_rate", 1e-6, "--train_vision_projector", True]
@@ -128,13 +129,6 @@ def test_lora_in_bfloat16_trains_a_vision_encoder_of_which_a_part_is_unused(tiny
     flags = ["--bf16", True, "--use_cpu", True, "--use_lora", True, *VISION_FLAGS]
     steps = run(tiny, family, write_rows(rows_for(family)), tmp_path / "out", *flags)
     assert all(entry["grad_norm"] > 0 for entry in steps)
-
-
-def test_grouping_by_length_with_evaluation(tiny, write_rows, tmp_path):
-    path = write_rows(rows_for("llava-1.5"))
-    flags = ["--train_sampling_strategy", "group_by_length", "--eval_data_path", path]
-    run(tiny, "llava-1.5", path, tmp_path / "out", *flags)
-    assert "eval_loss" in json.loads((tmp_path / "out" / "all_results.json").read_text())
 
 
 def test_an_impossible_image_is_named_before_step_1(tiny, media_folder, write_rows, tmp_path):
@@ -173,7 +167,7 @@ def test_the_best_checkpoint_is_the_one_left(tiny, write_rows, tmp_path):
     best += ["--save_strategy", "steps", "--eval_data_path", path, "--learning_rate", 1e-2, "--max_steps", 3]
     best += ["--metric_for_best_model", "eval_loss", "--greater_is_better", True]  # so it is not the last one
     run(tiny, "llava-1.5", path, tmp_path / "out", *best, *VISION_FLAGS)
-    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    log = logs_of(tmp_path / "out")
     *each, last = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     assert len(each) == 3 and max(each) > each[-1] and last == pytest.approx(max(each), abs=1e-5)
 
