@@ -68,9 +68,9 @@ def start(call: Callable[..., dict], folder: Path, *given) -> dict:
 
 
 def see(job: dict) -> Seen:
-    folder = Path(job["folder"])
     if "refused" in job:
-        return Seen("refused", job["refused"], [], folder)
+        return Seen("refused", job["refused"], [], Path())
+    folder = Path(job["folder"])
     log = "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("log-*.txt")))
     records = [torch.load(path) for path in sorted(folder.glob("record-*.pt"))]
     return Seen((folder / "outcome.txt").read_text(), log, records, folder)

@@ -32,7 +32,8 @@ SHOWN = {"yes": "yes", "error": "error", "n/a": "–"}
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    return "".join("| " + " | ".join(row) + " |\n" for row in [head, ["---"] * len(head), *rows])
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in [head, ["---"] * len(head), *rows]]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def read(name: str) -> dict:
@@ -62,31 +63,37 @@ def faults() -> str:
         plain, _, fault = name.partition(", ")
         for column, cell in tool["cells"].items() if fault else ():
             rows.append([fault, column, shown(tools[plain]["cells"][column]), shown(cell)])
-    return table(["fault", "property", "without", "with"], rows)
+    return table(["fault", "property", "without", "with"], rows) if rows else ""
 
 
 def summary() -> str:
-    """A row a tool: how many properties hold."""
+    """A row a tool of which most was measured: how many properties hold."""
     found, rows = read("correctness"), []
     for name, tool in found["tools"].items():
         if ", " not in name:
             verdicts = [tool["cells"].get(column, ["n/a"])[0] for column in PROPERTIES]
-            rows.append([name, *(str(verdicts.count(verdict)) for verdict in ("yes", "error", "no", "n/a"))])
+            counts = [verdicts.count(verdict) for verdict in ("yes", "error", "no", "n/a")]
+            if counts[-1] < len(PROPERTIES) / 2:
+                rows.append([name, *map(str, counts)])
     return table([found["date"], "holds", "ends in an error", "does not hold", "not measured"], rows)
 
 
 def equality() -> str:
-    """A row a family: packed against alone; then a row a family: two processes against one."""
+    """A row a family: packed against alone; then two processes against one, where that was measured."""
     found = read("equality")
     kinds = [f"{dtype} {what}" for dtype in ("float32", "bfloat16") for what in ("loss", "gradients", "vision")]
     kinds += ["rounding", "rounding vision"]
     rows = [[family, *(f"{cells[kind]:.0e}" for kind in kinds)] for family, cells in found["packed"].items()]
-    engines = [*next(iter(found["engines"].values()))]
-    head = [f"{engine}: {what}" for engine in engines for what in ("losses", "weights")]
-    runs = [
-        [family, *(f"{cells[engine][what]:.0e}" for engine in engines for what in ("losses", "weights"))]
+    return f"{table(['family', *kinds], rows)}\n{engines(found)}{found['date']}, {found['versions']}.\n"
+
+
+def engines(found: dict) -> str:
+    names = [
+        (engine, what) for cells in found["engines"].values() for engine in cells for what in ("losses", "weights")
+    ]
+    names = [*dict.fromkeys(names)]
+    rows = [
+        [family, *(f"{cells[engine][what]:.0e}" for engine, what in names)]
         for family, cells in found["engines"].items()
     ]
-    names = [kind.replace("rounding", "bfloat16 itself") for kind in kinds]
-    packed, processes = table(["packed", *names], rows), table(["two processes", *head], runs)
-    return f"{packed}\n{processes}\n{found['date']}, {found['versions']}\n"
+    return table(["two processes", *map(": ".join, names)], rows) + "\n" if rows else ""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch  # noqa: F401, which starts a process when it is imported
 from conftest import REPO
 
 # Script -> (flags, its last line)

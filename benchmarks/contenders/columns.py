@@ -54,8 +54,9 @@ class Seen:
         return found
 
     def lines(self) -> list[str]:
-        """Of the log, without the names of folders."""
-        return [line.strip() for line in self.log.replace(str(self.folder), "").splitlines()]
+        """Of the log, without progress bars and names of folders."""
+        lines = self.log.replace(str(self.folder), "").splitlines()
+        return [line.strip() for line in lines if "%|" not in line]
 
     def adapter(self) -> Path:
         found = [path.parent for path in (self.folder / "out").rglob("adapter_config.json")]
