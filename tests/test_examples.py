@@ -69,6 +69,7 @@ def test_a_box_holds_its_shape_and_nothing_else(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.cross
 def test_a_tiny_model_learns_where_a_shape_is(tiny, tmp_path):
     """On held-out combinations; one box for all would be right in 0.16 of them."""
     with mock.patch("sys.argv", ["draw.py", "--boxes", "--output_dir", str(tmp_path)]):
