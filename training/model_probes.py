@@ -18,15 +18,13 @@ REFUSALS = (ValueError, LookupError, TypeError, RuntimeError, AttributeError)
 
 
 def probe_rows(collator) -> list[dict[str, torch.Tensor]]:
-    """Encoded probes, the shortest without media and the shortest with each kind; each token that may be is a label."""
-    shortest = {}
-    for row, _ in sorted(encoded_probes(collator), key=lambda probe: probe[0]["input_ids"].shape[1]):
-        kinds = tuple(kind for kind in ("image", "video") if collator.is_media(row["input_ids"], kind).any())
-        media = collator.is_media(row["input_ids"])
-        labels = row["input_ids"].masked_fill(media, IGNORE_INDEX)
+    """Encoded probes, also of pictures of several sizes, in which each token that may be one is a label."""
+    rows = []
+    for row, _ in encoded_probes(collator):
+        labels = row["input_ids"].masked_fill(collator.is_media(row["input_ids"]), IGNORE_INDEX)
         labels[:, 0] = IGNORE_INDEX
-        shortest.setdefault(kinds, row | {"labels": labels})
-    return list(shortest.values())
+        rows.append(row | {"labels": labels})
+    return rows
 
 
 def check_batches(model, loader, collator, arguments) -> str:
