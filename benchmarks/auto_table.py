@@ -101,7 +101,7 @@ class Refused(Exception):
 
 def row_of(model_type: str, folder: Path) -> dict:
     """Make, train, merge and ask a tiny checkpoint of a type: {step: True or why not}."""
-    row, base = {}, str(folder / "base")
+    row, base = {"template": family_types().get(model_type)}, str(folder / "base")
     try:
         with step(row, "made"):
             config = make_config(model_type, base)
@@ -227,13 +227,13 @@ def losses(model, batch: dict) -> torch.Tensor:
 
 def page(found: dict) -> str:
     """docs/auto_types.md, from what was found."""
-    listed, rows = family_types(), []
+    rows = []
     for model_type, row in sorted(found["types"].items()):
-        family = listed.get(model_type)
+        family = row.get("template")
         template = f"[{family}](chat_formats.md#{re.sub('[^a-z0-9-]', '', family)})" if family else "needs one"
         marks = ["✓" if row.get(name) is True else "" for name in STEPS]
         samples = {True: "concatenated", False: "padded", None: ""}[row.get("padding-free")]
-        reason = next((value for value in row.values() if isinstance(value, str)), "")
+        reason = next((value for name, value in row.items() if isinstance(value, str) and name != "template"), "")
         rows.append([f"`{model_type}`", template, *marks, samples, reason])
     lines = [["type", "chat template", *STEPS, "samples", "ends with"], ["---"] * (len(STEPS) + 4), *rows]
     table = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)

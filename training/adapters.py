@@ -74,17 +74,13 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
         task_type="CAUSAL_LM",
     )
     try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        raise ValueError(
-            f"--use_lora, --use_vision_lora: peft 0.21 cannot adapt {loader.model_path}: {error}"
-        ) from error
-    if wrong := {*(config.target_parameters or ())} - {*parameters}:  # of GLM-4.5V, it takes other layers for experts
-        raise ValueError(
-            f"--use_lora True: peft 0.21 would adapt {min(wrong)} of {loader.model_path} instead of the layers of that "
-            "name outside of the experts. Leave gate_proj, up_proj and down_proj out of --lora_target_modules."
-        )
-    return named(adapted, loader)
+        return named(get_peft_model(model, config), loader)
+    finally:  # whatever it says of them
+        if wrong := {*(config.target_parameters or ())} - {*parameters}:
+            raise ValueError(
+                f"--use_lora True: peft 0.21 takes layers of {loader.model_path} for its experts ({min(wrong)}). Name "
+                "others: --lora_target_modules q_proj k_proj v_proj o_proj."
+            )
 
 
 def named(model: nn.Module, loader: BaseLoader) -> nn.Module:

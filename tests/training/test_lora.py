@@ -390,3 +390,17 @@ def test_shards_take_adapters_beside_modules_in_full_in_bfloat16(tiny, write_row
     flags = ["--bf16", True, "--lora_dropout", 0]
     alone = sharded_losses(tiny, path, tmp_path / "one", 1, *flags)
     assert sharded_losses(tiny, path, tmp_path / "two", 2, *flags) == pytest.approx(alone, abs=3e-2)
+
+
+def test_layers_that_peft_takes_for_experts_are_not_adapted_elsewhere(tiny, write_rows, tmp_path, monkeypatch):
+    """As the dense layers of GLM-4.5V, of which it then says only that experts take no dropout."""
+    import peft
+
+    def get_peft_model(model, config):
+        config.target_parameters = {"down_proj"}
+        raise ValueError("lora.ParamWrapper does not work with lora_dropout != 0.")
+
+    monkeypatch.setattr(peft, "get_peft_model", get_peft_model)
+    path = write_rows([{"conversations": turns("A?", "B.")}])
+    with pytest.raises(ValueError, match=r"takes layers of .* for its experts \(down_proj\)\. Name others"):
+        run(tiny, "llava-1.5", path, tmp_path / "out", "--use_lora", True)
