@@ -18,9 +18,12 @@ REFUSALS = (ValueError, LookupError, TypeError, RuntimeError, AttributeError)
 
 
 def probe_rows(collator) -> list[dict[str, torch.Tensor]]:
-    """Encoded probes, also of pictures of several sizes, in which each token that may be one is a label."""
-    rows = []
-    for row, _ in encoded_probes(collator):
+    """Encoded probes of texts and pictures, also of several sizes; each token that may be one is a label.
+
+    No video: of some checkpoints, only pictures can be trained (GLM-4.1V's videos are refused in transformers 5.23).
+    """
+    rows, probes = [], (row for row, _ in encoded_probes(collator))
+    for row in (row for row in probes if not any("video" in name for name in row)):
         labels = row["input_ids"].masked_fill(collator.is_media(row["input_ids"]), IGNORE_INDEX)
         labels[:, 0] = IGNORE_INDEX
         rows.append(row | {"labels": labels})
