@@ -165,7 +165,7 @@ class DataArguments(ReadingArguments):
     )
     add_tokens: str | None = flag(
         None,
-        "File of words that become tokens, one a line; with LoRA their rows train too (docs/training.md#new-words).",
+        "File of words that become tokens, one a line; with LoRA their rows train too (docs/lora.md#new-words).",
     )
     padding_free: bool | None = flag(
         None, "Lay the samples of a batch in one row instead of padding them. Default: where the model can."
@@ -264,7 +264,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     eval_max_new_tokens: int = flag(128, "Longest of these answers, in tokens.")
     metric: list[str] | None = flag(
-        None, f"What else measures them: {', '.join(METRICS)}, or FILE.py:FUNCTION (docs/training.md#evaluation)."
+        None, f"What else measures them: {', '.join(METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md#evaluation)."
     )
     early_stopping_patience: int | None = flag(
         None, "End after so many evaluations without a better --metric_for_best_model, by default loss."

@@ -352,7 +352,7 @@ def show(report: dict, gpu_memory: float | None, file) -> None:
     verdict = "fits" if report["fits"] else "does not fit"
     console.print(f"\nIt {verdict} into {gpu_memory:g} GB.", style="green" if report["fits"] else "red")
     if not report["fits"]:
-        console.print("What saves memory: docs/training.md#will-it-fit-estimatepy")
+        console.print("What saves memory: docs/memory.md#will-it-fit-estimatepy")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def supported_models(loaders: dict, collators: dict) -> str:
         "A family's modules say what `--train_vision_encoder`, `--train_vision_projector` and `--use_lora` reach. A "
         "parameter inside the vision projector belongs to it alone, also where the projector lies inside the encoder. "
         "The experts and routers of a mixture, given by the ends of their names, are part of the language model "
-        "([training.md](training.md#mixtures-of-experts)). Modules in no component are never trained and never "
+        "([lora.md](lora.md#mixtures-of-experts)). Modules in no component are never trained and never "
         "quantized.\n",
         "## What was tested\n",
         "Each cell is a test on a tiny checkpoint, written down as it came out (`python docs/generate.py --matrix`). A "
@@ -148,10 +148,10 @@ def fact_sheet(family: str, loader, collator) -> str:
     """What loader and collator say of themselves, what the family takes and needs, its modules, its models."""
     facts = [f"Takes {media_of(collator)}. Training text: [chat_formats.md](chat_formats.md#{slug(family)})."]
     needs = [f"`pip install {' '.join(loader.packages)}`"] if loader.packages else []
-    needs += ["`--trust_remote_code True` ([training.md](training.md#remote-code))"] if loader.remote_code else []
+    needs += ["`--trust_remote_code True` ([checkpoints.md](checkpoints.md#remote-code))"] if loader.remote_code else []
     if needs:
         facts.append(f"Needs {' and '.join(needs)}.")
-    refused, why = "`--use_flash_attn True` is refused", "([training.md](training.md#precision-and-memory))"
+    refused, why = "`--use_flash_attn True` is refused", "([memory.md](memory.md#precision-and-memory))"
     if isinstance(type(loader).bidirectional, property):  # it depends on the checkpoint
         facts.append(f"{refused} for some {why}: {type(loader).bidirectional.__doc__}")
     elif refuses_flash_attention(loader):
@@ -368,14 +368,11 @@ def pages_of_flags(checkpoint_of) -> dict[Path, str]:
             REPO / "docs/correctness.md",
             **{part: getattr(tables, part)() for part in ("correctness", "faults", "equality")},
         ),
-        REPO / "docs/dataset.md": fill(REPO / "docs/dataset.md", preview=preview_example(checkpoint_of("llava-1.5"))),
-        REPO / "docs/inference.md": fill(REPO / "docs/inference.md", servers=server_table()),
-        REPO / "docs/training.md": fill(
-            REPO / "docs/training.md",
-            flags=flag_tables(),
-            summary=summary(checkpoint_of("qwen2-vl")),
-            strategies=strategy_matrix(),
-        ),
+        REPO / "docs/check_data.md": fill(REPO / "docs/check_data.md", preview=preview_example(checkpoint_of("llava-1.5"))),
+        REPO / "docs/serving.md": fill(REPO / "docs/serving.md", servers=server_table()),
+        REPO / "docs/flags.md": fill(REPO / "docs/flags.md", flags=flag_tables()),
+        REPO / "docs/training.md": fill(REPO / "docs/training.md", summary=summary(checkpoint_of("qwen2-vl"))),
+        REPO / "docs/several_gpus.md": fill(REPO / "docs/several_gpus.md", strategies=strategy_matrix()),
     }
 
 

@@ -116,7 +116,7 @@ def check_weights(path: str) -> str:
     if not shards:
         if glob.glob(os.path.join(path, "pytorch_model*.bin")):
             return "pytorch_model*.bin, pickled: servers read it, but safetensors load faster and run no code"
-        raise ValueError("no model*.safetensors. Put the shards of a training engine together (docs/inference.md).")
+        raise ValueError("no model*.safetensors. Put the shards of a training engine together (docs/merging.md).")
     stored = {shard: tensors_of(path, shard) for shard in shards}
     for name, shard in shard_of.items():
         if name not in stored[shard]:

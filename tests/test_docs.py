@@ -80,7 +80,7 @@ def workplace(tmp_path, monkeypatch):
         shutil.copytree(REPO / folder, folder)
     ((_, run_yaml),) = code_blocks(REPO / "docs/training.md", "yaml")
     Path("run.yaml").write_text(run_yaml, encoding="utf-8")
-    ((_, own_metrics),) = code_blocks(REPO / "docs/training.md", "python")
+    ((_, own_metrics),) = code_blocks(REPO / "docs/evaluation.md", "python")
     Path("my_metrics.py").write_text(own_metrics, encoding="utf-8")
     Path("out/checkpoint-500").mkdir(parents=True)
     Path("out/args.yaml").write_text(run_yaml, encoding="utf-8")
@@ -318,9 +318,9 @@ def test_the_errors_of_the_data_page(write_rows, media_folder):
         {"image": "https://example.org/red.png", "conversations": question},
     ]
     errors = "\n".join(MultimodalDataset(write_rows(rows), check=False).errors.values())
-    _, page = (REPO / "docs/dataset.md").read_text().split("## Errors and their fixes")
+    _, page = (REPO / "docs/choose_rows.md").read_text().split("## Errors and their fixes")
     listed = re.findall(r"(?m)^\| `(.*?)` \| ", page)
-    (block,) = [code for _, code in code_blocks(REPO / "docs/dataset.md", "text") if code.startswith("Error")]
+    (block,) = [code for _, code in code_blocks(REPO / "docs/choose_rows.md", "text") if code.startswith("Error")]
     shown = [line.split(": ", 1)[1] for line in block.splitlines()[1:]]
     for message in [*listed, *shown]:
         if "of its first exchange" not in message:  # collators; see the tests of cutting

@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_said_without_colours(tiny, capsys):
     estimate.main([*words, "--gpu_memory", "0.0001", "--use_lora", "True"])
     text = capsys.readouterr().out
     assert "does not fit into 0.0001 GB" in text and "\x1b" not in text
-    assert "docs/training.md#will-it-fit-estimatepy" in text
+    assert "docs/memory.md#will-it-fit-estimatepy" in text
 
 
 @pytest.mark.parametrize(

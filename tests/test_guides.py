@@ -137,7 +137,7 @@ def commands_of(text: str) -> list[list[str]]:
 def test_the_table_of_the_data_page_is_read(tmp_path, media_folder):
     for name in ("hinge 1.jpg", "front.jpg", "back.jpg"):
         shutil.copy(media_folder / "tall.jpg", tmp_path / name)
-    text = block(sections(REPO / "docs/dataset.md")["Tables: CSV, TSV and Excel"], "csv")
+    text = block(sections(REPO / "docs/data_files.md")["Tables: CSV, TSV and Excel"], "csv")
     (tmp_path / "a.csv").write_text(text, encoding="utf-8")
     assert [row[:-1] for row in contents(MultimodalDataset(str(tmp_path / "a.csv")))] == [
         ["image", "text"],

@@ -1,4 +1,4 @@
-"""The code of docs/inference.md runs to the letter, and gives the answer that was learned."""
+"""The code of the pages on inference, merging and serving runs to the letter, and gives the answer that was learned."""
 
 import base64
 import io
@@ -19,8 +19,8 @@ import merge_lora_weights
 import predict
 from evaluation.answers import stream_answer
 
-PAGE = REPO / "docs/inference.md"
-CODE = [code for _, code in code_blocks(PAGE, "python")]
+PAGES = [REPO / f"docs/{name}.md" for name in ("inference", "merging", "serving")]
+CODE = [code for page in PAGES for _, code in code_blocks(page, "python")]
 QUESTION, LEARNED = "What is broken?", "The left hinge."
 
 
@@ -81,7 +81,7 @@ class ChatCompletions(BaseHTTPRequestHandler):
 
 def test_the_openai_client_with_a_picture(folder, monkeypatch, capsys):
     (code,) = [code for code in CODE if "openai" in code]
-    (name,) = re.findall(r"--served-model-name (\w+)$", PAGE.read_text(), re.MULTILINE)
+    (name,) = re.findall(r"--served-model-name (\w+)$", PAGES[-1].read_text(), re.MULTILINE)
     with ThreadingHTTPServer(("127.0.0.1", 0), ChatCompletions) as server:
         server.model, server.asked = predict.load(str(folder / "merged")), []
         thread = threading.Thread(target=server.serve_forever, daemon=True)

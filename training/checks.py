@@ -80,7 +80,7 @@ RANGE_OF = {flag: (wanted, is_right) for wanted, (is_right, flags) in RANGES.ite
 ATTENTION = {
     "sdpa": (lambda: True, ""),
     "eager": (lambda: True, ""),
-    "flash_attention_2": (is_flash_attn_2_available, "a CUDA GPU and the package flash-attn (docs/training.md)"),
+    "flash_attention_2": (is_flash_attn_2_available, "a CUDA GPU and the package flash-attn (docs/memory.md)"),
     "flash_attention_3": (is_flash_attn_3_available, "a Hopper GPU and the package flash-attn-3"),
     "flex_attention": (torch.cuda.is_available, "a GPU: PyTorch trains with it on no CPU"),
 }

@@ -157,7 +157,7 @@ def test_a_metric_that_gives_no_number_is_named(value):
 
 def test_the_functions_of_the_page(tmp_path):
     """On existing libraries; values that follow from their definitions."""
-    ((_, code),) = [block for block in code_blocks(REPO / "docs/training.md", "python")]
+    ((_, code),) = [block for block in code_blocks(REPO / "docs/evaluation.md", "python")]
     (tmp_path / "my_metrics.py").write_text(code)
     own = dict(load_metric(f"{tmp_path / 'my_metrics.py'}:{name}") for name in ("rouge_l", "cider", "box"))
     assert own["rouge_l"](["a b c", "x"], ["a c", "y"]) == pytest.approx((2 * 1 * (2 / 3) / (1 + 2 / 3)) / 2)

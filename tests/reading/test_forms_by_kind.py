@@ -1,4 +1,4 @@
-"""Every form of a row in every kind of file: those that docs/dataset.md lists equal the same data as `messages`."""
+"""Every form of a row in every kind of file: those that docs/data_files.md lists equal the same data as `messages`."""
 
 import csv
 import json
@@ -182,7 +182,7 @@ def by_hand(folder: Path) -> list[list[dict]]:
 
 
 def table(equal: set[tuple[str, str]]) -> str:
-    """What docs/dataset.md shows."""
+    """What docs/data_files.md shows."""
     lines = [f"| | {' | '.join(FORMS)} |", f"| --- |{' --- |' * len(FORMS)}"]
     for kind in KINDS:
         lines.append(f"| {kind} | {' | '.join('yes' if (kind, form) in equal else '-' for form in FORMS)} |")
@@ -197,8 +197,8 @@ def test_every_form_in_every_kind_of_file_equals_messages(made, media_folder):
         if sorted(canonical(dataset), key=repr) == sorted(expected, key=repr):
             equal.add((kind, form))
     assert equal == made.keys()
-    page = (REPO / "docs/dataset.md").read_text(encoding="utf-8")
-    assert table(equal) in page, f"docs/dataset.md has to show\n{table(equal)}"
+    page = (REPO / "docs/data_files.md").read_text(encoding="utf-8")
+    assert table(equal) in page, f"docs/data_files.md has to show\n{table(equal)}"
 
 
 FEW = ["`.arrow`", "`.tar` of WebDataset", "`.xlsx`", "`.txt` captions"]

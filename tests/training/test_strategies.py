@@ -1,6 +1,6 @@
 """The strategy matrix: ways of training on engines, as runs of train.py, on two processes or in this one.
 
-python docs/generate.py --matrix        # run all of it, and write what it found into docs/training.md
+python docs/generate.py --matrix        # run all of it, and write what it found into docs/several_gpus.md
 """
 
 import functools
