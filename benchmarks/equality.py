@@ -43,7 +43,7 @@ ENGINES = {
 }
 FLAGS = {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", "report_to": "none"}
 FLAGS |= {"learning_rate": 1e-3, "train_vision_encoder": True, "train_vision_projector": True, "max_grad_norm": 0}
-FLAGS |= {"train_sampling_strategy": "sequential", "num_train_epochs": 1}
+FLAGS |= {"train_sampling_strategy": "sequential"}
 NO_TEXTS = ("paligemma",)  # it was trained on images alone
 
 
