@@ -14,7 +14,7 @@ import yaml
 from transformers.hf_argparser import string_to_bool
 
 from loaders import family_of
-from reading.copies import is_copied, open_columns, open_csv, open_sheet
+from reading.copies import cells_of_csv, cells_of_sheet, is_copied, open_columns
 from reading.mapping import proposal
 from reading.rows import PAIRS
 from reading.sources import find_source, has_ending, scan
@@ -238,8 +238,8 @@ def first_row(path: str) -> dict:
         with open_columns(file) as (schema, batches_of):
             found = next(iter(batches_of(schema.names))).slice(0, 1).to_pylist()[0]
     elif has_ending(file, ".csv", ".tsv", ".xlsx"):
-        with (open_sheet if has_ending(file, ".xlsx") else open_csv)(file) as (names, rows):
-            found = dict(zip([name.strip().lower() for name in names], next(rows, [])))
+        cells = (cells_of_sheet if has_ending(file, ".xlsx") else cells_of_csv)(file)
+        found = dict(zip([name.strip().lower() for name in next(cells, [])], next(cells, [])))
     else:  # a folder of pictures, a tar file
         found = {}
     return found if isinstance(found, dict) else {}

@@ -29,7 +29,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 import entry
-from arguments import PARTS, by_flag, parse_arguments, split_flags, yaml_to_flags
+from arguments import PARTS, parse_arguments, split_flags, yaml_to_flags
+from command_line import by_flag
 from evaluation.answers import ANSWERS_FOLDER
 from evaluation.verdict import Verdict
 from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS, adapter_config

@@ -91,7 +91,7 @@ def tune_tab(root: str) -> SimpleNamespace:
     with gr.Row(elem_classes="bar"):
         with gr.Column(scale=3, min_width=250):
             message = gr.HTML(elem_id="message")
-            command = gr.Textbox(label="command", lines=1, max_lines=3, interactive=False, buttons=["copy"])
+            command = gr.Textbox(label="command", lines=3, max_lines=3, interactive=False, buttons=["copy"])
         start = gr.Button("Start", variant="primary", scale=0, min_width=180)
     inputs = [made[name] for name in NAMES]
     read, total, wrong, asked, restored = gr.State(), gr.State(0), gr.State(), gr.State(), gr.State(False)
@@ -185,7 +185,7 @@ def explain(root: str, infos: dict, restored: bool, read: tuple | None, wrong: s
             if fault:
                 raise ValueError(fault)
     except ValueError as error:
-        text = re.sub(r"^argument (--\w+)[^:]*:", r"\1:", str(error))
+        text = re.sub(r"^Argument (--\w+)[^:]*: (.*); see `.*`\.$", r"\1: \2", str(error))
         at = next(filter(None, map(form.INPUT_OF.get, re.findall(r"--(\w+)", text))), "")
         if missing and re.search(r"--(model_id|data_path|output_dir) is missing", text):
             text, at = f"Still needed: {', '.join(missing)}.", None
