@@ -35,7 +35,7 @@ SWITCH = {"type": string_to_bool, "default": False} | BARE
 # Flags that ask for a GPU, a package or an engine: what is trained on does not depend on them.
 HARDWARE_FLAGS = {
     *("bf16", "fp16", "tf32", "use_flash_attn", "attn_implementation", "deepspeed", "fsdp", "optim", "optim_args"),
-    *("torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel"),
+    *("torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "fsdp_config"),
 }
 
 

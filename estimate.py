@@ -63,8 +63,8 @@ CANDIDATES = 4
 
 class Forecast(NamedTuple):
     sizes: dict[str, float]  # bytes on a device at the peak, by kind
-    rows: int  # of the batch
-    tokens: int  # of a row
+    samples: int  # of the batch
+    tokens: int  # of the batch, with its padding
     labels: int  # of the batch
 
     @property
@@ -158,7 +158,7 @@ def forecast_run(arguments: Arguments, num_devices: int) -> Forecast:
     training, lora = arguments.training, arguments.lora
     dtype = trainable.compute_dtype(training)
     loader = make_loader(arguments)
-    batch = make_batch(arguments, loader)
+    batch, samples = make_batch(arguments, loader)
     model = loader.meta_model()
     if "sample_lengths" in batch:
         attention.separate_samples(model, loader)
@@ -168,8 +168,8 @@ def forecast_run(arguments: Arguments, num_devices: int) -> Forecast:
     model = trainable.make_trainable(model, loader, arguments)
     shares = engine_shares(model, training, dtype, num_devices)
     sizes = measure_step(model, batch, training, dtype, lambda parameters: optimizer(training, parameters), shares)
-    rows, tokens = batch["input_ids"].shape
-    return Forecast(sizes, rows, tokens, int((batch["labels"] != IGNORE_INDEX).sum()))
+    labels = int((batch["labels"] != IGNORE_INDEX).sum())
+    return Forecast(sizes, samples, batch["input_ids"].numel(), labels)
 
 
 def make_loader(arguments: Arguments):
@@ -249,8 +249,9 @@ def largest_layers(model) -> list[torch.nn.Module]:
 # ---- the batch ----
 
 
-def make_batch(arguments: Arguments, loader) -> dict[str, torch.Tensor]:
-    """The batch of a step at its largest, as the collator makes it; a pack holds as many of the longest rows as fit."""
+def make_batch(arguments: Arguments, loader) -> tuple[dict[str, torch.Tensor], int]:
+    """The batch of a step at its largest, as the collator makes it, and of how many samples it is; a pack holds as many
+    of the longest rows as fit."""
     data = arguments.data
     seed = arguments.training.seed
     datasets = [make_datasets(data, seed, evaluation=False, check=False)[0]] if any(data.data_path) else []
@@ -261,7 +262,7 @@ def make_batch(arguments: Arguments, loader) -> dict[str, torch.Tensor]:
     rows = longest_rows(*datasets, collator, number) if datasets else [made_row(arguments, collator)]
     if data.packing:
         number *= data.model_max_length // rows[0]["input_ids"].shape[1]
-    return collator.collate([rows[i % len(rows)] for i in range(number)])
+    return collator.collate([rows[i % len(rows)] for i in range(number)]), number
 
 
 def longest_rows(dataset: MultimodalDataset, collator, number: int) -> list[dict[str, torch.Tensor]]:
@@ -339,8 +340,9 @@ def show(report: dict, gpu_memory: float | None, file) -> None:
     from reports.terminal import terminal
 
     console = terminal(file, soft_wrap=True)
-    batch = f"{report['rows']} rows of {report['tokens']:,} tokens, {report['labels']:,} labels"
-    console.print(f"On each of {report['devices']} device(s), at the peak of a step with a batch of {batch}:\n")
+    batch = f"{report['samples']} samples, {report['tokens']:,} tokens, {report['labels']:,} labels"
+    where = f"On each of {report['devices']} devices" if report["devices"] > 1 else "On the device"
+    console.print(f"{where}, at the peak of a step with a batch of {batch}:\n")
     table = Table("", "GB", box=None)
     table.columns[1].justify = "right"
     for kind in (*KINDS, "total"):

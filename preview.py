@@ -30,6 +30,7 @@ from entry import cli, end
 from loaders import LOADERS
 from loaders.output_folder import check_writable
 from reading.dataset import MultimodalDataset
+from reading.rows import content_parts
 from reading.split import make_datasets
 from reports import preview_views
 from reports.preview_rows import Preview, examine
@@ -51,7 +52,7 @@ def main(words: list[str] | None = None) -> None:
     stdout, failed = sys.stdout, []
     with redirect_stdout(sys.stderr):  # whatever a library prints: stdout holds our lines only
         dataset, collator, refusal = load(arguments)
-        indices, typed = chosen(own, len(dataset), arguments.training.seed), 0
+        (indices, number), typed = chosen(own, dataset, arguments.training.seed), 0
 
         def previews() -> Iterator[Preview]:
             for index in indices:
@@ -65,7 +66,7 @@ def main(words: list[str] | None = None) -> None:
             for preview in previews():
                 print(json.dumps(preview.row, ensure_ascii=False, allow_nan=False), file=stdout, flush=True)
         elif own.html:
-            model, shown = arguments.model, f"{len(indices)} of {len(dataset)} rows"
+            model, shown = arguments.model, f"{len(indices)} of {number} rows"
             facts = [f"{model.model_id}: {model.model_path}", shown]
             preview_views.write_page(own.html, previews(), collator, dataset.name, facts)
             print(f"{own.html}: {shown}", file=stdout)
@@ -82,7 +83,9 @@ def add_flags(parser) -> None:
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--index", type=int, nargs="+", help="Rows to show, by their place in the data from 0.")
     rows.add_argument("--random", type=int, metavar="N", help="Show N rows, drawn at random by --seed.")
+    rows.add_argument("--search", metavar="TEXT", help="Show the rows whose messages hold this text.")
     parser.add_argument("--num_rows", type=int, help="Show only the first rows.")
+    parser.add_argument("--skip_rows", type=int, default=0, help="Begin after so many rows.")
     parser.add_argument("--json", action="store_true", help="One JSON object a line.")
     parser.add_argument(
         "--html", metavar="FILE", help=f"Write one self-contained page; of {PAGE_ROWS} rows, if none are chosen."
@@ -97,9 +100,11 @@ def check_flags(own) -> None:
             raise ValueError(f"--{name} is {value}; it must be 1 or more.")
     if own.num_processes and not own.check:
         raise ValueError("--num_processes has no effect without --check: add it.")
-    for name in ("index", "random", "num_rows"):
+    for name in ("index", "random", "search", "num_rows", "skip_rows"):
         if getattr(own, name) and own.check:
             raise ValueError(f"--{name} has no effect with --check, which goes over all rows: leave one out.")
+    if own.skip_rows < 0:
+        raise ValueError(f"--skip_rows is {own.skip_rows}; it must be 0 or more.")
     if own.json and own.html and not own.check:
         raise ValueError("--json and --html are two forms of the same rows: leave one out.")
     if own.html:
@@ -129,8 +134,9 @@ def load(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | None]
     return dataset, collator, None
 
 
-def chosen(own, length: int, seed: int) -> list[int]:
-    """The rows to show: --index in the order asked for, else ascending."""
+def chosen(own, dataset: MultimodalDataset, seed: int) -> tuple[list[int], int]:
+    """The rows to show: --index in the order asked for, else ascending; and of how many."""
+    length = len(dataset)
     for index in own.index or []:
         if not 0 <= index < length:
             raise ValueError(f"--index {index} is outside the file, which has rows 0 to {length - 1}.")
@@ -138,8 +144,16 @@ def chosen(own, length: int, seed: int) -> list[int]:
         indices = sorted(random.Random(seed).sample(range(length), min(own.random, length)))
     else:
         indices = own.index or range(length)
+    if own.search:
+        found = [i for i in indices if (row := dataset.rows[i]) and own.search.lower() in texts_of(row).lower()]
+        indices, length = found, len(found)
     is_all = not (own.index or own.random or own.num_rows)
-    return list(indices[: PAGE_ROWS if own.html and is_all else own.num_rows])
+    most = PAGE_ROWS if own.html and is_all else own.num_rows
+    return list(indices[own.skip_rows :][:most]), length
+
+
+def texts_of(row: dict) -> str:
+    return "\n".join(part.get("text", "") for part in content_parts(row))
 
 
 if __name__ == "__main__":

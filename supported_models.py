@@ -180,24 +180,29 @@ def meant(model_id: str) -> str:
     A path of another organisation's copy, a base version or a folder is meant as it is, in the family that its name
     begins with: `unsloth/Qwen2.5-VL-7B-Instruct` is a `qwen2.5-vl-7b-instruct` to be loaded from there.
     """
-    names = {model_id: model_id for model_id in MODELS}
-    names |= {model.hub_path.rpartition("/")[2]: model_id for model_id, model in MODELS.items()}
     *parents, name = model_id.rstrip("/").split("/")
     if family := next(iter(nearest(name, families(), cutoff=1)), None):
         found = [id for id, model in MODELS.items() if model.family == family]
         return f" It is a family; name one of its models: {', '.join(found)}."
-    form = only_letters(name)
-    beginnings = [only_letters(family) for family in families() if form.startswith(only_letters(family))]
-    of_family = [name for name in names if only_letters(name).startswith(max(beginnings, key=len, default="?"))]
-    of_family.sort(key=lambda name: -len(os.path.commonprefix([form, only_letters(name)])))
-    found = nearest(name, names, cutoff=1) or of_family or nearest(name, names, cutoff=0.7)
-    found = list(dict.fromkeys(names[name] for name in found))[:3]
+    found = likely(name)
     paths = {only_letters(model.hub_path): model.hub_path for model in MODELS.values()}
     if path := paths.get(only_letters(model_id)):
         found = [path]
     elif parents:
         found = [f"--model_id {(found or [AUTO])[0]} --model_local_path {model_id}"]
     return f" Did you mean {', '.join(found)}?" if found else ""
+
+
+def likely(name: str) -> list[str]:
+    """Up to three listed ids that are most like an id or the last part of a path, the likeliest first."""
+    names = {model_id: model_id for model_id in MODELS}
+    names |= {model.hub_path.rpartition("/")[2]: model_id for model_id, model in MODELS.items()}
+    form = only_letters(name)
+    beginnings = [only_letters(family) for family in families() if form.startswith(only_letters(family))]
+    of_family = [name for name in names if only_letters(name).startswith(max(beginnings, key=len, default="?"))]
+    of_family.sort(key=lambda name: -len(os.path.commonprefix([form, only_letters(name)])))
+    found = nearest(name, names, cutoff=1) or of_family or nearest(name, names, cutoff=0.7)
+    return list(dict.fromkeys(names[name] for name in found))[:3]
 
 
 class Registry(dict):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import cycle
 from typing import NamedTuple
 
 import torch
@@ -127,7 +128,7 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
         trained=facts.trained,
         table=format_summary(facts.trained),
         data=data_of(facts),
-        answers=list(answers_of(output_dir, facts, answered)),
+        answers=list(answers_of(output_dir, facts.eval_dataset, answered)),
         confusions=confusions_of(output_dir, facts, answered),
         command=facts.command,
         flags=given_flags(arguments),
@@ -210,8 +211,9 @@ def data_of(facts: RunFacts) -> list[dict]:
     return found
 
 
-def answers_of(output_dir: str, facts: RunFacts, steps: list[int]) -> Iterator[dict]:
-    """The first answers of the last evaluation, each with the one before training, and with pictures once a row."""
+def answers_of(output_dir: str, dataset: MultimodalDataset, steps: list[int], most=SHOWN_ANSWERS) -> Iterator[dict]:
+    """Answers of the last of these evaluations, the wrong ones first, each with that of the first of them, and with
+    pictures once a row."""
     if not steps:
         return
     before, after = (
@@ -219,11 +221,11 @@ def answers_of(output_dir: str, facts: RunFacts, steps: list[int]) -> Iterator[d
         for step in (steps[0], steps[-1])
     )
     last_row = None
-    for key, answer in list(after.items())[:SHOWN_ANSWERS]:
+    for key, answer in sorted(after.items(), key=lambda found: found[1]["exact_match"])[:most]:
         is_first, last_row = answer["index"] != last_row, answer["index"]
         told = {colour: answer.get(name, []) for colour, name in BOXES.items()}
-        boxes = {colour: facts.eval_dataset.in_pixels(last_row, found, back=True) for colour, found in told.items()}
-        shown = pictures(facts.eval_dataset[last_row], boxes) if is_first or any(told.values()) else ()
+        boxes = {colour: dataset.in_pixels(last_row, found, back=True) for colour, found in told.items()}
+        shown = pictures(dataset[last_row], boxes) if is_first or any(told.values()) else ()
         yield answer | {
             "pictures": [embedded(picture, caption) for _, picture, caption in shown],
             "before": before.get(key, {}).get("prediction"),
@@ -265,7 +267,7 @@ def device_name(device: torch.device) -> str:
 
 def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str, str]) -> None:
     for line, points in lines.items():
-        marker = "o" if line == "evaluation" or len(points) == 1 else None
+        marker = "o" if line.endswith("evaluation") or len(points) == 1 else None
         axes.plot(*zip(*points), color=colours[line], label=line, marker=marker, markersize=4, linewidth=1.8)
     axes.set(xlabel="step")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -273,8 +275,19 @@ def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str
         axes.legend(frameon=False, labelcolor="linecolor")
 
 
-def draw_curves(lines: dict) -> Markup:
-    return draw(lambda axes: fill_axes(axes, lines, {"training": COLOUR["image"], "evaluation": COLOUR["cut"]}))
+def draw_curves(lines: dict, log_scale: bool = False) -> Markup:
+    """Training and evaluation of a run always have the same colours; the lines of other runs have one for each run."""
+    colours, others = {"training": COLOUR["image"], "evaluation": COLOUR["cut"]}, {}
+    for line in lines.keys() - colours.keys():
+        others.setdefault(line.rpartition(", ")[0], []).append(line)
+    for colour, run in zip(cycle(("video", "trained", "context", "text")), sorted(others)):
+        colours |= dict.fromkeys(others[run], COLOUR[colour])
+
+    def fill(axes) -> None:
+        axes.set_yscale("log" if log_scale else "linear")
+        fill_axes(axes, lines, colours)
+
+    return draw(fill)
 
 
 def write_loss(path: str, lines: dict, title: str) -> None:

@@ -57,7 +57,7 @@ def test_bytes_are_those_of_a_real_step(family, flags, tiny, write_rows, forecas
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(arguments.training)
     optimizer = optimizer_class(trained, **kwargs)
-    batch = estimate.make_batch(arguments, loader)
+    batch, _ = estimate.make_batch(arguments, loader)
     saved = {}
 
     def keep(tensor):
@@ -134,7 +134,7 @@ def test_checkpointing_and_fewer_labels_save(forecast, write_rows):
 def test_the_longest_rows_are_taken(forecast, write_rows):
     rows = [{"conversations": turns("Hi", "red " * words)} for words in (1, 90, 40, 80, 2)]
     found = forecast("llava-1.5", "--data_path", write_rows(rows), "--per_device_train_batch_size", "2")
-    assert found["rows"] == 1 and 170 <= found["labels"] < found["tokens"] <= 240
+    assert found["samples"] == 2 and 170 <= found["labels"] < found["tokens"] <= 240
 
 
 def test_what_does_not_fit_is_said_without_colours(tiny, capsys):

@@ -260,7 +260,7 @@ def test_random_rows_are_drawn_by_the_seed(run, write_rows):
 def test_what_contradicts_is_refused_before_the_data_is_read(words, named):
     flags = ["--model_id", MODEL_ID["qwen2-vl"], "--data_path", "none.json", "--image_folder", str(REPO)]
     with pytest.raises(ValueError, match=named):
-        preview.chosen(preview.parse_arguments([*flags, *words.split()], extend=preview.add_flags)[1], 4, 42)
+        preview.chosen(preview.parse_arguments([*flags, *words.split()], extend=preview.add_flags)[1], range(4), 42)
         preview.main([*flags, *words.split()])
 
 

@@ -129,5 +129,6 @@ def rename_aside(folder: str) -> None:
         number += 1
     os.rename(folder, aside)
     os.mkdir(folder)
-    os.rename(os.path.join(aside, LOCK), os.path.join(folder, LOCK))
+    with suppress(FileNotFoundError):  # none is held where the web page does it, before a run is there
+        os.rename(os.path.join(aside, LOCK), os.path.join(folder, LOCK))
     say(f"--overwrite_output_dir True: renamed {folder} to {aside}.")

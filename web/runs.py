@@ -5,6 +5,7 @@ What is known of a run lies in its output folder: `webui_run.json` (how it was s
 again, see the same. A relative path is one in the root, which is the current folder.
 """
 
+import contextlib
 import fcntl
 import glob
 import json
@@ -25,18 +26,23 @@ from typing import NamedTuple
 
 import psutil
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 import entry
-from arguments import PARTS, parse_arguments, split_flags
+from arguments import PARTS, parse_arguments, split_flags, yaml_to_flags
+from command_line import by_flag
+from evaluation.answers import ANSWERS_FOLDER
 from evaluation.verdict import Verdict
-from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS
+from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS, adapter_config
 from preview import add_flags
 from reading.files import leads_out_of, stays_in
 from reading.options import ROOT
 from reading.references import kind_by_name
 from reading.sources import ENDINGS, HUB_ID, HUB_PATH, find_source
+from reading.split import make_datasets
+from reports.run_report import PLOTTED, answers_of, curves_of, metrics_of
 from training.progress import LOG_FILE
-from training.run_folder import LOCK
+from training.run_folder import LOCK, rename_aside, results
 
 HERE = str(entry.HERE)
 FIELDS = {field.name: field for part in PARTS for field in fields(part)}
@@ -44,13 +50,16 @@ RECORD, LOG = "webui_run.json", "webui.log"
 DEPTH = 4  # folders from the root down to a run, a model or a data file
 MOST_FOLDERS = 20_000  # that are looked into for them
 MOST_POINTS = 500  # of a curve
-PREVIEW_SECONDS = 300
+MOST_ANSWERS = 40
+TOOL_SECONDS = 24 * 3600  # a merge of a large model, answers to a large file
 PASSWORD = "FINELMM_WEBUI_PASSWORD"  # the environment variable; no run gets it
 # Left to train.py: they run a file of the user's.
 UNCHECKED = ("metric", "metric_for_best_model")
 # Of models and checkpoints, all of whose files are read.
 FOLDERS = ("model_local_path", "lora_weight_path", "resume_from_checkpoint")
+OWN_CONFIGURATIONS = {os.path.join(HERE, name) for name in ("ds_configs", "fsdp_configs")}
 CONFIGURATIONS = ("deepspeed", "fsdp_config", "accelerator_config")  # JSON that may name folders
+PARSING = threading.Lock()  # HfArgumentParser changes the fields that it reads (transformers 5.23)
 REFUSED = {
     "allow_outside": "lets the data name files outside the root",
     "trust_remote_code": "runs the Python files of a checkpoint",
@@ -91,20 +100,15 @@ def words_of(values: dict, more: str = "") -> list[str]:
 
 def flags_of(words: list[str]) -> list[tuple[str, list[str]]]:
     """(name, values) of each flag."""
-    found = []
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word.removeprefix("--").partition("=")
-            found.append((name.replace("-", "_"), [value] if equals else []))
-        else:
-            found[-1][1].append(word)
-    return found
+    parts = [(name, own[0].partition("="), own[1:]) for name, own in by_flag(words)]
+    return [(name, [value, *others] if equals else others) for name, (_, equals, value), others in parts]
 
 
-def command_line(words: list[str], root: str) -> str:
+def command_line(words: list[str], root: str, devices: int = 1) -> str:
     """The words as a command for a shell in the root, a flag a line."""
     script = "train.py" if root == HERE else os.path.join(HERE, "train.py")
-    lines = [f"python {shlex.quote(script)}"]
+    launcher = "python" if devices == 1 else f"torchrun --nproc_per_node {devices}"
+    lines = [f"{launcher} {shlex.quote(script)}"]
     lines += [shlex.join([f"--{name}", *values]) for name, values in flags_of(words)]
     return " \\\n    ".join(lines)
 
@@ -121,21 +125,32 @@ def check_flags(words: list[str], root: str) -> None:
         if name in REFUSED:
             raise ValueError(f"--{name} {REFUSED[name]}: the web interface refuses it. Run the command in a terminal.")
         for value in values:
+            if os.path.dirname(os.path.abspath(value)) in OWN_CONFIGURATIONS:
+                continue
             for path in paths_in(value):
                 (check_folder if name in FOLDERS else check_inside)(path, root, f"--{name}")
             if name in CONFIGURATIONS and os.path.isfile(value):
                 with open(value, encoding="utf-8", errors="replace") as file:
                     for path in paths_in(file.read()):
                         check_inside(path, root, f"--{name} {value}:")
-            if name in ("data_path", "eval_data_path") and not is_on_hub(value):
-                for file in find_source(value).files:
-                    check_inside(file, root, f"--{name}")
+            if name in ("data_path", "eval_data_path"):
+                check_data(value, root, f"--{name}")
     try:
-        _, own = parse_arguments(split_flags(words, UNCHECKED)[0], extend=add_flags)
+        _, own = parsed(split_flags(words, UNCHECKED)[0])
     except SystemExit as error:  # of --help
         raise ValueError("these are no flags of a run.") from error
     if any(value for name, value in vars(own).items() if name != "passed_over"):
         raise ValueError("further flags are those of train.py, not of preview.py.")
+
+
+def parsed(words: list[str]) -> tuple:
+    with PARSING:
+        return parse_arguments(words, extend=add_flags)
+
+
+def check_data(value: str, root: str, what: str) -> None:
+    for file in () if is_on_hub(value) else find_source(value).files:
+        check_inside(file, root, what)
 
 
 def check(words: list[str], root: str) -> str:
@@ -200,40 +215,65 @@ def check_folder(path: str, root: str, what: str) -> str:
     return folder
 
 
-def preview(words: list[str], root: str, at_random: bool, number: int) -> str:
-    """The page of preview.py on some rows of the data.
+def check_model(path: str, root: str) -> str:
+    """The folder of a model, with its links resolved: it, its base and the flags of its run are in the root."""
+    folder = check_folder(path, root, "the model")
+    if os.path.lexists(above := os.path.join(os.path.dirname(folder), ARGUMENTS)):  # of a checkpoint-N
+        check_inside(above, root, "the flags of the model")
+    if adapter := adapter_config(folder):
+        check_folder(adapter["base_model_name_or_path"], root, "the base of the adapter")
+    return folder
+
+
+def tool(script: str, words: list[str], root: str) -> str:
+    """What a script of the repository prints.
 
     Raises:
-        ValueError: as `check_flags`, or what preview.py says.
+        ValueError: it failed; what it said.
+    """
+    command = [sys.executable, os.path.join(HERE, script), *words]
+    environment = {name: value for name, value in os.environ.items() if name != PASSWORD} | {ROOT: root}
+    pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    done = subprocess.run(command, cwd=root, env=environment, timeout=TOOL_SECONDS, **pipes)
+    if done.returncode:
+        said = done.stderr.strip().rpartition("Error: ")[2] or f"exit code {done.returncode}"
+        raise ValueError(f"{done.stdout.strip()}\n{said[-2000:]}".strip())
+    return done.stdout.strip()
+
+
+def page_of(script: str, words: list[str], root: str, *options: str) -> tuple[str, str]:
+    """(page, what is printed) of preview.py, which writes a page also where it finds faults.
+
+    Raises:
+        ValueError: as `check_flags`, or what the script says.
     """
     check_flags(words, root)
     with tempfile.TemporaryDirectory() as folder:
         page = os.path.join(folder, "page.html")
-        selection = ["--random" if at_random else "--num_rows", str(number)]
-        command = [sys.executable, os.path.join(HERE, "preview.py"), *words, *selection, "--html", page]
         try:
-            environment = os.environ | {ROOT: root}
-            done = subprocess.run(
-                command, cwd=root, env=environment, capture_output=True, text=True, timeout=PREVIEW_SECONDS
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ValueError(f"preview.py did not end in {PREVIEW_SECONDS} s.") from error
-        if not os.path.isfile(page):
-            raise ValueError(done.stderr.strip()[-2000:].removeprefix("Error: ") or f"exit code {done.returncode}")
+            said = tool(script, [*words, *options, "--html", page], root)
+        except ValueError as error:
+            if not os.path.isfile(page):
+                raise
+            said = str(error)
         with open(page, encoding="utf-8") as file:
-            return file.read()
+            return file.read(), said
 
 
 # ---- processes ----
 
 
-def start(words: list[str], root: str, append: bool = False) -> str:
-    """Start train.py, in a session of its own; returns the output folder.
+def start(words: list[str], root: str, append: bool = False, devices: int = 1) -> str:
+    """Start train.py, in a session of its own, on so many devices; returns the output folder.
 
     Raises:
         ValueError: as `check`; or a run is alive in that folder.
     """
     folder = check(words, root)
+    if "overwrite_output_dir" in dict(flags_of(words)) and results(folder):
+        if is_alive(read_record(folder)) or is_locked(folder):
+            raise ValueError(f"a run is alive in --output_dir {folder}: stop it first, or name another folder.")
+        rename_aside(folder)  # train.py would rename what is written here too
     os.makedirs(folder, exist_ok=True)
     try:
         with FileLock(os.path.join(folder, "webui.lock"), timeout=5):
@@ -241,15 +281,17 @@ def start(words: list[str], root: str, append: bool = False) -> str:
                 raise ValueError(f"a run is alive in --output_dir {folder}: stop it first, or name another folder.")
             environment = {name: value for name, value in os.environ.items() if name != PASSWORD}
             with open(os.path.join(folder, LOG), "ab" if append else "wb") as log:
+                launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(devices)] if devices > 1 else []
                 process = subprocess.Popen(
-                    [sys.executable, os.path.join(HERE, "train.py"), *words],
+                    [sys.executable, *launcher, os.path.join(HERE, "train.py"), *words],
                     **{"cwd": root, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},
-                    env=environment | {"PYTHONUNBUFFERED": "1", ROOT: root},
+                    env=environment | {"PYTHONUNBUFFERED": "1", ROOT: root, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3600"},
                     start_new_session=True,  # neither Ctrl-C nor the end of the interface reaches it
                 )
             created = psutil.Process(process.pid).create_time()
-            record = {"words": words, "pid": process.pid, "created": created, "started": time.time()}
-            write_record(folder, record)
+            record = {"words": words, "devices": devices, "pid": process.pid, "created": created}
+            record["started"] = time.time()
+            write_json(os.path.join(folder, RECORD), record)
     except Timeout as error:
         raise ValueError(f"another page is starting a run in --output_dir {folder}.") from error
     threading.Thread(target=reap, args=(process, folder, record), daemon=True).start()
@@ -262,14 +304,14 @@ def reap(process: subprocess.Popen, folder: str, record: dict) -> None:
     with FileLock(os.path.join(folder, "webui.lock")):
         latest = read_record(folder)
         if latest and latest["pid"] == record["pid"]:
-            write_record(folder, latest | {"exit_code": code})
+            write_json(os.path.join(folder, RECORD), latest | {"exit_code": code})
 
 
 def resume(folder: str, root: str) -> None:
     """Start a run again from its newest whole checkpoint."""
-    flags = [flag for flag in flags_of(known_run(folder)["words"]) if flag[0] != "resume_from_checkpoint"]
-    words = [word for name, values in flags for word in (f"--{name}", *values)]
-    start([*words, "--resume_from_checkpoint", "True"], root, append=True)
+    record = known_run(folder)
+    words, _ = split_flags(record["words"], ("resume_from_checkpoint", "overwrite_output_dir"))
+    start([*words, "--resume_from_checkpoint", "True"], root, append=True, devices=record.get("devices", 1))
 
 
 def stop(folder: str) -> None:
@@ -279,7 +321,14 @@ def stop(folder: str) -> None:
 
 def kill(folder: str) -> None:
     """End a run and its data loader's workers at once."""
-    _end(folder, lambda pid: os.killpg(pid, signal.SIGKILL))
+    _end(folder, kill_tree)
+
+
+def kill_tree(pid: int) -> None:
+    """A process and all that it started, also in sessions of their own, as torchrun starts them."""
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _end(folder: str, send) -> None:
@@ -287,8 +336,14 @@ def _end(folder: str, send) -> None:
     with FileLock(os.path.join(folder, "webui.lock")):
         record = read_record(folder)
         if is_alive(record):
-            write_record(folder, record | {"stopping": True})
+            write_json(os.path.join(folder, RECORD), record | {"stopping": True})
             send(record["pid"])
+
+
+def words_of_run(folder: str) -> list[str]:
+    """The flags of a run, started here or in a terminal."""
+    record, path = read_record(folder), os.path.join(folder, ARGUMENTS)
+    return record["words"] if record else yaml_to_flags(path) if os.path.isfile(path) else []
 
 
 def known_run(folder: str) -> dict:
@@ -306,11 +361,12 @@ def read_record(folder: str) -> dict | None:
         return None
 
 
-def write_record(folder: str, record: dict) -> None:
-    path = os.path.join(folder, RECORD)
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1, allow_nan=False)
-    os.replace(f"{path}.new", path)
+def write_json(path: str, held: dict) -> None:
+    """Write a file that is whole at any time."""
+    new = f"{path}.{threading.get_ident()}"
+    with open(new, "w", encoding="utf-8") as file:
+        json.dump(held, file, indent=1, allow_nan=False)
+    os.replace(new, path)
 
 
 def is_alive(record: dict | None) -> bool:
@@ -398,7 +454,7 @@ def read_log(folder: str) -> list[dict]:
     return _read_lines(path, state.st_size, state.st_mtime_ns)
 
 
-@lru_cache(8)
+@lru_cache(64)
 def _read_lines(path: str, size: int, time: int) -> list[dict]:
     lines = []
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -410,13 +466,35 @@ def _read_lines(path: str, size: int, time: int) -> list[dict]:
     return lines
 
 
-def curve(log: list[dict], names: dict[str, str]) -> list[tuple[int, float, str]]:
-    """(step, value, curve) of the logged values of these names -> names of curves; thinned to MOST_POINTS each."""
-    points = []
-    for name, title in names.items():
-        found = [(line["step"], line[name], title) for line in log if isinstance(line.get(name), (int, float))]
-        points += found[:: -(-len(found) // MOST_POINTS) or 1]
-    return points
+def curves(log: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """The curves of the report but those of speed, loss first; each thinned to MOST_POINTS."""
+    return {
+        name: {line: points[:: -(-len(points) // MOST_POINTS)] for line, points in lines.items()}
+        for name, lines in curves_of(log).items()
+        if name not in PLOTTED
+    }
+
+
+COLUMNS = ("state", "verdict", "model", "data", "date", "time", "loss", "metric")
+
+
+def summary(folder: str) -> list[str]:
+    """What the table of runs says of one, by COLUMNS."""
+    verdict, log, record = status(folder), read_log(folder), read_record(folder) or {}
+    flags = dict(flags_of(words_of_run(folder)))
+    timed = [line["time"] for line in log if "time" in line]
+    begun = record.get("started") or (timed or [os.path.getmtime(folder)])[0]
+    losses = [line["loss"] for line in log if "loss" in line]
+    found = [pair for line in log for pair in metrics_of(line).items()]
+    return [
+        *verdict,
+        " ".join(flags.get("model_id", [])),
+        " ".join(flags.get("data_path", [])),
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(begun)),
+        tqdm.format_interval(timed[-1] - begun) if timed and timed[-1] > begun else "",
+        f"{losses[-1]:.4g}" if losses else "",
+        "{} {:.3g}".format(*found[-1]) if found else "",
+    ]
 
 
 def version(folder: str) -> tuple:
@@ -457,13 +535,14 @@ def log_tail(folder: str, lines: int = 40) -> str:
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")[-lines:]).strip("\n")
 
 
-def newest_answers(folder: str) -> tuple[int, list[dict]] | None:
-    """(step, answers) of the last evaluation with answers."""
-    steps = {}
-    for path in glob.glob(os.path.join(glob.escape(folder), "eval_answers", "step-*.jsonl")):
-        if match := re.search(r"step-(\d+)\.jsonl$", path):
-            steps[int(match[1])] = path
-    if not steps:
-        return None
-    state = os.stat(steps[max(steps)])
-    return max(steps), _read_lines(steps[max(steps)], state.st_size, state.st_mtime_ns)
+def steps_with_answers(folder: str) -> list[int]:
+    """The steps of the evaluations whose answers are on disk, the newest first."""
+    paths = glob.glob(os.path.join(glob.escape(folder), ANSWERS_FOLDER, "step-*.jsonl"))
+    return sorted((int(match[1]) for path in paths if (match := re.search(r"step-(\d+)\.jsonl$", path))), reverse=True)
+
+
+def answers(folder: str, step: int) -> list[dict]:
+    """Held-out answers of an evaluation, the wrong ones first, with pictures: as in the report."""
+    arguments, _ = parsed(words_of_run(folder))
+    _, dataset = make_datasets(arguments.data, arguments.training.seed, check=False)
+    return list(answers_of(folder, dataset, [min(steps_with_answers(folder)), step], MOST_ANSWERS))

@@ -5,7 +5,6 @@ import io
 import re
 from copy import copy
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,7 +110,7 @@ def test_the_report_draws_true_and_answered_boxes(collator, write_rows, tmp_path
     dataset = MultimodalDataset(write_rows([ROW]), media=MediaOptions(max_pixels=60_000))
     [answer] = answered(collator, dataset, monkeypatch, "[0, 0, 126, 84]")
     answers.write_answers(str(tmp_path), 5, [answer])
-    [shown] = run_report.answers_of(str(tmp_path), SimpleNamespace(eval_dataset=dataset), [5])
+    [shown] = run_report.answers_of(str(tmp_path), dataset, [5])
     [picture] = pictures_in(f'src="{shown["pictures"][0][0]}"')
     [opened] = [part["image"] for part in dataset[0]["messages"][0]["content"] if part["type"] == "image"]
     assert corners(picture, RIGHT) == pytest.approx(corners(opened, "red"), abs=0.025)

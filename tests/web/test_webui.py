@@ -1,6 +1,8 @@
 """The web interface without a browser: its flags, its walls, and runs of a stand-in for train.py."""
 
 import asyncio
+import base64
+import io
 import json
 import os
 import re
@@ -13,10 +15,11 @@ from functools import partial
 from pathlib import Path
 
 import gradio as gr
+import pandas as pd
 import psutil
 import pytest
 import yaml
-from conftest import turns
+from conftest import REPO, turns
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -31,10 +34,13 @@ from predict import load
 from reading.dataset import MultimodalDataset
 from reading.images import open_image
 from reading.options import ROOT, MediaOptions
+from supported_models import MODELS, VIDEO
 from training.trainable import training_modes
-from web import chat_page, runs
+from web import chat_page, form, html, runs, runs_page, tune_page
 
 ROW = [{"conversations": turns("Hi", "Hello")}]
+# Flags of a preset whose values are those of the first one, whatever a script says.
+OWN_PACE = ("num_train_epochs", "eval_strategy", "eval_generate", "gradient_accumulation_steps", "eval_split")
 # What train.py does to its output folder, in a second.
 STAND_IN = """
 import json, os, signal, sys, time
@@ -69,6 +75,19 @@ def root(tmp_path, monkeypatch):
     return str(folder)
 
 
+def watched(root: str, run: str | None, seen=None, ticked=(), log_scale=False) -> list:
+    return runs_page.watch(root, run, [*ticked], log_scale, seen)
+
+
+def explained(root: str, read=None, **given) -> tuple[str, str, dict, dict]:
+    """Command, message, the button's update, and the update of each field that has one."""
+    values = form.values_of([]) | given
+    infos = dict.fromkeys(form.NAMES, "its help")
+    command, message, button, _, _, _, *changes = tune_page.explain(root, infos, True, read, "seed", *values.values())
+    found = dict(zip(form.NAMES, changes))
+    return command, message, button, {name: change for name, change in found.items() if change != gr.skip()}
+
+
 def words(**flags) -> list[str]:
     flags = {"model_id": "llava-1.5-7b", "data_path": "train.json", "output_dir": "out/a"} | flags
     return runs.words_of(flags)
@@ -78,13 +97,13 @@ def words(**flags) -> list[str]:
 
 
 def test_only_flags_that_differ_from_their_defaults_are_words():
-    values = {name: runs.FIELDS[name].default for name in webui.FLAGS}
+    values = {name: runs.FIELDS[name].default for name in form.FLAGS}
     assert runs.words_of(values) == []
     shown = {name: "" if value is None else str(value) for name, value in values.items()}
     assert runs.words_of(shown) == []
     given = values | {"learning_rate": "1e-4", "bf16": True, "data_path": ["a b.json", "c.json:0.5"], "seed": 7}
     assert runs.words_of(given | {"activation_checkpointing": False}, "--lora_bias 'all' --tf32=False") == [
-        *("--data_path", "a b.json", "c.json:0.5", "--learning_rate", "1e-4", "--seed", "7", "--bf16", "True"),
+        *("--data_path", "a b.json", "c.json:0.5", "--learning_rate", "1e-4", "--bf16", "True", "--seed", "7"),
         *("--lora_bias", "all", "--tf32=False"),
     ]
 
@@ -105,22 +124,24 @@ def test_further_flags_that_are_refused(more, message):
 
 def test_fields_are_made_of_the_dataclasses():
     declared = {field.name: field for part in PARTS for field in part.__dataclass_fields__.values()}
-    assert len(set(webui.FLAGS)) == len(webui.FLAGS)
+    assert len(set(form.FLAGS)) == len(form.FLAGS)
     with gr.Blocks():
-        for name in webui.FLAGS:
-            made, field = webui.field(name), declared[name]
+        for name in form.FLAGS:
+            made, field = tune_page.field(name), declared[name]
             assert made.label == name.replace("_", " ")
             assert field.metadata["help"].replace("%%", "%").startswith(made.info) and made.info
             assert made.value in (field.default, str(field.default)) or (not made.value and not field.default)
 
 
-@pytest.mark.parametrize("language", webui.STRATEGIES["language model"])
-@pytest.mark.parametrize("projector", webui.STRATEGIES["vision projector"])
-@pytest.mark.parametrize("encoder", webui.STRATEGIES["vision encoder"])
+@pytest.mark.parametrize("language", form.STRATEGIES["language model"])
+@pytest.mark.parametrize("projector", form.STRATEGIES["vision projector"])
+@pytest.mark.parametrize("encoder", form.STRATEGIES["vision encoder"])
 def test_strategies_are_what_they_are_called(encoder, projector, language, root):
     given = {"model_id": "llava-1.5-7b", "data_path": ["train.json"], "use_cpu": True}
-    inputs = [given.get(name, runs.FIELDS[name].default) for name in webui.FLAGS]
-    arguments = parse_arguments(webui.words_of((*inputs, encoder, projector, language, "")))
+    given |= {"vision encoder": encoder, "vision projector": projector, "language model": language}
+    values = form.values_of([]) | given
+    arguments = parse_arguments(made := form.words_of(values))
+    assert form.values_of(made) == values
     modes = [name.lower() if "LoRA" not in name else "lora" for name in (encoder, projector, language)]
     assert list(training_modes(arguments).values()) == modes
     assert (arguments.lora.q_lora, arguments.lora.load_in_8bit) == ("Q-" in language, "8-bit" in language)
@@ -148,14 +169,200 @@ def test_wrong_values_are_told_as_train_py_tells_them(root):
     ):
         with pytest.raises(ValueError, match=message):
             runs.check(given, root)
-    inputs = [{"model_id": "llava", "data_path": ["train.json"]}.get(n, runs.FIELDS[n].default) for n in webui.FLAGS]
-    command, message = webui.explain(root, *inputs, "frozen", "frozen", "full", "")
-    assert "--model_id llava" in command and "error" in message and "Did you mean" in message
-    inputs[:1], inputs[webui.FLAGS.index("output_dir")] = ["llava-1.5-7b"], "out"
-    assert "Ready to start.<" in webui.explain(root, *inputs, "frozen", "frozen", "full", "")[1]
+
+
+def test_the_form_says_what_is_missing_and_what_is_wrong_where_it_is(root):
+    command, message, button, changes = explained(root)
+    assert "Still needed: a model, data, a new output folder." in message and "error" not in message
+    assert button["value"] == "Start" and [*changes] == ["seed"]  # what was wrong before is told no more
+    assert (changes["seed"]["info"], changes["seed"]["elem_classes"]) == ("its help", [])
+    given = {"model_id": "llava", "data_path": ["train.json"], "output_dir": "out"}
+    command, message, _, changes = explained(root, **given)
+    assert "--model_id llava" in command and "error" in message and "Did you mean" in changes["model_id"]["info"]
+    _, message, _, changes = explained(root, learning_rate="fast")  # also where others are missing
+    assert changes["learning_rate"] == gr.update(info="invalid float value: 'fast'", elem_classes=["wrong"])
+    assert "--learning_rate: invalid" in message
+    _, _, _, changes = explained(root, **given | {"model_id": "llava-1.5-7b", "lora_r": "4", "language model": "full"})
+    assert "without --use_lora" in changes["lora_r"]["info"]
+
+
+def test_ready_means_that_the_data_were_read(root):
+    given = {"model_id": "llava-1.5-7b", "data_path": ["train.json"], "output_dir": "out"}
+    seen = [(form.values_of([]) | given)[name] for name in form.SHOWN_BY]
+    for read, told in [
+        (None, "Reading rows of the data"),
+        ((seen[1:], None), "Reading rows of the data"),
+        ((seen, None), "Ready to start: the data were read."),
+        ((seen, "--data_path: broken"), "--data_path: broken"),
+    ]:
+        assert told in explained(root, read, **given)[1]
     os.mkdir("out")
-    open("out/args.yaml", "w").close()
-    assert "Ready to start, over the run in out.<" in webui.explain(root, *inputs, "frozen", "frozen", "full", "")[1]
+    open("out/model.safetensors", "w").close()
+    assert explained(root, (seen, None), **given)[2]["value"] == "Start over in out …"
+
+
+# ---- the form ----
+
+
+def test_the_presets_are_those_of_readme_and_scripts():
+    readme = (REPO / "README.md").read_text()
+    block = next(block for block in readme.split("```") if "train.py --model_id" in block and "hinges" in block)
+    told = dict(runs.flags_of(shlex.split(block.replace("\\\n", "")[block.index("train.py") :])[1:]))
+    places = ("model_id", "data_path", "eval_data_path", "output_dir")
+    preset = dict(runs.flags_of(shlex.split(form.PRESETS[form.FIRST])))
+    assert preset.pop("eval_split")  # in the place of --eval_data_path
+    assert preset == {name: its for name, its in told.items() if name not in places}
+    assert form.preset() == form.preset(form.FIRST)
+    for name, script in (("Q-LoRA", "q_lora_24gb.sh"), ("all weights", "full_8_gpus.sh")):
+        text = (REPO / "example_scripts" / script).read_text()
+        for flag, its in dict(runs.flags_of(shlex.split(form.PRESETS[name]))).items():
+            written = re.search(rf"^ *--{flag} (\S+)", text, re.MULTILINE)
+            if flag not in OWN_PACE:
+                assert (written or [0, "False"])[1] == its[0] or flag == "train_vision_projector", (name, flag)
+
+
+def test_a_preset_changes_all_that_any_preset_says():
+    for preset in form.PRESETS.values():
+        values = form.values_of(shlex.split(preset))
+        assert form.PRESETS[form.preset_of(values)] == preset and not form.preset_of(values | {"learning_rate": "7"})
+        changed = {name for name, value in form.values_of([]).items() if value != values[name]}
+        assert changed <= {*form.OF_PRESETS}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--model_id auto --model_local_path a --data_path 'a b.json' c.json:0.5 --bf16 False --use_cpu True",
+        "--columns question=query answer=reply image=jpg url= system=head --prompt 'What is it?'",
+        "--train_vision_encoder True --use_vision_lora True --use_lora True --load_in_8bit True --lora_r 4",
+        "--deepspeed mine.json --adam_beta2 0.95 --metric anls cider",
+        "--eval_split 0.05 --eval_strategy steps --lora_target_modules q_proj v_proj --packing True",
+    ],
+)
+def test_a_command_line_becomes_a_form_and_the_same_line_again(line, root):
+    given = shlex.split(line)
+    made = form.words_of(form.values_of(given))
+    assert sorted(runs.flags_of(made)) == sorted(runs.flags_of(given))
+
+
+def test_engines_and_devices(root):
+    for engine, flags in form.ENGINES.items():
+        values = form.values_of([]) | {"engine": engine, "model_id": "llava-1.5-7b"}
+        made = form.words_of(values | {"data_path": ["train.json"]})
+        runs.check_flags(made, root)  # the files of the repository are not in the root
+        assert dict(runs.flags_of(made)).keys() == {"model_id", "data_path", *flags}
+        assert form.values_of(made)["engine"] == engine
+    assert "torchrun --nproc_per_node 4 " in runs.command_line(words(), root, 4)
+    assert "python " in runs.command_line(words(), root, 1)
+
+
+def test_the_form_is_kept_for_every_browser_and_after_a_restart(root, tmp_path):
+    assert form.kept(root) == form.preset()
+    values = form.preset() | {"data_path": ["a b.json"], "devices": 2, "further flags": "--lora_bias 'al"}
+    explained(root, **values)
+    assert form.kept(root) == values
+    tune_page.explain(root, {}, False, None, None, *form.values_of([]).values())  # of a page that is still loading
+    assert form.kept(root) == values
+    for odd in ("{", "[]", '{"engine": "none"}', '{"data_path": 3}'):
+        Path(form.KEPT).write_text(odd)
+        assert form.kept(root) == form.preset()
+    os.remove(form.KEPT)
+    os.symlink(tmp_path / "outside" / "secret.json", form.KEPT)
+    assert form.kept(root) == form.preset()
+
+
+def test_settings_as_a_yaml_file(root):
+    values = form.preset() | {"model_id": "llava-1.5-7b", "data_path": ["train.json"], "output_dir": "out/a"}
+    assert "Saved: python train.py run.yaml" in tune_page.save_form(root, "run.yaml", *values.values())
+    assert tune_page.load_form(root, "run.yaml") == [*values.values()]
+    assert parse_arguments(["run.yaml"]).as_dict() == parse_arguments(form.words_of(values)).as_dict()
+    for path, message in (("run.yaml", "name of a new file"), ("../run.yaml", "leads out"), ("run.txt", "new file")):
+        assert message in tune_page.save_form(root, path, *values.values())
+    with pytest.raises(gr.Error, match="leads out of"):
+        tune_page.load_form(root, "links/run.yaml")
+
+
+def test_the_settings_of_a_run_again(root):
+    os.makedirs("out/a-2")
+    record = {"words": [*words(seed=7), "--resume_from_checkpoint", "True"], "pid": 1, "created": 1, "started": 1}
+    os.makedirs("out/a")
+    runs.write_json(f"out/a/{runs.RECORD}", record)
+    *values, _ = tune_page.same_again(root, "out/a")
+    assert form.words_of(dict(zip(form.NAMES, values))) == words(seed=7, output_dir="out/a-3")
+    os.mkdir("out/terminal")
+    Path("out/terminal/args.yaml").write_text(
+        yaml.safe_dump(parse_arguments(words(use_lora=True, lora_dropout=0.0)).as_dict())
+    )
+    *values, _ = tune_page.same_again(root, "out/terminal")
+    assert dict(zip(form.NAMES, values))["lora_dropout"] == "0.0" and "user_key" not in str(values)
+    with pytest.raises(gr.Error, match="leads out of"):
+        tune_page.same_again(root, "links")
+
+
+def test_starting_over_a_run_asks(root, monkeypatch):
+    started = []
+    monkeypatch.setattr(runs, "start", lambda words, root, devices: started.append(words) or "out/a")
+    given = form.values_of(words())
+    *_, asked, _, _ = tune_page.start(root, None, *given.values())
+    assert asked is None and started == [words()]
+    os.makedirs("out/a")
+    open("out/a/args.yaml", "w").close()  # of a run that failed before its first checkpoint
+    tune_page.start(root, None, *given.values())
+    assert started.pop() == words()
+    os.mkdir("out/a/checkpoint-5")
+    for before in (None, "out/b"):  # what was asked was about another folder
+        message, button, asked, _, _ = tune_page.start(root, before, *given.values())
+        assert len(started) == 1 and asked == "out/a" and "out/a holds a run" in message
+    tune_page.start(root, asked, *given.values())
+    assert started[1] == [*words(), "--overwrite_output_dir", "True"]
+
+
+def test_any_model_that_is_typed_is_taken(root, tiny):
+    os.symlink(tiny("qwen2-vl"), "mine")
+    for typed, expected in {
+        "qwen2-vl-7b-instruct": ("qwen2-vl-7b-instruct", ""),
+        "Qwen/Qwen2-VL-7B-Instruct": ("Qwen/Qwen2-VL-7B-Instruct", ""),
+        "unsloth/Qwen2.5-VL-7B-Instruct": ("qwen2.5-vl-7b-instruct", "unsloth/Qwen2.5-VL-7B-Instruct"),
+        "someone/Never-Heard-Of": ("auto", "someone/Never-Heard-Of"),
+        "mine": ("qwen2-vl-2b-instruct", "mine"),
+        "llava": ("llava", ""),  # which train.py answers with what was meant
+    }.items():
+        assert form.model_of(typed) == expected
+    assert tune_page.model_of("qwen2-vl-2b-instruct", "mine") == ("qwen2-vl-2b-instruct", "mine")
+    assert tune_page.model_of("llava-1.5-7b", "mine") == ("llava-1.5-7b", "")
+    found = {id for _, id in form.choices_of_models("QWEN 7b video")}
+    assert found == {
+        id
+        for id, model in MODELS.items()
+        if model.family in VIDEO and "7b" in id and "qwen" in str((id, model)).lower()
+    }
+
+
+def test_the_first_row_and_the_columns_that_it_needs(root):
+    row = {"photo": "a.png", "what": "Why?", "reply": "So.", "id": "7"}
+    Image.new("RGB", (8, 8)).save("a.png")
+    for name in ("rows.csv", "rows.jsonl", "rows.parquet"):
+        frame = pd.DataFrame([row])
+        write = {"csv": frame.to_csv, "parquet": frame.to_parquet}
+        ending = name.rpartition(".")[2]
+        write[ending](name, index=False) if ending in write else Path(name).write_text(json.dumps(row))
+        assert {key: str(value) for key, value in form.first_row(name).items()} == row, name
+        shown, *menus, ignored = tune_page.show_columns(root, [name])
+        assert [menu["value"] for menu in menus] == ["what", "reply", "photo", ""] and "So." in shown
+        columns = [f"{name}={menu['value']}" for name, menu in zip(form.MENUS.values(), menus) if menu["value"]]
+        assert MultimodalDataset(name, columns=columns).rows[0]["messages"][1]["content"][0]["text"] == "So."
+    assert form.columns_for({"question": "a", "answer": "b"}) == form.columns_for(ROW[0]) == []
+    for paths in ([], ["owner/name"], ["none.json"], ["link.json"], ["data"]):  # nothing is shown of what is not ours
+        assert tune_page.show_columns(root, paths)[1]["value"] == ""
+
+
+def test_dropped_files_are_data_or_a_folder_of_them(root, tmp_path):
+    for name in ("rows.csv", "a.png"):
+        (tmp_path / name).write_text(name)
+    _, update = tune_page.take_files(root, [str(tmp_path / "rows.csv"), str(tmp_path / "a.png")], ["train.json"])
+    kept, dropped = update["value"]
+    assert kept == "train.json" and Path(dropped).read_text() == "rows.csv"
+    assert Path(dropped).with_name("a.png").read_text() == "a.png" and dropped in update["choices"]
 
 
 # ---- walls ----
@@ -238,7 +445,7 @@ def test_runs_and_previews_are_told_of_the_root(root, monkeypatch):
 
     monkeypatch.setattr(runs.subprocess, "run", started)
     monkeypatch.setattr(runs.subprocess, "Popen", started)
-    for begin in (lambda: runs.preview(words(), root, False, 1), lambda: runs.start(words(), root)):
+    for begin in (lambda: runs.page_of("preview.py", words(), root), lambda: runs.start(words(), root)):
         with pytest.raises(ValueError, match="not now"):
             begin()
     assert told == [root, root]
@@ -249,12 +456,12 @@ def test_no_link_in_an_output_folder_is_followed_out_of_the_root(name, root, tmp
     os.makedirs(os.path.dirname(f"out/a/{name}"))
     open("out/a/empty", "w").close()
     os.symlink(os.path.join(root, "out", "a", "empty"), f"out/a/{name}")
-    webui.watch(root, "out/a", None)
+    watched(root, "out/a")
     os.remove(f"out/a/{name}")
     os.symlink(tmp_path / "outside", f"out/a/{name}")
-    assert "leads out of" in webui.watch(root, "out/a", None)[0]
+    assert "leads out of" in watched(root, "out/a")[0]
     with pytest.raises(gr.Error, match="leads out of"):
-        webui.act(root, runs.stop, "out/a")
+        runs_page.act(root, runs.stop, "out/a")
     for flags in ({}, {"model_local_path": "out/a"}, {"lora_weight_path": "out/a", "use_lora": True}):
         with pytest.raises(ValueError, match=f"out/a/{name} leads out of"):
             runs.start(words(**flags), root)
@@ -359,8 +566,8 @@ def test_asking_for_a_run_that_does_not_exist_makes_nothing(root):
         for run in ("none", "a/b/none", "terminal"):
             for action in (runs.stop, runs.kill, partial(runs.resume, root=root)):
                 with pytest.raises(gr.Error, match="no run in .* was started here"):
-                    webui.act(root, action, run)
-        webui.act(root, runs.kill, None)  # not confirmed
+                    runs_page.act(root, action, run)
+        runs_page.act(root, runs.kill, None)  # not confirmed
         assert sorted(Path().rglob("*")) == before
 
 
@@ -374,7 +581,7 @@ def test_kill_does_not_take_the_place_of_stop(root, monkeypatch):
         monkeypatch.setattr(runs, "status", lambda _, state=state: Verdict(state))
         monkeypatch.setattr(runs, "is_alive", lambda _, state=state: state == "running")
         monkeypatch.setattr(runs, "read_record", lambda _, value=is_stopping: {"started": 0, "stopping": value})
-        shown = webui.watch(root, "out/a", None)[1:4]
+        shown = watched(root, "out/a")[1:4]
         assert stop.items() <= shown[0].items() and [button["visible"] for button in shown[1:]] == [kill, resume]
 
 
@@ -552,18 +759,22 @@ def test_curves_progress_and_figures(tmp_path):
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
     log = runs.read_log(str(tmp_path))
     assert len(log) == 5
-    assert runs.curve(log[:4], {"loss": "training", "eval_loss": "evaluation"}) == [
-        *((1, 1.0, "training"), (2, 0.5, "training"), (3, 1 / 3, "training"), (3, 0.5, "evaluation"))
-    ]
+    assert runs.curves(log[:4]) == {  # the learning rate is none that a run is looked at for
+        "loss": {"training": [(1, 1.0), (2, 0.5), (3, 1 / 3)], "evaluation": [(3, 0.5)]},
+        "anls": {"evaluation": [(3, 0.25)]},
+    }
     assert runs.progress(log) == (4, 100, 2.0 * 96)
     assert runs.progress(log, started=1005) == (4, 100, 2.0 * 96)  # by the pace since then
     assert runs.progress(log, started=2000) == (4, 100, None)
     resumed = [{name: value for name, value in line.items() if name != "time"} for line in log[:3]]
     assert runs.progress([*resumed, logged(4), logged(8, time=1032)], 1000) == (8, 100, 6.0 * 92)
     assert runs.progress([]) == (0, 0, None)
-    figures = dict(webui.figures(log))
-    assert figures == {"loss": "nan", "learning rate": "1.00e-03", "eval loss": "0.5", "eval anls": "0.25"}
-    many = runs.curve([logged(step, loss=1.0) for step in range(100_000)], {"loss": "training"})
+    figures = runs_page.figures(log)
+    assert figures == {"steps": "4 of 100", "epochs": "0.4", "training loss": "nan", "evaluation loss": "0.5"} | {
+        "anls": "0.25"
+    }
+    assert runs_page.figures([]) == {}
+    many = runs.curves([logged(step, loss=1.0) for step in range(100_000)])["loss"]["training"]
     assert len(many) == runs.MOST_POINTS and many[0][0] == 0 and many[-1][0] > 99_000
 
 
@@ -574,36 +785,51 @@ def test_the_log_is_shown_as_a_terminal_shows_it(tmp_path):
     assert runs.log_tail(str(tmp_path / "none")) == ""
 
 
-def test_what_rows_hold_is_text_on_the_page(tmp_path):
-    (tmp_path / "eval_answers").mkdir()
-    answer = {"index": 3, "turn": 1, "question": "<i>?", "prediction": "<b onclick=x>${1}</b>"}
-    answer |= {"reference": "{{r}}", "exact_match": False}
-    for step in (9, 10):
-        (tmp_path / f"eval_answers/step-{step}.jsonl").write_text(json.dumps(answer | {"index": step}) + "\n")
-    assert runs.newest_answers(str(tmp_path)) == (10, [answer | {"index": 10}])
-    shown = webui.answers_table(str(tmp_path))
-    assert (
-        "&lt;b onclick=x&gt;${1}&lt;/b&gt;" in shown
-        and "<b " not in shown
-        and "&lt;i&gt;? " in shown
-        and "(row 10)" in shown
-    )
-    assert "<b>" not in webui.notice("<b>") and 'srcdoc="&lt;p title=&#34;' in webui.framed('<p title="a">', "rows")
+def test_held_out_answers_of_any_step_with_their_pictures_the_wrong_ones_first(root):
+    for name in ("red", "blue"):
+        Image.new("RGB", (8, 8), name).save(f"{name}.png")
+    with open("test.json", "w") as file:
+        json.dump(rows_of("red.png", "blue.png"), file)
+    os.makedirs("out/a/eval_answers")
+    flags = {"model_id": "llava-1.5-7b", "data_path": ["train.json"], "eval_data_path": ["test.json"]}
+    Path("out/a/args.yaml").write_text(yaml.safe_dump(flags))
+    for step, right in ((9, 1), (10, 0)):
+        answers = [
+            {"index": index, "turn": 0, "question": "<i>?", "prediction": "<b onclick=x>${1}</b>"}
+            | {"reference": "{{r}}", "exact_match": index == right}
+            for index in (0, 1)
+        ]
+        Path(f"out/a/eval_answers/step-{step}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers))
+    assert runs.steps_with_answers("out/a") == [10, 9]
+    for step, order in ((10, [1, 0]), (9, [0, 1])):
+        found = runs.answers("out/a", step)
+        assert [answer["index"] for answer in found] == order
+        colours = [Image.open(io.BytesIO(base64.b64decode(a["pictures"][0][0].partition(",")[2]))) for a in found]
+        assert [c.convert("RGB").getpixel((0, 0)) for c in colours] == [[(255, 0, 0), (0, 0, 255)][i] for i in order]
+    shown = runs_page.show_answers(root, "out/a:10")
+    assert shown.count("<") == 2 and "&amp;lt;b onclick=x&amp;gt;${1}&amp;lt;/b&amp;gt;" in shown
+    assert runs_page.show_answers(root, None) == "" and "leads out of" in runs_page.show_answers(root, "links:10")
+    os.remove("test.json")
+    assert "test.json does not exist" in runs_page.show_answers(root, "out/a:10")
+
+
+def test_what_a_page_is_told_is_text_on_it():
+    assert "<b>" not in html.notice("<b>") and 'srcdoc="&lt;p title=&#34;' in html.framed('<p title="a">', "rows")
 
 
 def test_watching_a_run(root):
     os.makedirs("out/b")
     with open("out/b/log.jsonl", "w") as file:
         file.write("".join(json.dumps(logged(step, loss=1.0 / step)) + "\n" for step in (1, 2)))
-    head, *_, version = webui.watch(root, "out/b", None)
+    head, *_, version = watched(root, "out/b")
     assert "step 2 of 100" in head and '<span class="badge warning">interrupted' in head
-    assert webui.watch(root, "out/b", version)[4] == gr.skip()
+    assert watched(root, "out/b", version)[4] == gr.skip() != watched(root, "out/b", version, log_scale=True)[4]
     with open("out/b/log.jsonl", "a") as file:
         file.write(json.dumps(logged(2, state="failed", verdict="<b>no memory")) + "\n")
-    head, *_ = webui.watch(root, "out/b", version)
+    head, *_ = watched(root, "out/b", version)
     assert '<span class="badge error">failed' in head and '<p class="error">&lt;b&gt;no memory</p>' in head
     for run in (None, "none", "../outside", "links"):
-        head, *others = webui.watch(root, run, None)
+        head, *others = watched(root, run)
         assert re.search("No run yet|No such run|leads out of", head) and "step" not in head, run
 
 
@@ -639,7 +865,7 @@ def test_a_chat_shows_the_model_what_training_did(tiny, tmp_path, media_folder):
     (tmp_path / "run/args.yaml").write_text(yaml.safe_dump({"model_id": "llava-1.5-7b", "image_size": "48x32"}))
     turn = {"role": "user", "text": "What is it?", "files": [str(media_folder / "tall.jpg")]}
     chat = chat_page.Chat(str(tmp_path), str(media_folder))
-    *_, (thought, text) = chat.answer("run", [turn], 12)
+    *_, [(thought, text)] = chat.answer("run", [turn], 12)
 
     image = open_image(turn["files"][0], MediaOptions(image_size="48x32"))
     content = [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]
@@ -668,5 +894,5 @@ def test_an_answer_that_nobody_waits_for_frees_the_model(tiny, tmp_path):
     next(answer)
     answer.close()
     assert not chat.lock.locked()
-    ((failed),) = webui.answer(chat, {"text": "Hi", "files": []}, [], None, 5)
+    ((failed),) = chat_page.answer(chat, {"text": "Hi", "files": []}, [], None, 5, False)
     assert failed["content"] == "Choose a model first." and failed["metadata"]["title"] == chat_page.FAILED

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 
 import pytest
 from conftest import REPO
@@ -18,6 +20,7 @@ from launch import free_port
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
+from arguments import parse_arguments
 from evaluation.answers import stream_answer
 from predict import load
 
@@ -25,6 +28,7 @@ pytestmark = pytest.mark.slow
 SECONDS = 90  # that anything may take, on a machine with other work
 RUN = "out/first"
 PICTURE = "example_data/images/sample/00000.png"
+ROWS = 24
 
 
 class Server:
@@ -135,30 +139,38 @@ def send(root, number: signal.Signals) -> None:
     os.kill(json.loads((root / RUN / "webui_run.json").read_text())["pid"], number)
 
 
-def test_a_person_tunes_a_model(root, chromium):
+def test_a_person_tunes_a_model(root, tmp_path, chromium):
     server, requests = Server(root), []
     try:
         page = open_page(chromium, server, requests)
-        fill_in(page)
+        fill_in(page, root, tmp_path)
         fits_a_phone(page)
+        look_ahead(page)
+
+        # another browser holds the same form and command; what it starts in a terminal is that command
         other = open_page(chromium, server)
-        fill_in(other, is_first=False)
+        see(other.locator("#message"), "Ready to start")
+        assert command(other) == command(page)
+        with contextlib.chdir(root):
+            arguments = parse_arguments(shlex.split(command(page).replace("\\\n", ""))[2:])
+        assert (arguments.training.max_steps, arguments.lora.use_lora) == (100, True)
 
         # start: the page turns to the run; its curve grows
         button(page, "Start").click()
         see(page.locator(".badge"), "running")
         see(page.locator(".run"), re.compile(r"step \d+ of 100"))
         before = steps(page)
-        expect(page.locator(".vega-embed").first).to_be_visible(timeout=SECONDS * 1000)
+        expect(page.locator(".plots svg").first).to_be_visible(timeout=SECONDS * 1000)
         page.wait_for_function(f"+document.querySelector('.run progress').value > {before + 5}")
         send(root, signal.SIGSTOP)
-        see(page.locator(".run"), "tokens/s")
-        see(page.locator(".answers"), "held-out answers at step 0")
+        see(page.locator(".run"), "tokens a second")
+        answers = page.frame_locator("iframe[title='held-out answers']")
+        expect(answers.locator("img").first).to_be_visible(timeout=SECONDS * 1000)
         fits_a_phone(page)
 
         # another page sees it, and cannot start a second one in its folder
         button(other, "Start").click()
-        see(other.locator(".message"), "a run is alive in --output_dir out/first")
+        see(other.locator("#message"), "a run is alive in --output_dir out/first")
         other.get_by_role("tab", name="Runs").click()
         see(other.locator(".badge"), "running")
 
@@ -191,9 +203,13 @@ def test_a_person_tunes_a_model(root, chromium):
         see(page.locator(".badge"), "finished")
         assert steps(page) == 100
         see(page.locator(".log"), f"Saved to {RUN}.")
+        page.get_by_role("tab", name="Tune").click()
+        button(page, "Start").click()
+        see(page.locator("#message"), "out/first holds a run. Press again")
 
         chat(page, root)
         fits_a_phone(page)
+        merge(page, root)
         foreign = {url for url in requests if not url.startswith((server.address, "data:", "blob:"))}
         assert not foreign
         assert "Traceback" not in server.log
@@ -201,39 +217,80 @@ def test_a_person_tunes_a_model(root, chromium):
         server.end()
 
 
-def fill_in(page: Page, is_first: bool = True) -> None:
-    """The form of a run of a minute; on the first page with a look at rows, and a mistake."""
-    pick(page, "model_id", "llava-1.5-7b")
-    pick(page, "model_local_path", "tiny")
-    pick(page, "data_path", "example_data/sample.json")
-    pick(page, "eval_data_path", "example_data/sample.json")
+def command(page: Page) -> str:
+    return page.locator(".bar textarea").input_value()
+
+
+def fill_in(page: Page, root, tmp_path) -> None:
+    """The form of a run of a minute on data of one's own, with mistakes on the way."""
+    see(page.locator("#message"), "Still needed: a model, data, a new output folder.")
+    assert not page.locator(".wrong").count()
+    fill(page, "model_id", "tiny")  # a folder of the root
+    page.locator("#model_id input").first.press("Enter")
+    expect(page.locator("#model_local_path input").first).to_have_value("tiny", timeout=SECONDS * 1000)
+    colours = ("red", "blue")
+    for colour in colours:
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{colour}.png")
+    lines = [f"{colours[i % 2]}.png,Which colour is picture {i}?,{colours[i % 2]}" for i in range(ROWS)]
+    (tmp_path / "mine.csv").write_text("\n".join(["photo,what,reply", *lines]))
+    names = ("mine.csv", "red.png", "blue.png")
+    page.locator("#drop input[type=file]").set_input_files([tmp_path / name for name in names])
+    see(page.locator(".block.first-row"), "Which colour is picture 0?")
+    for menu, name in (("question", "what"), ("answer", "reply"), ("image", "photo")):
+        expect(page.get_by_label(f"{menu} from").first).to_have_value(name, timeout=SECONDS * 1000)
+    page.get_by_label("quick look").check()
+    expect(page.locator("#max_steps :is(input, textarea)").first).to_have_value("20", timeout=SECONDS * 1000)
     fill(page, "output_dir", RUN)
-    fill(page, "logging_steps", "1")
     fill(page, "learning_rate", "3e-3")
-    if is_first:
-        fill(page, "per_device_train_batch_size", "none")
-        see(page.locator(".message"), "invalid int value: 'none'")
+    fill(page, "per_device_train_batch_size", "none")
+    see(page.locator("#per_device_train_batch_size"), "invalid int value: 'none'")
     fill(page, "per_device_train_batch_size", "6")
-    button(page, "Schedule").click()
     fill(page, "max_steps", "100")
-    button(page, "Checkpoints").click()
     fill(page, "save_steps", "50")
-    fill(page, "save_total_limit", "2")
-    button(page, "Evaluation").click()
     fill(page, "eval_generate", "4")
+    page.locator("#eval_strategy input").first.click()
+    page.get_by_role("option", name="steps").click()
+    button(page, "Checkpoints and log").click()
+    fill(page, "save_total_limit", "2")
+    fill(page, "logging_steps", "1")
+    button(page, "Devices, engine").click()
     fill(page, "further_flags", "--chat_template /etc/hosts")
-    see(page.locator(".message"), "--chat_template /etc/hosts leads out of")
+    see(page.locator("#message"), "--chat_template /etc/hosts leads out of")
     fill(page, "further_flags", "--train_vision_encoder True")
-    see(page.locator(".message"), "--train_vision_encoder has a field of its own")
-    page.locator("#vision_projector").get_by_label("full").check()
+    see(page.locator("#message"), "--train_vision_encoder has a field of its own")
+    fill(page, "further_flags", "--gradient_accumulation_steps 2")
+    see(page.locator("#message"), "has a field of its own")
+    fill(page, "gradient_accumulation_steps", "1")
     fill(page, "further_flags", "--adam_beta2 0.95")
-    see(page.locator(".message"), "Ready to start.")
-    see(page.locator(".cm-content"), re.compile("--train_vision_projector.*True.*--adam_beta2.*0.95", re.DOTALL))
-    if is_first:
-        button(page, "Show rows").click()
-        rows = page.frame_locator("iframe.page")
-        see(rows.locator("h1"), "What is learnt from example_data/sample.json")
-        expect(rows.locator("section.card").first).to_contain_text("ASSISTANT")
+    see(page.locator("#message"), "Ready to start")
+    assert "--use_lora True" in command(page) and "--adam_beta2 0.95" in command(page)
+
+
+def look_ahead(page: Page) -> None:
+    """Rows as they are trained on, one by a search; memory; all rows."""
+    fill(page, "search_rows", "picture 7?")
+    page.locator("#search_rows :is(input, textarea)").first.press("Enter")
+    rows = page.frame_locator("iframe[title=rows]")
+    see(rows.locator("header, body").first, "1 of 1 rows")
+    see(rows.locator("section.card").last, "picture 7?")
+    fill(page, "search_rows", "")
+    button(page, "Forecast the memory").click()
+    see(page.locator(".log").first, "GB")
+    button(page, "Check all rows").click()
+    see(page.frame_locator("iframe[title=check]").locator("h1"), "mine.csv")
+
+
+def merge(page: Page, root) -> None:
+    page.get_by_role("tab", name="Runs").click()
+    button(page, "After a run").click()
+    page.get_by_role("button", name="Merge", exact=True).click()
+    see(page.locator(".log").last, "Self-check")
+    assert (root / f"{RUN}-merged/config.json").is_file()
+    button(page, "Pack for download").click()
+    with page.expect_download() as download:
+        button(page, "Download").last.click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert {"adapter_model.safetensors", "report.html", "args.yaml"} <= {*archive.namelist()}
 
 
 def chat(page: Page, root) -> None:
@@ -248,6 +305,11 @@ def chat(page: Page, root) -> None:
     question.fill("Which shape do you see?")
     question.press("Enter")
     expect(page.locator(".message.bot")).to_have_count(2, timeout=SECONDS * 1000)
+    page.get_by_label("let the base answer too").check()
+    question.fill("And the base?")
+    question.press("Enter")
+    see(page.locator(".bot").last, "The base, without tuning")
+    page.get_by_label("let the base answer too").uncheck()
     fill(page, "chat_model", "/usr")
     page.locator("#chat_model input").first.press("Enter")
     question.fill("And now?")

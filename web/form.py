@@ -1,0 +1,254 @@
+"""What the form of the page stands for: a command line of train.py, a run's flags, a YAML file, what it held before.
+
+Its values are a dict by the names of NAMES, as gradio's components have them: text, a bool, or a list of texts.
+"""
+
+import json
+import os
+import shlex
+from enum import Enum
+from typing import get_args, get_origin
+
+import torch
+import yaml
+from transformers.hf_argparser import string_to_bool
+
+from loaders import family_of
+from reading.copies import cells_of_csv, cells_of_sheet, is_copied, open_columns
+from reading.mapping import proposal
+from reading.rows import PAIRS
+from reading.sources import find_source, has_ending, scan
+from supported_models import AUTO, MODELS, find_model, likely, media_of
+from web import runs
+from web.runs import FIELDS, HERE
+
+# Which flags have a field, and where. Labels, help and defaults are those of arguments.py.
+MODEL = ("model_id", "model_local_path")
+DATA = ("data_path", "eval_data_path", "eval_split", "prompt", "columns")
+NUMBERS = (
+    *("num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("model_max_length", "max_pixels", "lora_r", "max_steps", "eval_strategy", "eval_generate", "save_steps", "bf16"),
+)
+FOLDED = {
+    "Evaluation": ("eval_steps", "eval_max_new_tokens", "early_stopping_patience"),
+    "Checkpoints and log": ("save_strategy", "save_total_limit", "logging_steps"),
+    "Schedule": ("warmup_steps", "lr_scheduler_type", "weight_decay", "seed"),
+    "LoRA": ("lora_alpha", "lora_dropout", "lora_target_modules"),
+    "Learning rates of the vision parts": ("vision_encoder_lr", "vision_projector_lr"),
+    "Images and videos": ("image_size", "num_frames", "fps", "max_frames", "video_max_pixels"),
+    "Precision and memory": ("use_cpu", "activation_checkpointing", "packing", "optim", "attn_implementation"),
+}
+FLAGS = [*MODEL, *DATA, "output_dir", *NUMBERS, *(name for names in FOLDED.values() for name in names)]
+# How each component trains -> the flags that are True.
+STRATEGIES = {
+    "vision encoder": {
+        "frozen": (),
+        "full": ("train_vision_encoder",),
+        "LoRA": ("train_vision_encoder", "use_vision_lora"),
+    },
+    "vision projector": {"frozen": (), "full": ("train_vision_projector",)},
+    "language model": {
+        "full": (),
+        "LoRA": ("use_lora",),
+        "Q-LoRA": ("use_lora", "q_lora"),
+        "8-bit LoRA": ("use_lora", "load_in_8bit"),
+    },
+}
+ENGINES = {
+    "none, or DDP": {},
+    "ZeRO-2": {"deepspeed": os.path.join("ds_configs", "zero2.json")},
+    "ZeRO-3": {"deepspeed": os.path.join("ds_configs", "zero3.json")},
+    "FSDP2": {"fsdp": True, "fsdp_config": os.path.join("fsdp_configs", "fsdp2.json")},
+}
+MENUS = {f"{name} from": name for name in ("question", "answer", "image", "video")}  # of --columns
+DEVICES, ENGINE, FURTHER = "devices", "engine", "further flags"
+NAMES = [*FLAGS, *MENUS, *STRATEGIES, DEVICES, ENGINE, FURTHER]
+# Those that change what the rows look like.
+SHOWN_BY = (*MODEL, "data_path", "prompt", "columns", *MENUS, "model_max_length", "max_pixels", FURTHER)
+SHOWN_BY += FOLDED["Images and videos"]
+INPUT_OF = {flag: name for name, ways in STRATEGIES.items() for way in ways.values() for flag in way}
+INPUT_OF |= {name: ENGINE for flags in ENGINES.values() for name in flags} | {name: name for name in FLAGS}
+LORA = (
+    "--use_lora True --train_vision_projector True --per_device_train_batch_size 4 --gradient_accumulation_steps 4 "
+    "--learning_rate 1e-4 --num_train_epochs 3 --eval_strategy epoch --eval_generate 20"
+)
+PRESETS = {
+    "quick look": f"{LORA.replace('batch_size 4', 'batch_size 1')} --max_steps 20 --eval_split 0.05",
+    "LoRA on 24 GB": f"{LORA} --eval_split 0.05",  # of README
+    "Q-LoRA": (
+        f"{LORA} --q_lora True --lora_r 16 --lora_alpha 32 --learning_rate 2e-4 --activation_checkpointing True "
+        "--model_max_length 2048 --max_pixels 802816 --optim adamw_8bit --eval_split 0.05"
+    ),
+    "all weights": (
+        f"{LORA.replace('--use_lora True ', '')} --learning_rate 1e-5 --activation_checkpointing True "
+        "--model_max_length 4096 --max_pixels 1003520 --eval_split 0.05"
+    ),
+}
+OF_PRESETS = (*NUMBERS, "eval_split", "lora_alpha", "activation_checkpointing", "optim", *STRATEGIES)
+FIRST = "LoRA on 24 GB"
+KEPT = ".finelmm_form.json"  # in the root: the form, for every browser and after a restart
+OF_A_START = ("resume_from_checkpoint", "overwrite_output_dir")  # not of a run's settings
+
+
+# ---- a form and its words ----
+
+
+def default(name: str) -> object:
+    """What a field holds where train.py's default is meant."""
+    flag = FIELDS[name]
+    if list[str] in kinds_of(name):
+        return []
+    if flag.default is None or bool in kinds_of(name):
+        return "" if flag.default is None else flag.default
+    return str(flag.default.value if isinstance(flag.default, Enum) else flag.default)
+
+
+def kinds_of(name: str) -> tuple[type, ...]:
+    """The types of a flag; of one that may be left out, HfArgumentParser takes away the None (transformers 5.23)."""
+    declared = FIELDS[name].type
+    return (declared,) if get_origin(declared) is list else get_args(declared) or (declared,)
+
+
+def words_of(values: dict) -> list[str]:
+    """The words of train.py's command line.
+
+    Raises:
+        ValueError: the further flags are no flags.
+    """
+    flags = {name: values[name] for name in FLAGS}
+    mapped = [f"{column}={values[menu]}" for menu, column in MENUS.items() if values[menu]]
+    flags["columns"] = [*mapped, *values["columns"]]
+    for name, ways in STRATEGIES.items():
+        flags |= {flag: flag in ways[values[name]] for way in ways.values() for flag in way}
+    away = "" if os.path.samefile(".", HERE) else HERE
+    flags |= {
+        flag: value if value is True else os.path.join(away, value) for flag, value in ENGINES[values[ENGINE]].items()
+    }
+    return runs.words_of(flags, values[FURTHER])
+
+
+def values_of(words: list[str]) -> dict:
+    """The form that stands for some words; flags without a field are its further flags."""
+    given = {name: its for name, its in runs.flags_of(words) if name not in OF_A_START}
+    values = {name: default(name) for name in FLAGS} | dict.fromkeys(MENUS, "")
+    for name in given.keys() & {*FLAGS}:
+        its = given.pop(name)
+        is_switch = isinstance(values[name], bool)
+        values[name] = is_on(its) if is_switch else its if values[name] == [] else " ".join(its)
+    for column in values["columns"]:
+        name, _, source = column.partition("=")
+        values |= {f"{name} from": source} if source and name in MENUS.values() else {}
+    values["columns"] = [c for c in values["columns"] if c.endswith("=") or c.partition("=")[0] not in MENUS.values()]
+    for component, ways in STRATEGIES.items():
+        flags = dict.fromkeys(flag for way in ways.values() for flag in way)
+        on = {flag for flag in flags if is_on(given.pop(flag, ["False"]))}
+        values[component] = next((way for way, its in ways.items() if on <= {*its}), [*ways][-1])
+    values |= {ENGINE: next(iter(ENGINES)), DEVICES: max(1, torch.accelerator.device_count())}
+    for engine, flags in ENGINES.items():
+        names = {flag: os.path.basename(" ".join(given.get(flag, []))) for flag in flags}
+        if flags and names == {flag: os.path.basename(str(value)) for flag, value in flags.items()}:
+            values[ENGINE] = engine
+            given = {name: its for name, its in given.items() if name not in flags}
+    further = {n: its for n, its in given.items() if n not in FIELDS or str(FIELDS[n].default) != " ".join(its)}
+    values[FURTHER] = shlex.join(word for name, its in further.items() for word in (f"--{name}", *its))
+    return {name: values[name] for name in NAMES}
+
+
+def is_on(words: list[str]) -> bool:
+    return not words or string_to_bool(words[0])
+
+
+def preset(name: str = FIRST) -> dict:
+    return values_of(shlex.split(PRESETS[name]))
+
+
+def preset_of(values: dict) -> str | None:
+    """The preset whose numbers a form holds."""
+    return next((name for name in PRESETS if all(preset(name)[key] == values[key] for key in OF_PRESETS)), None)
+
+
+# ---- kept forms ----
+
+
+def keep(values: dict, root: str) -> None:
+    runs.write_json(runs.check_inside(KEPT, root, "the form"), values)
+
+
+def kept(root: str) -> dict:
+    """The form as it was last, or the first one."""
+    try:
+        with open(runs.check_inside(KEPT, root, "the form"), encoding="utf-8") as file:
+            held = json.load(file)
+        values = preset()
+        values |= {name: value for name, value in held.items() if type(value) is type(values.get(name))}
+        words_of(values | {FURTHER: ""})  # which may be unfinished
+        return values
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none, or of another version
+        return preset()
+
+
+def save(values: dict, path: str, root: str) -> None:
+    """Write the form as a YAML file for train.py.
+
+    Raises:
+        ValueError: the file is there already, or not in the root.
+    """
+    file = runs.check_inside(path, root, "the YAML file")
+    if not path.endswith((".yaml", ".yml")) or os.path.lexists(file):
+        raise ValueError(f"{path!r} must be the name of a new file that ends in .yaml.")
+    flags = runs.flags_of(words_of(values))
+    with open(file, "x", encoding="utf-8") as target:
+        yaml.safe_dump({n: its[0] if len(its) == 1 else its for n, its in flags}, target, sort_keys=False)
+
+
+# ---- the model ----
+
+
+def choices_of_models(search: str) -> list[tuple[str, str]]:
+    """(label, id) of the listed models whose label holds each word: ids, sizes, families, media, Hub paths."""
+    labels = {f"{id} ({media_of(model.family)}; {model.hub_path})": id for id, model in MODELS.items()}
+    return [(label, id) for label, id in labels.items() if all(w in label.lower() for w in search.lower().split())]
+
+
+def model_of(typed: str) -> tuple[str, str]:
+    """(model id, local path) of an id, of any Hub path, or of a folder, whose config tells its family.
+
+    Raises:
+        ValueError: a folder whose family cannot be told.
+    """
+    try:
+        find_model(typed)
+        return typed, ""
+    except ValueError:
+        if os.path.isdir(typed):
+            family = family_of(typed)
+            return next((id for id, model in MODELS.items() if model.family == family), AUTO), typed
+        return ((likely(os.path.basename(typed)) or [AUTO])[0], typed) if "/" in typed else (typed, "")
+
+
+# ---- the data ----
+
+
+def first_row(path: str) -> dict:
+    """The first row of a path of --data_path under the names of its file; empty where it has no names."""
+    file = find_source(path).files[0]
+    if not is_copied(file) and not has_ending(file, ".tar"):
+        found = next((row for *_, row in scan(file)), {})
+    elif has_ending(file, ".parquet", ".arrow"):
+        with open_columns(file) as (schema, batches_of):
+            found = next(iter(batches_of(schema.names))).slice(0, 1).to_pylist()[0]
+    elif has_ending(file, ".csv", ".tsv", ".xlsx"):
+        cells = (cells_of_sheet if has_ending(file, ".xlsx") else cells_of_csv)(file)
+        found = dict(zip([name.strip().lower() for name in next(cells, [])], next(cells, [])))
+    else:  # a folder of pictures, a tar file
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
+def columns_for(row: dict) -> list[str]:
+    """The --columns that are proposed for a row which could not be read without."""
+    if not row or {"messages", "conversations"} & {*row} or any({*pair} <= {*row} for pair in PAIRS.items()):
+        return []
+    words = shlex.split(proposal(row, {os.getcwd()}))
+    found = words[words.index("--columns") + 1 :] if "--columns" in words else []
+    return [word for word in found if "=" in word]
