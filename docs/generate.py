@@ -368,7 +368,9 @@ def pages_of_flags(checkpoint_of) -> dict[Path, str]:
             REPO / "docs/correctness.md",
             **{part: getattr(tables, part)() for part in ("correctness", "faults", "equality")},
         ),
-        REPO / "docs/check_data.md": fill(REPO / "docs/check_data.md", preview=preview_example(checkpoint_of("llava-1.5"))),
+        REPO / "docs/check_data.md": fill(
+            REPO / "docs/check_data.md", preview=preview_example(checkpoint_of("llava-1.5"))
+        ),
         REPO / "docs/serving.md": fill(REPO / "docs/serving.md", servers=server_table()),
         REPO / "docs/flags.md": fill(REPO / "docs/flags.md", flags=flag_tables()),
         REPO / "docs/training.md": fill(REPO / "docs/training.md", summary=summary(checkpoint_of("qwen2-vl"))),
