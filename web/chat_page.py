@@ -162,7 +162,7 @@ def answer(chat: Chat, message: dict, history: list[dict], model: str | None, mo
             raise ValueError("Choose a model first.")
         for (thought, text), *others in chat.answer(model, turns_of([*history, question]), int(most), base):
             parts = [(thought, THOUGHT), (text, None), *((text, BASE) for _, text in others)]
-            written = [(content, {"title": title}) for content, title in parts if content or not title]
+            written = [(text, {"title": title} if title else {}) for text, title in parts if text or not title]
             yield [{"role": "assistant", "content": content, "metadata": about} for content, about in written]
     except Exception as error:  # of the model, the picture or the memory
         if not isinstance(error, ValueError):

@@ -72,8 +72,9 @@ LORA = (
     "--use_lora True --train_vision_projector True --per_device_train_batch_size 4 --gradient_accumulation_steps 4 "
     "--learning_rate 1e-4 --num_train_epochs 3 --eval_strategy epoch --eval_generate 20"
 )
+QUICK = LORA.replace("batch_size 4", "batch_size 1").replace("--num_train_epochs 3", "--max_steps 20")
 PRESETS = {
-    "quick look": f"{LORA.replace('batch_size 4', 'batch_size 1')} --max_steps 20 --eval_split 0.05",
+    "quick look": f"{QUICK} --eval_split 0.05",
     "LoRA on 24 GB": f"{LORA} --eval_split 0.05",  # of README
     "Q-LoRA": (
         f"{LORA} --q_lora True --lora_r 16 --lora_alpha 32 --learning_rate 2e-4 --activation_checkpointing True "

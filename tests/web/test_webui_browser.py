@@ -288,7 +288,7 @@ def merge(page: Page, root) -> None:
     assert (root / f"{RUN}-merged/config.json").is_file()
     button(page, "Pack for download").click()
     with page.expect_download() as download:
-        button(page, "Download").last.click()
+        page.get_by_role("button", name="Download", exact=True).click()
     with zipfile.ZipFile(download.value.path()) as archive:
         assert {"adapter_model.safetensors", "report.html", "args.yaml"} <= {*archive.namelist()}
 
