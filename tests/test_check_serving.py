@@ -42,7 +42,8 @@ def test_what_a_request_adds_for_the_prompt_that_is_trained(tiny, family):
     loader = LOADERS.get(family)(folder, bool(CONSENT[family]))
     options = COLLATORS.get(family)(loader.load_processor()).template.request_options()
     assert options.pop("add_special_tokens", False) == (family != "auto" and bool(FACTS[family].bos))
-    variables = {"llama-3.2-vision": {"date_string": "26 Jul 2024"}, "qwen3.5-moe": {"enable_thinking": False}}
+    variables = {"llama-3.2-vision": {"date_string": "26 Jul 2024"}}
+    variables |= dict.fromkeys(("qwen3.5-moe", "glm-4.6v"), {"enable_thinking": False})
     assert options.get("chat_template_kwargs") == variables.get(family)
 
 

@@ -220,6 +220,7 @@ def full_disk(tmp_path) -> None:
 def triggers(tiny, write_rows, tmp_path, media_folder, monkeypatch):
     """Heading of errors.md -> what raises its message."""
     monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("sys.argv", ["train.py"])
     (tmp_path / "broken.png").write_bytes(b"<html>404</html>")
     eight_bits = SimpleNamespace(lora=SimpleNamespace(load_in_8bit=True))
     zero3 = SimpleNamespace(config={}, is_zero3=lambda: True)

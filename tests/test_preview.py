@@ -135,7 +135,7 @@ def with_path(part: dict) -> dict:
 def chosen(words: str, length: int) -> list[int]:
     flags = ["--model_id", MODEL_ID["qwen2-vl"], "--data_path", "none.json", *words.split()]
     arguments, own = preview.parse_arguments(flags, extend=preview.add_flags)
-    return preview.chosen(own, length, arguments.training.seed)
+    return preview.chosen(own, range(length), arguments.training.seed)[0]
 
 
 def test_rows_are_chosen_in_the_order_asked_for(run, write_rows):
