@@ -45,6 +45,8 @@ def main(words: list[str] | None = None) -> None:
     # argv -> flags
     arguments = parse_arguments(words, description=__doc__)
     engines.check(arguments)
+    if arguments.training.max_steps > 0 and "num_train_epochs" in arguments.given:
+        say(f"--max_steps {arguments.training.max_steps} wins over --num_train_epochs.")  # as of a script that is tried
     with run_folder.taken(arguments):
         finetune(arguments)
 

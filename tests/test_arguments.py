@@ -9,6 +9,7 @@ import yaml
 from conftest import IMAGE_ROWS, VIDEO_ROWS, turns
 from transformers import HfArgumentParser
 
+import train
 from arguments import PARTS, has_bfloat16, parse_arguments
 from entry import end
 from reading.dataset import MultimodalDataset
@@ -144,7 +145,6 @@ REFUSED = [
     ("--bf16 True --fp16 True --use_cpu True", "fp16 and bf16"),
     ("--save_strategy no --save_total_limit 2", "--save_total_limit has no effect without --save_strategy steps"),
     ("--save_strategy no --save_only_model True", "--save_only_model has no effect without --save_strategy steps"),
-    ("--max_steps 9 --num_train_epochs 3", "--max_steps 9 and --num_train_epochs 3.0 exclude each other"),
     ("--logging_strategy no --logging_nan_inf_filter True", "--logging_nan_inf_filter has no effect"),
     ("--run_name first", "--run_name has no effect without --report_to"),
     ("--eval_max_new_tokens 128", "--eval_max_new_tokens has no effect without --eval_generate"),  # the default
@@ -482,3 +482,11 @@ def test_the_saved_arguments_give_the_same_run(tmp_path):
 @pytest.mark.parametrize("value, expected", [("True", True), ("False", None)])
 def test_resume_takes_true_and_false(value, expected):
     assert resume_from(parse(f"--resume_from_checkpoint {value}").training) is expected
+
+
+@pytest.mark.parametrize("words, is_said", [("--max_steps 9", True), ("--max_steps -1", False)])
+def test_of_two_lengths_of_a_run_the_steps_win(words, is_said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "finetune", lambda arguments: None)
+    given = "--model_id llava-1.5-7b --data_path x --use_cpu True --num_train_epochs 3".split()
+    train.main([*given, "--output_dir", str(tmp_path / "out"), *words.split()])
+    assert ("--max_steps 9 wins over --num_train_epochs" in capsys.readouterr().out) == is_said

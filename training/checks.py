@@ -139,7 +139,6 @@ EXCLUDES = (
         "load_in_8bit",
         "8-bit weights lose their scales when FSDP2 shards them (bitsandbytes 0.50), unlike those of --q_lora True",
     ),
-    ("max_steps", "num_train_epochs", "both say how long to train"),
     ("on_nonfinite", "deepspeed", "DeepSpeed updates before the gradients can be tested"),
     ("on_nonfinite", "fp16", "its scaler skips such updates by itself"),
     *(
