@@ -681,11 +681,11 @@ def test_a_run_that_ended_while_no_interface_ran(root, stand_in):
     wait_for("finished")
     time.sleep(0.2)
     record = {name: value for name, value in runs.read_record(folder).items() if name != "exit_code"}
-    runs.write_record(folder, record)
+    runs.write_json(f"{folder}/{runs.RECORD}", record)
     assert runs.status(folder).state == "finished"
     os.remove(f"{folder}/log.jsonl")
     assert runs.status(folder).state == "interrupted"
-    runs.write_record(folder, record | {"pid": os.getpid()})  # another process has its number now
+    runs.write_json(f"{folder}/{runs.RECORD}", record | {"pid": os.getpid()})  # another process has its number now
     assert runs.status(folder).state == "interrupted"
 
 
