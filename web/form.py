@@ -215,14 +215,14 @@ def model_of(typed: str) -> tuple[str, str]:
     """(model id, local path) of an id, of any Hub path, or of a folder, whose config tells its family.
 
     Raises:
-        ValueError: a folder whose family cannot be told.
+        ValueError: a folder whose family cannot be told, or one that is not in the root.
     """
     try:
         find_model(typed)
         return typed, ""
     except ValueError:
-        if os.path.isdir(typed):
-            family = family_of(typed)
+        if os.path.isabs(typed) or os.path.isdir(typed):
+            family = family_of(runs.check_folder(typed, os.getcwd(), "the model"))
             return next((id for id, model in MODELS.items() if model.family == family), AUTO), typed
         return ((likely(os.path.basename(typed)) or [AUTO])[0], typed) if "/" in typed else (typed, "")
 

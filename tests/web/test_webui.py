@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import threading
@@ -318,7 +319,7 @@ def test_starting_over_a_run_asks(root, monkeypatch):
 
 
 def test_any_model_that_is_typed_is_taken(root, tiny):
-    os.symlink(tiny("qwen2-vl"), "mine")
+    shutil.copytree(tiny("qwen2-vl"), "mine")
     for typed, expected in {
         "qwen2-vl-7b-instruct": ("qwen2-vl-7b-instruct", ""),
         "Qwen/Qwen2-VL-7B-Instruct": ("Qwen/Qwen2-VL-7B-Instruct", ""),
@@ -328,6 +329,10 @@ def test_any_model_that_is_typed_is_taken(root, tiny):
         "llava": ("llava", ""),  # which train.py answers with what was meant
     }.items():
         assert form.model_of(typed) == expected
+    os.symlink(tiny("qwen2-vl"), "linked")
+    for outside in (tiny("qwen2-vl"), "linked", "/no/such/folder", "../root/../.."):
+        with pytest.raises(ValueError, match="leads out of"):  # and not whether it is there, or what it is
+            form.model_of(outside)
     assert tune_page.model_of("qwen2-vl-2b-instruct", "mine") == ("qwen2-vl-2b-instruct", "mine")
     assert tune_page.model_of("llava-1.5-7b", "mine") == ("llava-1.5-7b", "")
     found = {id for _, id in form.choices_of_models("QWEN 7b video")}
