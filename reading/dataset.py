@@ -291,7 +291,7 @@ class MultimodalDataset(WeightedRows):
         if several := counts["several_answers"]:
             notes.append(f"{self.name}: {several:,} rows have several answers: the reply is the most frequent one.")
         if chosen := counts["clips"]:
-            notes.append(f"{self.name}: {chosen:,} rows choose a moment or frames of their videos (docs/moments.md).")
+            notes.append(f"{self.name}: rows that choose moments or frames of videos (docs/moments.md): {chosen:,}.")
         if (layouts := self.layouts()) and not any(layout.media for layout in layouts):
             notes.append(f"WARNING: {self.name} holds texts alone, so the model sees no image and no video of it.")
         return notes
