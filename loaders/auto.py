@@ -32,7 +32,8 @@ class AutoLoader(BaseLoader):
             self._refuse("is an encoder-decoder, whose question and reply are two texts")
         try:
             model = self._model_without_weights()
-        except (ImportError, NotImplementedError, RuntimeError) as error:  # such as numbers that are read from weights
+        # A package that is missing, or code that reads numbers as it is made, of which the meta device has none.
+        except (ImportError, NotImplementedError, RuntimeError) as error:
             self._refuse(f"cannot be made without its weights ({error})")
         names = {module: name for name, module in model.named_modules()}
         modules = [model.get_encoder(modality="image"), model.get_decoder(), model.get_output_embeddings()]
