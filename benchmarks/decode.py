@@ -6,8 +6,9 @@ Encodes clips of a minute, 640x360, 30 frames a second, with B-frames and a keyf
 temporary folder. The first table: 8 and 32 frames by `videos.open_video` with either backend, against a full decode
 (all frames as RGB) and against one pass that decodes all frames and converts the wanted ones. Peak memory is that of a
 process of its own, beyond what it had before. The second: 1080p JPEG files by `images.open_image`, against Pillow
-alone, on one core, with how far drafts are off, in levels of 255, on a smooth and on a grainy picture. All ways take
-turns; shown are medians of the times, and of the ratios within a turn.
+alone, on one core, with how far drafts are off, in levels of 255, on a smooth and on a grainy picture. Between them: a
+moment in the middle of a film of --film_seconds, against the same moment cut out beforehand. All ways take turns; shown
+are medians of the times, and of the ratios within a turn.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from reading import images, videos  # noqa: E402
 from reading.options import MediaOptions  # noqa: E402
 
 RATE, WIDTH, HEIGHT = 30, 640, 360
+MOMENT = 10  # seconds
 
 
 def write_clip(path: str, gop: int, seconds: int) -> None:
@@ -109,6 +111,38 @@ def compare_videos(folder: str, clip_seconds: int, rounds: int) -> None:
                 )
 
 
+def moment(path: str, start: float) -> np.ndarray:
+    clip = {"start": start, "end": start + MOMENT} if start else {}
+    return videos.open_video(path, MediaOptions(fps=2.0), clip)[0]
+
+
+def compare_moment(folder: str, film_seconds: int, rounds: int) -> None:
+    """A film is a minute of its own, again and again: what is around a moment does not matter."""
+    piece, film, cut = (f"{folder}/{name}.mp4" for name in ("piece", "film", "cut"))
+    start = film_seconds // 2 // MOMENT * MOMENT
+    write_clip(piece, MOMENT * RATE, MOMENT)  # a keyframe at the start of each
+    for path, copies in ((film, film_seconds // MOMENT), (cut, 1)):
+        write_copies(piece, path, copies)
+    turns = [{path: run(moment, path, at) for path, at in ((film, start), (cut, 0))} for _ in range(rounds)]
+    assert all(abs(turn[film][2] - turn[cut][2]) < 0.5 for turn in turns), "other frames"
+    for path, name in ((film, f"of {film_seconds} s"), (cut, "cut out")):
+        seconds, peak = (statistics.median(turn[path][i] for turn in turns) for i in (0, 1))
+        print(f"a moment of {MOMENT} s, {name:<12} {seconds:>7.2f} s {peak:>6.0f} MB")
+
+
+def write_copies(piece: str, path: str, copies: int) -> None:
+    """The packets of a clip, one copy after another, decoding nothing."""
+    with av.open(piece) as source, av.open(path, "w") as target:
+        stream = source.streams.video[0]
+        out, length = target.add_stream_from_template(stream), stream.duration
+        for i in range(copies):
+            source.seek(0)
+            for packet in source.demux(stream):
+                if packet.dts is not None:
+                    packet.pts, packet.dts, packet.stream = packet.pts + i * length, packet.dts + i * length, out
+                    target.mux(packet)
+
+
 def compare_images(folder: str, grain: int) -> None:
     """Args: grain: levels of noise on the picture."""
     noise = np.random.default_rng(0).integers(0, grain, (1080, 1920, 3), dtype=np.uint8)
@@ -149,8 +183,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=60, help="of a clip")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--film_seconds", type=int, default=3600, help="of the film around a moment")
     own = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         compare_videos(folder, own.seconds, own.rounds)
+        compare_moment(folder, own.film_seconds, own.rounds)
         for grain in (12, 120):
             compare_images(folder, grain)

@@ -17,7 +17,7 @@ SMALLEST = {
     "collate": ("llava-1.5", r"llava-1.5 +text only .* [\d.]+"),
     "correctness": ("--tools finelmm --columns text system", r"finelmm \| system \| yes"),
     "curves": ("--lengths 256 512 --images 1 2 --rounds 1", r"step: .* CPU-s each, r2 [\d.]+"),
-    "decode": ("--seconds 2 --rounds 1", r"drafted +\d+ +[\d.]+"),
+    "decode": ("--seconds 2 --rounds 1 --film_seconds 40", r"drafted +\d+ +[\d.]+"),
     "gpu": ("--dry_run --cells step --cell_seconds 300 --output {folder}/gpu.json", r"gemma-3-.*: measured, .*"),
     "equality": ("--families llava-1.5 --engines", r"llava-1.5 \{'float32 loss': .*\}"),
     "label_masks": ("--families llava-1.5", r"eight: eight long exchanges, three images"),
