@@ -1410,6 +1410,13 @@ FAULTS = [
         "tests/web/test_webui.py::test_ready_means_that_the_data_were_read",
     ),
     Fault(
+        "the page tells which models are outside its root",
+        "web/form.py",
+        'runs.check_folder(typed, os.getcwd(), "the model")',
+        "typed",
+        "tests/web/test_webui.py::test_any_model_that_is_typed_is_taken",
+    ),
+    Fault(
         "an unfinished flag loses the whole form",
         "web/form.py",
         '        words_of(values | {FURTHER: ""})',
