@@ -8,15 +8,23 @@ It becomes a field `clip` of the part, what is given of {"start", "end", "fps", 
 """
 
 import dataclasses
+import json
 import math
+from contextlib import suppress
 
-from reading.named_fields import loaded
 from reading.options import MediaOptions
 
 FORMS = dict.fromkeys(("start", "end"), "seconds from 0") | {"fps": "a number above 0"}
 FORMS |= dict.fromkeys(("num_frames", "max_pixels"), "a whole number from 1")
 NAMES = (*FORMS, "video_start", "video_end", "clip", "times")  # in a row
 LISTS = {"clip": "[start, end] in seconds", "times": "a list of seconds"}
+
+
+def as_number(value: object) -> object:
+    """A value, or the numbers that a text says, as the cells of tables are; another text stays, to be refused."""
+    with suppress(ValueError):
+        return json.loads(value) if isinstance(value, str) else value
+    return value
 
 
 def of_fields(fields: dict, where: str = "") -> dict:
@@ -27,7 +35,7 @@ def of_fields(fields: dict, where: str = "") -> dict:
     """
     found = {}
     for name in [name for name in NAMES if fields.get(name) is not None]:
-        value, key = loaded(fields[name], f"{where}{name}"), name.removeprefix("video_")  # in tables, it is text
+        value, key = as_number(fields[name]), name.removeprefix("video_")
         if key not in LISTS:
             values = {key: _checked(key, value, f"{where}{name}")}
         elif isinstance(value, list) and (key == "times" or len(value) == 2):
@@ -54,7 +62,7 @@ def place(row: dict, videos: list[dict]) -> None:
     Raises:
         ValueError: names the field and the fix.
     """
-    fields = {name: loaded(row[name], name) for name in NAMES if name in row}
+    fields = {name: as_number(row[name]) for name in NAMES if name in row}
     # Each has a value for each video, but lists of numbers that are one value.
     several = {
         name: value

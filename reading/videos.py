@@ -121,7 +121,7 @@ def _range(total: int, fps: float, clip: Mapping) -> tuple[int, int]:
     """
     start, end, length = clip.get("start", 0), clip.get("end", total / fps), total / fps
     if start >= length or end > length + 0.1:
-        raise ValueError(f"the row asks for its moment from {start:g} to {end:g} seconds, but it lasts {length:.2f}")
+        raise ValueError(f"the row asks for {start:g} to {end:g} seconds of it, but it lasts {length:.2f} seconds")
     last = max(1, min(math.ceil(end * fps - 1e-6), total))
     return min(math.ceil(start * fps - 1e-6), last - 1), last  # between two frames: what is shown then
 

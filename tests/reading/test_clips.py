@@ -189,7 +189,7 @@ def test_a_wrong_value_is_named_with_its_field(write_rows):
         (one | {"clip": [1, 1]}, "a moment from 1 to 1 seconds"),
         (one | {"start": -1}, "start is -1.*seconds from 0"),
         (one | {"end": float("nan")}, "end is nan"),
-        (one | {"end": "soon"}, "`end` is not valid JSON"),
+        (one | {"end": "soon"}, "end is 'soon'; it must be seconds from 0"),
         (one | {"start": True}, "start is True"),
         (one | {"fps": 0}, "fps is 0; it must be a number above 0"),
         (one | {"fps": float("inf")}, "fps is inf"),
@@ -211,9 +211,9 @@ def test_a_wrong_value_is_named_with_its_field(write_rows):
             r"messages\[0\].content\[0\].fps is -2",
         ),
         # What only the file tells.
-        (one | {"end": 2.2}, "clip.mp4 .*asks for its moment from 0 to 2.2 seconds, but it lasts 2.00"),
-        (one | {"start": 2}, "asks for its moment from 2 to 2 seconds"),
-        (one | {"clip": [1, 3600]}, "asks for its moment from 1 to 3600 seconds"),
+        (one | {"end": 2.2}, "clip.mp4 .*asks for 0 to 2.2 seconds of it, but it lasts 2.00 seconds"),
+        (one | {"start": 2}, "asks for 2 to 2 seconds of it"),
+        (one | {"clip": [1, 3600]}, "asks for 1 to 3600 seconds of it"),
     ]
     errors = MultimodalDataset(write_rows([row for row, _ in wrong]), check=False).errors
     for i, (_, message) in enumerate(wrong):
