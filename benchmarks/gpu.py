@@ -330,6 +330,7 @@ def step(model_id: str, *flags: str, needs: str | None = None):
         run = Run(model_id, own, work, *flags)
         model = run.model()
         found = {"samples_per_step": run.arguments.training.per_device_train_batch_size}
+        found["billions_of_parameters"] = sum(parameter.numel() for parameter in model.parameters()) / 1e9
         if run.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(run.device)
         found |= trained(run, model)
