@@ -1447,7 +1447,7 @@ FAULTS = [
     Fault(
         "a folder that is typed as a model is dropped",
         "web/form.py",
-        "        if os.path.isdir(typed):",
+        "        if os.path.isabs(typed) or os.path.isdir(typed):",
         "        if os.path.isdir(typed) and not typed:",
         "tests/web/test_webui.py::test_any_model_that_is_typed_is_taken",
     ),
