@@ -3,8 +3,7 @@
     python docs/generate.py
     python docs/generate.py --matrix      # first run the matrices: of data and families, of strategies and engines
 
-These are docs/supported_models.md, docs/chat_formats.md, and in other pages what stands between
-`<!-- NAME -->` and `<!-- /NAME -->`. A test compares each with a fresh rendering.
+It is what stands between `<!-- NAME -->` and `<!-- /NAME -->`. A test compares each part with a fresh rendering.
 """
 
 import argparse
@@ -38,7 +37,6 @@ from training import trainable  # noqa: E402
 MATRIX = REPO / "docs" / "support_matrix.json"
 STRATEGIES = REPO / "docs" / "strategy_matrix.json"
 FLAG_GROUPS = {"Model": ModelArguments, "Data": DataArguments, "LoRA": LoraArguments}
-NOTE = "<!-- Written by `python docs/generate.py`: change the code, not this file. -->\n"
 
 
 def text_part(text: str) -> dict:
@@ -104,44 +102,9 @@ def model_table(collators: dict) -> str:
     return table(["family", "`--model_id` (number)", "media"], rows)
 
 
-def supported_models(loaders: dict, collators: dict) -> str:
-    parts = [
-        "# Supported models\n",
-        NOTE,
-        "`--model_id` takes an id or a Hub path of this page; `python supported_models.py` prints the same list. "
-        "`--model_local_path` loads any other checkpoint of the same architecture instead, such as a finetuned one.\n",
-        "Any other image-text-to-text checkpoint of transformers that has a chat template: "
-        "`--model_id auto --model_local_path ORG/NAME-or-folder` ([below](#auto)).\n",
-        "A family's modules say what `--train_vision_encoder`, `--train_vision_projector` and `--use_lora` reach. A "
-        "parameter inside the vision projector belongs to it alone, also where the projector lies inside the encoder. "
-        "The experts and routers of a mixture, given by the ends of their names, are part of the language model "
-        "([lora.md](lora.md#mixtures-of-experts)). Modules in no component are never trained and never "
-        "quantized.\n",
-        "## What was tested\n",
-        "Each cell is a test on a tiny checkpoint, written down as it came out (`python docs/generate.py --matrix`). A "
-        "kind of row: the labels decode to the replies and their end token, the loss of a batch equals that of its "
-        "rows one by one, the gradient reaches every component and nothing unused. A way of training: two steps, save, "
-        "reload, merge; equal logits, and the key names, shapes and precisions of the base. An empty cell was not run: "
-        "mostly, because the family cannot have it.\n",
-        support_matrix([*collators, AUTO]),
-    ]
-    for family, collator in collators.items():
-        parts += [f"## {family}\n", fact_sheet(family, loaders[family], collator)]
-    parts += [
-        "## auto\n",
-        "`--model_id auto` takes the checkpoint that `--model_local_path` names without a file of its own. Its vision "
-        "encoder, language model and head are what the model's accessors name; the vision projector is what lies "
-        "beside them, so a projector inside the encoder counts as encoder; an audio encoder stays frozen. The training "
-        "text is the checkpoint's own: [chat_formats.md](chat_formats.md#auto). Experts are not known: "
-        "`--lora_experts` and `--lora_router` are refused.\n",
-        "Before it trains, a run sends some probes through the loaded model: each alone, padded to one batch, and "
-        "concatenated. Where the padded losses are not those of each alone, the model is refused; where the "
-        "concatenated ones are not, samples are padded, in one line that says so. With several processes, a backward "
-        "pass of the probes shows what gets no gradient, which DDP then looks for in each step. Under DeepSpeed and "
-        "FSDP, which shard the model, samples are padded without that test.\n\n"
-        "[auto_types.md](auto_types.md): what it came to with every type of the library.\n",
-    ]
-    return "\n".join(parts)
+def fact_sheets(loaders: dict, collators: dict) -> str:
+    sheets = [f"## {family}\n\n{fact_sheet(family, loaders[family], collators[family])}" for family in collators]
+    return "\n".join(sheets)
 
 
 def fact_sheet(family: str, loader, collator) -> str:
@@ -220,41 +183,9 @@ def slug(heading: str) -> str:
 
 
 def chat_formats(collators: dict) -> str:
-    parts = [
-        "# Chat formats\n",
-        NOTE,
-        "The training text of one conversation, family by family. `⟦ ⟧` enclose what is trained (they are not part of "
-        "the text): each reply and the token that ends it. A medium stands as one placeholder; the processor expands "
-        "it to as many tokens as its pixels need.\n",
-        "Two rules hold for every family:\n",
-        "1. The text before a reply is what the checkpoint's own chat template gives at inference for that history.\n"
-        "2. Every reply is followed by the token that stops generation, and that token is trained.\n",
-        "Where a checkpoint's template breaks one of them, the training text differs from it. Each such exception is "
-        "listed with its place and its reason. At its start, `train.py` compares the training text with the template "
-        "of the checkpoint that it loads; where they differ in anything else that the data meets, it ends "
-        "([below](#a-template-of-your-own)).\n",
-        "Some families have several formats. The one nearest to the template of the checkpoint at hand is taken. Of "
-        "all but the first, a BOS that the tokenizer writes is left out below.\n",
-    ]
+    parts = []
     for family, collator in collators.items():
         parts += [f"## {family}\n", f"{notes_of(collator)}\n", *family_formats(collator)]
-    parts += [
-        "## auto\n",
-        "With `--model_id auto` the checkpoint's own template is rendered message by message: a reply begins where the "
-        "prompt for it ends, and ends with the first stop token of `generation_config.json` that follows. Where the "
-        "template writes none, the stop token takes the place of the white space behind the reply. A template whose "
-        "prompt is not the beginning of the whole text (it drops earlier thoughts, say) is refused.\n",
-        "## A template of your own\n",
-        "`--chat_template FILE.jinja` replaces the template of any family but paligemma, phi3-v and qwen-vl, whose "
-        "format is code; in training and, since it is saved with the model, in answers. With `{% generation %}` tags "
-        "it is used as it is; without them the replies are found as for `auto`. A message's content is a list of "
-        "parts, or a string for the roles where the template needs one.\n",
-        "Where a checkpoint's template is not its family's (an older, an edited or a thinking one), a run whose data "
-        "holds conversations that differ ends at its start with both texts. Roles, media, system prompt and turns of "
-        "all rows count; of more than 1,000 shapes, the shortest. `--chat_template checkpoint` trains on the "
-        "checkpoint's own, as `auto` does; `--chat_template family` on the family's, which is saved with the model and "
-        "writes the prompts of answers too.\n",
-    ]
     return "\n".join(parts)
 
 
@@ -354,28 +285,34 @@ def pages_of_families(checkpoint_of) -> dict[Path, str]:
         loader = LOADERS.get(family)
         loaders[family] = loader(checkpoint_of(family), trust_remote_code=loader.remote_code)
     collators = {family: COLLATORS.get(family)(loader.load_processor()) for family, loader in loaders.items()}
-    return {
-        REPO / "README.md": fill(REPO / "README.md", models=model_table(collators), correctness=tables.summary()),
-        REPO / "docs/supported_models.md": supported_models(loaders, collators),
-        REPO / "docs/chat_formats.md": chat_formats(collators),
-    }
+    return filled(
+        {
+            "README.md": {"models": model_table(collators), "correctness": tables.summary()},
+            "docs/supported_models.md": {
+                "matrix": support_matrix([*collators, AUTO]),
+                "families": fact_sheets(loaders, collators),
+            },
+            "docs/chat_formats.md": {"families": chat_formats(collators)},
+        }
+    )
 
 
 def pages_of_flags(checkpoint_of) -> dict[Path, str]:
     """The same of each other file."""
-    return {
-        REPO / "docs/correctness.md": fill(
-            REPO / "docs/correctness.md",
-            **{part: getattr(tables, part)() for part in ("correctness", "faults", "equality")},
-        ),
-        REPO / "docs/check_data.md": fill(
-            REPO / "docs/check_data.md", preview=preview_example(checkpoint_of("llava-1.5"))
-        ),
-        REPO / "docs/serving.md": fill(REPO / "docs/serving.md", servers=server_table()),
-        REPO / "docs/flags.md": fill(REPO / "docs/flags.md", flags=flag_tables()),
-        REPO / "docs/training.md": fill(REPO / "docs/training.md", summary=summary(checkpoint_of("qwen2-vl"))),
-        REPO / "docs/several_gpus.md": fill(REPO / "docs/several_gpus.md", strategies=strategy_matrix()),
-    }
+    return filled(
+        {
+            "docs/correctness.md": {part: getattr(tables, part)() for part in ("correctness", "faults", "equality")},
+            "docs/check_data.md": {"preview": preview_example(checkpoint_of("llava-1.5"))},
+            "docs/serving.md": {"servers": server_table()},
+            "docs/flags.md": {"flags": flag_tables()},
+            "docs/training.md": {"summary": summary(checkpoint_of("qwen2-vl"))},
+            "docs/several_gpus.md": {"strategies": strategy_matrix()},
+        }
+    )
+
+
+def filled(pages: dict[str, dict[str, str]]) -> dict[Path, str]:
+    return {REPO / name: fill(REPO / name, **parts) for name, parts in pages.items()}
 
 
 def main() -> None:
