@@ -21,7 +21,6 @@ import sys
 from dataclasses import fields
 
 import torch
-from safetensors import safe_open
 from tqdm import tqdm
 
 from arguments import SWITCH, Parser, ReadingArguments
@@ -37,7 +36,7 @@ from loaders import LOADERS
 from loaders.new_tokens import rows_of
 from loaders.output_folder import adapter_config, check_writable, family_in, saved_arguments
 from loaders.quantization import quantization_config, quantized_bits
-from merging.shard_merge import check_adapter
+from merging.whole_model import with_adapter
 from reading.dataset import make_dataset
 from reading.options import AUTO
 from reading.strict_json import json_object
@@ -228,13 +227,7 @@ def load(
             loader.model_kwargs["quantization_config"] = quantization_config(loader, loader.dtype, bits)
     model = loader.load_model()
     if adapter is not None:
-        from peft import PeftModel, get_peft_model_state_dict
-
-        model = PeftModel.from_pretrained(model, model_path)
-        state = get_peft_model_state_dict(model, save_embedding_layers=False)
-        expected = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
-        with safe_open(os.path.join(model_path, "adapter_model.safetensors"), "pt") as file:  # peft only warns
-            check_adapter(file, expected, model_path, base_path)
+        model = with_adapter(model, model_path, base_path)
     own_processor = os.path.isfile(os.path.join(model_path, "tokenizer_config.json")) and not loader.remote_code
     processor = loader.load_processor(model_path if own_processor else base_path)
     chat_template = processor.chat_template if saved.get("chat_template") else None  # saved with the run's processor

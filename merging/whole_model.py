@@ -33,16 +33,23 @@ def load_with_adapter(loader: BaseLoader, adapter_path: str, seen_as) -> PeftMod
         loader.model_kwargs |= {"dtype": loader.dtype, "quantization_config": seen_as}
     model = loader.load_model()
     model = (model.dequantize() if seen_as else model).float()
+    return with_adapter(model, adapter_path, loader.model_path).eval()
+
+
+def with_adapter(model, adapter_path: str, base_path: str) -> PeftModel:
+    """A base with an adapter on it.
+
+    Raises:
+        ValueError: the adapter does not fit the base, of which peft only warns.
+    """
     try:
         model = PeftModel.from_pretrained(model, adapter_path)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{adapter_path} is no adapter of {loader.model_path}: {error}") from error
+        raise ValueError(f"{adapter_path} is no adapter of {base_path}: {error}") from error
     stored = get_peft_model_state_dict(model, save_embedding_layers=False)
     expected = {key.removeprefix("base_model.model."): tensor for key, tensor in stored.items()}
-    check_adapter(
-        open_file(os.path.join(adapter_path, "adapter_model.safetensors")), expected, adapter_path, loader.model_path
-    )
-    return model.eval()
+    check_adapter(open_file(os.path.join(adapter_path, "adapter_model.safetensors")), expected, adapter_path, base_path)
+    return model
 
 
 def merge_whole(loader: BaseLoader, adapter_path: str, seen_as, dtype: torch.dtype):
@@ -68,21 +75,21 @@ def check_logits(loader, adapter_path: str, seen_as, merged: BaseLoader, collato
     del batch["labels"]
 
     model = load_with_adapter(loader, adapter_path, seen_as)
-    with_adapter = model(**batch).logits
+    adapted = model(**batch).logits
     with model.disable_adapter():
-        moved = with_adapter - model(**batch).logits
+        moved = adapted - model(**batch).logits
     for name, parameter in model.named_parameters():
         if dtype or "base_layer" in name or "modules_to_save" in name:
             parameter *= 1 + torch.finfo(dtype or loader.dtype).eps * (torch.rand_like(parameter) - 0.5)
-    rounding = with_adapter - model(**batch).logits
+    rounding = adapted - model(**batch).logits
     del model
-    difference = with_adapter - merged.load_model().eval()(**batch).logits
+    difference = adapted - merged.load_model().eval()(**batch).logits
 
     moved, rounding, difference = (x.square().mean().sqrt().item() for x in (moved, rounding, difference))
     found = (
         f"the logits of base + adapter and of the merged model differ by {difference:.2g} (root mean square, "
         f"{batch['input_ids'].numel()} tokens); rounding alone moves them by {rounding:.2g}, the adapter by {moved:.2g}"
     )
-    if not difference <= 4 * rounding + 1e-6 * with_adapter.abs().max():
+    if not difference <= 4 * rounding + 1e-6 * adapted.abs().max():
         raise ValueError(f"Self-check failed: {found}. Do not use {merged.model_path}.")
     return f"Self-check of the logits: {found}."
