@@ -51,9 +51,9 @@ class ModelArguments:
     )
     model_local_path: str | None = flag(None, "Folder or Hub path to load weights, processor and config from instead.")
     attn_implementation: str | None = flag(
-        None, f"How attention is computed: {', '.join(checks.ATTENTION)}. Default: sdpa.", checks.ATTENTION
+        None, f"How attention is computed: {', '.join(checks.ATTENTION)} (of a FlashAttention). Default: sdpa."
     )
-    use_flash_attn: bool = flag(False, "Short for --attn_implementation flash_attention_2 (package flash-attn).")
+    use_flash_attn: bool = flag(False, "Short for --attn_implementation flash_attention_2 (package flash-attn or kernels).")
     trust_remote_code: bool = flag(
         False,
         "Run the Python files of the checkpoint, with your permissions: for families without a class in transformers.",

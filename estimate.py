@@ -321,7 +321,7 @@ def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
         )
     if training.deepspeed or training.fsdp or num_devices > 1:
         found.append("The engine's shares and buffers are computed, not measured.")
-    if (model.attn_implementation or "").startswith(("flash", "flex")):
+    if any(kind in (model.attn_implementation or "") for kind in ("flash", "flex")):
         found.append(f"{model.attn_implementation} is counted as sdpa.")
     if training.torch_compile or training.use_liger_kernel:
         found.append("What --torch_compile and --use_liger_kernel save is not counted.")

@@ -193,9 +193,13 @@ REFUSED = [
         (f"--activation_checkpointing True --activation_checkpointing_kwargs {{{wrong}}}", "takes every_n_layers, off")
         for wrong in ('"use_reentrant":true', '"preserve_rng_state":false')
     ),
-    ("--attn_implementation fast", "--attn_implementation.*'fast'.*sdpa.*eager.*flash_attention_2"),
+    ("--attn_implementation fast", "--attn_implementation fast is unknown; use sdpa, eager, flash_attention_2"),
+    ("--attn_implementation kernels-community/mamba-ssm", "--attn_implementation kernels-community/mamba-ssm is unknown"),
+    ("--attn_implementation anybody/flash-attn2", "--attn_implementation anybody/flash-attn2 is unknown"),
+    ("--attn_implementation kernels-community/flash-attn2", "flash-attn2 needs a GPU, and the package kernels"),
+    ("--attn_implementation flash_attention_4", "needs a Hopper or Blackwell GPU, and the package flash-attn-4 or k"),
     ("--use_flash_attn True --attn_implementation eager", "--use_flash_attn True contradicts .* eager"),
-    ("--use_flash_attn True", "--use_flash_attn True needs a CUDA GPU and the package flash-attn"),
+    ("--use_flash_attn True", "--use_flash_attn True needs a CUDA GPU, and the package flash-attn or kernels"),
     ("--attn_implementation flash_attention_3", "--attn_implementation flash_attention_3 needs a Hopper GPU"),
     ("--attn_implementation flex_attention", "--attn_implementation flex_attention needs a GPU"),
     ("--use_liger_kernel True", "--use_liger_kernel True needs a GPU and the package liger-kernel"),

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterator
 from copy import copy
 from dataclasses import MISSING, fields
+from functools import partial
 
 import torch
 import transformers
@@ -17,6 +18,8 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import (
     is_flash_attn_2_available,
     is_flash_attn_3_available,
+    is_flash_attn_4_available,
+    is_kernels_available,
     is_liger_kernel_available,
     is_torch_bf16_gpu_available,
     is_torch_tf32_available,
@@ -76,13 +79,22 @@ RANGES = {
 }
 RANGE_OF = {flag: (wanted, is_right) for wanted, (is_right, flags) in RANGES.items() for flag in flags.split()}
 
-# --attn_implementation -> whether this machine has what it needs, and what that is.
+# --attn_implementation -> whether this machine has what it needs, and what that is. In the place of a package that is
+# missing, transformers takes the kernel of the Hub that the package `kernels` finds for this GPU.
+KERNEL = "kernels-community/NAME"  # with "flash" in it: others compute something else
 ATTENTION = {
     "sdpa": (lambda: True, ""),
     "eager": (lambda: True, ""),
-    "flash_attention_2": (is_flash_attn_2_available, "a CUDA GPU and the package flash-attn (docs/memory.md)"),
-    "flash_attention_3": (is_flash_attn_3_available, "a Hopper GPU and the package flash-attn-3"),
+    **{
+        name: (partial(is_available, kernels_fallback_ok=True), f"{gpu}, and the package {package} or kernels")
+        for name, is_available, gpu, package in (
+            ("flash_attention_2", is_flash_attn_2_available, "a CUDA GPU", "flash-attn"),
+            ("flash_attention_3", is_flash_attn_3_available, "a Hopper GPU", "flash-attn-3"),
+            ("flash_attention_4", is_flash_attn_4_available, "a Hopper or Blackwell GPU", "flash-attn-4"),
+        )
+    },
     "flex_attention": (torch.cuda.is_available, "a GPU: PyTorch trains with it on no CPU"),
+    KERNEL: (lambda: torch.cuda.is_available() and is_kernels_available(), "a GPU, and the package kernels"),
 }
 
 # Of `init_lora_weights` of peft. PiSSA and OLoRA take a part out of the base's weights, which peft 0.21 does again, to
@@ -228,10 +240,13 @@ def check_model(model) -> None:
             f"--use_flash_attn True contradicts --attn_implementation {model.attn_implementation}: leave one out."
         )
     name = "flash_attention_2" if model.use_flash_attn else model.attn_implementation or "sdpa"
-    is_available, needed = ATTENTION[name]
+    known = KERNEL if re.fullmatch(r"kernels-community/[\w.-]*flash[\w.-]*(@\w+)?", name) else name
+    if known not in ATTENTION:
+        raise ValueError(f"--attn_implementation {name} is unknown; use {', '.join(ATTENTION)} (a FlashAttention).")
+    is_available, needed = ATTENTION[known]
     if not is_available():
         flags = "--use_flash_attn True" if model.use_flash_attn else f"--attn_implementation {name}"
-        raise ValueError(f"{flags} needs {needed}: leave it out.")
+        raise ValueError(f"{flags} needs {needed} (docs/memory.md): leave it out.")
 
 
 def check_reading(reading) -> None:
@@ -439,7 +454,7 @@ def check_together(arguments) -> None:
             "by its Hub id (--model_local_path ORG/NAME), or leave --push_to_hub out and push a merged model."
         )
     attention = arguments.model.attn_implementation or ""
-    if attention.startswith("flash") and not (arguments.training.bf16 or arguments.training.fp16):
+    if "flash" in attention and not (arguments.training.bf16 or arguments.training.fp16):
         raise ValueError(f"--attn_implementation {attention} computes in 16 bits only: add --bf16 True.")
     if {"gradient_checkpointing", "activation_checkpointing"} <= arguments.given:
         raise ValueError("--gradient_checkpointing is the old name of --activation_checkpointing: leave it out.")
