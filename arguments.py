@@ -53,7 +53,7 @@ class ModelArguments:
     attn_implementation: str | None = flag(
         None, f"How attention is computed: {', '.join(checks.ATTENTION)} (of a FlashAttention). Default: sdpa."
     )
-    use_flash_attn: bool = flag(False, "Short for --attn_implementation flash_attention_2 (package flash-attn or kernels).")
+    use_flash_attn: bool = flag(False, "Short for --attn_implementation flash_attention_2 (docs/memory.md).")
     trust_remote_code: bool = flag(
         False,
         "Run the Python files of the checkpoint, with your permissions: for families without a class in transformers.",

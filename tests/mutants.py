@@ -836,6 +836,13 @@ FAULTS = [
         f"{ALONE}[llava-1.5]",
     ),
     Fault(
+        "a checkpoint is pushed before it is whole",
+        "training/resume.py",
+        "if not self.is_saving:",
+        "if self.is_saving is not None:",
+        "tests/training/test_resume.py::test_a_checkpoint_is_pushed_when_it_is_whole",
+    ),
+    Fault(
         "a kernel of the Hub computes for a class without FlashAttention",
         "loaders/base.py",
         "if not part._supports_flash_attn:",

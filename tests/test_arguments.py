@@ -194,7 +194,7 @@ REFUSED = [
         for wrong in ('"use_reentrant":true', '"preserve_rng_state":false')
     ),
     ("--attn_implementation fast", "--attn_implementation fast is unknown; use sdpa, eager, flash_attention_2"),
-    ("--attn_implementation kernels-community/mamba-ssm", "--attn_implementation kernels-community/mamba-ssm is unknown"),
+    ("--attn_implementation kernels-community/mamba-ssm", "kernels-community/mamba-ssm is unknown"),
     ("--attn_implementation anybody/flash-attn2", "--attn_implementation anybody/flash-attn2 is unknown"),
     ("--attn_implementation kernels-community/flash-attn2", "flash-attn2 needs a GPU, and the package kernels"),
     ("--attn_implementation flash_attention_4", "needs a Hopper or Blackwell GPU, and the package flash-attn-4 or k"),

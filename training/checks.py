@@ -13,8 +13,7 @@ from functools import partial
 
 import torch
 import transformers
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.utils import (
     is_flash_attn_2_available,
     is_flash_attn_3_available,
@@ -162,8 +161,8 @@ EXCLUDES = (
     ("peak_tflops", "torch_compile", "a compiled model hides the operations that are counted"),
 )
 
-# What --accelerator_config may not change: every process takes whole batches, evenly, in the order of our sampler.
-BATCH_SETTINGS = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler")
+# What --accelerator_config must leave: every process takes whole batches, evenly, in the order of our sampler.
+BATCH_SETTINGS = {"split_batches": False, "dispatch_batches": None, "even_batches": True, "use_seedable_sampler": True}
 
 # Keys of --activation_checkpointing_kwargs that leave the gradients alone.
 CHECKPOINTING_KEYS = {"every_n_layers", "offload", "use_reentrant"}
@@ -361,8 +360,8 @@ def check_machine(training) -> None:
     """What this machine cannot do, and what the Trainer would change in silence."""
     if training.fp16 and training.device.type == "cpu":
         raise ValueError("--fp16 True needs a GPU: leave it out, or use --bf16 True --use_cpu True on the CPU.")
-    for name in BATCH_SETTINGS:
-        if getattr(training.accelerator_config, name) != getattr(AcceleratorConfig(), name):
+    for name, value in BATCH_SETTINGS.items():
+        if getattr(training.accelerator_config, name) != value:
             raise ValueError(f"--accelerator_config {name} would change which samples a step holds: leave it out.")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no" and not getattr(training, precision):
