@@ -289,6 +289,8 @@ class TrainingArguments(transformers.TrainingArguments):
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_bfloat16(self.use_cpu)
+        folder = self.resume_from_checkpoint
+        self.resume_from_checkpoint = {"true": True, "false": None}.get(str(folder).lower(), folder)
         checks.check_training(self)
         self.logging_first_step &= self.logging_strategy != "no"
         if self.greater_is_better is None and (kind := kind_of(self.metric_for_best_model)) in METRICS:

@@ -21,7 +21,6 @@ from transformers.utils import (
     is_kernels_available,
     is_liger_kernel_available,
     is_torch_bf16_gpu_available,
-    is_torch_tf32_available,
 )
 
 from evaluation import metrics
@@ -78,20 +77,21 @@ RANGES = {
 }
 RANGE_OF = {flag: (wanted, is_right) for wanted, (is_right, flags) in RANGES.items() for flag in flags.split()}
 
-# --attn_implementation -> whether this machine has what it needs, and what that is. In the place of a package that is
-# missing, transformers takes the kernel of the Hub that the package `kernels` finds for this GPU.
+# --attn_implementation -> whether this machine has what it needs, and what that is. Without its own package
+# transformers takes the kernel of the Hub that the package `kernels` finds for this GPU, if it may (True).
 KERNEL = "kernels-community/NAME"  # with "flash" in it: others compute something else
 ATTENTION = {
     "sdpa": (lambda: True, ""),
     "eager": (lambda: True, ""),
-    **{
-        name: (partial(is_available, kernels_fallback_ok=True), f"{gpu}, and the package {package} or kernels")
-        for name, is_available, gpu, package in (
-            ("flash_attention_2", is_flash_attn_2_available, "a CUDA GPU", "flash-attn"),
-            ("flash_attention_3", is_flash_attn_3_available, "a Hopper GPU", "flash-attn-3"),
-            ("flash_attention_4", is_flash_attn_4_available, "a Hopper or Blackwell GPU", "flash-attn-4"),
-        )
-    },
+    "flash_attention_2": (
+        partial(is_flash_attn_2_available, True),
+        "a CUDA GPU, and the package flash-attn or kernels",
+    ),
+    "flash_attention_3": (partial(is_flash_attn_3_available, True), "a Hopper GPU, and flash-attn-3 or kernels"),
+    "flash_attention_4": (
+        partial(is_flash_attn_4_available, True),
+        "a Hopper or newer GPU, and flash-attn-4 or kernels",
+    ),
     "flex_attention": (torch.cuda.is_available, "a GPU: PyTorch trains with it on no CPU"),
     KERNEL: (lambda: torch.cuda.is_available() and is_kernels_available(), "a GPU, and the package kernels"),
 }
@@ -318,17 +318,12 @@ def check_training(training) -> None:
         default = training.__dataclass_fields__[name].default
         if (value := getattr(training, name)) != ([] if default is MISSING else default):
             raise ValueError(f"--{name} {value} {reason}: leave it out.")
-    if training.tf32 and not is_torch_tf32_available():
-        raise ValueError("--tf32 True needs an Ampere or newer NVIDIA GPU, which this machine lacks: leave it out.")
     if training.bf16 and not training.use_cpu and not is_torch_bf16_gpu_available():
         raise ValueError("--bf16 True needs a GPU with bfloat16: leave it out, or run on the CPU by --use_cpu True.")
     folder = training.resume_from_checkpoint
-    if folder and str(folder).lower() not in ("true", "false") and not os.path.isdir(folder):
+    if folder and folder is not True and not os.path.isdir(folder):
         raise ValueError(f"--resume_from_checkpoint {folder} is not a folder; True: the last one in --output_dir.")
-    config = training.deepspeed
-    if config and not str(config).startswith("{") and not os.path.isfile(config):
-        raise ValueError(f"--deepspeed {config} is not a file; ds_configs/ holds some.")
-    if training.overwrite_output_dir and str(folder).lower() not in ("none", "false"):
+    if training.overwrite_output_dir and folder:
         raise ValueError("--overwrite_output_dir True begins again, --resume_from_checkpoint does not: leave one out.")
     for kind, steps in (("save", training.save_steps), ("eval", training.eval_steps)):
         if getattr(training, f"{kind}_strategy") == "steps" and steps is not None and steps <= 0:
@@ -337,9 +332,8 @@ def check_training(training) -> None:
         raise ValueError("--save_strategy best needs --metric_for_best_model eval_loss.")
     names = [training.report_to] if isinstance(training.report_to, str) else training.report_to or []
     for name in set(names) - {"none", "all", *get_available_reporting_integrations()}:
-        if name not in INTEGRATION_TO_CALLBACK:
-            raise ValueError(f"--report_to {name} is unknown; use none, all, {', '.join(INTEGRATION_TO_CALLBACK)}.")
-        raise ValueError(f"--report_to {name} needs a package that is not installed; add it, or --report_to none.")
+        fault = "needs a package that is not installed" if name in INTEGRATION_TO_CALLBACK else "is unknown"
+        raise ValueError(f"--report_to {name} {fault}; choose from none, all, {', '.join(INTEGRATION_TO_CALLBACK)}.")
 
 
 def check_best_metric(training, paths: list[str]) -> None:
@@ -433,14 +427,6 @@ def check_together(arguments) -> None:
     check_flags(model, arguments.data, training, lora, given=arguments.given)
     if not any((training.learning_rate, model.vision_encoder_lr, model.vision_projector_lr)):
         raise ValueError("--learning_rate 0 trains nothing: raise it.")
-    own = {"train_vision_encoder": model.vision_encoder_lr, "train_vision_projector": model.vision_projector_lr}
-    if (
-        "learning_rate" in arguments.given
-        and not (model.train_language_model or model.train)
-        and None not in [rate for name, rate in own.items() if getattr(model, name)]
-        and any(getattr(model, name) for name in own)
-    ):
-        raise ValueError("--learning_rate has no effect, since all that trains has a rate of its own: leave it out.")
     base = public_name(model.model_path)
     parts = (model.train_language_model, model.train_vision_encoder, model.train_vision_projector, model.train)
     if not any(parts):

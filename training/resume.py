@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import zlib
 from contextlib import contextmanager, suppress
 
@@ -31,18 +30,18 @@ UNFINISHED = "unfinished-checkpoints"
 RECORD = "checkpoint.json"
 
 # Flags that a resumed run may change: where things lie, how they are read, when it is saved and measured, who is told.
-FREE_FLAGS = {
-    *("output_dir", "resume_from_checkpoint", "model_local_path", "model_path", "data_path", "eval_data_path"),
-    *("image_folder", "video_folder", "data_cache", "dataloader_num_workers", "dataloader_persistent_workers"),
-    *("local_rank", "on_bad_sample", "max_bad_samples", "on_nonfinite", "overwrite_output_dir", "trust_checkpoint"),
-    *("dataloader_prefetch_factor", "dataloader_pin_memory", "dataloader_multiprocessing_context", "ddp_timeout"),
-    *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
-    *("per_device_eval_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "disable_tqdm"),
-    *("log_level", "log_level_replica", "log_on_each_node", "report_to", "run_name", "project"),
-    *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics"),
-    *("eval_generate", "eval_max_new_tokens", "metric"),
-    *("peak_tflops", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
-}
+FREE_FLAGS = set(
+    """
+    output_dir resume_from_checkpoint model_local_path model_path data_path eval_data_path image_folder video_folder
+    data_cache dataloader_num_workers dataloader_persistent_workers dataloader_prefetch_factor dataloader_pin_memory
+    dataloader_multiprocessing_context local_rank ddp_timeout on_bad_sample max_bad_samples on_nonfinite
+    overwrite_output_dir trust_checkpoint save_strategy save_steps save_total_limit eval_strategy eval_steps eval_delay
+    eval_on_start eval_generate eval_max_new_tokens metric per_device_eval_batch_size logging_strategy logging_steps
+    logging_first_step disable_tqdm log_level log_level_replica log_on_each_node report_to run_name project
+    trackio_space_id trackio_bucket_id trackio_static_space_id skip_memory_metrics peak_tflops push_to_hub hub_token
+    hub_private_repo hub_model_id hub_strategy hub_always_push
+    """.split()
+)
 
 
 def describe_run(arguments, dataset: MultimodalDataset) -> dict:
@@ -145,7 +144,7 @@ def last_checkpoint(folder: str) -> str:
 
 def checkpoint_to_resume(training) -> str | None:
     """What `--resume_from_checkpoint` names; True: the newest that is as it was saved, or none before the first."""
-    folder, wanted = training.output_dir, resume_from(training)
+    folder, wanted = training.output_dir, training.resume_from_checkpoint
     if training.should_save and os.path.isdir(unfinished := os.path.join(folder, UNFINISHED)):
         shutil.rmtree(unfinished)
         say(f"Removed {unfinished}: a checkpoint was half written or half deleted.")
@@ -168,11 +167,6 @@ def checkpoint_to_resume(training) -> str | None:
             say(f"WARNING: passed over: {error}")
     say(f"No checkpoint in {folder} yet: starting from the beginning.")
     return None
-
-
-def resume_from(training) -> str | bool | None:
-    value = training.resume_from_checkpoint
-    return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
 def check_not_removed(output_dir: str, error: Exception | None = None) -> None:
@@ -330,16 +324,9 @@ def discard(checkpoint: str) -> None:
         shutil.rmtree(bin)
 
 
-def heed_parent_only(worker: int) -> None:
-    """In a data loader's worker: end by SIGTERM of the parent alone, since a job that is stopped may send it to all."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def wait_for_parent() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait_for_parent, daemon=True).start()
+def ignore_sigterm(worker: int) -> None:
+    """In a data loader's worker: a job that is stopped may send it to all, and the parent still needs its batches."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class ResumeCallback(TrainerCallback):

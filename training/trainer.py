@@ -20,7 +20,7 @@ from training.engines import say
 from training.gradients import GradientCheck, complete_gradients
 from training.loss import label_losses, sample_sums
 from training.progress import LogFile, ProgressLine
-from training.resume import ResumableTrainer, check_not_removed, heed_parent_only
+from training.resume import ResumableTrainer, check_not_removed, ignore_sigterm
 from training.sampling import SAMPLERS, PackSampler
 from training.throughput import ThroughputMeter
 from training.trainable import KeepFrozenOut
@@ -102,9 +102,6 @@ class FinetuneTrainer(ResumableTrainer):
                 if explained := dataset.explain(cause):
                     raise explained from error
             raise
-
-    def num_examples(self, dataloader) -> int:
-        return dataloader.dataset.dataset.epoch_size
 
     def report_skipped(self) -> None:
         """Say how many samples could not be used, on all processes, those that were left out at the start included."""
@@ -300,7 +297,7 @@ class FinetuneTrainer(ResumableTrainer):
                 persistent_workers=args.dataloader_persistent_workers,
                 multiprocessing_context=args.dataloader_multiprocessing_context,
                 prefetch_factor=args.dataloader_prefetch_factor,
-                worker_init_fn=heed_parent_only,
+                worker_init_fn=ignore_sigterm,
                 **options,
             )
         )
