@@ -223,12 +223,10 @@ def check_model_paths(model) -> None:
                 "--model_local_path."
             )
     if os.path.isdir(model.model_id):
-        family = family_of(model.model_id)
+        path, family = model.model_id, family_of(model.model_id)
         ids = [model_id for model_id, listed in MODELS.items() if listed.family == family]
-        (model_id, *_) = nearest(os.path.basename(os.path.abspath(model.model_id)), ids, cutoff=0) or [*ids, AUTO]
-        raise ValueError(
-            f"--model_id {model.model_id} is a folder: write --model_id {model_id} --model_local_path {model.model_id}."
-        )
+        (model_id, *_) = nearest(os.path.basename(os.path.abspath(path)), ids, cutoff=0) or [AUTO]
+        raise ValueError(f"--model_id {path} is a folder: write --model_id {model_id} --model_local_path {path}.")
 
 
 def check_model(model) -> None:
@@ -289,16 +287,14 @@ def check_lora(lora) -> None:
     if all_of_them := {"all", "all-linear"}.intersection(lora.lora_target_modules or []):
         raise ValueError(f"--lora_target_modules {all_of_them.pop()} is the default: leave it out.")
     check_flags(lora)
-    for name in ("q_lora", "load_in_8bit", "lora_experts", "lora_router"):
-        if getattr(lora, name) and lora.lora_init not in ("default", "gaussian"):
-            raise ValueError(
-                f"--lora_init {lora.lora_init} cannot read weights of --{name} True: use default or gaussian."
-            )
-    if lora.lora_init == "orthogonal" and lora.lora_r % 2:
-        raise ValueError(f"--lora_init orthogonal needs an even rank, but --lora_r is {lora.lora_r}.")
     check_patterns(lora, "lora_target_modules")
-    for name in ("lora_experts", "lora_router"):
-        if getattr(lora, name) and lora.lora_dropout:
+    init = lora.lora_init
+    if init == "orthogonal" and lora.lora_r % 2:
+        raise ValueError(f"--lora_init orthogonal needs an even rank, but --lora_r is {lora.lora_r}.")
+    for name in ("q_lora", "load_in_8bit", "lora_experts", "lora_router"):
+        if getattr(lora, name) and init not in ("default", "gaussian"):
+            raise ValueError(f"--lora_init {init} cannot read weights of --{name} True: use default or gaussian.")
+        if getattr(lora, name) and name.startswith("lora_") and lora.lora_dropout:
             raise ValueError(f"--{name} True adapts weights before which no dropout can be: add --lora_dropout 0.")
 
 

@@ -203,7 +203,6 @@ class ResumableTrainer(transformers.Trainer):
     def __init__(self, *args, run: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.run, self.resumed_from, self.is_saving, self.asked_to_stop = run, None, False, False
-        self.losses_before_update = None
         self.add_callback(ResumeCallback(self))
 
     def train(self, resume_from_checkpoint: str | None = None):

@@ -286,21 +286,10 @@ class FinetuneTrainer(ResumableTrainer):
         return self._data_loader(self.eval_dataset, self.args.eval_batch_size)
 
     def _data_loader(self, dataset, batch_size: int, **options) -> DataLoader:
-        args = self.args
-        return self.accelerator.prepare(
-            DataLoader(
-                dataset,
-                batch_size,
-                collate_fn=self.data_collator,
-                num_workers=args.dataloader_num_workers,
-                pin_memory=args.dataloader_pin_memory,
-                persistent_workers=args.dataloader_persistent_workers,
-                multiprocessing_context=args.dataloader_multiprocessing_context,
-                prefetch_factor=args.dataloader_prefetch_factor,
-                worker_init_fn=ignore_sigterm,
-                **options,
-            )
-        )
+        names = ("num_workers", "pin_memory", "persistent_workers", "multiprocessing_context", "prefetch_factor")
+        options |= {name: getattr(self.args, f"dataloader_{name}") for name in names}
+        options |= {"collate_fn": self.data_collator, "worker_init_fn": ignore_sigterm}
+        return self.accelerator.prepare(DataLoader(dataset, batch_size, **options))
 
     def _most_epochs(self, dataset, seed: int, batch: int) -> int:
         """The epochs of the run, or more: by `--max_steps`, as many as it would begin if every pack were full."""
