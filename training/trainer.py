@@ -108,8 +108,7 @@ class FinetuneTrainer(ResumableTrainer):
         for what, dataset in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
             if dataset and len(dataset.failed):
                 number = int((self.accelerator.reduce(dataset.failed.to(self.args.device).long()) > 0).sum())
-                left_out = dataset.dataset.num_bad
-                number, total = number + left_out, len(dataset) + left_out
+                number, total = (dataset.dataset.num_bad + found for found in (number, len(dataset)))
                 say(f"--on_bad_sample skip: {number:,} of {total:,} {what} samples were skipped.")
 
     def training_step(self, model, inputs, *args):
