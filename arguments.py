@@ -51,9 +51,9 @@ class ModelArguments:
     )
     model_local_path: str | None = flag(None, "Folder or Hub path to load weights, processor and config from instead.")
     attn_implementation: str | None = flag(
-        None, f"How attention is computed: {', '.join(checks.ATTENTION)}. Default: sdpa.", checks.ATTENTION
+        None, f"How attention is computed: {', '.join(checks.ATTENTION)} (of a FlashAttention). Default: sdpa."
     )
-    use_flash_attn: bool = flag(False, "Short for --attn_implementation flash_attention_2 (package flash-attn).")
+    use_flash_attn: bool = flag(False, "Short for --attn_implementation flash_attention_2 (docs/memory.md).")
     trust_remote_code: bool = flag(
         False,
         "Run the Python files of the checkpoint, with your permissions: for families without a class in transformers.",
@@ -289,6 +289,8 @@ class TrainingArguments(transformers.TrainingArguments):
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_bfloat16(self.use_cpu)
+        folder = self.resume_from_checkpoint
+        self.resume_from_checkpoint = {"true": True, "false": None}.get(str(folder).lower(), folder)
         checks.check_training(self)
         self.logging_first_step &= self.logging_strategy != "no"
         if self.greater_is_better is None and (kind := kind_of(self.metric_for_best_model)) in METRICS:

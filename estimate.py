@@ -28,7 +28,6 @@ import torch
 import transformers
 from PIL import Image
 from transformers.quantizers.quantizers_utils import should_convert_module
-from transformers.training_args import OptimizerNames
 
 from arguments import (
     HARDWARE_FLAGS,
@@ -118,7 +117,7 @@ def set_hardware(arguments: Arguments, words: list[str]) -> None:
     Raises:
         ValueError: a value that no machine can follow.
     """
-    parser = Parser((ModelArguments, TrainingArguments))
+    parser, optimizers = Parser((ModelArguments, TrainingArguments)), type(arguments.training.optim)
     found = parser.parse_args(words)
     for part in (arguments.model, arguments.training):
         for name in HARDWARE_FLAGS & part.__dataclass_fields__.keys():
@@ -131,7 +130,7 @@ def set_hardware(arguments: Arguments, words: list[str]) -> None:
         raise ValueError("--bf16 True and --fp16 True exclude each other: leave one out.")
     if model.use_flash_attn:
         model.attn_implementation = "flash_attention_2"
-    training.optim = OptimizerNames(training.optim)
+    training.optim = optimizers(training.optim)
     checks.check_optimizer_name(training)
     checks.check_together(arguments)
 
@@ -194,7 +193,7 @@ def stand_in_for_quantized(model, skipped: list[str], bits: int) -> None:
 def optimizer(training, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The run's; a paged one as its like that is not, since it needs as much where there is room."""
     training = copy(training)
-    training.optim = OptimizerNames(training.optim.value.removeprefix("paged_"))
+    training.optim = type(training.optim)(training.optim.value.removeprefix("paged_"))
     try:
         optimizer_class, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(training)
         return optimizer_class(parameters, **kwargs)
@@ -321,7 +320,7 @@ def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
         )
     if training.deepspeed or training.fsdp or num_devices > 1:
         found.append("The engine's shares and buffers are computed, not measured.")
-    if (model.attn_implementation or "").startswith(("flash", "flex")):
+    if any(kind in (model.attn_implementation or "") for kind in ("flash", "flex")):
         found.append(f"{model.attn_implementation} is counted as sdpa.")
     if training.torch_compile or training.use_liger_kernel:
         found.append("What --torch_compile and --use_liger_kernel save is not counted.")

@@ -22,7 +22,6 @@ import psutil
 import torch
 from huggingface_hub import HfApi
 from transformers.hf_argparser import string_to_bool
-from transformers.trainer_utils import get_last_checkpoint
 
 from collators import COLLATORS
 from command_line import FlagParser
@@ -129,8 +128,8 @@ def read_adapter(path: str) -> dict:
             )
     if glob.glob(os.path.join(path, "model*.safetensors")):
         why = "but a whole checkpoint: its training was in full, so there is nothing to merge. Use it as it is"
-    elif os.path.isdir(path) and (checkpoint := get_last_checkpoint(path)):
-        why = f"but the run left checkpoints: the last is {checkpoint}"
+    elif checkpoints := output_folder.checkpoints_in(path):
+        why = f"but the run left checkpoints: the last is {checkpoints[-1]}"
     raise ValueError(f"{path} holds no adapter (adapter_config.json), {why}.")
 
 

@@ -74,7 +74,8 @@ class Boxes:
         if not self.in_pixels:
             return (self.format.steps,) * 4
         # Takes a second to import.
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor, smart_resize
+        from transformers import Qwen2VLImageProcessor
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         images = self.processor.image_processor
         if isinstance(images, Qwen2VLImageProcessor) and images.do_resize:

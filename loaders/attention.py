@@ -17,8 +17,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 SDPA_BY_SAMPLE = "sdpa_by_sample"
-# How attention may be computed where samples lie in one row. FlashAttention tells them apart by their positions.
-JOINING = ("sdpa", "flash_attention_2", "flash_attention_3")
 # Layers that need no mask beyond causality.
 UNMASKED = {"full_attention", "linear_attention", "conv"}
 
@@ -63,7 +61,8 @@ def is_padding_free(arguments, loader) -> bool:
     reason = loader.inseparable
     if loader.is_tested_on_loading and (arguments.training.deepspeed or arguments.training.fsdp):
         reason = "only a test of the whole model shows whether its samples stay apart, and this engine shards it"
-    if not reason and loader.text_attention not in JOINING:
+    # FlashAttention tells samples apart by their positions.
+    if not reason and loader.text_attention != "sdpa" and "flash" not in loader.text_attention:
         reason = f"its {loader.text_attention} attention would compute the square of the whole row"
     if not reason and loader.text_attention == "sdpa" and arguments.training.torch_compile:
         reason = "--torch_compile True would compile again for every mixture of lengths"

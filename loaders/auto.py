@@ -2,8 +2,7 @@
 
 from inspect import signature
 
-from transformers import AutoModelForImageTextToText, PreTrainedConfig, ProcessorMixin
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedConfig, ProcessorMixin
 
 from loaders import register_loader
 from loaders.base import BaseLoader, is_inside
@@ -18,7 +17,7 @@ class AutoLoader(BaseLoader):
 
     @classmethod
     def fits(cls, config) -> bool:
-        return type(config) in AutoModelForImageTextToText._model_mapping
+        return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
         if self._has_code_of_its_own(model_path):

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import set_zero3_state
 
@@ -102,7 +102,7 @@ class BaseLoader:
             )
 
         attention = model_kwargs.get("attn_implementation") or ""
-        if self.bidirectional and attention.startswith("flash"):
+        if self.bidirectional and "flash" in attention:
             raise ValueError(
                 f"--attn_implementation {attention} (--use_flash_attn True) would change this model: some of its "
                 "tokens attend to later ones, which FlashAttention cannot do. Leave the flag out."
@@ -175,6 +175,8 @@ class BaseLoader:
     def load_model(self) -> nn.Module:
         try:
             if self.reads_weights:
+                if "/" in self.text_attention:
+                    self.check_kernel()
                 model = self.model_class().from_pretrained(self.model_path, **self.model_kwargs)
             else:
                 model = self._model_without_weights()
@@ -197,6 +199,13 @@ class BaseLoader:
             give_rows(model, self)
         self.unused = self.unused_modules(model)
         return model
+
+    def check_kernel(self) -> None:
+        """Refuse a kernel of the Hub for a class without FlashAttention: transformers asks no class of one (5.23)."""
+        for part in self._model_without_weights().modules():
+            if isinstance(part, PreTrainedModel) and part.config._attn_implementation == self.text_attention:
+                if not part._supports_flash_attn:
+                    raise ValueError(f"{type(part).__name__} has no FlashAttention. Leave the flag out.")
 
     def meta_model(self) -> nn.Module:
         """The model of `load_model` on the meta device: shapes and precisions, no numbers; opens no file of weights."""

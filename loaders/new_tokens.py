@@ -85,9 +85,9 @@ def give_rows(model: nn.Module, loader) -> None:
     weights = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     gathered = nullcontext()
     if is_deepspeed_zero3_enabled():
-        from deepspeed.runtime.zero import GatheredParameters
+        import deepspeed
 
-        gathered = GatheredParameters([*weights.values()], modifier_rank=0)
+        gathered = deepspeed.zero.GatheredParameters([*weights.values()], modifier_rank=0)
     with gathered:
         for weight in weights.values():
             for row, pieces in loader.pieces.items():

@@ -73,6 +73,14 @@ def public_name(model_path: str) -> str:
     return cached[1].replace("--", "/", 1) if cached else os.path.abspath(model_path)
 
 
+def checkpoints_in(folder: str) -> list[str]:
+    """The `checkpoint-N` of an output folder, by step."""
+    names = (
+        [name for name in os.listdir(folder) if re.fullmatch(r"checkpoint-\d+", name)] if os.path.isdir(folder) else []
+    )
+    return [os.path.join(folder, name) for name in sorted(names, key=lambda name: int(name.rpartition("-")[2]))]
+
+
 def share_weights(folder: str) -> None:
     """Give weights the file mode of their configuration: safetensors writes them for their owner alone."""
     config = os.path.join(folder, "config.json")

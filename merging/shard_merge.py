@@ -14,8 +14,7 @@ from dataclasses import replace
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn

@@ -836,6 +836,20 @@ FAULTS = [
         f"{ALONE}[llava-1.5]",
     ),
     Fault(
+        "a checkpoint is pushed before it is whole",
+        "training/resume.py",
+        "if not self.is_saving:",
+        "if self.is_saving is not None:",
+        "tests/training/test_resume.py::test_a_checkpoint_is_pushed_when_it_is_whole",
+    ),
+    Fault(
+        "a kernel of the Hub computes for a class without FlashAttention",
+        "loaders/base.py",
+        "if not part._supports_flash_attn:",
+        "if part is None:",
+        "tests/training/test_kernels.py::test_a_kernel_of_the_hub_is_refused_where_the_library_would_drop_masks",
+    ),
+    Fault(
         "linear attention reads on from one sample into the next",
         "loaders/attention.py",
         "        if self.lengths:\n",

@@ -23,21 +23,6 @@ MAY_IMPORT = {
 }
 OUTSIDE = ("tests/", "benchmarks/", "tiny_checkpoints/")
 FAMILY = re.compile(r"^@register_(loader|collator)", re.MULTILINE)
-# Names of libraries that are private, with the reason and the tests that guard them.
-PRIVATE_IN_LIBRARIES = {
-    "_get_grid_layout": "LFM2-VL's processor has no count of its own (tests/collators/test_image_tiles.py)",
-    "_get_num_multimodal_tokens": "the processor's own count, by which vLLM plans (tests/collators/test_lengths.py)",
-    "_init_weights": "Qwen-VL's Python files are of an older transformers (tests/loaders/test_remote_code.py)",
-    "_is_image_too_large": "LFM2-VL's processor has no count of its own (tests/collators/test_image_tiles.py)",
-    "_model_mapping": "which types `auto` can load (tests/collators/test_any_template.py)",
-    "_no_split_modules": "which layers FSDP2 shards one by one (tests/training/test_engines.py)",
-    "_ntk_alpha_cached": "as `_init_weights`",
-    "_seq_len_cached": "as `_init_weights`",
-    "_set_gradient_checkpointing": "as `_init_weights`",
-    "_to_copy": "torch's operation of a cast (tests/test_estimate.py)",
-    "_weight_conversions": "how key names come back when a model is saved (tests/merging/test_merge_shards.py)",
-}
-PUBLIC = {"_asdict", "_exit"}  # documented, in spite of their names
 
 
 def tracked() -> list[str]:
@@ -148,36 +133,6 @@ def test_json_is_strict():
 def test_no_class_is_longer_than_a_reader_can_hold():
     classes = [(name, node) for name in CODE for node in ast.walk(tree(name)) if isinstance(node, ast.ClassDef)]
     assert [f"{name}: {c.name}" for name, c in classes if c.end_lineno - c.lineno + 1 > 300] == []
-
-
-def private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name not in PUBLIC
-
-
-def is_own(value: ast.expr) -> bool:
-    """self, cls, super(), type(self): what a class may call private."""
-    text = ast.unparse(value)
-    return text in ("self", "cls", "super()", "type(self)")
-
-
-def test_underscore_names_stay_where_they_are():
-    """Nobody uses those of another module or object; those of libraries are listed above."""
-    nodes = [(name, node) for name in CODE for node in ast.walk(tree(name))]
-    own = {node.name for _, node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and private(node.name)}
-    used = [
-        (f"{name}:{node.lineno}", alias.name)
-        for name, node in nodes
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    ]
-    used += [
-        (f"{name}:{node.lineno}", node.attr)
-        for name, node in nodes
-        if isinstance(node, ast.Attribute) and not is_own(node.value)
-    ]
-    found = [(place, name) for place, name in used if private(name)]
-    assert [use for use in found if use[1] in own or use[1] not in PRIVATE_IN_LIBRARIES] == []
-    assert {name for _, name in found} == PRIVATE_IN_LIBRARIES.keys(), "what is no longer used leaves the list"
 
 
 def test_only_one_module_makes_a_terminal():

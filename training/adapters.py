@@ -175,17 +175,13 @@ def shortened(names: list[str]) -> str:
     """Module names in short: those that differ by the number of a layer or in their ends are written together, as in
     `model.layers.{0..27}.{mlp.up_proj, mlp.down_proj}`.
     """
-    numbers, ends = defaultdict(list), defaultdict(list)
+    layers, ends = defaultdict(list), defaultdict(list)
     for name in names:
-        head, number, end = re.fullmatch(r"(.*?)(?:\.(\d+)(?:\.(.*))?)?", name).groups()
-        numbers[head, end].append(number and int(number))
-    for (head, end), found in numbers.items():
-        ends[head, tuple(found), end is not None].append(end)
-    written = []
-    for (head, found, has_ends), tails in ends.items():
-        path = [head] if found[0] is None else [head, braces(ranges(found))]
-        written.append(".".join([*path, braces(tails)] if has_ends else path))
-    return ", ".join(written)
+        head, number, end = re.fullmatch(r"(.*?)(?:\.(\d+)((?:\..*)?))?", name).groups(default="")
+        layers[head, end].append(number)
+    for (head, end), numbers in layers.items():
+        ends[f"{head}.{braces(ranges([*map(int, numbers)]))}" if numbers[0] else head, bool(end)].append(end[1:])
+    return ", ".join(f"{head}.{braces(tails)}" if has_ends else head for (head, has_ends), tails in ends.items())
 
 
 def paths(name: str) -> Iterable[str]:
@@ -213,9 +209,10 @@ def named_in(flag: str, patterns: list[str] | None, names: Iterable[str], loader
     return found
 
 
-def largest_modules(names: Iterable[str], others: Iterable[str], never: Iterable[str] = ()) -> list[str]:
-    """Parameter names -> the largest modules around them that hold none of the `others`, and are none of `never`."""
-    holding_others = {path for name in others for path in paths(name)}.union(never)
+def largest_modules(names: Iterable[str], known: Iterable[str], never: Iterable[str] = ()) -> list[str]:
+    """Some of the `known` parameters -> the largest modules around them that hold no other, and are none of `never`."""
+    names = dict.fromkeys(names)
+    holding_others = {path for name in {*known} - names.keys() for path in paths(name)}.union(never)
     return list(dict.fromkeys(next(path for path in paths(name) if path not in holding_others) for name in names))
 
 
@@ -223,7 +220,7 @@ def braces(words: list[str]) -> str:
     return words[0] if len(words) == 1 and ".." not in words[0] else "{" + ", ".join(words) + "}"
 
 
-def ranges(numbers: tuple[int, ...]) -> list[str]:
+def ranges(numbers: list[int]) -> list[str]:
     """`(0, 1, 2, 5)` -> `["0..2", "5"]`."""
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]
@@ -262,7 +259,7 @@ def units(model: nn.Module, loader: BaseLoader, component: str, modes: dict[str,
     own = [name for name in own if not loader.is_unused(name)]
     # Code may index a container, or ask for its type: its members are copied one by one.
     containers = [name for name, module in modules.items() if isinstance(module, (nn.ModuleList, nn.Sequential))]
-    return [name for name in largest_modules(own, modes.keys() - own, containers) if name in modules]
+    return [name for name in largest_modules(own, modes, containers) if name in modules]
 
 
 def base_name(name: str) -> str:

@@ -9,17 +9,18 @@ import re
 from collections.abc import Collection, Iterator
 from copy import copy
 from dataclasses import MISSING, fields
+from functools import partial
 
 import torch
 import transformers
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.utils import (
     is_flash_attn_2_available,
     is_flash_attn_3_available,
+    is_flash_attn_4_available,
+    is_kernels_available,
     is_liger_kernel_available,
     is_torch_bf16_gpu_available,
-    is_torch_tf32_available,
 )
 
 from evaluation import metrics
@@ -76,13 +77,23 @@ RANGES = {
 }
 RANGE_OF = {flag: (wanted, is_right) for wanted, (is_right, flags) in RANGES.items() for flag in flags.split()}
 
-# --attn_implementation -> whether this machine has what it needs, and what that is.
+# --attn_implementation -> whether this machine has what it needs, and what that is. Without its own package
+# transformers takes the kernel of the Hub that the package `kernels` finds for this GPU, if it may (True).
+KERNEL = "kernels-community/NAME"  # with "flash" in it: others compute something else
 ATTENTION = {
     "sdpa": (lambda: True, ""),
     "eager": (lambda: True, ""),
-    "flash_attention_2": (is_flash_attn_2_available, "a CUDA GPU and the package flash-attn (docs/memory.md)"),
-    "flash_attention_3": (is_flash_attn_3_available, "a Hopper GPU and the package flash-attn-3"),
+    "flash_attention_2": (
+        partial(is_flash_attn_2_available, True),
+        "a CUDA GPU, and the package flash-attn or kernels",
+    ),
+    "flash_attention_3": (partial(is_flash_attn_3_available, True), "a Hopper GPU, and flash-attn-3 or kernels"),
+    "flash_attention_4": (
+        partial(is_flash_attn_4_available, True),
+        "a Hopper or newer GPU, and flash-attn-4 or kernels",
+    ),
     "flex_attention": (torch.cuda.is_available, "a GPU: PyTorch trains with it on no CPU"),
+    KERNEL: (lambda: torch.cuda.is_available() and is_kernels_available(), "a GPU, and the package kernels"),
 }
 
 # Of `init_lora_weights` of peft. PiSSA and OLoRA take a part out of the base's weights, which peft 0.21 does again, to
@@ -150,8 +161,8 @@ EXCLUDES = (
     ("peak_tflops", "torch_compile", "a compiled model hides the operations that are counted"),
 )
 
-# What --accelerator_config may not change: every process takes whole batches, evenly, in the order of our sampler.
-BATCH_SETTINGS = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler")
+# What --accelerator_config must leave: every process takes whole batches, evenly, in the order of our sampler.
+BATCH_SETTINGS = {"split_batches": False, "dispatch_batches": None, "even_batches": True, "use_seedable_sampler": True}
 
 # Keys of --activation_checkpointing_kwargs that leave the gradients alone.
 CHECKPOINTING_KEYS = {"every_n_layers", "offload", "use_reentrant"}
@@ -212,12 +223,10 @@ def check_model_paths(model) -> None:
                 "--model_local_path."
             )
     if os.path.isdir(model.model_id):
-        family = family_of(model.model_id)
+        path, family = model.model_id, family_of(model.model_id)
         ids = [model_id for model_id, listed in MODELS.items() if listed.family == family]
-        (model_id, *_) = nearest(os.path.basename(os.path.abspath(model.model_id)), ids, cutoff=0) or [*ids, AUTO]
-        raise ValueError(
-            f"--model_id {model.model_id} is a folder: write --model_id {model_id} --model_local_path {model.model_id}."
-        )
+        (model_id, *_) = nearest(os.path.basename(os.path.abspath(path)), ids, cutoff=0) or [AUTO]
+        raise ValueError(f"--model_id {path} is a folder: write --model_id {model_id} --model_local_path {path}.")
 
 
 def check_model(model) -> None:
@@ -228,10 +237,13 @@ def check_model(model) -> None:
             f"--use_flash_attn True contradicts --attn_implementation {model.attn_implementation}: leave one out."
         )
     name = "flash_attention_2" if model.use_flash_attn else model.attn_implementation or "sdpa"
-    is_available, needed = ATTENTION[name]
+    known = KERNEL if re.fullmatch(r"kernels-community/[\w.-]*flash[\w.-]*(@\w+)?", name) else name
+    if known not in ATTENTION:
+        raise ValueError(f"--attn_implementation {name} is unknown; use {', '.join(ATTENTION)} (a FlashAttention).")
+    is_available, needed = ATTENTION[known]
     if not is_available():
         flags = "--use_flash_attn True" if model.use_flash_attn else f"--attn_implementation {name}"
-        raise ValueError(f"{flags} needs {needed}: leave it out.")
+        raise ValueError(f"{flags} needs {needed} (docs/memory.md): leave it out.")
 
 
 def check_reading(reading) -> None:
@@ -275,16 +287,14 @@ def check_lora(lora) -> None:
     if all_of_them := {"all", "all-linear"}.intersection(lora.lora_target_modules or []):
         raise ValueError(f"--lora_target_modules {all_of_them.pop()} is the default: leave it out.")
     check_flags(lora)
-    for name in ("q_lora", "load_in_8bit", "lora_experts", "lora_router"):
-        if getattr(lora, name) and lora.lora_init not in ("default", "gaussian"):
-            raise ValueError(
-                f"--lora_init {lora.lora_init} cannot read weights of --{name} True: use default or gaussian."
-            )
-    if lora.lora_init == "orthogonal" and lora.lora_r % 2:
-        raise ValueError(f"--lora_init orthogonal needs an even rank, but --lora_r is {lora.lora_r}.")
     check_patterns(lora, "lora_target_modules")
-    for name in ("lora_experts", "lora_router"):
-        if getattr(lora, name) and lora.lora_dropout:
+    init = lora.lora_init
+    if init == "orthogonal" and lora.lora_r % 2:
+        raise ValueError(f"--lora_init orthogonal needs an even rank, but --lora_r is {lora.lora_r}.")
+    for name in ("q_lora", "load_in_8bit", "lora_experts", "lora_router"):
+        if getattr(lora, name) and init not in ("default", "gaussian"):
+            raise ValueError(f"--lora_init {init} cannot read weights of --{name} True: use default or gaussian.")
+        if getattr(lora, name) and name.startswith("lora_") and lora.lora_dropout:
             raise ValueError(f"--{name} True adapts weights before which no dropout can be: add --lora_dropout 0.")
 
 
@@ -304,17 +314,12 @@ def check_training(training) -> None:
         default = training.__dataclass_fields__[name].default
         if (value := getattr(training, name)) != ([] if default is MISSING else default):
             raise ValueError(f"--{name} {value} {reason}: leave it out.")
-    if training.tf32 and not is_torch_tf32_available():
-        raise ValueError("--tf32 True needs an Ampere or newer NVIDIA GPU, which this machine lacks: leave it out.")
     if training.bf16 and not training.use_cpu and not is_torch_bf16_gpu_available():
         raise ValueError("--bf16 True needs a GPU with bfloat16: leave it out, or run on the CPU by --use_cpu True.")
     folder = training.resume_from_checkpoint
-    if folder and str(folder).lower() not in ("true", "false") and not os.path.isdir(folder):
+    if folder and folder is not True and not os.path.isdir(folder):
         raise ValueError(f"--resume_from_checkpoint {folder} is not a folder; True: the last one in --output_dir.")
-    config = training.deepspeed
-    if config and not str(config).startswith("{") and not os.path.isfile(config):
-        raise ValueError(f"--deepspeed {config} is not a file; ds_configs/ holds some.")
-    if training.overwrite_output_dir and str(folder).lower() not in ("none", "false"):
+    if training.overwrite_output_dir and folder:
         raise ValueError("--overwrite_output_dir True begins again, --resume_from_checkpoint does not: leave one out.")
     for kind, steps in (("save", training.save_steps), ("eval", training.eval_steps)):
         if getattr(training, f"{kind}_strategy") == "steps" and steps is not None and steps <= 0:
@@ -323,9 +328,8 @@ def check_training(training) -> None:
         raise ValueError("--save_strategy best needs --metric_for_best_model eval_loss.")
     names = [training.report_to] if isinstance(training.report_to, str) else training.report_to or []
     for name in set(names) - {"none", "all", *get_available_reporting_integrations()}:
-        if name not in INTEGRATION_TO_CALLBACK:
-            raise ValueError(f"--report_to {name} is unknown; use none, all, {', '.join(INTEGRATION_TO_CALLBACK)}.")
-        raise ValueError(f"--report_to {name} needs a package that is not installed; add it, or --report_to none.")
+        fault = "needs a package that is not installed" if name in INTEGRATION_TO_CALLBACK else "is unknown"
+        raise ValueError(f"--report_to {name} {fault}; choose from none, all, {', '.join(INTEGRATION_TO_CALLBACK)}.")
 
 
 def check_best_metric(training, paths: list[str]) -> None:
@@ -346,8 +350,8 @@ def check_machine(training) -> None:
     """What this machine cannot do, and what the Trainer would change in silence."""
     if training.fp16 and training.device.type == "cpu":
         raise ValueError("--fp16 True needs a GPU: leave it out, or use --bf16 True --use_cpu True on the CPU.")
-    for name in BATCH_SETTINGS:
-        if getattr(training.accelerator_config, name) != getattr(AcceleratorConfig(), name):
+    for name, value in BATCH_SETTINGS.items():
+        if getattr(training.accelerator_config, name) != value:
             raise ValueError(f"--accelerator_config {name} would change which samples a step holds: leave it out.")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no" and not getattr(training, precision):
@@ -419,14 +423,6 @@ def check_together(arguments) -> None:
     check_flags(model, arguments.data, training, lora, given=arguments.given)
     if not any((training.learning_rate, model.vision_encoder_lr, model.vision_projector_lr)):
         raise ValueError("--learning_rate 0 trains nothing: raise it.")
-    own = {"train_vision_encoder": model.vision_encoder_lr, "train_vision_projector": model.vision_projector_lr}
-    if (
-        "learning_rate" in arguments.given
-        and not (model.train_language_model or model.train)
-        and None not in [rate for name, rate in own.items() if getattr(model, name)]
-        and any(getattr(model, name) for name in own)
-    ):
-        raise ValueError("--learning_rate has no effect, since all that trains has a rate of its own: leave it out.")
     base = public_name(model.model_path)
     parts = (model.train_language_model, model.train_vision_encoder, model.train_vision_projector, model.train)
     if not any(parts):
@@ -439,7 +435,7 @@ def check_together(arguments) -> None:
             "by its Hub id (--model_local_path ORG/NAME), or leave --push_to_hub out and push a merged model."
         )
     attention = arguments.model.attn_implementation or ""
-    if attention.startswith("flash") and not (arguments.training.bf16 or arguments.training.fp16):
+    if "flash" in attention and not (arguments.training.bf16 or arguments.training.fp16):
         raise ValueError(f"--attn_implementation {attention} computes in 16 bits only: add --bf16 True.")
     if {"gradient_checkpointing", "activation_checkpointing"} <= arguments.given:
         raise ValueError("--gradient_checkpointing is the old name of --activation_checkpointing: leave it out.")

@@ -1,7 +1,6 @@
 """What is not finite ends a run while its weights still are: gradients, losses and, before each save, weights."""
 
 import math
-from collections import deque
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -26,10 +25,7 @@ class FiniteCheck(TrainerCallback):
     def __init__(self, trainer):
         self.trainer, self.losses = trainer, []
         self.is_skipped, self.skipped, self.in_a_row, self.scale = False, 0, 0, None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        losses = [logs["loss"] for logs in state.log_history if "loss" in logs]
-        self.first_loss, self.recent = losses[0] if losses else None, deque(losses, RECENT_LOSSES)
+        self.has_warned = False
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self.scale is None and (scaler := self.trainer.accelerator.scaler):
@@ -118,13 +114,10 @@ class FiniteCheck(TrainerCallback):
             )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in logs:
-            return
-        if self.first_loss is None:
-            self.first_loss = logs["loss"]
-        self.recent.append(logs["loss"])
-        if diverges(self.first_loss, self.recent):
-            mean, self.first_loss = sum(self.recent) / RECENT_LOSSES, math.inf  # said once
+        losses = [each["loss"] for each in state.log_history if "loss" in each]
+        if not self.has_warned and losses and diverges(losses[0], losses):
+            self.has_warned = True
+            mean = sum(losses[-RECENT_LOSSES:]) / RECENT_LOSSES
             say(
                 f"WARNING: the mean of the last {RECENT_LOSSES} logged losses, {mean:.4g}, is over twice the first: "
                 "the run diverges. Try a lower --learning_rate or more --warmup_steps."

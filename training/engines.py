@@ -52,12 +52,9 @@ def check(arguments) -> None:
 
 
 def check_deepspeed(arguments, config) -> None:
-    for key, flags in (
-        ("optimizer", "--optim, --weight_decay and --vision_encoder_lr"),
-        ("scheduler", "--warmup_steps"),
-    ):
+    for key, flag in (("optimizer", "--vision_encoder_lr"), ("scheduler", "--warmup_steps")):
         if key in config.config:
-            raise ValueError(f"--deepspeed: its {key!r} would override flags such as {flags}: delete it from the file.")
+            raise ValueError(f"--deepspeed: its {key!r} would override flags such as {flag}: delete it from the file.")
     if config.is_zero3() and arguments.lora.load_in_8bit:
         raise ValueError(
             "--load_in_8bit True: bitsandbytes 0.50 keeps 8-bit weights whole beside the shard that ZeRO-3 makes of "

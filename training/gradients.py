@@ -34,8 +34,8 @@ class GradientCheck(TrainerCallback):
         self.trainer, self.hooks = trainer, []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.names = [name for name, _ in model.named_parameters()]
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.others = [name for name, p in model.named_parameters() if not p.requires_grad]
         self.seen, self.updates = set(), 0  # names of parameters with a gradient
         self.hooks = [
             parameter.register_post_accumulate_grad_hook(lambda _, name=name: self.seen.add(name))
@@ -52,8 +52,7 @@ class GradientCheck(TrainerCallback):
         seen = torch.tensor([float(name in self.seen) for name in self.trained], device=args.device)
         seen = self.trainer.accelerator.reduce(seen).tolist()
         if missing := {name: self.trained[name] for name, count in zip(self.trained, seen) if not count}:
-            others = map(base_name, {*self.others, *self.trained} - missing.keys())
-            modules = largest_modules(map(base_name, missing), others)
+            modules = largest_modules(map(base_name, missing), map(base_name, self.names))
             say(
                 f"WARNING: {sum(map(num_elements, missing.values())):,} parameters are to train, but no gradient "
                 f"reached them in {self.updates} update(s), so they learn nothing: {shortened(modules)}. If the "
@@ -61,4 +60,4 @@ class GradientCheck(TrainerCallback):
             )
         for hook in self.hooks:
             hook.remove()
-        self.trained, self.others, self.hooks = {}, [], []
+        self.names, self.trained, self.hooks = [], {}, []

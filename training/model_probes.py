@@ -121,10 +121,9 @@ def allow_unreached(model, collator, training) -> str:
             label_losses(model, on_device(model, collator.collate([row])))[0].sum().backward()
     trained = {base_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     missing = {name for name, parameter in trained.items() if parameter.grad is None}
-    others = {base_name(name) for name, _ in model.named_parameters()} - missing
     model.zero_grad(set_to_none=True)
     if not missing:
         return ""
     training.ddp_find_unused_parameters = True
-    modules = shortened(largest_modules(missing, others))
+    modules = shortened(largest_modules(missing, [base_name(name) for name, _ in model.named_parameters()]))
     return f"No gradient of the probes reaches {modules}; DDP looks for such parameters in each step."

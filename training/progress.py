@@ -15,6 +15,15 @@ from training.engines import say
 from training.trainable import compute_dtype
 
 LOG_FILE = "log.jsonl"
+# What a person wants to know of a log.
+FIGURES = {
+    "loss": "loss {:.4g}",
+    "learning_rate": "lr {:.2g}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "data_wait": "data wait {:.0%}",
+    "peak_memory_gb": "{:.1f} GB",
+    "mfu": "mfu {:.0%}",
+}
 # Of an evaluation, what tells of the machine rather than of the model.
 SPEED = ("_runtime", "_per_second", "_preparation_time")
 
@@ -128,20 +137,9 @@ class ProgressLine(TrainerCallback):
 
 
 def describe(logs: dict) -> list[str]:
-    """What a person wants to know of a log: `loss 1.234`, `812 tokens/s`, ..."""
+    """A log in words: `loss 1.234`, `812 tokens/s`, ..."""
     logs = {name.removeprefix("train_"): value for name, value in logs.items()}
-    found = [f"loss {logs['loss']:.4g}"] if "loss" in logs else []
-    if "learning_rate" in logs:
-        found.append(f"lr {logs['learning_rate']:.2g}")
-    if "tokens_per_second" in logs:
-        found += [
-            f"{logs['tokens_per_second']:,.0f} tokens/s",
-            f"data wait {logs['data_wait']:.0%}",
-            f"{logs['peak_memory_gb']:.1f} GB",
-        ]
-    if "mfu" in logs:
-        found.append(f"mfu {logs['mfu']:.0%}")
-    for name, value in logs.items():
-        if name.startswith("eval_") and not name.endswith(SPEED):
-            found.append(f"{name.removeprefix('eval_').replace('_', ' ')} {value:.4g}")
-    return found
+    shown = [name for name in logs if name.startswith("eval_") and not name.endswith(SPEED)]
+    return [form.format(logs[name]) for name, form in FIGURES.items() if name in logs] + [
+        f"{name.removeprefix('eval_').replace('_', ' ')} {logs[name]:.4g}" for name in shown
+    ]

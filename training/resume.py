@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import zlib
 from contextlib import contextmanager, suppress
 
@@ -19,9 +18,8 @@ import transformers
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import sort_checkpoints
 
+from loaders.output_folder import checkpoints_in
 from reading.dataset import MultimodalDataset
 from reading.replaced import drawn_files, written_again
 from reading.strict_json import make_strict, strict_json
@@ -32,18 +30,18 @@ UNFINISHED = "unfinished-checkpoints"
 RECORD = "checkpoint.json"
 
 # Flags that a resumed run may change: where things lie, how they are read, when it is saved and measured, who is told.
-FREE_FLAGS = {
-    *("output_dir", "resume_from_checkpoint", "model_local_path", "model_path", "data_path", "eval_data_path"),
-    *("image_folder", "video_folder", "data_cache", "dataloader_num_workers", "dataloader_persistent_workers"),
-    *("local_rank", "on_bad_sample", "max_bad_samples", "on_nonfinite", "overwrite_output_dir", "trust_checkpoint"),
-    *("dataloader_prefetch_factor", "dataloader_pin_memory", "dataloader_multiprocessing_context", "ddp_timeout"),
-    *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
-    *("per_device_eval_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "disable_tqdm"),
-    *("log_level", "log_level_replica", "log_on_each_node", "report_to", "run_name", "project"),
-    *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics"),
-    *("eval_generate", "eval_max_new_tokens", "metric"),
-    *("peak_tflops", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
-}
+FREE_FLAGS = set(
+    """
+    output_dir resume_from_checkpoint model_local_path model_path data_path eval_data_path image_folder video_folder
+    data_cache dataloader_num_workers dataloader_persistent_workers dataloader_prefetch_factor dataloader_pin_memory
+    dataloader_multiprocessing_context local_rank ddp_timeout on_bad_sample max_bad_samples on_nonfinite
+    overwrite_output_dir trust_checkpoint save_strategy save_steps save_total_limit eval_strategy eval_steps eval_delay
+    eval_on_start eval_generate eval_max_new_tokens metric per_device_eval_batch_size logging_strategy logging_steps
+    logging_first_step disable_tqdm log_level log_level_replica log_on_each_node report_to run_name project
+    trackio_space_id trackio_bucket_id trackio_static_space_id skip_memory_metrics peak_tflops push_to_hub hub_token
+    hub_private_repo hub_model_id hub_strategy hub_always_push
+    """.split()
+)
 
 
 def describe_run(arguments, dataset: MultimodalDataset) -> dict:
@@ -54,14 +52,6 @@ def describe_run(arguments, dataset: MultimodalDataset) -> dict:
     run = {"flags": flags, "processes": arguments.training.world_size}
     run |= {"samples": len(dataset), "texts": dataset.digest, "media": drawn_files(dataset)}
     return json.loads(strict_json(run, default=str))  # as it will be read again
-
-
-def keep_resize(checkpoint: str | None, data) -> None:
-    """A run that was begun when images were always resized before the processor goes on so."""
-    if checkpoint and data.keep_processor_config is not None:
-        if "keep_processor_config" not in read_record(checkpoint)["run"]["flags"]:
-            data.keep_processor_config = None
-            say("Images are resized before the processor, as this run was begun; a new run leaves it to the processor.")
 
 
 def check_same_run(checkpoint: str, run: dict) -> None:
@@ -139,7 +129,7 @@ def check_files(checkpoint: str, training) -> None:
 def whole_checkpoints(folder: str) -> list[str]:
     """The checkpoints of an output folder whose files are all there, by step."""
     whole = []
-    for checkpoint in sort_checkpoints(folder):
+    for checkpoint in checkpoints_in(folder):
         with suppress(ValueError):
             read_record(checkpoint)
             whole.append(checkpoint)
@@ -154,7 +144,7 @@ def last_checkpoint(folder: str) -> str:
 
 def checkpoint_to_resume(training) -> str | None:
     """What `--resume_from_checkpoint` names; True: the newest that is as it was saved, or none before the first."""
-    folder, wanted = training.output_dir, resume_from(training)
+    folder, wanted = training.output_dir, training.resume_from_checkpoint
     if training.should_save and os.path.isdir(unfinished := os.path.join(folder, UNFINISHED)):
         shutil.rmtree(unfinished)
         say(f"Removed {unfinished}: a checkpoint was half written or half deleted.")
@@ -165,7 +155,7 @@ def checkpoint_to_resume(training) -> str | None:
     if wanted is not True:
         check_files(wanted, training)
         return wanted
-    (checkpoints,) = broadcast_object_list([sort_checkpoints(folder)])  # nodes may see a shared folder a minute late
+    (checkpoints,) = broadcast_object_list([checkpoints_in(folder)])  # nodes may see a shared folder a minute late
     for checkpoint in reversed(checkpoints):
         try:
             check_files(checkpoint, training)
@@ -177,11 +167,6 @@ def checkpoint_to_resume(training) -> str | None:
             say(f"WARNING: passed over: {error}")
     say(f"No checkpoint in {folder} yet: starting from the beginning.")
     return None
-
-
-def resume_from(training) -> str | bool | None:
-    value = training.resume_from_checkpoint
-    return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
 def check_not_removed(output_dir: str, error: Exception | None = None) -> None:
@@ -238,11 +223,6 @@ class ResumableTrainer(transformers.Trainer):
     def _ask_to_stop(self, number, frame):
         self.asked_to_stop = True
 
-    def _get_dataloader(self, *args, **kwargs):
-        loader = super()._get_dataloader(*args, **kwargs)
-        loader.base_dataloader.worker_init_fn = heed_parent_only
-        return loader
-
     def _get_output_dir(self, trial):
         return os.path.join(self.args.output_dir, UNFINISHED) if self.is_saving else self.args.output_dir
 
@@ -260,28 +240,25 @@ class ResumableTrainer(transformers.Trainer):
             # The losses since the last logged step, which the Trainer forgets (5.23). All ranks have written before.
             losses = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
             if self.args.should_save:
-                self.state.save_to_json(os.path.join(unfinished, TRAINER_STATE_NAME))
-                make_strict(os.path.join(unfinished, TRAINER_STATE_NAME))
+                state_file = os.path.join(unfinished, "trainer_state.json")
+                self.state.save_to_json(state_file)
+                make_strict(state_file)
                 record = {"losses": losses, "total": self._total_loss_scalar, "logged": self._globalstep_last_logged}
                 write_record(unfinished, {"run": self.run, **record})
                 discard(finished)  # of an earlier run
                 os.rename(unfinished, finished)
                 sync(output_dir)
-                self._rotate_checkpoints(keep={name, os.path.basename(best)})
+                self.rotate_checkpoints(keep={name, os.path.basename(best)})
                 os.rmdir(os.path.dirname(unfinished))
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(finished)
 
-    def get_batch_samples(self, *args):
-        self._losses_before_update = self._tr_loss.clone()
-        return super().get_batch_samples(*args)
-
     def save_before_update(self) -> str:
         """Save a checkpoint amid an update that is not made; returns where it is, in words."""
         step = self.state.global_step
         if step and not os.path.isdir(os.path.join(self.args.output_dir, f"checkpoint-{step}")):
-            self._tr_loss = self._losses_before_update
+            self._tr_loss = self.losses_before_update
             self._save_checkpoint(self.model, None)
         return last_checkpoint(self.args.output_dir)
 
@@ -289,7 +266,7 @@ class ResumableTrainer(transformers.Trainer):
         if not self.is_saving:
             super()._push_from_checkpoint(checkpoint_folder)
 
-    def _rotate_checkpoints(self, keep: set[str]) -> None:
+    def rotate_checkpoints(self, keep: set[str]) -> None:
         """Delete the first steps beyond `--save_total_limit`; as the library's, but only what is whole counts."""
         checkpoints = whole_checkpoints(self.args.output_dir)
         surplus = len(checkpoints) - (self.args.save_total_limit or len(checkpoints))
@@ -303,16 +280,6 @@ class ResumableTrainer(transformers.Trainer):
         loss = record["losses"][self.args.process_index]
         self._tr_loss += math.nan if loss is None else loss
         self._total_loss_scalar, self._globalstep_last_logged = record["total"], record["logged"]
-
-    def log(self, logs, start_time=None):
-        if "train_loss" in logs:  # of the whole run, not since the resumption
-            logs["train_loss"] = self._total_loss_scalar / self.state.global_step
-        super().log(logs, start_time)
-
-    def _run_epoch(self, **kwargs):
-        # Resumed at the end, also at an early one, the Trainer would take a step (5.23).
-        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
-            super()._run_epoch(**kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """As the Trainer's, which passes over weights whose names in the file are not the loaded model's (5.23)."""
@@ -356,16 +323,9 @@ def discard(checkpoint: str) -> None:
         shutil.rmtree(bin)
 
 
-def heed_parent_only(worker: int) -> None:
-    """In a data loader's worker: end by SIGTERM of the parent alone, since a job that is stopped may send it to all."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def wait_for_parent() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait_for_parent, daemon=True).start()
+def ignore_sigterm(worker: int) -> None:
+    """In a data loader's worker: a job that is stopped may send it to all, and the parent still needs its batches."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class ResumeCallback(TrainerCallback):
@@ -379,6 +339,7 @@ class ResumeCallback(TrainerCallback):
         self.trainer, self.stopping, self.save_after_epoch = trainer, False, False
 
     def on_train_begin(self, args, state, control, **kwargs):
+        state.compute_steps(args, state.max_steps)  # by the flags of now, not of the checkpoint
         # Where nodes share a folder, one may still see what lay there a minute ago.
         step = torch.tensor([state.global_step], device=args.device)
         if len(steps := set(self.trainer.accelerator.gather(step).tolist())) > 1:

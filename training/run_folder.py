@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from transformers.trainer_utils import sort_checkpoints
-
+from loaders.output_folder import checkpoints_in
 from reading.strict_json import strict_json
 from training.engines import say
 from training.resume import differences, discard, read_record, whole_checkpoints
@@ -117,7 +116,7 @@ def begin(training, run: dict, checkpoint: str | None) -> None:
             rename_aside(folder)
         if not checkpoint and (held := results(folder)):
             say(f"{folder} holds the same run: its checkpoints are deleted, its weights replaced ({', '.join(held)}).")
-            for earlier in sort_checkpoints(folder):
+            for earlier in checkpoints_in(folder):
                 discard(earlier)
         with open(os.path.join(folder, RUN), "w", encoding="utf-8") as file:
             file.write(strict_json(run, indent=1))

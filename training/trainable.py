@@ -197,11 +197,11 @@ def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[Component
             if not parameter.requires_grad and (mode == "full" or ".lora_" in name or by_name):
                 reason = "--freeze" if by_name else why_frozen(name, loader, hasattr(model, "peft_config"))
                 frozen[reason][base_name(name)] = None
-        others = training.union(*frozen.values())
-        frozen = {reason: largest_modules(names, others - names.keys()) for reason, names in frozen.items()}
+        known = training.union(*frozen.values())
+        frozen = {reason: largest_modules(found, known) for reason, found in frozen.items()}
         adapted = [base_name(name).split(".lora_A.")[0] for name, p in parameters if ".lora_A." in name]
         adapted = [name for name in adapted if not loader.mixture_part(name)]
-        named = largest_modules(named, {*names}.difference(named))
+        named = largest_modules(named, names)
         dtypes = precision(parameters)
         rows.append(ComponentSummary(component, label, trained, total, rate, dtypes, frozen, named, mixture, adapted))
     return rows

@@ -9,9 +9,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from torch.utils.data import SequentialSampler
-from transformers import EarlyStoppingCallback
-from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from evaluation import metrics
 from evaluation.answers import Question, generate_answers, guess_blindly, questions, write_answers
@@ -21,7 +20,7 @@ from training.engines import say
 from training.gradients import GradientCheck, complete_gradients
 from training.loss import label_losses, sample_sums
 from training.progress import LogFile, ProgressLine
-from training.resume import ResumableTrainer, check_not_removed
+from training.resume import ResumableTrainer, check_not_removed, ignore_sigterm
 from training.sampling import SAMPLERS, PackSampler
 from training.throughput import ThroughputMeter
 from training.trainable import KeepFrozenOut
@@ -55,13 +54,10 @@ class FinetuneTrainer(ResumableTrainer):
         self.lengths, self.pack_budget, self.epoch_sampler = lengths, pack_budget, None
         self.write_card = write_card
         self.add_callback(GradientCheck(self))
-        self.finite_check = FiniteCheck(self)
-        self.add_callback(self.finite_check)
-        self.add_callback(KeepFrozenOut)
-        self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
-        self.progress, self.log_file = ProgressLine(), LogFile()
-        self.add_callback(self.progress)
-        self.add_callback(self.log_file)
+        self.finite_check, self.progress, self.log_file = FiniteCheck(self), ProgressLine(), LogFile()
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
+        for callback in (self.finite_check, KeepFrozenOut, self.progress, self.log_file):
+            self.add_callback(callback)
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience))
         self.meter = ThroughputMeter(self.args.device, self.args.peak_tflops, self.args.activation_checkpointing)
@@ -107,16 +103,12 @@ class FinetuneTrainer(ResumableTrainer):
                     raise explained from error
             raise
 
-    def num_examples(self, dataloader) -> int:
-        return dataloader.dataset.dataset.epoch_size
-
     def report_skipped(self) -> None:
         """Say how many samples could not be used, on all processes, those that were left out at the start included."""
         for what, dataset in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
             if dataset and len(dataset.failed):
                 number = int((self.accelerator.reduce(dataset.failed.to(self.args.device).long()) > 0).sum())
-                left_out = dataset.dataset.num_bad
-                number, total = number + left_out, len(dataset) + left_out
+                number, total = (dataset.dataset.num_bad + found for found in (number, len(dataset)))
                 say(f"--on_bad_sample skip: {number:,} of {total:,} {what} samples were skipped.")
 
     def training_step(self, model, inputs, *args):
@@ -141,16 +133,16 @@ class FinetuneTrainer(ResumableTrainer):
     def floating_point_ops(self, inputs) -> int:
         return 0  # the model's own would count its parameters again in every batch (transformers 5.23)
 
-    def _init_training_state(self, max_steps, *args):
-        """As the Trainer's, which would go on in the steps of the checkpoint, whatever the flags are now (5.23)."""
+    def set_initial_training_values(self, args, dataloader):
+        """As the Trainer's; what is a share of the run becomes a number of steps."""
+        values = super().set_initial_training_values(args, dataloader)
         for name in ("logging_steps", "eval_steps", "save_steps"):
-            if 0 < (getattr(self.args, name) or 0) < 1:
-                setattr(self.args, name, math.ceil(max_steps * getattr(self.args, name)))
-        found = super()._init_training_state(max_steps, *args)
-        self.state.compute_steps(self.args, max_steps)
-        return found
+            if 0 < (getattr(args, name) or 0) < 1:
+                setattr(args, name, math.ceil(values[-1] * getattr(args, name)))
+        return values
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
+        self.losses_before_update = self._tr_loss.clone()
         return super().get_batch_samples(self.meter.waiting(epoch_iterator), num_batches, device)
 
     def log(self, logs, start_time=None):
@@ -162,6 +154,7 @@ class FinetuneTrainer(ResumableTrainer):
             seconds = self.log_file.seconds  # of all parts; the Trainer's are since the resumption
             logs["train_runtime"] = round(seconds, 4)
             logs["train_steps_per_second"] = round(self.state.global_step / seconds, 3)
+            logs["train_loss"] = self._total_loss_scalar / self.state.global_step
         super().log(logs, start_time)
 
     def _save_checkpoint(self, *args):
@@ -271,17 +264,31 @@ class FinetuneTrainer(ResumableTrainer):
         self._eval_sums.append(torch.stack([sample_losses.double(), num_labels.double()]).cpu())
         return losses.mean(), None, None
 
-    def _get_train_sampler(self, train_dataset=None):
-        rows = (self.train_dataset if train_dataset is None else train_dataset).dataset
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        batch = self.args.train_batch_size * self.args.world_size
+    def get_train_dataloader(self) -> DataLoader:
+        args, rows = self.args, self.train_dataset.dataset
+        seed = args.seed if args.data_seed is None else args.data_seed
+        batch = args.train_batch_size * args.world_size
         if self.pack_budget:
             epochs = self._most_epochs(rows, seed, batch)
             self.epoch_sampler = PackSampler(rows, seed, self.lengths, self.pack_budget, batch, epochs)
         else:
-            sampler = SAMPLERS[self.args.train_sampling_strategy]
-            self.epoch_sampler = sampler(rows, seed, batch * self.args.gradient_accumulation_steps, self.lengths)
-        return self.epoch_sampler
+            sampler = SAMPLERS[args.train_sampling_strategy]
+            self.epoch_sampler = sampler(rows, seed, batch * args.gradient_accumulation_steps, self.lengths)
+        options = {"sampler": self.epoch_sampler, "drop_last": args.dataloader_drop_last}
+        return self._data_loader(self.train_dataset, args.train_batch_size, **options)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        return self._eval_loader
+
+    @cached_property
+    def _eval_loader(self) -> DataLoader:
+        return self._data_loader(self.eval_dataset, self.args.eval_batch_size)
+
+    def _data_loader(self, dataset, batch_size: int, **options) -> DataLoader:
+        names = ("num_workers", "pin_memory", "persistent_workers", "multiprocessing_context", "prefetch_factor")
+        options |= {name: getattr(self.args, f"dataloader_{name}") for name in names}
+        options |= {"collate_fn": self.data_collator, "worker_init_fn": ignore_sigterm}
+        return self.accelerator.prepare(DataLoader(dataset, batch_size, **options))
 
     def _most_epochs(self, dataset, seed: int, batch: int) -> int:
         """The epochs of the run, or more: by `--max_steps`, as many as it would begin if every pack were full."""
@@ -294,12 +301,10 @@ class FinetuneTrainer(ResumableTrainer):
         return epoch
 
     def _run_epoch(self, *, epoch, **kwargs):
-        if self.epoch_sampler:  # accelerate 1.15 does not reach it on a resumed rank of several
-            self.epoch_sampler.set_epoch(epoch)
-        super()._run_epoch(epoch=epoch, **kwargs)
-
-    def _get_eval_sampler(self, eval_dataset):
-        return SequentialSampler(eval_dataset)
+        # Resumed at the end, also at an early one, the Trainer would take a step (5.23).
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+            self.epoch_sampler.set_epoch(epoch)  # accelerate 1.15 does not reach it on a resumed rank of several
+            super()._run_epoch(epoch=epoch, **kwargs)
 
     def _save(self, output_dir=None, state_dict=None):
         if state_dict is not None:  # ZeRO-3 gathers a tied head as a tensor of its own

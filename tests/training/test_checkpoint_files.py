@@ -147,5 +147,5 @@ def test_rotation_goes_by_step_whatever_the_clock_says(whole, tmp_path):
         shutil.copytree(whole, tmp_path / f"checkpoint-{step}")
         os.utime(tmp_path / f"checkpoint-{step}", (time, time))
     trainer = SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path), save_total_limit=2))
-    resume.ResumableTrainer._rotate_checkpoints(trainer, keep={"checkpoint-11"})
+    resume.ResumableTrainer.rotate_checkpoints(trainer, keep={"checkpoint-11"})
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-11"]

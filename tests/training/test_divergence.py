@@ -127,9 +127,9 @@ def test_weights_that_are_not_finite_are_not_saved(tiny, write_rows, tmp_path):
 @pytest.mark.parametrize("losses, is_warned", [([1.0] * 10 + [3.1] * 20, True), ([1.0] + [1.9] * 40, False)])
 def test_losses_that_rise_are_a_warning_said_once(capsys, losses, is_warned):
     check, state = FiniteCheck(None), SimpleNamespace(log_history=[{"loss": losses[0]}, {"eval_loss": 9.0}])
-    check.on_train_begin(None, state, None)  # resumed after the first
-    for loss in losses[1:]:
-        check.on_log(None, state, None, logs={"loss": loss})
+    for loss in losses[1:]:  # resumed after the first
+        state.log_history.append({"loss": loss})
+        check.on_log(None, state, None, logs=state.log_history[-1])
     assert capsys.readouterr().out.count("WARNING: the mean of the last 20 logged losses") == is_warned
 
 

@@ -16,7 +16,7 @@ from loaders import LOADERS
 from loaders.output_folder import ProcessorFiles
 from reading.dataset import EncodedDataset, make_dataset
 from training import trainable
-from training.checks import ATTENTION
+from training.checks import ATTENTION, KERNEL
 from training.make_collator import make_collator
 from training.trainer import FinetuneTrainer
 
@@ -145,7 +145,7 @@ def gpu_packages(monkeypatch):
     for module in ("training.checks", "transformers.integrations.liger"):
         monkeypatch.setattr(f"{module}.is_liger_kernel_available", lambda: True)
     monkeypatch.setattr("training.checks.LIGER_DEVICES", {"cpu"})
-    for name in ("flash_attention_2", "flash_attention_3"):
+    for name in ("flash_attention_2", "flash_attention_3", "flash_attention_4", KERNEL):
         monkeypatch.setitem(ATTENTION, name, (lambda: True, ""))
     return calls
 
@@ -169,6 +169,8 @@ def test_liger_is_refused_for_a_model_that_it_does_not_know(tiny, gpu_packages, 
     [
         (["--use_flash_attn", "True"], "flash_attention_2"),
         (["--attn_implementation", "flash_attention_3"], "flash_attention_3"),
+        (["--attn_implementation", "flash_attention_4"], "flash_attention_4"),
+        (["--attn_implementation", "kernels-community/flash-attn2"], "kernels-community/flash-attn2"),
     ],
 )
 def test_from_pretrained_is_told_the_attention(tiny, gpu_packages, flags, expected, write_rows, tmp_path, monkeypatch):
@@ -179,6 +181,7 @@ def test_from_pretrained_is_told_the_attention(tiny, gpu_packages, flags, expect
         raise OSError("that is all")
 
     monkeypatch.setattr("loaders.base.AutoModelForImageTextToText.from_pretrained", from_pretrained)
+    monkeypatch.setattr("loaders.base.BaseLoader.check_kernel", lambda loader: None)  # which would load it
     with pytest.raises(ValueError, match="that is all"):
         path = write_rows(rows_for("qwen2.5-vl"))
         run(tiny, "qwen2.5-vl", path, tmp_path / "out", *flags, "--bf16", True, "--use_cpu", True)
