@@ -53,6 +53,7 @@ def main(words: list[str] | None = None) -> None:
 
 def finetune(arguments: Arguments) -> None:
     checkpoint = resume.checkpoint_to_resume(arguments.training)
+    resume.keep_resize(checkpoint, arguments.data)
 
     # rows on disk -> canonical samples; a row that cannot be used ends the run here, unless some are allowed
     data = arguments.data

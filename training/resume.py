@@ -54,6 +54,14 @@ def describe_run(arguments, dataset: MultimodalDataset) -> dict:
     return json.loads(strict_json(run, default=str))  # as it will be read again
 
 
+def keep_resize(checkpoint: str | None, data) -> None:
+    """A run that was begun when images were always resized before the processor goes on so."""
+    if checkpoint and data.keep_processor_config is not None:
+        if "keep_processor_config" not in read_record(checkpoint)["run"]["flags"]:
+            data.keep_processor_config = None
+            say("Images are resized before the processor, as this run was begun; a new run leaves it to the processor.")
+
+
 def check_same_run(checkpoint: str, run: dict) -> None:
     """Raise a ValueError where a run would not go on as the one that wrote the checkpoint."""
     before = read_record(checkpoint)["run"]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from arguments import parse_arguments
 from reading.dataset import MultimodalDataset
-from training.resume import check_same_run, describe_run, read_record, write_record
+from training.resume import check_same_run, describe_run, keep_resize, read_record, write_record
 
 ROWS = [{"image": "red.png", "conversations": turns(f"<image>\nQuestion {i}?", "Yes " * (i + 1))} for i in range(9)]
 ROWS += IMAGE_ROWS[:2]
@@ -327,6 +327,22 @@ def test_a_run_goes_on_with_the_media_that_it_began_with(tmp_path, capsys):
     )
     with pytest.raises(ValueError, match=r"sample 1: image .*1.png has .* bytes and had .*, and 1 other media file"):
         check_same_run(str(checkpoint), describe(lambda picture: picture.write_bytes(picture.read_bytes() + b"more")))
+
+
+def test_a_run_that_resized_images_before_the_processor_goes_on_so(write_rows, tmp_path):
+    """Such a run's record has no --keep_processor_config."""
+    dataset = MultimodalDataset(write_rows(ROWS))
+    words = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "x", "--output_dir", str(tmp_path)]
+    words += ["--use_cpu", "True", "--max_pixels", "9999"]
+    for is_old in (True, False):
+        run = describe_run(parse_arguments(words), dataset)
+        if is_old:
+            del run["flags"]["keep_processor_config"]
+        write_record(str(tmp_path), {"run": run})
+        again = parse_arguments(words)
+        keep_resize(str(tmp_path), again.data)
+        check_same_run(str(tmp_path), describe_run(again, dataset))
+        assert again.data.keep_processor_config is (None if is_old else False)
 
 
 # By hand: of each flag, another value changes what is computed in some run.
