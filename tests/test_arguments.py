@@ -174,7 +174,7 @@ REFUSED = [
     ("--eval_on_start True", "--eval_on_start has no effect without --eval_data_path"),
     ("--dataloader_multiprocessing_context spawn", "--dataloader_multiprocessing_context .* --dataloader_num"),
     ("--average_tokens_across_devices False", "--average_tokens_across_devices False .* mean of the processes' means"),
-    ("--auto_find_batch_size True", "--auto_find_batch_size True would begin again"),
+    ("--auto_find_batch_size True", "--auto_find_batch_size True would start again"),
     ("--dataloader_in_order False", "--dataloader_in_order False .* order"),
     ("--bf16_full_eval True --use_cpu True", "--bf16_full_eval True would round"),
     ("--fp16_full_eval True --use_cpu True", "--fp16_full_eval True would round"),
