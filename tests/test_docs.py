@@ -96,7 +96,14 @@ def parse(script: str, words: list[str], monkeypatch) -> None:
             words = words[:at] + words[at + 2 :]
         words = words + ["--use_cpu", "True"]
         parse_arguments(words, extend=preview.add_flags if script == "preview.py" else None)
-    elif script in ("webui.py", "predict.py", "merge_lora_weights.py", "estimate.py", "check_serving.py"):
+    elif script in (
+        "webui.py",
+        "predict.py",
+        "merge_lora_weights.py",
+        "estimate.py",
+        "check_serving.py",
+        "compare_runs.py",
+    ):
         importlib.import_module(script.removesuffix(".py")).parse(words)
     elif script == "tiny_models.py":
         made = []
@@ -233,6 +240,7 @@ def test_every_flag_of_the_pages_exists(monkeypatch):
     known |= flags_of(importlib.import_module("merge_lora_weights").parse, ["--help"])
     known |= flags_of(importlib.import_module("webui").parse, ["--help"])
     known |= flags_of(importlib.import_module("check_serving").parse, ["--help"])
+    known |= flags_of(importlib.import_module("compare_runs").parse, ["--help"])
     monkeypatch.setattr(sys, "argv", ["tiny_models.py", "--help"])
     known |= flags_of(tiny_models.main)
     for page in PAGES:
