@@ -450,7 +450,7 @@ def test_a_folder_is_no_model_id_and_an_adapter_no_model(tmp_path):
     with pytest.raises(ValueError, match=f"write --model_id qwen2.5-vl-7b-instruct --model_local_path {model}"):
         parse_arguments([*words, str(model)])
     for given in ([str(adapter)], ["qwen2-vl-2b-instruct", "--model_local_path", str(adapter)]):
-        with pytest.raises(ValueError, match=f"--lora_weight_path {adapter}, and name its base .its/base. by"):
+        with pytest.raises(ValueError, match=f"--lora_weight_path {adapter}, and name its base .its.base. with"):
             parse_arguments([*words, *given])
 
 
