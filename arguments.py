@@ -28,7 +28,7 @@ from supported_models import find_model
 from training import checks
 from training.sampling import SAMPLERS
 
-# Of a switch that is no field of a dataclass: `--flag`, `--flag True` or `--flag False`.
+# Of a switch that is not a field of a dataclass: `--flag`, `--flag True` or `--flag False`.
 BARE = {"nargs": "?", "const": True}
 SWITCH = {"type": string_to_bool, "default": False} | BARE
 
@@ -47,7 +47,7 @@ def flag(default, help: str, choices=None):
 @dataclass
 class ModelArguments:
     model_id: str | None = flag(
-        None, "Model id, or Hub path, of `python supported_models.py`; auto: any other, by --model_local_path."
+        None, "Model id, or Hub path, of `python supported_models.py`; auto: any other, at --model_local_path."
     )
     model_local_path: str | None = flag(None, "Folder or Hub path to load weights, processor and config from instead.")
     attn_implementation: str | None = flag(
@@ -109,9 +109,9 @@ class ReadingArguments:
     )
     image_size: str | None = flag(None, "Resize each image to a square (512) or a width and height (640x480).")
     image_resize_algorithm: str = flag("bicubic", f"How images are resized: {', '.join(FILTERS)}.")
-    min_pixels: int | None = flag(None, "Enlarge an image of fewer pixels; its aspect ratio stays.")
+    min_pixels: int | None = flag(None, "Enlarge an image of fewer pixels; keeps its aspect ratio.")
     max_pixels: int_or_auto = flag(
-        None, "Shrink an image of more pixels; its aspect ratio stays. auto: so that samples fit --model_max_length."
+        None, "Shrink an image of more pixels; keeps its aspect ratio. auto: so that samples fit --model_max_length."
     )
     keep_processor_config: bool | None = flag(
         None,
@@ -155,7 +155,7 @@ class DataArguments(ReadingArguments):
         None, "Evaluation data, written in the same way; of several, each is measured."
     )
     eval_split: float | None = flag(None, "Hold out this share (0.05) or number (200) of training rows to evaluate on.")
-    sample_rows: int | None = flag(None, "Use only N rows of the training data, drawn by --seed.")
+    sample_rows: int | None = flag(None, "Use only N rows of the training data, drawn with --seed.")
     balance: str | None = flag(None, "Field that names the class of a row: draw each class equally often.")
     model_max_length: int = flag(1024, "Longest sample in tokens, media included; the rest is cut on the right.")
     chat_template: str | None = flag(
@@ -186,7 +186,7 @@ class DataArguments(ReadingArguments):
         False, "Drop (and count) a sample whose first exchange exceeds --model_max_length; by default it is an error."
     )
     allow_empty_answers: bool = flag(
-        False, "Train on empty replies, which teaches the model to end at once; by default they are an error."
+        False, "Train on empty replies, which teaches the model to say nothing; by default they are an error."
     )
     on_bad_sample: str = flag(
         "error", "A sample that cannot be used: error ends the run, skip takes others instead.", ("error", "skip")
@@ -209,13 +209,13 @@ class LoraArguments:
     lora_alpha: int = flag(16, "Scale: the adapter's output is multiplied by lora_alpha / lora_r.")
     lora_dropout: float = flag(0.05, "Dropout before the adapters.")
     lora_bias: str = flag(
-        "none", "Which biases train beside the adapters: none, lora_only or all.", ("none", "lora_only", "all")
+        "none", "Which biases train next to the adapters: none, lora_only or all.", ("none", "lora_only", "all")
     )
     lora_target_modules: list[str] | None = flag(
         None, "Linear layers with an adapter: names, ends of names, or regexes of whole names. Default: all."
     )
     lora_init: str = flag("default", f"How adapters start: {', '.join(checks.LORA_INITS)}.", checks.LORA_INITS)
-    use_dora: bool = flag(False, "DoRA: train the magnitudes of the adapted weights beside their directions.")
+    use_dora: bool = flag(False, "DoRA: train the magnitudes of the adapted weights as well as their directions.")
     use_rslora: bool = flag(False, "Scale by lora_alpha / sqrt(lora_r), so that high ranks learn as well.")
     lora_weight_path: str | None = flag(None, "Folder of an adapter to go on from; it decides on its rank and targets.")
     lora_experts: bool = flag(False, "Adapters on the experts of a mixture of experts too; needs --lora_dropout 0.")
@@ -234,7 +234,7 @@ class TrainingArguments(transformers.TrainingArguments):
     # The Trainer (5.23) would log the mean of the steps before in the place of a loss that is nan or infinite.
     logging_nan_inf_filter: bool = flag(False, "Log a mean of earlier losses where the loss is nan or infinite.")
     dataloader_num_workers: int | None = flag(
-        None, "Processes that prepare samples beside each training one. Default: up to 4 with a GPU, 0 on a CPU."
+        None, "Processes that prepare samples for each training process. Default: up to 4 with a GPU, 0 on a CPU."
     )
     dataloader_persistent_workers: bool | None = flag(
         None, "Keep these processes from one epoch to the next. Default: True where there are some."
@@ -242,11 +242,11 @@ class TrainingArguments(transformers.TrainingArguments):
     # The Trainer's choices, of which one is not supported here, and others may be added.
     train_sampling_strategy: str = flag("random", "The order of samples (training/sampling.py).", SAMPLERS)
     # With the Trainer's defaults, a run of less than 500 steps would show nothing but its end.
-    logging_steps: float = flag(0.01, "Log after so many steps; below 1: after this share of the run.")
+    logging_steps: float = flag(0.01, "Log every N steps; below 1: every such share of the run.")
     logging_first_step: bool = flag(True, "Log the first step too.")
     eval_steps: float | None = flag(
         None,
-        "With --eval_strategy steps: evaluate after so many steps; below 1: after this share of the run. Default: 0.1, "
+        "With --eval_strategy steps: evaluate every N steps; below 1: every such share of the run. Default: 0.1, "
         "or --save_steps with --load_best_model_at_end.",
     )
     bf16: bool | None = field(
@@ -267,7 +267,7 @@ class TrainingArguments(transformers.TrainingArguments):
         None, f"What else measures them: {', '.join(METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md#evaluation)."
     )
     early_stopping_patience: int | None = flag(
-        None, "End after so many evaluations without a better --metric_for_best_model, by default loss."
+        None, "Stop after N evaluations without a better --metric_for_best_model, by default loss."
     )
     overwrite_output_dir: bool = flag(False, "Rename what another run left in --output_dir, instead of refusing it.")
     trust_checkpoint: bool = flag(
@@ -304,6 +304,9 @@ class TrainingArguments(transformers.TrainingArguments):
         except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"transformers refuses the training flags: {error}") from error
         checks.check_machine(self)
+        # By its name, the evaluation after the training goes to the run of the training (trackio 0.43 ends it before).
+        if self.report_to:
+            self.run_name = self.run_name or os.path.basename(os.path.abspath(self.output_dir))
         if self.use_liger_kernel:
             self.liger_kernel_config = checks.LIGER_KERNELS
         self.dataloader_pin_memory &= self.device.type == "cuda"  # else every loader warns
@@ -313,7 +316,7 @@ class TrainingArguments(transformers.TrainingArguments):
 
 
 def default_workers(use_cpu: bool) -> int:
-    """Processes that prepare samples beside each training one: the cores of a GPU's share, at most 4.
+    """Processes that prepare samples for each training process: the cores of a GPU's share, at most 4.
 
     On a CPU none: they would take its cores from the training.
     """
@@ -391,7 +394,7 @@ class Parser(FlagParser, HfArgumentParser):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Each default behind its help; the description with its own line breaks."""
+    """Each default after its help; the description with its own line breaks."""
 
 
 def split_flags(words: list[str], names: Collection[str]) -> tuple[list[str], list[str]]:

@@ -24,7 +24,7 @@ import predict
 from command_line import FlagParser
 from entry import cli
 from merging import servers, serving
-from merging.ask_server import compare
+from merging.ask_server import compare_answers
 
 # Flags that have no effect on the files alone.
 OF_URL = ("rows", "served_model_name")
@@ -36,13 +36,13 @@ def main(words: list[str] | None = None) -> None:
     if not os.path.isdir(path):
         raise ValueError(f"--model_path {path!r} is not a folder.")
     failed = 0
-    for is_whole, name, text in serving.check(path):
+    for is_whole, name, text in serving.check_folder(path):
         failed += not is_whole
         print(f"{'ok' if is_whole else 'FAULT':<5} {name}: {text}", flush=True)
     if failed:
         raise ValueError(f"{path} cannot be served as it is: {failed} of the checks failed (above).")
-    print("The files are whole.")
-    print(*([compare(args, other)] if args.url else servers.advice(path)), sep="\n")
+    print("The files are complete.")
+    print(*([compare_answers(args, other)] if args.url else servers.advice(path)), sep="\n")
 
 
 def parse(words: list[str] | None) -> tuple[argparse.Namespace, list[str]]:

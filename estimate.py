@@ -206,7 +206,7 @@ def engine_shares(model, training, dtype: torch.dtype, num_devices: int) -> Shar
 
     DDP (torch 2.14) copies all gradients into buckets. DeepSpeed 0.19 reduces gradients in buckets of
     `reduce_bucket_size` elements, two of them with `overlap_comm`; ZeRO-3 keeps up to `stage3_max_live_parameters`
-    elements gathered. FSDP2 gathers a layer and the next, and all that lies outside the layers.
+    elements gathered. FSDP2 gathers a layer and the next, and all that is outside the layers.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     in_gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)

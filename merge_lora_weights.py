@@ -43,12 +43,12 @@ def main(words: list[str] | None = None) -> None:
     check_target(args)
     base_path = args.model_local_path or adapter.get("base_model_name_or_path")
     if not base_path:
-        raise ValueError(f"{args.model_path} does not say what it was trained from: name it by --model_local_path.")
+        raise ValueError(f"{args.model_path} does not say what it was trained from: name it with --model_local_path.")
     saved = output_folder.saved_arguments(args.model_path)
     family = output_folder.family_in(args.model_path, base_path, args.model_id)
     loader = LOADERS.get(family)(base_path, args.trust_remote_code)
     if hasattr(loader.config, "quantization_config"):  # only such a config has the attribute
-        raise ValueError(f"{base_path} is stored quantized. Name its full-precision base by --model_local_path.")
+        raise ValueError(f"{base_path} is stored quantized. Name its full-precision base with --model_local_path.")
     if args.load_4bit and saved and not saved.get("q_lora"):
         raise ValueError("--load_4bit: the adapter was not trained on a 4-bit base (args.yaml). Leave it out.")
     if saved.get("q_lora") and not args.load_4bit:
@@ -102,7 +102,7 @@ def main(words: list[str] | None = None) -> None:
         collator = COLLATORS.get(family)(processor, chat_template=template)
         print(check_logits(loader, args.model_path, seen_as, merged, collator, dtype), flush=True)
     if found := "; ".join(serving.faults(place)):
-        print(f"WARNING: what inference servers read is not whole: {found}.")
+        print(f"WARNING: what inference servers read is incomplete: {found}.")
     print(f"How to serve it: python check_serving.py --model_path {args.model_save_path}")
     if args.push_to_hub:
         HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=place)
@@ -144,7 +144,7 @@ def check_target(args: argparse.Namespace) -> None:
         try:
             HfApi().create_repo(args.push_to_hub, exist_ok=True)
         except Exception as error:  # of the Hub or of the HTTP client, which have no base of their own
-            raise ValueError(f"--push_to_hub {args.push_to_hub} cannot be made: {error}") from error
+            raise ValueError(f"--push_to_hub {args.push_to_hub} cannot be created: {error}") from error
 
 
 def gigabytes(size: float) -> str:
@@ -175,7 +175,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         "--trust_remote_code", **SWITCH, help="Run the Python files of the checkpoint, with your permissions."
     )
     parser.add_argument("--load_model", **SWITCH, help="Implied; accepted for old scripts.")
-    parser.add_argument("--load_4bit", **SWITCH, help="Merge into the base as its 4-bit quantization saw it.")
+    parser.add_argument("--load_4bit", **SWITCH, help="Merge into the dequantized 4-bit base, as it was trained on.")
     parser.add_argument(
         "--push_to_hub", metavar="ORG/NAME", help="Upload the result there; log in with `hf auth login`."
     )

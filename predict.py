@@ -1,4 +1,4 @@
-"""Answers of a base, adapter or merged checkpoint: on a data file beside the references, or in a conversation.
+"""Answers of a base, adapter or merged checkpoint: on a data file next to the references, or in a conversation.
 
     python predict.py --model_path out --data_path test.json --output_path answers.jsonl
     python predict.py --model_path out --chat
@@ -33,7 +33,7 @@ from evaluation import metrics
 from evaluation.answers import generate_answers, questions
 from evaluation.chat import Conversation, chat
 from loaders import LOADERS
-from loaders.new_tokens import rows_of
+from loaders.new_tokens import trained_rows
 from loaders.output_folder import adapter_config, check_writable, family_in, saved_arguments
 from loaders.quantization import quantization_config, quantized_bits
 from merging.whole_model import with_adapter
@@ -60,7 +60,7 @@ OF_A_CHAT = ("image", "video")
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
-    check(args)
+    check_words(args)
     if args.data_path:
         answer_file(args)
     else:
@@ -143,8 +143,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--metric",
         nargs="+",
-        help=f"What else measures a file: {', '.join(metrics.METRICS)}, or your own as FILE.py:FUNCTION: of "
-        "(predictions, references), a number or a mapping (docs/inference.md).",
+        help=f"More metrics for the file: {', '.join(metrics.METRICS)}, or your own as FILE.py:FUNCTION, "
+        "which takes (predictions, references) and returns a number or a mapping (docs/inference.md).",
     )
     return parser
 
@@ -162,7 +162,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def check(args: argparse.Namespace) -> None:
+def check_words(args: argparse.Namespace) -> None:
     """Refuse what would fail only after the model is loaded, or change nothing."""
     modes = [name for name in ("data_path", "chat", "prompt") if getattr(args, name)]
     if modes[0:2] == ["data_path", "prompt"]:
@@ -220,9 +220,9 @@ def load(
     saved, family = saved_arguments(model_path), family_in(model_path, base_path, model_id)
     placement = {"device_map": "auto"} if torch.cuda.is_available() else {}  # over all GPUs
     loader = LOADERS.get(family)(base_path, trust_remote_code, dtype="auto", **placement)
-    loader.pieces = rows_of(adapter)
+    loader.pieces = trained_rows(adapter)
     if adapter is not None:
-        # The adapter corrects the base that it saw, so it stands on one that is quantized alike.
+        # The adapter corrects the base that it saw, so its base is quantized alike.
         if bits := quantized_bits(saved.get("q_lora"), saved.get("load_in_8bit")):
             loader.model_kwargs["quantization_config"] = quantization_config(loader, loader.dtype, bits)
     model = loader.load_model()

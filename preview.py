@@ -44,14 +44,14 @@ PAGE_ROWS = 50
 
 def main(words: list[str] | None = None) -> None:
     arguments, own = parse_arguments(words, description=__doc__, extend=add_flags)
-    check_flags(own)
+    check_own_flags(own)
     if own.check:
         from reports import data_report  # its libraries are not needed to look at rows
 
         sys.exit(data_report.run(arguments, own))
     stdout, failed = sys.stdout, []
     with redirect_stdout(sys.stderr):  # whatever a library prints: stdout holds our lines only
-        dataset, collator, refusal = load(arguments)
+        dataset, collator, refusal = load_data(arguments)
         (indices, number), typed = chosen(own, dataset, arguments.training.seed), 0
 
         def previews() -> Iterator[Preview]:
@@ -82,19 +82,19 @@ def main(words: list[str] | None = None) -> None:
 def add_flags(parser) -> None:
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--index", type=int, nargs="+", help="Rows to show, by their place in the data from 0.")
-    rows.add_argument("--random", type=int, metavar="N", help="Show N rows, drawn at random by --seed.")
+    rows.add_argument("--random", type=int, metavar="N", help="Show N rows, drawn at random with --seed.")
     rows.add_argument("--search", metavar="TEXT", help="Show the rows whose messages hold this text.")
     parser.add_argument("--num_rows", type=int, help="Show only the first rows.")
-    parser.add_argument("--skip_rows", type=int, default=0, help="Begin after so many rows.")
+    parser.add_argument("--skip_rows", type=int, default=0, help="Skip the first N rows.")
     parser.add_argument("--json", action="store_true", help="One JSON object a line.")
     parser.add_argument(
         "--html", metavar="FILE", help=f"Write one self-contained page; of {PAGE_ROWS} rows, if none are chosen."
     )
     parser.add_argument("--check", action="store_true", help="Check every row, and say what training would do.")
-    parser.add_argument("--num_processes", type=int, help="With --check: processes of the run, for its steps.")
+    parser.add_argument("--num_processes", type=int, help="With --check: processes of the run, to count steps.")
 
 
-def check_flags(own) -> None:
+def check_own_flags(own) -> None:
     for name in ("num_rows", "random", "num_processes"):
         if (value := getattr(own, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be 1 or more.")
@@ -115,7 +115,7 @@ def check_flags(own) -> None:
         os.makedirs(folder, exist_ok=True)
 
 
-def load(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | None]:
+def load_data(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | None]:
     """Data and collator as train.py makes them, and why it refuses them, if it does.
 
     Rows that cannot be used stay, in `errors`.
@@ -145,14 +145,14 @@ def chosen(own, dataset: MultimodalDataset, seed: int) -> tuple[list[int], int]:
     else:
         indices = own.index or range(length)
     if own.search:
-        found = [i for i in indices if (row := dataset.rows[i]) and own.search.lower() in texts_of(row).lower()]
+        found = [i for i in indices if (row := dataset.rows[i]) and own.search.lower() in text_of_row(row).lower()]
         indices, length = found, len(found)
     is_all = not (own.index or own.random or own.num_rows)
     most = PAGE_ROWS if own.html and is_all else own.num_rows
     return list(indices[own.skip_rows :][:most]), length
 
 
-def texts_of(row: dict) -> str:
+def text_of_row(row: dict) -> str:
     return "\n".join(part.get("text", "") for part in content_parts(row))
 
 

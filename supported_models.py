@@ -254,7 +254,7 @@ def main(words: list[str] | None = None) -> None:
         ]
     print(*rows, sep="\n")
     if not args.words and not args.video:
-        print(f"  {AUTO:<29} : any other image-text-to-text checkpoint with a chat template, by --model_local_path")
+        print(f"  {AUTO:<29} : any other image-text-to-text checkpoint with a chat template, at --model_local_path")
 
 
 if __name__ == "__main__":

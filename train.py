@@ -33,6 +33,7 @@ from reading.options import MEDIA_FLAGS
 from reading.split import make_datasets
 from reading.strict_json import make_strict
 from reports.run_report import RunFacts, reported, write_card
+from reports.trackers import AnswerTables
 from training import engines, model_probes, resume, run_folder, trainable
 from training.added_tokens import added_tokens, untrained_tokens
 from training.engines import say
@@ -125,6 +126,8 @@ def finetune(arguments: Arguments) -> None:
         write_card=partial(write_card, facts),
         run=run,
     )
+    if eval_dataset:
+        trainer.add_callback(AnswerTables(eval_dataset))
     with reported(trainer, facts):
         metrics = trainer.train(checkpoint).metrics
         if eval_dataset:

@@ -38,9 +38,9 @@ def main() -> None:
     base = {name: value for name, value in os.environ.items() if name not in chosen_here}
     with tempfile.TemporaryDirectory() as folder:
         seconds_of(["tiny_models.py", "--model_id", "llava-1.5-7b", "--output_dir", f"{folder}/tiny"], base)
-        seconds_of(["example_data/draw.py", "--output_dir", f"{folder}/shapes"], base)
+        seconds_of(["example_data/draw.py", "--output_dir", f"{folder}/drawn"], base)
         words = f"train.py --model_id llava-1.5-7b --model_local_path {folder}/tiny {FLAGS} --max_steps {own.steps}"
-        words += f" --data_path {folder}/shapes/train.json --overwrite_output_dir True --output_dir {folder}/out"
+        words += f" --data_path {folder}/drawn/train.json --overwrite_output_dir True --output_dir {folder}/out"
         for load in ("idle", "busy"):
             number = os.cpu_count() if load == "busy" else 0
             others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]

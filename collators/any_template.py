@@ -2,7 +2,7 @@
 
 
 class UnfitTemplate(ValueError):
-    """A chat template that cannot render a conversation, or not in a way that shows where the replies stand."""
+    """A chat template that cannot render a conversation, or not in a way that shows where the replies are."""
 
 
 PROBE = {"system": "Be brief.", "user": "Name a colour.", "assistant": "Red."}
@@ -37,8 +37,8 @@ def find_replies(
             if not longer.startswith(shorter):
                 raise UnfitTemplate(
                     "the chat template writes a conversation otherwise than the prompt for its reply: "
-                    f"{shorter[-80:]!r} is no beginning of {longer[: len(shorter)][-80:]!r}. Give a template with "
-                    "{% generation %} tags by --chat_template, or add a family (docs/add_new_model.md)."
+                    f"{shorter[-80:]!r} is not the beginning of {longer[: len(shorter)][-80:]!r}. Give a template with "
+                    "{% generation %} tags with --chat_template, or add a family (docs/add_new_model.md)."
                 )
         reply = history[len(prompt) :]
         text += prompt[len(rendered) :]

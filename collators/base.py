@@ -71,7 +71,7 @@ class ChatCollator:
     processor_kwargs: dict = {}
     # Tokens of a medium's placeholder in the rendered text, in whose place its own come.
     placeholder_tokens: int = 1
-    # The longest text that the processor writes beside every two frames of a video, such as their time.
+    # The longest text that the processor writes next to every two frames of a video, such as their time.
     frame_text: str = ""
     # Whether the model is told the times of a video's frames, by the text or by their positions.
     told_times: bool = False
@@ -110,7 +110,7 @@ class ChatCollator:
         )
         self.budget = self.budget_class(processor, type(self), self.template, model_max_length)
         self.image_size: dict[str, int] | None = None  # bounds that flags gave the processor, to save with it
-        self._tokenizer = processor.tokenizer  # not `tokenizer`: Trainer would save that, adapted, beside the weights
+        self._tokenizer = processor.tokenizer  # not `tokenizer`: Trainer would save that, adapted, next to the weights
         self.media_in_every_batch: set[str] = set()  # kinds of media of which a batch that has none gets a dummy
         self.joins_samples = False  # by `join_samples`
         self.rope_index = None

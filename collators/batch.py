@@ -44,7 +44,7 @@ def _pad_to(value: torch.Tensor, shape: list[int], fill, side: str) -> torch.Ten
     """Pad the dimensions after the first to `shape`: the second at the given side, the others at the right."""
     if list(value.shape[1:]) == shape:
         return value  # padding by nothing would copy the pixels
-    pads = [0, 0] * len(shape)  # from the last dimension on: before, behind
+    pads = [0, 0] * len(shape)  # from the last dimension on: before, after
     pads[1::2] = [target - size for size, target in zip(reversed(value.shape[1:]), reversed(shape))]
     if side == "left":
         pads[-2:] = reversed(pads[-2:])

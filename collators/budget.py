@@ -1,6 +1,6 @@
 """The token budget of a run: how long each sample is before it is opened, and what becomes of those that are too long.
 
-A text is tokenized once, and its number of tokens is kept beside the index of its file. A medium is counted from its
+A text is tokenized once, and its number of tokens is kept next to the index of its file. A medium is counted from its
 size, by the processor's own arithmetic. Only samples that may exceed the budget are opened: an image of 600 tokens
 and a text of 3,000 bytes are at most 3,600 tokens, so with `--model_max_length 4096` nobody needs to look; with 2048
 the text is tokenized, and if there are 1,500 tokens of it, the sample is encoded and found to be cut.
@@ -175,7 +175,7 @@ class Budget:
 
     def text_tokens(self, dataset, positions: np.ndarray) -> tuple[np.ndarray, dict[int, ValueError]]:
         """Tokens of these samples without their media (len(positions),); position -> why one cannot be rendered."""
-        # Beside the folder of the index, since flags of how media are read do not matter.
+        # Next to the folder of the index, since flags of how media are read do not matter.
         folder_of = lambda index: os.path.dirname(index.folder)  # noqa: E731
         find, key = partial(self._count_texts, dataset), [self.fingerprint]
         if (
@@ -293,7 +293,7 @@ class Budget:
             dataset, long, find, lambda index: index.folder, "fit", key, "Encoding long rows of"
         )
         faults = {position: error for position, error in failed.items() if isinstance(error, OverlongSample)}
-        # Such as a medium that is broken behind its header.
+        # Such as a medium that is broken after its header.
         late = {position: error for position, error in failed.items() if position not in faults}
         allow(dataset, late)
         if faults and not (drop_overlong and len(faults) < len(dataset)):

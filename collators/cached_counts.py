@@ -1,6 +1,6 @@
 """Numbers of the rows of a data set, such as their tokens: found once, by several processes, and kept.
 
-They lie in the cache folder beside the index of a file (reading/row_index.py), under a name that stands for all that
+They lie in the cache folder next to the index of a file (reading/row_index.py), under a name that stands for all that
 they depend on.
 """
 

@@ -1,4 +1,4 @@
-"""Gemma 3: the system prompt opens the first user turn; images stay where they stand, texts are trimmed around them."""
+"""Gemma 3: the system prompt opens the first user turn; images stay where they are, texts are trimmed around them."""
 
 from collators import register_collator
 from collators.base import ChatCollator

@@ -1,4 +1,4 @@
-"""Gemma 4: turns of `<|turn>role`; media stay where they stand in the text. The two large sizes answer after a thought.
+"""Gemma 4: turns of `<|turn>role`; media stay where they are in the text. The two large sizes answer after a thought.
 
 We train without thinking. E2B and E4B then answer at once; 26B-A4B and 31B after an empty thought, which their
 generation prompt ends with.

@@ -1,4 +1,4 @@
-"""GLM-4.1V: a reply ends where the next user turn begins; videos are images with the second of each behind it."""
+"""GLM-4.1V: a reply ends where the next user turn begins; videos are images with the second of each after it."""
 
 import torch
 

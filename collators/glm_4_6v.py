@@ -9,7 +9,7 @@ def glm_4_6v_template(suffix: str, thought: str) -> str:
     """
     Args:
         suffix: what follows a question that does not end with it.
-        thought: what stands before each reply.
+        thought: what is before each reply.
     """
     return (
         "[gMASK]<sop>"

@@ -31,7 +31,7 @@ def speakers(bos: str) -> str:
 
 
 class TiledImageBudget(Budget):
-    """Images become tiles of fixed size, each behind a marker of its place, then the whole image as the last tile."""
+    """Images become tiles of fixed size, each after a marker of its place, then the whole image as the last tile."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -38,7 +38,7 @@ class InternVL3Collator(ChatCollator):
         "{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    # Without it, an image behind a video cannot be joined with its frames (transformers 5.23).
+    # Without it, an image after a video cannot be joined with its frames (transformers 5.23).
     processor_kwargs = {"images_kwargs": {"return_tensors": "pt"}}
     # OpenGVLab/InternVL, internvl_chat/eval/refcoco/evaluate_grounding.py.
     box_format = BoxFormat(1000, name="<ref>{}</ref>", around="<box>[{}]</box>", between=", ")

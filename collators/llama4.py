@@ -21,7 +21,7 @@ class Llama4Budget(Budget):
             if part["type"] == "image":
                 size = media_sizes["image", part["image"]]
                 height, width = (get_best_fit(size, canvases, images.resize_to_max_canvas) // side).tolist()
-                # Tiles with a separator behind each, unless there is one alone; the whole; three tokens around it.
+                # Tiles with a separator after each, unless there is one alone; the whole; three tokens around it.
                 total += (height * width > 1) * height * width * (patches + 1) + patches + 3
         return total
 

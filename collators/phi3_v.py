@@ -77,7 +77,7 @@ class Phi3VCollator(ChatCollator):
     placeholder_tokens = 0
 
     def _process(self, text, spans, messages):
-        """The processor takes one text, tells no offsets, and tokenizes what stands around each image apart."""
+        """The processor takes one text, tells no offsets, and tokenizes what is around each image apart."""
         images = [part["image"] for part in self._media(messages)["image"]]
         inputs = dict(self.processor(text, images or None, return_tensors="pt"))
         ids = inputs["input_ids"][0].tolist()

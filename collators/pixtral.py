@@ -1,4 +1,4 @@
-"""Pixtral: [INST] format; the system text stands at the beginning of the first user message."""
+"""Pixtral: [INST] format; the system text is at the beginning of the first user message."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Qwen2-VL: ChatML with a default system prompt; media stay where they stand in the text."""
+"""Qwen2-VL: ChatML with a default system prompt; media stay where they are in the text."""
 
 from collators import register_collator
 from collators.base import ChatCollator

@@ -17,7 +17,7 @@ from collators.frame_tokens import FrameTokens
 from collators.template import Template
 from reading.rows import RESERVED_CHARACTER, content_parts
 
-# What is tokenized apart, as in `make_context`: a header, an image, an end. What lies between is text.
+# What is tokenized apart, as in `make_context`: a header, an image, an end. What is between is text.
 CONTROL = re.compile(r"(<\|im_start\|>)(\w+)(\n)|(<\|im_end\|>)(\n)?|(<img>\w+\.jpg</img>)")
 
 

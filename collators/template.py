@@ -212,7 +212,7 @@ class Template:
         and a video without times, where the model is told them.
 
         Raises:
-            ValueError: it goes on behind "train.json, sample 7: ".
+            ValueError: it goes on after "train.json, sample 7: ".
         """
         self.thoughts_and_tools.check(self.thoughts_and_tools.placed(messages))
         if not self.takes_videos and any(part["type"] == "video" for part in content_parts({"messages": messages})):
@@ -383,7 +383,7 @@ def official_template(processor) -> str:
     if isinstance(template, dict):
         template = template.get("default")
     if not template:
-        raise ValueError("the checkpoint ships no chat template; give one by --chat_template.")
+        raise ValueError("the checkpoint ships no chat template; give one with --chat_template.")
     return template
 
 

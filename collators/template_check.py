@@ -24,7 +24,7 @@ def check_template(collator, *datasets: MultimodalDataset | None) -> str:
     shapes = {layout.shape for dataset in datasets if dataset for layout in dataset.layouts()}
     notes = collator.template.thoughts_and_tools.notes(outlines(*datasets))
     notes += [own_pixels(collator, dataset) for dataset in datasets if dataset]
-    return "\n".join(filter(None, [*notes, compare(collator, shapes)]))
+    return "\n".join(filter(None, [*notes, compare_templates(collator, shapes)]))
 
 
 def outlines(*datasets: MultimodalDataset | None) -> list[list[dict]]:
@@ -48,7 +48,7 @@ def own_pixels(collator, dataset: MultimodalDataset) -> str:
     return ""
 
 
-def compare(collator, shapes: set[Layout]) -> str:
+def compare_templates(collator, shapes: set[Layout]) -> str:
     """Compare the texts of conversations of these shapes; returns and raises as `check_template`."""
     template = collator.template
     if not collator.processor.chat_template:

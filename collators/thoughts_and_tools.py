@@ -17,7 +17,7 @@ from reading.strict_json import strict_json
 
 FIELDS = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # of messages, as templates know them
 THINKING = {"enable_thinking": True}
-SERVER_TEMPLATE = "server_chat_template.jinja"  # of an output folder, beside the checkpoint's own
+SERVER_TEMPLATE = "server_chat_template.jinja"  # of an output folder, next to the checkpoint's own
 GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # tags that not all servers know
 WORD = {"type": "object", "properties": {"word": {"type": "string", "description": "The word."}}}
 TOOL = {"type": "function", "function": {"name": "look_up", "description": "Looks up a word.", "parameters": WORD}}
@@ -87,7 +87,7 @@ class ThoughtsAndTools:
                 raise UnfitTemplate(NO_PLACE.format(name))
 
     def _around_thought(self, thinking: bool = False) -> tuple[str, str] | None:
-        """What a reply has before its thought and behind it; None where the template has no place for a thought."""
+        """What a reply has before its thought and after it; None where the template has no place for a thought."""
         if thinking not in self._marks:
             self._marks[thinking] = None
             with suppress(UnfitTemplate):
@@ -187,7 +187,7 @@ class ThoughtsAndTools:
         for i, (start, end) in zip(replies, spans):
             if (said := self.frame.marked(joined_text(messages[i]["content"])).strip()) not in text[start:end]:
                 raise UnfitTemplate(
-                    f"the chat template leaves {said[:80]!r} out of a reply, such as a text beside a call"
+                    f"the chat template leaves {said[:80]!r} out of a reply, such as a text next to a call"
                 )
         spans = [span for i, span in zip(replies, spans) if messages[i].get("train", True)]
         if not spans:
@@ -248,7 +248,7 @@ class ThoughtsAndTools:
         return "enable_thinking" not in self.template.official or bool(variables.get("enable_thinking"))
 
     def _without_thought(self, text: str, start: int, end: int) -> tuple[int, int]:
-        """The span of a reply behind its thought, which typed control strings cannot end, and the white space there."""
+        """The span of a reply after its thought, which typed control strings cannot end, and the white space there."""
         _, behind = self._around_thought() or ("", "")
         if not behind.strip():
             return start, end

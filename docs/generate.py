@@ -3,7 +3,7 @@
     python docs/generate.py
     python docs/generate.py --matrix      # first run the matrices: of data and families, of strategies and engines
 
-It is what stands between `<!-- NAME -->` and `<!-- /NAME -->`. A test compares each part with a fresh rendering.
+It is what is between `<!-- NAME -->` and `<!-- /NAME -->`. A test compares each part with a fresh rendering.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from loaders import LOADERS  # noqa: E402
 from loaders.base import COMPONENTS  # noqa: E402
 from merging.servers import SERVERS, outcome  # noqa: E402
 from reading.rows import RESERVED_CHARACTER  # noqa: E402
-from supported_models import AUTO, MODELS, families  # noqa: E402
+from supported_models import AUTO, MODELS, families, media_of  # noqa: E402
 from training import trainable  # noqa: E402
 
 MATRIX = REPO / "docs" / "support_matrix.json"
@@ -83,10 +83,6 @@ def notes_of(part) -> str:
     return as_markdown(" ".join(sys.modules[type(part).__module__].__doc__.split()))
 
 
-def media_of(collator) -> str:
-    return "images" + (", videos" if collator.template.takes_videos else "")
-
-
 def models_of(family: str) -> dict[str, str]:
     return {model_id: model.hub_path for model_id, model in MODELS.items() if model.family == family}
 
@@ -94,11 +90,11 @@ def models_of(family: str) -> dict[str, str]:
 def model_table(collators: dict) -> str:
     """A row a family; of many models, the first and the last."""
     rows = []
-    for family, collator in collators.items():
+    for family in collators:
         ids = [*models_of(family)]
         links = [f"[`{id}`](https://huggingface.co/{MODELS[id].hub_path})" for id in ids]
         named = ", ".join(links) if len(ids) < 4 else f"{links[0]} to {links[-1]} ({len(ids)})"
-        rows.append([family, named, media_of(collator)])
+        rows.append([family, named, media_of(family)])
     return table(["family", "`--model_id` (number)", "media"], rows)
 
 
@@ -109,7 +105,7 @@ def fact_sheets(loaders: dict, collators: dict) -> str:
 
 def fact_sheet(family: str, loader, collator) -> str:
     """What loader and collator say of themselves, what the family takes and needs, its modules, its models."""
-    facts = [f"Takes {media_of(collator)}. Training text: [chat_formats.md](chat_formats.md#{slug(family)})."]
+    facts = [f"Takes {media_of(family)}. Training text: [chat_formats.md](chat_formats.md#{slug(family)})."]
     needs = [f"`pip install {' '.join(loader.packages)}`"] if loader.packages else []
     needs += ["`--trust_remote_code True` ([checkpoints.md](checkpoints.md#remote-code))"] if loader.remote_code else []
     if needs:
@@ -266,7 +262,7 @@ def preview_example(checkpoint: str) -> str:
 
 
 def fill(path: Path, **parts: str) -> str:
-    """The text of a file with what stands between `<!-- name -->` and `<!-- /name -->` replaced, for each name."""
+    """The text of a file with what is between `<!-- name -->` and `<!-- /name -->` replaced, for each name."""
     text = path.read_text(encoding="utf-8")
     for name, content in parts.items():
         before, _, rest = text.partition(f"<!-- {name} -->\n")

@@ -19,7 +19,7 @@ MOMENT = re.compile(rf"{TIME}{AROUND}(?:(?:[-,~\u2013\u2014]|\b(?:to|till|until|
 Box = list[float]
 
 
-def overlap(one: Box, other: Box) -> float:
+def iou(one: Box, other: Box) -> float:
     """The intersection of two boxes over their union."""
     if len(one) != 4 or len(other) != 4:
         return 0.0
@@ -29,8 +29,8 @@ def overlap(one: Box, other: Box) -> float:
 
 
 def mean_overlap(answered: list[Box], right: list[Box]) -> float:
-    """The overlap of each right box with the nearest, in the mean; boxes beyond their number count as none."""
-    best = [max((overlap(box, other) for other in answered), default=0.0) for box in right]
+    """The overlap of each right box with the nearest, on average; boxes beyond their number count as none."""
+    best = [max((iou(box, other) for other in answered), default=0.0) for box in right]
     return sum(best) / max(len(answered), len(right))
 
 

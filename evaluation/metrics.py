@@ -48,7 +48,7 @@ def macro_f1(predictions: list[str], references: list[list[str]]) -> float:
 
 
 def vqa_accuracy(prediction: str, references: list[str]) -> float:
-    """VQA's (https://visualqa.org/evaluation.html): right if three say so, in the mean over leaving out each person."""
+    """VQA's (https://visualqa.org/evaluation.html): right if three say so, on average over leaving out each person."""
     answer, said = normalized(prediction), [*map(normalized, references)]
     if len(said) < 4:  # one reference, or a few spellings of it
         return float(answer in said)
@@ -165,7 +165,7 @@ def score(answers: list[dict], functions: Mapping[str, Callable]) -> dict[str, f
 def confusion(answers: list[dict]) -> list[tuple[str, list[int]]]:
     """Each class of closed answers, and how often each of them in this order, and anything else, was answered.
 
-    Empty where the references are no classes: too many, too long, or not twice each in the mean.
+    Empty where the references are no classes: too many, too long, or not twice each on average.
     """
     table = defaultdict(Counter)
     for answer in answers:

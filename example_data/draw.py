@@ -1,4 +1,4 @@
-"""Draw the example data: pictures (and clips) of coloured shapes, with questions about them.
+"""Draw the example data: pictures of gauges, or clips of shapes that move, with questions about them.
 
     python example_data/draw.py                      # images/, train.json, test.json
     python example_data/draw.py --videos             # videos/, video_train.json, video_test.json
@@ -6,13 +6,13 @@
     python example_data/draw.py --texts              # the pictures, and rows without any: text_train.json, ...
     python example_data/draw.py --boxes              # other pictures, and where their shape is: box_train.json, ...
     python example_data/draw.py --sample             # a dozen pictures and two clips to look at, sample.json
-    python example_data/draw.py --output_dir /tmp/shapes
+    python example_data/draw.py --output_dir /tmp/gauges
 
-A picture shows one to four equal shapes in one corner: "three red stars, top left". A clip shows one shape that moves.
-The test set holds combinations that the training set never shows (see `held_out`), so a model has to look at each
-property on its own. The answers to a question are equally frequent: without looking, less than a quarter can be right.
-A pair is two of the pictures of one set. Of boxes, a picture shows one shape anywhere. A text asks to sort colours by
-the alphabet; the orders of the test set are not in the training set.
+A picture shows a gauge with a lamp, a clip one shape that moves. The test set holds combinations that the training set
+never shows (see `held_out`), so a model has to look at each property on its own. The answers to a question are equally
+frequent: without looking, at most a quarter can be right. A pair is two of the pictures of one set. Of boxes, a picture
+shows one shape anywhere. A text asks to sort colours by the alphabet; the orders of the test set are not in the
+training set.
 
 Drawing is seeded: every run writes the same bytes, and a second run finds its work done.
 """
@@ -24,9 +24,9 @@ import math
 import random
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-SIZE = 64  # pixels, width and height
+SIZE, GAUGE_SIZE = 64, 224  # pixels, width and height: of shapes, of gauges
 SMOOTH = 4  # draw this much larger, then shrink: smooth edges
 COLOURS = {
     "Red": (220, 40, 40),
@@ -37,18 +37,15 @@ COLOURS = {
     "Black": (30, 30, 30),
 }
 SHAPES = ["Circle", "Square", "Triangle", "Star", "Cross"]
-COUNTS = ["One", "Two", "Three", "Four"]
-CORNERS = {"Top left": (0, 0), "Top right": (32, 0), "Bottom left": (0, 32), "Bottom right": (32, 32)}
-CELLS = [(0, 0), (16, 0), (0, 16), (16, 16)]  # places for up to four shapes in a corner
 PLACES = ["First", "Second"]  # of a pair
 MOVES = {"Left": (-1, 0), "Right": (1, 0), "Up": (0, -1), "Down": (0, 1)}
 FRAMES, FPS = 16, 8
 
 IMAGE_PROPERTIES = [
-    ("What colour do you see?", list(COLOURS)),
-    ("Which shape do you see?", SHAPES),
-    ("How many shapes are there?", COUNTS),
-    ("Where in the picture?", list(CORNERS)),
+    ("What does the gauge read?", [str(i) for i in range(11)]),
+    ("Where does the red zone begin?", ["6", "7", "8", "9"]),
+    ("Which unit is on the dial?", ["bar", "V", "A", "rpm"]),
+    ("What colour is the lamp?", ["Red", "Yellow", "Green", "Blue"]),
 ]
 VIDEO_PROPERTIES = [
     ("What colour is the shape?", list(COLOURS)),
@@ -99,14 +96,31 @@ def draw_scene(shapes, background):
 
 
 def write_image(path, answers, rng):
-    """Write a PNG of `answers` = (colour, shape, count, corner); `rng` shifts and scales the shapes a little."""
-    colour, shape, count, corner = answers
-    left, top = CORNERS[corner]
-    shapes = []
-    for dx, dy in rng.sample(CELLS, COUNTS.index(count) + 1):
-        x, y = left + dx + 8 + rng.uniform(-1, 1), top + dy + 8 + rng.uniform(-1, 1)
-        shapes.append((shape, COLOURS[colour], x, y, rng.uniform(6, 7)))
-    draw_scene(shapes, (rng.randint(235, 255),) * 3).save(path)
+    """Write a PNG of `answers` = (reading, begin of the red zone, unit, lamp). Each picture has its place and light."""
+    reading, red, unit, lamp = answers
+    image = Image.new("RGB", (2 * GAUGE_SIZE,) * 2, (rng.randint(170, 215),) * 3)
+    canvas, (x, y) = ImageDraw.Draw(image), (GAUGE_SIZE + rng.uniform(-8, 8) for _ in "xy")
+    radius, black = rng.uniform(184, 194), COLOURS["Black"]
+
+    def at(value, distance):  # the point at that share of the radius, in the direction of a value from 0 to 10
+        angle = math.radians(24 * value - 120)
+        return x + distance * radius * math.sin(angle), y - distance * radius * math.cos(angle)
+
+    def write(point, text, size):
+        canvas.text(point, text, black, ImageFont.load_default(size * radius), anchor="mm")
+
+    canvas.circle((x, y), radius, (rng.randint(235, 255),) * 3, black, 10)
+    edge = (x - 0.92 * radius, y - 0.92 * radius, x + 0.92 * radius, y + 0.92 * radius)
+    canvas.arc(edge, 24 * int(red) - 210, 30, COLOURS["Red"], round(0.2 * radius))
+    for value in range(11):
+        canvas.line((at(value, 0.78), at(value, 0.92)), black, 5)
+        if value % 2 == 0:
+            write(at(value, 0.62), str(value), 0.15)
+    write((x, y + 0.5 * radius), unit, 0.34)
+    canvas.line((at(int(reading) - 7.5, 0.18), at(int(reading), 0.85)), black, 14)
+    canvas.circle((x, y), 0.1 * radius, black)
+    canvas.circle((GAUGE_SIZE * 1.82, GAUGE_SIZE * 0.18), 38, COLOURS[lamp], black, 4)
+    image.reduce(2).save(path)
 
 
 def write_video(path, answers, rng):
@@ -174,19 +188,19 @@ def write_rows(path, rows):
 
 
 def pair_rows(part):
-    """Rows of two pictures of a set, drawn at random: which shows more shapes, and the colour in one of them."""
+    """Rows of two pictures of a set, drawn at random: which gauge reads more, and the lamp of one of them."""
     scenes, draw = combinations(IMAGE_PROPERTIES, test=part == "test"), random.Random(f"pairs {part}")
     rows = []
     while len(rows) < (100 if part == "test" else 1000):
         pair = [draw.randrange(len(scenes)) for _ in PLACES]
-        colours, counts = [[scenes[i][k] for i in pair] for k in (0, 2)]
-        if counts[0] == counts[1] or colours[0] == colours[1]:
+        readings, colours = [int(scenes[i][0]) for i in pair], [scenes[i][-1] for i in pair]
+        if readings[0] == readings[1] or colours[0] == colours[1]:
             continue
-        more, asked = COUNTS.index(counts[1]) > COUNTS.index(counts[0]), draw.randrange(2)
+        more, asked = readings[1] > readings[0], draw.randrange(2)
         conversations = [
-            {"from": "human", "value": "<image>\n<image>\nWhich picture shows more shapes?"},
+            {"from": "human", "value": "<image>\n<image>\nWhich gauge reads more?"},
             {"from": "gpt", "value": PLACES[more]},
-            {"from": "human", "value": f"What colour do you see in the {PLACES[asked].lower()}?"},
+            {"from": "human", "value": f"What colour is the lamp in the {PLACES[asked].lower()}?"},
             {"from": "gpt", "value": colours[asked]},
         ]
         rows.append({"image": [f"images/{part}/{i:05d}.png" for i in pair], "conversations": conversations})
@@ -195,7 +209,7 @@ def pair_rows(part):
 
 def box_rows(part, output_dir):
     """Rows of pictures of one shape anywhere, which are written too: where it is, by its box in pixels."""
-    kinds, folder = combinations(IMAGE_PROPERTIES[:2], test=part == "test"), f"images/box_{part}"
+    kinds, folder = combinations(VIDEO_PROPERTIES[:2], test=part == "test"), f"images/box_{part}"
     (output_dir / folder).mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(100 if part == "test" else 6000):
@@ -247,7 +261,7 @@ def main():
     media, properties, prefix = (
         ("video", VIDEO_PROPERTIES, "video_") if args.videos else ("image", IMAGE_PROPERTIES, "")
     )
-    train = combinations(properties, test=False) * 6
+    train = combinations(properties, test=False) * (6 if args.videos else 4)
     test = combinations(properties, test=True) * (3 if args.videos else 1)
     lines = [
         write_split(args.output_dir, f"{prefix}train", media, properties, train),

@@ -1,4 +1,4 @@
-"""Exact match on held-out questions, beside what a model reaches that never looks.
+"""Exact match on held-out questions, next to what a model reaches that never looks.
 
     python example_data/report.py train.json test.json answers.jsonl
 

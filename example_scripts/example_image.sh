@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Finetune a model on images of drawn shapes, and look at its answers to questions about images it never saw.
+# Finetune a model on pictures of gauges that a script draws, and look at its answers to gauges it never saw.
 #
 #   bash example_scripts/example_image.sh
 #       a tiny model, made here: no download, no GPU, a few minutes on two cores
@@ -23,7 +23,7 @@ fi
 OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/example_image-$MODEL_ID}
 
 # ---- data -----------------------------------------------------------------------------------------------------------
-DATA=example_data/shapes
+DATA=example_data/drawn
 python example_data/draw.py --output_dir "$DATA"
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ if [ -n "${FRESH:-}" ]; then
         --learning_rate 3e-3                # high, since nothing learned can be lost
         --adam_beta2 0.95                   # forgets old gradients sooner, for a short run
         --warmup_steps 60                   # steps from zero to the full rate
-        --dataloader_num_workers 1          # prepare batches beside the training
+        --dataloader_num_workers 1          # prepare batches while the model trains
         --disable_tqdm True                 # plain lines instead of a bar
     )
 else
@@ -63,7 +63,7 @@ else
         --learning_rate 1e-4                # usual for LoRA
         --warmup_steps 0.03                 # below 1, a share of all steps
         --model_max_length 4096             # tokens of a row, media included
-        --dataloader_num_workers 4          # processes that decode media beside the training
+        --dataloader_num_workers 4          # processes that decode media while the model trains
     )
 fi
 python train.py "${ARGUMENTS[@]}" "$@"

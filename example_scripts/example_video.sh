@@ -23,7 +23,7 @@ fi
 OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/example_video-$MODEL_ID}
 
 # ---- data -----------------------------------------------------------------------------------------------------------
-DATA=example_data/shapes
+DATA=example_data/drawn
 NUM_FRAMES=4
 python example_data/draw.py --videos --output_dir "$DATA"
 
@@ -52,7 +52,7 @@ if [ -n "${FRESH:-}" ]; then
         --learning_rate 3e-3                # high, since nothing learned can be lost
         --adam_beta2 0.95                   # forgets old gradients sooner, for a short run
         --warmup_steps 30                   # steps from zero to the full rate
-        --dataloader_num_workers 2          # prepare batches beside the training
+        --dataloader_num_workers 2          # prepare batches while the model trains
         --disable_tqdm True                 # plain lines instead of a bar
     )
 else
@@ -65,7 +65,7 @@ else
         --learning_rate 1e-4                # usual for LoRA
         --warmup_steps 0.03                 # below 1, a share of all steps
         --model_max_length 4096             # tokens of a row, media included
-        --dataloader_num_workers 4          # processes that decode media beside the training
+        --dataloader_num_workers 4          # processes that decode media while the model trains
     )
 fi
 python train.py "${ARGUMENTS[@]}" "$@"

@@ -15,9 +15,9 @@ OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/multi_image-$MODEL_ID}
 
 # ---- data -----------------------------------------------------------------------------------------------------------
 if [ -z "${TRAIN_DATA:-}" ]; then
-    python example_data/draw.py --pairs --output_dir example_data/shapes
-    TRAIN_DATA=example_data/shapes/pair_train.json # "image" is a list; the text has <image> for each of them, in order
-    TEST_DATA=example_data/shapes/pair_test.json   # rows that are not trained on
+    python example_data/draw.py --pairs --output_dir example_data/drawn
+    TRAIN_DATA=example_data/drawn/pair_train.json # "image" is a list; the text has <image> for each of them, in order
+    TEST_DATA=example_data/drawn/pair_test.json   # rows that are not trained on
 fi
 : "${TEST_DATA:?is not set: name a file of held-out rows, such as TEST_DATA=data/test.json}"
 

@@ -17,10 +17,10 @@ NUM_GPUS=${NUM_GPUS:-1}                    # one process for each
 
 # ---- data -----------------------------------------------------------------------------------------------------------
 if [ -z "${TRAIN_DATA:-}" ]; then
-    python example_data/draw.py --texts --output_dir example_data/shapes
-    TRAIN_DATA=example_data/shapes/train.json
-    TEST_DATA=example_data/shapes/test.json           # rows that are not trained on
-    TEXT_DATA=example_data/shapes/text_train.json # rows without "image"; each file may have a form of its own
+    python example_data/draw.py --texts --output_dir example_data/drawn
+    TRAIN_DATA=example_data/drawn/train.json
+    TEST_DATA=example_data/drawn/test.json           # rows that are not trained on
+    TEXT_DATA=example_data/drawn/text_train.json # rows without "image"; each file may have a form of its own
 fi
 : "${TEST_DATA:?is not set: name a file of held-out rows, such as TEST_DATA=data/test.json}"
 : "${TEXT_DATA:?is not set: name a file of rows without pictures, such as TEXT_DATA=data/texts.json}"

@@ -16,9 +16,9 @@ OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/vision_tuning-$MODEL_ID}
 
 # ---- data -----------------------------------------------------------------------------------------------------------
 if [ -z "${TRAIN_DATA:-}" ]; then
-    python example_data/draw.py --output_dir example_data/shapes
-    TRAIN_DATA=example_data/shapes/train.json
-    TEST_DATA=example_data/shapes/test.json # rows that are not trained on
+    python example_data/draw.py --output_dir example_data/drawn
+    TRAIN_DATA=example_data/drawn/train.json
+    TEST_DATA=example_data/drawn/test.json # rows that are not trained on
 fi
 : "${TEST_DATA:?is not set: name a file of held-out rows, such as TEST_DATA=data/test.json}"
 

@@ -127,7 +127,7 @@ def causal_masks(position_ids: torch.Tensor, window: int = 0) -> tuple[torch.Ten
 
 
 def blocks_of(marked: torch.Tensor) -> torch.Tensor:
-    """(1, tokens) marks -> the number of the run of marked tokens that each lies in; -1 where it is not marked."""
+    """(1, tokens) marks -> the number of the run of marked tokens that each is in; -1 where it is not marked."""
     starts = marked & ~torch.nn.functional.pad(marked, (1, 0))[:, :-1]
     return (starts.cumsum(-1) - 1).masked_fill(~marked, -1)
 

@@ -10,7 +10,7 @@ from loaders.base import BaseLoader, is_inside
 
 @register_loader("auto")
 class AutoLoader(BaseLoader):
-    """The vision projector is what lies beside encoders and language model; one inside the encoder belongs to it."""
+    """The vision projector is what is neither encoder nor language model; one inside the encoder belongs to it."""
 
     model_type = "any image-text-to-text"
     is_tested_on_loading = True

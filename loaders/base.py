@@ -20,7 +20,7 @@ COMPONENTS = ("vision_encoder", "vision_projector", "language_model")
 class BaseLoader:
     """A family names its modules; paths are those of the loaded model, matched as exact prefixes.
 
-    A parameter that lies in `vision_projector` is not part of the two others, even where it lies inside them.
+    A parameter that is in `vision_projector` is not part of the two others, even where it is inside them.
     """
 
     model_type: str  # `model_type` in the checkpoint's config.json
@@ -248,7 +248,7 @@ class BaseLoader:
         return []
 
     def is_unused(self, name: str) -> bool:
-        """Whether a module or parameter of the loaded model lies in `unused_modules`."""
+        """Whether a module or parameter of the loaded model is in `unused_modules`."""
         return any(is_inside(name, path) for path in self.unused)
 
     def component_of(self, name: str) -> str | None:
@@ -276,5 +276,5 @@ def local_folder(model_path: str, patterns: list[str]) -> str:
 
 
 def is_inside(name: str, path: str) -> bool:
-    """Whether a module or parameter is `path` or lies in it."""
+    """Whether a module or parameter is `path` or is in it."""
     return name == path or name.startswith(path + ".")

@@ -1,4 +1,4 @@
-"""Llama 3.2 Vision (mllama): Llama with further layers that attend to the tiles of the images, each behind a gate.
+"""Llama 3.2 Vision (mllama): Llama with further layers that attend to the tiles of the images, each after a gate.
 
 Text before the first image attends to no image, which plain transformers 5.23 lets it do.
 """

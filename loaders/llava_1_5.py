@@ -12,7 +12,7 @@ class LlavaLoader(BaseLoader):
     language_model = ["model.language_model", "lm_head"]
 
     def unused_modules(self, model):
-        """The layers behind `vision_feature_layer`, and what follows the last layer."""
+        """The layers after `vision_feature_layer`, and what follows the last layer."""
         tower = "model.vision_tower"
         num_layers = len(model.get_submodule(f"{tower}.encoder.layers"))
         # hidden_states[0] is the embedding, hidden_states[i] the output of layer i - 1

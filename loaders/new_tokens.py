@@ -60,7 +60,7 @@ def write_tokens(folder: str, tokens: Mapping[int, str]) -> None:
             json.dump(held, file, ensure_ascii=False, indent=2, allow_nan=False)
 
 
-def rows_of(adapter: dict | None) -> dict[int, list[int]]:
+def trained_rows(adapter: dict | None) -> dict[int, list[int]]:
     """The tokens whose rows an adapter holds, as the `pieces` of a loader: they need room, and no values."""
     tables = (adapter or {}).get("trainable_token_indices") or {}
     return {id: [] for ids in tables.values() for id in ids}

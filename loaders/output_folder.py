@@ -1,4 +1,4 @@
-"""What lies in an output folder beside weights: the flags of its run, an adapter's configuration, processor files."""
+"""What is in an output folder next to weights: the flags of its run, an adapter's configuration, processor files."""
 
 import glob
 import json
@@ -17,7 +17,7 @@ from loaders.new_tokens import write_tokens
 from supported_models import find_model
 
 ARGUMENTS, ADAPTER_CONFIG = "args.yaml", "adapter_config.json"
-# What a checkpoint folder holds beside weights and config.json; copied, since re-saving can change a tokenizer.
+# What a checkpoint folder holds next to weights and config.json; copied, since re-saving can change a tokenizer.
 PROCESSOR_FILES = [
     *["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"],
     *["tekken.json", "*.tiktoken"],

@@ -1,6 +1,6 @@
 """Families whose classes are Python files of the checkpoint, written for a transformers of 2023 or 2024.
 
-What such a class lacks on transformers 5.23 is overridden in a subclass of it, made here when it is loaded; what lies
+What such a class lacks on transformers 5.23 is overridden in a subclass of it, made here when it is loaded; what is
 deeper is mended on the loaded model. No library and no file of the checkpoint is changed.
 """
 
@@ -54,7 +54,7 @@ class RemoteCodeLoader(BaseLoader):
     inseparable = "its own code keeps nothing apart but padding"
     end_tokens: list[str]  # of a reply; the checkpoint leaves that to its sample code
     model_shim: type  # a subclass of `RemoteModel`
-    renamed: tuple[str, str] = ("", "")  # in names of weights: what stands in the file -> in the loaded model
+    renamed: tuple[str, str] = ("", "")  # in names of weights: what is in the file -> in the loaded model
 
     def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
         super().__init__(model_path, trust_remote_code, **model_kwargs)

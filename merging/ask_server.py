@@ -49,7 +49,7 @@ class Server:
         if not model:  # asked for only then: that of transformers serve lists Hub repositories
             models = [listed["id"] for listed in self.call("models")["data"]]
             if name not in models and len(models) != 1:
-                raise ValueError(f"{url} lists {', '.join(models) or 'no model'}: choose one by --served_model_name.")
+                raise ValueError(f"{url} lists {', '.join(models) or 'no model'}: choose one with --served_model_name.")
             model = name if name in models else models[0]
         self.model = model
         try:
@@ -91,7 +91,7 @@ class Outcome(NamedTuple):
     noise: float | None  # difference of the log-probabilities of the references, a token on average
 
 
-def compare(args: argparse.Namespace, other: list[str]) -> str:
+def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
     """One line on how a server answers like the folder.
 
     Args:
@@ -103,7 +103,7 @@ def compare(args: argparse.Namespace, other: list[str]) -> str:
     """
     words = ["--model_path", args.model_path, "--data_path", args.data_path, "--output_path", os.devnull]
     flags = predict.parse(words + other)
-    predict.check(flags)
+    predict.check_words(flags)
     dataset = make_dataset(flags, flags.data_path)
     model, collator = predict.load_with_options(flags)
     name = os.path.basename(os.path.abspath(args.model_path))

@@ -27,10 +27,10 @@ MERGE = "Merge it (merge_lora_weights.py) and serve the result."
 
 def faults(path: str) -> list[str]:
     """What is missing or broken, each with the fix."""
-    return [f"{name}: {text}" for is_whole, name, text in check(path) if not is_whole]
+    return [f"{name}: {text}" for is_whole, name, text in check_folder(path) if not is_whole]
 
 
-def check(path: str) -> Iterator[tuple[bool, str, str]]:
+def check_folder(path: str) -> Iterator[tuple[bool, str, str]]:
     """(whether it is as servers need it, what was checked, what was found) of each check of a folder."""
     checks = ADAPTER_CHECKS if adapter_config(path) else REMOTE_CHECKS if remote_classes(path) else CHECKS
     for name, function in checks.items():
@@ -48,7 +48,7 @@ def check_config(path: str) -> str:
     if not config.get("architectures"):
         raise ValueError("config.json names no `architectures`, by which a server picks its class. Copy the base's.")
     if not remote_classes(path):
-        loaded(AutoConfig, path, "config.json")
+        from_folder(AutoConfig, path, "config.json")
     dtype = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype") or "float32"
     advice = "; servers halve it unless started with --dtype bfloat16 or float32" if dtype == "float32" else ""
     return f"{', '.join(config['architectures'])}, {config.get('model_type')}, {dtype}{advice}"
@@ -57,7 +57,7 @@ def check_config(path: str) -> str:
 def check_generation_config(path: str) -> str:
     if not os.path.isfile(os.path.join(path, "generation_config.json")):
         return "none: answers end at the eos_token_id of config.json, and are sampled at temperature 1"
-    config = loaded(GenerationConfig, path, "generation_config.json")
+    config = from_folder(GenerationConfig, path, "generation_config.json")
     if config.eos_token_id is None:
         raise ValueError('generation_config.json has no "eos_token_id", so no answer would end. Copy the base\'s.')
     sampling = ("temperature", "top_p", "top_k", "repetition_penalty")
@@ -68,24 +68,24 @@ def check_generation_config(path: str) -> str:
 def check_tokenizer(path: str) -> str:
     if not (name := first_of(path, TOKENIZERS)):  # transformers (5.23) would make an empty one
         raise ValueError(f"none of {', '.join(TOKENIZERS)}, which AutoTokenizer reads. Copy them from the base.")
-    return f"{name}, {len(loaded(AutoTokenizer, path, name)):,} tokens"
+    return f"{name}, {len(from_folder(AutoTokenizer, path, name)):,} tokens"
 
 
 def check_processor(path: str) -> str:
     if not (name := first_of(path, PROCESSORS)):
         raise ValueError(f"neither {' nor '.join(PROCESSORS)}: no image could be read. Copy the base's.")
-    processor = loaded(AutoProcessor, path, name)
+    processor = from_folder(AutoProcessor, path, name)
     if "image_processor" not in processor.get_attributes():
         raise ValueError(f"{name}: it makes a {type(processor).__name__} without images. Copy the base's.")
     return f"{name}: {type(processor).__name__}"
 
 
-def check_template(path: str) -> str:
-    processor = loaded(AutoProcessor, path, "The processor")
+def check_chat_template(path: str) -> str:
+    processor = from_folder(AutoProcessor, path, "The processor")
     template = processor.chat_template or processor.tokenizer.chat_template
     if not template:
         if read_json(path, "config.json", COPY).get("model_type") == "paligemma":
-            return "none, as in the base; vLLM has its own, elsewhere give one by --chat-template"
+            return "none, as in the base; vLLM has its own, elsewhere give one with --chat-template"
         raise ValueError("none, so no conversation could be asked. Copy chat_template.jinja from the base.")
     content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
     try:
@@ -179,7 +179,7 @@ def read_json(path: str, name: str, fix: str) -> dict:
         raise ValueError(f"{name} is not valid JSON: {error}. {fix}") from error
 
 
-def loaded(auto_class, path: str, name: str):
+def from_folder(auto_class, path: str, name: str):
     """What transformers makes of a folder."""
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False)
@@ -212,7 +212,7 @@ CHECKS: dict[str, Callable[[str], str]] = {
     "generation config": check_generation_config,
     "tokenizer": check_tokenizer,
     "processor": check_processor,
-    "chat template": check_template,
+    "chat template": check_chat_template,
     "weights": check_weights,
 }
 REMOTE_CHECKS = {name: CHECKS[name] for name in ("config", "generation config", "weights")}

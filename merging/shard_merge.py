@@ -1,6 +1,6 @@
 """Base + adapter, one shard of the base's at a time.
 
-The model stands here without memory, on torch's meta device. Parameter by parameter, the library turns tensors of the
+The model is here without memory, on torch's meta device. Parameter by parameter, the library turns tensors of the
 checkpoint into the model's own, peft's layer adds its product, and the library turns the sum back into tensors of the
 checkpoint. What is held at a time is one shard and one layer.
 """
@@ -65,14 +65,14 @@ class ShardMerge:
         try:
             inject_adapter_in_model(config, self.adapted, low_cpu_mem_usage=True)
         except ValueError as error:
-            raise ValueError(f"{adapter_path} is no adapter of {loader.model_path}: {error}") from error
+            raise ValueError(f"{adapter_path} is not an adapter of {loader.model_path}: {error}") from error
         self.adapted.eval()  # without dropout
         self.trained, self.layers = self.match_adapter()
 
         # The library learns from the headers which of its renamings this checkpoint needs.
         conversions = get_model_conversion_mapping(self.plain)
         self.loading = LoadStateDictConfig(weight_mapping=conversions, dtype=loader.dtype, device_map={"": "meta"})
-        load(self.plain, {key: self.header(key) for key in self.shard_of}, self.loading)
+        fill_model(self.plain, {key: self.header(key) for key in self.shard_of}, self.loading)
         loader.mend_saving(self.plain)
         self.loading = replace(self.loading, device_map={"": "cpu"})
         self.seen, self.quantizer, quantized = self.plain, None, []  # the base as the adapter is to see it
@@ -94,7 +94,7 @@ class ShardMerge:
         for path, module in self.adapted.named_modules():
             if isinstance(module, LoraLayer):
                 parameter = module.parameter_name if isinstance(module, ParamWrapper) else "weight"
-                layers[base_name(f"{path}.{parameter}")] = path
+                layers[key_in_base(f"{path}.{parameter}")] = path
         state = self.adapted.state_dict()
         names = {id(tensor): name for name, tensor in state.items()}
         expected = get_peft_model_state_dict(self.adapted, state_dict=state, save_embedding_layers=False)
@@ -104,7 +104,7 @@ class ShardMerge:
         for name, key in self.stored_as.items():
             # `--lora_bias all` saves biases of the untrained originals too.
             if ".lora_" not in name and ".original_module." not in name:
-                trained[base_name(name)] = key
+                trained[key_in_base(name)] = key
         return trained, layers
 
     def quantize(self, quantization_config) -> list[str]:
@@ -122,7 +122,7 @@ class ShardMerge:
         if name in tied or name in tied.values():
             raise ValueError(
                 f"{self.adapter_path} changes {name}, and the base has one weight for its embeddings and its head. A "
-                "merged checkpoint of the base's layout could not hold it: use the adapter beside its base."
+                "merged checkpoint of the base's layout could not hold it: use the adapter next to its base."
             )
         found = revert_weight_conversion(self.plain, {name: self.plain.get_parameter(name)})
         if any(key not in self.shard_of or self.header(key).shape != found[key].shape for key in found):
@@ -149,7 +149,7 @@ class ShardMerge:
         """A parameter of a model from shards of the base's layout."""
         tensors = {key: shards[self.shard_of[key]].get_tensor(key) for key in self.keys[name]}
         empty = model.get_parameter(name)
-        load(model, tensors, replace(self.loading, hf_quantizer=quantizer))
+        fill_model(model, tensors, replace(self.loading, hf_quantizer=quantizer))
         parameter, (path, _, last) = model.get_parameter(name), name.rpartition(".")
         model.get_submodule(path).register_parameter(last, empty)
         return parameter
@@ -267,7 +267,7 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8)  # in which nan equals nan
 
 
-def base_name(name: str) -> str:
+def key_in_base(name: str) -> str:
     """A parameter's name in the model without adapters."""
     return name.replace(".modules_to_save.default", "").replace(".base_layer", "")
 
@@ -275,15 +275,15 @@ def base_name(name: str) -> str:
 def check_adapter(file, expected: dict[str, torch.Tensor], adapter_path: str, base_path: str) -> None:
     """Raise a ValueError where an adapter's file and the tensors of its layers differ in names or shapes."""
     shapes = {key.removeprefix("base_model.model."): file.get_slice(key).get_shape() for key in file.keys()}
-    # Beside an adapter of embeddings or head, peft 0.21 saves a copy of what it adapts.
+    # Next to an adapter of embeddings or head, peft 0.21 saves a copy of what it adapts.
     shapes = {key: shape for key, shape in shapes.items() if not key.endswith(".base_layer.weight")}
     for fault, keys in (("lacks", expected.keys() - shapes), ("holds what fits nothing:", shapes.keys() - expected)):
         if keys:
-            raise ValueError(f"{adapter_path} is no adapter of {base_path}: it {fault} {min(keys)} ({len(keys)} such).")
+            raise ValueError(f"{adapter_path} is not an adapter of {base_path}: it {fault} {min(keys)} ({len(keys)}).")
     for key, tensor in expected.items():
         if shapes[key] != [*tensor.shape]:
             raise ValueError(
-                f"{adapter_path} is no adapter of {base_path}: its {key} is {shapes[key]}, not {[*tensor.shape]}."
+                f"{adapter_path} is not an adapter of {base_path}: its {key} is {shapes[key]}, not {[*tensor.shape]}."
             )
 
 
@@ -292,7 +292,7 @@ def skeleton(loader: BaseLoader) -> nn.Module:
         return loader.model_class().from_config(deepcopy(loader.config), dtype=torch.float32)
 
 
-def load(model: nn.Module, tensors: dict[str, torch.Tensor], loading: LoadStateDictConfig) -> None:
+def fill_model(model: nn.Module, tensors: dict[str, torch.Tensor], loading: LoadStateDictConfig) -> None:
     """Tensors of the checkpoint -> parameters of the model."""
     logging.disable_progress_bar()
     convert_and_load_state_dict_in_model(model, tensors, loading)

@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from PIL import Image
 
 from loaders.base import BaseLoader, local_folder
-from loaders.new_tokens import rows_of
+from loaders.new_tokens import trained_rows
 from loaders.output_folder import adapter_config
 from merging.shard_merge import check_adapter, open_file
 
@@ -28,7 +28,7 @@ def load_with_adapter(loader: BaseLoader, adapter_path: str, seen_as) -> PeftMod
     Raises:
         ValueError: the adapter does not fit the base.
     """
-    loader.model_kwargs["dtype"], loader.pieces = torch.float32, rows_of(adapter_config(adapter_path))
+    loader.model_kwargs["dtype"], loader.pieces = torch.float32, trained_rows(adapter_config(adapter_path))
     if seen_as:
         loader.model_kwargs |= {"dtype": loader.dtype, "quantization_config": seen_as}
     model = loader.load_model()
@@ -45,7 +45,7 @@ def with_adapter(model, adapter_path: str, base_path: str) -> PeftModel:
     try:
         model = PeftModel.from_pretrained(model, adapter_path)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{adapter_path} is no adapter of {base_path}: {error}") from error
+        raise ValueError(f"{adapter_path} is not an adapter of {base_path}: {error}") from error
     stored = get_peft_model_state_dict(model, save_embedding_layers=False)
     expected = {key.removeprefix("base_model.model."): tensor for key, tensor in stored.items()}
     check_adapter(open_file(os.path.join(adapter_path, "adapter_model.safetensors")), expected, adapter_path, base_path)

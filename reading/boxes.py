@@ -14,7 +14,7 @@ import re
 from functools import cache
 
 from reading.images import seen_size
-from reading.named_fields import loaded
+from reading.named_fields import parsed_json
 from reading.options import MediaOptions
 
 FIELDS = {"ref-object": "ref", "bbox": "bbox", "point": "point"}  # mark -> field of `objects`
@@ -31,7 +31,7 @@ def placed(messages: list[dict], value: object, num_images: int) -> bool:
     """
     parts = [(message, i, part) for message in messages for i, part in enumerate(message["content"])]
     marks = [(message, i, match) for message, i, part in parts for match in MARK.finditer(part.get("text", ""))]
-    objects = loaded(value, "objects") if marks else value
+    objects = parsed_json(value, "objects") if marks else value
     if not isinstance(objects, dict) or objects.keys().isdisjoint(FIELDS.values()):
         if marks:
             raise ValueError(

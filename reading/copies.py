@@ -157,7 +157,7 @@ def cells_of_csv(path: str) -> Iterator[list[str]]:
         raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as CSV UTF-8.") from error
     except csv.Error as error:
         raise ValueError(
-            f"{path}, line {line}: {error}. A cell that holds a separator, a quote or a line break must stand in "
+            f"{path}, line {line}: {error}. A cell that holds a separator, a quote or a line break must be in "
             'quotes ("), and each quote in it twice.'
         ) from error
 
@@ -206,18 +206,18 @@ def open_arrow(path: str):
 def scan_arrow(batches) -> Iterator[tuple[int, int, object]]:
     """As `scan`, with the batch and the place in it of each row of an Arrow file."""
     for number in range(batches.num_record_batches):
-        for place, row in enumerate(rows_of(batches.get_batch(number))):
+        for place, row in enumerate(to_rows(batches.get_batch(number))):
             yield number, place, row
 
 
-def rows_of(batch) -> list:
+def to_rows(batch) -> list:
     """The rows of an Arrow batch; in the place of one that Python has no values for, a ValueError."""
     try:
         return batch.to_pylist()
     except ValueError as error:  # such as other bytes than UTF-8
         if len(batch) == 1:
             return [ValueError(f"cannot be read: {error}")]
-        return [row for place in range(len(batch)) for row in rows_of(batch.slice(place, 1))]
+        return [row for place in range(len(batch)) for row in to_rows(batch.slice(place, 1))]
 
 
 def read_arrow(batches, number: int, place: int) -> object:

@@ -11,8 +11,8 @@ Whatever form a row has in its file (reading/rows.py), everything after this mod
      "source": str}   # "train.json, sample 7", for error messages
 
 `dataset.rows[i]` holds references, `dataset[i]` opened media: a PIL image, or a video's frames as
-(num_frames, height, width, 3) uint8 with a "metadata" entry beside them. Neither rows nor media are held in memory: an
-index on disk (reading/row_index.py) knows where each row lies and how large its media are.
+(num_frames, height, width, 3) uint8 with a "metadata" entry next to them. Neither rows nor media are held in memory: an
+index on disk (reading/row_index.py) knows where each row is and how large its media are.
 """
 
 import copy
@@ -36,7 +36,7 @@ from reading.mapping import Mapping
 from reading.media import open_part
 from reading.options import ROOT, MediaOptions
 from reading.row_index import OF_ROWS, ChangedFile, Layout, RowIndex, open_index
-from reading.rows import WEIGHT, RowForm, media_of
+from reading.rows import WEIGHT, RowForm, media_in
 from reading.sources import TABLES, find_source, has_ending, names_of, usual_names
 from reading.weights import WeightedRows
 
@@ -173,7 +173,7 @@ class MultimodalDataset(WeightedRows):
     def in_pixels(self, position: int, boxes: list[dict], back: bool = False) -> list[dict]:
         """Boxes and points that are shares of the sides of a row's images (`collators.boxes.Boxes.told`) in pixels of
         the originals as a person sees them; or `back`."""
-        images = [reference for kind, reference, _ in media_of(self.rows[position]["messages"]) if kind == "image"]
+        images = [reference for kind, reference, _ in media_in(self.rows[position]["messages"]) if kind == "image"]
         found = []
         for box in boxes:
             pairs = [*zip(box["at"], seen_size(images[box["image"]], self.media) * 2)]
@@ -200,7 +200,7 @@ class MultimodalDataset(WeightedRows):
         self.select(kept)
 
     def by_file(self, positions: np.ndarray | None = None) -> Iterator[tuple[RowIndex, np.ndarray, np.ndarray]]:
-        """Each file, the places in it of the rows at these positions (by default all), and where these stand."""
+        """Each file, the places in it of the rows at these positions (by default all), and where these are."""
         numbers = self.numbers if positions is None else self.numbers[positions]
         for start, end, index in zip(self.starts, self.starts[1:], self.files):
             members = np.flatnonzero((numbers >= start) & (numbers < end))

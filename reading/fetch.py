@@ -172,5 +172,5 @@ def _public_addresses(host: str, port: int, options: MediaOptions) -> list[str]:
         public = address.is_global and not address.is_multicast and not address.is_reserved
         closed = not public or any(address in network for network in CLOSED)
         if closed and not any(address in network for network in allowed):
-            raise ValueError(f"the host {host} is refused: {text} is no public address")
+            raise ValueError(f"the host {host} is refused: {text} is not a public address")
     return addresses[:3]

@@ -22,7 +22,7 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
     if isinstance(reference, (bytes, bytearray, memoryview)):
         return io.BytesIO(reference)
     if not isinstance(reference, str):
-        raise ValueError(f"{name} is no medium; expected a path, a URL or the bytes of a file")
+        raise ValueError(f"{name} is not an image or a video; expected a path, a URL or the bytes of a file")
     if is_url(reference):
         from reading import fetch  # not needed by a run without URLs
 

@@ -99,14 +99,14 @@ def _seen_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _is_turned(image: Image.Image) -> bool:
-    """Whether it lies on its side, by its EXIF orientation."""
-    # Of the base class: PngImageFile's own decodes the whole image to look behind the pixels.
+    """Whether it is on its side, by its EXIF orientation."""
+    # Of the base class: PngImageFile's own decodes the whole image to see what follows the pixels.
     exif = Image.Image.getexif(_without_pixels(image) if image.format == "PNG" else image)
     return exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
 
 
 def _without_pixels(image: Image.Image) -> Image.Image:
-    """An opened PNG with its chunks (PNG specification, 5.3) but those of pixels: EXIF may stand behind them."""
+    """An opened PNG with its chunks (PNG specification, 5.3) but those of pixels: EXIF may be after them."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -66,7 +66,7 @@ def tools_of(row: dict) -> list[dict]:
     if not row.get("tools"):
         return []
     try:
-        tools = loaded(row["tools"], "tools")
+        tools = parsed_json(row["tools"], "tools")
     except ValueError as error:
         raise ValueError(f"{error} (--columns tools= ignores it)") from error
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -76,13 +76,13 @@ def tools_of(row: dict) -> list[dict]:
 
 def calls_of(value: object, where: str) -> list[dict]:
     """Calls, each {"type": "function", "function": {"name": str, "arguments": dict}}, and an "id" where it has one."""
-    value = loaded(value, where)
+    value = parsed_json(value, where)
     calls = []
     for i, call in enumerate(value if isinstance(value, list) else [value]):
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise ValueError(f"{where}[{i}] must be an object with the `name` and the `arguments` of a call")
-        arguments = loaded(function.get("arguments") or {}, f"{where}[{i}].arguments")
+        arguments = parsed_json(function.get("arguments") or {}, f"{where}[{i}].arguments")
         if not isinstance(arguments, dict):
             raise ValueError(f"{where}[{i}].arguments must be a JSON object, not {type(arguments).__name__}")
         has_id = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
@@ -90,7 +90,7 @@ def calls_of(value: object, where: str) -> list[dict]:
     return calls
 
 
-def loaded(value: object, where: str) -> object:
+def parsed_json(value: object, where: str) -> object:
     """A value, or what its JSON says."""
     try:
         return json.loads(value) if isinstance(value, str) else value

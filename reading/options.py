@@ -40,7 +40,7 @@ class MediaOptions:
     max_frames: int | None = None
     video_max_pixels: int | None = None  # of a frame, the ratio of the sides kept
     allow_urls: bool = False
-    allowed_networks: tuple[str, ...] = ()  # that URLs may point to beside public addresses, as "10.1.0.0/16"
+    allowed_networks: tuple[str, ...] = ()  # that URLs may point to besides public addresses, as "10.1.0.0/16"
     cache_folder: str = CACHE_FOLDER  # fetched files are kept in its folder media
     image_pixel_limit: int = 179_000_000  # a larger image or frame is refused as a decompression bomb
     media_megabytes_limit: int = 2_000  # of a fetched file
@@ -60,7 +60,7 @@ class MediaOptions:
                 f"--image_resize_algorithm is {self.image_resize_algorithm!r}, expected {', '.join(FILTERS)}."
             )
         if self.image_size is not None and (self.min_pixels or self.max_pixels):
-            raise ValueError("--min_pixels and --max_pixels have no effect beside --image_size; give one or the other.")
+            raise ValueError("--min_pixels and --max_pixels have no effect with --image_size; give one or the other.")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(f"--min_pixels {self.min_pixels} is more than --max_pixels {self.max_pixels}.")
         if self.jpeg_draft and not (self.image_size or self.max_pixels):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from reading.references import kind_by_name
 
 
-def names_in(folder: str) -> list[str]:
+def paths_below(folder: str) -> list[str]:
     """The media files and texts of a folder and those in it, relative to it, sorted; without what is hidden."""
     found = []
     for parent, folders, files in os.walk(folder):
@@ -23,7 +23,7 @@ def names_in(folder: str) -> list[str]:
 
 def state_of_folder(folder: str) -> list[int]:
     """What changes when a file is added or removed, or a text is written again."""
-    names, found = names_in(folder), hashlib.sha256()
+    names, found = paths_below(folder), hashlib.sha256()
     for name in names:
         state = None if kind_by_name(name) else os.stat(os.path.join(folder, name))
         found.update(repr([name, state and (state.st_size, state.st_mtime_ns)]).encode())
@@ -32,7 +32,7 @@ def state_of_folder(folder: str) -> list[int]:
 
 def rows_in(folder: str, prompt: str | None) -> Iterator[dict[str, str]]:
     """A row of each medium; a ValueError names one that has neither class nor caption, and a caption without one."""
-    names = names_in(folder)
+    names = paths_below(folder)
     media = {name: os.path.splitext(name)[0] for name in names if kind_by_name(name)}  # -> stem
     texts = {os.path.splitext(name)[0]: name for name in names if not kind_by_name(name)}
     has_captions = bool({*map(os.path.dirname, media)} & {*map(os.path.dirname, texts)})

@@ -12,7 +12,7 @@ import numpy as np
 
 from reading.references import describe
 from reading.row_index import ChangedFile, media_state
-from reading.rows import media_of
+from reading.rows import media_in
 
 DRAWN = 1000  # rows
 
@@ -24,15 +24,15 @@ def drawn_rows(dataset) -> list[int]:
 
 def drawn_files(dataset) -> list[tuple[str, int, int]]:
     """(name, bytes, time of the last change) of the media files of the drawn rows, when they were indexed."""
-    return [(name, *state) for position in drawn_rows(dataset) for name, _, state in files_of(dataset, position)]
+    return [(name, *state) for position in drawn_rows(dataset) for name, _, state in media_files(dataset, position)]
 
 
-def files_of(dataset, position: int) -> Iterator[tuple[str, object, tuple[int, int]]]:
+def media_files(dataset, position: int) -> Iterator[tuple[str, object, tuple[int, int]]]:
     """The name, the reference and the state in the index of each local medium of a row."""
     index, place = dataset.locate(position)
     states = index.file_states(place)
     if any(time >= 0 for _, time in states):  # else its media are in the row itself, which is large
-        for (kind, reference, _), state in zip(media_of(index.row(place)["messages"]), states):
+        for (kind, reference, _), state in zip(media_in(index.row(place)["messages"]), states):
             if state[1] >= 0:
                 yield f"{index.source(place)}: {kind} {describe(reference)}", reference, state
 
@@ -57,7 +57,7 @@ def check_drawn(dataset) -> list[str]:
 def check_row(dataset, position: int) -> list[str]:
     """The names of a row's media that were written again with as many bytes since they were indexed; else as above."""
     rewritten = []
-    for name, reference, (size, time) in files_of(dataset, position):
+    for name, reference, (size, time) in media_files(dataset, position):
         try:
             size_now, time_now = media_state(reference)
         except ChangedFile as error:

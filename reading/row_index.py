@@ -1,4 +1,4 @@
-"""What is known of each row of a file without reading it: where it lies, its layout, the sizes of its media.
+"""What is known of each row of a file without reading it: where it is, its layout, the sizes of its media.
 
 A row that gives several samples (--train_replies each) is in the index once for each: a place there is a sample's.
 
@@ -34,7 +34,7 @@ from reading.mapping import field_of
 from reading.media import read_header
 from reading.options import MediaOptions
 from reading.references import is_url
-from reading.rows import WEIGHT, RowForm, is_empty, media_of, trained_replies
+from reading.rows import WEIGHT, RowForm, is_empty, media_in, trained_replies
 from reading.strict_json import strict_json
 
 VERSION = 10  # of the files below
@@ -97,7 +97,7 @@ class Layout(str):
     @cached_property
     def media(self) -> list[str]:
         """The kind of each medium, in order."""
-        return [kind for kind, *_ in media_of(self.messages)]
+        return [kind for kind, *_ in media_in(self.messages)]
 
     @property
     def shape(self) -> "Layout":
@@ -241,7 +241,7 @@ def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
     """The index of a file: from the cache folder, or made again where the file, its media or how they are read differ.
 
     Raises:
-        ValueError: the file is broken as a whole. What is wrong with single rows stands in `errors`.
+        ValueError: the file is broken as a whole. What is wrong with single rows is in `errors`.
     """
     state = state_of(path)
     # cache/rows/<path>/<state of the file>/<how it is read>
@@ -302,7 +302,7 @@ def media_state(reference: object) -> tuple[int, int]:
 
 
 def arrow_copy(folder: str, form: RowForm) -> str:
-    """The copy of a Parquet file or a table, beside the folder of its index."""
+    """The copy of a Parquet file or a table, next to the folder of its index."""
     return os.path.join(os.path.dirname(folder), f"{name_of(asdict(form.mapping))}.arrow")
 
 
@@ -325,7 +325,7 @@ def is_current(index: RowIndex, options: MediaOptions) -> bool:
     return True
 
 
-def hash_of(said: bytes, references: list[tuple]) -> int:
+def hash_of_row(said: bytes, references: list[tuple]) -> int:
     """8 bytes of what a row says, and of its media by their path, URL or bytes."""
     names = repr([name_or_hash(reference) for _, reference, _ in references]).encode()
     return int.from_bytes(hashlib.blake2b(said + names, digest_size=8).digest())
@@ -407,7 +407,7 @@ class IndexMaker:
                     raise raw
                 row = self.form.named(raw, self.mapped)
                 samples = self.form.samples(row, self.unread)
-                usable.append((raw, row, samples, media_of(samples[-1]), known))
+                usable.append((raw, row, samples, media_in(samples[-1]), known))
             except ValueError as error:
                 self.errors[number] = f"{self.name}, sample {number}: {error}"
         # Headers of files and URLs are read side by side, each once.
@@ -431,7 +431,7 @@ class IndexMaker:
             self.counts["several_answers"] += "references" in samples[-1][-1]
             self.counts["clips"] += any(clip for *_, clip in references)
             its_class = field_of(raw, self.form.balance)[0] if self.form.balance else None
-            drawn = row.get(WEIGHT, 1.0), hash_of(repr(its_class).encode(), [])
+            drawn = row.get(WEIGHT, 1.0), hash_of_row(repr(its_class).encode(), [])
             known.clear()
             for messages in samples:  # of which each begins the next
                 layout = Layout.of(messages)
@@ -442,10 +442,10 @@ class IndexMaker:
                 self.digest.update(said + repr([layout, others]).encode())
                 text_bytes = sum(len(text.encode()) for text in texts)
                 place = self.layouts.setdefault(layout, len(self.layouts)), text_bytes, len(self.arrays["file_sizes"])
-                hashed = hash_of(said, references[: len(layout.media)])
+                hashed = hash_of_row(said, references[: len(layout.media)])
                 known.append([offset, length, *place, hashed, *drawn, number])
             for reference, medium in zip(references, media):
-                self.arrays["media_hashes"].append(hash_of(b"", [reference]))
+                self.arrays["media_hashes"].append(hash_of_row(b"", [reference]))
                 self.arrays["media"].extend(medium.size)
                 self.arrays["file_sizes"].append(medium.file_size)
                 self.arrays["file_times"].append(medium.file_time)

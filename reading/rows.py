@@ -47,7 +47,7 @@ RESERVED_CHARACTER = "\ufdd0"
 # Lone surrogates (a cut "\ud83d" in JSON) are no characters, and no tokenizer takes them.
 UNUSABLE_CHARACTER = re.compile(f"[{RESERVED_CHARACTER}\ud800-\udfff]")
 DATA_URL = re.compile(r"data:(?P<type>[\w/.+-]*)(?:;[\w=.+-]+)*?(?P<base64>;base64)?,", re.IGNORECASE)
-# Of a part -> the keys that its reference may stand under, besides the name of its kind.
+# Of a part -> the keys that its reference may be under, besides the name of its kind.
 SOURCES = ("path", "url", "base64", "value")
 
 
@@ -177,11 +177,11 @@ class RowForm:
             )
         if not row.keys().isdisjoint(clips.NAMES) or any("clip" in part for part in media):
             _place_clips(unread, row, messages)
-        found = media_of(messages)
+        found = media_in(messages)
         if (objects := row.get("objects")) and boxes.placed(
             messages, _usable(objects, "objects"), [kind for kind, *_ in found].count("image")
         ):
-            unread.leave(named_fields.loaded(objects, "objects"), boxes.KEYS, "objects")
+            unread.leave(named_fields.parsed_json(objects, "objects"), boxes.KEYS, "objects")
         elif objects:  # of another form
             unread.leave({"objects": objects}, ())
         if unread.times or unread.media:
@@ -196,7 +196,7 @@ class RowForm:
         forms = [name for name in self.turn_fields if name in row]
         if not forms:
             forms = [name for name in PAIRS if name in row or name == "prompt" and "completion" in row]
-        elif "completion" in row:  # many data sets have a `prompt` beside messages
+        elif "completion" in row:  # many data sets have a `prompt` next to messages
             forms.append("prompt")
         if len(forms) > 1:
             raise ValueError(
@@ -339,7 +339,7 @@ class RowForm:
         if not path.strip():
             raise ValueError(f"{where} is empty; give a path, or leave it out")
         if "://" in path and SCHEME.match(path) or "\0" in path:
-            raise ValueError(f"{where} is {shown(path)}, which is no path; use a path, or an http(s) URL")
+            raise ValueError(f"{where} is {shown(path)}, which is not a path; use a path, or an http(s) URL")
         folder = self.folders[kind]
         resolved = os.path.normpath(os.path.join(folder, path))
         if self.roots and not stays_in(resolved, self.roots):
@@ -359,7 +359,7 @@ def content_parts(row: dict) -> list[dict]:
     return [part for message in row["messages"] for part in message["content"]]
 
 
-def media_of(messages: list[dict]) -> list[tuple[str, object, tuple]]:
+def media_in(messages: list[dict]) -> list[tuple[str, object, tuple]]:
     """(kind, reference, items of the `clip`) of each medium, in order."""
     parts = [part for message in messages for part in message["content"] if "text" not in part]
     return [(part["type"], part[part["type"]], tuple(part.get("clip", {}).items())) for part in parts]
@@ -468,7 +468,7 @@ def _decode(text: object, where: str) -> bytes:
 def _decode_url(kind: str, url: str, where: str) -> bytes:
     match = DATA_URL.match(url)
     if not match or not match["base64"]:
-        raise ValueError(f"{where} is no data URL of the form data:{kind}/...;base64,...")
+        raise ValueError(f"{where} is not a data URL of the form data:{kind}/...;base64,...")
     if match["type"] and match["type"].partition("/")[0].lower() not in (kind, "application"):
         raise ValueError(f"{where} is a data URL of type {shown(match['type'])}, but the part is a {kind}")
     return _decode(url[match.end() :], where)

@@ -120,10 +120,10 @@ def find_source(path: str) -> Source:
         if not os.path.isfile(file):
             raise ValueError(
                 f"{file} does not exist or is not a file. A path is a file ({', '.join(ENDINGS)}), a folder, a glob or "
-                "a data set id of the Hub, with [:SPLIT][SLICE][:WEIGHT] behind it (docs/dataset.md)."
+                "a data set id of the Hub, with [:SPLIT][SLICE][:WEIGHT] after it (docs/dataset.md)."
             )
         if re.search(r"\.(tgz|tar\.\w+)\Z", file, re.IGNORECASE):
-            raise ValueError(f"{file} is compressed, so any row needs all before it: unpack it to .tar.")
+            raise ValueError(f"{file} is compressed, so a row is read by unpacking all before it: unpack it to .tar.")
         if not has_ending(file, *ENDINGS):
             raise ValueError(
                 f"{file} has none of the endings {', '.join(ENDINGS)}, by which its form is known. Save a spreadsheet "
@@ -180,7 +180,7 @@ def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
     found = [shard for file in found if os.path.basename(file) == "state.json" for shard in shards_of(file)] or found
     for ending in COLLECTIONS if everywhere else ():
         found = [file for file in found if has_ending(file, ending)] or found
-    found = [file for file in found if not has_ending(file, *TABLES)] or found  # beside others, a table describes them
+    found = [file for file in found if not has_ending(file, *TABLES)] or found  # with others, a table describes them
     return [file for file in found if not split or in_split(os.path.relpath(file, place), split)]
 
 
@@ -198,7 +198,7 @@ def shards_of(state: str) -> list[str]:
 
 
 def in_split(file: str, split: str) -> bool:
-    """Whether a file belongs to a split (or to "configuration/split"), by its name or a folder that it lies in."""
+    """Whether a file belongs to a split (or to "configuration/split"), by its name or a folder that it is in."""
     *folders, name = file.split(os.sep)
     of_name = r"(?<![^\W\d_])%s(?![^\W\d_])"  # between others than letters, as the Hub has it: a_train2017.json
     return all(part in folders or re.search(of_name % re.escape(part), name) for part in split.split("/"))
@@ -312,7 +312,7 @@ class JsonWindow:
         return self.line + self.text.count("\n", self.at, position)
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end of the file."""
+        """The next character that is not white space; empty at the end of the file."""
         while True:
             self.advance(WHITE_SPACE.match(self.text, self.at).end())
             if self.at < len(self.text) or self.is_last:
@@ -325,7 +325,7 @@ class JsonWindow:
         self.advance(self.at + 1)
 
     def parse(self) -> object:
-        """The value at the place, which moves behind it."""
+        """The value at the place, which moves after it."""
         while True:
             try:
                 self.peek()
@@ -334,18 +334,18 @@ class JsonWindow:
                     self.advance(end)
                     return value
             except json.JSONDecodeError as error:
-                # One that the window cuts off is read on; any other fault lies before the end of the window.
+                # One that the window cuts off is read on; any other fault is before the end of the window.
                 if self.is_last or not (error.msg.startswith("Unterminated") or error.pos > len(self.text) - 16):
                     raise
             self.read_on()
 
 
 def unique(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object, of which no key is lost because it stands twice."""
+    """A JSON object, of which no key is lost because it appears twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
     return found
 
 
@@ -357,7 +357,7 @@ def fault_of(error: Exception) -> str:
         return "not valid JSON: it is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 text: {error}"
-    # A key that stands twice and a number of thousands of digits are errors without `msg`.
+    # A key that appears twice and a number of thousands of digits are errors without `msg`.
     return f"not valid JSON: {getattr(error, 'msg', None) or error}"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from reading.dataset import MultimodalDataset, make_dataset
 from reading.references import digest
-from reading.rows import media_of
+from reading.rows import media_in
 
 
 def make_datasets(data, seed: int, evaluation=True, **checked) -> tuple[MultimodalDataset, MultimodalDataset | None]:
@@ -70,7 +70,7 @@ def linked(dataset: MultimodalDataset) -> np.ndarray:
     _, first, names = np.unique(hashes, return_index=True, return_inverse=True)
     _, size, count = np.unique(sizes[first], axis=0, return_inverse=True, return_counts=True)
     contents = [
-        digest(media_of(dataset.rows[rows[medium]]["messages"])[numbers[medium]][1]) if count[of_size] > 1 else medium
+        digest(media_in(dataset.rows[rows[medium]]["messages"])[numbers[medium]][1]) if count[of_size] > 1 else medium
         for medium, of_size in zip(first.tolist(), size.ravel().tolist())
     ]
     known = {}

@@ -37,7 +37,7 @@ def scan(path: str) -> Iterator[tuple[int, int, object]]:
 
 
 def members_of(tar: tarfile.TarFile) -> Iterator[tuple[str, int, int, str, bytes | None]]:
-    """Stem, begin, end, field and data of each that is no folder and not hidden, as what a Mac adds is."""
+    """Stem, begin, end, field and data of each that is neither a folder nor hidden, as what a Mac adds."""
     while member := tar.next():
         tar.members.clear()  # where it would keep all of them
         folder, _, name = member.name.rpartition("/")
@@ -51,7 +51,7 @@ def row_of(members: list[tuple]) -> dict | ValueError:
     row = {}
     for stem, _, _, field, data in members:
         try:
-            found = fields_of(field, data)
+            found = parse_member(field, data)
             if twice := [name for name in found if name in row]:
                 raise ValueError(f"gives the field `{twice[0]}`, as another of its name does")
             row |= found
@@ -61,10 +61,10 @@ def row_of(members: list[tuple]) -> dict | ValueError:
     return row
 
 
-def fields_of(field: str, data: bytes | None) -> dict:
+def parse_member(field: str, data: bytes | None) -> dict:
     kind = field.rpartition(".")[2]
     if data is None:
-        raise ValueError("is a link or no plain file: pack the file itself")
+        raise ValueError("is a link or not a regular file: pack the file itself")
     if not kind:
         raise ValueError("has no ending, which would be the name of its field: leave it out of the shard")
     text = data.decode() if kind in ("json", *TEXTS) else ""

@@ -3,7 +3,7 @@
 A field is judged by what it holds. A medium under a name that is not read (`photo: "a.jpg"`, bytes of a JPEG) would be
 trained as though it were not there; so would a mask, tools or the times of a clip. These are refused. `id: 17`,
 `tools: []` and `history: null` are harmless: each such name is listed once, with the number of its rows. So is a text
-that only names the file of a medium which the row reads: `file_name: "1.jpg"` beside `image: "train2017/1.jpg"`.
+that only names the file of a medium which the row reads: `file_name: "1.jpg"` next to `image: "train2017/1.jpg"`.
 """
 
 import base64
@@ -31,7 +31,7 @@ LONGEST_PATH = 2048
 
 MASK, TIME = "a mask of the loss", "a time or rate of a video"
 CUT = "name it `start`, `end`, `fps`, `num_frames` or `times` of the row or its video (docs/moments.md)"
-# What a name means; words of which it must hold one; words that may stand beside these, of which others speak of
+# What a name means; words of which it must hold one; words that may be next to these, of which others speak of
 # something else (`weight_kg`, `operating_system`), or None for any; what to do.
 MEANINGS = [
     (
@@ -75,7 +75,7 @@ MEANINGS = [
         "a size of media",
         "pixels resized",
         "max min total height width image video",
-        "give it for all media, by --max_pixels, --image_size or --video_max_pixels (of a video, by its `max_pixels`)",
+        "give it for all media: --max_pixels, --image_size or --video_max_pixels (of a video, by its `max_pixels`)",
     ),
     (
         TIME,
@@ -147,7 +147,7 @@ class Unread:
                 self.media.append((name, as_letters(name)))
 
     def check(self, references: list, has_video: bool) -> None:
-        """Refuse times beside a video, and media other than those that the row reads.
+        """Refuse times next to a video, and media other than those that the row reads.
 
         Args:
             references: of the media that the row reads, and their names.
@@ -222,7 +222,7 @@ def is_medium(value: object, folders: Collection[str], must_exist: bool = False)
     if len(value) > LONGEST_PATH or not value.isprintable():
         return False
     names_medium = bool(ENDING.search(path_of(value)))
-    if found := files_of(value, folders):
+    if found := existing_files(value, folders):
         return names_medium or any(map(has_header, found))
     return names_medium and not must_exist
 
@@ -232,7 +232,7 @@ def is_base64(value: str) -> bool:
     return bool(BASE64.match(value)) and bool(HEADER.match(base64.b64decode(value[:24])))
 
 
-def files_of(value: str, folders: Collection[str]) -> list[str]:
+def existing_files(value: str, folders: Collection[str]) -> list[str]:
     """The files that a value names, if it is a path."""
     paths = [os.path.join(folder, value) for folder in folders]
     return [os.path.normpath(path) for path in paths if os.access(path, os.F_OK) and os.path.isfile(path)]
@@ -254,7 +254,7 @@ def names_one_of(value: object, read: Collection[str], folders: Collection[str])
     """Whether a medium's path is or ends one of these, or its URL ends with the name of one of these."""
     if not isinstance(value, str) or len(value) > LONGEST_PATH:
         return False
-    if found := files_of(value, folders):
+    if found := existing_files(value, folders):
         return not read.isdisjoint(found)
     tail = [part for part in path_of(value).split("/") if part not in ("", ".")][-1 if is_url(value) else 0 :]
     return any(path_of(medium).split("/")[-len(tail) :] == tail for medium in read)

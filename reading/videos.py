@@ -75,7 +75,7 @@ def _taken(source, options: MediaOptions, clip: Mapping, scan_of: Callable) -> t
     shown = [scan.shown(i) for i in indices]
     frames = _decode(source, sorted(set(shown)), scan, options)
     if len({frame.shape for frame in frames.values()}) > 1:
-        raise ValueError("the size of its frames changes on the way")
+        raise ValueError("its frame size changes midway")
     first, end = _range(scan.total, scan.fps, clip)
     return (np.stack([frames[i] for i in shown]), _metadata(end - first, scan.fps, indices)) if frames else None
 
@@ -437,7 +437,7 @@ def _decode_by_time(source, wanted: list[int], scan: _Scan, options: MediaOption
 
 
 def _decode_from_keyframe(container, stream, known: set[int]):
-    """Frames from where a jump ended, or none if that is no known keyframe."""
+    """Frames from where a jump ended, or none if that is not a known keyframe."""
     for number, packet in enumerate(container.demux(stream)):
         if number == 0 and packet.pts not in known:
             return

@@ -34,7 +34,7 @@ class WeightedRows(Dataset):
         return np.searchsorted(self.numbers, self.path_starts).tolist()
 
     def row_weights(self) -> np.ndarray:
-        """How often each row is seen in an epoch, in the mean (rows,)."""
+        """How often each row is seen in an epoch, on average (rows,)."""
         shares, counts = self._shares(), np.diff(self._ends())
         weights = np.repeat(np.divide(shares, np.maximum(counts, 1)), counts)
         if not self.is_drawn:

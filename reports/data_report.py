@@ -95,7 +95,7 @@ def run(arguments, own) -> int:
         results = Results(splits)
         check_rows(splits, collator, results, number_of_workers(arguments))
         num_processes = own.num_processes or arguments.training.world_size
-        report = summarize(arguments, collator.budget, splits, results, notes, num_processes)
+        report = results_of(arguments, collator.budget, splits, results, notes, num_processes)
     if own.html:
         with open(own.html, "w", encoding="utf-8") as file:
             file.write(data_report_views.page(report))
@@ -188,7 +188,7 @@ class CheckedRows(Dataset):
 
 
 def locate(splits: dict, position: int) -> tuple:
-    """The data set and the place in it of a row of all splits behind one another."""
+    """The data set and the place in it of a row of all splits, one after another."""
     for dataset in splits.values():
         if position < len(dataset):
             return dataset, position
@@ -201,7 +201,7 @@ def medium_fault(message: str) -> dict:
 
 
 def fingerprints(row: dict) -> dict:
-    """Hashes of all that a row says, and of what its user asks; a medium counts by its bytes, wherever it lies."""
+    """Hashes of all that a row says, and of what its user asks; a medium counts by its bytes, wherever it is."""
     content, question = [], []
     for message in row["messages"]:
         parts = [(p["type"], p["text"] if p["type"] == "text" else digest(p[p["type"]])) for p in message["content"]]
@@ -269,7 +269,7 @@ def workers(rows: CheckedRows, number: int) -> DataLoader:
 # ---- what was found ----
 
 
-def summarize(arguments, budget, splits: dict, results: Results, notes: dict, num_processes: int) -> dict:
+def results_of(arguments, budget, splits: dict, results: Results, notes: dict, num_processes: int) -> dict:
     """All that the tables and the page show, in plain numbers."""
     report = {"model_id": arguments.model.model_id, "model_max_length": arguments.data.model_max_length, "data": {}}
     for i, (split, dataset) in enumerate(splits.items()):
@@ -281,7 +281,7 @@ def summarize(arguments, budget, splits: dict, results: Results, notes: dict, nu
         price = price_of_replies(dataset, sum(rows[kind] for kind in ("text", "image", "video")))
         report["data"][split]["notes"] = notes[split] + [price] * bool(price)
     if "eval" in splits:
-        report["overlap"] = overlap(results)
+        report["overlap"] = shared_with_training(results)
     report["failures"], report["notes"] = reasons(report, arguments)
     report["state"] = of_check(report["failures"], report["notes"]).state
     report["notes"] += [
@@ -361,8 +361,8 @@ def duplicates(results: Results, start: int, rows: np.ndarray) -> dict:
     return {"rows": len(repeated), "examples": [[results.name(start + i) for i in pair] for pair in pairs]}
 
 
-def overlap(results: Results) -> dict:
-    """Evaluation rows that stand in the training data: as a whole; or with the media and all questions of a row."""
+def shared_with_training(results: Results) -> dict:
+    """Evaluation rows that are in the training data: as a whole; or with the media and all questions of a row."""
     train, held_out = np.split(results.rows, results.starts[1:2])
     found, exact = {}, np.zeros(len(held_out), bool)
     for name in ("content", "question"):

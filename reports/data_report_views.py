@@ -47,7 +47,7 @@ def tables(report: dict, num_costly: int) -> list[Table]:
             first = same["examples"][0] if same["examples"] else None
             rows.append([meanings[name], f"{same['rows']:,}", f"{first['eval']} = {first['train']}" if first else ""])
         columns = {"the same": False, "rows": True, "first: evaluation = training": False}
-        found.append(Table("Evaluation rows that stand in the training data", columns, rows))
+        found.append(Table("Evaluation rows that are in the training data", columns, rows))
     return found
 
 
@@ -90,7 +90,17 @@ def percent(part: float, whole: float) -> str:
 
 def show(report: dict, console: Console) -> None:
     """Print the report, what matters most at the end."""
-    for title, columns, rows in tables(report, num_costly=3):
+    print_tables(tables(report, num_costly=3), console)
+    for name, value in facts(report).items():
+        console.print(Text(f"{name:17} {value}"), soft_wrap=True)
+    reasons, verdict = report["failures"] + report["notes"], Verdict(report["state"])
+    console.print(Text(f"\n{verdict}{':' if reasons else ''}", style=f"bold {STYLES[verdict.tone]}"))
+    for reason in reasons:
+        console.print(Text(f"- {reason}"))
+
+
+def print_tables(tables: list[Table], console: Console) -> None:
+    for title, columns, rows in tables:
         console.print(title, style="bold")
         table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for column, is_number in columns.items():
@@ -98,12 +108,6 @@ def show(report: dict, console: Console) -> None:
         for row in rows:
             table.add_row(*map(Text, row))
         console.print(table, "")
-    for name, value in facts(report).items():
-        console.print(Text(f"{name:17} {value}"), soft_wrap=True)
-    reasons, verdict = report["failures"] + report["notes"], Verdict(report["state"])
-    console.print(Text(f"\n{verdict}{':' if reasons else ''}", style=f"bold {STYLES[verdict.tone]}"))
-    for reason in reasons:
-        console.print(Text(f"- {reason}"))
 
 
 # ---- page ----

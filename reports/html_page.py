@@ -33,7 +33,7 @@ def html_page(title: str, body: str) -> str:
 
 
 def render(template: str, **values) -> Markup:
-    """A template of `templates/` with these variables; every value that is no Markup is escaped."""
+    """A template of `templates/` with these variables; every value that is not Markup is escaped."""
     return Markup(environment().get_template(template).render(**values))
 
 

@@ -1,4 +1,4 @@
-"""The model card beside weights: what a run and a merge share, and the card of a merge."""
+"""The model card next to weights: what a run and a merge share, and the card of a merge."""
 
 import os
 from contextlib import contextmanager

@@ -118,8 +118,8 @@ def decode(collator: ChatCollator, ids: list[int]) -> str:
 
 
 def pieces(collator: ChatCollator, ids: list[int], before: list[int]) -> list[Piece]:
-    """Token ids -> their texts, with the white space that they have behind the tokens `before` them."""
-    known = before[-1:]  # what a text is decoded behind: some tokenizers drop the first token's space
+    """Token ids -> their texts, with the white space that they have after the tokens `before` them."""
+    known = before[-1:]  # what a text is decoded after: some tokenizers drop the first token's space
     anchor, read, ids, found = 0, len(known), [*known, *ids], []
     for end in range(read + 1, len(ids) + 1):
         text = decode(collator, ids[anchor:end])

@@ -1,4 +1,4 @@
-"""What a run leaves for people: `report.html`, `loss.png`, and a model card beside the weights."""
+"""What a run leaves for people: `report.html`, `loss.png`, and a model card next to the weights."""
 
 import datetime
 import os
@@ -37,7 +37,7 @@ from training.trainable import ComponentSummary, format_summary
 
 SHOWN_ANSWERS = 12
 BOXES = {RIGHT: "reference_boxes", ANSWERED: "boxes"}
-PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # behind the loss and other metrics
+PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # after the loss and other metrics
 # Flags that name places on the machine, which are nobody's business who gets the weights.
 PLACES = {
     *("output_dir", "data_path", "eval_data_path", "model_local_path", "image_folder", "video_folder", "data_cache"),
@@ -116,7 +116,7 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
     if losses := curves.get("loss"):
         write_loss(os.path.join(output_dir, "loss.png"), losses, facts.arguments.model.model_id)
     arguments, training = facts.arguments, facts.arguments.training
-    answered = sorted(logs["step"] for logs in state.log_history if "eval_exact_match" in logs)
+    answered = answered_steps(state.log_history)
     body = render(
         "report.html",
         model=arguments.model,
@@ -124,7 +124,7 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
         steps=steps_of(state),
         when=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
         figures=figures_of(state),
-        plots=[(name.replace("_", " "), draw_curves(lines)) for name, lines in curves.items()],
+        plots=plots_of(curves),
         trained=facts.trained,
         table=format_summary(facts.trained),
         data=data_of(facts),
@@ -138,6 +138,11 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
     )
     with open(os.path.join(output_dir, "report.html"), "w", encoding="utf-8") as file:
         file.write(html_page(f"Run of {arguments.model.model_id}", body))
+
+
+def answered_steps(log_history: list[dict]) -> list[int]:
+    """The steps of the evaluations that asked for answers."""
+    return sorted(logs["step"] for logs in log_history if "eval_exact_match" in logs)
 
 
 def curves_of(log_history: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -211,24 +216,29 @@ def data_of(facts: RunFacts) -> list[dict]:
     return found
 
 
+def shown_answers(
+    output_dir: str, dataset: MultimodalDataset, step: int, most: int
+) -> Iterator[tuple[dict, Iterator[tuple]]]:
+    """Answers of an evaluation, the wrong ones first, each with the `pictures` of its row and the boxes of both."""
+    answers = sorted(read_answers(output_dir, step), key=lambda answer: answer["exact_match"])
+    for answer in answers[:most]:
+        told = {colour: answer.get(name, []) for colour, name in BOXES.items()}
+        boxes = {colour: dataset.in_pixels(answer["index"], found, back=True) for colour, found in told.items()}
+        yield answer, pictures(dataset[answer["index"]], boxes)
+
+
 def answers_of(output_dir: str, dataset: MultimodalDataset, steps: list[int], most=SHOWN_ANSWERS) -> Iterator[dict]:
-    """Answers of the last of these evaluations, the wrong ones first, each with that of the first of them, and with
-    pictures once a row."""
+    """Answers of the last of these evaluations, each with that of the first of them, and with pictures once a row."""
     if not steps:
         return
-    before, after = (
-        {(answer["index"], answer["turn"]): answer for answer in read_answers(output_dir, step)}
-        for step in (steps[0], steps[-1])
-    )
+    before = {(answer["index"], answer["turn"]): answer for answer in read_answers(output_dir, steps[0])}
     last_row = None
-    for key, answer in sorted(after.items(), key=lambda found: found[1]["exact_match"])[:most]:
-        is_first, last_row = answer["index"] != last_row, answer["index"]
-        told = {colour: answer.get(name, []) for colour, name in BOXES.items()}
-        boxes = {colour: dataset.in_pixels(last_row, found, back=True) for colour, found in told.items()}
-        shown = pictures(dataset[last_row], boxes) if is_first or any(told.values()) else ()
+    for answer, shown in shown_answers(output_dir, dataset, steps[-1], most):
+        is_new = answer["index"] != last_row or any(answer.get(name) for name in BOXES.values())
+        last_row = answer["index"]
         yield answer | {
-            "pictures": [embedded(picture, caption) for _, picture, caption in shown],
-            "before": before.get(key, {}).get("prediction"),
+            "pictures": [embedded(picture, caption) for _, picture, caption in shown] if is_new else [],
+            "before": before.get((last_row, answer["turn"]), {}).get("prediction"),
         }
 
 
@@ -275,6 +285,16 @@ def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str
         axes.legend(frameon=False, labelcolor="linecolor")
 
 
+def plots_of(curves: dict[str, dict]) -> list[tuple[str, Markup]]:
+    """(title, SVG) of each; a loss that falls to a tenth or further has a log scale."""
+    found = []
+    for name, lines in curves.items():
+        values = [value for points in lines.values() for _, value in points]
+        is_steep = name.endswith("loss") and 0 < 10 * min(values) < max(values)
+        found.append((f"{name.replace('_', ' ')}{', log scale' * is_steep}", draw_curves(lines, is_steep)))
+    return found
+
+
 def draw_curves(lines: dict, log_scale: bool = False) -> Markup:
     """Training and evaluation of a run always have the same colours; the lines of other runs have one for each run."""
     colours, others = {"training": COLOUR["image"], "evaluation": COLOUR["cut"]}, {}
@@ -284,8 +304,11 @@ def draw_curves(lines: dict, log_scale: bool = False) -> Markup:
         colours |= dict.fromkeys(others[run], COLOUR[colour])
 
     def fill(axes) -> None:
-        axes.set_yscale("log" if log_scale else "linear")
         fill_axes(axes, lines, colours)
+        if log_scale:
+            axes.set_yscale("log")
+            for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                each("{x:g}")
 
     return draw(fill)
 

@@ -174,7 +174,7 @@ REFUSED = [
     ("--eval_on_start True", "--eval_on_start has no effect without --eval_data_path"),
     ("--dataloader_multiprocessing_context spawn", "--dataloader_multiprocessing_context .* --dataloader_num"),
     ("--average_tokens_across_devices False", "--average_tokens_across_devices False .* mean of the processes' means"),
-    ("--auto_find_batch_size True", "--auto_find_batch_size True would begin again"),
+    ("--auto_find_batch_size True", "--auto_find_batch_size True would start again"),
     ("--dataloader_in_order False", "--dataloader_in_order False .* order"),
     ("--bf16_full_eval True --use_cpu True", "--bf16_full_eval True would round"),
     ("--fp16_full_eval True --use_cpu True", "--fp16_full_eval True would round"),
@@ -450,7 +450,7 @@ def test_a_folder_is_no_model_id_and_an_adapter_no_model(tmp_path):
     with pytest.raises(ValueError, match=f"write --model_id qwen2.5-vl-7b-instruct --model_local_path {model}"):
         parse_arguments([*words, str(model)])
     for given in ([str(adapter)], ["qwen2-vl-2b-instruct", "--model_local_path", str(adapter)]):
-        with pytest.raises(ValueError, match=f"--lora_weight_path {adapter}, and name its base .its/base. by"):
+        with pytest.raises(ValueError, match=f"--lora_weight_path {adapter}, and name its base .its.base. with"):
             parse_arguments([*words, *given])
 
 

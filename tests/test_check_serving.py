@@ -22,7 +22,7 @@ from supported_models import families
 
 
 def outcomes(path) -> dict[str, tuple[str, str]]:
-    return {name: (is_whole, text) for is_whole, name, text in serving.check(str(path))}
+    return {name: (is_whole, text) for is_whole, name, text in serving.check_folder(str(path))}
 
 
 @pytest.mark.few
@@ -169,7 +169,7 @@ def test_an_adapter_and_its_merge(tiny, adapter, tmp_path, capsys):
     capsys.readouterr()
     merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(tmp_path / "merged")])
     said = capsys.readouterr().out
-    assert "not whole" not in said and f"check_serving.py --model_path {tmp_path / 'merged'}" in said
+    assert "incomplete" not in said and f"check_serving.py --model_path {tmp_path / 'merged'}" in said
     assert outcomes(tmp_path / "merged") == outcomes(tiny("qwen2-vl"))
     (tmp_path / "merged" / "chat_template.jinja").touch()
     modes = {path.stat().st_mode for folder in (adapter, tmp_path / "merged") for path in folder.glob("*.*")}

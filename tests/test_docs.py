@@ -34,7 +34,7 @@ PAGES = [REPO / "README.md", *sorted({*(REPO / "docs").glob("*.md")} - {*CHINESE
 SCRIPTS = sorted(set((REPO / "example_scripts").glob("*.sh")) - {REPO / "example_scripts/multi_node.sh"})
 # Flags of the commands that are not ours, and of docs/generate.py.
 FOREIGN_FLAGS = {"nproc_per_node", "no-build-isolation", "matrix"}
-FOREIGN_FLAGS |= {"json", "pythons", "fault", "engines", "boxes"}  # of benchmarks/ and example_data/draw.py
+FOREIGN_FLAGS |= {"json", "pythons", "fault", "engines", "boxes", "logdir"}  # of benchmarks, draw.py, tensorboard
 FOREIGN_FLAGS |= {"served-model-name", "enable-lora", "lora-modules", "max-lora-rank"}
 FOREIGN_FLAGS |= {"enable-tower-connector-lora", "chat-template-content-format"}
 FOREIGN_FLAGS |= {"override-generation-config", "mm-processor-kwargs"}  # of vLLM
@@ -96,7 +96,14 @@ def parse(script: str, words: list[str], monkeypatch) -> None:
             words = words[:at] + words[at + 2 :]
         words = words + ["--use_cpu", "True"]
         parse_arguments(words, extend=preview.add_flags if script == "preview.py" else None)
-    elif script in ("webui.py", "predict.py", "merge_lora_weights.py", "estimate.py", "check_serving.py"):
+    elif script in (
+        "webui.py",
+        "predict.py",
+        "merge_lora_weights.py",
+        "estimate.py",
+        "check_serving.py",
+        "compare_runs.py",
+    ):
         importlib.import_module(script.removesuffix(".py")).parse(words)
     elif script == "tiny_models.py":
         made = []
@@ -233,6 +240,7 @@ def test_every_flag_of_the_pages_exists(monkeypatch):
     known |= flags_of(importlib.import_module("merge_lora_weights").parse, ["--help"])
     known |= flags_of(importlib.import_module("webui").parse, ["--help"])
     known |= flags_of(importlib.import_module("check_serving").parse, ["--help"])
+    known |= flags_of(importlib.import_module("compare_runs").parse, ["--help"])
     monkeypatch.setattr(sys, "argv", ["tiny_models.py", "--help"])
     known |= flags_of(tiny_models.main)
     for page in PAGES:

@@ -216,5 +216,5 @@ def test_an_adapter_whose_keys_do_not_fit_is_refused(tiny, write_rows, tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file({name.replace("language_model", "text_model"): tensor for name, tensor in tensors.items()}, file)
-    with pytest.raises(ValueError, match="is no adapter of .*qwen2-vl: it lacks .*language_model"):
+    with pytest.raises(ValueError, match="is not an adapter of .*qwen2-vl: it lacks .*language_model"):
         predict.load(str(tmp_path))

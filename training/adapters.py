@@ -8,7 +8,7 @@ from itertools import accumulate, chain
 from torch import nn
 
 from loaders.base import COMPONENTS, BaseLoader
-from loaders.new_tokens import rows_of
+from loaders.new_tokens import trained_rows
 from loaders.output_folder import public_name
 from supported_models import nearest
 from training.engines import say
@@ -31,14 +31,14 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head.weight is table.weight
     if tied and any(mode == "full" and model.get_parameter(name) is head.weight for name, mode in modes.items()):
-        flag = "--train beside adapters" if lora.use_lora else "--use_vision_lora True without --use_lora True"
+        flag = "--train next to adapters" if lora.use_lora else "--use_vision_lora True without --use_lora True"
         raise ValueError(f"{flag} cannot save embeddings that train in full, since the head is tied to them.")
     if lora.lora_weight_path:
         config = LoraConfig.from_pretrained(lora.lora_weight_path)
         config.inference_mode = False
-        if {*rows_of(vars(config))} != {*loader.pieces}:
+        if {*trained_rows(vars(config))} != {*loader.pieces}:
             raise ValueError(
-                f"--lora_weight_path {lora.lora_weight_path} has {len(rows_of(vars(config)))} added tokens, and "
+                f"--lora_weight_path {lora.lora_weight_path} has {len(trained_rows(vars(config)))} added tokens, and "
                 f"{len(loader.pieces)} are named here: give it the --add_tokens file that it was trained with."
             )
         try:
@@ -50,7 +50,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
         if getattr(lora, flag):
             found = [name for name in modes if name.endswith(tuple(f".{end}" for end in ends))]
             if not found:
-                raise ValueError(f"--{flag} True has no effect: the model is no mixture of experts. Leave it out.")
+                raise ValueError(f"--{flag} True has no effect: the model is not a mixture of experts. Leave it out.")
             parameters += [name for name in found if modes[name] == "lora"]
     full = [name for component in COMPONENTS for name in units(model, loader, component, modes)]
     targets = target_modules(model, loader, modes, lora.lora_target_modules)
@@ -58,7 +58,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
         raise ValueError("--use_lora, --use_vision_lora: no layer is left that can have an adapter. Leave them out.")
     tables = [name for name, module in model.named_modules() if module is table or module is head and not tied]
     if loader.pieces and {*tables}.intersection(targets):
-        raise ValueError("--lora_target_modules: the head has rows of --add_tokens, and no adapter beside them.")
+        raise ValueError("--lora_target_modules: the head has rows of --add_tokens, and no adapter next to them.")
     config = LoraConfig(
         r=lora.lora_r,
         lora_alpha=lora.lora_alpha,
@@ -253,7 +253,7 @@ def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -
 
 
 def units(model: nn.Module, loader: BaseLoader, component: str, modes: dict[str, str]) -> list[str]:
-    """The largest modules of a component of which all trains in full: what peft can copy and save beside an adapter."""
+    """The largest modules of a component of which all trains in full: what peft can save next to an adapter."""
     modules = dict(model.named_modules())
     own = [name for name, mode in modes.items() if mode == "full" and loader.component_of(name) == component]
     own = [name for name in own if not loader.is_unused(name)]

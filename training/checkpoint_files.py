@@ -17,7 +17,7 @@ PICKLED = (".pt", ".pth", ".bin")
 # Kept by the Trainer, read by nobody.
 UNREAD = "training_args.bin"
 METADATA = "torch.distributed.checkpoint.metadata"
-# What checkpoints of torch 2.14 (FSDP2's shards), numpy (random states) and deepspeed 0.19 (ZeRO) name, beside what
+# What checkpoints of torch 2.14 (FSDP2's shards), numpy (random states) and deepspeed 0.19 (ZeRO) name, besides what
 # torch itself holds safe.
 KNOWN_GLOBALS = {
     *("numpy._core.multiarray._reconstruct", "numpy.dtype", "numpy.ndarray"),
@@ -63,7 +63,7 @@ def check_file(path: str, saved: list[int] | None, is_trusted: bool) -> None:
 
 def check_bytes(path: str, saved: list[int]) -> None:
     if checksum(path) != saved:
-        raise ValueError("it holds other bytes than were saved")
+        raise ValueError("its bytes are not those that were saved")
     if path.endswith(".safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
@@ -76,7 +76,7 @@ def check_bytes(path: str, saved: list[int]) -> None:
 
 
 def globals_of(path: str) -> set[str]:
-    """The functions and classes that a file names, beside those that torch holds safe; none is called."""
+    """The functions and classes that a file names, besides those that torch holds safe; none is called."""
     name = os.path.basename(path)
     if name.endswith(PICKLED) and name != UNREAD:
         return set(get_unsafe_globals_in_checkpoint(path))

@@ -48,7 +48,7 @@ KEPT_FLAGS = {
     "ignore_data_skip": "would train again on the samples of the epoch that a run is resumed in",
     "restore_callback_states_from_checkpoint": "would put others in the place of what writes the log",
     "average_tokens_across_devices": "would make the loss a mean of the processes' means",
-    "auto_find_batch_size": "would begin again, with another batch size, on weights that are already trained",
+    "auto_find_batch_size": "would start again, with another batch size, on weights that are already trained",
     "liger_kernel_config": "is set by --use_liger_kernel True",
     "dataloader_in_order": "would give another order of samples in every run",
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "would round the trained weights before they are saved"),
@@ -186,7 +186,7 @@ def check_flags(*parts, given: Collection[str] = ()) -> None:
 
     Args:
         given: the flags that were written: `--lora_r 8`, though the default, asks for LoRA, unless `--use_lora False`
-            stands beside it.
+            is next to it.
     """
     known = [(field, getattr(part, field.name)) for part in parts for field in fields(part)]
     values = {field.name: value for field, value in known}
@@ -219,7 +219,7 @@ def check_model_paths(model) -> None:
         if adapter_config(path) is not None and not os.path.isfile(os.path.join(path, "config.json")):
             raise ValueError(
                 f"--{option} {path} is an adapter, not a model. To go on training it, write --lora_weight_path {path}, "
-                f"and name its base ({adapter_config(path).get('base_model_name_or_path')}) by --model_id and "
+                f"and name its base ({adapter_config(path).get('base_model_name_or_path')}) with --model_id and "
                 "--model_local_path."
             )
     if os.path.isdir(model.model_id):
@@ -304,7 +304,7 @@ def check_patterns(part, *flags: str) -> None:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"--{flag} {pattern!r} is no regular expression: {error}.") from error
+                raise ValueError(f"--{flag} {pattern!r} is not a regular expression: {error}.") from error
 
 
 def check_training(training) -> None:
@@ -315,12 +315,12 @@ def check_training(training) -> None:
         if (value := getattr(training, name)) != ([] if default is MISSING else default):
             raise ValueError(f"--{name} {value} {reason}: leave it out.")
     if training.bf16 and not training.use_cpu and not is_torch_bf16_gpu_available():
-        raise ValueError("--bf16 True needs a GPU with bfloat16: leave it out, or run on the CPU by --use_cpu True.")
+        raise ValueError("--bf16 True needs a GPU with bfloat16: leave it out, or run on the CPU with --use_cpu True.")
     folder = training.resume_from_checkpoint
     if folder and folder is not True and not os.path.isdir(folder):
         raise ValueError(f"--resume_from_checkpoint {folder} is not a folder; True: the last one in --output_dir.")
     if training.overwrite_output_dir and folder:
-        raise ValueError("--overwrite_output_dir True begins again, --resume_from_checkpoint does not: leave one out.")
+        raise ValueError("--overwrite_output_dir True starts again, --resume_from_checkpoint does not: leave one out.")
     for kind, steps in (("save", training.save_steps), ("eval", training.eval_steps)):
         if getattr(training, f"{kind}_strategy") == "steps" and steps is not None and steps <= 0:
             raise ValueError(f"--{kind}_steps is {steps}; raise it, or add --{kind}_strategy no.")
@@ -359,8 +359,8 @@ def check_machine(training) -> None:
     kwargs = training.activation_checkpointing_kwargs or {}
     if kwargs.keys() - CHECKPOINTING_KEYS or kwargs.get("use_reentrant"):
         raise ValueError(
-            f"--activation_checkpointing_kwargs takes {', '.join(sorted(CHECKPOINTING_KEYS))}, the last as false "
-            "only: others can lose gradients."
+            f"--activation_checkpointing_kwargs takes {', '.join(sorted(CHECKPOINTING_KEYS))}; the last must be "
+            "false, since true can lose gradients."
         )
     if training.use_liger_kernel and not (training.device.type in LIGER_DEVICES and is_liger_kernel_available()):
         raise ValueError("--use_liger_kernel True needs a GPU and the package liger-kernel: leave it out.")
@@ -428,7 +428,7 @@ def check_together(arguments) -> None:
     if not any(parts):
         raise ValueError("--train_language_model False leaves nothing to train: add --train_vision_projector True.")
     if arguments.data.add_tokens and not (lora.use_lora or model.train_language_model and not lora.use_vision_lora):
-        raise ValueError("--add_tokens needs a language model that trains beside all else: add --use_lora True.")
+        raise ValueError("--add_tokens needs a language model that trains with all else: add --use_lora True.")
     if arguments.training.push_to_hub and (lora.use_lora or lora.use_vision_lora) and os.path.isabs(base):
         raise ValueError(
             f"--push_to_hub True: the adapter would name its base as {base}, a folder of this machine. Give the base "

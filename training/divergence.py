@@ -110,7 +110,7 @@ class FiniteCheck(TrainerCallback):
         if self.trainer.accelerator.reduce(1.0 - is_finite.float()):
             raise Diverged(
                 f"step {self.trainer.state.global_step}: the weights are no longer finite, so they are not saved; "
-                f"{last_checkpoint(self.trainer.args.output_dir)}. Begin again with a lower --learning_rate."
+                f"{last_checkpoint(self.trainer.args.output_dir)}. Start again with a lower --learning_rate."
             )
 
     def on_log(self, args, state, control, logs=None, **kwargs):

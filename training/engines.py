@@ -57,7 +57,7 @@ def check_deepspeed(arguments, config) -> None:
             raise ValueError(f"--deepspeed: its {key!r} would override flags such as {flag}: delete it from the file.")
     if config.is_zero3() and arguments.lora.load_in_8bit:
         raise ValueError(
-            "--load_in_8bit True: bitsandbytes 0.50 keeps 8-bit weights whole beside the shard that ZeRO-3 makes of "
+            "--load_in_8bit True: bitsandbytes 0.50 keeps 8-bit weights whole next to the shard that ZeRO-3 makes of "
             "them. Use ds_configs/zero2.json, or --q_lora True."
         )
     if config.is_zero3():

@@ -5,7 +5,7 @@ from collators.pixel_bounds import set_options
 from loaders.new_tokens import add_tokens
 from reading.strict_json import json_object
 
-# Values of --chat_template beside a file: what trains where the checkpoint's template is not the family's.
+# Values of --chat_template besides a file: what trains where the checkpoint's template is not the family's.
 OWN_TEMPLATES = ("checkpoint", "family")
 
 

@@ -113,7 +113,7 @@ class ProgressLine(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:
             return
-        figures = ", ".join(describe(logs))
+        figures = ", ".join(describe_log(logs))
         if "loss" in logs and self.bar is not None:
             self.bar.set_postfix_str(figures)
         elif "loss" in logs:
@@ -136,7 +136,7 @@ class ProgressLine(TrainerCallback):
         return f", {tqdm.format_interval((time.monotonic() - self.begin) / done * left)} left"
 
 
-def describe(logs: dict) -> list[str]:
+def describe_log(logs: dict) -> list[str]:
     """A log in words: `loss 1.234`, `812 tokens/s`, ..."""
     logs = {name.removeprefix("train_"): value for name, value in logs.items()}
     shown = [name for name in logs if name.startswith("eval_") and not name.endswith(SPEED)]

@@ -55,11 +55,11 @@ def describe_run(arguments, dataset: MultimodalDataset) -> dict:
 
 
 def keep_resize(checkpoint: str | None, data) -> None:
-    """A run that was begun when images were always resized before the processor goes on so."""
+    """A run that was started when images were always resized before the processor goes on so."""
     if checkpoint and data.keep_processor_config is not None:
         if "keep_processor_config" not in read_record(checkpoint)["run"]["flags"]:
             data.keep_processor_config = None
-            say("Images are resized before the processor, as this run was begun; a new run leaves it to the processor.")
+            say("Images are resized before the processor, as when this run started. A new run leaves that to it.")
 
 
 def check_same_run(checkpoint: str, run: dict) -> None:
@@ -72,7 +72,7 @@ def check_same_run(checkpoint: str, run: dict) -> None:
         )
     media = zip(run["media"], before.get("media", []))
     if rewritten := [name for (name, _, now), (_, _, then) in media if now != then]:
-        say(f"WARNING: {written_again(rewritten)} since {checkpoint} was begun.")
+        say(f"WARNING: {written_again(rewritten)} since the run of {checkpoint} was started.")
 
 
 def differences(before: dict, run: dict) -> list[str]:
@@ -107,11 +107,11 @@ def read_record(checkpoint: str) -> dict:
         if record.pop("checksum") != zlib.crc32(strict_json(record).encode()):
             raise ValueError("it was changed")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{checkpoint} is no whole checkpoint of train.py: no usable {RECORD} ({error}).") from error
+        raise ValueError(f"{checkpoint} is not a complete checkpoint: no usable {RECORD} ({error}).") from error
     for name, (size, _) in record["files"].items():
         path = os.path.join(checkpoint, name)
         if not os.path.isfile(path) or os.path.getsize(path) != size:
-            raise ValueError(f"{checkpoint} is no whole checkpoint: {name} is missing or not of {size:,} bytes.")
+            raise ValueError(f"{checkpoint} is not a complete checkpoint: {name} is missing or not of {size:,} bytes.")
     return record
 
 
@@ -147,7 +147,7 @@ def whole_checkpoints(folder: str) -> list[str]:
 def last_checkpoint(folder: str) -> str:
     """Where a run can go on, in words."""
     whole = whole_checkpoints(folder)
-    return f"the last whole checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
+    return f"the last complete checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
 
 
 def checkpoint_to_resume(training) -> str | None:
@@ -323,7 +323,7 @@ def sync(path: str) -> None:
 
 
 def discard(checkpoint: str) -> None:
-    """Delete a checkpoint, if it is there; killed meanwhile, what is left of it lies with the unfinished ones."""
+    """Delete a checkpoint, if it is there; killed meanwhile, what is left of it is with the unfinished ones."""
     if os.path.isdir(checkpoint):
         bin = os.path.join(os.path.dirname(checkpoint), UNFINISHED, f"deleted-{os.path.basename(checkpoint)}")
         os.makedirs(os.path.dirname(bin), exist_ok=True)

@@ -27,7 +27,15 @@ NF4_BLOCK, NF4_SCALES = 64, 256
 
 @dataclass
 class Shares:
-    """What a device holds of each kind, in an engine: a share of what one process alone would hold, and more bytes."""
+    """What a device holds of each kind, in an engine: a share of what one process alone would hold, and more bytes.
+
+    An engine that shards a kind leaves each device its share of it. What it gathers or copies meanwhile comes on top,
+    in `more`. A kind without a share is held in full, as are activations and logits of the device's own rows.
+
+    Four devices train a billion weights in bfloat16: alone, 2 GB of weights, 2 of gradients, 4 of the optimizer. ZeRO-2
+    shards the last two, `share={"gradients": 1/4, "optimizer": 1/4}`, and reduces gradients in a bucket of 500 million,
+    `more={"gradients": 1e9}`: 2 + (0.5 + 1) + 1 = 4.5 GB. ZeRO-3 shards the weights too, and gathers layers in `more`.
+    """
 
     share: dict[str, float] = field(default_factory=dict)  # where left out: all of it
     more: Counter = field(default_factory=Counter)
@@ -179,7 +187,7 @@ def measure_step(
 
 
 def _update(trained: list[nn.Parameter], ledger: Ledger, make_optimizer, in_float32: bool):
-    """A step of the optimizer, for what it needs beside its state; the gradients stay.
+    """A step of the optimizer, for what it needs besides its state; the gradients stay.
 
     Args:
         in_float32: whether it works on a copy of what trains, as in DeepSpeed.

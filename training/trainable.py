@@ -151,7 +151,7 @@ def component_parameters(model: nn.Module, loader: BaseLoader) -> dict[str, list
     """Component -> (name, parameter) of each; parameters of none are listed under "other"."""
     groups = {component: [] for component in (*COMPONENTS, "other")}
     for name, parameter in model.named_parameters():
-        if ".original_module." not in name:  # peft keeps the untrained original beside a copy that trains
+        if ".original_module." not in name:  # peft keeps the untrained original next to a copy that trains
             groups[loader.component_of(base_name(name)) or "other"].append((name, parameter))
     return groups
 

@@ -33,7 +33,7 @@ class FinetuneTrainer(ResumableTrainer):
     learning_rates: by the name of a parameter; default: `args.learning_rate`.
     lengths: tokens of each training row (rows,); needed to group by length and to pack.
     pack_budget: tokens of a pack; None: no packs.
-    write_card: called with a folder of weights and the Trainer's state, to lay the model card beside them.
+    write_card: called with a folder of weights and the Trainer's state, to lay the model card next to them.
     """
 
     # The loss below is already divided by the labels of the whole global step.
@@ -163,7 +163,7 @@ class FinetuneTrainer(ResumableTrainer):
         super()._save_checkpoint(*args)
 
     def create_optimizer(self, model=None):
-        """As the Trainer's, with the parameters of another learning rate in groups of their own, behind its groups."""
+        """As the Trainer's, with the parameters of another learning rate in groups of their own, after its groups."""
         optimizer = super().create_optimizer(model)
         named = self.accelerator.unwrap_model(self.model if model is None else model).named_parameters()
         rates = {parameter: self.learning_rates[name] for name, parameter in named if name in self.learning_rates}
@@ -197,7 +197,7 @@ class FinetuneTrainer(ResumableTrainer):
             found |= self._score_answers()
         best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
         if best not in found:
-            raise ValueError(f"--metric_for_best_model {best} is none of what is measured: {', '.join(found)}.")
+            raise ValueError(f"--metric_for_best_model {best} is not among what is measured: {', '.join(found)}.")
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
@@ -259,7 +259,7 @@ class FinetuneTrainer(ResumableTrainer):
             losses, keep, _ = label_losses(model, inputs, self.args.label_smoothing_factor)
         # Per sample, so that what accelerate repeats to fill the last batches of all ranks can be dropped again.
         sample_losses, num_labels = sample_sums(losses, keep, inputs.get("sample_lengths"))
-        own = slice(self.args.eval_batch_size)  # all but dummies, which stand last
+        own = slice(self.args.eval_batch_size)  # all but dummies, which come last
         sample_losses, num_labels = self.accelerator.gather_for_metrics((sample_losses[own], num_labels[own]))
         self._eval_sums.append(torch.stack([sample_losses.double(), num_labels.double()]).cpu())
         return losses.mean(), None, None
@@ -319,7 +319,7 @@ class FinetuneTrainer(ResumableTrainer):
                 self.write_card(output_dir, self.state)
 
     def create_model_card(self, *args, **kwargs):
-        """Ours lies there already; the Trainer would write its own before it uploads to the Hub."""
+        """Ours is there already; the Trainer would write its own before it uploads to the Hub."""
 
 
 class EarlyStopping(EarlyStoppingCallback):

@@ -196,7 +196,7 @@ def test_auto_needs_a_path_and_a_template(tiny, write_rows, tmp_path):
         run(lambda family: "", AUTO, path, tmp_path / "out")
     shutil.copytree(tiny(AUTO), tmp_path / "bare")
     (tmp_path / "bare" / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="ships no chat template; give one by --chat_template"):
+    with pytest.raises(ValueError, match="ships no chat template; give one with --chat_template"):
         run(lambda family: str(tmp_path / "bare"), AUTO, path, tmp_path / "out")
     with pytest.raises(ValueError, match="--chat_template 'missing.jinja' is not a file"):
         run(tiny, AUTO, path, tmp_path / "out", "--chat_template", "missing.jinja")

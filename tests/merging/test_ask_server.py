@@ -189,8 +189,8 @@ def test_which_model_is_asked(serve):
         (["a"], None, "a"),
         (["a", "tuned"], None, "tuned"),
         (["a", "tuned"], "b", "b"),
-        (["a", "b"], None, "lists a, b: choose one by --served_model_name"),
-        ([], None, "lists no model: choose one by --served_model_name"),
+        (["a", "b"], None, "lists a, b: choose one with --served_model_name"),
+        ([], None, "lists no model: choose one with --served_model_name"),
     ]:
         if expected.startswith("lists"):
             with pytest.raises(ValueError, match=expected):

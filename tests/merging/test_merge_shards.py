@@ -244,7 +244,7 @@ FAULTS = {
         lambda b, a: (a / "adapter_config.json").write_text(
             (a / "adapter_config.json").read_text().replace("language_model", "decoder")
         ),
-        "is no adapter of .*base",
+        "is not an adapter of .*base",
     ),
     "not a number": (
         lambda b, a: change(a / "adapter_model.safetensors", **{KEY: torch.full((4, 128), torch.nan)}),
@@ -254,7 +254,7 @@ FAULTS = {
         lambda b, a: (b / "config.json").write_text(
             json.dumps(json.loads((b / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}})
         ),
-        "base is stored quantized. Name its full-precision base by --model_local_path",
+        "base is stored quantized. Name its full-precision base with --model_local_path",
     ),
 }
 

@@ -153,8 +153,8 @@ FAULTS = {
     "loop": ((302, {"Location": "/a", "Content-Length": "0"}, []), "redirects more than 5 times"),
     "nowhere": (answer(status=302), "without a place to go on to"),
     "file": (answer(status=302, Location="file:///etc/passwd"), "only http:// and https:// are fetched"),
-    "inside": (answer(status=302, Location="http://169.254.169.254/"), "169.254.169.254 is no public address"),
-    "other loopback": (answer(status=302, Location="http://127.0.0.2/"), "127.0.0.2 is no public address"),
+    "inside": (answer(status=302, Location="http://169.254.169.254/"), "169.254.169.254 is not a public address"),
+    "other loopback": (answer(status=302, Location="http://127.0.0.2/"), "127.0.0.2 is not a public address"),
     "many headers": ((200, {f"x{i}": "y" for i in range(200)}, [b"x"]), "more than 100 headers"),
 }
 
@@ -299,7 +299,7 @@ def test_addresses_of_this_machine_and_its_network_are_refused(url, options, mon
     with pytest.raises(ValueError, match="cannot be fetched: ") as error:
         fetch.fetch(url, options(allowed_networks=()))
     if url in PRIVATE and "%" not in url:
-        assert "is no public address" in str(error.value)
+        assert "is not a public address" in str(error.value)
 
 
 def test_the_address_that_was_checked_is_the_one_connected_to(server, options, monkeypatch):
@@ -319,7 +319,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(server, options, m
 def test_one_private_address_among_public_ones_is_enough_to_refuse(options, monkeypatch):
     entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("8.8.8.8", "10.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
-    with pytest.raises(ValueError, match="the host x.example is refused: 10.0.0.1 is no public address"):
+    with pytest.raises(ValueError, match="the host x.example is refused: 10.0.0.1 is not a public address"):
         fetch.fetch("http://x.example/", options())
 
 

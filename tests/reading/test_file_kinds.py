@@ -342,7 +342,7 @@ def test_no_row_of_a_broken_shard_is_lost_in_silence(tmp_path, pictures):
     path.write_bytes(data[: data.index(b"8.png" + b"\0" * 95)])  # between two members, without an end
     assert len(MultimodalDataset(str(path), prompt="Which?")) == 8
     path.rename(tmp_path / "a.tar.gz")
-    with pytest.raises(ValueError, match="a.tar.gz is compressed, so any row needs all before it: unpack it"):
+    with pytest.raises(ValueError, match="a.tar.gz is compressed, so a row is read by unpacking all before it"):
         MultimodalDataset(str(tmp_path / "a.tar.gz"), prompt="Which?")
 
 

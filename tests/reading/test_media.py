@@ -321,7 +321,7 @@ def test_urls_need_consent(kind):
 
 @pytest.mark.parametrize("reference", [None, 3, {"path": "a"}])
 def test_what_is_no_reference_is_named(reference):
-    with pytest.raises(ValueError, match="is no medium; expected a path"):
+    with pytest.raises(ValueError, match="is not an image or a video; expected a path"):
         images.open_image(reference, PLAIN)
 
 
@@ -388,7 +388,7 @@ def test_each_algorithm_is_the_one_of_its_name(name):
         ({"image_size": ""}, "--image_size"),
         ({"image_size": "\u00b2"}, "--image_size"),
         ({"image_resize_algorithm": "best"}, "--image_resize_algorithm is 'best', expected bilinear"),
-        ({"image_size": "4", "max_pixels": 4}, "have no effect beside --image_size"),
+        ({"image_size": "4", "max_pixels": 4}, "have no effect with --image_size"),
         ({"min_pixels": 9, "max_pixels": 4}, "--min_pixels 9 is more than --max_pixels 4"),
         ({"min_pixels": 0}, "--min_pixels is 0"),
         ({"num_frames": 0}, "--num_frames is 0"),

@@ -420,7 +420,7 @@ def test_frames_that_grow_on_the_way_are_refused(clips, tmp_path):
                     packet.stream, number = stream, number + 1
                     both.mux(packet)
     options = MediaOptions(num_frames=2)
-    with pytest.raises(ValueError, match="the size of its frames changes on the way"):
+    with pytest.raises(ValueError, match="its frame size changes midway"):
         videos.open_video(str(tmp_path / "a.webm"), options)
     with pytest.raises(ValueError, match="of 60 frames the first 48 can be decoded"):  # none of them in memory
         videos.open_video(str(tmp_path / "a.webm"), MediaOptions(num_frames=2, image_pixel_limit=100 * 100))
@@ -459,7 +459,7 @@ def test_frames_may_be_bytes_or_opened_and_are_scaled(images):
         (Image.new("RGB", (8, 8)), "must have one size, but image of 8x8 pixels has 8x8 pixels and the first 64x48"),
         ("/none.png", "image /none.png does not exist"),
         ("https://x.org/a.png", "give --allow_urls True"),
-        (None, "is no medium"),
+        (None, "is not an image or a video"),
     ],
 )
 def test_a_list_with_a_wrong_image_is_named(images, last, message):

@@ -88,7 +88,7 @@ def test_wrong_bytes_are_found(tmp_path):
 def test_an_odd_record_is_no_checkpoint(whole, tmp_path, held):
     copy = shutil.copytree(whole, tmp_path / "checkpoint-1")
     (copy / "checkpoint.json").write_text(held)
-    with pytest.raises(ValueError, match="is no whole checkpoint of train.py: no usable checkpoint.json"):
+    with pytest.raises(ValueError, match="is not a complete checkpoint: no usable checkpoint.json"):
         check(copy)
 
 

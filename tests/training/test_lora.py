@@ -126,7 +126,7 @@ def test_a_pattern_names_what_it_matches_without_an_adapter(tiny, capsys):
         ("llava-1.5", "linear_1", "1 of the vision_projector, which has no adapters .it is frozen.: .*linear_1"),
         ("llava-1.5", "embed_tokens", "1 not linear layers: model.language_model.embed_tokens"),
         ("llama4", "router", "of a mixture of experts: see --lora_experts and --lora_router"),
-        ("llava-1.5", "(", "'.' is no regular expression"),
+        ("llava-1.5", "(", "'.' is not a regular expression"),
     ],
 )
 def test_a_pattern_without_a_target_is_refused_with_what_is_near(tiny, family, pattern, named):

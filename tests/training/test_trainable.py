@@ -317,7 +317,7 @@ def test_summary_counts_the_experts_that_train_in_full(tiny, family):
 
 @pytest.mark.parametrize("flag", ["--lora_experts", "--lora_router"])
 def test_a_model_without_experts_has_none_to_adapt(tiny, flag):
-    with pytest.raises(ValueError, match=f"{flag} True has no effect: the model is no mixture of experts"):
+    with pytest.raises(ValueError, match=f"{flag} True has no effect: the model is not a mixture of experts"):
         load(tiny, "qwen2-vl", "--use_lora", "True", "--lora_dropout", "0", flag, "True")
 
 
@@ -433,10 +433,10 @@ REFUSED_NAMES = [
     ("--use_lora True --freeze language_model", "no layer is left that can have an adapter"),
     (
         "--use_lora True --train lm_head",
-        "--train beside adapters cannot save .* since the head is tied",
+        "--train next to adapters cannot save .* since the head is tied",
         "qwen2-vl",
     ),
-    ("--freeze [", "--freeze '.' is no regular expression"),
+    ("--freeze [", "--freeze '.' is not a regular expression"),
     ("--train_language_model False", "--train_language_model False leaves nothing to train"),
     ("--train_language_model False --use_lora True", "--use_lora True and --train_language_model False exclude"),
 ]

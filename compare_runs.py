@@ -1,0 +1,33 @@
+"""Compare two runs of train.py: verdict, figures, settings, data and answers that differ, and all losses in one plot.
+
+    python compare_runs.py out/lora out/full --html compare.html
+
+It reads `log.jsonl`, `args.yaml`, `run.json` and `eval_answers` of the output folders, also while a run lasts.
+"""
+
+import sys
+
+import entry
+from command_line import FlagParser
+
+
+def parse(words: list[str] | None = None):
+    parser = FlagParser(description=__doc__)
+    parser.add_argument("runs", nargs=2, metavar="RUN", help="output folder of train.py")
+    parser.add_argument("--html", metavar="FILE", help="also write a page with plots and answers")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> None:
+    args = parse(words)
+    from reports import run_comparison  # its imports take seconds, and --help needs none
+
+    runs = [run_comparison.read_run(folder) for folder in args.runs]
+    if args.html:
+        with open(args.html, "w", encoding="utf-8") as file:
+            file.write(run_comparison.page(*runs))
+    run_comparison.show(*runs, sys.stdout)
+
+
+if __name__ == "__main__":
+    entry.cli(main)

@@ -1,0 +1,94 @@
+"""Two runs side by side, from what they left in their output folders. What `compare_runs.py` shows."""
+
+import json
+import os
+from types import SimpleNamespace
+from typing import NamedTuple, TextIO
+
+from evaluation.answers import read_answers
+from evaluation.verdict import Verdict
+from loaders.output_folder import saved_arguments
+from reports.data_report_views import Table, print_tables
+from reports.html_page import html_page, render
+from reports.run_report import SHOWN_ANSWERS, answered_steps, curves_of, figures_of, plots_of
+from reports.terminal import terminal
+from training.progress import LOG_FILE
+from training.resume import differences
+from training.run_folder import earlier_run
+
+# Of each run its own, or how it is watched.
+OWN = {"output_dir", "run_name", "resume_from_checkpoint", "overwrite_output_dir", "disable_tqdm", "report_to"}
+
+
+class RunResult(NamedTuple):
+    name: str
+    log: list[dict]
+    flags: dict
+    record: dict | None  # `training.resume.describe_run`
+    answers: dict[tuple, dict]  # (row, turn) -> the answer of the last evaluation
+
+
+def read_run(folder: str) -> RunResult:
+    path = os.path.join(folder, LOG_FILE)
+    if not os.path.isfile(path):
+        raise ValueError(f"{folder} has no {LOG_FILE}: name the --output_dir of a run of train.py.")
+    with open(path, encoding="utf-8") as file:
+        log = [json.loads(line) for line in file if line.endswith("\n")]  # the last one may still be written
+    steps = answered_steps(log)
+    answers = read_answers(folder, steps[-1]) if steps else []
+    by_place = {(answer["index"], answer["turn"]): answer for answer in answers}
+    return RunResult(os.path.normpath(folder), log, saved_arguments(folder), earlier_run(folder), by_place)
+
+
+def figures(run: RunResult) -> dict[str, str]:
+    """The verdict, then what comes first in the report of a run."""
+    newest = {name: value for line in run.log for name, value in line.items()}
+    if not newest:
+        return {"verdict": "no step yet"}
+    state = SimpleNamespace(log_history=run.log, best_global_step=None, epoch=newest.get("epoch"))
+    state.global_step, state.max_steps = newest["step"], newest["max_steps"]
+    verdict = str(Verdict(newest["state"], newest["verdict"])) if "state" in newest else "not over"
+    return {"verdict": verdict} | figures_of(state)
+
+
+def tables(first: RunResult, second: RunResult) -> list[Table]:
+    """What differs; nothing of what is equal."""
+
+    def table(title: str, of_first: dict, of_second: dict) -> Table:
+        rows = [[name, *(in_words(of.get(name, "")) for of in (of_first, of_second))] for name in of_first | of_second]
+        return Table(title, dict.fromkeys(("", first.name, second.name), False), [r for r in rows if r[1] != r[2]])
+
+    flags = [{f"--{name}": value for name, value in run.flags.items() if name not in OWN} for run in (first, second)]
+    found = [table("Results", *map(figures, (first, second))), table("Settings", *flags)]
+    if first.record and second.record:
+        without_flags = [run.record | {"flags": {}} for run in (first, second)]
+        lines = [[line] for line in differences(*without_flags)]
+        found.append(Table("Data and processes", {f"of {second.name}, against {first.name}": False}, lines))
+    shared = first.answers.keys() & second.answers.keys()
+    pairs = [(first.answers[place], second.answers[place]) for place in sorted(shared)]
+    pairs = [(a, b) for a, b in pairs if a["question"] == b["question"] and a["exact_match"] != b["exact_match"]]
+    columns = dict.fromkeys(("question", "reference", first.name, second.name), False)
+    rows = [[a["question"], a["reference"], a["prediction"], b["prediction"]] for a, b in pairs[:SHOWN_ANSWERS]]
+    found.append(Table(f"Answers that one of them got right: {len(pairs)} of {len(shared)}", columns, rows))
+    return [table for table in found if table.rows]
+
+
+def in_words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def show(first: RunResult, second: RunResult, file: TextIO) -> None:
+    found = tables(first, second)
+    print_tables(found, terminal(file))
+    if not found:
+        print("Results, settings, data and answers are equal.", file=file)
+
+
+def page(first: RunResult, second: RunResult) -> str:
+    """The comparison as a self-contained HTML page."""
+    plots = {}
+    for run in (first, second):
+        for title, lines in curves_of(run.log).items():
+            plots.setdefault(title, {}).update({f"{run.name}, {line}": points for line, points in lines.items()})
+    title = f"{first.name} and {second.name}"
+    return html_page(title, render("comparison.html", title=title, plots=plots_of(plots), tables=tables(first, second)))
