@@ -54,15 +54,11 @@ VIDEO_PROPERTIES = [
 ]
 
 
-def held_out(indices):
-    """Whether a combination of answers, given by their indices, is for testing: one in four, equally of each answer."""
-    return sum(indices) % 4 == 0
-
-
 def combinations(properties, test):
-    """All tuples of answers of the test set, or of the training set."""
+    """All tuples of answers of the test set, which are one in four, equally of each answer, or of the training set."""
     indices = itertools.product(*(range(len(answers)) for _, answers in properties))
-    return [tuple(answers[i] for i, (_, answers) in zip(row, properties)) for row in indices if held_out(row) == test]
+    chosen = [row for row in indices if (sum(row) % 4 == 0) == test]
+    return [tuple(answers[i] for i, (_, answers) in zip(row, properties)) for row in chosen]
 
 
 def draw_shape(canvas, shape, colour, x, y, radius):
@@ -162,17 +158,13 @@ def write_split(output_dir, name, media, properties, scenes):
         questions += len(turns)
         rows.append({"id": f"{name}-{i:05d}", media: path, "conversations": conversations})
 
-    json_path = output_dir / f"{name}.json"
-    if (
-        json_path.exists()
-        and json_path.read_text() == as_json(rows)
-        and all((output_dir / row[media]).exists() for row in rows)
-    ):
+    json_path, files = output_dir / f"{name}.json", [output_dir / row[media] for row in rows]
+    if all(path.exists() for path in (json_path, *files)) and json_path.read_text() == as_json(rows):
         return f"{json_path} is complete"
     json_path.unlink(missing_ok=True)
-    (output_dir / rows[0][media]).parent.mkdir(parents=True, exist_ok=True)
-    for i, (row, answers) in enumerate(zip(rows, scenes)):
-        write(output_dir / row[media], answers, random.Random(f"{media} {name} {i}"))
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    for i, (path, answers) in enumerate(zip(files, scenes)):
+        write(path, answers, random.Random(f"{media} {name} {i}"))
     write_rows(json_path, rows)
     return f"wrote {json_path}: {len(rows)} {folder}, {questions} questions"
 
@@ -263,11 +255,8 @@ def main():
     )
     train = combinations(properties, test=False) * (6 if args.videos else 4)
     test = combinations(properties, test=True) * (3 if args.videos else 1)
-    lines = [
-        write_split(args.output_dir, f"{prefix}train", media, properties, train),
-        write_split(args.output_dir, f"{prefix}test", media, properties, test),
-    ]
-    print("; ".join(lines))
+    parts = (("train", train), ("test", test))
+    print("; ".join(write_split(args.output_dir, prefix + part, media, properties, scenes) for part, scenes in parts))
     if args.pairs or args.texts:
         kind, make_rows = ("pair", pair_rows) if args.pairs else ("text", text_rows)
         for part in ("train", "test"):

@@ -1,6 +1,6 @@
 """Exact match on held-out questions, next to what a model reaches that never looks.
 
-    python example_data/report.py train.json test.json answers.jsonl
+    python example_data/report.py train.json answers.jsonl
 
 The blind baseline gives to each question its most frequent training answer.
 """
@@ -10,34 +10,26 @@ import sys
 from collections import Counter, defaultdict
 
 
-def read_turns(path: str) -> dict[tuple[int, int], tuple[str, str]]:
-    """(row, turn) -> (question, answer) of a LLaVA-style file."""
-    found = {}
-    with open(path, encoding="utf-8") as file:
-        for index, row in enumerate(json.load(file)):
-            texts = [turn["value"].split(">\n")[-1] for turn in row["conversations"]]
-            found |= {(index, turn): pair for turn, pair in enumerate(zip(texts[::2], texts[1::2]))}
-    return found
-
-
 def most_frequent_answers(path: str) -> dict[str, str]:
+    """Of each question in a LLaVA-style file."""
     answers = defaultdict(Counter)
-    for question, answer in read_turns(path).values():
-        answers[question][answer] += 1
+    with open(path, encoding="utf-8") as file:
+        for row in json.load(file):
+            texts = [turn["value"].split(">\n")[-1] for turn in row["conversations"]]
+            for question, answer in zip(texts[::2], texts[1::2]):
+                answers[question][answer] += 1
     return {question: counts.most_common(1)[0][0] for question, counts in answers.items()}
 
 
-def main(train_path: str, test_path: str, answers_path: str) -> None:
-    blind, turns = most_frequent_answers(train_path), read_turns(test_path)
+def main(train_path: str, answers_path: str) -> None:
+    blind, per_question = most_frequent_answers(train_path), defaultdict(list)
     with open(answers_path, encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
-    per_question = defaultdict(list)
     for line in lines:
-        question, answer = turns[line["index"], line["turn"]]
-        per_question[question].append((line["exact_match"], blind[question] == answer))
+        per_question[line["question"]].append((line["exact_match"], blind[line["question"]] == line["reference"]))
     print("\nA few held-out questions:")
     for line in lines[:8]:
-        print(f"  {turns[line['index'], line['turn']][0]:<30}{line['prediction']:<16}(is: {line['reference']})")
+        print(f"  {line['question']:<30}{line['prediction']:<16}(is: {line['reference']})")
     print(f"\n{'held-out questions':<32}{'number':>8}{'exact match':>13}{'blind baseline':>16}")
     rows = [*per_question.items(), ("all", [hit for hits in per_question.values() for hit in hits])]
     for question, hits in rows:
@@ -46,4 +38,4 @@ def main(train_path: str, test_path: str, answers_path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:3])

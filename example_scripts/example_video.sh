@@ -73,7 +73,7 @@ python train.py "${ARGUMENTS[@]}" "$@"
 # ---- answers --------------------------------------------------------------------------------------------------------
 python predict.py --model_path "$OUTPUT_DIR" --data_path "$DATA/video_test.json" \
     --output_path "$OUTPUT_DIR/answers.jsonl" --batch_size 32 --max_new_tokens 8
-python example_data/report.py "$DATA/video_train.json" "$DATA/video_test.json" "$OUTPUT_DIR/answers.jsonl"
+python example_data/report.py "$DATA/video_train.json" "$OUTPUT_DIR/answers.jsonl"
 echo
 echo "The run is in $OUTPUT_DIR (report.html, log.jsonl)."
 if [ -z "${FRESH:-}" ]; then # with LoRA, the adapter is merged into its base next

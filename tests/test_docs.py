@@ -117,7 +117,7 @@ def parse(script: str, words: list[str], monkeypatch) -> None:
         monkeypatch.setattr(sys, "argv", [script, *words])
         draw()
     elif script == "example_data/report.py":
-        assert len(words) == 3
+        assert len(words) == 2
     else:
         assert script in ("supported_models.py", "docs/generate.py") and words in ([], ["--matrix"]), script
 
