@@ -48,27 +48,12 @@ class MediaOptions:
     video_pixel_limit: int = 2_000_000_000  # of all frames taken from a video together, as they are scaled
 
     def __post_init__(self):
-        for name in ("min_pixels", "max_pixels", "num_frames", "fps", "max_frames", "video_max_pixels"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:  # also NaN
-                raise ValueError(f"--{name} is {value}; it must be more than 0.")
-        for name in ("image_pixel_limit", "media_megabytes_limit", "video_seconds_limit", "video_pixel_limit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
         if self.image_resize_algorithm not in FILTERS:
             raise ValueError(
                 f"--image_resize_algorithm is {self.image_resize_algorithm!r}, expected {', '.join(FILTERS)}."
             )
-        if self.image_size is not None and (self.min_pixels or self.max_pixels):
-            raise ValueError("--min_pixels and --max_pixels have no effect with --image_size; give one or the other.")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(f"--min_pixels {self.min_pixels} is more than --max_pixels {self.max_pixels}.")
-        if self.jpeg_draft and not (self.image_size or self.max_pixels):
-            raise ValueError(
-                "--jpeg_draft has no effect without a size to decode for: add --image_size or --max_pixels."
-            )
-        if self.max_frames and not self.fps:
-            raise ValueError("--max_frames has no effect without --fps; give --num_frames or --fps.")
         width, height = self.target_size(1, 1)
         if width * height > self.image_pixel_limit:
             name = "min_pixels" if self.image_size is None else "image_size"

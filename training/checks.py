@@ -26,7 +26,8 @@ from transformers.utils import (
 from evaluation import metrics
 from loaders import family_of
 from loaders.output_folder import adapter_config, check_writable, public_name
-from reading.mapping import COLUMN, Mapping
+from reading.mapping import COLUMN, SEVERAL, Mapping
+from reading.options import AUTO as AUTO_PIXELS
 from reading.options import CACHE_FOLDER, MediaOptions
 from reading.rows import RowForm
 from reading.sources import names_of
@@ -59,7 +60,8 @@ RANGES = {
     "1 or more": (
         lambda value: value >= 1,
         "max_samples model_max_length lora_r lora_alpha per_device_train_batch_size per_device_eval_batch_size "
-        "gradient_accumulation_steps eval_max_new_tokens early_stopping_patience sample_rows save_total_limit",
+        "gradient_accumulation_steps eval_max_new_tokens early_stopping_patience sample_rows save_total_limit "
+        "image_pixel_limit media_megabytes_limit video_seconds_limit video_pixel_limit",
     ),
     "0 or more": (
         lambda value: value >= 0,
@@ -67,7 +69,10 @@ RANGES = {
         "dataloader_num_workers seed",
     ),
     "at least 0 and below 1": (lambda value: 0 <= value < 1, "label_smoothing_factor lora_dropout"),
-    "above 0": (lambda value: value > 0, "peak_tflops num_train_epochs"),
+    "above 0": (
+        lambda value: value == AUTO_PIXELS or value > 0,
+        "peak_tflops num_train_epochs min_pixels max_pixels num_frames fps max_frames video_max_pixels",
+    ),
     # With 0 the Trainer makes one step, at a rate of 0 (5.23).
     "1 or more, or -1 for --num_train_epochs": (lambda value: value == -1 or value >= 1, "max_steps"),
     "a share of the rows (0.05) or a number of them": (
@@ -111,6 +116,8 @@ NEEDED_BY = {
     "--on_bad_sample skip": "max_bad_samples",
     "--image_size, --min_pixels or --max_pixels": "image_resize_algorithm",
     "--min_pixels or --max_pixels": "keep_processor_config",
+    "--image_size or --max_pixels": "jpeg_draft",
+    "--fps 2": "max_frames",
     "--allow_urls True": "media_megabytes_limit",
     "--eval_data_path or --eval_split 0.05": "eval_strategy eval_generate eval_on_start "
     "per_device_eval_batch_size metric_for_best_model greater_is_better",
@@ -135,6 +142,7 @@ OFF = (None, False, 0, -1, "no", "none", "error", [], {})
 EXCLUDES = (
     ("eval_data_path", "eval_split", "both choose what is evaluated"),
     ("num_frames", "fps", "both choose the frames of a video"),
+    *((name, "image_size", "both choose the size of images") for name in ("min_pixels", "max_pixels")),
     ("q_lora", "load_in_8bit", "4 bits or 8"),
     *(("use_dora", name, "peft 0.21 cannot do both") for name in ("load_in_8bit", "lora_experts", "lora_router")),
     ("packing", "train_sampling_strategy", "packing itself decides which samples go together"),
@@ -259,7 +267,7 @@ def check_reading(reading) -> None:
             raise ValueError(f"--columns {column} must be NAME=FIELD, or FIELD= to ignore a field (docs/dataset.md).")
     mapping = Mapping.of(reading.columns)
     for names in zip(*mapping.sources):
-        if twice := [name for name in names if names.count(name) > 1]:
+        if twice := [name for name in names if names.count(name) > 1 and name not in SEVERAL]:
             raise ValueError(f"--columns names {twice[0]} twice; name it once.")
     readable = RowForm({}, field_messages=reading.field_messages).columns
     for name, field in mapping.sources:

@@ -388,15 +388,7 @@ def test_each_algorithm_is_the_one_of_its_name(name):
         ({"image_size": ""}, "--image_size"),
         ({"image_size": "\u00b2"}, "--image_size"),
         ({"image_resize_algorithm": "best"}, "--image_resize_algorithm is 'best', expected bilinear"),
-        ({"image_size": "4", "max_pixels": 4}, "have no effect with --image_size"),
         ({"min_pixels": 9, "max_pixels": 4}, "--min_pixels 9 is more than --max_pixels 4"),
-        ({"min_pixels": 0}, "--min_pixels is 0"),
-        ({"num_frames": 0}, "--num_frames is 0"),
-        ({"fps": -1.0}, "--fps is -1.0"),
-        ({"fps": float("nan")}, "--fps is nan"),
-        ({"video_pixel_limit": 0}, "--video_pixel_limit is 0"),
-        ({"max_frames": 4}, "--max_frames has no effect without --fps"),
-        ({"image_pixel_limit": 0}, "--image_pixel_limit is 0"),
     ],
 )
 def test_a_flag_that_cannot_work_is_named(flags, message):
