@@ -103,7 +103,9 @@ class ReadingArguments:
     image_folder: str | None = flag(None, "Folder of relative image paths. Default: the data file's folder.")
     video_folder: str | None = flag(None, "Folder of relative video paths. Default: the data file's folder.")
     allow_outside: bool = flag(False, "Let paths in the data leave these folders.")
-    allow_urls: bool = flag(False, "Fetch media from http(s) URLs, though never from private addresses.")
+    allow_urls: bool = flag(
+        False, "Fetch media from http(s) URLs, though never from private addresses, and hf:// of the Hub."
+    )
     data_cache: str | None = flag(
         None, "Folder of indexes and of fetched media. Default: $FINELMM_CACHE, or ~/.cache/finelmm."
     )

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 
 from reading import picture_folders
 from reading.mapping import proposal
@@ -23,30 +24,20 @@ def is_copied(path: str) -> bool:
 
 def copy_rows(path: str, form: RowForm, target: str) -> None:
     """Write the Arrow copy of a file or a folder, without the columns that are ignored."""
-    (copy_columns if has_ending(path, ".parquet", ".arrow") else copy_texts)(path, form, target)
-
-
-def copy_columns(path: str, form: RowForm, target: str) -> None:
-    """Of Parquet and Arrow files, whose columns have types."""
+    if not has_ending(path, ".parquet", ".arrow"):
+        return copy_texts(path, form, target)
     import pyarrow as pa  # only copies need it
 
     try:
         with open_columns(path) as (held, batches_of), pa.OSFile(target, "wb") as sink:
             wanted = [*form.mapping.names(held.names)]
-            classes = class_names(held.metadata)
-            plain = pa.schema([plain_field(held.field(name)) for name in wanted])
-            types = {
-                field.name: pa.list_(pa.string()) if pa.types.is_nested(field.type) else pa.string()
-                for field in plain
-                if field.name in classes
-            }
-            named = [pa.field(field.name, types.get(field.name, field.type)) for field in plain]
-            with pa.ipc.new_file(sink, pa.schema(named)) as writer:
+            plain = pa.schema([plain_field(held.field(name)) for name in wanted], held.metadata)
+            with pa.ipc.new_file(sink, plain) as writer:
                 for batch in batches_of(wanted):
-                    batch = batch.select(wanted).cast(plain)
-                    for name in classes.keys() & {*wanted}:
-                        names = [named_class(classes[name], value) for value in batch[name].to_pylist()]
-                        batch = batch.set_column(wanted.index(name), name, pa.array(names, types[name]))
+                    columns = ((batch[field.name], field.type) for field in plain)
+                    # Where it changes nothing, a cast still fails: on a list of objects with a null in all (26).
+                    columns = [column if column.type == kind else column.cast(kind) for column, kind in columns]
+                    batch = pa.record_batch(columns, schema=plain)
                     for start in range(0, len(batch), ARROW_ROWS):
                         writer.write_batch(batch.slice(start, ARROW_ROWS))
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -73,18 +64,6 @@ def open_columns(path: str) -> Iterator[tuple]:
         yield opened.schema, lambda _: batches
 
 
-def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, dict[int, str]]:
-    """Column -> number -> name of its classes, where a data set's library wrote them into the file."""
-    about = json.loads((metadata or {}).get(b"huggingface", "{}")).get("info", {}).get("features", {})
-    about = {name: kind[0] if isinstance(kind, list) else kind for name, kind in about.items()}
-    about = {name: kind.get("feature", kind) for name, kind in about.items()}  # of a list of classes
-    return {name: dict(enumerate(kind["names"])) for name, kind in about.items() if kind.get("_type") == "ClassLabel"}
-
-
-def named_class(names: dict[int, str], value: object) -> object:
-    return [named_class(names, inner) for inner in value] if isinstance(value, list) else names.get(value)
-
-
 def plain_field(field):
     """An Arrow field of a type that can be written and read: times, of which Python has no nanoseconds, as numbers."""
     import pyarrow as pa
@@ -97,7 +76,7 @@ def plain_field(field):
 
 
 def copy_texts(path: str, form: RowForm, target: str) -> None:
-    """Of CSV and TSV, and of a folder of pictures. What is empty is null."""
+    """As `copy_rows`, of a table or a folder of pictures, whose columns have no types. What is empty is null."""
     import pyarrow as pa
 
     if os.path.isdir(path):
@@ -120,7 +99,7 @@ def rows_of_table(path: str, form: RowForm) -> tuple[dict[str, bool], Iterator[d
         raise ValueError(
             f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer`, and "
             "`image` or `video` for media: name them so in its first line, or "
-            f"{proposal(dict(zip(names, next(cells_of, []))), {*form.folders.values()})}"
+            f"{proposal(dict(zip(names, next(cells_of, []))), form)}"
         )
     if twice := [name for name in names if names.count(name) > 1 and name]:
         raise ValueError(f"{path} names the column {twice[0]} twice in its first line; rename one.")
@@ -212,13 +191,34 @@ def scan_arrow(batches) -> Iterator[tuple[int, int, object]]:
 
 def to_rows(batch) -> list:
     """The rows of an Arrow batch; in the place of one that Python has no values for, a ValueError."""
+    classes = with_classes((batch.schema.metadata or {}).get(b"huggingface", b"{}"))
     try:
-        return batch.to_pylist()
+        rows = batch.to_pylist()
+        return [row | {name: named(row[name], classes[name]) for name in classes.keys() & row} for row in rows]
     except ValueError as error:  # such as other bytes than UTF-8
         if len(batch) == 1:
             return [ValueError(f"cannot be read: {error}")]
         return [row for place in range(len(batch)) for row in to_rows(batch.slice(place, 1))]
 
 
-def read_arrow(batches, number: int, place: int) -> object:
-    return batches.get_batch(number).slice(place, 1).to_pylist()[0]
+@cache
+def with_classes(about: bytes) -> dict[str, object]:
+    """Column -> what the library `datasets` wrote into the file about it, of those with class numbers anywhere."""
+    features = json.loads(about).get("info", {}).get("features", {})
+    return {name: feature for name, feature in features.items() if '"ClassLabel"' in json.dumps(feature)}
+
+
+def named(value: object, feature) -> object:
+    """A value with names in the place of class numbers."""
+    if isinstance(feature, list):  # as old releases write a list
+        feature = {"_type": "List", "feature": feature[0]}
+    kind = feature.get("_type")
+    if kind == "ClassLabel" and not isinstance(value, list):
+        return dict(enumerate(feature["names"])).get(value)
+    if isinstance(kind, str):
+        feature = feature.get("feature", feature)  # of a list
+    if isinstance(value, list):
+        return [named(inner, feature) for inner in value]
+    if isinstance(value, dict):
+        return {name: named(inner, feature.get(name, {})) for name, inner in value.items()}
+    return value

@@ -5,10 +5,12 @@ import os
 import stat
 import unicodedata
 from collections.abc import Collection
+from contextlib import suppress
 from functools import lru_cache
+from urllib.parse import unquote
 
 from reading.options import MediaOptions
-from reading.references import describe, is_url
+from reading.references import HUB_PATH, describe, is_url
 
 
 def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
@@ -28,7 +30,7 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
 
         if not options.allow_urls:
             raise ValueError(f"{name} is a URL; give --allow_urls True to have it fetched")
-        return fetch.fetch(reference, options)
+        return hub_file(reference) if reference[:3].lower() == "hf:" else fetch.fetch(reference, options)
     try:
         mode = os.stat(reference).st_mode
     except (OSError, ValueError) as error:
@@ -41,6 +43,23 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
         fault = "is a folder" if stat.S_ISDIR(mode) else "is a pipe or device, not a file"
         raise ValueError(f"{name} {fault}; fix the path or --{kind}_folder")
     return reference
+
+
+def hub_file(url: str) -> str:
+    """The path of hf://datasets/OWNER/NAME[@REVISION]/FILE in the cache of the Hub's library."""
+    from huggingface_hub import hf_hub_download
+
+    match = HUB_PATH.match(url)
+    if not match or not match[3]:
+        raise ValueError(f"{describe(url)} names no file of a data set, as hf://datasets/owner/name/1.jpg does")
+    name, revision, file = match.groups()
+    wanted = {"repo_id": name, "filename": file, "repo_type": "dataset", "revision": revision and unquote(revision)}
+    with suppress(Exception):  # it was fetched before
+        return hf_hub_download(**wanted, local_files_only=True)
+    try:
+        return hf_hub_download(**wanted)
+    except Exception as error:  # the client's own, or of whatever transports it
+        raise ValueError(f"{describe(url)} cannot be fetched from the Hub: {error}") from error
 
 
 def is_within(path: str, folder: str) -> bool:

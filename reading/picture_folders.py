@@ -5,12 +5,13 @@ import os
 from collections.abc import Iterator
 
 from reading.references import kind_by_name
+from reading.sources import refuse
 
 
 def paths_below(folder: str) -> list[str]:
     """The media files and texts of a folder and those in it, relative to it, sorted; without what is hidden."""
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if links := [name for name in folders if os.path.islink(os.path.join(parent, name))]:
             raise ValueError(f"{os.path.join(parent, links[0])} is a link to a folder: give it as a path of its own.")
@@ -49,18 +50,15 @@ def rows_in(folder: str, prompt: str | None) -> Iterator[dict[str, str]]:
     for name, stem in media.items():
         answer = os.path.dirname(name)
         if has_captions:
-            answer = read_text(os.path.join(folder, texts[stem]))
+            path = os.path.join(folder, texts[stem])
+            try:
+                with open(path, encoding="utf-8-sig") as file:
+                    answer = file.read().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"{path} cannot be read as UTF-8 text: {error}.") from error
         elif not answer or os.sep in answer:
             raise ValueError(
                 f"{os.path.join(folder, name)} has no caption, and no class, for it is not right in the folder of one: "
                 "move it to CLASS/1.jpg, or write a caption next to each picture, 1.txt to 1.jpg."
             )
         yield {kind_by_name(name): name, "answer": answer}
-
-
-def read_text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read().strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}.") from error

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 from PIL import Image
 
+HUB_PATH = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@((?:refs/(?:convert|pr)/)?[^/]+))?/?(.*)\Z")
 # How files begin that are found in the place of media and of data -> what they are, and the fix.
 TAKEN_FOR_OTHERS = {
     rb"\Z": "empty",
@@ -56,7 +57,7 @@ def describe(reference) -> str:
 
 
 def is_url(reference) -> bool:
-    return isinstance(reference, str) and reference[:8].lower().startswith(("http://", "https://"))
+    return isinstance(reference, str) and reference[:8].lower().startswith(("http://", "https://", "hf://"))
 
 
 def digest(reference) -> str:

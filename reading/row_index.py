@@ -37,7 +37,7 @@ from reading.references import is_url
 from reading.rows import WEIGHT, RowForm, is_empty, media_in, trained_replies
 from reading.strict_json import strict_json
 
-VERSION = 10  # of the files below
+VERSION = 11  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
@@ -144,12 +144,10 @@ class RowIndex:
             about = json.load(file)
         self.layouts_used = [Layout(layout) for layout in about["layouts"]]
         self.errors = {int(place): fault for place, fault in about["errors"].items()}
-        self.digest, self.media_folders = about["digest"], about["media_folders"]
-        # Field that is not read, and column that --columns names -> number of rows.
-        self.unread, self.mapped = about["unread"], about["mapped"]
-        self.counts = about["counts"]  # numbers of rows
+        self.digest, self.media_folders, self.state = about["digest"], about["media_folders"], about["state"]
+        # Field that is not read, column that --columns names, and what else is counted -> number of rows.
+        self.unread, self.mapped, self.counts = about["unread"], about["mapped"], about["counts"]
         self.outside = about["outside"]  # folder that is none of the data's -> number of media
-        self.state = about["state"]
         for name in ARRAYS:
             setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
         self.media = self.media.reshape(-1, 3)
@@ -178,7 +176,7 @@ class RowIndex:
         """
         where = int(self.offsets[place]), int(self.lengths[place])
         if self.arrow:
-            return copies.read_arrow(self.arrow, *where)
+            return copies.rows_of(self.arrow.get_batch(where[0]).slice(where[1], 1))[0]
         if state_of(self.path) != self.state:
             raise ChangedFile(f"{self.path} was changed while it is in use; start again.")
         return (tars if sources.has_ending(self.path, ".tar") else sources).read_row(self.path, *where)
@@ -365,7 +363,8 @@ class IndexMaker:
         shutil.rmtree(unfinished, ignore_errors=True)
         os.makedirs(unfinished)
         try:
-            with ThreadPoolExecutor(8) as pool, self.progress() as progress:
+            progress = tqdm(desc=f"Indexing {self.name}", unit=" rows", delay=2, mininterval=1)
+            with ThreadPoolExecutor(8) as pool, progress:
                 found = enumerate(self.scan(folder))
                 while batch := self.next_batch(found):
                     self.add(batch, pool)
@@ -374,9 +373,6 @@ class IndexMaker:
             os.rename(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-
-    def progress(self) -> tqdm:
-        return tqdm(desc=f"Indexing {self.name}", unit=" rows", delay=2, mininterval=1)
 
     def scan(self, folder: str) -> Iterator[tuple[int, int, object]]:
         if not copies.is_copied(self.path):
@@ -483,10 +479,8 @@ class IndexMaker:
             np.save(os.path.join(folder, f"{name}.npy"), np.array(values, dtype=values.typecode))
         places = np.searchsorted(self.arrays["numbers"], [*self.errors]).tolist()
         errors = dict(zip(places, self.errors.values()))
-        about = {"layouts": list(self.layouts), "errors": errors}
-        about |= {"digest": self.digest.hexdigest(), "state": self.state}
-        about |= {"unread": self.unread, "mapped": self.mapped}
-        about |= {"counts": self.counts, "outside": self.outside}
+        about = {name: getattr(self, name) for name in ("state", "unread", "mapped", "counts", "outside")}
+        about |= {"layouts": list(self.layouts), "errors": errors, "digest": self.digest.hexdigest()}
         about["media_folders"] = {name: modified(name) for name in sorted(self.media_folders)}
         with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
             file.write(strict_json(about))

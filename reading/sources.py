@@ -10,13 +10,14 @@ import glob
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
 
 from reading import dataset_info
 from reading.mapping import conversion
-from reading.references import kind_by_name, what_it_is
+from reading.references import HUB_PATH, kind_by_name, what_it_is
 
 TABLES = (".csv", ".tsv", ".xlsx")
 COLLECTIONS = (".parquet", ".arrow", ".tar")  # next to which, on the Hub, other files describe the data set
@@ -28,7 +29,6 @@ SPLIT = re.compile(r":([\w.-]+(?:/[\w.-]+)?)\Z")
 # As they are usually called.
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
-HUB_PATH = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@((?:refs/(?:convert|pr)/)?[^/]+))?/?(.*)\Z")
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 CHUNK = 1 << 20  # characters of a JSON list that are read at a time
 NO_DATA = ["*.py", "*.bin", "*.safetensors", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.gguf"]  # is not fetched
@@ -82,6 +82,13 @@ def place_of(bound: str, num_rows: int) -> int:
 
 def find_source(path: str) -> Source:
     """What a path of `--data_path` names."""
+    try:
+        return named_source(path)
+    except OSError as error:
+        raise ValueError(f"{error.filename or path} cannot be read: {error.strerror}.") from error
+
+
+def named_source(path: str) -> Source:
     place, weight, bounds, split = path, 1.0, (None, None), None
     if not os.path.exists(place) and (match := WEIGHT.search(place)):
         place, weight = place[: match.start()], float(match[1])
@@ -117,21 +124,22 @@ def find_source(path: str) -> Source:
             f"{path} has the splits {', '.join(splits)}: {fix} (to use several, give each as its own path)."
         )
     for file in files:
-        if not os.path.isfile(file):
+        mode = 0
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            mode = os.stat(file).st_mode
+        if not stat.S_ISREG(mode):
             raise ValueError(
                 f"{file} does not exist or is not a file. A path is a file ({', '.join(ENDINGS)}), a folder, a glob or "
                 "a data set id of the Hub, with [:SPLIT][SLICE][:WEIGHT] after it (docs/dataset.md)."
             )
-        if re.search(r"\.(tgz|tar\.\w+)\Z", file, re.IGNORECASE):
-            raise ValueError(f"{file} is compressed, so a row is read by unpacking all before it: unpack it to .tar.")
+        what = None if has_ending(file, ".xlsx") else what_it_is(file)  # which is an archive
+        if what and (what != "empty" or not has_ending(file, ".jsonl")):  # an empty JSONL file holds no row
+            raise ValueError(f"{file} is {what}.")
         if not has_ending(file, *ENDINGS):
             raise ValueError(
                 f"{file} has none of the endings {', '.join(ENDINGS)}, by which its form is known. Save a spreadsheet "
                 "as CSV UTF-8 (docs/start.md); example_data/convert/refcoco.py makes rows of RefCOCO's refs(...).p."
             )
-        what = None if has_ending(file, ".xlsx") else what_it_is(file)  # which is an archive
-        if what and (what != "empty" or not has_ending(file, ".jsonl")):  # an empty JSONL file holds no row
-            raise ValueError(f"{file} is {what}.")
     if not files:
         of_split = f" of a split {split!r}" if split else ""
         raise ValueError(
@@ -142,7 +150,7 @@ def find_source(path: str) -> Source:
 
 def splits_in(folder: str) -> list[str]:
     """The splits among the folders in a folder; one next to others with pictures right in it is a class: bus, train."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, "dataset_dict.json")) as file:
             return json.load(file)["splits"]  # of DatasetDict.save_to_disk
         folders = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
@@ -154,8 +162,14 @@ def splits_in(folder: str) -> list[str]:
 
 def is_picture_folder(folder: str) -> bool:
     """Whether pictures or clips are somewhere in a folder, and no data file is, which would name them."""
-    found = [name for _, _, names in os.walk(folder) for name in names]
+    found = [name for _, _, names in os.walk(folder, onerror=refuse) for name in names]
     return any(map(kind_by_name, found)) and not any(has_ending(name, *ENDINGS) for name in found)
+
+
+def refuse(error: OSError):
+    """What `os.walk` does with a folder that is there and cannot be read, which it would pass over."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def has_ending(path: str, *endings: str) -> bool:

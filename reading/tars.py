@@ -29,7 +29,7 @@ def scan(path: str) -> Iterator[tuple[int, int, object]]:
             tar.fileobj.seek(tar.offset)  # which stops at a broken header, and at the end of the first of two archives
             if any(block.strip(b"\0") for block in iter(lambda: tar.fileobj.read(CHUNK), b"")):
                 raise tarfile.ReadError(f"no member begins at byte {tar.offset:,}, and yet it goes on there")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path} is not a readable tar file: {error}.") from error
     _, firsts = np.unique(stems, return_index=True)
     if len(apart := np.setdiff1d(np.arange(len(stems)), firsts)):

@@ -1,6 +1,8 @@
 """Every kind of file and folder: the rows that it has are those of the same data as `messages`."""
 
 import datetime
+import errno
+import gzip
 import io
 import json
 import os
@@ -17,6 +19,7 @@ import pytest
 
 from reading import row_index
 from reading.dataset import MultimodalDataset
+from reading.options import MediaOptions
 from reading.sources import names_of
 
 
@@ -143,6 +146,11 @@ def test_metadata_name_the_pictures_of_their_folder(fill, ending):
     of_pictures = MultimodalDataset(f"{folder}[:2]", columns=["answer=text", "image=file_name"], prompt="Say.")
     assert samples(of_pictures) == expected[:2]
     assert samples(MultimodalDataset(str(folder), columns=["answer=text"], prompt="Say.")) == expected
+    if ending == "jsonl":
+        several = {"file_names": ["sub/2.jpg", "1.jpg"], "question": "Say.", "answer": "B"}
+        (folder / "metadata.jsonl").write_text(json.dumps(several))
+        found = samples(MultimodalDataset(str(folder)))
+        assert found == as_messages(folder, asked(several["file_names"], "Say.", "B"))
 
 
 # ---- Arrow, and what Dataset.save_to_disk writes ----
@@ -341,9 +349,10 @@ def test_no_row_of_a_broken_shard_is_lost_in_silence(tmp_path, pictures):
             MultimodalDataset(str(path), prompt="Which?")
     path.write_bytes(data[: data.index(b"8.png" + b"\0" * 95)])  # between two members, without an end
     assert len(MultimodalDataset(str(path), prompt="Which?")) == 8
-    path.rename(tmp_path / "a.tar.gz")
-    with pytest.raises(ValueError, match="a.tar.gz is compressed, so a row is read by unpacking all before it"):
-        MultimodalDataset(str(tmp_path / "a.tar.gz"), prompt="Which?")
+    for name in ("a.tar.gz", "a.tgz", "rows.jsonl.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(data))
+        with pytest.raises(ValueError, match=f"{name} is a compressed archive: unpack it"):
+            MultimodalDataset(str(tmp_path / name), prompt="Which?")
 
 
 def test_a_link_in_a_shard_is_refused(tmp_path):
@@ -440,6 +449,32 @@ def test_excel_without_its_package_or_broken_is_refused_by_name(tmp_path, monkey
         MultimodalDataset(str(tmp_path / "a.xlsx"))
 
 
+# ---- what cannot be read ----
+
+
+def test_what_the_disk_refuses_is_named(fill, monkeypatch):
+    """An input error, as of a broken disk, and a folder without the right to look into it."""
+    folder = fill({"a.jpg": None, "deep/b.jpg": None, "deep/b.txt": "B"})
+    for name in ("rows.json", "shard.tar", "table.csv"):
+        (folder.parent / name).symlink_to("/proc/self/mem")
+        with pytest.raises(ValueError, match=f"{name} cannot be read: Input/output error"):
+            MultimodalDataset(str(folder.parent / name))
+    (folder / "a.txt").symlink_to("/proc/self/mem")
+    with pytest.raises(ValueError, match=r"a\.txt cannot be read as UTF-8 text: .*Input/output error"):
+        MultimodalDataset(str(folder), prompt="Say.")
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    for path in (folder, folder / "deep"):
+        with pytest.raises(ValueError, match="deep cannot be read: Permission denied"):
+            MultimodalDataset(str(path), prompt="Say.")
+
+
 # ---- addresses of files on the Hub ----
 
 
@@ -499,6 +534,34 @@ def test_an_address_on_the_hub_fetches_what_it_names(hub, address):
 
 def test_an_address_on_the_hub_has_a_short_name():
     assert names_of(["hf://datasets/org/set/data/val.jsonl[:5]", "hf://datasets/org/set:test"]) == ["val", "set"]
+
+
+def test_a_medium_on_the_hub_is_fetched_once_by_its_library(tmp_path, fill, monkeypatch):
+    held, asked, cached = fill({"a b.jpg": None}), [], set()
+
+    def hf_hub_download(repo_id, filename, repo_type, revision, local_files_only=False):
+        asked.append((repo_id, filename, repo_type, revision, local_files_only))
+        if not (held / filename).exists() or local_files_only and filename not in cached:
+            raise FileNotFoundError(f"no {filename} is there")
+        cached.add(filename)
+        return str(held / filename)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
+    addresses = {
+        "org/set@refs%2Fpr%2F1/a b.jpg": None,
+        "org/set/none.jpg": "org/set/none.jpg cannot be fetched from the Hub: no none.jpg is there",
+        "org/set": "org/set names no file of a data set, as hf://datasets/owner/name/1.jpg does",
+    }
+    rows = [{"image": f"hf://datasets/{name}", "question": "a", "answer": "b"} for name in addresses]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="image is the URL 'hf://datasets/org/set.*: add --allow_urls True"):
+        MultimodalDataset(str(tmp_path / "rows.json"))
+    allowed = MediaOptions(allow_urls=True)
+    dataset = MultimodalDataset(str(tmp_path / "rows.json"), media=allowed, check=False)
+    assert dataset[0]["messages"][0]["content"][0]["image"].size == (64, 64)
+    assert [dataset.errors[i].partition("hf://datasets/")[2] for i in (1, 2)] == [*addresses.values()][1:]
+    once = ("org/set", "a b.jpg", "dataset", "refs/pr/1")
+    assert [request for request in asked if request[1] == "a b.jpg"] == [(*once, True), (*once, False), (*once, True)]
 
 
 def test_an_address_on_the_hub_that_cannot_be_reached_is_named(tmp_path):
