@@ -7,16 +7,18 @@ ignores a field. A source may be inside of objects and lists: `meta.file`, `turn
 import re
 import shlex
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reading import unread
 from reading.references import kind_by_name
 
 COLUMN = re.compile(r"([^=]+)=(.*)", re.DOTALL)
+SEVERAL = ("images", "videos")  # names that hold the media of several fields, in the order of the flag
 TURN_KEYS = (("role", "from"), ("content", "value"))
 # Fields that often hold the answer, the likeliest first.
 ANSWERS = "answer response output completion caption captions label labels target solution translation text".split()
+NEITHER = ("system", "system_prompt", "tools")  # texts that are no question and no answer
 OF_A_VIDEO = re.compile(r"video|clip|\.(mp4|mkv|mov|avi|webm)", re.IGNORECASE)
 STEP = re.compile(r"\[(\d*)\]|[^.\[\]]+")
 # Keys of a well-known file, of its parts or of its rows -> the script that makes rows of it; of two, the first.
@@ -35,14 +37,14 @@ SCRIPTS = {
 class Mapping:
     """How the fields of a row get the names that they are read by."""
 
-    sources: tuple[tuple[str, str], ...] = ()  # (name that is read, field of the file), each name and field once
+    sources: tuple[tuple[str, str], ...] = ()  # (name that is read, field of the file), each once but SEVERAL
     ignored: tuple[str, ...] = ()  # fields that are passed over, as `Unread.names` has them
     usual: str | None = None  # as `sources.usual_names` gives it
 
     @classmethod
     def of(cls, columns: Sequence[str] | None, lower: bool = False, usual: str | None = None) -> "Mapping":
         """From the values of the flag; `lower`: the file's own names are read in small letters, as those of tables."""
-        pairs = sorted({COLUMN.fullmatch(column).groups() for column in columns or []})
+        pairs = dict.fromkeys(COLUMN.fullmatch(column).groups() for column in columns or [])
         fold = str.lower if lower else str
         return cls(
             tuple((name, fold(source)) for name, source in pairs if source),
@@ -66,7 +68,7 @@ class Mapping:
         for name, source in self.sources:
             value, left = field_of(left, source)
             if value is not None:
-                named[name] = value
+                named[name] = [*listed(named[name]), *listed(value)] if name in named else value
             if found is not None and (name in named or name in row):
                 found[f"{name}={source}"] += 1
         left = unread.without(left, self.ignored) if self.ignored else left
@@ -85,10 +87,16 @@ class Mapping:
         return row
 
 
+def listed(value: object) -> list:
+    return value if isinstance(value, list) else [value]
+
+
 def usual_name(kind: str, field: str, row: dict) -> str | None:
     """What a field of this kind of file is read as, where neither --columns nor the row has that name."""
     if kind == "metadata":  # as the Hub reads a folder of pictures with a file of this name
-        return kind_by_name(str(row[field])) if field == "file_name" else None
+        value, several = row[field], "s" if field == "file_names" else ""
+        medium = kind_by_name(str(value[0] if isinstance(value, list) and value else value))
+        return medium + several if medium and field in ("file_name", "file_names") else None
     if field == "txt" or field == "cls" and "txt" not in row:  # a field of a tar file is the ending of its member
         return "answer"
     return None if "." in field else kind_by_name(f".{field}")
@@ -118,33 +126,38 @@ def take(value: object, steps: Sequence[str | int | None]) -> tuple[object, obje
     return None, value
 
 
-def proposal(row: dict, folders: Collection[str]) -> str:
-    """The --columns that would read a row whose fields have other names, as far as its values tell."""
+def proposal(row: dict, form) -> str:
+    """The --columns that would read a row whose fields have other names, as far as its values tell.
+
+    Args:
+        form: the RowForm by which it is read.
+    """
     if fix := conversion(row):
         return fix
-    for name, value in row.items():
-        turns = value if isinstance(value, list) else []
-        if any(isinstance(turn, dict) and turn.keys() & {*TURN_KEYS[0]} for turn in turns):
-            return f"try --columns messages={name}"
+    turns = next((name for name, value in row.items() if any(map(form.is_turn, listed(value)))), None)
     texts, media = {}, {}
-    for name, value in unread.flat("", row):
+    for name, value in unread.flat("", {name: value for name, value in row.items() if name != turns}):
         source = re.sub(r"\.(bytes|path)\Z", "", name.removeprefix("."))
-        if unread.is_medium(value, folders):
+        if unread.is_medium(value, form.starts):
             kind = "video" if OF_A_VIDEO.search(f"{name} {value}"[:300]) else "image"
             media.setdefault(kind, []).append(source)
         elif isinstance(value, str) or type(value) is int and rank(source) < len(ANSWERS):
-            texts[source.replace("[]", "[0]")] = value
+            texts |= {} if source in NEITHER else {source: value}
     answer = min([*texts][1:] + [*texts][:1], key=rank, default=None)
     question = next((name for name in texts if name != answer), None)
-    pairs = (("question", question), ("answer", answer))
-    found = [f"{name}={source}" for name, source in pairs if source not in (None, name)]
+    (asked_in, _, asked), (replied_in, _, replied) = ((name or "").partition("[].") for name in (question, answer))
+    are_pairs = bool(asked and replied) and asked_in == replied_in and not turns
+    pairs = {"question": question and question.replace("[]", "[0]"), "answer": answer and answer.removesuffix("[]")}
+    pairs = {"messages": turns or asked_in} if turns or are_pairs else pairs
+    found = [f"{name}={source}" for name, source in pairs.items() if source not in (None, name)]
     for kind, (first, *others) in media.items():
         if first.removesuffix("[]") not in (kind, f"{kind}s"):
             found.append(f"{kind}{'s' if '[]' in first else ''}={first}")
         found += [f"{other}=" for other in dict.fromkeys(others) if other != first]
     flags = [*(["--columns"] if found else []), *map(shlex.quote, found)]
-    flags += [] if question else ['--prompt "..." (the question of every row)']
-    return f"try {' '.join(flags)}" if answer else "it holds no text"
+    flags += [f"--user_key {asked} --assistant_key {replied}"] if are_pairs else []
+    flags += [] if question or turns else ['--prompt "..." (the question of every row)']
+    return f"try {' '.join(flags)}" if answer or turns else "it holds no text"
 
 
 def conversion(found: object) -> str | None:

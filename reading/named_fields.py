@@ -3,6 +3,7 @@
     a thought   `reasoning_content` or `reasoning` of a reply, or <think>...</think> at the head of its text
     tools       `tools` of the row: JSON schemas, as a list or as JSON in a text
     calls       `tool_calls` of a reply, or messages of role `function_call` or `tool_call` that hold them as JSON
+    both        or parts of a reply, of the types `reasoning` and `tool_call`
     a result    a message of role `tool`, `observation` or `tool_response`
 
 They become fields of the canonical messages: `reasoning_content`, `tool_calls`, and of the first message `tools`. A
@@ -46,6 +47,23 @@ def fields_of(turn: dict, role: str, where: str) -> dict:
     if fields and role != "assistant":
         raise ValueError(f"{where} has `{next(iter(fields))}` in role {role!r}; only a reply has it")
     return fields
+
+
+def without_parts(turn: dict, content: list, where: str) -> tuple[dict, list]:
+    """A reply with the fields that parts of it are, and its other parts."""
+    found, others = {}, []
+    for i, part in enumerate(content):
+        kind, value = (part.get("type"), part.get("value")) if isinstance(part, dict) else (None, None)
+        if kind == "tool_call":
+            found["tool_calls"] = [*found.get("tool_calls", []), *calls_of(value, f"{where}[{i}].value")]
+        elif kind == "reasoning":
+            before = found.get("reasoning_content")
+            found["reasoning_content"] = f"{before}\n{value}" if before else value
+        else:
+            others.append(part)
+    if both := [name for name in found if turn.get(name)]:
+        raise ValueError(f"{where} has what `{both[0]}` of its message has too; keep one")
+    return turn | found, others
 
 
 def without_head(message: dict, where: str) -> dict:

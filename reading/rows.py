@@ -108,13 +108,12 @@ class RowForm:
         row = self.mapping.row(row, mapped)
         if WEIGHT in row:
             row[WEIGHT] = _weight(row[WEIGHT])
+        for flag, names in (("prompt", (*self.turn_fields, *PAIRS)), ("system_prompt", SYSTEM)):
+            if getattr(self, flag) is not None and (own := [name for name in names if name in row]):
+                raise ValueError(f"has its own `{own[0]}`, and --{flag} gives one too; leave one out")
         if self.prompt is not None:
-            if asked := [name for name in (*self.turn_fields, *PAIRS) if name in row]:
-                raise ValueError(f"has a question of its own (`{asked[0]}`), and --prompt gives one too; leave one out")
             row |= {question: self.prompt for question, answer in PAIRS.items() if answer in row}
         if self.system_prompt is not None:
-            if given := [name for name in SYSTEM if name in row]:
-                raise ValueError(f"has its own `{given[0]}`, and --system_prompt gives one too; leave one out")
             row |= {SYSTEM[0]: self.system_prompt}
         return row
 
@@ -149,9 +148,9 @@ class RowForm:
         pair = (answer, "history", *INPUT.get(form, ())) if answer else ()
         row, several = _with_one_answer(row, answer)
         unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT, *clips.NAMES})
-        turns = self._turns_of_pair(row, form, answer) if answer else _turns(row[form], form)
+        turns = self._turns_of_pair(row, form, answer) if answer else self._turns(row[form], form)
         messages = _system(row) + named_fields.merged([self._message(turn, where, unread) for turn, where in turns])
-        users = [message for message in messages if message["role"] == "user"]
+        users = [message for message in messages if message["role"] in ("user", "tool")]
         asked = "\n".join([part["text"] for message in users for part in message["content"] if "text" in part])
         unread.leave_text(asked)
         media = [part for message in messages for part in message["content"] if "text" not in part]
@@ -207,7 +206,7 @@ class RowForm:
             fields = ", ".join(f"`{name}`" for name in row) or "none at all"
             raise ValueError(
                 f"has none of `conversations`, `{self.field_messages}`, `question` and `answer` (docs/dataset.md), but "
-                f"{fields}: {proposal(row, self.starts)}"
+                f"{fields}: {proposal(row, self)}"
             )
         return forms[0], None if forms[0] in self.turn_fields else PAIRS[forms[0]]
 
@@ -225,11 +224,11 @@ class RowForm:
                 first = source.replace("[]", "[0]") if "[]" in source else f"{source}[0]"
                 raise ValueError(f"`{name}` is a list of texts; --columns '{name}={first}' takes the first of them")
             if value is None and name == answer:
-                hint = proposal(row, self.starts)
+                hint = proposal(row, self)
                 hint = f": {hint}" if "question=" in hint else ""  # else the question is its only text
                 raise ValueError(f"has `{question}` but no `{answer}`{hint}")
             if isinstance(value, list):
-                found = _turns(value, name)
+                found = self._turns(value, name)
                 if name == question:
                     found = [(turn | {"train": False} if isinstance(turn, dict) else turn, at) for turn, at in found]
                 turns += found
@@ -240,6 +239,26 @@ class RowForm:
             texts = [_text(value, field)["text"] for field, value in fields.items()]
             turns.append(({"role": role, "content": "\n".join(filter(None, texts))}, name))
         return turns
+
+    def _turns(self, turns: object, name: str) -> list[tuple[dict, str]]:
+        """The turns of a field, each with how messages name it."""
+        if not isinstance(turns, list) or not turns:
+            raise ValueError(f"has no turn in its `{name}` field; it must be a list of at least two")
+        return [(said, f"{name}[{i}]") for i, turn in enumerate(turns) for said in self.said_in(turn) or [turn]]
+
+    def is_turn(self, value: object) -> bool:
+        return isinstance(value, dict) and (not value.keys().isdisjoint(TURN_KEYS[0]) or bool(self.said_in(value)))
+
+    def said_in(self, turn: object) -> list[dict]:
+        """The turns of {"human": "What?", "gpt": "A door."} and the like; none where a turn has a role."""
+        if not isinstance(turn, dict) or not turn.keys().isdisjoint(self.turn_keys[0]):
+            return []
+        said = {key: text for role in ROLES for key, text in turn.items() if self.roles.get(key) == role}
+        if not {"user", "assistant"} <= {self.roles[key] for key in said}:
+            return []
+        (role, *_), (content, *_) = self.turn_keys
+        others = [{key: value for key, value in turn.items() if key not in said}]  # to be refused or listed
+        return [{role: key, content: said[key]} | (others.pop() if others else {}) for key in said]
 
     def _message(self, turn: dict, where: str, unread: Unread) -> dict:
         if not isinstance(turn, dict):
@@ -258,6 +277,8 @@ class RowForm:
                 f"{where}.{sender} is {shown(given)}, expected one of {', '.join(map(repr, self.roles))} (--user_key "
                 "and --assistant_key rename two)"
             )
+        if role == "assistant" and isinstance(content, list):
+            turn, content = named_fields.without_parts(turn, content, f"{where}.{value}")
         fields = named_fields.fields_of(turn, role, where)
         if given in named_fields.CALLERS and given not in self.roles:
             fields, content = {"tool_calls": named_fields.calls_of(content, f"{where}.{value}")}, None
@@ -386,13 +407,6 @@ def _weight(value: object) -> float:
         if type(value) in (int, float, str) and 0 <= (weight := float(value)) <= 1e9:  # not NaN
             return weight
     raise ValueError(f"{WEIGHT} is {shown(value)}; it must be a number from 0 to 1e9")
-
-
-def _turns(turns: object, name: str) -> list[tuple[dict, str]]:
-    """The turns of a field, each with how messages name it."""
-    if not isinstance(turns, list) or not turns:
-        raise ValueError(f"has no turn in its `{name}` field; it must be a list of at least two")
-    return [(turn, f"{name}[{i}]") for i, turn in enumerate(turns)]
 
 
 def _with_one_answer(row: dict, name: str | None) -> tuple[dict, list[str]]:

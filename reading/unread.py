@@ -38,7 +38,7 @@ MEANINGS = [
         MASK,
         "mask masks masked loss train trained training trainable weight weights",
         "is do no not on of in from for turn token tokens sample label labels message assistant reply response should "
-        "compute ignore skip exclude attention",
+        "compute ignore skip exclude attention scale",
         'write "train": false on each message that is not to be trained',
     ),
     (
@@ -69,7 +69,7 @@ MEANINGS = [
         "sound",
         "audio audios sound speech",
         "path file url bytes data input content",
-        "sound is not read yet; leave such rows out",
+        "leave such rows out",
     ),
     (
         "a size of media",

@@ -1,6 +1,9 @@
 """Fields by other names, constants, and forms of other tools: each equals the same data as `messages`."""
 
+import argparse
 import json
+import shlex
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +11,7 @@ import pytest
 
 import train
 from reading.dataset import MultimodalDataset, shared_rows
+from reading.rows import media_of
 from reading.sources import names_of
 
 IMAGE = {"type": "image", "path": "red.png"}
@@ -88,6 +92,14 @@ def test_bytes_have_other_names_too(media_folder):
         str(media_folder / "bytes.parquet"), columns=["image=jpg", "answer=text"], prompt="What?"
     )
     assert dataset.rows[0]["messages"][0]["content"][0] == {"type": "image", "image": data}
+    rows = [{"jpgs": [row["jpg"]] * count, "question": "What?", "answer": "A"} for row in rows for count in (2, 0, 3)]
+    pq.write_table(pa.Table.from_pylist(rows), media_folder / "lists.parquet")  # of paths that are null in all
+    dataset = MultimodalDataset(str(media_folder / "lists.parquet"), columns=["images=jpgs"])
+    assert [[medium for _, medium, _ in media_of(row["messages"])] for row in dataset.rows] == [
+        [data] * 2,
+        [],
+        [data] * 3,
+    ]
 
 
 def test_a_class_has_the_name_that_the_file_knows(media_folder):
@@ -96,9 +108,12 @@ def test_a_class_has_the_name_that_the_file_knows(media_folder):
         "label": kind,
         "labels": {"feature": kind, "_type": "Sequence"},
         "more": [kind],
+        "inside": {"of": {"names": {"_type": "Value"}, "kind": kind}},
+        "parts": {"feature": {"kind": kind}, "_type": "List"},
         "image": {"_type": "Value"},
     }
     lists = {"labels": [[1, 0]] * 3, "more": [[0]] * 3}
+    lists |= {"inside": [{"of": {"names": "x", "kind": 1}}] * 3, "parts": [[{"kind": 1}, {"kind": 0}]] * 3}
     table = pa.table({"label": [1, 0, None], "image": ["red.png"] * 3} | lists)
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pq.write_table(table, media_folder / "classes.parquet")
@@ -107,7 +122,8 @@ def test_a_class_has_the_name_that_the_file_knows(media_folder):
     )
     assert [dataset.rows[i]["messages"][1]["content"][0]["text"] for i in (0, 1)] == ["square", "circle"]
     assert list(dataset.errors) == [2]
-    for source, name in (("labels[0]", "square"), ("more[0]", "circle")):
+    inside = (("inside.of.kind", "square"), ("parts[1].kind", "circle"))
+    for source, name in (("labels[0]", "square"), ("more[0]", "circle"), *inside):
         dataset = MultimodalDataset(
             str(media_folder / "classes.parquet"), columns=[f"answer={source}"], prompt="Which?"
         )
@@ -171,6 +187,58 @@ FORMS = {
             ]
         },
         ASKED,
+    ),
+    "turns by their roles": (
+        {"conversations": [{"system": "S", "human": "A", "assistant": "B"}, {"gpt": "D", "user": "C"}]},
+        with_system("S", said(*"ABCD")),
+    ),
+    "a thought and calls as parts": (
+        {
+            "messages": [
+                *said("A")[:1],
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "reasoning", "value": "Hm."},
+                        {"type": "tool_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+                        {"type": "tool_call", "value": '{"name": "g", "arguments": {}}'},
+                    ],
+                },
+                {"role": "tool", "content": [{"type": "text", "value": "1"}]},
+                {
+                    "role": "assistant",
+                    "content": [{"type": "reasoning", "value": "So."}, {"type": "text", "value": "B"}],
+                },
+            ]
+        },
+        [
+            *said("A")[:1],
+            {
+                "role": "assistant",
+                "content": None,
+                "reasoning_content": "Hm.",
+                "tool_calls": [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}],
+            },
+            {"role": "tool", "content": "1"},
+            {"role": "assistant", "content": "B", "reasoning_content": "So."},
+        ],
+    ),
+    "places in a result": (
+        {
+            "messages": [
+                {"role": "user", "content": "<image>A"},
+                {"role": "tool_call", "content": '{"name": "f"}'},
+                {"role": "tool_response", "content": "It is <image>"},
+                *said("", "B")[1:],
+            ],
+            "images": ["red.png", "blue.png"],
+        },
+        [
+            {"role": "user", "content": [IMAGE, {"type": "text", "text": "A"}]},
+            {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]},
+            {"role": "tool", "content": [{"type": "text", "text": "It is "}, IMAGE | {"path": "blue.png"}]},
+            *said("", "B")[1:],
+        ],
     ),
     "weights of the loss": (
         {
@@ -238,6 +306,29 @@ FAULTS = {
         {},
         r"--columns question=q answer=label 'images=pages\[\].file' url=",
     ),
+    "several answers": (
+        {"q": "a", "answers": ["b", "c"], "pic": "red.png"},
+        {},
+        "--columns question=q answer=answers image=pic",
+    ),
+    "several answers, as objects": ({"q": "a", "as": [{"answer": "b"}]}, {}, r"question=q 'answer=as\[\].answer'"),
+    "questions with their answers": (
+        {"qa": [{"q": "a", "a": "b"}, {"q": "c", "a": "d"}], "pic": "red.png"},
+        {},
+        "--columns messages=qa image=pic --user_key q --assistant_key a",
+    ),
+    "turns by their roles": ({"system": "a", "texts": [{"user": "b", "gpt": "c"}]}, {}, "--columns messages=texts"),
+    "a system prompt": ({"system": "a", "text": "b", "label": "c"}, {}, "--columns question=text answer=label"),
+    "a thought twice": (
+        {
+            "messages": [
+                *said("a")[:1],
+                {"role": "assistant", "content": [{"type": "reasoning", "value": "b"}], "reasoning_content": "c"},
+            ]
+        },
+        {},
+        r"messages\[1\].content has what `reasoning_content` of its message has too",
+    ),
     "a class without a name": ({"image": "red.png", "label": 3}, {}, "try --columns answer=label --prompt"),
     "an answer of another name": (
         {"query": "a", "label": "b"},
@@ -302,13 +393,37 @@ def test_paths_have_short_names_of_their_own():
         assert names_of(paths) == names
 
 
-def test_what_is_proposed_reads_the_row(write_rows):
-    rows = [{"text": "a", "caption": "b", "jpg": "red.png"}]
+PROPOSED = {
+    "other names": ({"text": "a", "caption": "b", "jpg": "red.png"}, "a", ["b"]),
+    "several answers": ({"q": "a", "answers": ["c", "b", "b"], "jpg": "red.png"}, "a", ["b"]),
+    "several questions": ({"qs": ["a", "b"], "label": "b", "jpg": "red.png"}, "a", ["b"]),
+    "pairs": ({"qa": [{"q": "a", "a": "b"}, {"q": "c", "a": "d"}], "jpg": "red.png"}, "a", ["b", "d"]),
+    "turns by their roles": ({"texts": [{"user": "a", "gpt": "b", "page": 3}], "jpg": "red.png"}, "a", ["b"]),
+}
+
+
+@pytest.mark.parametrize("kind", PROPOSED)
+def test_what_is_proposed_reads_the_row(write_rows, kind):
+    row, question, answers = PROPOSED[kind]
     with pytest.raises(ValueError) as error:
-        MultimodalDataset(write_rows(rows))
-    columns = str(error.value).split("--columns ")[1].split()
-    dataset = MultimodalDataset(write_rows(rows), columns=columns)
-    assert [part["type"] for part in dataset.rows[0]["messages"][0]["content"]] == ["image", "text"]
+        MultimodalDataset(write_rows([row]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--columns", nargs="*")
+    parser.add_argument("--user_key", default="human")
+    parser.add_argument("--assistant_key", default="gpt")
+    flags = parser.parse_args(shlex.split(str(error.value).split(": try ")[1]))
+    dataset = MultimodalDataset(write_rows([row]), **vars(flags))
+    first, *others = dataset.rows[0]["messages"]
+    assert [part["type"] for part in first["content"]] == ["image", "text"] and first["content"][1]["text"] == question
+    assert [m["content"][0]["text"] for m in others if m["role"] == "assistant"] == answers
+
+
+def test_the_media_of_several_fields_are_in_the_order_of_the_flag(write_rows):
+    rows = [{"left": "red.png", "right": ["blue.png", "red.png"], "question": "a", "answer": "b"}]
+    rows.append({"left": "red.png", "question": "a", "answer": "b"})
+    dataset = MultimodalDataset(write_rows(rows), columns=["images=right", "images=left"])
+    found = [[Path(medium).stem for _, medium, _ in media_of(row["messages"])] for row in dataset.rows]
+    assert found == [["blue", "red", "red"], ["red"]]
 
 
 @pytest.mark.parametrize(

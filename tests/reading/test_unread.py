@@ -62,6 +62,7 @@ REFUSED = {
     "a mask of the row": ({"loss_mask": [0, 1], "conversations": HI}, "loss_mask"),
     "a row that is not to be trained": ({"train": False, "messages": CHAT}, "train"),
     "a mask of a message": (with_key(1, masked=True), "messages[1].masked"),
+    "a scale of the loss": (with_key(1, loss_scale=0.5), "messages[1].loss_scale"),
     "a mask of a turn": ({"conversations": [HI[0], HI[1] | {"trainable": False}]}, "conversations[1].trainable"),
     # system prompts, tools, history, thoughts
     "a system message": ({"system_message": "Be brief.", "conversations": HI}, "system_message"),
@@ -93,7 +94,7 @@ HARMLESS = {
     "dates": CLIP | {"timestamp": "2024-01-02T10:00:00Z"},
     "ids of a video": CLIP | {"clip_id": 17, "video_id": "a7"},
     "words that say something else": {"operating_system": "linux", "weight_kg": 3, "train_id": 5, "messages": CHAT},
-    "nothing masked": {"train": True, "loss": 1, "messages": CHAT},
+    "nothing masked": {"train": True, "loss": 1, "loss_scale": 1.0, "messages": CHAT},
     "another file": {"source": "notes.txt", "license": "MIT", "messages": CHAT},
     "a text with tags": {"question": "What does <b>a</b> and <file>no.png</file> mean?", "answer": "![](red.png)"},
     "a text that names its medium": {"image": "red.png", "question": "Is red.png red? And no.png?", "answer": "Yes"},
