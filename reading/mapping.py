@@ -16,9 +16,10 @@ from reading.references import kind_by_name
 COLUMN = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 SEVERAL = ("images", "videos")  # names that hold the media of several fields, in the order of the flag
 TURN_KEYS = (("role", "from"), ("content", "value"))
-# Fields that often hold the answer, the likeliest first.
+# Fields that often hold the question or the answer, the likeliest first, and those that hold neither.
+QUESTIONS = "question query prompt instruction problem input human user".split()
 ANSWERS = "answer response output completion caption captions label labels target solution translation text".split()
-NEITHER = ("system", "system_prompt", "tools")  # texts that are no question and no answer
+NEITHER = re.compile(r"(system(_prompt)?|tools|(.*[\W_])?(id|ID|uid|uuid|idx|index)|.*[a-z]Id)\Z")
 OF_A_VIDEO = re.compile(r"video|clip|\.(mp4|mkv|mov|avi|webm)", re.IGNORECASE)
 STEP = re.compile(r"\[(\d*)\]|[^.\[\]]+")
 # Keys of a well-known file, of its parts or of its rows -> the script that makes rows of it; of two, the first.
@@ -141,10 +142,13 @@ def proposal(row: dict, form) -> str:
         if unread.is_medium(value, form.starts):
             kind = "video" if OF_A_VIDEO.search(f"{name} {value}"[:300]) else "image"
             media.setdefault(kind, []).append(source)
-        elif isinstance(value, str) or type(value) is int and rank(source) < len(ANSWERS):
-            texts |= {} if source in NEITHER else {source: value}
+        elif not NEITHER.match(source) and (
+            isinstance(value, str) or type(value) is int and rank(source) < len(ANSWERS)
+        ):
+            texts[source] = str(value)
     answer = min([*texts][1:] + [*texts][:1], key=rank, default=None)
-    question = next((name for name in texts if name != answer), None)
+    others = [name for name in texts if name != answer]
+    question = min(others, key=lambda name: (rank(name, QUESTIONS), " " not in texts[name]), default=None)
     (asked_in, _, asked), (replied_in, _, replied) = ((name or "").partition("[].") for name in (question, answer))
     are_pairs = bool(asked and replied) and asked_in == replied_in and not turns
     pairs = {"question": question and question.replace("[]", "[0]"), "answer": answer and answer.removesuffix("[]")}
@@ -169,7 +173,7 @@ def conversion(found: object) -> str | None:
     return script and f"make rows of it: python example_data/convert/{script}.py --help"
 
 
-def rank(source: str) -> int:
-    """How likely a field is to hold the answer: the smallest number is the likeliest."""
+def rank(source: str, names: Sequence[str] = ANSWERS) -> int:
+    """How likely a field is to hold what these names do: the smallest number is the likeliest."""
     words = re.split(r"\W+", source.lower())
-    return next((place for place, name in enumerate(ANSWERS) if name in words), len(ANSWERS))
+    return next((place for place, name in enumerate(names) if name in words), len(names))

@@ -151,15 +151,15 @@ class RowForm:
         turns = self._turns_of_pair(row, form, answer) if answer else self._turns(row[form], form)
         messages = _system(row) + named_fields.merged([self._message(turn, where, unread) for turn, where in turns])
         users = [message for message in messages if message["role"] in ("user", "tool")]
-        asked = "\n".join([part["text"] for message in users for part in message["content"] if "text" in part])
-        unread.leave_text(asked)
+        asked = [(m["role"], part["text"]) for m in users for part in m["content"] if "text" in part]
+        unread.leave_text("\n".join([text for role, text in asked if role == "user"]))
         media = [part for message in messages for part in message["content"] if "text" not in part]
         for kind in reversed(KINDS):  # so that images come first where both go to the front
             column, references = self._column(row, kind, unread)
             if parts := [part for part in media if part["type"] == kind]:
                 _fill(parts, kind, column or kind, references)
             elif column or form == "conversations":
-                typed = asked.count(f"<{kind}>")
+                typed = sum(text.count(f"<{kind}>") for _, text in asked)
                 _place(users, kind, column or kind, references, typed, must_be_placed=form == "conversations")
         _check_roles(messages)
         if several[1:]:

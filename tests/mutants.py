@@ -455,8 +455,8 @@ FAULTS = [
     Fault(
         "a name of a file in a text is trained as letters",
         "reading/rows.py",
-        "unread.leave_text(asked)",
-        "pass",
+        'if role == "user"]))',
+        'if role == ""]))',
         "tests/reading/test_unread.py::test_what_would_change_the_training_is_refused_by_name[a name alone]",
     ),
     Fault(
@@ -591,6 +591,13 @@ FAULTS = [
         'answer.removesuffix("[]")',
         'answer.replace("[]", "[0]")',
         "tests/reading/test_mapping.py::test_what_cannot_be_meant_is_refused_with_the_fix[several answers]",
+    ),
+    Fault(
+        "an id is proposed as the question",
+        "reading/mapping.py",
+        "elif not NEITHER.match(source) and (",
+        "elif (",
+        "tests/reading/test_mapping.py::test_what_cannot_be_meant_is_refused_with_the_fix[ids]",
     ),
     Fault(
         "the answers to all questions are proposed for the first",

@@ -318,6 +318,16 @@ FAULTS = {
         "--columns messages=qa image=pic --user_key q --assistant_key a",
     ),
     "turns by their roles": ({"system": "a", "texts": [{"user": "b", "gpt": "c"}]}, {}, "--columns messages=texts"),
+    "ids": (
+        {"id": "7", "imageId": "8", "frage": "Was ist das?", "question_id": "9", "antwort": "b"},
+        {},
+        "--columns question=frage answer=antwort",
+    ),
+    "a question by its name": (
+        {"topic": "a b", "query": "b", "label": "c"},
+        {},
+        "--columns question=query answer=label",
+    ),
     "a system prompt": ({"system": "a", "text": "b", "label": "c"}, {}, "--columns question=text answer=label"),
     "a thought twice": (
         {

@@ -166,11 +166,6 @@ def test_what_cannot_be_drafted_stays_the_same(tmp_path, name, flags):
     assert plain.tobytes() == drafted.tobytes()
 
 
-def test_jpeg_draft_needs_a_size():
-    with pytest.raises(ValueError, match="--jpeg_draft has no effect .* --image_size or --max_pixels"):
-        MediaOptions(jpeg_draft=True, min_pixels=100)
-
-
 # ---- workers ----
 
 
