@@ -95,9 +95,8 @@ def listed(value: object) -> list:
 def usual_name(kind: str, field: str, row: dict) -> str | None:
     """What a field of this kind of file is read as, where neither --columns nor the row has that name."""
     if kind == "metadata":  # as the Hub reads a folder of pictures with a file of this name
-        value, several = row[field], "s" if field == "file_names" else ""
-        medium = kind_by_name(str(value[0] if isinstance(value, list) and value else value))
-        return medium + several if medium and field in ("file_name", "file_names") else None
+        names = listed(row[field]) if field in ("file_name", "file_names") else []
+        return kind_by_name(str(names[0])) if names else None
     if field == "txt" or field == "cls" and "txt" not in row:  # a field of a tar file is the ending of its member
         return "answer"
     return None if "." in field else kind_by_name(f".{field}")

@@ -525,8 +525,8 @@ FAULTS = [
     Fault(
         "a clip of metadata is an image",
         "reading/mapping.py",
-        "medium = kind_by_name(str(",
-        "medium = kind_by_name('.jpg' or str(",
+        "return kind_by_name(str(names[0]))",
+        "return kind_by_name('.jpg')",
         f"{KINDS}test_metadata_name_the_pictures_of_their_folder[jsonl]",
     ),
     Fault(
@@ -574,8 +574,8 @@ FAULTS = [
     Fault(
         "of several pictures of metadata one is read",
         "reading/mapping.py",
-        "return medium + several if",
-        "return medium if",
+        'if field in ("file_name", "file_names")',
+        'if field == "file_name"',
         f"{KINDS}test_metadata_name_the_pictures_of_their_folder[jsonl]",
     ),
     Fault(
