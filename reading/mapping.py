@@ -134,7 +134,8 @@ def proposal(row: dict, form) -> str:
     """
     if fix := conversion(row):
         return fix
-    turns = next((name for name, value in row.items() if any(map(form.is_turn, listed(value)))), None)
+    found = ((name, turn) for name, value in row.items() for turn in listed(value) if isinstance(turn, dict))
+    turns = next((name for name, turn in found if turn.keys() & {*TURN_KEYS[0]} or form.said_in(turn)), None)
     texts, media = {}, {}
     for name, value in unread.flat("", {name: value for name, value in row.items() if name != turns}):
         source = re.sub(r"\.(bytes|path)\Z", "", name.removeprefix("."))

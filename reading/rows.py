@@ -246,9 +246,6 @@ class RowForm:
             raise ValueError(f"has no turn in its `{name}` field; it must be a list of at least two")
         return [(said, f"{name}[{i}]") for i, turn in enumerate(turns) for said in self.said_in(turn) or [turn]]
 
-    def is_turn(self, value: object) -> bool:
-        return isinstance(value, dict) and (not value.keys().isdisjoint(TURN_KEYS[0]) or bool(self.said_in(value)))
-
     def said_in(self, turn: object) -> list[dict]:
         """The turns of {"human": "What?", "gpt": "A door."} and the like; none where a turn has a role."""
         if not isinstance(turn, dict) or not turn.keys().isdisjoint(self.turn_keys[0]):
@@ -257,8 +254,9 @@ class RowForm:
         if not {"user", "assistant"} <= {self.roles[key] for key in said}:
             return []
         (role, *_), (content, *_) = self.turn_keys
-        others = [{key: value for key, value in turn.items() if key not in said}]  # to be refused or listed
-        return [{role: key, content: said[key]} | (others.pop() if others else {}) for key in said]
+        turns = [{role: key, content: text} for key, text in said.items()]
+        turns[0] |= {key: value for key, value in turn.items() if key not in said}  # to be refused or listed
+        return turns
 
     def _message(self, turn: dict, where: str, unread: Unread) -> dict:
         if not isinstance(turn, dict):
