@@ -205,7 +205,7 @@ def to_rows(batch) -> list:
 def with_classes(about: bytes) -> dict[str, object]:
     """Column -> what the library `datasets` wrote into the file about it, of those with class numbers anywhere."""
     features = json.loads(about).get("info", {}).get("features", {})
-    return {name: feature for name, feature in features.items() if '"ClassLabel"' in json.dumps(feature)}
+    return {name: feature for name, feature in features.items() if "'ClassLabel'" in repr(feature)}
 
 
 def named(value: object, feature) -> object:

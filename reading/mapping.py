@@ -135,7 +135,7 @@ def proposal(row: dict, form) -> str:
     if fix := conversion(row):
         return fix
     found = ((name, turn) for name, value in row.items() for turn in listed(value) if isinstance(turn, dict))
-    turns = next((name for name, turn in found if turn.keys() & {*TURN_KEYS[0]} or form.said_in(turn)), None)
+    turns = next((name for name, turn in found if turn.keys() & {*TURN_KEYS[0]} or said_in(turn, form)), None)
     texts, media = {}, {}
     for name, value in unread.flat("", {name: value for name, value in row.items() if name != turns}):
         source = re.sub(r"\.(bytes|path)\Z", "", name.removeprefix("."))
@@ -162,6 +162,20 @@ def proposal(row: dict, form) -> str:
     flags += [f"--user_key {asked} --assistant_key {replied}"] if are_pairs else []
     flags += [] if question or turns else ['--prompt "..." (the question of every row)']
     return f"try {' '.join(flags)}" if answer or turns else "it holds no text"
+
+
+def said_in(turn: object, form) -> list[dict]:
+    """The turns of {"human": "What?", "gpt": "A door."} and the like, by the roles of a RowForm; none of others."""
+    if not isinstance(turn, dict) or not turn.keys().isdisjoint(form.turn_keys[0]):
+        return []
+    roles = dict.fromkeys(form.roles.values())  # system, user, assistant
+    said = {key: text for name in roles for key, text in turn.items() if form.roles.get(key) == name}
+    if not {"user", "assistant"} <= {form.roles[key] for key in said}:
+        return []
+    (role, *_), (content, *_) = form.turn_keys
+    turns = [{role: key, content: text} for key, text in said.items()]
+    turns[0] |= {key: value for key, value in turn.items() if key not in said}  # to be refused or listed
+    return turns
 
 
 def conversion(found: object) -> str | None:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from reading import boxes, clips, named_fields
 from reading.files import is_within, leads_out_of, stays_in
-from reading.mapping import TURN_KEYS, Mapping, field_of, proposal
+from reading.mapping import TURN_KEYS, Mapping, field_of, proposal, said_in
 from reading.references import is_url
 from reading.strict_json import strict_json
 from reading.unread import Unread, is_base64
@@ -113,9 +113,7 @@ class RowForm:
                 raise ValueError(f"has its own `{own[0]}`, and --{flag} gives one too; leave one out")
         if self.prompt is not None:
             row |= {question: self.prompt for question, answer in PAIRS.items() if answer in row}
-        if self.system_prompt is not None:
-            row |= {SYSTEM[0]: self.system_prompt}
-        return row
+        return row if self.system_prompt is None else row | {SYSTEM[0]: self.system_prompt}
 
     def samples(self, row: dict, unread_fields: Counter | None = None) -> list[list[dict]]:
         """The canonical messages of each sample that a row gives (--train_replies): itself, with "all".
@@ -148,7 +146,7 @@ class RowForm:
         pair = (answer, "history", *INPUT.get(form, ())) if answer else ()
         row, several = _with_one_answer(row, answer)
         unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT, *clips.NAMES})
-        turns = self._turns_of_pair(row, form, answer) if answer else self._turns(row[form], form)
+        turns = self._turns_of_pair(row, form, answer) if answer else _turns(row[form], form, self)
         messages = _system(row) + named_fields.merged([self._message(turn, where, unread) for turn, where in turns])
         users = [message for message in messages if message["role"] in ("user", "tool")]
         asked = [(m["role"], part["text"]) for m in users for part in m["content"] if "text" in part]
@@ -228,7 +226,7 @@ class RowForm:
                 hint = f": {hint}" if "question=" in hint else ""  # else the question is its only text
                 raise ValueError(f"has `{question}` but no `{answer}`{hint}")
             if isinstance(value, list):
-                found = self._turns(value, name)
+                found = _turns(value, name, self)
                 if name == question:
                     found = [(turn | {"train": False} if isinstance(turn, dict) else turn, at) for turn, at in found]
                 turns += found
@@ -238,24 +236,6 @@ class RowForm:
             fields = {name: value} | {key: row[key] for key in INPUT.get(name, ()) if key in row}
             texts = [_text(value, field)["text"] for field, value in fields.items()]
             turns.append(({"role": role, "content": "\n".join(filter(None, texts))}, name))
-        return turns
-
-    def _turns(self, turns: object, name: str) -> list[tuple[dict, str]]:
-        """The turns of a field, each with how messages name it."""
-        if not isinstance(turns, list) or not turns:
-            raise ValueError(f"has no turn in its `{name}` field; it must be a list of at least two")
-        return [(said, f"{name}[{i}]") for i, turn in enumerate(turns) for said in self.said_in(turn) or [turn]]
-
-    def said_in(self, turn: object) -> list[dict]:
-        """The turns of {"human": "What?", "gpt": "A door."} and the like; none where a turn has a role."""
-        if not isinstance(turn, dict) or not turn.keys().isdisjoint(self.turn_keys[0]):
-            return []
-        said = {key: text for role in ROLES for key, text in turn.items() if self.roles.get(key) == role}
-        if not {"user", "assistant"} <= {self.roles[key] for key in said}:
-            return []
-        (role, *_), (content, *_) = self.turn_keys
-        turns = [{role: key, content: text} for key, text in said.items()]
-        turns[0] |= {key: value for key, value in turn.items() if key not in said}  # to be refused or listed
         return turns
 
     def _message(self, turn: dict, where: str, unread: Unread) -> dict:
@@ -405,6 +385,13 @@ def _weight(value: object) -> float:
         if type(value) in (int, float, str) and 0 <= (weight := float(value)) <= 1e9:  # not NaN
             return weight
     raise ValueError(f"{WEIGHT} is {shown(value)}; it must be a number from 0 to 1e9")
+
+
+def _turns(turns: object, name: str, form: RowForm) -> list[tuple[dict, str]]:
+    """The turns of a field, each with how messages name it."""
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"has no turn in its `{name}` field; it must be a list of at least two")
+    return [(said, f"{name}[{i}]") for i, turn in enumerate(turns) for said in said_in(turn, form) or [turn]]
 
 
 def _with_one_answer(row: dict, name: str | None) -> tuple[dict, list[str]]:

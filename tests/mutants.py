@@ -608,9 +608,9 @@ FAULTS = [
     ),
     Fault(
         "turns by their roles are in the order of their keys",
-        "reading/rows.py",
-        "for role in ROLES for key, text in turn.items() if self.roles.get(key) == role}",
-        "for key, text in turn.items() if self.roles.get(key) in ROLES}",
+        "reading/mapping.py",
+        "for name in roles for key, text in turn.items() if form.roles.get(key) == name}",
+        "for key, text in turn.items() if form.roles.get(key) in roles}",
         "tests/reading/test_mapping.py::test_a_form_of_another_tool_equals_messages[turns by their roles]",
     ),
     Fault(
