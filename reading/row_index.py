@@ -176,7 +176,7 @@ class RowIndex:
         """
         where = int(self.offsets[place]), int(self.lengths[place])
         if self.arrow:
-            return copies.rows_of(self.arrow.get_batch(where[0]).slice(where[1], 1))[0]
+            return copies.to_rows(self.arrow.get_batch(where[0]).slice(where[1], 1))[0]
         if state_of(self.path) != self.state:
             raise ChangedFile(f"{self.path} was changed while it is in use; start again.")
         return (tars if sources.has_ending(self.path, ".tar") else sources).read_row(self.path, *where)

@@ -11,7 +11,7 @@ import pytest
 
 import train
 from reading.dataset import MultimodalDataset, shared_rows
-from reading.rows import media_of
+from reading.rows import media_in
 from reading.sources import names_of
 
 IMAGE = {"type": "image", "path": "red.png"}
@@ -95,7 +95,7 @@ def test_bytes_have_other_names_too(media_folder):
     rows = [{"jpgs": [row["jpg"]] * count, "question": "What?", "answer": "A"} for row in rows for count in (2, 0, 3)]
     pq.write_table(pa.Table.from_pylist(rows), media_folder / "lists.parquet")  # of paths that are null in all
     dataset = MultimodalDataset(str(media_folder / "lists.parquet"), columns=["images=jpgs"])
-    assert [[medium for _, medium, _ in media_of(row["messages"])] for row in dataset.rows] == [
+    assert [[medium for _, medium, _ in media_in(row["messages"])] for row in dataset.rows] == [
         [data] * 2,
         [],
         [data] * 3,
@@ -432,7 +432,7 @@ def test_the_media_of_several_fields_are_in_the_order_of_the_flag(write_rows):
     rows = [{"left": "red.png", "right": ["blue.png", "red.png"], "question": "a", "answer": "b"}]
     rows.append({"left": "red.png", "question": "a", "answer": "b"})
     dataset = MultimodalDataset(write_rows(rows), columns=["images=right", "images=left"])
-    found = [[Path(medium).stem for _, medium, _ in media_of(row["messages"])] for row in dataset.rows]
+    found = [[Path(medium).stem for _, medium, _ in media_in(row["messages"])] for row in dataset.rows]
     assert found == [["blue", "red", "red"], ["red"]]
 
 
