@@ -8,7 +8,7 @@
     python example_data/draw.py --sample             # a dozen pictures and two clips to look at, sample.json
     python example_data/draw.py --output_dir /tmp/gauges
 
-A picture shows a gauge with a lamp, a clip one shape that moves. The test set holds combinations that the training set
+A picture shows a gauge, a clip one shape that moves. The test set holds combinations that the training set
 never shows (see `held_out`), so a model has to look at each property on its own. The answers to a question are equally
 frequent: without looking, at most a quarter can be right. A pair is two of the pictures of one set. Of boxes, a picture
 shows one shape anywhere. A text asks to sort colours by the alphabet; the orders of the test set are not in the
@@ -43,9 +43,9 @@ FRAMES, FPS = 16, 8
 
 IMAGE_PROPERTIES = [
     ("What does the gauge read?", [str(i) for i in range(11)]),
-    ("Where does the red zone begin?", ["6", "7", "8", "9"]),
+    ("Where does the red zone begin?", ["2", "4", "6", "8"]),
     ("Which unit is on the dial?", ["bar", "V", "A", "rpm"]),
-    ("What colour is the lamp?", ["Red", "Yellow", "Green", "Blue"]),
+    ("What colour is the rim?", ["Red", "Yellow", "Green", "Blue"]),
 ]
 VIDEO_PROPERTIES = [
     ("What colour is the shape?", list(COLOURS)),
@@ -92,11 +92,11 @@ def draw_scene(shapes, background):
 
 
 def write_image(path, answers, rng):
-    """Write a PNG of `answers` = (reading, begin of the red zone, unit, lamp). Each picture has its place and light."""
-    reading, red, unit, lamp = answers
+    """Write a PNG of `answers` = (reading, begin of the red zone, unit, rim). Each picture has its place and light."""
+    reading, red, unit, rim = answers
     image = Image.new("RGB", (2 * GAUGE_SIZE,) * 2, (rng.randint(170, 215),) * 3)
     canvas, (x, y) = ImageDraw.Draw(image), (GAUGE_SIZE + rng.uniform(-8, 8) for _ in "xy")
-    radius, black = rng.uniform(184, 194), COLOURS["Black"]
+    radius, black = rng.uniform(180, 190), COLOURS["Black"]
 
     def at(value, distance):  # the point at that share of the radius, in the direction of a value from 0 to 10
         angle = math.radians(24 * value - 120)
@@ -105,7 +105,8 @@ def write_image(path, answers, rng):
     def write(point, text, size):
         canvas.text(point, text, black, ImageFont.load_default(size * radius), anchor="mm")
 
-    canvas.circle((x, y), radius, (rng.randint(235, 255),) * 3, black, 10)
+    canvas.circle((x, y), 1.1 * radius, COLOURS[rim])
+    canvas.circle((x, y), 0.98 * radius, (rng.randint(235, 255),) * 3)
     edge = (x - 0.92 * radius, y - 0.92 * radius, x + 0.92 * radius, y + 0.92 * radius)
     canvas.arc(edge, 24 * int(red) - 210, 30, COLOURS["Red"], round(0.2 * radius))
     for value in range(11):
@@ -115,7 +116,6 @@ def write_image(path, answers, rng):
     write((x, y + 0.5 * radius), unit, 0.34)
     canvas.line((at(int(reading) - 7.5, 0.18), at(int(reading), 0.85)), black, 14)
     canvas.circle((x, y), 0.1 * radius, black)
-    canvas.circle((GAUGE_SIZE * 1.82, GAUGE_SIZE * 0.18), 38, COLOURS[lamp], black, 4)
     image.reduce(2).save(path)
 
 
@@ -180,7 +180,7 @@ def write_rows(path, rows):
 
 
 def pair_rows(part):
-    """Rows of two pictures of a set, drawn at random: which gauge reads more, and the lamp of one of them."""
+    """Rows of two pictures of a set, drawn at random: which gauge reads more, and the rim of one of them."""
     scenes, draw = combinations(IMAGE_PROPERTIES, test=part == "test"), random.Random(f"pairs {part}")
     rows = []
     while len(rows) < (100 if part == "test" else 1000):
@@ -192,7 +192,7 @@ def pair_rows(part):
         conversations = [
             {"from": "human", "value": "<image>\n<image>\nWhich gauge reads more?"},
             {"from": "gpt", "value": PLACES[more]},
-            {"from": "human", "value": f"What colour is the lamp in the {PLACES[asked].lower()}?"},
+            {"from": "human", "value": f"What colour is the rim of the {PLACES[asked].lower()}?"},
             {"from": "gpt", "value": colours[asked]},
         ]
         rows.append({"image": [f"images/{part}/{i:05d}.png" for i in pair], "conversations": conversations})
@@ -253,7 +253,7 @@ def main():
     media, properties, prefix = (
         ("video", VIDEO_PROPERTIES, "video_") if args.videos else ("image", IMAGE_PROPERTIES, "")
     )
-    train = combinations(properties, test=False) * (6 if args.videos else 4)
+    train = combinations(properties, test=False) * (6 if args.videos else 3)
     test = combinations(properties, test=True) * (3 if args.videos else 1)
     parts = (("train", train), ("test", test))
     print("; ".join(write_split(args.output_dir, prefix + part, media, properties, scenes) for part, scenes in parts))

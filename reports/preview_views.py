@@ -107,15 +107,15 @@ def _marked_runs(collator: ChatCollator, runs: list) -> Markup:
     control_ids = tokenizer.added_tokens_decoder.keys()
     for run, pieces in with_pieces(collator, runs):
         is_trained = run.kind == "trained"
-        fate = ("cut, would be " if run.is_cut else "") + ("trained" if is_trained else "not trained")
+        is_learned = ("cut, would be " if run.is_cut else "") + ("trained" if is_trained else "not trained")
         if not run.is_text:
-            hint = f"{len(run.ids)} tokens \u00b7 {fate}"
+            hint = f"{len(run.ids)} tokens \u00b7 {is_learned}"
             html.append(TOKEN.format(f"{run.kind} cut" if run.is_cut else run.kind, hint, run.folded))
             continue
         marked = Markup().join(
             TOKEN.format(
                 "control" if control_ids & set(piece.ids) else "",
-                f"{' '.join(map(str, piece.ids))} \u00b7 {_names(tokenizer, piece.ids)} \u00b7 {fate}",
+                f"{' '.join(map(str, piece.ids))} \u00b7 {_names(tokenizer, piece.ids)} \u00b7 {is_learned}",
                 visible_breaks(piece.text),
             )
             for piece in pieces

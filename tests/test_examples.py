@@ -100,7 +100,7 @@ def test_the_answers_about_pairs_are_those_about_their_pictures(drawn):
             readings = [int(single[image]["What does the gauge read?"]) for image in images]
             (more, colour), (_, asked) = answers.values(), answers
             assert (more == "Second") == (readings[1] > readings[0]) and readings[0] != readings[1]
-            assert colour == single[images["second" in asked]]["What colour is the lamp?"]
+            assert colour == single[images["second" in asked]]["What colour is the rim?"]
         seconds = sum(answers["Which gauge reads more?"] == "Second" for _, answers in pairs)
         assert 0.4 < seconds / len(pairs) < 0.6
 
