@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import zlib
 from contextlib import contextmanager, suppress
 
@@ -331,9 +332,19 @@ def discard(checkpoint: str) -> None:
         shutil.rmtree(bin)
 
 
-def ignore_sigterm(worker: int) -> None:
-    """In a data loader's worker: a job that is stopped may send it to all, and the parent still needs its batches."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def heed_parent_only(worker: int) -> None:
+    """In a data loader's worker: end by SIGTERM of the parent alone, since a job that is stopped may send it to all.
+
+    A worker that ignored it would hang the parent, which at its exit sends it and waits.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait_for_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()
 
 
 class ResumeCallback(TrainerCallback):

@@ -20,7 +20,7 @@ from training.engines import say
 from training.gradients import GradientCheck, complete_gradients
 from training.loss import label_losses, sample_sums
 from training.progress import LogFile, ProgressLine
-from training.resume import ResumableTrainer, check_not_removed, ignore_sigterm
+from training.resume import ResumableTrainer, check_not_removed, heed_parent_only
 from training.sampling import SAMPLERS, PackSampler
 from training.throughput import ThroughputMeter
 from training.trainable import KeepFrozenOut
@@ -287,7 +287,7 @@ class FinetuneTrainer(ResumableTrainer):
     def _data_loader(self, dataset, batch_size: int, **options) -> DataLoader:
         names = ("num_workers", "pin_memory", "persistent_workers", "multiprocessing_context", "prefetch_factor")
         options |= {name: getattr(self.args, f"dataloader_{name}") for name in names}
-        options |= {"collate_fn": self.data_collator, "worker_init_fn": ignore_sigterm}
+        options |= {"collate_fn": self.data_collator, "worker_init_fn": heed_parent_only}
         return self.accelerator.prepare(DataLoader(dataset, batch_size, **options))
 
     def _most_epochs(self, dataset, seed: int, batch: int) -> int:

@@ -39,7 +39,7 @@ def check(checkpoint: Path, **options) -> None:
 
 
 def resume_newest(folder: Path) -> str | None:
-    options = {"output_dir": str(folder), "resume_from_checkpoint": "True", "save_only_model": False}
+    options = {"output_dir": str(folder), "resume_from_checkpoint": True, "save_only_model": False}
     return resume.checkpoint_to_resume(SimpleNamespace(**FLAGS, **options, should_save=True))
 
 
