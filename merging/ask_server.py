@@ -1,7 +1,7 @@
 """A running server compared with the folder that it should serve: questions of held-out rows, asked of both.
 
-The server is asked by OpenAI's protocol, with what a request must add (merging/servers.py) and the pictures as training
-saw them. Of vLLM, the tokens of its prompts and the log-probabilities of the references are compared too; of another
+The server is asked by OpenAI's protocol, with what a request must add (merging/servers.py) and the media as training saw
+them. Of vLLM, the tokens of its prompts and the log-probabilities of the references are compared too; of another
 server, the number of tokens of a prompt. Of several causes the first is named: the prompt, the size of the pictures,
 the weights, sampling.
 """
@@ -77,6 +77,9 @@ class Server:
         body = {"model": self.model, "messages": [as_openai(message) for message in messages]}
         if tools := messages[0].get("tools"):
             body["tools"] = tools
+        for video in videos_in(messages):  # vLLM's field
+            known = {name: value for name, value in video["metadata"].items() if value is not None}
+            body["media_io_kwargs"] = {"video": {"num_frames": -1} | known}
         return self.call("chat/completions", body | self.options | options, f"{source}: ")
 
 
@@ -108,8 +111,12 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
     model, collator = predict.load_with_options(flags)
     name = os.path.basename(os.path.abspath(args.model_path))
     server = Server(args.url, args.served_model_name, name, collator.template.request_options())
-    # Servers take frames of their own choice.
-    asked = [question for question in questions(dataset) if not has_video(dataset, question)][: args.rows]
+    # vLLM takes frames and their times, of one video a request; others choose frames of their own.
+    asked = [
+        q
+        for q in questions(dataset)
+        if len(videos_in(dataset.rows[q.index]["messages"][: q.message])) <= server.is_vllm
+    ][: args.rows]
     if not asked:
         raise ValueError(f"{args.data_path} holds no question without a video, so there is nothing to ask.")
     length = flags.max_new_tokens or 128
@@ -138,9 +145,8 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
     return f"{server.model} at {args.url} answers as {args.model_path}: {same}."
 
 
-def has_video(dataset, question: Question) -> bool:
-    messages = dataset.rows[question.index]["messages"][: question.message]
-    return any(part["type"] == "video" for message in messages for part in message["content"])
+def videos_in(messages: list[dict]) -> list[dict]:
+    return [part for message in messages for part in message["content"] if part["type"] == "video"]
 
 
 def ask(server: Server, model, collator, sample: dict, question: Question, ours: dict, length: int) -> Outcome:
@@ -257,10 +263,16 @@ def as_call(call: dict, name: str) -> dict:
 
 
 def as_part(part: dict) -> dict:
-    """A picture goes as PNG, which loses nothing."""
+    """Pictures go as PNG, which loses nothing, and so do frames, although vLLM calls a list of them video/jpeg."""
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
+    if part["type"] == "video":
+        frames = ",".join(as_png(Image.fromarray(frame)) for frame in part["video"])
+        return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}}
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{as_png(part['image'])}"}}
+
+
+def as_png(image: Image.Image) -> str:
     file = BytesIO()
-    part["image"].save(file, "PNG")
-    png = base64.b64encode(file.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png}"}}
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
