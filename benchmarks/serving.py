@@ -84,7 +84,11 @@ FAULTS = {
 
 
 def write_rows(folder: Path, family: str, base: str, answers: list[str]) -> list[str]:
-    """Write rows.json: of each colour with its answer, and whatever else the family takes; tells what that is."""
+    """Write rows.json: of each colour with its answer, and whatever else the family takes; a video is in video.json.
+
+    Returns:
+        what the family takes.
+    """
     folder.mkdir()
     pictures = []
     for number, colour in enumerate(COLOURS):
@@ -113,14 +117,15 @@ def write_rows(folder: Path, family: str, base: str, answers: list[str]) -> list
     rows["video"] = {"video": ["film.gif"], "messages": film}
     rows["thought"] = {"images": ["black.png"], "messages": [user, turn("assistant", "Black.", **thought)]}
     rows["tools"] = {"images": ["red.png"], "messages": used, "tools": tools}
-    file = folder / "rows.json"
-    file.write_text(json.dumps([*rows.values()]))
+    (folder / "rows.json").write_text(json.dumps([*rows.values()]))
     loader_class = LOADERS.get(family)
     collator = COLLATORS.get(family)(loader_class(base, loader_class.remote_code).load_processor())
-    dataset = MultimodalDataset(str(file), media=MediaOptions(num_frames=FRAMES), check=False)
+    dataset = MultimodalDataset(str(folder / "rows.json"), media=MediaOptions(num_frames=FRAMES), check=False)
     taken = [name for place, name in enumerate(rows) if takes(collator, dataset, place)]
     taken = [name for name in taken if (family, name) not in REFUSED]
-    file.write_text(json.dumps([rows[name] for name in taken]))
+    (folder / "rows.json").write_text(json.dumps([rows[name] for name in taken if name != "video"]))
+    if "video" in taken:
+        (folder / "video.json").write_text(json.dumps([rows["video"]]))
     return [name for name in taken if name not in COLOURS]
 
 
@@ -134,9 +139,11 @@ def takes(collator, dataset, place: int) -> bool:
     return True
 
 
-def trained(family: str, base: str, rows: str, output: Path, steps: int) -> str:
+def trained(family: str, base: str, rows: Path, output: Path, steps: int) -> str:
+    """The folder of an adapter that is trained on the files of rows in a folder."""
     model_id = next(id for id, model in MODELS.items() if model.family == family)
-    words = ["--model_id", model_id, "--model_local_path", base, "--data_path", rows, "--output_dir", str(output)]
+    words = ["--model_id", model_id, "--model_local_path", base, "--output_dir", str(output)]
+    words += ["--data_path", *map(str, rows.glob("*.json"))]
     words += ["--use_lora", "True", "--lora_r", "16", "--lora_dropout", "0", "--learning_rate", "5e-3"]
     words += ["--num_frames", str(FRAMES), "--trust_remote_code", str(LOADERS.get(family).remote_code)]
     words += ["--use_cpu", "True", "--max_steps", str(steps), "--save_strategy", "no", "--disable_tqdm", "True"]
@@ -239,20 +246,24 @@ def tried(
     base = str(folder / "base")
     make_tiny_checkpoint(family, base)
     outcomes["rows"] = ", ".join(["12 pictures", *write_rows(folder / "rows", family, base, COLOURS)])
-    rows = str(folder / "rows/rows.json")
-    paths = {"adapter": trained(family, base, rows, folder / "tuned", steps), "merged": str(folder / "merged")}
+    paths = {
+        "adapter": trained(family, base, folder / "rows", folder / "tuned", steps),
+        "merged": str(folder / "merged"),
+    }
     if "merged" in outcomes:
         merge_lora_weights.main(["--model_path", paths["adapter"], "--model_save_path", paths["merged"]])
-    for kind in [kind for kind, outcome in outcomes.items() if not outcome]:
+    for kind in [kind for kind in paths if outcomes.get(kind) == ""]:
         words = command(paths[kind], family)
         print(" ".join(words), flush=True)
         if forks:
             try:
                 with served(forks, words, folder / f"{kind}.log") as url:
-                    outcomes[kind] = asked(paths[kind], rows, url)
+                    for file in (folder / "rows").glob("*.json"):
+                        of_video = ", video" if file.stem == "video" else ""
+                        outcomes[kind + of_video] = asked(paths[kind], str(file), url)
             except ValueError as error:
                 outcomes[kind] = str(error)
-            print(f"{family}, {kind}: {outcomes[kind]}", flush=True)
+            print(f"{family}: {outcomes}", flush=True)
             keep()
 
 
@@ -260,7 +271,7 @@ def plant_faults(forks: subprocess.Popen, family: str, folder: Path, steps: int)
     """Serve the adapter of `tried` wrongly, and print what the check says."""
     base, tuned, rows = (str(folder / name) for name in ("base", "tuned", "rows/rows.json"))
     write_rows(folder / "other_rows", family, base, COLOURS[::-1])
-    other = trained(family, base, str(folder / "other_rows/rows.json"), folder / "other", steps)
+    other = trained(family, base, folder / "other_rows", folder / "other", steps)
     (folder / "other.jinja").write_text("Be brief. " + (Path(base) / "chat_template.jinja").read_text())
     words = command(tuned, family)
     words.insert(words.index("--max-lora-rank"), f"other={other}")
@@ -286,6 +297,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--folder", type=Path, required=True, help="Where models and the servers' logs are written")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that servers end too
     if args.environment and not args.environment.exists():
         make_environment(args.environment)
     forks = vllm_forks(args.environment) if args.environment else None
