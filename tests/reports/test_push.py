@@ -13,8 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import REPO, turns
 from huggingface_hub import ModelCard
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+PLACES = {"args.yaml", "training_args.bin", "report.html"}  # files that name folders of the machine
 BASE, TOKEN = "Qwen/Qwen2-VL-2B-Instruct", "hf_" + "s3cret" * 6
 PIPELINES = ("image-text-to-text", "image-to-text", "visual-question-answering")
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
@@ -52,8 +53,7 @@ class Hub:
         if path == "/api/validate-yaml":
             found = [{"message": message} for message in faults(json.loads(body)["content"])]
             return (400 if found else 200), {"errors": found, "warnings": []}
-        if not (asked := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([^?]*))?(?:\?.*)?", path)):
-            print("UNKNOWN", path)
+        if not (asked := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(.*)", path)):
             return 404, {"error": "not found"}
         name, action = asked.groups()
         if action == "preupload/main":
@@ -64,8 +64,7 @@ class Hub:
                 if line["key"] == "file":
                     self.files[name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             return 200, {"commitUrl": f"{self.url}/{name}/commit/main", "commitOid": "0" * 40, "success": True}
-        print("INFO", path)
-        return 200, {"id": name, "sha": "0" * 40, "siblings": [], "tags": [], "private": False}
+        return 404, {"error": "not found"}
 
 
 @pytest.fixture
@@ -122,16 +121,27 @@ def test_what_a_run_and_a_merge_send_to_the_hub(tiny, tmp_path, hub):
         f"--model_save_path {tmp_path}/merged --push_to_hub someone/merged"
     )
     assert hub.files.keys() == {"someone/tuned", "someone/merged"}
-    tuned, merged = (hub.files[name] for name in ("someone/tuned", "someone/merged"))
     for name, files in hub.files.items():
         folder = tmp_path / ("out" if name == "someone/tuned" else "merged")
-        for path, content in files.items():
-            if TOKEN.encode() in content: print("TOKEN", name, path)
-            if str(tmp_path).encode() in content: print("PATH", name, path)
-            if not (folder / path).exists() or (folder / path).read_bytes() != content: print("DIFF", path)
-        print(files["README.md"].decode()[:400])
-        data = ModelCard(files["README.md"].decode()).data
-        assert data.base_model == BASE and data.library_name == ("peft" if "tuned" in name else "transformers")
-    assert json.loads(tuned["adapter_config.json"])["base_model_name_or_path"] == BASE
-    print(sorted(tuned), sorted(merged))
-    assert 0
+        kept = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        assert files.keys() == {path for path in kept if not path.startswith(("checkpoint-", "_"))}
+        assert all((folder / path).read_bytes() == content for path, content in files.items())
+        assert not [path for path, content in files.items() if TOKEN.encode() in content]
+        places = {path for path, content in files.items() if str(tmp_path).encode() in content}
+        assert places == PLACES & files.keys(), (name, places)
+        card = ModelCard(files["README.md"].decode())
+        assert set(re.findall(r"\]\(([^)]+)\)", card.text)) == {"loss.png"} <= files.keys()
+        data, is_adapter = card.data, name == "someone/tuned"
+        assert data.base_model == BASE and data.library_name == ("peft" if is_adapter else "transformers")
+        assert data.base_model_relation == ("adapter" if is_adapter else "finetune")
+    config = json.loads(hub.files["someone/tuned"]["adapter_config.json"])
+    assert config["base_model_name_or_path"] == BASE
+
+
+def test_a_card_that_the_hub_refuses(hub):
+    """The server above does refuse one."""
+    card = "---\nbase_model: {}\nbase_model_relation: {}\npipeline_tag: image-text-to-text\n---\n# Mine\n"
+    assert faults(card.format(BASE, "adapter")) == []
+    assert faults(card.format(BASE, "child")) == ["no relation to the base"]
+    with pytest.raises(HFValidationError):
+        faults(card.format("/home/me/models/base", "adapter"))
