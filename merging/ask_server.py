@@ -77,7 +77,9 @@ class Server:
         """Whether it takes the frames of a video, with their times."""
         asked = {"model": self.model, "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
         try:
-            return self.is_vllm and bool(self.call("chat/completions", asked | frames_of({})))
+            return self.is_vllm and bool(
+                self.call("chat/completions", asked | {"media_io_kwargs": {"video": {"fps": 1}}})
+            )
         except ValueError:
             return False
 
@@ -87,7 +89,8 @@ class Server:
         if tools := messages[0].get("tools"):
             body["tools"] = tools
         for video in videos_in(messages):
-            body |= frames_of(video["metadata"])
+            known = {name: value for name, value in video["metadata"].items() if value is not None}
+            body["media_io_kwargs"] = {"video": {"num_frames": -1} | known}  # vLLM's field
         return self.call("chat/completions", body | self.options | options, f"{source}: ")
 
 
@@ -156,12 +159,6 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
 
 def videos_in(messages: list[dict]) -> list[dict]:
     return [part for message in messages for part in message["content"] if part["type"] == "video"]
-
-
-def frames_of(metadata: dict) -> dict:
-    """What a request to vLLM says of a list of frames; times that are not known are left out."""
-    known = {name: value for name, value in metadata.items() if value is not None}
-    return {"media_io_kwargs": {"video": {"num_frames": -1} | known}}
 
 
 def ask(server: Server, model, collator, sample: dict, question: Question, ours: dict, length: int) -> Outcome:

@@ -1656,6 +1656,27 @@ FAULTS = [
         "tests/merging/test_ask_server.py::test_the_same_answers_from_other_weights",
     ),
     Fault(
+        "a server that takes frames is asked about no video",
+        "merging/ask_server.py",
+        "most = int(any(videos) and server.takes_frames())",
+        "most = 0",
+        "tests/merging/test_ask_server.py::test_videos_go_as_their_frames_to_a_vllm_that_takes_them",
+    ),
+    Fault(
+        "the weights are blamed where only videos differ",
+        "merging/ask_server.py",
+        "if all(outcome.has_video for outcome in faulty)",
+        "if not any(outcome.has_video for outcome in faulty)",
+        "tests/merging/test_ask_server.py::test_videos_go_as_their_frames_to_a_vllm_that_takes_them",
+    ),
+    Fault(
+        "the token of the Hub is saved beside the weights, and uploaded with them",
+        "arguments.py",
+        'vars(self) | {"hub_token": None}',
+        "vars(self)",
+        "tests/test_arguments.py::test_the_hubs_token_is_not_pickled_beside_the_weights",
+    ),
+    Fault(
         "an adapter that names a folder is pushed to the Hub",
         "training/checks.py",
         "(lora.use_lora or lora.use_vision_lora) and os.path.isabs(base)",
