@@ -68,7 +68,7 @@ for line in sys.stdin:
     print(pid, flush=True)
 """
 FRAMES = 4
-REFUSED = {("pixtral", "system prompt")}  # merging/servers.yaml
+REFUSED = {("pixtral", "system prompt"), ("glm-4.1v", "system prompt"), ("glm-4.1v", "two turns")}  # servers.yaml
 WORD = {"type": "object", "properties": {"word": {"type": "string"}}}
 NEEDED = {"llama4": ["--block-size", "64"]}  # by the sizes of the tiny checkpoint
 MINUTES = 10  # that a server may take to start
@@ -113,6 +113,7 @@ def write_rows(folder: Path, family: str, base: str, answers: list[str]) -> list
     rows = {colour: row(f"It is {answer}.", colour) for answer, colour in zip(answers, COLOURS)}
     rows |= {"two pictures": row("Red, then blue.", "red", "blue"), "exchanged": row("Blue, then red.", "blue", "red")}
     rows |= {"text": row("Blue"), "system prompt": row("A short green.", "green", system_prompt="Be brief.")}
+    rows["two turns"] = {"images": ["red.png"], "messages": [*used[:1], *used[-3:]]}
     film = [turn("user", "<video>What is it?"), turn("assistant", "All colours.")]
     rows["video"] = {"video": ["film.gif"], "messages": film}
     rows["thought"] = {"images": ["black.png"], "messages": [user, turn("assistant", "Black.", **thought)]}

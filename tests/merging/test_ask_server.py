@@ -210,7 +210,9 @@ def test_videos_go_as_their_frames_to_a_vllm_that_takes_them(tiny, adapters, ser
 
     server = PlainServer(tiny("qwen2-vl"), adapters[0], trusts=True)
     of_part = server.part
-    server.part = lambda part: {k: v[::-1] if k == "video" else v for k, v in of_part(part).items()}  # from the end
+    server.part = lambda part: {
+        k: v[::-1].copy() if k == "video" else v for k, v in of_part(part).items()
+    }  # from the end
     said = asked(adapters[0], serve(server), write_rows([row("clip.mp4"), row()]), capsys)
     assert "videos look different to the server" in said and "log-probabilities" in said, said
 
