@@ -53,10 +53,7 @@ class Server:
                 raise ValueError(f"{url} lists {', '.join(models) or 'no model'}: choose one with --served_model_name.")
             model = name if name in models else models[0]
         self.model = model
-        try:
-            self.is_vllm = "version" in self.call("../version")
-        except ValueError:
-            self.is_vllm = False
+        self.is_vllm = self.takes("../version")
 
     def call(self, path: str, body: dict | None = None, source: str = "") -> dict:
         url, headers = urljoin(self.url, path), {"Content-Type": "application/json"}
@@ -73,13 +70,10 @@ class Server:
         except (OSError, ValueError) as error:
             raise ValueError(f"--url {self.url} cannot be asked ({error}). Is the server running?") from error
 
-    def takes_frames(self) -> bool:
-        """Whether it takes the frames of a video, with their times."""
-        asked = {"model": self.model, "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
+    def takes(self, path: str, body: dict | None = None) -> bool:
+        """Whether it answers a request."""
         try:
-            return self.is_vllm and bool(
-                self.call("chat/completions", asked | {"media_io_kwargs": {"video": {"fps": 1}}})
-            )
+            return bool(self.call(path, body))
         except ValueError:
             return False
 
@@ -125,7 +119,9 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
     server = Server(args.url, args.served_model_name, name, collator.template.request_options())
     asked = questions(dataset)
     videos = [len(videos_in(dataset.rows[q.index]["messages"][: q.message])) for q in asked]
-    most = int(any(videos) and server.takes_frames())  # a request has one list of times
+    body = {"model": server.model, "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
+    body["media_io_kwargs"] = {"video": {"fps": 1}}
+    most = int(any(videos) and server.is_vllm and server.takes("chat/completions", body))  # with one list of times
     asked = [question for question, count in zip(asked, videos) if count <= most][: args.rows]
     if any(count > most for count in videos):
         print(f"Questions with more than {most} videos are left out: {FRAMES}.")

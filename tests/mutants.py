@@ -1658,8 +1658,8 @@ FAULTS = [
     Fault(
         "a server that takes frames is asked about no video",
         "merging/ask_server.py",
-        "most = int(any(videos) and server.takes_frames())",
-        "most = 0",
+        "most = int(any(videos) and server.is_vllm and",
+        "most = int(any(videos) and not server.is_vllm and",
         "tests/merging/test_ask_server.py::test_videos_go_as_their_frames_to_a_vllm_that_takes_them",
     ),
     Fault(
