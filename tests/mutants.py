@@ -213,7 +213,7 @@ FAULTS = [
     Fault(
         "flags about a server are taken without one",
         "check_serving.py",
-        "for name in OF_URL if name",
+        "for name in of_url)]",
         "for name in of_url[2:])]",
         "tests/test_check_serving.py::test_flags_about_a_server_need_one",
     ),
