@@ -68,7 +68,10 @@ for line in sys.stdin:
     print(pid, flush=True)
 """
 FRAMES = 4
-REFUSED = {("pixtral", "system prompt"), ("glm-4.1v", "system prompt"), ("glm-4.1v", "two turns")}  # servers.yaml
+REFUSED = {  # merging/servers.yaml
+    *(("pixtral", "system prompt"), ("glm-4.1v", "system prompt"), ("glm-4.1v", "two turns")),
+    *(("paligemma", "two pictures"), ("paligemma", "exchanged"), ("smolvlm2", "video")),
+}
 WORD = {"type": "object", "properties": {"word": {"type": "string"}}}
 NEEDED = {"llama4": ["--block-size", "64"]}  # by the sizes of the tiny checkpoint
 MINUTES = 10  # that a server may take to start
