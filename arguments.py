@@ -316,6 +316,10 @@ class TrainingArguments(transformers.TrainingArguments):
         self.accelerator_config.non_blocking |= self.dataloader_pin_memory
         check_writable("--output_dir", self.output_dir)
 
+    def __getstate__(self):
+        """Without the Hub's token: the Trainer pickles this beside the weights, and uploads it with them."""
+        return vars(self) | {"hub_token": None}
+
 
 def default_workers(use_cpu: bool) -> int:
     """Processes that prepare samples for each training process: the cores of a GPU's share, at most 4.

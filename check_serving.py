@@ -26,9 +26,6 @@ from entry import cli
 from merging import servers, serving
 from merging.ask_server import compare_answers
 
-# Flags that have no effect on the files alone.
-OF_URL = ("rows", "served_model_name")
-
 
 def main(words: list[str] | None = None) -> None:
     args, other = parse(words)
@@ -60,7 +57,8 @@ def parse(words: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     args, other = parser.parse_known_args(words)
     if bool(args.url) != bool(args.data_path):
         raise ValueError("--url and --data_path go together: the server to ask, and what to ask it.")
-    if not args.url and (idle := [*other, *(f"--{name}" for name in OF_URL if name in parser.given(words))]):
+    of_url = sorted(parser.given(words) & {"rows", "served_model_name"})
+    if not args.url and (idle := [*other, *(f"--{name}" for name in of_url)]):
         raise ValueError(f"{idle[0]} has no effect without --url: add it, or leave {idle[0]} out.")
     if args.rows < 1:
         raise ValueError(f"--rows is {args.rows}; it must be 1 or more.")

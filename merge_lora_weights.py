@@ -101,7 +101,7 @@ def main(words: list[str] | None = None) -> None:
         template = processor.chat_template if saved.get("chat_template") else None
         collator = COLLATORS.get(family)(processor, chat_template=template)
         print(check_logits(loader, args.model_path, seen_as, merged, collator, dtype), flush=True)
-    if found := "; ".join(serving.faults(place)):
+    if found := "; ".join(f"{name}: {text}" for is_whole, name, text in serving.check_folder(place) if not is_whole):
         print(f"WARNING: what inference servers read is incomplete: {found}.")
     print(f"How to serve it: python check_serving.py --model_path {args.model_save_path}")
     if args.push_to_hub:

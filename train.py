@@ -137,6 +137,8 @@ def finetune(arguments: Arguments) -> None:
         # adapter or full checkpoint, the base's processor files, the model card, all_results.json
         with resume.disk_errors(arguments.training.output_dir, arguments.training):
             save(trainer, loader, metrics)
+    if arguments.training.push_to_hub:  # with the report, which the card shows
+        trainer.push_to_hub("Model save")
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the saving one down with it
     trainer.end()
 
@@ -231,7 +233,7 @@ def save(trainer: FinetuneTrainer, loader, metrics: dict) -> None:
     trainer.finite_check.check_weights()
     if not hasattr(trainer.model, "peft_config") and not trainer.is_deepspeed_enabled:
         engines.put_together(trainer, loader)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # else it would upload now
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
     if trainer.args.should_save:

@@ -1,6 +1,6 @@
 """A running server compared with the folder that it should serve: questions of held-out rows, asked of both.
 
-The server is asked by OpenAI's protocol, with what a request must add (merging/servers.py) and the pictures as training
+The server is asked by OpenAI's protocol, with what a request must add (merging/servers.py) and the media as training
 saw them. Of vLLM, the tokens of its prompts and the log-probabilities of the references are compared too; of another
 server, the number of tokens of a prompt. Of several causes the first is named: the prompt, the size of the pictures,
 the weights, sampling.
@@ -30,6 +30,7 @@ from reading.strict_json import strict_json
 
 SECONDS = 600  # for an answer: a server may compile at the first one
 SHOWN = 3  # rows that differ
+FRAMES = "servers choose frames of their own, except vLLM with --trust-request-mm-kwargs, for one video a request"
 # Of a reference token, on average, in log-probability. bfloat16 makes about 0.02; another adapter, far more.
 ROUNDING = 0.1
 
@@ -52,10 +53,7 @@ class Server:
                 raise ValueError(f"{url} lists {', '.join(models) or 'no model'}: choose one with --served_model_name.")
             model = name if name in models else models[0]
         self.model = model
-        try:
-            self.is_vllm = "version" in self.call("../version")
-        except ValueError:
-            self.is_vllm = False
+        self.is_vllm = self.takes("../version")
 
     def call(self, path: str, body: dict | None = None, source: str = "") -> dict:
         url, headers = urljoin(self.url, path), {"Content-Type": "application/json"}
@@ -72,11 +70,21 @@ class Server:
         except (OSError, ValueError) as error:
             raise ValueError(f"--url {self.url} cannot be asked ({error}). Is the server running?") from error
 
+    def takes(self, path: str, body: dict | None = None) -> bool:
+        """Whether it answers a request."""
+        try:
+            return bool(self.call(path, body))
+        except ValueError:
+            return False
+
     def ask(self, messages: list[dict], source: str, **options) -> dict:
         """The response to a chat request of the canonical messages of a sample, with their tools."""
         body = {"model": self.model, "messages": [as_openai(message) for message in messages]}
         if tools := messages[0].get("tools"):
             body["tools"] = tools
+        for video in videos_in(messages):
+            known = {name: value for name, value in video["metadata"].items() if value is not None}
+            body["media_io_kwargs"] = {"video": {"num_frames": -1} | known}  # vLLM's field
         return self.call("chat/completions", body | self.options | options, f"{source}: ")
 
 
@@ -89,6 +97,7 @@ class Outcome(NamedTuple):
     cause: str  # how the prompt differs; "" if it does not
     sampled: bool  # whether the answer is another one where the request gives no temperature
     noise: float | None  # difference of the log-probabilities of the references, a token on average
+    has_video: bool
 
 
 def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
@@ -108,10 +117,16 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
     model, collator = predict.load_with_options(flags)
     name = os.path.basename(os.path.abspath(args.model_path))
     server = Server(args.url, args.served_model_name, name, collator.template.request_options())
-    # Servers take frames of their own choice.
-    asked = [question for question in questions(dataset) if not has_video(dataset, question)][: args.rows]
+    asked = questions(dataset)
+    videos = [len(videos_in(dataset.rows[q.index]["messages"][: q.message])) for q in asked]
+    body = {"model": server.model, "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
+    body["media_io_kwargs"] = {"video": {"fps": 1}}
+    most = int(any(videos) and server.is_vllm and server.takes("chat/completions", body))  # with one list of times
+    asked = [question for question, count in zip(asked, videos) if count <= most][: args.rows]
+    if any(count > most for count in videos):
+        print(f"Questions with more than {most} videos are left out: {FRAMES}.")
     if not asked:
-        raise ValueError(f"{args.data_path} holds no question without a video, so there is nothing to ask.")
+        raise ValueError(f"{args.data_path} holds no question that can be asked: {FRAMES}.")
     length = flags.max_new_tokens or 128
 
     def predictions(model) -> list[dict]:
@@ -138,9 +153,8 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
     return f"{server.model} at {args.url} answers as {args.model_path}: {same}."
 
 
-def has_video(dataset, question: Question) -> bool:
-    messages = dataset.rows[question.index]["messages"][: question.message]
-    return any(part["type"] == "video" for message in messages for part in message["content"])
+def videos_in(messages: list[dict]) -> list[dict]:
+    return [part for message in messages for part in message["content"] if part["type"] == "video"]
 
 
 def ask(server: Server, model, collator, sample: dict, question: Question, ours: dict, length: int) -> Outcome:
@@ -166,7 +180,7 @@ def ask(server: Server, model, collator, sample: dict, question: Question, ours:
     noise = None
     if server.is_vllm and not cause and reply["content"]:
         noise = difference_of_scores(server, model, collator, messages, sample["source"])
-    return Outcome(ours["question"], ours["prediction"], answer, cause, sampled, noise)
+    return Outcome(ours["question"], ours["prediction"], answer, cause, sampled, noise, bool(videos_in(prompt)))
 
 
 def difference(ours: list[int], response: dict, collator) -> str:
@@ -188,7 +202,7 @@ def difference(ours: list[int], response: dict, collator) -> str:
 
 
 def picture_tokens(collator) -> set[int]:
-    """The ids of the tokens that only pictures bring into a prompt, `<row_5_col_6>` like the `<row_1_col_1>` seen."""
+    """The ids of the tokens that only media bring into a prompt, `<row_5_col_6>` like the `<row_1_col_1>` seen."""
     image, text = {"type": "image", "image": Image.new("RGB", (640, 480))}, {"type": "text", "text": "?"}
     ids = [
         {*collator.encode_prompt([{"role": "user", "content": content}])["input_ids"][0].tolist()}
@@ -196,7 +210,8 @@ def picture_tokens(collator) -> set[int]:
     ]
     added = collator.template.frame.added_tokens
     seen = {re.sub(r"\d+", "0", added[id]) for id in ids[0] - ids[1] if id in added}
-    return {id for id, token in added.items() if re.sub(r"\d+", "0", token) in seen}
+    seen = {id for id, token in added.items() if re.sub(r"\d+", "0", token) in seen}
+    return seen.union(collator.media_token_ids["video"].tolist())
 
 
 def difference_of_scores(server: Server, model, collator, messages: list[dict], source: str) -> float | None:
@@ -232,6 +247,9 @@ def blame_weights(found: list[Outcome], noise: float | None, of_base: list[str] 
     """The cause of answers that differ although the prompts do not."""
     if of_base and all(outcome.answer == base for outcome, base in zip(found, of_base)):
         return "the answers are the base's, so the adapter is not applied"
+    faulty = [outcome for outcome in found if outcome.answer != outcome.prediction or (outcome.noise or 0) > ROUNDING]
+    if all(outcome.has_video for outcome in faulty) and not all(outcome.has_video for outcome in found):
+        return "videos look different to the server, such as without their times: all other answers are right"
     if noise is None:
         return "the cause is unknown: the prompts have the same length, the answers are not the base's"
     if noise <= ROUNDING:
@@ -257,10 +275,16 @@ def as_call(call: dict, name: str) -> dict:
 
 
 def as_part(part: dict) -> dict:
-    """A picture goes as PNG, which loses nothing."""
+    """Pictures go as PNG, which loses nothing, and so do frames, although vLLM calls a list of them video/jpeg."""
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
+    if part["type"] == "video":
+        frames = ",".join(as_png(Image.fromarray(frame)) for frame in part["video"])
+        return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}}
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{as_png(part['image'])}"}}
+
+
+def as_png(image: Image.Image) -> str:
     file = BytesIO()
-    part["image"].save(file, "PNG")
-    png = base64.b64encode(file.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png}"}}
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()

@@ -25,11 +25,6 @@ SAVE_AGAIN = "Save or merge again."
 MERGE = "Merge it (merge_lora_weights.py) and serve the result."
 
 
-def faults(path: str) -> list[str]:
-    """What is missing or broken, each with the fix."""
-    return [f"{name}: {text}" for is_whole, name, text in check_folder(path) if not is_whole]
-
-
 def check_folder(path: str) -> Iterator[tuple[bool, str, str]]:
     """(whether it is as servers need it, what was checked, what was found) of each check of a folder."""
     checks = ADAPTER_CHECKS if adapter_config(path) else REMOTE_CHECKS if remote_classes(path) else CHECKS

@@ -213,8 +213,8 @@ FAULTS = [
     Fault(
         "flags about a server are taken without one",
         "check_serving.py",
-        "for name in OF_URL if name",
-        "for name in OF_URL[2:] if name",
+        "for name in of_url)]",
+        "for name in of_url[2:])]",
         "tests/test_check_serving.py::test_flags_about_a_server_need_one",
     ),
     Fault(
@@ -1738,6 +1738,27 @@ FAULTS = [
         "(noise or 0) > ROUNDING",
         "(noise or 0) < 0",
         "tests/merging/test_ask_server.py::test_the_same_answers_from_other_weights",
+    ),
+    Fault(
+        "a server that takes frames is asked about no video",
+        "merging/ask_server.py",
+        "most = int(any(videos) and server.is_vllm and",
+        "most = int(any(videos) and not server.is_vllm and",
+        "tests/merging/test_ask_server.py::test_videos_go_as_their_frames_to_a_vllm_that_takes_them",
+    ),
+    Fault(
+        "the weights are blamed where only videos differ",
+        "merging/ask_server.py",
+        "if all(outcome.has_video for outcome in faulty)",
+        "if not any(outcome.has_video for outcome in faulty)",
+        "tests/merging/test_ask_server.py::test_videos_go_as_their_frames_to_a_vllm_that_takes_them",
+    ),
+    Fault(
+        "the token of the Hub is saved beside the weights, and uploaded with them",
+        "arguments.py",
+        'vars(self) | {"hub_token": None}',
+        "vars(self)",
+        "tests/test_arguments.py::test_the_hubs_token_is_not_pickled_beside_the_weights",
     ),
     Fault(
         "an adapter that names a folder is pushed to the Hub",

@@ -1,6 +1,7 @@
 """Flags: what is read, and what is refused with the flag and the cure."""
 
 import dataclasses
+import pickle
 import re
 
 import pytest
@@ -495,3 +496,9 @@ def test_of_two_lengths_of_a_run_the_steps_win(words, is_said, tmp_path, monkeyp
     given = "--model_id llava-1.5-7b --data_path x --use_cpu True --num_train_epochs 3".split()
     train.main([*given, "--output_dir", str(tmp_path / "out"), *words.split()])
     assert ("--max_steps 9 wins over --num_train_epochs" in capsys.readouterr().out) == is_said
+
+
+def test_the_hubs_token_is_not_pickled_beside_the_weights(tmp_path):
+    words = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json", "--output_dir", str(tmp_path)]
+    training = parse_arguments([*words, "--use_cpu", "--hub_token", "hf_secret"]).training
+    assert training.hub_token == "hf_secret" and b"hf_secret" not in pickle.dumps(training)

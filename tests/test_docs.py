@@ -37,8 +37,10 @@ FOREIGN_FLAGS = {"nproc_per_node", "no-build-isolation", "matrix"}
 FOREIGN_FLAGS |= {"json", "pythons", "fault", "engines", "boxes", "logdir"}  # of benchmarks, draw.py, tensorboard
 FOREIGN_FLAGS |= {"served-model-name", "enable-lora", "lora-modules", "max-lora-rank"}
 FOREIGN_FLAGS |= {"enable-tower-connector-lora", "chat-template-content-format"}
-FOREIGN_FLAGS |= {"override-generation-config", "mm-processor-kwargs"}  # of vLLM
+FOREIGN_FLAGS |= {"override-generation-config", "mm-processor-kwargs", "trust-request-mm-kwargs"}  # of vLLM
 FOREIGN_FLAGS |= {"model-path", "lora-paths", "port"}  # and of SGLang
+FOREIGN_FLAGS |= {"outfile", "outtype", "mmproj", "base", "lora", "no-deps", "no-binary"}  # of llama.cpp and pip
+FOREIGN_FLAGS |= {"model", "include_path", "tasks", "model_args"}  # of lmms-eval
 
 
 def code_blocks(page: Path, language: str) -> list[tuple[str, str]]:

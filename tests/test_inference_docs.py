@@ -6,9 +6,11 @@ import json
 import re
 import runpy
 import shutil
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import REPO, run, turns
@@ -95,3 +97,21 @@ def test_the_openai_client_with_a_picture(folder, monkeypatch, capsys):
         thread.join()
     assert capsys.readouterr().out == LEARNED + "\n"
     assert server.asked == [("/v1/chat/completions", "data:image/png", name, 0)]
+
+
+def test_the_task_of_lmms_eval_asks_each_question_and_scores_it(media_folder, tmp_path, monkeypatch):
+    page = REPO / "docs/other_tools.md"
+    ((_, code),), ((_, task),) = code_blocks(page, "py"), code_blocks(page, "yaml")
+    row = {"image": str(media_folder / "red.png"), "conversations": turns("<image>What?", "A fox.", "Sure?", "Yes.")}
+    (tmp_path / "test.json").write_text(json.dumps([row, {"conversations": turns("Who?", "A crab.")}]))
+    (tmp_path / "utils.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    # lmms-eval brings it
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(Dataset=SimpleNamespace(from_dict=dict)))
+    named = runpy.run_path("utils.py")
+    docs = [{"number": number} for number in named["numbers"](None)["number"]]
+    asked = [named["messages"](doc) for doc in docs]
+    assert [messages[-1]["content"][-1]["text"] for messages in asked] == ["What?", "Sure?", "Who?"]
+    assert asked[0][0]["content"][0]["url"].size == (64, 64) and asked[1][1]["role"] == "assistant"
+    assert [named["results"](doc, [" Yes. "])["exact_match"] for doc in docs] == [False, True, False]
+    assert set(re.findall(r"utils\.(\w+)", task)) <= named.keys()

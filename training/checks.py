@@ -420,7 +420,7 @@ def without_each(training) -> Iterator[tuple[str, tuple]]:
     for flag, values in others.items():
         other = copy(training)
         vars(other).update(values)
-        if vars(other) != vars(training):
+        if any(getattr(training, name) != value for name, value in values.items()):
             yield flag, transformers.Trainer.get_optimizer_cls_and_kwargs(other)
 
 

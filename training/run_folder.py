@@ -13,7 +13,7 @@ from reading.strict_json import strict_json
 from training.engines import say
 from training.resume import differences, discard, read_record, whole_checkpoints
 
-LOCK, RUN = ".lock", "run.json"
+LOCK, RUN = "_lock", "run.json"  # what begins with _ the Trainer does not upload
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import turns
@@ -39,10 +40,14 @@ class PlainServer:
     Args:
         template, pixels: other ones than the folder's.
         samples: whether a request without a temperature is sampled.
+        trusts: whether it takes what a request says of its media.
     """
 
-    def __init__(self, base, adapter=None, name="tuned", vllm=True, template=None, pixels=None, samples=False):
+    def __init__(
+        self, base, adapter=None, name="tuned", vllm=True, template=None, pixels=None, samples=False, trusts=False
+    ):
         self.model, self.processor = load(base, adapter)
+        self.trusts = trusts
         self.name, self.vllm, self.template, self.samples = name, vllm, template, samples
         self.size = {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": pixels}} if pixels else {}
 
@@ -59,17 +64,23 @@ class PlainServer:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={"images_kwargs": self.size} if self.size else {},
+            processor_kwargs={"videos_kwargs": {"do_sample_frames": False}}
+            | ({"images_kwargs": self.size} if self.size else {}),
             **({"add_generation_prompt": True} | ends),
         )
 
     def part(self, part: dict) -> dict:
         if part["type"] == "text":
             return part
-        png = base64.b64decode(part["image_url"]["url"].partition(",")[2])
-        return {"type": "image", "image": Image.open(BytesIO(png))}
+        kind, _, files = part[part["type"]]["url"].partition(";base64,")
+        images = [Image.open(BytesIO(base64.b64decode(file))) for file in files.split(",")]
+        if kind == "data:video/jpeg":
+            return {"type": "video", "video": np.stack(images)}
+        return {"type": "image", "image": images[0]}
 
-    def chat(self, body: dict) -> dict:
+    def chat(self, body: dict) -> dict | None:
+        if "media_io_kwargs" in body and not self.trusts:
+            return None
         inputs = self.inputs(body)
         ids = inputs["input_ids"][0]
         with torch.no_grad():
@@ -179,6 +190,31 @@ def test_what_differs_is_named(tiny, adapters, serve, write_rows, capsys):
     ]:
         said = asked(adapters[0], serve(PlainServer(base, **options)), rows, capsys)
         assert expected in said, (options, said)
+
+
+def test_videos_go_as_their_frames_to_a_vllm_that_takes_them(tiny, adapters, serve, write_rows, capsys):
+    def row(*videos):
+        return {"video": list(videos), "conversations": turns("<video>" * len(videos) + "What?", "A fox.")}
+
+    rows = write_rows([row("clip.mp4"), row(), row("clip.mp4", "clip.mp4")])
+    for options, expected, left_out in [
+        ({"trusts": True}, "2 of 2 answers are the same, log-probabilities of the references within ", "more than 1 v"),
+        ({}, "1 of 1 answers are the same, log-probabilities", "more than 0 videos are left out"),
+        ({"vllm": False, "trusts": True}, "1 of 1 answers are the same", "more than 0 videos are left out"),
+    ]:
+        url = serve(PlainServer(tiny("qwen2-vl"), adapters[0], **options))
+        words = ["--model_path", str(adapters[0]), "--url", url, "--data_path", rows, "--num_frames", "4"]
+        check_serving.main([*words, "--max_new_tokens", "3"])
+        said = capsys.readouterr().out
+        assert expected in said and left_out in said, said
+
+    server = PlainServer(tiny("qwen2-vl"), adapters[0], trusts=True)
+    of_part = server.part
+    server.part = lambda part: {
+        k: v[::-1].copy() if k == "video" else v for k, v in of_part(part).items()
+    }  # from the end
+    said = asked(adapters[0], serve(server), write_rows([row("clip.mp4"), row()]), capsys)
+    assert "videos look different to the server" in said and "log-probabilities" in said, said
 
 
 def test_which_model_is_asked(serve):

@@ -64,7 +64,7 @@ def test_a_failed_start_is_reused(tiny, write_rows, tmp_path):
         run(tiny, "llava-1.5", path, out, "--data_path", "none.json")
     assert contents(parent) == {"notes.txt": b"mine"} and not out.exists()
     run(tiny, "llava-1.5", path, out)
-    assert not (out / ".lock").exists()
+    assert not (out / "_lock").exists()
 
 
 def test_another_run_is_refused_or_renamed_aside(tiny, write_rows, tmp_path, capsys):
