@@ -28,6 +28,7 @@ from supported_models import find_model
 from training import checks
 from training.sampling import SAMPLERS
 
+PLAIN = "plain"  # --probe without a file
 # Of a switch that is not a field of a dataclass: `--flag`, `--flag True` or `--flag False`.
 BARE = {"nargs": "?", "const": True}
 SWITCH = {"type": string_to_bool, "default": False} | BARE
@@ -39,9 +40,9 @@ HARDWARE_FLAGS = {
 }
 
 
-def flag(default, help: str, choices=None):
-    """A dataclass field that carries its own help, and the values that it takes."""
-    return field(default=default, metadata={"help": help} | ({"choices": list(choices)} if choices else {}))
+def flag(default, help: str, choices=None, **more):
+    """A dataclass field that carries its own help, the values that it takes, and more of `add_argument`."""
+    return field(default=default, metadata={"help": help} | ({"choices": list(choices)} if choices else {}) | more)
 
 
 @dataclass
@@ -251,10 +252,7 @@ class TrainingArguments(transformers.TrainingArguments):
         "With --eval_strategy steps: evaluate every N steps; below 1: every such share of the run. Default: 0.1, "
         "or --save_steps with --load_best_model_at_end.",
     )
-    bf16: bool | None = field(
-        default=None,
-        metadata={"help": "Compute in bfloat16. Default: where the GPU has it, without --fp16."} | BARE,
-    )
+    bf16: bool | None = flag(None, "Compute in bfloat16. Default: where the GPU has it, without --fp16.", **BARE)
     # The Trainer's type, dict[str, bool], has no reader for the command line (5.23).
     liger_kernel_config: str | None = flag(None, "Set automatically by --use_liger_kernel; do not pass it.")
     fsdp: bool = flag(
@@ -267,6 +265,12 @@ class TrainingArguments(transformers.TrainingArguments):
     eval_max_new_tokens: int = flag(128, "Longest of these answers, in tokens.")
     metric: list[str] | None = flag(
         None, f"What else measures them: {', '.join(METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md#evaluation)."
+    )
+    probe: str | None = flag(
+        None,
+        "Questions to answer before and after training, which tells what was forgotten: a file, or without one, 24 "
+        "plain ones (docs/evaluation.md#what-did-it-forget).",
+        **BARE | {"const": PLAIN},
     )
     early_stopping_patience: int | None = flag(
         None, "Stop after N evaluations without a better --metric_for_best_model, by default loss."

@@ -18,17 +18,17 @@ from functools import partial
 import numpy as np
 from transformers import set_seed
 
-from arguments import Arguments, parse_arguments
+from arguments import PLAIN, Arguments, DataArguments, parse_arguments
 from collators.pixel_bounds import describe_bounds
 from collators.probes import check_labels
 from collators.template_check import check_template, outlines
 from collators.thoughts_and_tools import SERVER_TEMPLATE
-from entry import cli
+from entry import HERE, cli
 from loaders import LOADERS, attention, output_folder
 from loaders.output_folder import ProcessorFiles
 from loaders.quantization import quantization_config, quantized_bits
 from reading import replaced
-from reading.dataset import EncodedDataset, MultimodalDataset, price_of_replies, shared_rows
+from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset, price_of_replies, shared_rows
 from reading.options import MEDIA_FLAGS
 from reading.split import make_datasets
 from reading.strict_json import make_strict
@@ -38,6 +38,7 @@ from training import engines, model_probes, resume, run_folder, trainable
 from training.added_tokens import added_tokens, untrained_tokens
 from training.engines import say
 from training.make_collator import make_collator
+from training.probe import Probe
 from training.sampling import SAMPLERS
 from training.trainer import FinetuneTrainer
 
@@ -61,6 +62,7 @@ def finetune(arguments: Arguments) -> None:
     allowed = data.max_bad_samples if data.on_bad_sample == "skip" else None
     train_dataset, eval_dataset = make_datasets(data, arguments.training.seed, max_bad_samples=allowed)
     report_data(train_dataset, eval_dataset)
+    probe = probe_rows(arguments)
 
     # model id -> family -> processor and collator; the training template is compared with the checkpoint's
     loader = LOADERS.get(arguments.model.family)(
@@ -105,7 +107,7 @@ def finetune(arguments: Arguments) -> None:
 
     # training and evaluation; what became of it is said and written down, also where it is interrupted
     request = collator.template.request_options()
-    facts = RunFacts(arguments, trained, train_dataset, eval_dataset, request, collator.image_size)
+    facts = RunFacts(arguments, trained, train_dataset, eval_dataset, request, collator.image_size, probe)
     run_folder.begin(arguments.training, run, checkpoint)
     if arguments.training.should_save:
         # With it, predict.py and merge_lora_weights.py read also what a stopped run left.
@@ -128,6 +130,8 @@ def finetune(arguments: Arguments) -> None:
     )
     if eval_dataset:
         trainer.add_callback(AnswerTables(eval_dataset))
+    if probe:
+        trainer.add_callback(Probe(trainer, collator, probe))
     with reported(trainer, facts):
         metrics = trainer.train(checkpoint).metrics
         if eval_dataset:
@@ -155,6 +159,13 @@ def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDatase
             "evaluation measures what was learned by heart; the first: "
             f"{eval_dataset.source(of_eval)} = {train_dataset.source(of_train)}."
         )
+
+
+def probe_rows(arguments: Arguments) -> MultimodalDataset | None:
+    """The questions of --probe, read by the defaults: the other flags are about the training data."""
+    path = arguments.training.probe
+    path = os.path.join(HERE, "example_data", "plain", "questions.jsonl") if path == PLAIN else path
+    return make_dataset(DataArguments(data_path=[path], data_cache=arguments.data.data_cache), path) if path else None
 
 
 def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None) -> None:

@@ -9,17 +9,22 @@ needs no network. One thread. Ways take turns; shown are medians of the times an
     ours        opening, rendering, tokens, pixels, labels, a batch of one (MultimodalDataset, ChatCollator)
     bare        decoding with Pillow and one call of the processor as it comes, with the text ready and no labels
     decode      decoding alone
+    limit       bare, where the fastest decoder that is installed (simplejpeg, OpenCV, torchvision) hands tensors to the
+                processor, whose resizing is torchvision's: the fastest of those that are exact (pip install simplejpeg)
     draft       ours with --image_size 512 --jpeg_draft True, beside `to 512`, the same without the draft
 """
 
 import argparse
 import contextlib
 import json
+import math
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,6 +33,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
+from torchvision.io import decode_jpeg, read_file  # noqa: E402
 from transformers import AutoProcessor  # noqa: E402
 
 from collators import COLLATORS  # noqa: E402
@@ -36,7 +42,7 @@ from reading.dataset import MultimodalDataset  # noqa: E402
 from reading.options import MediaOptions  # noqa: E402
 from tiny_models import make_tiny_checkpoint  # noqa: E402
 
-TURNS = 15
+TURNS = 7
 # Sizes of the released checkpoints; the tiny ones have small images.
 SIZES = {
     "llava-1.5": {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}},
@@ -51,13 +57,35 @@ SIZES = {
     "smolvlm2": {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}},
     "pixtral": {"size": {"longest_edge": 1024}, "patch_size": {"height": 16, "width": 16}},
 }
-IMAGES = {"178x218": (178, 218), "1920x1080": (1920, 1080)}
+IMAGES = {"178x218": (178, 218), "1152x864": (1152, 864), "1920x1080": (1920, 1080), "4000x3000": (4000, 3000)}
 
 
 def write_photo(path: Path, width: int, height: int) -> None:
     grain = np.random.default_rng(0).integers(0, 12, (height, width, 3), dtype=np.uint8)
     hills = np.add.outer(np.sin(np.arange(height) / 90), np.cos(np.arange(width) / 120)) * 50 + 110
     Image.fromarray((hills[..., None] + grain).astype(np.uint8)).save(path, quality=90)
+
+
+def decoders() -> dict[str, Callable[[Path], torch.Tensor]]:
+    """Name of a package -> JPEG file to RGB (3, height, width), all to the same pixels but for their last bit."""
+    found = {"torchvision": lambda path: decode_jpeg(read_file(str(path)))}
+    with contextlib.suppress(ImportError):
+        import simplejpeg
+
+        found["simplejpeg"] = lambda path: torch.from_numpy(simplejpeg.decode_jpeg(path.read_bytes())).permute(2, 0, 1)
+    with contextlib.suppress(ImportError):
+        import cv2
+
+        cv2.setNumThreads(1)
+        color = cv2.IMREAD_COLOR_RGB
+        found["OpenCV"] = lambda path: torch.from_numpy(cv2.imread(str(path), color)).permute(2, 0, 1)
+    return found
+
+
+def fastest(files: list[str]) -> Callable[[Path], torch.Tensor]:
+    ways = decoders()
+    turns = measure({name: partial(way, Path(files[0])) for name, way in ways.items()})
+    return ways[min(ways, key=lambda name: statistics.median(turn[name] for turn in turns))]
 
 
 def make_checkpoint(family: str, path: Path) -> None:
@@ -121,16 +149,21 @@ def compare(family: str, checkpoint: Path, rows: dict[str, Path]) -> None:
             media = {"images": [images]} if (images := decode()) else {}
             return own(text=[text], return_tensors="pt", **media)
 
+        def limit(decode, text=text, files=files):
+            return own(text=[text], return_tensors="pt", images=[[decode(Path(file)) for file in files]])
+
         ways = {"ours": lambda d=datasets[""]: collator([d[0]]), "bare": bare}
         if files:
-            ways["decode"] = decode
+            ways |= {"decode": decode, "limit": partial(limit, decode=fastest(files))}
         if kind == "1920x1080":
             ways |= {name: lambda d=datasets[name]: collator([d[0]]) for name in ("to 512", "draft")}
         turns = measure(ways)
         times = {name: statistics.median(turn[name] for turn in turns) for name in ways}
-        ratio = statistics.median(turn["ours"] / turn["bare"] for turn in turns)
-        columns = [f"{times[name]:>8.1f}" if name in times else " " * 8 for name in ("ours", "bare", "decode")]
-        columns.append(f"{ratio:>12.2f}")
+        names = ("ours", "bare", "decode", "limit")
+        columns = [f"{times[name]:>8.1f}" if name in times else " " * 8 for name in names]
+        for other, one in (("bare", "ours"), ("ours", "limit")):
+            ratio = statistics.median(turn[one] / turn[other] for turn in turns) if one in times else math.nan
+            columns.append(f"{ratio:>13.2f}")
         columns += [f"{times[name]:>8.1f}" for name in ("to 512", "draft") if name in times]
         print(f"{family:<16} {kind:<10}" + "".join(columns), flush=True)
 
@@ -146,7 +179,8 @@ def main() -> None:
         for image, size in IMAGES.items():
             write_photo(folder / f"{image}.jpg", *size)
         rows = write_rows(folder)
-        print(f"{'CPU-ms':<27}{'ours':>8}{'bare':>8}{'decode':>8}{'ours / bare':>12}{'to 512':>8}{'draft':>8}")
+        times = "".join(f"{name:>8}" for name in ("ours", "bare", "decode", "limit"))
+        print(f"{'CPU-ms':<27}{times}{'ours / bare':>13}{'limit / ours':>13}{'to 512':>8}{'draft':>8}")
         for family in args.families:
             make_checkpoint(family, folder / family)
             compare(family, folder / family, rows)

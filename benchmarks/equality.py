@@ -2,12 +2,14 @@
 
     python benchmarks/equality.py --json equality.json
     python benchmarks/equality.py --families qwen2.5-vl --engines --steps 2
+    python benchmarks/equality.py --families --engines qwen2.5-vl --optim sgd --learning_rate 0.1
 
 Packed: each family's tiny checkpoint, rows of text and of pictures of several sizes; the loss, the gradients of all
 weights and those of the vision encoder, once sample by sample and once with all samples in one row, in float32 and in
 bfloat16. A figure is the norm of the difference over the norm. bfloat16 keeps eight bits, so it differs from float32
 by itself: `rounding` is how far, of samples alone. Engines: full finetuning by train.py on two CPU processes, which
-must end with the losses and weights of one. docs/correctness.md shows the result (docs/generate.py). No network.
+must end with the losses and weights of one; and the share of numbers whose gradient is rounding alone, which float64
+tells: AdamW makes full steps of it, SGD none. docs/correctness.md shows it all (docs/generate.py). No network.
 """
 
 import argparse
@@ -72,18 +74,20 @@ def write_rows(family: str, folder: Path) -> str:
 
 
 def gradients(model, batches: list[dict], labels: int) -> tuple[float, dict[str, torch.Tensor]]:
-    """The mean loss of all labels of some batches, and the gradient of each weight, in float32."""
+    """The mean loss of all labels of some batches, and the gradient of each weight, in float32 or float64."""
     model.zero_grad()
     total = 0.0
     for batch in batches:
         inputs = dict(batch)
         targets = inputs.pop("labels")[:, 1:]
-        logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+        logits = model(**inputs, use_cache=False).logits[:, :-1]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         chosen = targets != IGNORE_INDEX
         loss = torch.nn.functional.cross_entropy(logits[chosen], targets[chosen], reduction="sum") / labels
         loss.backward()
         total += loss.item()
-    return total, {name: p.grad.float().clone() for name, p in model.named_parameters() if p.grad is not None}
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return total, {name: grad.to(torch.promote_types(grad.dtype, torch.float32)) for name, grad in found.items()}
 
 
 def apart(found: dict, expected: dict) -> float:
@@ -92,18 +96,31 @@ def apart(found: dict, expected: dict) -> float:
     return ((sum((found[n] - expected[n]).double().square().sum() for n in expected)).sqrt() / norm).item()
 
 
+def alone_in(dtype: torch.dtype, family: str, checkpoint: str, rows: str) -> tuple:
+    """Loader, model, collator, samples, number of labels; and loss and gradients of the samples one by one."""
+    loader = LOADERS.get(family)(checkpoint, attn_implementation="sdpa")
+    model, collator = loader.load_model().to(dtype).eval(), COLLATORS.get(family)(loader.load_processor(), 2048)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(bool(loader.component_of(name)) and not loader.is_unused(name))
+    dataset = MultimodalDataset(rows)
+    samples = [collator.encode(dataset[i]).inputs for i in range(len(dataset))]
+    labels = sum(int((sample["labels"][:, 1:] != IGNORE_INDEX).sum()) for sample in samples)
+    alone = gradients(model, [in_type(collator.collate([sample]), dtype) for sample in samples], labels)
+    return loader, model, collator, samples, labels, alone
+
+
+def rounding_alone(family: str, checkpoint: str, rows: str) -> float:
+    """The share of numbers whose gradient in float32 is off by more than a tenth of that in float64."""
+    single, double = (alone_in(dtype, family, checkpoint, rows)[-1][1] for dtype in (torch.float32, torch.float64))
+    off = sum(int(((single[name] - exact).abs() > 0.1 * exact.abs()).sum()) for name, exact in double.items())
+    return off / sum(exact.numel() for exact in double.values())
+
+
 def packed(family: str, checkpoint: str, rows: str) -> dict[str, float]:
     """Of both types: how far losses, all gradients and those of the vision encoder are from each sample's alone."""
     found, exact = {}, None
     for dtype in (torch.float32, torch.bfloat16):
-        loader = LOADERS.get(family)(checkpoint, attn_implementation="sdpa")
-        model, collator = loader.load_model().to(dtype).eval(), COLLATORS.get(family)(loader.load_processor(), 2048)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(bool(loader.component_of(name)) and not loader.is_unused(name))
-        dataset = MultimodalDataset(rows)
-        samples = [collator.encode(dataset[i]).inputs for i in range(len(dataset))]
-        labels = sum(int((sample["labels"][:, 1:] != IGNORE_INDEX).sum()) for sample in samples)
-        alone = gradients(model, [in_type(collator.collate([sample]), dtype) for sample in samples], labels)
+        loader, model, collator, samples, labels, alone = alone_in(dtype, family, checkpoint, rows)
         attention.separate_samples(model, loader)
         collator.join_samples(loader)
         together = gradients(model, [in_type(collator.collate(samples), dtype)], labels)
@@ -157,8 +174,11 @@ def main() -> None:
     parser.add_argument("--families", nargs="*", choices=families(), default=families(), help="packed against alone")
     parser.add_argument("--engines", nargs="*", choices=families(), default=OF_ENGINES, help="families for engines")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--optim", default="adamw_torch_fused", help="of the engines' runs")
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--json", type=Path)
     own = parser.parse_args()
+    FLAGS.update(optim=own.optim, learning_rate=own.learning_rate)
     found = json.loads(own.json.read_text()) if own.json and own.json.exists() else {"packed": {}, "engines": {}}
     found["date"] = datetime.date.today().isoformat()
     found["versions"] = f"torch {torch.__version__.split('+')[0]}, transformers {version('transformers')}"
@@ -176,7 +196,8 @@ def main() -> None:
                 print(family, {name: f"{value:.0e}" for name, value in found["packed"][family].items()}, flush=True)
             if family in own.engines:
                 found["engines"][family] = engines(family, checkpoint, rows, own.steps, Path(folder, f"runs-{family}"))
-                print(family, found["engines"][family], flush=True)
+                share = found.setdefault("rounding alone", {})[family] = rounding_alone(family, checkpoint, rows)
+                print(family, found["engines"][family], f"rounding alone: {share:.1%}", flush=True)
             if own.json:
                 own.json.write_text(json.dumps(found, indent=1) + "\n")
 

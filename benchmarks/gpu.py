@@ -28,6 +28,7 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -133,8 +134,8 @@ if IS_OLD:
     TrainingArguments.activation_checkpointing, TrainingArguments.activation_checkpointing_kwargs = False, None
 
 
-def keep_by_mask(model) -> None:
-    """Have the head of an older release compute the positions of a mask alone."""
+def keep_by_mask(model):
+    """Have the head of an older release compute the positions of a mask alone; returns the model."""
     kept = []
 
     def take_mask(module, inputs, kwargs):
@@ -143,6 +144,7 @@ def keep_by_mask(model) -> None:
 
     model.register_forward_pre_hook(take_mask, with_kwargs=True)
     model.lm_head.register_forward_pre_hook(lambda module, inputs: inputs if kept[0] is None else inputs[0][kept[0]])
+    return model
 
 
 class Late(Exception):
@@ -350,7 +352,10 @@ def step(model_id: str, *flags: str, needs: str | None = None):
 def forecast(own, work: Path) -> dict:
     """The peak by estimate.py of the first model's step."""
     run = Run(FIRST, own, work)
-    return {"forecast_gb": estimate.forecast_run(run.arguments, 1).total / 1e9}
+    family = type(run.loader)
+    make, prepare = family.meta_model, keep_by_mask if IS_OLD else lambda model: model
+    with mock.patch.object(family, "meta_model", lambda loader: prepare(make(loader))):
+        return {"forecast_gb": estimate.forecast_run(run.arguments, 1).total / 1e9}
 
 
 def precision(own, work: Path) -> dict:
@@ -416,16 +421,7 @@ def run_cell(cell, own, work: Path) -> dict:
 
 def about() -> dict:
     found = {"date": time.strftime("%Y-%m-%d"), "python": sys.version.split()[0]}
-    for name in (
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "flash_attn",
-        "liger_kernel",
-        "bitsandbytes",
-        "kernels",
-    ):
+    for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

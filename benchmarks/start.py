@@ -4,9 +4,9 @@
     python benchmarks/start.py --rounds 10 --family llava-1.5
 
 First the medians of interleaved runs, as ratios to `python -c "import json"`, which is little more than Python itself.
-Then three runs of one step on a tiny checkpoint: seconds by the statement of `main` in train.py that was under way, by
-looking every 2 ms; before `main` lie the imports, whose floor is `import transformers.trainer`, peft and DeepSpeed's
-included. On a large model, loading weights and the step come to more; all else stays as it is here.
+Then three runs of one step on a tiny checkpoint: seconds by the statement of `finetune` in train.py that was under way,
+by looking every 2 ms; before it lie the imports, whose floor is `import transformers.trainer`, peft and DeepSpeed's
+included, and the flags. On a large model, loading weights and the step come to more; all else stays as it is here.
 """
 
 import argparse
@@ -42,9 +42,9 @@ def seconds(words: list[str]) -> float:
 
 
 def breakdown(words: list[str]) -> None:
-    """Run train.py in this process and print seconds by statement of its `main`."""
+    """Run train.py in this process and print seconds by statement of its `finetune`."""
     path = REPO / "train.py"
-    body = next(node.body for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == "main")
+    body = next(node.body for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == "finetune")
     statements = {line: ast.unparse(node) for node in body for line in range(node.lineno, node.end_lineno + 1)}
     main_thread, spent, done = threading.get_ident(), Counter(), threading.Event()
 
@@ -52,10 +52,10 @@ def breakdown(words: list[str]) -> None:
         last = time.perf_counter()
         while not done.wait(0.002):
             frame = sys._current_frames()[main_thread]
-            while frame and not (frame.f_code.co_filename == str(path) and frame.f_code.co_name == "main"):
+            while frame and not (frame.f_code.co_filename == str(path) and frame.f_code.co_name == "finetune"):
                 frame = frame.f_back
             now = time.perf_counter()
-            spent[statements[frame.f_lineno] if frame else "imports"] += now - last
+            spent[statements[frame.f_lineno] if frame else "imports and flags"] += now - last
             last = now
 
     watcher = threading.Thread(target=watch)

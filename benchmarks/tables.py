@@ -66,7 +66,7 @@ def faults() -> str:
     return table(["fault", "property", "without", "with"], rows) if rows else ""
 
 
-def summary() -> str:
+def summary(holds="holds", error="ends in an error", does_not="does not hold", unseen="not measured") -> str:
     """A row a tool of which most was measured: how many properties hold."""
     found, rows = read("correctness"), []
     for name, tool in found["tools"].items():
@@ -75,7 +75,7 @@ def summary() -> str:
             counts = [verdicts.count(verdict) for verdict in ("yes", "error", "no", "n/a")]
             if counts[-1] < len(PROPERTIES) / 2:
                 rows.append([name, *map(str, counts)])
-    return table([found["date"], "holds", "ends in an error", "does not hold", "not measured"], rows)
+    return table([found["date"], holds, error, does_not, unseen], rows)
 
 
 def equality() -> str:
@@ -93,7 +93,7 @@ def engines(found: dict) -> str:
     ]
     names = [*dict.fromkeys(names)]
     rows = [
-        [family, *(f"{cells[engine][what]:.0e}" for engine, what in names)]
+        [family, *(f"{cells[engine][what]:.0e}" for engine, what in names), f"{found['rounding alone'][family]:.1%}"]
         for family, cells in found["engines"].items()
     ]
-    return table(["two processes", *map(": ".join, names)], rows) + "\n" if rows else ""
+    return table(["two processes", *map(": ".join, names), "rounding alone"], rows) + "\n" if rows else ""

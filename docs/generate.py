@@ -284,6 +284,7 @@ def pages_of_families(checkpoint_of) -> dict[Path, str]:
     return filled(
         {
             "README.md": {"models": model_table(collators), "correctness": tables.summary()},
+            "README_zh.md": {"correctness": tables.summary("成立", "报错退出", "不成立", "未测")},
             "docs/supported_models.md": {
                 "matrix": support_matrix([*collators, AUTO]),
                 "families": fact_sheets(loaders, collators),

@@ -38,7 +38,8 @@ class Verdict(NamedTuple):
 
     @property
     def tone(self) -> str:
-        return "warning" if self.sentence.startswith(("learned nothing", "overfits")) else TONES[self.state]
+        is_doubtful = self.sentence.startswith(("learned nothing", "overfits")) or "; forgot " in self.sentence
+        return "warning" if is_doubtful else TONES[self.state]
 
     def __str__(self) -> str:
         return f"{self.state}: {self.sentence}" if self.sentence else self.state
@@ -72,7 +73,8 @@ def of_run(log: list[dict], ended: BaseException | None, metric: str | None, hig
     losses = [logs["loss"] for logs in log if "loss" in logs]
     if losses and diverges(losses[0], losses[1:], fewest=3):
         return Verdict("diverged", "its last losses are over twice its first. Try a lower --learning_rate")
-    return Verdict("finished", learned(log, (metric or "loss").removeprefix("eval_"), higher_is_better is not False))
+    sentence = learned(log, (metric or "loss").removeprefix("eval_"), higher_is_better is not False)
+    return Verdict("finished", sentence + forgotten(log))
 
 
 def diverges(first: float, losses: list[float], fewest: int = RECENT_LOSSES) -> bool:
@@ -115,6 +117,16 @@ def learned(log: list[dict], metric: str, higher_is_better: bool) -> str:
     if answers < FEW_ANSWERS or 0 < gain:
         return f"too few answers to tell ({shown})"
     return f"learned nothing ({shown})"
+
+
+def forgotten(log: list[dict]) -> str:
+    """What became of the answers to `--probe`; "forgot": more than chance takes (McNemar, two errors)."""
+    found = next((logs for logs in log if "probe_lost" in logs), None)
+    if not found:
+        return ""
+    right, lost, gained = (found[f"probe_{name}"] for name in ("right", "lost", "gained"))
+    verb = "forgot" if lost - gained > 2 * (lost + gained) ** 0.5 else "lost"
+    return f"; {verb} {lost} of {right} plain answers, gained {gained}"
 
 
 def two_standard_errors(share: float, number: int) -> float:

@@ -32,6 +32,7 @@ from reading.dataset import MultimodalDataset
 from reports.html_page import ANSWERED, COLOUR, RIGHT, draw, embedded, html_page, pictures, render
 from reports.model_card import CARD, TAG, forgiven
 from training.engines import say
+from training.probe import AFTER, BEFORE
 from training.progress import SPEED
 from training.trainable import ComponentSummary, format_summary
 
@@ -56,6 +57,7 @@ class RunFacts(NamedTuple):
     eval_dataset: MultimodalDataset | None
     request: dict  # what a chat request to a server has to add
     image_size: dict | None = None  # bounds of pixels that flags gave the processor
+    probe: MultimodalDataset | None = None  # questions that were answered before and after
 
     @property
     def command(self) -> str:
@@ -117,6 +119,7 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
         write_loss(os.path.join(output_dir, "loss.png"), losses, facts.arguments.model.model_id)
     arguments, training = facts.arguments, facts.arguments.training
     answered = answered_steps(state.log_history)
+    probed = [BEFORE, AFTER] if any("probe_lost" in logs for logs in state.log_history) else []
     body = render(
         "report.html",
         model=arguments.model,
@@ -129,6 +132,7 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
         table=format_summary(facts.trained),
         data=data_of(facts),
         answers=list(answers_of(output_dir, facts.eval_dataset, answered)),
+        probe=list(answers_of(output_dir, facts.probe, probed)),
         confusions=confusions_of(output_dir, facts, answered),
         command=facts.command,
         flags=given_flags(arguments),
@@ -220,7 +224,7 @@ def shown_answers(
     output_dir: str, dataset: MultimodalDataset, step: int, most: int
 ) -> Iterator[tuple[dict, Iterator[tuple]]]:
     """Answers of an evaluation, the wrong ones first, each with the `pictures` of its row and the boxes of both."""
-    answers = sorted(read_answers(output_dir, step), key=lambda answer: answer["exact_match"])
+    answers = sorted(read_answers(output_dir, step), key=lambda answer: answer.get("right", answer["exact_match"]))
     for answer in answers[:most]:
         told = {colour: answer.get(name, []) for colour, name in BOXES.items()}
         boxes = {colour: dataset.in_pixels(answer["index"], found, back=True) for colour, found in told.items()}

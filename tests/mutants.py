@@ -1559,8 +1559,8 @@ FAULTS = [
     Fault(
         "right answers come first",
         "reports/run_report.py",
-        'key=lambda answer: answer["exact_match"])',
-        'key=lambda answer: not answer["exact_match"])',
+        'key=lambda answer: answer.get("right", answer["exact_match"]))',
+        'key=lambda answer: not answer.get("right", answer["exact_match"]))',
         "tests/reports/test_trackers.py::test_answers_go_to_the_trackers_that_are_named",
     ),
     Fault(
@@ -1915,6 +1915,20 @@ FAULTS = [
         "if distance < 0.5",
         "if distance <= 0.5",
         "tests/evaluation/test_metrics.py",
+    ),
+    Fault(
+        "the probe takes a part of a word for the answer",
+        "training/probe.py",
+        "(?![a-z0-9])",
+        "",
+        "tests/training/test_probe.py::test_an_answer_that_names_a_reference_is_right",
+    ),
+    Fault(
+        "the probe reads its rows by the columns of the training data",
+        "train.py",
+        "DataArguments(data_path=[path], data_cache=arguments.data.data_cache)",
+        "arguments.data",
+        "tests/training/test_probe.py::test_a_run_tells_what_it_forgot",
     ),
     Fault(
         "the loss of an evaluation path is of those before it too",

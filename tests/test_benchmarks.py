@@ -28,6 +28,8 @@ SMALLEST = {
     "merge_of_quantized": ("--steps 1", r"--load_in_8bit .* [\d.]+"),
     "open_rows": ("--rows 100 --forms jsonl", r"jsonl: .*; drawing an epoch [\d.]+ s"),
     "parity": ("--families qwen3.5", r"qwen3.5 \| tiny \| 13 of 13 \| 13 of 13 \| 0 \| .*"),
+    "plain_questions": ("--output_dir {folder}/plain", r"24 questions, 6 pictures in .*"),
+    "rates": ("--rates 1e-3 --ranks 4 --steps 2 --picture {folder}/rates.png", r"\| kept \| [\d.]+ \|"),
     "serving": ("--families qwen2-vl --steps 1 --folder {folder}", r"    ran: \[\]"),
     "speed": ("--contenders trl bare prepared ours packed --steps 2 --rounds 1 --batch_size 2", r"packed .* [\d.]+"),
     "start": ("--rounds 1", r" +[\d.]+ s  in all"),

@@ -34,7 +34,8 @@ PAGES = [REPO / "README.md", *sorted({*(REPO / "docs").glob("*.md")} - {*CHINESE
 SCRIPTS = sorted(set((REPO / "example_scripts").glob("*.sh")) - {REPO / "example_scripts/multi_node.sh"})
 # Flags of the commands that are not ours, and of docs/generate.py.
 FOREIGN_FLAGS = {"nproc_per_node", "no-build-isolation", "matrix"}
-FOREIGN_FLAGS |= {"json", "pythons", "fault", "engines", "boxes", "logdir"}  # of benchmarks, draw.py, tensorboard
+FOREIGN_FLAGS |= {"json", "pythons", "fault", "engines", "boxes", "picture"}  # of benchmarks and draw.py
+FOREIGN_FLAGS |= {"logdir"}  # of tensorboard
 FOREIGN_FLAGS |= {"served-model-name", "enable-lora", "lora-modules", "max-lora-rank"}
 FOREIGN_FLAGS |= {"enable-tower-connector-lora", "chat-template-content-format"}
 FOREIGN_FLAGS |= {"override-generation-config", "mm-processor-kwargs", "trust-request-mm-kwargs"}  # of vLLM

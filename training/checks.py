@@ -120,8 +120,10 @@ NEEDED_BY = {
     "--fps 2": "max_frames",
     "--allow_urls True": "media_megabytes_limit",
     "--eval_data_path or --eval_split 0.05": "eval_strategy eval_generate eval_on_start "
-    "per_device_eval_batch_size metric_for_best_model greater_is_better",
-    "--eval_generate 100": "metric eval_max_new_tokens",
+    "metric_for_best_model greater_is_better",
+    "--eval_data_path, --eval_split 0.05 or --probe": "per_device_eval_batch_size",
+    "--eval_generate 100": "metric",
+    "--eval_generate 100 or --probe": "eval_max_new_tokens",
     "--eval_strategy epoch": "early_stopping_patience load_best_model_at_end eval_delay",
     "--save_strategy steps": "save_total_limit save_only_model",
     "--logging_strategy steps": "logging_nan_inf_filter",

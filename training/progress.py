@@ -139,7 +139,7 @@ class ProgressLine(TrainerCallback):
 def describe_log(logs: dict) -> list[str]:
     """A log in words: `loss 1.234`, `812 tokens/s`, ..."""
     logs = {name.removeprefix("train_"): value for name, value in logs.items()}
-    shown = [name for name in logs if name.startswith("eval_") and not name.endswith(SPEED)]
+    shown = [name for name in logs if name.startswith(("eval_", "probe_")) and not name.endswith(SPEED)]
     return [form.format(logs[name]) for name, form in FIGURES.items() if name in logs] + [
         f"{name.removeprefix('eval_').replace('_', ' ')} {logs[name]:.4g}" for name in shown
     ]

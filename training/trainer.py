@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from evaluation import metrics
 from evaluation.answers import Question, generate_answers, guess_blindly, questions, write_answers
 from loaders.output_folder import ProcessorFiles, share_weights
+from reading.dataset import MultimodalDataset
 from training.divergence import FiniteCheck
 from training.engines import say
 from training.gradients import GradientCheck, complete_gradients
@@ -202,18 +203,27 @@ class FinetuneTrainer(ResumableTrainer):
         return output
 
     def _score_answers(self) -> dict[str, float]:
-        """Answer the `--eval_generate` rows, write them to `eval_answers/step-N.jsonl`, and measure them.
+        """Answer the `--eval_generate` rows, write them to `eval_answers/step-N.jsonl`, and measure them."""
+        answers, found = self.answers(self.eval_dataset.collator, self.eval_dataset.dataset, self._asked), [None]
+        if self.is_world_process_zero():
+            write_answers(self.args.output_dir, self.state.global_step, answers)
+            found = [self._score(answers) | self._score_blind(answers)]
+        return broadcast_object_list(found)[0]
 
-        The processes share the rows, and generate equally often, since the shards of a model are gathered by all.
+    def answers(self, collator, dataset: MultimodalDataset, asked: list[Question]) -> list[dict]:
+        """Answers to questions, in order, on every process.
+
+        The processes share the questions, and generate equally often, since the shards of a model are gathered by all.
         """
-        dataset, rank, processes = self.eval_dataset, self.args.process_index, self.args.world_size
-        mine = self._asked[rank::processes]
-        mine += self._asked[:1] * (math.ceil(len(self._asked) / processes) - len(mine))
+        rank, processes = self.args.process_index, self.args.world_size
+        mine = asked[rank::processes]
+        mine += asked[:1] * (math.ceil(len(asked) / processes) - len(mine))
+        self.meter.pause()
         with self.accelerator.autocast():
             answers = generate_answers(
                 self.model,
-                dataset.collator,
-                dataset.dataset,
+                collator,
+                dataset,
                 self.args.per_device_eval_batch_size,
                 self.args.eval_max_new_tokens,
                 mine,
@@ -221,12 +231,7 @@ class FinetuneTrainer(ResumableTrainer):
             )
             answers = gather_object(list(answers))
         answers = {(answer["index"], answer["turn"]): answer for answer in answers}
-        answers = [answers[key] for key in sorted(answers)]
-        found = [None]
-        if self.is_world_process_zero():
-            write_answers(self.args.output_dir, self.state.global_step, answers)
-            found = [self._score(answers) | self._score_blind(answers)]
-        return broadcast_object_list(found)[0]
+        return [answers[key] for key in sorted(answers)]
 
     def _score(self, answers: list[dict]) -> dict[str, float]:
         functions, found = metrics.load_metrics(self.args.metric), {}

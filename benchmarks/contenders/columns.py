@@ -3,6 +3,7 @@
 No column knows a tool. It names the runs that it wants, and gets what their models and optimizers were given.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,37 @@ def prepare(folder: Path) -> None:
     make_media(work / MEDIA)
     for family in ("qwen2-vl", "qwen3.5"):
         make_tiny_checkpoint(family, str(work / CHECKPOINTS / family))
+    publish_ids(work / CHECKPOINTS / "qwen2-vl")
+
+
+def publish_ids(folder: Path, first: int = 151_643, vocabulary: int = 151_936) -> None:
+    """Give control tokens of a tiny checkpoint the ids that they have in Qwen2-VL: a tool may know them by heart."""
+    from safetensors.torch import load_file, save_file
+
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    known = len(tokenizer["model"]["vocab"])
+    for token in tokenizer["added_tokens"]:
+        token["id"] += first - known
+        tokenizer["model"]["vocab"][token["content"]] = token["id"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    def moved(value, name: str = ""):
+        if isinstance(value, dict):
+            return {key: moved(one, key) for key, one in value.items()}
+        if isinstance(value, list):
+            return [moved(one, name) for one in value]
+        is_control = name.endswith("token_id") and value is not None
+        return value + first - known if is_control else vocabulary if name == "vocab_size" else value
+
+    for name in ("config.json", "generation_config.json"):
+        (folder / name).write_text(json.dumps(moved(json.loads((folder / name).read_text()))))
+    weights = load_file(folder / "model.safetensors")
+    rows = weights["model.embed_tokens.weight"]  # of the head too
+    control = rows[known : known + len(tokenizer["added_tokens"])]
+    weights["model.embed_tokens.weight"] = rows.new_zeros(vocabulary, rows.shape[1])
+    weights["model.embed_tokens.weight"][:known] = rows[:known]
+    weights["model.embed_tokens.weight"][first : first + len(control)] = control
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 @dataclass
@@ -406,7 +438,7 @@ def columns() -> list[Column]:
     texts, seen = Run([rendered["text"], typed], steps=2), [row for name, row in rendered.items() if name != "text"]
     images = Run(seen, steps=len(seen))
     clip = chat((USER, "[clip.mp4]What happens?"), (ASSISTANT, "It gets brighter."))
-    thought = chat(cat, (ASSISTANT, "A square.", {"reasoning_content": "It has four equal sides."}))
+    thought = chat((USER, "What has four sides?"), (ASSISTANT, "A square.", {"reasoning_content": "All are equal."}))
     warm = (USER, "How warm is Rome?"), (ASSISTANT, "", {"tool_calls": [CALL]}), ("tool", "12 degrees")
     called = chat(*warm, (ASSISTANT, "It has 12 degrees."), tools=[WEATHER])
     rows = mixture()

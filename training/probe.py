@@ -1,0 +1,60 @@
+"""What training made a model forget: its answers to plain questions (`--probe`), before and after."""
+
+import re
+import unicodedata
+from collections import Counter
+
+from transformers import TrainerCallback
+
+from evaluation.answers import questions, read_answers, write_answers
+from evaluation.metrics import NUMBERS
+from reading.dataset import MultimodalDataset
+
+BEFORE, AFTER = "0-probe", "last-probe"  # of the names of files of answers
+
+
+class Probe(TrainerCallback):
+    """Asks before step 1 and after the last, also of a run that was resumed in between, and logs what was lost."""
+
+    def __init__(self, trainer, collator, dataset: MultimodalDataset):
+        self.trainer, self.collator, self.dataset, self.asked = trainer, collator, dataset, questions(dataset)
+        if not self.asked:
+            raise ValueError(f"--probe: {dataset.name} holds no reply to a user: give questions and answers.")
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            answers = self._answers()
+            if state.is_world_process_zero:
+                write_answers(args.output_dir, BEFORE, answers)
+        elif state.is_world_process_zero and len(read_answers(args.output_dir, BEFORE)) != len(self.asked):
+            raise ValueError("--probe: it had another number of questions when the run began: give those.")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        answers = self._answers()
+        if state.is_world_process_zero:
+            pairs = [*zip(read_answers(args.output_dir, BEFORE), answers)]
+            pairs.sort(key=lambda pair: not pair[0]["right"])  # a report shows first what was right
+            write_answers(args.output_dir, AFTER, [after for _, after in pairs])
+            self.trainer.log(compare(pairs))
+
+    def _answers(self) -> list[dict]:
+        answers = self.trainer.answers(self.collator, self.dataset, self.asked)
+        return [answer | {"right": is_right(answer)} for answer in answers]
+
+
+def compare(pairs: list[tuple[dict, dict]]) -> dict[str, int]:
+    """How many questions were asked, how many answered right before, and of these lost since; and how many gained."""
+    counts = Counter((before["right"], after["right"]) for before, after in pairs)
+    lost, gained, right = counts[True, False], counts[False, True], counts[True, False] + counts[True, True]
+    return {"probe_answers": len(pairs), "probe_right": right, "probe_lost": lost, "probe_gained": gained}
+
+
+def is_right(answer: dict) -> bool:
+    """Whether an answer names a reference, as "Paris" in "The capital is **Paris**.": 3 is also "three"."""
+    references, said = map(plain, answer.get("references", [answer["reference"]])), plain(answer["prediction"])
+    return any(re.search(rf"(?<![a-z0-9]){re.escape(text)}(?![a-z0-9])", said) for text in references)
+
+
+def plain(text: str) -> str:
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return re.sub("[a-z]+", lambda word: str(NUMBERS.get(word[0], word[0])), text)
