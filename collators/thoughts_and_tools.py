@@ -33,11 +33,15 @@ TOOL_PROBE = [
     *(message("user", "Name a colour.", tools=[TOOL]), message("assistant", "", tool_calls=[CALL])),
     *(message("tool", "Found it.", tool_call_id=CALL["id"], name="look_up"), message("assistant", "Red.")),
 ]
-# What a conversation holds -> how errors name it, the probe that has it, and what a template writes of it.
+IMAGE = {"content": [{"type": "image"}]}
+# What a conversation holds -> how errors name it, the probe that has it, and what a template writes of it, or "" for an
+# image.
 PARTS = {
     "tools": ("`tools`", TOOL_PROBE[:1], "Looks up a word."),
     "tool_calls": ("a call of a tool (`tool_calls`)", TOOL_PROBE[:2], "crimson"),
     "tool": ("a result of a tool", TOOL_PROBE, "Found it."),
+    "asked": ("an image in the first question beside `tools`", [TOOL_PROBE[0] | IMAGE], ""),
+    "found": ("an image in a result of a tool", [*TOOL_PROBE[:2], TOOL_PROBE[2] | IMAGE], ""),
 }
 NO_PLACE = (
     "holds {}, for which the chat template has no place: leave the row out, or give a template that has one by "
@@ -82,8 +86,12 @@ class ThoughtsAndTools:
                 f"holds {name}, but the prompt tells the model not to think: add --template_kwargs "
                 "'{\"enable_thinking\": true}'"
             )
+        held = {key for message in messages for key in (message["role"], *message)}
+        asked = next(message for message in messages if message["role"] == "user")
+        held |= {"asked"} if "tools" in held and has_image(asked) else set()
+        held |= {"found"} if any(m["role"] == "tool" and has_image(m) for m in messages) else set()
         for part, (name, _, _) in PARTS.items():
-            if any(part in message or message["role"] == part for message in messages) and part not in self._written:
+            if part in held and part not in self._written:
                 raise UnfitTemplate(NO_PLACE.format(name))
 
     def _around_thought(self, thinking: bool = False) -> tuple[str, str] | None:
@@ -104,7 +112,8 @@ class ThoughtsAndTools:
         written = set()
         for part, (_, probe, text) in PARTS.items():
             with suppress(UnfitTemplate):
-                if text in self.template.render_official(probe, add_generation_prompt=part == "tools"):
+                text = text or self.template.processor.image_token
+                if text in self.template.render_official(probe, add_generation_prompt=probe[-1]["role"] != "assistant"):
                     written.add(part)
         return written
 
@@ -185,9 +194,11 @@ class ThoughtsAndTools:
                 replies += [i] * (i > question or as_answered)
         text, spans = find_replies(messages, render, self.template.stop_tokens, replies)
         for i, (start, end) in zip(replies, spans):
-            if (said := self.frame.marked(joined_text(messages[i]["content"])).strip()) not in text[start:end]:
+            said = [joined_text(messages[i]["content"])]
+            said += [call["function"]["name"] for call in messages[i].get("tool_calls", ())]
+            if left_out := [part for part in said if self.frame.marked(part).strip() not in text[start:end]]:
                 raise UnfitTemplate(
-                    f"the chat template leaves {said[:80]!r} out of a reply, such as a text next to a call"
+                    f"the chat template leaves {left_out[0][:80]!r} out of a reply, such as a text next to a call"
                 )
         spans = [span for i, span in zip(replies, spans) if messages[i].get("train", True)]
         if not spans:
@@ -284,6 +295,10 @@ def has_several(messages: list[dict]) -> bool:
 
 def has_thought(messages: list[dict]) -> bool:
     return any(message.get("reasoning_content") for message in messages)
+
+
+def has_image(message: dict) -> bool:
+    return any(part["type"] == "image" for part in message["content"])
 
 
 def as_typed(message: dict) -> dict:

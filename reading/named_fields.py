@@ -5,8 +5,8 @@
     calls       `tool_calls` of a reply, or messages of role `function_call` or `tool_call` that hold them as JSON
     a result    a message of role `tool`, `observation` or `tool_response`
 
-They become fields of the canonical messages: `reasoning_content`, `tool_calls`, and of the first message `tools`. A
-thought from the text keeps it in `typed_thought`, since some templates have no place for a thought.
+They become fields of the canonical messages: `reasoning_content`, `tool_calls`, and of the first message `tools`. Calls
+and results without an id get one. A thought from the text keeps it in `typed_thought`, since some templates have no place for a thought.
 """
 
 import json
@@ -111,6 +111,23 @@ def merged(messages: list[dict]) -> list[dict]:
         else:
             found.append(message)
     return found
+
+
+def with_ids(messages: list[dict]) -> None:
+    """Give calls without an id one, and results that of their call: by it a template knows what a result is of.
+
+    A result without an id is of the first call that has its name, or of the first.
+    """
+    number, open_calls = 0, []
+    for message in messages:
+        if "tool_calls" in message:
+            open_calls = message["tool_calls"]
+            for number, call in enumerate(open_calls, start=number + 1):
+                call.setdefault("id", f"call{number:05}")  # nine characters, as Mistral's have
+        elif message["role"] == "tool" and open_calls:
+            named = (call for call in open_calls if call["function"]["name"] == message.get("name"))
+            message.setdefault("tool_call_id", next(named, open_calls[0])["id"])
+            open_calls = [call for call in open_calls if call["id"] != message["tool_call_id"]]
 
 
 def fit_together(messages: list[dict]) -> bool:

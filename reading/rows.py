@@ -163,6 +163,7 @@ class RowForm:
                 typed = asked.count(f"<{kind}>")
                 _place(users, kind, column or kind, references, typed, must_be_placed=form == "conversations")
         _check_roles(messages)
+        named_fields.with_ids(messages)
         if several[1:]:
             messages[-1]["references"] = several
         if tools := named_fields.tools_of(row):

@@ -25,8 +25,8 @@ def read(row: dict) -> list[dict]:
 
 CALLED = [
     {"role": "user", "content": text("Which?"), "tools": [{"type": "function", "function": TOOL}]},
-    {"role": "assistant", "content": [], "tool_calls": [{"type": "function", "function": CALL}]},
-    {"role": "tool", "content": text("found")},
+    {"role": "assistant", "content": [], "tool_calls": [{"id": "call00001", "type": "function", "function": CALL}]},
+    {"role": "tool", "content": text("found"), "tool_call_id": "call00001"},
     {"role": "assistant", "content": text("Red")},
 ]
 SPELLINGS = {
@@ -83,6 +83,16 @@ def test_ids_and_names_of_results_are_kept():
                      + [ANSWER]})  # fmt: skip
     assert messages[0]["role"] == "system" and messages[2]["tool_calls"][0]["id"] == "c1"
     assert (messages[3]["tool_call_id"], messages[3]["name"]) == ("c1", "look")
+
+
+def test_calls_and_results_without_an_id_get_one_in_their_order():
+    made = [{"id": "c1", "name": "a"}, {"name": "b"}, {"name": "c"}]
+    called, again = ({"role": "assistant", "tool_calls": calls} for calls in (made, made[2:]))
+    results = [RESULT | {"name": "b"}, RESULT, RESULT]
+    messages = read({"messages": [ASK, called, *results, ANSWER, ASK, again, RESULT, ANSWER]})
+    ids = [[c["id"] for c in m["tool_calls"]] if "tool_calls" in m else m.get("tool_call_id") for m in messages]
+    assert ids[1:5] == [["c1", "call00002", "call00003"], "call00002", "c1", "call00003"]
+    assert ids[7:9] == [["call00004"], "call00004"]
 
 
 THOUGHT = {"role": "assistant", "content": text("Red"), "reasoning_content": "Hm"}
