@@ -62,10 +62,10 @@ class ThoughtsAndTools:
     def are_rendered(self, messages: list[dict]) -> bool:
         """Whether a conversation is trained on the checkpoint's own text.
 
-        Without thoughts, where that leaves the empty thought out of the history, and replies there are history alone.
+        Without thoughts, where the history leaves out what the prompt had of one, and replies there are history alone.
         """
         has_history = any(message["role"] == "assistant" for message in messages[: last_question(messages)])
-        return self.are_in(messages) or has_history and not has_several(messages) and bool(self._empty_thought)
+        return self.are_in(messages) or has_history and not has_several(messages) and bool(self._left_out)
 
     def placed(self, messages: list[dict]) -> list[dict]:
         """The messages with their boxes as text, and so a typed thought, where no template has a place for it."""
@@ -153,7 +153,7 @@ class ThoughtsAndTools:
     def _adds_empty_thoughts(self, conversations: list[list[dict]]) -> bool:
         """Whether some are trained in one pass with empty thoughts that the checkpoint's template leaves out."""
         several = any(has_several(c) and not self.are_rendered(c) for c in conversations)
-        return several and not self.template.is_replaced and bool(self._empty_thought)
+        return several and not self.template.is_replaced and bool(self._left_out)
 
     @property
     def _keeps_thoughts(self) -> bool:
@@ -245,14 +245,20 @@ class ThoughtsAndTools:
         return render
 
     @cached_property
-    def _empty_thought(self) -> str:
-        """What the prompt of a model that is told not to think ends with, and the history may leave out."""
-        if not self.template.processor.chat_template:
+    def _left_out(self) -> str:
+        """The thought that the prompt for a reply ends with, empty or begun, where the history leaves it out."""
+        if not self._around_thought(thinking=True):
             return ""
-        official, variables, asked = self.template.render_official, self.template.kwargs, THOUGHT_PROBE[:1]
+        official, asked = self.template.render_official, THOUGHT_PROBE[:1]
         prompt, later = official(asked, True), official([*asked, message("assistant", "Red."), *asked])
-        is_thought = prompt != official(asked, True, variables | THINKING)
-        return prompt[len(os.path.commonprefix([prompt, later])) :] if is_thought else ""
+        return prompt[len(os.path.commonprefix([prompt, later])) :]
+
+    @cached_property
+    def _empty_thought(self) -> str:
+        """That of a model which can be told not to think, and is."""
+        official, asked = self.template.render_official, THOUGHT_PROBE[:1]
+        is_told = self._left_out and official(asked, True) != official(asked, True, self.template.kwargs | THINKING)
+        return self._left_out if is_told else ""
 
     def _thinks(self, variables: dict) -> bool:
         """Whether a prompt with these variables lets the model think."""

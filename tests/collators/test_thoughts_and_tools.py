@@ -16,6 +16,8 @@ from collators.template_check import check_template, outlines
 from evaluation.answers import questions
 from loaders import LOADERS
 from reading.dataset import MultimodalDataset, price_of_replies
+from reading.rows import RESERVED_CHARACTER
+from tiny_checkpoints.qwen3_vl import QWEN3_THINKING_TEMPLATE
 
 # Writes thoughts, drops those before the last question, and writes an empty one where it is told not to think.
 TEMPLATE = """
@@ -314,6 +316,22 @@ def test_a_server_gets_what_shows_several_turns_as_they_are_trained(tiny, write_
     assert kept.template.request_options() == {
         "chat_template_kwargs": {"enable_thinking": False, "preserve_thinking": True}
     }
+
+
+def test_a_model_that_always_thinks_tells_of_the_thoughts_it_drops(tiny, write_rows):
+    """Qwen3-VL Thinking: the prompt begins a thought, which the history leaves out."""
+    collator = collator_of("qwen3-vl", tiny("qwen3-vl"), QWEN3_THINKING_TEMPLATE)
+    own = LOADERS.get("qwen3-vl")(tiny("qwen3-vl")).load_processor()
+    path = write_rows([{"conversations": turns("Which?", "Red", "So?", "Blue")}])
+    dataset, each = MultimodalDataset(path), MultimodalDataset(path, train_replies="each")
+    assert "give them server_chat_template.jinja" in check_template(collator, dataset)
+    template, [row] = collator.template.thoughts_and_tools.server_template(outlines(dataset)), dataset.rows
+    text, spans = collator.template.render(row["messages"])
+    prompt = own.apply_chat_template(row["messages"][:3], chat_template=template, add_generation_prompt=True)
+    assert text[: spans[1][0]].replace(RESERVED_CHARACTER, "") == prompt.replace(RESERVED_CHARACTER, "")
+    shown = own.apply_chat_template(row["messages"], chat_template=QWEN3_THINKING_TEMPLATE)
+    assert collator.encode(each[1]).text == shown and "user\nSo?" in shown and shown.count("<think>") == 1
+    assert trained(collator, each[1]["messages"]) == ["\n</think>\n\nBlue<|im_end|>"]
 
 
 THOUGHT = [ASKED, said("assistant", "Red", "Hm.")]
