@@ -5,12 +5,13 @@
     python benchmarks/parity.py --tokenizers FOLDER  # real vocabularies: FOLDER/<family>/tokenizer.json
 
 Each conversation is trained as `--train_replies each` trains it, on the tiny checkpoint of the family with that
-template and that vocabulary, to which the family's tokens are added where it lacks them. Its ids, and those of the
-prompt for its last reply, are compared with those of `apply_chat_template`. The ids of the whole differ where a template
-writes a thought in the prompt alone (Gemma 4) or never (GLM-4.1V). The end of the last reply counts as equal where the
-template writes none. What a template has no place for is refused; `--verbose` prints why, and what differs. A file
-`<name>.source` beside a template, or `tokenizer.source`, tells where it is from; the hash of a template is its revision.
-Needs no network.
+template and that vocabulary, to which the family's tokens are added where it lacks them. Its ids are compared with
+those of `apply_chat_template`: of the whole; of the prompt for its last reply and, tokenized apart, what the template
+writes of that; of that prompt alone. Those of the whole differ where a template writes a thought in the prompt alone
+(Gemma 4) or never (GLM-4.1V), or where the prompt ends with a line break and the reply begins with one (Qwen3-VL
+Thinking). The end of the last reply counts as equal where the template writes none. What a template has no place for
+is refused; `--verbose` prints why, and what differs. A file `<name>.source` beside a template, or `tokenizer.source`,
+tells where it is from; the hash of a template is its revision. Needs no network.
 """
 
 import argparse
@@ -40,6 +41,10 @@ FAMILIES += ["llama-3.2-vision", "llama4", "pixtral", "mistral-small-3.1", "mini
 CITY = {"type": "object", "properties": {"city": {"type": "string", "description": "Its name."}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "How warm.", "parameters": CITY}}
 
+COLUMNS = (
+    "family | template | ids of the whole | of prompt and reply | of the prompt | refused | source and revision | "
+    "vocabulary"
+)
 CALLS = [("", "Rome"), ("", "Rome", "Oslo"), ("I look.", "Rome")]
 
 
@@ -142,12 +147,18 @@ def compare(family: str, folder: str, template: str | None, dataset: MultimodalD
             continue
         given = [as_given(message, own.string_roles) for message in messages]
         ids = partial(official_ids, official, own, messages[0].get("tools"))
+        written = partial(ids, tokenize=False)
         last_thinks = has_thought(messages[last_question(messages) :])
         ends = [[], *([id] for id in official.tokenizer.convert_tokens_to_ids(own.stop_tokens))]
         is_equal = any(ours == ids(given, last_thinks) + end for end in ends)
         prompt = ids(given[:-1], last_thinks, add_generation_prompt=True)
         found["equal"] += is_equal
         found["prompts"] += ours[: len(prompt)] == prompt
+        # What a server shows and then gets: behind the prompt, what the template writes of the reply.
+        whole, asked = (written(given[:n], last_thinks, add_generation_prompt=n < len(given)) for n in (len(given), -1))
+        reply = whole[len(os.path.commonprefix([whole, asked])) :]
+        shown = prompt + official.tokenizer(reply, add_special_tokens=False)["input_ids"]
+        found["shown"] += any(ours == shown + end for end in ends)
         if verbose and not is_equal:
             texts = [official.tokenizer.decode(ids) for ids in (ours, ids(given, last_thinks), prompt)]
             print(f"  {sample['source']}: {[m['role'] for m in messages]}\n", *(f"    {text!r}\n" for text in texts))
@@ -155,11 +166,12 @@ def compare(family: str, folder: str, template: str | None, dataset: MultimodalD
     return found
 
 
-def official_ids(processor, template, tools, conversation: list[dict], thinks: bool, **options) -> list[int]:
-    """The ids of the library and the checkpoint's own template."""
-    options |= {"chat_template": template.official, "tools": tools, "tokenize": True, "return_dict": True}
-    variables = template.asked if thinks else template.kwargs
-    return list(processor.apply_chat_template([conversation], **options, **variables)["input_ids"][0])
+def official_ids(processor, template, tools, conversation: list[dict], thinks: bool, tokenize=True, **options):
+    """The ids, or the text, of the library and the checkpoint's own template."""
+    options |= {"chat_template": template.official, "tools": tools, "tokenize": tokenize, "return_dict": tokenize}
+    options |= template.asked if thinks else template.kwargs
+    found = processor.apply_chat_template([conversation], **options)
+    return list(found["input_ids"][0]) if tokenize else found[0]
 
 
 def as_given(message: dict, string_roles: tuple[str, ...]) -> dict:
@@ -191,7 +203,7 @@ def main() -> None:
         path = Path(work, "rows.json")
         path.write_text(json.dumps(rows()), encoding="utf-8")
         dataset = MultimodalDataset(str(path), train_replies="each")
-        print("family | template | ids equal | prompts equal | refused | source and revision | vocabulary")
+        print(COLUMNS)
         for family in args.families:
             if chosen := templates(args.templates, family):
                 with contextlib.redirect_stdout(sys.stderr):
@@ -201,7 +213,7 @@ def main() -> None:
                     vocabulary = take_vocabulary(folder, real)
             for name, text, source in chosen:
                 found = compare(family, folder, text, dataset, args.verbose)
-                counts = " | ".join(f"{found[name]} of {found['all']}" for name in ("equal", "prompts"))
+                counts = " | ".join(f"{found[name]} of {found['all']}" for name in ("equal", "shown", "prompts"))
                 counts += f" | {found['refused']}"
                 print(f"{family} | {name} | {counts} | {source} | {vocabulary}", flush=True)
 

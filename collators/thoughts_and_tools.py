@@ -172,6 +172,27 @@ class ThoughtsAndTools:
             return "" if before.startswith(thought) else thought.removeprefix(before).strip(), rest.strip()
         return "", answer
 
+    def parts_of(self, reply: str) -> list[tuple[str, str]]:
+        """The text of a trained reply -> ("thought", "answer" or "call"; its text), in order; a mark is in its part."""
+        _, behind = self._around_thought(thinking=True) or ("", "")
+        _, mark, _ = reply.partition(behind.strip()) if behind.strip() else ("", "", "")
+        start = reply.find(mark) + len(mark)
+        start += len(reply[start:]) - len(reply[start:].lstrip())
+        call = reply.find(self._before_call, start) if self._before_call else -1
+        ends = {"thought": start, "answer": call if call >= 0 else len(reply), "call": len(reply)}
+        return [
+            (part, reply[begin:end]) for begin, (part, end) in zip([0, *ends.values()], ends.items()) if begin < end
+        ]
+
+    @cached_property
+    def _before_call(self) -> str:
+        """What the template writes between a reply's begin and the name of the tool that it calls."""
+        if "tool_calls" not in self._written:
+            return ""
+        text, [(start, end)] = find_replies(TOOL_PROBE[:2], self.template.render_official, self.template.stop_tokens)
+        before, name, _ = text[start:end].partition("look_up")
+        return before.strip() if name else ""
+
     # ---- messages -> text ----
 
     def render(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:

@@ -6,11 +6,13 @@
     a result    a message of role `tool`, `observation` or `tool_response`
 
 They become fields of the canonical messages: `reasoning_content`, `tool_calls`, and of the first message `tools`. Calls
-and results without an id get one. A thought from the text keeps it in `typed_thought`, since some templates have no place for a thought.
+and results without an id get one. A thought from the text keeps it in `typed_thought`, since some templates have no
+place for a thought.
 """
 
 import json
 import re
+from itertools import count
 
 THOUGHTS = ("reasoning_content", "reasoning")
 CALLERS = ("function_call", "tool_call")  # roles of messages that hold calls
@@ -118,11 +120,11 @@ def with_ids(messages: list[dict]) -> None:
 
     A result without an id is of the first call that has its name, or of the first.
     """
-    number, open_calls = 0, []
+    numbers, open_calls = count(1), []
     for message in messages:
         if "tool_calls" in message:
             open_calls = message["tool_calls"]
-            for number, call in enumerate(open_calls, start=number + 1):
+            for call, number in zip(open_calls, numbers):
                 call.setdefault("id", f"call{number:05}")  # nine characters, as Mistral's have
         elif message["role"] == "tool" and open_calls:
             named = (call for call in open_calls if call["function"]["name"] == message.get("name"))

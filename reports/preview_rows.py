@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 import torch
@@ -39,6 +39,7 @@ class Piece(NamedTuple):
 
     ids: list[int]
     text: str
+    part: str = ""  # of a trained reply with a thought or calls: "thought", "answer" or "call"
 
 
 class Preview(NamedTuple):
@@ -46,6 +47,11 @@ class Preview(NamedTuple):
     sample: dict | None = None  # opened; of a row that cannot be used, neither this nor what follows
     runs: tuple[Run, ...] = ()
     boxes: Sequence[dict] = ()  # and points, that the labels tell
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether replies have a thought or calls."""
+        return any({"reasoning_content", "tool_calls"} & message.keys() for message in self.sample["messages"])
 
 
 def examine(dataset: MultimodalDataset, collator: ChatCollator, index: int) -> Preview:
@@ -130,12 +136,23 @@ def pieces(collator: ChatCollator, ids: list[int], before: list[int]) -> list[Pi
     return found
 
 
-def with_pieces(collator: ChatCollator, runs: Iterable[Run]) -> Iterator[tuple[Run, list[Piece]]]:
-    """Each run with its pieces, of which media have none."""
+def with_pieces(
+    collator: ChatCollator, runs: Iterable[Run], has_parts: bool = False
+) -> Iterator[tuple[Run, list[Piece]]]:
+    """Each run with its pieces, of which media have none; those of replies with their parts."""
     before = []
     for run in runs:
-        yield run, pieces(collator, run.ids, before) if run.is_text else []
+        found = pieces(collator, run.ids, before) if run.is_text else []
+        yield run, with_parts(collator, found) if has_parts and run.kind == "trained" else found
         before = run.ids if run.is_text else before  # ids of Phi-3 Vision's images are negative: no tokenizer's
+
+
+def with_parts(collator: ChatCollator, reply: list[Piece]) -> list[Piece]:
+    """The pieces of a trained reply, each with the part of it that it begins in."""
+    parts = collator.template.thoughts_and_tools.parts_of("".join(piece.text for piece in reply))
+    of_characters = [part for part, text in parts for _ in text]
+    starts = accumulate((len(piece.text) for piece in reply), initial=0)
+    return [piece._replace(part=[*of_characters, ""][start]) for piece, start in zip(reply, starts)]
 
 
 def inline_difference(ours: str, official: str) -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ SMALLEST = {
     "merge_memory": ("--layers 4 --hidden 256", r"peak by shards / peak by whole: [\d.]+"),
     "merge_of_quantized": ("--steps 1", r"--load_in_8bit .* [\d.]+"),
     "open_rows": ("--rows 100 --forms jsonl", r"jsonl: .*; drawing an epoch [\d.]+ s"),
-    "parity": ("--families qwen3.5", r"qwen3.5 \| tiny \| 13 of 13 \| 13 of 13 \| 0 \| .*"),
+    "parity": ("--families qwen3.5", r"qwen3.5 \| tiny \| 18 of 18 \| 18 of 18 \| 18 of 18 \| 0 \| .*"),
     "serving": ("--families qwen2-vl --steps 1 --folder {folder}", r"    ran: \[\]"),
     "speed": ("--contenders trl bare prepared ours packed --steps 2 --rounds 1 --batch_size 2", r"packed .* [\d.]+"),
     "start": ("--rounds 1", r" +[\d.]+ s  in all"),

@@ -294,9 +294,17 @@ def test_a_run_with_words_is_resumed_and_gone_on_from(tiny, write_rows, tmp_path
             run(tiny, family, path, tmp_path / "off", *on)
 
 
+ENGINES = {
+    "zero3_rows_on_cpu": ["--deepspeed", "ds_configs/zero3.json"],
+    "fsdp_on_cpu": [*("--fsdp", True, "--fsdp_config", "fsdp_configs/fsdp2.json"),
+                    *("--accelerator_config", '{"use_configured_state": true}')],
+}  # fmt: skip
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("family, flags", [(TIED, []), (UNTIED, []), (TIED, LORA), (UNTIED, LORA)])
-def test_shards_of_zero3_train_words_as_one_process_does(tiny, write_rows, tmp_path, family, flags):
+def test_shards_train_words_as_one_process_does(tiny, write_rows, tmp_path, family, flags, engine):
     path, losses, weights = write_rows(ROWS * 2), [], []
     for processes in (1, 2):
         out = tmp_path / f"{processes}"
@@ -307,7 +315,7 @@ def test_shards_of_zero3_train_words_as_one_process_does(tiny, write_rows, tmp_p
         if processes == 1:
             here(words)
         else:
-            launch([*words, "--deepspeed", "ds_configs/zero3.json"], processes, "zero3_rows_on_cpu")
+            launch([*words, *ENGINES[engine]], processes, engine)
         log = logs_of(out)
         losses.append([entry["loss"] for entry in log if "loss" in entry])
         weights.append(load_file(out / ("adapter_model.safetensors" if flags else "model.safetensors")))
