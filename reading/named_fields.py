@@ -50,6 +50,12 @@ def fields_of(turn: dict, role: str, where: str) -> dict:
     return fields
 
 
+def with_head(value: object) -> tuple[str | None, object]:
+    """A message that holds calls -> the thought at its head, if it has one, and the calls."""
+    match = HEAD.match(value) if isinstance(value, str) else None
+    return (match[0], value[match.end() :]) if match else (None, value)
+
+
 def without_head(message: dict, where: str) -> dict:
     """A canonical message; a reply with a thought at the head of its text has it in its fields instead."""
     content = message["content"]

@@ -764,6 +764,13 @@ FAULTS = [
         "tests/reading/test_named_fields.py::test_what_cannot_be_meant_is_refused_by_name[a result without a call]",
     ),
     Fault(
+        "the image of a result goes to the question",
+        "reading/rows.py",
+        'if message["role"] in ("user", "tool")]',
+        'if message["role"] == "user"]',
+        "tests/reading/test_named_fields.py::test_images_of_results_are_where_their_text_says",
+    ),
+    Fault(
         "a result is of the first call, whatever its name",
         "reading/named_fields.py",
         "next(named, open_calls[0])",

@@ -85,6 +85,29 @@ def test_ids_and_names_of_results_are_kept():
     assert (messages[3]["tool_call_id"], messages[3]["name"]) == ("c1", "look")
 
 
+def test_a_thought_may_head_the_message_of_a_call():
+    called = {"from": "function_call", "value": f"<think>\nHm.\n</think>\n\n{IN_TEXT}"}
+    more = [{"from": "observation", "value": "found"}, {"from": "gpt", "value": "Red"}]
+    _, message, *_ = read({"conversations": [{"from": "human", "value": "Which?"}, called, *more]})
+    assert message["reasoning_content"] == "Hm." and message["tool_calls"][0]["function"] == CALL
+    assert not "".join(part["text"] for part in message["content"])
+
+
+def test_images_of_results_are_where_their_text_says():
+    call = {"role": "tool_call", "content": IN_TEXT}
+    asked, found = {"role": "user", "content": "<image>Which?"}, {"role": "tool_response", "content": "<image>A map"}
+    image = lambda name: {"type": "image", "image": f"/{name}.png"}  # noqa: E731
+    for question, images, placed in (
+        (asked, "ab", [[image("a"), *text("Which?")], [image("b"), *text("A map")]]),
+        (ASK, "a", [text("Which?"), [image("a"), *text("A map")]]),
+        (asked, "a", [[image("a"), *text("Which?")], text("<image>A map")]),  # which the tool wrote
+    ):
+        row = {"messages": [question, call, found, ANSWER], "images": [f"{name}.png" for name in images]}
+        assert [read(row)[i]["content"] for i in (0, 2)] == placed
+    with pytest.raises(ValueError, match="has 2 <image> .* but 3 in its `images` field"):
+        read({"messages": [asked, call, found, ANSWER], "images": ["a.png"] * 3})
+
+
 def test_calls_and_results_without_an_id_get_one_in_their_order():
     made = [{"id": "c1", "name": "a"}, {"name": "b"}, {"name": "c"}]
     called, again = ({"role": "assistant", "tool_calls": calls} for calls in (made, made[2:]))
