@@ -40,7 +40,7 @@ PARTS = {
     "tools": ("`tools`", TOOL_PROBE[:1], "Looks up a word."),
     "tool_calls": ("a call of a tool (`tool_calls`)", TOOL_PROBE[:2], "crimson"),
     "tool": ("a result of a tool", TOOL_PROBE, "Found it."),
-    "asked": ("an image in the first question beside `tools`", [TOOL_PROBE[0] | IMAGE], ""),
+    "asked": ("an image in the first question next to `tools`", [TOOL_PROBE[0] | IMAGE], ""),
     "found": ("an image in a result of a tool", [*TOOL_PROBE[:2], TOOL_PROBE[2] | IMAGE], ""),
 }
 NO_PLACE = (

@@ -154,7 +154,7 @@ def test_images_stay_where_the_template_takes_them(tiny, write_rows):
     with pytest.raises(ValueError, match="rows.json, sample 0: holds an image in a result of a tool, .* no place"):
         collator_of("qwen3.5", tiny("qwen3.5"), TEMPLATE).encode(sample)
     asked = MultimodalDataset(write_rows([{"tools": TOOLS, "image": "red.png", "question": "?", "answer": "Red"}]))[0]
-    with pytest.raises(ValueError, match="rows.json, sample 0: holds an image in the first question beside `tools`"):
+    with pytest.raises(ValueError, match="rows.json, sample 0: holds an image in the first question next to `tools`"):
         collator_of("qwen3.5", tiny("qwen3.5"), TEXT).encode(asked)
 
 
