@@ -163,7 +163,7 @@ class Template:
     ):
         plain = self._plain_messages(messages, frame or self.frame)
         for message in plain:
-            # Of a result, and of a question beside tools, templates know the string better (Llama).
+            # Of a result, and of a question next to tools, templates know the string better (Llama).
             known = message["role"] == "tool" or kwargs.get("tools") and message["role"] == "user"
             is_string = known and all("text" in part for part in message["content"])
             if message["role"] in string_roles or is_string:

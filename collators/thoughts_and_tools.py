@@ -87,9 +87,10 @@ class ThoughtsAndTools:
                 "'{\"enable_thinking\": true}'"
             )
         held = {key for message in messages for key in (message["role"], *message)}
-        asked = next(message for message in messages if message["role"] == "user")
-        held |= {"asked"} if "tools" in held and has_image(asked) else set()
-        held |= {"found"} if any(m["role"] == "tool" and has_image(m) for m in messages) else set()
+        first = next(message for message in messages if message["role"] == "user")
+        for message in messages if "tools" in held or "tool" in held else ():
+            if any(part["type"] == "image" for part in message["content"]):
+                held |= {"found"} if message["role"] == "tool" else {"asked"} if message is first else set()
         for part, (name, _, _) in PARTS.items():
             if part in held and part not in self._written:
                 raise UnfitTemplate(NO_PLACE.format(name))
@@ -173,16 +174,16 @@ class ThoughtsAndTools:
         return "", answer
 
     def parts_of(self, reply: str) -> list[tuple[str, str]]:
-        """The text of a trained reply -> ("thought", "answer" or "call"; its text), in order; a mark is in its part."""
+        """The text of a trained reply -> ("thought", "answer" or "call"; its text), in order."""
         _, behind = self._around_thought(thinking=True) or ("", "")
-        _, mark, _ = reply.partition(behind.strip()) if behind.strip() else ("", "", "")
-        start = reply.find(mark) + len(mark)
-        start += len(reply[start:]) - len(reply[start:].lstrip())
+        mark, start = behind.strip(), 0
+        if mark and mark in reply:  # calls may follow it without the white space that an answer does
+            start = reply.find(mark) + len(mark)
+            start += len(os.path.commonprefix([behind[len(behind.rstrip()) :], reply[start:]]))
         call = reply.find(self._before_call, start) if self._before_call else -1
-        ends = {"thought": start, "answer": call if call >= 0 else len(reply), "call": len(reply)}
-        return [
-            (part, reply[begin:end]) for begin, (part, end) in zip([0, *ends.values()], ends.items()) if begin < end
-        ]
+        end = call if call >= 0 else len(reply)
+        parts = [("thought", reply[:start]), ("answer", reply[start:end]), ("call", reply[end:])]
+        return [(part, text) for part, text in parts if text]
 
     @cached_property
     def _before_call(self) -> str:
@@ -224,7 +225,10 @@ class ThoughtsAndTools:
         spans = [span for i, span in zip(replies, spans) if messages[i].get("train", True)]
         if not spans:
             raise UnfitTemplate("of its replies, none that is trained is in the chat template's text as it was written")
-        return text, spans if self.train_thoughts else [self._without_thought(text, *span) for span in spans]
+        if not self.train_thoughts:  # which typed control strings cannot end
+            parts = [dict(self.parts_of(text[start:end])) for start, end in spans]
+            spans = [(start + len(of.get("thought", "")), end) for (start, end), of in zip(spans, parts)]
+        return text, spans
 
     def _renderer(self, conversation: list[dict], variables: dict) -> Callable[..., str]:
         """`render(messages, add_generation_prompt=False)` for the first messages of a conversation.
@@ -234,6 +238,7 @@ class ThoughtsAndTools:
         """
         official = partial(self.template.render_official, frame=self.frame)
         whole, prompts = official(conversation, False, variables), {}
+        thinks = "enable_thinking" not in self.template.official or variables.get("enable_thinking")
 
         def completed(text: str, messages: list[dict]) -> str:
             for i, prompt in prompts.items():
@@ -243,7 +248,7 @@ class ThoughtsAndTools:
                 if not thought and not text.startswith(prompt):
                     begin = prompt.removesuffix(self._empty_thought)
                     text = prompt + text.removeprefix(begin) if text.startswith(begin) else text
-                elif i == len(messages) - 1 and self.thought_format and self._thinks(variables):
+                elif i == len(messages) - 1 and self.thought_format and thinks:
                     reply = text.removeprefix(prompt)
                     if text.startswith(prompt) and thought not in reply:
                         text = prompt + self.thought_format.format(thought) + reply
@@ -281,21 +286,6 @@ class ThoughtsAndTools:
         is_told = self._left_out and official(asked, True) != official(asked, True, self.template.kwargs | THINKING)
         return self._left_out if is_told else ""
 
-    def _thinks(self, variables: dict) -> bool:
-        """Whether a prompt with these variables lets the model think."""
-        return "enable_thinking" not in self.template.official or bool(variables.get("enable_thinking"))
-
-    def _without_thought(self, text: str, start: int, end: int) -> tuple[int, int]:
-        """The span of a reply after its thought, which typed control strings cannot end, and the white space there."""
-        _, behind = self._around_thought() or ("", "")
-        if not behind.strip():
-            return start, end
-        _, mark, after = behind.partition(behind.strip())
-        if (at := text.find(mark, start, end)) < 0:
-            return start, end
-        at += len(mark)
-        return at + len(os.path.commonprefix([after, text[at:end]])), end
-
     # ---- control strings ----
 
     @cached_property
@@ -322,10 +312,6 @@ def has_several(messages: list[dict]) -> bool:
 
 def has_thought(messages: list[dict]) -> bool:
     return any(message.get("reasoning_content") for message in messages)
-
-
-def has_image(message: dict) -> bool:
-    return any(part["type"] == "image" for part in message["content"])
 
 
 def as_typed(message: dict) -> dict:

@@ -122,10 +122,7 @@ def merged(messages: list[dict]) -> list[dict]:
 
 
 def with_ids(messages: list[dict]) -> None:
-    """Give calls without an id one, and results that of their call: by it a template knows what a result is of.
-
-    A result without an id is of the first call that has its name, or of the first.
-    """
+    """Give calls without an id one, and results that of the first open call with their name, or of the first."""
     numbers, open_calls = count(1), []
     for message in messages:
         if "tool_calls" in message:

@@ -48,11 +48,6 @@ class Preview(NamedTuple):
     runs: tuple[Run, ...] = ()
     boxes: Sequence[dict] = ()  # and points, that the labels tell
 
-    @property
-    def has_parts(self) -> bool:
-        """Whether replies have a thought or calls."""
-        return any({"reasoning_content", "tool_calls"} & message.keys() for message in self.sample["messages"])
-
 
 def examine(dataset: MultimodalDataset, collator: ChatCollator, index: int) -> Preview:
     """Open and encode a row as a run does; one that cannot be used gives its error."""
@@ -136,23 +131,21 @@ def pieces(collator: ChatCollator, ids: list[int], before: list[int]) -> list[Pi
     return found
 
 
-def with_pieces(
-    collator: ChatCollator, runs: Iterable[Run], has_parts: bool = False
-) -> Iterator[tuple[Run, list[Piece]]]:
+def with_pieces(collator: ChatCollator, runs: Iterable[Run]) -> Iterator[tuple[Run, list[Piece]]]:
     """Each run with its pieces, of which media have none; those of replies with their parts."""
     before = []
     for run in runs:
         found = pieces(collator, run.ids, before) if run.is_text else []
-        yield run, with_parts(collator, found) if has_parts and run.kind == "trained" else found
+        yield run, with_parts(collator, found) if run.kind == "trained" else found
         before = run.ids if run.is_text else before  # ids of Phi-3 Vision's images are negative: no tokenizer's
 
 
 def with_parts(collator: ChatCollator, reply: list[Piece]) -> list[Piece]:
-    """The pieces of a trained reply, each with the part of it that it begins in."""
+    """The pieces of a trained reply, each with the part that it begins in, unless all of it is the answer."""
     parts = collator.template.thoughts_and_tools.parts_of("".join(piece.text for piece in reply))
-    of_characters = [part for part, text in parts for _ in text]
+    of_characters = [part for part, text in parts for _ in text if parts[1:] or part != "answer"]
     starts = accumulate((len(piece.text) for piece in reply), initial=0)
-    return [piece._replace(part=[*of_characters, ""][start]) for piece, start in zip(reply, starts)]
+    return [piece._replace(part="".join(of_characters[start : start + 1])) for piece, start in zip(reply, starts)]
 
 
 def inline_difference(ours: str, official: str) -> list[tuple[str, str]]:

@@ -48,7 +48,7 @@ def print_rows(previews: Iterable[Preview], collator: ChatCollator, file: TextIO
             continue
         console.print(f"--- row {row['index']}: {', '.join(summary(row))}", style="bold")
         text, runs = Text(), [*preview.runs, *cut_runs(collator, preview)]
-        shown = with_pieces(collator, runs, preview.has_parts)
+        shown = with_pieces(collator, runs)
         for style, group in groupby(shown, key=lambda found: found[0].style):
             before, after = marks.get(style, ("", ""))
             text.append(before, STYLES[style])
@@ -90,7 +90,7 @@ def write_page(path: str, previews: Iterable[Preview], collator: ChatCollator, t
                 "summary": summary(preview.row),
                 "counts": counts,
                 "pictures": [embedded(picture, caption) for _, picture, caption in shown],
-                "runs": _marked_runs(collator, runs, preview.has_parts),
+                "runs": _marked_runs(collator, runs),
                 "difference": _marked_difference(next(iter(differences), None)),
             }
         cards.append(render("preview_row.html", **values))
@@ -110,10 +110,10 @@ def write_page(path: str, previews: Iterable[Preview], collator: ChatCollator, t
         file.write(html_page(f"Preview of {title}", body))
 
 
-def _marked_runs(collator: ChatCollator, runs: list, has_parts: bool) -> Markup:
+def _marked_runs(collator: ChatCollator, runs: list) -> Markup:
     tokenizer, html = collator.processor.tokenizer, []
     control_ids = tokenizer.added_tokens_decoder.keys()
-    for run, pieces in with_pieces(collator, runs, has_parts):
+    for run, pieces in with_pieces(collator, runs):
         is_trained = run.kind == "trained"
         fate = ("cut, would be " if run.is_cut else "") + ("trained" if is_trained else "not trained")
         if not run.is_text:

@@ -455,7 +455,7 @@ FAULTS = [
     Fault(
         "a name of a file in a text is trained as letters",
         "reading/rows.py",
-        "unread.leave_text(asked)",
+        "unread.leave_text(_said(users))",
         "pass",
         "tests/reading/test_unread.py::test_what_would_change_the_training_is_refused_by_name[a name alone]",
     ),
@@ -752,8 +752,8 @@ FAULTS = [
     Fault(
         "a thought is trained with --train_thoughts False",
         "collators/thoughts_and_tools.py",
-        "at += len(mark)",
-        "at = start",
+        "start = reply.find(mark) + len(mark)",
+        "start = 0",
         f"{THOUGHTS}test_the_answer_alone",
     ),
     Fault(
@@ -787,16 +787,16 @@ FAULTS = [
     Fault(
         "an image in a result is asked of the template alone",
         "collators/thoughts_and_tools.py",
-        'held |= {"found"} if',
-        "held |= set() if",
+        'held |= {"found"} if message["role"] == "tool"',
+        'held |= set() if message["role"] == "tool"',
         f"{THOUGHTS}test_images_stay_where_the_template_takes_them",
     ),
     Fault(
-        "a question beside tools is a list of parts",
+        "a question next to tools is a list of parts",
         "collators/template.py",
         'known = message["role"] == "tool" or kwargs.get("tools") and message["role"] == "user"',
         'known = message["role"] == "tool"',
-        f"{THOUGHTS}test_a_question_beside_tools_is_a_text_where_it_can_be",
+        f"{THOUGHTS}test_a_question_next_to_tools_is_a_text_where_it_can_be",
     ),
     Fault(
         "a thought that the prompt begins is no thought",

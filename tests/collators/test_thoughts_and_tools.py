@@ -158,7 +158,7 @@ def test_images_stay_where_the_template_takes_them(tiny, write_rows):
         collator_of("qwen3.5", tiny("qwen3.5"), TEXT).encode(asked)
 
 
-def test_a_question_beside_tools_is_a_text_where_it_can_be(tiny):
+def test_a_question_next_to_tools_is_a_text_where_it_can_be(tiny):
     """Llama's writes the first question as it is given, and a list of parts as Python would."""
     collator = collator_of("qwen3.5", tiny("qwen3.5"), TEXT)
     text, _ = collator.template.render([ASKED | {"tools": TOOLS}, said("assistant", "Red")])
