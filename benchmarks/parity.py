@@ -2,12 +2,16 @@
 
     python benchmarks/parity.py                      # the templates of the tiny checkpoints
     python benchmarks/parity.py --templates FOLDER   # verbatim ones: FOLDER/<family>/<name>.jinja
+    python benchmarks/parity.py --tokenizers FOLDER  # real vocabularies: FOLDER/<family>/tokenizer.json
 
 Each conversation is trained as `--train_replies each` trains it, on the tiny checkpoint of the family with that
-template. Its ids, and those of the prompt for its last reply, are compared with those of `apply_chat_template`. The ids
-of the whole differ where a template writes a thought in the prompt alone (Gemma 4) or never (GLM-4.1V). The end of the
-last reply counts as equal where the template writes none. What a template has no place for is refused. A file
-`<name>.source` beside a template tells where it is from; its hash is its revision. Needs no network.
+template and that vocabulary, to which the family's tokens are added where it lacks them. Its ids are compared with
+those of `apply_chat_template`: of the whole; of the prompt for its last reply and, tokenized apart, what the template
+writes of that; of that prompt alone. Those of the whole differ where a template writes a thought in the prompt alone
+(Gemma 4) or never (GLM-4.1V), or where the prompt ends with a line break and the reply begins with one (Qwen3-VL
+Thinking). The end of the last reply counts as equal where the template writes none. What a template has no place for
+is refused; `--verbose` prints why, and what differs. A file `<name>.source` beside a template, or `tokenizer.source`,
+tells where it is from; the hash of a template is its revision. Needs no network.
 """
 
 import argparse
@@ -32,15 +36,24 @@ from loaders import LOADERS  # noqa: E402
 from reading.dataset import MultimodalDataset  # noqa: E402
 from tiny_models import make_tiny_checkpoint  # noqa: E402
 
-FAMILIES = ["qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4.1v", "gemma-4", "gemma-4-unified"]
+FAMILIES = ["qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4.1v", "glm-4.6v", "gemma-4", "gemma-4-unified"]
+FAMILIES += ["llama-3.2-vision", "llama4", "pixtral", "mistral-small-3.1", "ministral-3", "lfm2-vl"]
 CITY = {"type": "object", "properties": {"city": {"type": "string", "description": "Its name."}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "How warm.", "parameters": CITY}}
 
+COLUMNS = (
+    "family | template | ids of the whole | of prompt and reply | of the prompt | refused | source and revision | "
+    "vocabulary"
+)
 CALLS = [("", "Rome"), ("", "Rome", "Oslo"), ("I look.", "Rome")]
 
 
-def call(city: str) -> dict:
-    return {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+def text(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+def call(city: str, **fields) -> dict:
+    return fields | {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
 
 
 def rows() -> list[dict]:
@@ -63,16 +76,53 @@ def rows() -> list[dict]:
         [system, asked, calls[1], result, result, warm],
         [asked, calls[2], result, warm],
         [asked, ("assistant", thought | calls[0][1]), result, ("assistant", thought)],
-    ]
+        [asked, ("assistant", {"content": "", "tool_calls": [call("Rome", id="a1b2c3d4e")]}),
+         ("tool", {"content": "12 degrees", "tool_call_id": "a1b2c3d4e"}), warm],
+        [("user", {"content": [{"type": "image"}, text("What is it?")]}), calls[0],
+         ("tool", {"content": [{"type": "image"}, text("A map.")]}), warm],
+        # Some templates have no place for an image beside tools.
+        [why, calls[0], result, warm],
+        [system, why, calls[1], result, ("tool", {"content": 'a "frost" of\n-1'}), warm, why, calls[0]],
+    ]  # fmt: skip
     found = []
     for turns in [*conversations, *with_tools]:
         messages = [{"role": role} | fields for role, fields in turns]
         tools = {"tools": [WEATHER]} if turns in with_tools else {}
-        found.append({"messages": messages, "images": ["cat.png"]} | tools)
+        images = str(messages).count("<image>") + str(messages).count("'image'")
+        found.append({"messages": messages, "images": ["cat.png"] * images} | tools)
     return found
 
 
-def compare(family: str, folder: str, template: str | None, dataset: MultimodalDataset) -> Counter:
+def add_tokens(tokenizer: dict, tokens: list[dict]) -> None:
+    """Add a family's own tokens to a tokenizer.json that lacks them, behind its vocabulary."""
+    known = ids_of(tokenizer)
+    free = max(*tokenizer["model"]["vocab"].values(), *known.values()) + 1
+    for token in tokens:
+        if token["content"] not in known:
+            tokenizer["added_tokens"].append(token | {"id": free})
+            free += 1
+
+
+def ids_of(tokenizer: dict, by_id: bool = False) -> dict:
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    return {id: token for token, id in added.items()} if by_id else added
+
+
+def take_vocabulary(checkpoint: str, folder: Path) -> str:
+    """Put a real vocabulary into a tiny checkpoint; returns where it is from."""
+    read = lambda path, name: json.loads(Path(path, name).read_text())  # noqa: E731
+    real, tiny, ends = read(folder, "tokenizer.json"), read(checkpoint, "tokenizer.json"), "generation_config.json"
+    add_tokens(real, tiny["added_tokens"])
+    names = {id: token for token, id in tiny["model"]["vocab"].items()} | ids_of(tiny, by_id=True)
+    ids = real["model"]["vocab"] | ids_of(real)
+    as_real = lambda id: [*map(as_real, id)] if isinstance(id, list) else ids[names[id]]  # noqa: E731
+    generation = {k: as_real(v) if k.endswith("token_id") else v for k, v in read(checkpoint, ends).items()}
+    Path(checkpoint, ends).write_text(json.dumps(generation))
+    Path(checkpoint, "tokenizer.json").write_text(json.dumps(real))
+    return (folder / "tokenizer.source").read_text().strip()
+
+
+def compare(family: str, folder: str, template: str | None, dataset: MultimodalDataset, verbose: bool) -> Counter:
     """How many samples have equal ids and equal prompts, how many there are, and how many more are refused."""
     loader = LOADERS.get(family)(folder)
     collators = {}
@@ -87,32 +137,47 @@ def compare(family: str, folder: str, template: str | None, dataset: MultimodalD
         messages = sample["messages"]
         collator = collators[has_thought(messages)]
         try:
+            own = collator.template
+            if others := own.differences_in(messages):  # at which a run ends
+                raise ValueError(f"{sample['source']}: {others[0]}")
             ours = collator.encode(sample).inputs["input_ids"][0].tolist()
-        except ValueError:
+        except ValueError as error:
             found["refused"] += 1
+            print(f"  {error}" if verbose else "", end="\n" * verbose)
             continue
-        own = collator.template
         given = [as_given(message, own.string_roles) for message in messages]
         ids = partial(official_ids, official, own, messages[0].get("tools"))
+        written = partial(ids, tokenize=False)
         last_thinks = has_thought(messages[last_question(messages) :])
         ends = [[], *([id] for id in official.tokenizer.convert_tokens_to_ids(own.stop_tokens))]
-        found["equal"] += any(ours == ids(given, last_thinks) + end for end in ends)
+        is_equal = any(ours == ids(given, last_thinks) + end for end in ends)
         prompt = ids(given[:-1], last_thinks, add_generation_prompt=True)
+        found["equal"] += is_equal
         found["prompts"] += ours[: len(prompt)] == prompt
+        # What a server shows and then gets: behind the prompt, what the template writes of the reply.
+        whole, asked = (written(given[:n], last_thinks, add_generation_prompt=n < len(given)) for n in (len(given), -1))
+        reply = whole[len(os.path.commonprefix([whole, asked])) :]
+        shown = prompt + official.tokenizer(reply, add_special_tokens=False)["input_ids"]
+        found["shown"] += any(ours == shown + end for end in ends)
+        if verbose and not is_equal:
+            texts = [official.tokenizer.decode(ids) for ids in (ours, ids(given, last_thinks), prompt)]
+            print(f"  {sample['source']}: {[m['role'] for m in messages]}\n", *(f"    {text!r}\n" for text in texts))
         found["all"] += 1
     return found
 
 
-def official_ids(processor, template, tools, conversation: list[dict], thinks: bool, **options) -> list[int]:
-    """The ids of the library and the checkpoint's own template."""
-    options |= {"chat_template": template.official, "tools": tools, "tokenize": True, "return_dict": True}
-    variables = template.asked if thinks else template.kwargs
-    return list(processor.apply_chat_template([conversation], **options, **variables)["input_ids"][0])
+def official_ids(processor, template, tools, conversation: list[dict], thinks: bool, tokenize=True, **options):
+    """The ids, or the text, of the library and the checkpoint's own template."""
+    options |= {"chat_template": template.official, "tools": tools, "tokenize": tokenize, "return_dict": tokenize}
+    options |= template.asked if thinks else template.kwargs
+    found = processor.apply_chat_template([conversation], **options)
+    return list(found["input_ids"][0]) if tokenize else found[0]
 
 
 def as_given(message: dict, string_roles: tuple[str, ...]) -> dict:
-    is_string = message["role"] in (*string_roles, "tool")
-    return message | ({"content": "".join(part["text"] for part in message["content"])} if is_string else {})
+    texts = [part.get("text") for part in message["content"]]
+    is_string = message["role"] in string_roles or message["role"] in ("tool", "user") and None not in texts
+    return message | ({"content": "".join(texts)} if is_string else {})
 
 
 def templates(folder: str | None, family: str) -> list[tuple[str, str | None, str]]:
@@ -128,7 +193,9 @@ def templates(folder: str | None, family: str) -> list[tuple[str, str | None, st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--templates", help="Folder that has one of templates for each family.")
+    parser.add_argument("--tokenizers", help="Folder that has one of a tokenizer for each family.")
     parser.add_argument("--families", nargs="+", default=FAMILIES)
+    parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         os.environ["FINELMM_CACHE"] = work
@@ -136,16 +203,19 @@ def main() -> None:
         path = Path(work, "rows.json")
         path.write_text(json.dumps(rows()), encoding="utf-8")
         dataset = MultimodalDataset(str(path), train_replies="each")
-        print("family | template | ids equal | prompts equal | refused | source and revision")
+        print(COLUMNS)
         for family in args.families:
             if chosen := templates(args.templates, family):
                 with contextlib.redirect_stdout(sys.stderr):
                     make_tiny_checkpoint(family, folder := os.path.join(work, family))
+                vocabulary = "tiny"
+                if args.tokenizers and (real := Path(args.tokenizers, family)).is_dir():
+                    vocabulary = take_vocabulary(folder, real)
             for name, text, source in chosen:
-                found = compare(family, folder, text, dataset)
-                counts = " | ".join(f"{found[name]} of {found['all']}" for name in ("equal", "prompts"))
+                found = compare(family, folder, text, dataset, args.verbose)
+                counts = " | ".join(f"{found[name]} of {found['all']}" for name in ("equal", "shown", "prompts"))
                 counts += f" | {found['refused']}"
-                print(f"{family} | {name} | {counts} | {source}", flush=True)
+                print(f"{family} | {name} | {counts} | {source} | {vocabulary}", flush=True)
 
 
 if __name__ == "__main__":

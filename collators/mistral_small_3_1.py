@@ -80,6 +80,6 @@ class MistralSmall31Collator(PixtralCollator):
 
 def whole(message: dict) -> dict:
     """A system message or reply with its text in one part."""
-    if message["role"] == "user":
+    if message["role"] in ("user", "tool"):
         return message
     return message | {"content": [{"type": "text", "text": "".join(part["text"] for part in message["content"])}]}

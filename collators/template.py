@@ -121,7 +121,9 @@ class Template:
         """
         messages = self.thoughts_and_tools.placed(messages)
         if self.thoughts_and_tools.are_rendered(messages):
-            return with_line_breaks_apart(*self.thoughts_and_tools.render(messages))
+            text, spans = self.thoughts_and_tools.render(messages)
+            self.check_media(text, messages)
+            return with_line_breaks_apart(text, spans)
         if self.is_tagged:
             roles = self.string_roles if self.is_replaced else ()
             text, spans = self._render(messages, self.text, roles, return_assistant_tokens_mask=True)
@@ -161,9 +163,10 @@ class Template:
     ):
         plain = self._plain_messages(messages, frame or self.frame)
         for message in plain:
-            # Of a result, templates know the string better.
-            is_result = message["role"] == "tool" and all("text" in part for part in message["content"])
-            if message["role"] in string_roles or is_result:
+            # Of a result, and of a question next to tools, templates know the string better (Llama).
+            known = message["role"] == "tool" or kwargs.get("tools") and message["role"] == "user"
+            is_string = known and all("text" in part for part in message["content"])
+            if message["role"] in string_roles or is_string:
                 if any("text" not in part for part in message["content"]):
                     raise UnfitTemplate(f"the chat template has no place for media in a {message['role']} message.")
                 message["content"] = "".join(part["text"] for part in message["content"])
@@ -233,9 +236,11 @@ class Template:
 
     def check_rendering(self, messages: list[dict]) -> None:
         """Raise an UnfitTemplate where a template that nobody prepared hides a reply or leaves a medium out."""
-        if not self.is_replaced:
-            return
-        text, _ = self.render(messages)
+        if self.is_replaced:
+            self.check_media(self.render(messages)[0], messages)
+
+    def check_media(self, text: str, messages: list[dict]) -> None:
+        """Raise an UnfitTemplate where the checkpoint's text of these messages has not as many media as they."""
         kinds = [part["type"] for part in content_parts({"messages": messages})]
         for kind in {*kinds} - {"text"}:
             token = getattr(self.processor, f"{kind}_token")

@@ -33,11 +33,15 @@ TOOL_PROBE = [
     *(message("user", "Name a colour.", tools=[TOOL]), message("assistant", "", tool_calls=[CALL])),
     *(message("tool", "Found it.", tool_call_id=CALL["id"], name="look_up"), message("assistant", "Red.")),
 ]
-# What a conversation holds -> how errors name it, the probe that has it, and what a template writes of it.
+IMAGE = {"content": [{"type": "image"}]}
+# What a conversation holds -> how errors name it, the probe that has it, and what a template writes of it, or "" for an
+# image.
 PARTS = {
     "tools": ("`tools`", TOOL_PROBE[:1], "Looks up a word."),
     "tool_calls": ("a call of a tool (`tool_calls`)", TOOL_PROBE[:2], "crimson"),
     "tool": ("a result of a tool", TOOL_PROBE, "Found it."),
+    "asked": ("an image in the first question next to `tools`", [TOOL_PROBE[0] | IMAGE], ""),
+    "found": ("an image in a result of a tool", [*TOOL_PROBE[:2], TOOL_PROBE[2] | IMAGE], ""),
 }
 NO_PLACE = (
     "holds {}, for which the chat template has no place: leave the row out, or give a template that has one by "
@@ -58,10 +62,10 @@ class ThoughtsAndTools:
     def are_rendered(self, messages: list[dict]) -> bool:
         """Whether a conversation is trained on the checkpoint's own text.
 
-        Without thoughts, where that leaves the empty thought out of the history, and replies there are history alone.
+        Without thoughts, where the history leaves out what the prompt had of one, and replies there are history alone.
         """
         has_history = any(message["role"] == "assistant" for message in messages[: last_question(messages)])
-        return self.are_in(messages) or has_history and not has_several(messages) and bool(self._empty_thought)
+        return self.are_in(messages) or has_history and not has_several(messages) and bool(self._left_out)
 
     def placed(self, messages: list[dict]) -> list[dict]:
         """The messages with their boxes as text, and so a typed thought, where no template has a place for it."""
@@ -82,8 +86,13 @@ class ThoughtsAndTools:
                 f"holds {name}, but the prompt tells the model not to think: add --template_kwargs "
                 "'{\"enable_thinking\": true}'"
             )
+        held = {key for message in messages for key in (message["role"], *message)}
+        first = next(message for message in messages if message["role"] == "user")
+        for message in messages if "tools" in held or "tool" in held else ():
+            if any(part["type"] == "image" for part in message["content"]):
+                held |= {"found"} if message["role"] == "tool" else {"asked"} if message is first else set()
         for part, (name, _, _) in PARTS.items():
-            if any(part in message or message["role"] == part for message in messages) and part not in self._written:
+            if part in held and part not in self._written:
                 raise UnfitTemplate(NO_PLACE.format(name))
 
     def _around_thought(self, thinking: bool = False) -> tuple[str, str] | None:
@@ -104,7 +113,8 @@ class ThoughtsAndTools:
         written = set()
         for part, (_, probe, text) in PARTS.items():
             with suppress(UnfitTemplate):
-                if text in self.template.render_official(probe, add_generation_prompt=part == "tools"):
+                text = text or self.template.processor.image_token
+                if text in self.template.render_official(probe, add_generation_prompt=probe[-1]["role"] != "assistant"):
                     written.add(part)
         return written
 
@@ -144,7 +154,7 @@ class ThoughtsAndTools:
     def _adds_empty_thoughts(self, conversations: list[list[dict]]) -> bool:
         """Whether some are trained in one pass with empty thoughts that the checkpoint's template leaves out."""
         several = any(has_several(c) and not self.are_rendered(c) for c in conversations)
-        return several and not self.template.is_replaced and bool(self._empty_thought)
+        return several and not self.template.is_replaced and bool(self._left_out)
 
     @property
     def _keeps_thoughts(self) -> bool:
@@ -162,6 +172,27 @@ class ThoughtsAndTools:
             thought = thought.strip()
             return "" if before.startswith(thought) else thought.removeprefix(before).strip(), rest.strip()
         return "", answer
+
+    def parts_of(self, reply: str) -> list[tuple[str, str]]:
+        """The text of a trained reply -> ("thought", "answer" or "call"; its text), in order."""
+        _, behind = self._around_thought(thinking=True) or ("", "")
+        mark, start = behind.strip(), 0
+        if mark and mark in reply:  # calls may follow it without the white space that an answer does
+            start = reply.find(mark) + len(mark)
+            start += len(os.path.commonprefix([behind[len(behind.rstrip()) :], reply[start:]]))
+        call = reply.find(self._before_call, start) if self._before_call else -1
+        end = call if call >= 0 else len(reply)
+        parts = [("thought", reply[:start]), ("answer", reply[start:end]), ("call", reply[end:])]
+        return [(part, text) for part, text in parts if text]
+
+    @cached_property
+    def _before_call(self) -> str:
+        """What the template writes between a reply's begin and the name of the tool that it calls."""
+        if "tool_calls" not in self._written:
+            return ""
+        text, [(start, end)] = find_replies(TOOL_PROBE[:2], self.template.render_official, self.template.stop_tokens)
+        before, name, _ = text[start:end].partition("look_up")
+        return before.strip() if name else ""
 
     # ---- messages -> text ----
 
@@ -185,14 +216,19 @@ class ThoughtsAndTools:
                 replies += [i] * (i > question or as_answered)
         text, spans = find_replies(messages, render, self.template.stop_tokens, replies)
         for i, (start, end) in zip(replies, spans):
-            if (said := self.frame.marked(joined_text(messages[i]["content"])).strip()) not in text[start:end]:
+            said = [joined_text(messages[i]["content"])]
+            said += [call["function"]["name"] for call in messages[i].get("tool_calls", ())]
+            if left_out := [part for part in said if self.frame.marked(part).strip() not in text[start:end]]:
                 raise UnfitTemplate(
-                    f"the chat template leaves {said[:80]!r} out of a reply, such as a text next to a call"
+                    f"the chat template leaves {left_out[0][:80]!r} out of a reply, such as a text next to a call"
                 )
         spans = [span for i, span in zip(replies, spans) if messages[i].get("train", True)]
         if not spans:
             raise UnfitTemplate("of its replies, none that is trained is in the chat template's text as it was written")
-        return text, spans if self.train_thoughts else [self._without_thought(text, *span) for span in spans]
+        if not self.train_thoughts:  # which typed control strings cannot end
+            parts = [dict(self.parts_of(text[start:end])) for start, end in spans]
+            spans = [(start + len(of.get("thought", "")), end) for (start, end), of in zip(spans, parts)]
+        return text, spans
 
     def _renderer(self, conversation: list[dict], variables: dict) -> Callable[..., str]:
         """`render(messages, add_generation_prompt=False)` for the first messages of a conversation.
@@ -202,6 +238,7 @@ class ThoughtsAndTools:
         """
         official = partial(self.template.render_official, frame=self.frame)
         whole, prompts = official(conversation, False, variables), {}
+        thinks = "enable_thinking" not in self.template.official or variables.get("enable_thinking")
 
         def completed(text: str, messages: list[dict]) -> str:
             for i, prompt in prompts.items():
@@ -211,7 +248,7 @@ class ThoughtsAndTools:
                 if not thought and not text.startswith(prompt):
                     begin = prompt.removesuffix(self._empty_thought)
                     text = prompt + text.removeprefix(begin) if text.startswith(begin) else text
-                elif i == len(messages) - 1 and self.thought_format and self._thinks(variables):
+                elif i == len(messages) - 1 and self.thought_format and thinks:
                     reply = text.removeprefix(prompt)
                     if text.startswith(prompt) and thought not in reply:
                         text = prompt + self.thought_format.format(thought) + reply
@@ -234,29 +271,20 @@ class ThoughtsAndTools:
         return render
 
     @cached_property
-    def _empty_thought(self) -> str:
-        """What the prompt of a model that is told not to think ends with, and the history may leave out."""
-        if not self.template.processor.chat_template:
+    def _left_out(self) -> str:
+        """The thought that the prompt for a reply ends with, empty or begun, where the history leaves it out."""
+        if not self._around_thought(thinking=True):
             return ""
-        official, variables, asked = self.template.render_official, self.template.kwargs, THOUGHT_PROBE[:1]
+        official, asked = self.template.render_official, THOUGHT_PROBE[:1]
         prompt, later = official(asked, True), official([*asked, message("assistant", "Red."), *asked])
-        is_thought = prompt != official(asked, True, variables | THINKING)
-        return prompt[len(os.path.commonprefix([prompt, later])) :] if is_thought else ""
+        return prompt[len(os.path.commonprefix([prompt, later])) :]
 
-    def _thinks(self, variables: dict) -> bool:
-        """Whether a prompt with these variables lets the model think."""
-        return "enable_thinking" not in self.template.official or bool(variables.get("enable_thinking"))
-
-    def _without_thought(self, text: str, start: int, end: int) -> tuple[int, int]:
-        """The span of a reply after its thought, which typed control strings cannot end, and the white space there."""
-        _, behind = self._around_thought() or ("", "")
-        if not behind.strip():
-            return start, end
-        _, mark, after = behind.partition(behind.strip())
-        if (at := text.find(mark, start, end)) < 0:
-            return start, end
-        at += len(mark)
-        return at + len(os.path.commonprefix([after, text[at:end]])), end
+    @cached_property
+    def _empty_thought(self) -> str:
+        """That of a model which can be told not to think, and is."""
+        official, asked = self.template.render_official, THOUGHT_PROBE[:1]
+        is_told = self._left_out and official(asked, True) != official(asked, True, self.template.kwargs | THINKING)
+        return self._left_out if is_told else ""
 
     # ---- control strings ----
 

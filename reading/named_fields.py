@@ -6,12 +6,14 @@
     both        or parts of a reply, of the types `reasoning` and `tool_call`
     a result    a message of role `tool`, `observation` or `tool_response`
 
-They become fields of the canonical messages: `reasoning_content`, `tool_calls`, and of the first message `tools`. A
-thought from the text keeps it in `typed_thought`, since some templates have no place for a thought.
+They become fields of the canonical messages: `reasoning_content`, `tool_calls`, and of the first message `tools`. Calls
+and results without an id get one. A thought from the text keeps it in `typed_thought`, since some templates have no
+place for a thought.
 """
 
 import json
 import re
+from itertools import count
 
 THOUGHTS = ("reasoning_content", "reasoning")
 CALLERS = ("function_call", "tool_call")  # roles of messages that hold calls
@@ -64,6 +66,12 @@ def without_parts(turn: dict, content: list, where: str) -> tuple[dict, list]:
     if both := [name for name in found if turn.get(name)]:
         raise ValueError(f"{where} has what `{both[0]}` of its message has too; keep one")
     return turn | found, others
+
+
+def with_head(value: object) -> tuple[str | None, object]:
+    """A message that holds calls -> the thought at its head, if it has one, and the calls."""
+    match = HEAD.match(value) if isinstance(value, str) else None
+    return (match[0], value[match.end() :]) if match else (None, value)
 
 
 def without_head(message: dict, where: str) -> dict:
@@ -129,6 +137,20 @@ def merged(messages: list[dict]) -> list[dict]:
         else:
             found.append(message)
     return found
+
+
+def with_ids(messages: list[dict]) -> None:
+    """Give calls without an id one, and results that of the first open call with their name, or of the first."""
+    numbers, open_calls = count(1), []
+    for message in messages:
+        if "tool_calls" in message:
+            open_calls = message["tool_calls"]
+            for call, number in zip(open_calls, numbers):
+                call.setdefault("id", f"call{number:05}")  # nine characters, as Mistral's have
+        elif message["role"] == "tool" and open_calls:
+            named = (call for call in open_calls if call["function"]["name"] == message.get("name"))
+            message.setdefault("tool_call_id", next(named, open_calls[0])["id"])
+            open_calls = [call for call in open_calls if call["id"] != message["tool_call_id"]]
 
 
 def fit_together(messages: list[dict]) -> bool:

@@ -58,6 +58,7 @@ class Layout(str):
 
     LETTERS = {"system": "S", "user": "U", "assistant": "A", "tool": "T", "text": "t", "image": "i", "video": "v"}
     FIELDS = {"reasoning_content": "~", "typed_thought": "^", "tool_calls": "*", "tools": "#", "objects": "%"}
+    SIGNS = {"thoughts": "~", "tools": "#", "calls": "*", "results": "T"}  # what rows may hold, as people name it
     VALUES = {"~": "x", "^": "<think>x</think>", "*": [{"function": {"name": "x", "arguments": {}}}], "#": [], "%": []}
 
     @classmethod

@@ -148,18 +148,20 @@ class RowForm:
         unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT, *clips.NAMES})
         turns = self._turns_of_pair(row, form, answer) if answer else _turns(row[form], form, self)
         messages = _system(row) + named_fields.merged([self._message(turn, where, unread) for turn, where in turns])
-        users = [message for message in messages if message["role"] in ("user", "tool")]
-        asked = [(m["role"], part["text"]) for m in users for part in m["content"] if "text" in part]
-        unread.leave_text("\n".join([text for role, text in asked if role == "user"]))
+        users = [message for message in messages if message["role"] == "user"]
+        unread.leave_text(_said(users))
         media = [part for message in messages for part in message["content"] if "text" not in part]
         for kind in reversed(KINDS):  # so that images come first where both go to the front
             column, references = self._column(row, kind, unread)
             if parts := [part for part in media if part["type"] == kind]:
                 _fill(parts, kind, column or kind, references)
             elif column or form == "conversations":
-                typed = sum(text.count(f"<{kind}>") for _, text in asked)
+                if _said(users).count(f"<{kind}>") != len(references):  # then results have some, or it is wrong
+                    users = [message for message in messages if message["role"] in ("user", "tool")]
+                typed = _said(users).count(f"<{kind}>")
                 _place(users, kind, column or kind, references, typed, must_be_placed=form == "conversations")
         _check_roles(messages)
+        named_fields.with_ids(messages)
         if several[1:]:
             messages[-1]["references"] = several
         if tools := named_fields.tools_of(row):
@@ -259,7 +261,8 @@ class RowForm:
             turn, content = named_fields.without_parts(turn, content, f"{where}.{value}")
         fields = named_fields.fields_of(turn, role, where)
         if given in named_fields.CALLERS and given not in self.roles:
-            fields, content = {"tool_calls": named_fields.calls_of(content, f"{where}.{value}")}, None
+            content, calls = named_fields.with_head(content)
+            fields = {"tool_calls": named_fields.calls_of(calls, f"{where}.{value}")}
         if "tool_calls" in fields and not content:
             parts = []
         elif isinstance(content, list) and value == "content":
@@ -401,6 +404,10 @@ def _with_one_answer(row: dict, name: str | None) -> tuple[dict, list[str]]:
         return row, []
     references = [_text(answer, f"{name}[{i}]")["text"] for i, answer in enumerate(answers)]
     return row | {name: Counter(references).most_common(1)[0][0]}, references
+
+
+def _said(messages: list[dict]) -> str:
+    return "\n".join([part["text"] for message in messages for part in message["content"] if "text" in part])
 
 
 def _text(value: object, where: str) -> dict:

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import sys
+from collections import Counter
 from contextlib import redirect_stdout
 from itertools import accumulate
 
@@ -26,6 +27,7 @@ from collators.budget import OverlongSample
 from collators.probes import check_labels
 from collators.template import naming
 from collators.template_check import check_template
+from collators.thoughts_and_tools import FIELDS
 from evaluation.verdict import of_check
 from loaders import LOADERS
 from reading.dataset import price_of_replies
@@ -205,7 +207,8 @@ def fingerprints(row: dict) -> dict:
     content, question = [], []
     for message in row["messages"]:
         parts = [(p["type"], p["text"] if p["type"] == "text" else digest(p[p["type"]])) for p in message["content"]]
-        content.append((message["role"], parts))
+        named = {name: value for name, value in message.items() if name in (*FIELDS, "tools")}
+        content.append((message["role"], parts, named))
         question += parts if message["role"] == "user" else []
     hashes = {"content": content, "question": question}
     return {name: hash_of(json.dumps(value).encode())[:16] for name, value in hashes.items()}
@@ -276,6 +279,10 @@ def results_of(arguments, budget, splits: dict, results: Results, notes: dict, n
         start, end = results.starts[i : i + 2]
         report["data"][split] = {"name": dataset.name} | describe_split(results, i, start, end)
         overlong = np.flatnonzero(results.rows["fault"][start:end] == CODES["overlong"])
+        held = Counter()
+        for layout, _, positions in dataset.groups():
+            held.update({f"with {name}": len(positions) for name, sign in Layout.SIGNS.items() if sign in layout})
+        report["data"][split]["kinds"] |= held
         report["data"][split]["advice"] = budget.advice(dataset, overlong)
         rows = results.rows[start:end]
         price = price_of_replies(dataset, sum(rows[kind] for kind in ("text", "image", "video")))

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 import torch
@@ -39,6 +39,7 @@ class Piece(NamedTuple):
 
     ids: list[int]
     text: str
+    part: str = ""  # of a trained reply with a thought or calls: "thought", "answer" or "call"
 
 
 class Preview(NamedTuple):
@@ -131,11 +132,20 @@ def pieces(collator: ChatCollator, ids: list[int], before: list[int]) -> list[Pi
 
 
 def with_pieces(collator: ChatCollator, runs: Iterable[Run]) -> Iterator[tuple[Run, list[Piece]]]:
-    """Each run with its pieces, of which media have none."""
+    """Each run with its pieces, of which media have none; those of replies with their parts."""
     before = []
     for run in runs:
-        yield run, pieces(collator, run.ids, before) if run.is_text else []
+        found = pieces(collator, run.ids, before) if run.is_text else []
+        yield run, with_parts(collator, found) if run.kind == "trained" else found
         before = run.ids if run.is_text else before  # ids of Phi-3 Vision's images are negative: no tokenizer's
+
+
+def with_parts(collator: ChatCollator, reply: list[Piece]) -> list[Piece]:
+    """The pieces of a trained reply, each with the part that it begins in, unless all of it is the answer."""
+    parts = collator.template.thoughts_and_tools.parts_of("".join(piece.text for piece in reply))
+    of_characters = [part for part, text in parts for _ in text if parts[1:] or part != "answer"]
+    starts = accumulate((len(piece.text) for piece in reply), initial=0)
+    return [piece._replace(part="".join(of_characters[start : start + 1])) for piece, start in zip(reply, starts)]
 
 
 def inline_difference(ours: str, official: str) -> list[tuple[str, str]]:

@@ -20,8 +20,10 @@ from reports.preview_rows import (
 from reports.terminal import terminal
 
 STYLES = {"trained": "bold underline green", "context": "", "image": "cyan", "video": "magenta", "cut": "strike red"}
+PART = "reverse"  # of the name of a part of a reply
 MARKS = {"trained": (">>", "<<"), "cut": ("~~", "~~")}  # where there are no colours
 DIFFERENT = "The training text differs from the checkpoint's own chat template."
+PART_NAME = Markup('<i class="part">{}</i>')
 TOKEN = Markup('<span class="{}" data-token="{}">{}</span>')
 
 
@@ -46,10 +48,16 @@ def print_rows(previews: Iterable[Preview], collator: ChatCollator, file: TextIO
             continue
         console.print(f"--- row {row['index']}: {', '.join(summary(row))}", style="bold")
         text, runs = Text(), [*preview.runs, *cut_runs(collator, preview)]
-        for style, group in groupby(with_pieces(collator, runs), key=lambda found: found[0].style):
+        shown = with_pieces(collator, runs)
+        for style, group in groupby(shown, key=lambda found: found[0].style):
             before, after = marks.get(style, ("", ""))
-            shown = "".join("".join(p.text for p in pieces) if run.is_text else run.folded for run, pieces in group)
-            text.append(f"{before}{legible(shown)}{after}", STYLES[style])
+            text.append(before, STYLES[style])
+            for run, pieces in group:
+                for part, of_part in groupby(pieces, key=lambda piece: piece.part):
+                    text.append(f"[{part}]" * bool(part), PART)
+                    text.append(legible("".join(piece.text for piece in of_part)), STYLES[style])
+                text.append("" if run.is_text else run.folded, STYLES[style])
+            text.append(after, STYLES[style])
         console.print(text, end="\n\n")
 
 
@@ -112,14 +120,13 @@ def _marked_runs(collator: ChatCollator, runs: list) -> Markup:
             hint = f"{len(run.ids)} tokens \u00b7 {is_learned}"
             html.append(TOKEN.format(f"{run.kind} cut" if run.is_cut else run.kind, hint, run.folded))
             continue
-        marked = Markup().join(
-            TOKEN.format(
-                "control" if control_ids & set(piece.ids) else "",
-                f"{' '.join(map(str, piece.ids))} \u00b7 {_names(tokenizer, piece.ids)} \u00b7 {is_learned}",
-                visible_breaks(piece.text),
-            )
-            for piece in pieces
-        )
+        marked = Markup()
+        for part, of_part in groupby(pieces, key=lambda piece: piece.part):
+            marked += PART_NAME.format(part) if part else ""
+            for piece in of_part:
+                hint = f"{' '.join(map(str, piece.ids))} \u00b7 {_names(tokenizer, piece.ids)} \u00b7 {is_learned}"
+                is_control = control_ids & set(piece.ids)
+                marked += TOKEN.format("control" if is_control else "", hint, visible_breaks(piece.text))
         tag = "s" if run.is_cut else "mark" if is_trained else "span"
         html.append(Markup('<{0} class="{1}">{2}</{0}>').format(tag, run.style, marked))
     return Markup().join(html)

@@ -192,6 +192,25 @@ def test_the_terminal_view_folds_media_and_marks_what_is_trained(run, write_rows
     assert "--- row 2 cannot be used\n" in out and code == 1
 
 
+def test_thoughts_and_calls_are_named(run, page, write_rows):
+    call = {"function": {"name": "look", "arguments": {"at": "a </think> b"}}}
+    tools = [{"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}]
+    called = {"role": "assistant", "reasoning": "Hm.", "content": "I look.", "tool_calls": [call]}
+    rest = [{"role": "tool", "content": "x"}, {"role": "assistant", "content": "Red"}]
+    rows = [
+        {"tools": tools, "messages": [{"role": "user", "content": "?"}, called, *rest]},
+        {"conversations": turns("?", "Red")},
+    ]
+    path, words = write_rows(rows), ["--template_kwargs", '{"enable_thinking": true}']
+    _, out = run("qwen3.5", path, *words)
+    assert ">>[thought]Hm.\n</think>\n\n[answer]I look.\n\n[call]<tool_call>\n<function=look>" in out
+    assert ">>Red<|im_end|><<" in out and out.count("[thought]") == 1  # neither of the other replies has parts
+    _, html = page("qwen3.5", path, *words)
+    shown = html.rows[0]["trained"]
+    assert shown[0].startswith("thoughtHm.") and "answerI look." in shown[0] and "call<tool_call>" in shown[0]
+    assert html.rows[1]["trained"] == ["Red<|im_end|>"]
+
+
 def test_the_flags_of_a_gpu_run_are_no_obstacle(run, write_rows):
     flags = ["--bf16", "True", "--tf32=True", "--use_flash_attn", "True", "--deepspeed", "nowhere.json"]
     code, out = run("qwen2-vl", write_rows(ROWS[:1]), *flags, "--json")

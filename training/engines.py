@@ -129,6 +129,11 @@ def set_up_fsdp(training, model, dtype: torch.dtype) -> None:
     """
     if not training.fsdp:
         return
+    if sum("trainable_tokens_delta" in name for name, _ in model.named_parameters()) == 1:  # of embeddings and head
+        raise ValueError(
+            "--add_tokens under LoRA and FSDP2 needs a head that is not tied to the embeddings (accelerate 1.15, peft "
+            "0.21): use DDP, or --deepspeed ds_configs/zero2.json."
+        )
     plugin = training.fsdp_plugin_args
     if training.fsdp_config.get("replicate_across_nodes"):
         shards = processes_of_node()

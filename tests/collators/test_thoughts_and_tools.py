@@ -16,6 +16,8 @@ from collators.template_check import check_template, outlines
 from evaluation.answers import questions
 from loaders import LOADERS
 from reading.dataset import MultimodalDataset, price_of_replies
+from reading.rows import RESERVED_CHARACTER
+from tiny_checkpoints.qwen3_vl import QWEN3_THINKING_TEMPLATE
 
 # Writes thoughts, drops those before the last question, and writes an empty one where it is told not to think.
 TEMPLATE = """
@@ -42,6 +44,7 @@ TEMPLATE = """
     {%- if enable_thinking is false %}{{ '\n</think>\n\n' }}{% endif %}
 {%- endif %}"""
 THINKING = {"enable_thinking": True}
+VISION = "<|vision_start|><|image_pad|><|vision_end|>"
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {}}}]
 BEFORE = "<think>\n"  # of each prompt
 
@@ -117,6 +120,49 @@ def test_tokens_are_the_checkpoints_and_replies_are_trained(tiny, thinking, name
         [as_text], chat_template=TEMPLATE, tools=messages[0].get("tools"), tokenize=True, return_dict=True, **THINKING
     )["input_ids"][0]
     assert thinking.encode({"messages": messages}).inputs["input_ids"][0].tolist() == list(official)
+
+
+# Mistral's and Gemma 4's: a call has an id, and a result the name of its call.
+CALL_OF = "(messages[1].tool_calls | selectattr('id', 'eq', m.tool_call_id) | first)"
+IDS = TEMPLATE.replace("call.function.name + ' '", "call.function.name + call.id[-9:]").replace(
+    "+ m.content +", f"+ {CALL_OF}.function.name + m.content +"
+)
+# Llama's: a question is a text.
+TEXT = TEMPLATE.replace(" if m.content is string else m.content | map(attribute='text') | join", " | string")
+
+
+def test_a_row_of_any_spelling_is_written_by_a_template_that_needs_ids(tiny, write_rows):
+    calls = [{"role": "tool_call", "content": json.dumps({"name": name})} for name in ("look", "find")]
+    results = [{"role": "tool_response", "content": text} for text in ("1", "2")]
+    asked, answer = {"role": "user", "content": "Which?"}, {"role": "assistant", "content": "Red"}
+    path = write_rows([{"tools": TOOLS, "messages": [asked, *calls, *results, answer]}])
+    text = collator_of("qwen3.5", tiny("qwen3.5"), IDS).encode(MultimodalDataset(path)[0]).text
+    assert "<tool_call>lookcall00001{}</tool_call><tool_call>findcall00002{}</tool_call>" in text
+    assert "<tool_response>look1</tool_response>" in text and "<tool_response>find2</tool_response>" in text
+
+
+def test_images_stay_where_the_template_takes_them(tiny, write_rows):
+    parts = [{"type": "image"}, {"type": "text", "text": "A map."}]
+    made = {"role": "assistant", "tool_calls": [call()]}
+    messages = [{"role": "user", "content": "Which?"}, made, {"role": "tool", "content": parts}]
+    messages += [{"role": "assistant", "content": "Red"}]
+    path = write_rows([{"tools": TOOLS, "images": ["red.png"], "messages": messages}])
+    sample = MultimodalDataset(path)[0]
+    taking = TEMPLATE.replace("+ m.content +", "+ ('<|image_pad|>' if m.content is sequence else '') + text +")
+    encoded = collator_of("qwen3.5", tiny("qwen3.5"), taking.replace("<|image_pad|>", VISION)).encode(sample)
+    assert f"<tool_response>{VISION}A map." in encoded.text and "pixel_values" in encoded.inputs
+    with pytest.raises(ValueError, match="rows.json, sample 0: holds an image in a result of a tool, .* no place"):
+        collator_of("qwen3.5", tiny("qwen3.5"), TEMPLATE).encode(sample)
+    asked = MultimodalDataset(write_rows([{"tools": TOOLS, "image": "red.png", "question": "?", "answer": "Red"}]))[0]
+    with pytest.raises(ValueError, match="rows.json, sample 0: holds an image in the first question next to `tools`"):
+        collator_of("qwen3.5", tiny("qwen3.5"), TEXT).encode(asked)
+
+
+def test_a_question_next_to_tools_is_a_text_where_it_can_be(tiny):
+    """Llama's writes the first question as it is given, and a list of parts as Python would."""
+    collator = collator_of("qwen3.5", tiny("qwen3.5"), TEXT)
+    text, _ = collator.template.render([ASKED | {"tools": TOOLS}, said("assistant", "Red")])
+    assert "user\nWhich?<" in text and "'type'" in text  # the reply, whose role takes parts
 
 
 def test_the_answer_alone(tiny):
@@ -270,6 +316,22 @@ def test_a_server_gets_what_shows_several_turns_as_they_are_trained(tiny, write_
     assert kept.template.request_options() == {
         "chat_template_kwargs": {"enable_thinking": False, "preserve_thinking": True}
     }
+
+
+def test_a_model_that_always_thinks_tells_of_the_thoughts_it_drops(tiny, write_rows):
+    """Qwen3-VL Thinking: the prompt begins a thought, which the history leaves out."""
+    collator = collator_of("qwen3-vl", tiny("qwen3-vl"), QWEN3_THINKING_TEMPLATE)
+    own = LOADERS.get("qwen3-vl")(tiny("qwen3-vl")).load_processor()
+    path = write_rows([{"conversations": turns("Which?", "Red", "So?", "Blue")}])
+    dataset, each = MultimodalDataset(path), MultimodalDataset(path, train_replies="each")
+    assert "give them server_chat_template.jinja" in check_template(collator, dataset)
+    template, [row] = collator.template.thoughts_and_tools.server_template(outlines(dataset)), dataset.rows
+    text, spans = collator.template.render(row["messages"])
+    prompt = own.apply_chat_template(row["messages"][:3], chat_template=template, add_generation_prompt=True)
+    assert text[: spans[1][0]].replace(RESERVED_CHARACTER, "") == prompt.replace(RESERVED_CHARACTER, "")
+    shown = own.apply_chat_template(row["messages"], chat_template=QWEN3_THINKING_TEMPLATE)
+    assert collator.encode(each[1]).text == shown and "user\nSo?" in shown and shown.count("<think>") == 1
+    assert trained(collator, each[1]["messages"]) == ["\n</think>\n\nBlue<|im_end|>"]
 
 
 THOUGHT = [ASKED, said("assistant", "Red", "Hm.")]

@@ -20,7 +20,7 @@ from arguments import parse_arguments
 from loaders.new_tokens import add_tokens, read_tokens, write_tokens
 from reading.dataset import MultimodalDataset
 from training.added_tokens import added_tokens
-from training.engines import check_deepspeed
+from training.engines import check_deepspeed, set_up_fsdp
 from training.make_collator import make_collator
 from training.resume import describe_run, differences
 from training.trainable import make_trainable
@@ -101,6 +101,9 @@ def test_under_lora_the_rows_get_the_gradients_of_the_plain_embeddings(tiny, fam
     names = {name.removeprefix("base_model.model.") for name in trained if ".lora_" not in name}
     tables = ["model.language_model.embed_tokens", *(["lm_head"] if family == UNTIED else [])]
     assert names == {f"{table}.token_adapter.trainable_tokens_delta.default" for table in tables}
+    if family == TIED:
+        with pytest.raises(ValueError, match="--add_tokens under LoRA and FSDP2 needs a head that is not tied"):
+            set_up_fsdp(SimpleNamespace(fsdp=True), model, torch.float32)
     dataset = MultimodalDataset(write_rows([{"conversations": turns("New York?", "at <point> in New York<w79>")}]))
     batch = collator([dataset[0]])
     plain, _, ids = by_hand(tiny, family, MANY)
@@ -294,9 +297,20 @@ def test_a_run_with_words_is_resumed_and_gone_on_from(tiny, write_rows, tmp_path
             run(tiny, family, path, tmp_path / "off", *on)
 
 
+ENGINES = {
+    "zero3_rows_on_cpu": ["--deepspeed", "ds_configs/zero3.json"],
+    "fsdp_on_cpu": [*("--fsdp", True, "--fsdp_config", "fsdp_configs/fsdp2.json"),
+                    *("--accelerator_config", '{"use_configured_state": true}')],
+}  # fmt: skip
+
+
+SHARDED = [(family, flags, engine) for family in (TIED, UNTIED) for flags in ([], LORA) for engine in ENGINES]
+SHARDED.remove((TIED, LORA, "fsdp_on_cpu"))  # which is refused
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family, flags", [(TIED, []), (UNTIED, []), (TIED, LORA), (UNTIED, LORA)])
-def test_shards_of_zero3_train_words_as_one_process_does(tiny, write_rows, tmp_path, family, flags):
+@pytest.mark.parametrize("family, flags, engine", SHARDED)
+def test_shards_train_words_as_one_process_does(tiny, write_rows, tmp_path, family, flags, engine):
     path, losses, weights = write_rows(ROWS * 2), [], []
     for processes in (1, 2):
         out = tmp_path / f"{processes}"
@@ -307,7 +321,7 @@ def test_shards_of_zero3_train_words_as_one_process_does(tiny, write_rows, tmp_p
         if processes == 1:
             here(words)
         else:
-            launch([*words, "--deepspeed", "ds_configs/zero3.json"], processes, "zero3_rows_on_cpu")
+            launch([*words, *ENGINES[engine]], processes, engine)
         log = logs_of(out)
         losses.append([entry["loss"] for entry in log if "loss" in entry])
         weights.append(load_file(out / ("adapter_model.safetensors" if flags else "model.safetensors")))

@@ -25,8 +25,8 @@ def read(row: dict) -> list[dict]:
 
 CALLED = [
     {"role": "user", "content": text("Which?"), "tools": [{"type": "function", "function": TOOL}]},
-    {"role": "assistant", "content": [], "tool_calls": [{"type": "function", "function": CALL}]},
-    {"role": "tool", "content": text("found")},
+    {"role": "assistant", "content": [], "tool_calls": [{"id": "call00001", "type": "function", "function": CALL}]},
+    {"role": "tool", "content": text("found"), "tool_call_id": "call00001"},
     {"role": "assistant", "content": text("Red")},
 ]
 SPELLINGS = {
@@ -83,6 +83,39 @@ def test_ids_and_names_of_results_are_kept():
                      + [ANSWER]})  # fmt: skip
     assert messages[0]["role"] == "system" and messages[2]["tool_calls"][0]["id"] == "c1"
     assert (messages[3]["tool_call_id"], messages[3]["name"]) == ("c1", "look")
+
+
+def test_a_thought_may_head_the_message_of_a_call():
+    called = {"from": "function_call", "value": f"<think>\nHm.\n</think>\n\n{IN_TEXT}"}
+    more = [{"from": "observation", "value": "found"}, {"from": "gpt", "value": "Red"}]
+    _, message, *_ = read({"conversations": [{"from": "human", "value": "Which?"}, called, *more]})
+    assert message["reasoning_content"] == "Hm." and message["tool_calls"][0]["function"] == CALL
+    assert not "".join(part["text"] for part in message["content"])
+
+
+def test_images_of_results_are_where_their_text_says():
+    call = {"role": "tool_call", "content": IN_TEXT}
+    asked, found = {"role": "user", "content": "<image>Which?"}, {"role": "tool_response", "content": "<image>A map"}
+    image = lambda name: {"type": "image", "image": f"/{name}.png"}  # noqa: E731
+    for question, images, placed in (
+        (asked, "ab", [[image("a"), *text("Which?")], [image("b"), *text("A map")]]),
+        (ASK, "a", [text("Which?"), [image("a"), *text("A map")]]),
+        (asked, "a", [[image("a"), *text("Which?")], text("<image>A map")]),  # which the tool wrote
+    ):
+        row = {"messages": [question, call, found, ANSWER], "images": [f"{name}.png" for name in images]}
+        assert [read(row)[i]["content"] for i in (0, 2)] == placed
+    with pytest.raises(ValueError, match="has 2 <image> .* but 3 in its `images` field"):
+        read({"messages": [asked, call, found, ANSWER], "images": ["a.png"] * 3})
+
+
+def test_calls_and_results_without_an_id_get_one_in_their_order():
+    made = [{"id": "c1", "name": "a"}, {"name": "b"}, {"name": "c"}]
+    called, again = ({"role": "assistant", "tool_calls": calls} for calls in (made, made[2:]))
+    results = [RESULT | {"name": "b"}, RESULT, RESULT]
+    messages = read({"messages": [ASK, called, *results, ANSWER, ASK, again, RESULT, ANSWER]})
+    ids = [[c["id"] for c in m["tool_calls"]] if "tool_calls" in m else m.get("tool_call_id") for m in messages]
+    assert ids[1:5] == [["c1", "call00002", "call00003"], "call00002", "c1", "call00003"]
+    assert ids[7:9] == [["call00004"], "call00004"]
 
 
 THOUGHT = {"role": "assistant", "content": text("Red"), "reasoning_content": "Hm"}

@@ -135,6 +135,21 @@ def test_tokens_are_those_of_the_text_written_by_hand_and_of_the_vision_encoder(
     assert code == 0 and report["failures"] == []
 
 
+def test_rows_with_thoughts_and_calls_are_counted_and_told_apart(check, write_rows):
+    schema = {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}
+    called = [{"role": "assistant", "tool_calls": [{"name": "look", "arguments": {"at": at}}]} for at in "abb"]
+    asked, found = {"role": "user", "content": "Where?"}, {"role": "tool", "content": "Here."}
+    answer = {"role": "assistant", "content": "There"}
+    rows = [{"tools": [schema], "messages": [asked, call, found, answer]} for call in called]
+    rows += [row("Which?", f"<think>{thought}</think>Red") for thought in ("Hm.", "Well.")]
+    _, report, _ = check("qwen3.5", write_rows(rows), "--template_kwargs", '{"enable_thinking": true}')
+    train = report["data"]["train"]
+    assert {name: number for name, number in train["kinds"].items() if number} == {
+        **{"text": 5, "with thoughts": 2, "with tools": 3, "with calls": 3, "with results": 3}
+    }
+    assert train["duplicates"]["rows"] == 1 and "with calls" in str(data_report_views.tables(report, 3))
+
+
 def test_every_kind_of_row_is_counted(check, write_rows):
     rows = [
         row("Hi", "Hello"),
