@@ -41,6 +41,7 @@ import train  # noqa: E402
 from collators import COLLATORS  # noqa: E402
 from collators.probes import check_labels  # noqa: E402
 from loaders import LOADERS  # noqa: E402
+from loaders.attention import is_padding_free  # noqa: E402
 from reading.dataset import IGNORE_INDEX, MultimodalDataset  # noqa: E402
 from supported_models import AUTO, families  # noqa: E402
 from tiny_checkpoints import any_type  # noqa: E402
@@ -82,7 +83,7 @@ NEUTRAL = """{%- for message in messages %}{{- '<|im_start|>' + message.role + '
 # What train.py's arguments tell the probes of a loaded model.
 ARGUMENTS = SimpleNamespace(
     data=SimpleNamespace(padding_free=None, packing=False),
-    training=SimpleNamespace(deepspeed=None, fsdp=False, device=torch.device("cpu")),
+    training=SimpleNamespace(deepspeed=None, fsdp=False, torch_compile=False, device=torch.device("cpu")),
 )
 PICTURES = {"red": (64, 64), "blue": (100, 50), "green": (60, 140)}
 
@@ -109,7 +110,7 @@ def row_of(model_type: str, folder: Path) -> dict:
         with step(row, "made"):
             config = make_config(model_type, base)
         with step(row, "components"):
-            loader = LOADERS.get(AUTO)(base)
+            loader = LOADERS.get(AUTO)(base, attn_implementation="sdpa")
         with step(row, "made"):
             flags = make(model_type, config, base, folder)
         data = write_data(folder)
@@ -118,7 +119,8 @@ def row_of(model_type: str, folder: Path) -> dict:
             check_labels(collator)
         with step(row, "batch"):
             model = loader.load_model().float().eval()
-            collator.join_samples(loader)
+            if is_padding_free(ARGUMENTS, loader):
+                collator.join_samples(loader)
             model_probes.check_batches(model, loader, collator, ARGUMENTS)
             row["padding-free"], collator.joins_samples = collator.joins_samples, False
             encoded = [collator.encode(sample).inputs for sample in samples_of(data)]
@@ -154,7 +156,7 @@ def step(row: dict, name: str):
             yield
         row[name] = True
     except (ValueError, Refused) as error:
-        words = re.sub(r"\S+/base: |\S+/base(?= )", "", " ".join(str(error).split())).strip()
+        words = re.sub(r"\S+/base\b", "it", re.sub(r"\S+/base: ", "", " ".join(str(error).split()))).strip()
         row[name] = words if len(words) < 300 else f"{words[:300]} ..."
     except BaseException as error:
         places = traceback.extract_tb(error.__traceback__)[-3:]
@@ -185,11 +187,13 @@ def make(model_type: str, config, base: str, folder: Path) -> list[str]:
         return []
     processor, model = any_type.make_processor(model_type), any_type.make_model(config)
     ids = {"eos_token_id": processor.tokenizer.eos_token_id, "pad_token_id": processor.tokenizer.pad_token_id}
-    model.generation_config = transformers.GenerationConfig(do_sample=False, **ids)
+    model.generation_config.update(**ids)
     model.save_pretrained(base)
     processor.save_pretrained(base)
     template = folder / "neutral.jinja"
-    template.write_text(NEUTRAL.replace("IMAGE", repr(getattr(processor, "image_token", None) or "<image>")))
+    token = str(getattr(processor, "image_token", None) or "<image>")
+    placeholder = any_type.OVERRIDES.get(model_type, {}).get("placeholder", token)
+    template.write_text(NEUTRAL.replace("IMAGE", repr(placeholder)))
     return ["--chat_template", str(template)]
 
 

@@ -14,6 +14,7 @@ class AutoLoader(BaseLoader):
 
     model_type = "any image-text-to-text"
     is_tested_on_loading = True
+    of_other_type = "transformers does not list it for pictures and text, so that --model_id auto cannot take it"
 
     @classmethod
     def fits(cls, config) -> bool:
@@ -30,7 +31,7 @@ class AutoLoader(BaseLoader):
         if self.config.is_encoder_decoder or self.config.get_text_config(decoder=True).is_encoder_decoder:
             self._refuse("is an encoder-decoder, whose question and reply are two texts")
         try:
-            model = self._model_without_weights()
+            model = self._model_of_parts()
         # A package that is missing, or code that reads numbers as it is made, of which the meta device has none.
         except (ImportError, NotImplementedError, RuntimeError) as error:
             self._refuse(f"cannot be made without its weights ({error})")
@@ -39,6 +40,8 @@ class AutoLoader(BaseLoader):
         encoder, decoder, head = (names.get(module) for module in modules)
         if not (encoder and decoder and head):  # "" is the model itself
             self._refuse(f"({type(model).__name__}) does not tell its vision encoder, language model and head")
+        if "attention_chunk_size" in self.config.get_text_config(decoder=True).to_dict():
+            self.inseparable = "it cuts attention into chunks by the place in the row, which no short probe shows"
         rope_index = vars(type(model.base_model)).get("get_rope_index")  # those of Omni models ask for sound too
         self.mrope = bool(rope_index) and "mm_token_type_ids" in signature(rope_index).parameters
         self._takes_media_types = "mm_token_type_ids" in signature(model.forward).parameters
@@ -49,6 +52,16 @@ class AutoLoader(BaseLoader):
         known = [encoder, audio, *self.language_model]
         beside = (self._shallowest(name, known) for name, _ in model.named_parameters())
         self.vision_projector = list(dict.fromkeys(name for name in beside if name))
+
+    def _model_of_parts(self):
+        """The model without weights. Where a part of it lacks the usual attention, each takes the best that it has."""
+        if self.model_kwargs.get("attn_implementation") == self.attention:
+            try:
+                return self._model_without_weights()
+            except ValueError:
+                self.model_kwargs["attn_implementation"] = None
+                self.attention = "eager"  # of the language model too, as far as is known: samples are padded
+        return self._model_without_weights(attn_implementation="eager")  # any other is for `load_model` to refuse
 
     @staticmethod
     def _has_code_of_its_own(model_path: str) -> bool:

@@ -57,6 +57,8 @@ class BaseLoader:
     packages: dict[str, str] = {}
     # In what the model that is trained differs from that of plain transformers, for its users; part of the card.
     remark = ""
+    # What follows for a checkpoint of another type.
+    of_other_type = "choose the --model_id of its family"
     # Whether the classes are Python files of the checkpoint's own (loaders/remote_code.py).
     remote_code = False
     # Whether `load_model` reads the weights, or gives the model without them (`meta_model`).
@@ -98,7 +100,7 @@ class BaseLoader:
             wanted = " with ".join([self.model_type, *parts])
             raise ValueError(
                 f"{model_path} is a {self.config.model_type!r} checkpoint, but --model_id belongs to "
-                f"{wanted!r}; choose the --model_id of its family."
+                f"{wanted!r}; {self.of_other_type}."
             )
 
         attention = model_kwargs.get("attn_implementation") or ""

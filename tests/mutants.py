@@ -138,11 +138,53 @@ FAULTS = [
         "tests/loaders/test_auto.py::test_what_auto_cannot_train_is_refused_by_its_config",
     ),
     Fault(
+        "auto takes a model whose losses see what follows",
+        "training/model_probes.py",
+        '"tokens before another end": blind, ',
+        "",
+        PROBED + "test_a_model_that_sees_what_follows_is_refused",
+    ),
+    Fault(
+        "auto concatenates what reads its place in long rows",
+        "loaders/auto.py",
+        "self.inseparable = ",
+        "unused = ",
+        "tests/loaders/test_auto.py::test_chunks_by_the_place_in_the_row_keep_samples_padded",
+    ),
+    Fault(
+        "auto gives a part an attention that it does not have",
+        "loaders/auto.py",
+        'self.model_kwargs["attn_implementation"] = None',
+        "pass",
+        "tests/loaders/test_auto.py::test_a_part_without_the_usual_attention_takes_its_own",
+    ),
+    Fault(
+        "auto trains the tokens of pictures that a processor does not name",
+        "collators/auto.py",
+        "if has_pixels and not",
+        "if False and not",
+        "tests/loaders/test_auto.py::test_a_processor_that_does_not_name_its_tokens_of_pictures_is_refused",
+    ),
+    Fault(
+        "auto does not read from the config which tokens are pictures",
+        "loaders/auto.py",
+        "[*({*processor.image_token_ids, *named} - {None})]",
+        "processor.image_token_ids",
+        "tests/loaders/test_auto.py::test_a_processor_that_does_not_name_its_tokens_of_pictures_is_refused",
+    ),
+    Fault(
         "auto lets a processor make tensors of texts",
         "collators/auto.py",
         '"text_kwargs": {"return_tensors": None}, ',
         "",
         "tests/loaders/test_auto.py::test_tensors_that_a_processor_makes_and_values_of_tokens_are_taken",
+    ),
+    Fault(
+        "dense layers get the adapters of experts",
+        "training/adapters.py",
+        "if wrong := {*(config.target_parameters or ())} - {*parameters}:",
+        "if wrong := None:",
+        "tests/training/test_lora.py::test_layers_that_peft_takes_for_experts_are_not_adapted_elsewhere",
     ),
     # ---- bounds of pixels ----
     Fault(

@@ -74,7 +74,7 @@ BY_LAYER = (
 # Type -> what it needs beyond the above. Of its config: start (arguments of its class), config (path of a field ->
 # value), ids (field -> token), image (side of a picture; by default of four patches). Of its processor: the name of its
 # class, options, image_processor, tokens (attribute of the tokenizer -> token), more_tokens, without (attributes), like
-# (the type whose image processor it has).
+# (the type whose image processor it has). Of its texts: placeholder (of a picture, where it is not `image_token`).
 SQUARE = {"size": {"height": 56, "width": 56}}
 QWEN = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "audio_token": "<|AUDIO|>"}
 QWEN |= {"vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>"}
@@ -115,12 +115,21 @@ OVERRIDES: dict[str, dict] = {
         "config": {"text_config.num_experts_per_tok": 2, "text_config.mlp_layer_types": ["dense", "sparse"]}
         | {"vision_config.sam_config.downsample_channels": [32, 64]}
         | {"text_config.n_group": 1, "text_config.topk_group": 1},
+        "image": 1024,
+        "image_processor": {"tile_size": 768},
     },
-    "dots3_note": {"config": {"text_config.num_key_value_heads": 4}},
-    "ernie4_5_vl_moe": {"config": {MROPE: [2, 2, 4]}},
+    "dots3_note": {
+        "config": {"text_config.num_key_value_heads": 4},
+        "image_processor": {"temporal_patch_size": 1},
+    },
+    "ernie4_5_vl_moe": {"config": {MROPE: [2, 2, 4]}, "video_processor": {"draw_on_frames": False}},
     "glm46v": {"config": {MROPE: [2, 3, 3]}},
     "deepseek_vl": {"options": {"num_image_tokens": 16}},
-    "deepseek_vl_hybrid": {"options": {"num_image_tokens": 16}, "image": 64},
+    "deepseek_vl_hybrid": {
+        "options": {"num_image_tokens": 16},
+        "image": 64,
+        "image_processor": {"high_res_size": {"height": 64, "width": 64}},
+    },
     "diffusion_gemma": {
         "feature_extractor": "Gemma4AudioFeatureExtractor",
         "like": "gemma4",
@@ -128,21 +137,33 @@ OVERRIDES: dict[str, dict] = {
         | {"text_config.moe_intermediate_size": 32},
     },
     "emu3": {"start": {"vocabulary_map": {"<image>": 0}}, "vocabulary_map": True, "bos": True},
-    "fast_vlm": {"processor": "LlavaProcessor", "like": "llava", "config": {"vision_config.hidden_size": 3072}},
+    "fast_vlm": {
+        "processor": "LlavaProcessor",
+        "like": "llava",
+        "config": {"vision_config.hidden_size": 3072},
+        "image": 256,
+        "options": {"patch_size": 64},
+    },
     "glm4v_moe": {"like": "glm4v", "config": {MROPE: [1, 1, 2]}},
     "glm5_next": {"config": {"text_config.num_key_value_heads": 4, "text_config.qk_rope_head_dim": 0}},
     "glm_ocr": {"processor": "Glm46VProcessor", "like": "glm46v", "config": {MROPE: [2, 3, 3]}},
     "glmga": {"processor": "Glm46VProcessor", "config": {MROPE: [2, 3, 3]}},
-    "hunyuan_vl": {"config": {"text_config.head_dim": 16}},
+    "hunyuan_vl": {
+        "config": {"text_config.head_dim": 16, "text_config.rope_parameters": ROPE | {"mrope_section": [2, 2, 2, 2]}},
+        "placeholder": "<|image_start_token|><|image_token|><|image_end_token|>",
+    },
     "qwen4_exp": {
         "config": {"text_config.indexer_n_heads": 2, "text_config.indexer_kv_heads": 1}
         | {"text_config.indexer_head_dim": 16, "text_config.indexer_budget": 64, "text_config.hc_lowrank": 8}
         | {"text_config.indexer_compress_ratio": 4, "text_config.ngram_vocab_size_base": 128},
     },
     "granite4_vision": {
-        "config": {"downsample_rate": "1/2", "deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [0, 1]},
+        "config": {"downsample_rate": "1/2", "deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [0, 1]}
+        | {"image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]], "vision_config.patch_size": 14},
+        "image": 56,
         "options": {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
         | {"downsample_rate": "1/2"},
+        "image_processor": {"image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]]},
     },
     "kosmos-2": {"processor": "Kosmos2Processor"},
     "kosmos-2.5": {"processor": "Kosmos2_5Processor"},
@@ -152,10 +173,23 @@ OVERRIDES: dict[str, dict] = {
         "image_processor": {"size": {"shortest_edge": 28, "longest_edge": 56}},
     },
     "inkling2": {"image_processor": {"size": {"height": 40, "width": 40}}},
-    "inkling_mm_model": {"image_processor": {"size": {"height": 40, "width": 40}}},
+    "inkling_mm_model": {
+        "config": {"vision_config.patch_size": 4},  # two layers for 40 pixels would have 6 billion parameters
+        "image_processor": {"size": {"height": 4, "width": 4}, "patch_size": 4},
+    },
     **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7"), {"image": 448}),
     "minimax_m3_vl": {"more_tokens": ["]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>["]},
-    "mistral_large4": {"ids": {"image_token_index": "[IMG]"}},
+    "mistral_large4": {
+        "ids": {"image_token_index": "[IMG]"},
+        "config": {"text_config.num_key_value_heads": 4},
+        "options": {"spatial_merge_size": 2},
+    },
+    "kimi_k25": {"config": {"text_config.head_dim": 8, "text_config.num_key_value_heads": 4}},
+    "step3p7": {
+        "config": {"text_config.sliding_window": 512},
+        "image": 112,
+        "image_processor": {"size": {"height": 112, "width": 112}, "patch_size": 56},
+    },
     "muse_glimmer": {"config": {"out_hidden_size": 256}},
     "paddleocr_vl": {"config": {MROPE: [2, 3, 3]}},
     "unlimited_ocr": {"config": {"vision_config.sam_config.downsample_channels": [32, 64]}},
@@ -176,11 +210,13 @@ OVERRIDES: dict[str, dict] = {
     },
     "perception_lm": {"start": {"vision_config": TIMM}, "options": {"patch_size": 14, "pooling_ratio": 1}}
     | {"image_processor": {"tile_size": 56, "max_num_tiles": 4}},
-    "qwen2_5_omni_thinker": {"processor": "Qwen2_5OmniProcessor", "like": "qwen2_5_omni", "tokens": QWEN} | THINKER,
+    "qwen2_5_omni_thinker": {"processor": "Qwen2_5OmniProcessor", "like": "qwen2_5_omni", "tokens": QWEN}
+    | THINKER
+    | {"config": THINKER["config"] | {"text_config.rope_parameters": ROPE}},
     "qwen3_omni_moe_thinker": {"processor": "Qwen3OmniMoeProcessor", "like": "qwen3_omni_moe", "tokens": QWEN}
     | THINKER,
     "vision-encoder-decoder": {"processor": "TrOCRProcessor", "like": "vit"},
-    "qianfan_ocr": {"options": {"image_seq_length": 4}},
+    "qianfan_ocr": {"options": {"image_seq_length": 4}, "placeholder": "<image>"},
     "granite_docling": {"options": {"image_seq_len": 1}, "config": {"vision_config.deepstack_visual_indexes": [0]}},
     "janus": {"options": {"num_image_tokens": 16}},
 }
@@ -261,6 +297,7 @@ def tokenizer_with(tokens: list[str], **kwargs):
 
     bpe = vocabulary()
     ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "model_max_length": 32768}
+    ends["add_prefix_space"] = False  # GPT-2's class, which some types name, takes no null
     return Qwen2Tokenizer(**bpe, added_tokens_decoder=added_tokens(bpe, tokens), **ends, **kwargs)
 
 

@@ -46,16 +46,20 @@ def check_batches(model, loader, collator, arguments) -> str:
     if "device_map" not in loader.model_kwargs:
         model.to(arguments.training.device)
     allowed = 4 * torch.finfo(model.dtype).eps ** 0.5
+    what = "what its processor makes of a probe"
     try:
         alone = torch.cat([all_losses(model, collator.pad([row])) for row in rows])
         few = torch.cat([losses(model, collator.pad([row])) for row in rows])
+        blind = torch.cat([losses(model, collator.pad([with_another_end(row)])) for row in rows])
+        what = "a padded batch of its processor's probes"
         padded = losses(model, collator.pad(rows))
     except REFUSALS as error:
         raise ValueError(
-            f"{loader.model_path}: {type(model).__name__} refuses what its processor makes of a probe: {error}. Add a "
-            "family (docs/add_new_model.md)."
+            f"{loader.model_path}: {type(model).__name__} refuses {what}: {str(error).rstrip('.')}. Add a family "
+            "(docs/add_new_model.md)."
         ) from error
-    for found, what in ((few, "the positions that are trained"), (padded, "a padded batch")):
+    seen = {"the positions that are trained": few, "tokens before another end": blind, "a padded batch": padded}
+    for what, found in seen.items():
         if not (difference := (found - alone).abs().max()) <= allowed:  # nan too
             raise ValueError(
                 f"{loader.model_path}: {type(model).__name__} computes other losses for {what} than for each sample "
@@ -73,6 +77,13 @@ def check_batches(model, loader, collator, arguments) -> str:
     model.get_decoder().set_attn_implementation(loader.text_attention)
     collator.joins_samples = False
     return f"Samples are padded, not concatenated: {reason}."
+
+
+def with_another_end(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A row whose last token is another, which no loss may depend on: the label in its place stays."""
+    ids = row["input_ids"].clone()
+    ids[:, -1] = ids[:, 0]
+    return row | {"input_ids": ids}
 
 
 def leak(model, loader, collator, rows: list[dict], alone: torch.Tensor, allowed: float) -> str:
@@ -98,7 +109,10 @@ def all_losses(model, batch: dict) -> torch.Tensor:
     """The same from the logits of all positions."""
     batch = on_device(model, batch)
     targets = batch.pop("labels")[:, 1:]
-    logits = model(**batch, use_cache=False).logits[:, :-1].float()
+    logits = model(**batch, use_cache=False).logits
+    if logits.shape[1] != targets.shape[1] + 1:
+        raise ValueError(f"of {targets.shape[1] + 1} tokens, it gives logits for {logits.shape[1]}")
+    logits = logits[:, :-1].float()
     return cross_entropy(logits.transpose(1, 2), targets, reduction="none")[targets != IGNORE_INDEX]
 
 

@@ -56,6 +56,33 @@ def test_a_model_whose_padded_batches_are_wrong_is_refused(tiny):
         model_probes.check_batches(model, *others)
 
 
+def test_a_model_that_sees_what_follows_is_refused(tiny):
+    """Such as one that writes a whole text at once: its losses would not be those of a next token."""
+    model, *others = prepared(tiny, AUTO)
+
+    def of_the_row(module, inputs, output):
+        states = output.last_hidden_state
+        output.last_hidden_state = torch.cat([states[:, :-1] + states[:, -1:], states[:, -1:]], dim=1)
+        return output
+
+    model.get_decoder().register_forward_hook(of_the_row)
+    with pytest.raises(ValueError, match="other losses for tokens before another end than for each sample alone"):
+        model_probes.check_batches(model, *others)
+
+
+def test_logits_of_other_tokens_than_the_rows_are_refused(tiny):
+    """Diffusion Gemma gives those of the 256 that it would write next."""
+    model, *others = prepared(tiny, AUTO)
+
+    def of_a_canvas(module, inputs, output):
+        output.logits = output.logits[:, :1].expand(-1, 256, -1)
+        return output
+
+    model.register_forward_hook(of_a_canvas)
+    with pytest.raises(ValueError, match=r"refuses what .* of a probe: of \d+ tokens, it gives logits for 256\. Add"):
+        model_probes.check_batches(model, *others)
+
+
 def test_a_model_that_refuses_its_processors_tensors_is_named(tiny):
     model, *others = prepared(tiny, AUTO)
     model.register_forward_pre_hook(lambda *args: {}["pixels"])
