@@ -129,6 +129,7 @@ MODELS = {
     "glm-ocr": Model("glm-ocr", "zai-org/GLM-OCR"),
     "paddleocr-vl-1.5": Model("paddleocr-vl", "PaddlePaddle/PaddleOCR-VL-1.5"),
     "paddleocr-vl-1.6": Model("paddleocr-vl", "PaddlePaddle/PaddleOCR-VL-1.6"),
+    "minicpm-v-4.6": Model("minicpm-v-4.6", "openbmb/MiniCPM-V-4.6"),
     "lfm2-vl-450m": Model("lfm2-vl", "LiquidAI/LFM2-VL-450M"),
     "lfm2-vl-1.6b": Model("lfm2-vl", "LiquidAI/LFM2-VL-1.6B"),
     "lfm2-vl-3b": Model("lfm2-vl", "LiquidAI/LFM2-VL-3B"),

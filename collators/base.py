@@ -154,7 +154,7 @@ class ChatCollator:
         lengths = [length for row in rows for length in row["sample_lengths"]]
         apart = [{n: v for n, v in row.items() if n not in ("sample_lengths", "position_ids")} for row in rows]
         batch = {
-            name: torch.cat(values, dim=1) if name in self.sequence_padding else concatenate(values)
+            name: torch.cat(values, dim=1) if name in self.sequence_padding else self.of_all(name, values)
             for name, values in by_name(with_all_sequences(apart, self.sequence_padding)).items()
         }
         positions = torch.cat([row["position_ids"] for row in rows], dim=-1)
@@ -180,9 +180,13 @@ class ChatCollator:
         """Rows of batch size 1 -> one batch. Sequences are padded; pixels and grids of all rows are concatenated."""
         padding = self.sequence_padding | {"input_ids": self._tokenizer.pad_token_id or 0}
         return {
-            name: concatenate(values, padding[name], side) if name in padding else concatenate(values)
+            name: concatenate(values, padding[name], side) if name in padding else self.of_all(name, values)
             for name, values in by_name(with_all_sequences(rows, padding)).items()
         }
+
+    def of_all(self, name: str, values: list[torch.Tensor]) -> torch.Tensor:
+        """The pixels or sizes of several rows as the model takes those of a batch."""
+        return concatenate(values)
 
     @cached_property
     def dummy_rows(self) -> dict[str, dict[str, torch.Tensor]]:

@@ -448,6 +448,23 @@ FACTS = {
         trims="messages",
         altered=(*GLM_ALTERED[:2], GLM_ALTERED[-1]),
     ),
+    "minicpm-v-4.6": Facts(
+        r"model\.vision_tower\.",
+        r"model\.merger\.",
+        deep_linears=60,
+        rounding=5e-5,
+        trims="messages",
+        part_separator="\n",
+        media_tokens=("<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>"),
+        takes_video=False,
+        expanded=r"<image_id>\d+</image_id>(<(image|slice)>(<\|image_pad\|>)+</(image|slice)>(\n(?=<slice>))?)+",
+        altered=(
+            ("is true", "is false"),
+            ("</think>\n\n' }}{% endif %}\n{%- endif", "</think>\n' }}{% endif %}\n{%- endif"),
+            ("content + '<|im_end|>\n'", "content + '<|im_end|>'"),
+            ("{{ '\n' }}{% endif %}", "{{ ' ' }}{% endif %}"),
+        ),
+    ),
     "paddleocr-vl": Facts(
         r"model\.visual\.",
         r"model\.projector\.",

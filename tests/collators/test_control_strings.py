@@ -92,12 +92,13 @@ OWN = {
     "internvl3": f"{QWEN2_5} {GROUNDING} <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|>",
     **dict.fromkeys(["glm-4.1v", "glm-4.6v", "glm-ocr"], "[MASK] [sMASK] <eop> <think> </think> <answer> </answer>"),
     "paddleocr-vl": "<|end_of_sentence|>",
+    "minicpm-v-4.6": QWEN3.removeprefix(QWEN),
     "lfm2-vl": "<|endoftext|> <|fim_pre|> <|fim_mid|> <|fim_suf|>",
     "granite-vision": "<fim_prefix> <fim_middle> <fim_suffix> <fim_pad> <|start_of_role|> <|end_of_role|> "
     "<|tool_call|>",
 }
 THOUGHTS = {  # that the format writes itself, so that no reply may
-    **dict.fromkeys(["qwen3.5", "qwen3.5-moe", "glm-4.6v"], ["<think>", "</think>"]),
+    **dict.fromkeys(["qwen3.5", "qwen3.5-moe", "glm-4.6v", "minicpm-v-4.6"], ["<think>", "</think>"]),
     "gemma-4-unified": ["<|channel>", "<channel|>"],
 }
 THOUGHTS_WRITTEN = {family: dict.fromkeys(tokens, 1) for family, tokens in THOUGHTS.items()}
