@@ -66,8 +66,8 @@ the type's own config and processor class; last run on {date}. The steps, one af
 A row ends at its first step without a tick, for the reason at its end. `samples`: whether they are concatenated, since
 the model keeps them apart, or padded.
 
-"Refuses what its processor makes of a probe" may also be a tiny config that does not fit the type's processor: look at
-tiny_checkpoints/any_type.py before you believe it. `not run yet` says only that.
+Where a new type "refuses what its processor makes of a probe", its tiny config may not fit its processor: look at
+tiny_checkpoints/any_type.py before you believe it.
 
 Types with a link were run with their checkpoints' public chat template. Of the others none was at hand, and none was
 invented: they need one, of the checkpoint or by `--chat_template`. They were run with a neutral one by that flag, so

@@ -243,7 +243,8 @@ class Template:
         """Raise an UnfitTemplate where the checkpoint's text of these messages has not as many media as they."""
         kinds = [part["type"] for part in content_parts({"messages": messages})]
         for kind in {*kinds} - {"text"}:
-            token = getattr(self.processor, f"{kind}_token")
+            names = (f"{kind}_placeholder_token", f"{kind}_token")  # Qianfan-OCR's texts have another than its tokens
+            token = next(getattr(self.processor, name) for name in names if hasattr(self.processor, name))
             if (found := text.count(token)) != (number := kinds.count(kind)):
                 raise UnfitTemplate(f"the chat template writes {found} {token} for {number} {kind}(s).")
 

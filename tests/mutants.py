@@ -173,6 +173,13 @@ FAULTS = [
         "tests/loaders/test_auto.py::test_a_processor_that_does_not_name_its_tokens_of_pictures_is_refused",
     ),
     Fault(
+        "tokens of pictures are counted where a text has placeholders",
+        "collators/template.py",
+        '(f"{kind}_placeholder_token", f"{kind}_token")',
+        '(f"{kind}_token",)',
+        "tests/collators/test_any_template.py::test_a_processors_own_placeholder_is_counted",
+    ),
+    Fault(
         "auto lets a processor make tensors of texts",
         "collators/auto.py",
         '"text_kwargs": {"return_tensors": None}, ',
@@ -267,6 +274,13 @@ FAULTS = [
         "tests/test_arguments.py::test_a_wrong_flag_is_refused_with_its_name_and_the_cure[--q_lora True]",
     ),
     # ---- families ----
+    Fault(
+        "MiniCPM-V's strips of pixels are laid one below the other",
+        "collators/minicpm_v_4_6.py",
+        'torch.cat(values, dim=-1) if name.startswith("pixel_values") else super()',
+        "super()",
+        "tests/collators/test_collators.py::test_a_batch_of_many_equals_one_by_one[minicpm-v-4.6]",
+    ),
     Fault(
         "Qwen-VL trains on with the scaling of the last row that was evaluated",
         "loaders/qwen_vl.py",

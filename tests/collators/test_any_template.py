@@ -60,6 +60,19 @@ def test_a_template_whose_prompt_is_no_beginning_is_refused_before_training(tiny
         train.main([*words, "--data_path", path, "--output_dir", str(tmp_path)])
 
 
+def test_a_processors_own_placeholder_is_counted(tiny):
+    """Qianfan-OCR's texts have <image>, which becomes its tokens of another name."""
+    collator = auto_collator(tiny("qwen2.5-vl"), chat_template=TAGGED)
+    messages = [
+        {"role": "user", "content": [{"type": "image"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A."}]},
+    ]
+    collator.template.check_rendering(messages)
+    collator.processor.image_placeholder_token = "<image>"
+    with pytest.raises(UnfitTemplate, match="writes 0 <image> for 1 image"):
+        collator.template.check_rendering(messages)
+
+
 def render_with(before: str, after: str):
     """A template of one line a message, without a stop token."""
 
