@@ -119,8 +119,8 @@ FAULTS = [
     Fault(
         "auto trains a model whose padded batches are wrong",
         "training/model_probes.py",
-        '(padded, "a padded batch")',
-        '(few, "a padded batch")',
+        '"a padded batch": padded',
+        '"a padded batch": few',
         PROBED + "test_a_model_whose_padded_batches_are_wrong_is_refused",
     ),
     Fault(
