@@ -112,8 +112,8 @@ def all_losses(model, batch: dict) -> torch.Tensor:
     logits = model(**batch, use_cache=False).logits
     if logits.shape[1] != targets.shape[1] + 1:
         raise ValueError(f"of {targets.shape[1] + 1} tokens, it gives logits for {logits.shape[1]}")
-    logits = logits[:, :-1].float()
-    return cross_entropy(logits.transpose(1, 2), targets, reduction="none")[targets != IGNORE_INDEX]
+    logits = logits[:, :-1].float().transpose(1, 2)
+    return cross_entropy(logits, targets, reduction="none")[targets != IGNORE_INDEX]
 
 
 def on_device(model, batch: dict) -> dict:
