@@ -162,7 +162,7 @@ OVERRIDES: dict[str, dict] = {
         | {"image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]], "vision_config.patch_size": 14},
         "image": 56,
         "options": {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-        | {"downsample_rate": "1/2"},
+        | {"downsample_rate": "1/2", "patch_size": 14},
         "image_processor": {"image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]]},
     },
     "kosmos-2": {"processor": "Kosmos2Processor"},
