@@ -175,7 +175,7 @@ OVERRIDES: dict[str, dict] = {
     "inkling2": {"image_processor": {"size": {"height": 40, "width": 40}}},
     "inkling_mm_model": {
         # Few layers for 40 pixels would have billions of parameters, and their plan would need scipy.
-        "config": {"vision_config.patch_size": 4, "vision_config.num_hidden_layers": 4},
+        "config": {"vision_config.patch_size": 4, "vision_config.n_layers": 4},
         "image_processor": {"size": {"height": 4, "width": 4}, "patch_size": 4},
     },
     **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7"), {"image": 448}),
