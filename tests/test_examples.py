@@ -20,7 +20,7 @@ def last_table(script: str, tmp_path) -> dict[str, list[float]]:
     """Runs an example script; {question: [number, exact match, blind baseline]} of the table near its end."""
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "OUTPUT_DIR": str(tmp_path / "out"), "HF_HUB_OFFLINE": "1"}
-    environment |= {"MAX_STEPS": "300"}  # fewer than the image example's
+    environment |= {"MAX_STEPS": "300"}  # half of the image example's, where it has begun to read
     command = ["bash", f"example_scripts/{script}"]
     result = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -29,15 +29,15 @@ def last_table(script: str, tmp_path) -> dict[str, list[float]]:
 
 
 # The notebook trains on the same clips.
-VIDEO = pytest.param("example_video.sh", 150, marks=pytest.mark.cross)
+VIDEO = pytest.param("example_video.sh", 150, 0.9, marks=pytest.mark.cross)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script, questions", [("example_image.sh", 300), VIDEO])
-def test_example_learns_what_a_blind_guess_does_not_know(script, questions, tmp_path):
+@pytest.mark.parametrize("script, questions, least", [("example_image.sh", 300, 0.5), VIDEO])
+def test_example_learns_what_a_blind_guess_does_not_know(script, questions, least, tmp_path):
     number, exact_match, blind_baseline = last_table(script, tmp_path)["all"]
     assert number >= questions
-    assert exact_match >= 0.90
+    assert exact_match >= least
     assert blind_baseline < 0.35
 
 
