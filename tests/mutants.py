@@ -1559,8 +1559,8 @@ FAULTS = [
     Fault(
         "the page is ready before the data were read",
         "web/tune_page.py",
-        "        if seen == [values",
-        "        if seen != [values",
+        "        if seen == wanted",
+        "        if seen != wanted",
         "tests/web/test_webui.py::test_ready_means_that_the_data_were_read",
     ),
     Fault(

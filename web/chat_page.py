@@ -127,8 +127,7 @@ def chat_tab(chat: Chat) -> gr.Dropdown:
         about = {"label": text("chat_model"), "info": text("chat_model_help"), "elem_id": "chat_model"}
         model = gr.Dropdown([], allow_custom_value=True, min_width=300, **about)
         most = gr.Slider(1, 1024, value=128, step=1, label=text("longest"), min_width=300)
-        about = {"label": text("side_by_side"), "info": text("side_by_side_help"), "elem_id": "side_by_side"}
-        beside = gr.Checkbox(min_width=300, **about)
+    beside = gr.Checkbox(label=text("side_by_side"), info=text("side_by_side_help"), elem_id="side_by_side")
     look = {"height": 440, "render_markdown": False, "buttons": ["copy"], "allow_file_downloads": False}
     with gr.Row():
         tuned = gr.Chatbot(label=text("tuned"), placeholder=text("no_chat"), elem_id="tuned", min_width=300, **look)

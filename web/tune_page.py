@@ -88,14 +88,16 @@ def tune_tab(root: str) -> SimpleNamespace:
             command = gr.Textbox(label=text("command"), lines=3, max_lines=3, interactive=False, buttons=["copy"])
         start = gr.Button(text("start"), variant="primary", scale=0, min_width=180, elem_id="start")
     inputs = [made[name] for name in NAMES]
-    read, total, wrong, asked, restored = gr.State(), gr.State(0), gr.State(), gr.State(), gr.State(False)
+    read, wanted, wrong, asked = (gr.State() for _ in range(4))
+    total, restored = gr.State(0), gr.State(False)
     tell = {"fn": partial(explain, root), "inputs": [restored, read, wrong, *inputs]} | QUIET
-    tell["outputs"] = [command, message, start, asked, wrong, preset, *inputs]
+    tell["outputs"] = [command, message, start, asked, wrong, preset, wanted, *inputs]
     gr.on([restored.change, *(component.change for component in inputs)], **tell, trigger_mode="always_last")
     search.change(lambda words: gr.update(choices=form.choices_of_models(words)), search, made["model_id"], **QUIET)
     named = [made[name] for name in MODEL]
     made["model_id"].input(model_of, named, named, **QUIET)
-    preset.input(preset_values, preset, [made[name] for name in form.OF_PRESETS], **QUIET)
+    of_presets = [made[name] for name in form.OF_PRESETS]
+    preset.input(lambda name: [form.preset(name)[key] for key in form.OF_PRESETS], preset, of_presets, **QUIET)
     # One of the two says what is evaluated.
     made["eval_data_path"].input(lambda paths: "" if paths else gr.skip(), made["eval_data_path"], made["eval_split"])
     columns = [row, *(made[name] for name in (*MENUS, "columns"))]
@@ -109,7 +111,7 @@ def tune_tab(root: str) -> SimpleNamespace:
     for button, move in zip(moves, places):
         button.click(move, [skip, total], skip, **QUIET).then(**look).then(**tell)
     follow = look | {"fn": partial(show_rows, root, quiet=True)}
-    gr.on([made[name].change for name in form.SHOWN_BY], **follow, trigger_mode="always_last").then(**tell)
+    wanted.change(**follow, trigger_mode="always_last").then(**tell)  # once, where several fields change at once
     for button, tool in zip(tools, (forecast, check_rows)):
         button.click(partial(tool, root), inputs, found)
     save.click(partial(save_form, root), [file, *inputs], saved)
@@ -156,16 +158,17 @@ def field(name: str) -> gr.components.Component:
 def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *inputs) -> list:
     """The command of a form, and what is wrong with it: in the bar, and at its field. Keeps the form."""
     if not restored:
-        return [gr.skip()] * (6 + len(NAMES))
+        return [gr.skip()] * (7 + len(NAMES))
     values, command, folder, at = dict(zip(NAMES, inputs)), "", "", None
     form.keep(values, root)
     missing = [text(name) for name in NEEDED if not values[name]]
+    wanted = [values[name] for name in form.SHOWN_BY]
     said, (seen, fault) = text("reading"), read or (None, None)
     try:
         words = form.words_of(values)
         command = runs.command_line(words, root, values[DEVICES])
         folder = runs.check(words, root)
-        if seen == [values[name] for name in form.SHOWN_BY]:
+        if seen == wanted:
             said = text("ready")
             if fault:
                 raise ValueError(fault)
@@ -178,8 +181,8 @@ def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *i
     if at:
         changes[at] = gr.update(info=said.removeprefix(f"--{at}: "), elem_classes=["wrong"])
     label = text("start_over", folder=folder) if folder and results(folder) else text("start")
-    shown = [command, notice(said, is_error=at is not None), gr.update(value=label), None, at, form.preset_of(values)]
-    return [*shown, *(changes.get(name, gr.skip()) for name in NAMES)]
+    shown = [command, notice(said, is_error=at is not None), gr.update(value=label)]
+    return [*shown, None, at, form.preset_of(values), wanted, *(changes.get(name, gr.skip()) for name in NAMES)]
 
 
 def model_of(typed: str | None, path: str | None) -> tuple:
@@ -193,10 +196,6 @@ def model_of(typed: str | None, path: str | None) -> tuple:
     except ValueError as error:
         gr.Warning(str(error))
         return gr.skip(), gr.skip()
-
-
-def preset_values(preset: str) -> list:
-    return [form.preset(preset)[name] for name in form.OF_PRESETS]
 
 
 @or_notice

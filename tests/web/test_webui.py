@@ -85,7 +85,8 @@ def watched(root: str, run: str | None, seen=None, ticked=(), log_scale=False) -
 def explained(root: str, read=None, **given) -> tuple[str, str, dict, dict]:
     """Command, message, the button's update, and the update of each field that has one."""
     values = form.values_of([]) | given
-    command, message, button, _, _, _, *changes = tune_page.explain(root, True, read, "seed", *values.values())
+    command, message, button, _, _, _, wanted, *changes = tune_page.explain(root, True, read, "seed", *values.values())
+    assert wanted == [values[name] for name in form.SHOWN_BY]  # of which rows are shown when it changes
     found = dict(zip(form.NAMES, changes))
     return command, message, button, {name: change for name, change in found.items() if change != gr.skip()}
 
@@ -562,7 +563,6 @@ def test_another_host_needs_a_password(host, is_local, root, monkeypatch):
     assert webui.is_loopback(host) == bool(is_local)
     monkeypatch.setenv(webui.PASSWORD, "sesame")
     assert webui.parse(["--host", host]).password == "sesame"
-    assert webui.is_same("sesame", "sesame") and not webui.is_same("sésame", "sesame")
 
 
 def test_wrong_passwords_wait_in_a_line(monkeypatch):
