@@ -50,12 +50,12 @@ def runs_tab(root: str, uploads: str) -> tuple[gr.Dropdown, gr.Button, dict]:
     actions = (runs.stop, partial(runs.stop, at_once=True), partial(runs.resume, root=root))
     for button, action, js in zip(buttons, actions, (None, kill_ask, None)):
         button.click(partial(act, root, action), run, js=js, **QUIET).then(**look)
-    listed = {"fn": partial(list_runs, root), "inputs": [run, ticked], "outputs": [run, ticked, table]} | QUIET
+    listed = {"fn": partial(list_runs, root), "inputs": run, "outputs": [run, ticked, table]} | QUIET
     gr.Timer(10).tick(**listed)
     return run, again, listed
 
 
-def list_runs(root: str, chosen: str | None, ticked: list[str]) -> tuple[dict, dict, str]:
+def list_runs(root: str, chosen: str | None) -> tuple[dict, dict, str]:
     """The runs to choose from and to tick, and their table; one that cannot be read, with the reason."""
     found = {}
     for name in runs.find(root).runs:
@@ -63,9 +63,9 @@ def list_runs(root: str, chosen: str | None, ticked: list[str]) -> tuple[dict, d
             found[name] = runs.summary(check_folder(name, root, "the run"))
         except (ValueError, OSError) as error:
             found[name] = ["unreadable", str(error)]
-    first = gr.update(choices=[*found], value=chosen if chosen in found else next(iter(found), None))
-    ticks = gr.update(choices=[*found], value=[name for name in ticked if name in found])
-    return first, ticks, part("runs", columns=runs.COLUMNS, runs=found)
+    choices = gr.update(choices=[*found])  # without a value: what is chosen or ticked meanwhile stays
+    first = choices if chosen in found else choices | {"value": next(iter(found), None)}
+    return first, choices, part("runs", columns=runs.COLUMNS, runs=found)
 
 
 @or_error

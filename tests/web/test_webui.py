@@ -799,7 +799,10 @@ def test_a_run_that_cannot_be_read_is_listed_with_the_reason(root, tmp_path):
     os.makedirs("out/linked")
     os.symlink(tmp_path / "outside/secret.json", "out/linked/args.yaml")
     Path("out/good/log.jsonl").write_text('7\n[1]\n{"loss": 3}\n' + json.dumps(logged(1, loss=0.5)))
-    first, ticks, table = runs_page.list_runs(root, None, [])
+    first, ticks, table = runs_page.list_runs(root, None)
+    assert first["value"] in first["choices"] == ticks["choices"]
+    for update in (ticks, *runs_page.list_runs(root, "out/good")[:2]):  # what was chosen meanwhile stays
+        assert "value" not in update
     assert {*first["choices"]} == {"out/unclosed", "out/no_mapping", "out/not_text", "out/good", "out/linked"}
     rows = {row.split("</td>")[0]: row for row in table.split("<tr><td>")[1:]}
     reasons = {"unclosed": "valid YAML", "no_mapping": "a mapping", "not_text": "YAML", "linked": "leads out of"}
