@@ -1,4 +1,4 @@
-"""The tab "Chat": the one model that is loaded, pages that take turns with it, and beside it the base of an adapter."""
+"""The tab "Chat": the one model that is loaded, pages that take turns with it, and next to it the base of an adapter."""
 
 import contextlib
 import gc

@@ -1,4 +1,4 @@
-"""The tab "Tune": model, data, how, start; beside them the rows, below them the bar with command and Start."""
+"""The tab "Tune": model, data, how, start; next to them the rows, below them the bar with command and Start."""
 
 import os
 import re
