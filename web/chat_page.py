@@ -1,4 +1,4 @@
-"""The tab "Chat": the one model that is loaded, pages that take turns with it, and next to it the base of an adapter."""
+"""The tab "Chat": one model that is loaded, pages that take turns with it, and the base of an adapter next to it."""
 
 import contextlib
 import gc

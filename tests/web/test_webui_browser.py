@@ -249,7 +249,7 @@ def look_ahead(page: Page) -> None:
 
 
 def reach_all_by_keyboard(page: Page) -> None:
-    """Tab goes to each input and button of the form, which shows that it has the focus, and is not hidden by the bar."""
+    """Tab goes to each input and button of the form, which shows that it has the focus and is not hidden by the bar."""
     page.get_by_role("tab", name="Tune", exact=True).focus()
     reached = set()
     for _ in range(150):
