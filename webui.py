@@ -33,15 +33,16 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
 from command_line import FlagParser
-from entry import cli
+from entry import HERE, cli
 from reading.options import ROOT
-from web import form, runs
+from web import form, runs, strings
 from web.chat_page import Chat, chat_tab
-from web.runs import HERE, PASSWORD
 from web.runs_page import runs_tab
+from web.strings import text
 from web.tune_page import ACCESSIBLE, QUIET, same_again, start, tune_tab
 
 LARGEST_UPLOAD = "500mb"
+PASSWORD = "FINELMM_WEBUI_PASSWORD"
 
 
 def main(words: list[str] | None = None) -> None:
@@ -49,6 +50,7 @@ def main(words: list[str] | None = None) -> None:
     check(args)
     os.environ.pop(PASSWORD, None)  # no run and no library has to know it
     os.chdir(args.root)
+    strings.language = args.language
     os.environ[ROOT] = args.root  # which media of the data do not leave
     for number in (signal.SIGTERM, signal.SIGHUP):  # by themselves they would end it before the uploads are removed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
@@ -65,7 +67,7 @@ def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
         server_port=args.port,
         share=False,
         auth=Door(args.password).admit if args.password else None,
-        auth_message="Any user name, and the password that webui.py was started with.",
+        auth_message=text("auth"),
         # A page of the web whose name is made to lead to this machine gets nothing.
         app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(OwnPageOnly)]},
         max_file_size=LARGEST_UPLOAD,
@@ -77,7 +79,7 @@ def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
         theme=gr.themes.Default(
             primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ).set(button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700"),
-        css_paths=os.path.join(HERE, "reports", "templates", "webui.css"),
+        css_paths=HERE / "reports/templates/webui.css",
     )
 
 
@@ -89,6 +91,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--password",
         help=f"Asked of every visitor. Better set {PASSWORD}, which other users of the machine cannot see.",
+    )
+    parser.add_argument(
+        "--language", choices=strings.LANGUAGES, default="en", help="Of the page: en (the default) or zh."
     )
     args = parser.parse_args(words)
     args.password = args.password or os.environ.get(PASSWORD)
@@ -120,10 +125,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def is_same(given: str, password: str) -> bool:
-    return hmac.compare_digest(given.encode(), password.encode())
-
-
 class Door:
     """Lets in who has the password. One visitor is asked at a time, and a wrong answer takes a second."""
 
@@ -132,7 +133,7 @@ class Door:
 
     async def admit(self, user: str, password: str) -> bool:
         async with self.lock:
-            if is_same(password, self.password):
+            if hmac.compare_digest(password.encode(), self.password.encode()):
                 return True
             await asyncio.sleep(1)
             return False
@@ -166,11 +167,11 @@ def make_page(root: str, uploads: str) -> gr.Blocks:
     with gr.Blocks(title="finelmm", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown("# finelmm")
         with gr.Tabs() as tabs:
-            with gr.Tab("Tune", id="tune"):
+            with gr.Tab(text("tune"), id="tune"):
                 tune = tune_tab(root)
-            with gr.Tab("Runs", id="runs") as runs_tab_:
+            with gr.Tab(text("runs"), id="runs") as runs_tab_:
                 run, again, listed = runs_tab(root, uploads)
-            with gr.Tab("Chat") as chat_tab_:
+            with gr.Tab(text("chat")) as chat_tab_:
                 model = chat_tab(chat)
         gr.on([page.load, runs_tab_.select], **listed)
         tune.start.click(partial(start, root), [tune.asked, *tune.inputs], [*tune.told, tabs, run]).then(**listed)

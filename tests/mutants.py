@@ -1615,8 +1615,8 @@ FAULTS = [
     Fault(
         "the page is ready before the data were read",
         "web/tune_page.py",
-        "        if seen == [values",
-        "        if seen != [values",
+        "        if seen == wanted",
+        "        if seen != wanted",
         "tests/web/test_webui.py::test_ready_means_that_the_data_were_read",
     ),
     Fault(
@@ -1702,6 +1702,34 @@ FAULTS = [
         'name.endswith("loss") and 0 < 10 * min(values) < max(values)',
         'name.endswith("loss")',
         "tests/reports/test_run_comparison.py::test_a_loss_over_decades_has_a_log_scale",
+    ),
+    Fault(
+        "a run that cannot be read is left out",
+        "web/runs_page.py",
+        '            found[name] = ["unreadable", str(error)]',
+        "            continue",
+        "tests/web/test_webui.py::test_a_run_that_cannot_be_read_is_listed_with_the_reason",
+    ),
+    Fault(
+        "the base answers with its adapter",
+        "web/chat_page.py",
+        "base=number == 1)",
+        "base=False)",
+        "tests/web/test_webui.py::test_tuned_and_base_answer_side_by_side_each_in_its_own_conversation",
+    ),
+    Fault(
+        "the page speaks English in any language",
+        "web/strings.py",
+        "[key][language].format",
+        '[key]["en"].format',
+        "tests/web/test_webui.py::test_the_page_in_chinese",
+    ),
+    Fault(
+        "a run gets the password of the page",
+        "webui.py",
+        "    os.environ.pop(PASSWORD, None)",
+        "    os.environ.get(PASSWORD, None)",
+        "tests/web/test_webui.py::test_runs_and_previews_are_told_of_the_root_and_not_of_the_password",
     ),
     Fault(
         "HTML in a frame is not escaped",

@@ -1,4 +1,4 @@
-"""The tab "Chat": the one model that is loaded, and pages that take turns with it."""
+"""The tab "Chat": one model that is loaded, pages that take turns with it, and the base of an adapter next to it."""
 
 import contextlib
 import gc
@@ -14,16 +14,14 @@ import gradio as gr
 import torch
 
 import predict
-from arguments import ReadingArguments
-from collators.pixel_bounds import set_options
 from evaluation.answers import stream_answer
-from loaders.output_folder import adapter_config, saved_arguments
+from loaders.output_folder import adapter_config
 from reading.media import open_part
 from reading.options import MediaOptions
-from web.runs import check_inside, check_model
+from web.runs import PARSING, check_inside, check_model
+from web.strings import text
 
-# Titles of messages that are no answer.
-FAILED, THOUGHT, BASE = "No answer", "Thought", "The base, without tuning"
+IDLE = gr.update(submit_btn=True, stop_btn=False)  # the box of questions
 
 
 class Chat:
@@ -37,21 +35,19 @@ class Chat:
         self.lock = threading.Lock()  # of model, collator and options
         self.loaded = self.model = self.collator = self.options = None
 
-    def answer(
-        self, path: str, turns: list[dict], max_new_tokens: int, with_base: bool = False
-    ) -> Iterator[list[tuple[str, str]]]:
-        """What is written so far of the (thought, answer) to a conversation, again and again; then of the base's too.
+    def answer(self, path: str, turns: list[dict], most: int, base: bool = False) -> Iterator[tuple[str, str]]:
+        """What is written so far of the (thought, answer) to a conversation, again and again.
 
         Args:
             path: the folder of a model.
             turns: {"role", "text", "files"} and a "thought", the last one the user's.
-            with_base: whether the model that an adapter was trained on answers too.
+            base: whether the model that an adapter was trained on answers.
 
         Raises:
             ValueError: no such model, or it refuses the conversation.
         """
         folder = check_model(path, self.root)
-        if with_base and not adapter_config(folder):
+        if base and not adapter_config(folder):
             raise ValueError(f"{path} is no adapter, which could be taken off: choose its base as the model.")
         for file in (file for turn in turns for file in turn["files"]):
             check_inside(file, self.uploads, "the file")
@@ -60,15 +56,13 @@ class Chat:
             messages = [{"role": turn["role"], "content": list(self._parts(turn))} for turn in turns]
             for message, turn in zip(messages, turns):
                 message |= {"reasoning_content": turn["thought"]} if turn.get("thought") else {}
-            split, done = self.collator.template.thoughts_and_tools.split, []
-            for without in (contextlib.nullcontext, *([self.model.disable_adapter] if with_base else [])):
-                text, pieces = "", stream_answer(self.model, self.collator, messages, max_new_tokens)
-                with without(), contextlib.closing(pieces):
-                    for piece in pieces:
-                        text += piece
-                        yield [*done, split(text, is_whole=False)]
-                done.append(split(text))
-            yield done
+            split, written = self.collator.template.thoughts_and_tools.split, ""
+            pieces = stream_answer(self.model, self.collator, messages, most)
+            with self.model.disable_adapter() if base else contextlib.nullcontext(), contextlib.closing(pieces):
+                for piece in pieces:
+                    written += piece
+                    yield split(written, is_whole=False)
+            yield split(written)
 
     def release(self) -> None:
         """Free the memory of the model."""
@@ -87,13 +81,10 @@ class Chat:
         if self.loaded == version:
             return
         self._release()
-        self.model, self.collator = predict.load(folder)
-        saved = saved_arguments(folder)
-        names = [name for group in predict.AS_IN_TRAINING for name in group if name in saved]
-        reading = ReadingArguments(**{name: saved[name] for name in names})
-        set_options(self.collator, reading)
-        self.options = MediaOptions.of(reading)
-        self.loaded = version
+        with PARSING:
+            args = predict.parse(["--model_path", folder])
+        self.model, self.collator = predict.load_with_options(args)
+        self.options, self.loaded = MediaOptions.of(args), version
 
     def _parts(self, turn: dict) -> Iterator[dict]:
         for file in turn["files"]:
@@ -113,21 +104,18 @@ def turns_of(messages: list[dict]) -> list[dict]:
     """
     turns = []
     for message in messages:
-        title = (message.get("metadata") or {}).get("title")
-        if title in (FAILED, BASE):
-            turns = turns[:-1] if title == FAILED else turns
+        title, role = (message.get("metadata") or {}).get("title"), message["role"]
+        if title == text("no_answer"):
+            turns = turns[:-1]
             continue
-        if not turns or turns[-1]["role"] != message["role"]:
-            turns.append(
-                {"role": message["role"], "text": "", "files": []} | ({"thought": ""} if title == THOUGHT else {})
-            )
-        content, turn = message["content"], turns[-1]
-        turn["files"] += message.get("files", [])
+        if not turns or turns[-1]["role"] != role:
+            turns.append({"role": role, "text": "", "files": []})
+        content, turn, place = message["content"], turns[-1], "thought" if title else "text"
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part["type"] == "file":
                 turn["files"].append(part["file"]["path"])
             else:
-                turn["thought" if title == THOUGHT else "text"] += part["text"]
+                turn[place] = turn.get(place, "") + part["text"]
     return turns
 
 
@@ -136,35 +124,46 @@ def turns_of(messages: list[dict]) -> list[dict]:
 
 def chat_tab(chat: Chat) -> gr.Dropdown:
     with gr.Row():
-        info = "A checkpoint in the root, of a run or any other. One is loaded at a time."
-        model = gr.Dropdown([], label="model", info=info, allow_custom_value=True, min_width=300, elem_id="chat_model")
-        most = gr.Slider(1, 1024, value=128, step=1, label="longest answer, in tokens", min_width=300)
-    base = gr.Checkbox(label="let the base answer too", info="The same model without its adapter.")
-    gr.ChatInterface(
-        partial(answer, chat),
-        multimodal=True,
-        chatbot=gr.Chatbot(
-            height=440, render_markdown=False, label="conversation", buttons=["copy"], allow_file_downloads=False
-        ),
-        textbox=gr.MultimodalTextbox(
-            file_types=["image", "video"], file_count="multiple", placeholder="A question, and a picture if you like"
-        ),
-        additional_inputs=[model, most, base],
+        about = {"label": text("chat_model"), "info": text("chat_model_help"), "elem_id": "chat_model"}
+        model = gr.Dropdown([], allow_custom_value=True, min_width=300, **about)
+        most = gr.Slider(1, 1024, value=128, step=1, label=text("longest"), min_width=300)
+    beside = gr.Checkbox(label=text("side_by_side"), info=text("side_by_side_help"), elem_id="side_by_side")
+    look = {"height": 440, "render_markdown": False, "buttons": ["copy"], "allow_file_downloads": False}
+    with gr.Row():
+        tuned = gr.Chatbot(label=text("tuned"), placeholder=text("no_chat"), elem_id="tuned", min_width=300, **look)
+        base = gr.Chatbot(label=text("base"), visible=False, elem_id="base", min_width=300, **look)
+    about = {"label": text("ask"), "placeholder": text("ask"), "show_label": False, "elem_id": "question"}
+    question = gr.MultimodalTextbox(file_types=["image", "video"], file_count="multiple", **about)
+    with gr.Row():
+        gr.ClearButton([tuned, base], value=text("clear"), size="sm")
+        gr.Button(text("free"), size="sm").click(chat.release)
+    beside.change(lambda on, said: gr.update(visible=on, value=said if on else []), [beside, tuned], base)
+    asked = question.submit(
+        partial(answer, chat), [question, tuned, base, model, most, beside], [question, tuned, base]
     )
-    gr.Button("Free the memory of the model", size="sm").click(chat.release)
+    question.stop(lambda: IDLE, None, question, cancels=asked)
     return model
 
 
-def answer(chat: Chat, message: dict, history: list[dict], model: str | None, most: int, base: bool) -> Iterator:
-    question = {"role": "user", "content": message["text"], "files": message["files"]}
-    try:
-        if not model:
-            raise ValueError("Choose a model first.")
-        for (thought, text), *others in chat.answer(model, turns_of([*history, question]), int(most), base):
-            parts = [(thought, THOUGHT), (text, None), *((text, BASE) for _, text in others)]
-            written = [(text, {"title": title} if title else {}) for text, title in parts if text or not title]
-            yield [{"role": "assistant", "content": content, "metadata": about} for content, about in written]
-    except Exception as error:  # of the model, the picture or the memory
-        if not isinstance(error, ValueError):
-            traceback.print_exc()
-        yield {"role": "assistant", "content": str(error), "metadata": {"title": FAILED}}
+def answer(chat: Chat, question: dict, tuned: list, base: list, model: str | None, most: int, beside: bool) -> Iterator:
+    """The box, and the conversations with tuned and base, again and again: both are asked, one after the other."""
+    files = [{"path": file, "mime_type": mimetypes.guess_type(file)[0]} for file in question["files"]]
+    content = [{"type": "file", "file": file} for file in files]
+    content += [{"type": "text", "text": question["text"]}] if question["text"] else []
+    sides = [[*side, {"role": "user", "content": content}] for side in ([tuned, base] if beside else [tuned])]
+    shown = [*sides, base][:2]
+    yield gr.update(value=None, submit_btn=False, stop_btn=True), *shown
+    for number, side in enumerate(sides):
+        try:
+            if not model:
+                raise ValueError(text("no_model"))
+            for thought, said in chat.answer(model, turns_of(side), int(most), base=number == 1):
+                thoughts = [{"role": "assistant", "content": thought, "metadata": {"title": text("thought")}}]
+                shown[number] = [*side, *thoughts[: bool(thought)], {"role": "assistant", "content": said}]
+                yield gr.skip(), *shown
+        except Exception as error:  # of the model, the picture or the memory
+            if not isinstance(error, ValueError):
+                traceback.print_exc()
+            fault = {"role": "assistant", "content": str(error), "metadata": {"title": text("no_answer")}}
+            shown[number] = [*side, fault]
+    yield IDLE, *shown

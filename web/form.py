@@ -5,8 +5,10 @@ Its values are a dict by the names of NAMES, as gradio's components have them: t
 
 import json
 import os
+import re
 import shlex
 from enum import Enum
+from pathlib import Path
 from typing import get_args, get_origin
 
 import torch
@@ -19,76 +21,34 @@ from reading.mapping import proposal
 from reading.rows import PAIRS
 from reading.sources import find_source, has_ending, scan
 from supported_models import AUTO, MODELS, find_model, likely, media_of
-from web import runs
+from web import runs, strings
 from web.runs import FIELDS, HERE
 
-# Which flags have a field, and where. Labels, help and defaults are those of arguments.py.
-MODEL = ("model_id", "model_local_path")
-DATA = ("data_path", "eval_data_path", "eval_split", "prompt", "columns")
-NUMBERS = (
-    *("num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("model_max_length", "max_pixels", "lora_r", "max_steps", "eval_strategy", "eval_generate", "save_steps", "bf16"),
-)
-FOLDED = {
-    "Evaluation": ("eval_steps", "eval_max_new_tokens", "early_stopping_patience"),
-    "Checkpoints and log": ("save_strategy", "save_total_limit", "logging_steps"),
-    "Schedule": ("warmup_steps", "lr_scheduler_type", "weight_decay", "seed"),
-    "LoRA": ("lora_alpha", "lora_dropout", "lora_target_modules"),
-    "Learning rates of the vision parts": ("vision_encoder_lr", "vision_projector_lr"),
-    "Images and videos": ("image_size", "num_frames", "fps", "max_frames", "video_max_pixels"),
-    "Precision and memory": ("use_cpu", "activation_checkpointing", "packing", "optim", "attn_implementation"),
-}
+LAYOUT = yaml.safe_load(Path(__file__).with_name("form.yaml").read_text(encoding="utf-8"))
+MODEL, DATA, NUMBERS, FOLDED = (LAYOUT[name] for name in ("model", "data", "numbers", "folded"))
+STRATEGIES, ENGINES, PRESETS = (LAYOUT[name] for name in ("strategies", "engines", "presets"))
 FLAGS = [*MODEL, *DATA, "output_dir", *NUMBERS, *(name for names in FOLDED.values() for name in names)]
-# How each component trains -> the flags that are True.
-STRATEGIES = {
-    "vision encoder": {
-        "frozen": (),
-        "full": ("train_vision_encoder",),
-        "LoRA": ("train_vision_encoder", "use_vision_lora"),
-    },
-    "vision projector": {"frozen": (), "full": ("train_vision_projector",)},
-    "language model": {
-        "full": (),
-        "LoRA": ("use_lora",),
-        "Q-LoRA": ("use_lora", "q_lora"),
-        "8-bit LoRA": ("use_lora", "load_in_8bit"),
-    },
-}
-ENGINES = {
-    "none, or DDP": {},
-    "ZeRO-2": {"deepspeed": os.path.join("ds_configs", "zero2.json")},
-    "ZeRO-3": {"deepspeed": os.path.join("ds_configs", "zero3.json")},
-    "FSDP2": {"fsdp": True, "fsdp_config": os.path.join("fsdp_configs", "fsdp2.json")},
-}
 MENUS = {f"{name} from": name for name in ("question", "answer", "image", "video")}  # of --columns
 DEVICES, ENGINE, FURTHER = "devices", "engine", "further flags"
 NAMES = [*FLAGS, *MENUS, *STRATEGIES, DEVICES, ENGINE, FURTHER]
-# Those that change what the rows look like.
-SHOWN_BY = (*MODEL, "data_path", "prompt", "columns", *MENUS, "model_max_length", "max_pixels", FURTHER)
-SHOWN_BY += FOLDED["Images and videos"]
+SHOWN_BY = [*LAYOUT["shown_by"], *MENUS, FURTHER]
 INPUT_OF = {flag: name for name, ways in STRATEGIES.items() for way in ways.values() for flag in way}
 INPUT_OF |= {name: ENGINE for flags in ENGINES.values() for name in flags} | {name: name for name in FLAGS}
-LORA = (
-    "--use_lora True --train_vision_projector True --per_device_train_batch_size 4 --gradient_accumulation_steps 4 "
-    "--learning_rate 1e-4 --num_train_epochs 3 --eval_strategy epoch --eval_generate 20"
-)
-QUICK = LORA.replace("batch_size 4", "batch_size 1").replace("--num_train_epochs 3", "--max_steps 20")
-PRESETS = {
-    "quick look": f"{QUICK} --eval_split 0.05",
-    "LoRA on 24 GB": f"{LORA} --eval_split 0.05",  # of README
-    "Q-LoRA": (
-        f"{LORA} --q_lora True --lora_r 16 --lora_alpha 32 --learning_rate 2e-4 --activation_checkpointing True "
-        "--model_max_length 2048 --max_pixels 802816 --optim adamw_8bit --eval_split 0.05"
-    ),
-    "all weights": (
-        f"{LORA.replace('--use_lora True ', '')} --learning_rate 1e-5 --activation_checkpointing True "
-        "--model_max_length 4096 --max_pixels 1003520 --eval_split 0.05"
-    ),
-}
-OF_PRESETS = (*NUMBERS, "eval_split", "lora_alpha", "activation_checkpointing", "optim", *STRATEGIES)
-FIRST = "LoRA on 24 GB"
+OF_PRESETS = [*STRATEGIES, *dict.fromkeys(flag for flags in PRESETS.values() for flag in flags if flag in FLAGS)]
 KEPT = ".finelmm_form.json"  # in the root: the form, for every browser and after a restart
 OF_A_START = ("resume_from_checkpoint", "overwrite_output_dir")  # not of a run's settings
+
+
+def help_of(name: str) -> str:
+    """What is said under a field: of a flag in English, whole sentences of its help."""
+    if strings.language in (own := strings.TABLE["help"][name]):
+        return own[strings.language]
+    first, *others = re.split(r"(?<=\.) ", FIELDS[name].metadata["help"].replace("%%", "%"))
+    for sentence in others:
+        if len(first) + len(sentence) > 140:
+            break
+        first += f" {sentence}"
+    return first
 
 
 # ---- a form and its words ----
@@ -99,9 +59,8 @@ def default(name: str) -> object:
     flag = FIELDS[name]
     if list[str] in kinds_of(name):
         return []
-    if flag.default is None or bool in kinds_of(name):
-        return "" if flag.default is None else flag.default
-    return str(flag.default.value if isinstance(flag.default, Enum) else flag.default)
+    value = "" if flag.default is None else flag.default
+    return value if isinstance(value, bool) else str(value.value if isinstance(value, Enum) else value)
 
 
 def kinds_of(name: str) -> tuple[type, ...]:
@@ -122,9 +81,7 @@ def words_of(values: dict) -> list[str]:
     for name, ways in STRATEGIES.items():
         flags |= {flag: flag in ways[values[name]] for way in ways.values() for flag in way}
     away = "" if os.path.samefile(".", HERE) else HERE
-    flags |= {
-        flag: value if value is True else os.path.join(away, value) for flag, value in ENGINES[values[ENGINE]].items()
-    }
+    flags |= {flag: its if its is True else os.path.join(away, its) for flag, its in ENGINES[values[ENGINE]].items()}
     return runs.words_of(flags, values[FURTHER])
 
 
@@ -159,8 +116,8 @@ def is_on(words: list[str]) -> bool:
     return not words or string_to_bool(words[0])
 
 
-def preset(name: str = FIRST) -> dict:
-    return values_of(shlex.split(PRESETS[name]))
+def preset(name: str = next(iter(PRESETS))) -> dict:
+    return values_of(runs.words_of(PRESETS[name]))
 
 
 def preset_of(values: dict) -> str | None:
@@ -196,7 +153,7 @@ def save(values: dict, path: str, root: str) -> None:
     """
     file = runs.check_inside(path, root, "the YAML file")
     if not path.endswith((".yaml", ".yml")) or os.path.lexists(file):
-        raise ValueError(f"{path!r} must be the name of a new file that ends in .yaml.")
+        raise ValueError(strings.text("new_yaml", path=path))
     flags = runs.flags_of(words_of(values))
     with open(file, "x", encoding="utf-8") as target:
         yaml.safe_dump({n: its[0] if len(its) == 1 else its for n, its in flags}, target, sort_keys=False)

@@ -1,12 +1,21 @@
-"""Small pieces of HTML that all tabs of the page show."""
+"""Small pieces of HTML that all tabs of the page show, and how an error is told on it."""
 
 from functools import wraps
 
+import gradio as gr
 from markupsafe import Markup
 
+from reports.html_page import render
+from web.strings import text
 
-def notice(text: str, is_error: bool = False) -> str:
-    return Markup('<p class="message{}">{}</p>').format(" error-message" if is_error else "", text)
+
+def part(name: str, **values) -> Markup:
+    """A template of the page, which may ask for strings."""
+    return render(f"webui_{name}.html", text=text, **values)
+
+
+def notice(message: str, is_error: bool = False) -> str:
+    return Markup('<p class="message{}">{}</p>').format(" error-message" if is_error else "", message)
 
 
 def framed(html: str, title: str) -> str:
@@ -15,18 +24,30 @@ def framed(html: str, title: str) -> str:
     return frame.format(title, str(html))  # as text: Markup would not be escaped
 
 
-def log_box(text: str) -> str:
-    return Markup('<div class="log" tabindex="0" role="log"><pre>{}</pre></div>').format(text) if text else ""
+def log_box(log: str) -> str:
+    return Markup('<div class="log" tabindex="0" role="log"><pre>{}</pre></div>').format(log) if log else ""
 
 
 def or_notice(function):
     """A function that makes HTML, and says in its place what was wrong."""
+    return _told(function, lambda fault: notice(fault, is_error=True))
 
+
+def or_error(function):
+    """A function whose faults gradio shows in a corner of the page."""
+
+    def show(fault: str):
+        raise gr.Error(fault, print_exception=False)
+
+    return _told(function, show)
+
+
+def _told(function, tell):
     @wraps(function)
-    def call(*args) -> str:
+    def call(*args, **kwargs):
         try:
-            return function(*args)
+            return function(*args, **kwargs)
         except (ValueError, OSError) as error:
-            return notice(str(error), is_error=True)
+            return tell(str(error))
 
     return call

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -29,20 +30,19 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 import entry
-from arguments import PARTS, parse_arguments, split_flags, yaml_to_flags
+from arguments import PARTS, Arguments, parse_arguments, split_flags, yaml_to_flags
 from command_line import by_flag
 from evaluation.answers import ANSWERS_FOLDER
 from evaluation.verdict import Verdict
 from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS, adapter_config
-from preview import add_flags
 from reading.files import leads_out_of, stays_in
-from reading.options import ROOT
 from reading.references import kind_by_name
 from reading.sources import ENDINGS, HUB_ID, HUB_PATH, find_source
 from reading.split import make_datasets
 from reports.run_report import PLOTTED, answers_of, curves_of, metrics_of
 from training.progress import LOG_FILE
 from training.run_folder import LOCK, rename_aside, results
+from web.strings import text
 
 HERE = str(entry.HERE)
 FIELDS = {field.name: field for part in PARTS for field in fields(part)}
@@ -52,7 +52,6 @@ MOST_FOLDERS = 20_000  # that are looked into for them
 MOST_POINTS = 500  # of a curve
 MOST_ANSWERS = 40
 TOOL_SECONDS = 24 * 3600  # a merge of a large model, answers to a large file
-PASSWORD = "FINELMM_WEBUI_PASSWORD"  # the environment variable; no run gets it
 # Left to train.py: they run a file of the user's.
 UNCHECKED = ("metric", "metric_for_best_model")
 # Of models and checkpoints, all of whose files are read.
@@ -136,16 +135,14 @@ def check_flags(words: list[str], root: str) -> None:
             if name in ("data_path", "eval_data_path"):
                 check_data(value, root, f"--{name}")
     try:
-        _, own = parsed(split_flags(words, UNCHECKED)[0])
+        parsed(split_flags(words, UNCHECKED)[0])
     except SystemExit as error:  # of --help
         raise ValueError("these are no flags of a run.") from error
-    if any(value for name, value in vars(own).items() if name != "passed_over"):
-        raise ValueError("further flags are those of train.py, not of preview.py.")
 
 
-def parsed(words: list[str]) -> tuple:
+def parsed(words: list[str]) -> Arguments:
     with PARSING:
-        return parse_arguments(words, extend=add_flags)
+        return parse_arguments(words)
 
 
 def check_data(value: str, root: str, what: str) -> None:
@@ -232,32 +229,29 @@ def tool(script: str, words: list[str], root: str) -> str:
         ValueError: it failed; what it said.
     """
     command = [sys.executable, os.path.join(HERE, script), *words]
-    environment = {name: value for name, value in os.environ.items() if name != PASSWORD} | {ROOT: root}
     pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-    done = subprocess.run(command, cwd=root, env=environment, timeout=TOOL_SECONDS, **pipes)
+    done = subprocess.run(command, cwd=root, timeout=TOOL_SECONDS, **pipes)
     if done.returncode:
         said = done.stderr.strip().rpartition("Error: ")[2] or f"exit code {done.returncode}"
         raise ValueError(f"{done.stdout.strip()}\n{said[-2000:]}".strip())
     return done.stdout.strip()
 
 
-def page_of(script: str, words: list[str], root: str, *options: str) -> tuple[str, str]:
-    """(page, what is printed) of preview.py, which writes a page also where it finds faults.
+def page_of(words: list[str], root: str, *options: str) -> str:
+    """The page of preview.py, which writes it also where it finds faults.
 
     Raises:
         ValueError: as `check_flags`, or what the script says.
     """
     check_flags(words, root)
     with tempfile.TemporaryDirectory() as folder:
-        page = os.path.join(folder, "page.html")
+        page = Path(folder, "page.html")
         try:
-            said = tool(script, [*words, *options, "--html", page], root)
-        except ValueError as error:
-            if not os.path.isfile(page):
+            tool("preview.py", [*words, *options, "--html", str(page)], root)
+        except ValueError:
+            if not page.is_file():
                 raise
-            said = str(error)
-        with open(page, encoding="utf-8") as file:
-            return file.read(), said
+        return page.read_text(encoding="utf-8")
 
 
 # ---- processes ----
@@ -271,31 +265,33 @@ def start(words: list[str], root: str, append: bool = False, devices: int = 1) -
     """
     folder = check(words, root)
     if "overwrite_output_dir" in dict(flags_of(words)) and results(folder):
-        if is_alive(read_record(folder)) or is_locked(folder):
-            raise ValueError(f"a run is alive in --output_dir {folder}: stop it first, or name another folder.")
+        check_idle(folder)
         rename_aside(folder)  # train.py would rename what is written here too
     os.makedirs(folder, exist_ok=True)
     try:
         with FileLock(os.path.join(folder, "webui.lock"), timeout=5):
-            if is_alive(read_record(folder)):
-                raise ValueError(f"a run is alive in --output_dir {folder}: stop it first, or name another folder.")
-            environment = {name: value for name, value in os.environ.items() if name != PASSWORD}
+            check_idle(folder)
             with open(os.path.join(folder, LOG), "ab" if append else "wb") as log:
                 launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(devices)] if devices > 1 else []
                 process = subprocess.Popen(
                     [sys.executable, *launcher, os.path.join(HERE, "train.py"), *words],
                     **{"cwd": root, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},
-                    env=environment | {"PYTHONUNBUFFERED": "1", ROOT: root, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3600"},
+                    env=os.environ | {"PYTHONUNBUFFERED": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3600"},
                     start_new_session=True,  # neither Ctrl-C nor the end of the interface reaches it
                 )
             created = psutil.Process(process.pid).create_time()
             record = {"words": words, "devices": devices, "pid": process.pid, "created": created}
-            record["started"] = time.time()
+            record |= {"started": time.time()}
             write_json(os.path.join(folder, RECORD), record)
     except Timeout as error:
         raise ValueError(f"another page is starting a run in --output_dir {folder}.") from error
     threading.Thread(target=reap, args=(process, folder, record), daemon=True).start()
     return folder
+
+
+def check_idle(folder: str) -> None:
+    if is_alive(read_record(folder)) or is_locked(folder):
+        raise ValueError(f"a run is alive in --output_dir {folder}: stop it first, or name another folder.")
 
 
 def reap(process: subprocess.Popen, folder: str, record: dict) -> None:
@@ -314,30 +310,18 @@ def resume(folder: str, root: str) -> None:
     start([*words, "--resume_from_checkpoint", "True"], root, append=True, devices=record.get("devices", 1))
 
 
-def stop(folder: str) -> None:
-    """Ask a run to save a checkpoint after this step and end."""
-    _end(folder, lambda pid: os.kill(pid, signal.SIGTERM))
-
-
-def kill(folder: str) -> None:
-    """End a run and its data loader's workers at once."""
-    _end(folder, kill_tree)
-
-
-def kill_tree(pid: int) -> None:
-    """A process and all that it started, also in sessions of their own, as torchrun starts them."""
-    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _end(folder: str, send) -> None:
+def stop(folder: str, at_once: bool = False) -> None:
+    """Ask a run to save a checkpoint after this step and end; or kill it and all that it started, also in sessions of
+    their own, as torchrun starts them."""
     known_run(folder)  # else the lock would make a folder
     with FileLock(os.path.join(folder, "webui.lock")):
         record = read_record(folder)
         if is_alive(record):
             write_json(os.path.join(folder, RECORD), record | {"stopping": True})
-            send(record["pid"])
+            process = psutil.Process(record["pid"])
+            for one in [process, *process.children(recursive=True)] if at_once else [process]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
 
 
 def words_of_run(folder: str) -> list[str]:
@@ -395,13 +379,13 @@ def status(folder: str) -> Verdict:
     """What the run itself wrote at its end, or what can be seen of it."""
     record = read_record(folder) or {}
     if is_alive(record) or is_locked(folder):
-        return Verdict("running", "stopping after this step, with a checkpoint" if record.get("stopping") else "")
+        return Verdict("running", text("stopping") if record.get("stopping") else "")
     last = (read_log(folder) or [{}])[-1]
     if "state" in last and last["time"] >= record.get("started", 0):
         return Verdict(last["state"], last["verdict"])
     if record.get("exit_code", -1) > 0:  # before its first step
-        return Verdict("failed", "the last lines below say why")
-    return Verdict("interrupted", "it was killed, or the machine went down")
+        return Verdict("failed", text("see_below"))
+    return Verdict("interrupted", text("killed"))
 
 
 # ---- what a root holds ----
@@ -459,11 +443,9 @@ def _read_lines(path: str, size: int, time: int) -> list[dict]:
     lines = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            try:
+            with contextlib.suppress(ValueError):  # it is still being written
                 lines.append(json.loads(line))
-            except ValueError:  # still being written
-                continue
-    return lines
+    return [line for line in lines if isinstance(line, dict) and line.keys() >= {"step", "max_steps"}]
 
 
 def curves(log: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -499,27 +481,8 @@ def summary(folder: str) -> list[str]:
 
 def version(folder: str) -> tuple:
     """It changes when there is something new to plot or to read."""
-    names = (LOG_FILE, "report.html", "eval_answers")
-    paths = [os.path.join(folder, name) for name in names]
+    paths = [os.path.join(folder, name) for name in (LOG_FILE, "report.html", ANSWERS_FOLDER)]
     return (folder, *(os.path.getmtime(path) if os.path.exists(path) else 0 for path in paths))
-
-
-class Progress(NamedTuple):
-    step: int
-    max_steps: int
-    seconds_left: float | None
-
-
-def progress(log: list[dict], started: float = 0) -> Progress:
-    """How far a run is; the time left by its pace since it was started."""
-    if not log:
-        return Progress(0, 0, None)
-    # Lines that a resumed run took over have no time.
-    last, timed = log[-1], [line for line in log if line.get("time", -1) >= started]
-    steps = timed[-1]["step"] - timed[0]["step"] if timed else 0
-    pace = (timed[-1]["time"] - timed[0]["time"]) / steps if steps else None
-    left = last["max_steps"] - last["step"]
-    return Progress(last["step"], last["max_steps"], pace and pace * left)
 
 
 def log_tail(folder: str, lines: int = 40) -> str:
@@ -543,6 +506,6 @@ def steps_with_answers(folder: str) -> list[int]:
 
 def answers(folder: str, step: int) -> list[dict]:
     """Held-out answers of an evaluation, the wrong ones first, with pictures: as in the report."""
-    arguments, _ = parsed(words_of_run(folder))
+    arguments = parsed(words_of_run(folder))
     _, dataset = make_datasets(arguments.data, arguments.training.seed, check=False)
     return list(answers_of(folder, dataset, [min(steps_with_answers(folder)), step], MOST_ANSWERS))

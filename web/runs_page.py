@@ -1,76 +1,77 @@
 """The tab "Runs": their table, one of them as it goes on, and what comes after it."""
 
+import json
 import os
+import re
 import zipfile
-from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 
 import gradio as gr
-from tqdm import tqdm
 
 from reports.html_page import html_page, render
 from reports.run_report import draw_curves, figures_of
 from web import runs
-from web.html import framed, log_box, notice, or_notice
+from web.html import framed, log_box, notice, or_error, or_notice, part
 from web.runs import check_folder, check_inside
+from web.strings import text
 from web.tune_page import QUIET
 
 
 def runs_tab(root: str, uploads: str) -> tuple[gr.Dropdown, gr.Button, dict]:
     """The run that is looked at, the button for its settings, and what lists the runs."""
     table = gr.HTML(elem_id="runs")
-    run = gr.Dropdown([], label="run", info="An output folder in the root.", allow_custom_value=True, elem_id="run")
-    head = gr.HTML(elem_id="head")
+    run = gr.Dropdown([], label=text("run"), info=text("run_help"), allow_custom_value=True, elem_id="run")
+    head = gr.HTML(elem_id="head", elem_classes="live")
     wide = {"scale": 0, "min_width": 220}
     with gr.Row():
         buttons = [
-            gr.Button("Stop", variant="stop", visible=False, **wide),
-            gr.Button("Kill: save nothing", variant="stop", visible=False, **wide),
-            gr.Button("Resume", variant="primary", visible=False, **wide),
+            gr.Button(text("stop"), variant="stop", visible=False, **wide),
+            gr.Button(text("kill"), variant="stop", visible=False, **wide),
+            gr.Button(text("resume"), variant="primary", visible=False, **wide),
         ]
-        again = gr.Button("Same settings again", **wide)
+        again = gr.Button(text("again"), **wide)
     with gr.Row():
-        ticked = gr.CheckboxGroup([], label="plot with it", elem_id="ticked")
-        log_scale = gr.Checkbox(label="log scale", elem_id="log_scale")
+        ticked = gr.CheckboxGroup([], label=text("plot_with"), elem_id="ticked")
+        log_scale = gr.Checkbox(label=text("log_scale"), elem_id="log_scale")
     plots = gr.HTML()
-    step = gr.Dropdown([], label="held-out answers at step", visible=False, elem_id="step")
+    step = gr.Dropdown([], label=text("answers_at"), visible=False, elem_id="step")
     answers, log = gr.HTML(), gr.HTML()
-    with gr.Accordion("Report", open=False):
+    with gr.Accordion(text("report"), open=False):
         report = gr.HTML()
-    with gr.Accordion("After a run: merge, serve, answer, download", open=False):
+    with gr.Accordion(text("after"), open=False):
         after_run(root, uploads, run)
     seen = gr.State()
     look = {"fn": partial(watch, root), "inputs": [run, ticked, log_scale, seen]} | QUIET
     look["outputs"] = [head, *buttons, plots, step, log, report, seen]
     gr.on([gr.Timer(2).tick, run.change, log_scale.change, ticked.change], **look, trigger_mode="always_last")
     step.change(partial(show_answers, root), step, answers, **QUIET)
-    ask = "run => confirm('Kill this run? What it has learnt since its last checkpoint is lost.') ? run : null"
-    for button, action, js in zip(buttons, (runs.stop, runs.kill, partial(runs.resume, root=root)), (None, ask, None)):
+    kill_ask = f"run => confirm({json.dumps(text('kill_ask'), allow_nan=False)}) ? run : null"
+    actions = (runs.stop, partial(runs.stop, at_once=True), partial(runs.resume, root=root))
+    for button, action, js in zip(buttons, actions, (None, kill_ask, None)):
         button.click(partial(act, root, action), run, js=js, **QUIET).then(**look)
-    listed = {"fn": partial(list_runs, root), "inputs": [run, ticked], "outputs": [run, ticked, table]} | QUIET
+    listed = {"fn": partial(list_runs, root), "inputs": run, "outputs": [run, ticked, table]} | QUIET
     gr.Timer(10).tick(**listed)
     return run, again, listed
 
 
-def list_runs(root: str, chosen: str | None, ticked: list[str]) -> tuple[dict, dict, str]:
-    """The runs to choose from and to tick, and their table."""
+def list_runs(root: str, chosen: str | None) -> tuple[dict, dict, str]:
+    """The runs to choose from and to tick, and their table; one that cannot be read, with the reason."""
     found = {}
     for name in runs.find(root).runs:
-        with suppress(ValueError):  # it leads out of the root
+        try:
             found[name] = runs.summary(check_folder(name, root, "the run"))
-    first = gr.update(choices=[*found], value=chosen if chosen in found else next(iter(found), None))
-    ticks = gr.update(choices=[*found], value=[name for name in ticked if name in found])
-    return first, ticks, render("webui_runs.html", columns=runs.COLUMNS, runs=found)
+        except (ValueError, OSError) as error:
+            found[name] = ["unreadable", str(error)]
+    choices = gr.update(choices=[*found])  # without a value: what is chosen or ticked meanwhile stays
+    first = choices if chosen in found else choices | {"value": next(iter(found), None)}
+    return first, choices, part("runs", columns=runs.COLUMNS, runs=found)
 
 
+@or_error
 def act(root: str, action, run: str | None) -> None:
-    if run is None:  # not confirmed
-        return
-    try:
+    if run is not None:  # it is, where nobody confirmed
         action(check_folder(run, root, "the run"))
-    except ValueError as error:
-        raise gr.Error(str(error), print_exception=False) from error
 
 
 def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) -> list:
@@ -78,19 +79,14 @@ def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) 
     try:
         folder = check_folder(run, root, "the run") if run else ""
         if not os.path.isdir(folder):
-            raise ValueError("No such run." if run else "No run yet: start one under Tune.")
+            raise ValueError(text("no_such_run" if run else "no_run"))
         others = {name: check_folder(name, root, "the run") for name in ticked if name != run}
     except ValueError as error:
         return [notice(str(error), is_error=bool(run)), *[gr.update(visible=False)] * 3, *[gr.skip()] * 5]
     verdict, record, log = runs.status(folder), runs.read_record(folder) or {}, runs.read_log(folder)
-    progress = runs.progress(log, record.get("started", 0))
-    head = render(
-        "webui_run.html",
-        verdict=verdict,
-        progress=progress,
-        left=progress.seconds_left and verdict.state == "running" and tqdm.format_interval(progress.seconds_left),
-        figures=figures(log).items(),
-    )
+    tail = runs.log_tail(folder)
+    left = re.findall(r", ([\d:]+) left$", tail, re.MULTILINE)[-1:] if verdict.state == "running" else []
+    head = part("run", verdict=verdict, last=(log or [{}])[-1], left=left, figures=figures(log).items())
     is_mine, is_stopping = runs.is_alive(record), record.get("stopping", False)
     shown = [
         gr.update(visible=is_mine, interactive=not is_stopping),  # Kill takes not its place
@@ -104,7 +100,7 @@ def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) 
         steps = [(str(number), f"{run}:{number}") for number in runs.steps_with_answers(folder)]
         step = gr.update(choices=steps, value=steps[0][1] if steps else None, visible=bool(steps))
         report = framed_report(folder)
-    return [head, *shown, plots, step, log_box(runs.log_tail(folder)), report, version]
+    return [head, *shown, plots, step, log_box(tail), report, version]
 
 
 def figures(log: list[dict]) -> dict[str, str]:
@@ -123,23 +119,23 @@ def plotted(log: list[dict], others: dict[str, list[dict]], log_scale: bool) -> 
         for title, lines in runs.curves(other).items():
             plots.setdefault(title, {}).update({f"{name}, {line}": points for line, points in lines.items()})
     drawn = [(title.replace("_", " "), draw_curves(lines, log_scale)) for title, lines in plots.items()]
-    return render("webui_plots.html", plots=drawn)
+    return part("plots", plots=drawn)
 
 
 @or_notice
 def show_answers(root: str, chosen: str | None) -> str:
     run, _, step = (chosen or "").rpartition(":")
     found = runs.answers(check_folder(run, root, "the run"), int(step)) if run else []
-    page = html_page("held-out answers", render("answers.html", answers=found))
-    return framed(page, "held-out answers") if found else ""
+    page = html_page(text("answers"), render("answers.html", answers=found))
+    return framed(page, text("answers")) if found else ""
 
 
 def framed_report(folder: str) -> str:
     path = os.path.join(folder, "report.html")
     if not os.path.isfile(path):
-        return notice("train.py writes it at the end of a run, and where one is stopped.")
+        return notice(text("no_report"))
     with open(path, encoding="utf-8") as file:
-        return framed(file.read(), "report")
+        return framed(file.read(), text("report"))
 
 
 # ---- after a run ----
@@ -148,12 +144,12 @@ def framed_report(folder: str) -> str:
 def after_run(root: str, uploads: str, run: gr.Dropdown) -> None:
     """Each button runs a script on the run, and shows what it prints."""
     with gr.Row():
-        target = gr.Textbox(label="merged model", info="A new folder for adapter and base in one.", elem_id="merged")
-        data = gr.Textbox(label="file to answer", info="Data that was not trained on.", elem_id="answered")
+        names = ("merged", "answered")
+        target, data = (gr.Textbox(label=text(n), info=text(f"{n}_help"), elem_id=n) for n in names)
     with gr.Row():
-        names = ("Merge", "Check for serving", "Answer the file", "Pack for download")
-        merge, serve, answer, pack = (gr.Button(name, size="sm") for name in names)
-    download, said = gr.DownloadButton("Download", visible=False), gr.HTML()
+        names = ("merge", "serve", "answer", "pack")
+        merge, serve, answer, pack = (gr.Button(text(name), size="sm") for name in names)
+    download, said = gr.DownloadButton(text("download"), visible=False), gr.HTML(elem_classes="live")
     run.change(lambda run: f"{run}-merged" if run else "", run, target)
     merge.click(partial(run_tool, root, "merge_lora_weights.py", "--model_save_path"), [run, target], said)
     serve.click(partial(run_tool, root, "check_serving.py", None), [run, target], said)
@@ -173,14 +169,12 @@ def run_tool(root: str, script: str, flag: str | None, run: str | None, value: s
     return log_box(runs.tool(script, words, root))
 
 
+@or_error
 def packed(root: str, uploads: str, run: str | None) -> dict:
     """The files of a run or a model, without its checkpoints, as one file to download."""
-    try:
-        folder = runs.check_model(run or "none", root)
-        path = os.path.join(uploads, f"{os.path.basename(folder)}.zip")
-        with zipfile.ZipFile(path, "w") as archive:
-            for entry in filter(os.DirEntry.is_file, os.scandir(folder)):
-                archive.write(entry.path, entry.name)
-    except (ValueError, OSError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
+    folder = runs.check_model(run or "none", root)
+    path = os.path.join(uploads, f"{os.path.basename(folder)}.zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry in filter(os.DirEntry.is_file, os.scandir(folder)):
+            archive.write(entry.path, entry.name)
     return gr.update(value=path, visible=True)

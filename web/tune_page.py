@@ -1,7 +1,6 @@
-"""The tab "Tune": model, data, how, start; beside them the rows, below them the bar with command and Start."""
+"""The tab "Tune": model, data, how, start; next to them the rows, below them the bar with command and Start."""
 
 import os
-import random
 import re
 import shutil
 import time
@@ -13,20 +12,20 @@ import gradio as gr
 
 from arguments import yaml_to_flags
 from reading.sources import ENDINGS
-from reports.html_page import render
 from training.run_folder import results
 from web import form, runs
-from web.form import DEVICES, ENGINE, ENGINES, FOLDED, FURTHER, MENUS, MODEL, NAMES, NUMBERS, STRATEGIES
-from web.html import framed, log_box, notice, or_notice
+from web.form import DATA, DEVICES, ENGINE, ENGINES, FOLDED, FURTHER, MENUS, MODEL, NAMES, NUMBERS, STRATEGIES
+from web.html import framed, log_box, notice, or_error, or_notice, part
 from web.runs import FIELDS, check_inside
+from web.strings import text
 
 UPLOADED = "uploaded"  # folder of the root that dropped files are copied into
 SHOWN_ROWS = 5
-NEEDED = {"model_id": "a model", "data_path": "data", "output_dir": "a new output folder"}
+NEEDED = ("model_id", "data_path", "output_dir")
 QUIET = {"show_progress": "hidden", "concurrency_limit": None}
 # Announce what changes, and call a button what it says (gradio 6.31).
 ACCESSIBLE = """() => {
-    for (const id of ["message", "head"]) document.getElementById(id)?.setAttribute("aria-live", "polite");
+    for (const block of document.querySelectorAll(".live")) block.setAttribute("aria-live", "polite");
     for (const button of document.querySelectorAll(".upload-container")) button.removeAttribute("aria-label");
 }"""
 
@@ -35,76 +34,70 @@ def tune_tab(root: str) -> SimpleNamespace:
     """Its `inputs`, of NAMES in this order; `start`, with what it `asked` and what it `told`; `restored`: whether the
     form holds what it held before."""
     made = {}
+
+    def fields(*names: str) -> None:
+        made.update({name: field(name) for name in names})
+
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
-            gr.Markdown("## 1. Model")
+            gr.Markdown(f"## {text('step_model')}")
             with gr.Group():
-                search = gr.Textbox(label="search", info="Words, such as: qwen 7b video", max_lines=1, elem_id="search")
-                made["model_id"] = field("model_id", choices=form.choices_of_models(""), allow_custom_value=True)
-                made["model_local_path"] = field("model_local_path", choices=[], allow_custom_value=True)
-            gr.Markdown("## 2. Data")
+                search = gr.Textbox(label=text("search"), info=text("search_help"), max_lines=1, elem_id="search")
+                fields(*MODEL)
+            gr.Markdown(f"## {text('step_data')}")
             with gr.Group():
-                made["data_path"] = field("data_path")
-                label = f"or drop a table or JSON with its pictures (copied to {UPLOADED}/)"
+                fields("data_path")
+                label = text("drop", folder=UPLOADED)
                 drop = gr.File(label=label, file_count="multiple", height=150, elem_id="drop")
                 row = gr.HTML(elem_classes="first-row")
                 with gr.Row(elem_classes="fields"):
-                    info = "Field of the data, where it has another name."
-                    made |= {n: gr.Dropdown([], value="", label=n, info=info, allow_custom_value=True) for n in MENUS}
-                    made |= {name: field(name) for name in ("prompt", "columns", "eval_data_path", "eval_split")}
-            gr.Markdown("## 3. How")
-            preset = gr.Radio([*form.PRESETS], value=form.FIRST, label="preset", elem_id="preset")
+                    fields(*MENUS, *DATA[1:])
+            gr.Markdown(f"## {text('step_how')}")
+            preset = gr.Radio(labelled(form.PRESETS), label=text("preset"), elem_id="preset")
             with gr.Group():
-                made |= {component: strategy(component) for component in STRATEGIES}
+                fields(*STRATEGIES)
             with gr.Group(), gr.Row(elem_classes="fields"):
-                made |= {name: field(name) for name in NUMBERS}
+                fields(*NUMBERS)
             for title, names in FOLDED.items():
-                with gr.Accordion(title, open=False), gr.Row(elem_classes="fields"):
-                    made |= {name: field(name) for name in names}
-            with gr.Accordion("Devices, engine and further flags", open=False):
-                with gr.Row():
-                    info = "Processes, one for each GPU."
-                    made[DEVICES] = gr.Number(1, label=DEVICES, info=info, precision=0, minimum=1, elem_id=DEVICES)
-                    info = "How several share weights and optimizer."
-                    made[ENGINE] = gr.Dropdown([*ENGINES], label=ENGINE, info=info, elem_id=ENGINE)
-                info = "Any other flag of `python train.py --help_all`, as in a shell."
-                made[FURTHER] = gr.Textbox(label=FURTHER, info=info, max_lines=4, elem_id="further_flags")
-            gr.Markdown("## 4. Start")
+                with gr.Accordion(text(title), open=False), gr.Row(elem_classes="fields"):
+                    fields(*names)
+            with gr.Accordion(text("further"), open=False):
+                fields(DEVICES, ENGINE, FURTHER)
+            gr.Markdown(f"## {text('step_start')}")
             with gr.Group():
-                made["output_dir"] = field("output_dir")
+                fields("output_dir")
             with gr.Row():
-                tools = [gr.Button("Forecast the memory"), gr.Button("Check all rows")]
-            found = gr.HTML()
-            with gr.Accordion("Settings as a YAML file", open=False):
-                file = gr.Textbox(label="YAML file", info="In the root, for `python train.py FILE`.", elem_id="yaml")
+                tools = [gr.Button(text(name)) for name in ("forecast", "check")]
+            found = gr.HTML(elem_classes="live")
+            with gr.Accordion(text("settings"), open=False):
+                file = gr.Textbox(label=text("yaml"), info=text("yaml_help"), elem_id="yaml")
                 with gr.Row():
-                    save, load = gr.Button("Save these settings"), gr.Button("Load settings")
-                saved = gr.HTML()
+                    save, load = (gr.Button(text(name)) for name in ("save", "load"))
+                saved = gr.HTML(elem_classes="live")
         with gr.Column(scale=2, min_width=320, elem_classes="beside"):
-            gr.Markdown("## Rows as they are trained on")
+            gr.Markdown(f"## {text('rows')}")
             with gr.Row():
-                words = gr.Textbox(label="search in the rows", max_lines=1, elem_id="search_rows")
-                skip = gr.Number(0, label="from row", precision=0, minimum=0, elem_id="from_row")
+                words = gr.Textbox(label=text("search_rows"), max_lines=1, elem_id="search_rows")
+                skip = gr.Number(0, label=text("from_row"), precision=0, minimum=0, elem_id="from_row")
             with gr.Row():
-                moves = [gr.Button(name, size="sm", min_width=80) for name in ("Previous", "Next", "Random", "Show")]
-            rows = gr.HTML()
+                moves = [gr.Button(text(name), size="sm", min_width=80) for name in ("previous", "next")]
+            rows = gr.HTML(notice(text("no_rows")))
     with gr.Row(elem_classes="bar"):
         with gr.Column(scale=3, min_width=250):
-            message = gr.HTML(elem_id="message")
-            command = gr.Textbox(label="command", lines=3, max_lines=3, interactive=False, buttons=["copy"])
-        start = gr.Button("Start", variant="primary", scale=0, min_width=180)
+            message = gr.HTML(elem_id="message", elem_classes="live")
+            command = gr.Textbox(label=text("command"), lines=3, max_lines=3, interactive=False, buttons=["copy"])
+        start = gr.Button(text("start"), variant="primary", scale=0, min_width=180, elem_id="start")
     inputs = [made[name] for name in NAMES]
-    read, total, wrong, asked, restored = gr.State(), gr.State(0), gr.State(), gr.State(), gr.State(False)
-    tell = {
-        "fn": partial(explain, root, {name: made[name].info for name in NAMES}),
-        "inputs": [restored, read, wrong, *inputs],
-        "outputs": [command, message, start, asked, wrong, preset, *inputs],
-    } | QUIET
+    read, wanted, wrong, asked = (gr.State() for _ in range(4))
+    total, restored = gr.State(0), gr.State(False)
+    tell = {"fn": partial(explain, root), "inputs": [restored, read, wrong, *inputs]} | QUIET
+    tell["outputs"] = [command, message, start, asked, wrong, preset, wanted, *inputs]
     gr.on([restored.change, *(component.change for component in inputs)], **tell, trigger_mode="always_last")
-    search.change(lambda text: gr.update(choices=form.choices_of_models(text)), search, made["model_id"], **QUIET)
+    search.change(lambda words: gr.update(choices=form.choices_of_models(words)), search, made["model_id"], **QUIET)
     named = [made[name] for name in MODEL]
     made["model_id"].input(model_of, named, named, **QUIET)
-    preset.input(preset_values, preset, [made[name] for name in form.OF_PRESETS], **QUIET)
+    of_presets = [made[name] for name in form.OF_PRESETS]
+    preset.input(lambda name: [form.preset(name)[key] for key in form.OF_PRESETS], preset, of_presets, **QUIET)
     # One of the two says what is evaluated.
     made["eval_data_path"].input(lambda paths: "" if paths else gr.skip(), made["eval_data_path"], made["eval_split"])
     columns = [row, *(made[name] for name in (*MENUS, "columns"))]
@@ -113,16 +106,12 @@ def tune_tab(root: str) -> SimpleNamespace:
     dropped = drop.upload(partial(take_files, root), [drop, made["data_path"]], [drop, made["data_path"]])
     dropped.then(**row_of).then(None, js=ACCESSIBLE)
     look = {"fn": partial(show_rows, root), "inputs": [skip, words, *inputs], "outputs": [rows, total, read]}
-    gr.on([moves[-1].click, words.submit, skip.submit], **look).then(**tell)
-    places = (
-        lambda at, _: max(0, at - SHOWN_ROWS),
-        lambda at, total: at + SHOWN_ROWS if at + SHOWN_ROWS < total else at,
-        lambda _, total: random.randrange(max(1, total - SHOWN_ROWS + 1)),
-    )
+    gr.on([words.submit, skip.submit], **look).then(**tell)
+    places = (lambda at, _: max(0, at - SHOWN_ROWS), lambda at, all: at + SHOWN_ROWS if at + SHOWN_ROWS < all else at)
     for button, move in zip(moves, places):
         button.click(move, [skip, total], skip, **QUIET).then(**look).then(**tell)
     follow = look | {"fn": partial(show_rows, root, quiet=True)}
-    gr.on([made[name].change for name in form.SHOWN_BY], **follow, trigger_mode="always_last").then(**tell)
+    wanted.change(**follow, trigger_mode="always_last").then(**tell)  # once, where several fields change at once
     for button, tool in zip(tools, (forecast, check_rows)):
         button.click(partial(tool, root), inputs, found)
     save.click(partial(save_form, root), [file, *inputs], saved)
@@ -132,69 +121,68 @@ def tune_tab(root: str) -> SimpleNamespace:
     return SimpleNamespace(inputs=inputs, lists=lists, start=start, asked=asked, told=told, restored=restored)
 
 
-def field(name: str, choices: list | None = None, **options) -> gr.components.Component:
-    """The input of a flag, made from its dataclass field."""
-    flag, value, kinds = FIELDS[name], form.default(name), form.kinds_of(name)
-    options |= {"label": name.replace("_", " "), "info": shortened(flag.metadata["help"]), "elem_id": name}
+def labelled(names) -> list[tuple[str, str]]:
+    return [(text(name), name) for name in names]
+
+
+def field(name: str) -> gr.components.Component:
+    """The input of one of NAMES; a flag's is made from its dataclass field."""
+    label = text(name) if name not in FIELDS else name.replace("_", " ")
+    options = {"label": label, "info": form.help_of(name), "elem_id": name.replace(" ", "_")}
+    if name == DEVICES:
+        return gr.Number(1, precision=0, minimum=1, **options)
+    if name == FURTHER:
+        return gr.Textbox(max_lines=4, **options)
+    if name in STRATEGIES:
+        return gr.Radio(choices := labelled(STRATEGIES[name]), value=choices[0][1], **options)
+    if name == ENGINE:
+        return gr.Dropdown(choices := labelled(ENGINES), value=choices[0][1], **options)
+    if name in (*MENUS, *MODEL):
+        choices = form.choices_of_models("") if name == "model_id" else []
+        return gr.Dropdown(choices, value="", allow_custom_value=True, **options)
+    value, kinds = form.default(name), form.kinds_of(name)
     if isinstance(value, bool):
         return gr.Checkbox(value=value, **options)
     if value == []:
         return gr.Dropdown([], value=[], multiselect=True, allow_custom_value=True, **options)
     if enum := next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)), None):
-        choices = [member.value for member in enum]
-    elif bool in kinds:
-        choices = [("by default", ""), "True", "False"]
-    if choices is not None:
-        return gr.Dropdown(choices, value=value, **options)
+        return gr.Dropdown([member.value for member in enum], value=value, **options)
+    if bool in kinds:
+        return gr.Dropdown([(text("by_default"), ""), "True", "False"], value=value, **options)
     return gr.Textbox(value, max_lines=1, **options)
-
-
-def shortened(help: str, most: int = 140) -> str:
-    """Whole sentences, at least the first."""
-    first, *others = re.split(r"(?<=\.) ", help.replace("%%", "%"))
-    for sentence in others:
-        if len(first) + len(sentence) > most:
-            break
-        first += f" {sentence}"
-    return first
-
-
-def strategy(component: str) -> gr.Radio:
-    ways = STRATEGIES[component]
-    info = " ".join(FIELDS[name].metadata["help"] for name in dict.fromkeys(n for way in ways.values() for n in way))
-    return gr.Radio(list(ways), value=next(iter(ways)), label=component, info=info, elem_id=component.replace(" ", "_"))
 
 
 # ---- what the form says ----
 
 
-def explain(root: str, infos: dict, restored: bool, read: tuple | None, wrong: str | None, *inputs) -> list:
+def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *inputs) -> list:
     """The command of a form, and what is wrong with it: in the bar, and at its field. Keeps the form."""
     if not restored:
-        return [gr.skip()] * (6 + len(NAMES))
+        return [gr.skip()] * (7 + len(NAMES))
     values, command, folder, at = dict(zip(NAMES, inputs)), "", "", None
     form.keep(values, root)
-    missing = [what for name, what in NEEDED.items() if not values[name]]
-    text, (seen, fault) = "The flags are right. Reading rows of the data …", read or (None, None)
+    missing = [text(name) for name in NEEDED if not values[name]]
+    wanted = [values[name] for name in form.SHOWN_BY]
+    said, (seen, fault) = text("reading"), read or (None, None)
     try:
         words = form.words_of(values)
         command = runs.command_line(words, root, values[DEVICES])
         folder = runs.check(words, root)
-        if seen == [values[name] for name in form.SHOWN_BY]:
-            text = "Ready to start: the data were read."
+        if seen == wanted:
+            said = text("ready")
             if fault:
                 raise ValueError(fault)
     except ValueError as error:
-        text = re.sub(r"^Argument (--\w+)[^:]*: (.*); see `.*`\.$", r"\1: \2", str(error))
-        at = next(filter(None, map(form.INPUT_OF.get, re.findall(r"--(\w+)", text))), "")
-        if missing and re.search(r"--(model_id|data_path|output_dir) is missing", text):
-            text, at = f"Still needed: {', '.join(missing)}.", None
-    changes = {name: gr.update(info=infos[name], elem_classes=[]) for name in {wrong} & {*NAMES}}
+        said = re.sub(r"^Argument (--\w+)[^:]*: (.*); see `.*`\.$", r"\1: \2", str(error))
+        at = next(filter(None, map(form.INPUT_OF.get, re.findall(r"--(\w+)", said))), "")
+        if missing and re.search(r"--(model_id|data_path|output_dir) is missing", said):
+            said, at = text("needed", what=text("comma").join(missing)), None
+    changes = {name: gr.update(info=form.help_of(name), elem_classes=[]) for name in {wrong} & {*NAMES}}
     if at:
-        changes[at] = gr.update(info=text.removeprefix(f"--{at}: "), elem_classes=["wrong"])
-    label = f"Start over in {folder} …" if folder and results(folder) else "Start"
-    shown = [command, notice(text, is_error=at is not None), gr.update(value=label), None, at, form.preset_of(values)]
-    return [*shown, *(changes.get(name, gr.skip()) for name in NAMES)]
+        changes[at] = gr.update(info=said.removeprefix(f"--{at}: "), elem_classes=["wrong"])
+    label = text("start_over", folder=folder) if folder and results(folder) else text("start")
+    shown = [command, notice(said, is_error=at is not None), gr.update(value=label)]
+    return [*shown, None, at, form.preset_of(values), wanted, *(changes.get(name, gr.skip()) for name in NAMES)]
 
 
 def model_of(typed: str | None, path: str | None) -> tuple:
@@ -210,29 +198,21 @@ def model_of(typed: str | None, path: str | None) -> tuple:
         return gr.skip(), gr.skip()
 
 
-def preset_values(preset: str) -> list:
-    return [form.preset(preset)[name] for name in form.OF_PRESETS]
-
-
 @or_notice
 def save_form(root: str, path: str, *inputs) -> str:
     form.save(dict(zip(NAMES, inputs)), path, root)
-    return notice(f"Saved: python train.py {path}")
+    return notice(text("saved", path=path))
 
 
+@or_error
 def load_form(root: str, path: str) -> list:
-    try:
-        return [*form.values_of(yaml_to_flags(check_inside(path, root, "the YAML file"))).values()]
-    except ValueError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+    return [*form.values_of(yaml_to_flags(check_inside(path, root, "the YAML file"))).values()]
 
 
+@or_error
 def same_again(root: str, run: str | None) -> list:
     """The form with the settings of a run and a new output folder, and the tab to look at."""
-    try:
-        values = form.values_of(runs.words_of_run(runs.check_folder(run or "", root, "the run")))
-    except ValueError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+    values = form.values_of(runs.words_of_run(runs.check_folder(run or "", root, "the run")))
     stem, number = re.sub(r"-\d+$", "", run), 2
     while os.path.lexists(f"{stem}-{number}"):
         number += 1
@@ -264,7 +244,7 @@ def show_columns(root: str, paths: list[str]) -> list:
     proposed = form.values_of(["--columns", *columns] if columns else [])
     menus = [gr.update(choices=["", *row], value=proposed[name]) for name in MENUS]
     ignored = gr.update(choices=[f"{name}=" for name in row], value=proposed["columns"])
-    shown = render("webui_first_row.html", row={name: str(value)[:200] for name, value in row.items()})
+    shown = part("first_row", row={name: str(value)[:200] for name, value in row.items()})
     return [shown if row else "", *menus, ignored]
 
 
@@ -278,10 +258,11 @@ def show_rows(root: str, skip: int, search: str, *inputs, quiet: bool = False) -
     seen = [values[name] for name in form.SHOWN_BY]
     selection = [f"--num_rows={SHOWN_ROWS}", f"--skip_rows={skip or 0}", *([f"--search={search}"] if search else [])]
     try:
-        page, said = runs.page_of("preview.py", form.words_of(values), root, *selection)
+        page = runs.page_of(form.words_of(values), root, *selection)
     except ValueError as error:
-        return "" if quiet else notice(str(error), is_error=True), 0, (seen, str(error))
-    return framed(page, "rows"), int(re.search(r"of (\d+) rows", said)[1]), (seen, None)
+        told = notice(text("no_rows")) if quiet else notice(str(error), is_error=True)
+        return told, 0, (seen, str(error))
+    return framed(page, text("rows")), int(re.search(r"of (\d+) rows", page)[1]), (seen, None)
 
 
 @or_notice
@@ -293,7 +274,7 @@ def forecast(root: str, *inputs) -> str:
 
 @or_notice
 def check_rows(root: str, *inputs) -> str:
-    return framed(runs.page_of("preview.py", form.words_of(dict(zip(NAMES, inputs))), root, "--check")[0], "check")
+    return framed(runs.page_of(form.words_of(dict(zip(NAMES, inputs))), root, "--check"), text("check"))
 
 
 # ---- start ----
@@ -306,11 +287,11 @@ def start(root: str, asked: str | None, *inputs) -> list:
         words = form.words_of(values)
         folder = runs.check(words, root)
         if results(folder) and asked != folder:
-            text = f"{folder} holds a run. Press again to rename that one and start, or name another folder."
-            return [notice(text), gr.update(value="Rename it and start"), folder, gr.skip(), gr.skip()]
+            told = [notice(text("holds_run", folder=folder)), gr.update(value=text("rename")), folder]
+            return [*told, gr.skip(), gr.skip()]
         words += ["--overwrite_output_dir", "True"] if results(folder) else []
         folder = os.path.relpath(os.path.realpath(runs.start(words, root, devices=values[DEVICES])), root)
     except ValueError as error:
         return [notice(str(error), is_error=True), *[gr.skip()] * 4]
     shown = gr.update(choices=runs.find(root).runs, value=folder)
-    return [notice(f"{folder} is started."), gr.update(), None, gr.Tabs(selected="runs"), shown]
+    return [notice(text("started", folder=folder)), gr.update(), None, gr.Tabs(selected="runs"), shown]

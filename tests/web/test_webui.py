@@ -14,6 +14,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from string import Formatter
 
 import gradio as gr
 import pandas as pd
@@ -30,23 +31,24 @@ from starlette.testclient import TestClient
 import webui
 from arguments import PARTS, parse_arguments
 from evaluation.answers import stream_answer
-from evaluation.verdict import Verdict
+from evaluation.verdict import TONES, Verdict
 from predict import load
 from reading.dataset import MultimodalDataset
 from reading.images import open_image
 from reading.options import ROOT, MediaOptions
 from supported_models import MODELS, VIDEO
 from training.trainable import training_modes
-from web import chat_page, form, html, runs, runs_page, tune_page
+from web import chat_page, form, html, runs, runs_page, strings, tune_page
 
 ROW = [{"conversations": turns("Hi", "Hello")}]
 # Flags of a preset whose values are those of the first one, whatever a script says.
 OWN_PACE = ("num_train_epochs", "eval_strategy", "eval_generate", "gradient_accumulation_steps", "eval_split")
+KILL = partial(runs.stop, at_once=True)
 # What train.py does to its output folder, in a second.
 STAND_IN = """
 import json, os, signal, sys, time
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-print(json.dumps(sys.argv[1:]), os.environ.get("FINELMM_WEBUI_PASSWORD"), flush=True)
+print(json.dumps(sys.argv[1:]), flush=True)
 def stop(*_):
     end = {"step": 1, "max_steps": 9, "time": time.time(), "state": "stopped", "verdict": "by SIGTERM"}
     print(json.dumps(end), file=open(os.path.join(flags["--output_dir"], "log.jsonl"), "w"), flush=True)
@@ -83,8 +85,8 @@ def watched(root: str, run: str | None, seen=None, ticked=(), log_scale=False) -
 def explained(root: str, read=None, **given) -> tuple[str, str, dict, dict]:
     """Command, message, the button's update, and the update of each field that has one."""
     values = form.values_of([]) | given
-    infos = dict.fromkeys(form.NAMES, "its help")
-    command, message, button, _, _, _, *changes = tune_page.explain(root, infos, True, read, "seed", *values.values())
+    command, message, button, _, _, _, wanted, *changes = tune_page.explain(root, True, read, "seed", *values.values())
+    assert wanted == [values[name] for name in form.SHOWN_BY]  # of which rows are shown when it changes
     found = dict(zip(form.NAMES, changes))
     return command, message, button, {name: change for name, change in found.items() if change != gr.skip()}
 
@@ -162,7 +164,7 @@ def test_wrong_values_are_told_as_train_py_tells_them(root):
         (words(lora_r="4"), "--lora_r has no effect without --use_lora True"),
         ([*words(), "--warmup_ratio", "0.1"], "use --warmup_steps"),
         ([*words(), "--help"], "no flags of a run"),
-        ([*words(), "--index", "0"], "not of preview.py"),
+        ([*words(), "--index", "0"], "--index"),
         (words(data_path="none.json"), "none.json does not exist"),
         (words(output_dir=""), "--output_dir is missing"),
         (words(output_dir="."), "must lie 1 to 4 folders below"),
@@ -176,7 +178,7 @@ def test_the_form_says_what_is_missing_and_what_is_wrong_where_it_is(root):
     command, message, button, changes = explained(root)
     assert "Still needed: a model, data, a new output folder." in message and "error" not in message
     assert button["value"] == "Start" and [*changes] == ["seed"]  # what was wrong before is told no more
-    assert (changes["seed"]["info"], changes["seed"]["elem_classes"]) == ("its help", [])
+    assert (changes["seed"]["info"], changes["seed"]["elem_classes"]) == (form.help_of("seed"), [])
     given = {"model_id": "llava", "data_path": ["train.json"], "output_dir": "out"}
     command, message, _, changes = explained(root, **given)
     assert "--model_id llava" in command and "error" in message and "Did you mean" in changes["model_id"]["info"]
@@ -202,6 +204,41 @@ def test_ready_means_that_the_data_were_read(root):
     assert explained(root, (seen, None), **given)[2]["value"] == "Start over in out …"
 
 
+# ---- what it says ----
+
+CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+def test_all_that_the_page_says_is_in_the_table_in_both_languages():
+    page, helps = strings.TABLE["page"], strings.TABLE["help"]
+    for key, said in page.items():
+        assert [*said] == [*strings.LANGUAGES], key
+        en, zh = (sorted(name for _, name, *_ in Formatter().parse(one) if name is not None) for one in said.values())
+        assert en == zh, key
+    files = [*(REPO / "web").glob("*.py"), REPO / "webui.py", *(REPO / "reports/templates").glob("webui_*.html")]
+    code = "".join(file.read_text() for file in files)
+    assert {*re.findall(r"""\btext\(\s*["'](\w+)["']""", code)} <= {*page}
+    named = {*TONES, *form.MENUS, *form.FOLDED, *form.PRESETS, *form.ENGINES, *form.STRATEGIES}
+    named |= {"merged_help", "answered_help", *(way for ways in form.STRATEGIES.values() for way in ways)}
+    left = {key for key in {*page} - named if f'"{key}"' not in code and f"'{key}'" not in code}
+    assert left == set()  # of what it said once
+    assert {*helps} == {*form.NAMES}
+    assert {name for name, said in helps.items() if "en" in said} == {*form.NAMES} - {*form.FLAGS}
+    assert all(CHINESE.search(said["zh"]) for said in helps.values())
+
+
+def test_the_page_in_chinese(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(strings, "language", "zh")
+    config = webui.make_page(root, str(tmp_path)).get_config_file()
+    told = {"LoRA", "Q-LoRA", *(name.replace("_", " ") for name in form.FLAGS), "# finelmm", "True", "False"}
+    of_components = [c["props"] for c in config["components"] if c["type"] not in ("state", "timer", "dataset")]
+    shown = {props[key] for props in of_components for key in ("label", "info", "placeholder") if props.get(key)}
+    shown |= {props.get("value") or "中" for props in of_components if props["name"] in ("button", "markdown", "html")}
+    assert {said for said in shown - told if not CHINESE.search(said)} == set()
+    _, message, button, _ = explained(root)
+    assert "还需要：模型、数据、新的输出文件夹。" in message and button["value"] == "开始"
+
+
 # ---- the form ----
 
 
@@ -210,13 +247,14 @@ def test_the_presets_are_those_of_readme_and_scripts():
     block = next(block for block in readme.split("```") if "train.py --model_id" in block and "hinges" in block)
     told = dict(runs.flags_of(shlex.split(block.replace("\\\n", "")[block.index("train.py") :])[1:]))
     places = ("model_id", "data_path", "eval_data_path", "output_dir")
-    preset = dict(runs.flags_of(shlex.split(form.PRESETS[form.FIRST])))
+    first = next(iter(form.PRESETS))
+    preset = dict(runs.flags_of(runs.words_of(form.PRESETS[first])))
     assert preset.pop("eval_split")  # in the place of --eval_data_path
     assert preset == {name: its for name, its in told.items() if name not in places}
-    assert form.preset() == form.preset(form.FIRST)
+    assert form.preset() == form.preset(first)
     for name, script in (("Q-LoRA", "q_lora_24gb.sh"), ("all weights", "full_8_gpus.sh")):
         text = (REPO / "example_scripts" / script).read_text()
-        for flag, its in dict(runs.flags_of(shlex.split(form.PRESETS[name]))).items():
+        for flag, its in dict(runs.flags_of(runs.words_of(form.PRESETS[name]))).items():
             written = re.search(rf"^ *--{flag} (\S+)", text, re.MULTILINE)
             if flag not in OWN_PACE:
                 assert (written or [0, "False"])[1] == its[0] or flag == "train_vision_projector", (name, flag)
@@ -224,7 +262,7 @@ def test_the_presets_are_those_of_readme_and_scripts():
 
 def test_a_preset_changes_all_that_any_preset_says():
     for preset in form.PRESETS.values():
-        values = form.values_of(shlex.split(preset))
+        values = form.values_of(runs.words_of(preset))
         assert form.PRESETS[form.preset_of(values)] == preset and not form.preset_of(values | {"learning_rate": "7"})
         changed = {name for name, value in form.values_of([]).items() if value != values[name]}
         assert changed <= {*form.OF_PRESETS}
@@ -262,7 +300,7 @@ def test_the_form_is_kept_for_every_browser_and_after_a_restart(root, tmp_path):
     values = form.preset() | {"data_path": ["a b.json"], "devices": 2, "further flags": "--lora_bias 'al"}
     explained(root, **values)
     assert form.kept(root) == values
-    tune_page.explain(root, {}, False, None, None, *form.values_of([]).values())  # of a page that is still loading
+    tune_page.explain(root, False, None, None, *form.values_of([]).values())  # of a page that is still loading
     assert form.kept(root) == values
     for odd in ("{", "[]", '{"engine": "none"}', '{"data_path": 3}'):
         Path(form.KEPT).write_text(odd)
@@ -441,19 +479,19 @@ def test_no_medium_of_the_data_leads_out_of_the_root(root, tmp_path, monkeypatch
         MultimodalDataset("link.json")
 
 
-def test_runs_and_previews_are_told_of_the_root(root, monkeypatch):
-    told = []
-
-    def started(command, **kwargs):
-        told.append(kwargs["env"][ROOT])
-        raise ValueError("not now")
-
-    monkeypatch.setattr(runs.subprocess, "run", started)
-    monkeypatch.setattr(runs.subprocess, "Popen", started)
-    for begin in (lambda: runs.page_of("preview.py", words(), root), lambda: runs.start(words(), root)):
-        with pytest.raises(ValueError, match="not now"):
-            begin()
-    assert told == [root, root]
+def test_runs_and_previews_are_told_of_the_root_and_not_of_the_password(root, monkeypatch):
+    """All that they are told of is the environment."""
+    monkeypatch.setenv(webui.PASSWORD, "sesame")
+    monkeypatch.setenv(ROOT, "")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.setattr(webui.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(webui, "make_page", lambda *_: None)
+    served = {}
+    monkeypatch.setattr(webui, "serve", lambda _, args: served.update(os.environ, given=args.password, at=os.getcwd()))
+    monkeypatch.setattr(strings, "language", "en")
+    webui.main(["--root", root, "--port", "0", "--language", "zh"])
+    assert strings.language == "zh"
+    assert (served[ROOT], served["given"], served["at"]) == (root, "sesame", root) and webui.PASSWORD not in served
 
 
 @pytest.mark.parametrize("name", ["report.html", "webui.log", "log.jsonl", "args.yaml", "eval_answers", "a/deep/link"])
@@ -518,14 +556,13 @@ def test_a_file_of_the_user_is_not_run_by_the_check(root):
 
 @pytest.mark.parametrize("host, is_local", [("127.0.0.1", 1), ("::1", 1), ("localhost", 1), ("0.0.0.0", 0), ("gpu", 0)])
 def test_another_host_needs_a_password(host, is_local, root, monkeypatch):
-    monkeypatch.delenv(runs.PASSWORD, raising=False)
+    monkeypatch.delenv(webui.PASSWORD, raising=False)
     if not is_local:
         with pytest.raises(ValueError, match="set a password in the environment variable FINELMM_WEBUI_PASSWORD"):
             webui.check(webui.parse(["--host", host]))
     assert webui.is_loopback(host) == bool(is_local)
-    monkeypatch.setenv(runs.PASSWORD, "sesame")
+    monkeypatch.setenv(webui.PASSWORD, "sesame")
     assert webui.parse(["--host", host]).password == "sesame"
-    assert webui.is_same("sesame", "sesame") and not webui.is_same("sésame", "sesame")
 
 
 def test_wrong_passwords_wait_in_a_line(monkeypatch):
@@ -569,10 +606,10 @@ def test_asking_for_a_run_that_does_not_exist_makes_nothing(root):
             (Path("terminal") / runs.RECORD).write_text(odd)
         before = sorted(Path().rglob("*"))
         for run in ("none", "a/b/none", "terminal"):
-            for action in (runs.stop, runs.kill, partial(runs.resume, root=root)):
+            for action in (runs.stop, KILL, partial(runs.resume, root=root)):
                 with pytest.raises(gr.Error, match="no run in .* was started here"):
                     runs_page.act(root, action, run)
-        runs_page.act(root, runs.kill, None)  # not confirmed
+        runs_page.act(root, KILL, None)  # not confirmed
         assert sorted(Path().rglob("*")) == before
 
 
@@ -615,7 +652,7 @@ def stand_in(root, tmp_path, monkeypatch):
 
     yield start
     for folder in folders:
-        runs.kill(folder)
+        KILL(folder)
     for thread in threading.enumerate():
         if thread.name.endswith("(reap)"):  # it writes below the folder of this test
             thread.join()
@@ -636,12 +673,11 @@ def wait_for_log(text: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_started_stopped_and_resumed(root, stand_in, monkeypatch):
-    monkeypatch.setenv(runs.PASSWORD, "sesame")
+def test_a_run_is_started_stopped_and_resumed(root, stand_in):
     folder = stand_in(num_train_epochs=60)
     record = runs.read_record(folder)
     assert runs.status(folder) == ("running", "") and os.getsid(record["pid"]) == record["pid"]
-    wait_for_log(" None")  # the run does not get the password
+    wait_for_log("]")
     with pytest.raises(ValueError, match="a run is alive in --output_dir"):
         stand_in(num_train_epochs=60)
     assert runs.find(root).runs == ["out/a"]
@@ -652,11 +688,11 @@ def test_a_run_is_started_stopped_and_resumed(root, stand_in, monkeypatch):
         assert time.monotonic() < end
         time.sleep(0.02)
     runs.resume(folder, root)
-    runs.kill(folder)
+    KILL(folder)
     wait_for("interrupted")
     runs.resume(folder, root)  # the flag is given once
-    wait_for_log('"--resume_from_checkpoint", "True"] None')
-    first, *_, last = (json.loads(line.removesuffix(" None")) for line in runs.log_tail(folder).splitlines())
+    wait_for_log('"--resume_from_checkpoint", "True"]')
+    first, *_, last = (json.loads(line) for line in runs.log_tail(folder).splitlines())
     assert first == words(num_train_epochs=60) and last == [*first, "--resume_from_checkpoint", "True"]
 
 
@@ -672,11 +708,11 @@ def test_how_a_run_ended(root, stand_in):
     os.kill(runs.read_record(folder)["pid"], signal.SIGKILL)
     wait_for("interrupted")
     stand_in(num_train_epochs=60)
-    wait_for_log("None")
+    wait_for_log("]")
     os.kill(runs.read_record(folder)["pid"], signal.SIGTERM)  # by somebody else
     wait_for("stopped")
     stand_in(num_train_epochs=60)
-    runs.kill(folder)
+    KILL(folder)
     wait_for("interrupted")
 
 
@@ -751,6 +787,30 @@ def test_what_a_root_holds(root):
     ]
 
 
+def test_a_run_that_cannot_be_read_is_listed_with_the_reason(root, tmp_path):
+    for name, content in {
+        "unclosed": b"model_id: [",
+        "no_mapping": b"- model_id",
+        "not_text": b"\xff\xfe\x00",
+        "good": b"model_id: llava-1.5-7b\ndata_path: [train.json]",
+    }.items():
+        os.makedirs(f"out/{name}")
+        Path(f"out/{name}/args.yaml").write_bytes(content)
+    os.makedirs("out/linked")
+    os.symlink(tmp_path / "outside/secret.json", "out/linked/args.yaml")
+    Path("out/good/log.jsonl").write_text('7\n[1]\n{"loss": 3}\n' + json.dumps(logged(1, loss=0.5)))
+    first, ticks, table = runs_page.list_runs(root, None)
+    assert first["value"] in first["choices"] == ticks["choices"]
+    for update in (ticks, *runs_page.list_runs(root, "out/good")[:2]):  # what was chosen meanwhile stays
+        assert "value" not in update
+    assert {*first["choices"]} == {"out/unclosed", "out/no_mapping", "out/not_text", "out/good", "out/linked"}
+    rows = {row.split("</td>")[0]: row for row in table.split("<tr><td>")[1:]}
+    reasons = {"unclosed": "valid YAML", "no_mapping": "a mapping", "not_text": "YAML", "linked": "leads out of"}
+    for name, reason in reasons.items():
+        assert "<td>unreadable</td>" in (row := rows[f"out/{name}"]) and reason in row, name
+    assert "<td>interrupted</td>" in (good := rows["out/good"]) and "llava-1.5-7b" in good and "<td>0.5</td>" in good
+
+
 # ---- what a run says of itself ----
 
 
@@ -758,7 +818,7 @@ def logged(step: int, **values) -> dict:
     return {"step": step, "max_steps": 100, "epoch": step / 10, "time": 1000 + 2 * step} | values
 
 
-def test_curves_progress_and_figures(tmp_path):
+def test_curves_and_figures(tmp_path):
     lines = [logged(step, loss=1 / step, learning_rate=1e-3) for step in (1, 2, 3)]
     lines += [logged(3, eval_loss=0.5, eval_anls=0.25, eval_runtime=9.0), logged(4, loss=float("nan"))]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
@@ -768,12 +828,6 @@ def test_curves_progress_and_figures(tmp_path):
         "loss": {"training": [(1, 1.0), (2, 0.5), (3, 1 / 3)], "evaluation": [(3, 0.5)]},
         "anls": {"evaluation": [(3, 0.25)]},
     }
-    assert runs.progress(log) == (4, 100, 2.0 * 96)
-    assert runs.progress(log, started=1005) == (4, 100, 2.0 * 96)  # by the pace since then
-    assert runs.progress(log, started=2000) == (4, 100, None)
-    resumed = [{name: value for name, value in line.items() if name != "time"} for line in log[:3]]
-    assert runs.progress([*resumed, logged(4), logged(8, time=1032)], 1000) == (8, 100, 6.0 * 92)
-    assert runs.progress([]) == (0, 0, None)
     figures = runs_page.figures(log)
     assert figures == {"steps": "4 of 100", "epochs": "0.4", "training loss": "nan", "evaluation loss": "0.5"} | {
         "anls": "0.25"
@@ -845,20 +899,48 @@ def test_a_chat_is_read_as_turns():
     def file(name: str) -> dict:
         return {"type": "file", "file": {"path": name}}
 
-    failed = {"role": "assistant", "content": "No.", "metadata": {"title": chat_page.FAILED}}
+    failed = {"role": "assistant", "content": "No.", "metadata": {"title": "No answer"}}
     messages = [
         {"role": "user", "content": [file("a.png")]},
         {"role": "user", "content": [{"type": "text", "text": "What?"}]},
-        {"role": "assistant", "content": "Hm.", "metadata": {"title": chat_page.THOUGHT}},
+        {"role": "assistant", "content": "Hm.", "metadata": {"title": "Thought"}},
         {"role": "assistant", "content": [{"type": "text", "text": "A cat"}], "metadata": None},
         *({"role": "user", "content": "Why?"}, failed),
-        {"role": "user", "content": "Sure?", "files": ["b.png"]},
+        {"role": "user", "content": [file("b.png"), {"type": "text", "text": "Sure?"}]},
     ]
     assert chat_page.turns_of(messages) == [
         {"role": "user", "text": "What?", "files": ["a.png"]},
         {"role": "assistant", "text": "A cat", "files": [], "thought": "Hm."},
         {"role": "user", "text": "Sure?", "files": ["b.png"]},
     ]
+
+
+def test_tuned_and_base_answer_side_by_side_each_in_its_own_conversation(monkeypatch):
+    class Parrot:
+        def answer(self, path, turns, most, base):
+            said = [turn["text"] for turn in turns]
+            if said[-1] == "Fail" and base:
+                raise ValueError("no adapter")
+            yield "", "..."
+            yield ("hm" if base else ""), f"{path} {most} {'base' if base else 'tuned'} {said}"
+
+    def ask(question: str, tuned: list, base: list, beside: bool) -> list:
+        asked = {"text": question, "files": ["a.png"]}
+        _, *others, (_, tuned, base) = chat_page.answer(Parrot(), asked, tuned, base, "m", 5, beside)
+        assert all(len(shown) == 3 for shown in others)
+        return [tuned, base]
+
+    tuned, base = ask("One", [], [], False)
+    assert tuned[-1]["content"] == "m 5 tuned ['One']" and base == []
+    tuned, base = ask("Two", [], [], True)
+    tuned, base = ask("Three", tuned, base, True)
+    assert tuned[-1]["content"] == """m 5 tuned ['Two', "m 5 tuned ['Two']", 'Three']"""
+    assert base[-1]["content"] == """m 5 base ['Two', "m 5 base ['Two']", 'Three']"""
+    assert [message.get("metadata") for message in base[1:3]] == [{"title": "Thought"}, None]
+    assert chat_page.turns_of(base)[0]["files"] == ["a.png"] and chat_page.turns_of(base)[1]["thought"] == "hm"
+    tuned, base = ask("Fail", tuned, base, True)
+    assert tuned[-1]["content"].startswith("m 5 tuned") and base[-1]["content"] == "no adapter"
+    assert chat_page.turns_of(base)[-1]["role"] == "assistant"  # the question that failed is not asked again
 
 
 def test_a_chat_shows_the_model_what_training_did(tiny, tmp_path, media_folder):
@@ -870,7 +952,7 @@ def test_a_chat_shows_the_model_what_training_did(tiny, tmp_path, media_folder):
     (tmp_path / "run/args.yaml").write_text(yaml.safe_dump({"model_id": "llava-1.5-7b", "image_size": "48x32"}))
     turn = {"role": "user", "text": "What is it?", "files": [str(media_folder / "tall.jpg")]}
     chat = chat_page.Chat(str(tmp_path), str(media_folder))
-    *_, [(thought, text)] = chat.answer("run", [turn], 12)
+    *_, (thought, text) = chat.answer("run", [turn], 12)
 
     image = open_image(turn["files"][0], MediaOptions(image_size="48x32"))
     content = [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]
@@ -899,5 +981,6 @@ def test_an_answer_that_nobody_waits_for_frees_the_model(tiny, tmp_path):
     next(answer)
     answer.close()
     assert not chat.lock.locked()
-    ((failed),) = chat_page.answer(chat, {"text": "Hi", "files": []}, [], None, 5, False)
-    assert failed["content"] == "Choose a model first." and failed["metadata"]["title"] == chat_page.FAILED
+    _, (_, tuned, base) = chat_page.answer(chat, {"text": "Hi", "files": []}, [], [], None, 5, False)
+    assert tuned[-1]["content"] == "Choose a model first." and tuned[-1]["metadata"]["title"] == "No answer"
+    assert base == [] and chat_page.turns_of(tuned) == []
