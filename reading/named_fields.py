@@ -68,8 +68,6 @@ def without_parts(turn: dict, content: list, where: str) -> tuple[dict, list]:
     return turn | found, others
 
 
-def with_head(value: object) -> tuple[str | None, object]:
-    """A message that holds calls -> the thought at its head, if it has one, and the calls."""
 def called(value: object, where: str) -> tuple[str | None, dict]:
     """What a message of calls holds -> the thought at its head, if it has one, and the field of its calls."""
     match = HEAD.match(value) if isinstance(value, str) else None
