@@ -68,10 +68,11 @@ def without_parts(turn: dict, content: list, where: str) -> tuple[dict, list]:
     return turn | found, others
 
 
-def with_head(value: object) -> tuple[str | None, object]:
-    """A message that holds calls -> the thought at its head, if it has one, and the calls."""
+def called(value: object, where: str) -> tuple[str | None, dict]:
+    """What a message of calls holds -> the thought at its head, if it has one, and the field of its calls."""
     match = HEAD.match(value) if isinstance(value, str) else None
-    return (match[0], value[match.end() :]) if match else (None, value)
+    calls = calls_of(value[match.end() :] if match else value, where)
+    return match and match[0], {"tool_calls": calls}
 
 
 def without_head(message: dict, where: str) -> dict:
@@ -139,7 +140,7 @@ def merged(messages: list[dict]) -> list[dict]:
     return found
 
 
-def with_ids(messages: list[dict]) -> None:
+def add_ids(messages: list[dict]) -> None:
     """Give calls without an id one, and results that of the first open call with their name, or of the first."""
     numbers, open_calls = count(1), []
     for message in messages:

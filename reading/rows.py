@@ -158,10 +158,8 @@ class RowForm:
             elif column or form == "conversations":
                 if _said(users).count(f"<{kind}>") != len(references):  # then results have some, or it is wrong
                     users = [message for message in messages if message["role"] in ("user", "tool")]
-                typed = _said(users).count(f"<{kind}>")
-                _place(users, kind, column or kind, references, typed, must_be_placed=form == "conversations")
+                _place(users, kind, column or kind, references, must_be_placed=form == "conversations")
         _check_roles(messages)
-        named_fields.with_ids(messages)
         if several[1:]:
             messages[-1]["references"] = several
         if tools := named_fields.tools_of(row):
@@ -261,8 +259,7 @@ class RowForm:
             turn, content = named_fields.without_parts(turn, content, f"{where}.{value}")
         fields = named_fields.fields_of(turn, role, where)
         if given in named_fields.CALLERS and given not in self.roles:
-            content, calls = named_fields.with_head(content)
-            fields = {"tool_calls": named_fields.calls_of(calls, f"{where}.{value}")}
+            content, fields = named_fields.called(content, f"{where}.{value}")
         if "tool_calls" in fields and not content:
             parts = []
         elif isinstance(content, list) and value == "content":
@@ -501,8 +498,9 @@ def _fill(parts: list[dict], kind: str, column: str, references: list) -> None:
         part[kind] = references[i if index is None else index]
 
 
-def _place(users: list[dict], kind: str, column: str, references: list, typed: int, must_be_placed: bool) -> None:
+def _place(users: list[dict], kind: str, column: str, references: list, must_be_placed: bool) -> None:
     """Put the media of a field where texts of the user say <image>; in front, where none does and none must."""
+    typed = _said(users).count(f"<{kind}>")
     if typed != len(references) and (typed or must_be_placed):
         raise ValueError(
             f"has {typed} <{kind}> in its user turns but {len(references)} in its `{column}` field; they must match"
@@ -540,6 +538,7 @@ def _check_roles(messages: list[dict]) -> None:
                 f"has the roles {', '.join(roles)}; expected a result after each message with calls, results only "
                 "there, and an assistant reply or a call at the end"
             )
+        named_fields.add_ids(messages)
         return
     if not re.fullmatch("s?a?(u+a)+", "".join(role[0] for role in roles)):
         raise ValueError(
