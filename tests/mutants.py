@@ -2064,7 +2064,7 @@ FAULTS = [
         "tests/training/test_probe.py::test_an_answer_that_names_a_reference_is_right",
     ),
     Fault(
-        "the probe reads its rows by the columns of the training data",
+        "the probe reads its rows by the flags of the training data",
         "train.py",
         "DataArguments(data_path=[path], data_cache=arguments.data.data_cache)",
         "arguments.data",

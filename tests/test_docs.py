@@ -34,7 +34,17 @@ PAGES = [REPO / "README.md", *sorted({*(REPO / "docs").glob("*.md")} - {*CHINESE
 SCRIPTS = sorted(set((REPO / "example_scripts").glob("*.sh")) - {REPO / "example_scripts/multi_node.sh"})
 # Flags of the commands that are not ours, and of docs/generate.py.
 FOREIGN_FLAGS = {"nproc_per_node", "no-build-isolation", "matrix"}
-FOREIGN_FLAGS |= {"json", "pythons", "fault", "engines", "boxes", "picture"}  # of benchmarks and draw.py
+FOREIGN_FLAGS |= {
+    "json",
+    "pythons",
+    "fault",
+    "engines",
+    "boxes",
+    "picture",
+    "forms",
+    "templates",
+    "tokenizers",
+}  # of benchmarks and draw.py
 FOREIGN_FLAGS |= {"logdir"}  # of tensorboard
 FOREIGN_FLAGS |= {"served-model-name", "enable-lora", "lora-modules", "max-lora-rank"}
 FOREIGN_FLAGS |= {"enable-tower-connector-lora", "chat-template-content-format"}
@@ -119,6 +129,8 @@ def parse(script: str, words: list[str], monkeypatch) -> None:
         draw.__globals__["write_split"] = draw.__globals__["write_rows"] = lambda *args: ""
         monkeypatch.setattr(sys, "argv", [script, *words])
         draw()
+    elif script.startswith("benchmarks/"):
+        assert all(f'"{word}"' in (REPO / script).read_text() for word in words if word.startswith("--")), words
     elif script == "example_data/report.py":
         assert len(words) == 2
     else:

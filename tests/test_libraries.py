@@ -19,7 +19,7 @@ DOCUMENTED = """
     peft.tuners.lora pyarrow.parquet rapidfuzz.distance rich.console rich.progress rich.table rich.text
     safetensors.torch starlette.datastructures starlette.middleware starlette.middleware.trustedhost
     starlette.responses torch.distributed.fsdp torch.distributed.tensor torch.nn.functional torch.nn.utils.rnn
-    torch.serialization torch.utils.data torch.utils.flop_counter transformers.integrations
+    torch.serialization torch.utils.data torch.utils.flop_counter torch.utils.tensorboard transformers.integrations
     transformers.integrations.sdpa_attention transformers.masking_utils transformers.quantizers transformers.utils
 """.split()
 MERGE = "tests/merging/test_merge_shards.py::test_shards_keys_and_dtypes_are_the_bases_and_each_sum_is_rounded_once"
@@ -162,7 +162,7 @@ INHERITED = {
     "_total_loss_scalar": LOSSES,
     "_tr_loss": LOSSES,
 }
-PUBLIC = {"_asdict", "_exit"}  # documented, in spite of their names
+PUBLIC = {"_asdict", "_exit", "_replace"}  # documented, in spite of their names
 
 
 def private(name: str) -> bool:

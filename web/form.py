@@ -18,7 +18,7 @@ from transformers.hf_argparser import string_to_bool
 from loaders import family_of
 from reading.copies import cells_of_csv, cells_of_sheet, is_copied, open_columns
 from reading.mapping import proposal
-from reading.rows import PAIRS
+from reading.rows import KINDS, PAIRS, RowForm
 from reading.sources import find_source, has_ending, scan
 from supported_models import AUTO, MODELS, find_model, likely, media_of
 from web import runs, strings
@@ -207,6 +207,6 @@ def columns_for(row: dict) -> list[str]:
     """The --columns that are proposed for a row which could not be read without."""
     if not row or {"messages", "conversations"} & {*row} or any({*pair} <= {*row} for pair in PAIRS.items()):
         return []
-    words = shlex.split(proposal(row, {os.getcwd()}))
+    words = shlex.split(proposal(row, RowForm(dict.fromkeys(KINDS, os.getcwd()))))
     found = words[words.index("--columns") + 1 :] if "--columns" in words else []
     return [word for word in found if "=" in word]

@@ -60,7 +60,7 @@ def test_a_run_tells_what_it_forgot(tiny, write_rows, tmp_path):
     rows = [{"question": "Name a colour.", "reply": "Blue"}]
     out = tmp_path / "out"
     flags = ["--use_lora", True, "--lora_dropout", 0, "--learning_rate", 2e-2, "--max_steps", 4]
-    flags += ["--columns", "answer=reply", "--save_strategy", "no"]  # of the training data, not of the probe
+    flags += ["--columns", "answer=reply", "--max_samples", 1, "--save_strategy", "no"]  # of the training data alone
     run(tiny, FAMILY, write_rows(rows), out, *flags, "--probe", probe, "--eval_max_new_tokens", 5)
     after = answered(tmp_path / "tuned.jsonl", "--model_path", out, "--data_path", probe)
     for name, texts in (("0", before), ("last", after)):
