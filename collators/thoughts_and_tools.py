@@ -54,6 +54,7 @@ class ThoughtsAndTools:
 
     def __init__(self, template, thought_format: str = "", train_thoughts: bool = True):
         self.template, self.thought_format, self.train_thoughts = template, thought_format, train_thoughts
+        self._written: dict[str, bool] = {}
         self._marks = {} if template.processor.chat_template else {False: None, True: None}
 
     def are_in(self, messages: list[dict]) -> bool:
@@ -92,7 +93,7 @@ class ThoughtsAndTools:
             if any(part["type"] == "image" for part in message["content"]):
                 held |= {"found"} if message["role"] == "tool" else {"asked"} if message is first else set()
         for part, (name, _, _) in PARTS.items():
-            if part in held and part not in self._written:
+            if part in held and not self._writes(part):
                 raise UnfitTemplate(NO_PLACE.format(name))
 
     def _around_thought(self, thinking: bool = False) -> tuple[str, str] | None:
@@ -107,16 +108,14 @@ class ThoughtsAndTools:
                 self._marks[thinking] = (before, behind) if thought and answer else None
         return self._marks[thinking]
 
-    @cached_property
-    def _written(self) -> set[str]:
-        """The PARTS that the template writes."""
-        written = set()
-        for part, (_, probe, text) in PARTS.items():
+    def _writes(self, part: str) -> bool:
+        """Whether the template writes one of PARTS."""
+        if part not in self._written:
+            self._written[part], (_, probe, text) = False, PARTS[part]
             with suppress(UnfitTemplate):
-                text = text or self.template.processor.image_token
-                if text in self.template.render_official(probe, add_generation_prompt=probe[-1]["role"] != "assistant"):
-                    written.add(part)
-        return written
+                found = self.template.render_official(probe, add_generation_prompt=probe[-1]["role"] != "assistant")
+                self._written[part] = (text or self.template.processor.image_token) in found
+        return self._written[part]
 
     def notes(self, conversations: list[list[dict]]) -> list[str]:
         """What should be known of the variables, and of thoughts that these conversations hold, a line each."""
@@ -188,7 +187,7 @@ class ThoughtsAndTools:
     @cached_property
     def _before_call(self) -> str:
         """What the template writes between a reply's begin and the name of the tool that it calls."""
-        if "tool_calls" not in self._written:
+        if not self._writes("tool_calls"):
             return ""
         text, [(start, end)] = find_replies(TOOL_PROBE[:2], self.template.render_official, self.template.stop_tokens)
         before, name, _ = text[start:end].partition("look_up")
