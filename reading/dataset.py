@@ -35,7 +35,7 @@ from reading.images import seen_size
 from reading.mapping import Mapping
 from reading.media import open_part
 from reading.options import ROOT, MediaOptions
-from reading.row_index import OF_ROWS, ChangedFile, Layout, RowIndex, open_index
+from reading.row_index import ChangedFile, Layout, RowIndex, open_index
 from reading.rows import WEIGHT, RowForm, media_in
 from reading.sources import TABLES, find_source, has_ending, names_of, usual_names
 from reading.weights import WeightedRows
@@ -200,7 +200,7 @@ class MultimodalDataset(WeightedRows):
         self.select(kept)
 
     def by_file(self, positions: np.ndarray | None = None) -> Iterator[tuple[RowIndex, np.ndarray, np.ndarray]]:
-        """Each file, the places in it of the rows at these positions (by default all), and where these are."""
+        """Each file, the places in it of the rows at these positions (by default all), and where these are, ascending."""
         numbers = self.numbers if positions is None else self.numbers[positions]
         for start, end, index in zip(self.starts, self.starts[1:], self.files):
             members = np.flatnonzero((numbers >= start) & (numbers < end))
@@ -228,25 +228,20 @@ class MultimodalDataset(WeightedRows):
 
     def of_rows(self, name: str) -> np.ndarray:
         """What the index knows of each row, by the name of its array (rows,); 0 where a row cannot be used."""
-        found = np.zeros(len(self), OF_ROWS[name])
-        for index, places, positions in self.by_file():
-            found[positions] = getattr(index, name)[places]
-        return found
+        return np.concatenate([getattr(index, name)[places] for index, places, _ in self.by_file()])
 
     def row_numbers(self) -> np.ndarray:
         """A number of the row that each sample is of (samples,): with --train_replies each, a row gives several."""
-        found = np.zeros(len(self), np.int64)
-        for start, (index, places, positions) in zip(self.starts, self.by_file()):
-            found[positions] = start + index.numbers[places]
-        return found
+        files = zip(self.starts, self.by_file())
+        return np.concatenate([start + index.numbers[places] for start, (index, places, _) in files])
 
     def num_parts(self, letters: str = "tiv") -> np.ndarray:
         """Texts and media of each row, or parts of some kinds (rows,) int64."""
-        total = np.zeros(len(self), np.int64)
-        for index, places, positions in self.by_file():
+        found = []
+        for index, places, _ in self.by_file():
             parts = [sum(map(layout.count, letters)) for layout in index.layouts_used]
-            total[positions] = np.array([*parts, 0])[index.layouts[places]]  # the last is of rows without a layout
-        return total
+            found.append(np.array([*parts, 0])[index.layouts[places]])  # the last is of rows without a layout
+        return np.concatenate(found)
 
     @property
     def media_kinds(self) -> set[str]:
