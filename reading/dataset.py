@@ -200,7 +200,7 @@ class MultimodalDataset(WeightedRows):
         self.select(kept)
 
     def by_file(self, positions: np.ndarray | None = None) -> Iterator[tuple[RowIndex, np.ndarray, np.ndarray]]:
-        """Each file, the places in it of the rows at these positions (by default all), and where these are, ascending."""
+        """Each file, the places in it of the rows at these positions (by default all), and where they are; in order."""
         numbers = self.numbers if positions is None else self.numbers[positions]
         for start, end, index in zip(self.starts, self.starts[1:], self.files):
             members = np.flatnonzero((numbers >= start) & (numbers < end))

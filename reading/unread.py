@@ -30,65 +30,47 @@ INDEX = re.compile(r"\[\d+\]")
 LONGEST_PATH = 2048
 
 MASK, TIME = "a mask of the loss", "a time or rate of a video"
-CUT = "name it `start`, `end`, `fps`, `num_frames` or `times` of the row or its video (docs/moments.md)"
+# What a name may mean -> what to do.
+FIXES = {
+    MASK: 'write "train": false on each message that is not to be trained',
+    "a system prompt": "name it `system`, or make it the first message, of role system",
+    "tools": "name it `tools` of the row, or `tool_calls` of the reply (docs/conversations.md)",
+    "earlier turns": "put them in front of the other turns",
+    "a thought": "name it `reasoning_content` of the reply (docs/conversations.md)",
+    "sound": "leave such rows out",
+    "a size of media": "give it for all media: --max_pixels, --image_size or --video_max_pixels (of a video, by its "
+    "`max_pixels`)",
+    TIME: "name it `start`, `end`, `fps`, `num_frames` or `times` of the row or its video (docs/moments.md)",
+}
 # What a name means; words of which it must hold one; words that may be next to these, of which others speak of
-# something else (`weight_kg`, `operating_system`), or None for any; what to do.
+# something else (`weight_kg`, `operating_system`), or None for any.
 MEANINGS = [
     (
         MASK,
         "mask masks masked loss train trained training trainable weight weights",
         "is do no not on of in from for turn token tokens sample label labels message assistant reply response should "
         "compute ignore skip exclude attention scale",
-        'write "train": false on each message that is not to be trained',
     ),
-    (
-        "a system prompt",
-        "system sys preamble",
-        "prompt prompts message instruction instructions text content",
-        "name it `system`, or make it the first message, of role system",
-    ),
+    ("a system prompt", "system sys preamble", "prompt prompts message instruction instructions text content"),
     (
         "tools",
         "tool tools function functions",
         "call calls choice available definition definitions schema schemas list parallel used response responses",
-        "name it `tools` of the row, or `tool_calls` of the reply (docs/conversations.md)",
     ),
-    (
-        "earlier turns",
-        "history previous prior",
-        "chat conversation dialog dialogue message messages turns",
-        "put them in front of the other turns",
-    ),
-    (
-        "a thought",
-        "reasoning thinking thought thoughts cot",
-        "chain of content text detail details block blocks trace",
-        "name it `reasoning_content` of the reply (docs/conversations.md)",
-    ),
-    (
-        "sound",
-        "audio audios sound speech",
-        "path file url bytes data input content",
-        "leave such rows out",
-    ),
-    (
-        "a size of media",
-        "pixels resized",
-        "max min total height width image video",
-        "give it for all media: --max_pixels, --image_size or --video_max_pixels (of a video, by its `max_pixels`)",
-    ),
+    ("earlier turns", "history previous prior", "chat conversation dialog dialogue message messages turns"),
+    ("a thought", "reasoning thinking thought thoughts cot", "chain of content text detail details block blocks trace"),
+    ("sound", "audio audios sound speech", "path file url bytes data input content"),
+    ("a size of media", "pixels resized", "max min total height width image video"),
     (
         TIME,
         "start end begin stop time times timestamp timestamps second seconds sec secs duration fps nframes frames rate "
         "moment interval",
         None,
-        CUT,
     ),
     (
         TIME,
         "clip segment span timespan frame onset offset ts t from to",
         "video s in range window idx index indices offset point points",
-        CUT,
     ),
 ]
 NEGATIONS = {"mask", "masks", "masked", "no", "not", "ignore", "skip", "exclude"}
@@ -124,9 +106,9 @@ class Unread:
             ignore = f"(--columns '{listed}=' ignores it)"
             for name, inner in flat(key, value[key]):
                 self.names.add(listed)
-                for word, meaning, fix in meanings_of(name):
+                for word, meaning in meanings_of(name):
                     if counts(meaning, word, inner):
-                        fault = f"{where}{name} means {meaning}, which is not read: {fix} {ignore}"
+                        fault = f"{where}{name} means {meaning}, which is not read: {FIXES[meaning]} {ignore}"
                         if meaning != TIME:
                             raise ValueError(fault)
                         self.times.append(fault)
@@ -189,15 +171,15 @@ def without(value: object, ignored: Collection[str], name: str = "") -> object:
 
 
 @lru_cache(maxsize=4096)
-def meanings_of(path: str) -> list[tuple[str, str, str]]:
-    """(name, meaning, what to do) of each name in a path that means something to training."""
+def meanings_of(path: str) -> list[tuple[str, str]]:
+    """(name, meaning) of each name in a path that means something to training."""
     found = []
     for name in re.split(r"[.\[\]]+", path):
         words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
-        for meaning, any_of, beside, fix in MEANINGS:
+        for meaning, any_of, beside in MEANINGS:
             any_of = set(any_of.split())
             if words & any_of and (beside is None or words <= any_of | set(beside.split())):
-                found.append((name, meaning, fix))
+                found.append((name, meaning))
     return found
 
 
