@@ -24,11 +24,7 @@ IGNORE = "(--columns objects= ignores the field)"
 
 
 def placed(messages: list[dict], value: object, num_images: int) -> bool:
-    """Give messages what the `objects` of their row hold; returns whether that field is of this form, and so is read.
-
-    Raises:
-        ValueError: names the field and the fix.
-    """
+    """Give messages what the `objects` of their row hold; returns whether that field is of this form and is read."""
     parts = [(message, i, part) for message in messages for i, part in enumerate(message["content"])]
     marks = [(message, i, match) for message, i, part in parts for match in MARK.finditer(part.get("text", ""))]
     objects = parsed_json(value, "objects") if marks else value

@@ -28,11 +28,7 @@ def as_number(value: object) -> object:
 
 
 def of_fields(fields: dict, where: str = "") -> dict:
-    """The `clip` that fields of these names say.
-
-    Raises:
-        ValueError: names the field and the fix.
-    """
+    """The `clip` that fields of these names say."""
     found = {}
     for name in [name for name in NAMES if fields.get(name) is not None]:
         value, key = as_number(fields[name]), name.removeprefix("video_")
@@ -57,11 +53,7 @@ def _checked(key: str, value: object, where: str) -> float | int:
 
 
 def place(row: dict, videos: list[dict]) -> None:
-    """Give the videos of a row, in order, what its fields say of them.
-
-    Raises:
-        ValueError: names the field and the fix.
-    """
+    """Give the videos of a row, in order, what its fields say of them."""
     fields = {name: as_number(row[name]) for name in NAMES if name in row}
     # Each has a value for each video, but lists of numbers that are one value.
     several = {

@@ -65,14 +65,11 @@ class Layout(str):
     def of(cls, messages: list[dict]) -> "Layout":
         def letters(message: dict) -> str:
             parts = [cls.LETTERS[part["type"]] + "?" * clips.is_untimed(part) for part in message["content"]]
-            signs = cls._signs(message) if len(message) > 2 else ""
-            return "".join([cls.LETTERS[message["role"]], signs, *parts])
+            fields = cls.FIELDS.items() if len(message) > 2 else ()
+            signs = [sign for name, sign in fields if message.get(name)]
+            return "".join([cls.LETTERS[message["role"]], "-" * ("train" in message), *signs, *parts])
 
         return cls("".join(map(letters, messages)))
-
-    @classmethod
-    def _signs(cls, message: dict) -> str:
-        return "-" * ("train" in message) + "".join(sign for name, sign in cls.FIELDS.items() if message.get(name))
 
     @cached_property
     def messages(self) -> list[dict]:

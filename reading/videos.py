@@ -362,7 +362,9 @@ def _check_whole(container, stream, source, fps: float, packets: int, end: float
     cut_short |= end > 0 and promised - end > (0.25 / fps if packets < stream.frames else max(1.5 / fps, 0.1))
     cut_short |= container.format.name in COUNTED and packets < stream.frames
     if trailer := TRAILERS.get(container.format.name):
-        cut_short |= not _tail(source).rstrip(b"\0").endswith(trailer)
+        with _read(source) as file:
+            file.seek(-16, io.SEEK_END)  # the header alone is longer
+            cut_short |= not file.read().rstrip(b"\0").endswith(trailer)
     if cut_short:
         readable = f"of {promised - start:.2f} seconds the first {max(end - start, 0):.2f}"
         if packets <= stream.frames:
@@ -386,14 +388,6 @@ def _is_cut_mp4(source) -> bool:
 
 def _read(source):
     return open(source, "rb") if isinstance(source, str) else contextlib.nullcontext(source)
-
-
-def _tail(source) -> bytes:
-    """The last bytes of a file."""
-    with _read(source) as file:
-        file.seek(0, io.SEEK_END)
-        file.seek(max(0, file.tell() - 16))
-        return file.read()
 
 
 def _is_hidden(packet) -> bool:
