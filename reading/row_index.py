@@ -44,8 +44,7 @@ BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers
 KNOWN = 100_000  # headers of files that are kept meanwhile
 OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
 OF_ROWS |= {"sampling_weights": "d", "classes": "Q", "numbers": "q"}  # the last, of the row in its file
-OF_MEDIA = {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}
-ARRAYS = OF_ROWS | OF_MEDIA
+ARRAYS = OF_ROWS | {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}  # these of media
 UNUSABLE = -1  # layout of a row that cannot be used
 
 
@@ -172,12 +171,15 @@ class RowIndex:
         Raises:
             ChangedFile: a JSON or tar file that was written again since.
         """
-        where = int(self.offsets[place]), int(self.lengths[place])
+        offset, length = int(self.offsets[place]), int(self.lengths[place])
         if self.arrow:
-            return copies.to_rows(self.arrow.get_batch(where[0]).slice(where[1], 1))[0]
+            return copies.to_rows(self.arrow.get_batch(offset).slice(length, 1))[0]
         if state_of(self.path) != self.state:
             raise ChangedFile(f"{self.path} was changed while it is in use; start again.")
-        return (tars if sources.has_ending(self.path, ".tar") else sources).read_row(self.path, *where)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(offset)
+            data = file.read(length)
+        return tars.row_in(data) if sources.has_ending(self.path, ".tar") else sources.PARSER.decode(data.decode())
 
     def row(self, place: int) -> dict:
         """A canonical row."""

@@ -298,7 +298,7 @@ def scan_list(path: str) -> Iterator[tuple[int, int, object]]:
         except UnicodeDecodeError:  # of the file as a whole, whose window knows no place of it
             raise
         except (ValueError, RecursionError) as error:
-            line = window.line_of(getattr(error, "pos", window.at))
+            line = window.line + window.text.count("\n", window.at, getattr(error, "pos", window.at))
             hint = " (name a JSONL file .jsonl)" if getattr(error, "msg", None) == "Extra data" else ""
             raise ValueError(f"{path}, line {line}: {fault_of(error)}{hint}.") from error
     if other:
@@ -321,9 +321,6 @@ class JsonWindow:
     def advance(self, to: int) -> None:
         passed = self.text[self.at : to]
         self.line, self.offset, self.at = self.line + passed.count("\n"), self.offset + len(passed.encode()), to
-
-    def line_of(self, position: int) -> int:
-        return self.line + self.text.count("\n", self.at, position)
 
     def peek(self) -> str:
         """The next character that is not white space; empty at the end of the file."""
@@ -373,10 +370,3 @@ def fault_of(error: Exception) -> str:
         return f"not UTF-8 text: {error}"
     # A key that appears twice and a number of thousands of digits are errors without `msg`.
     return f"not valid JSON: {getattr(error, 'msg', None) or error}"
-
-
-def read_row(path: str, offset: int, length: int) -> object:
-    """One row of a JSON or JSONL file, by what `scan` said of it."""
-    with open(path, "rb", buffering=0) as file:
-        file.seek(offset)
-        return PARSER.decode(file.read(length).decode())

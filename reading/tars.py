@@ -72,10 +72,7 @@ def parse_member(field: str, data: bytes | None) -> dict:
     return value if field == "json" and isinstance(value, dict) else {field: value}
 
 
-def read_row(path: str, offset: int, length: int) -> object:
-    """One row, by what `scan` said of it."""
-    with open(path, "rb", buffering=0) as file:
-        file.seek(offset)
-        data = io.BytesIO(file.read(length))
-    with tarfile.open(fileobj=data, mode="r:") as tar:
+def row_in(data: bytes) -> dict | ValueError:
+    """One row, of the bytes that `scan` found it in."""
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         return row_of([*members_of(tar)])
