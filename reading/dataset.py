@@ -217,11 +217,8 @@ class MultimodalDataset(WeightedRows):
         return found
 
     def groups(self) -> Iterator[tuple[Layout, np.ndarray, np.ndarray]]:
-        """The rows in groups that differ in nothing but texts and references.
-
-        Yields:
-            the layout, the size of each medium (media, 3) int32, and the positions (rows,) in ascending order.
-        """
+        """The rows in groups that differ in nothing but texts and references: the layout, the size of each medium
+        (media, 3) int32, and the positions (rows,) in ascending order."""
         for index, places, positions in self.by_file():
             for layout, sizes, members in index.groups(places):
                 yield layout, sizes, positions[members]

@@ -60,11 +60,8 @@ class Mapping:
         return {field: named.get(field, field) for field in fields if field in heads or field not in self.ignored}
 
     def row(self, row: dict, found: Counter | None = None) -> dict:
-        """A row under the names that are read, without what is null or ignored.
-
-        Args:
-            found: counts the rows in which each NAME=FIELD of the flag has a value, by either name.
-        """
+        """A row under the names that are read, without what is null or ignored; `found` counts the rows in which each
+        NAME=FIELD of the flag has a value, by either name."""
         left, named = row, {}
         for name, source in self.sources:
             value, left = field_of(left, source)
@@ -127,11 +124,7 @@ def take(value: object, steps: Sequence[str | int | None]) -> tuple[object, obje
 
 
 def proposal(row: dict, form) -> str:
-    """The --columns that would read a row whose fields have other names, as far as its values tell.
-
-    Args:
-        form: the RowForm by which it is read.
-    """
+    """The --columns by which a RowForm would read a row whose fields have other names, as far as its values tell."""
     if fix := conversion(row):
         return fix
     found = ((name, turn) for name, value in row.items() for turn in listed(value) if isinstance(turn, dict))

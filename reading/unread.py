@@ -89,10 +89,7 @@ class Unread:
         self.media: list[tuple[object, str]] = []  # a medium, and what is wrong if it is none of those that are read
 
     def leave(self, value: dict, read: Collection[str], where: str = "") -> None:
-        """Note the fields of an object other than those that are read.
-
-        Args:
-            where: the place of the object, such as `messages[3]`.
+        """Note the fields of an object, which is at a place such as `messages[3]`, other than those that are read.
 
         Raises:
             ValueError: a name means what training would have to obey; the message has the field and the fix.
@@ -129,11 +126,7 @@ class Unread:
                 self.media.append((name, as_letters(name)))
 
     def check(self, references: list, has_video: bool) -> None:
-        """Refuse times next to a video, and media other than those that the row reads.
-
-        Args:
-            references: of the media that the row reads, and their names.
-        """
+        """Refuse times next to a video, and media that are none of the row's own, by these references and names."""
         if has_video and self.times:
             raise ValueError(self.times[0])
         read = {value for _, value in flat("", references) if isinstance(value, str)}
