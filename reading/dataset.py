@@ -419,10 +419,8 @@ class EncodedDataset(Dataset):
             try:
                 inputs = self.collator.encode(self.dataset[taken]).inputs
                 break
-            except ChangedFile:
-                raise
             except ValueError as error:
-                if not self.skips:
+                if isinstance(error, ChangedFile) or not self.skips:
                     raise
                 self._count(taken, error)
                 if self.failed.all():
