@@ -33,16 +33,15 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
         return hub_file(reference) if reference[:3].lower() == "hf:" else fetch.fetch(reference, options)
     try:
         mode = os.stat(reference).st_mode
+        if stat.S_ISREG(mode):
+            return reference
+        fault = "is a folder" if stat.S_ISDIR(mode) else "is a pipe or device, not a file"
     except (OSError, ValueError) as error:
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
         fault = "does not exist" if missing else f"cannot be read: {getattr(error, 'strerror', None) or error}"
         if missing and (similar := similar_path(reference)):
             fault += f", but {similar} does, of which case, accents or slashes are written otherwise"
-        raise ValueError(f"{name} {fault}; fix the path or --{kind}_folder") from None
-    if not stat.S_ISREG(mode):
-        fault = "is a folder" if stat.S_ISDIR(mode) else "is a pipe or device, not a file"
-        raise ValueError(f"{name} {fault}; fix the path or --{kind}_folder")
-    return reference
+    raise ValueError(f"{name} {fault}; fix the path or --{kind}_folder")
 
 
 def hub_file(url: str) -> str:
@@ -98,10 +97,9 @@ def similar_path(path: str) -> str | None:
 
 @lru_cache(maxsize=64)  # of many missing files, most lie in few folders
 def names_in(folder: str) -> dict[str, str]:
-    try:
+    with suppress(OSError):
         return {folded(name): name for name in os.listdir(folder)}
-    except OSError:
-        return {}
+    return {}
 
 
 def folded(name: str) -> str:

@@ -10,6 +10,7 @@ import base64
 import os
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
@@ -214,11 +215,9 @@ def existing_files(value: str, folders: Collection[str]) -> list[str]:
 
 
 def has_header(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return bool(HEADER.match(file.read(16)))
-    except OSError:
-        return False
+    with suppress(OSError), open(path, "rb") as file:
+        return bool(HEADER.match(file.read(16)))
+    return False
 
 
 def path_of(reference: str) -> str:
