@@ -280,10 +280,8 @@ class Budget:
         is_doubtful = text_bytes + media + in_videos > self.max_length
         is_doubtful |= dataset.num_parts(Layout.FIELDS.values()) > 0  # not among the text bytes
         # Every row is rendered once where the template may refuse its texts.
-        doubtful = (
-            np.arange(len(dataset)) if template.is_replaced or template.frame.thought else np.flatnonzero(is_doubtful)
-        )
-        doubtful = np.setdiff1d(doubtful, [*broken])
+        is_doubtful |= template.is_replaced or bool(template.frame.thought)
+        doubtful = np.setdiff1d(np.flatnonzero(is_doubtful), [*broken])
         text, unfit = self.text_tokens(dataset, doubtful)
         allow(dataset, unfit)
         long = np.setdiff1d(doubtful[text + (media + in_videos)[doubtful] > self.max_length], [*unfit])

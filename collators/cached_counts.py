@@ -54,12 +54,12 @@ def cached_counts(
                 known = open_numbers(path, len(index))
                 missing = known[places] == UNKNOWN
                 new_places, new_positions = places[missing], positions[members][missing]
-                for batch, found in search(find, new_positions, f"{what} {index.name}"):
-                    for place, position, number in zip(new_places[batch], new_positions[batch].tolist(), found):
-                        if isinstance(number, ValueError):
-                            faults[position] = number
-                        else:
-                            known[place] = number
+                found = search(find, new_positions, f"{what} {index.name}")
+                for number, place, position in zip(found, new_places, new_positions.tolist()):
+                    if isinstance(number, ValueError):
+                        faults[position] = number
+                    else:
+                        known[place] = number
                 numbers[members] = known[places]
     return numbers, faults
 
@@ -76,8 +76,8 @@ def open_numbers(path: str, length: int) -> np.ndarray:
     return np.memmap(path, np.int32, "r+", shape=(length,))
 
 
-def search(find: Find, positions: np.ndarray, what: str) -> Iterator[tuple[slice, list[int | ValueError]]]:
-    """Yields slices of `positions`, one after the other, and what was found of each."""
+def search(find: Find, positions: np.ndarray, what: str) -> Iterator[int | ValueError]:
+    """What is found of each of `positions`, in order."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     batches = DataLoader(
         positions.tolist(),
@@ -87,10 +87,10 @@ def search(find: Find, positions: np.ndarray, what: str) -> Iterator[tuple[slice
         generator=torch.Generator(),  # else it would draw from the run's
     )
     with tqdm(total=len(positions), desc=what, unit=" rows", delay=2, mininterval=1) as progress:
-        for start, found in zip(range(0, len(positions), BATCH), batches):
+        for found in batches:
             if isinstance(found, ChangedFile):
                 raise found
-            yield slice(start, start + len(found)), found
+            yield from found
             progress.update(len(found))
 
 
