@@ -266,10 +266,11 @@ class MultimodalDataset(WeightedRows):
         """What a person should know before the data is used, a line each."""
         if self.is_held_out:
             return []  # they are of whole files: the training data has said them
-        unread, outside = Counter(), Counter()
+        unread, outside, counts = Counter(), Counter(), Counter()
         for index in self.files:
             unread.update(index.unread)
             outside.update(index.outside)
+            counts.update(index.counts)
         fields = ", ".join(f"{name} ({count:,} rows)" for name, count in unread.most_common())
         notes = [self.how_drawn()] if self.is_drawn else []
         notes += [f"{self.name}: fields that are not read: {fields}"] if unread else []
@@ -277,7 +278,6 @@ class MultimodalDataset(WeightedRows):
             named = [f"{folder} ({count:,})" for folder, count in outside.most_common(3)]
             more = [f"{len(outside) - 3:,} more"] if len(outside) > 3 else []
             notes.append(f"{self.name}: media outside the folders of the data: {', '.join([*named, *more])}")
-        counts = sum((Counter(index.counts) for index in self.files), Counter())
         if empty := counts["empty_answers"]:
             notes.append(f"{self.name}: {empty:,} rows have an empty reply, of which only the end is trained.")
         if several := counts["several_answers"]:

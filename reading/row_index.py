@@ -41,7 +41,6 @@ VERSION = 11  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
-KNOWN = 100_000  # headers of files that are kept meanwhile
 OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
 OF_ROWS |= {"sampling_weights": "d", "classes": "Q", "numbers": "q"}  # the last, of the row in its file
 ARRAYS = OF_ROWS | {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}  # these of media
@@ -355,7 +354,7 @@ class IndexMaker:
         self.unread, self.mapped, self.outside, self.counts = Counter(), Counter(), Counter(), Counter()
         self.own_folders = {*map(os.path.realpath, (os.path.dirname(path) or ".", *form.folders.values()))}
         self.outside_folder = lru_cache(4096)(self._outside_folder)
-        self.header_of_file = lru_cache(KNOWN)(self.header)  # or of a URL
+        self.header_of_file = lru_cache(100_000)(self.header)  # or of a URL
 
     def make(self, folder: str) -> None:
         """Write the index into a folder, which is not there before it is whole."""
