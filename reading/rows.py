@@ -47,8 +47,6 @@ RESERVED_CHARACTER = "\ufdd0"
 # Lone surrogates (a cut "\ud83d" in JSON) are no characters, and no tokenizer takes them.
 UNUSABLE_CHARACTER = re.compile(f"[{RESERVED_CHARACTER}\ud800-\udfff]")
 DATA_URL = re.compile(r"data:(?P<type>[\w/.+-]*)(?:;[\w=.+-]+)*?(?P<base64>;base64)?,", re.IGNORECASE)
-# Of a part -> the keys that its reference may be under, besides the name of its kind.
-SOURCES = ("path", "url", "base64", "value")
 
 
 @dataclass(frozen=True)
@@ -277,7 +275,7 @@ class RowForm:
         kind = part.get("type")
         if kind not in PART_TYPES:
             raise ValueError(f"{where} has type {shown(kind)}, expected one of {', '.join(map(repr, PART_TYPES))}")
-        sources = (*SOURCES, kind) if kind in KINDS else (kind, "value")
+        sources = ("path", "url", "base64", "value", kind) if kind in KINDS else (kind, "value")
         of_clip = clips.NAMES if kind.startswith("video") else ()
         unread.leave(part, {"type", *sources, *(["index"] if kind in KINDS else []), *of_clip}, where)
         clip = {"clip": clip} if of_clip and (clip := clips.of_fields(part, f"{where}.")) else {}
