@@ -132,7 +132,7 @@ def proposal(row: dict, form) -> str:
     texts, media = {}, {}
     for name, value in unread.flat("", {name: value for name, value in row.items() if name != turns}):
         source = re.sub(r"\.(bytes|path)\Z", "", name.removeprefix("."))
-        if unread.is_medium(value, form.starts):
+        if unread.is_medium(value, form.folders.values()):
             kind = "video" if OF_A_VIDEO.search(f"{name} {value}"[:300]) else "image"
             media.setdefault(kind, []).append(source)
         elif not NEITHER.match(source) and (

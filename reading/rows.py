@@ -87,11 +87,6 @@ class RowForm:
         return {keys: pair for pair in pairs for keys in (pair, pair[::-1])}
 
     @cached_property
-    def starts(self) -> set[str]:
-        """The folders where relative paths start."""
-        return {*self.folders.values()}
-
-    @cached_property
     def columns(self) -> tuple[str, ...]:
         """All fields of a row that can be read."""
         of_pairs = (*PAIRS, *PAIRS.values(), "input", "history")
@@ -140,7 +135,7 @@ class RowForm:
             ValueError: names the field and the fix; it goes on after "train.json, sample 7: ".
         """
         form, answer = self._form(row)
-        unread = Unread(self.starts)
+        unread = Unread({*self.folders.values()})
         pair = (answer, "history", *INPUT.get(form, ())) if answer else ()
         row, several = _with_one_answer(row, answer)
         unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT, *clips.NAMES})
