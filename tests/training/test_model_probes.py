@@ -18,7 +18,8 @@ def prepared(tiny, family: str, **data):
     collator.join_samples(loader)
     flags = SimpleNamespace(**({"padding_free": None, "packing": False} | data))
     training = SimpleNamespace(deepspeed=None, fsdp=False, device=torch.device("cpu"))
-    return loader.load_model(), loader, collator, SimpleNamespace(data=flags, training=training)
+    lora = SimpleNamespace(load_in_8bit=False)
+    return loader.load_model(), loader, collator, SimpleNamespace(data=flags, training=training, lora=lora)
 
 
 @pytest.mark.parametrize(
