@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import fields
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +38,7 @@ from reading.files import leads_out_of, stays_in
 from reading.references import kind_by_name
 from reading.sources import ENDINGS, HUB_ID, HUB_PATH, find_source
 from reading.split import make_datasets
+from reports.run_comparison import read_log
 from reports.run_report import PLOTTED, answers_of, curves_of, metrics_of
 from training.progress import LOG_FILE
 from training.run_folder import LOCK, rename_aside, results
@@ -426,26 +426,6 @@ def find(root: str) -> Found:
 
 
 # ---- what a run says of itself ----
-
-
-def read_log(folder: str) -> list[dict]:
-    """The lines of the log; empty before the first."""
-    path = os.path.join(folder, LOG_FILE)
-    try:
-        state = os.stat(path)
-    except OSError:
-        return []
-    return _read_lines(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(64)
-def _read_lines(path: str, size: int, time: int) -> list[dict]:
-    lines = []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with contextlib.suppress(ValueError):  # it is still being written
-                lines.append(json.loads(line))
-    return [line for line in lines if isinstance(line, dict) and line.keys() >= {"step", "max_steps"}]
 
 
 def curves(log: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]:
