@@ -204,12 +204,12 @@ def save_form(root: str, path: str, *inputs) -> str:
     return notice(text("saved", path=path))
 
 
-@or_error
+@or_error()
 def load_form(root: str, path: str) -> list:
     return [*form.values_of(yaml_to_flags(check_inside(path, root, "the YAML file"))).values()]
 
 
-@or_error
+@or_error()
 def same_again(root: str, run: str | None) -> list:
     """The form with the settings of a run and a new output folder, and the tab to look at."""
     values = form.values_of(runs.words_of_run(runs.check_folder(run or "", root, "the run")))
