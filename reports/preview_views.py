@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
+from pathlib import Path
 from typing import TextIO
 
 from rich.text import Text
@@ -95,5 +96,4 @@ def write_page(path: str, previews: Iterable[Preview], collator: ChatCollator, t
         differences=[inline_difference(*pair) for pair in collator.template.differences()],
         documented=documented,
     )
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(html_page(f"Preview of {title}", body))
+    Path(path).write_text(html_page(f"Preview of {title}", body), encoding="utf-8")

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -140,8 +141,8 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
         processes=training.world_size,
         device=device_name(training.device),
     )
-    with open(os.path.join(output_dir, "report.html"), "w", encoding="utf-8") as file:
-        file.write(html_page(f"Run of {arguments.model.model_id}", body))
+    page = html_page(f"Run of {arguments.model.model_id}", body)
+    Path(output_dir, "report.html").write_text(page, encoding="utf-8")
 
 
 def answered_steps(log_history: list[dict]) -> list[int]:
@@ -199,7 +200,7 @@ def short(value: float) -> str:
 
 
 def data_of(facts: RunFacts) -> list[dict]:
-    """For training and evaluation data: their paths with rows, and the rows of each kind."""
+    """For training and evaluation data: their files, and the rows of each kind."""
     found = []
     for name, dataset in (("training", facts.train_dataset), ("evaluation", facts.eval_dataset)):
         if dataset is None:
@@ -207,16 +208,8 @@ def data_of(facts: RunFacts) -> list[dict]:
         kinds = Counter()
         for layout, _, positions in dataset.groups():
             kinds[layout.kind] += len(positions)
-        found.append(
-            {
-                "name": name,
-                "rows": len(dataset),
-                "left_out": dataset.num_bad,
-                "paths": dataset.summary().splitlines(),
-                "files": [os.path.basename(path) for path in dataset.paths],
-                "kinds": kinds,
-            }
-        )
+        files = [os.path.basename(path) for path in dataset.paths]
+        found.append({"name": name, "dataset": dataset, "files": files, "kinds": kinds})
     return found
 
 
@@ -279,7 +272,7 @@ def device_name(device: torch.device) -> str:
 # ---- plots ----
 
 
-def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str, str]) -> None:
+def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str, str], log_scale=False) -> None:
     for line, points in lines.items():
         marker = "o" if line.endswith("evaluation") or len(points) == 1 else None
         axes.plot(*zip(*points), color=colours[line], label=line, marker=marker, markersize=4, linewidth=1.8)
@@ -287,6 +280,10 @@ def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(lines) > 1:
         axes.legend(frameon=False, labelcolor="linecolor")
+    if log_scale:
+        axes.set_yscale("log")
+        for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            each("{x:g}")
 
 
 def plots_of(curves: dict[str, dict]) -> list[tuple[str, Markup]]:
@@ -306,15 +303,7 @@ def draw_curves(lines: dict, log_scale: bool = False) -> Markup:
         others.setdefault(line.rpartition(", ")[0], []).append(line)
     for colour, run in zip(cycle(("video", "trained", "context", "text")), sorted(others)):
         colours |= dict.fromkeys(others[run], COLOUR[colour])
-
-    def fill(axes) -> None:
-        fill_axes(axes, lines, colours)
-        if log_scale:
-            axes.set_yscale("log")
-            for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                each("{x:g}")
-
-    return draw(fill)
+    return draw(lambda axes: fill_axes(axes, lines, colours, log_scale))
 
 
 def write_loss(path: str, lines: dict, title: str) -> None:
@@ -366,5 +355,4 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
         remark=LOADERS.get(arguments.model.family).remark,
         versions=versions(),
     )
-    with open(os.path.join(folder, CARD), "w", encoding="utf-8") as file:
-        file.write(card)
+    Path(folder, CARD).write_text(card, encoding="utf-8")

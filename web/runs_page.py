@@ -5,6 +5,7 @@ import os
 import re
 import zipfile
 from functools import partial
+from pathlib import Path
 
 import gradio as gr
 
@@ -122,11 +123,8 @@ def show_answers(root: str, chosen: str | None) -> str:
 
 
 def framed_report(folder: str) -> str:
-    path = os.path.join(folder, "report.html")
-    if not os.path.isfile(path):
-        return notice(text("no_report"))
-    with open(path, encoding="utf-8") as file:
-        return framed(file.read(), text("report"))
+    path = Path(folder, "report.html")
+    return framed(path.read_text(encoding="utf-8"), text("report")) if path.is_file() else notice(text("no_report"))
 
 
 # ---- after a run ----
