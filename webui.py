@@ -109,11 +109,9 @@ def check(args: argparse.Namespace) -> None:
             f"--host {args.host} lets other machines start runs here: set a password in the environment variable "
             f"{PASSWORD}, or leave --host out."
         )
+    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
     try:
-        with socket.create_server(
-            (args.host, args.port), family=socket.AF_INET6 if ":" in args.host else socket.AF_INET
-        ):
-            pass
+        socket.create_server((args.host, args.port), family=family).close()
     except OSError as error:
         raise ValueError(f"--host {args.host} --port {args.port} cannot be bound to: {error.strerror}.") from error
 

@@ -135,8 +135,7 @@ def keep(values: dict, root: str) -> None:
 def kept(root: str) -> dict:
     """The form as it was last, or the first one."""
     try:
-        with open(runs.check_inside(KEPT, root, "the form"), encoding="utf-8") as file:
-            held = json.load(file)
+        held = json.loads(Path(runs.check_inside(KEPT, root, "the form")).read_text(encoding="utf-8"))
         values = preset()
         values |= {name: value for name, value in held.items() if type(value) is type(values.get(name))}
         words_of(values | {FURTHER: ""})  # which may be unfinished

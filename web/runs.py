@@ -116,9 +116,6 @@ def check_flags(words: list[str], root: str) -> None:
     """Refuse what train.py would refuse at once, and what leaves the root.
 
     Flags that ask for a GPU, a package or an engine are left to train.py.
-
-    Raises:
-        ValueError: it names the flag.
     """
     for name, values in flags_of(words):
         if name in REFUSED:
@@ -129,9 +126,8 @@ def check_flags(words: list[str], root: str) -> None:
             for path in paths_in(value):
                 (check_folder if name in FOLDERS else check_inside)(path, root, f"--{name}")
             if name in CONFIGURATIONS and os.path.isfile(value):
-                with open(value, encoding="utf-8", errors="replace") as file:
-                    for path in paths_in(file.read()):
-                        check_inside(path, root, f"--{name} {value}:")
+                for path in paths_in(Path(value).read_text(encoding="utf-8", errors="replace")):
+                    check_inside(path, root, f"--{name} {value}:")
             if name in ("data_path", "eval_data_path"):
                 check_data(value, root, f"--{name}")
     try:
@@ -238,11 +234,7 @@ def tool(script: str, words: list[str], root: str) -> str:
 
 
 def page_of(words: list[str], root: str, *options: str) -> str:
-    """The page of preview.py, which writes it also where it finds faults.
-
-    Raises:
-        ValueError: as `check_flags`, or what the script says.
-    """
+    """The page of preview.py, which writes it also where it finds faults."""
     check_flags(words, root)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "page.html")
@@ -338,8 +330,7 @@ def known_run(folder: str) -> dict:
 
 def read_record(folder: str) -> dict | None:
     try:
-        with open(os.path.join(folder, RECORD), encoding="utf-8") as file:
-            record = json.load(file)
+        record = json.loads(Path(folder, RECORD).read_text(encoding="utf-8"))
         return record if record.keys() >= {"words", "pid", "created", "started"} else None
     except (OSError, ValueError, AttributeError):
         return None
