@@ -278,9 +278,8 @@ def check_adapter(file, expected: dict[str, torch.Tensor], adapter_path: str, ba
             raise ValueError(f"{adapter_path} is not an adapter of {base_path}: it {fault} {min(keys)} ({len(keys)}).")
     for key, tensor in expected.items():
         if shapes[key] != [*tensor.shape]:
-            raise ValueError(
-                f"{adapter_path} is not an adapter of {base_path}: its {key} is {shapes[key]}, not {[*tensor.shape]}."
-            )
+            fault = f"its {key} is {shapes[key]}, not {[*tensor.shape]}"
+            raise ValueError(f"{adapter_path} is not an adapter of {base_path}: {fault}.")
 
 
 def skeleton(loader: BaseLoader) -> nn.Module:

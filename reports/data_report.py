@@ -7,7 +7,6 @@ Every row of training and evaluation data is opened and encoded as in training, 
 if training would fail.
 """
 
-import copy
 import json
 import math
 import os
@@ -289,10 +288,10 @@ def results_of(arguments, budget, splits: dict, results: Results, notes: dict, n
 
 
 def describe_split(results: Results, start: int, rows: np.ndarray) -> dict:
-    measured = rows["text"] > 0
-    tokens = {kind: rows[kind][measured] for kind in ("text", "image", "video")}
+    good, measured = rows["fault"] == 0, rows[rows["text"] > 0]
+    tokens = {kind: measured[kind] for kind in ("text", "image", "video")}
     total = sum(tokens.values())
-    good = rows["fault"] == 0
+    tokens = {"all": total, **tokens, "trained": rows["labels"][good]}
     faults = {}
     for fault, meaning in FAULTS.items():
         if len(positions := np.flatnonzero(rows["fault"] == CODES[fault])):
@@ -304,10 +303,8 @@ def describe_split(results: Results, start: int, rows: np.ndarray) -> dict:
         "rows": len(rows),
         "good": int(good.sum()),
         "kinds": {kind: int((rows["kind"] == code).sum()) for code, kind in enumerate(KINDS)},
-        "tokens": {
-            name: spread(values) for name, values in {"all": total, **tokens, "trained": rows["labels"][good]}.items()
-        },
-        "histograms": {"tokens": histogram(total), "labels": histogram(rows["labels"][good])},
+        "tokens": {name: spread(values) for name, values in tokens.items()},
+        "histograms": {"tokens": histogram(total), "labels": histogram(tokens["trained"])},
         "over_budget": {"rows": int((rows["cut"] > 0).sum() + (rows["fault"] == CODES["overlong"]).sum())},
         "cut": {"rows": int((rows["cut"] > 0).sum()), "tokens": int(rows["cut"].sum())},
         "typed": {"rows": int(rows["typed"].sum())},
@@ -420,8 +417,7 @@ def epoch(dataset, rows: np.ndarray, arguments, num_processes: int) -> dict:
     """Steps and tokens of an epoch of the good rows, as the Trainer counts them."""
     training = arguments.training
     good = np.flatnonzero(rows["fault"] == 0)
-    dataset = copy.copy(dataset)
-    dataset.select(good)
+    dataset = dataset.part(good)
     number = dataset.epoch_size
     total_tokens = round(float(dataset.row_weights() @ tokens_within_budget(rows)[good]))
     whole = math.floor if training.dataloader_drop_last else math.ceil

@@ -213,9 +213,7 @@ def data_of(facts: RunFacts) -> list[dict]:
     return found
 
 
-def shown_answers(
-    output_dir: str, dataset: MultimodalDataset, step: int, most: int
-) -> Iterator[tuple[dict, Iterator[tuple]]]:
+def shown_answers(output_dir: str, dataset: MultimodalDataset, step: int, most: int) -> Iterator[tuple[dict, Iterator]]:
     """Answers of an evaluation, the wrong ones first, each with the `pictures` of its row and the boxes of both."""
     answers = sorted(read_answers(output_dir, step), key=lambda answer: answer.get("right", answer["exact_match"]))
     for answer in answers[:most]:
@@ -334,6 +332,7 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
         pipeline_tag="image-text-to-text",
         tags=[TAG, *(["lora"] if is_adapter else [])],
     )
+    flags = {name: value for name, value in given_flags(arguments).items() if name not in PLACES}
     card = render(
         "model_card.md",
         metadata=Markup(metadata.to_yaml()),
@@ -347,9 +346,7 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
         table=Markup(format_summary(facts.trained)),
         data=data_of(facts),
         has_plot=is_final and "loss" in curves_of(state.log_history),
-        flags=yaml.safe_dump(
-            {name: value for name, value in given_flags(arguments).items() if name not in PLACES}, sort_keys=False
-        ),
+        flags=yaml.safe_dump(flags, sort_keys=False),
         request=facts.request,
         server_template=os.path.isfile(os.path.join(folder, SERVER_TEMPLATE)) and SERVER_TEMPLATE,
         remark=LOADERS.get(arguments.model.family).remark,
