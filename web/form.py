@@ -70,11 +70,7 @@ def kinds_of(name: str) -> tuple[type, ...]:
 
 
 def words_of(values: dict) -> list[str]:
-    """The words of train.py's command line.
-
-    Raises:
-        ValueError: the further flags are no flags.
-    """
+    """The words of train.py's command line; a ValueError where the further flags are no flags."""
     flags = {name: values[name] for name in FLAGS}
     mapped = [f"{column}={values[menu]}" for menu, column in MENUS.items() if values[menu]]
     flags["columns"] = [*mapped, *values["columns"]]
@@ -145,11 +141,7 @@ def kept(root: str) -> dict:
 
 
 def save(values: dict, path: str, root: str) -> None:
-    """Write the form as a YAML file for train.py.
-
-    Raises:
-        ValueError: the file is there already, or not in the root.
-    """
+    """Write the form as a YAML file for train.py; a ValueError where it is there already, or not in the root."""
     file = runs.check_inside(path, root, "the YAML file")
     if not path.endswith((".yaml", ".yml")) or os.path.lexists(file):
         raise ValueError(strings.text("new_yaml", path=path))

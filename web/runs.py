@@ -184,11 +184,7 @@ def is_on_hub(value: str) -> bool:
 
 
 def check_inside(path: str, root: str, what: str) -> str:
-    """The path with its links resolved.
-
-    Raises:
-        ValueError: it leaves the root.
-    """
+    """The path with its links resolved; a ValueError where it leaves the root."""
     try:
         resolved = os.path.realpath(os.path.join(root, os.path.expanduser(path)))
     except ValueError as error:  # a null character
@@ -219,11 +215,7 @@ def check_model(path: str, root: str) -> str:
 
 
 def tool(script: str, words: list[str], root: str) -> str:
-    """What a script of the repository prints.
-
-    Raises:
-        ValueError: it failed; what it said.
-    """
+    """What a script of the repository prints; a ValueError with what it said, where it failed."""
     command = [sys.executable, os.path.join(HERE, script), *words]
     pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     done = subprocess.run(command, cwd=root, timeout=TOOL_SECONDS, **pipes)

@@ -26,11 +26,8 @@ def runs_tab(root: str, uploads: str) -> tuple[gr.Dropdown, gr.Button, dict]:
     head = gr.HTML(elem_id="head", elem_classes="live")
     wide = {"scale": 0, "min_width": 220}
     with gr.Row():
-        buttons = [
-            gr.Button(text("stop"), variant="stop", visible=False, **wide),
-            gr.Button(text("kill"), variant="stop", visible=False, **wide),
-            gr.Button(text("resume"), variant="primary", visible=False, **wide),
-        ]
+        variants = {"stop": "stop", "kill": "stop", "resume": "primary"}
+        buttons = [gr.Button(text(name), variant=look, visible=False, **wide) for name, look in variants.items()]
         again = gr.Button(text("again"), **wide)
     with gr.Row():
         ticked = gr.CheckboxGroup([], label=text("plot_with"), elem_id="ticked")
