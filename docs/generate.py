@@ -245,15 +245,6 @@ def preview_example(checkpoint: str) -> str:
     return f"```text\n{output.getvalue().strip()}\n```\n"
 
 
-def fill(path: Path, **parts: str) -> str:
-    """The text of a file with what is between `<!-- name -->` and `<!-- /name -->` replaced, for each name."""
-    text = path.read_text(encoding="utf-8")
-    for name, content in parts.items():
-        before, _, rest = text.partition(f"<!-- {name} -->\n")
-        text = f"{before}<!-- {name} -->\n{content}<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
-    return text
-
-
 def pages_of_families(checkpoint_of) -> dict[Path, str]:
     """Path -> text of each file with what every family's loader and collator say of themselves.
 
@@ -293,7 +284,15 @@ def pages_of_flags(checkpoint_of) -> dict[Path, str]:
 
 
 def filled(pages: dict[str, dict[str, str]]) -> dict[Path, str]:
-    return {REPO / name: fill(REPO / name, **parts) for name, parts in pages.items()}
+    """Path -> text of each file, with what is between `<!-- name -->` and `<!-- /name -->` replaced for each name."""
+    found = {}
+    for page, parts in pages.items():
+        text = (REPO / page).read_text(encoding="utf-8")
+        for name, content in parts.items():
+            before, _, rest = text.partition(f"<!-- {name} -->\n")
+            text = f"{before}<!-- {name} -->\n{content}<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
+        found[REPO / page] = text
+    return found
 
 
 def main() -> None:
