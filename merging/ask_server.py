@@ -257,16 +257,12 @@ def blame_weights(found: list[Outcome], noise: float | None, of_base: list[str] 
 
 def as_openai(message: dict) -> dict:
     fields = {key: message[key] for key in ("reasoning_content", "tool_call_id", "name") if key in message}
-    if calls := message.get("tool_calls"):
-        fields["tool_calls"] = [as_call(call, f"call_{i}") for i, call in enumerate(calls)]
+    for i, call in enumerate(message.get("tool_calls", [])):
+        function = call["function"] | {"arguments": strict_json(call["function"]["arguments"])}
+        fields.setdefault("tool_calls", []).append({"id": f"call_{i}"} | call | {"function": function})
     parts = [as_part(part) for part in message["content"]]
     text_alone = all(part["type"] == "text" for part in parts)
     return {"role": message["role"], "content": "".join(p["text"] for p in parts) if text_alone else parts} | fields
-
-
-def as_call(call: dict, name: str) -> dict:
-    function = call["function"]
-    return {"id": name} | call | {"function": function | {"arguments": strict_json(function["arguments"])}}
 
 
 def as_part(part: dict) -> dict:

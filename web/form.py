@@ -180,7 +180,7 @@ def model_of(typed: str) -> tuple[str, str]:
 
 def first_row(path: str) -> dict:
     """The first row of a path of --data_path under the names of its file; empty where it has no names."""
-    file = find_source(path).files[0]
+    file, found = find_source(path).files[0], {}  # of a folder of pictures and a tar file
     if not is_copied(file) and not has_ending(file, ".tar"):
         found = next((row for *_, row in scan(file)), {})
     elif has_ending(file, ".parquet", ".arrow"):
@@ -189,8 +189,6 @@ def first_row(path: str) -> dict:
     elif has_ending(file, ".csv", ".tsv", ".xlsx"):
         cells = (cells_of_sheet if has_ending(file, ".xlsx") else cells_of_csv)(file)
         found = dict(zip([name.strip().lower() for name in next(cells, [])], next(cells, [])))
-    else:  # a folder of pictures, a tar file
-        found = {}
     return found if isinstance(found, dict) else {}
 
 
