@@ -124,10 +124,6 @@ def preset_of(values: dict) -> str | None:
 # ---- kept forms ----
 
 
-def keep(values: dict, root: str) -> None:
-    runs.write_json(runs.check_inside(KEPT, root, "the form"), values)
-
-
 def kept(root: str) -> dict:
     """The form as it was last, or the first one."""
     try:

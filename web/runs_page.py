@@ -97,7 +97,9 @@ def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) 
         plots = plotted(log, {name: read_log(other) for name, other in others.items()}, log_scale)
         steps = [(str(number), f"{run}:{number}") for number in runs.steps_with_answers(folder)]
         step = gr.update(choices=steps, value=steps[0][1] if steps else None, visible=bool(steps))
-        report = framed_report(folder)
+        path = Path(folder, "report.html")
+        page = framed(path.read_text(encoding="utf-8"), text("report")) if path.is_file() else ""
+        report = page or notice(text("no_report"))
     return [head, *shown, plots, step, log_box(tail), report, version]
 
 
@@ -117,11 +119,6 @@ def show_answers(root: str, chosen: str | None) -> str:
     found = runs.answers(check_folder(run, root, "the run"), int(step)) if run else []
     page = html_page(text("answers"), render("answers.html", answers=found))
     return framed(page, text("answers")) if found else ""
-
-
-def framed_report(folder: str) -> str:
-    path = Path(folder, "report.html")
-    return framed(path.read_text(encoding="utf-8"), text("report")) if path.is_file() else notice(text("no_report"))
 
 
 # ---- after a run ----

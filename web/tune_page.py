@@ -160,7 +160,7 @@ def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *i
     if not restored:
         return [gr.skip()] * (7 + len(NAMES))
     values, command, folder, at = dict(zip(NAMES, inputs)), "", "", None
-    form.keep(values, root)
+    runs.write_json(check_inside(form.KEPT, root, "the form"), values)
     missing = [text(name) for name in NEEDED if not values[name]]
     wanted = [values[name] for name in form.SHOWN_BY]
     said, (seen, fault) = text("reading"), read or (None, None)
