@@ -1,5 +1,6 @@
 """The tab "Tune": model, data, how, start; next to them the rows, below them the bar with command and Start."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -234,12 +235,10 @@ def take_files(root: str, files: list[str], paths: list[str]) -> tuple[None, dic
 def show_columns(root: str, paths: list[str]) -> list:
     """The first row of the data, and the menus of its fields, with a proposal where it needs one."""
     row = {}
-    try:
+    with contextlib.suppress(ValueError):  # which the message says
         if paths and not runs.is_on_hub(paths[0]):
             runs.check_data(paths[0], root, "--data_path")
             row = form.first_row(paths[0])
-    except ValueError:  # which the message says
-        pass
     columns = form.columns_for(row)
     proposed = form.values_of(["--columns", *columns] if columns else [])
     menus = [gr.update(choices=["", *row], value=proposed[name]) for name in MENUS]
