@@ -121,6 +121,9 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
     arguments, training = facts.arguments, facts.arguments.training
     answered = answered_steps(state.log_history)
     probed = [BEFORE, AFTER] if any("probe_lost" in logs for logs in state.log_history) else []
+    device = f"{training.device.type}, {platform.processor() or platform.machine()}"
+    if training.device.type == "cuda":
+        device = torch.cuda.get_device_name(training.device)
     body = render(
         "report.html",
         model=arguments.model,
@@ -139,7 +142,7 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
         flags=given_flags(arguments),
         versions=versions(),
         processes=training.world_size,
-        device=device_name(training.device),
+        device=device,
     )
     page = html_page(f"Run of {arguments.model.model_id}", body)
     Path(output_dir, "report.html").write_text(page, encoding="utf-8")
@@ -261,12 +264,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {platform.processor() or platform.machine()}"
-
-
 # ---- plots ----
 
 
@@ -294,7 +291,7 @@ def plots_of(curves: dict[str, dict]) -> list[tuple[str, Markup]]:
     return found
 
 
-def draw_curves(lines: dict, log_scale: bool = False) -> Markup:
+def draw_curves(lines: dict, log_scale: bool) -> Markup:
     """Training and evaluation of a run always have the same colours; the lines of other runs have one for each run."""
     colours, others = {"training": COLOUR["image"], "evaluation": COLOUR["cut"]}, {}
     for line in lines.keys() - colours.keys():
