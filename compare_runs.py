@@ -6,6 +6,7 @@ It reads `log.jsonl`, `args.yaml`, `run.json` and `eval_answers` of the output f
 """
 
 import sys
+from pathlib import Path
 
 import entry
 from command_line import FlagParser
@@ -24,8 +25,7 @@ def main(words: list[str] | None = None) -> None:
 
     runs = [run_comparison.read_run(folder) for folder in args.runs]
     if args.html:
-        with open(args.html, "w", encoding="utf-8") as file:
-            file.write(run_comparison.page(*runs))
+        Path(args.html).write_text(run_comparison.page(*runs), encoding="utf-8")
     run_comparison.show(*runs, sys.stdout)
 
 

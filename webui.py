@@ -88,13 +88,10 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", default=".", help="Folder that all files lie in. Default: the current one.")
     parser.add_argument("--host", default="127.0.0.1", help="Address to bind to. Default: this machine alone.")
     parser.add_argument("--port", type=int, default=7860, help="Port to bind to. Default: 7860.")
-    parser.add_argument(
-        "--password",
-        help=f"Asked of every visitor. Better set {PASSWORD}, which other users of the machine cannot see.",
-    )
-    parser.add_argument(
-        "--language", choices=strings.LANGUAGES, default="en", help="Of the page: en (the default) or zh."
-    )
+    asked = f"Asked of every visitor. Better set {PASSWORD}, which other users of the machine cannot see."
+    parser.add_argument("--password", help=asked)
+    language = "Of the page: en (the default) or zh."
+    parser.add_argument("--language", choices=strings.LANGUAGES, default="en", help=language)
     args = parser.parse_args(words)
     args.password = args.password or os.environ.get(PASSWORD)
     args.root = os.path.realpath(args.root)
@@ -109,11 +106,9 @@ def check(args: argparse.Namespace) -> None:
             f"--host {args.host} lets other machines start runs here: set a password in the environment variable "
             f"{PASSWORD}, or leave --host out."
         )
+    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
     try:
-        with socket.create_server(
-            (args.host, args.port), family=socket.AF_INET6 if ":" in args.host else socket.AF_INET
-        ):
-            pass
+        socket.create_server((args.host, args.port), family=family).close()
     except OSError as error:
         raise ValueError(f"--host {args.host} --port {args.port} cannot be bound to: {error.strerror}.") from error
 

@@ -50,10 +50,7 @@ EXAMPLE = [
     {"role": "user", "content": [text_part("Its colour?")]},
     {"role": "assistant", "content": [text_part("Grey.")]},
 ]
-EXCHANGE = [  # for a family that refuses the example
-    {"role": "user", "content": [IMAGE, text_part("What is it?")]},
-    {"role": "assistant", "content": [text_part("A cat.")]},
-]
+EXCHANGE = [{"role": "user", "content": EXAMPLE[0]["content"][1:]}, EXAMPLE[1]]  # for a family that refuses the example
 PLACES = {"everywhere": "everywhere", "end": "end of a conversation", "history": "before the last exchange"}
 PLACES |= {"moved": "everywhere"}
 
@@ -98,11 +95,6 @@ def model_table(collators: dict) -> str:
     return table(["family", "`--model_id` (number)", "media"], rows)
 
 
-def fact_sheets(loaders: dict, collators: dict) -> str:
-    sheets = [f"## {family}\n\n{fact_sheet(family, loaders[family], collators[family])}" for family in collators]
-    return "\n".join(sheets)
-
-
 def fact_sheet(family: str, loader, collator) -> str:
     """What loader and collator say of themselves, what the family takes and needs, its modules, its models."""
     facts = [f"Takes {media_of(family)}. Training text: [chat_formats.md](chat_formats.md#{slug(family)})."]
@@ -118,15 +110,10 @@ def fact_sheet(family: str, loader, collator) -> str:
     modules = {component: getattr(loader, component) for component in COMPONENTS}
     modules |= {"experts": loader.experts, "routers": loader.routers, "in no component": loader.other}
     rows = [[name, ", ".join(map(code, paths))] for name, paths in modules.items() if paths]
-    return "\n".join(
-        [
-            f"{notes_of(loader)}\n",
-            f"{notes_of(collator)}\n",
-            " ".join(facts) + "\n",
-            table(["component", "modules"], rows),
-            table(["model id", "Hub path"], [[code(k), code(v)] for k, v in models_of(family).items()]),
-        ]
-    )
+    parts = [f"{text}\n" for text in (f"## {family}", notes_of(loader), notes_of(collator), " ".join(facts))]
+    parts += [table(["component", "modules"], rows)]
+    parts += [table(["model id", "Hub path"], [[code(k), code(v)] for k, v in models_of(family).items()])]
+    return "\n".join(parts)
 
 
 def refuses_flash_attention(loader) -> bool:
@@ -167,10 +154,8 @@ def strategy_matrix() -> str:
             mark = f"refused ({refusals.index(reason) + 1})"
         rows.setdefault(strategy, {})[engine] = mark
     text = table(["", *next(iter(rows.values()))], [[strategy, *marks.values()] for strategy, marks in rows.items()])
-    notes = "".join(f"{number}. {reason}\n" for number, reason in enumerate(refusals, 1))
-    return f"All of it was last run on {date}, on these families: {', '.join(outcomes)}.\n\n{text}" + (
-        f"\n{notes}" if notes else ""
-    )
+    notes = ["\n"] * bool(refusals) + [f"{number}. {reason}\n" for number, reason in enumerate(refusals, 1)]
+    return f"All of it was last run on {date}, on these families: {', '.join(outcomes)}.\n\n{text}{''.join(notes)}"
 
 
 def slug(heading: str) -> str:
@@ -196,14 +181,13 @@ def family_formats(collator) -> list[str]:
         if len(exceptions) > 1:
             parts.append(f"Format {number} of {len(exceptions)}:\n")
         rows = [[visible(e.official), visible(e.ours), PLACES[e.where], as_markdown(e.reason)] for e in found]
-        parts += [
-            f"```text\n{marked(collator, template, with_bos=template == taken)}\n```\n",
-            table(["the checkpoint's template", "trained", "where", "reason"], rows)
-            if rows
-            else "No exception: the training text is the template's.\n"
-            if collator.processor.chat_template not in (None, own.template)
-            else "The checkpoint has no chat template: its code writes the format.\n",
-        ]
+        parts.append(f"```text\n{marked(collator, template, with_bos=template == taken)}\n```\n")
+        if rows:
+            parts.append(table(["the checkpoint's template", "trained", "where", "reason"], rows))
+        elif collator.processor.chat_template in (None, own.template):
+            parts.append("The checkpoint has no chat template: its code writes the format.\n")
+        else:
+            parts.append("No exception: the training text is the template's.\n")
     if given := collator.template.kwargs:
         fixed = type(collator).template_kwargs
         values = (f"`{k}={v!r}`" if v == fixed[k] else f"`{k}`, read from the checkpoint" for k, v in given.items())
@@ -228,10 +212,10 @@ def marked(collator, template: str, with_bos: bool) -> str:
 def flag_tables() -> str:
     parts = []
     for title, group in FLAG_GROUPS.items():
-        rows = [
-            [code(f"--{field.name}"), "" if field.default is None else code(field.default), field.metadata["help"]]
-            for field in fields(group)
-        ]
+        rows = []
+        for field in fields(group):
+            default = "" if field.default is None else code(field.default)
+            rows.append([code(f"--{field.name}"), default, field.metadata["help"]])
         parts.append(f"**{title}**\n\n" + table(["flag", "default", "meaning"], rows))
     return "\n".join(parts)
 
@@ -261,15 +245,6 @@ def preview_example(checkpoint: str) -> str:
     return f"```text\n{output.getvalue().strip()}\n```\n"
 
 
-def fill(path: Path, **parts: str) -> str:
-    """The text of a file with what is between `<!-- name -->` and `<!-- /name -->` replaced, for each name."""
-    text = path.read_text(encoding="utf-8")
-    for name, content in parts.items():
-        before, _, rest = text.partition(f"<!-- {name} -->\n")
-        text = f"{before}<!-- {name} -->\n{content}<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
-    return text
-
-
 def pages_of_families(checkpoint_of) -> dict[Path, str]:
     """Path -> text of each file with what every family's loader and collator say of themselves.
 
@@ -287,7 +262,7 @@ def pages_of_families(checkpoint_of) -> dict[Path, str]:
             "README_zh.md": {"correctness": tables.summary("成立", "报错退出", "不成立", "未测")},
             "docs/supported_models.md": {
                 "matrix": support_matrix([*collators, AUTO]),
-                "families": fact_sheets(loaders, collators),
+                "families": "\n".join(fact_sheet(family, loaders[family], collators[family]) for family in collators),
             },
             "docs/chat_formats.md": {"families": chat_formats(collators)},
         }
@@ -309,7 +284,15 @@ def pages_of_flags(checkpoint_of) -> dict[Path, str]:
 
 
 def filled(pages: dict[str, dict[str, str]]) -> dict[Path, str]:
-    return {REPO / name: fill(REPO / name, **parts) for name, parts in pages.items()}
+    """Path -> text of each file, with what is between `<!-- name -->` and `<!-- /name -->` replaced for each name."""
+    found = {}
+    for page, parts in pages.items():
+        text = (REPO / page).read_text(encoding="utf-8")
+        for name, content in parts.items():
+            before, _, rest = text.partition(f"<!-- {name} -->\n")
+            text = f"{before}<!-- {name} -->\n{content}<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
+        found[REPO / page] = text
+    return found
 
 
 def main() -> None:

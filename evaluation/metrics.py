@@ -132,11 +132,7 @@ def load_metric(word: str) -> tuple[str, Callable]:
 
 
 def load_metrics(words: list[str] | None) -> dict[str, Callable]:
-    """Name -> function, as `load_metric`, of several and of those that are always measured.
-
-    Raises:
-        ValueError: two have the same name.
-    """
+    """Name -> function of several (`load_metric`) and of those always measured; a ValueError where two share a name."""
     loaded = [load_metric(word) for word in [*ALWAYS, *(word for word in words or [] if word not in ALWAYS)]]
     if len(found := dict(loaded)) < len(loaded):
         raise ValueError(f"--metric {' '.join(words)}: two have the same name; rename one or leave it out.")

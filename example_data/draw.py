@@ -8,8 +8,8 @@
     python example_data/draw.py --sample             # a dozen pictures and two clips to look at, sample.json
     python example_data/draw.py --output_dir /tmp/gauges
 
-A picture shows a gauge, a clip one shape that moves. The test set holds combinations that the training set
-never shows (see `held_out`), so a model has to look at each property on its own. The answers to a question are equally
+A picture shows a gauge, a clip one shape that moves. The test set holds combinations that the training set never shows
+(see `combinations`), so a model has to look at each property on its own. The answers to a question are equally
 frequent: without looking, at most a quarter can be right. A pair is two of the pictures of one set. Of boxes, a picture
 shows one shape anywhere. A text asks to sort colours by the alphabet; the orders of the test set are not in the
 training set.
@@ -41,6 +41,7 @@ PLACES = ["First", "Second"]  # of a pair
 MOVES = {"Left": (-1, 0), "Right": (1, 0), "Up": (0, -1), "Down": (0, 1)}
 FRAMES, FPS = 16, 8
 
+# Of each medium, the questions (None: not asked) and their answers, in the order of a scene's.
 IMAGE_PROPERTIES = [
     ("What does the gauge read?", [str(i) for i in range(11)]),
     ("Where does the red zone begin?", ["2", "4", "6", "8"]),
@@ -52,6 +53,7 @@ VIDEO_PROPERTIES = [
     (None, SHAPES),  # drawn, not asked: four frames through a tiny model do not tell a circle from a square
     ("Which way does it move?", list(MOVES)),
 ]
+PROPERTIES = {"image": IMAGE_PROPERTIES, "video": VIDEO_PROPERTIES}
 
 
 def combinations(properties, test):
@@ -140,15 +142,12 @@ def write_video(path, answers, rng):
         container.mux(stream.encode())
 
 
-def write_split(output_dir, name, media, properties, scenes):
-    """Write the files of `scenes` (tuples of answers), then NAME.json: it is there only when all its files are.
-
-    `media` is "image" or "video", `properties` the questions (None: not asked) in the order of the answers in a scene.
-    """
+def write_split(output_dir, name, media, scenes):
+    """Write the files of `scenes` (tuples of answers), then NAME.json: it is there only when all its files are."""
     folder, suffix, write = {"image": ("images", "png", write_image), "video": ("videos", "mp4", write_video)}[media]
     rows, questions = [], 0
     for i, answers in enumerate(scenes):
-        turns = [(question, answer) for (question, _), answer in zip(properties, answers) if question]
+        turns = [(question, answer) for (question, _), answer in zip(PROPERTIES[media], answers) if question]
         random.Random(f"questions {name} {i}").shuffle(turns)
         conversations = []
         for question, answer in turns:
@@ -240,23 +239,21 @@ def main():
 
     if args.sample:
         draw = random.Random(0)
-        images = draw.sample(combinations(IMAGE_PROPERTIES, test=False), 12)
-        clips = draw.sample(combinations(VIDEO_PROPERTIES, test=False), 2)
-        print(write_split(args.output_dir, "sample", "image", IMAGE_PROPERTIES, images))
-        print(write_split(args.output_dir, "video_sample", "video", VIDEO_PROPERTIES, clips))
+        for name, media, number in (("sample", "image", 12), ("video_sample", "video", 2)):
+            scenes = draw.sample(combinations(PROPERTIES[media], test=False), number)
+            print(write_split(args.output_dir, name, media, scenes))
         return
     if args.boxes:
         for part in ("train", "test"):
             write_rows(args.output_dir / f"box_{part}.json", box_rows(part, args.output_dir))
         return
     # Training shows each of its combinations several times, drawn again each time; the test set each of its own once.
-    media, properties, prefix = (
-        ("video", VIDEO_PROPERTIES, "video_") if args.videos else ("image", IMAGE_PROPERTIES, "")
-    )
-    train = combinations(properties, test=False) * (6 if args.videos else 3)
-    test = combinations(properties, test=True) * (3 if args.videos else 1)
-    parts = (("train", train), ("test", test))
-    print("; ".join(write_split(args.output_dir, prefix + part, media, properties, scenes) for part, scenes in parts))
+    media, prefix, times = ("video", "video_", (6, 3)) if args.videos else ("image", "", (3, 1))
+    said = []
+    for part, number in zip(("train", "test"), times):
+        scenes = combinations(PROPERTIES[media], test=part == "test") * number
+        said.append(write_split(args.output_dir, prefix + part, media, scenes))
+    print("; ".join(said))
     if args.pairs or args.texts:
         kind, make_rows = ("pair", pair_rows) if args.pairs else ("text", text_rows)
         for part in ("train", "test"):

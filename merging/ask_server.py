@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 import predict
-from evaluation.answers import Question, generate_answers, questions
+from evaluation.answers import generate_answers, questions
 from loaders.output_folder import adapter_config, saved_arguments
 from merging.servers import GREEDY
 from reading.dataset import IGNORE_INDEX, make_dataset
@@ -64,9 +64,8 @@ class Server:
             with urllib.request.urlopen(request, timeout=SECONDS) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
-            raise ValueError(
-                f"{source}{url} answered {error.code}: {error.read(1000).decode(errors='replace')}"
-            ) from error
+            said = error.read(1000).decode(errors="replace")
+            raise ValueError(f"{source}{url} answered {error.code}: {said}") from error
         except (OSError, ValueError) as error:
             raise ValueError(f"--url {self.url} cannot be asked ({error}). Is the server running?") from error
 
@@ -132,9 +131,8 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
     def predictions(model) -> list[dict]:
         return list(generate_answers(model, collator, dataset, flags.batch_size, length, asked))
 
-    found = []
-    for question, answer in zip(asked, predictions(model)):
-        found.append(ask(server, model, collator, dataset[question.index], question, answer, length))
+    pairs = zip(asked, predictions(model))
+    found = [ask(server, model, collator, dataset[q.index], q.message, answer, length) for q, answer in pairs]
     cause = next(filter(None, (outcome.cause for outcome in found)), "")
     different = [outcome for outcome in found if outcome.answer != outcome.prediction]
     noise = max((outcome.noise for outcome in found if outcome.noise is not None), default=None)
@@ -157,10 +155,10 @@ def videos_in(messages: list[dict]) -> list[dict]:
     return [part for message in messages for part in message["content"] if part["type"] == "video"]
 
 
-def ask(server: Server, model, collator, sample: dict, question: Question, ours: dict, length: int) -> Outcome:
-    messages = collator.template.thoughts_and_tools.placed(sample["messages"][: question.message + 1])
-    *prompt, reply = messages
-    more = {"return_token_ids": True} if server.is_vllm else {}
+def ask(server: Server, model, collator, sample: dict, place: int, ours: dict, length: int) -> Outcome:
+    messages = collator.template.thoughts_and_tools.placed(sample["messages"][: place + 1])
+    (*prompt, reply), source = messages, sample["source"]
+    options = {"max_tokens": length} | ({"return_token_ids": True} if server.is_vllm else {})
 
     def answer_of(response: dict) -> str:
         choice = response["choices"][0]
@@ -170,17 +168,16 @@ def ask(server: Server, model, collator, sample: dict, question: Question, ours:
             text = (choice["message"]["content"] or "").strip()
         return collator.template.thoughts_and_tools.split(text)[1]
 
-    usual = server.ask(prompt, sample["source"], max_tokens=length, **more)  # no temperature, as clients ask
-    answer, sampled = answer_of(usual), False
-    tokens = collator.encode_prompt(prompt, sample["source"])["input_ids"][0].tolist()
-    cause = difference(tokens, usual, collator)
+    usual = server.ask(prompt, source, **options)  # no temperature, as clients ask
+    answer = greedy = answer_of(usual)
+    cause = difference(collator.encode_prompt(prompt, source)["input_ids"][0].tolist(), usual, collator)
     if answer != ours["prediction"]:
-        greedy = answer_of(server.ask(prompt, sample["source"], max_tokens=length, temperature=0, **more))
-        answer, sampled = greedy, greedy != answer
+        greedy = answer_of(server.ask(prompt, source, temperature=0, **options))
     noise = None
     if server.is_vllm and not cause and reply["content"]:
-        noise = difference_of_scores(server, model, collator, messages, sample["source"])
-    return Outcome(ours["question"], ours["prediction"], answer, cause, sampled, noise, bool(videos_in(prompt)))
+        noise = difference_of_scores(server, model, collator, messages, source)
+    has_video = bool(videos_in(prompt))
+    return Outcome(ours["question"], ours["prediction"], greedy, cause, greedy != answer, noise, has_video)
 
 
 def difference(ours: list[int], response: dict, collator) -> str:
@@ -204,12 +201,10 @@ def difference(ours: list[int], response: dict, collator) -> str:
 def picture_tokens(collator) -> set[int]:
     """The ids of the tokens that only media bring into a prompt, `<row_5_col_6>` like the `<row_1_col_1>` seen."""
     image, text = {"type": "image", "image": Image.new("RGB", (640, 480))}, {"type": "text", "text": "?"}
-    ids = [
-        {*collator.encode_prompt([{"role": "user", "content": content}])["input_ids"][0].tolist()}
-        for content in ([image, text], [text])
-    ]
+    prompts = [[{"role": "user", "content": content}] for content in ([image, text], [text])]
+    seen, plain = ({*collator.encode_prompt(prompt)["input_ids"][0].tolist()} for prompt in prompts)
     added = collator.template.frame.added_tokens
-    seen = {re.sub(r"\d+", "0", added[id]) for id in ids[0] - ids[1] if id in added}
+    seen = {re.sub(r"\d+", "0", added[id]) for id in seen - plain if id in added}
     seen = {id for id, token in added.items() if re.sub(r"\d+", "0", token) in seen}
     return seen.union(collator.media_token_ids["video"].tolist())
 
@@ -262,16 +257,12 @@ def blame_weights(found: list[Outcome], noise: float | None, of_base: list[str] 
 
 def as_openai(message: dict) -> dict:
     fields = {key: message[key] for key in ("reasoning_content", "tool_call_id", "name") if key in message}
-    if calls := message.get("tool_calls"):
-        fields["tool_calls"] = [as_call(call, f"call_{i}") for i, call in enumerate(calls)]
+    for i, call in enumerate(message.get("tool_calls", [])):
+        function = call["function"] | {"arguments": strict_json(call["function"]["arguments"])}
+        fields.setdefault("tool_calls", []).append({"id": f"call_{i}"} | call | {"function": function})
     parts = [as_part(part) for part in message["content"]]
     text_alone = all(part["type"] == "text" for part in parts)
     return {"role": message["role"], "content": "".join(p["text"] for p in parts) if text_alone else parts} | fields
-
-
-def as_call(call: dict, name: str) -> dict:
-    function = call["function"]
-    return {"id": name} | call | {"function": function | {"arguments": strict_json(function["arguments"])}}
 
 
 def as_part(part: dict) -> dict:

@@ -49,9 +49,8 @@ def advice(path: str) -> Iterator[str]:
             command.append("--enable-tower-connector-lora")
     else:
         command += ["--served-model-name", name]
-    template = os.path.join(path, SERVER_TEMPLATE)
-    if adapter and saved.get("chat_template"):
-        template = os.path.join(path, "chat_template.jinja")
+    file = "chat_template.jinja" if adapter and saved.get("chat_template") else SERVER_TEMPLATE
+    template = os.path.join(path, file)
     command += ["--chat-template", template] if os.path.isfile(template) else []
     command += GREEDY + SERVERS["vLLM"]["flags"].get(family, "").split()
     command += ["--trust-remote-code"] if loader_class.remote_code else []

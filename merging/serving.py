@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
@@ -166,8 +167,7 @@ def first_of(path: str, patterns: tuple[str, ...]) -> str | None:
 
 def read_json(path: str, name: str, fix: str) -> dict:
     try:
-        with open(os.path.join(path, name), encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(Path(path, name).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"no {name}. {fix}") from error
     except ValueError as error:
@@ -186,10 +186,10 @@ def remote_classes(path: str) -> dict[str, str]:
     """Python file of the checkpoint -> the configuration that names a class in it."""
     found = {}
     for name in CONFIGS:
-        if os.path.isfile(file := os.path.join(path, name)):
-            with open(file, encoding="utf-8") as text:  # which may be broken JSON: the check of it says so
-                for classes in re.findall(r'"auto_map": *(\{.*?\})', text.read(), re.DOTALL):
-                    found |= dict.fromkeys(re.findall(r'"(\w+)\.\w+"', classes), name)
+        if (file := Path(path, name)).is_file():
+            text = file.read_text(encoding="utf-8")  # which may be broken JSON: the check of it says so
+            for classes in re.findall(r'"auto_map": *(\{.*?\})', text, re.DOTALL):
+                found |= dict.fromkeys(re.findall(r'"(\w+)\.\w+"', classes), name)
     return {f"{module}.py": name for module, name in found.items()}
 
 

@@ -11,6 +11,7 @@ import os
 import platform
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
@@ -100,12 +101,9 @@ class ShardMerge:
         expected = get_peft_model_state_dict(self.adapted, state_dict=state, save_embedding_layers=False)
         check_adapter(self.adapter, expected, self.adapter_path, self.folder)
         self.stored_as = {names[id(tensor)]: f"base_model.model.{key}" for key, tensor in expected.items()}
-        trained = {}
-        for name, key in self.stored_as.items():
-            # `--lora_bias all` saves biases of the untrained originals too.
-            if ".lora_" not in name and ".original_module." not in name:
-                trained[key_in_base(name)] = key
-        return trained, layers
+        own = (".lora_", ".original_module.")  # `--lora_bias all` saves biases of the untrained originals too
+        whole = [name for name in self.stored_as if not any(part in name for part in own)]
+        return {key_in_base(name): self.stored_as[name] for name in whole}, layers
 
     def quantize(self, quantization_config) -> list[str]:
         """Have `base_weight` quantize; returns the parameters that it does that to."""
@@ -204,12 +202,10 @@ class ShardMerge:
             number = sum(key in self.changed for key in tensors)
             print(f"  {shard}: {number} of {len(tensors)} tensors merged", flush=True)
         if os.path.isfile(path := os.path.join(self.folder, INDEX)):
-            with open(path, encoding="utf-8") as file:
-                index = json.load(file)
+            index = json.loads(Path(path).read_text(encoding="utf-8"))
             if self.dtype:
                 index["metadata"] = {"total_size": sum(os.path.getsize(os.path.join(folder, s)) for s in self.shards)}
-            with open(os.path.join(folder, INDEX), "w", encoding="utf-8") as file:
-                json.dump(index, file, indent=2, allow_nan=False)
+            Path(folder, INDEX).write_text(json.dumps(index, indent=2, allow_nan=False), encoding="utf-8")
 
     @torch.no_grad()
     def check(self, folder: str) -> str:
@@ -282,9 +278,8 @@ def check_adapter(file, expected: dict[str, torch.Tensor], adapter_path: str, ba
             raise ValueError(f"{adapter_path} is not an adapter of {base_path}: it {fault} {min(keys)} ({len(keys)}).")
     for key, tensor in expected.items():
         if shapes[key] != [*tensor.shape]:
-            raise ValueError(
-                f"{adapter_path} is not an adapter of {base_path}: its {key} is {shapes[key]}, not {[*tensor.shape]}."
-            )
+            fault = f"its {key} is {shapes[key]}, not {[*tensor.shape]}"
+            raise ValueError(f"{adapter_path} is not an adapter of {base_path}: {fault}.")
 
 
 def skeleton(loader: BaseLoader) -> nn.Module:
@@ -309,9 +304,8 @@ def stored_shards(loader: BaseLoader) -> tuple[str, dict[str, list[str]]]:
         raise WholeModelNeeded("the classes of the model are Python files of the checkpoint")
     index, shards = os.path.join(local_folder(loader.model_path, [INDEX]), INDEX), {}
     if os.path.isfile(index):
-        with open(index, encoding="utf-8") as file:
-            for key, shard in json.load(file)["weight_map"].items():
-                shards.setdefault(shard, []).append(key)
+        for key, shard in json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].items():
+            shards.setdefault(shard, []).append(key)
     folder = local_folder(loader.model_path, [*shards] or [SINGLE])
     if not shards and os.path.isfile(os.path.join(folder, SINGLE)):
         shards[SINGLE] = []

@@ -23,11 +23,7 @@ def memory_needed(loader: BaseLoader) -> float:
 
 
 def load_with_adapter(loader: BaseLoader, adapter_path: str, seen_as) -> PeftModel:
-    """Base and adapter in float32; the base as a quantization saw it, if one is given.
-
-    Raises:
-        ValueError: the adapter does not fit the base.
-    """
+    """Base and adapter (`with_adapter`) in float32; the base as a quantization saw it, if one is given."""
     loader.model_kwargs["dtype"], loader.pieces = torch.float32, trained_rows(adapter_config(adapter_path))
     if seen_as:
         loader.model_kwargs |= {"dtype": loader.dtype, "quantization_config": seen_as}

@@ -7,7 +7,6 @@ Every row of training and evaluation data is opened and encoded as in training, 
 if training would fail.
 """
 
-import copy
 import json
 import math
 import os
@@ -16,6 +15,7 @@ import sys
 from collections import Counter
 from contextlib import redirect_stdout
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -95,23 +95,18 @@ def run(arguments, own) -> int:
         say(added_tokens(loader, collator.template))
         say(untrained_tokens(loader, arguments, collator.template, splits["train"]))
         results = Results(splits)
-        check_rows(splits, collator, results, number_of_workers(arguments))
+        given = arguments.training.dataloader_num_workers if "dataloader_num_workers" in arguments.given else None
+        # At least one, since only a process of its own survives a file that kills its decoder.
+        check_rows(splits, collator, results, max(1, os.cpu_count() if given is None else given))
         num_processes = own.num_processes or arguments.training.world_size
         report = results_of(arguments, collator.budget, splits, results, notes, num_processes)
     if own.html:
-        with open(own.html, "w", encoding="utf-8") as file:
-            file.write(data_report_views.page(report))
+        Path(own.html).write_text(data_report_views.page(report), encoding="utf-8")
     if own.json:
         print(strict_json(report), file=stdout)
     else:
         data_report_views.show(report, terminal(stdout))
     return 1 if report["failures"] else 0
-
-
-def number_of_workers(arguments) -> int:
-    """At least one, since only a process of its own survives a file that kills its decoder."""
-    given = "dataloader_num_workers" in arguments.given
-    return max(1, arguments.training.dataloader_num_workers if given else os.cpu_count())
 
 
 # ---- one row ----
@@ -172,7 +167,8 @@ class CheckedRows(Dataset):
             return {"fault": "refused", "reason": str(error)}
         ids = whole["input_ids"][0]
         masks = {kind: self.collator.is_media(ids, kind) for kind in ("image", "video")}
-        if not len(self.collator.media_token_ids["video"]) and self.has(sample, "video"):  # frames come as images
+        has_video = any(part["type"] == "video" for part in content_parts(sample))
+        if has_video and not len(self.collator.media_token_ids["video"]):  # frames come as images
             masks = {"image": masks["video"], "video": masks["image"]}
         tokens = {kind: int(mask.sum()) for kind, mask in masks.items()}
         found = {"text": len(ids) - sum(tokens.values()), **tokens}
@@ -183,10 +179,6 @@ class CheckedRows(Dataset):
             except OverlongSample as error:
                 return found | {"fault": "overlong", "reason": str(error)}
         return found | {"labels": int((kept["labels"] != IGNORE_INDEX).sum()), "cut": cut}
-
-    @staticmethod
-    def has(sample: dict, kind: str) -> bool:
-        return any(part["type"] == kind for part in content_parts(sample))
 
 
 def locate(splits: dict, position: int) -> tuple:
@@ -275,53 +267,44 @@ def workers(rows: CheckedRows, number: int) -> DataLoader:
 def results_of(arguments, budget, splits: dict, results: Results, notes: dict, num_processes: int) -> dict:
     """All that the tables and the page show, in plain numbers."""
     report = {"model_id": arguments.model.model_id, "model_max_length": arguments.data.model_max_length, "data": {}}
-    for i, (split, dataset) in enumerate(splits.items()):
-        start, end = results.starts[i : i + 2]
-        report["data"][split] = {"name": dataset.name} | describe_split(results, i, start, end)
-        overlong = np.flatnonzero(results.rows["fault"][start:end] == CODES["overlong"])
-        held = Counter()
+    for start, (split, dataset) in zip(results.starts, splits.items()):
+        rows, held = results.rows[start : start + len(dataset)], Counter()
         for layout, _, positions in dataset.groups():
             held.update({f"with {name}": len(positions) for name, sign in Layout.SIGNS.items() if sign in layout})
-        report["data"][split]["kinds"] |= held
-        report["data"][split]["advice"] = budget.advice(dataset, overlong)
-        rows = results.rows[start:end]
+        found = {"name": dataset.name} | describe_split(results, start, rows)
+        found["kinds"] |= held
+        found["advice"] = budget.advice(dataset, np.flatnonzero(rows["fault"] == CODES["overlong"]))
         price = price_of_replies(dataset, sum(rows[kind] for kind in ("text", "image", "video")))
-        report["data"][split]["notes"] = notes[split] + [price] * bool(price)
+        found["notes"] = notes[split] + [price] * bool(price)
+        report["data"][split] = found
     if "eval" in splits:
         report["overlap"] = shared_with_training(results)
     report["failures"], report["notes"] = reasons(report, arguments)
     report["state"] = of_check(report["failures"], report["notes"]).state
-    report["notes"] += [
-        note for of_split in report["data"].values() for note in of_split["notes"] if not is_warning(note)
-    ]
-    train = results.rows[: results.starts[1]]
-    report["epoch"] = epoch(splits["train"], train, arguments, num_processes)
+    for found in report["data"].values():
+        report["notes"] += [note for note in found["notes"] if not is_warning(note)]
+    report["epoch"] = epoch(splits["train"], results.rows[: results.starts[1]], arguments, num_processes)
     return report
 
 
-def describe_split(results: Results, split: int, start: int, end: int) -> dict:
-    rows = results.rows[start:end]
-    measured = rows["text"] > 0
-    tokens = {kind: rows[kind][measured] for kind in ("text", "image", "video")}
+def describe_split(results: Results, start: int, rows: np.ndarray) -> dict:
+    good, measured = rows["fault"] == 0, rows[rows["text"] > 0]
+    tokens = {kind: measured[kind] for kind in ("text", "image", "video")}
     total = sum(tokens.values())
-    good = rows["fault"] == 0
-    kinds = {kind: rows["kind"] == code for code, kind in enumerate(KINDS)}
+    tokens = {"all": total, **tokens, "trained": rows["labels"][good]}
     faults = {}
-    for fault, code in list(CODES.items())[1:]:
-        positions = np.flatnonzero(rows["fault"] == code)
-        if len(positions):
+    for fault, meaning in FAULTS.items():
+        if len(positions := np.flatnonzero(rows["fault"] == CODES[fault])):
             examples = [results.reasons[start + i] for i in positions[:NUM_EXAMPLES]]
-            faults[fault] = {"rows": len(positions), "meaning": FAULTS[fault], "examples": examples}
+            faults[fault] = {"rows": len(positions), "meaning": meaning, "examples": examples}
     visual = rows["image"] + rows["video"]
     costly = [i for i in np.argsort(-visual, kind="stable")[:NUM_EXAMPLES] if visual[i]]
     return {
         "rows": len(rows),
         "good": int(good.sum()),
-        "kinds": {kind: int(mask.sum()) for kind, mask in kinds.items()},
-        "tokens": {
-            name: spread(values) for name, values in {"all": total, **tokens, "trained": rows["labels"][good]}.items()
-        },
-        "histograms": {"tokens": histogram(total), "labels": histogram(rows["labels"][good])},
+        "kinds": {kind: int((rows["kind"] == code).sum()) for code, kind in enumerate(KINDS)},
+        "tokens": {name: spread(values) for name, values in tokens.items()},
+        "histograms": {"tokens": histogram(total), "labels": histogram(tokens["trained"])},
         "over_budget": {"rows": int((rows["cut"] > 0).sum() + (rows["fault"] == CODES["overlong"]).sum())},
         "cut": {"rows": int((rows["cut"] > 0).sum()), "tokens": int(rows["cut"].sum())},
         "typed": {"rows": int(rows["typed"].sum())},
@@ -434,8 +417,7 @@ def epoch(dataset, rows: np.ndarray, arguments, num_processes: int) -> dict:
     """Steps and tokens of an epoch of the good rows, as the Trainer counts them."""
     training = arguments.training
     good = np.flatnonzero(rows["fault"] == 0)
-    dataset = copy.copy(dataset)
-    dataset.select(good)
+    dataset = dataset.part(good)
     number = dataset.epoch_size
     total_tokens = round(float(dataset.row_weights() @ tokens_within_budget(rows)[good]))
     whole = math.floor if training.dataloader_drop_last else math.ceil

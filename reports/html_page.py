@@ -76,9 +76,8 @@ def pictures(sample: dict, boxes: Mapping[str, list[dict]] = {}) -> Iterator[tup
         numbers[kind] += 1
         name = f"{kind} {numbers[kind]}"
         if kind == "image":
-            told = [
-                (colour, one["at"]) for colour in boxes for one in boxes[colour] if one["image"] + 1 == numbers[kind]
-            ]
+            place = numbers[kind] - 1
+            told = [(colour, one["at"]) for colour, found in boxes.items() for one in found if one["image"] == place]
             picture = with_boxes(part["image"].copy(), told) if told else part["image"]
             yield kind, picture, f"{name}, {picture.width} \u00d7 {picture.height}"
             continue

@@ -76,9 +76,7 @@ def examine(dataset: MultimodalDataset, collator: ChatCollator, index: int) -> P
     return Preview(row, sample, runs, collator.template.boxes.told("\n".join(row["trained"]), messages, tellers))
 
 
-def split_runs(
-    collator: ChatCollator, ids: torch.Tensor, labels: torch.Tensor, is_cut: bool = False
-) -> tuple[Run, ...]:
+def split_runs(collator: ChatCollator, ids: torch.Tensor, labels: torch.Tensor, is_cut=False) -> tuple[Run, ...]:
     """Token ids and labels of a row, each of shape (tokens,) -> runs."""
     kinds = ["context" if label == IGNORE_INDEX else "trained" for label in labels.tolist()]
     for kind in ("image", "video"):

@@ -1,7 +1,9 @@
 """Two runs side by side, from what they left in their output folders. What `compare_runs.py` shows."""
 
+import contextlib
 import json
 import os
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import NamedTuple, TextIO
 
@@ -29,26 +31,49 @@ class RunResult(NamedTuple):
 
 
 def read_run(folder: str) -> RunResult:
-    path = os.path.join(folder, LOG_FILE)
-    if not os.path.isfile(path):
+    if not os.path.isfile(os.path.join(folder, LOG_FILE)):
         raise ValueError(f"{folder} has no {LOG_FILE}: name the --output_dir of a run of train.py.")
-    with open(path, encoding="utf-8") as file:
-        log = [json.loads(line) for line in file if line.endswith("\n")]  # the last one may still be written
+    log = read_log(folder)
     steps = answered_steps(log)
     answers = read_answers(folder, steps[-1]) if steps else []
     by_place = {(answer["index"], answer["turn"]): answer for answer in answers}
     return RunResult(os.path.normpath(folder), log, saved_arguments(folder), earlier_run(folder), by_place)
 
 
-def figures(run: RunResult) -> dict[str, str]:
-    """The verdict, then what comes first in the report of a run."""
-    newest = {name: value for line in run.log for name, value in line.items()}
-    if not newest:
-        return {"verdict": "no step yet"}
-    state = SimpleNamespace(log_history=run.log, best_global_step=None, epoch=newest.get("epoch"))
-    state.global_step, state.max_steps = newest["step"], newest["max_steps"]
-    verdict = str(Verdict(newest["state"], newest["verdict"])) if "state" in newest else "not over"
-    return {"verdict": verdict} | figures_of(state)
+def read_log(folder: str) -> list[dict]:
+    """The lines of a run's log; empty before the first."""
+    path = os.path.join(folder, LOG_FILE)
+    try:
+        state = os.stat(path)
+    except OSError:
+        return []
+    return _read_lines(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(64)
+def _read_lines(path: str, size: int, time: int) -> list[dict]:
+    lines = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):  # it is still being written
+                lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict) and line.keys() >= {"step", "max_steps"}]
+
+
+def figures(log: list[dict]) -> dict[str, str]:
+    """What comes first in the report of a run, from its log; nothing before the first step."""
+    if not log:
+        return {}
+    newest = {name: value for line in log for name, value in line.items()}
+    about = {"global_step": newest["step"], "max_steps": newest["max_steps"], "epoch": newest.get("epoch")}
+    return figures_of(SimpleNamespace(log_history=log, best_global_step=None, **about))
+
+
+def results(run: RunResult) -> dict[str, str]:
+    """The verdict, then the figures."""
+    last = run.log[-1] if run.log else {}
+    verdict = Verdict(last["state"], last["verdict"]) if "state" in last else "not over" if last else "no step yet"
+    return {"verdict": str(verdict)} | figures(run.log)
 
 
 def tables(first: RunResult, second: RunResult) -> list[Table]:
@@ -59,7 +84,7 @@ def tables(first: RunResult, second: RunResult) -> list[Table]:
         return Table(title, dict.fromkeys(("", first.name, second.name), False), [r for r in rows if r[1] != r[2]])
 
     flags = [{f"--{name}": value for name, value in run.flags.items() if name not in OWN} for run in (first, second)]
-    found = [table("Results", *map(figures, (first, second))), table("Settings", *flags)]
+    found = [table("Results", *map(results, (first, second))), table("Settings", *flags)]
     if first.record and second.record:
         without_flags = [run.record | {"flags": {}} for run in (first, second)]
         lines = [[line] for line in differences(*without_flags)]

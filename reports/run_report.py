@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -120,6 +121,9 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
     arguments, training = facts.arguments, facts.arguments.training
     answered = answered_steps(state.log_history)
     probed = [BEFORE, AFTER] if any("probe_lost" in logs for logs in state.log_history) else []
+    device = f"{training.device.type}, {platform.processor() or platform.machine()}"
+    if training.device.type == "cuda":
+        device = torch.cuda.get_device_name(training.device)
     body = render(
         "report.html",
         model=arguments.model,
@@ -138,10 +142,10 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
         flags=given_flags(arguments),
         versions=versions(),
         processes=training.world_size,
-        device=device_name(training.device),
+        device=device,
     )
-    with open(os.path.join(output_dir, "report.html"), "w", encoding="utf-8") as file:
-        file.write(html_page(f"Run of {arguments.model.model_id}", body))
+    page = html_page(f"Run of {arguments.model.model_id}", body)
+    Path(output_dir, "report.html").write_text(page, encoding="utf-8")
 
 
 def answered_steps(log_history: list[dict]) -> list[int]:
@@ -199,7 +203,7 @@ def short(value: float) -> str:
 
 
 def data_of(facts: RunFacts) -> list[dict]:
-    """For training and evaluation data: their paths with rows, and the rows of each kind."""
+    """For training and evaluation data: their files, and the rows of each kind."""
     found = []
     for name, dataset in (("training", facts.train_dataset), ("evaluation", facts.eval_dataset)):
         if dataset is None:
@@ -207,22 +211,12 @@ def data_of(facts: RunFacts) -> list[dict]:
         kinds = Counter()
         for layout, _, positions in dataset.groups():
             kinds[layout.kind] += len(positions)
-        found.append(
-            {
-                "name": name,
-                "rows": len(dataset),
-                "left_out": dataset.num_bad,
-                "paths": dataset.summary().splitlines(),
-                "files": [os.path.basename(path) for path in dataset.paths],
-                "kinds": kinds,
-            }
-        )
+        files = [os.path.basename(path) for path in dataset.paths]
+        found.append({"name": name, "dataset": dataset, "files": files, "kinds": kinds})
     return found
 
 
-def shown_answers(
-    output_dir: str, dataset: MultimodalDataset, step: int, most: int
-) -> Iterator[tuple[dict, Iterator[tuple]]]:
+def shown_answers(output_dir: str, dataset: MultimodalDataset, step: int, most: int) -> Iterator[tuple[dict, Iterator]]:
     """Answers of an evaluation, the wrong ones first, each with the `pictures` of its row and the boxes of both."""
     answers = sorted(read_answers(output_dir, step), key=lambda answer: answer.get("right", answer["exact_match"]))
     for answer in answers[:most]:
@@ -270,16 +264,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {platform.processor() or platform.machine()}"
-
-
 # ---- plots ----
 
 
-def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str, str]) -> None:
+def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str, str], log_scale=False) -> None:
     for line, points in lines.items():
         marker = "o" if line.endswith("evaluation") or len(points) == 1 else None
         axes.plot(*zip(*points), color=colours[line], label=line, marker=marker, markersize=4, linewidth=1.8)
@@ -287,6 +275,10 @@ def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(lines) > 1:
         axes.legend(frameon=False, labelcolor="linecolor")
+    if log_scale:
+        axes.set_yscale("log")
+        for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            each("{x:g}")
 
 
 def plots_of(curves: dict[str, dict]) -> list[tuple[str, Markup]]:
@@ -299,22 +291,14 @@ def plots_of(curves: dict[str, dict]) -> list[tuple[str, Markup]]:
     return found
 
 
-def draw_curves(lines: dict, log_scale: bool = False) -> Markup:
+def draw_curves(lines: dict, log_scale: bool) -> Markup:
     """Training and evaluation of a run always have the same colours; the lines of other runs have one for each run."""
     colours, others = {"training": COLOUR["image"], "evaluation": COLOUR["cut"]}, {}
     for line in lines.keys() - colours.keys():
         others.setdefault(line.rpartition(", ")[0], []).append(line)
     for colour, run in zip(cycle(("video", "trained", "context", "text")), sorted(others)):
         colours |= dict.fromkeys(others[run], COLOUR[colour])
-
-    def fill(axes) -> None:
-        fill_axes(axes, lines, colours)
-        if log_scale:
-            axes.set_yscale("log")
-            for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                each("{x:g}")
-
-    return draw(fill)
+    return draw(lambda axes: fill_axes(axes, lines, colours, log_scale))
 
 
 def write_loss(path: str, lines: dict, title: str) -> None:
@@ -345,6 +329,7 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
         pipeline_tag="image-text-to-text",
         tags=[TAG, *(["lora"] if is_adapter else [])],
     )
+    flags = {name: value for name, value in given_flags(arguments).items() if name not in PLACES}
     card = render(
         "model_card.md",
         metadata=Markup(metadata.to_yaml()),
@@ -358,13 +343,10 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
         table=Markup(format_summary(facts.trained)),
         data=data_of(facts),
         has_plot=is_final and "loss" in curves_of(state.log_history),
-        flags=yaml.safe_dump(
-            {name: value for name, value in given_flags(arguments).items() if name not in PLACES}, sort_keys=False
-        ),
+        flags=yaml.safe_dump(flags, sort_keys=False),
         request=facts.request,
         server_template=os.path.isfile(os.path.join(folder, SERVER_TEMPLATE)) and SERVER_TEMPLATE,
         remark=LOADERS.get(arguments.model.family).remark,
         versions=versions(),
     )
-    with open(os.path.join(folder, CARD), "w", encoding="utf-8") as file:
-        file.write(card)
+    Path(folder, CARD).write_text(card, encoding="utf-8")

@@ -71,8 +71,4 @@ def to_table(name: str, rows: list[list], step: int, output_dir: str) -> None:
     tracker.log({"answers": tracker.Table(columns=COLUMNS, data=data), "train/global_step": step})
 
 
-SENDERS = {
-    "tensorboard": to_tensorboard,
-    "wandb": partial(to_table, "wandb"),
-    "trackio": partial(to_table, "trackio"),
-}
+SENDERS = {"tensorboard": to_tensorboard, "wandb": partial(to_table, "wandb"), "trackio": partial(to_table, "trackio")}

@@ -138,9 +138,8 @@ def chat_tab(chat: Chat) -> gr.Dropdown:
         gr.ClearButton([tuned, base], value=text("clear"), size="sm")
         gr.Button(text("free"), size="sm").click(chat.release)
     beside.change(lambda on, said: gr.update(visible=on, value=said if on else []), [beside, tuned], base)
-    asked = question.submit(
-        partial(answer, chat), [question, tuned, base, model, most, beside], [question, tuned, base]
-    )
+    told = [question, tuned, base]
+    asked = question.submit(partial(answer, chat), [*told, model, most, beside], told)
     question.stop(lambda: IDLE, None, question, cancels=asked)
     return model
 

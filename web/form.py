@@ -70,11 +70,7 @@ def kinds_of(name: str) -> tuple[type, ...]:
 
 
 def words_of(values: dict) -> list[str]:
-    """The words of train.py's command line.
-
-    Raises:
-        ValueError: the further flags are no flags.
-    """
+    """The words of train.py's command line; a ValueError where the further flags are no flags."""
     flags = {name: values[name] for name in FLAGS}
     mapped = [f"{column}={values[menu]}" for menu, column in MENUS.items() if values[menu]]
     flags["columns"] = [*mapped, *values["columns"]]
@@ -128,15 +124,10 @@ def preset_of(values: dict) -> str | None:
 # ---- kept forms ----
 
 
-def keep(values: dict, root: str) -> None:
-    runs.write_json(runs.check_inside(KEPT, root, "the form"), values)
-
-
 def kept(root: str) -> dict:
     """The form as it was last, or the first one."""
     try:
-        with open(runs.check_inside(KEPT, root, "the form"), encoding="utf-8") as file:
-            held = json.load(file)
+        held = json.loads(Path(runs.check_inside(KEPT, root, "the form")).read_text(encoding="utf-8"))
         values = preset()
         values |= {name: value for name, value in held.items() if type(value) is type(values.get(name))}
         words_of(values | {FURTHER: ""})  # which may be unfinished
@@ -146,11 +137,7 @@ def kept(root: str) -> dict:
 
 
 def save(values: dict, path: str, root: str) -> None:
-    """Write the form as a YAML file for train.py.
-
-    Raises:
-        ValueError: the file is there already, or not in the root.
-    """
+    """Write the form as a YAML file for train.py; a ValueError where it is there already, or not in the root."""
     file = runs.check_inside(path, root, "the YAML file")
     if not path.endswith((".yaml", ".yml")) or os.path.lexists(file):
         raise ValueError(strings.text("new_yaml", path=path))
@@ -189,7 +176,7 @@ def model_of(typed: str) -> tuple[str, str]:
 
 def first_row(path: str) -> dict:
     """The first row of a path of --data_path under the names of its file; empty where it has no names."""
-    file = find_source(path).files[0]
+    file, found = find_source(path).files[0], {}  # of a folder of pictures and a tar file
     if not is_copied(file) and not has_ending(file, ".tar"):
         found = next((row for *_, row in scan(file)), {})
     elif has_ending(file, ".parquet", ".arrow"):
@@ -198,8 +185,6 @@ def first_row(path: str) -> dict:
     elif has_ending(file, ".csv", ".tsv", ".xlsx"):
         cells = (cells_of_sheet if has_ending(file, ".xlsx") else cells_of_csv)(file)
         found = dict(zip([name.strip().lower() for name in next(cells, [])], next(cells, [])))
-    else:  # a folder of pictures, a tar file
-        found = {}
     return found if isinstance(found, dict) else {}
 
 

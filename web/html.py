@@ -1,5 +1,6 @@
 """Small pieces of HTML that all tabs of the page show, and how an error is told on it."""
 
+from contextlib import contextmanager
 from functools import wraps
 
 import gradio as gr
@@ -30,24 +31,21 @@ def log_box(log: str) -> str:
 
 def or_notice(function):
     """A function that makes HTML, and says in its place what was wrong."""
-    return _told(function, lambda fault: notice(fault, is_error=True))
 
-
-def or_error(function):
-    """A function whose faults gradio shows in a corner of the page."""
-
-    def show(fault: str):
-        raise gr.Error(fault, print_exception=False)
-
-    return _told(function, show)
-
-
-def _told(function, tell):
     @wraps(function)
     def call(*args, **kwargs):
         try:
             return function(*args, **kwargs)
         except (ValueError, OSError) as error:
-            return tell(str(error))
+            return notice(str(error), is_error=True)
 
     return call
+
+
+@contextmanager
+def or_error():
+    """Around a function whose faults gradio shows in a corner of the page."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise gr.Error(str(error), print_exception=False) from error

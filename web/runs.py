@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import fields
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +38,7 @@ from reading.files import leads_out_of, stays_in
 from reading.references import kind_by_name
 from reading.sources import ENDINGS, HUB_ID, HUB_PATH, find_source
 from reading.split import make_datasets
+from reports.run_comparison import read_log
 from reports.run_report import PLOTTED, answers_of, curves_of, metrics_of
 from training.progress import LOG_FILE
 from training.run_folder import LOCK, rename_aside, results
@@ -116,9 +116,6 @@ def check_flags(words: list[str], root: str) -> None:
     """Refuse what train.py would refuse at once, and what leaves the root.
 
     Flags that ask for a GPU, a package or an engine are left to train.py.
-
-    Raises:
-        ValueError: it names the flag.
     """
     for name, values in flags_of(words):
         if name in REFUSED:
@@ -129,9 +126,8 @@ def check_flags(words: list[str], root: str) -> None:
             for path in paths_in(value):
                 (check_folder if name in FOLDERS else check_inside)(path, root, f"--{name}")
             if name in CONFIGURATIONS and os.path.isfile(value):
-                with open(value, encoding="utf-8", errors="replace") as file:
-                    for path in paths_in(file.read()):
-                        check_inside(path, root, f"--{name} {value}:")
+                for path in paths_in(Path(value).read_text(encoding="utf-8", errors="replace")):
+                    check_inside(path, root, f"--{name} {value}:")
             if name in ("data_path", "eval_data_path"):
                 check_data(value, root, f"--{name}")
     try:
@@ -188,11 +184,7 @@ def is_on_hub(value: str) -> bool:
 
 
 def check_inside(path: str, root: str, what: str) -> str:
-    """The path with its links resolved.
-
-    Raises:
-        ValueError: it leaves the root.
-    """
+    """The path with its links resolved; a ValueError where it leaves the root."""
     try:
         resolved = os.path.realpath(os.path.join(root, os.path.expanduser(path)))
     except ValueError as error:  # a null character
@@ -223,11 +215,7 @@ def check_model(path: str, root: str) -> str:
 
 
 def tool(script: str, words: list[str], root: str) -> str:
-    """What a script of the repository prints.
-
-    Raises:
-        ValueError: it failed; what it said.
-    """
+    """What a script of the repository prints; a ValueError with what it said, where it failed."""
     command = [sys.executable, os.path.join(HERE, script), *words]
     pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     done = subprocess.run(command, cwd=root, timeout=TOOL_SECONDS, **pipes)
@@ -238,11 +226,7 @@ def tool(script: str, words: list[str], root: str) -> str:
 
 
 def page_of(words: list[str], root: str, *options: str) -> str:
-    """The page of preview.py, which writes it also where it finds faults.
-
-    Raises:
-        ValueError: as `check_flags`, or what the script says.
-    """
+    """The page of preview.py, which writes it also where it finds faults."""
     check_flags(words, root)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "page.html")
@@ -338,8 +322,7 @@ def known_run(folder: str) -> dict:
 
 def read_record(folder: str) -> dict | None:
     try:
-        with open(os.path.join(folder, RECORD), encoding="utf-8") as file:
-            record = json.load(file)
+        record = json.loads(Path(folder, RECORD).read_text(encoding="utf-8"))
         return record if record.keys() >= {"words", "pid", "created", "started"} else None
     except (OSError, ValueError, AttributeError):
         return None
@@ -426,26 +409,6 @@ def find(root: str) -> Found:
 
 
 # ---- what a run says of itself ----
-
-
-def read_log(folder: str) -> list[dict]:
-    """The lines of the log; empty before the first."""
-    path = os.path.join(folder, LOG_FILE)
-    try:
-        state = os.stat(path)
-    except OSError:
-        return []
-    return _read_lines(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(64)
-def _read_lines(path: str, size: int, time: int) -> list[dict]:
-    lines = []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with contextlib.suppress(ValueError):  # it is still being written
-                lines.append(json.loads(line))
-    return [line for line in lines if isinstance(line, dict) and line.keys() >= {"step", "max_steps"}]
 
 
 def curves(log: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]:

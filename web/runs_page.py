@@ -5,12 +5,13 @@ import os
 import re
 import zipfile
 from functools import partial
-from types import SimpleNamespace
+from pathlib import Path
 
 import gradio as gr
 
 from reports.html_page import html_page, render
-from reports.run_report import draw_curves, figures_of
+from reports.run_comparison import figures, read_log
+from reports.run_report import draw_curves
 from web import runs
 from web.html import framed, log_box, notice, or_error, or_notice, part
 from web.runs import check_folder, check_inside
@@ -25,11 +26,8 @@ def runs_tab(root: str, uploads: str) -> tuple[gr.Dropdown, gr.Button, dict]:
     head = gr.HTML(elem_id="head", elem_classes="live")
     wide = {"scale": 0, "min_width": 220}
     with gr.Row():
-        buttons = [
-            gr.Button(text("stop"), variant="stop", visible=False, **wide),
-            gr.Button(text("kill"), variant="stop", visible=False, **wide),
-            gr.Button(text("resume"), variant="primary", visible=False, **wide),
-        ]
+        variants = {"stop": "stop", "kill": "stop", "resume": "primary"}
+        buttons = [gr.Button(text(name), variant=look, visible=False, **wide) for name, look in variants.items()]
         again = gr.Button(text("again"), **wide)
     with gr.Row():
         ticked = gr.CheckboxGroup([], label=text("plot_with"), elem_id="ticked")
@@ -68,7 +66,7 @@ def list_runs(root: str, chosen: str | None) -> tuple[dict, dict, str]:
     return first, choices, part("runs", columns=runs.COLUMNS, runs=found)
 
 
-@or_error
+@or_error()
 def act(root: str, action, run: str | None) -> None:
     if run is not None:  # it is, where nobody confirmed
         action(check_folder(run, root, "the run"))
@@ -83,7 +81,7 @@ def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) 
         others = {name: check_folder(name, root, "the run") for name in ticked if name != run}
     except ValueError as error:
         return [notice(str(error), is_error=bool(run)), *[gr.update(visible=False)] * 3, *[gr.skip()] * 5]
-    verdict, record, log = runs.status(folder), runs.read_record(folder) or {}, runs.read_log(folder)
+    verdict, record, log = runs.status(folder), runs.read_record(folder) or {}, read_log(folder)
     tail = runs.log_tail(folder)
     left = re.findall(r", ([\d:]+) left$", tail, re.MULTILINE)[-1:] if verdict.state == "running" else []
     head = part("run", verdict=verdict, last=(log or [{}])[-1], left=left, figures=figures(log).items())
@@ -96,20 +94,13 @@ def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) 
     version = log_scale, *map(runs.version, (folder, *others.values()))
     plots = step = report = gr.skip()
     if version != seen:
-        plots = plotted(log, {name: runs.read_log(other) for name, other in others.items()}, log_scale)
+        plots = plotted(log, {name: read_log(other) for name, other in others.items()}, log_scale)
         steps = [(str(number), f"{run}:{number}") for number in runs.steps_with_answers(folder)]
         step = gr.update(choices=steps, value=steps[0][1] if steps else None, visible=bool(steps))
-        report = framed_report(folder)
+        path = Path(folder, "report.html")
+        page = framed(path.read_text(encoding="utf-8"), text("report")) if path.is_file() else ""
+        report = page or notice(text("no_report"))
     return [head, *shown, plots, step, log_box(tail), report, version]
-
-
-def figures(log: list[dict]) -> dict[str, str]:
-    """As in the report."""
-    if not log:
-        return {}
-    newest = {name: value for line in log for name, value in line.items()}
-    about = {"global_step": newest["step"], "max_steps": newest["max_steps"], "epoch": newest.get("epoch")}
-    return figures_of(SimpleNamespace(log_history=log, best_global_step=None, **about))
 
 
 def plotted(log: list[dict], others: dict[str, list[dict]], log_scale: bool) -> str:
@@ -128,14 +119,6 @@ def show_answers(root: str, chosen: str | None) -> str:
     found = runs.answers(check_folder(run, root, "the run"), int(step)) if run else []
     page = html_page(text("answers"), render("answers.html", answers=found))
     return framed(page, text("answers")) if found else ""
-
-
-def framed_report(folder: str) -> str:
-    path = os.path.join(folder, "report.html")
-    if not os.path.isfile(path):
-        return notice(text("no_report"))
-    with open(path, encoding="utf-8") as file:
-        return framed(file.read(), text("report"))
 
 
 # ---- after a run ----
@@ -169,7 +152,7 @@ def run_tool(root: str, script: str, flag: str | None, run: str | None, value: s
     return log_box(runs.tool(script, words, root))
 
 
-@or_error
+@or_error()
 def packed(root: str, uploads: str, run: str | None) -> dict:
     """The files of a run or a model, without its checkpoints, as one file to download."""
     folder = runs.check_model(run or "none", root)

@@ -1,5 +1,6 @@
 """The tab "Tune": model, data, how, start; next to them the rows, below them the bar with command and Start."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -160,7 +161,7 @@ def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *i
     if not restored:
         return [gr.skip()] * (7 + len(NAMES))
     values, command, folder, at = dict(zip(NAMES, inputs)), "", "", None
-    form.keep(values, root)
+    runs.write_json(check_inside(form.KEPT, root, "the form"), values)
     missing = [text(name) for name in NEEDED if not values[name]]
     wanted = [values[name] for name in form.SHOWN_BY]
     said, (seen, fault) = text("reading"), read or (None, None)
@@ -204,12 +205,12 @@ def save_form(root: str, path: str, *inputs) -> str:
     return notice(text("saved", path=path))
 
 
-@or_error
+@or_error()
 def load_form(root: str, path: str) -> list:
     return [*form.values_of(yaml_to_flags(check_inside(path, root, "the YAML file"))).values()]
 
 
-@or_error
+@or_error()
 def same_again(root: str, run: str | None) -> list:
     """The form with the settings of a run and a new output folder, and the tab to look at."""
     values = form.values_of(runs.words_of_run(runs.check_folder(run or "", root, "the run")))
@@ -234,12 +235,10 @@ def take_files(root: str, files: list[str], paths: list[str]) -> tuple[None, dic
 def show_columns(root: str, paths: list[str]) -> list:
     """The first row of the data, and the menus of its fields, with a proposal where it needs one."""
     row = {}
-    try:
+    with contextlib.suppress(ValueError):  # which the message says
         if paths and not runs.is_on_hub(paths[0]):
             runs.check_data(paths[0], root, "--data_path")
             row = form.first_row(paths[0])
-    except ValueError:  # which the message says
-        pass
     columns = form.columns_for(row)
     proposed = form.values_of(["--columns", *columns] if columns else [])
     menus = [gr.update(choices=["", *row], value=proposed[name]) for name in MENUS]

@@ -36,6 +36,7 @@ from predict import load
 from reading.dataset import MultimodalDataset
 from reading.images import open_image
 from reading.options import ROOT, MediaOptions
+from reports import run_comparison
 from supported_models import MODELS, VIDEO
 from training.trainable import training_modes
 from web import chat_page, form, html, runs, runs_page, strings, tune_page
@@ -822,17 +823,17 @@ def test_curves_and_figures(tmp_path):
     lines = [logged(step, loss=1 / step, learning_rate=1e-3) for step in (1, 2, 3)]
     lines += [logged(3, eval_loss=0.5, eval_anls=0.25, eval_runtime=9.0), logged(4, loss=float("nan"))]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
-    log = runs.read_log(str(tmp_path))
+    log = run_comparison.read_log(str(tmp_path))
     assert len(log) == 5
     assert runs.curves(log[:4]) == {  # the learning rate is none that a run is looked at for
         "loss": {"training": [(1, 1.0), (2, 0.5), (3, 1 / 3)], "evaluation": [(3, 0.5)]},
         "anls": {"evaluation": [(3, 0.25)]},
     }
-    figures = runs_page.figures(log)
+    figures = run_comparison.figures(log)
     assert figures == {"steps": "4 of 100", "epochs": "0.4", "training loss": "nan", "evaluation loss": "0.5"} | {
         "anls": "0.25"
     }
-    assert runs_page.figures([]) == {}
+    assert run_comparison.figures([]) == {}
     many = runs.curves([logged(step, loss=1.0) for step in range(100_000)])["loss"]["training"]
     assert len(many) == runs.MOST_POINTS and many[0][0] == 0 and many[-1][0] > 99_000
 
