@@ -195,22 +195,19 @@ def _update(trained: list[nn.Parameter], ledger: Ledger, make_optimizer, in_floa
     Returns:
         The optimizer, and the copy.
     """
-    ledger.kind = "gradients"
-    for parameter in trained:
-        parameter.grad = torch.empty_like(parameter)
-    ledger.kind, updated = "optimizer", trained
+    ledger.kind, copies = "optimizer", []
     if in_float32:
-        updated = [nn.Parameter(torch.empty_like(parameter, dtype=torch.float32)) for parameter in trained]
-        ledger.kind = "gradients"
-        for parameter in updated:
-            parameter.grad = torch.empty_like(parameter)
-        ledger.kind = "optimizer"
-    optimizer = make_optimizer(updated)
+        copies = [nn.Parameter(torch.empty_like(parameter, dtype=torch.float32)) for parameter in trained]
+    ledger.kind = "gradients"
+    for parameter in trained + copies:
+        parameter.grad = torch.empty_like(parameter)
+    ledger.kind = "optimizer"
+    optimizer = make_optimizer(copies or trained)
     optimizer.step()
     if in_float32:
         optimizer.zero_grad()
     ledger.kind = "activations"
-    return optimizer, updated
+    return optimizer, copies
 
 
 def _loss(model, batch: dict, training, autocast) -> torch.Tensor:
