@@ -70,7 +70,7 @@ class FinetuneTrainer(ResumableTrainer):
             with self.naming_samples():
                 return super().train(resume_from_checkpoint)
         finally:
-            self.progress.close()  # else what ends the run would be said on the bar's own line
+            self.progress.bar.close()  # else what ends the run would be said on the bar's own line
 
     def evaluate(self, *args, **kwargs):
         self.meter.pause()
