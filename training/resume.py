@@ -13,6 +13,7 @@ import sys
 import threading
 import zlib
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 import transformers
@@ -103,8 +104,7 @@ def read_record(checkpoint: str) -> dict:
         ValueError: a file is missing or cut short.
     """
     try:
-        with open(os.path.join(checkpoint, RECORD), encoding="utf-8") as file:
-            record = json.load(file)
+        record = json.loads(Path(checkpoint, RECORD).read_text(encoding="utf-8"))
         if record.pop("checksum") != zlib.crc32(strict_json(record).encode()):
             raise ValueError("it was changed")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -310,8 +310,7 @@ def write_record(folder: str, record: dict) -> None:
     files = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names if name != RECORD]
     record["files"] = {os.path.relpath(path, folder): checksum(path) for path in sorted(files)}
     record["checksum"] = zlib.crc32(strict_json(record).encode())
-    with open(os.path.join(folder, RECORD), "w", encoding="utf-8") as file:
-        file.write(strict_json(record, indent=1))
+    Path(folder, RECORD).write_text(strict_json(record, indent=1), encoding="utf-8")
     for path in [*files, os.path.join(folder, RECORD), *(parent for parent, _, _ in os.walk(folder))]:
         sync(path)
 
