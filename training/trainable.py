@@ -45,9 +45,7 @@ def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str
                 raise ValueError(f"--freeze and --train both match {both[0]}: make the names of one longer.")
             found |= dict.fromkeys(named, mode)
     tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight) if loader.pieces else ()
-    if wrong := [
-        name for name, parameter in parameters.items() if name in found and any(parameter is t for t in tables)
-    ]:
+    if wrong := [name for name, p in parameters.items() if name in found and any(p is table for table in tables)]:
         raise ValueError(f"--add_tokens trains rows of {wrong[0]}: leave it out of --freeze and --train.")
     return modes | found
 
