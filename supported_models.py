@@ -165,11 +165,7 @@ def media_of(family: str) -> str:
 
 
 def find_model(model_id: str) -> Model:
-    """The row of a model id, or of the Hub path of a listed model; `auto` has no Hub path.
-
-    Raises:
-        ValueError: unknown id; the message names what was probably meant.
-    """
+    """The row of a model id, or of the Hub path of a listed model; `auto` has no Hub path."""
     by_name = MODELS | {model.hub_path: model for model in MODELS.values()} | {AUTO: Model(AUTO, None)}
     if model_id not in by_name:
         raise ValueError(

@@ -19,10 +19,9 @@ LOCK, RUN = "_lock", "run.json"  # what begins with _ the Trainer does not uploa
 
 @contextmanager
 def taken(arguments) -> Iterator[None]:
-    """Lock the output folder while a run lasts. Of a run that ends before it has written anything, nothing stays.
+    """Lock the output folder while a run lasts, unless another run is in it, or this one reads from it.
 
-    Raises:
-        ValueError: another run is in it, or it is the folder of what this one reads.
+    Of a run that ends before it has written anything, nothing stays.
     """
     training, folder = arguments.training, arguments.training.output_dir
     check_place(arguments)
