@@ -50,24 +50,21 @@ class LogFile(TrainerCallback, ExportableState):
         saved = state.stateful_callbacks.get(type(self).__name__, self.state())
         self.earlier, self.begin = saved["attributes"]["earlier"], time.monotonic()
         if state.is_world_process_zero:
-            with open(os.path.join(args.output_dir, LOG_FILE), "w", encoding="utf-8") as file:
-                for logs in state.log_history:
-                    self._write(file, state, logs)
+            self._write(args, state, "w", state.log_history)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
-            self._append(args, state, state.log_history[-1])
+            self._write(args, state, "a", [state.log_history[-1] | {"time": round(time.time(), 3)}])
 
     def end(self, args, state, verdict: Verdict) -> None:
         logs = {"step": state.global_step, "seconds": round(self.seconds, 1)}
-        self._append(args, state, logs | {"state": verdict.state, "verdict": verdict.sentence})
+        logs |= {"state": verdict.state, "verdict": verdict.sentence, "time": round(time.time(), 3)}
+        self._write(args, state, "a", [logs])
 
-    def _append(self, args, state, logs: dict) -> None:
-        with open(os.path.join(args.output_dir, LOG_FILE), "a", encoding="utf-8") as file:
-            self._write(file, state, logs | {"time": round(time.time(), 3)})
-
-    def _write(self, file, state, logs: dict) -> None:
-        file.write(strict_json({"step": logs["step"], "max_steps": state.max_steps} | logs) + "\n")
+    def _write(self, args, state, mode: str, history: list[dict]) -> None:
+        with open(os.path.join(args.output_dir, LOG_FILE), mode, encoding="utf-8") as file:
+            for logs in history:
+                file.write(strict_json({"step": logs["step"], "max_steps": state.max_steps} | logs) + "\n")
 
 
 class ProgressLine(TrainerCallback):
