@@ -52,7 +52,7 @@ NO_PLACE = (
 class ThoughtsAndTools:
     """Renders the conversations that hold them; its arguments are those of the collator."""
 
-    def __init__(self, template, thought_format: str = "", train_thoughts: bool = True):
+    def __init__(self, template, thought_format: str, train_thoughts: bool):
         self.template, self.thought_format, self.train_thoughts = template, thought_format, train_thoughts
         self._written: dict[str, bool] = {}
         self._marks = {} if template.processor.chat_template else {False: None, True: None}
