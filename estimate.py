@@ -72,19 +72,17 @@ class Forecast(NamedTuple):
 
 
 def main(words: list[str] | None = None) -> None:
-    words = sys.argv[1:] if words is None else words
     arguments, own = parse(words)
     num_devices = own.num_devices or int(os.environ.get("WORLD_SIZE", 1))
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):  # whatever a library prints
         forecast = forecast_run(arguments, num_devices)
-        limit = own.gpu_memory and own.gpu_memory * GB * (1 - RESERVE)
     report = {kind: round(size) for kind, size in forecast.sizes.items()} | {"total": round(forecast.total)}
     report |= {"devices": num_devices, **forecast._asdict()}
     del report["sizes"]
     report["assumptions"] = assumptions(arguments, num_devices)
-    if limit:
-        report["fits"] = forecast.total <= limit
+    if own.gpu_memory:
+        report["fits"] = forecast.total <= own.gpu_memory * GB * (1 - RESERVE)
     if own.json:
         print(strict_json(report), file=stdout)
     else:
@@ -94,14 +92,15 @@ def main(words: list[str] | None = None) -> None:
 # ---- flags ----
 
 
-def parse(words: list[str]):
+def parse(words: list[str] | None):
     """Command line words -> `Arguments`, and the flags of `add_flags`."""
     arguments, own = parse_arguments(words, __doc__, add_flags, defaults=["--data_path", ""])
     for name in ("gpu_memory", "num_devices"):
         if (value := getattr(own, name)) is not None and not value > 0:
             raise ValueError(f"--{name} is {value}; it must be more than 0.")
     set_hardware(arguments, own.passed_over)
-    check_engine(arguments)
+    if arguments.training.deepspeed:
+        engines.check_deepspeed(arguments, deepspeed_config(arguments.training))
     return arguments, own
 
 
@@ -112,20 +111,16 @@ def add_flags(parser) -> None:
 
 
 def set_hardware(arguments: Arguments, words: list[str]) -> None:
-    """Set the flags of train.py that this machine may not be able to follow.
-
-    Raises:
-        ValueError: a value that no machine can follow.
-    """
-    parser, optimizers = Parser((ModelArguments, TrainingArguments)), type(arguments.training.optim)
+    """Set the flags of train.py that this machine may not be able to follow; refuse what no machine can."""
+    model, training = arguments.model, arguments.training
+    parser, optimizers = Parser((ModelArguments, TrainingArguments)), type(training.optim)
     found = parser.parse_args(words)
-    for part in (arguments.model, arguments.training):
+    for part in (model, training):
         for name in HARDWARE_FLAGS & part.__dataclass_fields__.keys():
             setattr(part, name, getattr(found, name))
-    if arguments.training.bf16 is None:
-        arguments.training.bf16 = not arguments.training.fp16 and has_bfloat16(arguments.training.use_cpu)
+    if training.bf16 is None:
+        training.bf16 = not training.fp16 and has_bfloat16(training.use_cpu)
     arguments.given |= parser.given(words)
-    model, training = arguments.model, arguments.training
     if training.bf16 and training.fp16:
         raise ValueError("--bf16 True and --fp16 True exclude each other: leave one out.")
     if model.use_flash_attn:
@@ -133,12 +128,6 @@ def set_hardware(arguments: Arguments, words: list[str]) -> None:
     training.optim = optimizers(training.optim)
     checks.check_optimizer_name(training)
     checks.check_together(arguments)
-
-
-def check_engine(arguments: Arguments) -> None:
-    training = arguments.training
-    if training.deepspeed:
-        engines.check_deepspeed(arguments, deepspeed_config(training))
 
 
 def deepspeed_config(training):
@@ -175,12 +164,12 @@ def make_loader(arguments: Arguments):
     """As train.py's; FlashAttention, which cannot be run here, is as sdpa, whose kernels keep no scores either."""
     model = arguments.model
     family = LOADERS.get(model.family)
-    attention = model.attn_implementation or family.attention
-    if attention.startswith("fla") or attention.startswith("flex"):
-        family(model.model_path, model.trust_remote_code, attn_implementation=attention)  # which may refuse it
-        attention = "sdpa"
+    name = model.attn_implementation or family.attention
+    if name.startswith(("fla", "flex")):
+        family(model.model_path, model.trust_remote_code, attn_implementation=name)  # which may refuse it
+        name = "sdpa"
     dtype = trainable.compute_dtype(arguments.training) if arguments.training.deepspeed else "auto"
-    return family(model.model_path, model.trust_remote_code, dtype=dtype, attn_implementation=attention)
+    return family(model.model_path, model.trust_remote_code, dtype=dtype, attn_implementation=name)
 
 
 def stand_in_for_quantized(model, skipped: list[str], bits: int) -> None:
@@ -208,15 +197,14 @@ def engine_shares(model, training, dtype: torch.dtype, num_devices: int) -> Shar
     `reduce_bucket_size` elements, two of them with `overlap_comm`; ZeRO-3 keeps up to `stage3_max_live_parameters`
     elements gathered. FSDP2 gathers a layer and the next, and all that is outside the layers.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    in_gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    width = dtype.itemsize
+    whole = sum(parameter.nbytes for parameter in model.parameters())
+    in_gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    width, share = dtype.itemsize, 1 / num_devices
     if training.deepspeed:
         zero = deepspeed_config(training).config.get("zero_optimization", {})
-        stage, share = zero.get("stage", 0), 1 / num_devices
-        leaves = "device" in zero.get("offload_optimizer", {})
+        stage = zero.get("stage", 0)
         shares = Shares({"gradients": share if stage >= 2 else 1, "optimizer": share if stage else 1})
-        if leaves:
+        if "device" in zero.get("offload_optimizer", {}):
             shares.share |= {"gradients": 0, "optimizer": 0}
         bucket = zero.get("reduce_bucket_size", BUCKET)
         if bucket == "auto":
@@ -224,25 +212,15 @@ def engine_shares(model, training, dtype: torch.dtype, num_devices: int) -> Shar
         shares.more["gradients"] = min(in_gradients, bucket * width * (2 if zero.get("overlap_comm") else 1))
         if stage == 3:
             shares.share["weights"] = 0 if "device" in zero.get("offload_param", {}) else share
-            live = zero.get("stage3_max_live_parameters", LIVE_PARAMETERS)
-            whole = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-            shares.more["weights"] = min(whole, live * width)
+            shares.more["weights"] = min(whole, zero.get("stage3_max_live_parameters", LIVE_PARAMETERS) * width)
         return shares
     if training.fsdp:
-        layers = largest_layers(model)
-        outside = sum(p.numel() for p in model.parameters()) - sum(
-            sum(p.numel() for p in m.parameters()) for m in layers
-        )
-        largest = max(sum(p.numel() for p in layer.parameters()) for layer in layers)
+        number = {module: sum(p.numel() for p in module.parameters()) for module in model.modules()}
+        layers = [number[module] for module in number if type(module).__name__ in model._no_split_modules]
+        outside, largest = number[model] - sum(layers), max(layers)
         more = Counter(weights=(outside + 2 * largest) * width, gradients=largest * 4)
-        return Shares(dict.fromkeys(("weights", "gradients", "optimizer"), 1 / num_devices) | {"copies": 0}, more)
+        return Shares(dict.fromkeys(("weights", "gradients", "optimizer"), share) | {"copies": 0}, more)
     return Shares(more=Counter(gradients=in_gradients if num_devices > 1 else 0))
-
-
-def largest_layers(model) -> list[torch.nn.Module]:
-    """The modules that FSDP2 gathers one by one."""
-    names = set(model._no_split_modules)
-    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 # ---- the batch ----
@@ -251,8 +229,7 @@ def largest_layers(model) -> list[torch.nn.Module]:
 def make_batch(arguments: Arguments, loader) -> tuple[dict[str, torch.Tensor], int]:
     """The batch of a step at its largest, as the collator makes it, and of how many samples it is; a pack holds as many
     of the longest rows as fit."""
-    data = arguments.data
-    seed = arguments.training.seed
+    data, seed = arguments.data, arguments.training.seed
     datasets = [make_datasets(data, seed, evaluation=False, check=False)[0]] if any(data.data_path) else []
     collator = make_collator(arguments.model.family, loader, data, *datasets)
     if attention.is_padding_free(arguments, loader) and not loader.is_tested_on_loading:  # there are no weights to test
@@ -301,8 +278,7 @@ def made_row(arguments: Arguments, collator) -> dict[str, torch.Tensor]:
     length = encode(0, 0)["input_ids"].shape[1]
     per_word = (encode(0, 8)["input_ids"].shape[1] - length) / 8 or 1
     words = int((budget - length) / per_word)
-    question = int(words * (1 - LABEL_SHARE))
-    return encode(question, budget)
+    return encode(int(words * (1 - LABEL_SHARE)), budget)
 
 
 # ---- the report ----
@@ -310,14 +286,12 @@ def made_row(arguments: Arguments, collator) -> dict[str, torch.Tensor]:
 
 def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
     data, training, model = arguments.data, arguments.training, arguments.model
-    found = []
-    if any(data.data_path):
-        found.append("The batch is of the longest rows of the data; most steps need less.")
-    else:
-        found.append(
+    found = ["The batch is of the longest rows of the data; most steps need less."]
+    if not any(data.data_path):
+        found = [
             f"No --data_path: rows of {data.model_max_length} tokens with an image of {IMAGE_SIZE[0]}x{IMAGE_SIZE[1]}; "
             f"{LABEL_SHARE:.0%} of their text is trained."
-        )
+        ]
     if training.deepspeed or training.fsdp or num_devices > 1:
         found.append("The engine's shares and buffers are computed, not measured.")
     if any(kind in (model.attn_implementation or "") for kind in ("flash", "flex")):

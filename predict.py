@@ -46,10 +46,7 @@ from reading.strict_json import json_object
 AS_IN_TRAINING = (
     ("image_size", "min_pixels", "max_pixels", "jpeg_draft", "keep_processor_config"),
     ("num_frames", "fps", "max_frames"),
-    *[
-        (name,)
-        for name in ("image_resize_algorithm", "video_max_pixels", "processor_kwargs", "template_kwargs", "box_format")
-    ],
+    *(("image_resize_algorithm",), ("video_max_pixels",), ("processor_kwargs",), ("template_kwargs",), ("box_format",)),
 )
 
 # Flags that have no effect in the other of the two modes.
@@ -109,14 +106,8 @@ def answer_questions(args: argparse.Namespace) -> None:
 
 def load_with_options(args: argparse.Namespace):
     """(model, collator) that the flags name, with their options of the processor."""
-    model, collator = load(
-        args.model_path,
-        args.model_id,
-        args.model_local_path,
-        args.trust_remote_code,
-        args.template_kwargs,
-        args.box_format,
-    )
+    flags = ("model_path", "model_id", "model_local_path", "trust_remote_code", "template_kwargs", "box_format")
+    model, collator = load(**{name: getattr(args, name) for name in flags})
     set_options(collator, args)
     check_labels(collator)
     return model, collator
@@ -201,18 +192,13 @@ def load(
     template_kwargs: str | None = None,
     box_format: str | None = None,
 ):
-    """(model, collator) of a checkpoint folder; an adapter is put on its base.
+    """(model, collator) of a checkpoint folder, by flags of these names; an adapter is put on its base.
 
-    Args:
-        template_kwargs, box_format: flags of these names, by default as of the run.
-
-    Raises:
-        ValueError: no checkpoint there, or its base or family cannot be told.
+    `template_kwargs` and `box_format` are by default those of the run.
     """
     if not os.path.isdir(model_path):
         raise ValueError(f"--model_path {model_path!r} is not a folder.")
-    adapter = adapter_config(model_path)
-    base_path = model_path
+    adapter, base_path = adapter_config(model_path), model_path
     if adapter is not None:
         base_path = model_local_path or adapter["base_model_name_or_path"]
     elif model_local_path:
@@ -231,13 +217,11 @@ def load(
     own_processor = os.path.isfile(os.path.join(model_path, "tokenizer_config.json")) and not loader.remote_code
     processor = loader.load_processor(model_path if own_processor else base_path)
     chat_template = processor.chat_template if saved.get("chat_template") else None  # saved with the run's processor
-    stop_tokens = loader.stop_tokens(processor.tokenizer)
-    variables = json_object("template_kwargs", template_kwargs or saved.get("template_kwargs"))
     return model, COLLATORS.get(family)(
         processor,
         chat_template=chat_template,
-        stop_tokens=stop_tokens,
-        template_kwargs=variables,
+        stop_tokens=loader.stop_tokens(processor.tokenizer),
+        template_kwargs=json_object("template_kwargs", template_kwargs or saved.get("template_kwargs")),
         box_format=box_format or saved.get("box_format"),
     )
 

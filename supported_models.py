@@ -148,8 +148,7 @@ MODELS = {
 # Families that take videos, as a test of the real processors finds them.
 VIDEO = {
     *("llava-next-video", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "qwen3.5"),
-    *("qwen3.5-moe", "gemma-4", "gemma-4-unified", "smolvlm2", "internvl3", "glm-4.1v"),
-    *("glm-4.6v", "glm-ocr"),
+    *("qwen3.5-moe", "gemma-4", "gemma-4-unified", "smolvlm2", "internvl3", "glm-4.1v", "glm-4.6v", "glm-ocr"),
 }
 
 AUTO = "auto"  # the model id, and the family, of any other checkpoint
@@ -165,11 +164,7 @@ def media_of(family: str) -> str:
 
 
 def find_model(model_id: str) -> Model:
-    """The row of a model id, or of the Hub path of a listed model; `auto` has no Hub path.
-
-    Raises:
-        ValueError: unknown id; the message names what was probably meant.
-    """
+    """The row of a model id, or of the Hub path of a listed model; `auto` has no Hub path."""
     by_name = MODELS | {model.hub_path: model for model in MODELS.values()} | {AUTO: Model(AUTO, None)}
     if model_id not in by_name:
         raise ValueError(

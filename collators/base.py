@@ -115,9 +115,8 @@ class ChatCollator:
         self.joins_samples = False  # by `join_samples`
         self.rope_index = None
         ids = {"image": processor.image_token_ids, "video": processor.video_token_ids}
-        self.media_token_ids = {
-            k: torch.tensor([i for i in v if i is not None], dtype=torch.long) for k, v in ids.items()
-        }
+        known = {kind: [id for id in found if id is not None] for kind, found in ids.items()}
+        self.media_token_ids = {kind: torch.tensor(found, dtype=torch.long) for kind, found in known.items()}
         seen = {id for inputs, _ in encoded_probes(self) for id in inputs["input_ids"].unique().tolist()}
         self.template.frame.find(seen, self.reply_tokens)
 

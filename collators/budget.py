@@ -168,9 +168,7 @@ class Budget:
                 tokens[positions], in_videos[positions] = counted[alike]
             except ValueError as error:
                 reason = str(error).removeprefix(source)
-                faults |= {
-                    position: ValueError(f"{dataset.source(position)}{reason}") for position in positions.tolist()
-                }
+                faults |= {place: ValueError(f"{dataset.source(place)}{reason}") for place in positions.tolist()}
         return MediaTokens(tokens, in_videos, faults)
 
     def text_tokens(self, dataset, positions: np.ndarray) -> tuple[np.ndarray, dict[int, ValueError]]:
@@ -178,10 +176,8 @@ class Budget:
         # Next to the folder of the index, since flags of how media are read do not matter.
         folder_of = lambda index: os.path.dirname(index.folder)  # noqa: E731
         find, key = partial(self._count_texts, dataset), [self.fingerprint]
-        if (
-            self.template.boxes.in_pixels and dataset.num_parts(Layout.FIELDS["objects"]).any()
-        ):  # whose digits follow the size
-            key.append(asdict(dataset.media))
+        if self.template.boxes.in_pixels and dataset.num_parts(Layout.FIELDS["objects"]).any():
+            key.append(asdict(dataset.media))  # their digits follow the size
         return cached_counts(dataset, positions, find, folder_of, "texts", key, "Counting")
 
     def _count_texts(self, dataset, positions: Sequence[int]) -> list[int | ValueError]:

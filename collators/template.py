@@ -317,9 +317,8 @@ class Template:
         for i, (start, _), history_end in zip(replies, spans, history_ends):
             if i == 0:
                 continue
-            ours = as_official(self.exceptions, text[:history_end]) + text[history_end:start].replace(
-                RESERVED_CHARACTER, ""
-            )
+            header = text[history_end:start].replace(RESERVED_CHARACTER, "")
+            ours = as_official(self.exceptions, text[:history_end]) + header
             found.append((ours, text[:start], self._official_text(messages[:i], add_generation_prompt=True)))
         # An exception need not hold of every conversation: a text may be the checkpoint's as it is.
         moved = [(ours, other) for ours, other, _, where in self.exceptions if where == "moved"]

@@ -52,7 +52,7 @@ NO_PLACE = (
 class ThoughtsAndTools:
     """Renders the conversations that hold them; its arguments are those of the collator."""
 
-    def __init__(self, template, thought_format: str = "", train_thoughts: bool = True):
+    def __init__(self, template, thought_format: str, train_thoughts: bool):
         self.template, self.thought_format, self.train_thoughts = template, thought_format, train_thoughts
         self._written: dict[str, bool] = {}
         self._marks = {} if template.processor.chat_template else {False: None, True: None}
@@ -209,9 +209,8 @@ class ThoughtsAndTools:
         replies = []
         for i, message in enumerate(messages):
             if is_shown(message, i, question):
-                as_answered = whole.startswith(render(messages[:i], True)) and whole.startswith(
-                    render(messages[: i + 1])
-                )
+                prompt, history = messages[:i], messages[: i + 1]
+                as_answered = whole.startswith(render(prompt, True)) and whole.startswith(render(history))
                 replies += [i] * (i > question or as_answered)
         text, spans = find_replies(messages, render, self.template.stop_tokens, replies)
         for i, (start, end) in zip(replies, spans):

@@ -1,9 +1,9 @@
 """Words of a user's own as tokens (--add_tokens): in a tokenizer, in its files, and as rows of embeddings and head."""
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from tokenizers import AddedToken
@@ -50,14 +50,13 @@ def write_tokens(folder: str, tokens: Mapping[int, str]) -> None:
     """Add tokens to the tokenizer's files in a folder; all else in them stays as it is."""
     entries = {id: {"content": word} | FOUND for id, word in tokens.items()}
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        with open(os.path.join(folder, name), encoding="utf-8") as file:
-            held = json.load(file)
+        path = Path(folder, name)
+        held = json.loads(path.read_text(encoding="utf-8"))
         if name == "tokenizer.json":
             held["added_tokens"] += [{"id": id} | entry for id, entry in entries.items()]
         elif "added_tokens_decoder" in held:  # of a checkpoint that an older transformers wrote
             held["added_tokens_decoder"] |= {str(id): entry for id, entry in entries.items()}
-        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-            json.dump(held, file, ensure_ascii=False, indent=2, allow_nan=False)
+        path.write_text(json.dumps(held, ensure_ascii=False, indent=2, allow_nan=False), encoding="utf-8")
 
 
 def trained_rows(adapter: dict | None) -> dict[int, list[int]]:
@@ -70,9 +69,7 @@ def trained_rows(adapter: dict | None) -> dict[int, list[int]]:
 def give_rows(model: nn.Module, loader) -> None:
     """Give tokens rows of the embeddings and the head, each the mean of its pieces' rows."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    others = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Embedding) and module is not table
-    ]
+    others = [name for name, m in model.named_modules() if isinstance(m, nn.Embedding) and m is not table]
     if found := [name for name in others if loader.component_of(name) == "language_model"]:
         raise ValueError(f"--add_tokens: {loader.model_path} also has its words in {found[0]}. Leave it out.")
     if head.out_features != table.num_embeddings:

@@ -48,8 +48,7 @@ def saved_arguments(folder: str) -> dict:
     for place in (folder, os.path.dirname(os.path.abspath(folder))):
         path = os.path.join(place, ARGUMENTS)
         if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                return yaml.safe_load(file)
+            return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     return {}
 
 
@@ -58,11 +57,10 @@ def adapter_config(folder: str) -> dict | None:
     path = os.path.join(folder, ADAPTER_CONFIG)
     if not os.path.isfile(path):
         return None
-    with open(path, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def public_name(model_path: str) -> str:
@@ -75,9 +73,8 @@ def public_name(model_path: str) -> str:
 
 def checkpoints_in(folder: str) -> list[str]:
     """The `checkpoint-N` of an output folder, by step."""
-    names = (
-        [name for name in os.listdir(folder) if re.fullmatch(r"checkpoint-\d+", name)] if os.path.isdir(folder) else []
-    )
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    names = [name for name in names if re.fullmatch(r"checkpoint-\d+", name)]
     return [os.path.join(folder, name) for name in sorted(names, key=lambda name: int(name.rpartition("-")[2]))]
 
 
@@ -95,16 +92,14 @@ def family_in(folder: str, base_path: str, model_id: str | None = None) -> str:
     return find_model(model_id).family if model_id else family_of(base_path)
 
 
-def copy_processor_files(model_path: str, folder: str, image_size: dict[str, int] | None = None) -> None:
-    """Copy a checkpoint's own tokenizer, processor, template and generation files, if asked with other pixel bounds."""
+def copy_processor_files(model_path: str, folder: str) -> None:
+    """Copy a checkpoint's own tokenizer, processor, template and generation files."""
     model_path = local_folder(model_path, PROCESSOR_FILES)  # in the cache since the processor was loaded
     for pattern in PROCESSOR_FILES:
         for path in glob.glob(os.path.join(model_path, pattern)):
             target = os.path.join(folder, os.path.relpath(path, model_path))
             os.makedirs(os.path.dirname(target), exist_ok=True)
             shutil.copyfile(path, target)
-    if image_size:
-        write_image_size(folder, image_size)
 
 
 class ProcessorFiles(NamedTuple):
@@ -116,7 +111,9 @@ class ProcessorFiles(NamedTuple):
     new_tokens: Mapping[int, str] = {}  # id -> token, of those that the tokenizer gets
 
     def write(self, folder: str) -> None:
-        copy_processor_files(self.model_path, folder, self.image_size)
+        copy_processor_files(self.model_path, folder)
+        if self.image_size:
+            write_image_size(folder, self.image_size)
         if self.new_tokens:
             write_tokens(folder, self.new_tokens)
         for name, text in self.templates.items():
@@ -129,13 +126,10 @@ def write_image_size(folder: str, size: dict[str, int]) -> None:
     if os.path.isfile(own) and not os.path.isfile(of_videos):  # videos are read by the same file, and keep their bounds
         shutil.copyfile(own, of_videos)
     for path in filter(os.path.isfile, (own, os.path.join(folder, "processor_config.json"))):
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
         if images := config if path == own else config.get("image_processor"):
             older = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
             images |= {name: number for name, number in older.items() if images.get(name)}
             if "size" in images or not images.get("max_pixels"):
                 images["size"] = size
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(config, file, indent=2, allow_nan=False)
-            file.write("\n")
+        Path(path).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1573,7 +1573,7 @@ FAULTS = [
     Fault(
         "an error begins on the line of the progress bar",
         "training/trainer.py",
-        "self.progress.close()",
+        "self.progress.bar.close()",
         "pass",
         "tests/training/test_run_folder.py::test_a_folder_that_is_removed_in_mid_run_is_named[flags0]",
     ),

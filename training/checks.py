@@ -149,10 +149,8 @@ EXCLUDES = (
     *(("use_dora", name, "peft 0.21 cannot do both") for name in ("load_in_8bit", "lora_experts", "lora_router")),
     ("packing", "train_sampling_strategy", "packing itself decides which samples go together"),
     ("packing", "padding_free False", "packs are samples in one row"),
-    *(
-        (name, "mask_question_tokens False", "the latter trains all text")
-        for name in ("train_thoughts False", "train_replies")
-    ),
+    ("train_thoughts False", "mask_question_tokens False", "the latter trains all text"),
+    ("train_replies", "mask_question_tokens False", "the latter trains all text"),
     ("use_lora", "train_language_model False", "LoRA trains the language model"),
     ("fsdp", "deepspeed", "they are two engines"),
     (
@@ -428,29 +426,28 @@ def without_each(training) -> Iterator[tuple[str, tuple]]:
 
 def check_together(arguments) -> None:
     """Flags of several parts."""
-    model, training, lora = arguments.model, arguments.training, arguments.lora
-    check_best_metric(training, arguments.data.eval_data_path or [])
-    check_flags(model, arguments.data, training, lora, given=arguments.given)
+    model, data, training, lora = arguments.model, arguments.data, arguments.training, arguments.lora
+    check_best_metric(training, data.eval_data_path or [])
+    check_flags(model, data, training, lora, given=arguments.given)
     if not any((training.learning_rate, model.vision_encoder_lr, model.vision_projector_lr)):
         raise ValueError("--learning_rate 0 trains nothing: raise it.")
-    base = public_name(model.model_path)
-    parts = (model.train_language_model, model.train_vision_encoder, model.train_vision_projector, model.train)
-    if not any(parts):
+    if not any((model.train_language_model, model.train_vision_encoder, model.train_vision_projector, model.train)):
         raise ValueError("--train_language_model False leaves nothing to train: add --train_vision_projector True.")
-    if arguments.data.add_tokens and not (lora.use_lora or model.train_language_model and not lora.use_vision_lora):
+    if data.add_tokens and not (lora.use_lora or model.train_language_model and not lora.use_vision_lora):
         raise ValueError("--add_tokens needs a language model that trains with all else: add --use_lora True.")
-    if arguments.training.push_to_hub and (lora.use_lora or lora.use_vision_lora) and os.path.isabs(base):
+    base = public_name(model.model_path)
+    if training.push_to_hub and (lora.use_lora or lora.use_vision_lora) and os.path.isabs(base):
         raise ValueError(
             f"--push_to_hub True: the adapter would name its base as {base}, a folder of this machine. Give the base "
             "by its Hub id (--model_local_path ORG/NAME), or leave --push_to_hub out and push a merged model."
         )
-    attention = arguments.model.attn_implementation or ""
-    if "flash" in attention and not (arguments.training.bf16 or arguments.training.fp16):
+    attention = model.attn_implementation or ""
+    if "flash" in attention and not (training.bf16 or training.fp16):
         raise ValueError(f"--attn_implementation {attention} computes in 16 bits only: add --bf16 True.")
     if {"gradient_checkpointing", "activation_checkpointing"} <= arguments.given:
         raise ValueError("--gradient_checkpointing is the old name of --activation_checkpointing: leave it out.")
     for kind in ("eval", "save", "logging"):
-        strategy = getattr(arguments.training, f"{kind}_strategy").value
+        strategy = getattr(training, f"{kind}_strategy").value
         if f"{kind}_steps" in arguments.given and strategy != "steps":
             raise ValueError(
                 f"--{kind}_steps has no effect with {strategy}: add --{kind}_strategy steps, or leave it out."

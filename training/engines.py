@@ -24,11 +24,7 @@ def say(text: str) -> None:
 
 
 def check(arguments) -> None:
-    """Refuse, before anything is loaded, what the engine cannot do.
-
-    Raises:
-        ValueError: names the flags, the reason and what to use instead.
-    """
+    """Refuse, before anything is loaded, what the engine cannot do."""
     training = arguments.training
     if training.n_gpu > 1:
         raise ValueError(
@@ -55,12 +51,12 @@ def check_deepspeed(arguments, config) -> None:
     for key, flag in (("optimizer", "--vision_encoder_lr"), ("scheduler", "--warmup_steps")):
         if key in config.config:
             raise ValueError(f"--deepspeed: its {key!r} would override flags such as {flag}: delete it from the file.")
-    if config.is_zero3() and arguments.lora.load_in_8bit:
-        raise ValueError(
-            "--load_in_8bit True: bitsandbytes 0.50 keeps 8-bit weights whole next to the shard that ZeRO-3 makes of "
-            "them. Use ds_configs/zero2.json, or --q_lora True."
-        )
     if config.is_zero3():
+        if arguments.lora.load_in_8bit:
+            raise ValueError(
+                "--load_in_8bit True: bitsandbytes 0.50 keeps 8-bit weights whole next to the shard that ZeRO-3 makes "
+                "of them. Use ds_configs/zero2.json, or --q_lora True."
+            )
         if arguments.data.add_tokens and arguments.lora.use_lora and arguments.training.device.type == "cpu":
             raise ValueError("--add_tokens under LoRA and ZeRO-3 needs GPUs (peft 0.21): use ds_configs/zero2.json.")
         check_nodes_share_a_folder(arguments, "ZeRO-3")

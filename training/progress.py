@@ -50,24 +50,21 @@ class LogFile(TrainerCallback, ExportableState):
         saved = state.stateful_callbacks.get(type(self).__name__, self.state())
         self.earlier, self.begin = saved["attributes"]["earlier"], time.monotonic()
         if state.is_world_process_zero:
-            with open(os.path.join(args.output_dir, LOG_FILE), "w", encoding="utf-8") as file:
-                for logs in state.log_history:
-                    self._write(file, state, logs)
+            self._write(args, state, "w", state.log_history)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
-            self._append(args, state, state.log_history[-1])
+            self._write(args, state, "a", [state.log_history[-1] | {"time": round(time.time(), 3)}])
 
     def end(self, args, state, verdict: Verdict) -> None:
         logs = {"step": state.global_step, "seconds": round(self.seconds, 1)}
-        self._append(args, state, logs | {"state": verdict.state, "verdict": verdict.sentence})
+        logs |= {"state": verdict.state, "verdict": verdict.sentence, "time": round(time.time(), 3)}
+        self._write(args, state, "a", [logs])
 
-    def _append(self, args, state, logs: dict) -> None:
-        with open(os.path.join(args.output_dir, LOG_FILE), "a", encoding="utf-8") as file:
-            self._write(file, state, logs | {"time": round(time.time(), 3)})
-
-    def _write(self, file, state, logs: dict) -> None:
-        file.write(strict_json({"step": logs["step"], "max_steps": state.max_steps} | logs) + "\n")
+    def _write(self, args, state, mode: str, history: list[dict]) -> None:
+        with open(os.path.join(args.output_dir, LOG_FILE), mode, encoding="utf-8") as file:
+            for logs in history:
+                file.write(strict_json({"step": logs["step"], "max_steps": state.max_steps} | logs) + "\n")
 
 
 class ProgressLine(TrainerCallback):
@@ -76,11 +73,11 @@ class ProgressLine(TrainerCallback):
     Evaluations and the end of the run leave a line of their own.
     """
 
-    bar = None
+    def __init__(self):
+        self.bar = tqdm(disable=True)
+        self.begin, self.first_step, self.evaluated = None, 0, 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.is_live = sys.stderr.isatty() and not args.disable_tqdm
-        self.begin, self.first_step, self.evaluated = None, 0, 0
         rows = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
         dtype, processes = str(compute_dtype(args)).removeprefix("torch."), "process" + "es" * (args.world_size > 1)
         say(
@@ -89,32 +86,29 @@ class ProgressLine(TrainerCallback):
         )
         if args.get_warmup_steps(state.max_steps) >= state.max_steps:
             say("WARNING: --warmup_steps lasts the whole run: the learning rate never gets to what the flags say.")
-        if state.is_world_process_zero and self.is_live:
-            form = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
-            total, initial = state.max_steps, state.global_step
-            self.bar = tqdm(total=total, initial=initial, bar_format=form, dynamic_ncols=True, leave=False)
+        is_live = state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm
+        form = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
+        look = {"bar_format": form, "dynamic_ncols": True, "leave": False, "disable": not is_live}
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, **look)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.begin is None:  # the first step is slower than the others
             self.begin, self.first_step = time.monotonic(), state.global_step
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
+        self.bar.update(state.global_step - self.bar.n)
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         self.evaluated += 1
-        if self.bar is not None:
-            self.bar.set_description_str(f"evaluating {self.evaluated}/{len(eval_dataloader)} ")
+        self.bar.set_description_str(f"evaluating {self.evaluated}/{len(eval_dataloader)} ")
 
     def on_evaluate(self, args, state, control, **kwargs):
         self.evaluated = 0
-        if self.bar is not None:
-            self.bar.set_description_str("")
+        self.bar.set_description_str("")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:
             return
         figures = ", ".join(describe_log(logs))
-        if "loss" in logs and self.bar is not None:
+        if "loss" in logs and not self.bar.disable:
             self.bar.set_postfix_str(figures)
         elif "loss" in logs:
             say(f"step {state.global_step}/{state.max_steps}: {figures}{self._time_left(state)}")
@@ -123,11 +117,6 @@ class ProgressLine(TrainerCallback):
             say(f"trained {state.global_step} steps in {seconds}: {figures}")
         else:
             say(f"step {state.global_step} evaluated: {figures}")
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
 
     def _time_left(self, state) -> str:
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step

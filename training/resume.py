@@ -13,6 +13,7 @@ import sys
 import threading
 import zlib
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 import transformers
@@ -97,14 +98,9 @@ def differences(before: dict, run: dict) -> list[str]:
 
 
 def read_record(checkpoint: str) -> dict:
-    """The `checkpoint.json` of a whole checkpoint.
-
-    Raises:
-        ValueError: a file is missing or cut short.
-    """
+    """The `checkpoint.json` of a checkpoint, of which no file may be missing or cut short."""
     try:
-        with open(os.path.join(checkpoint, RECORD), encoding="utf-8") as file:
-            record = json.load(file)
+        record = json.loads(Path(checkpoint, RECORD).read_text(encoding="utf-8"))
         if record.pop("checksum") != zlib.crc32(strict_json(record).encode()):
             raise ValueError("it was changed")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -117,11 +113,7 @@ def read_record(checkpoint: str) -> dict:
 
 
 def check_files(checkpoint: str, training) -> None:
-    """Test every file of a checkpoint; the processes share them, and all raise what one finds.
-
-    Raises:
-        ValueError: a file is missing, damaged, or would run unknown code.
-    """
+    """Test every file of a checkpoint (`check_file`); the processes share them, and all raise what one finds."""
     problem = None
     try:
         saved = read_record(checkpoint)["files"]
@@ -310,8 +302,7 @@ def write_record(folder: str, record: dict) -> None:
     files = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names if name != RECORD]
     record["files"] = {os.path.relpath(path, folder): checksum(path) for path in sorted(files)}
     record["checksum"] = zlib.crc32(strict_json(record).encode())
-    with open(os.path.join(folder, RECORD), "w", encoding="utf-8") as file:
-        file.write(strict_json(record, indent=1))
+    Path(folder, RECORD).write_text(strict_json(record, indent=1), encoding="utf-8")
     for path in [*files, os.path.join(folder, RECORD), *(parent for parent, _, _ in os.walk(folder))]:
         sync(path)
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TextIO
 
 from loaders.output_folder import checkpoints_in
@@ -18,10 +19,9 @@ LOCK, RUN = "_lock", "run.json"  # what begins with _ the Trainer does not uploa
 
 @contextmanager
 def taken(arguments) -> Iterator[None]:
-    """Lock the output folder while a run lasts. Of a run that ends before it has written anything, nothing stays.
+    """Lock the output folder while a run lasts, unless another run is in it, or this one reads from it.
 
-    Raises:
-        ValueError: another run is in it, or it is the folder of what this one reads.
+    Of a run that ends before it has written anything, nothing stays.
     """
     training, folder = arguments.training, arguments.training.output_dir
     check_place(arguments)
@@ -96,8 +96,7 @@ def check_run(training, run: dict) -> None:
 
 def earlier_run(folder: str) -> dict | None:
     try:
-        with open(os.path.join(folder, RUN), encoding="utf-8") as file:
-            run = json.load(file)
+        run = json.loads(Path(folder, RUN).read_text(encoding="utf-8"))
         differences(run, run)  # has all that is compared
         return run
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -118,8 +117,7 @@ def begin(training, run: dict, checkpoint: str | None) -> None:
             say(f"{folder} holds the same run: its checkpoints are deleted, its weights replaced ({', '.join(held)}).")
             for earlier in checkpoints_in(folder):
                 discard(earlier)
-        with open(os.path.join(folder, RUN), "w", encoding="utf-8") as file:
-            file.write(strict_json(run, indent=1))
+        Path(folder, RUN).write_text(strict_json(run, indent=1), encoding="utf-8")
 
 
 def rename_aside(folder: str) -> None:

@@ -189,28 +189,21 @@ def measure_step(
 def _update(trained: list[nn.Parameter], ledger: Ledger, make_optimizer, in_float32: bool):
     """A step of the optimizer, for what it needs besides its state; the gradients stay.
 
-    Args:
-        in_float32: whether it works on a copy of what trains, as in DeepSpeed.
-
-    Returns:
-        The optimizer, and the copy.
+    Returns the optimizer, and with `in_float32` the copy of what trains that it works on, as in DeepSpeed.
     """
-    ledger.kind = "gradients"
-    for parameter in trained:
-        parameter.grad = torch.empty_like(parameter)
-    ledger.kind, updated = "optimizer", trained
+    ledger.kind, copies = "optimizer", []
     if in_float32:
-        updated = [nn.Parameter(torch.empty_like(parameter, dtype=torch.float32)) for parameter in trained]
-        ledger.kind = "gradients"
-        for parameter in updated:
-            parameter.grad = torch.empty_like(parameter)
-        ledger.kind = "optimizer"
-    optimizer = make_optimizer(updated)
+        copies = [nn.Parameter(torch.empty_like(parameter, dtype=torch.float32)) for parameter in trained]
+    ledger.kind = "gradients"
+    for parameter in trained + copies:
+        parameter.grad = torch.empty_like(parameter)
+    ledger.kind = "optimizer"
+    optimizer = make_optimizer(copies or trained)
     optimizer.step()
     if in_float32:
         optimizer.zero_grad()
     ledger.kind = "activations"
-    return optimizer, updated
+    return optimizer, copies
 
 
 def _loss(model, batch: dict, training, autocast) -> torch.Tensor:

@@ -25,11 +25,7 @@ def training_modes(arguments) -> dict[str, str]:
 
 
 def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str, str]:
-    """Parameter of the loaded model, under each of its names -> "full", "lora" (in an adapted layer) or "frozen".
-
-    Raises:
-        ValueError: what `--freeze` or `--train` names is not there, is so already, or is named by both.
-    """
+    """Parameter of the loaded model, under each of its names -> "full", "lora" (in an adapted layer) or "frozen"."""
     parameters, modes = dict(model.named_parameters(remove_duplicate=False)), training_modes(arguments)
     modes = {name: modes.get(loader.component_of(name), "frozen") for name in parameters}
     found = {}
@@ -45,9 +41,7 @@ def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str
                 raise ValueError(f"--freeze and --train both match {both[0]}: make the names of one longer.")
             found |= dict.fromkeys(named, mode)
     tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight) if loader.pieces else ()
-    if wrong := [
-        name for name, parameter in parameters.items() if name in found and any(parameter is t for t in tables)
-    ]:
+    if wrong := [name for name, p in parameters.items() if name in found and any(p is table for table in tables)]:
         raise ValueError(f"--add_tokens trains rows of {wrong[0]}: leave it out of --freeze and --train.")
     return modes | found
 

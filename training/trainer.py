@@ -70,7 +70,7 @@ class FinetuneTrainer(ResumableTrainer):
             with self.naming_samples():
                 return super().train(resume_from_checkpoint)
         finally:
-            self.progress.close()  # else what ends the run would be said on the bar's own line
+            self.progress.bar.close()  # else what ends the run would be said on the bar's own line
 
     def evaluate(self, *args, **kwargs):
         self.meter.pause()
@@ -79,9 +79,8 @@ class FinetuneTrainer(ResumableTrainer):
 
     def evaluate_at_end(self) -> dict[str, float]:
         """The metrics of the final weights; those of the last step, where it was evaluated and no other was loaded."""
-        found = [
-            logs for logs in self.state.log_history if "eval_loss" in logs and logs["step"] == self.state.global_step
-        ]
+        step = self.state.global_step
+        found = [logs for logs in self.state.log_history if "eval_loss" in logs and logs["step"] == step]
         if found and not self.args.load_best_model_at_end:
             return {name: value for name, value in found[-1].items() if name.startswith("eval_")}
         return self.evaluate()
@@ -218,17 +217,10 @@ class FinetuneTrainer(ResumableTrainer):
         rank, processes = self.args.process_index, self.args.world_size
         mine = asked[rank::processes]
         mine += asked[:1] * (math.ceil(len(asked) / processes) - len(mine))
+        size, longest = self.args.per_device_eval_batch_size, self.args.eval_max_new_tokens
         self.meter.pause()
         with self.accelerator.autocast():
-            answers = generate_answers(
-                self.model,
-                collator,
-                dataset,
-                self.args.per_device_eval_batch_size,
-                self.args.eval_max_new_tokens,
-                mine,
-                synced_gpus=processes > 1,
-            )
+            answers = generate_answers(self.model, collator, dataset, size, longest, mine, synced_gpus=processes > 1)
             answers = gather_object(list(answers))
         answers = {(answer["index"], answer["turn"]): answer for answer in answers}
         return [answers[key] for key in sorted(answers)]

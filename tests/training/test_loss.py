@@ -151,7 +151,6 @@ def test_each_evaluation_path_has_a_loss_of_its_own(tiny, write_rows, tmp_path):
     )
     parts.dataset = MultimodalDataset(paths)
     trainer = parts.trainer(tmp_path, per_device_eval_batch_size=2)
-    trainer.remove_callback(trainer.progress)  # it waits for the training to begin
     names = [Path(path).stem for path in paths]
     with torch.no_grad():
         first, second = (parts.label_losses(rows) for rows in (range(3), range(3, 5)))
