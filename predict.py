@@ -192,9 +192,13 @@ def load(
     template_kwargs: str | None = None,
     box_format: str | None = None,
 ):
-    """(model, collator) of a checkpoint folder, by flags of these names; an adapter is put on its base.
+    """(model, collator) of a checkpoint folder; an adapter is put on its base.
 
-    `template_kwargs` and `box_format` are by default those of the run.
+    Args:
+        template_kwargs, box_format: flags of these names, by default as of the run.
+
+    Raises:
+        ValueError: no checkpoint there, or its base or family cannot be told.
     """
     if not os.path.isdir(model_path):
         raise ValueError(f"--model_path {model_path!r} is not a folder.")

@@ -164,7 +164,11 @@ def media_of(family: str) -> str:
 
 
 def find_model(model_id: str) -> Model:
-    """The row of a model id, or of the Hub path of a listed model; `auto` has no Hub path."""
+    """The row of a model id, or of the Hub path of a listed model; `auto` has no Hub path.
+
+    Raises:
+        ValueError: unknown id; the message names what was probably meant.
+    """
     by_name = MODELS | {model.hub_path: model for model in MODELS.values()} | {AUTO: Model(AUTO, None)}
     if model_id not in by_name:
         raise ValueError(

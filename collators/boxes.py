@@ -100,7 +100,11 @@ class Boxes:
     # ---- to text ----
 
     def written(self, messages: list[dict]) -> list[dict]:
-        """Messages as `reading.boxes.located` gives them -> the same with what the marks stand for in their texts."""
+        """Messages as `reading.boxes.located` gives them -> the same with what the marks stand for in their texts.
+
+        Raises:
+            ValueError: how the family writes them is not known.
+        """
         if any("objects" in message for message in messages) and self.format is None:
             raise ValueError(
                 "holds boxes or points (`objects`), and how this model writes them is not known: add --box_format "

@@ -190,7 +190,11 @@ def paths(name: str) -> Iterable[str]:
 
 
 def named_in(flag: str, patterns: list[str] | None, names: Iterable[str], loader: BaseLoader) -> set[str]:
-    """The parameters that patterns match, as those of `target_modules`, or match a module around; each matches some."""
+    """The parameters that patterns match, as those of `target_modules`, or match a module around.
+
+    Raises:
+        ValueError: a pattern matches nothing.
+    """
     around = {name: [*paths(name)] for name in names}
     found = set()
     for pattern in patterns or []:
@@ -224,7 +228,11 @@ def ranges(numbers: list[int]) -> list[str]:
 
 
 def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -> None:
-    """Load the weights in `path`, by whose configuration `add_adapters` wrapped the model; both must fit the flags."""
+    """Load the weights in `path`, by whose configuration `add_adapters` has wrapped the model.
+
+    Raises:
+        ValueError: they are not those of this model, or train other components than the flags say.
+    """
     from peft import load_peft_weights, set_peft_model_state_dict
 
     config = model.peft_config["default"]

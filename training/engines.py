@@ -24,7 +24,11 @@ def say(text: str) -> None:
 
 
 def check(arguments) -> None:
-    """Refuse, before anything is loaded, what the engine cannot do."""
+    """Refuse, before anything is loaded, what the engine cannot do.
+
+    Raises:
+        ValueError: names the flags, the reason and what to use instead.
+    """
     training = arguments.training
     if training.n_gpu > 1:
         raise ValueError(

@@ -98,7 +98,11 @@ def differences(before: dict, run: dict) -> list[str]:
 
 
 def read_record(checkpoint: str) -> dict:
-    """The `checkpoint.json` of a checkpoint, of which no file may be missing or cut short."""
+    """The `checkpoint.json` of a whole checkpoint.
+
+    Raises:
+        ValueError: a file is missing or cut short.
+    """
     try:
         record = json.loads(Path(checkpoint, RECORD).read_text(encoding="utf-8"))
         if record.pop("checksum") != zlib.crc32(strict_json(record).encode()):
@@ -113,7 +117,11 @@ def read_record(checkpoint: str) -> dict:
 
 
 def check_files(checkpoint: str, training) -> None:
-    """Test every file of a checkpoint (`check_file`); the processes share them, and all raise what one finds."""
+    """Test every file of a checkpoint; the processes share them, and all raise what one finds.
+
+    Raises:
+        ValueError: a file is missing, damaged, or would run unknown code.
+    """
     problem = None
     try:
         saved = read_record(checkpoint)["files"]

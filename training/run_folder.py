@@ -19,9 +19,10 @@ LOCK, RUN = "_lock", "run.json"  # what begins with _ the Trainer does not uploa
 
 @contextmanager
 def taken(arguments) -> Iterator[None]:
-    """Lock the output folder while a run lasts, unless another run is in it, or this one reads from it.
+    """Lock the output folder while a run lasts. Of a run that ends before it has written anything, nothing stays.
 
-    Of a run that ends before it has written anything, nothing stays.
+    Raises:
+        ValueError: another run is in it, or it is the folder of what this one reads.
     """
     training, folder = arguments.training, arguments.training.output_dir
     check_place(arguments)

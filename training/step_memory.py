@@ -189,7 +189,11 @@ def measure_step(
 def _update(trained: list[nn.Parameter], ledger: Ledger, make_optimizer, in_float32: bool):
     """A step of the optimizer, for what it needs besides its state; the gradients stay.
 
-    Returns the optimizer, and with `in_float32` the copy of what trains that it works on, as in DeepSpeed.
+    Args:
+        in_float32: whether it works on a copy of what trains, as in DeepSpeed.
+
+    Returns:
+        The optimizer, and the copy.
     """
     ledger.kind, copies = "optimizer", []
     if in_float32:

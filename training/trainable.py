@@ -25,7 +25,11 @@ def training_modes(arguments) -> dict[str, str]:
 
 
 def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str, str]:
-    """Parameter of the loaded model, under each of its names -> "full", "lora" (in an adapted layer) or "frozen"."""
+    """Parameter of the loaded model, under each of its names -> "full", "lora" (in an adapted layer) or "frozen".
+
+    Raises:
+        ValueError: what `--freeze` or `--train` names is not there, is so already, or is named by both.
+    """
     parameters, modes = dict(model.named_parameters(remove_duplicate=False)), training_modes(arguments)
     modes = {name: modes.get(loader.component_of(name), "frozen") for name in parameters}
     found = {}
