@@ -171,7 +171,7 @@ class DataArguments(ReadingArguments):
         "File of words that become tokens, one a line; with LoRA their rows train too (docs/lora.md#new-words).",
     )
     padding_free: bool | None = flag(
-        None, "Lay the samples of a batch in one row instead of padding them. Default: where the model can."
+        None, "Concatenate the samples of a batch instead of padding them. Default: where the model can."
     )
     packing: bool = flag(
         False,

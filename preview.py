@@ -35,7 +35,7 @@ from reading.split import make_datasets
 from reports import preview_views
 from reports.preview_rows import Preview, examine
 from training.added_tokens import added_tokens
-from training.engines import say
+from training.engines import print_once
 from training.make_collator import make_collator
 
 # Of --html without a selection of rows.
@@ -126,9 +126,9 @@ def load_data(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | 
     loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
     collator = make_collator(model.family, loader, data, dataset)
     check_labels(collator)
-    say(added_tokens(loader, collator.template))
+    print_once(added_tokens(loader, collator.template))
     try:
-        say(check_template(collator, dataset))
+        print_once(check_template(collator, dataset))
     except ValueError as error:
         return dataset, collator, error
     return dataset, collator, None

@@ -36,7 +36,7 @@ from reports.run_report import RunFacts, reported, write_card
 from reports.trackers import AnswerTables
 from training import engines, model_probes, resume, run_folder, trainable
 from training.added_tokens import added_tokens, untrained_tokens
-from training.engines import say
+from training.engines import print_once
 from training.make_collator import make_collator
 from training.probe import Probe
 from training.sampling import SAMPLERS
@@ -48,7 +48,8 @@ def main(words: list[str] | None = None) -> None:
     arguments = parse_arguments(words, description=__doc__)
     engines.check(arguments)
     if arguments.training.max_steps > 0 and "num_train_epochs" in arguments.given:
-        say(f"--max_steps {arguments.training.max_steps} wins over --num_train_epochs.")  # as of a script that is tried
+        # As of a script that is tried.
+        print_once(f"--max_steps {arguments.training.max_steps} wins over --num_train_epochs.")
     with run_folder.taken(arguments):
         finetune(arguments)
 
@@ -70,18 +71,18 @@ def finetune(arguments: Arguments) -> None:
     )
     check_kernels(arguments, loader)
     collator = make_collator(arguments.model.family, loader, data, train_dataset, eval_dataset)
-    say(describe_bounds(collator, data))
+    print_once(describe_bounds(collator, data))
     if attention.is_padding_free(arguments, loader):
         collator.join_samples(loader)
     check_labels(collator)
-    say(check_template(collator, train_dataset, eval_dataset))
-    say(added_tokens(loader, collator.template))
-    say(untrained_tokens(loader, arguments, collator.template, train_dataset))
+    print_once(check_template(collator, train_dataset, eval_dataset))
+    print_once(added_tokens(loader, collator.template))
+    print_once(untrained_tokens(loader, arguments, collator.template, train_dataset))
     check_media_kinds(arguments, train_dataset, eval_dataset)
     for dataset in filter(None, (train_dataset, eval_dataset)):
         fit_to_budget(collator, dataset, arguments.data.drop_overlong)
     if arguments.data.train_replies == "each":
-        say(price_of_replies(train_dataset, kept_lengths(collator, train_dataset)))
+        print_once(price_of_replies(train_dataset, kept_lengths(collator, train_dataset)))
     lengths = lengths_for_order(arguments, collator, train_dataset)
     run = resume.describe_run(arguments, train_dataset)
     if checkpoint:
@@ -93,16 +94,16 @@ def finetune(arguments: Arguments) -> None:
     quantize(arguments, loader)
     model = loader.load_model()
     if loader.is_tested_on_loading:
-        say(model_probes.check_batches(model, loader, collator, arguments))
+        print_once(model_probes.check_batches(model, loader, collator, arguments))
     if collator.joins_samples:
         attention.separate_samples(model, loader)
     engines.set_up_fsdp(arguments.training, model, trainable.compute_dtype(arguments.training))
     set_seed(arguments.training.seed)  # adapters start alike under every engine
     model = trainable.make_trainable(model, loader, arguments)
     if loader.is_tested_on_loading:
-        say(model_probes.allow_unreached(model, collator, arguments.training))
+        print_once(model_probes.allow_unreached(model, collator, arguments.training))
     trained = trainable.summarize(model, loader, arguments)
-    say("\n" + trainable.format_summary(trained) + "\n")
+    print_once("\n" + trainable.format_summary(trained) + "\n")
     collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, trained, train_dataset, eval_dataset)
 
     # training and evaluation; what became of it is said and written down, also where it is interrupted
@@ -151,10 +152,10 @@ def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDatase
     """Say how many samples there are to train on and to evaluate, and what of them needs a look."""
     for purpose, dataset in (("Training data", train_dataset), ("Evaluation data", eval_dataset)):
         if dataset:
-            say("\n".join([f"{purpose}: {dataset.summary()}", *dataset.notes(), *replaced.check_drawn(dataset)]))
+            print_once("\n".join([f"{purpose}: {dataset.summary()}", *dataset.notes(), *replaced.check_drawn(dataset)]))
     if eval_dataset and (shared := shared_rows(train_dataset, eval_dataset)):
         of_train, of_eval = shared[0]
-        say(
+        print_once(
             f"WARNING: {len(shared):,} of {len(eval_dataset):,} evaluation rows are also in the training data, so that "
             "evaluation measures what was learned by heart; the first: "
             f"{eval_dataset.source(of_eval)} = {train_dataset.source(of_train)}."
@@ -176,14 +177,14 @@ def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None)
             raise ValueError(f"--{name} True has no effect: {train_dataset.name} holds neither image nor video.")
     for kind, names in MEDIA_FLAGS.items():
         for name in sorted(names & arguments.given) if kind not in found else ():
-            say(f"WARNING: --{name} has no effect: no row holds {kind}s.")
+            print_once(f"WARNING: --{name} has no effect: no row holds {kind}s.")
     held = {field for messages in outlines(*datasets) for message in messages for field in message}
     for name, kind, fields in (
         ("train_thoughts", "thoughts", {"reasoning_content", "typed_thought"}),
         ("box_format", "boxes as `objects`", {"objects"}),
     ):
         if name in arguments.given and getattr(arguments.data, name) is not True and held.isdisjoint(fields):
-            say(f"WARNING: --{name} has no effect: no row holds {kind}.")
+            print_once(f"WARNING: --{name} has no effect: no row holds {kind}.")
 
 
 def model_kwargs(arguments: Arguments) -> dict:
@@ -208,7 +209,7 @@ def fit_to_budget(collator, dataset: MultimodalDataset, drop_overlong: bool) -> 
     total = len(dataset)
     cut, dropped = collator.budget.fit(dataset, collator.encode, drop_overlong)
     if cut or dropped:
-        say(f"{dataset.name}: of {total} samples, {cut} are cut to --model_max_length, {dropped} are dropped.")
+        print_once(f"{dataset.name}: of {total} samples, {cut} are cut to --model_max_length, {dropped} are dropped.")
 
 
 def lengths_for_order(arguments: Arguments, collator, dataset: MultimodalDataset) -> np.ndarray | None:
@@ -243,14 +244,14 @@ def quantize(arguments: Arguments, loader) -> None:
 def save(trainer: FinetuneTrainer, loader, metrics: dict) -> None:
     trainer.finite_check.check_weights()
     if not hasattr(trainer.model, "peft_config") and not trainer.is_deepspeed_enabled:
-        engines.put_together(trainer, loader)
+        engines.gather_full_state(trainer, loader)
     trainer.save_model(_internal_call=True)  # else it would upload now
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
     if trainer.args.should_save:
         for name in ("trainer_state.json", "all_results.json"):
             make_strict(os.path.join(trainer.args.output_dir, name))
-    say(f"Saved to {trainer.args.output_dir}.")
+    print_once(f"Saved to {trainer.args.output_dir}.")
 
 
 if __name__ == "__main__":

@@ -189,8 +189,8 @@ def main() -> None:
             with contextlib.redirect_stdout(sys.stderr):
                 make_tiny_checkpoint(family, checkpoint)
             rows = write_rows(family, Path(folder, "rows"))
-            if family in own.families and loader.inseparable:
-                print(f"{family} is padded: {loader.inseparable}")
+            if family in own.families and loader.cannot_be_padding_free:
+                print(f"{family} is padded: {loader.cannot_be_padding_free}")
             elif family in own.families:
                 found["packed"][family] = packed(family, checkpoint, rows)
                 print(family, {name: f"{value:.0e}" for name, value in found["packed"][family].items()}, flush=True)

@@ -123,7 +123,7 @@ class ChatCollator:
     # ---- a batch ----
 
     def join_samples(self, loader) -> None:
-        """From now on, lay the samples of a batch in one row instead of padding them."""
+        """From now on, concatenate the samples of a batch instead of padding them."""
         self.joins_samples = True
         self.rope_index = loader.rope_index() if loader.mrope else None
 

@@ -58,7 +58,7 @@ AttentionMaskInterface.register(SDPA_BY_SAMPLE, mask_by_sample)
 def is_padding_free(arguments, loader) -> bool:
     """Whether the samples of a batch lie in one row: by the flags, and by what the model can."""
     data, flag = arguments.data, "packing" if arguments.data.packing else "padding_free"
-    reason = loader.inseparable
+    reason = loader.cannot_be_padding_free
     if loader.is_tested_on_loading and (arguments.training.deepspeed or arguments.training.fsdp):
         reason = "only a test of the whole model shows whether its samples stay apart, and this engine shards it"
     # FlashAttention tells samples apart by their positions.

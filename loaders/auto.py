@@ -41,7 +41,9 @@ class AutoLoader(BaseLoader):
         if not (encoder and decoder and head):  # "" is the model itself
             self._refuse(f"({type(model).__name__}) does not tell its vision encoder, language model and head")
         if "attention_chunk_size" in self.config.get_text_config(decoder=True).to_dict():
-            self.inseparable = "it cuts attention into chunks by the place in the row, which no short probe shows"
+            self.cannot_be_padding_free = (
+                "it cuts attention into chunks by the place in the row, which no short probe shows"
+            )
         rope_index = vars(type(model.base_model)).get("get_rope_index")  # those of Omni models ask for sound too
         self.mrope = bool(rope_index) and "mm_token_type_ids" in signature(rope_index).parameters
         self._takes_media_types = "mm_token_type_ids" in signature(model.forward).parameters

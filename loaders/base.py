@@ -42,7 +42,7 @@ class BaseLoader:
     # Whether some tokens attend to later ones. FlashAttention drops that part of a mask in silence (transformers 5.23).
     bidirectional = False
     # Why samples that lie in one row would see each other (--padding_free), if they would.
-    inseparable = ""
+    cannot_be_padding_free = ""
     # Whether nobody has tested how its model takes a batch, so that each run does (training/model_probes.py).
     is_tested_on_loading = False
     # Name of the modules that carry what they have read from token to token, such as those of linear attention.
@@ -196,7 +196,7 @@ class BaseLoader:
                 if hasattr(module, "support_avx512bf16_for_cpu"):
                     module.support_avx512bf16_for_cpu = False
         if self.reads_weights:
-            self.mend_saving(model)
+            self.restore_saved_names(model)
         if self.pieces:
             give_rows(model, self)
         self.unused = self.unused_modules(model)
@@ -233,7 +233,7 @@ class BaseLoader:
         with torch.device("meta"), set_zero3_state():  # as within ZeRO-3's own, so that it shards nothing here
             return self.model_class().from_config(**kwargs)
 
-    def mend_saving(self, model: nn.Module) -> None:
+    def restore_saved_names(self, model: nn.Module) -> None:
         """Set right how a loaded model finds the checkpoint's key names and shapes again, where the library errs."""
         if is_deepspeed_zero3_enabled() and getattr(model, "_weight_conversions", None):
             # To save with the checkpoint's key names, the library reverts the renamings of loading, but under ZeRO-3

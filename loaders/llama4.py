@@ -18,7 +18,7 @@ class Llama4Loader(BaseLoader):
     experts = ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]
     routers = ["feed_forward.router.weight"]
     # transformers 5.23 takes the place in the row, not in the sample.
-    inseparable = "layers without rotary positions scale attention by the place of a token in its row"
+    cannot_be_padding_free = "layers without rotary positions scale attention by the place of a token in its row"
 
     def __init__(self, model_path: str, *args, **model_kwargs):
         super().__init__(model_path, *args, **model_kwargs)

@@ -14,7 +14,7 @@ class Llama32VisionLoader(BaseLoader):
     vision_encoder = ["model.vision_model"]
     vision_projector = ["model.multi_modal_projector"]
     language_model = ["model.language_model", "lm_head"]  # with the gates
-    inseparable = "its cross-attention shows the images of a row to all samples in it"
+    cannot_be_padding_free = "its cross-attention shows the images of a row to all samples in it"
     remark = (
         "In training, text before the first image saw no image, as in Meta's code. Plain transformers 5.23 does not "
         "mask that, so its answers to such text may differ."

@@ -10,13 +10,13 @@ class Qwen3VLMoeLoader(Qwen3VLLoader):
     experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     routers = ["mlp.gate.weight"]
 
-    def mend_saving(self, model):
+    def restore_saved_names(self, model):
         """Save as it was: the Hub's files hold the matrices of the experts transposed.
 
         transformers 5.23 transposes what it loads where the shapes differ, but nothing that it saves, and under ZeRO-3
         it cannot load that again: parameters have no shape there, so it transposes always.
         """
-        super().mend_saving(model)
+        super().restore_saved_names(model)
         for conversion in model._weight_conversions:
             for operation in conversion.operations:
                 operation.check_dims = False

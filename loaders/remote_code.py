@@ -51,7 +51,7 @@ class RemoteCodeLoader(BaseLoader):
 
     remote_code = True
     attention = "eager"
-    inseparable = "its own code keeps nothing apart but padding"
+    cannot_be_padding_free = "its own code keeps nothing apart but padding"
     end_tokens: list[str]  # of a reply; the checkpoint leaves that to its sample code
     model_shim: type  # a subclass of `RemoteModel`
     renamed: tuple[str, str] = ("", "")  # in names of weights: what is in the file -> in the loaded model

@@ -74,7 +74,7 @@ class ShardMerge:
         conversions = get_model_conversion_mapping(self.plain)
         self.loading = LoadStateDictConfig(weight_mapping=conversions, dtype=loader.dtype, device_map={"": "meta"})
         fill_model(self.plain, {key: self.header(key) for key in self.shard_of}, self.loading)
-        loader.mend_saving(self.plain)
+        loader.restore_saved_names(self.plain)
         self.loading = replace(self.loading, device_map={"": "cpu"})
         self.seen, self.quantizer, quantized = self.plain, None, []  # the base as the adapter is to see it
         if quantization_config:

@@ -40,7 +40,7 @@ from reading.strict_json import strict_json
 from reports import data_report_views
 from reports.terminal import terminal
 from training.added_tokens import added_tokens, untrained_tokens
-from training.engines import say
+from training.engines import print_once
 from training.make_collator import make_collator
 
 KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
@@ -91,9 +91,9 @@ def run(arguments, own) -> int:
         loader = LOADERS.get(model.family)(model.model_path, model.trust_remote_code)
         collator = make_collator(model.family, loader, data, *splits.values())
         check_labels(collator)
-        say(check_template(collator, *splits.values()))
-        say(added_tokens(loader, collator.template))
-        say(untrained_tokens(loader, arguments, collator.template, splits["train"]))
+        print_once(check_template(collator, *splits.values()))
+        print_once(added_tokens(loader, collator.template))
+        print_once(untrained_tokens(loader, arguments, collator.template, splits["train"]))
         results = Results(splits)
         given = arguments.training.dataloader_num_workers if "dataloader_num_workers" in arguments.given else None
         # At least one, since only a process of its own survives a file that kills its decoder.

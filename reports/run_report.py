@@ -32,7 +32,7 @@ from loaders.output_folder import ADAPTER_CONFIG, public_name
 from reading.dataset import MultimodalDataset
 from reports.html_page import ANSWERED, COLOUR, RIGHT, draw, embedded, html_page, pictures, render
 from reports.model_card import CARD, TAG, forgiven
-from training.engines import say
+from training.engines import print_once
 from training.probe import AFTER, BEFORE
 from training.progress import SPEED
 from training.trainable import ComponentSummary, format_summary
@@ -96,7 +96,7 @@ def reported(trainer, facts: RunFacts):
         if trainer.is_world_process_zero():
             verdict, steps = facts.verdict(trainer.state, ended), steps_of(trainer.state)
             said = f"{verdict.state} after {steps}" if ended else verdict  # why, is said elsewhere
-            say(painted(said, verdict.tone, sys.stdout))
+            print_once(painted(said, verdict.tone, sys.stdout))
             with forgiven("report"):
                 trainer.log_file.end(trainer.args, trainer.state, verdict)
                 write_report(trainer.args.output_dir, facts, trainer.state, verdict)

@@ -147,7 +147,7 @@ FAULTS = [
     Fault(
         "auto concatenates what reads its place in long rows",
         "loaders/auto.py",
-        "self.inseparable = ",
+        "self.cannot_be_padding_free = ",
         "unused = ",
         "tests/loaders/test_auto.py::test_chunks_by_the_place_in_the_row_keep_samples_padded",
     ),

@@ -83,9 +83,9 @@ def is_family(name: str) -> bool:
 # questions of --probe are the rest. The diet that follows brings these numbers to 6,500 and 14,000.
 def test_the_budgets_hold():
     assert len([name for name in tracked() if "/" not in name]) <= 14
-    assert lines(name for name in CODE if not is_family(name)) <= 19_290
-    assert lines(reached("train.py")) <= 12_230
-    assert lines(reached("merge_lora_weights.py")) <= 2_055
+    assert lines(name for name in CODE if not is_family(name)) <= 18_940
+    assert lines(reached("train.py")) <= 12_090
+    assert lines(reached("merge_lora_weights.py")) <= 2_035
 
 
 def test_no_module_imports_itself_by_a_circle():

@@ -11,7 +11,7 @@ from loaders.base import COMPONENTS, BaseLoader
 from loaders.new_tokens import trained_rows
 from loaders.output_folder import public_name
 from supported_models import nearest
-from training.engines import say
+from training.engines import print_once
 
 # Where older versions of transformers have the layers of a language model (of LLaVA, of Qwen2-VL, of Idefics): people
 # carry such names along in patterns.
@@ -116,7 +116,9 @@ def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: 
         if not fitting:
             raise ValueError(no_target(pattern, {name: reasons[name] for name in found}, reasons))
         if others := {name: reasons[name] for name in found if reasons[name] not in (None, NOT_LINEAR)}:
-            say(f"--lora_target_modules {pattern!r} also matches modules that get no adapter:{by_reason(others)}")
+            print_once(
+                f"--lora_target_modules {pattern!r} also matches modules that get no adapter:{by_reason(others)}"
+            )
         targets += fitting
     return list(dict.fromkeys(targets))
 

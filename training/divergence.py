@@ -7,7 +7,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from evaluation.verdict import RECENT_LOSSES, Diverged, diverges
-from training.engines import say
+from training.engines import print_once
 from training.resume import last_checkpoint
 
 MOST_SKIPPED = 20  # updates in a row
@@ -118,14 +118,16 @@ class FiniteCheck(TrainerCallback):
         if not self.has_warned and losses and diverges(losses[0], losses):
             self.has_warned = True
             mean = sum(losses[-RECENT_LOSSES:]) / RECENT_LOSSES
-            say(
+            print_once(
                 f"WARNING: the mean of the last {RECENT_LOSSES} logged losses, {mean:.4g}, is over twice the first: "
                 "the run diverges. Try a lower --learning_rate or more --warmup_steps."
             )
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.skipped:
-            say(f"{self.skipped} of {state.global_step:,} updates were skipped: their gradients were not finite.")
+            print_once(
+                f"{self.skipped} of {state.global_step:,} updates were skipped: their gradients were not finite."
+            )
 
 
 def shard(parameter: torch.nn.Parameter) -> torch.Tensor:

@@ -16,7 +16,7 @@ FSDP_KEYS = {
 }
 
 
-def say(text: str) -> None:
+def print_once(text: str) -> None:
     """Print on the first process only, above a progress bar where there is one; nothing of an empty text."""
     if text and int(os.environ.get("RANK", 0)) == 0:
         with tqdm.external_write_mode():
@@ -163,7 +163,7 @@ def equal_vision_calls(arguments, loader, trained, *datasets) -> set[str]:
     return kinds.union(*(dataset.media_kinds for dataset in datasets if dataset))
 
 
-def put_together(trainer, loader) -> None:
+def gather_full_state(trainer, loader) -> None:
     """Make `trainer.model` a whole one in the precision of its checkpoint, on the processes that save it.
 
     What trained is put into the checkpoint's own model, so that all else is as it was before `--bf16` rounded it.

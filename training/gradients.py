@@ -6,7 +6,7 @@ import torch
 from transformers import TrainerCallback
 
 from training.adapters import base_name, largest_modules, shortened
-from training.engines import say
+from training.engines import print_once
 from training.trainable import num_elements
 
 MOST_UPDATES = 20
@@ -53,7 +53,7 @@ class GradientCheck(TrainerCallback):
         seen = self.trainer.accelerator.reduce(seen).tolist()
         if missing := {name: self.trained[name] for name, count in zip(self.trained, seen) if not count}:
             modules = largest_modules(map(base_name, missing), map(base_name, self.names))
-            say(
+            print_once(
                 f"WARNING: {sum(map(num_elements, missing.values())):,} parameters are to train, but no gradient "
                 f"reached them in {self.updates} update(s), so they learn nothing: {shortened(modules)}. If the "
                 "loss cannot depend on them, name them in `unused_modules` of the loader (docs/add_new_model.md)."

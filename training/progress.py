@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 from evaluation.verdict import Verdict
 from reading.strict_json import strict_json
-from training.engines import say
+from training.engines import print_once
 from training.trainable import compute_dtype
 
 LOG_FILE = "log.jsonl"
@@ -80,12 +80,14 @@ class ProgressLine(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         rows = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
         dtype, processes = str(compute_dtype(args)).removeprefix("torch."), "process" + "es" * (args.world_size > 1)
-        say(
+        print_once(
             f"{state.max_steps:,} steps in {dtype} on {args.device.type}, of {math.prod(rows):,} rows each: "
             f"{rows[0]:,} a batch x {rows[1]} accumulated x {rows[2]} {processes}"
         )
         if args.get_warmup_steps(state.max_steps) >= state.max_steps:
-            say("WARNING: --warmup_steps lasts the whole run: the learning rate never gets to what the flags say.")
+            print_once(
+                "WARNING: --warmup_steps lasts the whole run: the learning rate never gets to what the flags say."
+            )
         is_live = state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm
         form = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
         look = {"bar_format": form, "dynamic_ncols": True, "leave": False, "disable": not is_live}
@@ -111,12 +113,12 @@ class ProgressLine(TrainerCallback):
         if "loss" in logs and not self.bar.disable:
             self.bar.set_postfix_str(figures)
         elif "loss" in logs:
-            say(f"step {state.global_step}/{state.max_steps}: {figures}{self._time_left(state)}")
+            print_once(f"step {state.global_step}/{state.max_steps}: {figures}{self._time_left(state)}")
         elif "train_loss" in logs:
             seconds = tqdm.format_interval(logs["train_runtime"])
-            say(f"trained {state.global_step} steps in {seconds}: {figures}")
+            print_once(f"trained {state.global_step} steps in {seconds}: {figures}")
         else:
-            say(f"step {state.global_step} evaluated: {figures}")
+            print_once(f"step {state.global_step} evaluated: {figures}")
 
     def _time_left(self, state) -> str:
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step

@@ -26,7 +26,7 @@ from reading.dataset import MultimodalDataset
 from reading.replaced import drawn_files, written_again
 from reading.strict_json import make_strict, strict_json
 from training.checkpoint_files import UntrustedCheckpoint, check_file, checksum
-from training.engines import say
+from training.engines import print_once
 
 UNFINISHED = "unfinished-checkpoints"
 RECORD = "checkpoint.json"
@@ -61,7 +61,9 @@ def keep_resize(checkpoint: str | None, data) -> None:
     if checkpoint and data.keep_processor_config is not None:
         if "keep_processor_config" not in read_record(checkpoint)["run"]["flags"]:
             data.keep_processor_config = None
-            say("Images are resized before the processor, as when this run started. A new run leaves that to it.")
+            print_once(
+                "Images are resized before the processor, as when this run started. A new run leaves that to it."
+            )
 
 
 def check_same_run(checkpoint: str, run: dict) -> None:
@@ -74,7 +76,7 @@ def check_same_run(checkpoint: str, run: dict) -> None:
         )
     media = zip(run["media"], before.get("media", []))
     if rewritten := [name for (name, _, now), (_, _, then) in media if now != then]:
-        say(f"WARNING: {written_again(rewritten)} since the run of {checkpoint} was started.")
+        print_once(f"WARNING: {written_again(rewritten)} since the run of {checkpoint} was started.")
 
 
 def differences(before: dict, run: dict) -> list[str]:
@@ -156,7 +158,7 @@ def checkpoint_to_resume(training) -> str | None:
     folder, wanted = training.output_dir, training.resume_from_checkpoint
     if training.should_save and os.path.isdir(unfinished := os.path.join(folder, UNFINISHED)):
         shutil.rmtree(unfinished)
-        say(f"Removed {unfinished}: a checkpoint was half written or half deleted.")
+        print_once(f"Removed {unfinished}: a checkpoint was half written or half deleted.")
     if not wanted:
         return None
     if training.save_only_model:
@@ -168,13 +170,13 @@ def checkpoint_to_resume(training) -> str | None:
     for checkpoint in reversed(checkpoints):
         try:
             check_files(checkpoint, training)
-            say(f"Resuming from {checkpoint}.")
+            print_once(f"Resuming from {checkpoint}.")
             return checkpoint
         except UntrustedCheckpoint:
             raise
         except ValueError as error:
-            say(f"WARNING: passed over: {error}")
-    say(f"No checkpoint in {folder} yet: starting from the beginning.")
+            print_once(f"WARNING: passed over: {error}")
+    print_once(f"No checkpoint in {folder} yet: starting from the beginning.")
     return None
 
 
@@ -224,7 +226,7 @@ class ResumableTrainer(transformers.Trainer):
         try:
             return super().train(resume_from_checkpoint)
         except KeyboardInterrupt:
-            say(f"Ctrl-C: {last_checkpoint(self.args.output_dir)}. To go on: add --resume_from_checkpoint True.")
+            print_once(f"Ctrl-C: {last_checkpoint(self.args.output_dir)}. To go on: add --resume_from_checkpoint True.")
             raise
         finally:
             signal.signal(signal.SIGTERM, handler)
@@ -331,7 +333,7 @@ def discard(checkpoint: str) -> None:
         shutil.rmtree(bin)
 
 
-def heed_parent_only(worker: int) -> None:
+def end_with_parent_only(worker: int) -> None:
     """In a data loader's worker: end by SIGTERM of the parent alone, since a job that is stopped may send it to all.
 
     A worker that ignored it would hang the parent, which at its exit sends it and waits.
@@ -388,7 +390,7 @@ class ResumeCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if self.stopping:
-            say(
+            print_once(
                 f"SIGTERM: stopped after step {state.global_step} of {state.max_steps} and saved a checkpoint. "
                 "To go on: the same again with --resume_from_checkpoint True."
             )

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from loaders.output_folder import checkpoints_in
 from reading.strict_json import strict_json
-from training.engines import say
+from training.engines import print_once
 from training.resume import differences, discard, read_record, whole_checkpoints
 
 LOCK, RUN = "_lock", "run.json"  # what begins with _ the Trainer does not upload
@@ -30,7 +30,7 @@ def taken(arguments) -> Iterator[None]:
         yield
         return
     if "output_dir" not in arguments.given:
-        say(f"No --output_dir is given: the run is written to {folder}.")
+        print_once(f"No --output_dir is given: the run is written to {folder}.")
     made, path = [], os.path.abspath(folder)
     while not os.path.lexists(path):
         made.append(path)
@@ -67,7 +67,7 @@ def lock(folder: str) -> TextIO:
     except (BlockingIOError, PermissionError) as error:
         raise ValueError(f"--output_dir {folder}: another run is writing to it. Wait, or name another.") from error
     except OSError as error:
-        say(f"WARNING: {folder} cannot be locked ({error.strerror}): start no second run in it.")
+        print_once(f"WARNING: {folder} cannot be locked ({error.strerror}): start no second run in it.")
     return file if is_lock_of(file, folder) else lock(folder)  # a run that ended meanwhile deleted it
 
 
@@ -115,7 +115,9 @@ def begin(training, run: dict, checkpoint: str | None) -> None:
         if training.overwrite_output_dir and results(folder):
             rename_aside(folder)
         if not checkpoint and (held := results(folder)):
-            say(f"{folder} holds the same run: its checkpoints are deleted, its weights replaced ({', '.join(held)}).")
+            print_once(
+                f"{folder} holds the same run: its checkpoints are deleted, its weights replaced ({', '.join(held)})."
+            )
             for earlier in checkpoints_in(folder):
                 discard(earlier)
         Path(folder, RUN).write_text(strict_json(run, indent=1), encoding="utf-8")
@@ -129,4 +131,4 @@ def rename_aside(folder: str) -> None:
     os.mkdir(folder)
     with suppress(FileNotFoundError):  # none is held where the web page does it, before a run is there
         os.rename(os.path.join(aside, LOCK), os.path.join(folder, LOCK))
-    say(f"--overwrite_output_dir True: renamed {folder} to {aside}.")
+    print_once(f"--overwrite_output_dir True: renamed {folder} to {aside}.")

@@ -167,7 +167,7 @@ def measure_step(
         options.pop("offload", None)
         every = options.pop("every_n_layers", 1)
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options or None, every_n_layers=every)
-        model.disable_input_require_grads()  # as trainable.KeepFrozenOut
+        model.disable_input_require_grads()  # as trainable.SkipFrozenBackward
     model.train()
     with ledger:
         kept = _update(trained, ledger, make_optimizer, in_float32=bool(training.deepspeed))

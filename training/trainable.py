@@ -133,7 +133,7 @@ def why_frozen(name: str, loader: BaseLoader, has_adapters: bool) -> str:
     return BY_HAND
 
 
-class KeepFrozenOut(TrainerCallback):
+class SkipFrozenBackward(TrainerCallback):
     """Under activation checkpointing, keep what is frozen out of the graph.
 
     transformers (5.23) has the embeddings of text and of patches ask for a gradient then, which only reentrant

@@ -17,14 +17,14 @@ from evaluation.answers import Question, generate_answers, guess_blindly, questi
 from loaders.output_folder import ProcessorFiles, share_weights
 from reading.dataset import MultimodalDataset
 from training.divergence import FiniteCheck
-from training.engines import say
+from training.engines import print_once
 from training.gradients import GradientCheck, complete_gradients
 from training.loss import label_losses, sample_sums
 from training.progress import LogFile, ProgressLine
-from training.resume import ResumableTrainer, check_not_removed, heed_parent_only
+from training.resume import ResumableTrainer, check_not_removed, end_with_parent_only
 from training.sampling import SAMPLERS, PackSampler
 from training.throughput import ThroughputMeter
-from training.trainable import KeepFrozenOut
+from training.trainable import SkipFrozenBackward
 
 
 class FinetuneTrainer(ResumableTrainer):
@@ -57,7 +57,7 @@ class FinetuneTrainer(ResumableTrainer):
         self.add_callback(GradientCheck(self))
         self.finite_check, self.progress, self.log_file = FiniteCheck(self), ProgressLine(), LogFile()
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
-        for callback in (self.finite_check, KeepFrozenOut, self.progress, self.log_file):
+        for callback in (self.finite_check, SkipFrozenBackward, self.progress, self.log_file):
             self.add_callback(callback)
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience))
@@ -109,7 +109,7 @@ class FinetuneTrainer(ResumableTrainer):
             if dataset and len(dataset.failed):
                 number = int((self.accelerator.reduce(dataset.failed.to(self.args.device).long()) > 0).sum())
                 number, total = (dataset.dataset.num_bad + found for found in (number, len(dataset)))
-                say(f"--on_bad_sample skip: {number:,} of {total:,} {what} samples were skipped.")
+                print_once(f"--on_bad_sample skip: {number:,} of {total:,} {what} samples were skipped.")
 
     def training_step(self, model, inputs, *args):
         with self.meter.step(inputs):
@@ -284,7 +284,7 @@ class FinetuneTrainer(ResumableTrainer):
     def _data_loader(self, dataset, batch_size: int, **options) -> DataLoader:
         names = ("num_workers", "pin_memory", "persistent_workers", "multiprocessing_context", "prefetch_factor")
         options |= {name: getattr(self.args, f"dataloader_{name}") for name in names}
-        options |= {"collate_fn": self.data_collator, "worker_init_fn": heed_parent_only}
+        options |= {"collate_fn": self.data_collator, "worker_init_fn": end_with_parent_only}
         return self.accelerator.prepare(DataLoader(dataset, batch_size, **options))
 
     def _most_epochs(self, dataset, seed: int, batch: int) -> int:
@@ -333,7 +333,7 @@ class EarlyStopping(EarlyStoppingCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.is_over:
-            say(
+            print_once(
                 f"Stopped early after step {state.global_step}: {self.early_stopping_patience} evaluations without a "
                 f"better {args.metric_for_best_model} than {state.best_metric:.4g} at step {state.best_global_step}."
             )

@@ -31,8 +31,8 @@ def test_every_family_passes(tiny, family, joined):
     loader = loader_of(family, tiny(family))
     processor = loader.load_processor()
     collator = COLLATORS.get(family)(processor, stop_tokens=loader.stop_tokens(processor.tokenizer))
-    if joined and loader.inseparable:
-        pytest.skip(loader.inseparable)  # it is padded always: --padding_free True is refused with this reason
+    if joined and loader.cannot_be_padding_free:
+        pytest.skip(loader.cannot_be_padding_free)  # --padding_free True is refused with this reason
     if joined:
         collator.join_samples(loader)
     check_labels(collator)

@@ -22,7 +22,7 @@ from reading import images, media
 from reading.dataset import EncodedDataset, MultimodalDataset
 from reading.options import MediaOptions
 from training.adapters import base_name
-from training.trainable import KeepFrozenOut, make_trainable
+from training.trainable import SkipFrozenBackward, make_trainable
 
 NATIVE = [family for family in FAMILIES if not FACTS[family].remote_code]
 
@@ -231,7 +231,7 @@ def steps(tiny, family, *flags):
     for checkpointing in (False, True):
         if checkpointing:  # as the Trainer does
             model.activation_checkpointing_enable()
-            KeepFrozenOut().on_train_begin(None, None, None, model=model)
+            SkipFrozenBackward().on_train_begin(None, None, None, model=model)
         called.clear(), recorded.clear(), model.zero_grad()
         loss = model(**batch, use_cache=False).loss
         forward = dict(called)
