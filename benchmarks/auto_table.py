@@ -83,6 +83,7 @@ NEUTRAL = """{%- for message in messages %}{{- '<|im_start|>' + message.role + '
 # What train.py's arguments tell the probes of a loaded model.
 ARGUMENTS = SimpleNamespace(
     data=SimpleNamespace(padding_free=None, packing=False),
+    lora=SimpleNamespace(load_in_8bit=False),
     training=SimpleNamespace(deepspeed=None, fsdp=False, torch_compile=False, device=torch.device("cpu")),
 )
 PICTURES = {"red": (64, 64), "blue": (100, 50), "green": (60, 140)}
