@@ -107,6 +107,7 @@ def tune_tab(root: str) -> SimpleNamespace:
     dropped = drop.upload(partial(take_files, root), [drop, made["data_path"]], [drop, made["data_path"]])
     dropped.then(**row_of).then(None, js=ACCESSIBLE)
     look = {"fn": partial(show_rows, root), "inputs": [skip, words, *inputs], "outputs": [rows, total, read]}
+    look |= {"concurrency_limit": 1, "concurrency_id": "rows"}  # one after the other: the last that was asked stays
     gr.on([words.submit, skip.submit], **look).then(**tell)
     places = (lambda at, _: max(0, at - SHOWN_ROWS), lambda at, all: at + SHOWN_ROWS if at + SHOWN_ROWS < all else at)
     for button, move in zip(moves, places):
