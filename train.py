@@ -48,7 +48,7 @@ def main(words: list[str] | None = None) -> None:
     arguments = parse_arguments(words, description=__doc__)
     engines.check(arguments)
     if arguments.training.max_steps > 0 and "num_train_epochs" in arguments.given:
-        # As of a script that is tried.
+        # Such as a recipe with epochs, tried for a few steps.
         print_once(f"--max_steps {arguments.training.max_steps} wins over --num_train_epochs.")
     with run_folder.taken(arguments):
         finetune(arguments)
