@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 import merge_lora_weights
 import predict
 from arguments import parse_arguments
+from collators import COLLATORS
 from loaders.new_tokens import add_tokens, read_tokens, write_tokens
 from reading.dataset import MultimodalDataset
 from training.added_tokens import added_tokens
@@ -157,7 +158,8 @@ def test_plain_transformers_writes_the_words_that_were_learned(tiny, write_rows,
         for get in ("get_input_embeddings", "get_output_embeddings"):
             torch.testing.assert_close(getattr(model, get)().weight[others], getattr(base, get)().weight[others])
     question = [{"role": "user", "content": [{"type": "text", "text": "Where is it?"}]}]
-    text = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+    given = COLLATORS.get(family).template_kwargs  # as the run says that answers need them
+    text = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=False, **given)
     inputs = processor(text=text, return_tensors="pt", add_special_tokens=not text.startswith("<bos>"))
     answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
     assert {ids[0], ids[1]} <= {*answer}
