@@ -135,7 +135,7 @@ RUNS += [
     for family in TAKES
     if family not in APART
 ]
-RUNS += [slow(family, MANY, []) for family in ("gemma-3", *IN_FULL)]
+RUNS += [slow(family, MANY, ["--learning_rate", 5e-3]) for family in ("gemma-3", *IN_FULL)]
 
 
 @pytest.mark.parametrize("family, words, flags", RUNS)
