@@ -12,7 +12,7 @@ from conftest import REPO
 # Script -> (flags, its last line)
 SMALLEST = {
     "attention": ("--rounds 1", r"hidden 512, .*: mask [\d.]+, padded [\d.]+"),
-    "auto_table": ("--output {folder}/types.json llava", r"llava made components .* answered"),
+    "auto_table": ("--output {folder}/types.json llava", r"llava template: llava-1.5 made components .* answered"),
     "checkpoints": ("--output_dir {folder}/checkpoint", None),
     "collate": ("llava-1.5", r"llava-1.5 +text only .* [\d.]+"),
     "correctness": ("--tools finelmm --columns text system", r"finelmm \| system \| yes"),
