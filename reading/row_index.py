@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -44,6 +44,7 @@ BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers
 OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
 OF_ROWS |= {"sampling_weights": "d", "classes": "Q", "numbers": "q"}  # the last, of the row in its file
 ARRAYS = OF_ROWS | {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}  # these of media
+HEADER = 128  # bytes of one that NumPy writes in front of an array
 UNUSABLE = -1  # layout of a row that cannot be used
 
 
@@ -341,13 +342,23 @@ def modified(folder: str) -> int | None:
         return None
 
 
+def write_headers(files: dict[str, BinaryIO]) -> None:
+    """Begin the files of ARRAYS, or say how long they are by now, for which NumPy leaves room."""
+    for name, file in files.items():
+        kind = np.dtype(ARRAYS[name])
+        length = max(file.tell() - HEADER, 0) // kind.itemsize
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {"descr": kind.str, "fortran_order": False, "shape": (length,)})
+
+
 class IndexMaker:
     """Goes once over the rows of a file."""
 
     def __init__(self, path: str, form: RowForm, options: MediaOptions):
         self.path, self.form, self.options, self.name = path, form, options, os.path.basename(path)
         self.columns, self.state = {*form.columns} - {*clips.NAMES}, state_of(path)
-        self.arrays = {name: array(code) for name, code in ARRAYS.items()}
+        self.arrays = {name: array(code) for name, code in ARRAYS.items()}  # what is not in the files yet
+        self.num_media = 0
         self.layouts: dict[Layout, int] = {}
         self.errors: dict[int, str] = {}  # by the row's number, as below
         self.digest, self.media_folders = hashlib.sha256(), set()
@@ -363,11 +374,18 @@ class IndexMaker:
         os.makedirs(unfinished)
         try:
             progress = tqdm(desc=f"Indexing {self.name}", unit=" rows", delay=2, mininterval=1)
-            with ThreadPoolExecutor(8) as pool, progress:
+            with ThreadPoolExecutor(8) as pool, progress, contextlib.ExitStack() as opened:
+                paths = {name: os.path.join(unfinished, f"{name}.npy") for name in ARRAYS}
+                files = {name: opened.enter_context(open(path, "wb")) for name, path in paths.items()}
+                write_headers(files)
                 found = enumerate(self.scan(folder))
                 while batch := self.next_batch(found):
                     self.add(batch, pool)
+                    for name, file in files.items():
+                        self.arrays[name].tofile(file)
+                        del self.arrays[name][:]
                     progress.update(len(batch))
+                write_headers(files)
             self.write(unfinished)
             os.rename(unfinished, folder)
         finally:
@@ -436,9 +454,10 @@ class IndexMaker:
                 said = repr([layout.replace("-", ""), texts, *named]).encode()  # trained or not
                 self.digest.update(said + repr([layout, others]).encode())
                 text_bytes = sum(len(text.encode()) for text in texts)
-                place = self.layouts.setdefault(layout, len(self.layouts)), text_bytes, len(self.arrays["file_sizes"])
+                place = self.layouts.setdefault(layout, len(self.layouts)), text_bytes, self.num_media
                 hashed = hash_of_row(said, references[: len(layout.media)])
                 known.append([offset, length, *place, hashed, *drawn, number])
+            self.num_media += len(media)
             for reference, medium in zip(references, media):
                 self.arrays["media_hashes"].append(hash_of_row(b"", [reference]))
                 self.arrays["media"].extend(medium.size)
@@ -474,9 +493,7 @@ class IndexMaker:
         return None if is_own or is_hub_blob(os.path.join(folder, "blob")) else folder
 
     def write(self, folder: str) -> None:
-        for name, values in self.arrays.items():
-            np.save(os.path.join(folder, f"{name}.npy"), np.array(values, dtype=values.typecode))
-        places = np.searchsorted(self.arrays["numbers"], [*self.errors]).tolist()
+        places = np.searchsorted(np.load(os.path.join(folder, "numbers.npy"), mmap_mode="r"), [*self.errors]).tolist()
         errors = dict(zip(places, self.errors.values()))
         about = {name: getattr(self, name) for name in ("state", "unread", "mapped", "counts", "outside")}
         about |= {"layouts": list(self.layouts), "errors": errors, "digest": self.digest.hexdigest()}

@@ -31,9 +31,10 @@ def scan(path: str) -> Iterator[tuple[int, int, object]]:
                 raise tarfile.ReadError(f"no member begins at byte {tar.offset:,}, and yet it goes on there")
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path} is not a readable tar file: {error}.") from error
-    _, firsts = np.unique(stems, return_index=True)
-    if len(apart := np.setdiff1d(np.arange(len(stems)), firsts)):
-        raise ValueError(f"{path}: sample {apart[0]} has the name of one before it; pack it by `tar --sort=name`.")
+    ordered = np.sort(stems)
+    if len(twice := ordered[1:][ordered[1:] == ordered[:-1]]):
+        apart = np.flatnonzero(np.asarray(stems) == twice[0])[1]
+        raise ValueError(f"{path}: sample {apart} has the name of one before it; pack it by `tar --sort=name`.")
 
 
 def members_of(tar: tarfile.TarFile) -> Iterator[tuple[str, int, int, str, bytes | None]]:
