@@ -71,6 +71,7 @@ FRAMES = 4
 REFUSED = {  # merging/servers.yaml
     *(("pixtral", "system prompt"), ("glm-4.1v", "system prompt"), ("glm-4.1v", "two turns")),
     *(("paligemma", "two pictures"), ("paligemma", "exchanged"), ("smolvlm2", "video")),
+    *(("llava-onevision", "two pictures"), ("llava-onevision", "exchanged")),
 }
 WORD = {"type": "object", "properties": {"word": {"type": "string"}}}
 NEEDED = {"llama4": ["--block-size", "64"]}  # by the sizes of the tiny checkpoint
@@ -174,10 +175,10 @@ def make_environment(folder: Path) -> None:
     torchvision.write_text(torchvision.read_text().replace("    _meta_registrations,\n", ""))
 
 
-def command(folder: str, family: str) -> list[str]:
-    """What `check_serving.py` prints for the folder, with what a tiny checkpoint on a CPU needs."""
-    (line,) = [line for line in servers.advice(folder) if line.startswith("  vllm serve ")]
-    return [*shlex.split(line), *FLAGS, *NEEDED.get(family, [])]
+def command(folder: str, family: str) -> list[str] | None:
+    """What `check_serving.py` prints for the folder, if it does, with what a tiny checkpoint on a CPU needs."""
+    lines = [line for line in servers.advice(folder) if line.startswith("  vllm serve ")]
+    return [*shlex.split(lines[0]), *FLAGS, *NEEDED.get(family, [])] if lines else None
 
 
 def vllm_forks(environment: Path) -> subprocess.Popen:
@@ -257,7 +258,9 @@ def tried(
     if "merged" in outcomes:
         merge_lora_weights.main(["--model_path", paths["adapter"], "--model_save_path", paths["merged"]])
     for kind in [kind for kind in paths if outcomes.get(kind) == ""]:
-        words = command(paths[kind], family)
+        if (words := command(paths[kind], family)) is None:
+            outcomes[kind] = "check_serving.py prints no command"
+            continue
         print(" ".join(words), flush=True)
         if forks:
             try:

@@ -249,6 +249,8 @@ def blame_weights(found: list[Outcome], noise: float | None, of_base: list[str] 
         return "the cause is unknown: the prompts have the same length, the answers are not the base's"
     if noise <= ROUNDING:
         return "the cause is unknown: the weights are the same but for rounding, as another precision makes it"
+    if all(outcome.answer == outcome.prediction for outcome in found):
+        return "other weights, or attention that differs (docs/serving.md): only the answers are right"
     return "other weights: the prompts are the same, the answers neither this folder's nor its base's"
 
 
