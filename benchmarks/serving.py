@@ -243,13 +243,21 @@ def asked(folder: str, rows: str, url: str, name: str | None = None) -> str:
 
 
 def tried(
-    forks: subprocess.Popen | None, family: str, folder: Path, steps: int, outcomes: dict[str, str], keep
+    forks: subprocess.Popen | None,
+    family: str,
+    folder: Path,
+    template: Path | None,
+    steps: int,
+    outcomes: dict[str, str],
+    keep,
 ) -> None:
     """Fill in what came of each kind that has no outcome yet, and `keep()` after each."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     base = str(folder / "base")
     make_tiny_checkpoint(family, base)
+    if template:
+        shutil.copy(template, folder / "base/chat_template.jinja")
     outcomes["rows"] = ", ".join(["12 pictures", *write_rows(folder / "rows", family, base, COLOURS)])
     paths = {
         "adapter": trained(family, base, folder / "rows", folder / "tuned", steps),
@@ -301,6 +309,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=servers.SERVERS["vLLM"]["merged"]["ran"])
     parser.add_argument("--kinds", nargs="*", default=["merged", "adapter"])
     parser.add_argument("--faults", action="store_true")
+    parser.add_argument("--templates", type=Path, help="Verbatim ones, with tools: FOLDER/<family>/<name>.jinja")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--folder", type=Path, required=True, help="Where models and the servers' logs are written")
     args = parser.parse_args()
@@ -313,7 +322,8 @@ def main() -> None:
     for family in args.families:
         outcomes = found[family] = dict.fromkeys(args.kinds, "") | found.get(family, {})
         if "" in outcomes.values():
-            tried(forks, family, args.folder / family, args.steps, outcomes, lambda: write(kept, found))
+            template = next(args.templates.glob(f"{family}/*.jinja"), None) if args.templates else None
+            tried(forks, family, args.folder / family, template, args.steps, outcomes, lambda: write(kept, found))
     if args.faults:
         plant_faults(forks, args.families[0], args.folder / args.families[0], args.steps)
     for family, outcomes in found.items():
