@@ -80,7 +80,8 @@ class Server:
         """The response to a chat request of the canonical messages of a sample, with their tools."""
         body = {"model": self.model, "messages": [as_openai(message) for message in messages]}
         if tools := messages[0].get("tools"):
-            body["tools"] = tools
+            # Without a choice, vLLM asks for a parser of calls, and an answer is not the text that was learned.
+            body |= {"tools": tools} | ({"tool_choice": "none"} if self.is_vllm else {})
         for video in videos_in(messages):
             known = {name: value for name, value in video["metadata"].items() if value is not None}
             body["media_io_kwargs"] = {"video": {"num_frames": -1} | known}  # vLLM's field

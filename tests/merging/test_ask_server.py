@@ -278,6 +278,22 @@ def test_a_server_that_samples_is_told_so_last(tiny, adapters, serve, write_rows
     assert "another prompt: at token" in asked(adapters[0], url, write_rows(rows), capsys)
 
 
+def test_a_call_of_a_tool_comes_as_the_text_that_was_learned(monkeypatch):
+    """vLLM 0.32 refuses tools without a choice of them, unless it was started with a parser of calls."""
+
+    def call(self, path: str, body: dict | None = None, source: str = "") -> dict:
+        assert not body or "tools" not in body or body["tool_choice"] == "none"
+        return {"version": "0.32.0", "sent": body}
+
+    monkeypatch.setattr(Server, "call", call)
+    tools = [{"type": "function", "function": {"name": "look_up", "parameters": {}}}]
+    text = [{"type": "text", "text": "Look it up."}]
+    server = Server("http://127.0.0.1:1/v1", "tuned", "tuned", {})
+    sent = server.ask([{"role": "user", "content": text, "tools": tools}], "sample 0")["sent"]
+    assert sent["tools"] == tools
+    assert "tool_choice" not in server.ask([{"role": "user", "content": text}], "sample 0")["sent"]
+
+
 def test_the_same_answers_from_other_weights(tiny, adapters, serve, rows, capsys):
     """One token is an answer that other weights may give too; what they think of the references differs."""
     server = PlainServer(tiny("qwen2-vl"), adapters[0])
