@@ -1838,6 +1838,13 @@ FAULTS = [
         "tests/merging/test_ask_server.py::test_what_differs_is_named",
     ),
     Fault(
+        "a server is asked with tools and no choice of them",
+        "merging/ask_server.py",
+        '({"tool_choice": "none"} if self.is_vllm else {})',
+        "{}",
+        "tests/merging/test_ask_server.py::test_a_call_of_a_tool_comes_as_the_text_that_was_learned",
+    ),
+    Fault(
         "a server that samples by default passes",
         "merging/ask_server.py",
         "if not cause and any(",
