@@ -47,7 +47,7 @@ from reading.split import make_datasets
 from reading.strict_json import strict_json
 from training import checks, engines, trainable
 from training.make_collator import make_collator
-from training.step_memory import KINDS, QuantizedLinear, Shares, measure_step
+from training.step_memory import MEMORY_PARTS, QuantizedLinear, Shares, measure_step
 
 GB = 1e9
 # Of a GPU's memory, left to the CUDA context and to gaps between blocks.
@@ -233,7 +233,7 @@ def make_batch(arguments: Arguments, loader) -> tuple[dict[str, torch.Tensor], i
     datasets = [make_datasets(data, seed, evaluation=False, check=False)[0]] if any(data.data_path) else []
     collator = make_collator(arguments.model.family, loader, data, *datasets)
     if attention.is_padding_free(arguments, loader) and not loader.is_tested_on_loading:  # there are no weights to test
-        collator.join_samples(loader)
+        collator.make_padding_free(loader)
     number = arguments.training.per_device_train_batch_size
     rows = longest_rows(*datasets, collator, number) if datasets else [made_row(arguments, collator)]
     if data.packing:
@@ -318,7 +318,7 @@ def show(report: dict, gpu_memory: float | None, file) -> None:
     console.print(f"{where}, at the peak of a step with a batch of {batch}:\n")
     table = Table("", "GB", box=None)
     table.columns[1].justify = "right"
-    for kind in (*KINDS, "total"):
+    for kind in (*MEMORY_PARTS, "total"):
         table.add_row(kind, f"{report[kind] / GB:.2f}", style="bold" if kind == "total" else "")
     console.print(table)
     console.print("\n" + "\n".join(f"- {text}" for text in report["assumptions"]))

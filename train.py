@@ -73,7 +73,7 @@ def finetune(arguments: Arguments) -> None:
     collator = make_collator(arguments.model.family, loader, data, train_dataset, eval_dataset)
     print_once(describe_bounds(collator, data))
     if attention.is_padding_free(arguments, loader):
-        collator.join_samples(loader)
+        collator.make_padding_free(loader)
     check_labels(collator)
     print_once(check_template(collator, train_dataset, eval_dataset))
     print_once(added_tokens(loader, collator.template))
@@ -90,12 +90,12 @@ def finetune(arguments: Arguments) -> None:
     run_folder.check_run(arguments.training, run)
 
     # weights; what trains, and how
-    engines.join(arguments.training)
+    engines.init_deepspeed(arguments.training)
     quantize(arguments, loader)
     model = loader.load_model()
     if loader.is_tested_on_loading:
         print_once(model_probes.check_batches(model, loader, collator, arguments))
-    if collator.joins_samples:
+    if collator.is_padding_free:
         attention.separate_samples(model, loader)
     engines.set_up_fsdp(arguments.training, model, trainable.compute_dtype(arguments.training))
     set_seed(arguments.training.seed)  # adapters start alike under every engine
@@ -169,6 +169,23 @@ def probe_rows(arguments: Arguments) -> MultimodalDataset | None:
     return make_dataset(DataArguments(data_path=[path], data_cache=arguments.data.data_cache), path) if path else None
 
 
+def model_kwargs(arguments: Arguments) -> dict:
+    # As the checkpoint holds them, so that nothing is rounded on the way; DeepSpeed casts as it loads.
+    return {
+        "dtype": trainable.compute_dtype(arguments.training) if arguments.training.deepspeed else "auto",
+        "attn_implementation": arguments.model.attn_implementation or LOADERS.get(arguments.model.family).attention,
+    }
+
+
+def check_kernels(arguments: Arguments, loader) -> None:
+    """Refuse Liger for a model that it has no kernels for, where it would do nothing in silence (0.8.5)."""
+    if arguments.training.use_liger_kernel:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+        if loader.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+            raise ValueError(f"--use_liger_kernel True: Liger has none for {loader.config.model_type}. Leave it out.")
+
+
 def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None) -> None:
     """Refuse training of vision parts without media; say which flags have nothing in the data to act on."""
     train_dataset, found = datasets[0], set().union(*(dataset.media_kinds for dataset in datasets if dataset))
@@ -187,23 +204,6 @@ def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None)
             print_once(f"WARNING: --{name} has no effect: no row holds {kind}.")
 
 
-def model_kwargs(arguments: Arguments) -> dict:
-    # As the checkpoint holds them, so that nothing is rounded on the way; DeepSpeed casts as it loads.
-    return {
-        "dtype": trainable.compute_dtype(arguments.training) if arguments.training.deepspeed else "auto",
-        "attn_implementation": arguments.model.attn_implementation or LOADERS.get(arguments.model.family).attention,
-    }
-
-
-def check_kernels(arguments: Arguments, loader) -> None:
-    """Refuse Liger for a model that it has no kernels for, where it would do nothing in silence (0.8.5)."""
-    if arguments.training.use_liger_kernel:
-        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-
-        if loader.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-            raise ValueError(f"--use_liger_kernel True: Liger has none for {loader.config.model_type}. Leave it out.")
-
-
 def fit_to_budget(collator, dataset: MultimodalDataset, drop_overlong: bool) -> None:
     """Settle what exceeds --model_max_length before step 1: cut, dropped, or an error."""
     total = len(dataset)
@@ -212,23 +212,15 @@ def fit_to_budget(collator, dataset: MultimodalDataset, drop_overlong: bool) -> 
         print_once(f"{dataset.name}: of {total} samples, {cut} are cut to --model_max_length, {dropped} are dropped.")
 
 
+def kept_lengths(collator, dataset: MultimodalDataset) -> np.ndarray:
+    return np.minimum(collator.budget.token_lengths(dataset), collator.budget.max_length)
+
+
 def lengths_for_order(arguments: Arguments, collator, dataset: MultimodalDataset) -> np.ndarray | None:
     """Tokens of each training sample as it is trained on (rows,), where the order of an epoch follows them."""
     if not SAMPLERS[arguments.training.train_sampling_strategy].needs_lengths and not arguments.data.packing:
         return None
     return kept_lengths(collator, dataset)
-
-
-def kept_lengths(collator, dataset: MultimodalDataset) -> np.ndarray:
-    return np.minimum(collator.budget.token_lengths(dataset), collator.budget.max_length)
-
-
-def chat_templates(arguments: Arguments, collator, dataset: MultimodalDataset) -> dict[str, str]:
-    """The templates to save with the weights: one that replaces the checkpoint's, one for servers."""
-    replaced = collator.template.text if arguments.data.chat_template else None
-    served = collator.template.thoughts_and_tools.server_template(outlines(dataset))
-    found = {"chat_template.jinja": replaced, SERVER_TEMPLATE: served}
-    return {name: text for name, text in found.items() if text}
 
 
 def quantize(arguments: Arguments, loader) -> None:
@@ -239,6 +231,13 @@ def quantize(arguments: Arguments, loader) -> None:
         dtype = trainable.compute_dtype(arguments.training)
         config = quantization_config(loader, dtype, bits)
         loader.model_kwargs |= engines.quantized(arguments, config, dtype)
+
+
+def chat_templates(arguments: Arguments, collator, dataset: MultimodalDataset) -> dict[str, str]:
+    """The templates to save with the weights: one that replaces the checkpoint's, one for servers."""
+    own = collator.template.text if arguments.data.chat_template else None
+    served = collator.template.thoughts_and_tools.server_template(outlines(dataset))
+    return {name: text for name, text in (("chat_template.jinja", own), (SERVER_TEMPLATE, served)) if text}
 
 
 def save(trainer: FinetuneTrainer, loader, metrics: dict) -> None:

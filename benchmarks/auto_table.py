@@ -121,9 +121,9 @@ def row_of(model_type: str, folder: Path) -> dict:
         with step(row, "batch"):
             model = loader.load_model().float().eval()
             if is_padding_free(ARGUMENTS, loader):
-                collator.join_samples(loader)
+                collator.make_padding_free(loader)
             model_probes.check_batches(model, loader, collator, ARGUMENTS)
-            row["padding-free"], collator.joins_samples = collator.joins_samples, False
+            row["padding-free"], collator.is_padding_free = collator.is_padding_free, False
             encoded = [collator.encode(sample).inputs for sample in samples_of(data)]
             alone = torch.cat([losses(model, collator.collate([inputs])) for inputs in encoded])
             together = losses(model, collator.collate(encoded))

@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from collators.any_template import UnfitTemplate, find_replies, find_string_roles, joined_text, with_variables
 from collators.boxes import Boxes
 from collators.frame_tokens import FrameTokens
-from collators.thoughts_and_tools import FIELDS, GENERATION, ThoughtsAndTools
+from collators.thoughts_and_tools import GENERATION, MESSAGE_FIELDS, ThoughtsAndTools
 from reading.rows import RESERVED_CHARACTER, content_parts
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -254,12 +254,12 @@ class Template:
         """Whether somebody typed a frame token in these messages, which stays text."""
         frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_rendered(messages) else self.frame
         messages = self.thoughts_and_tools.placed(messages)
-        said = [[joined_text(m["content"]), *(m.get(name) for name in (*FIELDS, "tools"))] for m in messages]
+        said = [[joined_text(m["content"]), *(m.get(name) for name in (*MESSAGE_FIELDS, "tools"))] for m in messages]
         return frame.marked(said) != said
 
     def _plain_messages(self, messages: list[dict], frame: FrameTokens) -> list[dict]:
         """Messages for a template: without pixels, control strings marked."""
-        named = lambda m: {name: frame.marked(m[name]) for name in FIELDS if m.get(name)}  # noqa: E731
+        named = lambda m: {name: frame.marked(m[name]) for name in MESSAGE_FIELDS if m.get(name)}  # noqa: E731
         parts = [plain_parts(message["content"], frame) for message in messages]
         return [{"role": m["role"], "content": content} | named(m) for m, content in zip(messages, parts)]
 

@@ -2,9 +2,7 @@
 
 from itertools import count, repeat
 
-import numpy as np
-
-from reading.dataset import MultimodalDataset
+from reading.dataset import MultimodalDataset, evenly_spread
 from reading.row_index import Layout
 from reading.rows import content_parts
 
@@ -38,7 +36,7 @@ def own_pixels(collator, dataset: MultimodalDataset) -> str:
     boxes, media = collator.template.boxes, dataset.media
     if not boxes.in_pixels or not (media.image_size or media.min_pixels or media.max_pixels or collator.image_size):
         return ""
-    for position in np.linspace(0, len(dataset) - 1, min(MOST_ROWS, len(dataset))).astype(int):
+    for position in evenly_spread(range(len(dataset)), MOST_ROWS):
         texts = [part.get("text", "") for part in content_parts(dataset.rows[position] or {"messages": []})]
         if any(len(box) == 4 for text in texts for box in boxes.format.numbers(text)):
             return (

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from collators.any_template import UnfitTemplate, find_replies, joined_text, with_variables
 from reading.strict_json import strict_json
 
-FIELDS = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # of messages, as templates know them
+MESSAGE_FIELDS = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # of messages, as templates know them
 THINKING = {"enable_thinking": True}
 SERVER_TEMPLATE = "server_chat_template.jinja"  # of an output folder, next to the checkpoint's own
 GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # tags that not all servers know

@@ -14,9 +14,9 @@ from contextlib import suppress
 
 from reading.options import MediaOptions
 
-FORMS = dict.fromkeys(("start", "end"), "seconds from 0") | {"fps": "a number above 0"}
-FORMS |= dict.fromkeys(("num_frames", "max_pixels"), "a whole number from 1")
-NAMES = (*FORMS, "video_start", "video_end", "clip", "times")  # in a row
+VALUES = dict.fromkeys(("start", "end"), "seconds from 0") | {"fps": "a number above 0"}
+VALUES |= dict.fromkeys(("num_frames", "max_pixels"), "a whole number from 1")
+NAMES = (*VALUES, "video_start", "video_end", "clip", "times")  # in a row
 LISTS = {"clip": "[start, end] in seconds", "times": "a list of seconds"}
 
 
@@ -46,9 +46,9 @@ def of_fields(fields: dict, where: str = "") -> dict:
 
 
 def _checked(key: str, value: object, where: str) -> float | int:
-    is_whole, is_number = "whole" in FORMS[key], type(value) in (int, float) and math.isfinite(value) and value >= 0
-    if not is_number or value == 0 and "seconds" not in FORMS[key] or is_whole and value % 1:
-        raise ValueError(f"{where} is {value!r:.100}; it must be {FORMS[key]}")
+    is_whole, is_number = "whole" in VALUES[key], type(value) in (int, float) and math.isfinite(value) and value >= 0
+    if not is_number or value == 0 and "seconds" not in VALUES[key] or is_whole and value % 1:
+        raise ValueError(f"{where} is {value!r:.100}; it must be {VALUES[key]}")
     return int(value) if is_whole else float(value)
 
 

@@ -337,6 +337,11 @@ def listed(faults: dict[int, str]) -> str:
     return "\n".join(lines[:SHOWN_FAULTS] + more)
 
 
+def evenly_spread(rows: range, number: int) -> list[int]:
+    """At most `number` of these rows, evenly spread from the first to the last."""
+    return np.linspace(rows.start, rows.stop - 1, min(number, len(rows))).round().astype(int).tolist()
+
+
 def shared_rows(train: MultimodalDataset, held_out: MultimodalDataset) -> list[tuple[int, int]]:
     """(position in `train`, position in `held_out`) of each evaluation row that says what a training row says."""
     of_train, of_held_out = train.of_rows("hashes"), held_out.of_rows("hashes")
@@ -410,7 +415,7 @@ class EncodedDataset(Dataset):
         if isinstance(position, tuple):
             for one in position:
                 replaced.check_row(self.dataset, one)  # a larger picture would not fit into the row
-            return self.collator.join([self[one] for one in position])
+            return self.collator.concatenate_samples([self[one] for one in position])
         worker = get_worker_info()
         if worker:
             self.at_work[worker.id] = torch.tensor([os.getpid(), position])

@@ -31,9 +31,9 @@ from reading.strict_json import strict_json
 from reading.unread import Unread, is_base64
 
 ROLES = ("system", "user", "assistant")
-KINDS = ("image", "video")
-PART_TYPES = ("text", *KINDS, "image_url", "video_url")
-MEDIA_COLUMNS = tuple(name for kind in KINDS for name in (kind, f"{kind}s"))
+MEDIA_KINDS = ("image", "video")
+PART_TYPES = ("text", *MEDIA_KINDS, "image_url", "video_url")
+MEDIA_COLUMNS = tuple(name for kind in MEDIA_KINDS for name in (kind, f"{kind}s"))
 # Names of what is asked -> of what is answered. Of the first, the texts may be lists of messages.
 PAIRS = {"prompt": "completion", "question": "answer", "query": "response", "instruction": "output"}
 INPUT = {"instruction": ("input",)}  # what it ends with
@@ -144,7 +144,7 @@ class RowForm:
         users = [message for message in messages if message["role"] == "user"]
         unread.leave_text(_said(users))
         media = [part for message in messages for part in message["content"] if "text" not in part]
-        for kind in reversed(KINDS):  # so that images come first where both go to the front
+        for kind in reversed(MEDIA_KINDS):  # so that images come first where both go to the front
             column, references = self._column(row, kind, unread)
             if parts := [part for part in media if part["type"] == kind]:
                 _fill(parts, kind, column or kind, references)
@@ -171,7 +171,7 @@ class RowForm:
         if (objects := row.get("objects")) and boxes.placed(
             messages, _usable(objects, "objects"), [kind for kind, *_ in found].count("image")
         ):
-            unread.leave(named_fields.parsed_json(objects, "objects"), boxes.KEYS, "objects")
+            unread.leave(named_fields.parsed_json(objects, "objects"), boxes.OBJECT_KEYS, "objects")
         elif objects:  # of another form
             unread.leave({"objects": objects}, ())
         if unread.times or unread.media:
@@ -242,7 +242,7 @@ class RowForm:
             train = _train(turn, where)
         sender, value = keys
         given, content = turn.get(sender), turn.get(value)
-        role = self.roles.get(given, named_fields.NAMES.get(given)) if isinstance(given, str) else None
+        role = self.roles.get(given, named_fields.ROLES.get(given)) if isinstance(given, str) else None
         if role is None:
             raise ValueError(
                 f"{where}.{sender} is {shown(given)}, expected one of {', '.join(map(repr, self.roles))} (--user_key "
@@ -270,9 +270,9 @@ class RowForm:
         kind = part.get("type")
         if kind not in PART_TYPES:
             raise ValueError(f"{where} has type {shown(kind)}, expected one of {', '.join(map(repr, PART_TYPES))}")
-        sources = ("path", "url", "base64", "value", kind) if kind in KINDS else (kind, "value")
+        sources = ("path", "url", "base64", "value", kind) if kind in MEDIA_KINDS else (kind, "value")
         of_clip = clips.NAMES if kind.startswith("video") else ()
-        unread.leave(part, {"type", *sources, *(["index"] if kind in KINDS else []), *of_clip}, where)
+        unread.leave(part, {"type", *sources, *(["index"] if kind in MEDIA_KINDS else []), *of_clip}, where)
         clip = {"clip": clip} if of_clip and (clip := clips.of_fields(part, f"{where}.")) else {}
         source = _one_of(sources, part, f"{where} ")
         value = part.get(source)

@@ -27,7 +27,7 @@ from collators.budget import OverlongSample
 from collators.probes import check_labels
 from collators.template import naming
 from collators.template_check import check_template
-from collators.thoughts_and_tools import FIELDS
+from collators.thoughts_and_tools import MESSAGE_FIELDS
 from evaluation.verdict import of_check
 from loaders import LOADERS
 from reading.dataset import price_of_replies
@@ -43,7 +43,7 @@ from training.added_tokens import added_tokens, untrained_tokens
 from training.engines import print_once
 from training.make_collator import make_collator
 
-KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
+ROW_KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
 # What may be wrong with a row; the place of each in this table is its code in `Results.rows`, from 1.
 FAULTS = {
     "row": "cannot be read",
@@ -199,7 +199,7 @@ def fingerprints(row: dict) -> dict:
     content, question = [], []
     for message in row["messages"]:
         parts = [(p["type"], p["text"] if p["type"] == "text" else digest(p[p["type"]])) for p in message["content"]]
-        named = {name: value for name, value in message.items() if name in (*FIELDS, "tools")}
+        named = {name: value for name, value in message.items() if name in (*MESSAGE_FIELDS, "tools")}
         content.append((message["role"], parts, named))
         question += parts if message["role"] == "user" else []
     hashes = {"content": content, "question": question}
@@ -223,7 +223,7 @@ class Results:
         """Note the result on a row."""
         counts = [found.get(name, 0) for name in ("text", "image", "video", "labels", "cut", "typed")]
         hashes = [int(found.get(name, "0"), 16) for name in ("content", "question")]
-        kind = KINDS.index(found.get("kind", "unreadable"))
+        kind = ROW_KINDS.index(found.get("kind", "unreadable"))
         self.rows[found["position"]] = (CODES[found.get("fault")], kind, *counts, *hashes)
         if "fault" in found:
             self.reasons[found["position"]] = found["reason"]
@@ -302,7 +302,7 @@ def describe_split(results: Results, start: int, rows: np.ndarray) -> dict:
     return {
         "rows": len(rows),
         "good": int(good.sum()),
-        "kinds": {kind: int((rows["kind"] == code).sum()) for code, kind in enumerate(KINDS)},
+        "kinds": {kind: int((rows["kind"] == code).sum()) for code, kind in enumerate(ROW_KINDS)},
         "tokens": {name: spread(values) for name, values in tokens.items()},
         "histograms": {"tokens": histogram(total), "labels": histogram(tokens["trained"])},
         "over_budget": {"rows": int((rows["cut"] > 0).sum() + (rows["fault"] == CODES["overlong"]).sum())},
@@ -398,7 +398,7 @@ def reasons(report: dict, arguments) -> tuple[list[str], list[str]]:
         if number := report.get("overlap", {}).get(same, {"rows": 0})["rows"]:
             notes.append(f"{rows_of(number, report['data']['eval']['name'])} {meaning}")
     kinds = report["data"]["train"]["kinds"]
-    if not any(kinds[kind] for kind in KINDS[1:-1]):
+    if not any(kinds[kind] for kind in ROW_KINDS[1:-1]):
         for flag in ("train_vision_encoder", "train_vision_projector"):
             if getattr(arguments.model, flag):
                 failures.append(f"--{flag} True has no effect without images and videos")

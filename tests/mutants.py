@@ -112,7 +112,7 @@ FAULTS = [
     Fault(
         "auto concatenates samples that see each other",
         "training/model_probes.py",
-        "    collator.joins_samples = False\n",
+        "    collator.is_padding_free = False\n",
         "",
         PROBED + "test_samples_are_concatenated_where_the_model_keeps_them_apart[qwen3.5-see each other]",
     ),
@@ -525,7 +525,7 @@ FAULTS = [
     Fault(
         "the way to ignore a field in a list names its place",
         "reading/unread.py",
-        "INDEX.sub('[]', where)",
+        "LIST_INDEX.sub('[]', where)",
         "where",
         "tests/reading/test_unread.py::test_what_is_ignored_on_purpose_passes[a size in a list]",
     ),

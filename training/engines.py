@@ -102,7 +102,7 @@ def check_nodes_share_a_folder(arguments, engine: str) -> None:
         )
 
 
-def join(training) -> None:
+def init_deepspeed(training) -> None:
     """Start DeepSpeed's communication.
 
     On a CPU, accelerate 1.15 starts torch.distributed alone, and ZeRO-3 would shard the weights for one process. There

@@ -67,7 +67,7 @@ def check_batches(model, loader, collator, arguments) -> str:
                 f"alone: {difference:.2g} apart, where its precision allows {allowed:.2g}. Add a family "
                 "(docs/add_new_model.md)."
             )
-    reason = leak(model, loader, collator, rows, alone, allowed) if collator.joins_samples else ""
+    reason = leak(model, loader, collator, rows, alone, allowed) if collator.is_padding_free else ""
     if "device_map" not in loader.model_kwargs:
         model.to(home)  # adapters start there, alike on every device
     if not reason:
@@ -76,7 +76,7 @@ def check_batches(model, loader, collator, arguments) -> str:
         if getattr(arguments.data, flag):
             raise ValueError(f"--{flag} True cannot be used with {loader.model_path}: {reason}. Leave it out.")
     model.get_decoder().set_attn_implementation(loader.text_attention)
-    collator.joins_samples = False
+    collator.is_padding_free = False
     return f"Samples are padded, not concatenated: {reason}."
 
 
@@ -91,7 +91,7 @@ def leak(model, loader, collator, rows: list[dict], alone: torch.Tensor, allowed
     """Why samples in one row are not what they are alone, or an empty text."""
     attention.separate_samples(model, loader)
     try:
-        difference = (losses(model, collator.join(rows)) - alone).abs().max()
+        difference = (losses(model, collator.concatenate_samples(rows)) - alone).abs().max()
     except REFUSALS as error:
         return f"the model refuses them in one row ({error})"
     if difference <= allowed:

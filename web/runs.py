@@ -45,7 +45,7 @@ from training.run_folder import LOCK, rename_aside, results
 from web.strings import text
 
 HERE = str(entry.HERE)
-FIELDS = {field.name: field for part in PARTS for field in fields(part)}
+DECLARED = {field.name: field for part in PARTS for field in fields(part)}
 RECORD, LOG = "webui_run.json", "webui.log"
 DEPTH = 4  # folders from the root down to a run, a model or a data file
 MOST_FOLDERS = 20_000  # that are looked into for them
@@ -81,7 +81,7 @@ def words_of(values: dict, more: str = "") -> list[str]:
     """
     words = []
     for name, value in values.items():
-        default = FIELDS[name].default
+        default = DECLARED[name].default
         if value in (None, "", []) or str(value) == str(default) or (value is False and default is None):
             continue
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]

@@ -66,7 +66,7 @@ def test_a_drawn_thousand_is_compared_and_texts_are_no_part_of_it(tmp_path, monk
 @pytest.mark.parametrize("max_bad_samples", [None, 5])
 def test_a_packed_row_takes_no_file_of_another_size(opened, tmp_path, max_bad_samples):
     """Its tokens were counted by the file that was there; it is no bad sample to skip, since others may follow."""
-    collator = SimpleNamespace(join=len, encode=lambda sample: SimpleNamespace(inputs=sample))
+    collator = SimpleNamespace(concatenate_samples=len, encode=lambda sample: SimpleNamespace(inputs=sample))
     packed = EncodedDataset(opened(max_bad_samples=max_bad_samples), collator)
     write_again(tmp_path / "a.png")
     assert packed[0, 1, 2] == 3

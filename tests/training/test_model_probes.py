@@ -15,7 +15,7 @@ def prepared(tiny, family: str, **data):
     loader = make_loader(AUTO, tiny(family), attn_implementation="sdpa")
     processor = loader.load_processor()
     collator = COLLATORS.get(AUTO)(processor, stop_tokens=loader.stop_tokens(processor.tokenizer))
-    collator.join_samples(loader)
+    collator.make_padding_free(loader)
     flags = SimpleNamespace(**({"padding_free": None, "packing": False} | data))
     training = SimpleNamespace(deepspeed=None, fsdp=False, device=torch.device("cpu"))
     lora = SimpleNamespace(load_in_8bit=False)
@@ -34,7 +34,7 @@ def prepared(tiny, family: str, **data):
 def test_samples_are_concatenated_where_the_model_keeps_them_apart(tiny, family, reason):
     model, loader, collator, arguments = prepared(tiny, family)
     said = model_probes.check_batches(model, loader, collator, arguments)
-    assert collator.joins_samples is (reason is None)
+    assert collator.is_padding_free is (reason is None)
     assert said == "" if reason is None else f"padded, not concatenated: in one row they {reason}" in said
     assert model.get_decoder().config._attn_implementation == ("sdpa_by_sample" if reason is None else "sdpa")
 

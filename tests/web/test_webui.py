@@ -101,7 +101,7 @@ def words(**flags) -> list[str]:
 
 
 def test_only_flags_that_differ_from_their_defaults_are_words():
-    values = {name: runs.FIELDS[name].default for name in form.FLAGS}
+    values = {name: runs.DECLARED[name].default for name in form.FLAGS}
     assert runs.words_of(values) == []
     shown = {name: "" if value is None else str(value) for name, value in values.items()}
     assert runs.words_of(shown) == []
