@@ -187,7 +187,7 @@ def optimizer(training, parameters: list[torch.nn.Parameter]) -> torch.optim.Opt
         optimizer_class, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(training)
         return optimizer_class(parameters, **kwargs)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"--optim {training.optim.value} cannot be made with these flags: {error}") from error
+        raise ValueError(f"--optim {training.optim.value} cannot be created with these flags: {error}") from error
 
 
 def engine_shares(model, training, dtype: torch.dtype, num_devices: int) -> Shares:
@@ -260,7 +260,7 @@ def longest_rows(dataset: MultimodalDataset, collator, number: int) -> list[dict
         if len(encoded) == CANDIDATES * number or len(faults) > 100:
             break
     if not encoded:
-        raise ValueError(f"No row of {dataset.name} can be used, such as {faults[0]}")
+        raise ValueError(f"No row of {dataset.name} can be used; the first: {faults[0]}")
     return sorted(encoded, key=lambda inputs: inputs["input_ids"].shape[1], reverse=True)[:number]
 
 
@@ -325,7 +325,7 @@ def show(report: dict, gpu_memory: float | None, file) -> None:
     if not gpu_memory:
         return
     verdict = "fits" if report["fits"] else "does not fit"
-    console.print(f"\nIt {verdict} into {gpu_memory:g} GB.", style="green" if report["fits"] else "red")
+    console.print(f"\nIt {verdict} in {gpu_memory:g} GB.", style="green" if report["fits"] else "red")
     if not report["fits"]:
         console.print("What saves memory: docs/memory.md#will-it-fit-estimatepy")
 

@@ -49,7 +49,7 @@ def main(words: list[str] | None = None) -> None:
     engines.check(arguments)
     if arguments.training.max_steps > 0 and "num_train_epochs" in arguments.given:
         # Such as a recipe with epochs, tried for a few steps.
-        print_once(f"--max_steps {arguments.training.max_steps} wins over --num_train_epochs.")
+        print_once(f"--max_steps {arguments.training.max_steps} overrides --num_train_epochs.")
     with run_folder.taken(arguments):
         finetune(arguments)
 
@@ -83,7 +83,9 @@ def finetune(arguments: Arguments) -> None:
         fit_to_budget(collator, dataset, arguments.data.drop_overlong)
     if arguments.data.train_replies == "each":
         print_once(price_of_replies(train_dataset, kept_lengths(collator, train_dataset)))
-    lengths = lengths_for_order(arguments, collator, train_dataset)
+    # only where the order of an epoch follows the lengths
+    needs_lengths = data.packing or SAMPLERS[arguments.training.train_sampling_strategy].needs_lengths
+    lengths = kept_lengths(collator, train_dataset) if needs_lengths else None
     run = resume.describe_run(arguments, train_dataset)
     if checkpoint:
         resume.check_same_run(checkpoint, run)
@@ -157,7 +159,7 @@ def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDatase
         of_train, of_eval = shared[0]
         print_once(
             f"WARNING: {len(shared):,} of {len(eval_dataset):,} evaluation rows are also in the training data, so that "
-            "evaluation measures what was learned by heart; the first: "
+            "evaluation also measures memorization; the first: "
             f"{eval_dataset.source(of_eval)} = {train_dataset.source(of_train)}."
         )
 
@@ -178,12 +180,12 @@ def model_kwargs(arguments: Arguments) -> dict:
 
 
 def check_kernels(arguments: Arguments, loader) -> None:
-    """Refuse Liger for a model that it has no kernels for, where it would do nothing in silence (0.8.5)."""
+    """Refuse Liger for a model that it has no kernels for, where it would silently do nothing (0.8.5)."""
     if arguments.training.use_liger_kernel:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
         if loader.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-            raise ValueError(f"--use_liger_kernel True: Liger has none for {loader.config.model_type}. Leave it out.")
+            raise ValueError(f"--use_liger_kernel: Liger has no kernels for {loader.config.model_type}. Leave it out.")
 
 
 def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None) -> None:
@@ -213,14 +215,8 @@ def fit_to_budget(collator, dataset: MultimodalDataset, drop_overlong: bool) -> 
 
 
 def kept_lengths(collator, dataset: MultimodalDataset) -> np.ndarray:
+    """Tokens of each sample as it is trained on (rows,)."""
     return np.minimum(collator.budget.token_lengths(dataset), collator.budget.max_length)
-
-
-def lengths_for_order(arguments: Arguments, collator, dataset: MultimodalDataset) -> np.ndarray | None:
-    """Tokens of each training sample as it is trained on (rows,), where the order of an epoch follows them."""
-    if not SAMPLERS[arguments.training.train_sampling_strategy].needs_lengths and not arguments.data.packing:
-        return None
-    return kept_lengths(collator, dataset)
 
 
 def quantize(arguments: Arguments, loader) -> None:

@@ -20,7 +20,7 @@ PROPERTIES = {
     "texts on one of two": "the same of a text and an image, where one process gets the text alone",
     "packed samples": "a sample's states do not move when others in its pack change",
     "cut samples": "a sample over the limit is not cut through an image",
-    "over-long row": "a text over the limit is refused or told, not lost in silence",
+    "over-long row": "a text over the limit is refused or told, not lost silently",
     "broken image": "the same of half an image file",
     "empty reply": "the same of a row with nothing to train",
     "unread field": "the same of a field of the rows that nobody reads",

@@ -1,6 +1,6 @@
 """Samples -> batches: render the training template, tokenize, place the labels, cut, pad.
 
-The way of one sample, `ChatCollator.encode`:
+The path of one sample, `ChatCollator.encode`:
 
     messages --template.render--> text and the character spans to train (template.py)
              --processor--> tokens, with each medium expanded, and pixels

@@ -133,8 +133,8 @@ class Template:
         for token in self.frame.thought:
             if any(token in joined_text(reply["content"]) for reply in replies):
                 raise UnfitTemplate(
-                    f"a reply holds {token}, but this format writes the thought before each reply itself, so there "
-                    "would be two. Remove the thought, or begin the reply with the whole of it."
+                    f"a reply holds {token}, but this format itself writes a thought before each reply, so there would "
+                    "be two. Remove the thought, or begin the reply with all of it."
                 )
         spans = [span for span, reply in zip(spans, replies, strict=True) if reply.get("train", True)]
         return with_line_breaks_apart(text, spans)

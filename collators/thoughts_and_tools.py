@@ -218,11 +218,11 @@ class ThoughtsAndTools:
             said += [call["function"]["name"] for call in messages[i].get("tool_calls", ())]
             if left_out := [part for part in said if self.frame.marked(part).strip() not in text[start:end]]:
                 raise UnfitTemplate(
-                    f"the chat template leaves {left_out[0][:80]!r} out of a reply, such as a text next to a call"
+                    f"the chat template drops {left_out[0][:80]!r} from a reply, such as a text next to a call"
                 )
         spans = [span for i, span in zip(replies, spans) if messages[i].get("train", True)]
         if not spans:
-            raise UnfitTemplate("of its replies, none that is trained is in the chat template's text as it was written")
+            raise UnfitTemplate("the chat template renders none of its trained replies as they were written")
         if not self.train_thoughts:  # which typed control strings cannot end
             parts = [dict(self.parts_of(text[start:end])) for start, end in spans]
             spans = [(start + len(of.get("thought", "")), end) for (start, end), of in zip(spans, parts)]

@@ -35,14 +35,14 @@ def placed(messages: list[dict], value: object, num_images: int) -> bool:
             )
         return False
     if any(MARK.search(message.get("reasoning_content", "")) for message in messages):
-        raise ValueError("has a mark of `objects` in a thought, where no box or point is read; write it out")
+        raise ValueError("has a mark of `objects` in a thought, where boxes and points are not read; write it out")
     given = {mark: objects.get(name) or [] for mark, name in FIELD_OF_MARK.items()}
     for mark, values in given.items():
         found = sum(match[1] == mark for *_, match in marks)
         if not isinstance(values, list) or found != len(values):
             raise ValueError(
-                f"has {found} <{mark}> in its texts, so `objects.{FIELD_OF_MARK[mark]}` must be a list of as many, not "
-                f"{values!r:.100} {IGNORE}"
+                f"has {found} <{mark}> in its texts, so `objects.{FIELD_OF_MARK[mark]}` must be a list of that many, "
+                f"not {values!r:.100} {IGNORE}"
             )
     if (kind := objects.get("bbox_type") or "real") not in ("real", "norm1"):
         raise ValueError(f"objects.bbox_type is {kind!r}, expected 'real' (pixels) or 'norm1' (from 0 to 1)")

@@ -40,7 +40,7 @@ def of_fields(fields: dict, where: str = "") -> dict:
         else:
             raise ValueError(f"{where}{name} is {value!r:.100}; it must be {LISTS[key]}")
         if not found.keys().isdisjoint(values):
-            raise ValueError(f"{where}{name} says a start or end that another field says too; keep one")
+            raise ValueError(f"{where}{name} gives a start or end that another field also gives; keep one")
         found |= values
     return found
 
@@ -78,9 +78,9 @@ def _check_together(clip: dict, video: object) -> None:
     if {"fps", other := "times" if is_list else "num_frames"} <= clip.keys():
         raise ValueError(f"has both `fps` and `{other}` for one video; keep one")
     if is_list and {"start", "end"} & clip.keys():
-        raise ValueError("has a moment of a list of images; list those of the moment alone")
+        raise ValueError("has a moment of a list of images; list only the images of that moment")
     if times and (not is_list or len(times) != len(video) or any(b <= a for a, b in zip(times, times[1:]))):
-        raise ValueError("has `times` which must be those of a list of as many images, and rise from one to the next")
+        raise ValueError("has `times`, which must be an ascending time for each image of a list")
 
 
 def is_untimed(part: dict) -> bool:

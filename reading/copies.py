@@ -155,7 +155,7 @@ def cells_of_sheet(path: str) -> Iterator[list[str]]:
         sheets = [rows_of_sheet(path, sheet) for sheet in book.worksheets]
         filled = [(header, rows) for rows in sheets if (header := next(rows, None))]
         if len(filled) != 1:
-            raise ValueError(f"{path} has {len(filled)} sheets with rows in them; it must be one.")
+            raise ValueError(f"{path} has {len(filled)} sheets with rows, expected one.")
         yield from itertools.chain(filled[0][:1], filled[0][1])
 
 

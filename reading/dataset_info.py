@@ -23,13 +23,13 @@ def read_entry(file: str, name: str | None) -> tuple[str, dict[str, object]]:
             entries = json.load(stream)
         entry = entries.get(name)
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is not the file of LLaMA-Factory that has this name: {error}") from error
+        raise ValueError(f"{file} is not a dataset_info.json of LLaMA-Factory: {error}") from error
     if not isinstance(entry, dict):
         raise ValueError(f"{file}: name one of its data sets, such as {file}:{next(iter(entries), 'NAME')}.")
     where = f"{file}, {name}"
     if not (place := entry.get("file_name") or entry.get("hf_hub_url")):
         raise ValueError(
-            f"{where} has {', '.join(key for key in UNSUPPORTED if key in entry) or 'no file_name'}, which is not read."
+            f"{where} has {', '.join(key for key in UNSUPPORTED if key in entry) or 'no file_name'} (unsupported)."
         )
     if entry.get("ranking") or entry.get("columns", {}).keys() & {"chosen", "rejected", "kto_tag"}:
         raise ValueError(f"{where} holds ranked answers, which are not trained on.")

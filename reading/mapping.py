@@ -177,7 +177,7 @@ def conversion(found: object) -> str | None:
     known = [part.keys() for part in parts if isinstance(part, dict)]
     names = (script for keys, script in SCRIPTS.items() if any(part >= {*keys} for part in known))
     script = next(names, None)
-    return script and f"make rows of it: python example_data/convert/{script}.py --help"
+    return script and f"convert it to rows: python example_data/convert/{script}.py --help"
 
 
 def rank(source: str, names: Sequence[str] = ANSWERS) -> int:

@@ -47,7 +47,7 @@ def fields_of(turn: dict, role: str, where: str) -> dict:
     if turn.get("tool_calls"):
         fields["tool_calls"] = calls_of(turn["tool_calls"], f"{where}.tool_calls")
     if fields and role != "assistant":
-        raise ValueError(f"{where} has `{next(iter(fields))}` in role {role!r}; only a reply has it")
+        raise ValueError(f"{where} has `{next(iter(fields))}` in role {role!r}; only a reply may have it")
     return fields
 
 
@@ -64,7 +64,7 @@ def without_parts(turn: dict, content: list, where: str) -> tuple[dict, list]:
         else:
             others.append(part)
     if both := [name for name in found if turn.get(name)]:
-        raise ValueError(f"{where} has what `{both[0]}` of its message has too; keep one")
+        raise ValueError(f"{where} repeats `{both[0]}` of its message; keep one")
     return turn | found, others
 
 

@@ -175,7 +175,7 @@ class RowIndex:
         if self.arrow:
             return copies.to_rows(self.arrow.get_batch(offset).slice(length, 1))[0]
         if state_of(self.path) != self.state:
-            raise ChangedFile(f"{self.path} was changed while it is in use; start again.")
+            raise ChangedFile(f"{self.path} changed while in use; start again.")
         with open(self.path, "rb", buffering=0) as file:
             file.seek(offset)
             data = file.read(length)

@@ -103,7 +103,7 @@ class RowForm:
             row[WEIGHT] = _weight(row[WEIGHT])
         for flag, names in (("prompt", (*self.turn_fields, *PAIRS)), ("system_prompt", SYSTEM)):
             if getattr(self, flag) is not None and (own := [name for name in names if name in row]):
-                raise ValueError(f"has its own `{own[0]}`, and --{flag} gives one too; leave one out")
+                raise ValueError(f"has its own `{own[0]}`, and --{flag} also gives one; leave one out")
         if self.prompt is not None:
             row |= {question: self.prompt for question, answer in PAIRS.items() if answer in row}
         return row if self.system_prompt is None else row | {SYSTEM[0]: self.system_prompt}
@@ -158,7 +158,7 @@ class RowForm:
         if tools := named_fields.tools_of(row):
             messages[0]["tools"] = _usable(tools, "tools")
         if not (trained := trained_replies(messages)):
-            raise ValueError('has "train": false on every reply, so that nothing would be trained')
+            raise ValueError('has "train": false on every reply, so nothing would be trained')
         if not self.allow_empty_answers and any(map(is_empty, trained)):
             raise ValueError(
                 f"has an empty reply in its `{answer or form}` field, of which only the end would be "
@@ -439,7 +439,7 @@ def _train(turn: dict, where: str) -> dict:
         if value not in (False, True):  # to which 0 and 1 are equal
             raise ValueError(f"{where}.{name} is {shown(value)}; it must be true or false")
     if len(set(given.values())) > 1:
-        raise ValueError(f"{where} says by `{'`, `'.join(given)}` both that it is trained and that it is not; keep one")
+        raise ValueError(f"{where} has `{'`, `'.join(given)}`, which disagree on whether to train it; keep one")
     return {"train": False} if False in given.values() else {}
 
 
@@ -474,9 +474,7 @@ def _fill(parts: list[dict], kind: str, column: str, references: list) -> None:
     """Give the media of a field to the parts without a source."""
     empty = [part for part in parts if part[kind] is None]
     if references and not empty:
-        raise ValueError(
-            f"has parts of type {kind!r} that name their source, and a `{column}` field besides; remove one"
-        )
+        raise ValueError(f"has parts of type {kind!r} that name their source, and also a `{column}` field; remove one")
     if empty and not references:
         raise ValueError(f"{empty[0]['where']} has type {kind!r} but no `path`, and the row has no `{kind}s` for it")
     if len(empty) != len(references):

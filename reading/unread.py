@@ -151,7 +151,7 @@ def flat(name: str, value: object) -> Iterator[tuple[str, object]]:
 
 def as_letters(path: str) -> str:
     return (
-        f"names the medium {describe(path)} in a text, where it would be trained as letters: write <image> or <video> "
+        f"names the medium {describe(path)} in a text, where it would be trained as text: write <image> or <video> "
         "in its place and the path in the row's field `image` or `video`, or make it a part (docs/dataset.md)"
     )
 

@@ -252,7 +252,7 @@ def check_rows(splits: dict, collator, results: Results, num_workers: int) -> No
             open_ones = [row for row in rows.current.tolist() if row >= 0 and results.rows["fault"][row] == NOT_DONE]
             names = "; ".join(results.name(row) for row in sorted(open_ones))
             raise ValueError(
-                f"A row ends the process that opens it, such as a file that kills its decoder. It is one of: {names}. "
+                f"A row kills the process that opens it, such as a file that crashes its decoder: one of {names}. "
                 "--dataloader_num_workers 1 names it alone."
             ) from error
 

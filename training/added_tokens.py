@@ -35,7 +35,7 @@ def untrained_tokens(loader: BaseLoader, arguments, template: Template, dataset:
     if not found:
         return ""
     return (
-        f"WARNING: the labels hold tokens that are none of the {loader.vocabulary:,} of the model's makers: "
+        f"WARNING: the labels hold tokens that were added to the model's original {loader.vocabulary:,}: "
         f"{', '.join(found)}. LoRA alone does not train their embeddings, so the model cannot learn to write them: "
         "name them in a file of --add_tokens, or train the language model in full (--use_lora False)."
     )

@@ -64,7 +64,7 @@ def check_batches(model, loader, collator, arguments) -> str:
         if not (difference := (found - alone).abs().max()) <= allowed:  # nan too
             raise ValueError(
                 f"{loader.model_path}: {type(model).__name__} computes other losses for {what} than for each sample "
-                f"alone: {difference:.2g} apart, where its precision allows {allowed:.2g}. Add a family "
+                f"alone: they differ by {difference:.2g}, more than rounding allows ({allowed:.2g}). Add a family "
                 "(docs/add_new_model.md)."
             )
     reason = leak(model, loader, collator, rows, alone, allowed) if collator.is_padding_free else ""
@@ -96,7 +96,7 @@ def leak(model, loader, collator, rows: list[dict], alone: torch.Tensor, allowed
         return f"the model refuses them in one row ({error})"
     if difference <= allowed:
         return ""
-    return f"in one row they see each other: the loss of a probe is {difference:.2g} from that of each sample alone"
+    return f"in one row they see each other: the loss of a probe is {difference:.2g} off that of the sample alone"
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ def check_flags(words: list[str], root: str) -> None:
     try:
         parsed(split_flags(words, UNCHECKED)[0])
     except SystemExit as error:  # of --help
-        raise ValueError("these are no flags of a run.") from error
+        raise ValueError("these are not flags of a run.") from error
 
 
 def parsed(words: list[str]) -> Arguments:
@@ -154,7 +154,7 @@ def check(words: list[str], root: str) -> str:
         raise ValueError("--output_dir is missing: a new folder for this run, such as checkpoints/first.")
     depth = len(os.path.relpath(os.path.realpath(folder), root).split(os.sep))
     if os.path.realpath(folder) == root or depth > DEPTH:
-        raise ValueError(f"--output_dir {folder} must lie 1 to {DEPTH} folders below {root}, to be found again.")
+        raise ValueError(f"--output_dir {folder} must be 1 to {DEPTH} folders below {root}.")
     check_folder(folder, root, "--output_dir")
     return folder
 
@@ -188,7 +188,7 @@ def check_inside(path: str, root: str, what: str) -> str:
     try:
         resolved = os.path.realpath(os.path.join(root, os.path.expanduser(path)))
     except ValueError as error:  # a null character
-        raise ValueError(f"{what} {path!r} is no path.") from error
+        raise ValueError(f"{what} {path!r} is not a path.") from error
     if not stays_in(os.path.join(root, os.path.expanduser(path)), [root]):
         raise ValueError(f"{what} {path} {leads_out_of(root)}.")
     return resolved
@@ -275,7 +275,7 @@ def start(words: list[str], root: str, append: bool = False, devices: int = 1) -
 
 def check_idle(folder: str) -> None:
     if is_alive(read_record(folder)) or is_locked(folder):
-        raise ValueError(f"a run is alive in --output_dir {folder}: stop it first, or name another folder.")
+        raise ValueError(f"a run is active in --output_dir {folder}: stop it first, or name another folder.")
 
 
 def reap(process: subprocess.Popen, folder: str, record: dict) -> None:

@@ -519,6 +519,6 @@ def test_the_price_of_each_reply(write_rows):
     rows = [{"conversations": turns("One?", "1", "Two?", "2")}, {"conversations": turns("Only?", "3")}]
     dataset = MultimodalDataset(write_rows(rows), train_replies="each")
     assert price_of_replies(dataset, np.array([10, 30, 20])).endswith(
-        ": 3 replies of 2 conversations, 1.2 times the tokens."
+        ": 3 replies of 2 conversations take 1.2 times the tokens."
     )
     assert price_of_replies(MultimodalDataset(write_rows(rows)), np.array([30, 20])) == ""

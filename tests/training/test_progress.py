@@ -47,4 +47,4 @@ def test_the_start_and_the_time_left(monkeypatch, capsys):
     ]
     args.get_warmup_steps = lambda steps: 1000
     line.on_train_begin(args, state, None)
-    assert "WARNING: --warmup_steps lasts the whole run" in capsys.readouterr().out
+    assert "WARNING: the warmup lasts the whole run" in capsys.readouterr().out

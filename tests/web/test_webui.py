@@ -164,12 +164,12 @@ def test_wrong_values_are_told_as_train_py_tells_them(root):
         (words(learning_rate="fast"), "--learning_rate.*invalid float value: 'fast'"),
         (words(lora_r="4"), "--lora_r has no effect without --use_lora True"),
         ([*words(), "--warmup_ratio", "0.1"], "use --warmup_steps"),
-        ([*words(), "--help"], "no flags of a run"),
+        ([*words(), "--help"], "not flags of a run"),
         ([*words(), "--index", "0"], "--index"),
         (words(data_path="none.json"), "none.json does not exist"),
         (words(output_dir=""), "--output_dir is missing"),
-        (words(output_dir="."), "must lie 1 to 4 folders below"),
-        (words(output_dir="a/b/c/d/e"), "must lie 1 to 4 folders below"),
+        (words(output_dir="."), "must be 1 to 4 folders below"),
+        (words(output_dir="a/b/c/d/e"), "must be 1 to 4 folders below"),
     ):
         with pytest.raises(ValueError, match=message):
             runs.check(given, root)
@@ -679,7 +679,7 @@ def test_a_run_is_started_stopped_and_resumed(root, stand_in):
     record = runs.read_record(folder)
     assert runs.status(folder) == ("running", "") and os.getsid(record["pid"]) == record["pid"]
     wait_for_log("]")
-    with pytest.raises(ValueError, match="a run is alive in --output_dir"):
+    with pytest.raises(ValueError, match="a run is active in --output_dir"):
         stand_in(num_train_epochs=60)
     assert runs.find(root).runs == ["out/a"]
     runs.stop(folder)
