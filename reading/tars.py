@@ -32,8 +32,9 @@ def scan(path: str) -> Iterator[tuple[int, int, object]]:
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path} is not a readable tar file: {error}.") from error
     ordered = np.sort(stems)
-    if len(twice := ordered[1:][ordered[1:] == ordered[:-1]]):
-        apart = np.flatnonzero(np.asarray(stems) == twice[0])[1]
+    if (ordered[1:] == ordered[:-1]).any():
+        _, firsts = np.unique(stems, return_index=True)
+        apart = np.setdiff1d(np.arange(len(stems)), firsts)[0]
         raise ValueError(f"{path}: sample {apart} has the name of an earlier one; pack it with `tar --sort=name`.")
 
 
