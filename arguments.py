@@ -321,7 +321,7 @@ class TrainingArguments(transformers.TrainingArguments):
         check_writable("--output_dir", self.output_dir)
 
     def __getstate__(self):
-        """Without the Hub's token: the Trainer pickles this beside the weights, and uploads it with them."""
+        """Without the Hub's token: the Trainer pickles this next to the weights, and uploads it with them."""
         return vars(self) | {"hub_token": None}
 
 

@@ -28,7 +28,7 @@ from loaders import LOADERS, attention, output_folder
 from loaders.output_folder import ProcessorFiles
 from loaders.quantization import quantization_config, quantized_bits
 from reading import replaced
-from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset, price_of_replies, shared_rows
+from reading.dataset import EncodedDataset, MultimodalDataset, cost_of_replies, make_dataset, shared_rows
 from reading.options import MEDIA_FLAGS
 from reading.split import make_datasets
 from reading.strict_json import make_strict
@@ -50,7 +50,7 @@ def main(words: list[str] | None = None) -> None:
     if arguments.training.max_steps > 0 and "num_train_epochs" in arguments.given:
         # Such as a recipe with epochs, tried for a few steps.
         print_once(f"--max_steps {arguments.training.max_steps} overrides --num_train_epochs.")
-    with run_folder.taken(arguments):
+    with run_folder.locked(arguments):
         finetune(arguments)
 
 
@@ -82,7 +82,7 @@ def finetune(arguments: Arguments) -> None:
     for dataset in filter(None, (train_dataset, eval_dataset)):
         fit_to_budget(collator, dataset, arguments.data.drop_overlong)
     if arguments.data.train_replies == "each":
-        print_once(price_of_replies(train_dataset, kept_lengths(collator, train_dataset)))
+        print_once(cost_of_replies(train_dataset, kept_lengths(collator, train_dataset)))
     # only where the order of an epoch follows the lengths
     needs_lengths = data.packing or SAMPLERS[arguments.training.train_sampling_strategy].needs_lengths
     lengths = kept_lengths(collator, train_dataset) if needs_lengths else None

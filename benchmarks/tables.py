@@ -52,7 +52,7 @@ def correctness() -> str:
     rows = [
         [name, *(shown(tool["cells"].get(name)) for tool in of_tools.values()), PROPERTIES[name]] for name in PROPERTIES
     ]
-    versions = "".join(f"- {name}: {tool['versions']}; asked with {tool['flags']}\n" for name, tool in of_tools.items())
+    versions = "".join(f"- {name}: {tool['versions']}; run with {tool['flags']}\n" for name, tool in of_tools.items())
     return f"{table(['', *of_tools, 'yes, where'], rows)}\nMeasured on {found['date']}:\n\n{versions}"
 
 

@@ -45,7 +45,7 @@ class ChatCollator:
         chat_template: replaces the family's and the checkpoint's. Without {% generation %} tags, the replies are found
             by rendering (`collators/any_template.py`).
         stop_tokens: what ends generation; by default the tokenizer's end token.
-        template_kwargs: variables of the templates beside the family's own.
+        template_kwargs: variables of the templates besides the family's own.
         train_thoughts: False trains of a reply with a thought what comes after it.
         box_format: of collators.boxes.BOX_FORMATS, instead of the family's own.
     """

@@ -103,8 +103,8 @@ class Template:
         return bool(GENERATION_TAG.search(self.text))
 
     @property
-    def asked(self) -> dict:
-        """The variables of the prompts that the model is asked with."""
+    def prompt_kwargs(self) -> dict:
+        """The variables of prompts, which may ask for a thought."""
         return self.kwargs | self.given
 
     @property
@@ -153,10 +153,10 @@ class Template:
         return self._render(messages, self.official, roles, add_generation_prompt, variables, frame, tools=tools)[0]
 
     def render_prompt(self, messages: list[dict]) -> str:
-        """Messages that end with a question or a result -> what the model is asked with."""
+        """Messages that end with a question or a result -> the prompt for the reply."""
         messages = self.thoughts_and_tools.placed(messages)
         frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_rendered(messages) else None
-        return self.render_official(messages, True, self.asked, frame)
+        return self.render_official(messages, True, self.prompt_kwargs, frame)
 
     def _render(
         self, messages, template, string_roles=(), add_generation_prompt=False, variables=None, frame=None, **kwargs
@@ -204,9 +204,9 @@ class Template:
         """
         # Some write a date without images, others earlier replies without their thoughts.
         asked = [conversation(("user", "image", "?")), conversation(("user", "?")), PROBES[0] + PROBES[0][:1]]
-        trained, served = ([self.render_official(q, True, given) for q in asked] for given in (self.asked, {}))
+        trained, served = ([self.render_official(q, True, given) for q in asked] for given in (self.prompt_kwargs, {}))
         options = {"add_special_tokens": True} if self._tokenizers_bos and not self.writes_bos(trained[0]) else {}
-        return options | ({"chat_template_kwargs": self.asked} if served != trained else {})
+        return options | ({"chat_template_kwargs": self.prompt_kwargs} if served != trained else {})
 
     # ---- what it has a place for ----
 

@@ -101,7 +101,7 @@ class ThoughtsAndTools:
         if thinking not in self._marks:
             self._marks[thinking] = None
             with suppress(UnfitTemplate):
-                render = self._renderer(THOUGHT_PROBE, self.template.asked | (THINKING if thinking else {}))
+                render = self._renderer(THOUGHT_PROBE, self.template.prompt_kwargs | (THINKING if thinking else {}))
                 text, [(start, end)] = find_replies(THOUGHT_PROBE, render, self.template.stop_tokens)
                 before, thought, rest = text[start:end].partition("Hm, a colour.")
                 behind, answer, _ = rest.partition("Red.")
@@ -204,7 +204,7 @@ class ThoughtsAndTools:
         self.check(messages)
         question = last_question(messages)
         thinks = has_thought([m for i, m in enumerate(messages) if is_shown(m, i, question)])
-        render = self._renderer(messages, self.template.asked if thinks else self.template.kwargs)
+        render = self._renderer(messages, self.template.prompt_kwargs if thinks else self.template.kwargs)
         whole = render(messages)
         replies = []
         for i, message in enumerate(messages):

@@ -52,8 +52,8 @@ class AutoLoader(BaseLoader):
         # Audio encoders belong to no component and stay frozen.
         audio = names[model.get_encoder(modality="audio")] or encoder
         known = [encoder, audio, *self.language_model]
-        beside = (self._shallowest(name, known) for name, _ in model.named_parameters())
-        self.vision_projector = list(dict.fromkeys(name for name in beside if name))
+        near = (self._shallowest(name, known) for name, _ in model.named_parameters())
+        self.vision_projector = list(dict.fromkeys(name for name in near if name))
 
     def _model_of_parts(self):
         """The model without weights. Where a part of it lacks the usual attention, each takes the best that it has."""

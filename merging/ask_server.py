@@ -67,7 +67,7 @@ class Server:
             said = error.read(1000).decode(errors="replace")
             raise ValueError(f"{source}{url} answered {error.code}: {said}") from error
         except (OSError, ValueError) as error:
-            raise ValueError(f"--url {self.url} cannot be asked ({error}). Is the server running?") from error
+            raise ValueError(f"--url {self.url} cannot be reached ({error}). Is the server running?") from error
 
     def takes(self, path: str, body: dict | None = None) -> bool:
         """Whether it answers a request."""
@@ -107,7 +107,7 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
         other: flags of predict.py, for the data.
 
     Raises:
-        ValueError: it does not, and the cause; or it cannot be asked.
+        ValueError: it does not, and the cause; or it cannot be reached.
     """
     words = ["--model_path", args.model_path, "--data_path", args.data_path, "--output_path", os.devnull]
     flags = predict.parse(words + other)

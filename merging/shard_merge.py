@@ -209,7 +209,7 @@ class ShardMerge:
 
     @torch.no_grad()
     def check(self, folder: str) -> str:
-        """Hold each written tensor against base and adapter.
+        """Compare each written tensor with base and adapter.
 
         A merged matrix is compared with what its LoRA layer answers to unit vectors, 64 columns of it: the layer as it
         is trained and used, which adds two products and merges nothing.
@@ -221,7 +221,7 @@ class ShardMerge:
         for key, shard in self.shard_of.items():
             if key not in self.changed:
                 want = self.cast(key, self.shards[shard].get_tensor(key))
-                hold_against(key, written[shard].get_tensor(key), want, 0)
+                check_equal(key, written[shard].get_tensor(key), want, 0)
         for name, keys in self.keys.items():
             found = self.read(name, written, self.plain).data
             if name in self.layers:
@@ -237,7 +237,7 @@ class ShardMerge:
                 layer.to("meta")
             else:
                 want = self.merged(name)
-            hold_against(name, found, want, torch.finfo(self.dtype or self.header(keys[0]).dtype).eps)
+            check_equal(name, found, want, torch.finfo(self.dtype or self.header(keys[0]).dtype).eps)
         rest = len(self.shard_of) - len(self.changed)
         return f"{len(self.changed)} tensors are sums of base and adapter, {rest} the base's own"
 
@@ -249,7 +249,7 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**20)
 
 
-def hold_against(name: str, found: torch.Tensor, want: torch.Tensor, eps: float) -> None:
+def check_equal(name: str, found: torch.Tensor, want: torch.Tensor, eps: float) -> None:
     """Raise where two tensors differ by more than rounding to a precision whose step is `eps`."""
     if eps and want.numel():
         same = ((found - want).abs() <= want.abs() * (eps / 2) + want.abs().max() * 1e-6).all()

@@ -303,7 +303,7 @@ class MultimodalDataset(WeightedRows):
         return parts | {f"{name}_": range(*map(int, rows)) for name, rows in zip(names, pairwise(ends))}
 
 
-def price_of_replies(dataset: MultimodalDataset, tokens: np.ndarray) -> str:
+def cost_of_replies(dataset: MultimodalDataset, tokens: np.ndarray) -> str:
     """What it costs that rows give several samples, by the tokens of each (samples,); nothing where none does."""
     _, of_row = np.unique(dataset.row_numbers(), return_inverse=True)
     longest = np.zeros(of_row.max() + 1, np.int64)

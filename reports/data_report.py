@@ -30,7 +30,7 @@ from collators.template_check import check_template
 from collators.thoughts_and_tools import MESSAGE_FIELDS
 from evaluation.verdict import of_check
 from loaders import LOADERS
-from reading.dataset import price_of_replies
+from reading.dataset import cost_of_replies
 from reading.references import digest, hash_of
 from reading.replaced import check_drawn
 from reading.row_index import Layout
@@ -162,7 +162,7 @@ class CheckedRows(Dataset):
                 template.check_rendering(sample["messages"])
             whole = self.collator.encode(sample, within_budget=False).inputs
         except OverlongSample:  # without a budget, only because no label is left
-            return {"fault": "no label", "reason": f"{sample['source']}: no token of it would be trained"}
+            return {"fault": "no label", "reason": f"{sample['source']}: none of its tokens would be trained"}
         except ValueError as error:
             return {"fault": "refused", "reason": str(error)}
         ids = whole["input_ids"][0]
@@ -274,8 +274,8 @@ def results_of(arguments, budget, splits: dict, results: Results, notes: dict, n
         found = {"name": dataset.name} | describe_split(results, start, rows)
         found["kinds"] |= held
         found["advice"] = budget.advice(dataset, np.flatnonzero(rows["fault"] == CODES["overlong"]))
-        price = price_of_replies(dataset, sum(rows[kind] for kind in ("text", "image", "video")))
-        found["notes"] = notes[split] + [price] * bool(price)
+        cost = cost_of_replies(dataset, sum(rows[kind] for kind in ("text", "image", "video")))
+        found["notes"] = notes[split] + [cost] * bool(cost)
         report["data"][split] = found
     if "eval" in splits:
         report["overlap"] = shared_with_training(results)

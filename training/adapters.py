@@ -131,8 +131,8 @@ def why_not(name: str, module: nn.Module, loader: BaseLoader, modes: dict) -> st
     if component is None:
         return "in no component that trains"
     if (mode := modes[f"{name}.weight"]) != "lora":
-        cures = {"vision_encoder": "; add --train_vision_encoder True --use_vision_lora True"}
-        return f"of the {component}, which has no adapters (it is {mode}{cures.get(component, '')})"
+        fixes = {"vision_encoder": "; add --train_vision_encoder True --use_vision_lora True"}
+        return f"of the {component}, which has no adapters (it is {mode}{fixes.get(component, '')})"
     if loader.mixture_part(name):
         return "of a mixture of experts: see --lora_experts and --lora_router"
     if loader.is_unused(name) or name.endswith(tuple(loader.bare_weights)):

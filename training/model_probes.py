@@ -96,7 +96,7 @@ def leak(model, loader, collator, rows: list[dict], alone: torch.Tensor, allowed
         return f"the model refuses them in one row ({error})"
     if difference <= allowed:
         return ""
-    return f"in one row they see each other: the loss of a probe is {difference:.2g} off that of the sample alone"
+    return f"in one row they affect each other: a loss differs by {difference:.2g} from that of the sample alone"
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ LOCK, RUN = "_lock", "run.json"  # what begins with _ the Trainer does not uploa
 
 
 @contextmanager
-def taken(arguments) -> Iterator[None]:
+def locked(arguments) -> Iterator[None]:
     """Lock the output folder while a run lasts. Of a run that ends before it has written anything, nothing stays.
 
     Raises:

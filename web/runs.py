@@ -1,6 +1,6 @@
 """Runs of train.py as the web interface starts, stops and finds them again.
 
-What is known of a run lies in its output folder: `webui_run.json` (how it was started, which process it is),
+What is known of a run is in its output folder: `webui_run.json` (how it was started, which process it is),
 `webui.log` (what it prints) and what train.py writes. So any number of pages, also of an interface that was started
 again, see the same. A relative path is one in the root, which is the current folder.
 """

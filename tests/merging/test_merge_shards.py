@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import merge_lora_weights
-from merging.shard_merge import ShardMerge, hold_against
+from merging.shard_merge import ShardMerge, check_equal
 
 ATTENTION = r"model\.language_model\..*\.[qv]_proj"
 
@@ -318,10 +318,10 @@ def test_the_self_check_notices_a_layer_left_out(sharded, tmp_path, monkeypatch,
 def test_the_self_check_allows_one_rounding_and_no_more():
     sums = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     rounded, eps = sums.bfloat16(), 2**-7  # of its 7 bits
-    hold_against("weight", rounded.float(), sums, eps)
+    check_equal("weight", rounded.float(), sums, eps)
     for wrong in (rounded.float() * (1 + 4 * eps), sums.bfloat16().float() + 0.01):
         with pytest.raises(ValueError, match="Self-check failed: weight"):
-            hold_against("weight", wrong, sums, eps)
+            check_equal("weight", wrong, sums, eps)
 
 
 def test_the_self_check_of_the_logits_allows_rounding_and_no_more(sharded, tmp_path, monkeypatch):

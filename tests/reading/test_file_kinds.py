@@ -315,7 +315,7 @@ TAR_FAULTS = {
     "two pictures": ([("1.jpg", b"\xff\xd8\xff"), ("1.png", b"\x89PNG"), ("1.txt", "A")], "png holds a medium"),
     "a mask": ([("1.seg.png", b"\x89PNG"), *ROWS_OF_A_TAR], "seg.png holds a medium"),
     "broken json": ([("a/1.json", "{")], "has a member a/1.json that is not valid JSON"),
-    "twice": ([*ROWS_OF_A_TAR, ("1.json", '{"txt": "B"}')], "1.json that gives the field `txt`, as another"),
+    "twice": ([*ROWS_OF_A_TAR, ("1.json", '{"txt": "B"}')], "1.json that gives the field `txt` a second time"),
     "other bytes than UTF-8": ([("1.txt", b"\xff\xfe")], "1.txt that is not UTF-8 text"),
     "no picture": ([("1.png", b"no picture"), ("1.txt", "A")], "sample 0: image of 10 bytes cannot be decoded"),
 }

@@ -41,7 +41,7 @@ def test_samples_are_concatenated_where_the_model_keeps_them_apart(tiny, family,
 
 def test_packing_of_a_model_that_mixes_samples_is_refused(tiny):
     for flag in ("padding_free", "packing"):
-        with pytest.raises(ValueError, match=f"--{flag} True cannot be used with .*: in one row they see each other"):
+        with pytest.raises(ValueError, match=f"--{flag} True cannot be used with .*: in one row they affect"):
             model_probes.check_batches(*prepared(tiny, "qwen3.5", **{flag: True}))
 
 
