@@ -17,7 +17,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from collators.boxes import FORMATS
+from collators.boxes import BOX_FORMATS
 from collators.pixel_bounds import settle_resize
 from command_line import FlagParser, by_flag
 from evaluation.metrics import METRICS, kind_of
@@ -135,9 +135,9 @@ class ReadingArguments:
     processor_kwargs: str | None = flag(None, "Options of the checkpoint's own processor, as a JSON object.")
     box_format: str | None = flag(
         None,
-        f"How boxes and points of the data are written: {', '.join(FORMATS)}. Default: as the family's checkpoints do "
-        "(docs/boxes.md).",
-        FORMATS,
+        f"How boxes and points of the data are written: {', '.join(BOX_FORMATS)}. Default: as the family's checkpoints "
+        "do (docs/boxes.md).",
+        BOX_FORMATS,
     )
     template_kwargs: str | None = flag(
         None, "Variables of the chat template, as a JSON object, such as '{\"enable_thinking\": true}'."
@@ -321,7 +321,7 @@ class TrainingArguments(transformers.TrainingArguments):
         check_writable("--output_dir", self.output_dir)
 
     def __getstate__(self):
-        """Without the Hub's token: the Trainer pickles this beside the weights, and uploads it with them."""
+        """Without the Hub's token: the Trainer pickles this next to the weights, and uploads it with them."""
         return vars(self) | {"hub_token": None}
 
 

@@ -47,7 +47,7 @@ from reading.split import make_datasets
 from reading.strict_json import strict_json
 from training import checks, engines, trainable
 from training.make_collator import make_collator
-from training.step_memory import KINDS, QuantizedLinear, Shares, measure_step
+from training.step_memory import MEMORY_PARTS, QuantizedLinear, Shares, measure_step
 
 GB = 1e9
 # Of a GPU's memory, left to the CUDA context and to gaps between blocks.
@@ -187,7 +187,7 @@ def optimizer(training, parameters: list[torch.nn.Parameter]) -> torch.optim.Opt
         optimizer_class, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(training)
         return optimizer_class(parameters, **kwargs)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"--optim {training.optim.value} cannot be made with these flags: {error}") from error
+        raise ValueError(f"--optim {training.optim.value} cannot be created with these flags: {error}") from error
 
 
 def engine_shares(model, training, dtype: torch.dtype, num_devices: int) -> Shares:
@@ -233,7 +233,7 @@ def make_batch(arguments: Arguments, loader) -> tuple[dict[str, torch.Tensor], i
     datasets = [make_datasets(data, seed, evaluation=False, check=False)[0]] if any(data.data_path) else []
     collator = make_collator(arguments.model.family, loader, data, *datasets)
     if attention.is_padding_free(arguments, loader) and not loader.is_tested_on_loading:  # there are no weights to test
-        collator.join_samples(loader)
+        collator.make_padding_free(loader)
     number = arguments.training.per_device_train_batch_size
     rows = longest_rows(*datasets, collator, number) if datasets else [made_row(arguments, collator)]
     if data.packing:
@@ -260,7 +260,7 @@ def longest_rows(dataset: MultimodalDataset, collator, number: int) -> list[dict
         if len(encoded) == CANDIDATES * number or len(faults) > 100:
             break
     if not encoded:
-        raise ValueError(f"No row of {dataset.name} can be used, such as {faults[0]}")
+        raise ValueError(f"No row of {dataset.name} can be used; the first: {faults[0]}")
     return sorted(encoded, key=lambda inputs: inputs["input_ids"].shape[1], reverse=True)[:number]
 
 
@@ -318,14 +318,14 @@ def show(report: dict, gpu_memory: float | None, file) -> None:
     console.print(f"{where}, at the peak of a step with a batch of {batch}:\n")
     table = Table("", "GB", box=None)
     table.columns[1].justify = "right"
-    for kind in (*KINDS, "total"):
+    for kind in (*MEMORY_PARTS, "total"):
         table.add_row(kind, f"{report[kind] / GB:.2f}", style="bold" if kind == "total" else "")
     console.print(table)
     console.print("\n" + "\n".join(f"- {text}" for text in report["assumptions"]))
     if not gpu_memory:
         return
     verdict = "fits" if report["fits"] else "does not fit"
-    console.print(f"\nIt {verdict} into {gpu_memory:g} GB.", style="green" if report["fits"] else "red")
+    console.print(f"\nIt {verdict} in {gpu_memory:g} GB.", style="green" if report["fits"] else "red")
     if not report["fits"]:
         console.print("What saves memory: docs/memory.md#will-it-fit-estimatepy")
 

@@ -94,7 +94,7 @@ def main(words: list[str] | None = None) -> None:
     if shards:
         print(f"Self-check of the files: {shards.check(place)}.", flush=True)
     if (needed := memory_needed(loader)) > psutil.virtual_memory().available:
-        print(f"The logits are not checked: that takes {gigabytes(needed)} of memory, which are not free.")
+        print(f"The logits are not checked: that takes {gigabytes(needed)} of free memory.")
     else:
         merged = LOADERS.get(family)(place, args.trust_remote_code, dtype=torch.float32)
         processor = merged.load_processor()  # with the template of the run
@@ -102,7 +102,7 @@ def main(words: list[str] | None = None) -> None:
         collator = COLLATORS.get(family)(processor, chat_template=template)
         print(check_logits(loader, args.model_path, seen_as, merged, collator, dtype), flush=True)
     if found := "; ".join(f"{name}: {text}" for is_whole, name, text in serving.check_folder(place) if not is_whole):
-        print(f"WARNING: what inference servers read is incomplete: {found}.")
+        print(f"WARNING: inference servers may fail to load it: {found}.")
     print(f"How to serve it: python check_serving.py --model_path {args.model_save_path}")
     if args.push_to_hub:
         HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=place)

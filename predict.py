@@ -169,7 +169,7 @@ def check_words(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is {value}; it must be 1 or more.")
     ReadingArguments(**{field.name: getattr(args, field.name) for field in fields(ReadingArguments)})  # checks them
     if args.max_pixels == AUTO:
-        raise ValueError("--max_pixels auto is for training: give a number, or leave it out to see images as it did.")
+        raise ValueError("--max_pixels auto is for training: give a number, or omit it to see images as in training.")
     if args.given & {"min_pixels", "max_pixels"} and os.path.isdir(args.model_path):  # else as the training settled it
         base = args.model_local_path or (adapter_config(args.model_path) or {}).get("base_model_name_or_path")
         settle_resize(args, family_in(args.model_path, base or args.model_path, args.model_id))

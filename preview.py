@@ -73,7 +73,7 @@ def main(words: list[str] | None = None) -> None:
         else:
             preview_views.print_rows(previews(), collator, stdout)
         if typed:
-            print(f"{typed} of {len(indices)} rows hold a typed control token, such as </s>: it is kept as characters.")
+            print(f"{typed} of {len(indices)} rows hold a typed control token, such as </s>: it is kept as text.")
     if refusal:
         end(f"Error: {refusal}")  # as train.py does; the rows above show where
     sys.exit(1 if failed else 0)
@@ -102,11 +102,11 @@ def check_own_flags(own) -> None:
         raise ValueError("--num_processes has no effect without --check: add it.")
     for name in ("index", "random", "search", "num_rows", "skip_rows"):
         if getattr(own, name) and own.check:
-            raise ValueError(f"--{name} has no effect with --check, which goes over all rows: leave one out.")
+            raise ValueError(f"--{name} has no effect with --check, which checks all rows: leave one out.")
     if own.skip_rows < 0:
         raise ValueError(f"--skip_rows is {own.skip_rows}; it must be 0 or more.")
     if own.json and own.html and not own.check:
-        raise ValueError("--json and --html are two forms of the same rows: leave one out.")
+        raise ValueError("--json and --html exclude each other: leave one out.")
     if own.html:
         if os.path.isdir(own.html):
             raise ValueError(f"--html {own.html} is a folder; name a file.")

@@ -28,7 +28,7 @@ from loaders import LOADERS, attention, output_folder
 from loaders.output_folder import ProcessorFiles
 from loaders.quantization import quantization_config, quantized_bits
 from reading import replaced
-from reading.dataset import EncodedDataset, MultimodalDataset, make_dataset, price_of_replies, shared_rows
+from reading.dataset import EncodedDataset, MultimodalDataset, cost_of_replies, make_dataset, shared_rows
 from reading.options import MEDIA_FLAGS
 from reading.split import make_datasets
 from reading.strict_json import make_strict
@@ -49,8 +49,8 @@ def main(words: list[str] | None = None) -> None:
     engines.check(arguments)
     if arguments.training.max_steps > 0 and "num_train_epochs" in arguments.given:
         # Such as a recipe with epochs, tried for a few steps.
-        print_once(f"--max_steps {arguments.training.max_steps} wins over --num_train_epochs.")
-    with run_folder.taken(arguments):
+        print_once(f"--max_steps {arguments.training.max_steps} overrides --num_train_epochs.")
+    with run_folder.locked(arguments):
         finetune(arguments)
 
 
@@ -73,7 +73,7 @@ def finetune(arguments: Arguments) -> None:
     collator = make_collator(arguments.model.family, loader, data, train_dataset, eval_dataset)
     print_once(describe_bounds(collator, data))
     if attention.is_padding_free(arguments, loader):
-        collator.join_samples(loader)
+        collator.make_padding_free(loader)
     check_labels(collator)
     print_once(check_template(collator, train_dataset, eval_dataset))
     print_once(added_tokens(loader, collator.template))
@@ -82,20 +82,22 @@ def finetune(arguments: Arguments) -> None:
     for dataset in filter(None, (train_dataset, eval_dataset)):
         fit_to_budget(collator, dataset, arguments.data.drop_overlong)
     if arguments.data.train_replies == "each":
-        print_once(price_of_replies(train_dataset, kept_lengths(collator, train_dataset)))
-    lengths = lengths_for_order(arguments, collator, train_dataset)
+        print_once(cost_of_replies(train_dataset, kept_lengths(collator, train_dataset)))
+    # only where the order of an epoch follows the lengths
+    needs_lengths = data.packing or SAMPLERS[arguments.training.train_sampling_strategy].needs_lengths
+    lengths = kept_lengths(collator, train_dataset) if needs_lengths else None
     run = resume.describe_run(arguments, train_dataset)
     if checkpoint:
         resume.check_same_run(checkpoint, run)
     run_folder.check_run(arguments.training, run)
 
     # weights; what trains, and how
-    engines.join(arguments.training)
+    engines.init_deepspeed(arguments.training)
     quantize(arguments, loader)
     model = loader.load_model()
     if loader.is_tested_on_loading:
         print_once(model_probes.check_batches(model, loader, collator, arguments))
-    if collator.joins_samples:
+    if collator.is_padding_free:
         attention.separate_samples(model, loader)
     engines.set_up_fsdp(arguments.training, model, trainable.compute_dtype(arguments.training))
     set_seed(arguments.training.seed)  # adapters start alike under every engine
@@ -157,7 +159,7 @@ def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDatase
         of_train, of_eval = shared[0]
         print_once(
             f"WARNING: {len(shared):,} of {len(eval_dataset):,} evaluation rows are also in the training data, so that "
-            "evaluation measures what was learned by heart; the first: "
+            "evaluation also measures memorization; the first: "
             f"{eval_dataset.source(of_eval)} = {train_dataset.source(of_train)}."
         )
 
@@ -167,6 +169,23 @@ def probe_rows(arguments: Arguments) -> MultimodalDataset | None:
     path = arguments.training.probe
     path = os.path.join(HERE, "example_data", "plain", "questions.jsonl") if path == PLAIN else path
     return make_dataset(DataArguments(data_path=[path], data_cache=arguments.data.data_cache), path) if path else None
+
+
+def model_kwargs(arguments: Arguments) -> dict:
+    # As the checkpoint holds them, so that nothing is rounded on the way; DeepSpeed casts as it loads.
+    return {
+        "dtype": trainable.compute_dtype(arguments.training) if arguments.training.deepspeed else "auto",
+        "attn_implementation": arguments.model.attn_implementation or LOADERS.get(arguments.model.family).attention,
+    }
+
+
+def check_kernels(arguments: Arguments, loader) -> None:
+    """Refuse Liger for a model that it has no kernels for, where it would silently do nothing (0.8.5)."""
+    if arguments.training.use_liger_kernel:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+        if loader.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+            raise ValueError(f"--use_liger_kernel: Liger has no kernels for {loader.config.model_type}. Leave it out.")
 
 
 def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None) -> None:
@@ -187,23 +206,6 @@ def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None)
             print_once(f"WARNING: --{name} has no effect: no row holds {kind}.")
 
 
-def model_kwargs(arguments: Arguments) -> dict:
-    # As the checkpoint holds them, so that nothing is rounded on the way; DeepSpeed casts as it loads.
-    return {
-        "dtype": trainable.compute_dtype(arguments.training) if arguments.training.deepspeed else "auto",
-        "attn_implementation": arguments.model.attn_implementation or LOADERS.get(arguments.model.family).attention,
-    }
-
-
-def check_kernels(arguments: Arguments, loader) -> None:
-    """Refuse Liger for a model that it has no kernels for, where it would do nothing in silence (0.8.5)."""
-    if arguments.training.use_liger_kernel:
-        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-
-        if loader.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-            raise ValueError(f"--use_liger_kernel True: Liger has none for {loader.config.model_type}. Leave it out.")
-
-
 def fit_to_budget(collator, dataset: MultimodalDataset, drop_overlong: bool) -> None:
     """Settle what exceeds --model_max_length before step 1: cut, dropped, or an error."""
     total = len(dataset)
@@ -212,23 +214,9 @@ def fit_to_budget(collator, dataset: MultimodalDataset, drop_overlong: bool) -> 
         print_once(f"{dataset.name}: of {total} samples, {cut} are cut to --model_max_length, {dropped} are dropped.")
 
 
-def lengths_for_order(arguments: Arguments, collator, dataset: MultimodalDataset) -> np.ndarray | None:
-    """Tokens of each training sample as it is trained on (rows,), where the order of an epoch follows them."""
-    if not SAMPLERS[arguments.training.train_sampling_strategy].needs_lengths and not arguments.data.packing:
-        return None
-    return kept_lengths(collator, dataset)
-
-
 def kept_lengths(collator, dataset: MultimodalDataset) -> np.ndarray:
+    """Tokens of each sample as it is trained on (rows,)."""
     return np.minimum(collator.budget.token_lengths(dataset), collator.budget.max_length)
-
-
-def chat_templates(arguments: Arguments, collator, dataset: MultimodalDataset) -> dict[str, str]:
-    """The templates to save with the weights: one that replaces the checkpoint's, one for servers."""
-    replaced = collator.template.text if arguments.data.chat_template else None
-    served = collator.template.thoughts_and_tools.server_template(outlines(dataset))
-    found = {"chat_template.jinja": replaced, SERVER_TEMPLATE: served}
-    return {name: text for name, text in found.items() if text}
 
 
 def quantize(arguments: Arguments, loader) -> None:
@@ -239,6 +227,13 @@ def quantize(arguments: Arguments, loader) -> None:
         dtype = trainable.compute_dtype(arguments.training)
         config = quantization_config(loader, dtype, bits)
         loader.model_kwargs |= engines.quantized(arguments, config, dtype)
+
+
+def chat_templates(arguments: Arguments, collator, dataset: MultimodalDataset) -> dict[str, str]:
+    """The templates to save with the weights: one that replaces the checkpoint's, one for servers."""
+    own = collator.template.text if arguments.data.chat_template else None
+    served = collator.template.thoughts_and_tools.server_template(outlines(dataset))
+    return {name: text for name, text in (("chat_template.jinja", own), (SERVER_TEMPLATE, served)) if text}
 
 
 def save(trainer: FinetuneTrainer, loader, metrics: dict) -> None:

@@ -110,7 +110,7 @@ def check(args: argparse.Namespace) -> None:
     try:
         socket.create_server((args.host, args.port), family=family).close()
     except OSError as error:
-        raise ValueError(f"--host {args.host} --port {args.port} cannot be bound to: {error.strerror}.") from error
+        raise ValueError(f"--host {args.host} --port {args.port} cannot be listened on: {error.strerror}.") from error
 
 
 def is_loopback(host: str) -> bool:

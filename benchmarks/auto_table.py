@@ -67,11 +67,11 @@ A row ends at its first step without a tick, for the reason at its end. `samples
 the model keeps them apart, or padded.
 
 Where a new type "refuses what its processor makes of a probe", its tiny config may not fit its processor: look at
-tiny_checkpoints/any_type.py before you believe it.
+tiny_checkpoints/any_type.py before you trust the result.
 
-Types with a link were run with their checkpoints' public chat template. Of the others none was at hand, and none was
-invented: they need one, of the checkpoint or by `--chat_template`. They were run with a neutral one by that flag, so
-their ticks mean: loads, and trains with a template that the user gives.
+Types with a link were run with their checkpoints' public chat template. The others had none that could be used, so
+they need one, from the checkpoint or with `--chat_template`. They were run with a neutral one by that flag, so their
+ticks mean: loads, and trains with a template that the user gives.
 
 """
 STEPS = ("components", "labels", "batch", "picture", "trained", "merged", "answered")
@@ -121,9 +121,9 @@ def row_of(model_type: str, folder: Path) -> dict:
         with step(row, "batch"):
             model = loader.load_model().float().eval()
             if is_padding_free(ARGUMENTS, loader):
-                collator.join_samples(loader)
+                collator.make_padding_free(loader)
             model_probes.check_batches(model, loader, collator, ARGUMENTS)
-            row["padding-free"], collator.joins_samples = collator.joins_samples, False
+            row["padding-free"], collator.is_padding_free = collator.is_padding_free, False
             encoded = [collator.encode(sample).inputs for sample in samples_of(data)]
             alone = torch.cat([losses(model, collator.collate([inputs])) for inputs in encoded])
             together = losses(model, collator.collate(encoded))

@@ -122,7 +122,7 @@ def packed(family: str, checkpoint: str, rows: str) -> dict[str, float]:
     for dtype in (torch.float32, torch.bfloat16):
         loader, model, collator, samples, labels, alone = alone_in(dtype, family, checkpoint, rows)
         attention.separate_samples(model, loader)
-        collator.join_samples(loader)
+        collator.make_padding_free(loader)
         together = gradients(model, [in_type(collator.collate(samples), dtype)], labels)
 
         def vision(of: dict, loader=loader) -> dict:

@@ -219,7 +219,7 @@ class Run:
         self.collator = make_collator(self.arguments.model.family, self.loader, self.arguments.data)
         self.is_joined = attention.is_padding_free(self.arguments, self.loader)
         if self.is_joined:
-            self.collator.join_samples(self.loader)
+            self.collator.make_padding_free(self.loader)
         self.rows = KeptRows(make_dataset(self.arguments.data, [str(work / "rows.json")]), self.collator)
         per_step = int(tokens / np.mean([row["input_ids"].shape[1] for row in self.rows.rows]))
         self.arguments.training.per_device_train_batch_size = per_step

@@ -169,7 +169,7 @@ def compare(family: str, folder: str, template: str | None, dataset: MultimodalD
 def official_ids(processor, template, tools, conversation: list[dict], thinks: bool, tokenize=True, **options):
     """The ids, or the text, of the library and the checkpoint's own template."""
     options |= {"chat_template": template.official, "tools": tools, "tokenize": tokenize, "return_dict": tokenize}
-    options |= template.asked if thinks else template.kwargs
+    options |= template.prompt_kwargs if thinks else template.kwargs
     found = processor.apply_chat_template([conversation], **options)
     return list(found["input_ids"][0]) if tokenize else found[0]
 

@@ -80,9 +80,9 @@ COLOURS = "red green blue yellow black white orange purple brown pink grey cyan"
 # Fault -> (name that is asked, or None for the adapter's own; more flags of vLLM; what the check says)
 FAULTS = {
     "adapter not applied": ("base", [], "the adapter is not applied"),
-    "another adapter": ("other", [], "other weights"),
-    "another template": (None, ["--chat-template", "other.jinja"], "another prompt"),
-    "another resize": (None, ["--mm-processor-kwargs", '{"max_pixels": 3136}'], "another size of the pictures"),
+    "another adapter": ("other", [], "different weights"),
+    "another template": (None, ["--chat-template", "other.jinja"], "a different prompt"),
+    "another resize": (None, ["--mm-processor-kwargs", '{"max_pixels": 3136}'], "a different picture size"),
     "sampling": (None, ["--override-generation-config", '{"temperature": 2.0}'], "sampling is on"),
 }
 

@@ -20,7 +20,7 @@ PROPERTIES = {
     "texts on one of two": "the same of a text and an image, where one process gets the text alone",
     "packed samples": "a sample's states do not move when others in its pack change",
     "cut samples": "a sample over the limit is not cut through an image",
-    "over-long row": "a text over the limit is refused or told, not lost in silence",
+    "over-long row": "a text over the limit is refused or told, not lost silently",
     "broken image": "the same of half an image file",
     "empty reply": "the same of a row with nothing to train",
     "unread field": "the same of a field of the rows that nobody reads",
@@ -52,7 +52,7 @@ def correctness() -> str:
     rows = [
         [name, *(shown(tool["cells"].get(name)) for tool in of_tools.values()), PROPERTIES[name]] for name in PROPERTIES
     ]
-    versions = "".join(f"- {name}: {tool['versions']}; asked with {tool['flags']}\n" for name, tool in of_tools.items())
+    versions = "".join(f"- {name}: {tool['versions']}; run with {tool['flags']}\n" for name, tool in of_tools.items())
     return f"{table(['', *of_tools, 'yes, where'], rows)}\nMeasured on {found['date']}:\n\n{versions}"
 
 

@@ -36,7 +36,7 @@ def find_replies(
         for longer, shorter in ((prompt, rendered), (history, prompt)):
             if not longer.startswith(shorter):
                 raise UnfitTemplate(
-                    "the chat template writes a conversation otherwise than the prompt for its reply: "
+                    "the chat template renders a conversation differently from the prompt for its reply: "
                     f"{shorter[-80:]!r} is not the beginning of {longer[: len(shorter)][-80:]!r}. Give a template with "
                     "{% generation %} tags with --chat_template, or add a family (docs/add_new_model.md)."
                 )

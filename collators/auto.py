@@ -39,8 +39,8 @@ class AutoCollator(ChatCollator):
             has_pixels = any(torch.is_tensor(value) and value.is_floating_point() for value in row.values())
             if has_pixels and not self.is_media(row["input_ids"]).any():
                 raise ValueError(
-                    f"{type(processor).__name__} does not name the tokens that it writes for a picture, so they could "
-                    "be cut or trained. Add a family (docs/add_new_model.md)."
+                    f"{type(processor).__name__} does not say which tokens stand for an image, so they could be cut "
+                    "or trained. Add a family (docs/add_new_model.md)."
                 )
         # Whatever has a value for each token of every probe marks tokens, such as `token_type_ids`: none in padding.
         of_tokens = [{name for name, value in row.items() if by_token(value, row["input_ids"])} for row in rows]

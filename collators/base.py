@@ -1,11 +1,14 @@
 """Samples -> batches: render the training template, tokenize, place the labels, cut, pad.
 
-The way of one sample, `ChatCollator.encode`:
+The path of one sample, `ChatCollator.encode`:
 
     messages --template.render--> text and the character spans to train (template.py)
              --processor--> tokens, with each medium expanded, and pixels
              --labels--> -100 everywhere but on the tokens that overlap a span
              --cut--> at most `budget.max_length` tokens, never through a medium (budget.py)
+
+A data loader's workers encode (`EncodedDataset` of reading/dataset.py, which also concatenates the samples of a pack);
+`ChatCollator.collate` makes a batch of what they return.
 """
 
 from bisect import bisect_left, bisect_right
@@ -17,7 +20,7 @@ import torch
 from transformers import BatchFeature
 
 from collators.batch import by_name, concatenate, with_all_sequences
-from collators.boxes import FORMATS, Boxes, BoxFormat
+from collators.boxes import BOX_FORMATS, Boxes, BoxFormat
 from collators.budget import Budget, OverlongSample, fewest_frames
 from collators.channels_last import channels_last
 from collators.probes import encoded_probes, opened
@@ -42,9 +45,9 @@ class ChatCollator:
         chat_template: replaces the family's and the checkpoint's. Without {% generation %} tags, the replies are found
             by rendering (`collators/any_template.py`).
         stop_tokens: what ends generation; by default the tokenizer's end token.
-        template_kwargs: variables of the templates beside the family's own.
+        template_kwargs: variables of the templates besides the family's own.
         train_thoughts: False trains of a reply with a thought what comes after it.
-        box_format: of collators.boxes.FORMATS, instead of the family's own.
+        box_format: of collators.boxes.BOX_FORMATS, instead of the family's own.
     """
 
     # Training template: the checkpoint's, with {% generation %} around each reply and its end-of-turn token. The tag
@@ -97,7 +100,7 @@ class ChatCollator:
         self.processor = processor
         if hasattr(processor, "image_processor"):
             processor.image_processor = channels_last(processor.image_processor)
-        boxes = Boxes(processor, FORMATS[box_format] if box_format else self.box_format)
+        boxes = Boxes(processor, BOX_FORMATS[box_format] if box_format else self.box_format)
         self.template = self.template_class(
             processor,
             type(self),
@@ -112,91 +115,13 @@ class ChatCollator:
         self.image_size: dict[str, int] | None = None  # bounds that flags gave the processor, to save with it
         self._tokenizer = processor.tokenizer  # not `tokenizer`: Trainer would save that, adapted, next to the weights
         self.media_in_every_batch: set[str] = set()  # kinds of media of which a batch that has none gets a dummy
-        self.joins_samples = False  # by `join_samples`
+        self.is_padding_free = False
         self.rope_index = None
         ids = {"image": processor.image_token_ids, "video": processor.video_token_ids}
         known = {kind: [id for id in found if id is not None] for kind, found in ids.items()}
         self.media_token_ids = {kind: torch.tensor(found, dtype=torch.long) for kind, found in known.items()}
         seen = {id for inputs, _ in encoded_probes(self) for id in inputs["input_ids"].unique().tolist()}
         self.template.frame.find(seen, self.reply_tokens)
-
-    # ---- a batch ----
-
-    def join_samples(self, loader) -> None:
-        """From now on, concatenate the samples of a batch instead of padding them."""
-        self.joins_samples = True
-        self.rope_index = loader.rope_index() if loader.mrope else None
-
-    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
-        """Opened samples -> one batch."""
-        return self.collate([self.encode(sample).inputs for sample in samples])
-
-    def collate(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Encoded samples -> one batch, padded on the right to its longest row, or all in one row (`join_samples`).
-
-        Returns:
-            input_ids, attention_mask, labels (batch, tokens) and the family's own tensors; a dummy row, where one is
-            needed, comes last and has no label. Of samples in one row: as `join`.
-        """
-        present = {kind for kind in self.vision_calls for row in rows if self.is_media(row["input_ids"], kind).any()}
-        rows = rows + [self.dummy_rows[kind] for kind in sorted(self.vision_calls - present)]
-        return self.join(rows) if self.joins_samples else self.pad(rows)
-
-    def join(self, rows: list[dict]) -> dict:
-        """Rows of batch size 1, each of one sample or joined before -> one such row of all their samples.
-
-        Returns:
-            input_ids, labels (1, tokens), no attention_mask; `position_ids` (1, tokens), from 0 in each sample, or with
-            mrope (4, 1, tokens): these, and those of time, height and width; `sample_lengths`: the tokens of each.
-        """
-        rows = [row if "sample_lengths" in row else self._as_row_of_samples(row) for row in rows]
-        lengths = [length for row in rows for length in row["sample_lengths"]]
-        apart = [{n: v for n, v in row.items() if n not in ("sample_lengths", "position_ids")} for row in rows]
-        batch = {
-            name: torch.cat(values, dim=1) if name in self.sequence_padding else self.of_all(name, values)
-            for name, values in by_name(with_all_sequences(apart, self.sequence_padding)).items()
-        }
-        positions = torch.cat([row["position_ids"] for row in rows], dim=-1)
-        return batch | {"position_ids": positions, "sample_lengths": lengths}
-
-    def _as_row_of_samples(self, row: dict[str, torch.Tensor]) -> dict:
-        """One sample as `join` gives it."""
-        number = row["input_ids"].shape[1]
-        positions = torch.arange(number)[None]
-        if self.rope_index:
-            grids = {name: value for name, value in row.items() if name not in ("attention_mask", "labels")}
-            positions = torch.cat([positions[None], self.rope_index(**grids)[0]])
-        inputs = {name: value for name, value in row.items() if name != "attention_mask"}
-        return inputs | {"position_ids": positions, "sample_lengths": [number]}
-
-    @property
-    def vision_calls(self) -> set[str]:
-        """The kinds of `media_in_every_batch`; a video without tokens of its own comes to the model as images."""
-        frames_are_images = not len(self.media_token_ids["video"])
-        return {"image"} if frames_are_images and self.media_in_every_batch else self.media_in_every_batch
-
-    def pad(self, rows: list[dict[str, torch.Tensor]], side: str = "right") -> dict[str, torch.Tensor]:
-        """Rows of batch size 1 -> one batch. Sequences are padded; pixels and grids of all rows are concatenated."""
-        padding = self.sequence_padding | {"input_ids": self._tokenizer.pad_token_id or 0}
-        return {
-            name: concatenate(values, padding[name], side) if name in padding else self.of_all(name, values)
-            for name, values in by_name(with_all_sequences(rows, padding)).items()
-        }
-
-    def of_all(self, name: str, values: list[torch.Tensor]) -> torch.Tensor:
-        """The pixels or sizes of several rows as the model takes those of a batch."""
-        return concatenate(values)
-
-    @cached_property
-    def dummy_rows(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Per kind of medium, a row with one small medium and no label: it costs a vision call and teaches nothing."""
-        rows = {}
-        for kind in self.vision_calls:
-            content = [opened(kind), {"type": "text", "text": "."}]
-            messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content[1:]}]
-            inputs = self._process(*self.template.render(messages), messages)
-            rows[kind] = inputs | {"labels": torch.full_like(inputs["labels"], IGNORE_INDEX)}
-        return rows
 
     # ---- a sample ----
 
@@ -289,6 +214,84 @@ class ChatCollator:
         """Which tokens stand for pixels, of "image", "video" or both; the shape of `input_ids`."""
         ids = self.media_token_ids[kind] if kind else torch.cat(list(self.media_token_ids.values()))
         return torch.isin(input_ids, ids)
+
+    # ---- a batch ----
+
+    def make_padding_free(self, loader) -> None:
+        """From now on, concatenate the samples of a batch instead of padding them."""
+        self.is_padding_free = True
+        self.rope_index = loader.rope_index() if loader.mrope else None
+
+    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        """Opened samples -> one batch."""
+        return self.collate([self.encode(sample).inputs for sample in samples])
+
+    def collate(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Encoded samples -> one batch, padded on the right to its longest row, or padding-free in one row.
+
+        Returns:
+            input_ids, attention_mask, labels (batch, tokens) and the family's own tensors; a dummy row, where one is
+            needed, comes last and has no label. Padding-free: as `concatenate_samples`.
+        """
+        present = {kind for kind in self.vision_calls for row in rows if self.is_media(row["input_ids"], kind).any()}
+        rows = rows + [self.dummy_rows[kind] for kind in sorted(self.vision_calls - present)]
+        return self.concatenate_samples(rows) if self.is_padding_free else self.pad(rows)
+
+    def concatenate_samples(self, rows: list[dict]) -> dict:
+        """Rows of batch size 1, each of one sample or of several -> one such row of all their samples.
+
+        Returns:
+            input_ids, labels (1, tokens), no attention_mask; `position_ids` (1, tokens), from 0 in each sample, or with
+            mrope (4, 1, tokens): these, and those of time, height and width; `sample_lengths`: the tokens of each.
+        """
+        rows = [row if "sample_lengths" in row else self._as_row_of_samples(row) for row in rows]
+        lengths = [length for row in rows for length in row["sample_lengths"]]
+        apart = [{n: v for n, v in row.items() if n not in ("sample_lengths", "position_ids")} for row in rows]
+        batch = {
+            name: torch.cat(values, dim=1) if name in self.sequence_padding else self.of_all(name, values)
+            for name, values in by_name(with_all_sequences(apart, self.sequence_padding)).items()
+        }
+        positions = torch.cat([row["position_ids"] for row in rows], dim=-1)
+        return batch | {"position_ids": positions, "sample_lengths": lengths}
+
+    def _as_row_of_samples(self, row: dict[str, torch.Tensor]) -> dict:
+        """One sample as `concatenate_samples` gives it."""
+        number = row["input_ids"].shape[1]
+        positions = torch.arange(number)[None]
+        if self.rope_index:
+            grids = {name: value for name, value in row.items() if name not in ("attention_mask", "labels")}
+            positions = torch.cat([positions[None], self.rope_index(**grids)[0]])
+        inputs = {name: value for name, value in row.items() if name != "attention_mask"}
+        return inputs | {"position_ids": positions, "sample_lengths": [number]}
+
+    @property
+    def vision_calls(self) -> set[str]:
+        """The kinds of `media_in_every_batch`; a video without tokens of its own comes to the model as images."""
+        frames_are_images = not len(self.media_token_ids["video"])
+        return {"image"} if frames_are_images and self.media_in_every_batch else self.media_in_every_batch
+
+    def pad(self, rows: list[dict[str, torch.Tensor]], side: str = "right") -> dict[str, torch.Tensor]:
+        """Rows of batch size 1 -> one batch. Sequences are padded; pixels and grids of all rows are concatenated."""
+        padding = self.sequence_padding | {"input_ids": self._tokenizer.pad_token_id or 0}
+        return {
+            name: concatenate(values, padding[name], side) if name in padding else self.of_all(name, values)
+            for name, values in by_name(with_all_sequences(rows, padding)).items()
+        }
+
+    def of_all(self, name: str, values: list[torch.Tensor]) -> torch.Tensor:
+        """The pixels or sizes of several rows as the model takes those of a batch."""
+        return concatenate(values)
+
+    @cached_property
+    def dummy_rows(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Per kind of medium, a row with one small medium and no label: it costs a vision call and teaches nothing."""
+        rows = {}
+        for kind in self.vision_calls:
+            content = [opened(kind), {"type": "text", "text": "."}]
+            messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content[1:]}]
+            inputs = self._process(*self.template.render(messages), messages)
+            rows[kind] = inputs | {"labels": torch.full_like(inputs["labels"], IGNORE_INDEX)}
+        return rows
 
 
 def _with_frames(part: dict, least: int) -> dict:

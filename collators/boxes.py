@@ -52,7 +52,7 @@ JSON = {
     "listed": "```json\n[\n\t{}\n]\n```",
     "between_objects": ",\n\t",
 }
-FORMATS = {  # of --box_format
+BOX_FORMATS = {  # of --box_format
     "pixels": BoxFormat(None, **JSON),
     "thousand": BoxFormat(1000, **JSON),
     "relative": BoxFormat(1, decimals=3, **JSON),
@@ -107,8 +107,8 @@ class Boxes:
         """
         if any("objects" in message for message in messages) and self.format is None:
             raise ValueError(
-                "holds boxes or points (`objects`), and how this model writes them is not known: add --box_format "
-                f"{', '.join(FORMATS)} (docs/boxes.md)"
+                "holds boxes or points (`objects`), but the format of this model is unknown: add --box_format "
+                f"{', '.join(BOX_FORMATS)} (docs/boxes.md)"
             )
         return [self._written(message) if "objects" in message else message for message in messages]
 

@@ -28,7 +28,7 @@ from reading.row_index import ChangedFile, Layout
 from reading.rows import content_parts
 
 WHOLE, CUT = 1, 2  # what becomes of a long row
-STEP = 1024  # in which --max_pixels is proposed
+PIXEL_STEP = 1024  # in which --max_pixels is proposed
 
 
 class OverlongSample(ValueError):
@@ -176,7 +176,7 @@ class Budget:
         # Next to the folder of the index, since flags of how media are read do not matter.
         folder_of = lambda index: os.path.dirname(index.folder)  # noqa: E731
         find, key = partial(self._count_texts, dataset), [self.fingerprint]
-        if self.template.boxes.in_pixels and dataset.num_parts(Layout.FIELDS["objects"]).any():
+        if self.template.boxes.in_pixels and dataset.num_parts(Layout.FIELD_SIGNS["objects"]).any():
             key.append(asdict(dataset.media))  # their digits follow the size
         return cached_counts(dataset, positions, find, folder_of, "texts", key, "Counting")
 
@@ -215,12 +215,12 @@ class Budget:
         room[positions] = self.max_length - self.text_tokens(dataset, positions)[0]
         # Where images are resized before the processor, the flag goes on doing that.
         bounded = self.family.frames_in_bounds and not (dataset.media.min_pixels or dataset.media.max_pixels)
-        lowest, highest = 1, dataset.media.image_pixel_limit // STEP
+        lowest, highest = 1, dataset.media.image_pixel_limit // PIXEL_STEP
         if bounded:
-            size, step = self.processor.image_processor.size, STEP * self.family.frames_in_bounds
+            size, step = self.processor.image_processor.size, PIXEL_STEP * self.family.frames_in_bounds
             lowest, highest = -(-size["shortest_edge"] // step), size["longest_edge"] // step
         best, helped = highest, 0
-        at_lowest, at_best = (self._counter(steps * STEP, bounded) for steps in (lowest, best))
+        at_lowest, at_best = (self._counter(steps * PIXEL_STEP, bounded) for steps in (lowest, best))
         for layout, sizes, members in dataset.groups():
             if "image" not in layout.media or dataset.media.image_size or room[members].max() < 0:
                 continue
@@ -231,11 +231,11 @@ class Budget:
             if len(rooms) and at_best(row, known) > rooms.min():
                 tokens = partial(self._tokens_with, row, known, bounded)
                 best = lowest + bisect_right(range(lowest, best), rooms.min(), key=tokens) - 1
-                at_best = self._counter(best * STEP, bounded)
-        return (best * STEP, helped) if helped else (None, 0)
+                at_best = self._counter(best * PIXEL_STEP, bounded)
+        return (best * PIXEL_STEP, helped) if helped else (None, 0)
 
     def _tokens_with(self, row: dict, media_sizes: dict, bounded: bool, steps: int) -> float:
-        return self._counter(steps * STEP, bounded)(row, media_sizes)
+        return self._counter(steps * PIXEL_STEP, bounded)(row, media_sizes)
 
     def _counter(self, max_pixels: int, bounded: bool) -> Callable:
         """`count_media_tokens` under this --max_pixels: a bound of the processor, or what images are shrunk to."""
@@ -274,7 +274,7 @@ class Budget:
         # A token is at least a byte of text; 64 is more than any template adds to a further message.
         text_bytes = dataset.of_rows("text_bytes") + len(written.encode()) + 64 * dataset.num_parts()
         is_doubtful = text_bytes + media + in_videos > self.max_length
-        is_doubtful |= dataset.num_parts(Layout.FIELDS.values()) > 0  # not among the text bytes
+        is_doubtful |= dataset.num_parts(Layout.FIELD_SIGNS.values()) > 0  # not among the text bytes
         # Every row is rendered once where the template may refuse its texts.
         is_doubtful |= template.is_replaced or bool(template.frame.thought)
         doubtful = np.setdiff1d(np.flatnonzero(is_doubtful), [*broken])

@@ -1,5 +1,5 @@
 """GLM-4.6V-Flash without thinking: as GLM-4.1V, with `/nothink` after each question and an empty thought before each
-reply, whose white space around it is dropped."""
+reply; the white space around a reply is dropped."""
 
 from collators import register_collator
 from collators.glm_4_1v import Glm41VCollator

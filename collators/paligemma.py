@@ -85,9 +85,9 @@ def check_form(messages: list[dict]) -> None:
     """
     roles = [message["role"] for message in messages]
     if "system" in roles:
-        raise ValueError("PaliGemma has no system prompt; write what matters of it into the question.")
+        raise ValueError("PaliGemma has no system prompt; move what matters into the question.")
     if roles not in (["user"], ["user", "assistant"]):
-        raise ValueError("PaliGemma answers once; make each exchange a sample of its own.")
+        raise ValueError("PaliGemma answers once; make each exchange a separate sample.")
     kinds = [part["type"] for part in messages[0]["content"]]
     if kinds != sorted(kinds) or "image" not in kinds:  # "image" is before "text"
         raise ValueError("PaliGemma needs at least one image, and all images before the text of the question.")

@@ -18,15 +18,15 @@ def settle_resize(reading, family: str) -> None:
         return
     has_bounds = COLLATORS.get(family).frames_in_bounds
     if not has_bounds and reading.keep_processor_config is not None:
-        raise ValueError(f"--keep_processor_config has no effect: {family}'s processor has no bounds of pixels.")
+        raise ValueError(f"--keep_processor_config has no effect: {family}'s processor has no pixel bounds.")
     if has_bounds and not reading.keep_processor_config:
         given = json_object("processor_kwargs", reading.processor_kwargs)
         if both := given.keys() & {"size", "min_pixels", "max_pixels"}:
-            raise ValueError(f"--processor_kwargs {min(both)!r} and --max_pixels set the same: leave one of them out.")
+            raise ValueError(f"--processor_kwargs {min(both)!r} and --max_pixels set the same thing: leave one out.")
         if reading.jpeg_draft or reading.image_resize_algorithm != "bicubic":
             name = "jpeg_draft" if reading.jpeg_draft else "image_resize_algorithm"
             raise ValueError(
-                f"--{name} has no effect where the processor itself resizes images, as {family}'s does by --min_pixels "
+                f"--{name} has no effect if the processor resizes images itself, as {family}'s does with --min_pixels "
                 "and --max_pixels: leave it out, or add --keep_processor_config True."
             )
         reading.keep_processor_config = False
@@ -34,7 +34,7 @@ def settle_resize(reading, family: str) -> None:
         raise ValueError(
             "--max_pixels auto sets a bound of the processor, "
             f"{'which --keep_processor_config True forbids' if has_bounds else f'but that of {family} has none'}: give "
-            "a number; the error about samples that do not fit names one."
+            "a number; the error about samples that do not fit suggests one."
         )
 
 
@@ -43,7 +43,7 @@ def describe_bounds(collator, reading) -> str:
     if not collator.image_size:
         return ""
     pixels = " ".join(f"--{name} {n}" for name in ("min_pixels", "max_pixels") if (n := getattr(reading, name)))
-    return f"{pixels}: the processor itself resizes images so; its saved files get {collator.image_size}."
+    return f"{pixels}: the processor resizes images itself; its saved files get {collator.image_size}."
 
 
 def set_options(collator, reading, *datasets) -> None:

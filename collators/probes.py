@@ -67,8 +67,8 @@ def check_labels(collator) -> None:
         trained = trained_texts(collator, batch["labels"])
         if trained != replies:
             raise ValueError(
-                f"{type(collator.processor).__name__} or its chat template cannot be trained with this collator: of "
-                f"the replies {replies}, each with its end, {trained} would be trained. Add a family "
+                f"{type(collator.processor).__name__} or its chat template cannot be trained with this collator: "
+                f"instead of the replies {replies}, each with its end token, {trained} would be trained. Add a family "
                 "(docs/add_new_model.md)."
             )
 

@@ -62,12 +62,12 @@ def set_processor_options(collator, options: dict) -> None:
     if idle:
         raise ValueError(
             f"--processor_kwargs: {idle[0]} {strict_json(options[idle[0]])} has no effect on what "
-            f"{name_of_class} makes of images and videos: leave it out."
+            f"{name_of_class} returns for images and videos: leave it out."
         )
     if made > counted:  # it counts without regard to the option (transformers 5.23)
         raise ValueError(
             f"--processor_kwargs {options}: {name_of_class} makes {made} tokens of an image but counts {counted:g}, so "
-            "no budget could be kept."
+            "no token budget would hold."
         )
 
 

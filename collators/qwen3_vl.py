@@ -4,7 +4,7 @@ The prompt of the Thinking models begins a thought, which a reply without one en
 """
 
 from collators import register_collator
-from collators.boxes import FORMATS
+from collators.boxes import BOX_FORMATS
 from collators.qwen2_vl import MESSAGES, Qwen2VLCollator
 from collators.template import ChatFormat, TemplateException
 from reading.rows import RESERVED_CHARACTER
@@ -33,6 +33,6 @@ class Qwen3VLCollator(Qwen2VLCollator):
         ),
     )
     reply_tokens = ("<think>", "</think>")
-    box_format = FORMATS["thousand"]  # QwenLM/Qwen3-VL, cookbooks/2d_grounding.ipynb and omni_recognition.ipynb
+    box_format = BOX_FORMATS["thousand"]  # QwenLM/Qwen3-VL, cookbooks/2d_grounding.ipynb and omni_recognition.ipynb
     frame_text = "<99999.9 seconds><|vision_start|><|vision_end|>"
     told_times = True

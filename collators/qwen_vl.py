@@ -1,5 +1,5 @@
 """Qwen-VL-Chat: ChatML; an image is `Picture N: <img>name</img>`, N counting in each message. No Jinja template: the
-format is in the checkpoint's `make_context` and `from_list_format`, by which the model is asked. (Its finetuning page
+format is in the checkpoint's `make_context` and `from_list_format`, which build the prompt. (Its finetuning page
 counts N over the whole conversation instead.)"""
 
 import re

@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from collators.any_template import UnfitTemplate, find_replies, find_string_roles, joined_text, with_variables
 from collators.boxes import Boxes
 from collators.frame_tokens import FrameTokens
-from collators.thoughts_and_tools import FIELDS, GENERATION, ThoughtsAndTools
+from collators.thoughts_and_tools import GENERATION, MESSAGE_FIELDS, ThoughtsAndTools
 from reading.rows import RESERVED_CHARACTER, content_parts
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -103,8 +103,8 @@ class Template:
         return bool(GENERATION_TAG.search(self.text))
 
     @property
-    def asked(self) -> dict:
-        """The variables of the prompts that the model is asked with."""
+    def prompt_kwargs(self) -> dict:
+        """The variables of prompts, which may ask for a thought."""
         return self.kwargs | self.given
 
     @property
@@ -133,8 +133,8 @@ class Template:
         for token in self.frame.thought:
             if any(token in joined_text(reply["content"]) for reply in replies):
                 raise UnfitTemplate(
-                    f"a reply holds {token}, but this format writes the thought before each reply itself, so there "
-                    "would be two. Remove the thought, or begin the reply with the whole of it."
+                    f"a reply holds {token}, but this format itself writes a thought before each reply, so there would "
+                    "be two. Remove the thought, or begin the reply with all of it."
                 )
         spans = [span for span, reply in zip(spans, replies, strict=True) if reply.get("train", True)]
         return with_line_breaks_apart(text, spans)
@@ -153,10 +153,10 @@ class Template:
         return self._render(messages, self.official, roles, add_generation_prompt, variables, frame, tools=tools)[0]
 
     def render_prompt(self, messages: list[dict]) -> str:
-        """Messages that end with a question or a result -> what the model is asked with."""
+        """Messages that end with a question or a result -> the prompt for the reply."""
         messages = self.thoughts_and_tools.placed(messages)
         frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_rendered(messages) else None
-        return self.render_official(messages, True, self.asked, frame)
+        return self.render_official(messages, True, self.prompt_kwargs, frame)
 
     def _render(
         self, messages, template, string_roles=(), add_generation_prompt=False, variables=None, frame=None, **kwargs
@@ -204,9 +204,9 @@ class Template:
         """
         # Some write a date without images, others earlier replies without their thoughts.
         asked = [conversation(("user", "image", "?")), conversation(("user", "?")), PROBES[0] + PROBES[0][:1]]
-        trained, served = ([self.render_official(q, True, given) for q in asked] for given in (self.asked, {}))
+        trained, served = ([self.render_official(q, True, given) for q in asked] for given in (self.prompt_kwargs, {}))
         options = {"add_special_tokens": True} if self._tokenizers_bos and not self.writes_bos(trained[0]) else {}
-        return options | ({"chat_template_kwargs": self.asked} if served != trained else {})
+        return options | ({"chat_template_kwargs": self.prompt_kwargs} if served != trained else {})
 
     # ---- what it has a place for ----
 
@@ -254,12 +254,12 @@ class Template:
         """Whether somebody typed a frame token in these messages, which stays text."""
         frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_rendered(messages) else self.frame
         messages = self.thoughts_and_tools.placed(messages)
-        said = [[joined_text(m["content"]), *(m.get(name) for name in (*FIELDS, "tools"))] for m in messages]
+        said = [[joined_text(m["content"]), *(m.get(name) for name in (*MESSAGE_FIELDS, "tools"))] for m in messages]
         return frame.marked(said) != said
 
     def _plain_messages(self, messages: list[dict], frame: FrameTokens) -> list[dict]:
         """Messages for a template: without pixels, control strings marked."""
-        named = lambda m: {name: frame.marked(m[name]) for name in FIELDS if m.get(name)}  # noqa: E731
+        named = lambda m: {name: frame.marked(m[name]) for name in MESSAGE_FIELDS if m.get(name)}  # noqa: E731
         parts = [plain_parts(message["content"], frame) for message in messages]
         return [{"role": m["role"], "content": content} | named(m) for m, content in zip(messages, parts)]
 

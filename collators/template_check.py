@@ -2,9 +2,7 @@
 
 from itertools import count, repeat
 
-import numpy as np
-
-from reading.dataset import MultimodalDataset
+from reading.dataset import MultimodalDataset, evenly_spread
 from reading.row_index import Layout
 from reading.rows import content_parts
 
@@ -38,12 +36,12 @@ def own_pixels(collator, dataset: MultimodalDataset) -> str:
     boxes, media = collator.template.boxes, dataset.media
     if not boxes.in_pixels or not (media.image_size or media.min_pixels or media.max_pixels or collator.image_size):
         return ""
-    for position in np.linspace(0, len(dataset) - 1, min(MOST_ROWS, len(dataset))).astype(int):
+    for position in evenly_spread(range(len(dataset)), MOST_ROWS):
         texts = [part.get("text", "") for part in content_parts(dataset.rows[position] or {"messages": []})]
         if any(len(box) == 4 for text in texts for box in boxes.format.numbers(text)):
             return (
-                f"WARNING: {dataset.source(position)} has a box in its text, whose pixels stay as they are while flags "
-                "resize its picture: give boxes as `objects` (docs/boxes.md)."
+                f"WARNING: {dataset.source(position)} has a box in its text, which is not resized with its picture: "
+                "give boxes as `objects` (docs/boxes.md)."
             )
     return ""
 
@@ -67,20 +65,20 @@ def compare_templates(collator, shapes: set[Layout]) -> str:
             ours, official = differences[0]
             if template.is_replaced:
                 texts = texts.format("trained", ours, "asked", official)
-                return f"WARNING: --chat_template writes another text in answers than in training for messages {texts}"
+                return f"WARNING: --chat_template's prompts differ from its training text for messages {texts}"
             ways = (
                 "Add --chat_template checkpoint to train on the checkpoint's own, or --chat_template family to train "
                 "on the family's, which is then saved with the model."
             )
             raise ValueError(
-                "The checkpoint's chat template is not its family's, beyond the documented exceptions "
+                "The checkpoint's chat template differs from its family's, beyond the documented exceptions "
                 f"(docs/chat_formats.md), for messages {texts.format('family', ours, 'checkpoint', official)}\n"
-                + (f"None can be chosen, since {collator.fixed_format}." if collator.fixed_format else ways)
+                + (f"No other can be chosen, since {collator.fixed_format}." if collator.fixed_format else ways)
             )
     if number := len(template.differences()):
         return (
-            f"The checkpoint's chat template is not its family's: {number} texts of probe conversations differ, none "
-            "of a shape that the data holds (docs/chat_formats.md)."
+            f"The checkpoint's chat template differs from its family's in {number} texts of probe conversations, "
+            "none of a shape found in the data (docs/chat_formats.md)."
         )
     return ""
 

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from collators.any_template import UnfitTemplate, find_replies, joined_text, with_variables
 from reading.strict_json import strict_json
 
-FIELDS = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # of messages, as templates know them
+MESSAGE_FIELDS = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # of messages, as templates know them
 THINKING = {"enable_thinking": True}
 SERVER_TEMPLATE = "server_chat_template.jinja"  # of an output folder, next to the checkpoint's own
 GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # tags that not all servers know
@@ -101,7 +101,7 @@ class ThoughtsAndTools:
         if thinking not in self._marks:
             self._marks[thinking] = None
             with suppress(UnfitTemplate):
-                render = self._renderer(THOUGHT_PROBE, self.template.asked | (THINKING if thinking else {}))
+                render = self._renderer(THOUGHT_PROBE, self.template.prompt_kwargs | (THINKING if thinking else {}))
                 text, [(start, end)] = find_replies(THOUGHT_PROBE, render, self.template.stop_tokens)
                 before, thought, rest = text[start:end].partition("Hm, a colour.")
                 behind, answer, _ = rest.partition("Red.")
@@ -204,7 +204,7 @@ class ThoughtsAndTools:
         self.check(messages)
         question = last_question(messages)
         thinks = has_thought([m for i, m in enumerate(messages) if is_shown(m, i, question)])
-        render = self._renderer(messages, self.template.asked if thinks else self.template.kwargs)
+        render = self._renderer(messages, self.template.prompt_kwargs if thinks else self.template.kwargs)
         whole = render(messages)
         replies = []
         for i, message in enumerate(messages):
@@ -218,11 +218,11 @@ class ThoughtsAndTools:
             said += [call["function"]["name"] for call in messages[i].get("tool_calls", ())]
             if left_out := [part for part in said if self.frame.marked(part).strip() not in text[start:end]]:
                 raise UnfitTemplate(
-                    f"the chat template leaves {left_out[0][:80]!r} out of a reply, such as a text next to a call"
+                    f"the chat template drops {left_out[0][:80]!r} from a reply, such as a text next to a call"
                 )
         spans = [span for i, span in zip(replies, spans) if messages[i].get("train", True)]
         if not spans:
-            raise UnfitTemplate("of its replies, none that is trained is in the chat template's text as it was written")
+            raise UnfitTemplate("the chat template renders none of its trained replies as they were written")
         if not self.train_thoughts:  # which typed control strings cannot end
             parts = [dict(self.parts_of(text[start:end])) for start, end in spans]
             spans = [(start + len(of.get("thought", "")), end) for (start, end), of in zip(spans, parts)]

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator
 from threading import Event, Thread
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
-from reading.dataset import MultimodalDataset
+from reading.dataset import MultimodalDataset, evenly_spread
 
 ANSWERS_FOLDER = "eval_answers"  # of an output folder: a file for each evaluation of a run
 MOST_COUNTED = 10_000  # rows of the training data, evenly spread
@@ -104,9 +103,8 @@ def guess_blindly(dataset: MultimodalDataset, answers: list[dict]) -> list[dict]
 
     That is the most frequent reply to the same question in the training data, or of all replies, where no row asks it.
     """
-    rows = np.linspace(0, len(dataset) - 1, min(MOST_COUNTED, len(dataset))).round().astype(int)
     replies, of_all = defaultdict(Counter), Counter()
-    for question in questions(dataset, rows.tolist()):
+    for question in questions(dataset, evenly_spread(range(len(dataset)), MOST_COUNTED)):
         asked, reply = texts_of(dataset.rows[question.index]["messages"], question)
         replies[asked][reply] += 1
         of_all[reply] += 1

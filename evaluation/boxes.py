@@ -9,7 +9,7 @@ from functools import partial
 from collators.boxes import BoxFormat
 
 # [x1, y1, x2, y2]; (x1,y1),(x2,y2); <loc0001> four times.
-FORMS = (BoxFormat(1), BoxFormat(1, "({},{}),({},{})", "({},{})"), BoxFormat(1, "<loc{}>" * 4, "<loc{}>" * 2))
+BOX_FORMS = (BoxFormat(1), BoxFormat(1, "({},{}),({},{})", "({},{})"), BoxFormat(1, "<loc{}>" * 4, "<loc{}>" * 2))
 # A moment: `12.5 - 20`, `from 00:12 to 00:20`, `{"start": 12.5, "end": 20}`. Between its start and its end is a sign or
 # word, or the name of the end, or both.
 TIME = r"(?<![\d.:])((?:(?:\d+:)?\d{1,2}:)?\d+(?:\.\d+)?)"
@@ -43,7 +43,7 @@ def holds_point(answered: list[Box], right: list[Box]) -> float:
 
 
 def boxes_of(text: str) -> list[Box]:
-    return next(filter(None, (form.numbers(text) for form in FORMS)), [])
+    return next(filter(None, (form.numbers(text) for form in BOX_FORMS)), [])
 
 
 def moments_of(text: str) -> list[Box]:

@@ -66,7 +66,7 @@ def of_run(log: list[dict], ended: BaseException | None, metric: str | None, hig
     code = ended.code if isinstance(ended, SystemExit) else None
     number = signal.SIGINT if isinstance(ended, KeyboardInterrupt) else isinstance(code, int) and code - 128
     if number in signals:
-        return Verdict("stopped", f"by {signals[number]}. To go on: the same with --resume_from_checkpoint True")
+        return Verdict("stopped", f"by {signals[number]}. To continue, add --resume_from_checkpoint True")
     if ended:
         reason = f"exit code {code}" if isinstance(ended, SystemExit) else str(ended) or type(ended).__name__
         return Verdict("diverged" if isinstance(ended, Diverged) else "failed", reason)
@@ -109,11 +109,11 @@ def learned(log: list[dict], metric: str, higher_is_better: bool) -> str:
         return f"too few steps to tell ({shown})"
     if has_risen and best_step:
         of_loss = f"evaluation loss {losses[-1][0]:.3g}, and {lowest:.3g} at step {best_step}"
-        return f"overfits ({of_loss}: take that checkpoint, or add --load_best_model_at_end True)"
+        return f"overfits ({of_loss}: use that checkpoint, or add --load_best_model_at_end True)"
     if has_risen:
         return f"learned nothing (evaluation loss {losses[-1][0]:.3g}, and {lowest:.3g} before)"
     if answers and (blind + error >= 1 if higher_is_better else blind <= error):
-        return f"too few answers to tell ({shown}): who looks at no picture answers as well"
+        return f"too few answers to tell ({shown}): guesses without a look at the pictures score as well"
     if answers < FEW_ANSWERS or 0 < gain:
         return f"too few answers to tell ({shown})"
     return f"learned nothing ({shown})"

@@ -14,7 +14,7 @@ def family_of(model_path: str) -> str:
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{model_path} is not a checkpoint, or its classes are Python files of its own: then name its --model_id. "
+            f"{model_path} is not a checkpoint, or its classes are its own Python files: in that case give --model_id. "
             f"({error})"
         ) from error
     found = [family for family in families() if LOADERS.get(family).fits(config)]

@@ -23,9 +23,9 @@ class AutoLoader(BaseLoader):
     def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
         if self._has_code_of_its_own(model_path):
             raise ValueError(
-                f"{model_path}: transformers has no classes for it; they are Python files in the checkpoint, which "
-                "--model_id auto does not run, with or without --trust_remote_code True: nothing could be known of "
-                "what they do. Use a copy whose classes transformers has, or add a family (docs/add_new_model.md)."
+                f"{model_path}: transformers has no classes for it, and --model_id auto does not run the Python files "
+                "of a checkpoint, with or without --trust_remote_code True, since nothing is known of what they do. "
+                "Use a copy whose classes transformers has, or add a family (docs/add_new_model.md)."
             )
         super().__init__(model_path, trust_remote_code, **model_kwargs)
         if self.config.is_encoder_decoder or self.config.get_text_config(decoder=True).is_encoder_decoder:
@@ -52,8 +52,8 @@ class AutoLoader(BaseLoader):
         # Audio encoders belong to no component and stay frozen.
         audio = names[model.get_encoder(modality="audio")] or encoder
         known = [encoder, audio, *self.language_model]
-        beside = (self._shallowest(name, known) for name, _ in model.named_parameters())
-        self.vision_projector = list(dict.fromkeys(name for name in beside if name))
+        near = (self._shallowest(name, known) for name, _ in model.named_parameters())
+        self.vision_projector = list(dict.fromkeys(name for name in near if name))
 
     def _model_of_parts(self):
         """The model without weights. Where a part of it lacks the usual attention, each takes the best that it has."""

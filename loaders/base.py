@@ -39,7 +39,7 @@ class BaseLoader:
     other: list[str] = []
     # Linear modules whose weight the model uses without calling them: neither adapted nor quantized; ends of names.
     bare_weights: list[str] = []
-    # Whether some tokens attend to later ones. FlashAttention drops that part of a mask in silence (transformers 5.23).
+    # Whether some tokens attend to later ones. FlashAttention silently drops that part of a mask (transformers 5.23).
     bidirectional = False
     # Why samples that lie in one row would see each other (--padding_free), if they would.
     cannot_be_padding_free = ""
@@ -137,7 +137,7 @@ class BaseLoader:
         if not all(hasattr(processor, name) for name in needed) or not isinstance(processor.image_token, str):
             raise ValueError(
                 f"{path}: its {type(processor).__name__} lacks a tokenizer, an image processor or an image token, so "
-                "that no picture has a place in a text. Add a family (docs/add_new_model.md)."
+                "it cannot put an image into a text. Add a family (docs/add_new_model.md)."
             )
         # Without its files, a tokenizer loads all the same, empty.
         if not processor.tokenizer.is_fast or processor.image_token not in processor.tokenizer.get_vocab():
@@ -213,8 +213,7 @@ class BaseLoader:
         """The model of `load_model` on the meta device: shapes and precisions, no numbers; opens no file of weights."""
         if self.remote_code:
             raise ValueError(
-                f"{self.model_path}: its Python files are written for weights that are there, so that its model cannot "
-                "be made without them."
+                f"{self.model_path}: its Python files need the weights, so its model cannot be built without them."
             )
         loader = copy(self)
         loader.reads_weights = False

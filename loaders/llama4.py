@@ -25,7 +25,7 @@ class Llama4Loader(BaseLoader):
         if Version(version("transformers")) >= Version("5.24"):
             raise ValueError(
                 f"{model_path}: Llama 4 fails in transformers 5.24, which reads a field that its language model does "
-                "not give; pip install 'transformers<5.24'."
+                "not return; pip install 'transformers<5.24'."
             )
 
     def load_model(self):

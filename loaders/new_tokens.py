@@ -27,14 +27,14 @@ def read_tokens(path: str) -> list[str]:
         if not fault and (first := words.index(word) + 1) < number:
             fault = f"is line {first} again"
         if fault:
-            raise ValueError(f"--add_tokens {path}, line {number}: {word!r} {fault}. Write one token a line.")
+            raise ValueError(f"--add_tokens {path}, line {number}: {word!r} {fault}. Write one token per line.")
     return words
 
 
 def add_tokens(loader, tokenizer, words: list[str]) -> None:
     """Add words to a tokenizer, and tell the loader which rows they get (`pieces`, `new_tokens`)."""
     if loader.remote_code or not tokenizer.is_fast:
-        raise ValueError(f"--add_tokens: the tokenizer of {loader.model_path} is code of its own. Leave it out.")
+        raise ValueError(f"--add_tokens: the tokenizer of {loader.model_path} is custom code. Leave it out.")
     known, loader.pieces, loader.new_tokens = tokenizer.get_vocab(), {}, {}
     pieces = {word: tokenizer.encode(word, add_special_tokens=False) for word in words if word not in known}
     tokenizer.add_tokens([AddedToken(word, **FOUND) for word in pieces])
@@ -43,7 +43,7 @@ def add_tokens(loader, tokenizer, words: list[str]) -> None:
         loader.pieces[id] = pieces.get(word, [])
         loader.new_tokens |= {id: word} if word in pieces else {}
         if word in pieces and (written := tokenizer.decode([id])) != word:  # byte-level ones take `ü` for a byte
-            raise ValueError(f"--add_tokens: this tokenizer would write {word!r} as {written!r}. Use other letters.")
+            raise ValueError(f"--add_tokens: this tokenizer would turn {word!r} into {written!r}. Use other letters.")
 
 
 def write_tokens(folder: str, tokens: Mapping[int, str]) -> None:
@@ -71,11 +71,11 @@ def give_rows(model: nn.Module, loader) -> None:
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     others = [name for name, m in model.named_modules() if isinstance(m, nn.Embedding) and m is not table]
     if found := [name for name in others if loader.component_of(name) == "language_model"]:
-        raise ValueError(f"--add_tokens: {loader.model_path} also has its words in {found[0]}. Leave it out.")
+        raise ValueError(f"--add_tokens: {loader.model_path} has a second embedding table, {found[0]}. Leave it out.")
     if head.out_features != table.num_embeddings:
         raise ValueError(
-            f"--add_tokens: the head of {loader.model_path} writes {head.out_features:,} tokens of "
-            f"{table.num_embeddings:,}, and could not write those of a larger id. Leave it out."
+            f"--add_tokens: the head of {loader.model_path} has {head.out_features:,} outputs for "
+            f"{table.num_embeddings:,} embeddings, so it could not write added tokens. Leave it out."
         )
     if (rows := max(loader.pieces) + 1) > table.num_embeddings:
         model.resize_token_embeddings(rows, mean_resizing=False)  # else it takes a decomposition of all embeddings

@@ -1,4 +1,4 @@
-"""Qwen3-VL, mixture of experts: the module names of Qwen3-VL; the experts of a layer lie in two parameters."""
+"""Qwen3-VL, mixture of experts: the module names of Qwen3-VL; the experts of a layer are in two parameters."""
 
 from loaders import register_loader
 from loaders.qwen3_vl import Qwen3VLLoader

@@ -1,7 +1,7 @@
 """Families whose classes are Python files of the checkpoint, written for a transformers of 2023 or 2024.
 
 What such a class lacks on transformers 5.23 is overridden in a subclass of it, made here when it is loaded; what is
-deeper is mended on the loaded model. No library and no file of the checkpoint is changed.
+deeper is fixed on the loaded model. No library and no file of the checkpoint is changed.
 """
 
 import glob

@@ -67,7 +67,7 @@ class Server:
             said = error.read(1000).decode(errors="replace")
             raise ValueError(f"{source}{url} answered {error.code}: {said}") from error
         except (OSError, ValueError) as error:
-            raise ValueError(f"--url {self.url} cannot be asked ({error}). Is the server running?") from error
+            raise ValueError(f"--url {self.url} cannot be reached ({error}). Is the server running?") from error
 
     def takes(self, path: str, body: dict | None = None) -> bool:
         """Whether it answers a request."""
@@ -108,7 +108,7 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
         other: flags of predict.py, for the data.
 
     Raises:
-        ValueError: it does not, and the cause; or it cannot be asked.
+        ValueError: it does not, and the cause; or it cannot be reached.
     """
     words = ["--model_path", args.model_path, "--data_path", args.data_path, "--output_path", os.devnull]
     flags = predict.parse(words + other)
@@ -188,15 +188,15 @@ def difference(ours: list[int], response: dict, collator) -> str:
         number = response["usage"]["prompt_tokens"]
         if number == len(ours):
             return ""
-        return f"another prompt or another size of the pictures: {number} tokens of a prompt instead of {len(ours)}"
+        return f"a different prompt or picture size: {number} prompt tokens instead of {len(ours)}"
     if theirs == ours:
         return ""
     pictures = picture_tokens(collator)
     if [t for t in theirs if t not in pictures] == [t for t in ours if t not in pictures]:
-        return f"another size of the pictures: {len(theirs)} tokens of a prompt instead of {len(ours)}"
+        return f"a different picture size: {len(theirs)} prompt tokens instead of {len(ours)}"
     place = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
     shown = [collator.template.tokenizer.decode(tokens[place : place + 8]) for tokens in (theirs, ours)]
-    return f"another prompt: at token {place} the server has {shown[0]!r}, training had {shown[1]!r}"
+    return f"a different prompt: at token {place} the server has {shown[0]!r}, training had {shown[1]!r}"
 
 
 def picture_tokens(collator) -> set[int]:
@@ -249,10 +249,10 @@ def blame_weights(found: list[Outcome], noise: float | None, of_base: list[str] 
     if noise is None:
         return "the cause is unknown: the prompts have the same length, the answers are not the base's"
     if noise <= ROUNDING:
-        return "the cause is unknown: the weights are the same but for rounding, as another precision makes it"
+        return "the cause is unknown: the weights are the same except for rounding, as in another precision"
     if all(outcome.answer == outcome.prediction for outcome in found):
-        return "other weights, or attention that differs (docs/serving.md): only the answers are right"
-    return "other weights: the prompts are the same, the answers neither this folder's nor its base's"
+        return "different weights, or different attention (docs/serving.md): only the answers are right"
+    return "different weights: the prompts are the same, but the answers are neither this folder's nor its base's"
 
 
 # ---- canonical messages -> OpenAI's ----

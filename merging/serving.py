@@ -72,7 +72,7 @@ def check_processor(path: str) -> str:
         raise ValueError(f"neither {' nor '.join(PROCESSORS)}: no image could be read. Copy the base's.")
     processor = from_folder(AutoProcessor, path, name)
     if "image_processor" not in processor.get_attributes():
-        raise ValueError(f"{name}: it makes a {type(processor).__name__} without images. Copy the base's.")
+        raise ValueError(f"{name} loads as a {type(processor).__name__}, which takes no images. Copy the base's.")
     return f"{name}: {type(processor).__name__}"
 
 
@@ -81,8 +81,8 @@ def check_chat_template(path: str) -> str:
     template = processor.chat_template or processor.tokenizer.chat_template
     if not template:
         if read_json(path, "config.json", COPY).get("model_type") == "paligemma":
-            return "none, as in the base; vLLM has its own, elsewhere give one with --chat-template"
-        raise ValueError("none, so no conversation could be asked. Copy chat_template.jinja from the base.")
+            return "none, as in the base; vLLM has its own, elsewhere pass one with --chat-template"
+        raise ValueError("none, so chat requests would fail. Copy chat_template.jinja from the base.")
     content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
     try:
         text = processor.apply_chat_template([{"role": "user", "content": content}], template, tokenize=False)
@@ -112,7 +112,7 @@ def check_weights(path: str) -> str:
     if not shards:
         if glob.glob(os.path.join(path, "pytorch_model*.bin")):
             return "pytorch_model*.bin, pickled: servers read it, but safetensors load faster and run no code"
-        raise ValueError("no model*.safetensors. Put the shards of a training engine together (docs/merging.md).")
+        raise ValueError("no model*.safetensors. Combine the shards of a training engine (docs/merging.md).")
     stored = {shard: tensors_of(path, shard) for shard in shards}
     for name, shard in shard_of.items():
         if name not in stored[shard]:
@@ -131,7 +131,7 @@ def check_kind(path: str) -> str:
         if config.get(name) and config[name] != "none":
             raise ValueError(f"{name} is {config[name]}, which servers refuse or leave out. {MERGE}")
     if str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):
-        raise ValueError(f"it started from changed weights of the base ({config['init_lora_weights']}). {MERGE}")
+        raise ValueError(f"training started from changed base weights ({config['init_lora_weights']}). {MERGE}")
     return f"LoRA of rank {config['r']}, which --max-lora-rank of vLLM must allow"
 
 
@@ -140,8 +140,8 @@ def check_parts(path: str) -> str:
     names = tensors_of(path, "adapter_model.safetensors")
     if linear := [name for name in names if ".linear_attn." in name]:
         raise ValueError(
-            f"{len(linear):,} of {len(names):,} tensors adapt linear attention (linear_attn), which vLLM left out in "
-            f"silence and SGLang refused or dropped in part in 2026. {MERGE}"
+            f"{len(linear):,} of {len(names):,} tensors adapt linear attention (linear_attn), which vLLM silently "
+            f"left out, and SGLang refused or dropped in part, in 2026. {MERGE}"
         )
     if seeing := of_vision(path, names):
         return f"{len(seeing):,} of {len(names):,} tensors adapt the vision parts, which SGLang leaves out"

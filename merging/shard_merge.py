@@ -52,7 +52,7 @@ class ShardMerge:
         # What takes its start out of the base's weights, such as pissa, peft 0.21 redoes on the loaded model.
         plain = isinstance(config, LoraConfig) and config.init_lora_weights in (True, False, "gaussian", "orthogonal")
         if not plain or config.lora_bias:
-            raise WholeModelNeeded("this kind of adapter changes more of the base than a product added to a weight")
+            raise WholeModelNeeded("this kind of adapter does more than add a product to a weight of the base")
         if config.trainable_token_indices:
             raise WholeModelNeeded("the adapter has rows of added tokens")
         self.dtype, self.adapter_path = dtype, adapter_path
@@ -119,8 +119,8 @@ class ShardMerge:
         tied = self.plain.all_tied_weights_keys
         if name in tied or name in tied.values():
             raise ValueError(
-                f"{self.adapter_path} changes {name}, and the base has one weight for its embeddings and its head. A "
-                "merged checkpoint of the base's layout could not hold it: use the adapter next to its base."
+                f"{self.adapter_path} changes {name}, but the base ties its embeddings to its head. A merged "
+                "checkpoint of the base's layout could not hold both: use the adapter with its base."
             )
         found = revert_weight_conversion(self.plain, {name: self.plain.get_parameter(name)})
         if any(key not in self.shard_of or self.header(key).shape != found[key].shape for key in found):
@@ -177,7 +177,7 @@ class ShardMerge:
         weight = layer.get_base_layer().get_parameter(name.rpartition(".")[2]).data
         layer.to("meta")
         if not weight.isfinite().all():
-            raise ValueError(f"{self.adapter_path}: {name} is no longer finite with it; the adapter is broken.")
+            raise ValueError(f"{self.adapter_path}: it makes {name} infinite or nan; the adapter is broken.")
         return weight
 
     def cast(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -209,7 +209,7 @@ class ShardMerge:
 
     @torch.no_grad()
     def check(self, folder: str) -> str:
-        """Hold each written tensor against base and adapter.
+        """Compare each written tensor with base and adapter.
 
         A merged matrix is compared with what its LoRA layer answers to unit vectors, 64 columns of it: the layer as it
         is trained and used, which adds two products and merges nothing.
@@ -221,7 +221,7 @@ class ShardMerge:
         for key, shard in self.shard_of.items():
             if key not in self.changed:
                 want = self.cast(key, self.shards[shard].get_tensor(key))
-                hold_against(key, written[shard].get_tensor(key), want, 0)
+                check_equal(key, written[shard].get_tensor(key), want, 0)
         for name, keys in self.keys.items():
             found = self.read(name, written, self.plain).data
             if name in self.layers:
@@ -237,9 +237,9 @@ class ShardMerge:
                 layer.to("meta")
             else:
                 want = self.merged(name)
-            hold_against(name, found, want, torch.finfo(self.dtype or self.header(keys[0]).dtype).eps)
+            check_equal(name, found, want, torch.finfo(self.dtype or self.header(keys[0]).dtype).eps)
         rest = len(self.shard_of) - len(self.changed)
-        return f"{len(self.changed)} tensors are the adapter's sums, {rest} the base's own"
+        return f"{len(self.changed)} tensors are sums of base and adapter, {rest} the base's own"
 
 
 def return_freed_memory() -> None:
@@ -249,14 +249,14 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**20)
 
 
-def hold_against(name: str, found: torch.Tensor, want: torch.Tensor, eps: float) -> None:
+def check_equal(name: str, found: torch.Tensor, want: torch.Tensor, eps: float) -> None:
     """Raise where two tensors differ by more than rounding to a precision whose step is `eps`."""
     if eps and want.numel():
         same = ((found - want).abs() <= want.abs() * (eps / 2) + want.abs().max() * 1e-6).all()
     else:
         same = found.dtype == want.dtype and torch.equal(as_bytes(found), as_bytes(want))
     if not same:
-        raise ValueError(f"Self-check failed: {name} is not what base and adapter make of it.")
+        raise ValueError(f"Self-check failed: {name} is not the sum of base and adapter.")
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,9 +17,9 @@ from reading.images import seen_size
 from reading.named_fields import parsed_json
 from reading.options import MediaOptions
 
-FIELDS = {"ref-object": "ref", "bbox": "bbox", "point": "point"}  # mark -> field of `objects`
-MARK = re.compile(f"<({'|'.join(FIELDS)})>")
-KEYS = {*FIELDS.values(), "bbox_type", "image_id"}
+FIELD_OF_MARK = {"ref-object": "ref", "bbox": "bbox", "point": "point"}  # mark -> field of `objects`
+MARK = re.compile(f"<({'|'.join(FIELD_OF_MARK)})>")
+OBJECT_KEYS = {*FIELD_OF_MARK.values(), "bbox_type", "image_id"}
 IGNORE = "(--columns objects= ignores the field)"
 
 
@@ -28,21 +28,21 @@ def placed(messages: list[dict], value: object, num_images: int) -> bool:
     parts = [(message, i, part) for message in messages for i, part in enumerate(message["content"])]
     marks = [(message, i, match) for message, i, part in parts for match in MARK.finditer(part.get("text", ""))]
     objects = parsed_json(value, "objects") if marks else value
-    if not isinstance(objects, dict) or objects.keys().isdisjoint(FIELDS.values()):
+    if not isinstance(objects, dict) or objects.keys().isdisjoint(FIELD_OF_MARK.values()):
         if marks:
             raise ValueError(
                 f"has {marks[0][2][0]} in its texts, but no `ref`, `bbox` or `point` in `objects` {IGNORE}"
             )
         return False
     if any(MARK.search(message.get("reasoning_content", "")) for message in messages):
-        raise ValueError("has a mark of `objects` in a thought, where no box or point is read; write it out")
-    given = {mark: objects.get(name) or [] for mark, name in FIELDS.items()}
+        raise ValueError("has a mark of `objects` in a thought, where boxes and points are not read; write it out")
+    given = {mark: objects.get(name) or [] for mark, name in FIELD_OF_MARK.items()}
     for mark, values in given.items():
         found = sum(match[1] == mark for *_, match in marks)
         if not isinstance(values, list) or found != len(values):
             raise ValueError(
-                f"has {found} <{mark}> in its texts, so `objects.{FIELDS[mark]}` must be a list of as many, not "
-                f"{values!r:.100} {IGNORE}"
+                f"has {found} <{mark}> in its texts, so `objects.{FIELD_OF_MARK[mark]}` must be a list of that many, "
+                f"not {values!r:.100} {IGNORE}"
             )
     if (kind := objects.get("bbox_type") or "real") not in ("real", "norm1"):
         raise ValueError(f"objects.bbox_type is {kind!r}, expected 'real' (pixels) or 'norm1' (from 0 to 1)")
@@ -56,7 +56,7 @@ def placed(messages: list[dict], value: object, num_images: int) -> bool:
     left, images = {mark: enumerate(values) for mark, values in given.items()}, iter(ids)
     for message, i, match in marks:
         number, value = next(left[match[1]])
-        found, where = {"part": i, "span": match.span()}, f"objects.{FIELDS[match[1]]}[{number}]"
+        found, where = {"part": i, "span": match.span()}, f"objects.{FIELD_OF_MARK[match[1]]}[{number}]"
         if match[1] != "ref-object":
             at = _numbers(value, where, (4, 2) if match[1] == "bbox" else (2,), kind)
             found |= {"at": at, "image": int(next(images)), "where": where, "type": kind}

@@ -14,9 +14,9 @@ from contextlib import suppress
 
 from reading.options import MediaOptions
 
-FORMS = dict.fromkeys(("start", "end"), "seconds from 0") | {"fps": "a number above 0"}
-FORMS |= dict.fromkeys(("num_frames", "max_pixels"), "a whole number from 1")
-NAMES = (*FORMS, "video_start", "video_end", "clip", "times")  # in a row
+VALUES = dict.fromkeys(("start", "end"), "seconds from 0") | {"fps": "a number above 0"}
+VALUES |= dict.fromkeys(("num_frames", "max_pixels"), "a whole number from 1")
+NAMES = (*VALUES, "video_start", "video_end", "clip", "times")  # in a row
 LISTS = {"clip": "[start, end] in seconds", "times": "a list of seconds"}
 
 
@@ -40,15 +40,15 @@ def of_fields(fields: dict, where: str = "") -> dict:
         else:
             raise ValueError(f"{where}{name} is {value!r:.100}; it must be {LISTS[key]}")
         if not found.keys().isdisjoint(values):
-            raise ValueError(f"{where}{name} says a start or end that another field says too; keep one")
+            raise ValueError(f"{where}{name} gives a start or end that another field also gives; keep one")
         found |= values
     return found
 
 
 def _checked(key: str, value: object, where: str) -> float | int:
-    is_whole, is_number = "whole" in FORMS[key], type(value) in (int, float) and math.isfinite(value) and value >= 0
-    if not is_number or value == 0 and "seconds" not in FORMS[key] or is_whole and value % 1:
-        raise ValueError(f"{where} is {value!r:.100}; it must be {FORMS[key]}")
+    is_whole, is_number = "whole" in VALUES[key], type(value) in (int, float) and math.isfinite(value) and value >= 0
+    if not is_number or value == 0 and "seconds" not in VALUES[key] or is_whole and value % 1:
+        raise ValueError(f"{where} is {value!r:.100}; it must be {VALUES[key]}")
     return int(value) if is_whole else float(value)
 
 
@@ -78,9 +78,9 @@ def _check_together(clip: dict, video: object) -> None:
     if {"fps", other := "times" if is_list else "num_frames"} <= clip.keys():
         raise ValueError(f"has both `fps` and `{other}` for one video; keep one")
     if is_list and {"start", "end"} & clip.keys():
-        raise ValueError("has a moment of a list of images; list those of the moment alone")
+        raise ValueError("has a moment of a list of images; list only the images of that moment")
     if times and (not is_list or len(times) != len(video) or any(b <= a for a, b in zip(times, times[1:]))):
-        raise ValueError("has `times` which must be those of a list of as many images, and rise from one to the next")
+        raise ValueError("has `times`, which must be an ascending time for each image of a list")
 
 
 def is_untimed(part: dict) -> bool:

@@ -10,7 +10,7 @@ from functools import cache
 
 from reading import picture_folders
 from reading.mapping import proposal
-from reading.rows import KINDS, MEDIA_COLUMNS, PAIRS, RowForm
+from reading.rows import MEDIA_COLUMNS, MEDIA_KINDS, PAIRS, RowForm
 from reading.sources import has_ending
 
 ARROW_ROWS = 64  # rows of a batch: what one access maps
@@ -80,7 +80,7 @@ def copy_texts(path: str, form: RowForm, target: str) -> None:
     import pyarrow as pa
 
     if os.path.isdir(path):
-        columns, rows = dict.fromkeys((*KINDS, "answer"), False), picture_folders.rows_in(path, form.prompt)
+        columns, rows = dict.fromkeys((*MEDIA_KINDS, "answer"), False), picture_folders.rows_in(path, form.prompt)
     else:
         columns, rows = rows_of_table(path, form)
     schema = pa.schema([(name, pa.list_(pa.string()) if is_list else pa.string()) for name, is_list in columns.items()])
@@ -155,7 +155,7 @@ def cells_of_sheet(path: str) -> Iterator[list[str]]:
         sheets = [rows_of_sheet(path, sheet) for sheet in book.worksheets]
         filled = [(header, rows) for rows in sheets if (header := next(rows, None))]
         if len(filled) != 1:
-            raise ValueError(f"{path} has {len(filled)} sheets with rows in them; it must be one.")
+            raise ValueError(f"{path} has {len(filled)} sheets with rows, expected one.")
         yield from itertools.chain(filled[0][:1], filled[0][1])
 
 

@@ -131,7 +131,7 @@ class MultimodalDataset(WeightedRows):
             self.errors = {}
 
     def _check_columns(self, columns: Sequence[str] | None) -> None:
-        """Refuse a column that no row has: a medium would be missing in silence."""
+        """Refuse a column that no row has: a medium would be missing silently."""
         found = {column.lower() for index in self.files for column in index.mapped}
         for name, field in Mapping.of(columns).sources:
             if f"{name}={field}".lower() not in found:
@@ -303,7 +303,7 @@ class MultimodalDataset(WeightedRows):
         return parts | {f"{name}_": range(*map(int, rows)) for name, rows in zip(names, pairwise(ends))}
 
 
-def price_of_replies(dataset: MultimodalDataset, tokens: np.ndarray) -> str:
+def cost_of_replies(dataset: MultimodalDataset, tokens: np.ndarray) -> str:
     """What it costs that rows give several samples, by the tokens of each (samples,); nothing where none does."""
     _, of_row = np.unique(dataset.row_numbers(), return_inverse=True)
     longest = np.zeros(of_row.max() + 1, np.int64)
@@ -311,7 +311,7 @@ def price_of_replies(dataset: MultimodalDataset, tokens: np.ndarray) -> str:
     if len(longest) == len(dataset):
         return ""
     times, conversations = tokens.sum() / max(longest.sum(), 1), f"{len(longest):,} conversations"
-    return f"{dataset.name}: {len(dataset):,} replies of {conversations}, {times:.1f} times the tokens."
+    return f"{dataset.name}: {len(dataset):,} replies of {conversations} take {times:.1f} times the tokens."
 
 
 def first_sample(files: list[RowIndex], row: int) -> int:
@@ -335,6 +335,11 @@ def listed(faults: dict[int, str]) -> str:
     ]
     more = [f"  and {len(lines) - SHOWN_FAULTS} more kinds"] if lines[SHOWN_FAULTS:] else []
     return "\n".join(lines[:SHOWN_FAULTS] + more)
+
+
+def evenly_spread(rows: range, number: int) -> list[int]:
+    """At most `number` of these rows, evenly spread from the first to the last."""
+    return np.linspace(rows.start, rows.stop - 1, min(number, len(rows))).round().astype(int).tolist()
 
 
 def shared_rows(train: MultimodalDataset, held_out: MultimodalDataset) -> list[tuple[int, int]]:
@@ -410,7 +415,7 @@ class EncodedDataset(Dataset):
         if isinstance(position, tuple):
             for one in position:
                 replaced.check_row(self.dataset, one)  # a larger picture would not fit into the row
-            return self.collator.join([self[one] for one in position])
+            return self.collator.concatenate_samples([self[one] for one in position])
         worker = get_worker_info()
         if worker:
             self.at_work[worker.id] = torch.tensor([os.getpid(), position])
@@ -447,7 +452,7 @@ class EncodedDataset(Dataset):
         if number <= SHOWN_FAULTS:
             print(f"Skipped: {error}", file=sys.stderr, flush=True)
         if (number := self.dataset.num_bad + number) > limit:
-            raise ValueError(f"{number} samples cannot be used, more than --max_bad_samples {limit}; last {error}")
+            raise ValueError(f"{number} samples cannot be used, more than --max_bad_samples {limit}; the last: {error}")
 
     def explain(self, error: Exception) -> ValueError | None:
         """What a data loader's error means: what its worker raised, or the sample over which it died."""
@@ -457,8 +462,8 @@ class EncodedDataset(Dataset):
         for process, position in self.at_work.tolist():
             if process > 0 and re.search(rf"worker \(pid(\(s\))? [\d, ]*\b{process}\b", str(error)):
                 return ValueError(
-                    f"{self.dataset.source(position)}: the data loader's worker died over it ({str(error).strip()}). "
-                    "It may lack memory, or a decoder crashed: look at its media, or run with "
+                    f"{self.dataset.source(position)}: the data loader's worker died on it ({str(error).strip()}). "
+                    "It may have run out of memory, or a decoder crashed: look at its media, or run with "
                     "--dataloader_num_workers 0."
                 )
         return None

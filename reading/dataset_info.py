@@ -5,7 +5,7 @@ import os
 
 NAME = "dataset_info.json"
 # Format -> its own name of a field, the name it has in the data by default, and the name that we read it by.
-FIELDS = {
+FIELDS_OF_FORMAT = {
     "alpaca": [
         *(("prompt", "instruction", "instruction"), ("query", "input", "input"), ("response", "output", "output")),
         ("history", None, "history"),
@@ -13,7 +13,7 @@ FIELDS = {
     "sharegpt": [("messages", "conversations", "conversations")],
 }
 FIELDS_OF_ALL = [("system", None, "system"), ("images", None, "images"), ("videos", None, "videos")]
-UNREAD = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+UNSUPPORTED = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 
 
 def read_entry(file: str, name: str | None) -> tuple[str, dict[str, object]]:
@@ -23,21 +23,21 @@ def read_entry(file: str, name: str | None) -> tuple[str, dict[str, object]]:
             entries = json.load(stream)
         entry = entries.get(name)
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is not the file of LLaMA-Factory that has this name: {error}") from error
+        raise ValueError(f"{file} is not a dataset_info.json of LLaMA-Factory: {error}") from error
     if not isinstance(entry, dict):
         raise ValueError(f"{file}: name one of its data sets, such as {file}:{next(iter(entries), 'NAME')}.")
     where = f"{file}, {name}"
     if not (place := entry.get("file_name") or entry.get("hf_hub_url")):
         raise ValueError(
-            f"{where} has {', '.join(key for key in UNREAD if key in entry) or 'no file_name'}, which is not read."
+            f"{where} has {', '.join(key for key in UNSUPPORTED if key in entry) or 'no file_name'} (unsupported)."
         )
     if entry.get("ranking") or entry.get("columns", {}).keys() & {"chosen", "rejected", "kto_tag"}:
         raise ValueError(f"{where} holds ranked answers, which are not trained on.")
     form = entry.get("formatting", "alpaca")
-    if form not in FIELDS:
-        raise ValueError(f"{where} has the formatting {form!r}, expected {' or '.join(FIELDS)}.")
+    if form not in FIELDS_OF_FORMAT:
+        raise ValueError(f"{where} has the formatting {form!r}, expected {' or '.join(FIELDS_OF_FORMAT)}.")
     columns, tags = entry.get("columns", {}), entry.get("tags", {})
-    fields = {ours: columns.get(theirs, default) for theirs, default, ours in FIELDS[form] + FIELDS_OF_ALL}
+    fields = {ours: columns.get(theirs, default) for theirs, default, ours in FIELDS_OF_FORMAT[form] + FIELDS_OF_ALL}
     roles, contents = tags.get("role_tag", "from"), tags.get("content_tag", "value")
     keys = {"user_key": tags.get("user_tag", "human"), "assistant_key": tags.get("assistant_tag", "gpt")}
     keys |= {"system_key": tags.get("system_tag", "system"), "turn_keys": ((roles,), (contents,))}

@@ -87,7 +87,7 @@ def _request(url: str, file, deadline: float, options: MediaOptions) -> str | No
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{describe(url)} is refused: only http:// and https:// are fetched")
     if parts.username is not None:
-        raise ValueError("it holds a user name; remove it, none is sent")
+        raise ValueError("it contains a user name; remove it, since none is sent")
     try:
         host = parts.hostname if ":" in parts.hostname else parts.hostname.encode("idna").decode()
     except UnicodeError as error:
@@ -123,7 +123,7 @@ def _read(response: http.client.HTTPResponse, file, options: MediaOptions) -> st
     status = f"the server answers {response.status}"
     if response.status in (301, 302, 303, 307, 308):
         if not response.headers.get("Location"):
-            raise ValueError(f"{status} without a place to go on to")
+            raise ValueError(f"{status} without the address to go to")
         return response.headers["Location"]
     if response.status >= 500 or response.status == 429:
         raise _Temporary(status)
@@ -138,7 +138,7 @@ def _read(response: http.client.HTTPResponse, file, options: MediaOptions) -> st
     if max(size, promised or 0) > limit:
         raise ValueError("it is larger than --media_megabytes_limit")
     if promised is not None and size < promised:
-        raise _Temporary(f"only {size:,} of its {promised:,} bytes came")
+        raise _Temporary(f"only {size:,} of its {promised:,} bytes arrived")
 
 
 def _connect(host: str, port: int, is_encrypted: bool, options: MediaOptions) -> socket.socket:

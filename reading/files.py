@@ -40,7 +40,7 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
         fault = "does not exist" if missing else f"cannot be read: {getattr(error, 'strerror', None) or error}"
         if missing and (similar := similar_path(reference)):
-            fault += f", but {similar} does, of which case, accents or slashes are written otherwise"
+            fault += f", but {similar} does, which differs only in case, accents or slashes"
     raise ValueError(f"{name} {fault}; fix the path or --{kind}_folder")
 
 

@@ -15,7 +15,7 @@ from reading.references import describe, what_it_is
 
 # The rest of Pillow's formats are not what people train on, TGA is known only by the ending of a name, and EPS is a
 # program that Pillow hands to Ghostscript.
-FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def open_image(reference, options: MediaOptions) -> Image.Image:
@@ -63,7 +63,7 @@ def _header(reference, options: MediaOptions):
     except Exception as error:  # on broken bytes the decoders raise nearly any type
         reason = error
         if isinstance(error, UnidentifiedImageError):
-            reason = f"it is {what_it_is(source) or 'of none of the formats ' + ', '.join(FORMATS)}"
+            reason = f"it is {what_it_is(source) or 'of none of the formats ' + ', '.join(IMAGE_FORMATS)}"
         elif isinstance(error, Image.DecompressionBombError):
             reason = f"{error} If you trust it, raise --image_pixel_limit"
         raise ValueError(f"image {describe(reference)} cannot be decoded: {reason}") from error
@@ -71,7 +71,7 @@ def _header(reference, options: MediaOptions):
 
 def _opened(source: str | io.BytesIO) -> Image.Image:
     try:
-        return Image.open(source, formats=FORMATS)
+        return Image.open(source, formats=IMAGE_FORMATS)
     except UnidentifiedImageError:
         with contextlib.suppress(ImportError):
             from pillow_heif import register_heif_opener  # which few need

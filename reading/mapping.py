@@ -21,7 +21,7 @@ QUESTIONS = "question query prompt instruction problem input human user".split()
 ANSWERS = "answer response output completion caption captions label labels target solution translation text".split()
 NEITHER = re.compile(r"(system(_prompt)?|tools|(.*[\W_])?(id|ID|uid|uuid|idx|index)|.*[a-z]Id)\Z")
 OF_A_VIDEO = re.compile(r"video|clip|\.(mp4|mkv|mov|avi|webm)", re.IGNORECASE)
-STEP = re.compile(r"\[(\d*)\]|[^.\[\]]+")
+STEPS = re.compile(r"\[(\d*)\]|[^.\[\]]+")
 # Keys of a well-known file, of its parts or of its rows -> the script that makes rows of it; of two, the first.
 SCRIPTS = {
     ("images", "annotations", "categories"): "coco_instances",
@@ -56,7 +56,7 @@ class Mapping:
     def names(self, fields: Sequence[str]) -> dict[str, str]:
         """Column of a file -> name that it is read by, without those that are ignored and hold no source."""
         named = {source: name for name, source in self.sources}
-        heads = {*named, *(STEP.match(source)[0] for source in named)}
+        heads = {*named, *(STEPS.match(source)[0] for source in named)}
         return {field: named.get(field, field) for field in fields if field in heads or field not in self.ignored}
 
     def row(self, row: dict, found: Counter | None = None) -> dict:
@@ -102,7 +102,7 @@ def usual_name(kind: str, field: str, row: dict) -> str | None:
 def field_of(row: dict, name: str) -> tuple[object, object]:
     """What a field of a row holds, None where there is none; and the row without it."""
     # A name, a place in a list, or None for all of it.
-    steps = [match[0] if match[1] is None else int(match[1]) if match[1] else None for match in STEP.finditer(name)]
+    steps = [match[0] if match[1] is None else int(match[1]) if match[1] else None for match in STEPS.finditer(name)]
     return take(row, [name] if name in row else steps)
 
 
@@ -177,7 +177,7 @@ def conversion(found: object) -> str | None:
     known = [part.keys() for part in parts if isinstance(part, dict)]
     names = (script for keys, script in SCRIPTS.items() if any(part >= {*keys} for part in known))
     script = next(names, None)
-    return script and f"make rows of it: python example_data/convert/{script}.py --help"
+    return script and f"convert it to rows: python example_data/convert/{script}.py --help"
 
 
 def rank(source: str, names: Sequence[str] = ANSWERS) -> int:

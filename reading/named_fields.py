@@ -17,8 +17,8 @@ from itertools import count
 
 THOUGHTS = ("reasoning_content", "reasoning")
 CALLERS = ("function_call", "tool_call")  # roles of messages that hold calls
-NAMES = dict.fromkeys(("tool", "observation", "tool_response"), "tool") | dict.fromkeys(CALLERS, "assistant")
-NAMES |= {"developer": "system"}  # a role in a file -> the canonical one
+ROLES = dict.fromkeys(("tool", "observation", "tool_response"), "tool") | dict.fromkeys(CALLERS, "assistant")
+ROLES |= {"developer": "system"}  # a role in a file -> the canonical one
 OF_REPLY, OF_RESULT = (*THOUGHTS, "tool_calls"), ("tool_call_id", "name")  # keys of messages
 KEYS = {*OF_REPLY, *OF_RESULT}
 HEAD = re.compile(r"\A\s*<think>(.*?)</think>\n*", re.DOTALL)
@@ -28,7 +28,7 @@ TURNS = re.compile("S?A?(U(CT+)*A)*U(CT+)*[AC]")
 
 def keys_of(role: object) -> tuple[str, ...]:
     """The keys of a message that are read for its role, as the file names it."""
-    return OF_RESULT if isinstance(role, str) and NAMES.get(role) == "tool" else OF_REPLY
+    return OF_RESULT if isinstance(role, str) and ROLES.get(role) == "tool" else OF_REPLY
 
 
 def fields_of(turn: dict, role: str, where: str) -> dict:
@@ -47,7 +47,7 @@ def fields_of(turn: dict, role: str, where: str) -> dict:
     if turn.get("tool_calls"):
         fields["tool_calls"] = calls_of(turn["tool_calls"], f"{where}.tool_calls")
     if fields and role != "assistant":
-        raise ValueError(f"{where} has `{next(iter(fields))}` in role {role!r}; only a reply has it")
+        raise ValueError(f"{where} has `{next(iter(fields))}` in role {role!r}; only a reply may have it")
     return fields
 
 
@@ -64,7 +64,7 @@ def without_parts(turn: dict, content: list, where: str) -> tuple[dict, list]:
         else:
             others.append(part)
     if both := [name for name in found if turn.get(name)]:
-        raise ValueError(f"{where} has what `{both[0]}` of its message has too; keep one")
+        raise ValueError(f"{where} repeats `{both[0]}` of its message; keep one")
     return turn | found, others
 
 

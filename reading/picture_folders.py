@@ -14,7 +14,7 @@ def paths_below(folder: str) -> list[str]:
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if links := [name for name in folders if os.path.islink(os.path.join(parent, name))]:
-            raise ValueError(f"{os.path.join(parent, links[0])} is a link to a folder: give it as a path of its own.")
+            raise ValueError(f"{os.path.join(parent, links[0])} is a link to a folder: give it as a separate path.")
         kept = [
             name for name in files if not name.startswith(".") and (kind_by_name(name) or name.lower().endswith(".txt"))
         ]
@@ -39,13 +39,13 @@ def rows_in(folder: str, prompt: str | None) -> Iterator[dict[str, str]]:
     has_captions = bool({*map(os.path.dirname, media)} & {*map(os.path.dirname, texts)})
     if prompt is None:
         what, ask = ("captions", "Describe the picture.") if has_captions else ("classes", "What is in the picture?")
-        raise ValueError(f'{folder} holds {what} and no question: add --prompt "{ask}", or what you would ask.')
+        raise ValueError(f'{folder} holds {what} and no question: add --prompt "{ask}", or your own question.')
     alone = [name for name in media if media[name] not in texts]
     alone += [texts[stem] for stem in sorted(texts.keys() - {*media.values()})]
     if alone and has_captions:
         raise ValueError(
             f"{folder}: {', '.join(alone[:5])}{' ...' if alone[5:] else ''} ({len(alone):,}) alone: 1.jpg needs its "
-            "caption 1.txt, and the reverse. Write what is missing, or move these elsewhere."
+            "caption 1.txt, and vice versa. Add what is missing, or move these elsewhere."
         )
     for name, stem in media.items():
         answer = os.path.dirname(name)
@@ -58,7 +58,7 @@ def rows_in(folder: str, prompt: str | None) -> Iterator[dict[str, str]]:
                 raise ValueError(f"{path} cannot be read as UTF-8 text: {error}.") from error
         elif not answer or os.sep in answer:
             raise ValueError(
-                f"{os.path.join(folder, name)} has no caption, and no class, for it is not right in the folder of one: "
-                "move it to CLASS/1.jpg, or write a caption next to each picture, 1.txt to 1.jpg."
+                f"{os.path.join(folder, name)} has no caption, and is not directly in the folder of a class: move it "
+                "to CLASS/1.jpg, or write a caption next to each picture, 1.txt next to 1.jpg."
             )
         yield {kind_by_name(name): name, "answer": answer}

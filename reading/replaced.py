@@ -50,7 +50,7 @@ def check_drawn(dataset) -> list[str]:
         except ChangedFile as error:
             index, _ = dataset.locate(position)
             shutil.rmtree(index.folder, ignore_errors=True)  # another process may do so too
-            raise ChangedFile(f"{error} If that is meant, start again: the rows are then indexed again.") from error
+            raise ChangedFile(f"{error} If that was intended, start again: the rows will be indexed again.") from error
     return [f"WARNING: {dataset.name}: {written_again(rewritten)} since they were indexed."] if rewritten else []
 
 
@@ -61,7 +61,7 @@ def check_row(dataset, position: int) -> list[str]:
         try:
             size_now, time_now = media_state(reference)
         except ChangedFile as error:
-            raise ChangedFile(f"{name} was there when it was indexed: {error}") from error
+            raise ChangedFile(f"{name} existed when it was indexed: {error}") from error
         if size_now != size:
             raise ChangedFile(f"{name} has {size_now:,} bytes, and had {size:,} when it was indexed.")
         rewritten += [name] if time_now != time else []
@@ -69,5 +69,5 @@ def check_row(dataset, position: int) -> list[str]:
 
 
 def written_again(names: list[str]) -> str:
-    number = f"{len(names):,} of the media files looked at"
-    return f"{number} {'were' if names[1:] else 'was'} written again with as many bytes (such as {names[0]})"
+    number = f"{len(names):,} of the media files compared"
+    return f"{number} {'were' if names[1:] else 'was'} rewritten with the same size (such as {names[0]})"

@@ -56,7 +56,7 @@ class Layout(str):
     """
 
     LETTERS = {"system": "S", "user": "U", "assistant": "A", "tool": "T", "text": "t", "image": "i", "video": "v"}
-    FIELDS = {"reasoning_content": "~", "typed_thought": "^", "tool_calls": "*", "tools": "#", "objects": "%"}
+    FIELD_SIGNS = {"reasoning_content": "~", "typed_thought": "^", "tool_calls": "*", "tools": "#", "objects": "%"}
     SIGNS = {"thoughts": "~", "tools": "#", "calls": "*", "results": "T"}  # what rows may hold, as people name it
     VALUES = {"~": "x", "^": "<think>x</think>", "*": [{"function": {"name": "x", "arguments": {}}}], "#": [], "%": []}
 
@@ -64,7 +64,7 @@ class Layout(str):
     def of(cls, messages: list[dict]) -> "Layout":
         def letters(message: dict) -> str:
             parts = [cls.LETTERS[part["type"]] + "?" * clips.is_untimed(part) for part in message["content"]]
-            fields = cls.FIELDS.items() if len(message) > 2 else ()
+            fields = cls.FIELD_SIGNS.items() if len(message) > 2 else ()
             signs = [sign for name, sign in fields if message.get(name)]
             return "".join([cls.LETTERS[message["role"]], "-" * ("train" in message), *signs, *parts])
 
@@ -73,7 +73,7 @@ class Layout(str):
     @cached_property
     def messages(self) -> list[dict]:
         """A row of this layout: every text is "x", every reference its place among the row's media."""
-        names = {letter: name for name, letter in (self.LETTERS | self.FIELDS).items()}
+        names = {letter: name for name, letter in (self.LETTERS | self.FIELD_SIGNS).items()}
         messages, number = [], 0
         for letter in self:
             if letter.isupper():
@@ -175,7 +175,7 @@ class RowIndex:
         if self.arrow:
             return copies.to_rows(self.arrow.get_batch(offset).slice(length, 1))[0]
         if state_of(self.path) != self.state:
-            raise ChangedFile(f"{self.path} was changed while it is in use; start again.")
+            raise ChangedFile(f"{self.path} changed while in use; start again.")
         with open(self.path, "rb", buffering=0) as file:
             file.seek(offset)
             data = file.read(length)
@@ -449,7 +449,7 @@ class IndexMaker:
             for messages in samples:  # of which each begins the next
                 layout = Layout.of(messages)
                 texts = [part["text"] for message in messages for part in message["content"] if "text" in part]
-                named = [m[name] for m in messages if len(m) > 2 for name in Layout.FIELDS if name in m]
+                named = [m[name] for m in messages if len(m) > 2 for name in Layout.FIELD_SIGNS if name in m]
                 named += [clip for *_, clip in references[: len(layout.media)] if clip]
                 said = repr([layout.replace("-", ""), texts, *named]).encode()  # trained or not
                 self.digest.update(said + repr([layout, others]).encode())

@@ -31,9 +31,9 @@ from reading.strict_json import strict_json
 from reading.unread import Unread, is_base64
 
 ROLES = ("system", "user", "assistant")
-KINDS = ("image", "video")
-PART_TYPES = ("text", *KINDS, "image_url", "video_url")
-MEDIA_COLUMNS = tuple(name for kind in KINDS for name in (kind, f"{kind}s"))
+MEDIA_KINDS = ("image", "video")
+PART_TYPES = ("text", *MEDIA_KINDS, "image_url", "video_url")
+MEDIA_COLUMNS = tuple(name for kind in MEDIA_KINDS for name in (kind, f"{kind}s"))
 # Names of what is asked -> of what is answered. Of the first, the texts may be lists of messages.
 PAIRS = {"prompt": "completion", "question": "answer", "query": "response", "instruction": "output"}
 INPUT = {"instruction": ("input",)}  # what it ends with
@@ -103,7 +103,7 @@ class RowForm:
             row[WEIGHT] = _weight(row[WEIGHT])
         for flag, names in (("prompt", (*self.turn_fields, *PAIRS)), ("system_prompt", SYSTEM)):
             if getattr(self, flag) is not None and (own := [name for name in names if name in row]):
-                raise ValueError(f"has its own `{own[0]}`, and --{flag} gives one too; leave one out")
+                raise ValueError(f"has its own `{own[0]}`, and --{flag} also gives one; leave one out")
         if self.prompt is not None:
             row |= {question: self.prompt for question, answer in PAIRS.items() if answer in row}
         return row if self.system_prompt is None else row | {SYSTEM[0]: self.system_prompt}
@@ -144,7 +144,7 @@ class RowForm:
         users = [message for message in messages if message["role"] == "user"]
         unread.leave_text(_said(users))
         media = [part for message in messages for part in message["content"] if "text" not in part]
-        for kind in reversed(KINDS):  # so that images come first where both go to the front
+        for kind in reversed(MEDIA_KINDS):  # so that images come first where both go to the front
             column, references = self._column(row, kind, unread)
             if parts := [part for part in media if part["type"] == kind]:
                 _fill(parts, kind, column or kind, references)
@@ -158,7 +158,7 @@ class RowForm:
         if tools := named_fields.tools_of(row):
             messages[0]["tools"] = _usable(tools, "tools")
         if not (trained := trained_replies(messages)):
-            raise ValueError('has "train": false on every reply, so that nothing would be trained')
+            raise ValueError('has "train": false on every reply, so nothing would be trained')
         if not self.allow_empty_answers and any(map(is_empty, trained)):
             raise ValueError(
                 f"has an empty reply in its `{answer or form}` field, of which only the end would be "
@@ -171,7 +171,7 @@ class RowForm:
         if (objects := row.get("objects")) and boxes.placed(
             messages, _usable(objects, "objects"), [kind for kind, *_ in found].count("image")
         ):
-            unread.leave(named_fields.parsed_json(objects, "objects"), boxes.KEYS, "objects")
+            unread.leave(named_fields.parsed_json(objects, "objects"), boxes.OBJECT_KEYS, "objects")
         elif objects:  # of another form
             unread.leave({"objects": objects}, ())
         if unread.times or unread.media:
@@ -242,7 +242,7 @@ class RowForm:
             train = _train(turn, where)
         sender, value = keys
         given, content = turn.get(sender), turn.get(value)
-        role = self.roles.get(given, named_fields.NAMES.get(given)) if isinstance(given, str) else None
+        role = self.roles.get(given, named_fields.ROLES.get(given)) if isinstance(given, str) else None
         if role is None:
             raise ValueError(
                 f"{where}.{sender} is {shown(given)}, expected one of {', '.join(map(repr, self.roles))} (--user_key "
@@ -270,9 +270,9 @@ class RowForm:
         kind = part.get("type")
         if kind not in PART_TYPES:
             raise ValueError(f"{where} has type {shown(kind)}, expected one of {', '.join(map(repr, PART_TYPES))}")
-        sources = ("path", "url", "base64", "value", kind) if kind in KINDS else (kind, "value")
+        sources = ("path", "url", "base64", "value", kind) if kind in MEDIA_KINDS else (kind, "value")
         of_clip = clips.NAMES if kind.startswith("video") else ()
-        unread.leave(part, {"type", *sources, *(["index"] if kind in KINDS else []), *of_clip}, where)
+        unread.leave(part, {"type", *sources, *(["index"] if kind in MEDIA_KINDS else []), *of_clip}, where)
         clip = {"clip": clip} if of_clip and (clip := clips.of_fields(part, f"{where}.")) else {}
         source = _one_of(sources, part, f"{where} ")
         value = part.get(source)
@@ -439,7 +439,7 @@ def _train(turn: dict, where: str) -> dict:
         if value not in (False, True):  # to which 0 and 1 are equal
             raise ValueError(f"{where}.{name} is {shown(value)}; it must be true or false")
     if len(set(given.values())) > 1:
-        raise ValueError(f"{where} says by `{'`, `'.join(given)}` both that it is trained and that it is not; keep one")
+        raise ValueError(f"{where} has `{'`, `'.join(given)}`, which disagree on whether to train it; keep one")
     return {"train": False} if False in given.values() else {}
 
 
@@ -474,9 +474,7 @@ def _fill(parts: list[dict], kind: str, column: str, references: list) -> None:
     """Give the media of a field to the parts without a source."""
     empty = [part for part in parts if part[kind] is None]
     if references and not empty:
-        raise ValueError(
-            f"has parts of type {kind!r} that name their source, and a `{column}` field besides; remove one"
-        )
+        raise ValueError(f"has parts of type {kind!r} that name their source, and also a `{column}` field; remove one")
     if empty and not references:
         raise ValueError(f"{empty[0]['where']} has type {kind!r} but no `path`, and the row has no `{kind}s` for it")
     if len(empty) != len(references):

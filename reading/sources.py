@@ -55,9 +55,9 @@ class Source:
             for bound, default in zip(self.bounds, (0, num_rows))
         )
         if not 0 <= start <= num_rows or not 0 <= stop <= num_rows:
-            raise ValueError(f"{self.path}: its slice goes beyond the {num_rows:,} rows that there are.")
+            raise ValueError(f"{self.path}: its slice goes beyond its {num_rows:,} rows.")
         if num_rows and start >= stop:
-            raise ValueError(f"{self.path}: its slice is empty, for there are {num_rows:,} rows.")
+            raise ValueError(f"{self.path}: its slice is empty, since it has {num_rows:,} rows.")
         return range(start, stop)
 
 
@@ -137,7 +137,7 @@ def named_source(path: str) -> Source:
             raise ValueError(f"{file} is {what}.")
         if not has_ending(file, *ENDINGS):
             raise ValueError(
-                f"{file} has none of the endings {', '.join(ENDINGS)}, by which its form is known. Save a spreadsheet "
+                f"{file} has none of the extensions {', '.join(ENDINGS)}, which tell the format. Save a spreadsheet "
                 "as CSV UTF-8 (docs/start.md); example_data/convert/refcoco.py makes rows of RefCOCO's refs(...).p."
             )
     if not files:
@@ -206,7 +206,7 @@ def shards_of(state: str) -> list[str]:
     if not isinstance(about, dict) or "_data_files" not in about:
         return []
     if about.get("_indices_data_files"):
-        raise ValueError(f"{state}: an old release keeps the order of its rows apart; load it and save it again.")
+        raise ValueError(f"{state}: an old release saved the order of its rows apart; load it and save it again.")
     names = [os.path.basename(shard["filename"]) for shard in about["_data_files"]]
     return [os.path.join(os.path.dirname(state), name) for name in names]
 
@@ -243,7 +243,7 @@ def download(name: str, revision: str | None = None, inside: str = "") -> str:
                 if any(has_ending(name, *ENDINGS) for _, _, names in os.walk(folder) for name in names):
                     return folder
         raise ValueError(
-            f"{name} is neither a file or folder here nor a data set of the Hub that can be reached: {error}"
+            f"{name} is neither a file or folder here nor a data set that the Hub has or lets you read: {error}"
         ) from error
 
 

@@ -45,7 +45,7 @@ def hold_out(dataset: MultimodalDataset, wanted: float, seed: int) -> tuple[Mult
     number = wanted if wanted >= 1 else max(1, round(wanted * len(rows)))
     found = f"--eval_split {wanted:g}: the {len(rows):,} usable rows of {dataset.name}"
     if len(sizes) < 2:
-        raise ValueError(f"{found} share their media, so that none can be held out: give --eval_data_path.")
+        raise ValueError(f"{found} share their media, so none can be held out: give --eval_data_path.")
     if number >= len(rows):
         raise ValueError(f"{found} would leave none to train on: hold out fewer.")
     held, count = [], 0

@@ -28,13 +28,14 @@ def scan(path: str) -> Iterator[tuple[int, int, object]]:
                 yield start, end - start, row_of(members)
             tar.fileobj.seek(tar.offset)  # which stops at a broken header, and at the end of the first of two archives
             if any(block.strip(b"\0") for block in iter(lambda: tar.fileobj.read(CHUNK), b"")):
-                raise tarfile.ReadError(f"no member begins at byte {tar.offset:,}, and yet it goes on there")
+                raise tarfile.ReadError(f"it goes on at byte {tar.offset:,}, but no member begins there")
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path} is not a readable tar file: {error}.") from error
     ordered = np.sort(stems)
-    if len(twice := ordered[1:][ordered[1:] == ordered[:-1]]):
-        apart = np.flatnonzero(np.asarray(stems) == twice[0])[1]
-        raise ValueError(f"{path}: sample {apart} has the name of one before it; pack it by `tar --sort=name`.")
+    if (ordered[1:] == ordered[:-1]).any():
+        _, firsts = np.unique(stems, return_index=True)
+        apart = np.setdiff1d(np.arange(len(stems)), firsts)[0]
+        raise ValueError(f"{path}: sample {apart} has the name of an earlier one; pack it with `tar --sort=name`.")
 
 
 def members_of(tar: tarfile.TarFile) -> Iterator[tuple[str, int, int, str, bytes | None]]:
@@ -54,7 +55,7 @@ def row_of(members: list[tuple]) -> dict | ValueError:
         try:
             found = parse_member(field, data)
             if twice := [name for name in found if name in row]:
-                raise ValueError(f"gives the field `{twice[0]}`, as another of its name does")
+                raise ValueError(f"gives the field `{twice[0]}` a second time")
             row |= found
         except (ValueError, RecursionError) as error:
             fault = error if type(error) is ValueError else f"is {fault_of(error)}"
@@ -67,7 +68,7 @@ def parse_member(field: str, data: bytes | None) -> dict:
     if data is None:
         raise ValueError("is a link or not a regular file: pack the file itself")
     if not kind:
-        raise ValueError("has no ending, which would be the name of its field: leave it out of the shard")
+        raise ValueError("has no extension to name its field: leave it out of the shard")
     text = data.decode() if kind in ("json", *TEXTS) else ""
     value = PARSER.decode(text) if kind == "json" else text.strip() if kind in TEXTS else data
     return value if field == "json" and isinstance(value, dict) else {field: value}

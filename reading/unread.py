@@ -27,7 +27,7 @@ NAME_IN_TEXT = re.compile(ENDING.pattern.replace(r"\Z", r"\b"), re.IGNORECASE)
 SEPARATOR = re.compile(r"[\s<>()[\]\"'`]")
 MEDIA_TAGS = ("img", "image", "video", "vid", "audio")
 IN_LETTERS, BASE64 = re.compile("data:(image|video|audio)/", re.IGNORECASE), re.compile("[A-Za-z0-9+/]{24}")
-INDEX = re.compile(r"\[\d+\]")
+LIST_INDEX = re.compile(r"\[\d+\]")
 LONGEST_PATH = 2048
 
 MASK, TIME = "a mask of the loss", "a time or rate of a video"
@@ -95,7 +95,7 @@ class Unread:
         Raises:
             ValueError: a name means what training would have to obey; the message has the field and the fix.
         """
-        place = f"{INDEX.sub('[]', where)}." if where else ""
+        place = f"{LIST_INDEX.sub('[]', where)}." if where else ""
         where = f"{where}." if where else ""
         for key in value:
             if key in read:
@@ -151,7 +151,7 @@ def flat(name: str, value: object) -> Iterator[tuple[str, object]]:
 
 def as_letters(path: str) -> str:
     return (
-        f"names the medium {describe(path)} in a text, where it would be trained as letters: write <image> or <video> "
+        f"names the medium {describe(path)} in a text, where it would be trained as text: write <image> or <video> "
         "in its place and the path in the row's field `image` or `video`, or make it a part (docs/dataset.md)"
     )
 

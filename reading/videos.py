@@ -233,7 +233,7 @@ def _opened(source, options: MediaOptions):
             raise ValueError("it holds no video stream")
         stream = streams[0]
         if stream.codec_context is None:
-            raise ValueError("its pictures are of an unknown codec")
+            raise ValueError("its codec is unknown")
         if stream.width * stream.height > options.image_pixel_limit:
             raise ValueError(f"its frames have {stream.width}x{stream.height} pixels, more than --image_pixel_limit")
         stream.codec_context.options = {

@@ -44,7 +44,7 @@ class WeightedRows(Dataset):
         totals = np.bincount(group, weights)
         if not totals.all():
             of_class = f" of a class of --balance {self.balance}" if self.balance is not None else ""
-            raise ValueError(f"{self.name}: no row{of_class} has a {WEIGHT} above 0, so that none could be drawn.")
+            raise ValueError(f"{self.name}: no row{of_class} has a {WEIGHT} above 0, so none can be drawn.")
         weights /= totals[group]
         return weights * (sum(shares) / weights.sum())
 

@@ -27,10 +27,10 @@ from collators.budget import OverlongSample
 from collators.probes import check_labels
 from collators.template import naming
 from collators.template_check import check_template
-from collators.thoughts_and_tools import FIELDS
+from collators.thoughts_and_tools import MESSAGE_FIELDS
 from evaluation.verdict import of_check
 from loaders import LOADERS
-from reading.dataset import price_of_replies
+from reading.dataset import cost_of_replies
 from reading.references import digest, hash_of
 from reading.replaced import check_drawn
 from reading.row_index import Layout
@@ -43,7 +43,7 @@ from training.added_tokens import added_tokens, untrained_tokens
 from training.engines import print_once
 from training.make_collator import make_collator
 
-KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
+ROW_KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
 # What may be wrong with a row; the place of each in this table is its code in `Results.rows`, from 1.
 FAULTS = {
     "row": "cannot be read",
@@ -162,7 +162,7 @@ class CheckedRows(Dataset):
                 template.check_rendering(sample["messages"])
             whole = self.collator.encode(sample, within_budget=False).inputs
         except OverlongSample:  # without a budget, only because no label is left
-            return {"fault": "no label", "reason": f"{sample['source']}: no token of it would be trained"}
+            return {"fault": "no label", "reason": f"{sample['source']}: none of its tokens would be trained"}
         except ValueError as error:
             return {"fault": "refused", "reason": str(error)}
         ids = whole["input_ids"][0]
@@ -199,7 +199,7 @@ def fingerprints(row: dict) -> dict:
     content, question = [], []
     for message in row["messages"]:
         parts = [(p["type"], p["text"] if p["type"] == "text" else digest(p[p["type"]])) for p in message["content"]]
-        named = {name: value for name, value in message.items() if name in (*FIELDS, "tools")}
+        named = {name: value for name, value in message.items() if name in (*MESSAGE_FIELDS, "tools")}
         content.append((message["role"], parts, named))
         question += parts if message["role"] == "user" else []
     hashes = {"content": content, "question": question}
@@ -223,7 +223,7 @@ class Results:
         """Note the result on a row."""
         counts = [found.get(name, 0) for name in ("text", "image", "video", "labels", "cut", "typed")]
         hashes = [int(found.get(name, "0"), 16) for name in ("content", "question")]
-        kind = KINDS.index(found.get("kind", "unreadable"))
+        kind = ROW_KINDS.index(found.get("kind", "unreadable"))
         self.rows[found["position"]] = (CODES[found.get("fault")], kind, *counts, *hashes)
         if "fault" in found:
             self.reasons[found["position"]] = found["reason"]
@@ -252,7 +252,7 @@ def check_rows(splits: dict, collator, results: Results, num_workers: int) -> No
             open_ones = [row for row in rows.current.tolist() if row >= 0 and results.rows["fault"][row] == NOT_DONE]
             names = "; ".join(results.name(row) for row in sorted(open_ones))
             raise ValueError(
-                f"A row ends the process that opens it, such as a file that kills its decoder. It is one of: {names}. "
+                f"A row kills the process that opens it, such as a file that crashes its decoder: one of {names}. "
                 "--dataloader_num_workers 1 names it alone."
             ) from error
 
@@ -274,8 +274,8 @@ def results_of(arguments, budget, splits: dict, results: Results, notes: dict, n
         found = {"name": dataset.name} | describe_split(results, start, rows)
         found["kinds"] |= held
         found["advice"] = budget.advice(dataset, np.flatnonzero(rows["fault"] == CODES["overlong"]))
-        price = price_of_replies(dataset, sum(rows[kind] for kind in ("text", "image", "video")))
-        found["notes"] = notes[split] + [price] * bool(price)
+        cost = cost_of_replies(dataset, sum(rows[kind] for kind in ("text", "image", "video")))
+        found["notes"] = notes[split] + [cost] * bool(cost)
         report["data"][split] = found
     if "eval" in splits:
         report["overlap"] = shared_with_training(results)
@@ -302,7 +302,7 @@ def describe_split(results: Results, start: int, rows: np.ndarray) -> dict:
     return {
         "rows": len(rows),
         "good": int(good.sum()),
-        "kinds": {kind: int((rows["kind"] == code).sum()) for code, kind in enumerate(KINDS)},
+        "kinds": {kind: int((rows["kind"] == code).sum()) for code, kind in enumerate(ROW_KINDS)},
         "tokens": {name: spread(values) for name, values in tokens.items()},
         "histograms": {"tokens": histogram(total), "labels": histogram(tokens["trained"])},
         "over_budget": {"rows": int((rows["cut"] > 0).sum() + (rows["fault"] == CODES["overlong"]).sum())},
@@ -398,7 +398,7 @@ def reasons(report: dict, arguments) -> tuple[list[str], list[str]]:
         if number := report.get("overlap", {}).get(same, {"rows": 0})["rows"]:
             notes.append(f"{rows_of(number, report['data']['eval']['name'])} {meaning}")
     kinds = report["data"]["train"]["kinds"]
-    if not any(kinds[kind] for kind in KINDS[1:-1]):
+    if not any(kinds[kind] for kind in ROW_KINDS[1:-1]):
         for flag in ("train_vision_encoder", "train_vision_projector"):
             if getattr(arguments.model, flag):
                 failures.append(f"--{flag} True has no effect without images and videos")

@@ -208,10 +208,10 @@ REFUSED = [
     ("--optim galore_adamw --optim_args rank=4", "--optim galore_adamw is not supported: it groups the parameters"),
     ("--optim schedule_free_adamw", "--optim schedule_free_adamw is not supported: other weights would be saved"),
     ("--optim paged_adamw_8bit --use_cpu True", "--optim paged_adamw_8bit needs a CUDA GPU: use adamw_8bit"),
-    ("--optim grokadamw", "--optim grokadamw cannot be made .*pip install grokadamw"),
-    ("--adam_beta1 2", "--optim adamw_torch_fused cannot be made .* 2.0"),
+    ("--optim grokadamw", "--optim grokadamw cannot be created .*pip install grokadamw"),
+    ("--adam_beta1 2", "--optim adamw_torch_fused cannot be created .* 2.0"),
     ("--optim_target_modules all-linear", "--optim_target_modules all-linear has no effect"),
-    ('--lr_scheduler_kwargs {"foo":1}', "--lr_scheduler_kwargs {'foo': 1} cannot be made .*'foo'"),
+    ('--lr_scheduler_kwargs {"foo":1}', "--lr_scheduler_kwargs {'foo': 1} cannot be created .*'foo'"),
     ("--lr_scheduler_type cosine_with_min_lr", "--lr_scheduler_type cosine_with_min_lr .* min_lr"),
     ("--torch_compile True --torch_compile_backend foo", "--torch_compile True does not work .*foo"),
     ("--torch_compile True --torch_compile_mode foo", "--torch_compile True does not work .*foo"),
@@ -457,7 +457,7 @@ def test_a_folder_is_no_model_id_and_an_adapter_no_model(tmp_path):
     with pytest.raises(ValueError, match=f"write --model_id qwen2.5-vl-7b-instruct --model_local_path {model}"):
         parse_arguments([*words, str(model)])
     for given in ([str(adapter)], ["qwen2-vl-2b-instruct", "--model_local_path", str(adapter)]):
-        with pytest.raises(ValueError, match=f"--lora_weight_path {adapter}, and name its base .its.base. with"):
+        with pytest.raises(ValueError, match=f"--lora_weight_path {adapter} and name its base .its.base. with"):
             parse_arguments([*words, *given])
 
 
@@ -495,7 +495,7 @@ def test_of_two_lengths_of_a_run_the_steps_win(words, is_said, tmp_path, monkeyp
     monkeypatch.setattr(train, "finetune", lambda arguments: None)
     given = "--model_id llava-1.5-7b --data_path x --use_cpu True --num_train_epochs 3".split()
     train.main([*given, "--output_dir", str(tmp_path / "out"), *words.split()])
-    assert ("--max_steps 9 wins over --num_train_epochs" in capsys.readouterr().out) == is_said
+    assert ("--max_steps 9 overrides --num_train_epochs" in capsys.readouterr().out) == is_said
 
 
 def test_the_hubs_token_is_not_pickled_beside_the_weights(tmp_path):

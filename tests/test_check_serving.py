@@ -225,7 +225,7 @@ def test_how_a_base_is_named(tmp_path, monkeypatch):
         ({"use_dora": True}, "use_dora"),
         ({"bias": "lora_only"}, "bias is lora_only"),
         ({"target_parameters": ["mlp.experts.down_proj"]}, "target_parameters is .*mlp.experts"),
-        ({"init_lora_weights": "pissa_niter_16"}, "started from changed weights"),
+        ({"init_lora_weights": "pissa_niter_16"}, "started from changed base weights"),
     ],
 )
 def test_what_servers_refuse_of_adapters(adapter, tmp_path, changes, named):

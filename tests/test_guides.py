@@ -307,10 +307,10 @@ def test_a_missing_file_names_the_one_that_looks_like_it(tmp_path, written, ther
     (tmp_path / "link.png").symlink_to("nowhere")
     (tmp_path / "a.jsonl").write_text(json.dumps({"image": written, "prompt": "a", "completion": "b"}))
     (error,) = MultimodalDataset(str(tmp_path / "a.jsonl"), check=False).errors.values()
-    hint = f", but {tmp_path / there} does, of which case, accents or slashes are written otherwise" if there else ""
+    hint = f", but {tmp_path / there} does, which differs only in case, accents or slashes" if there else ""
     assert error.endswith(f"image {tmp_path}/{written} does not exist{hint}; fix the path or --image_folder")
     if hint:
-        told = "but ... does, of which case, accents or slashes are written\notherwise"
+        told = "but ... does, which differs only in case, accents or slashes"
         assert told in ERRORS.read_text(encoding="utf-8")
 
 

@@ -86,9 +86,9 @@ def test_what_is_refused_leaves_the_chat_alive(tiny, media_folder, monkeypatch, 
     assert [line for line in printed.err.splitlines() if line.startswith("Error: ")] == [
         "Error: image nowhere.png does not exist; fix the path or --image_folder",
         "Error: the model takes no videos",
-        "Error: there is no /help; there are /image, /video, /clear and /quit",
+        "Error: /help is no command; use /image, /video, /clear or /quit",
         f"{refusal} needs at least one image, and all images before the text of the question.",
-        f"{refusal} answers once; make each exchange a sample of its own.",
+        f"{refusal} answers once; make each exchange a separate sample.",
     ]
     assert len(printed.out.splitlines()) == 1
 

@@ -58,7 +58,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
         raise ValueError("--use_lora, --use_vision_lora: no layer is left that can have an adapter. Leave them out.")
     tables = [name for name, module in model.named_modules() if module is table or module is head and not tied]
     if loader.pieces and {*tables}.intersection(targets):
-        raise ValueError("--lora_target_modules: the head has rows of --add_tokens, and no adapter next to them.")
+        raise ValueError("--lora_target_modules: the head has rows of --add_tokens, so it takes no adapter.")
     config = LoraConfig(
         r=lora.lora_r,
         lora_alpha=lora.lora_alpha,
@@ -78,8 +78,8 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
     finally:  # whatever it says of them
         if wrong := {*(config.target_parameters or ())} - {*parameters}:
             raise ValueError(
-                f"--use_lora True: peft 0.21 takes layers of {loader.model_path} for its experts ({min(wrong)}). Name "
-                "others: --lora_target_modules q_proj k_proj v_proj o_proj."
+                f"--use_lora True: peft 0.21 mistakes layers of {loader.model_path} for its experts ({min(wrong)}). "
+                "Name others: --lora_target_modules q_proj k_proj v_proj o_proj."
             )
 
 
@@ -129,10 +129,10 @@ def why_not(name: str, module: nn.Module, loader: BaseLoader, modes: dict) -> st
     if not isinstance(module, nn.Linear):
         return NOT_LINEAR
     if component is None:
-        return "of no component that trains"
+        return "in no component that trains"
     if (mode := modes[f"{name}.weight"]) != "lora":
-        cures = {"vision_encoder": "; add --train_vision_encoder True --use_vision_lora True"}
-        return f"of the {component}, which has no adapters (it is {mode}{cures.get(component, '')})"
+        fixes = {"vision_encoder": "; add --train_vision_encoder True --use_vision_lora True"}
+        return f"of the {component}, which has no adapters (it is {mode}{fixes.get(component, '')})"
     if loader.mixture_part(name):
         return "of a mixture of experts: see --lora_experts and --lora_router"
     if loader.is_unused(name) or name.endswith(tuple(loader.bare_weights)):
@@ -245,7 +245,7 @@ def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -
         held |= {loader.component_of(base_name(name)): "lora" for name in weights if ".lora_" in name}
         for component, mode in modes.items():
             if held[component] != mode:
-                raise ValueError(f"its {component} is {held[component]}, but by the flags {mode}")
+                raise ValueError(f"its {component} is {held[component]}, but {mode} by the flags")
         result = set_peft_model_state_dict(model, weights)
     except (KeyError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"--lora_weight_path {path} does not fit the model: {error}") from error

@@ -3,11 +3,9 @@
 import re
 from collections import Counter
 
-import numpy as np
-
 from collators.template import Template, joined_text
 from loaders.base import BaseLoader
-from reading.dataset import MultimodalDataset
+from reading.dataset import MultimodalDataset, evenly_spread
 from training.trainable import training_modes
 
 MOST_ROWS = 10_000  # that are searched, spread over the data
@@ -30,14 +28,14 @@ def untrained_tokens(loader: BaseLoader, arguments, template: Template, dataset:
     if not (added := added - template.frame.tokens):
         return ""
     pattern, found = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True)))), Counter()
-    for place in np.linspace(0, len(dataset) - 1, min(MOST_ROWS, len(dataset))).astype(int):
+    for place in evenly_spread(range(len(dataset)), MOST_ROWS):
         for message in (dataset.rows[place] or {"messages": []})["messages"]:
             if message["role"] == "assistant" or not template.replies_only:
                 found.update(pattern.findall(joined_text(message["content"])))
     if not found:
         return ""
     return (
-        f"WARNING: the labels hold tokens that are none of the {loader.vocabulary:,} of the model's makers: "
+        f"WARNING: the labels hold tokens that were added to the model's original {loader.vocabulary:,}: "
         f"{', '.join(found)}. LoRA alone does not train their embeddings, so the model cannot learn to write them: "
         "name them in a file of --add_tokens, or train the language model in full (--use_lora False)."
     )

@@ -63,7 +63,7 @@ def check_file(path: str, saved: list[int] | None, is_trusted: bool) -> None:
 
 def check_bytes(path: str, saved: list[int]) -> None:
     if checksum(path) != saved:
-        raise ValueError("its bytes are not those that were saved")
+        raise ValueError("its bytes differ from those that were saved")
     if path.endswith(".safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
@@ -72,7 +72,7 @@ def check_bytes(path: str, saved: list[int]) -> None:
     elif path.endswith(PICKLED):
         with zipfile.ZipFile(path) as archive:
             if name := archive.testzip():
-                raise ValueError(f"{name} in it has other bytes than were saved")
+                raise ValueError(f"the bytes of {name} in it differ from those that were saved")
 
 
 def globals_of(path: str) -> set[str]:

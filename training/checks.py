@@ -226,7 +226,7 @@ def check_model_paths(model) -> None:
         path = getattr(model, option) or ""
         if adapter_config(path) is not None and not os.path.isfile(os.path.join(path, "config.json")):
             raise ValueError(
-                f"--{option} {path} is an adapter, not a model. To go on training it, write --lora_weight_path {path}, "
+                f"--{option} {path} is an adapter, not a model. To continue training it, use --lora_weight_path {path} "
                 f"and name its base ({adapter_config(path).get('base_model_name_or_path')}) with --model_id and "
                 "--model_local_path."
             )
@@ -303,7 +303,7 @@ def check_lora(lora) -> None:
         if getattr(lora, name) and init not in ("default", "gaussian"):
             raise ValueError(f"--lora_init {init} cannot read weights of --{name} True: use default or gaussian.")
         if getattr(lora, name) and name.startswith("lora_") and lora.lora_dropout:
-            raise ValueError(f"--{name} True adapts weights before which no dropout can be: add --lora_dropout 0.")
+            raise ValueError(f"--{name} True adapts weights that cannot have dropout: add --lora_dropout 0.")
 
 
 def check_patterns(part, *flags: str) -> None:
@@ -355,7 +355,7 @@ def check_best_metric(training, paths: list[str]) -> None:
 
 
 def check_machine(training) -> None:
-    """What this machine cannot do, and what the Trainer would change in silence."""
+    """What this machine cannot do, and what the Trainer would silently change."""
     if training.fp16 and training.device.type == "cpu":
         raise ValueError("--fp16 True needs a GPU: leave it out, or use --bf16 True --use_cpu True on the CPU.")
     for name, value in BATCH_SETTINGS.items():
@@ -363,7 +363,7 @@ def check_machine(training) -> None:
             raise ValueError(f"--accelerator_config {name} would change which samples a step holds: leave it out.")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no" and not getattr(training, precision):
-        raise ValueError(f"accelerate launch was told {precision}, the flags not: add --{precision} True.")
+        raise ValueError(f"accelerate launch sets {precision}, but the flags do not: add --{precision} True.")
     kwargs = training.activation_checkpointing_kwargs or {}
     if kwargs.keys() - CHECKPOINTING_KEYS or kwargs.get("use_reentrant"):
         raise ValueError(
@@ -402,7 +402,7 @@ def try_optimizer(training) -> None:
         what = f"--lr_scheduler_type {schedule.value} with --lr_scheduler_kwargs {kwargs or {}}"
         made = transformers.get_scheduler(schedule, optimizer, 5, 10, scheduler_specific_kwargs=kwargs)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{what} cannot be made with these flags: {error}") from error
+        raise ValueError(f"{what} cannot be created with these flags: {error}") from error
     if idle:
         raise ValueError(f"{idle[0]} has no effect with --optim {name}: leave it out.")
     if training.warmup_steps and made.get_last_lr() == [rate] != [0]:
@@ -434,7 +434,7 @@ def check_together(arguments) -> None:
     if not any((model.train_language_model, model.train_vision_encoder, model.train_vision_projector, model.train)):
         raise ValueError("--train_language_model False leaves nothing to train: add --train_vision_projector True.")
     if data.add_tokens and not (lora.use_lora or model.train_language_model and not lora.use_vision_lora):
-        raise ValueError("--add_tokens needs a language model that trains with all else: add --use_lora True.")
+        raise ValueError("--add_tokens needs a language model that is trained: add --use_lora True.")
     base = public_name(model.model_path)
     if training.push_to_hub and (lora.use_lora or lora.use_vision_lora) and os.path.isabs(base):
         raise ValueError(

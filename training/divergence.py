@@ -81,9 +81,9 @@ class FiniteCheck(TrainerCallback):
         can_skip = args.on_nonfinite == "error" and not args.fp16 and not trainer.is_deepspeed_enabled
         raise Diverged(
             f"step {self.update + 1}: {what} is not finite, at a learning rate of "
-            f"{trainer.lr_scheduler.get_last_lr()[0]:.3g}; the update was not made and {saved}. Samples: {names}. Try "
-            f"this: {fp16}a lower --learning_rate, more --warmup_steps, --max_grad_norm {norm:g}; look at the samples "
-            f"with preview.py.{skip if can_skip else ''}"
+            f"{trainer.lr_scheduler.get_last_lr()[0]:.3g}; the update was not applied and {saved}. Samples: {names}. "
+            f"Try this: {fp16}a lower --learning_rate, more --warmup_steps, --max_grad_norm {norm:g}; look at the "
+            f"samples with preview.py.{skip if can_skip else ''}"
         )
 
     def names(self) -> str:

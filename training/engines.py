@@ -8,7 +8,7 @@ from accelerate.utils import DistributedType
 from tqdm import tqdm
 
 # Keys of --fsdp_config that FSDP2 acts on (transformers 5.23), and one of ours (`set_up_fsdp`). Any other would be
-# passed over in silence.
+# passed over silently.
 FSDP_KEYS = {
     *("version", "auto_wrap_policy", "transformer_layer_cls_to_wrap", "min_num_params", "reshard_after_forward"),
     *("cpu_ram_efficient_loading", "state_dict_type", "cpu_offload", "activation_checkpointing"),
@@ -33,7 +33,7 @@ def check(arguments) -> None:
     if training.n_gpu > 1:
         raise ValueError(
             f"{training.n_gpu} GPUs are visible to one process. Start with `torchrun --nproc_per_node "
-            f"{training.n_gpu} train.py ...`, or show one GPU: CUDA_VISIBLE_DEVICES=0."
+            f"{training.n_gpu} train.py ...`, or make only one visible: CUDA_VISIBLE_DEVICES=0."
         )
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1 and training.world_size == 1:
         raise ValueError(
@@ -71,7 +71,7 @@ def check_fsdp(arguments, config: dict) -> None:
     kind = training.distributed_state.distributed_type
     if kind == DistributedType.MULTI_CPU or (kind == DistributedType.NO and training.device.type == "cpu"):
         raise ValueError(
-            "--fsdp True needs GPUs: on CPUs accelerate 1.15 would run DDP instead, without a word. Use --deepspeed "
+            "--fsdp True needs GPUs: on CPUs accelerate 1.15 would silently run DDP instead. Use --deepspeed "
             "ds_configs/zero3.json, which shards there too, or leave --fsdp out."
         )
     if int(config.get("version", 2)) != 2:
@@ -80,7 +80,7 @@ def check_fsdp(arguments, config: dict) -> None:
         raise ValueError(f"--fsdp_config: {min(unknown)} has no effect; known are {', '.join(sorted(FSDP_KEYS))}.")
     if config.get("activation_checkpointing"):
         raise ValueError(
-            "--fsdp_config: its activation_checkpointing draws dropout again when it computes again, and saves empty "
+            "--fsdp_config: its activation_checkpointing recomputes with different dropout, and saves empty "
             "adapters (accelerate 1.15, peft 0.21). Use --activation_checkpointing True instead."
         )
     if config.get("cpu_offload") and "gloo" not in str(training.ddp_backend):
@@ -102,7 +102,7 @@ def check_nodes_share_a_folder(arguments, engine: str) -> None:
         )
 
 
-def join(training) -> None:
+def init_deepspeed(training) -> None:
     """Start DeepSpeed's communication.
 
     On a CPU, accelerate 1.15 starts torch.distributed alone, and ZeRO-3 would shard the weights for one process. There

@@ -54,7 +54,7 @@ class GradientCheck(TrainerCallback):
         if missing := {name: self.trained[name] for name, count in zip(self.trained, seen) if not count}:
             modules = largest_modules(map(base_name, missing), map(base_name, self.names))
             print_once(
-                f"WARNING: {sum(map(num_elements, missing.values())):,} parameters are to train, but no gradient "
+                f"WARNING: {sum(map(num_elements, missing.values())):,} parameters should train, but no gradient "
                 f"reached them in {self.updates} update(s), so they learn nothing: {shortened(modules)}. If the "
                 "loss cannot depend on them, name them in `unused_modules` of the loader (docs/add_new_model.md)."
             )

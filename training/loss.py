@@ -39,7 +39,7 @@ def sample_of_label(keep: torch.Tensor, sample_lengths: list[int] | None = None)
 
     Args:
         keep: where the labels are predicted (batch, tokens).
-        sample_lengths: tokens of each sample of a row of several (`ChatCollator.join`); None: each row is a sample.
+        sample_lengths: tokens of each of the concatenated samples of a padding-free row; None: each row is a sample.
     """
     row, position = keep.nonzero(as_tuple=True)
     if sample_lengths is None:

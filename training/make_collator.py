@@ -29,6 +29,6 @@ def make_collator(family: str, loader, data, *datasets):
         box_format=data.box_format,
     )
     if wrong := [(word, token) for word in words for token in collator.template.frame.tokens if token in word]:
-        raise ValueError(f"--add_tokens: {wrong[0][0]!r} holds {wrong[0][1]!r}, which frames conversations. Rename it.")
+        raise ValueError(f"--add_tokens: {wrong[0][0]!r} has {wrong[0][1]!r}, a token of the chat format. Rename it.")
     set_options(collator, data, *datasets)
     return collator

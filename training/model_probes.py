@@ -64,10 +64,10 @@ def check_batches(model, loader, collator, arguments) -> str:
         if not (difference := (found - alone).abs().max()) <= allowed:  # nan too
             raise ValueError(
                 f"{loader.model_path}: {type(model).__name__} computes other losses for {what} than for each sample "
-                f"alone: {difference:.2g} apart, where its precision allows {allowed:.2g}. Add a family "
+                f"alone: they differ by {difference:.2g}, more than rounding allows ({allowed:.2g}). Add a family "
                 "(docs/add_new_model.md)."
             )
-    reason = leak(model, loader, collator, rows, alone, allowed) if collator.joins_samples else ""
+    reason = leak(model, loader, collator, rows, alone, allowed) if collator.is_padding_free else ""
     if "device_map" not in loader.model_kwargs:
         model.to(home)  # adapters start there, alike on every device
     if not reason:
@@ -76,7 +76,7 @@ def check_batches(model, loader, collator, arguments) -> str:
         if getattr(arguments.data, flag):
             raise ValueError(f"--{flag} True cannot be used with {loader.model_path}: {reason}. Leave it out.")
     model.get_decoder().set_attn_implementation(loader.text_attention)
-    collator.joins_samples = False
+    collator.is_padding_free = False
     return f"Samples are padded, not concatenated: {reason}."
 
 
@@ -91,12 +91,12 @@ def leak(model, loader, collator, rows: list[dict], alone: torch.Tensor, allowed
     """Why samples in one row are not what they are alone, or an empty text."""
     attention.separate_samples(model, loader)
     try:
-        difference = (losses(model, collator.join(rows)) - alone).abs().max()
+        difference = (losses(model, collator.concatenate_samples(rows)) - alone).abs().max()
     except REFUSALS as error:
         return f"the model refuses them in one row ({error})"
     if difference <= allowed:
         return ""
-    return f"in one row they see each other: the loss of a probe is {difference:.2g} from that of each sample alone"
+    return f"in one row they affect each other: a loss differs by {difference:.2g} from that of the sample alone"
 
 
 @torch.no_grad()

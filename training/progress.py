@@ -82,12 +82,10 @@ class ProgressLine(TrainerCallback):
         dtype, processes = str(compute_dtype(args)).removeprefix("torch."), "process" + "es" * (args.world_size > 1)
         print_once(
             f"{state.max_steps:,} steps in {dtype} on {args.device.type}, of {math.prod(rows):,} rows each: "
-            f"{rows[0]:,} a batch x {rows[1]} accumulated x {rows[2]} {processes}"
+            f"{rows[0]:,} per batch x {rows[1]} accumulated x {rows[2]} {processes}"
         )
         if args.get_warmup_steps(state.max_steps) >= state.max_steps:
-            print_once(
-                "WARNING: --warmup_steps lasts the whole run: the learning rate never gets to what the flags say."
-            )
+            print_once("WARNING: the warmup lasts the whole run: the learning rate never reaches what the flags say.")
         is_live = state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm
         form = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
         look = {"bar_format": form, "dynamic_ncols": True, "leave": False, "disable": not is_live}

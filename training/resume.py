@@ -46,6 +46,100 @@ FREE_FLAGS = set(
 )
 
 
+def checkpoint_to_resume(training) -> str | None:
+    """What `--resume_from_checkpoint` names; True: the newest that is as it was saved, or none before the first."""
+    folder, wanted = training.output_dir, training.resume_from_checkpoint
+    if training.should_save and os.path.isdir(unfinished := os.path.join(folder, UNFINISHED)):
+        shutil.rmtree(unfinished)
+        print_once(f"Removed {unfinished}: a checkpoint was half written or half deleted.")
+    if not wanted:
+        return None
+    if training.save_only_model:
+        raise ValueError("--save_only_model True saves nothing to resume from: leave --resume_from_checkpoint out.")
+    if wanted is not True:
+        check_files(wanted, training)
+        return wanted
+    (checkpoints,) = broadcast_object_list([checkpoints_in(folder)])  # nodes may see a shared folder a minute late
+    for checkpoint in reversed(checkpoints):
+        try:
+            check_files(checkpoint, training)
+            print_once(f"Resuming from {checkpoint}.")
+            return checkpoint
+        except UntrustedCheckpoint:
+            raise
+        except ValueError as error:
+            print_once(f"WARNING: skipped: {error}")
+    print_once(f"No checkpoint in {folder} yet: starting from the beginning.")
+    return None
+
+
+def check_files(checkpoint: str, training) -> None:
+    """Test every file of a checkpoint; the processes share them, and all raise what one finds.
+
+    Raises:
+        ValueError: a file is missing, damaged, or would run unknown code.
+    """
+    problem = None
+    try:
+        saved = read_record(checkpoint)["files"]
+        found = [os.path.join(parent, name) for parent, _, names in os.walk(checkpoint) for name in names]
+        first, step = (0, 1) if training.save_on_each_node else (training.process_index, training.world_size)
+        for path in sorted(found)[first::step]:
+            check_file(path, saved.get(os.path.relpath(path, checkpoint)), training.trust_checkpoint)
+    except ValueError as error:
+        problem = error
+    if problems := [found for found in gather_object([problem]) if found]:
+        raise problems[0]
+
+
+def read_record(checkpoint: str) -> dict:
+    """The `checkpoint.json` of a whole checkpoint.
+
+    Raises:
+        ValueError: a file is missing or cut short.
+    """
+    try:
+        record = json.loads(Path(checkpoint, RECORD).read_text(encoding="utf-8"))
+        if record.pop("checksum") != zlib.crc32(strict_json(record).encode()):
+            raise ValueError("it was changed")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{checkpoint} is not a complete checkpoint: no usable {RECORD} ({error}).") from error
+    for name, (size, _) in record["files"].items():
+        path = os.path.join(checkpoint, name)
+        if not os.path.isfile(path) or os.path.getsize(path) != size:
+            raise ValueError(
+                f"{checkpoint} is not a complete checkpoint: {name} is missing or not {size:,} bytes long."
+            )
+    return record
+
+
+def whole_checkpoints(folder: str) -> list[str]:
+    """The checkpoints of an output folder whose files are all there, by step."""
+    whole = []
+    for checkpoint in checkpoints_in(folder):
+        with suppress(ValueError):
+            read_record(checkpoint)
+            whole.append(checkpoint)
+    return whole
+
+
+def last_checkpoint(folder: str) -> str:
+    """Where a run can go on, in words."""
+    whole = whole_checkpoints(folder)
+    return f"the last complete checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
+
+
+# ---- the same run ----
+
+
+def keep_resize(checkpoint: str | None, data) -> None:
+    """A run that was started when images were always resized before the processor goes on so."""
+    if checkpoint and data.keep_processor_config is not None:
+        if "keep_processor_config" not in read_record(checkpoint)["run"]["flags"]:
+            data.keep_processor_config = None
+            print_once("Images are resized before the processor, as when this run started, not by it as in new runs.")
+
+
 def describe_run(arguments, dataset: MultimodalDataset) -> dict:
     """What a resumed run must share with the one that wrote the checkpoint."""
     flags = vars(arguments.model) | vars(arguments.data) | vars(arguments.lora) | arguments.training.to_dict()
@@ -54,16 +148,6 @@ def describe_run(arguments, dataset: MultimodalDataset) -> dict:
     run = {"flags": flags, "processes": arguments.training.world_size}
     run |= {"samples": len(dataset), "texts": dataset.digest, "media": drawn_files(dataset)}
     return json.loads(strict_json(run, default=str))  # as it will be read again
-
-
-def keep_resize(checkpoint: str | None, data) -> None:
-    """A run that was started when images were always resized before the processor goes on so."""
-    if checkpoint and data.keep_processor_config is not None:
-        if "keep_processor_config" not in read_record(checkpoint)["run"]["flags"]:
-            data.keep_processor_config = None
-            print_once(
-                "Images are resized before the processor, as when this run started. A new run leaves that to it."
-            )
 
 
 def check_same_run(checkpoint: str, run: dict) -> None:
@@ -99,85 +183,7 @@ def differences(before: dict, run: dict) -> list[str]:
     return found
 
 
-def read_record(checkpoint: str) -> dict:
-    """The `checkpoint.json` of a whole checkpoint.
-
-    Raises:
-        ValueError: a file is missing or cut short.
-    """
-    try:
-        record = json.loads(Path(checkpoint, RECORD).read_text(encoding="utf-8"))
-        if record.pop("checksum") != zlib.crc32(strict_json(record).encode()):
-            raise ValueError("it was changed")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{checkpoint} is not a complete checkpoint: no usable {RECORD} ({error}).") from error
-    for name, (size, _) in record["files"].items():
-        path = os.path.join(checkpoint, name)
-        if not os.path.isfile(path) or os.path.getsize(path) != size:
-            raise ValueError(f"{checkpoint} is not a complete checkpoint: {name} is missing or not of {size:,} bytes.")
-    return record
-
-
-def check_files(checkpoint: str, training) -> None:
-    """Test every file of a checkpoint; the processes share them, and all raise what one finds.
-
-    Raises:
-        ValueError: a file is missing, damaged, or would run unknown code.
-    """
-    problem = None
-    try:
-        saved = read_record(checkpoint)["files"]
-        found = [os.path.join(parent, name) for parent, _, names in os.walk(checkpoint) for name in names]
-        first, step = (0, 1) if training.save_on_each_node else (training.process_index, training.world_size)
-        for path in sorted(found)[first::step]:
-            check_file(path, saved.get(os.path.relpath(path, checkpoint)), training.trust_checkpoint)
-    except ValueError as error:
-        problem = error
-    if problems := [found for found in gather_object([problem]) if found]:
-        raise problems[0]
-
-
-def whole_checkpoints(folder: str) -> list[str]:
-    """The checkpoints of an output folder whose files are all there, by step."""
-    whole = []
-    for checkpoint in checkpoints_in(folder):
-        with suppress(ValueError):
-            read_record(checkpoint)
-            whole.append(checkpoint)
-    return whole
-
-
-def last_checkpoint(folder: str) -> str:
-    """Where a run can go on, in words."""
-    whole = whole_checkpoints(folder)
-    return f"the last complete checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
-
-
-def checkpoint_to_resume(training) -> str | None:
-    """What `--resume_from_checkpoint` names; True: the newest that is as it was saved, or none before the first."""
-    folder, wanted = training.output_dir, training.resume_from_checkpoint
-    if training.should_save and os.path.isdir(unfinished := os.path.join(folder, UNFINISHED)):
-        shutil.rmtree(unfinished)
-        print_once(f"Removed {unfinished}: a checkpoint was half written or half deleted.")
-    if not wanted:
-        return None
-    if training.save_only_model:
-        raise ValueError("--save_only_model True saves nothing to resume from: leave --resume_from_checkpoint out.")
-    if wanted is not True:
-        check_files(wanted, training)
-        return wanted
-    (checkpoints,) = broadcast_object_list([checkpoints_in(folder)])  # nodes may see a shared folder a minute late
-    for checkpoint in reversed(checkpoints):
-        try:
-            check_files(checkpoint, training)
-            print_once(f"Resuming from {checkpoint}.")
-            return checkpoint
-        except UntrustedCheckpoint:
-            raise
-        except ValueError as error:
-            print_once(f"WARNING: passed over: {error}")
-    print_once(f"No checkpoint in {folder} yet: starting from the beginning.")
-    return None
+# ---- writing, and the Trainer ----
 
 
 def check_not_removed(output_dir: str, error: Exception | None = None) -> None:
@@ -201,7 +207,7 @@ def disk_errors(folder: str, training):
         free = shutil.disk_usage(output_dir).free
         raise ValueError(
             f"{folder} could not be written ({error}); the disk has {free / 1e6:,.0f} MB free and "
-            f"{last_checkpoint(output_dir)}. Make room, then run the same again with --resume_from_checkpoint True."
+            f"{last_checkpoint(output_dir)}. Make room, then run the same command with --resume_from_checkpoint True."
         ) from error
 
 
@@ -226,7 +232,7 @@ class ResumableTrainer(transformers.Trainer):
         try:
             return super().train(resume_from_checkpoint)
         except KeyboardInterrupt:
-            print_once(f"Ctrl-C: {last_checkpoint(self.args.output_dir)}. To go on: add --resume_from_checkpoint True.")
+            print_once(f"Ctrl-C: {last_checkpoint(self.args.output_dir)}. To continue: --resume_from_checkpoint True.")
             raise
         finally:
             signal.signal(signal.SIGTERM, handler)
@@ -333,21 +339,6 @@ def discard(checkpoint: str) -> None:
         shutil.rmtree(bin)
 
 
-def end_with_parent_only(worker: int) -> None:
-    """In a data loader's worker: end by SIGTERM of the parent alone, since a job that is stopped may send it to all.
-
-    A worker that ignored it would hang the parent, which at its exit sends it and waits.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def wait_for_parent() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait_for_parent, daemon=True).start()
-
-
 class ResumeCallback(TrainerCallback):
     """What makes a stopped run go on exactly, and stops it on SIGTERM.
 
@@ -364,7 +355,7 @@ class ResumeCallback(TrainerCallback):
         step = torch.tensor([state.global_step], device=args.device)
         if len(steps := set(self.trainer.accelerator.gather(step).tolist())) > 1:
             raise ValueError(
-                f"The processes start from different checkpoints, of steps {sorted(steps)}: give one of them to all by "
+                f"The processes start from different checkpoints, of steps {sorted(steps)}: name one for all with "
                 "--resume_from_checkpoint PATH."
             )
         if self.trainer.resumed_from:
@@ -392,7 +383,22 @@ class ResumeCallback(TrainerCallback):
         if self.stopping:
             print_once(
                 f"SIGTERM: stopped after step {state.global_step} of {state.max_steps} and saved a checkpoint. "
-                "To go on: the same again with --resume_from_checkpoint True."
+                "To continue, add --resume_from_checkpoint True."
             )
             self.trainer.end()
             sys.exit(128 + signal.SIGTERM)  # as a shell reports it
+
+
+def end_with_parent_only(worker: int) -> None:
+    """In a data loader's worker: end by SIGTERM of the parent alone, since a job that is stopped may send it to all.
+
+    A worker that ignored it would hang the parent, which at its exit sends it and waits.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait_for_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()

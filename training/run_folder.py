@@ -18,7 +18,7 @@ LOCK, RUN = "_lock", "run.json"  # what begins with _ the Trainer does not uploa
 
 
 @contextmanager
-def taken(arguments) -> Iterator[None]:
+def locked(arguments) -> Iterator[None]:
     """Lock the output folder while a run lasts. Of a run that ends before it has written anything, nothing stays.
 
     Raises:
@@ -56,7 +56,7 @@ def check_place(arguments) -> None:
             read += [(flag, path), (flag, os.path.dirname(path) or ".")]
     for flag, path in read:
         if path and os.path.realpath(path) == folder:
-            raise ValueError(f"--output_dir {path} is the folder of {flag}, which would be written over: name another.")
+            raise ValueError(f"--output_dir {path} is the folder of {flag}, which would be overwritten: name another.")
 
 
 def lock(folder: str) -> TextIO:

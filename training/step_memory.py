@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_iter
 
 from training.loss import label_losses
 
-KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 
 # bitsandbytes 0.50, nf4 with double quantization: a byte of scale for each block of 64 weights, and a float for each
 # block of 256 of those.
@@ -143,7 +143,7 @@ class QuantizedLinear(nn.Linear):
 def measure_step(
     model: nn.Module, batch: dict[str, torch.Tensor], training, dtype: torch.dtype, make_optimizer, shares: Shares
 ) -> dict[str, float]:
-    """Bytes of each of `KINDS` on a device, at the moment of a step at which they are most.
+    """Bytes of each of `MEMORY_PARTS` on a device, at the moment of a step at which they are most.
 
     Args:
         model: on the meta device, with what trains set apart; it is spent.
@@ -183,7 +183,7 @@ def measure_step(
         found["weights" if kind == "copies" else kind] += size * shares.share.get(kind, 1)
     for kind, size in shares.more.items():
         found[kind] += size
-    return {kind: found[kind] for kind in KINDS}
+    return {kind: found[kind] for kind in MEMORY_PARTS}
 
 
 def _update(trained: list[nn.Parameter], ledger: Ledger, make_optimizer, in_float32: bool):

@@ -42,7 +42,7 @@ def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str
             if flag == "train":
                 named = {name for name in named if loader.component_of(name) and not is_quantized(parameters[name])}
             if both := sorted(name for name in named if found.get(name, mode) != mode):
-                raise ValueError(f"--freeze and --train both match {both[0]}: make the names of one longer.")
+                raise ValueError(f"--freeze and --train both match {both[0]}: make one name more specific.")
             found |= dict.fromkeys(named, mode)
     tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight) if loader.pieces else ()
     if wrong := [name for name, p in parameters.items() if name in found and any(p is table for table in tables)]:
@@ -110,15 +110,15 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
     parameters = {base_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
     training = {name for name, parameter in parameters.items() if parameter.requires_grad}
     if not training:
-        raise ValueError("--freeze leaves nothing to train: name less of the model.")
+        raise ValueError("--freeze leaves nothing to train: name fewer modules.")
     for component, mode in modes.items():
         by_name = mode == "full" and arguments.model.freeze
         if mode != "frozen" and not by_name and not any(loader.component_of(name) == component for name in training):
-            raise ValueError(f"The {component} is to be trained ({mode}), but it has no parameter that can be.")
+            raise ValueError(f"The {component} should be trained ({mode}), but none of its parameters can be.")
     for pattern in arguments.model.train or []:
         if training.isdisjoint(named_in("train", [pattern], parameters, loader)):
             raise ValueError(
-                f"--train {pattern!r} matches only what cannot train: it is quantized, of no component, gets no "
+                f"--train {pattern!r} matches only what cannot train: it is quantized, in no component, gets no "
                 "gradient, or is a bare parameter, which an adapter cannot hold."
             )
     return model

@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from evaluation import metrics
 from evaluation.answers import Question, generate_answers, guess_blindly, questions, write_answers
 from loaders.output_folder import ProcessorFiles, share_weights
-from reading.dataset import MultimodalDataset
+from reading.dataset import MultimodalDataset, evenly_spread
 from training.divergence import FiniteCheck
 from training.engines import print_once
 from training.gradients import GradientCheck, complete_gradients
@@ -244,8 +244,8 @@ class FinetuneTrainer(ResumableTrainer):
     def _asked(self) -> list[Question]:
         dataset, asked = self.eval_dataset.dataset, []
         for rows in [*dataset.parts().values()][-len(dataset.paths) :]:  # of each path
-            some = np.linspace(rows.start, rows.stop - 1, min(self.args.eval_generate, len(rows))).round().astype(int)
-            asked += [found for found in questions(dataset, some.tolist()) if self.eval_dataset.can_open(found.index)]
+            some = evenly_spread(rows, self.args.eval_generate)
+            asked += [found for found in questions(dataset, some) if self.eval_dataset.can_open(found.index)]
         if not asked:
             raise ValueError(f"{dataset.name}: the rows of --eval_generate hold no reply to a user: raise it.")
         return asked

@@ -48,7 +48,7 @@ class Chat:
         """
         folder = check_model(path, self.root)
         if base and not adapter_config(folder):
-            raise ValueError(f"{path} is no adapter, which could be taken off: choose its base as the model.")
+            raise ValueError(f"{path} is not an adapter: choose its base as the model.")
         for file in (file for turn in turns for file in turn["files"]):
             check_inside(file, self.uploads, "the file")
         with self.lock:

@@ -18,11 +18,11 @@ from transformers.hf_argparser import string_to_bool
 from loaders import family_of
 from reading.copies import cells_of_csv, cells_of_sheet, is_copied, open_columns
 from reading.mapping import proposal
-from reading.rows import KINDS, PAIRS, RowForm
+from reading.rows import MEDIA_KINDS, PAIRS, RowForm
 from reading.sources import find_source, has_ending, scan
 from supported_models import AUTO, MODELS, find_model, likely, media_of
 from web import runs, strings
-from web.runs import FIELDS, HERE
+from web.runs import DECLARED, HERE
 
 LAYOUT = yaml.safe_load(Path(__file__).with_name("form.yaml").read_text(encoding="utf-8"))
 MODEL, DATA, NUMBERS, FOLDED = (LAYOUT[name] for name in ("model", "data", "numbers", "folded"))
@@ -43,7 +43,7 @@ def help_of(name: str) -> str:
     """What is said under a field: of a flag in English, whole sentences of its help."""
     if strings.language in (own := strings.TABLE["help"][name]):
         return own[strings.language]
-    first, *others = re.split(r"(?<=\.) ", FIELDS[name].metadata["help"].replace("%%", "%"))
+    first, *others = re.split(r"(?<=\.) ", DECLARED[name].metadata["help"].replace("%%", "%"))
     for sentence in others:
         if len(first) + len(sentence) > 140:
             break
@@ -56,7 +56,7 @@ def help_of(name: str) -> str:
 
 def default(name: str) -> object:
     """What a field holds where train.py's default is meant."""
-    flag = FIELDS[name]
+    flag = DECLARED[name]
     if list[str] in kinds_of(name):
         return []
     value = "" if flag.default is None else flag.default
@@ -65,7 +65,7 @@ def default(name: str) -> object:
 
 def kinds_of(name: str) -> tuple[type, ...]:
     """The types of a flag; of one that may be left out, HfArgumentParser takes away the None (transformers 5.23)."""
-    declared = FIELDS[name].type
+    declared = DECLARED[name].type
     return (declared,) if get_origin(declared) is list else get_args(declared) or (declared,)
 
 
@@ -103,7 +103,7 @@ def values_of(words: list[str]) -> dict:
         if flags and names == {flag: os.path.basename(str(value)) for flag, value in flags.items()}:
             values[ENGINE] = engine
             given = {name: its for name, its in given.items() if name not in flags}
-    further = {n: its for n, its in given.items() if n not in FIELDS or str(FIELDS[n].default) != " ".join(its)}
+    further = {n: its for n, its in given.items() if n not in DECLARED or str(DECLARED[n].default) != " ".join(its)}
     values[FURTHER] = shlex.join(word for name, its in further.items() for word in (f"--{name}", *its))
     return {name: values[name] for name in NAMES}
 
@@ -192,6 +192,6 @@ def columns_for(row: dict) -> list[str]:
     """The --columns that are proposed for a row which could not be read without."""
     if not row or {"messages", "conversations"} & {*row} or any({*pair} <= {*row} for pair in PAIRS.items()):
         return []
-    words = shlex.split(proposal(row, RowForm(dict.fromkeys(KINDS, os.getcwd()))))
+    words = shlex.split(proposal(row, RowForm(dict.fromkeys(MEDIA_KINDS, os.getcwd()))))
     found = words[words.index("--columns") + 1 :] if "--columns" in words else []
     return [word for word in found if "=" in word]

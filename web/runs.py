@@ -1,6 +1,6 @@
 """Runs of train.py as the web interface starts, stops and finds them again.
 
-What is known of a run lies in its output folder: `webui_run.json` (how it was started, which process it is),
+What is known of a run is in its output folder: `webui_run.json` (how it was started, which process it is),
 `webui.log` (what it prints) and what train.py writes. So any number of pages, also of an interface that was started
 again, see the same. A relative path is one in the root, which is the current folder.
 """
@@ -45,7 +45,7 @@ from training.run_folder import LOCK, rename_aside, results
 from web.strings import text
 
 HERE = str(entry.HERE)
-FIELDS = {field.name: field for part in PARTS for field in fields(part)}
+DECLARED = {field.name: field for part in PARTS for field in fields(part)}
 RECORD, LOG = "webui_run.json", "webui.log"
 DEPTH = 4  # folders from the root down to a run, a model or a data file
 MOST_FOLDERS = 20_000  # that are looked into for them
@@ -81,7 +81,7 @@ def words_of(values: dict, more: str = "") -> list[str]:
     """
     words = []
     for name, value in values.items():
-        default = FIELDS[name].default
+        default = DECLARED[name].default
         if value in (None, "", []) or str(value) == str(default) or (value is False and default is None):
             continue
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
@@ -133,7 +133,7 @@ def check_flags(words: list[str], root: str) -> None:
     try:
         parsed(split_flags(words, UNCHECKED)[0])
     except SystemExit as error:  # of --help
-        raise ValueError("these are no flags of a run.") from error
+        raise ValueError("these are not flags of a run.") from error
 
 
 def parsed(words: list[str]) -> Arguments:
@@ -154,7 +154,7 @@ def check(words: list[str], root: str) -> str:
         raise ValueError("--output_dir is missing: a new folder for this run, such as checkpoints/first.")
     depth = len(os.path.relpath(os.path.realpath(folder), root).split(os.sep))
     if os.path.realpath(folder) == root or depth > DEPTH:
-        raise ValueError(f"--output_dir {folder} must lie 1 to {DEPTH} folders below {root}, to be found again.")
+        raise ValueError(f"--output_dir {folder} must be 1 to {DEPTH} folders below {root}.")
     check_folder(folder, root, "--output_dir")
     return folder
 
@@ -188,7 +188,7 @@ def check_inside(path: str, root: str, what: str) -> str:
     try:
         resolved = os.path.realpath(os.path.join(root, os.path.expanduser(path)))
     except ValueError as error:  # a null character
-        raise ValueError(f"{what} {path!r} is no path.") from error
+        raise ValueError(f"{what} {path!r} is not a path.") from error
     if not stays_in(os.path.join(root, os.path.expanduser(path)), [root]):
         raise ValueError(f"{what} {path} {leads_out_of(root)}.")
     return resolved
@@ -275,7 +275,7 @@ def start(words: list[str], root: str, append: bool = False, devices: int = 1) -
 
 def check_idle(folder: str) -> None:
     if is_alive(read_record(folder)) or is_locked(folder):
-        raise ValueError(f"a run is alive in --output_dir {folder}: stop it first, or name another folder.")
+        raise ValueError(f"a run is active in --output_dir {folder}: stop it first, or name another folder.")
 
 
 def reap(process: subprocess.Popen, folder: str, record: dict) -> None:

@@ -17,7 +17,7 @@ from training.run_folder import results
 from web import form, runs
 from web.form import DATA, DEVICES, ENGINE, ENGINES, FOLDED, FURTHER, MENUS, MODEL, NAMES, NUMBERS, STRATEGIES
 from web.html import framed, log_box, notice, or_error, or_notice, part
-from web.runs import FIELDS, check_inside
+from web.runs import DECLARED, check_inside
 from web.strings import text
 
 UPLOADED = "uploaded"  # folder of the root that dropped files are copied into
@@ -129,7 +129,7 @@ def labelled(names) -> list[tuple[str, str]]:
 
 def field(name: str) -> gr.components.Component:
     """The input of one of NAMES; a flag's is made from its dataclass field."""
-    label = text(name) if name not in FIELDS else name.replace("_", " ")
+    label = text(name) if name not in DECLARED else name.replace("_", " ")
     options = {"label": label, "info": form.help_of(name), "elem_id": name.replace(" ", "_")}
     if name == DEVICES:
         return gr.Number(1, precision=0, minimum=1, **options)

@@ -400,7 +400,7 @@ def bad_row(name: str, bad: dict, **options) -> Column:
         said = [line for line in lines if re.search(SAID[name], line, re.IGNORECASE)]
         seen = {tuple(ids) for ids, _ in bad.samples()}
         what = "trained" if len(seen) > 1 else "skipped"
-        return Cell("yes", f"{what}, says: {said[0]}") if said else Cell("no", f"{what} in silence")
+        return Cell("yes", f"{what}, says: {said[0]}") if said else Cell("no", f"{what} silently")
 
     return Column(name, runs, judge, judges_errors=True)
 
@@ -420,7 +420,7 @@ def idle_adapters() -> Column:
             return Cell("n/a", "no adapter of the vision encoder was saved")
         said = re.search(r"no gradient|never (get|got)|train(s|ed) nothing|without (effect|images)", run.log)
         idle = not any(w.any() for w in vision)
-        return Cell("no", "in silence") if idle and not said else Cell("yes", said[0] if said else "they train")
+        return Cell("no", "silently") if idle and not said else Cell("yes", said[0] if said else "they train")
 
     return Column("adapters that train nothing", {"run": run}, judge, judges_errors=True)
 

@@ -60,7 +60,7 @@ def main() -> None:
     set_seed(training.seed)
     model = loader.load_model()
     if attention.is_padding_free(arguments, loader):
-        collator.join_samples(loader)
+        collator.make_padding_free(loader)
         attention.separate_samples(model, loader)
     model = trainable.make_trainable(model, loader, arguments)
     kept = KeptRows(dataset, collator)

@@ -14,7 +14,7 @@ from PIL import Image, ImageColor, ImageDraw
 import predict
 import preview
 from collators import COLLATORS
-from collators.boxes import FORMATS
+from collators.boxes import BOX_FORMATS
 from collators.template_check import check_template
 from evaluation import answers, metrics
 from reading.dataset import MultimodalDataset
@@ -165,5 +165,5 @@ def test_answers_are_read_in_the_form_of_the_run(tiny, tmp_path):
         if (path := Path(tiny("qwen2.5-vl"), name)).exists():
             (tmp_path / name).symlink_to(path)
     (tmp_path / "args.yaml").write_text("model_id: qwen2.5-vl-3b-instruct\nbox_format: relative\n")
-    assert predict.load(str(tmp_path))[1].template.boxes.format == FORMATS["relative"]
-    assert predict.load(str(tmp_path), box_format="thousand")[1].template.boxes.format == FORMATS["thousand"]
+    assert predict.load(str(tmp_path))[1].template.boxes.format == BOX_FORMATS["relative"]
+    assert predict.load(str(tmp_path), box_format="thousand")[1].template.boxes.format == BOX_FORMATS["thousand"]

@@ -96,7 +96,7 @@ def test_who_resizes(write_rows, tmp_path):
     assert settled("qwen2.5-vl", "--max_pixels", "9999", "--keep_processor_config", "True") is True
     assert settled("qwen2.5-vl") is None and settled("llava-1.5", "--max_pixels", "9999") is None
     for family, words, match in (
-        ("llava-1.5", "--max_pixels 9999 --keep_processor_config True", "llava-1.5's processor has no bounds"),
+        ("llava-1.5", "--max_pixels 9999 --keep_processor_config True", "llava-1.5's processor has no pixel bounds"),
         ("qwen2.5-vl", "--keep_processor_config True", "no effect without --min_pixels or --max_pixels"),
         ("qwen2.5-vl", "--max_pixels 9999 --jpeg_draft True", "--keep_processor_config True"),
         ("qwen2.5-vl", "--max_pixels 9999 --image_resize_algorithm box", "--keep_processor_config True"),

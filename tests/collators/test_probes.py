@@ -34,7 +34,7 @@ def test_every_family_passes(tiny, family, joined):
     if joined and loader.cannot_be_padding_free:
         pytest.skip(loader.cannot_be_padding_free)  # --padding_free True is refused with this reason
     if joined:
-        collator.join_samples(loader)
+        collator.make_padding_free(loader)
     check_labels(collator)
     assert collator.media_in_every_batch == set()  # the dummies were a trial's
 

@@ -67,7 +67,7 @@ def test_a_difference_counts_where_the_data_meets_it(tiny, name):
     for told in ("(docs/chat_formats.md)", "family: ", "checkpoint: ", "--chat_template checkpoint", "template family"):
         assert told in str(error.value)
     if not_met:
-        assert "none of a shape that the data holds" in check_template(collator, Data(not_met))
+        assert "none of a shape found in the data" in check_template(collator, Data(not_met))
 
 
 def test_both_ways_to_go_on(tiny, write_rows, tmp_path, capsys):
@@ -88,7 +88,7 @@ def test_both_ways_to_go_on(tiny, write_rows, tmp_path, capsys):
         return json.loads(capsys.readouterr().out.splitlines()[-1]), ended.value.code
 
     row, code = shown()
-    assert "a helpful" in row["text"] and code.startswith("Error: The checkpoint's chat template is not its family's")
+    assert "a helpful" in row["text"] and code.startswith("Error: The checkpoint's chat template differs from")
     for chosen, words in (("checkpoint", "a useful"), ("family", "a helpful")):
         row, code = shown("--chat_template", chosen)
         assert words in row["text"] and row["trained"] == ["Red<|im_end|>", "Yes<|im_end|>"] and code == 0
@@ -100,7 +100,7 @@ def test_both_ways_to_go_on(tiny, write_rows, tmp_path, capsys):
     capsys.readouterr()
     asked = ["--data_path", path, "--output_path", str(tmp_path / "a.jsonl"), "--max_new_tokens", "1"]
     predict.main(["--model_path", str(altered), *asked])
-    assert "WARNING: The checkpoint's chat template is not its family's" in capsys.readouterr().out
+    assert "WARNING: The checkpoint's chat template differs from its family's" in capsys.readouterr().out
 
 
 def test_the_family_s_own_template_needs_a_family(tiny):

@@ -15,7 +15,7 @@ from collators.base import IGNORE_INDEX
 from collators.template_check import check_template, outlines
 from evaluation.answers import questions
 from loaders import LOADERS
-from reading.dataset import MultimodalDataset, price_of_replies
+from reading.dataset import MultimodalDataset, cost_of_replies
 from reading.rows import RESERVED_CHARACTER
 from tiny_checkpoints.qwen3_vl import QWEN3_THINKING_TEMPLATE
 
@@ -273,7 +273,7 @@ def test_each_reply_is_trained_with_the_history_that_a_server_shows(tiny, write_
         prompt = collator.encode_prompt(sample["messages"][: asked[0].message])["input_ids"][0]
         if thinks == ("</think>" in reply):
             assert encoded.inputs["input_ids"][0][: len(prompt)].equal(prompt)
-    assert price_of_replies(dataset, np.array(lengths)).startswith(f"{path}: 4 replies of 2 conversations, ")
+    assert cost_of_replies(dataset, np.array(lengths)).startswith(f"{path}: 4 replies of 2 conversations, ")
 
 
 def test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think(tiny):

@@ -37,7 +37,7 @@ def learned(log: list, metric: str | None = None, higher: bool | None = None) ->
         (log_of(0.6, 0.1, blind=0.0), "learned nothing"),
         (log_of(0.0, 1.0, answers=4), "too few answers to tell"),
         (log_of(0.1, 0.9, losses=(2.0, 1.0, 3.0)), "learned"),  # answers are more than losses
-        (log_of(0.1, 0.1, losses=(2.0, 1.0, 1.5)), "overfits (evaluation loss 1.5, and 1 at step 20: take"),
+        (log_of(0.1, 0.1, losses=(2.0, 1.0, 1.5)), "overfits (evaluation loss 1.5, and 1 at step 20: use"),
         (log_of(0.1, 0.1, losses=(2.0, 1.0, 1.01)), "learned nothing (exact"),  # no more than noise
         (log_of(0.1, 0.1, losses=(1.0, 1.5, 2.0)), "learned nothing (evaluation loss 2, and 1 before)"),
         ([line for line in log_of(0.1, 0.1) if "loss" in line], "too few answers to tell (add --eval_data_path"),
@@ -63,7 +63,7 @@ def test_the_chosen_metric_decides():
     log[-1] |= {"eval_val_errors": 0.1}
     assert learned(log, "val_errors", False) == "learned (val errors 0.1, before 0.9, blind 0.5, 30 answers)"
     log[-3] |= {"eval_blind_val_errors": 0.1}  # which leaves less to gain than two standard errors of 30 answers
-    assert learned(log, "val_errors", False).endswith("who looks at no picture answers as well")
+    assert learned(log, "val_errors", False).endswith("guesses without a look at the pictures score as well")
     assert learned(log, "val_loss", False).startswith("learned (anls")
     assert learned(log, "cider", True).startswith("too few answers to tell (cider 9")  # of unknown error
 
@@ -100,8 +100,8 @@ def test_states_and_their_colours():
 
     steady, rising = log_of(0, 1), [{"step": i, "loss": 1.0 + i} for i in range(30)]
     for ended, state, sentence in (
-        (KeyboardInterrupt(), "stopped", "by Ctrl-C. To go on"),
-        (SystemExit(143), "stopped", "by SIGTERM. To go on"),
+        (KeyboardInterrupt(), "stopped", "by Ctrl-C. To continue"),
+        (SystemExit(143), "stopped", "by SIGTERM. To continue"),
         (SystemExit(3), "failed", "exit code 3"),
         (Diverged("step 3: nan"), "diverged", "step 3: nan"),
         (ValueError("no"), "failed", "no"),

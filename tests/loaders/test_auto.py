@@ -28,8 +28,8 @@ def test_what_auto_cannot_train_is_refused_by_its_config(tmp_path):
         ({"model_type": "t5gemma2"}, {}, "a 't5gemma2' model is an encoder-decoder"),
         ({"model_type": "blip-2", "text_config": {"model_type": "t5"}}, {}, "'blip-2' model is an encoder-decoder"),
         # One reason, whatever the flag says.
-        (own, {}, "Python files in the checkpoint, which --model_id auto does not run"),
-        (own, {"trust_remote_code": True}, "Python files in the checkpoint, which --model_id auto does not run"),
+        (own, {}, "--model_id auto does not run the Python files of a checkpoint"),
+        (own, {"trust_remote_code": True}, "--model_id auto does not run the Python files of a checkpoint"),
         ({"model_type": "llava"}, {"trust_remote_code": True}, "transformers itself has the classes"),
         ({"model_type": "bert"}, {}, "is a 'bert' checkpoint"),
     ]
@@ -117,7 +117,7 @@ def test_a_processor_that_does_not_name_its_tokens_of_pictures_is_refused(tiny, 
     loader = LOADERS.get(AUTO)(tiny(AUTO))
     processor = loader.load_processor()
     monkeypatch.setattr(type(processor), "image_token_ids", [-1])
-    with pytest.raises(ValueError, match="Cohere2VisionProcessor does not name the tokens that it writes for"):
+    with pytest.raises(ValueError, match="Cohere2VisionProcessor does not say which tokens stand for an image"):
         COLLATORS.get(AUTO)(processor, stop_tokens=loader.stop_tokens(processor.tokenizer))
 
     monkeypatch.setattr(type(processor), "image_token_ids", ProcessorMixin.image_token_ids)

@@ -182,10 +182,10 @@ def test_what_differs_is_named(tiny, adapters, serve, write_rows, capsys):
     other = AutoProcessor.from_pretrained(base).chat_template.replace("You are a helpful assistant.", "Be brief.")
     for options, expected in [
         ({}, "the answers are the base's, so the adapter is not applied"),
-        ({"adapter": adapters[1]}, "other weights: the prompts are the same"),
-        ({"adapter": adapters[0], "template": other}, "another prompt: at token"),
-        ({"adapter": adapters[0], "pixels": 8 * 28 * 28}, "another size of the pictures"),
-        ({"adapter": adapters[0], "pixels": 8 * 28 * 28, "vllm": False}, "another prompt or another size"),
+        ({"adapter": adapters[1]}, "different weights: the prompts are the same"),
+        ({"adapter": adapters[0], "template": other}, "a different prompt: at token"),
+        ({"adapter": adapters[0], "pixels": 8 * 28 * 28}, "a different picture size"),
+        ({"adapter": adapters[0], "pixels": 8 * 28 * 28, "vllm": False}, "a different prompt or picture size"),
         ({"adapter": adapters[0], "template": other, "vllm": False}, "the cause is unknown"),  # of the same length
     ]:
         said = asked(adapters[0], serve(PlainServer(base, **options)), rows, capsys)
@@ -275,7 +275,7 @@ def test_a_server_that_samples_is_told_so_last(tiny, adapters, serve, write_rows
     url = serve(PlainServer(tiny("qwen2-vl"), adapters[0], samples=True))
     said = asked(adapters[0], url, write_rows(rows[:1]), capsys)
     assert "sampling is on where a request gives no temperature" in said
-    assert "another prompt: at token" in asked(adapters[0], url, write_rows(rows), capsys)
+    assert "a different prompt: at token" in asked(adapters[0], url, write_rows(rows), capsys)
 
 
 def test_a_call_of_a_tool_comes_as_the_text_that_was_learned(monkeypatch):

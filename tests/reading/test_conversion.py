@@ -206,7 +206,7 @@ def test_the_error_for_a_well_known_file_names_its_script(tmp_path):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(value))
         script = "coco_instances" if name == "refcoco1" else name[:-1]
-        with pytest.raises(ValueError, match=rf"make rows of it: python example_data/convert/{script}\.py --help"):
+        with pytest.raises(ValueError, match=rf"convert it to rows: python example_data/convert/{script}\.py --help"):
             MultimodalDataset(str(path))
     (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([]))
     with pytest.raises(ValueError, match=r"example_data/convert/refcoco\.py makes rows of RefCOCO's"):

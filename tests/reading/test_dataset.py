@@ -11,7 +11,7 @@ import pytest
 from conftest import outline, turns
 from PIL import Image
 
-from reading.dataset import MultimodalDataset, price_of_replies, shared_rows
+from reading.dataset import MultimodalDataset, cost_of_replies, shared_rows
 from reading.options import MediaOptions
 from reading.rows import content_parts
 
@@ -518,7 +518,7 @@ def test_a_faulty_row_keeps_its_place_among_samples(write_rows):
 def test_the_price_of_each_reply(write_rows):
     rows = [{"conversations": turns("One?", "1", "Two?", "2")}, {"conversations": turns("Only?", "3")}]
     dataset = MultimodalDataset(write_rows(rows), train_replies="each")
-    assert price_of_replies(dataset, np.array([10, 30, 20])).endswith(
-        ": 3 replies of 2 conversations, 1.2 times the tokens."
+    assert cost_of_replies(dataset, np.array([10, 30, 20])).endswith(
+        ": 3 replies of 2 conversations take 1.2 times the tokens."
     )
-    assert price_of_replies(MultimodalDataset(write_rows(rows)), np.array([30, 20])) == ""
+    assert cost_of_replies(MultimodalDataset(write_rows(rows)), np.array([30, 20])) == ""

@@ -147,11 +147,11 @@ FAULTS = {
     "too large": (answer(bytes(1_000_001)), "larger than --media_megabytes_limit"),
     "promised too large": ((200, {"Content-Length": "9" * 15}, [b"x"]), "larger than --media_megabytes_limit"),
     "endless": ((200, {}, endless()), "larger than --media_megabytes_limit"),
-    "cut": ((200, {"Content-Length": "10"}, [b"x"]), "only 1 of its 10 bytes came .tried 3 times"),
+    "cut": ((200, {"Content-Length": "10"}, [b"x"]), "only 1 of its 10 bytes arrived .tried 3 times"),
     "cut chunk": ((200, {"Transfer-Encoding": "chunked"}, [b"ff\r\nabc"]), "IncompleteRead"),
     "compressed": (answer(ZEROS, **{"Content-Encoding": "gzip"}), "sends it compressed"),
     "loop": ((302, {"Location": "/a", "Content-Length": "0"}, []), "redirects more than 5 times"),
-    "nowhere": (answer(status=302), "without a place to go on to"),
+    "nowhere": (answer(status=302), "without the address to go to"),
     "file": (answer(status=302, Location="file:///etc/passwd"), "only http:// and https:// are fetched"),
     "inside": (answer(status=302, Location="http://169.254.169.254/"), "169.254.169.254 is not a public address"),
     "other loopback": (answer(status=302, Location="http://127.0.0.2/"), "127.0.0.2 is not a public address"),
@@ -325,6 +325,6 @@ def test_one_private_address_among_public_ones_is_enough_to_refuse(options, monk
 
 def test_credentials_are_neither_sent_nor_shown(server, options):
     url = server.url.replace("//", "//me:secret@") + "/a?token=secret"
-    with pytest.raises(ValueError, match="it holds a user name") as error:
+    with pytest.raises(ValueError, match="it contains a user name") as error:
         fetch.fetch(url, options())
     assert "secret" not in str(error.value) and server.seen == []

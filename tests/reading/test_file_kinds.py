@@ -110,8 +110,8 @@ FOLDER_FAULTS = {
         "2.jpg (1) alone: 1.jpg needs its caption 1.txt",
     ),
     "a caption without a picture": (["1.jpg", "1.txt", "README.txt"], "Say.", "README.txt (1) alone"),
-    "a class too deep": (["cat/1.jpg", "cat/more/2.jpg"], "Say.", "cat/more/2.jpg has no caption, and no class"),
-    "neither": (["1.jpg"], "Say.", "1.jpg has no caption, and no class"),
+    "a class too deep": (["cat/1.jpg", "cat/more/2.jpg"], "Say.", "cat/more/2.jpg has no caption, and is not directly"),
+    "neither": (["1.jpg"], "Say.", "1.jpg has no caption, and is not directly"),
     "an empty caption": (["1.jpg", "1.txt", "2.jpg", "2.txt="], "Say.", "sample 1: has an empty reply"),
     "beside unnamed data": (["images/1.jpg", "rows/a.json"], "Say.", "no .json, .jsonl,"),
 }
@@ -251,7 +251,7 @@ def test_a_damaged_arrow_file_is_refused_by_name(tmp_path, pictures):
             MultimodalDataset(str(path), **MAPPED)
     save_to_disk(tmp_path / "old", {"data-00000-of-00001.arrow": arrow_table(pictures, [0, 1, 0])})
     (tmp_path / "old" / "state.json").write_text('{"_data_files": [], "_indices_data_files": [{"filename": "x"}]}')
-    with pytest.raises(ValueError, match="state.json: an old release keeps the order of its rows apart"):
+    with pytest.raises(ValueError, match="state.json: an old release saved the order of its rows apart"):
         MultimodalDataset(str(tmp_path / "old"), **MAPPED)
 
 
@@ -309,13 +309,13 @@ ROWS_OF_A_TAR = [("1.png", b"\x89PNG"), ("1.txt", "A")]
 TAR_FAULTS = {
     "apart": (
         [("1.jpg", b"x"), ("2.jpg", b"x"), ("1.txt", "A"), ("2.txt", "A")],
-        "sample 2 has the name of one before it",
+        "sample 2 has the name of an earlier one",
     ),
-    "no ending": ([*ROWS_OF_A_TAR, ("README", "x")], "sample 1: has a member README that has no ending"),
+    "no ending": ([*ROWS_OF_A_TAR, ("README", "x")], "sample 1: has a member README that has no extension"),
     "two pictures": ([("1.jpg", b"\xff\xd8\xff"), ("1.png", b"\x89PNG"), ("1.txt", "A")], "png holds a medium"),
     "a mask": ([("1.seg.png", b"\x89PNG"), *ROWS_OF_A_TAR], "seg.png holds a medium"),
     "broken json": ([("a/1.json", "{")], "has a member a/1.json that is not valid JSON"),
-    "twice": ([*ROWS_OF_A_TAR, ("1.json", '{"txt": "B"}')], "1.json that gives the field `txt`, as another"),
+    "twice": ([*ROWS_OF_A_TAR, ("1.json", '{"txt": "B"}')], "1.json that gives the field `txt` a second time"),
     "other bytes than UTF-8": ([("1.txt", b"\xff\xfe")], "1.txt that is not UTF-8 text"),
     "no picture": ([("1.png", b"no picture"), ("1.txt", "A")], "sample 0: image of 10 bytes cannot be decoded"),
 }
@@ -368,7 +368,7 @@ def test_a_shard_that_was_written_again_is_noticed(tmp_path, pictures):
     dataset = MultimodalDataset(write_tar(path, [("1.png", pictures[0]), ("1.txt", "A")]), prompt="Which?")
     write_tar(path, [("1.png", pictures[1]), ("1.txt", "B")])
     os.utime(path, (1, 1))
-    with pytest.raises(ValueError, match="a.tar was changed while it is in use"):
+    with pytest.raises(ValueError, match="a.tar changed while in use"):
         dataset.rows[0]
     assert samples(MultimodalDataset(str(path), prompt="Which?")) == of_bytes(pictures[1:], ["B"])
 
@@ -425,7 +425,7 @@ def test_a_sheet_is_a_table(fill):
 
 
 SHEETS = {
-    "several": ({"a": [["question", "answer"], ["Q", "A"]], "b": [["x"]]}, "has 2 sheets with rows in them"),
+    "several": ({"a": [["question", "answer"], ["Q", "A"]], "b": [["x"]]}, "has 2 sheets with rows, expected one"),
     "none": ({"a": []}, "has 0 sheets"),
     "other columns": ({"a": [["frage", "antwort"], ["Q", "A"]]}, "but it needs `question` and `answer`"),
     "a cell too many": ({"a": [["question", "answer"], ["Q", "A", "B"]]}, "the cell 'B' is in a column without a name"),
@@ -565,5 +565,5 @@ def test_a_medium_on_the_hub_is_fetched_once_by_its_library(tmp_path, fill, monk
 
 
 def test_an_address_on_the_hub_that_cannot_be_reached_is_named(tmp_path):
-    with pytest.raises(ValueError, match="org/absent is neither .* nor a data set of the Hub that can be reached"):
+    with pytest.raises(ValueError, match="org/absent is neither .* nor a data set that the Hub has or lets you read"):
         MultimodalDataset("hf://datasets/org/absent/a.parquet")  # HF_HUB_OFFLINE is set for all tests

@@ -337,7 +337,7 @@ FAULTS = {
             ]
         },
         {},
-        r"messages\[1\].content has what `reasoning_content` of its message has too",
+        r"messages\[1\].content repeats `reasoning_content` of its message",
     ),
     "a class without a name": ({"image": "red.png", "label": 3}, {}, "try --columns answer=label --prompt"),
     "an answer of another name": (
@@ -527,7 +527,7 @@ def test_the_number_of_rows_of_dataset_info_is_taken(info):
         (":none", "name one of"),
         (":ranked", "ranked answers"),
         (":judged", "ranked answers"),
-        (":elsewhere", "script_url, which is not read"),
+        (":elsewhere", "script_url .unsupported"),
     ],
 )
 def test_a_data_set_of_dataset_info_that_cannot_be_read_is_refused(info, name, named):

@@ -41,10 +41,7 @@ def test_a_file_of_another_size_is_an_error_and_of_another_time_a_line(opened, t
     assert replaced.check_drawn(opened()) == []
     write_again(path)
     (line,) = replaced.check_drawn(opened())
-    assert (
-        f"1 of the media files looked at was written again with as many bytes (such as rows.json, sample {place}"
-        in line
-    )
+    assert f"1 of the media files compared was rewritten with the same size (such as rows.json, sample {place}" in line
     size, file = path.stat().st_size, "b.png" if place == 1 else "of 2 images"
     write_again(path, b"more")
     with pytest.raises(ChangedFile, match=rf"rows.json, sample {place}: .*{file} has .* bytes, and had .*start again"):
@@ -66,7 +63,7 @@ def test_a_drawn_thousand_is_compared_and_texts_are_no_part_of_it(tmp_path, monk
 @pytest.mark.parametrize("max_bad_samples", [None, 5])
 def test_a_packed_row_takes_no_file_of_another_size(opened, tmp_path, max_bad_samples):
     """Its tokens were counted by the file that was there; it is no bad sample to skip, since others may follow."""
-    collator = SimpleNamespace(join=len, encode=lambda sample: SimpleNamespace(inputs=sample))
+    collator = SimpleNamespace(concatenate_samples=len, encode=lambda sample: SimpleNamespace(inputs=sample))
     packed = EncodedDataset(opened(max_bad_samples=max_bad_samples), collator)
     write_again(tmp_path / "a.png")
     assert packed[0, 1, 2] == 3
@@ -74,6 +71,6 @@ def test_a_packed_row_takes_no_file_of_another_size(opened, tmp_path, max_bad_sa
     with pytest.raises(ChangedFile, match=r"rows.json, sample 1: image .*a.png has .* bytes, and had"):
         packed[0, 1, 2]
     os.remove(tmp_path / "a.png")
-    with pytest.raises(ChangedFile, match=r"sample 1: image .*a.png was there .*No such file"):
+    with pytest.raises(ChangedFile, match=r"sample 1: image .*a.png existed .*No such file"):
         packed[1,]
     assert packed[0, 2] == 2

@@ -351,7 +351,9 @@ def test_a_row_without_a_label_is_found(check, write_rows, tmp_path, monkeypatch
     path = write_rows([row("a", "b"), row("a", "")])
     code, report, _ = check("qwen2.5-vl", path, "--chat_template", template, "--allow_empty_answers", True)
     assert faults(report) == {"no label": 1} and code == 1
-    assert "sample 1: no token of it would be trained" in report["data"]["train"]["faults"]["no label"]["examples"][0]
+    assert (
+        "sample 1: none of its tokens would be trained" in report["data"]["train"]["faults"]["no label"]["examples"][0]
+    )
 
 
 def test_flags_without_effect_and_no_usable_row_fail(check, write_rows):

@@ -165,7 +165,7 @@ def test_a_file_that_changes_in_use_ends_the_run_also_where_bad_samples_are_skip
     text = Path(path).read_text()
     Path(path).write_text(text.replace("row 3", "ROW 3"))
     os.utime(path, ns=(0, 0))
-    with pytest.raises(ValueError, match="rows.json was changed while it is in use; start again"):
+    with pytest.raises(ValueError, match="rows.json changed while in use; start again"):
         dataset[3]
 
 
@@ -209,7 +209,7 @@ def test_a_worker_that_dies_names_its_sample(write_rows, tiny, tmp_path, number)
         [sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, timeout=300, env=os.environ
     )
     assert result.returncode == 1
-    assert re.search(r"Error: .*rows.json, sample 5: the data loader's worker died over it", result.stderr)
+    assert re.search(r"Error: .*rows.json, sample 5: the data loader's worker died on it", result.stderr)
 
 
 def test_a_dead_worker_is_named_where_its_broken_pipe_comes_first(write_rows, tiny):
@@ -224,7 +224,7 @@ def test_a_dead_worker_is_named_where_its_broken_pipe_comes_first(write_rows, ti
     handler = signal.signal(signal.SIGALRM, name_worker)
     try:
         for broken in (ConnectionResetError, EOFError):
-            with pytest.raises(ValueError, match="rows.json, sample 5: the data loader's worker died over it"):
+            with pytest.raises(ValueError, match="rows.json, sample 5: the data loader's worker died on it"):
                 with FinetuneTrainer.naming_samples(given):
                     signal.setitimer(signal.ITIMER_REAL, 0.05)
                     raise broken

@@ -14,7 +14,7 @@ from training import engines
 from training.adapters import largest_modules
 
 FAMILY = "llava-1.5"
-WARNING = re.compile(r"WARNING: ([\d,]+) parameters are to train, but no gradient reached them in (\d+) update")
+WARNING = re.compile(r"WARNING: ([\d,]+) parameters should train, but no gradient reached them in (\d+) update")
 LORA = ["--use_lora", True, "--use_vision_lora", True, "--lora_dropout", 0]
 TEXTS = [{"conversations": turns(f"Question {i}?", "Yes")} for i in range(5)]
 ORDER = ["--train_sampling_strategy", "sequential", "--per_device_train_batch_size", 1]

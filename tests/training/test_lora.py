@@ -88,7 +88,7 @@ def test_a_pattern_reaches_the_vision_encoder_where_it_has_adapters(tiny):
     names = linears(tiny, "qwen2-vl")
     expected = {n for n in names if re.fullmatch(r"model\.visual\.blocks\.0\..*|model\.language_model\..*up_proj", n)}
     assert adapted(model) == expected
-    with pytest.raises(ValueError, match="The vision_encoder is to be trained .lora., but it has no parameter"):
+    with pytest.raises(ValueError, match="The vision_encoder should be trained .lora., but none of its parameters"):
         load(tiny, "qwen2-vl", *VISION_LORA, "--lora_target_modules", "up_proj")
 
 
@@ -330,7 +330,7 @@ def test_what_contradicts_the_adapter_is_refused(tiny, write_rows, tmp_path):
     with_image = write_rows(rows_for("llava-1.5"))
     for flag, held in (("--train_vision_projector", "full"), ("--train_vision_encoder", "full")):
         with pytest.raises(
-            ValueError, match=f"does not fit the model: its {flag[8:]} is frozen, but by the flags {held}"
+            ValueError, match=f"does not fit the model: its {flag[8:]} is frozen, but {held} by the flags"
         ):
             run(tiny, "llava-1.5", with_image, tmp_path / "out", *LORA, "--lora_weight_path", folder, flag, True)
 

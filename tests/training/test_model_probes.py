@@ -15,7 +15,7 @@ def prepared(tiny, family: str, **data):
     loader = make_loader(AUTO, tiny(family), attn_implementation="sdpa")
     processor = loader.load_processor()
     collator = COLLATORS.get(AUTO)(processor, stop_tokens=loader.stop_tokens(processor.tokenizer))
-    collator.join_samples(loader)
+    collator.make_padding_free(loader)
     flags = SimpleNamespace(**({"padding_free": None, "packing": False} | data))
     training = SimpleNamespace(deepspeed=None, fsdp=False, device=torch.device("cpu"))
     lora = SimpleNamespace(load_in_8bit=False)
@@ -34,14 +34,14 @@ def prepared(tiny, family: str, **data):
 def test_samples_are_concatenated_where_the_model_keeps_them_apart(tiny, family, reason):
     model, loader, collator, arguments = prepared(tiny, family)
     said = model_probes.check_batches(model, loader, collator, arguments)
-    assert collator.joins_samples is (reason is None)
+    assert collator.is_padding_free is (reason is None)
     assert said == "" if reason is None else f"padded, not concatenated: in one row they {reason}" in said
     assert model.get_decoder().config._attn_implementation == ("sdpa_by_sample" if reason is None else "sdpa")
 
 
 def test_packing_of_a_model_that_mixes_samples_is_refused(tiny):
     for flag in ("padding_free", "packing"):
-        with pytest.raises(ValueError, match=f"--{flag} True cannot be used with .*: in one row they see each other"):
+        with pytest.raises(ValueError, match=f"--{flag} True cannot be used with .*: in one row they affect"):
             model_probes.check_batches(*prepared(tiny, "qwen3.5", **{flag: True}))
 
 
@@ -53,7 +53,7 @@ def test_a_model_whose_padded_batches_are_wrong_is_refused(tiny):
         return output
 
     model.get_decoder().register_forward_hook(of_the_batch)
-    with pytest.raises(ValueError, match="other losses for a padded batch than for each sample alone: .*apart"):
+    with pytest.raises(ValueError, match="other losses for a padded batch than for each sample alone: they differ by"):
         model_probes.check_batches(model, *others)
 
 

@@ -55,7 +55,7 @@ def assert_alone_and_together_are_equal(loader, family: str, path: str) -> None:
     model.zero_grad()
 
     attention.separate_samples(model, loader)
-    collator.join_samples(loader)
+    collator.make_padding_free(loader)
     batch = collator.collate(samples)
     assert batch["input_ids"].shape == (1, sum(sample["input_ids"].shape[1] for sample in samples))
     assert "attention_mask" not in batch
@@ -82,7 +82,7 @@ def test_another_neighbour_changes_no_bit_of_a_sample(tiny, family, write_rows):
     loader = make_loader(family, tiny(family), attn_implementation="sdpa")
     model, collator = loader.load_model().float().eval(), COLLATORS.get(family)(loader.load_processor())
     attention.separate_samples(model, loader)
-    collator.join_samples(loader)
+    collator.make_padding_free(loader)
     path = write_rows([{"conversations": turns("Count.", text)} for text in ("1 2 3", "4 5 6", "7 8 9")])
     samples = [collator.encode(MultimodalDataset(path)[i]).inputs for i in range(3)]
     found = []
@@ -101,7 +101,7 @@ def test_positions_begin_again_in_each_sample(tiny, family, write_rows):
     loader = make_loader(family, tiny(family))
     collator = COLLATORS.get(family)(loader.load_processor())
     dataset = MultimodalDataset(write_rows([{"conversations": turns("Count.", "1 2 3 " * n)} for n in (1, 4, 2)]))
-    collator.join_samples(loader)
+    collator.make_padding_free(loader)
     batch = collator([dataset[i] for i in range(3)])
     lengths = [collator.encode(dataset[i]).inputs["input_ids"].shape[1] for i in range(3)]
     expected = [place for length in lengths for place in range(length)]

@@ -159,7 +159,7 @@ def test_liger_is_given_all_but_its_losses(tiny, gpu_packages, lora, write_rows,
 
 
 def test_liger_is_refused_for_a_model_that_it_does_not_know(tiny, gpu_packages, write_rows, tmp_path):
-    with pytest.raises(ValueError, match="--use_liger_kernel True: Liger has none for qwen2_vl"):
+    with pytest.raises(ValueError, match="--use_liger_kernel: Liger has no kernels for qwen2_vl"):
         path = write_rows(rows_for("qwen2-vl"))
         run(tiny, "qwen2-vl", path, tmp_path / "out", "--use_liger_kernel", True)
 

@@ -285,7 +285,7 @@ def test_what_cannot_be_resumed_is_refused_or_passed_over(tiny, write_rows, tmp_
     shutil.copytree(out / "checkpoint-1", out / "checkpoint-2")
     os.truncate(out / "checkpoint-2" / "optimizer.pt", 100)
     shutil.copytree(out / "checkpoint-2", out / "unfinished-checkpoints" / "checkpoint-3")
-    with pytest.raises(ValueError, match="optimizer.pt is missing or not of"):
+    with pytest.raises(ValueError, match="optimizer.pt is missing or not"):
         run(tiny, "llava-1.5", path, out, *resume, out / "checkpoint-2")
     with pytest.raises(ValueError, match="no usable checkpoint.json"):
         run(tiny, "llava-1.5", path, out, *resume, tiny("llava-1.5"))
@@ -296,7 +296,7 @@ def test_what_cannot_be_resumed_is_refused_or_passed_over(tiny, write_rows, tmp_
             run(tiny, "llava-1.5", path, out, *resume, tmp_path / "checkpoint-9")
     run(tiny, "llava-1.5", path, out, *resume, True)
     printed = capsys.readouterr().out
-    assert "passed over: " in printed and f"Resuming from {out / 'checkpoint-1'}." in printed
+    assert "WARNING: skipped: " in printed and f"Resuming from {out / 'checkpoint-1'}." in printed
     assert "unfinished-checkpoints: a checkpoint was half written" in printed
     assert not (out / "unfinished-checkpoints").exists()
 
@@ -322,7 +322,7 @@ def test_a_run_goes_on_with_the_media_that_it_began_with(tmp_path, capsys):
     check_same_run(str(checkpoint), describe())
     assert "written again" not in capsys.readouterr().out
     check_same_run(str(checkpoint), describe(os.utime))
-    assert "2 of the media files looked at were written again with as many bytes (such as rows.json, sample 1" in (
+    assert "2 of the media files compared were rewritten with the same size (such as rows.json, sample 1" in (
         capsys.readouterr().out
     )
     with pytest.raises(ValueError, match=r"sample 1: image .*1.png has .* bytes and had .*, and 1 other media file"):

@@ -101,7 +101,7 @@ def words(**flags) -> list[str]:
 
 
 def test_only_flags_that_differ_from_their_defaults_are_words():
-    values = {name: runs.FIELDS[name].default for name in form.FLAGS}
+    values = {name: runs.DECLARED[name].default for name in form.FLAGS}
     assert runs.words_of(values) == []
     shown = {name: "" if value is None else str(value) for name, value in values.items()}
     assert runs.words_of(shown) == []
@@ -164,12 +164,12 @@ def test_wrong_values_are_told_as_train_py_tells_them(root):
         (words(learning_rate="fast"), "--learning_rate.*invalid float value: 'fast'"),
         (words(lora_r="4"), "--lora_r has no effect without --use_lora True"),
         ([*words(), "--warmup_ratio", "0.1"], "use --warmup_steps"),
-        ([*words(), "--help"], "no flags of a run"),
+        ([*words(), "--help"], "not flags of a run"),
         ([*words(), "--index", "0"], "--index"),
         (words(data_path="none.json"), "none.json does not exist"),
         (words(output_dir=""), "--output_dir is missing"),
-        (words(output_dir="."), "must lie 1 to 4 folders below"),
-        (words(output_dir="a/b/c/d/e"), "must lie 1 to 4 folders below"),
+        (words(output_dir="."), "must be 1 to 4 folders below"),
+        (words(output_dir="a/b/c/d/e"), "must be 1 to 4 folders below"),
     ):
         with pytest.raises(ValueError, match=message):
             runs.check(given, root)
@@ -630,7 +630,7 @@ def test_kill_does_not_take_the_place_of_stop(root, monkeypatch):
 
 def test_where_it_cannot_start(root):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(ValueError, match="--port .* cannot be bound to: Address already in use"):
+        with pytest.raises(ValueError, match="--port .* cannot be listened on: Address already in use"):
             webui.check(webui.parse(["--port", str(taken.getsockname()[1])]))
     with pytest.raises(ValueError, match="--root .*none is not a folder"):
         webui.check(webui.parse(["--root", "none"]))
@@ -679,7 +679,7 @@ def test_a_run_is_started_stopped_and_resumed(root, stand_in):
     record = runs.read_record(folder)
     assert runs.status(folder) == ("running", "") and os.getsid(record["pid"]) == record["pid"]
     wait_for_log("]")
-    with pytest.raises(ValueError, match="a run is alive in --output_dir"):
+    with pytest.raises(ValueError, match="a run is active in --output_dir"):
         stand_in(num_train_epochs=60)
     assert runs.find(root).runs == ["out/a"]
     runs.stop(folder)
