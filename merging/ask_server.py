@@ -263,9 +263,12 @@ def as_openai(message: dict) -> dict:
     for i, call in enumerate(message.get("tool_calls", [])):
         function = call["function"] | {"arguments": strict_json(call["function"]["arguments"])}
         fields.setdefault("tool_calls", []).append({"id": f"call_{i}"} | call | {"function": function})
-    parts = [as_part(part) for part in message["content"]]
-    text_alone = all(part["type"] == "text" for part in parts)
-    return {"role": message["role"], "content": "".join(p["text"] for p in parts) if text_alone else parts} | fields
+    content = [as_part(part) for part in message["content"]]
+    if all(part["type"] == "text" for part in content):
+        content = "".join(part["text"] for part in content)
+    if not content and "tool_calls" in fields:
+        content = None  # as clients send it; vLLM hands "" over as a part, for which a template may begin a line
+    return {"role": message["role"], "content": content} | fields
 
 
 def as_part(part: dict) -> dict:

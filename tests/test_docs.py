@@ -46,7 +46,14 @@ FOREIGN_FLAGS |= {
     "tokenizers",
 }  # of benchmarks and draw.py
 FOREIGN_FLAGS |= {"logdir"}  # of tensorboard
-FOREIGN_FLAGS |= {"served-model-name", "enable-lora", "lora-modules", "max-lora-rank"}
+FOREIGN_FLAGS |= {
+    "served-model-name",
+    "enable-lora",
+    "lora-modules",
+    "max-lora-rank",
+    "enable-auto-tool-choice",
+    "tool-call-parser",
+}
 FOREIGN_FLAGS |= {"enable-tower-connector-lora", "chat-template-content-format"}
 FOREIGN_FLAGS |= {"override-generation-config", "mm-processor-kwargs", "trust-request-mm-kwargs"}  # of vLLM
 FOREIGN_FLAGS |= {"model-path", "lora-paths", "port"}  # and of SGLang

@@ -291,6 +291,9 @@ def test_a_call_of_a_tool_comes_as_the_text_that_was_learned(monkeypatch):
     server = Server("http://127.0.0.1:1/v1", "tuned", "tuned", {})
     sent = server.ask([{"role": "user", "content": text, "tools": tools}], "sample 0")["sent"]
     assert sent["tools"] == tools
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {}}}
+    called = server.ask([{"role": "assistant", "content": [], "tool_calls": [call]}], "sample 0")["sent"]["messages"]
+    assert called[0]["content"] is None
     assert "tool_choice" not in server.ask([{"role": "user", "content": text}], "sample 0")["sent"]
 
 
