@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -36,8 +37,8 @@ from loaders import LOADERS  # noqa: E402
 from reading.dataset import MultimodalDataset  # noqa: E402
 from tiny_models import make_tiny_checkpoint  # noqa: E402
 
-FAMILIES = ["qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4.1v", "glm-4.6v", "gemma-4", "gemma-4-unified"]
-FAMILIES += ["llama-3.2-vision", "llama4", "pixtral", "mistral-small-3.1", "ministral-3", "lfm2-vl"]
+FAMILIES = ["qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4.1v", "glm-4.6v", "glm-ocr", "gemma-4"]
+FAMILIES += ["gemma-4-unified", "llama-3.2-vision", "llama4", "pixtral", "mistral-small-3.1", "ministral-3", "lfm2-vl"]
 CITY = {"type": "object", "properties": {"city": {"type": "string", "description": "Its name."}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "How warm.", "parameters": CITY}}
 
@@ -146,32 +147,47 @@ def compare(family: str, folder: str, template: str | None, dataset: MultimodalD
             print(f"  {error}" if verbose else "", end="\n" * verbose)
             continue
         given = [as_given(message, own.string_roles) for message in messages]
-        ids = partial(official_ids, official, own, messages[0].get("tools"))
-        written = partial(ids, tokenize=False)
         last_thinks = has_thought(messages[last_question(messages) :])
+        options = {"thinks": last_thinks, "tools": messages[0].get("tools")}
+        ids = partial(official_ids, official, own, **options)
         ends = [[], *([id] for id in official.tokenizer.convert_tokens_to_ids(own.stop_tokens))]
-        is_equal = any(ours == ids(given, last_thinks) + end for end in ends)
-        prompt = ids(given[:-1], last_thinks, add_generation_prompt=True)
+        is_equal = any(ours == ids(given) + end for end in ends)
+        prompt = ids(given[:-1], add_generation_prompt=True)
         found["equal"] += is_equal
         found["prompts"] += ours[: len(prompt)] == prompt
-        # What a server shows and then gets: behind the prompt, what the template writes of the reply.
-        whole, asked = (written(given[:n], last_thinks, add_generation_prompt=n < len(given)) for n in (len(given), -1))
-        reply = whole[len(os.path.commonprefix([whole, asked])) :]
-        shown = prompt + official.tokenizer(reply, add_special_tokens=False)["input_ids"]
-        found["shown"] += any(ours == shown + end for end in ends)
-        if verbose and not is_equal:
-            texts = [official.tokenizer.decode(ids) for ids in (ours, ids(given, last_thinks), prompt)]
+        # Of the replies that are trained (`all` leaves out those whose thought was dropped), what a server shows and
+        # then gets; the last ends the text.
+        trained = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("train", True)]
+        trained = trained[-len(own.render(messages)[1]) :]
+        shown = [shown_ids(official, partial(ids, tokenize=False), ids, given[: i + 1]) for i in trained]
+        is_shown = all(ours[: len(one)] == one for one in shown) and any(ours == shown[-1] + end for end in ends)
+        found["shown"] += is_shown
+        if verbose and not is_shown:
+            texts = [official.tokenizer.decode(ids) for ids in (ours, ids(given), prompt)]
             print(f"  {sample['source']}: {[m['role'] for m in messages]}\n", *(f"    {text!r}\n" for text in texts))
         found["all"] += 1
     return found
 
 
-def official_ids(processor, template, tools, conversation: list[dict], thinks: bool, tokenize=True, **options):
+def official_ids(processor, template, conversation: list[dict], thinks: bool, tools, tokenize=True, **options):
     """The ids, or the text, of the library and the checkpoint's own template."""
     options |= {"chat_template": template.official, "tools": tools, "tokenize": tokenize, "return_dict": tokenize}
     options |= template.prompt_kwargs if thinks else template.kwargs
     found = processor.apply_chat_template([conversation], **options)
     return list(found["input_ids"][0]) if tokenize else found[0]
+
+
+def shown_ids(processor, written, ids, given: list[dict]) -> list[int]:
+    """The ids of the prompt for a reply, and of what the model writes then, tokenized apart."""
+    whole, asked, thought = written(given), written(given[:-1], add_generation_prompt=True), ""
+    shared = os.path.commonprefix([whole, asked])
+    begin = len(re.sub(r"<\|?$", "", shared))  # both may go on with a token: <|channel> and <|tool_call>
+    if given[-1].get("reasoning_content", "") not in whole[begin:]:  # written before calls alone (Gemma 4)
+        plain = {name: value for name, value in given[-1].items() if name != "reasoning_content"}
+        calls = [written([*given[:-1], reply | {"tool_calls": [call("Rome")]}]) for reply in (given[-1], plain)]
+        thought = calls[0][begin:].removesuffix(calls[1][begin:])
+    reply = processor.tokenizer(thought + whole[begin:], add_special_tokens=False)["input_ids"]
+    return ids(given[:-1], add_generation_prompt=True) + reply
 
 
 def as_given(message: dict, string_roles: tuple[str, ...]) -> dict:
@@ -195,6 +211,7 @@ def main() -> None:
     parser.add_argument("--templates", help="Folder that has one of templates for each family.")
     parser.add_argument("--tokenizers", help="Folder that has one of a tokenizer for each family.")
     parser.add_argument("--families", nargs="+", default=FAMILIES)
+    parser.add_argument("--train_replies", default="each", help="all, last or each.")
     parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -202,7 +219,7 @@ def main() -> None:
         Image.new("RGB", (64, 64), "red").save(os.path.join(work, "cat.png"))
         path = Path(work, "rows.json")
         path.write_text(json.dumps(rows()), encoding="utf-8")
-        dataset = MultimodalDataset(str(path), train_replies="each")
+        dataset = MultimodalDataset(str(path), train_replies=args.train_replies)
         print(COLUMNS)
         for family in args.families:
             if chosen := templates(args.templates, family):

@@ -152,7 +152,7 @@ class ThoughtsAndTools:
 
     def _adds_empty_thoughts(self, conversations: list[list[dict]]) -> bool:
         """Whether some are trained in one pass with empty thoughts that the checkpoint's template leaves out."""
-        several = any(has_several(c) and not self.are_rendered(c) for c in conversations)
+        several = any(has_several(c) and not has_thought(c) for c in conversations)
         return several and not self.template.is_replaced and bool(self._left_out)
 
     @property
@@ -203,15 +203,17 @@ class ThoughtsAndTools:
         """
         self.check(messages)
         question = last_question(messages)
-        thinks = has_thought([m for i, m in enumerate(messages) if is_shown(m, i, question)])
-        render = self._renderer(messages, self.template.prompt_kwargs if thinks else self.template.kwargs)
-        whole = render(messages)
-        replies = []
-        for i, message in enumerate(messages):
-            if is_shown(message, i, question):
+        shown = [i for i, message in enumerate(messages) if is_shown(message, i, question)]
+        # A thought that is not trained, since the template drops it, tells no other reply to think.
+        for variables in [self.template.prompt_kwargs] * has_thought([messages[i] for i in shown]) + [self.template.kwargs]:
+            render, replies = self._renderer(messages, variables), []
+            whole = render(messages)
+            for i in shown:
                 prompt, history = messages[:i], messages[: i + 1]
                 as_answered = whole.startswith(render(prompt, True)) and whole.startswith(render(history))
-                replies += [i] * (i > question or as_answered)
+                replies += [i] * (as_answered or i > question and messages[i].get("train", True))
+            if has_thought([messages[i] for i in replies]):
+                break
         text, spans = find_replies(messages, render, self.template.stop_tokens, replies)
         for i, (start, end) in zip(replies, spans):
             said = [joined_text(messages[i]["content"])]
@@ -242,6 +244,8 @@ class ThoughtsAndTools:
             for i, prompt in prompts.items():
                 if i >= len(messages):
                     break
+                if not conversation[i].get("train", True) and i < len(conversation) - 1:
+                    continue  # of the history, as a server shows it
                 thought = self.frame.marked(messages[i].get("reasoning_content", "")).strip()
                 if not thought and not text.startswith(prompt):
                     begin = prompt.removesuffix(self._empty_thought)
@@ -260,6 +264,12 @@ class ThoughtsAndTools:
                     untold = official(conversation[:i], True, self.template.kwargs)
                     prompt = untold if whole.startswith(untold) else prompt
                 prompts[i] = completed(prompt, conversation[:i])
+                asked = conversation[: last_question(conversation[:i]) + 1]  # before any reply to this question
+                if message.get("train", True) and prompts[i] != completed(prompt, asked):
+                    raise UnfitTemplate(
+                        "has a call without a thought and then another reply: the empty thought that the prompt for "
+                        "the call ends with is not in that for the reply, so add --train_replies each"
+                    )
 
         def render(messages: list[dict], add_generation_prompt: bool = False) -> str:
             if add_generation_prompt:
@@ -295,7 +305,7 @@ class ThoughtsAndTools:
 
 def last_question(messages: list[dict]) -> int:
     """Where in a conversation the last question is."""
-    return max(i for i, message in enumerate(messages) if message["role"] == "user")
+    return max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
 
 
 def is_shown(message: dict, place: int, question: int) -> bool:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from urllib.request import url2pathname
 
 from PIL import Image
@@ -113,15 +114,21 @@ class RowForm:
 
         With "each", its beginning up to the end of each trained exchange, of which only that is trained; with "last",
         the longest of these. A conversation Q1 A1 Q2 A2 gives Q1 A1 and Q1 A1 Q2 A2, of which A2 alone is trained.
+        With "each", a call of an exchange without thoughts is a sample too: its prompt may end with an empty thought
+        that a server does not show the reply after it (Gemma 4).
         """
         messages = self.messages(row, unread_fields)
         if self.train_replies == "all":
             return [messages]
         found, asked = [], [i for i, message in enumerate(messages) if message["role"] == "user"]
-        for start, end in zip(asked, [*asked[1:], len(messages)]):
-            if trained_replies(exchange := messages[start:end]):
-                history = [m | {"train": False} if m["role"] == "assistant" else m for m in messages[:start]]
-                found.append([*history, *exchange])
+        for question, end in zip(asked, [*asked[1:], len(messages)]):
+            cuts = [i + 1 for i in range(question, end - 1) if "tool_calls" in messages[i]]
+            if self.train_replies == "last" or any("reasoning_content" in m for m in messages[question:end]):
+                cuts = []
+            for start, stop in pairwise([question, *cuts, end]):
+                if trained_replies(messages[start:stop]):
+                    history = [m | {"train": False} if m["role"] == "assistant" else m for m in messages[:start]]
+                    found.append([*history, *messages[start:stop]])
         return (found if self.train_replies == "each" else found[-1:]) or [messages]
 
     def messages(self, row: dict, unread_fields: Counter | None = None) -> list[dict]:

@@ -390,9 +390,44 @@ FAULTS = [
     Fault(
         "the thoughts of the history tell a reply to think",
         "collators/thoughts_and_tools.py",
-        "has_thought([m for i, m in enumerate(messages) if is_shown(m, i, question)])",
-        "has_thought(messages)",
+        "shown = [i for i, message in enumerate(messages) if is_shown(message, i, question)]",
+        'shown = [i for i, message in enumerate(messages) if message["role"] == "assistant"]',
         f"{THOUGHTS}test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think",
+    ),
+    Fault(
+        "a thought that is dropped tells the next reply to think",
+        "collators/thoughts_and_tools.py",
+        "if has_thought([messages[i] for i in replies]):",
+        "if True:",
+        f"{THOUGHTS}test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think",
+    ),
+    Fault(
+        "the reply after a call sees an empty thought that no server shows",
+        "collators/thoughts_and_tools.py",
+        'if message.get("train", True) and prompts[i] != completed(prompt, asked):',
+        "if False:",
+        f"{THOUGHTS}test_a_call_without_a_thought_and_the_reply_after_it_have_each_their_own_prompt",
+    ),
+    Fault(
+        "calls of the history get the empty thought of their prompt",
+        "collators/thoughts_and_tools.py",
+        'if not conversation[i].get("train", True) and i < len(conversation) - 1:',
+        "if False:",
+        f"{THOUGHTS}test_a_call_without_a_thought_and_the_reply_after_it_have_each_their_own_prompt",
+    ),
+    Fault(
+        "a call with a thought is a sample of its own",
+        "reading/rows.py",
+        'or any("reasoning_content" in m for m in messages[question:end])',
+        "",
+        f"{THOUGHTS}test_a_call_without_a_thought_and_the_reply_after_it_have_each_their_own_prompt",
+    ),
+    Fault(
+        "several turns with tools get empty thoughts in silence",
+        "collators/thoughts_and_tools.py",
+        "has_several(c) and not has_thought(c)",
+        "has_several(c) and not self.are_rendered(c)",
+        f"{THOUGHTS}test_a_server_gets_what_shows_several_turns_as_they_are_trained",
     ),
     Fault(
         "a flag that has its default asks for nothing",
@@ -885,8 +920,8 @@ FAULTS = [
     Fault(
         "replies whose thought was dropped are trained",
         "collators/thoughts_and_tools.py",
-        "replies += [i] * (i > question or as_answered)",
-        "replies += [i] * (i > question or not self.thought_format)",
+        "replies += [i] * (as_answered or",
+        "replies += [i] * (not self.thought_format or",
         f"{THOUGHTS}test_tokens_are_the_checkpoints_and_replies_are_trained[two thoughts]",
     ),
     Fault(

@@ -280,10 +280,55 @@ def test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think(tiny):
     """As in Gemma 4, where a system turn tells the model to think."""
     told = "{%- if enable_thinking %}{{ '<|im_start|>system\\nThink<|im_end|>\\n' }}{% endif %}"
     collator = collator_of("qwen3.5", tiny("qwen3.5"), told + TEMPLATE, template_kwargs=THINKING)
-    history = [ASKED, said("assistant", "Red", "Hm.", train=False), ASKED]
-    for thought in ("", "Well"):
-        text, _ = collator.template.render([*history, said("assistant", "Blue", thought)])
-        assert ("Think<" in text) == bool(thought) and "Hm." not in text
+    for mask in ({"train": False}, {}):  # also one that is not trained because the template drops it
+        for thought in ("", "Well"):
+            history = [ASKED, said("assistant", "Red", "Hm.", **mask), ASKED]
+            text, _ = collator.template.render([*history, said("assistant", "Blue", thought)])
+            assert ("Think<" in text) == bool(thought) and "Hm." not in text
+
+
+LEFT_OUT = TEMPLATE.replace("loop.index0 > ns.question", "m.reasoning_content")  # an empty thought, at once
+
+
+def test_a_call_without_a_thought_and_the_reply_after_it_have_each_their_own_prompt(tiny, write_rows):
+    """Gemma 4: the prompt for a call ends with an empty thought, which the prompt for the next reply does not show."""
+    messages = []
+    for asked, result, answer in (("Which?", "1", "Red"), ("So?", "2", "Blue")):
+        made = {"role": "assistant", "content": "", "tool_calls": [call(a=result)]}
+        messages += [{"role": "user", "content": asked}, made]
+        messages += [{"role": "tool", "content": result}, {"role": "assistant", "content": answer}]
+    own = LOADERS.get("qwen3.5")(tiny("qwen3.5")).load_processor()
+
+    def official(number: int, **options) -> str:
+        options |= {"chat_template": LEFT_OUT, "tools": TOOLS, "enable_thinking": False}
+        return own.apply_chat_template(messages[:number], **options)
+
+    path, collator = (
+        write_rows([{"tools": TOOLS, "messages": messages}]),
+        collator_of("qwen3.5", tiny("qwen3.5"), LEFT_OUT),
+    )
+    dataset = MultimodalDataset(path, train_replies="each")
+    for sample, number, length in zip(dataset, (2, 4, 6, 8), collator.budget.token_lengths(dataset), strict=True):
+        reply = official(number).rpartition("<|im_start|>assistant\n")[2]
+        encoded = collator.encode(sample)
+        assert encoded.text == official(number - 1, add_generation_prompt=True) + reply
+        assert trained(collator, sample["messages"]) == [reply.rstrip()]
+        assert encoded.inputs["input_ids"].shape[1] == length
+    for option in ("all", "last"):
+        with pytest.raises(ValueError, match="sample 0: has a call without a thought .* add --train_replies each"):
+            collator.encode(MultimodalDataset(path, train_replies=option)[0])
+    # One of them alone fits; with thoughts there is no empty one, and an exchange stays one sample.
+    for place, reply in ((1, official(2)), (3, official(4))):
+        masked = [m | {"train": i == place} if m["role"] == "assistant" else m for i, m in enumerate(messages[:4])]
+        sample = MultimodalDataset(write_rows([{"tools": TOOLS, "messages": masked}], "masked.json"))[0]
+        assert trained(collator, sample["messages"]) == [reply.rpartition("<|im_start|>assistant\n")[2].rstrip()]
+    thoughts = [m | {"reasoning_content": "Hm."} if m["role"] == "assistant" else m for m in messages]
+    path = write_rows([{"tools": TOOLS, "messages": thoughts}], "thoughts.json")
+    thinking = collator_of("qwen3.5", tiny("qwen3.5"), LEFT_OUT, template_kwargs=THINKING)
+    assert [len(trained(thinking, row["messages"])) for row in MultimodalDataset(path, train_replies="each").rows] == [
+        2,
+        2,
+    ]
 
 
 def test_a_server_gets_what_shows_several_turns_as_they_are_trained(tiny, write_rows):
@@ -303,6 +348,11 @@ def test_a_server_gets_what_shows_several_turns_as_they_are_trained(tiny, write_
     for conversations in (plain + [CALLED], plain[:0], [row["messages"][:2]]):  # it could not write calls
         assert one.server_template(conversations) is None
     assert "--train_replies each" in one.notes(plain + [CALLED])[0] and not one.notes([row["messages"][:2]])
+    with_tools = [row["messages"][0] | {"tools": TOOLS}, *row["messages"][1:]]
+    assert (
+        "empty thought of each reply" in one.notes([with_tools])[0]
+        and "train_replies each" in one.notes([with_tools])[0]
+    )
     # Where the template can keep them itself.
     condition = "loop.index0 > last.question"
     keeping = own.chat_template.replace(condition, f"preserve_thinking is true or {condition}")
