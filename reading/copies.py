@@ -193,12 +193,19 @@ def to_rows(batch) -> list:
     """The rows of an Arrow batch; in the place of one that Python has no values for, a ValueError."""
     classes = with_classes((batch.schema.metadata or {}).get(b"huggingface", b"{}"))
     try:
-        rows = batch.to_pylist()
+        rows = [{name: present(value) for name, value in row.items()} for row in batch.to_pylist()]
         return [row | {name: named(row[name], classes[name]) for name in classes.keys() & row} for row in rows]
     except ValueError as error:  # such as other bytes than UTF-8
         if len(batch) == 1:
             return [ValueError(f"cannot be read: {error}")]
         return [row for place in range(len(batch)) for row in to_rows(batch.slice(place, 1))]
+
+
+def present(value: object) -> object:
+    """A value without null fields: Arrow gives an object those of all others, such as the arguments of other calls."""
+    if isinstance(value, dict):
+        return {name: present(inner) for name, inner in value.items() if inner is not None}
+    return [*map(present, value)] if isinstance(value, list) else value
 
 
 @cache

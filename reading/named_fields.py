@@ -1,7 +1,7 @@
 """Thoughts, tools, calls and results of a row, in the spellings of OpenAI, TRL, LLaMA-Factory and ms-swift.
 
     a thought   `reasoning_content` or `reasoning` of a reply, or <think>...</think> at the head of its text
-    tools       `tools` of the row: JSON schemas, as a list or as JSON in a text
+    tools       `tools` of the row: JSON schemas, as a list or as JSON in a text, or in one each
     calls       `tool_calls` of a reply, or messages of role `function_call` or `tool_call` that hold them as JSON
     both        or parts of a reply, of the types `reasoning` and `tool_call`
     a result    a message of role `tool`, `observation` or `tool_response`
@@ -94,6 +94,7 @@ def tools_of(row: dict) -> list[dict]:
         return []
     try:
         tools = parsed_json(row["tools"], "tools")
+        tools = [parsed_json(tool, f"tools[{i}]") for i, tool in enumerate(tools)] if isinstance(tools, list) else tools
     except ValueError as error:
         raise ValueError(f"{error} (--columns tools= ignores it)") from error
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):

@@ -960,6 +960,13 @@ FAULTS = [
         "tests/reading/test_named_fields.py::test_images_of_results_are_where_their_text_says",
     ),
     Fault(
+        "a call of a Parquet file has null arguments of other calls",
+        "reading/copies.py",
+        "for name, inner in value.items() if inner is not None}",
+        "for name, inner in value.items()}",
+        "tests/reading/test_named_fields.py::test_parquet_gives_no_call_the_arguments_of_another",
+    ),
+    Fault(
         "a result is of the first call, whatever its name",
         "reading/named_fields.py",
         "next(named, open_calls[0])",

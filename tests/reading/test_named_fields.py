@@ -2,8 +2,11 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from reading.dataset import MultimodalDataset
 from reading.rows import RowForm
 
 FORM = RowForm({"image": "/", "video": "/"})
@@ -64,6 +67,94 @@ def test_a_spelling_of_tools_gives_the_canonical_messages(name):
     messages = read(SPELLINGS[name])
     assert messages == CALLED
     assert [*messages[1]["tool_calls"][0]["function"]["arguments"]] == ["b", "a"]  # in their order
+
+
+NOT_SAID = dict.fromkeys(("refusal", "annotations", "audio", "function_call"))  # as the library `openai` writes them
+
+
+def turns(**texts) -> list[dict]:
+    return [{"from": sender.rstrip("_"), "value": value} for sender, value in texts.items()]
+
+
+# Two of each spelling that say the same as the canonical ones, or another call.
+OTHERS = {
+    "OpenAI's own objects": (
+        {"tools": [{"type": "function", "function": TOOL}], "messages": [
+            *(ASK | {"name": None}, NOT_SAID | {"role": "assistant", "content": None, "tool_calls": [
+                {"index": 0, "id": "call00001", "type": "function",
+                 "function": {"name": "look", "arguments": json.dumps(ARGUMENTS)}}]}),
+            *(RESULT | {"tool_call_id": "call00001"}, NOT_SAID | ANSWER | {"tool_calls": None, "reasoning": " "})]},
+        ARGUMENTS,
+    ),
+    "OpenAI's, nothing to say": (
+        {"tools": [TOOL], "messages": [ASK, {"role": "assistant", "content": "", "reasoning_content": None,
+         "tool_calls": [{"id": None, "function": {"name": "look", "arguments": ""}}]}, RESULT, ANSWER]},
+        {},
+    ),
+    "LLaMA-Factory's, a list of one and an empty system text": (
+        {"system": "", "tools": json.dumps([TOOL]), "conversations": turns(
+            human="Which?", function_call=json.dumps([CALL]), observation="found", gpt="Red")},
+        ARGUMENTS,
+    ),
+    "LLaMA-Factory's, an empty thought": (
+        {"tools": json.dumps([TOOL]), "conversations": turns(
+            human="Which?", function_call="<think>\n\n</think>\n\n" + IN_TEXT, observation="found", gpt="Red")},
+        ARGUMENTS,
+    ),
+    "ms-swift's, arguments as JSON in JSON": (
+        {"tools": [json.dumps(TOOL)], "messages": [
+            *(ASK, {"role": "tool_call", "content": json.dumps({"name": "look", "arguments": json.dumps(ARGUMENTS)})}),
+            *({"role": "tool_response", "content": "found"}, ANSWER)]},
+        ARGUMENTS,
+    ),
+    "ms-swift's, an object": (
+        {"tools": json.dumps([TOOL]), "messages": [
+            *(ASK, {"role": "tool_call", "content": CALL, "loss": None}),
+            *(RESULT | {"loss": False}, ANSWER | {"loss": True})]},
+        ARGUMENTS,
+    ),
+    "TRL's, a call in the completion": (
+        {"tools": [TOOL], "prompt": [ASK], "completion": [
+            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": CALL}]},
+            *(RESULT, ANSWER)]},
+        ARGUMENTS,
+    ),
+    "TRL's, without arguments": (
+        {"tools": [TOOL], "prompt": [ASK], "completion": [
+            {"role": "assistant", "tool_calls": [{"function": {"name": "look"}}]}, RESULT, ANSWER]},
+        {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_row_of_a_spelling_gives_them_too(name):
+    row, arguments = OTHERS[name]
+    expected, messages = json.loads(json.dumps(CALLED)), read(row)
+    expected[1]["tool_calls"][0]["function"] = {"name": "look", "arguments": arguments}
+    for message in messages:
+        message.pop("typed_thought", None), message.pop("train", None)
+        message["content"] = [part for part in message["content"] if part["text"]]
+    assert messages == expected
+
+
+def test_parquet_gives_no_call_the_arguments_of_another(tmp_path):
+    """It gives each object the fields of all: they are null where a row does not have them."""
+    names = {"look": {"b": 1, "a": [1]}, "find": {"word": {"in": "x"}, "b": 2}, "stop": {}}
+    rows = []
+    for name, arguments in names.items():
+        made = {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"function": {"name": name, "arguments": arguments}}],
+        }
+        schema = {"type": "object", "properties": {key: {"type": "string", key: "x"} for key in arguments}}
+        rows.append({"tools": [{"name": name, "parameters": schema}], "messages": [ASK, made]})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    same, read_rows = (MultimodalDataset(str(tmp_path / f"rows.{end}")).rows for end in ("json", "parquet"))
+    assert [row["messages"] for row in read_rows] == [row["messages"] for row in same]
+    assert [row["messages"][1]["tool_calls"][0]["function"]["arguments"] for row in read_rows] == [*names.values()]
 
 
 def test_calls_in_a_row_are_one_message_and_keep_the_text_before():
@@ -162,7 +253,7 @@ FAULTS = {
     "a call without a result": ([ASK, ANSWER | {"tool_calls": [CALL]}, ASK, ANSWER], {}, "a result after each"),
     "a result at the end": ([ASK, ANSWER | {"tool_calls": [CALL]}, RESULT], {}, "at the end"),
     "tools that are no JSON": ([ASK, ANSWER], {"tools": "a hammer"}, "`tools` is not valid JSON.*--columns tools="),
-    "tools that are no schemas": ([ASK, ANSWER], {"tools": ["look"]}, "`tools` must be a list of JSON schemas"),
+    "tools that are no schemas": ([ASK, ANSWER], {"tools": ["look"]}, "`tools\\[0\\]` is not valid JSON"),
 }
 
 
