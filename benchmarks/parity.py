@@ -4,14 +4,15 @@
     python benchmarks/parity.py --templates FOLDER   # verbatim ones: FOLDER/<family>/<name>.jinja
     python benchmarks/parity.py --tokenizers FOLDER  # real vocabularies: FOLDER/<family>/tokenizer.json
 
-Each conversation is trained as `--train_replies each` trains it, on the tiny checkpoint of the family with that
-template and that vocabulary, to which the family's tokens are added where it lacks them. Its ids are compared with
-those of `apply_chat_template`: of the whole; of the prompt for its last reply and, tokenized apart, what the template
-writes of that; of that prompt alone. Those of the whole differ where a template writes a thought in the prompt alone
-(Gemma 4) or never (GLM-4.1V), or where the prompt ends with a line break and the reply begins with one (Qwen3-VL
-Thinking). The end of the last reply counts as equal where the template writes none. What a template has no place for
-is refused; `--verbose` prints why, and what differs. A file `<name>.source` beside a template, or `tokenizer.source`,
-tells where it is from; the hash of a template is its revision. Needs no network.
+Each conversation is trained as `--train_replies each` (or all, last) trains it, on the tiny checkpoint of the family
+with that template and that vocabulary, to which the family's tokens are added where it lacks them. Its ids are compared
+with those of `apply_chat_template`: of the whole; of the prompt for each trained reply and, tokenized apart, what the
+model writes then; of the last prompt alone. Those of the whole differ where a template writes a thought in the prompt
+alone (Gemma 4) or never (GLM-4.1V), or where the prompt ends with a line break and the reply begins with one (Qwen3-VL
+Thinking). What the model writes is what the template writes behind the prompt; a thought that it writes before calls
+alone, as there. The end of the last reply counts as equal where the template writes none. What a template has no place
+for is refused; `--verbose` prints why, and what differs. A file `<name>.source` beside a template, or
+`tokenizer.source`, tells where it is from; the hash of a template is its revision. Needs no network.
 """
 
 import argparse

@@ -27,7 +27,7 @@ SMALLEST = {
     "merge_memory": ("--layers 4 --hidden 256", r"peak by shards / peak by whole: [\d.]+"),
     "merge_of_quantized": ("--steps 1", r"--load_in_8bit .* [\d.]+"),
     "open_rows": ("--rows 100 --forms jsonl", r"jsonl: .*; drawing an epoch [\d.]+ s"),
-    "parity": ("--families qwen3.5", r"qwen3.5 \| tiny \| 18 of 18 \| 18 of 18 \| 18 of 18 \| 0 \| .*"),
+    "parity": ("--families qwen3.5", r"qwen3.5 \| tiny \| 25 of 25 \| 25 of 25 \| 25 of 25 \| 0 \| .*"),
     "plain_questions": ("--output_dir {folder}/plain", r"24 questions, 6 pictures in .*"),
     "rates": ("--rates 1e-3 --ranks 4 --steps 2 --picture {folder}/rates.png", r"\| kept \| [\d.]+ \|"),
     "serving": ("--families qwen2-vl --steps 1 --folder {folder}", r"    ran: \[\]"),
