@@ -189,7 +189,8 @@ class ThoughtsAndTools:
         """What the template writes between a reply's begin and the name of the tool that it calls."""
         if not self._writes("tool_calls"):
             return ""
-        text, [(start, end)] = find_replies(TOOL_PROBE[:2], self.template.render_official, self.template.stop_tokens)
+        render = self._renderer(TOOL_PROBE[:2], self.template.kwargs)
+        text, [(start, end)] = find_replies(TOOL_PROBE[:2], render, self.template.stop_tokens)
         before, name, _ = text[start:end].partition("look_up")
         return before.strip() if name else ""
 

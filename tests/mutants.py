@@ -416,6 +416,13 @@ FAULTS = [
         f"{THOUGHTS}test_a_call_without_a_thought_and_the_reply_after_it_have_each_their_own_prompt",
     ),
     Fault(
+        "the parts of a reply cannot be told where the prompt ends with an empty thought",
+        "collators/thoughts_and_tools.py",
+        "render = self._renderer(TOOL_PROBE[:2], self.template.kwargs)",
+        "render = self.template.render_official",
+        f"{THOUGHTS}test_a_call_without_a_thought_and_the_reply_after_it_have_each_their_own_prompt",
+    ),
+    Fault(
         "a call with a thought is a sample of its own",
         "reading/rows.py",
         'or any("reasoning_content" in m for m in messages[question:end])',

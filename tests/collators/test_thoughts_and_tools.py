@@ -313,6 +313,9 @@ def test_a_call_without_a_thought_and_the_reply_after_it_have_each_their_own_pro
         encoded = collator.encode(sample)
         assert encoded.text == official(number - 1, add_generation_prompt=True) + reply
         assert trained(collator, sample["messages"]) == [reply.rstrip()]
+        assert collator.template.thoughts_and_tools.parts_of(reply) == [
+            ("answer" if number % 4 == 0 else "call", reply)
+        ]
         assert encoded.inputs["input_ids"].shape[1] == length
     for option in ("all", "last"):
         with pytest.raises(ValueError, match="sample 0: has a call without a thought .* add --train_replies each"):
