@@ -206,7 +206,8 @@ class ThoughtsAndTools:
         question = last_question(messages)
         shown = [i for i, message in enumerate(messages) if is_shown(message, i, question)]
         # A thought that is not trained, since the template drops it, tells no other reply to think.
-        for variables in [self.template.prompt_kwargs] * has_thought([messages[i] for i in shown]) + [self.template.kwargs]:
+        thinks = has_thought([messages[i] for i in shown])
+        for variables in (*[self.template.prompt_kwargs] * thinks, self.template.kwargs):
             render, replies = self._renderer(messages, variables), []
             whole = render(messages)
             for i in shown:
