@@ -273,7 +273,7 @@ def test_each_reply_is_trained_with_the_history_that_a_server_shows(tiny, write_
         prompt = collator.encode_prompt(sample["messages"][: asked[0].message])["input_ids"][0]
         if thinks == ("</think>" in reply):
             assert encoded.inputs["input_ids"][0][: len(prompt)].equal(prompt)
-    assert cost_of_replies(dataset, np.array(lengths)).startswith(f"{path}: 4 replies of 2 conversations, ")
+    assert cost_of_replies(dataset, np.array(lengths)).startswith(f"{path}: 4 replies of 2 conversations take ")
 
 
 def test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think(tiny):
