@@ -399,7 +399,7 @@ CALLED = [ASKED | {"tools": TOOLS}, said("assistant", tool_calls=[call(a=1)])]
         ("qwen3.5", TEMPLATE, THOUGHT, "add --template_kwargs '{\"enable_thinking\": true}'"),
         ("qwen3.5", TEMPLATE.replace("m.tool_calls or []", "[]"), CALLED, "a call of a tool .* no place"),
         ("qwen3.5", TEMPLATE.replace("{{- text | trim }}", "{{- '' if m.tool_calls else text }}"),
-         [ASKED, said("assistant", "I look", tool_calls=[call()])], "leaves 'I look' out"),
+         [ASKED, said("assistant", "I look", tool_calls=[call()])], "drops 'I look' from a reply"),
     ],
 )  # fmt: skip
 def test_what_has_no_place_is_refused_by_name(tiny, family, template, messages, told):
