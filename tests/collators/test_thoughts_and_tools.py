@@ -273,7 +273,7 @@ def test_each_reply_is_trained_with_the_history_that_a_server_shows(tiny, write_
         prompt = collator.encode_prompt(sample["messages"][: asked[0].message])["input_ids"][0]
         if thinks == ("</think>" in reply):
             assert encoded.inputs["input_ids"][0][: len(prompt)].equal(prompt)
-    assert cost_of_replies(dataset, np.array(lengths)).startswith(f"{path}: 4 replies of 2 conversations, ")
+    assert cost_of_replies(dataset, np.array(lengths)).startswith(f"{path}: 4 replies of 2 conversations take ")
 
 
 def test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think(tiny):
@@ -346,7 +346,7 @@ CALLED = [ASKED | {"tools": TOOLS}, said("assistant", tool_calls=[call(a=1)])]
         ("qwen3.5", TEMPLATE, THOUGHT, "add --template_kwargs '{\"enable_thinking\": true}'"),
         ("qwen3.5", TEMPLATE.replace("m.tool_calls or []", "[]"), CALLED, "a call of a tool .* no place"),
         ("qwen3.5", TEMPLATE.replace("{{- text | trim }}", "{{- '' if m.tool_calls else text }}"),
-         [ASKED, said("assistant", "I look", tool_calls=[call()])], "leaves 'I look' out"),
+         [ASKED, said("assistant", "I look", tool_calls=[call()])], "drops 'I look'"),
     ],
 )  # fmt: skip
 def test_what_has_no_place_is_refused_by_name(tiny, family, template, messages, told):
