@@ -58,8 +58,8 @@ What `--model_id auto` did with a tiny checkpoint of each image-text-to-text typ
 the type's own config and processor class; last run on {date}. The steps, one after the other:
 
 - components: vision encoder, language model and head are found.
-- labels: of probes, the labels are the replies and their ends.
-- batch: a padded batch has the losses of its rows alone.
+- labels: the labels of the probes are the replies and their ends.
+- batch: a padded batch gives the same losses as its rows alone.
 - picture: another picture gives another loss.
 - trained, merged, answered: two steps of LoRA by `train.py`, then `merge_lora_weights.py` and `predict.py`.
 

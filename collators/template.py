@@ -134,7 +134,7 @@ class Template:
             if any(token in joined_text(reply["content"]) for reply in replies):
                 raise UnfitTemplate(
                     f"a reply holds {token}, but this format itself writes a thought before each reply, so there would "
-                    "be two. Remove the thought, or begin the reply with all of it."
+                    "be two. Remove the thought, or begin the reply with a complete one."
                 )
         spans = [span for span, reply in zip(spans, replies, strict=True) if reply.get("train", True)]
         return with_line_breaks_apart(text, spans)

@@ -149,7 +149,7 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
         same += f", log-probabilities of the references within {noise:.2g}"
     if cause:
         raise ValueError(f"{server.model} at {args.url} is not {args.model_path}: {cause} ({same}).")
-    return f"{server.model} at {args.url} answers as {args.model_path}: {same}."
+    return f"{server.model} at {args.url} answers like {args.model_path}: {same}."
 
 
 def videos_in(messages: list[dict]) -> list[dict]:

@@ -243,7 +243,7 @@ def download(name: str, revision: str | None = None, inside: str = "") -> str:
                 if any(has_ending(name, *ENDINGS) for _, _, names in os.walk(folder) for name in names):
                     return folder
         raise ValueError(
-            f"{name} is neither a file or folder here nor a data set that the Hub has or lets you read: {error}"
+            f"{name} is neither a file or folder here nor a reachable data set of the Hub: {error}"
         ) from error
 
 

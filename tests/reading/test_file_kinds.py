@@ -565,5 +565,5 @@ def test_a_medium_on_the_hub_is_fetched_once_by_its_library(tmp_path, fill, monk
 
 
 def test_an_address_on_the_hub_that_cannot_be_reached_is_named(tmp_path):
-    with pytest.raises(ValueError, match="org/absent is neither .* nor a data set that the Hub has or lets you read"):
+    with pytest.raises(ValueError, match="org/absent is neither .* nor a reachable data set of the Hub"):
         MultimodalDataset("hf://datasets/org/absent/a.parquet")  # HF_HUB_OFFLINE is set for all tests

@@ -127,7 +127,7 @@ def test_tokens_are_those_of_the_text_written_by_hand_and_of_the_vision_encoder(
     assert found["all"][0] == found["text"][0] + found["image"][0] == train["trained_tokens"]
     prompts = [tokenizer(text.split("ASSISTANT:")[0] + "ASSISTANT:").input_ids for text in texts]
     assert train["tokens"]["trained"]["sum"] == sum(map(len, tokens)) - sum(map(len, prompts)) > 0
-    assert train["kinds"] == dict(zip(data_report.KINDS, (1, 1, 1, 0, 0, 0)))
+    assert train["kinds"] == dict(zip(data_report.ROW_KINDS, (1, 1, 1, 0, 0, 0)))
     assert [(c["source"].split(", ")[1], c["image"], c["text"]) for c in train["costly"]] == [
         ("sample 2", 2 * of_image, text_tokens[2]),
         ("sample 1", of_image, text_tokens[1]),
@@ -160,7 +160,7 @@ def test_every_kind_of_row_is_counted(check, write_rows):
     ]
     _, report, _ = check("qwen2.5-vl", write_rows(rows), "--num_frames", 4)
     train = report["data"]["train"]
-    assert train["kinds"] == dict(zip(data_report.KINDS, (1, 0, 0, 2, 1, 1)))
+    assert train["kinds"] == dict(zip(data_report.ROW_KINDS, (1, 0, 0, 2, 1, 1)))
     videos, images = ([costly[kind] for costly in train["costly"]] for kind in ("video", "image"))
     assert videos[0] == 2 * videos[1] == 2 * videos[2] > 0  # two clips, one, and one with an image
     assert sorted(images)[:2] == [0, 0] and max(images) == train["tokens"]["image"]["sum"] > 0
@@ -377,7 +377,7 @@ def test_an_error_that_nobody_foresaw_is_told_and_the_other_rows_checked(check, 
 @pytest.mark.parametrize("harm", ["KILL", "EXIT"])
 def test_a_row_that_ends_its_process_is_named(words, write_rows, tmp_path, harm):
     path = write_rows([row(harm if i == 3 else f"Hi {i}", "Hello") for i in range(12)])
-    with pytest.raises(ValueError, match=r"It is one of: \S*rows\S*, sample 3\. --dataloader_num_workers 1"):
+    with pytest.raises(ValueError, match=r"one of \S*rows\S*, sample 3\. --dataloader_num_workers 1"):
         main(words("llava-1.5", path, "--dataloader_num_workers", 1), str(tmp_path / "log"))
 
 

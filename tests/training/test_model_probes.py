@@ -27,8 +27,8 @@ def prepared(tiny, family: str, **data):
     [
         (AUTO, None),
         ("qwen2.5-vl", None),  # positions of time, height and width
-        ("qwen3.5", "see each other"),  # linear attention carries what it has read
-        ("gemma-3", "see each other"),  # the library has no masks of media in one row
+        ("qwen3.5", "affect each other"),  # linear attention carries what it has read
+        ("gemma-3", "affect each other"),  # the library has no masks of media in one row
     ],
 )
 def test_samples_are_concatenated_where_the_model_keeps_them_apart(tiny, family, reason):
