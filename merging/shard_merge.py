@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model, revert_weight_conversion
-from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
@@ -138,9 +137,9 @@ class ShardMerge:
         """A parameter of the base, in float32."""
         weight = self.read(name, self.shards, self.seen, self.quantizer)
         if hasattr(weight, "quant_state"):
-            from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+            import bitsandbytes
 
-            weight = dequantize_bnb_weight(weight)
+            weight = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
         return weight.data.float()
 
     def read(self, name: str, shards: dict, model: nn.Module, quantizer=None) -> nn.Parameter:
@@ -283,7 +282,7 @@ def check_adapter(file, expected: dict[str, torch.Tensor], adapter_path: str, ba
 
 
 def skeleton(loader: BaseLoader) -> nn.Module:
-    with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():  # as `from_pretrained` does
+    with torch.device("meta"):
         return loader.model_class().from_config(deepcopy(loader.config), dtype=torch.float32)
 
 
