@@ -19,9 +19,10 @@ import torch
 import transformers
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from loaders.output_folder import checkpoints_in
+from loaders.output_folder import checkpoints_in, fill_adapter
 from reading.dataset import MultimodalDataset
 from reading.replaced import drawn_files, written_again
 from reading.strict_json import make_strict, strict_json
@@ -308,9 +309,11 @@ class ResumableTrainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """As the Trainer's, which passes over weights whose names in the file are not the loaded model's (5.23)."""
-        if self.is_fsdp_enabled or hasattr(self.accelerator.unwrap_model(self.model), "peft_config"):
+        if self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "peft_config"):
+            return fill_adapter(model, load_file(os.path.join(resume_from_checkpoint, "adapter_model.safetensors")))
         saved = type(model).from_pretrained(resume_from_checkpoint, config=model.config, dtype=torch.float32)
         model.load_state_dict(saved.state_dict())
 
