@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import torch
 from PIL import Image
-from transformers.image_processing_backends import TorchvisionBackend
+from transformers import TorchvisionBackend
 
 
 class ChannelsLast(TorchvisionBackend):

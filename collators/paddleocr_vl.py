@@ -1,7 +1,5 @@
 """PaddleOCR-VL 1.5 and 1.6: `User: ` and `Assistant:` with a line break; a message's images come first."""
 
-from transformers.models.paddleocr_vl.image_processing_paddleocr_vl import smart_resize
-
 from collators import register_collator
 from collators.base import ChatCollator
 from collators.budget import Budget
@@ -12,10 +10,8 @@ class PaddleOCRVLBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
         """Its processor has no count (transformers 5.23)."""
         images = self.processor.image_processor
-        token, bounds = images.patch_size * images.merge_size, images.size
         sizes = [media_sizes["image", part["image"]] for part in content_parts(row) if part["type"] == "image"]
-        resized = [smart_resize(*size, token, bounds["shortest_edge"], bounds["longest_edge"]) for size in sizes]
-        return sum((height // token) * (width // token) for height, width in resized)
+        return sum(images.get_number_of_image_patches(*size) // images.merge_size**2 for size in sizes)
 
 
 @register_collator("paddleocr-vl")

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from PIL import Image
-from torch.utils._pytree import tree_leaves
 
 from collators.template import conversation
 from reading.strict_json import strict_json
@@ -80,7 +79,9 @@ def pixels(processor, parts: Collection[str]) -> list[torch.Tensor]:
             found.append(dict(processor.image_processor([Image.fromarray(frames[0])], return_tensors="pt")))
     if "video_processor" in parts:
         found.append(dict(processor.video_processor([frames], do_sample_frames=False, return_tensors="pt")))
-    return list(filter(torch.is_tensor, tree_leaves(found)))
+    values = [value for made in found for value in made.values()]
+    values += [each for value in values if isinstance(value, list) for each in value]
+    return list(filter(torch.is_tensor, values))
 
 
 def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:

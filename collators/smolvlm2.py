@@ -3,9 +3,10 @@
 A sample holds images or videos, not both.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
-from transformers.video_utils import VideoMetadata
 
 from collators import register_collator
 from collators.base import ChatCollator
@@ -37,7 +38,7 @@ class SmolVLM2Budget(TiledImageBudget):
 
     def _count_video_tokens(self, num_frames: int) -> int:
         """Each digit is a token, so times up to 99:59 count alike."""
-        metadata = VideoMetadata(num_frames, fps=1.0, duration=0.0, frames_indices=[0] * num_frames)
+        metadata = SimpleNamespace(fps=1.0, duration=0.0, timestamps=[0.0] * num_frames)
         frames = {"pixel_values": np.empty((1, num_frames)), "video_metadata": [metadata]}
         return self._count_tokens(self.processor.replace_video_token(frames, 0))
 

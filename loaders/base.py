@@ -144,10 +144,10 @@ class BaseLoader:
             raise ValueError(f"{path} has no fast tokenizer (tokenizer.json) with {processor.image_token}.")
         return processor
 
-    def load_with(self, auto_class, path: str):
+    def load_with(self, auto_class, path: str, **kwargs):
         """What AutoProcessor or AutoTokenizer makes of a folder."""
         try:
-            return auto_class.from_pretrained(path, trust_remote_code=self.remote_code)
+            return auto_class.from_pretrained(path, trust_remote_code=self.remote_code, **kwargs)
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{path} has no usable processor or tokenizer files: {error}") from error
 

@@ -5,9 +5,8 @@ Of a processor, 3.2 ships Mistral's tekken.json alone: the rest is made from tha
 
 import re
 
-from transformers import PixtralImageProcessor, PixtralProcessor
-from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
-from transformers.utils import cached_file, has_file
+from transformers import PixtralImageProcessor, PixtralProcessor, TokenizersBackend
+from transformers.utils import has_file
 
 from collators.mistral_small_3_1 import WITHOUT_DEFAULT_SYSTEM
 from loaders import register_loader
@@ -26,17 +25,15 @@ class MistralSmall31Loader(PixtralLoader):
         path = path or self.model_path
         if any(has_file(path, name) for name in ("processor_config.json", "preprocessor_config.json")):
             return super().load_processor(path)
-        try:
-            tekken = cached_file(path, "tekken.json")
-        except OSError as error:
-            raise ValueError(f"{path} has no usable processor or tokenizer files: {error}") from error
         template = re.sub(r"\{% (end)?generation %\}", "", WITHOUT_DEFAULT_SYSTEM)
+        names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+        tokenizer = self.load_with(TokenizersBackend, path, chat_template=template, **names)
         vision = self.config.vision_config
         return PixtralProcessor(
             image_processor=PixtralImageProcessor(
                 size={"longest_edge": vision.image_size}, patch_size=vision.patch_size
             ),
-            tokenizer=convert_tekken_tokenizer(tekken, chat_template=template),
+            tokenizer=tokenizer,
             patch_size=vision.patch_size,
             spatial_merge_size=self.config.spatial_merge_size,
             chat_template=template,

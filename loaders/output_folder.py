@@ -63,6 +63,34 @@ def adapter_config(folder: str) -> dict | None:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
+def fill_adapter(model, weights: Mapping) -> None:
+    """Set the adapter of a model that has its layers, by the names that it was saved with.
+
+    peft 0.21 renames what it loads by the rules for the base's files, and only warns of what then has no place.
+
+    Raises:
+        ValueError: they are not those of its layers.
+    """
+    from peft import get_peft_model_state_dict
+
+    layers = get_peft_model_state_dict(model, save_embedding_layers=False)
+    check_adapter({name: [*weight.shape] for name, weight in weights.items()}, layers)
+    for name, layer in layers.items():
+        layer.data.copy_(weights[name])
+
+
+def check_adapter(shapes: dict[str, list[int]], layers: Mapping) -> None:
+    """Raise a ValueError where an adapter's tensors and those of its layers differ in names or shapes."""
+    # Next to an adapter of embeddings or head, peft 0.21 saves a copy of what it adapts.
+    shapes = {name: shape for name, shape in shapes.items() if not name.endswith(".base_layer.weight")}
+    for fault, names in (("lacks", layers.keys() - shapes), ("holds what fits nothing:", shapes.keys() - layers)):
+        if names:
+            raise ValueError(f"it {fault} {min(names)} ({len(names)})")
+    for name, layer in layers.items():
+        if shapes[name] != [*layer.shape]:
+            raise ValueError(f"its {name} is {shapes[name]}, not {[*layer.shape]}")
+
+
 def public_name(model_path: str) -> str:
     """What an adapter and a card call a base: the Hub id, if it is of the Hub or its cache, else the absolute path."""
     if not os.path.isdir(model_path):

@@ -22,10 +22,10 @@ class QwenVLModel(RemoteModel):
 
     def forward(self, *args, pixel_values=None, **kwargs):
         """As the checkpoint's, which would open files: it reads their names out of the slots of images."""
-        visual, rotary = self.transformer.visual, self.transformer.rotary_emb
-        if self.training and rotary._ntk_alpha_cached != 1:
+        visual = self.transformer.visual
+        if self.training:
             # Evaluating a row of more than 2,048 tokens scales its positions, and the code would train on with that.
-            rotary._ntk_alpha_cached, rotary._seq_len_cached = 1.0, 0
+            self.transformer.rotary_emb(1, ntk_alpha=1.0)
         if pixel_values is not None:
             visual.encode = lambda names: visual(pixel_values)  # in the order of the slots
         try:

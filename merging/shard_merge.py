@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model, revert_weight_conversion
-from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
 from loaders.base import BaseLoader, local_folder
+from loaders.output_folder import check_adapter
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -65,10 +65,10 @@ class ShardMerge:
         self.plain, self.adapted = skeleton(loader), skeleton(loader)
         try:
             inject_adapter_in_model(config, self.adapted, low_cpu_mem_usage=True)
+            self.trained, self.layers = self.match_adapter()
         except ValueError as error:
-            raise ValueError(f"{adapter_path} is not an adapter of {loader.model_path}: {error}") from error
+            raise ValueError(f"{adapter_path} is not an adapter of {loader.model_path}: {error}.") from error
         self.adapted.eval()  # without dropout
-        self.trained, self.layers = self.match_adapter()
 
         # The library learns from the headers which of its renamings this checkpoint needs.
         conversions = get_model_conversion_mapping(self.plain)
@@ -99,7 +99,8 @@ class ShardMerge:
         state = self.adapted.state_dict()
         names = {id(tensor): name for name, tensor in state.items()}
         expected = get_peft_model_state_dict(self.adapted, state_dict=state, save_embedding_layers=False)
-        check_adapter(self.adapter, expected, self.adapter_path, self.folder)
+        shapes = {key: self.adapter.get_slice(key).get_shape() for key in self.adapter.keys()}
+        check_adapter({key.removeprefix("base_model.model."): shape for key, shape in shapes.items()}, expected)
         self.stored_as = {names[id(tensor)]: f"base_model.model.{key}" for key, tensor in expected.items()}
         own = (".lora_", ".original_module.")  # `--lora_bias all` saves biases of the untrained originals too
         whole = [name for name in self.stored_as if not any(part in name for part in own)]
@@ -138,9 +139,9 @@ class ShardMerge:
         """A parameter of the base, in float32."""
         weight = self.read(name, self.shards, self.seen, self.quantizer)
         if hasattr(weight, "quant_state"):
-            from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+            import bitsandbytes
 
-            weight = dequantize_bnb_weight(weight)
+            weight = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
         return weight.data.float()
 
     def read(self, name: str, shards: dict, model: nn.Module, quantizer=None) -> nn.Parameter:
@@ -268,22 +269,8 @@ def key_in_base(name: str) -> str:
     return name.replace(".modules_to_save.default", "").replace(".base_layer", "")
 
 
-def check_adapter(file, expected: dict[str, torch.Tensor], adapter_path: str, base_path: str) -> None:
-    """Raise a ValueError where an adapter's file and the tensors of its layers differ in names or shapes."""
-    shapes = {key.removeprefix("base_model.model."): file.get_slice(key).get_shape() for key in file.keys()}
-    # Next to an adapter of embeddings or head, peft 0.21 saves a copy of what it adapts.
-    shapes = {key: shape for key, shape in shapes.items() if not key.endswith(".base_layer.weight")}
-    for fault, keys in (("lacks", expected.keys() - shapes), ("holds what fits nothing:", shapes.keys() - expected)):
-        if keys:
-            raise ValueError(f"{adapter_path} is not an adapter of {base_path}: it {fault} {min(keys)} ({len(keys)}).")
-    for key, tensor in expected.items():
-        if shapes[key] != [*tensor.shape]:
-            fault = f"its {key} is {shapes[key]}, not {[*tensor.shape]}"
-            raise ValueError(f"{adapter_path} is not an adapter of {base_path}: {fault}.")
-
-
 def skeleton(loader: BaseLoader) -> nn.Module:
-    with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():  # as `from_pretrained` does
+    with torch.device("meta"):
         return loader.model_class().from_config(deepcopy(loader.config), dtype=torch.float32)
 
 

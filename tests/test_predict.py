@@ -15,6 +15,7 @@ from conftest import CONSENT, FACTS, MODEL_ID, REPO, TAKES_VIDEO, crossed_but, r
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.core_model_loading import WeightRenaming
 
 import predict
 from evaluation import chat
@@ -218,3 +219,19 @@ def test_an_adapter_whose_keys_do_not_fit_is_refused(tiny, write_rows, tmp_path)
     save_file({name.replace("language_model", "text_model"): tensor for name, tensor in tensors.items()}, file)
     with pytest.raises(ValueError, match="is not an adapter of .*qwen2-vl: it lacks .*language_model"):
         predict.load(str(tmp_path))
+
+
+def test_an_adapter_is_loaded_by_the_names_that_it_was_saved_with(tiny, write_rows, tmp_path, monkeypatch):
+    """peft 0.21 renames them by the rules for the base's files; where one fits a new name too, it loses the layer."""
+    rules = [WeightRenaming("mlp.up_proj", "mlp.mlp.up_proj")]
+    for name in ("get_checkpoint_conversion_mapping", "get_model_conversion_mapping"):
+        monkeypatch.setattr(f"peft.utils.transformers_weight_conversion.{name}", lambda _: rules)
+    path, file = write_rows([{"conversations": turns("Which?", "Red")}]), tmp_path / "out" / "adapter_model.safetensors"
+    once = ["--use_lora", True, "--max_steps", 1, "--save_strategy", "steps", "--save_steps", 1]
+    run(tiny, "qwen2-vl", path, tmp_path / "out", *once)
+    saved, model = load_file(file), predict.load(str(tmp_path / "out"))[0]
+    assert any(tensor.any() for name, tensor in saved.items() if "up_proj.lora_B" in name)
+    for name, tensor in saved.items():
+        assert model.get_parameter(name.replace(".weight", ".default.weight")).equal(tensor)
+    run(tiny, "qwen2-vl", path, tmp_path / "out", *once, "--resume_from_checkpoint", True)  # at its end: no step
+    assert all(tensor.equal(saved[name]) for name, tensor in load_file(file).items())

@@ -174,9 +174,9 @@ OVERRIDES: dict[str, dict] = {
     },
     "inkling2": {"image_processor": {"size": {"height": 40, "width": 40}}},
     "inkling_mm_model": {
-        # Few layers for 40 pixels would have billions of parameters, and their plan would need scipy.
-        "config": {"vision_config.patch_size": 4, "vision_config.n_layers": 4},
-        "image_processor": {"size": {"height": 4, "width": 4}, "patch_size": 4},
+        # Its patches are not merged: smaller ones would be too many tokens, larger ones a billion parameters.
+        "config": {"vision_config.patch_size": 20, "vision_config.n_layers": 5},
+        "image_processor": {"size": {"height": 20, "width": 20}, "patch_size": 20},
     },
     **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7"), {"image": 448}),
     "minimax_m3_vl": {"more_tokens": ["]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>["]},

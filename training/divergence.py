@@ -23,19 +23,18 @@ class FiniteCheck(TrainerCallback):
     """
 
     def __init__(self, trainer):
-        self.trainer, self.losses = trainer, []
+        self.trainer, self.has_warned = trainer, False
         self.is_skipped, self.skipped, self.in_a_row, self.scale = False, 0, 0, None
-        self.has_warned = False
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self.scale is None and (scaler := self.trainer.accelerator.scaler):
             self.scale = scaler.get_scale()
-        self.update, self.losses, self.is_skipped = state.global_step, [], False
+        self.update, self.is_skipped = state.global_step, False
 
     def see_loss(self, loss: torch.Tensor) -> None:
         """Take note of the loss of a batch; called on all processes, before its `backward`."""
-        self.losses.append(loss.detach())
         trainer = self.trainer
+        trainer.losses.append(loss.detach())
         if trainer.is_deepspeed_enabled and not trainer.args.fp16:
             if trainer.accelerator.reduce(1.0 - loss.isfinite().float()):
                 self.end("the loss")
@@ -89,7 +88,7 @@ class FiniteCheck(TrainerCallback):
     def names(self) -> str:
         """The samples of the batches whose loss is not finite; of the whole update, where each loss is finite."""
         trainer, args = self.trainer, self.trainer.args
-        flags = 1.0 - torch.stack(self.losses).isfinite().float()
+        flags = 1.0 - torch.stack(trainer.losses).isfinite().float()
         # In the sampler's order the batches of all processes alternate.
         flags = trainer.accelerator.gather(flags).view(args.world_size, -1).T.flatten().tolist()
         order, size = list(trainer.epoch_sampler), args.train_batch_size

@@ -19,9 +19,10 @@ import torch
 import transformers
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from loaders.output_folder import checkpoints_in
+from loaders.output_folder import checkpoints_in, fill_adapter
 from reading.dataset import MultimodalDataset
 from reading.replaced import drawn_files, written_again
 from reading.strict_json import make_strict, strict_json
@@ -220,6 +221,9 @@ class ResumableTrainer(transformers.Trainer):
     def __init__(self, *args, run: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.run, self.resumed_from, self.is_saving, self.asked_to_stop = run, None, False, False
+        # Of the batches of this update; summed since the last log, and up to it; the step of that log.
+        self.losses, self.loss_sum = [], torch.zeros(1, device=self.args.device)
+        self.total_loss, self.logged_step = 0.0, 0
         self.add_callback(ResumeCallback(self))
 
     def train(self, resume_from_checkpoint: str | None = None):
@@ -236,6 +240,13 @@ class ResumableTrainer(transformers.Trainer):
             raise
         finally:
             signal.signal(signal.SIGTERM, handler)
+
+    def logged_loss(self) -> float:
+        """The mean loss of the steps since the last log, which ends here."""
+        loss, steps = self.accelerator.gather(self.loss_sum).mean().item(), self.state.global_step - self.logged_step
+        self.loss_sum, self.total_loss = torch.zeros_like(self.loss_sum), self.total_loss + loss
+        self.logged_step = self.state.global_step
+        return loss / steps
 
     def _ask_to_stop(self, number, frame):
         self.asked_to_stop = True
@@ -254,13 +265,12 @@ class ResumableTrainer(transformers.Trainer):
             best = os.path.join(output_dir, f"checkpoint-{self.state.best_global_step}")
             if best == finished or os.path.isdir(best):
                 self.state.best_model_checkpoint = best
-            # The losses since the last logged step, which the Trainer forgets (5.23). All ranks have written before.
-            losses = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
+            losses = self.accelerator.gather(self.loss_sum).tolist()  # all ranks have written before
             if self.args.should_save:
                 state_file = os.path.join(unfinished, "trainer_state.json")
                 self.state.save_to_json(state_file)
                 make_strict(state_file)
-                record = {"losses": losses, "total": self._total_loss_scalar, "logged": self._globalstep_last_logged}
+                record = {"losses": losses, "total": self.total_loss, "logged": self.logged_step}
                 write_record(unfinished, {"run": self.run, **record})
                 discard(finished)  # of an earlier run
                 os.rename(unfinished, finished)
@@ -275,7 +285,6 @@ class ResumableTrainer(transformers.Trainer):
         """Save a checkpoint amid an update that is not made; returns where it is, in words."""
         step = self.state.global_step
         if step and not os.path.isdir(os.path.join(self.args.output_dir, f"checkpoint-{step}")):
-            self._tr_loss = self.losses_before_update
             self._save_checkpoint(self.model, None)
         return last_checkpoint(self.args.output_dir)
 
@@ -295,20 +304,21 @@ class ResumableTrainer(transformers.Trainer):
         for logs in (record, *self.state.log_history):
             logs |= {name: math.nan for name, value in logs.items() if value is None}  # as it was before `strict_json`
         loss = record["losses"][self.args.process_index]
-        self._tr_loss += math.nan if loss is None else loss
-        self._total_loss_scalar, self._globalstep_last_logged = record["total"], record["logged"]
+        self.loss_sum = self.loss_sum + (math.nan if loss is None else loss)
+        self.total_loss, self.logged_step = record["total"], record["logged"]
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """As the Trainer's, which passes over weights whose names in the file are not the loaded model's (5.23)."""
-        if self.is_fsdp_enabled or hasattr(self.accelerator.unwrap_model(self.model), "peft_config"):
+        if self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "peft_config"):
+            return fill_adapter(model, load_file(os.path.join(resume_from_checkpoint, "adapter_model.safetensors")))
         saved = type(model).from_pretrained(resume_from_checkpoint, config=model.config, dtype=torch.float32)
         model.load_state_dict(saved.state_dict())
 
     def _load_best_model(self):
-        adapter = hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or adapter:
+        if self.is_deepspeed_enabled:
             return super()._load_best_model()
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
@@ -362,13 +372,18 @@ class ResumeCallback(TrainerCallback):
             self.trainer.restore_losses()
 
     def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer.losses = []
         # Dropout is a pure function of seed, step and rank, whatever evaluations and data loaders drew before.
         torch.manual_seed(zlib.crc32(f"{args.seed} {state.global_step} {args.process_index}".encode()))
 
     def on_step_end(self, args, state, control, **kwargs):
-        asked = self.trainer.asked_to_stop
+        trainer, asked = self.trainer, self.trainer.asked_to_stop
+        for loss in trainer.losses:
+            if args.logging_nan_inf_filter and not loss.isfinite():
+                loss = trainer.loss_sum / (state.global_step - trainer.logged_step)
+            trainer.loss_sum = trainer.loss_sum + loss
         if args.world_size > 1:  # all stop at one step; a process alone need not wait for its GPU to ask
-            asked = self.trainer.accelerator.reduce(torch.tensor(float(asked), device=args.device)).item()
+            asked = trainer.accelerator.reduce(torch.tensor(float(asked), device=args.device)).item()
         if asked and state.global_step < state.max_steps:
             self.stopping = control.should_save = True
         # What is logged and evaluated at the end of an epoch comes before its last checkpoint.

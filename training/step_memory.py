@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from training.loss import label_losses
 
@@ -85,7 +84,7 @@ class Ledger(TorchDispatchMode):
         output = function(*args, **(kwargs or {}))
         if function is torch.ops.aten.topk.default and isinstance(output[1], FakeTensor):
             output = output[0], _even_choice(output[1], args[0].shape[args[2] if len(args) > 2 else -1])
-        for tensor in tree_iter(output):
+        for tensor in output if isinstance(output, (tuple, list)) else [output]:
             if isinstance(tensor, torch.Tensor) and id(tensor.untyped_storage()) not in self.sizes:
                 self.add(tensor, self._kind_of(tensor, function, args))
         return output

@@ -142,19 +142,17 @@ class FinetuneTrainer(ResumableTrainer):
         return values
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        self.losses_before_update = self._tr_loss.clone()
         return super().get_batch_samples(self.meter.waiting(epoch_iterator), num_batches, device)
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            self._tr_loss.zero_()  # the Trainer subtracts it from itself, and infinity would stay as nan (5.23)
-            logs |= self.meter.log()
+            logs |= {"loss": self.logged_loss()} | self.meter.log()
         elif "train_loss" in logs:  # also what `train` returns; the Trainer's own counts the time of evaluations
             logs |= self.meter.log_run()
             seconds = self.log_file.seconds  # of all parts; the Trainer's are since the resumption
             logs["train_runtime"] = round(seconds, 4)
             logs["train_steps_per_second"] = round(self.state.global_step / seconds, 3)
-            logs["train_loss"] = self._total_loss_scalar / self.state.global_step
+            logs["train_loss"] = (self.total_loss + self.loss_sum.item()) / self.state.global_step
         super().log(logs, start_time)
 
     def _save_checkpoint(self, *args):
