@@ -30,7 +30,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from reading import boxes, replaced
-from reading.files import leads_out_of, stays_in
+from reading.files import resolve_in
 from reading.images import seen_size
 from reading.mapping import Mapping
 from reading.media import open_part
@@ -88,8 +88,8 @@ class MultimodalDataset(WeightedRows):
             for file in source.files:
                 own = source.folder or (file if os.path.isdir(file) else os.path.dirname(os.path.abspath(file)))
                 roots = (root, own) if root and source.from_hub else (root,) if root else ()
-                if roots and not stays_in(file, roots):
-                    raise ValueError(f"{file} {leads_out_of(root)}.")
+                if roots:
+                    resolve_in(file, roots, file)
                 of_file = RowForm(
                     {"image": os.path.abspath(image_folder or own), "video": os.path.abspath(video_folder or own)},
                     allow_urls=self.media.allow_urls,

@@ -39,6 +39,7 @@ from training.trainable import ComponentSummary, format_summary
 
 SHOWN_ANSWERS = 12
 BOXES = {RIGHT: "reference_boxes", ANSWERED: "boxes"}
+MOST_POINTS = 500  # of a line of a plot
 PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # after the loss and other metrics
 # Flags that name places on the machine, which are nobody's business who gets the weights.
 PLACES = {
@@ -269,6 +270,7 @@ def versions() -> dict[str, str]:
 
 def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str, str], log_scale=False) -> None:
     for line, points in lines.items():
+        points = points[:: -(-len(points) // MOST_POINTS)]
         marker = "o" if line.endswith("evaluation") or len(points) == 1 else None
         axes.plot(*zip(*points), color=colours[line], label=line, marker=marker, markersize=4, linewidth=1.8)
     axes.set(xlabel="step")
