@@ -279,8 +279,9 @@ def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str
         axes.legend(frameon=False, labelcolor="linecolor")
     if log_scale:
         axes.set_yscale("log")
-        for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            each("{x:g}")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")  # of more they would lie on each other
 
 
 def plots_of(curves: dict[str, dict]) -> list[tuple[str, Markup]]:

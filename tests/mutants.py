@@ -1757,6 +1757,20 @@ FAULTS = [
         "tests/web/test_scripts.py::test_a_script_answers_with_what_it_prints_or_with_what_was_wrong",
     ),
     Fault(
+        "the flag of an evaluation file is not named",
+        "reading/split.py",
+        'make_dataset(data, "eval_data_path",',
+        'make_dataset(data, "data_path",',
+        "tests/test_arguments.py::test_a_file_that_cannot_be_read_is_told_with_its_flag",
+    ),
+    Fault(
+        "nothing was lost of nothing",
+        "evaluation/verdict.py",
+        "    if not right:  #",
+        "    if right is None:  #",
+        "tests/training/test_probe.py::test_lost_is_what_was_right_before_and_gained_what_was_not",
+    ),
+    Fault(
         "HTML in a frame is not escaped",
         "web/parts.py",
         "frame.format(title, str(html))",
