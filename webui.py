@@ -47,6 +47,7 @@ PASSWORD = "FINELMM_WEBUI_PASSWORD"
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
+    check(args)
     os.environ.pop(PASSWORD, None)  # no run and no library has to know it
     os.chdir(args.root)
     parts.language = args.language
@@ -84,12 +85,15 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", default=".", help="Folder that all files lie in. Default: the current one.")
     parser.add_argument("--host", default="127.0.0.1", help="Address to bind to. Default: this machine alone.")
     parser.add_argument("--port", type=int, default=7860, help="Port to bind to. Default: 7860.")
-    asked = f"Asked of every visitor. Better set {PASSWORD}, which other users of the machine cannot see."
-    parser.add_argument("--password", help=asked)
+    parser.add_argument("--password", help=f"Asked of every visitor. Better set {PASSWORD}: other users cannot see it.")
     parser.add_argument("--language", choices=parts.LANGUAGES, default="en", help="Of the page; default: en.")
     args = parser.parse_args(words)
     args.password = args.password or os.environ.get(PASSWORD)
     args.root = os.path.realpath(args.root)
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
     if not os.path.isdir(args.root):
         raise ValueError(f"--root {args.root} is not a folder.")
     if not is_loopback(args.host) and not args.password:
@@ -101,7 +105,6 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         socket.create_server((args.host, args.port), family=family).close()
     except OSError as error:
         raise ValueError(f"--host {args.host} --port {args.port} cannot be listened on: {error.strerror}.") from error
-    return args
 
 
 def is_loopback(host: str) -> bool:
