@@ -24,11 +24,14 @@ from evaluation.metrics import METRICS, kind_of
 from loaders.new_tokens import read_tokens
 from loaders.output_folder import check_writable
 from reading.options import FILTERS, int_or_auto
+from reading.strict_json import is_no_json
 from supported_models import find_model
 from training import checks
 from training.sampling import SAMPLERS
 
 PLAIN = "plain"  # --probe without a file
+# JSON, or the path of a JSON file, that transformers reads.
+CONFIGURATIONS = ("deepspeed", "fsdp_config", "accelerator_config", "lr_scheduler_kwargs")
 # Of a switch that is not a field of a dataclass: `--flag`, `--flag True` or `--flag False`.
 BARE = {"nargs": "?", "const": True}
 SWITCH = {"type": string_to_bool, "default": False} | BARE
@@ -308,7 +311,8 @@ class TrainingArguments(transformers.TrainingArguments):
         try:
             super().__post_init__()
         except (ValueError, TypeError, OSError) as error:
-            raise ValueError(f"transformers refuses the training flags: {error}") from error
+            wrong = [f"--{name} {value}" for name in CONFIGURATIONS if is_no_json(value := getattr(self, name))]
+            raise ValueError(f"transformers refuses {', '.join(wrong) or 'the training flags'}: {error}") from error
         checks.check_machine(self)
         # By its name, the evaluation after the training goes to the run of the training (trackio 0.43 ends it before).
         if self.report_to:

@@ -66,7 +66,7 @@ def main(words: list[str] | None = None) -> None:
 
 def answer_file(args: argparse.Namespace) -> None:
     measures = metrics.load_metrics(args.metric)
-    dataset = make_dataset(args, args.data_path)
+    dataset = make_dataset(args, "data_path", args.data_path)
     if not (asked := questions(dataset)):
         raise ValueError(f"{args.data_path} holds no reply to a user, so there is nothing to answer.")
     model, collator = load_with_options(args)

@@ -167,8 +167,10 @@ def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDatase
 def probe_rows(arguments: Arguments) -> MultimodalDataset | None:
     """The questions of --probe, read by the defaults: the other flags are about the training data."""
     path = arguments.training.probe
+    if not path:
+        return None
     path = os.path.join(HERE, "example_data", "plain", "questions.jsonl") if path == PLAIN else path
-    return make_dataset(DataArguments(data_path=[path], data_cache=arguments.data.data_cache), path) if path else None
+    return make_dataset(DataArguments(data_path=[path], data_cache=arguments.data.data_cache), "probe", path)
 
 
 def model_kwargs(arguments: Arguments) -> dict:

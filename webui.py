@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 import tempfile
+from contextlib import suppress
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -35,13 +36,12 @@ from starlette.responses import PlainTextResponse
 from command_line import FlagParser
 from entry import HERE, cli
 from reading.options import ROOT
-from web import form, runs, strings
+from web import form, parts, runs, scripts
 from web.chat_page import Chat, chat_tab
+from web.parts import text
 from web.runs_page import runs_tab
-from web.strings import text
 from web.tune_page import ACCESSIBLE, QUIET, same_again, start, tune_tab
 
-LARGEST_UPLOAD = "500mb"
 PASSWORD = "FINELMM_WEBUI_PASSWORD"
 
 
@@ -50,8 +50,9 @@ def main(words: list[str] | None = None) -> None:
     check(args)
     os.environ.pop(PASSWORD, None)  # no run and no library has to know it
     os.chdir(args.root)
-    strings.language = args.language
+    parts.language = args.language
     os.environ[ROOT] = args.root  # which media of the data do not leave
+    scripts.begin()
     for number in (signal.SIGTERM, signal.SIGHUP):  # by themselves they would end it before the uploads are removed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="finelmm-webui-") as uploads:
@@ -66,19 +67,15 @@ def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
         server_name=args.host,
         server_port=args.port,
         share=False,
-        auth=Door(args.password).admit if args.password else None,
+        auth=door(args.password) if args.password else None,
         auth_message=text("auth"),
         # A page of the web whose name is made to lead to this machine gets nothing.
         app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(OwnPageOnly)]},
-        max_file_size=LARGEST_UPLOAD,
-        allowed_paths=[],
+        max_file_size="500mb",
         ssr_mode=False,
         run_history=False,
         quiet=True,
-        footer_links=[],
-        theme=gr.themes.Default(
-            primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ).set(button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700"),
+        theme=gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         css_paths=HERE / "reports/templates/webui.css",
     )
 
@@ -88,10 +85,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", default=".", help="Folder that all files lie in. Default: the current one.")
     parser.add_argument("--host", default="127.0.0.1", help="Address to bind to. Default: this machine alone.")
     parser.add_argument("--port", type=int, default=7860, help="Port to bind to. Default: 7860.")
-    asked = f"Asked of every visitor. Better set {PASSWORD}, which other users of the machine cannot see."
-    parser.add_argument("--password", help=asked)
-    language = "Of the page: en (the default) or zh."
-    parser.add_argument("--language", choices=strings.LANGUAGES, default="en", help=language)
+    parser.add_argument("--password", help=f"Asked of every visitor. Better set {PASSWORD}: other users cannot see it.")
+    parser.add_argument("--language", choices=parts.LANGUAGES, default="en", help="Of the page; default: en.")
     args = parser.parse_args(words)
     args.password = args.password or os.environ.get(PASSWORD)
     args.root = os.path.realpath(args.root)
@@ -103,8 +98,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--root {args.root} is not a folder.")
     if not is_loopback(args.host) and not args.password:
         raise ValueError(
-            f"--host {args.host} lets other machines start runs here: set a password in the environment variable "
-            f"{PASSWORD}, or leave --host out."
+            f"--host {args.host} is for other machines too: set a password in the environment variable {PASSWORD}."
         )
     family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
     try:
@@ -114,24 +108,22 @@ def check(args: argparse.Namespace) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    try:
+    with suppress(ValueError):  # of a name
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return False
+    return False
 
 
-class Door:
+def door(password: str):
     """Lets in who has the password. One visitor is asked at a time, and a wrong answer takes a second."""
+    lock = asyncio.Lock()
 
-    def __init__(self, password: str):
-        self.password, self.lock = password, asyncio.Lock()
+    async def admit(user: str, given: str) -> bool:
+        async with lock:
+            if not (is_right := hmac.compare_digest(given.encode(), password.encode())):
+                await asyncio.sleep(1)
+            return is_right
 
-    async def admit(self, user: str, password: str) -> bool:
-        async with self.lock:
-            if hmac.compare_digest(password.encode(), self.password.encode()):
-                return True
-            await asyncio.sleep(1)
-            return False
+    return admit
 
 
 class OwnPageOnly:
@@ -154,9 +146,6 @@ def is_foreign(headers: Headers) -> bool:
     return origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
-# ---- the page ----
-
-
 def make_page(root: str, uploads: str) -> gr.Blocks:
     chat = Chat(root, uploads)
     with gr.Blocks(title="finelmm", analytics_enabled=False, fill_width=True) as page:
@@ -169,7 +158,9 @@ def make_page(root: str, uploads: str) -> gr.Blocks:
             with gr.Tab(text("chat")) as chat_tab_:
                 model = chat_tab(chat)
         gr.on([page.load, runs_tab_.select], **listed)
-        tune.start.click(partial(start, root), [tune.asked, *tune.inputs], [*tune.told, tabs, run]).then(**listed)
+        tune.start.click(
+            partial(start, root), [tune.asked, *tune.inputs], [tune.message, tune.start, tune.asked, tabs, run]
+        ).then(**listed)
         again.click(partial(same_again, root), run, [*tune.inputs, tabs])
         gr.on([page.load, chat_tab_.select], partial(list_files, root), None, [model, *tune.lists], **QUIET)
         page.load(lambda: [True, *form.kept(root).values()], None, [tune.restored, *tune.inputs], **QUIET)

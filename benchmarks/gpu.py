@@ -220,7 +220,7 @@ class Run:
         self.is_joined = attention.is_padding_free(self.arguments, self.loader)
         if self.is_joined:
             self.collator.make_padding_free(self.loader)
-        self.rows = KeptRows(make_dataset(self.arguments.data, [str(work / "rows.json")]), self.collator)
+        self.rows = KeptRows(make_dataset(self.arguments.data, "data_path", [str(work / "rows.json")]), self.collator)
         per_step = int(tokens / np.mean([row["input_ids"].shape[1] for row in self.rows.rows]))
         self.arguments.training.per_device_train_batch_size = per_step
         self.tokens = []  # of each batch that was made

@@ -125,6 +125,8 @@ def forgotten(log: list[dict]) -> str:
     if not found:
         return ""
     right, lost, gained = (found[f"probe_{name}"] for name in ("right", "lost", "gained"))
+    if not right:  # of a base that writes something else
+        return f"; of {found['probe_answers']} plain questions none was right before, {gained} after"
     verb = "forgot" if lost - gained > 2 * (lost + gained) ** 0.5 else "lost"
     return f"; {verb} {lost} of {right} plain answers, gained {gained}"
 

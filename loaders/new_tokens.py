@@ -14,14 +14,21 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 FOUND = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
 
 
+def read_text(flag: str, path: str) -> str:
+    """What is in a file that a flag names."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--{flag} {path} cannot be read: {error}") from error
+    if not text.strip():
+        raise ValueError(f"--{flag} {path} is empty.")
+    return text
+
+
 def read_tokens(path: str) -> list[str]:
     """The words of a file, one a line."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            words = [line.rstrip("\n") for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--add_tokens {path} cannot be read: {error}") from error
-    for number, word in enumerate(words or [""], 1):
+    words = read_text("add_tokens", path).removesuffix("\n").split("\n")
+    for number, word in enumerate(words, 1):
         fault = "is empty" if not word.strip() else "begins or ends with white space" if word != word.strip() else ""
         fault = fault or ("holds a character that is not printed" if not word.isprintable() else "")
         if not fault and (first := words.index(word) + 1) < number:

@@ -113,7 +113,7 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
     words = ["--model_path", args.model_path, "--data_path", args.data_path, "--output_path", os.devnull]
     flags = predict.parse(words + other)
     predict.check_words(flags)
-    dataset = make_dataset(flags, flags.data_path)
+    dataset = make_dataset(flags, "data_path", flags.data_path)
     model, collator = predict.load_with_options(flags)
     name = os.path.basename(os.path.abspath(args.model_path))
     server = Server(args.url, args.served_model_name, name, collator.template.request_options())

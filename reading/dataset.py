@@ -23,6 +23,7 @@ import sys
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, pairwise
 
 import numpy as np
@@ -30,7 +31,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from reading import boxes, replaced
-from reading.files import leads_out_of, stays_in
+from reading.files import resolve_in
 from reading.images import seen_size
 from reading.mapping import Mapping
 from reading.media import open_part
@@ -88,8 +89,8 @@ class MultimodalDataset(WeightedRows):
             for file in source.files:
                 own = source.folder or (file if os.path.isdir(file) else os.path.dirname(os.path.abspath(file)))
                 roots = (root, own) if root and source.from_hub else (root,) if root else ()
-                if roots and not stays_in(file, roots):
-                    raise ValueError(f"{file} {leads_out_of(root)}.")
+                if roots:
+                    resolve_in(file, roots, file)
                 of_file = RowForm(
                     {"image": os.path.abspath(image_folder or own), "video": os.path.abspath(video_folder or own)},
                     allow_urls=self.media.allow_urls,
@@ -369,28 +370,29 @@ class Rows(Sequence):
         return row | {"messages": boxes.located(row["messages"], self.dataset.media)}
 
 
+@contextmanager
+def of_flag(name: str):
+    """What is wrong with what a flag names is said with the name of the flag."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"--{name}: {error}") from error
+
+
 def make_dataset(
-    data, paths: str | list[str] | None, check=True, weighted=False, max_bad_samples: int | None = None
+    data, flag: str, paths: str | list[str] | None, check=True, weighted=False, max_bad_samples: int | None = None
 ) -> MultimodalDataset | None:
-    """The data set of some paths, read as the flags say (DataArguments); None without paths."""
+    """The data set of the paths of a flag, read as the others say (DataArguments); None without paths."""
     if not paths:
         return None
     columns = data.columns
     if columns and not weighted:  # the others' field need not be there
         columns = [re.sub(rf"\A{WEIGHT}=(.+)", r"\1=", column) for column in columns]
-    return MultimodalDataset(
-        paths,
-        data.image_folder,
-        data.video_folder,
-        MediaOptions.of(data),
-        data.max_samples,
-        check,
-        max_bad_samples,
-        columns,
-        weighted,
-        data.balance if weighted else None,
-        **{name: getattr(data, name) for name in FORM_FLAGS},
-    )
+    form = {name: getattr(data, name) for name in FORM_FLAGS}
+    form |= {"columns": columns, "weighted": weighted, "balance": data.balance if weighted else None}
+    checked = {"max_samples": data.max_samples, "check": check, "max_bad_samples": max_bad_samples}
+    with of_flag(flag):
+        return MultimodalDataset(paths, data.image_folder, data.video_folder, MediaOptions.of(data), **checked, **form)
 
 
 class EncodedDataset(Dataset):

@@ -4,7 +4,7 @@ import io
 import os
 import stat
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import unquote
@@ -66,15 +66,20 @@ def is_within(path: str, folder: str) -> bool:
     return f"{path}{os.sep}".startswith(f"{folder.rstrip(os.sep)}{os.sep}")
 
 
-def stays_in(path: str, folders: Collection[str]) -> bool:
-    """Whether a path is in one of some folders, links resolved; the Hub's client links to the blobs of its cache."""
-    resolved = os.path.realpath(path)
+def resolve_in(path: str, folders: Sequence[str], what: str) -> str:
+    """The path with its links resolved, which may lead to a blob in the cache of the Hub's client.
+
+    Raises:
+        ValueError: it is in none of the folders; the message begins with `what`.
+    """
+    try:
+        resolved = os.path.realpath(path)
+    except ValueError as error:  # a null character
+        raise ValueError(f"{what} is not a path.") from error
     is_inside = any(is_within(resolved, os.path.realpath(folder)) for folder in folders)
-    return is_inside or (os.path.islink(path) and is_hub_blob(resolved))
-
-
-def leads_out_of(root: str) -> str:
-    return f"leads out of {root}: name one in it, or start webui.py with another --root"
+    if not is_inside and not (os.path.islink(path) and is_hub_blob(resolved)):
+        raise ValueError(f"{what} leads out of {folders[0]}: name one in it, or start webui.py with another --root.")
+    return resolved
 
 
 def is_hub_blob(path: str) -> bool:

@@ -25,7 +25,7 @@ from urllib.request import url2pathname
 from PIL import Image
 
 from reading import boxes, clips, named_fields
-from reading.files import is_within, leads_out_of, stays_in
+from reading.files import is_within, resolve_in
 from reading.mapping import TURN_KEYS, Mapping, field_of, proposal, said_in
 from reading.references import is_url
 from reading.strict_json import strict_json
@@ -341,8 +341,8 @@ class RowForm:
             raise ValueError(f"{where} is {shown(path)}, which is not a path; use a path, or an http(s) URL")
         folder = self.folders[kind]
         resolved = os.path.normpath(os.path.join(folder, path))
-        if self.roots and not stays_in(resolved, self.roots):
-            raise ValueError(f"{where} is {shown(path)}, which {leads_out_of(self.roots[0])}")
+        if self.roots:
+            resolve_in(resolved, self.roots, f"{where} is {shown(path)}, which")
         if self.allow_outside or (os.path.isabs(path) and self.allow_absolute):
             return resolved
         if not is_within(resolved, folder):

@@ -19,7 +19,7 @@ def make_datasets(data, seed: int, evaluation=True, **checked) -> tuple[Multimod
         evaluation: whether to read --eval_data_path too.
         checked: as of `make_dataset`.
     """
-    train = make_dataset(data, data.data_path, weighted=True, **checked)
+    train = make_dataset(data, "data_path", data.data_path, weighted=True, **checked)
     if data.sample_rows:
         rows = train.row_numbers()
         drawn = np.random.default_rng(seed).permutation(np.unique(rows[usable(train)]))[: data.sample_rows]
@@ -27,7 +27,7 @@ def make_datasets(data, seed: int, evaluation=True, **checked) -> tuple[Multimod
     train.row_weights()  # refuses those by which no row can be drawn
     if data.eval_split:
         return hold_out(train, data.eval_split, seed)
-    return train, make_dataset(data, data.eval_data_path, **checked) if evaluation else None
+    return train, make_dataset(data, "eval_data_path", data.eval_data_path, **checked) if evaluation else None
 
 
 def usable(dataset: MultimodalDataset) -> np.ndarray:

@@ -1,6 +1,7 @@
 """JSON as the standard has it: Python's `json.dumps` also writes NaN and Infinity, which other programs refuse."""
 
 import json
+from pathlib import Path
 
 
 def strict_json(value, default=None, **options) -> str:
@@ -17,6 +18,15 @@ def json_object(flag: str, text: str | None) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f'--{flag} {text} must be a JSON object, such as {{"NAME": true}}.')
     return value
+
+
+def is_no_json(value: object) -> bool:
+    """Whether the text that a flag holds is neither a JSON object nor the path of a JSON file."""
+    try:
+        isinstance(value, str) and json.loads(value if value[:1] == "{" else Path(value).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def make_strict(path: str) -> None:

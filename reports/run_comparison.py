@@ -111,9 +111,15 @@ def show(first: RunResult, second: RunResult, file: TextIO) -> None:
 
 def page(first: RunResult, second: RunResult) -> str:
     """The comparison as a self-contained HTML page."""
+    title, plots = f"{first.name} and {second.name}", plots_of(curves_of_runs({r.name: r.log for r in (first, second)}))
+    return html_page(title, render("comparison.html", title=title, plots=plots, tables=tables(first, second)))
+
+
+def curves_of_runs(logs: dict[str, list[dict]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """As `curves_of`, of several runs: the lines begin with the name of theirs, if it has one."""
     plots = {}
-    for run in (first, second):
-        for title, lines in curves_of(run.log).items():
-            plots.setdefault(title, {}).update({f"{run.name}, {line}": points for line, points in lines.items()})
-    title = f"{first.name} and {second.name}"
-    return html_page(title, render("comparison.html", title=title, plots=plots_of(plots), tables=tables(first, second)))
+    for name, log in logs.items():
+        for title, lines in curves_of(log).items():
+            named = {f"{name}, {line}".removeprefix(", "): points for line, points in lines.items()}
+            plots.setdefault(title, {}).update(named)
+    return plots

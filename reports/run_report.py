@@ -39,6 +39,7 @@ from training.trainable import ComponentSummary, format_summary
 
 SHOWN_ANSWERS = 12
 BOXES = {RIGHT: "reference_boxes", ANSWERED: "boxes"}
+MOST_POINTS = 500  # of a line of a plot
 PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # after the loss and other metrics
 # Flags that name places on the machine, which are nobody's business who gets the weights.
 PLACES = {
@@ -269,6 +270,7 @@ def versions() -> dict[str, str]:
 
 def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str, str], log_scale=False) -> None:
     for line, points in lines.items():
+        points = points[:: -(-len(points) // MOST_POINTS)]
         marker = "o" if line.endswith("evaluation") or len(points) == 1 else None
         axes.plot(*zip(*points), color=colours[line], label=line, marker=marker, markersize=4, linewidth=1.8)
     axes.set(xlabel="step")
@@ -277,8 +279,9 @@ def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str
         axes.legend(frameon=False, labelcolor="linecolor")
     if log_scale:
         axes.set_yscale("log")
-        for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            each("{x:g}")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")  # of more they would lie on each other
 
 
 def plots_of(curves: dict[str, dict]) -> list[tuple[str, Markup]]:

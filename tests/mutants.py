@@ -1662,10 +1662,10 @@ FAULTS = [
         "tests/web/test_webui.py::test_what_other_sites_send_is_refused",
     ),
     Fault(
-        "asking for a run makes its folder",
+        "a run that does not exist is stopped in silence",
         "web/runs.py",
-        "    known_run(folder)  #",
-        "    pass  #",
+        "if is_alive(record := known_run(folder)):",
+        "if is_alive(record := read_record(folder)):",
         "tests/web/test_webui.py::test_asking_for_a_run_that_does_not_exist_makes_nothing",
     ),
     Fault(
@@ -1782,7 +1782,7 @@ FAULTS = [
     ),
     Fault(
         "the page speaks English in any language",
-        "web/strings.py",
+        "web/parts.py",
         "[key][language].format",
         '[key]["en"].format',
         "tests/web/test_webui.py::test_the_page_in_chinese",
@@ -1795,8 +1795,40 @@ FAULTS = [
         "tests/web/test_webui.py::test_runs_and_previews_are_told_of_the_root_and_not_of_the_password",
     ),
     Fault(
+        "previews may read outside the root",
+        "webui.py",
+        """    os.environ[ROOT] = args.root  # which media of the data do not leave
+    scripts.begin()
+""",
+        """    scripts.begin()
+    os.environ[ROOT] = args.root  # which media of the data do not leave
+""",
+        "tests/web/test_webui.py::test_runs_and_previews_are_told_of_the_root_and_not_of_the_password",
+    ),
+    Fault(
+        "a script that was killed is taken for one that ended",
+        "web/scripts.py",
+        "if fault or not ended:",
+        "if fault:",
+        "tests/web/test_scripts.py::test_a_script_answers_with_what_it_prints_or_with_what_was_wrong",
+    ),
+    Fault(
+        "the flag of an evaluation file is not named",
+        "reading/split.py",
+        'make_dataset(data, "eval_data_path",',
+        'make_dataset(data, "data_path",',
+        "tests/test_arguments.py::test_a_file_that_cannot_be_read_is_told_with_its_flag",
+    ),
+    Fault(
+        "nothing was lost of nothing",
+        "evaluation/verdict.py",
+        "    if not right:  #",
+        "    if right is None:  #",
+        "tests/training/test_probe.py::test_lost_is_what_was_right_before_and_gained_what_was_not",
+    ),
+    Fault(
         "HTML in a frame is not escaped",
-        "web/html.py",
+        "web/parts.py",
         "frame.format(title, str(html))",
         "frame.format(title, html)",
         "tests/web/test_webui.py::test_held_out_answers_of_any_step_with_their_pictures_the_wrong_ones_first",

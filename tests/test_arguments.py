@@ -1,6 +1,7 @@
 """Flags: what is read, and what is refused with the flag and the cure."""
 
 import dataclasses
+import json
 import pickle
 import re
 
@@ -11,11 +12,13 @@ from conftest import IMAGE_ROWS, VIDEO_ROWS, turns
 from transformers import HfArgumentParser
 
 import train
-from arguments import PARTS, has_bfloat16, parse_arguments
+from arguments import PARTS, DataArguments, has_bfloat16, parse_arguments
 from entry import end
 from reading.dataset import MultimodalDataset
+from reading.split import make_datasets
 from train import check_media_kinds, model_kwargs
 from training.checks import ATTENTION, EXCLUDES, KEPT_FLAGS, NEEDS, RANGE_OF
+from training.make_collator import make_collator
 
 REQUIRED = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json"]
 TRAINING_FLAGS = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
@@ -226,6 +229,30 @@ def test_a_wrong_flag_is_refused_with_its_name_and_the_cure(words, named, tmp_pa
     with pytest.raises(ValueError) as caught:
         parse(words)
     assert re.search(named, str(caught.value))
+
+
+def test_a_file_that_cannot_be_read_is_told_with_its_flag(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "right.json").write_text(json.dumps([{"conversations": turns("Hi", "Hello")}]))
+    for name, held in (("empty", b""), ("broken", b"{"), ("bytes", b"\xff\xfe\x00")):
+        (tmp_path / name).write_bytes(held)
+        (tmp_path / f"{name}.json").write_bytes(held)
+
+    def read(flag: str, path: str):
+        if flag in ("data_path", "eval_data_path"):
+            paths = {"data_path": [str(tmp_path / "right.json")]} | {flag: [path]}
+            return make_datasets(DataArguments(**paths, data_cache=str(tmp_path / "cache")), 0)
+        arguments = parse(f"--{flag} {path} --data_cache {tmp_path}/cache --fsdp True --use_cpu True")
+        return train.probe_rows(arguments) if flag == "probe" else make_collator("llava-1.5", None, arguments.data)
+
+    configurations = ("fsdp_config", "accelerator_config")
+    for flag in ("data_path", "eval_data_path", "probe", "chat_template", "add_tokens", *configurations):
+        for name in ("missing.json", "folder", "empty.json", "broken.json", "bytes.json"):
+            if name != "broken.json" or flag not in ("chat_template", "add_tokens"):  # any text may be one
+                with pytest.raises(ValueError, match=rf"--{flag}\b.*{tmp_path / name}"):
+                    read(flag, str(tmp_path / name))
+    with pytest.raises(ValueError, match="--lr_scheduler_kwargs {: Expecting"):
+        parse("--lr_scheduler_kwargs {")
 
 
 @pytest.mark.parametrize("flag, named", [("tf32", "--tf32 requires Ampere"), ("bf16", "--bf16 True needs a GPU")])

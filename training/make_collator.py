@@ -2,7 +2,7 @@
 
 from collators import COLLATORS
 from collators.pixel_bounds import set_options
-from loaders.new_tokens import add_tokens
+from loaders.new_tokens import add_tokens, read_text
 from reading.strict_json import json_object
 
 # Values of --chat_template besides a file: what trains where the checkpoint's template is not the family's.
@@ -13,8 +13,7 @@ def make_collator(family: str, loader, data, *datasets):
     """The collator of a run, from its loader and its DataArguments; `--max_pixels auto` is settled by the data sets."""
     chat_template = data.chat_template
     if chat_template and chat_template not in OWN_TEMPLATES:
-        with open(data.chat_template, encoding="utf-8") as file:
-            chat_template = file.read()
+        chat_template = read_text("chat_template", chat_template)
     processor, words = loader.load_processor(), data.new_tokens or []
     if words:
         add_tokens(loader, processor.tokenizer, words)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from loaders.output_folder import checkpoints_in, fill_adapter
-from reading.dataset import MultimodalDataset
+from reading.dataset import MultimodalDataset, of_flag
 from reading.replaced import drawn_files, written_again
 from reading.strict_json import make_strict, strict_json
 from training.checkpoint_files import UntrustedCheckpoint, check_file, checksum
@@ -58,7 +58,8 @@ def checkpoint_to_resume(training) -> str | None:
     if training.save_only_model:
         raise ValueError("--save_only_model True saves nothing to resume from: leave --resume_from_checkpoint out.")
     if wanted is not True:
-        check_files(wanted, training)
+        with of_flag("resume_from_checkpoint"):
+            check_files(wanted, training)
         return wanted
     (checkpoints,) = broadcast_object_list([checkpoints_in(folder)])  # nodes may see a shared folder a minute late
     for checkpoint in reversed(checkpoints):

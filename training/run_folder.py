@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,6 +81,14 @@ def results(folder: str) -> list[str]:
     """The weights and checkpoints in an output folder."""
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     return [name for name in names if re.fullmatch(r"checkpoint-\d+|.*\.safetensors", name)]
+
+
+def is_locked(folder: str) -> bool:
+    """Whether a run on this machine is writing to an output folder; takes no lock, which a starting run would meet."""
+    with suppress(OSError), open(os.path.join(folder, LOCK), "rb") as file:
+        asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # `struct flock` of Linux with 64 bits
+        return struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
+    return False
 
 
 def check_run(training, run: dict) -> None:

@@ -18,44 +18,33 @@ from evaluation.answers import stream_answer
 from loaders.output_folder import adapter_config
 from reading.media import open_part
 from reading.options import MediaOptions
+from reading.references import kind_by_name
+from web.parts import text
 from web.runs import PARSING, check_inside, check_model
-from web.strings import text
 
 IDLE = gr.update(submit_btn=True, stop_btn=False)  # the box of questions
 
 
 class Chat:
-    """Args:
-    root: folder that models lie in.
-    uploads: folder that pictures and clips lie in.
-    """
+    """One loaded model, of the folder `root`, asked about pictures and clips of the folder `uploads`."""
 
     def __init__(self, root: str, uploads: str):
         self.root, self.uploads = root, os.path.realpath(uploads)
         self.lock = threading.Lock()  # of model, collator and options
         self.loaded = self.model = self.collator = self.options = None
 
-    def answer(self, path: str, turns: list[dict], most: int, base: bool = False) -> Iterator[tuple[str, str]]:
-        """What is written so far of the (thought, answer) to a conversation, again and again.
+    def answer(self, path: str, messages: list[dict], most: int, base: bool = False) -> Iterator[tuple[str, str]]:
+        """What is written so far of the (thought, answer) to the last of the messages, again and again.
 
-        Args:
-            path: the folder of a model.
-            turns: {"role", "text", "files"} and a "thought", the last one the user's.
-            base: whether the model that an adapter was trained on answers.
-
-        Raises:
-            ValueError: no such model, or it refuses the conversation.
+        With `base`, the model answers that an adapter was trained on. A ValueError where there is no such model, or it
+        refuses the conversation.
         """
         folder = check_model(path, self.root)
         if base and not adapter_config(folder):
             raise ValueError(f"{path} is not an adapter: choose its base as the model.")
-        for file in (file for turn in turns for file in turn["files"]):
-            check_inside(file, self.uploads, "the file")
         with self.lock:
             self._load(folder)
-            messages = [{"role": turn["role"], "content": list(self._parts(turn))} for turn in turns]
-            for message, turn in zip(messages, turns):
-                message |= {"reasoning_content": turn["thought"]} if turn.get("thought") else {}
+            messages = [message | {"content": list(map(self._open, message["content"]))} for message in messages]
             split, written = self.collator.template.thoughts_and_tools.split, ""
             pieces = stream_answer(self.model, self.collator, messages, most)
             with self.model.disable_adapter() if base else contextlib.nullcontext(), contextlib.closing(pieces):
@@ -86,47 +75,45 @@ class Chat:
         self.model, self.collator = predict.load_with_options(args)
         self.options, self.loaded = MediaOptions.of(args), version
 
-    def _parts(self, turn: dict) -> Iterator[dict]:
-        for file in turn["files"]:
-            try:
-                kind = "video" if (mimetypes.guess_type(file)[0] or "").startswith("video/") else "image"
-                yield open_part({"type": kind, kind: file}, self.options)
-            except ValueError as error:
-                raise ValueError(str(error).replace(file, os.path.basename(file))) from error
-        if turn["text"]:
-            yield {"type": "text", "text": turn["text"]}
+    def _open(self, part: dict) -> dict:
+        if part["type"] == "text":
+            return part
+        check_inside(path := part[part["type"]], self.uploads, "the file")
+        try:
+            return open_part(part, self.options)
+        except ValueError as error:
+            raise ValueError(str(error).replace(path, os.path.basename(path))) from error
 
 
-def turns_of(messages: list[dict]) -> list[dict]:
-    """Messages as gradio has them -> {"role", "text", "files"} and a "thought"; those of a side in a row are one.
+def messages_of(shown: list[dict]) -> list[dict]:
+    """Messages as gradio has them -> canonical ones, with the paths of media; those of a side in a row are one.
 
     A question that failed is left out with its error.
     """
-    turns = []
-    for message in messages:
-        title, role = (message.get("metadata") or {}).get("title"), message["role"]
+    messages = []
+    for one in shown:
+        title, role, content = (one.get("metadata") or {}).get("title"), one["role"], one["content"]
         if title == text("no_answer"):
-            turns = turns[:-1]
+            messages = messages[:-1]
             continue
-        if not turns or turns[-1]["role"] != role:
-            turns.append({"role": role, "text": "", "files": []})
-        content, turn, place = message["content"], turns[-1], "thought" if title else "text"
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if part["type"] == "file":
-                turn["files"].append(part["file"]["path"])
-            else:
-                turn[place] = turn.get(place, "") + part["text"]
-    return turns
-
-
-# ---- the tab ----
+        if not messages or messages[-1]["role"] != role:
+            messages.append({"role": role, "content": []})
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if title:
+            messages[-1]["reasoning_content"] = parts[0]["text"]
+            continue
+        for part in parts:
+            path = part["file"]["path"] if part["type"] == "file" else ""
+            kind = kind_by_name(path) or "image"
+            messages[-1]["content"].append({"type": kind, kind: path} if path else part)
+    return messages
 
 
 def chat_tab(chat: Chat) -> gr.Dropdown:
     with gr.Row():
         about = {"label": text("chat_model"), "info": text("chat_model_help"), "elem_id": "chat_model"}
         model = gr.Dropdown([], allow_custom_value=True, min_width=300, **about)
-        most = gr.Slider(1, 1024, value=128, step=1, label=text("longest"), min_width=300)
+        most = gr.Slider(1, 1024, value=128, step=1, label=text("longest"), elem_id="longest", min_width=300)
     beside = gr.Checkbox(label=text("side_by_side"), info=text("side_by_side_help"), elem_id="side_by_side")
     look = {"height": 440, "render_markdown": False, "buttons": ["copy"], "allow_file_downloads": False}
     with gr.Row():
@@ -156,7 +143,7 @@ def answer(chat: Chat, question: dict, tuned: list, base: list, model: str | Non
         try:
             if not model:
                 raise ValueError(text("no_model"))
-            for thought, said in chat.answer(model, turns_of(side), int(most), base=number == 1):
+            for thought, said in chat.answer(model, messages_of(side), int(most), base=number == 1):
                 thoughts = [{"role": "assistant", "content": thought, "metadata": {"title": text("thought")}}]
                 shown[number] = [*side, *thoughts[: bool(thought)], {"role": "assistant", "content": said}]
                 yield gr.skip(), *shown

@@ -16,12 +16,8 @@ import yaml
 from transformers.hf_argparser import string_to_bool
 
 from loaders import family_of
-from reading.copies import cells_of_csv, cells_of_sheet, is_copied, open_columns
-from reading.mapping import proposal
-from reading.rows import MEDIA_KINDS, PAIRS, RowForm
-from reading.sources import find_source, has_ending, scan
 from supported_models import AUTO, MODELS, find_model, likely, media_of
-from web import runs, strings
+from web import parts, runs
 from web.runs import DECLARED, HERE
 
 LAYOUT = yaml.safe_load(Path(__file__).with_name("form.yaml").read_text(encoding="utf-8"))
@@ -41,17 +37,9 @@ OF_A_START = ("resume_from_checkpoint", "overwrite_output_dir")  # not of a run'
 
 def help_of(name: str) -> str:
     """What is said under a field: of a flag in English, whole sentences of its help."""
-    if strings.language in (own := strings.TABLE["help"][name]):
-        return own[strings.language]
-    first, *others = re.split(r"(?<=\.) ", DECLARED[name].metadata["help"].replace("%%", "%"))
-    for sentence in others:
-        if len(first) + len(sentence) > 140:
-            break
-        first += f" {sentence}"
-    return first
-
-
-# ---- a form and its words ----
+    if parts.language in (own := parts.TABLE["help"][name]):
+        return own[parts.language]
+    return re.match(r"(.{,139}\.|.*?\.)(?= |\Z)", DECLARED[name].metadata["help"].replace("%%", "%"))[0]
 
 
 def default(name: str) -> object:
@@ -121,9 +109,6 @@ def preset_of(values: dict) -> str | None:
     return next((name for name in PRESETS if all(preset(name)[key] == values[key] for key in OF_PRESETS)), None)
 
 
-# ---- kept forms ----
-
-
 def kept(root: str) -> dict:
     """The form as it was last, or the first one."""
     try:
@@ -136,19 +121,6 @@ def kept(root: str) -> dict:
         return preset()
 
 
-def save(values: dict, path: str, root: str) -> None:
-    """Write the form as a YAML file for train.py; a ValueError where it is there already, or not in the root."""
-    file = runs.check_inside(path, root, "the YAML file")
-    if not path.endswith((".yaml", ".yml")) or os.path.lexists(file):
-        raise ValueError(strings.text("new_yaml", path=path))
-    flags = runs.flags_of(words_of(values))
-    with open(file, "x", encoding="utf-8") as target:
-        yaml.safe_dump({n: its[0] if len(its) == 1 else its for n, its in flags}, target, sort_keys=False)
-
-
-# ---- the model ----
-
-
 def choices_of_models(search: str) -> list[tuple[str, str]]:
     """(label, id) of the listed models whose label holds each word: ids, sizes, families, media, Hub paths."""
     labels = {f"{id} ({media_of(model.family)}; {model.hub_path})": id for id, model in MODELS.items()}
@@ -156,11 +128,7 @@ def choices_of_models(search: str) -> list[tuple[str, str]]:
 
 
 def model_of(typed: str) -> tuple[str, str]:
-    """(model id, local path) of an id, of any Hub path, or of a folder, whose config tells its family.
-
-    Raises:
-        ValueError: a folder whose family cannot be told, or one that is not in the root.
-    """
+    """(model id, local path) of an id, of any Hub path, or of a folder in the root, whose config tells its family."""
     try:
         find_model(typed)
         return typed, ""
@@ -169,29 +137,3 @@ def model_of(typed: str) -> tuple[str, str]:
             family = family_of(runs.check_folder(typed, os.getcwd(), "the model"))
             return next((id for id, model in MODELS.items() if model.family == family), AUTO), typed
         return ((likely(os.path.basename(typed)) or [AUTO])[0], typed) if "/" in typed else (typed, "")
-
-
-# ---- the data ----
-
-
-def first_row(path: str) -> dict:
-    """The first row of a path of --data_path under the names of its file; empty where it has no names."""
-    file, found = find_source(path).files[0], {}  # of a folder of pictures and a tar file
-    if not is_copied(file) and not has_ending(file, ".tar"):
-        found = next((row for *_, row in scan(file)), {})
-    elif has_ending(file, ".parquet", ".arrow"):
-        with open_columns(file) as (schema, batches_of):
-            found = next(iter(batches_of(schema.names))).slice(0, 1).to_pylist()[0]
-    elif has_ending(file, ".csv", ".tsv", ".xlsx"):
-        cells = (cells_of_sheet if has_ending(file, ".xlsx") else cells_of_csv)(file)
-        found = dict(zip([name.strip().lower() for name in next(cells, [])], next(cells, [])))
-    return found if isinstance(found, dict) else {}
-
-
-def columns_for(row: dict) -> list[str]:
-    """The --columns that are proposed for a row which could not be read without."""
-    if not row or {"messages", "conversations"} & {*row} or any({*pair} <= {*row} for pair in PAIRS.items()):
-        return []
-    words = shlex.split(proposal(row, RowForm(dict.fromkeys(MEDIA_KINDS, os.getcwd()))))
-    found = words[words.index("--columns") + 1 :] if "--columns" in words else []
-    return [word for word in found if "=" in word]

@@ -6,14 +6,11 @@ again, see the same. A relative path is one in the root, which is the current fo
 """
 
 import contextlib
-import fcntl
-import glob
 import json
 import os
 import re
 import shlex
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -21,11 +18,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import fields
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 import entry
@@ -34,24 +31,23 @@ from command_line import by_flag
 from evaluation.answers import ANSWERS_FOLDER
 from evaluation.verdict import Verdict
 from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS, adapter_config
-from reading.files import leads_out_of, stays_in
+from reading.files import resolve_in
 from reading.references import kind_by_name
 from reading.sources import ENDINGS, HUB_ID, HUB_PATH, find_source
-from reading.split import make_datasets
 from reports.run_comparison import read_log
-from reports.run_report import PLOTTED, answers_of, curves_of, metrics_of
+from reports.run_report import metrics_of
 from training.progress import LOG_FILE
-from training.run_folder import LOCK, rename_aside, results
-from web.strings import text
+from training.run_folder import is_locked, rename_aside, results
+from web.parts import text
+from web.scripts import tool
 
 HERE = str(entry.HERE)
 DECLARED = {field.name: field for part in PARTS for field in fields(part)}
 RECORD, LOG = "webui_run.json", "webui.log"
+COLUMNS = ("state", "verdict", "model", "data", "date", "time", "loss", "metric")  # of the table of runs
 DEPTH = 4  # folders from the root down to a run, a model or a data file
 MOST_FOLDERS = 20_000  # that are looked into for them
-MOST_POINTS = 500  # of a curve
-MOST_ANSWERS = 40
-TOOL_SECONDS = 24 * 3600  # a merge of a large model, answers to a large file
+SHOWN_LINES = 40  # of what a run prints
 # Left to train.py: they run a file of the user's.
 UNCHECKED = ("metric", "metric_for_best_model")
 # Of models and checkpoints, all of whose files are read.
@@ -59,6 +55,7 @@ FOLDERS = ("model_local_path", "lora_weight_path", "resume_from_checkpoint")
 OWN_CONFIGURATIONS = {os.path.join(HERE, name) for name in ("ds_configs", "fsdp_configs")}
 CONFIGURATIONS = ("deepspeed", "fsdp_config", "accelerator_config")  # JSON that may name folders
 PARSING = threading.Lock()  # HfArgumentParser changes the fields that it reads (transformers 5.23)
+RECORDING = threading.Lock()  # a start, a stop and an end change the record of a run
 REFUSED = {
     "allow_outside": "lets the data name files outside the root",
     "trust_remote_code": "runs the Python files of a checkpoint",
@@ -70,14 +67,10 @@ REFUSED = {
 
 
 def words_of(values: dict, more: str = "") -> list[str]:
-    """The words of a command line: of these flags those that differ from their defaults, and the user's own.
+    """The words of a command line: of these flags those that differ from their defaults, and the user's own in `more`.
 
-    Args:
-        values: by the name of a flag: text, a number, a bool or a list of them; empty: left out.
-        more: further flags, as in a shell.
-
-    Raises:
-        ValueError: what `more` holds is no flag, or has its own value in `values`.
+    A value is text, a number, a bool or a list of them; one that is empty is left out. A ValueError where `more` holds
+    what is no flag, or what has its own value.
     """
     words = []
     for name, value in values.items():
@@ -91,9 +84,8 @@ def words_of(values: dict, more: str = "") -> list[str]:
         raise ValueError(f"the further flags cannot be read: {error}.") from error
     if others and not others[0].startswith("--"):
         raise ValueError(f"{others[0]!r} does not belong to any flag: further flags begin with --.")
-    for name, _ in flags_of(others):
-        if name in values:
-            raise ValueError(f"--{name} has a field of its own: set it there.")
+    if own := [name for name, _ in flags_of(others) if name in values]:
+        raise ValueError(f"--{own[0]} has a field of its own: set it there.")
     return words + others
 
 
@@ -113,10 +105,7 @@ def command_line(words: list[str], root: str, devices: int = 1) -> str:
 
 
 def check_flags(words: list[str], root: str) -> None:
-    """Refuse what train.py would refuse at once, and what leaves the root.
-
-    Flags that ask for a GPU, a package or an engine are left to train.py.
-    """
+    """Refuse what train.py would refuse at once, GPUs and packages aside, and what leaves the root."""
     for name, values in flags_of(words):
         if name in REFUSED:
             raise ValueError(f"--{name} {REFUSED[name]}: the web interface refuses it. Run the command in a terminal.")
@@ -152,8 +141,7 @@ def check(words: list[str], root: str) -> str:
     folder = " ".join(dict(flags_of(words)).get("output_dir", []))
     if not folder:
         raise ValueError("--output_dir is missing: a new folder for this run, such as checkpoints/first.")
-    depth = len(os.path.relpath(os.path.realpath(folder), root).split(os.sep))
-    if os.path.realpath(folder) == root or depth > DEPTH:
+    if (inside := os.path.relpath(os.path.realpath(folder), root)) == "." or inside.count(os.sep) >= DEPTH:
         raise ValueError(f"--output_dir {folder} must be 1 to {DEPTH} folders below {root}.")
     check_folder(folder, root, "--output_dir")
     return folder
@@ -164,16 +152,16 @@ def paths_in(value: str) -> Iterator[str]:
     yield value
     yield from (value[: match.start()] for match in re.finditer(r"[:\[]", value))
     if value.lstrip().startswith(("{", "[")):
-        try:
-            waiting = [json.loads(value)]
-        except ValueError:
-            return
-        while waiting:
-            item = waiting.pop()
-            if isinstance(item, str):
-                yield item
-            elif isinstance(item, (dict, list)):
-                waiting += item.values() if isinstance(item, dict) else item
+        with contextlib.suppress(ValueError):
+            yield from texts_in(json.loads(value))
+
+
+def texts_in(held: object) -> Iterator[str]:
+    """Every text in what JSON holds."""
+    if isinstance(held, str):
+        yield held
+    elif isinstance(held, (dict, list)):
+        yield from chain.from_iterable(map(texts_in, held.values() if isinstance(held, dict) else held))
 
 
 def is_on_hub(value: str) -> bool:
@@ -185,13 +173,7 @@ def is_on_hub(value: str) -> bool:
 
 def check_inside(path: str, root: str, what: str) -> str:
     """The path with its links resolved; a ValueError where it leaves the root."""
-    try:
-        resolved = os.path.realpath(os.path.join(root, os.path.expanduser(path)))
-    except ValueError as error:  # a null character
-        raise ValueError(f"{what} {path!r} is not a path.") from error
-    if not stays_in(os.path.join(root, os.path.expanduser(path)), [root]):
-        raise ValueError(f"{what} {path} {leads_out_of(root)}.")
-    return resolved
+    return resolve_in(os.path.join(root, os.path.expanduser(path)), [root], f"{what} {path}")
 
 
 def check_folder(path: str, root: str, what: str) -> str:
@@ -214,24 +196,13 @@ def check_model(path: str, root: str) -> str:
     return folder
 
 
-def tool(script: str, words: list[str], root: str) -> str:
-    """What a script of the repository prints; a ValueError with what it said, where it failed."""
-    command = [sys.executable, os.path.join(HERE, script), *words]
-    pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-    done = subprocess.run(command, cwd=root, timeout=TOOL_SECONDS, **pipes)
-    if done.returncode:
-        said = done.stderr.strip().rpartition("Error: ")[2] or f"exit code {done.returncode}"
-        raise ValueError(f"{done.stdout.strip()}\n{said[-2000:]}".strip())
-    return done.stdout.strip()
-
-
 def page_of(words: list[str], root: str, *options: str) -> str:
     """The page of preview.py, which writes it also where it finds faults."""
     check_flags(words, root)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "page.html")
         try:
-            tool("preview.py", [*words, *options, "--html", str(page)], root)
+            tool("preview", *words, *options, "--html", str(page))
         except ValueError:
             if not page.is_file():
                 raise
@@ -244,46 +215,35 @@ def page_of(words: list[str], root: str, *options: str) -> str:
 def start(words: list[str], root: str, append: bool = False, devices: int = 1) -> str:
     """Start train.py, in a session of its own, on so many devices; returns the output folder.
 
-    Raises:
-        ValueError: as `check`; or a run is alive in that folder.
+    A ValueError as of `check`, or where a run is alive in that folder.
     """
     folder = check(words, root)
-    if "overwrite_output_dir" in dict(flags_of(words)) and results(folder):
-        check_idle(folder)
-        rename_aside(folder)  # train.py would rename what is written here too
-    os.makedirs(folder, exist_ok=True)
-    try:
-        with FileLock(os.path.join(folder, "webui.lock"), timeout=5):
-            check_idle(folder)
-            with open(os.path.join(folder, LOG), "ab" if append else "wb") as log:
-                launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(devices)] if devices > 1 else []
-                process = subprocess.Popen(
-                    [sys.executable, *launcher, os.path.join(HERE, "train.py"), *words],
-                    **{"cwd": root, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},
-                    env=os.environ | {"PYTHONUNBUFFERED": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3600"},
-                    start_new_session=True,  # neither Ctrl-C nor the end of the interface reaches it
-                )
-            created = psutil.Process(process.pid).create_time()
-            record = {"words": words, "devices": devices, "pid": process.pid, "created": created}
-            record |= {"started": time.time()}
-            write_json(os.path.join(folder, RECORD), record)
-    except Timeout as error:
-        raise ValueError(f"another page is starting a run in --output_dir {folder}.") from error
-    threading.Thread(target=reap, args=(process, folder, record), daemon=True).start()
+    with RECORDING:
+        if is_alive(read_record(folder)) or is_locked(folder):
+            raise ValueError(f"a run is active in --output_dir {folder}: stop it first, or name another folder.")
+        if "overwrite_output_dir" in dict(flags_of(words)) and results(folder):
+            rename_aside(folder)  # train.py would rename what is written here too
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, LOG), "ab" if append else "wb") as log:
+            launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(devices)] if devices > 1 else []
+            process = subprocess.Popen(
+                [sys.executable, *launcher, os.path.join(HERE, "train.py"), *words],
+                **{"cwd": root, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},
+                env=os.environ | {"PYTHONUNBUFFERED": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3600"},
+                start_new_session=True,  # neither Ctrl-C nor the end of the interface reaches it
+            )
+        record = {"words": words, "devices": devices, "pid": process.pid, "started": time.time()}
+        record["created"] = psutil.Process(process.pid).create_time()
+        write_json(os.path.join(folder, RECORD), record)
+    threading.Thread(target=reap, args=(process, folder), daemon=True).start()
     return folder
 
 
-def check_idle(folder: str) -> None:
-    if is_alive(read_record(folder)) or is_locked(folder):
-        raise ValueError(f"a run is active in --output_dir {folder}: stop it first, or name another folder.")
-
-
-def reap(process: subprocess.Popen, folder: str, record: dict) -> None:
+def reap(process: subprocess.Popen, folder: str) -> None:
     """Wait for the end of a run, so that no zombie stays, and write down how it ended."""
     code = process.wait()
-    with FileLock(os.path.join(folder, "webui.lock")):
-        latest = read_record(folder)
-        if latest and latest["pid"] == record["pid"]:
+    with RECORDING:
+        if (latest := read_record(folder)).get("pid") == process.pid:
             write_json(os.path.join(folder, RECORD), latest | {"exit_code": code})
 
 
@@ -297,10 +257,8 @@ def resume(folder: str, root: str) -> None:
 def stop(folder: str, at_once: bool = False) -> None:
     """Ask a run to save a checkpoint after this step and end; or kill it and all that it started, also in sessions of
     their own, as torchrun starts them."""
-    known_run(folder)  # else the lock would make a folder
-    with FileLock(os.path.join(folder, "webui.lock")):
-        record = read_record(folder)
-        if is_alive(record):
+    with RECORDING:
+        if is_alive(record := known_run(folder)):
             write_json(os.path.join(folder, RECORD), record | {"stopping": True})
             process = psutil.Process(record["pid"])
             for one in [process, *process.children(recursive=True)] if at_once else [process]:
@@ -320,12 +278,12 @@ def known_run(folder: str) -> dict:
     return record
 
 
-def read_record(folder: str) -> dict | None:
-    try:
+def read_record(folder: str) -> dict:
+    """How a run was started here, which process it is, how it ended; empty where none was."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         record = json.loads(Path(folder, RECORD).read_text(encoding="utf-8"))
-        return record if record.keys() >= {"words", "pid", "created", "started"} else None
-    except (OSError, ValueError, AttributeError):
-        return None
+        return record if record.keys() >= {"words", "pid", "created", "started"} else {}
+    return {}
 
 
 def write_json(path: str, held: dict) -> None:
@@ -336,31 +294,17 @@ def write_json(path: str, held: dict) -> None:
     os.replace(new, path)
 
 
-def is_alive(record: dict | None) -> bool:
+def is_alive(record: dict) -> bool:
     """Whether the process of a record runs; a process that only got its number does not count."""
-    if not record:
-        return False
-    try:
+    with contextlib.suppress(KeyError, psutil.NoSuchProcess):
         process = psutil.Process(record["pid"])
-        same = abs(process.create_time() - record["created"]) < 2
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def is_locked(folder: str) -> bool:
-    """Whether a run on this machine is writing to an output folder; takes no lock, which a starting run would meet."""
-    try:
-        with open(os.path.join(folder, LOCK), "rb") as file:
-            asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # `struct flock` of Linux with 64 bits
-            return struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
-    except OSError:
-        return False
+        return abs(process.create_time() - record["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def status(folder: str) -> Verdict:
     """What the run itself wrote at its end, or what can be seen of it."""
-    record = read_record(folder) or {}
+    record = read_record(folder)
     if is_alive(record) or is_locked(folder):
         return Verdict("running", text("stopping") if record.get("stopping") else "")
     last = (read_log(folder) or [{}])[-1]
@@ -385,9 +329,7 @@ class Found(NamedTuple):
 def find(root: str) -> Found:
     """The runs, checkpoints and data up to DEPTH folders below the root. Follows no links to folders."""
     runs, models, data, pictures = [], [], [], set()
-    for number, (folder, folders, files) in enumerate(os.walk(root)):
-        if number == MOST_FOLDERS:
-            break
+    for folder, folders, files in islice(os.walk(root), MOST_FOLDERS):
         name = os.path.relpath(folder, root)
         is_model = not {"config.json", ADAPTER_CONFIG}.isdisjoint(files) and name != "."
         is_run = not {RECORD, LOG_FILE, ARGUMENTS}.isdisjoint(files) and name != "."
@@ -411,34 +353,21 @@ def find(root: str) -> Found:
 # ---- what a run says of itself ----
 
 
-def curves(log: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """The curves of the report but those of speed, loss first; each thinned to MOST_POINTS."""
-    return {
-        name: {line: points[:: -(-len(points) // MOST_POINTS)] for line, points in lines.items()}
-        for name, lines in curves_of(log).items()
-        if name not in PLOTTED
-    }
-
-
-COLUMNS = ("state", "verdict", "model", "data", "date", "time", "loss", "metric")
-
-
 def summary(folder: str) -> list[str]:
-    """What the table of runs says of one, by COLUMNS."""
-    verdict, log, record = status(folder), read_log(folder), read_record(folder) or {}
-    flags = dict(flags_of(words_of_run(folder)))
-    timed = [line["time"] for line in log if "time" in line]
-    begun = record.get("started") or (timed or [os.path.getmtime(folder)])[0]
-    losses = [line["loss"] for line in log if "loss" in line]
-    found = [pair for line in log for pair in metrics_of(line).items()]
+    """What the table says of a run, by COLUMNS."""
+    log, flags = read_log(folder), dict(flags_of(words_of_run(folder)))
+    newest = {name: value for line in log for name, value in line.items()}
+    times = [line["time"] for line in log if "time" in line] or [os.path.getmtime(folder)]
+    begun = read_record(folder).get("started", times[0])
+    metrics = metrics_of(newest).items()
     return [
-        *verdict,
+        *status(folder),
         " ".join(flags.get("model_id", [])),
         " ".join(flags.get("data_path", [])),
         time.strftime("%Y-%m-%d %H:%M", time.localtime(begun)),
-        tqdm.format_interval(timed[-1] - begun) if timed and timed[-1] > begun else "",
-        f"{losses[-1]:.4g}" if losses else "",
-        "{} {:.3g}".format(*found[-1]) if found else "",
+        tqdm.format_interval(times[-1] - begun) if log and times[-1] > begun else "",
+        f"{newest['loss']:.4g}" if "loss" in newest else "",
+        "{} {:.3g}".format(*[*metrics][-1]) if metrics else "",
     ]
 
 
@@ -448,27 +377,11 @@ def version(folder: str) -> tuple:
     return (folder, *(os.path.getmtime(path) if os.path.exists(path) else 0 for path in paths))
 
 
-def log_tail(folder: str, lines: int = 40) -> str:
+def log_tail(folder: str) -> str:
     """The last lines that a run printed, as a terminal would show them."""
-    try:
-        with open(os.path.join(folder, LOG), "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 32_768))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
+    if not os.path.isfile(path := os.path.join(folder, LOG)):
         return ""
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")[-lines:]).strip("\n")
-
-
-def steps_with_answers(folder: str) -> list[int]:
-    """The steps of the evaluations whose answers are on disk, the newest first."""
-    paths = glob.glob(os.path.join(glob.escape(folder), ANSWERS_FOLDER, "step-*.jsonl"))
-    return sorted((int(match[1]) for path in paths if (match := re.search(r"step-(\d+)\.jsonl$", path))), reverse=True)
-
-
-def answers(folder: str, step: int) -> list[dict]:
-    """Held-out answers of an evaluation, the wrong ones first, with pictures: as in the report."""
-    arguments = parsed(words_of_run(folder))
-    _, dataset = make_datasets(arguments.data, arguments.training.seed, check=False)
-    return list(answers_of(folder, dataset, [min(steps_with_answers(folder)), step], MOST_ANSWERS))
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 32_768))
+        printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.read().decode("utf-8", errors="replace"))
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in printed.split("\n")[-SHOWN_LINES:]).strip("\n")

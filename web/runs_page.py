@@ -9,14 +9,17 @@ from pathlib import Path
 
 import gradio as gr
 
+from reading.split import make_datasets
 from reports.html_page import html_page, render
-from reports.run_comparison import figures, read_log
-from reports.run_report import draw_curves
+from reports.run_comparison import curves_of_runs, figures, read_log
+from reports.run_report import PLOTTED, answered_steps, answers_of, draw_curves
 from web import runs
-from web.html import framed, log_box, notice, or_error, or_notice, part
+from web.parts import framed, log_box, notice, or_error, or_notice, part, text
 from web.runs import check_folder, check_inside
-from web.strings import text
+from web.scripts import tool
 from web.tune_page import QUIET
+
+MOST_ANSWERS = 40
 
 
 def runs_tab(root: str, uploads: str) -> tuple[gr.Dropdown, gr.Button, dict]:
@@ -81,7 +84,7 @@ def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) 
         others = {name: check_folder(name, root, "the run") for name in ticked if name != run}
     except ValueError as error:
         return [notice(str(error), is_error=bool(run)), *[gr.update(visible=False)] * 3, *[gr.skip()] * 5]
-    verdict, record, log = runs.status(folder), runs.read_record(folder) or {}, read_log(folder)
+    verdict, record, log = runs.status(folder), runs.read_record(folder), read_log(folder)
     tail = runs.log_tail(folder)
     left = re.findall(r", ([\d:]+) left$", tail, re.MULTILINE)[-1:] if verdict.state == "running" else []
     head = part("run", verdict=verdict, last=(log or [{}])[-1], left=left, figures=figures(log).items())
@@ -94,8 +97,10 @@ def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) 
     version = log_scale, *map(runs.version, (folder, *others.values()))
     plots = step = report = gr.skip()
     if version != seen:
-        plots = plotted(log, {name: read_log(other) for name, other in others.items()}, log_scale)
-        steps = [(str(number), f"{run}:{number}") for number in runs.steps_with_answers(folder)]
+        curves = curves_of_runs({"": log} | {name: read_log(other) for name, other in others.items()})
+        drawn = {title: draw_curves(lines, log_scale) for title, lines in curves.items() if title not in PLOTTED}
+        plots = part("plots", plots=drawn)
+        steps = [(str(number), f"{run}:{number}") for number in dict.fromkeys(reversed(answered_steps(log)))]
         step = gr.update(choices=steps, value=steps[0][1] if steps else None, visible=bool(steps))
         path = Path(folder, "report.html")
         page = framed(path.read_text(encoding="utf-8"), text("report")) if path.is_file() else ""
@@ -103,25 +108,16 @@ def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) 
     return [head, *shown, plots, step, log_box(tail), report, version]
 
 
-def plotted(log: list[dict], others: dict[str, list[dict]], log_scale: bool) -> str:
-    """The curves of a run, each with those of other runs."""
-    plots = runs.curves(log)
-    for name, other in others.items():
-        for title, lines in runs.curves(other).items():
-            plots.setdefault(title, {}).update({f"{name}, {line}": points for line, points in lines.items()})
-    drawn = [(title.replace("_", " "), draw_curves(lines, log_scale)) for title, lines in plots.items()]
-    return part("plots", plots=drawn)
-
-
 @or_notice
 def show_answers(root: str, chosen: str | None) -> str:
+    """Held-out answers of an evaluation, the wrong ones first, with pictures: as in the report."""
     run, _, step = (chosen or "").rpartition(":")
-    found = runs.answers(check_folder(run, root, "the run"), int(step)) if run else []
-    page = html_page(text("answers"), render("answers.html", answers=found))
-    return framed(page, text("answers")) if found else ""
-
-
-# ---- after a run ----
+    if not run:
+        return ""
+    arguments = runs.parsed(runs.words_of_run(folder := check_folder(run, root, "the run")))
+    _, dataset = make_datasets(arguments.data, arguments.training.seed, check=False)
+    found = answers_of(folder, dataset, [answered_steps(read_log(folder))[0], int(step)], MOST_ANSWERS)
+    return framed(html_page(text("answers"), render("answers.html", answers=[*found])), text("answers"))
 
 
 def after_run(root: str, uploads: str, run: gr.Dropdown) -> None:
@@ -134,9 +130,9 @@ def after_run(root: str, uploads: str, run: gr.Dropdown) -> None:
         merge, serve, answer, pack = (gr.Button(text(name), size="sm") for name in names)
     download, said = gr.DownloadButton(text("download"), visible=False), gr.HTML(elem_classes="live")
     run.change(lambda run: f"{run}-merged" if run else "", run, target)
-    merge.click(partial(run_tool, root, "merge_lora_weights.py", "--model_save_path"), [run, target], said)
-    serve.click(partial(run_tool, root, "check_serving.py", None), [run, target], said)
-    answer.click(partial(run_tool, root, "predict.py", "--data_path"), [run, data], said)
+    merge.click(partial(run_tool, root, "merge_lora_weights", "--model_save_path"), [run, target], said)
+    serve.click(partial(run_tool, root, "check_serving", None), [run, target], said)
+    answer.click(partial(run_tool, root, "predict", "--data_path"), [run, data], said)
     pack.click(partial(packed, root, uploads), run, download)
 
 
@@ -149,7 +145,7 @@ def run_tool(root: str, script: str, flag: str | None, run: str | None, value: s
         words += [flag, value]
     if flag == "--data_path":
         words += ["--output_path", os.path.join(run, "answers.jsonl")]
-    return log_box(runs.tool(script, words, root))
+    return log_box(tool(script, *words))
 
 
 @or_error()

@@ -10,30 +10,28 @@ from functools import partial
 from types import SimpleNamespace
 
 import gradio as gr
+import yaml
 
 from arguments import yaml_to_flags
+from reading.first_row import columns_for, first_row
 from reading.sources import ENDINGS
+from reports.html_page import TEMPLATES
 from training.run_folder import results
 from web import form, runs
 from web.form import DATA, DEVICES, ENGINE, ENGINES, FOLDED, FURTHER, MENUS, MODEL, NAMES, NUMBERS, STRATEGIES
-from web.html import framed, log_box, notice, or_error, or_notice, part
+from web.parts import framed, log_box, notice, or_error, or_notice, part, text
 from web.runs import DECLARED, check_inside
-from web.strings import text
+from web.scripts import tool
 
 UPLOADED = "uploaded"  # folder of the root that dropped files are copied into
 SHOWN_ROWS = 5
 NEEDED = ("model_id", "data_path", "output_dir")
 QUIET = {"show_progress": "hidden", "concurrency_limit": None}
-# Announce what changes, and call a button what it says (gradio 6.31).
-ACCESSIBLE = """() => {
-    for (const block of document.querySelectorAll(".live")) block.setAttribute("aria-live", "polite");
-    for (const button of document.querySelectorAll(".upload-container")) button.removeAttribute("aria-label");
-}"""
+ACCESSIBLE = (TEMPLATES / "webui.js").read_text(encoding="utf-8")
 
 
 def tune_tab(root: str) -> SimpleNamespace:
-    """Its `inputs`, of NAMES in this order; `start`, with what it `asked` and what it `told`; `restored`: whether the
-    form holds what it held before."""
+    """Its `inputs`, of NAMES in this order; `start` and what it `asked`; `restored`: whether the form is as it was."""
     made = {}
 
     def fields(*names: str) -> None:
@@ -54,7 +52,7 @@ def tune_tab(root: str) -> SimpleNamespace:
                 with gr.Row(elem_classes="fields"):
                     fields(*MENUS, *DATA[1:])
             gr.Markdown(f"## {text('step_how')}")
-            preset = gr.Radio(labelled(form.PRESETS), label=text("preset"), elem_id="preset")
+            preset = gr.Radio([(text(name), name) for name in form.PRESETS], label=text("preset"), elem_id="preset")
             with gr.Group():
                 fields(*STRATEGIES)
             with gr.Group(), gr.Row(elem_classes="fields"):
@@ -109,22 +107,17 @@ def tune_tab(root: str) -> SimpleNamespace:
     look = {"fn": partial(show_rows, root), "inputs": [skip, words, *inputs], "outputs": [rows, total, read]}
     look |= {"concurrency_limit": 1, "concurrency_id": "rows"}  # one after the other: the last that was asked stays
     gr.on([words.submit, skip.submit], **look).then(**tell)
-    places = (lambda at, _: max(0, at - SHOWN_ROWS), lambda at, all: at + SHOWN_ROWS if at + SHOWN_ROWS < all else at)
-    for button, move in zip(moves, places):
-        button.click(move, [skip, total], skip, **QUIET).then(**look).then(**tell)
+    for button, by in zip(moves, (-SHOWN_ROWS, SHOWN_ROWS)):
+        move = button.click(lambda at, of, by=by: max(0, at + by) if at + by < of else at, [skip, total], skip, **QUIET)
+        move.then(**look).then(**tell)
     follow = look | {"fn": partial(show_rows, root, quiet=True)}
     wanted.change(**follow, trigger_mode="always_last").then(**tell)  # once, where several fields change at once
-    for button, tool in zip(tools, (forecast, check_rows)):
-        button.click(partial(tool, root), inputs, found)
+    for button, look_ahead in zip(tools, (forecast, check_rows)):
+        button.click(partial(look_ahead, root), inputs, found)
     save.click(partial(save_form, root), [file, *inputs], saved)
     load.click(partial(load_form, root), file, inputs)
     lists = [made[name] for name in ("model_local_path", "data_path", "eval_data_path")]
-    told = [message, start, asked]
-    return SimpleNamespace(inputs=inputs, lists=lists, start=start, asked=asked, told=told, restored=restored)
-
-
-def labelled(names) -> list[tuple[str, str]]:
-    return [(text(name), name) for name in names]
+    return SimpleNamespace(inputs=inputs, lists=lists, start=start, asked=asked, message=message, restored=restored)
 
 
 def field(name: str) -> gr.components.Component:
@@ -135,10 +128,10 @@ def field(name: str) -> gr.components.Component:
         return gr.Number(1, precision=0, minimum=1, **options)
     if name == FURTHER:
         return gr.Textbox(max_lines=4, **options)
-    if name in STRATEGIES:
-        return gr.Radio(choices := labelled(STRATEGIES[name]), value=choices[0][1], **options)
+    if ways := STRATEGIES.get(name):
+        return gr.Radio([(text(way), way) for way in ways], value=next(iter(ways)), **options)
     if name == ENGINE:
-        return gr.Dropdown(choices := labelled(ENGINES), value=choices[0][1], **options)
+        return gr.Dropdown([(text(way), way) for way in ENGINES], **options)
     if name in (*MENUS, *MODEL):
         choices = form.choices_of_models("") if name == "model_id" else []
         return gr.Dropdown(choices, value="", allow_custom_value=True, **options)
@@ -152,9 +145,6 @@ def field(name: str) -> gr.components.Component:
     if bool in kinds:
         return gr.Dropdown([(text("by_default"), ""), "True", "False"], value=value, **options)
     return gr.Textbox(value, max_lines=1, **options)
-
-
-# ---- what the form says ----
 
 
 def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *inputs) -> list:
@@ -187,22 +177,22 @@ def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *i
     return [*shown, None, at, form.preset_of(values), wanted, *(changes.get(name, gr.skip()) for name in NAMES)]
 
 
+@or_error()
 def model_of(typed: str | None, path: str | None) -> tuple:
-    """Id and local path of what was typed as a model: a Hub path and a folder are taken too.
-
-    The id that was found for a path leaves the path.
-    """
-    try:
-        found = form.model_of(typed or "")
-        return found if found[1] or not path or form.model_of(path)[0] != typed else (typed, path)
-    except ValueError as error:
-        gr.Warning(str(error))
-        return gr.skip(), gr.skip()
+    """Id and local path of what was typed as a model; the id that was found for a path leaves the path."""
+    found = form.model_of(typed or "")
+    return found if found[1] or not path or form.model_of(path)[0] != typed else (typed, path)
 
 
 @or_notice
 def save_form(root: str, path: str, *inputs) -> str:
-    form.save(dict(zip(NAMES, inputs)), path, root)
+    """Write the form as a YAML file for train.py."""
+    file = check_inside(path, root, "the YAML file")
+    if not path.endswith((".yaml", ".yml")) or os.path.lexists(file):
+        raise ValueError(text("new_yaml", path=path))
+    flags = runs.flags_of(form.words_of(dict(zip(NAMES, inputs))))
+    with open(file, "x", encoding="utf-8") as target:
+        yaml.safe_dump({n: its[0] if len(its) == 1 else its for n, its in flags}, target, sort_keys=False)
     return notice(text("saved", path=path))
 
 
@@ -221,9 +211,6 @@ def same_again(root: str, run: str | None) -> list:
     return [*(values | {"output_dir": f"{stem}-{number}"}).values(), gr.Tabs(selected="tune")]
 
 
-# ---- data ----
-
-
 def take_files(root: str, files: list[str], paths: list[str]) -> tuple[None, dict]:
     """Copy dropped files into a new folder of the root; those of data, or the folder, are data paths."""
     folder = os.path.join(UPLOADED, time.strftime("%Y-%m-%d-%H%M%S"))
@@ -239,8 +226,8 @@ def show_columns(root: str, paths: list[str]) -> list:
     with contextlib.suppress(ValueError):  # which the message says
         if paths and not runs.is_on_hub(paths[0]):
             runs.check_data(paths[0], root, "--data_path")
-            row = form.first_row(paths[0])
-    columns = form.columns_for(row)
+            row = first_row(paths[0])
+    columns = columns_for(row)
     proposed = form.values_of(["--columns", *columns] if columns else [])
     menus = [gr.update(choices=["", *row], value=proposed[name]) for name in MENUS]
     ignored = gr.update(choices=[f"{name}=" for name in row], value=proposed["columns"])
@@ -249,11 +236,7 @@ def show_columns(root: str, paths: list[str]) -> list:
 
 
 def show_rows(root: str, skip: int, search: str, *inputs, quiet: bool = False) -> tuple:
-    """Rows as preview.py shows them, how many there are, and what was read with which fault.
-
-    Args:
-        quiet: whether a fault is left to the message.
-    """
+    """Rows as preview.py shows them, how many there are, and what was read with which fault: only that, if `quiet`."""
     values = dict(zip(NAMES, inputs))
     seen = [values[name] for name in form.SHOWN_BY]
     selection = [f"--num_rows={SHOWN_ROWS}", f"--skip_rows={skip or 0}", *([f"--search={search}"] if search else [])]
@@ -269,15 +252,12 @@ def show_rows(root: str, skip: int, search: str, *inputs, quiet: bool = False) -
 def forecast(root: str, *inputs) -> str:
     values = dict(zip(NAMES, inputs))
     runs.check_flags(words := form.words_of(values), root)
-    return log_box(runs.tool("estimate.py", [*words, "--num_devices", str(values[DEVICES])], root))
+    return log_box(tool("estimate", *words, "--num_devices", str(values[DEVICES])))
 
 
 @or_notice
 def check_rows(root: str, *inputs) -> str:
     return framed(runs.page_of(form.words_of(dict(zip(NAMES, inputs))), root, "--check"), text("check"))
-
-
-# ---- start ----
 
 
 def start(root: str, asked: str | None, *inputs) -> list:

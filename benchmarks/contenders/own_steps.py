@@ -53,7 +53,8 @@ def bare_loop(model, batches: list[dict], training) -> None:
 def main() -> None:
     way, *words = sys.argv[1:]
     arguments = parse_arguments(words)
-    training, dataset = arguments.training, make_dataset(arguments.data, arguments.data.data_path, weighted=True)
+    training, data = arguments.training, arguments.data
+    dataset = make_dataset(data, "data_path", data.data_path, weighted=True)
     loader = LOADERS.get(arguments.model.family)(arguments.model.model_path, **model_kwargs(arguments))
     collator = make_collator(arguments.model.family, loader, arguments.data)
     fit_to_budget(collator, dataset, arguments.data.drop_overlong)

@@ -185,7 +185,6 @@ def test_plain_transformers_writes_the_words_that_were_learned(tiny, write_rows,
 # ---- what is refused or said ----
 
 LINES = {
-    "nothing": ("", "line 1: '' is empty"),
     "an empty line": ("<a>\n\n<b>\n", "line 2: '' is empty"),
     "twice": ("<a>\n<b>\n<a>\n", "line 3: '<a>' is line 1 again"),
     "a space": ("<a>\n <b>\n", "line 2: ' <b>' begins or ends with white space"),

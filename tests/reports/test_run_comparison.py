@@ -4,12 +4,13 @@ import json
 import re
 
 import pytest
+from matplotlib.figure import Figure
 
 import compare_runs
 from evaluation.answers import write_answers
 from loaders.output_folder import write_arguments
 from reports import run_comparison
-from reports.run_report import plots_of
+from reports.run_report import fill_axes, plots_of
 
 COMMON = {"model_id": "qwen2-vl-2b-instruct", "num_train_epochs": 3, "data_path": ["train.json"]}
 
@@ -71,3 +72,7 @@ def test_a_loss_over_decades_has_a_log_scale():
     steep = {"training": [(1, 3.0), (2, 0.5)], "evaluation": [(2, 0.2)]}
     curves = {"loss": steep, "learning_rate": steep, "texts_loss": {"training": [(1, 3.0), (2, 0.4)]}}
     assert [title for title, _ in plots_of(curves)] == ["loss, log scale", "learning rate", "texts loss"]
+    for lowest, is_labelled in ((0.01, False), (0.9, True)):  # so many labels would lie on each other
+        axes = Figure().subplots()
+        fill_axes(axes, {"training": [(0, 7.0), (1, 7 * lowest)]}, {"training": "red"}, log_scale=True)
+        assert any(label.get_text() for label in axes.get_yticklabels(minor=True)) is is_labelled

@@ -39,6 +39,8 @@ def test_lost_is_what_was_right_before_and_gained_what_was_not():
         verdict = of_run([counts | {"step": 1, "probe_lost": lost, "probe_gained": gained}], None, None, None)
         assert verdict.sentence.endswith(f"; {word} {lost} of 4 plain answers, gained {gained}")
         assert verdict.tone == ("warning" if word == "forgot" else "good")
+    verdict = of_run([counts | {"step": 1, "probe_right": 0, "probe_lost": 0, "probe_gained": 2}], None, None, None)
+    assert verdict.sentence.endswith("; of 6 plain questions none was right before, 2 after") and verdict.tone == "good"
 
 
 def answered(folder, *flags) -> list[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import html
 import io
 import json
 import os
@@ -22,6 +23,7 @@ import psutil
 import pytest
 import yaml
 from conftest import REPO, turns
+from matplotlib.figure import Figure
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -34,12 +36,13 @@ from evaluation.answers import stream_answer
 from evaluation.verdict import TONES, Verdict
 from predict import load
 from reading.dataset import MultimodalDataset
+from reading.first_row import columns_for, first_row
 from reading.images import open_image
 from reading.options import ROOT, MediaOptions
-from reports import run_comparison
+from reports import run_comparison, run_report
 from supported_models import MODELS, VIDEO
 from training.trainable import training_modes
-from web import chat_page, form, html, runs, runs_page, strings, tune_page
+from web import chat_page, form, parts, runs, runs_page, tune_page
 
 ROW = [{"conversations": turns("Hi", "Hello")}]
 # Flags of a preset whose values are those of the first one, whatever a script says.
@@ -211,9 +214,9 @@ CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
 def test_all_that_the_page_says_is_in_the_table_in_both_languages():
-    page, helps = strings.TABLE["page"], strings.TABLE["help"]
+    page, helps = parts.TABLE["page"], parts.TABLE["help"]
     for key, said in page.items():
-        assert [*said] == [*strings.LANGUAGES], key
+        assert [*said] == [*parts.LANGUAGES], key
         en, zh = (sorted(name for _, name, *_ in Formatter().parse(one) if name is not None) for one in said.values())
         assert en == zh, key
     files = [*(REPO / "web").glob("*.py"), REPO / "webui.py", *(REPO / "reports/templates").glob("webui_*.html")]
@@ -229,7 +232,7 @@ def test_all_that_the_page_says_is_in_the_table_in_both_languages():
 
 
 def test_the_page_in_chinese(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(strings, "language", "zh")
+    monkeypatch.setattr(parts, "language", "zh")
     config = webui.make_page(root, str(tmp_path)).get_config_file()
     told = {"LoRA", "Q-LoRA", *(name.replace("_", " ") for name in form.FLAGS), "# finelmm", "True", "False"}
     of_components = [c["props"] for c in config["components"] if c["type"] not in ("state", "timer", "dataset")]
@@ -390,12 +393,12 @@ def test_the_first_row_and_the_columns_that_it_needs(root):
         write = {"csv": frame.to_csv, "parquet": frame.to_parquet}
         ending = name.rpartition(".")[2]
         write[ending](name, index=False) if ending in write else Path(name).write_text(json.dumps(row))
-        assert {key: str(value) for key, value in form.first_row(name).items()} == row, name
+        assert {key: str(value) for key, value in first_row(name).items()} == row, name
         shown, *menus, ignored = tune_page.show_columns(root, [name])
         assert [menu["value"] for menu in menus] == ["what", "reply", "photo", ""] and "So." in shown
         columns = [f"{name}={menu['value']}" for name, menu in zip(form.MENUS.values(), menus) if menu["value"]]
         assert MultimodalDataset(name, columns=columns).rows[0]["messages"][1]["content"][0]["text"] == "So."
-    assert form.columns_for({"question": "a", "answer": "b"}) == form.columns_for(ROW[0]) == []
+    assert columns_for({"question": "a", "answer": "b"}) == columns_for(ROW[0]) == []
     for paths in ([], ["owner/name"], ["none.json"], ["link.json"], ["data"]):  # nothing is shown of what is not ours
         assert tune_page.show_columns(root, paths)[1]["value"] == ""
 
@@ -487,12 +490,14 @@ def test_runs_and_previews_are_told_of_the_root_and_not_of_the_password(root, mo
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     monkeypatch.setattr(webui.signal, "signal", lambda *_: None)
     monkeypatch.setattr(webui, "make_page", lambda *_: None)
-    served = {}
+    served, forked = {}, {}
     monkeypatch.setattr(webui, "serve", lambda _, args: served.update(os.environ, given=args.password, at=os.getcwd()))
-    monkeypatch.setattr(strings, "language", "en")
+    monkeypatch.setattr(webui.scripts, "begin", lambda: forked.update(os.environ, at=os.getcwd()))
+    monkeypatch.setattr(parts, "language", "en")
     webui.main(["--root", root, "--port", "0", "--language", "zh"])
-    assert strings.language == "zh"
+    assert parts.language == "zh"
     assert (served[ROOT], served["given"], served["at"]) == (root, "sesame", root) and webui.PASSWORD not in served
+    assert (forked[ROOT], forked["at"]) == (root, root) and webui.PASSWORD not in forked
 
 
 @pytest.mark.parametrize("name", ["report.html", "webui.log", "log.jsonl", "args.yaml", "eval_answers", "a/deep/link"])
@@ -558,9 +563,10 @@ def test_a_file_of_the_user_is_not_run_by_the_check(root):
 @pytest.mark.parametrize("host, is_local", [("127.0.0.1", 1), ("::1", 1), ("localhost", 1), ("0.0.0.0", 0), ("gpu", 0)])
 def test_another_host_needs_a_password(host, is_local, root, monkeypatch):
     monkeypatch.delenv(webui.PASSWORD, raising=False)
+    monkeypatch.setattr(webui.socket, "create_server", lambda *_, **__: io.BytesIO())  # this machine may have no ::1
     if not is_local:
         with pytest.raises(ValueError, match="set a password in the environment variable FINELMM_WEBUI_PASSWORD"):
-            webui.check(webui.parse(["--host", host]))
+            webui.parse(["--host", host])
     assert webui.is_loopback(host) == bool(is_local)
     monkeypatch.setenv(webui.PASSWORD, "sesame")
     assert webui.parse(["--host", host]).password == "sesame"
@@ -570,8 +576,8 @@ def test_wrong_passwords_wait_in_a_line(monkeypatch):
     waited = []
 
     async def ask() -> list[bool]:
-        door = webui.Door("sesame")
-        return await asyncio.gather(*(door.admit("me", word) for word in ("no", "sésame", "sesame", "no")))
+        admit = webui.door("sesame")
+        return await asyncio.gather(*(admit("me", word) for word in ("no", "sésame", "sesame", "no")))
 
     async def sleep(seconds: float) -> None:
         waited.append(seconds)
@@ -631,9 +637,9 @@ def test_kill_does_not_take_the_place_of_stop(root, monkeypatch):
 def test_where_it_cannot_start(root):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(ValueError, match="--port .* cannot be listened on: Address already in use"):
-            webui.check(webui.parse(["--port", str(taken.getsockname()[1])]))
+            webui.parse(["--port", str(taken.getsockname()[1])])
     with pytest.raises(ValueError, match="--root .*none is not a folder"):
-        webui.check(webui.parse(["--root", "none"]))
+        webui.parse(["--root", "none"])
 
 
 # ---- runs ----
@@ -745,8 +751,7 @@ def test_of_pages_that_start_at_once_one_wins(root, stand_in):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert outcomes.count("out/a") == 1 and len(outcomes) == 5
-    refused = ("a run is alive", "another page is starting a run")
-    assert all(any(text in outcome for text in refused) for outcome in outcomes if outcome != "out/a")
+    assert all("a run is active" in outcome for outcome in outcomes if outcome != "out/a")
 
 
 def test_what_a_root_holds(root):
@@ -825,23 +830,30 @@ def test_curves_and_figures(tmp_path):
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
     log = run_comparison.read_log(str(tmp_path))
     assert len(log) == 5
-    assert runs.curves(log[:4]) == {  # the learning rate is none that a run is looked at for
+    plots = {
         "loss": {"training": [(1, 1.0), (2, 0.5), (3, 1 / 3)], "evaluation": [(3, 0.5)]},
         "anls": {"evaluation": [(3, 0.25)]},
+        "learning_rate": {"training": [(1, 1e-3), (2, 1e-3), (3, 1e-3)]},
     }
+    assert run_comparison.curves_of_runs({"": log[:4]}) == plots
+    both = run_comparison.curves_of_runs({"": log[:4], "b": log[:1]})
+    assert both["loss"] == plots["loss"] | {"b, training": [(1, 1.0)]} and both["anls"] == plots["anls"]
     figures = run_comparison.figures(log)
     assert figures == {"steps": "4 of 100", "epochs": "0.4", "training loss": "nan", "evaluation loss": "0.5"} | {
         "anls": "0.25"
     }
     assert run_comparison.figures([]) == {}
-    many = runs.curves([logged(step, loss=1.0) for step in range(100_000)])["loss"]["training"]
-    assert len(many) == runs.MOST_POINTS and many[0][0] == 0 and many[-1][0] > 99_000
+    axes = Figure().subplots()
+    run_report.fill_axes(axes, {"training": [(step, 1.0) for step in range(100_000)]}, {"training": "red"})
+    (drawn,) = (line.get_xdata() for line in axes.lines)
+    assert len(drawn) == run_report.MOST_POINTS and drawn[0] == 0 and drawn[-1] > 99_000
 
 
 def test_the_log_is_shown_as_a_terminal_shows_it(tmp_path):
     (tmp_path / runs.LOG).write_text("one\n\x1b[31mtwo\x1b[0m\n 10%|#\r 50%|##\r100%|###\nlast", newline="")
     assert runs.log_tail(str(tmp_path)) == "one\ntwo\n100%|###\nlast"
-    assert runs.log_tail(str(tmp_path), 1) == "last"
+    (tmp_path / runs.LOG).write_text("early\n" * 9999 + "last")
+    assert runs.log_tail(str(tmp_path)) == "early\n" * (runs.SHOWN_LINES - 1) + "last"
     assert runs.log_tail(str(tmp_path / "none")) == ""
 
 
@@ -860,11 +872,13 @@ def test_held_out_answers_of_any_step_with_their_pictures_the_wrong_ones_first(r
             for index in (0, 1)
         ]
         Path(f"out/a/eval_answers/step-{step}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers))
-    assert runs.steps_with_answers("out/a") == [10, 9]
+    log = [logged(step, eval_exact_match=0.5) for step in (9, 10, 10)]  # resumed at 9
+    Path("out/a/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    assert watched(root, "out/a")[5]["choices"] == [("10", "out/a:10"), ("9", "out/a:9")]
     for step, order in ((10, [1, 0]), (9, [0, 1])):
-        found = runs.answers("out/a", step)
-        assert [answer["index"] for answer in found] == order
-        colours = [Image.open(io.BytesIO(base64.b64decode(a["pictures"][0][0].partition(",")[2]))) for a in found]
+        shown = runs_page.show_answers(root, f"out/a:{step}")
+        pictures = re.findall(r"base64,([\w+/=]+)", html.unescape(html.unescape(shown)))
+        colours = [Image.open(io.BytesIO(base64.b64decode(picture))) for picture in pictures]
         assert [c.convert("RGB").getpixel((0, 0)) for c in colours] == [[(255, 0, 0), (0, 0, 255)][i] for i in order]
     shown = runs_page.show_answers(root, "out/a:10")
     assert shown.count("<") == 2 and "&amp;lt;b onclick=x&amp;gt;${1}&amp;lt;/b&amp;gt;" in shown
@@ -874,7 +888,7 @@ def test_held_out_answers_of_any_step_with_their_pictures_the_wrong_ones_first(r
 
 
 def test_what_a_page_is_told_is_text_on_it():
-    assert "<b>" not in html.notice("<b>") and 'srcdoc="&lt;p title=&#34;' in html.framed('<p title="a">', "rows")
+    assert "<b>" not in parts.notice("<b>") and 'srcdoc="&lt;p title=&#34;' in parts.framed('<p title="a">', "rows")
 
 
 def test_watching_a_run(root):
@@ -896,7 +910,7 @@ def test_watching_a_run(root):
 # ---- chat ----
 
 
-def test_a_chat_is_read_as_turns():
+def test_a_chat_is_read_as_messages():
     def file(name: str) -> dict:
         return {"type": "file", "file": {"path": name}}
 
@@ -907,19 +921,19 @@ def test_a_chat_is_read_as_turns():
         {"role": "assistant", "content": "Hm.", "metadata": {"title": "Thought"}},
         {"role": "assistant", "content": [{"type": "text", "text": "A cat"}], "metadata": None},
         *({"role": "user", "content": "Why?"}, failed),
-        {"role": "user", "content": [file("b.png"), {"type": "text", "text": "Sure?"}]},
+        {"role": "user", "content": [file("b.mp4"), {"type": "text", "text": "Sure?"}]},
     ]
-    assert chat_page.turns_of(messages) == [
-        {"role": "user", "text": "What?", "files": ["a.png"]},
-        {"role": "assistant", "text": "A cat", "files": [], "thought": "Hm."},
-        {"role": "user", "text": "Sure?", "files": ["b.png"]},
+    assert chat_page.messages_of(messages) == [
+        {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A cat"}], "reasoning_content": "Hm."},
+        {"role": "user", "content": [{"type": "video", "video": "b.mp4"}, {"type": "text", "text": "Sure?"}]},
     ]
 
 
 def test_tuned_and_base_answer_side_by_side_each_in_its_own_conversation(monkeypatch):
     class Parrot:
-        def answer(self, path, turns, most, base):
-            said = [turn["text"] for turn in turns]
+        def answer(self, path, messages, most, base):
+            said = [message["content"][-1]["text"] for message in messages]
             if said[-1] == "Fail" and base:
                 raise ValueError("no adapter")
             yield "", "..."
@@ -938,10 +952,11 @@ def test_tuned_and_base_answer_side_by_side_each_in_its_own_conversation(monkeyp
     assert tuned[-1]["content"] == """m 5 tuned ['Two', "m 5 tuned ['Two']", 'Three']"""
     assert base[-1]["content"] == """m 5 base ['Two', "m 5 base ['Two']", 'Three']"""
     assert [message.get("metadata") for message in base[1:3]] == [{"title": "Thought"}, None]
-    assert chat_page.turns_of(base)[0]["files"] == ["a.png"] and chat_page.turns_of(base)[1]["thought"] == "hm"
+    question, reply, *_ = chat_page.messages_of(base)
+    assert question["content"][0] == {"type": "image", "image": "a.png"} and reply["reasoning_content"] == "hm"
     tuned, base = ask("Fail", tuned, base, True)
     assert tuned[-1]["content"].startswith("m 5 tuned") and base[-1]["content"] == "no adapter"
-    assert chat_page.turns_of(base)[-1]["role"] == "assistant"  # the question that failed is not asked again
+    assert chat_page.messages_of(base)[-1]["role"] == "assistant"  # the question that failed is not asked again
 
 
 def test_a_chat_shows_the_model_what_training_did(tiny, tmp_path, media_folder):
@@ -951,25 +966,29 @@ def test_a_chat_shows_the_model_what_training_did(tiny, tmp_path, media_folder):
     for file in os.listdir(model):
         (tmp_path / "run" / file).hardlink_to(os.path.realpath(model / file))
     (tmp_path / "run/args.yaml").write_text(yaml.safe_dump({"model_id": "llava-1.5-7b", "image_size": "48x32"}))
-    turn = {"role": "user", "text": "What is it?", "files": [str(media_folder / "tall.jpg")]}
-    chat = chat_page.Chat(str(tmp_path), str(media_folder))
-    *_, (thought, text) = chat.answer("run", [turn], 12)
 
-    image = open_image(turn["files"][0], MediaOptions(image_size="48x32"))
+    def asked(name: str) -> list[dict]:
+        picture = {"type": "image", "image": str(media_folder / name)}
+        return [{"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]}]
+
+    chat = chat_page.Chat(str(tmp_path), str(media_folder))
+    *_, (thought, text) = chat.answer("run", asked("tall.jpg"), 12)
+
+    image = open_image(str(media_folder / "tall.jpg"), MediaOptions(image_size="48x32"))
     content = [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]
     expected = "".join(stream_answer(*load(str(tmp_path / "run")), [{"role": "user", "content": content}], 12))
     assert image.size == (48, 32) and (thought, text) == ("", expected)
 
     loaded = chat.model
-    list(chat.answer("run", [turn], 1))
+    list(chat.answer("run", asked("tall.jpg"), 1))
     assert chat.model is loaded
-    for path, files, message in (
-        ("model", [], "the model .* leads out of"),
-        ("run", ["/etc/hosts"], "the file .* leads out of"),
-        ("run", [str(media_folder / "none.png")], "^image none.png does not exist"),
+    for path, name, message in (
+        ("model", "tall.jpg", "the model .* leads out of"),
+        ("run", "/etc/hosts", "the file .* leads out of"),
+        ("run", "none.png", "^image none.png does not exist"),
     ):
         with pytest.raises(ValueError, match=message):
-            list(chat.answer(path, [turn | {"files": files}], 1))
+            list(chat.answer(path, asked(name), 1))
     chat.release()
     assert chat.model is None and not chat.lock.locked()
 
@@ -977,11 +996,12 @@ def test_a_chat_shows_the_model_what_training_did(tiny, tmp_path, media_folder):
 def test_an_answer_that_nobody_waits_for_frees_the_model(tiny, tmp_path):
     chat = chat_page.Chat(os.path.dirname(tiny("llava-1.5")), str(tmp_path))
     Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
-    turn = {"role": "user", "text": "Hi", "files": [str(tmp_path / "black.png")]}
-    answer = chat.answer("llava-1.5", [turn], 20)
+    picture = {"type": "image", "image": str(tmp_path / "black.png")}
+    question = {"role": "user", "content": [picture, {"type": "text", "text": "Hi"}]}
+    answer = chat.answer("llava-1.5", [question], 20)
     next(answer)
     answer.close()
     assert not chat.lock.locked()
     _, (_, tuned, base) = chat_page.answer(chat, {"text": "Hi", "files": []}, [], [], None, 5, False)
     assert tuned[-1]["content"] == "Choose a model first." and tuned[-1]["metadata"]["title"] == "No answer"
-    assert base == [] and chat_page.turns_of(tuned) == []
+    assert base == [] and chat_page.messages_of(tuned) == []

@@ -27,7 +27,7 @@ from predict import load
 pytestmark = pytest.mark.slow
 SECONDS = 300  # that anything may take, on a machine with other work
 RUN, OTHER = "out/first", "out/other"
-STEPS = 40
+STEPS, TOKENS = 16, 16  # of the run; of an answer
 COLOURS = ("red", "blue")
 ROWS = 24
 
@@ -307,6 +307,7 @@ def chat(page: Page, root, tmp_path) -> None:
     model.press("Enter")
     page.locator("#side_by_side input").check()
     page.locator("#base").wait_for()
+    box(page, "longest").fill(str(TOKENS))
     page.locator("#question input[type=file]").set_input_files(tmp_path / "red.png")
     page.locator("#question button[aria-label*='Remove']").first.wait_for()
     question.fill("What colour do you see?")
@@ -327,7 +328,7 @@ def chat(page: Page, root, tmp_path) -> None:
 def answer_of(model_path, picture, question: str) -> str:
     model, collator = load(str(model_path))
     content = [{"type": "image", "image": Image.open(picture).convert("RGB")}, {"type": "text", "text": question}]
-    return "".join(stream_answer(model, collator, [{"role": "user", "content": content}], 128)).strip()
+    return "".join(stream_answer(model, collator, [{"role": "user", "content": content}], TOKENS)).strip()
 
 
 def keep_strangers_out(server: Server, root, tmp_path, uploads) -> None:

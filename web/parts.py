@@ -1,13 +1,22 @@
-"""Small pieces of HTML that all tabs of the page show, and how an error is told on it."""
+"""What all tabs of the page share: its words in two languages, small pieces of HTML, how an error is told."""
 
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 
 import gradio as gr
+import yaml
 from markupsafe import Markup
 
 from reports.html_page import render
-from web.strings import text
+
+TABLE = yaml.safe_load(Path(__file__).with_name("strings.yaml").read_text(encoding="utf-8"))
+LANGUAGES = ("en", "zh")
+language = "en"  # webui.py sets it
+
+
+def text(key: str, **values) -> str:
+    return TABLE["page"][key][language].format(**values)
 
 
 def part(name: str, **values) -> Markup:

@@ -1,0 +1,61 @@
+"""Scripts of the repository, each run in a fork of a process that has imported them, which takes many seconds."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from functools import partial
+from importlib import import_module
+
+from entry import cli
+
+SCRIPTS = ("check_serving", "estimate", "merge_lora_weights", "predict", "preview")
+requests = None  # the socket of that process
+
+
+def begin() -> None:
+    """Start it. This process must have one thread yet: a fork would hold the locks of others forever."""
+    global requests
+    for script in SCRIPTS:
+        import_module(script)
+    requests, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork():
+        return asked.close()
+    requests.close()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # leaves no zombie
+    while (request := socket.recv_fds(asked, 1 << 17, 1))[0]:  # until the page ends
+        if not os.fork():
+            _run(*json.loads(request[0]), *request[1])
+        os.close(*request[1])
+    os._exit(0)
+
+
+def _run(script: str, words: list[str], answer: int) -> None:
+    """Answer with what a script prints, a null character, and what was wrong."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    sys.argv, fault = [f"{script}.py"], None
+    os.dup2(answer, 1)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 2)  # bars and warnings
+    try:
+        cli(partial(import_module(script).main, words))
+    except SystemExit as end:
+        fault = end.code
+    except Exception:
+        fault = traceback.format_exc()
+    print(f"\0{fault or ''}", flush=True)
+    os._exit(0)
+
+
+def tool(script: str, *words: str) -> str:
+    """What a script prints; a ValueError with what it said, where it failed."""
+    ours, theirs = socket.socketpair()
+    with ours, ours.makefile(encoding="utf-8", errors="replace") as answer:
+        with theirs:
+            socket.send_fds(requests, [json.dumps([script, words], allow_nan=False).encode()], [theirs.fileno()])
+        printed, ended, fault = (part.strip() for part in answer.read().partition("\0"))
+    if fault or not ended:
+        raise ValueError(f"{printed}\n{fault.removeprefix('Error: ')[-2000:] or 'It was killed.'}".strip())
+    return printed
