@@ -8,11 +8,10 @@ It becomes a field `clip` of the part, what is given of {"start", "end", "fps", 
 """
 
 import dataclasses
-import json
 import math
-from contextlib import suppress
 
 from reading.options import MediaOptions
+from reading.strict_json import loaded
 
 VALUES = dict.fromkeys(("start", "end"), "seconds from 0") | {"fps": "a number above 0"}
 VALUES |= dict.fromkeys(("num_frames", "max_pixels"), "a whole number from 1")
@@ -20,18 +19,11 @@ NAMES = (*VALUES, "video_start", "video_end", "clip", "times")  # in a row
 LISTS = {"clip": "[start, end] in seconds", "times": "a list of seconds"}
 
 
-def as_number(value: object) -> object:
-    """A value, or the numbers that a text says, as the cells of tables are; another text stays, to be refused."""
-    with suppress(ValueError):
-        return json.loads(value) if isinstance(value, str) else value
-    return value
-
-
 def of_fields(fields: dict, where: str = "") -> dict:
     """The `clip` that fields of these names say."""
     found = {}
     for name in [name for name in NAMES if fields.get(name) is not None]:
-        value, key = as_number(fields[name]), name.removeprefix("video_")
+        value, key = loaded(fields[name]), name.removeprefix("video_")
         if key not in LISTS:
             values = {key: _checked(key, value, f"{where}{name}")}
         elif isinstance(value, list) and (key == "times" or len(value) == 2):
@@ -54,7 +46,7 @@ def _checked(key: str, value: object, where: str) -> float | int:
 
 def place(row: dict, videos: list[dict]) -> None:
     """Give the videos of a row, in order, what its fields say of them."""
-    fields = {name: as_number(row[name]) for name in NAMES if name in row}
+    fields = {name: loaded(row[name]) for name in NAMES if name in row}
     # Each has a value for each video, but lists of numbers that are one value.
     several = {
         name: value

@@ -95,7 +95,7 @@ def rows_of_table(path: str, form: RowForm) -> tuple[dict[str, bool], Iterator[d
     names = [name.strip().lower() or f"column {i}" for i, name in enumerate(next(cells_of), 1)]
     read_as = form.mapping.names(names)
     given = {*read_as.values(), *(PAIRS if form.prompt is not None else [])}
-    if not any({*pair} <= given for pair in PAIRS.items()):
+    if given.isdisjoint(form.turn_fields) and not any({*pair} <= given for pair in PAIRS.items()):
         raise ValueError(
             f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer`, and "
             "`image` or `video` for media: name them so in its first line, or "

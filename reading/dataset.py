@@ -46,6 +46,13 @@ IGNORE_INDEX = -100
 # Flags that say how rows are read.
 FORM_FLAGS = "user_key assistant_key field_messages allow_outside prompt system_prompt".split()
 FORM_FLAGS += "allow_empty_answers train_replies".split()
+# What an index counts -> what a person should know of it.
+COUNTED = {
+    "empty_answers": "have an empty reply, of which only the end is trained",
+    "several_answers": "have several answers: the reply is the most frequent one",
+    "clips": "choose moments or frames of videos (docs/moments.md)",
+    "places": "have <image>, <video> or <audio> in a text and no medium for it: it is trained as text",
+}
 SHOWN_FAULTS = 10  # samples that are named when they are skipped
 
 
@@ -279,12 +286,7 @@ class MultimodalDataset(WeightedRows):
             named = [f"{folder} ({count:,})" for folder, count in outside.most_common(3)]
             more = [f"{len(outside) - 3:,} more"] if len(outside) > 3 else []
             notes.append(f"{self.name}: media outside the folders of the data: {', '.join([*named, *more])}")
-        if empty := counts["empty_answers"]:
-            notes.append(f"{self.name}: {empty:,} rows have an empty reply, of which only the end is trained.")
-        if several := counts["several_answers"]:
-            notes.append(f"{self.name}: {several:,} rows have several answers: the reply is the most frequent one.")
-        if chosen := counts["clips"]:
-            notes.append(f"{self.name}: rows that choose moments or frames of videos (docs/moments.md): {chosen:,}.")
+        notes += [f"{self.name}: {counts[name]:,} rows {what}." for name, what in COUNTED.items() if counts[name]]
         if (layouts := self.layouts()) and not any(layout.media for layout in layouts):
             notes.append(f"WARNING: {self.name} holds texts alone, so the model sees no image and no video of it.")
         return notes

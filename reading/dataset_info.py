@@ -13,7 +13,7 @@ FIELDS_OF_FORMAT = {
     "sharegpt": [("messages", "conversations", "conversations")],
 }
 FIELDS_OF_ALL = [("system", None, "system"), ("images", None, "images"), ("videos", None, "videos")]
-UNSUPPORTED = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+FIELDS_OF_ALL += [("tools", None, "tools")]
 
 
 def read_entry(file: str, name: str | None) -> tuple[str, dict[str, object]]:
@@ -28,9 +28,7 @@ def read_entry(file: str, name: str | None) -> tuple[str, dict[str, object]]:
         raise ValueError(f"{file}: name one of its data sets, such as {file}:{next(iter(entries), 'NAME')}.")
     where = f"{file}, {name}"
     if not (place := entry.get("file_name") or entry.get("hf_hub_url")):
-        raise ValueError(
-            f"{where} has {', '.join(key for key in UNSUPPORTED if key in entry) or 'no file_name'} (unsupported)."
-        )
+        raise ValueError(f"{where} has {', '.join(entry)}, but no file_name or hf_hub_url; others are unsupported.")
     if entry.get("ranking") or entry.get("columns", {}).keys() & {"chosen", "rejected", "kto_tag"}:
         raise ValueError(f"{where} holds ranked answers, which are not trained on.")
     form = entry.get("formatting", "alpaca")

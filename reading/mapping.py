@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from reading import unread
 from reading.references import kind_by_name
+from reading.strict_json import loaded
 
 COLUMN = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 SEVERAL = ("images", "videos")  # names that hold the media of several fields, in the order of the flag
@@ -69,12 +70,17 @@ class Mapping:
                 named[name] = [*listed(named[name]), *listed(value)] if name in named else value
             if found is not None and (name in named or name in row):
                 found[f"{name}={source}"] += 1
-        left = unread.without(left, self.ignored) if self.ignored else left
+        if self.ignored:  # a name of the file, or one inside of what is read by a name
+            left = unread.without(left, self.ignored)
+            named = unread.without(named, {*self.ignored} - {*named})
+            # Of what is ignored, rows of Parquet files and tables have no value.
+            unread.check_places(left | named, {name: field_of(row, name)[0] for name in self.ignored})
         left = {key: value for key, value in left.items() if value is not None}
-        if both := [name for name in named if name in left]:
+        source_of = dict(self.sources)  # `question=question[0]` takes from the field of its own name
+        if both := [name for name in named if name in left and STEPS.match(source_of[name])[0] != name]:
             name = both[0]
             raise ValueError(
-                f"has a field `{name}`, and --columns reads `{dict(self.sources)[name]}` as `{name}`: add "
+                f"has a field `{name}`, and --columns reads `{source_of[name]}` as `{name}`: add "
                 f"--columns {name}= to ignore the first"
             )
         row = left | named
@@ -127,7 +133,7 @@ def proposal(row: dict, form) -> str:
     """The --columns by which a RowForm would read a row whose fields have other names, as far as its values tell."""
     if fix := conversion(row):
         return fix
-    found = ((name, turn) for name, value in row.items() for turn in listed(value) if isinstance(turn, dict))
+    found = ((name, turn) for name, value in row.items() for turn in listed(loaded(value)) if isinstance(turn, dict))
     turns = next((name for name, turn in found if turn.keys() & {*TURN_KEYS[0]} or said_in(turn, form)), None)
     texts, media = {}, {}
     for name, value in unread.flat("", {name: value for name, value in row.items() if name != turns}):
@@ -145,6 +151,8 @@ def proposal(row: dict, form) -> str:
     (asked_in, _, asked), (replied_in, _, replied) = ((name or "").partition("[].") for name in (question, answer))
     are_pairs = bool(asked and replied) and asked_in == replied_in and not turns
     pairs = {"question": question and question.replace("[]", "[0]"), "answer": answer and answer.removesuffix("[]")}
+    if question and question.endswith("[]") and answer.endswith("[]"):  # one of each question
+        pairs["answer"] += "[0]"
     pairs = {"messages": turns or asked_in} if turns or are_pairs else pairs
     found = [f"{name}={source}" for name, source in pairs.items() if source not in (None, name)]
     for kind, (first, *others) in media.items():

@@ -23,7 +23,7 @@ OF_REPLY, OF_RESULT = (*THOUGHTS, "tool_calls"), ("tool_call_id", "name")  # key
 KEYS = {*OF_REPLY, *OF_RESULT}
 HEAD = re.compile(r"\A\s*<think>(.*?)</think>\n*", re.DOTALL)
 # Turns by their roles, C a reply with calls: each question is answered, after results of all calls before the answer.
-TURNS = re.compile("S?A?(U(CT+)*A)*U(CT+)*[AC]")
+TURNS = re.compile("S?A?(U+(CT+)*A)*U+(CT+)*[AC]")
 
 
 def keys_of(role: object) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ def add_ids(messages: list[dict]) -> None:
 
 
 def fit_together(messages: list[dict]) -> bool:
-    """Whether the messages of a row with calls or results are in an order that a conversation has."""
+    """Whether the messages of a row are in an order that a conversation has."""
     letters = {"system": "S", "user": "U", "tool": "T"}
     turns = "".join(letters.get(m["role"], "C" if "tool_calls" in m else "A") for m in messages)
     return bool(TURNS.fullmatch(turns))

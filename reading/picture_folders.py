@@ -36,7 +36,10 @@ def rows_in(folder: str, prompt: str | None) -> Iterator[dict[str, str]]:
     names = paths_below(folder)
     media = {name: os.path.splitext(name)[0] for name in names if kind_by_name(name)}  # -> stem
     texts = {os.path.splitext(name)[0]: name for name in names if not kind_by_name(name)}
-    has_captions = bool({*map(os.path.dirname, media)} & {*map(os.path.dirname, texts)})
+    # A text in the folder of a picture, or of its name: labels/1.txt next to images/1.jpg is none, and refused below.
+    has_captions = any(
+        {*map(part, media.values())} & {*map(part, texts)} for part in (os.path.dirname, os.path.basename)
+    )
     if prompt is None:
         what, ask = ("captions", "Describe the picture.") if has_captions else ("classes", "What is in the picture?")
         raise ValueError(f'{folder} holds {what} and no question: add --prompt "{ask}", or your own question.')
@@ -45,7 +48,7 @@ def rows_in(folder: str, prompt: str | None) -> Iterator[dict[str, str]]:
     if alone and has_captions:
         raise ValueError(
             f"{folder}: {', '.join(alone[:5])}{' ...' if alone[5:] else ''} ({len(alone):,}) alone: 1.jpg needs its "
-            "caption 1.txt, and vice versa. Add what is missing, or move these elsewhere."
+            "caption 1.txt next to it, and vice versa. Add what is missing, or move these elsewhere."
         )
     for name, stem in media.items():
         answer = os.path.dirname(name)

@@ -36,6 +36,7 @@ from reading.options import MediaOptions
 from reading.references import is_url
 from reading.rows import WEIGHT, RowForm, is_empty, media_in, trained_replies
 from reading.strict_json import strict_json
+from reading.unread import PLACES
 
 VERSION = 12  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
@@ -458,6 +459,7 @@ class IndexMaker:
                 hashed = hash_of_row(said, references[: len(layout.media)])
                 known.append([offset, length, *place, hashed, *drawn, number])
             self.num_media += len(media)
+            self.counts["places"] += any(place in text for text in texts for place in PLACES)
             for reference, medium in zip(references, media):
                 self.arrays["media_hashes"].append(hash_of_row(b"", [reference]))
                 self.arrays["media"].extend(medium.size)

@@ -28,7 +28,7 @@ from reading import boxes, clips, named_fields
 from reading.files import is_within, resolve_in
 from reading.mapping import TURN_KEYS, Mapping, field_of, proposal, said_in
 from reading.references import is_url
-from reading.strict_json import strict_json
+from reading.strict_json import loaded, strict_json
 from reading.unread import Unread, is_base64
 
 ROLES = ("system", "user", "assistant")
@@ -146,7 +146,7 @@ class RowForm:
         pair = (answer, "history", *INPUT.get(form, ())) if answer else ()
         row, several = _with_one_answer(row, answer)
         unread.leave(row, {form, *pair, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT, *clips.NAMES})
-        turns = self._turns_of_pair(row, form, answer) if answer else _turns(row[form], form, self)
+        turns = self._turns_of_pair(row, form, answer, several) if answer else _turns(row[form], form, self)
         messages = _system(row) + named_fields.merged([self._message(turn, where, unread) for turn, where in turns])
         users = [message for message in messages if message["role"] == "user"]
         unread.leave_text(_said(users))
@@ -208,7 +208,7 @@ class RowForm:
             )
         return forms[0], None if forms[0] in self.turn_fields else PAIRS[forms[0]]
 
-    def _turns_of_pair(self, row: dict, question: str, answer: str) -> list[tuple[dict, str]]:
+    def _turns_of_pair(self, row: dict, question: str, answer: str, several: list[str]) -> list[tuple[dict, str]]:
         """The answer is trained, and so are those of the history; of a question of several messages, nothing is."""
         history, turns = row.get("history", []), []
         for i, pair in enumerate(history if isinstance(history, list) else [history]):
@@ -218,12 +218,13 @@ class RowForm:
         for name, role in ((question, "user"), (answer, "assistant")):
             value = row.get(name)
             if isinstance(value, list) and value and isinstance(value[0], str):
-                source = dict(self.mapping.sources).get(name, name)
-                first = source.replace("[]", "[0]") if "[]" in source else f"{source}[0]"
-                raise ValueError(f"`{name}` is a list of texts; --columns '{name}={first}' takes the first of them")
+                sources = dict(self.mapping.sources)
+                found = ((name, sources.get(name, name)) for name in ((name, answer) if several[1:] else (name,)))
+                fix = " ".join(f"'{n}={s.replace('[]', '[0]') if '[]' in s else f'{s}[0]'}'" for n, s in found)
+                raise ValueError(f"`{name}` is a list of texts; --columns {fix} takes the first of them")
             if value is None and name == answer:
                 hint = proposal(row, self)
-                hint = f": {hint}" if "question=" in hint else ""  # else the question is its only text
+                hint = f": {hint}" if "answer=" in hint and "--prompt" not in hint else ""  # else it has no other text
                 raise ValueError(f"has `{question}` but no `{answer}`{hint}")
             if isinstance(value, list):
                 found = _turns(value, name, self)
@@ -389,8 +390,9 @@ def _weight(value: object) -> float:
 
 def _turns(turns: object, name: str, form: RowForm) -> list[tuple[dict, str]]:
     """The turns of a field, each with how messages name it."""
+    turns = loaded(turns)
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"has no turn in its `{name}` field; it must be a list of at least two")
+        raise ValueError(f"has no turn in its `{name}` field; it must be a list of at least two, or JSON of one")
     return [(said, f"{name}[{i}]") for i, turn in enumerate(turns) for said in said_in(turn, form) or [turn]]
 
 
@@ -409,7 +411,8 @@ def _said(messages: list[dict]) -> str:
 
 def _text(value: object, where: str) -> dict:
     if not isinstance(value, str):
-        raise ValueError(f"{where} must be text, not {'missing' if value is None else type(value).__name__}")
+        fix = f': write "{value}"' if isinstance(value, (int, float)) else ""
+        raise ValueError(f"{where} must be text, not {'missing' if value is None else type(value).__name__}{fix}")
     if not value.isascii() and (match := UNUSABLE_CHARACTER.search(value)):
         raise ValueError(f"{where} has the unusable character U+{ord(match[0]):04X}; remove it")
     return {"type": "text", "text": value}
@@ -529,17 +532,11 @@ def _split(part: dict, kind: str, left: Iterator) -> list[dict]:
 
 def _check_roles(messages: list[dict]) -> None:
     """An optional system message, then users' messages and replies in turn, from either on, with a reply last."""
-    roles = [message["role"] for message in messages]
-    if "tool" in roles or any("tool_calls" in message for message in messages):
-        if not named_fields.fit_together(messages):
-            raise ValueError(
-                f"has the roles {', '.join(roles)}; expected a result after each message with calls, results only "
-                "there, and an assistant reply or a call at the end"
-            )
-        named_fields.add_ids(messages)
-        return
-    if not re.fullmatch("s?a?(u+a)+", "".join(role[0] for role in roles)):
+    if not named_fields.fit_together(messages):
+        results = ", and a result after each message with calls but the last, only there"
+        has_tools = any(message["role"] == "tool" or "tool_calls" in message for message in messages)
         raise ValueError(
-            f"has the roles {', '.join(roles)}; expected an optional system message, then user and assistant in turn, "
-            "with an assistant reply at the end"
+            f"has the roles {', '.join(message['role'] for message in messages)}; expected an optional system message, "
+            f"then user and assistant in turn, with an assistant reply at the end{results if has_tools else ''}"
         )
+    named_fields.add_ids(messages)

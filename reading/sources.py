@@ -63,7 +63,8 @@ class Source:
 
 def names_of(paths: Sequence[str]) -> list[str]:
     """Short names of paths, such as "val" of data/val.json[:10%]: with their folders, or whole, where two are alike."""
-    bare = [re.sub(r"[:\[*?].*", "", path.removeprefix("hf://")).rstrip("/") for path in paths]
+    bare = [path.removeprefix("hf://").replace(f"{dataset_info.NAME}:", "") for path in paths]
+    bare = [re.sub(r"[:\[*?].*", "", path).rstrip("/") for path in bare]
     stems = [re.sub(rf"({'|'.join(map(re.escape, ENDINGS))})\Z", "", os.path.basename(path)) for path in bare]
     folders = [os.path.basename(os.path.dirname(path)) for path in bare]
     for names in (stems, [f"{folder}_{stem}" for folder, stem in zip(folders, stems)]):
@@ -142,8 +143,10 @@ def named_source(path: str) -> Source:
             )
     if not files:
         of_split = f" of a split {split!r}" if split else ""
+        deeper = [name for name in files_of(os.path.join(root, "**"), None, False) if has_ending(name, *ENDINGS)]
+        hint = f", but {deeper[0]}: give '{place}/**/*{os.path.splitext(deeper[0])[1]}'" if deeper else ""
         raise ValueError(
-            f"{path}: no {', '.join(ENDINGS)} file or picture{of_split} is in {place or '.'} (docs/start.md)."
+            f"{path}: no {', '.join(ENDINGS)} file or picture{of_split} is in {place or '.'}{hint} (docs/start.md)."
         )
     return Source(path, tuple(files), bounds, weight, from_hub)
 
@@ -268,6 +271,10 @@ def scan_lines(path: str) -> Iterator[tuple[int, int, object]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if number == 1 and text.startswith(b"["):
+                raise ValueError(
+                    f"{path} begins with a list, and a .jsonl file has an object on each line: name it .json."
+                )
             if text.strip():
                 try:
                     row = PARSER.decode(text.decode())
@@ -293,7 +300,8 @@ def scan_list(path: str) -> Iterator[tuple[int, int, object]]:
                 window.expect("]")
             else:
                 value = window.parse()
-                other = f"{type(value).__name__}; {conversion(value) or 'or name it .jsonl'}"
+                what = f"an object of {', '.join([*value][:5])}" if isinstance(value, dict) else type(value).__name__
+                other = f"{what}: {conversion(value) or 'write its rows as a list, or one a line in a .jsonl file'}"
             window.expect("")
         except UnicodeDecodeError:  # of the file as a whole, whose window knows no place of it
             raise

@@ -1,12 +1,20 @@
 """JSON as the standard has it: Python's `json.dumps` also writes NaN and Infinity, which other programs refuse."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 
 def strict_json(value, default=None, **options) -> str:
     """As `json.dumps`, but with null for what is not finite."""
     return json.dumps(json.loads(json.dumps(value, default=default), parse_constant=lambda _: None), **options)
+
+
+def loaded(value: object) -> object:
+    """A value, or what a text says as JSON: the cells of tables are texts. Another text stays."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(value) if isinstance(value, str) else value
+    return value
 
 
 def json_object(flag: str, text: str | None) -> dict:

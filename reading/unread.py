@@ -26,6 +26,7 @@ IN_TEXT = re.compile(r"<(\w+)>([^<>\n]+)</\1>|<[^<>\n]*\bsrc=[\"']([^\"'\n]+)|!\
 NAME_IN_TEXT = re.compile(ENDING.pattern.replace(r"\Z", r"\b"), re.IGNORECASE)
 SEPARATOR = re.compile(r"[\s<>()[\]\"'`]")
 MEDIA_TAGS = ("img", "image", "video", "vid", "audio")
+PLACES = ("<image>", "<video>", "<audio>")
 IN_LETTERS, BASE64 = re.compile("data:(image|video|audio)/", re.IGNORECASE), re.compile("[A-Za-z0-9+/]{24}")
 LIST_INDEX = re.compile(r"\[\d+\]")
 LONGEST_PATH = 2048
@@ -38,7 +39,7 @@ FIXES = {
     "tools": "name it `tools` of the row, or `tool_calls` of the reply (docs/conversations.md)",
     "earlier turns": "put them in front of the other turns",
     "a thought": "name it `reasoning_content` of the reply (docs/conversations.md)",
-    "sound": "leave such rows out",
+    "sound": "leave such rows out (train.py: --on_bad_sample skip)",
     "a size of media": "give it for all media: --max_pixels, --image_size or --video_max_pixels (of a video, by its "
     "`max_pixels`)",
     TIME: "name it `start`, `end`, `fps`, `num_frames` or `times` of the row or its video (docs/moments.md)",
@@ -60,7 +61,7 @@ MEANINGS = [
     ),
     ("earlier turns", "history previous prior", "chat conversation dialog dialogue message messages turns"),
     ("a thought", "reasoning thinking thought thoughts cot", "chain of content text detail details block blocks trace"),
-    ("sound", "audio audios sound speech", "path file url bytes data input content"),
+    ("sound", "audio audios sound sounds speech wav", "path file url bytes data input content"),
     ("a size of media", "pixels resized", "max min total height width image video"),
     (
         TIME,
@@ -112,7 +113,8 @@ class Unread:
                         self.times.append(fault)
                 if is_medium(inner, self.folders):
                     fault = f"{where}{name} holds a medium ({describe(inner)}), but no field of this name is read"
-                    self.media.append((inner, f"{fault}: name it `image` or `video` {ignore}"))
+                    fix = FIXES["sound"] if is_sound(name, inner) else "name it `image` or `video`"
+                    self.media.append((inner, f"{fault}: {fix} {ignore}"))
 
     def leave_text(self, text: str) -> None:
         """Note the files that a text of the user names, such as `Picture 1: a.png`."""
@@ -185,6 +187,20 @@ def counts(meaning: str, name: str, value: object) -> bool:
         is_date = re.search(r"\d{4}-\d\d|\d\d/\d\d", str(value))
         return not isinstance(value, bool) and bool(re.search(r"\d", str(value))) and not is_date
     return value is not False
+
+
+def is_sound(name: str, value: object) -> bool:
+    """Whether a field holds sound, by its name or those of its files."""
+    files = [ENDING.search(path_of(inner)) for _, inner in flat("", value) if isinstance(inner, str)]
+    return any(meaning == "sound" for _, meaning in meanings_of(name)) or any(f and not f.lastgroup for f in files)
+
+
+def check_places(row: dict, ignored: dict[str, object]) -> None:
+    """Refuse <audio> in a text where the sound is ignored: it would be trained as letters."""
+    sounds = [name for name, value in ignored.items() if is_sound(name, value)]
+    if sounds and any(isinstance(text, str) and "<audio>" in text for _, text in flat("", row)):
+        fault = f"has <audio> in a text, and --columns {sounds[0]}= ignores its sound: take <audio> out of the text, or"
+        raise ValueError(f"{fault} {FIXES['sound']}")
 
 
 def is_medium(value: object, folders: Collection[str], must_exist: bool = False) -> bool:

@@ -71,6 +71,7 @@ REFUSED = [
     ("--use_lor True", "--use_lor is not a flag: did you mean --use_lora"),
     ("--num_frame 8", "--num_frame is not a flag: did you mean --num_frames"),
     ("--xyzzy 8", r"--xyzzy is not a flag\. .*--help"),
+    ("--check", r"--check is not a flag: leave it out .*preview.py --check"),
     ("--lr 1e-4", r"--lr is not a flag: use --learning_rate\."),
     ("--epochs 3", r"--epochs is not a flag: use --num_train_epochs\."),
     ("--batch_size 4", r"--batch_size is not a flag: use --per_device_train_batch_size \("),

@@ -1,6 +1,7 @@
 """Adapter -> standalone checkpoint -> answers."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -16,14 +17,15 @@ from conftest import (
     make_loader,
     rows_for,
     run,
-    turns,
 )
 from official import official_processor
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+import check_serving
 import merge_lora_weights
 import predict
+import preview
 from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
 
@@ -161,15 +163,25 @@ REPLIES = ["Red", "Two dogs", "A lake", "Seven", "It rains", "Nobody", "Paris 19
 
 
 @pytest.mark.slow
-def test_lora_memorises_eight_rows_and_the_merged_model_repeats_them(tiny, write_rows, tmp_path):
-    rows = [{"conversations": turns(f"Question {i}: what is it?", fact)} for i, fact in enumerate(REPLIES)]
-    path = write_rows(rows)
+def test_lora_memorises_the_rows_of_a_table_and_the_merged_model_repeats_them(tiny, media_folder, tmp_path):
+    """The way of somebody with a table: the error names --columns, with which every script reads it."""
+    path = media_folder / "Tabelle.csv"
+    rows = [f"{i};red.png;Question {i}: what is it?;{fact}\n" for i, fact in enumerate(REPLIES)]
+    path.write_text("Nr;Foto;query;label\n" + "".join(rows), encoding="utf-8-sig")
+    model = ["--model_id", MODEL_ID["qwen2-vl"], "--model_local_path", tiny("qwen2-vl")]
+    with pytest.raises(ValueError, match="--columns") as error:
+        preview.main([*model, "--data_path", str(path)])
+    columns = shlex.split(str(error.value).partition("try ")[2])
+    assert columns == ["--columns", "question=query", "answer=label", "image=foto"]
+    with pytest.raises(SystemExit, match="^0$"):
+        preview.main([*model, "--data_path", str(path), *columns, "--check"])
     adapter, merged, answers = tmp_path / "adapter", tmp_path / "merged", tmp_path / "answers.jsonl"
     flags = ["--use_lora", True, "--lora_r", 16, "--lora_alpha", 32, "--lora_dropout", 0, "--max_steps", 200]
     flags += ["--per_device_train_batch_size", 8, "--learning_rate", 5e-3, "--lr_scheduler_type", "cosine"]
-    run(tiny, "qwen2-vl", path, adapter, *flags)
+    run(tiny, "qwen2-vl", str(path), adapter, *columns, *flags)
     merge_lora_weights.main(["--model_path", str(adapter), "--model_save_path", str(merged)])
-    predict.main(["--model_path", str(merged), "--data_path", path, "--output_path", str(answers)])
+    predict.main(["--model_path", str(merged), "--data_path", str(path), *columns, "--output_path", str(answers)])
+    check_serving.main(["--model_path", str(merged)])
     lines = lines_of(answers)
     assert [line["prediction"] for line in lines] == REPLIES
     assert [(line["index"], line["turn"], line["exact_match"]) for line in lines] == [(i, 0, True) for i in range(8)]

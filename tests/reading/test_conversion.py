@@ -232,5 +232,5 @@ def test_addresses_of_files_and_bare_base64_are_media(media_folder, tmp_path):
 
 def test_a_list_and_other_objects_have_no_script(tmp_path):
     (tmp_path / "a.json").write_text('{"images": ["a.png"], "annotations": ["A door."]}')
-    with pytest.raises(ValueError, match="not dict; or name it .jsonl"):
+    with pytest.raises(ValueError, match="not an object of images, annotations: write its rows as a list"):
         MultimodalDataset(str(tmp_path / "a.json"))

@@ -355,7 +355,7 @@ def test_a_row_counts_as_the_same_in_any_form_and_file(write_rows, media_folder,
 
 GOOD = json.dumps({"conversations": HI})
 FILES = {
-    "object.json": (GOOD, "must hold a JSON list of samples, not dict"),
+    "object.json": (GOOD, "must hold a JSON list of samples, not an object of conversations: .*jsonl"),
     "text.json": ('"Hi"', "must hold a JSON list of samples, not str"),
     "empty.json": ("[]", "holds no sample"),
     "empty.jsonl": ("\n\n", "holds no sample"),
@@ -363,6 +363,7 @@ FILES = {
     "broken.json": (f"[{GOOD},\n{GOOD},\n{{'a'}}]", "broken.json, line 3: not valid JSON"),
     "broken.jsonl": (f"{GOOD}\n\n{GOOD}\n{{\n", "broken.jsonl, sample 2: is line 4, which is not valid JSON"),
     "lines.json": (f"{GOOD}\n{GOOD}", r"lines.json, line 2: not valid JSON: Extra data \(name a JSONL file .jsonl\)"),
+    "list.jsonl": (f"[\n{GOOD}\n]", "list.jsonl begins with a list, .* name it .json"),
     "deep.json": ("[" * 100_000, "deep.json, line 1: not valid JSON: it is nested too deeply"),
     "digits.json": ("[" + "1" * 5000 + "]", "digits.json.* not valid JSON: .*digits"),
     "latin.json": (f'[{GOOD}, "caf\xe9"]'.encode("latin-1"), "latin.json is not UTF-8 text"),
@@ -385,6 +386,14 @@ def test_a_bad_file_is_an_error_that_names_it(tmp_path, name):
 def test_a_missing_file_is_an_error_that_names_it(tmp_path, path, named):
     with pytest.raises(ValueError, match=named):
         MultimodalDataset(str(tmp_path / path))
+
+
+def test_files_further_down_a_folder_are_named(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/metadata.jsonl").write_text(GOOD)
+    with pytest.raises(ValueError, match=r"but .*a/b/metadata.jsonl: give '.*\*\*/\*.jsonl'") as error:
+        MultimodalDataset(str(tmp_path))
+    assert len(MultimodalDataset(str(error.value).split("'")[1])) == 1
 
 
 @pytest.mark.parametrize(

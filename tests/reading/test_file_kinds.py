@@ -104,6 +104,11 @@ def test_a_text_next_to_a_picture_is_its_caption(fill):
 FOLDER_FAULTS = {
     "classes without a question": (["cat/1.jpg"], None, '--prompt "What is in the picture?"'),
     "captions without a question": (["1.mp4", "1.txt"], None, '--prompt "Describe the picture."'),
+    "texts in a folder of their own": (
+        ["images/1.jpg", "images/2.jpg", "labels/1.txt", "labels/2.txt"],
+        "What?",
+        "labels/1.txt, labels/2.txt (4) alone: 1.jpg needs its caption 1.txt next to it",
+    ),
     "a picture without a caption": (
         ["1.jpg", "1.txt", "2.jpg"],
         "Say.",

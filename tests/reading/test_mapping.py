@@ -48,6 +48,14 @@ MAPPED = {
         },
         "conversations=chat",
     ),
+    "turns as JSON in a text": (
+        {"chat": json.dumps([{"role": "user", "content": "<image>What?"}, ASKED[1]]), "image": "red.png"},
+        "messages=chat",
+    ),
+    "a part of the field of its own name": (
+        {"question": ["What?", "Why?"], "answer": ["A square", "So", "So"], "image": {"file": "red.png"}},
+        "question=question[0] answer=answer[0] image=image.file",
+    ),
     "beside what is ignored": (
         {"question": "No", "query": "What?", "answer": "A square", "image": "red.png"},
         "question= question=query",
@@ -82,6 +90,20 @@ def test_a_table_has_other_names_too(media_folder):
     )
     (media_folder / "same.json").write_text(json.dumps([{"messages": messages}]))
     assert dataset.rows[0]["messages"] == MultimodalDataset(str(media_folder / "same.json")).rows[0]["messages"]
+
+
+def test_turns_as_json_are_read_from_tables_too(media_folder, write_rows):
+    path = media_folder / "turns.csv"
+    text = json.dumps([{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A square"}])
+    cells = '"' + text.replace('"', '""') + '"'
+    as_messages = MultimodalDataset(write_rows([{"messages": ASKED}])).rows[0]["messages"]
+    for name, columns in (("conversations", None), ("Chat", ["messages=chat"])):
+        path.write_text(f"image,{name}\nred.png,{cells}\n")
+        assert MultimodalDataset(str(path), columns=columns).rows[0]["messages"] == as_messages
+    with pytest.raises(ValueError, match="try --columns messages=chat$"):
+        MultimodalDataset(str(path))
+    with pytest.raises(ValueError, match="must be a list of at least two, or JSON of one"):  # as pandas writes a list
+        MultimodalDataset(write_rows([{"messages": str(ASKED)}]))
 
 
 def test_bytes_have_other_names_too(media_folder):
@@ -289,6 +311,18 @@ FAULTS = {
     ),
     "two forms": ({"question": "a", "query": "b", "answer": "c"}, {}, "`question` and `query`.*--columns query="),
     "a list of questions": ({"question": ["a", "b"], "answer": "c"}, {}, r"--columns 'question=question\[0\]'"),
+    "lists of questions and answers": (
+        {"question": ["a", "b"], "answer": ["c", "d"]},
+        {},
+        r"--columns 'question=question\[0\]' 'answer=answer\[0\]'",
+    ),
+    "the same by other names": (
+        {"questions": ["a", "b"], "answers": ["c", "d"], "pic": "red.png"},
+        {},
+        r"--columns 'question=questions\[0\]' 'answer=answers\[0\]' image=pic",
+    ),
+    "a truth": ({"question": "a", "answer": True}, {}, 'answer must be text, not bool: write "True"'),
+    "a measure": ({"messages": [*said("a"), {"role": "assistant", "content": 0.5}]}, {}, 'not float: write "0.5"'),
     "an answer that is no text": ({"question": "a", "answer": ["b", 3]}, {}, r"answer\[1\] must be text, not int"),
     "other names": (
         {"text": "a", "caption": "b", "jpg": "red.png"},
@@ -345,6 +379,12 @@ FAULTS = {
         {},
         "no `response`: try --columns question=query answer=label",
     ),
+    "an answer of another name alone": (
+        {"question": "a", "label": "b"},
+        {},
+        "no `answer`: try --columns answer=label$",
+    ),
+    "a question without any other text": ({"question": "a", "image": "red.png"}, {}, "no `answer`$"),
     "a list at a source": (
         {"qs": [{"t": "a"}], "a": "b"},
         {"columns": ["question=qs[].t", "answer=a"]},
@@ -399,6 +439,7 @@ def test_paths_have_short_names_of_their_own():
         (["a.json[:5]", "a.json[5:]"], ["a.json[:5]", "a.json[5:]"]),
         (["data/blind.json", "data/val.json"], ["data_blind", "data_val"]),
         (["charts/*.parquet", "shards/val-*.json"], ["charts", "val-"]),
+        (["data/dataset_info.json:mine[:9]", "data/dataset_info.json:yours:2"], ["mine", "yours"]),
     ):
         assert names_of(paths) == names
 
@@ -461,7 +502,7 @@ INFO = {
     "tags": {
         "file_name": "deep/tags.jsonl",
         "formatting": "sharegpt",
-        "columns": {"messages": "chat", "images": "pics", "system": "rules"},
+        "columns": {"messages": "chat", "images": "pics", "system": "rules", "tools": "functions"},
         "tags": {"role_tag": "who", "content_tag": "says", "user_tag": "me", "assistant_tag": "it"},
     },
     "plain": {"file_name": "plain.json"},
@@ -481,6 +522,7 @@ INFO_FILES = {
             "chat": [{"who": "me", "says": "<image>What?"}, {"who": "it", "says": "A square"}],
             "pics": ["red.png"],
             "rules": "Be brief.",
+            "functions": '[{"name": "look"}]',
         }
     ],
     "plain.json": [{"instruction": "Add.", "input": "1 and 2", "output": "3"}],
@@ -508,11 +550,10 @@ def info(media_folder):
 @pytest.mark.parametrize("name", SAME)
 def test_a_data_set_of_dataset_info_equals_messages(info, write_rows, name):
     dataset = MultimodalDataset(f"{info}:{name}[0:1]:2")
-    assert dataset.rows[0]["messages"] == MultimodalDataset(write_rows([{"messages": SAME[name]}])).rows[0]["messages"]
-    assert (
-        dataset.notes() == MultimodalDataset(write_rows([{"messages": SAME[name]}])).notes()
-        or "text" in dataset.notes()[0]
-    )
+    tools = {"tools": [{"name": "look"}]} if name == "tags" else {}
+    same = MultimodalDataset(write_rows([{"messages": SAME[name]} | tools]))
+    assert dataset.rows[0]["messages"] == same.rows[0]["messages"]
+    assert dataset.notes() == same.notes() or "text" in dataset.notes()[0]
     assert dataset.epoch_size == 2
 
 
@@ -527,7 +568,7 @@ def test_the_number_of_rows_of_dataset_info_is_taken(info):
         (":none", "name one of"),
         (":ranked", "ranked answers"),
         (":judged", "ranked answers"),
-        (":elsewhere", "script_url .unsupported"),
+        (":elsewhere", "has script_url.* no file_name or hf_hub_url"),
     ],
 )
 def test_a_data_set_of_dataset_info_that_cannot_be_read_is_refused(info, name, named):

@@ -236,6 +236,11 @@ def test_a_spelling_of_a_thought(name):
         assert read({"prompt": "Which?", "completion": [given]})[1] == canonical
 
 
+def test_two_questions_in_a_row_may_come_before_a_call():
+    messages = [ASK, ASK, ANSWER | {"tool_calls": [CALL]}, RESULT, ANSWER]
+    assert [message["role"] for message in read({"messages": messages})] == [m["role"] for m in messages]
+
+
 FAULTS = {
     "two thoughts": ([ASK, ANSWER | {"reasoning": "a", "reasoning_content": "b"}], {}, "both `reasoning_content`"),
     "a thought twice": (

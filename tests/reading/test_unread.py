@@ -143,6 +143,47 @@ def test_columns_of_parquet_are_judged_too(media_folder, tmp_path, value):
     assert dataset.raw(0).keys() == {"question", "answer", "id"}
 
 
+SPOKEN = {"messages": [{"role": "user", "content": "<audio>What?"}, CHAT[1]]}
+SOUNDS = {  # a row with a place for sound -> the field to ignore
+    "by its name": (SPOKEN | {"audios": ["a.wav"]}, "audios"),
+    "by its file": (SPOKEN | {"track": "sub/a.MP3"}, "track"),
+    "inside": ({"question": "<audio>What?", "answer": "A bell", "about": {"track": "a.flac"}}, "about.track"),
+    "next to a picture": ({"image": "red.png", "conversations": turns("<image><audio>?", "A"), "wav": "x"}, "wav"),
+}
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_a_place_for_ignored_sound_is_no_text(media_folder, tmp_path, write_rows, name):
+    row, field = SOUNDS[name]
+    (fault,) = MultimodalDataset(write_rows([row]), check=False).errors.values()
+    assert (
+        f"--columns '{field.split('.')[0] if name == 'inside' else field}" in fault and "--on_bad_sample skip" in fault
+    )
+    silent = json.loads(json.dumps(row).replace("<audio>", ""))
+    dataset = MultimodalDataset(write_rows([row, silent]), columns=[f"{field}="], check=False)
+    assert (
+        "rows.json, sample 0: has <audio> in a text" in dataset.errors[0] and f"{field}= ignores" in dataset.errors[0]
+    )
+    assert [*dataset.errors] == [0]
+    if name == "by its name":  # a copy of Parquet has no column that is ignored
+        pq.write_table(pa.Table.from_pylist([row, silent]), tmp_path / "a.parquet")
+        assert [*MultimodalDataset(str(tmp_path / "a.parquet"), columns=["audios="], check=False).errors] == [0]
+
+
+def test_a_place_without_a_medium_is_said(write_rows):
+    texts = ("<image>What?", "How does <video> play?", "<audio>", "< image>")
+    rows = [{"question": text, "answer": "So"} for text in texts] + [SEEN, ASKED]
+    notes = MultimodalDataset(write_rows(rows)).notes()
+    assert any("3 rows have <image>, <video> or <audio> in a text and no medium" in note for note in notes), notes
+
+
+def test_what_is_inside_of_a_mapped_field_is_ignored_by_the_name_that_is_read(write_rows):
+    row = {"question": "Hi?", "answer": "Ho", "pic": {"path": "red.png", "resized_height": 8}}
+    (fault,) = MultimodalDataset(write_rows([row]), columns=["image=pic"], check=False).errors.values()
+    fix = fault.split("--columns '")[1].split("'")[0]
+    assert not MultimodalDataset(write_rows([row]), columns=["image=pic", fix], check=False).errors
+
+
 def test_bytes_as_base64_are_judged_too(media_folder, write_rows):
     row = {"b64": base64.b64encode(red(media_folder)).decode(), "conversations": HI}
     assert "b64" in MultimodalDataset(write_rows([row]), check=False).errors[0]
