@@ -218,9 +218,7 @@ class RowForm:
         for name, role in ((question, "user"), (answer, "assistant")):
             value = row.get(name)
             if isinstance(value, list) and value and isinstance(value[0], str):
-                sources = dict(self.mapping.sources)
-                found = ((name, sources.get(name, name)) for name in ((name, answer) if several[1:] else (name,)))
-                fix = " ".join(f"'{n}={s.replace('[]', '[0]') if '[]' in s else f'{s}[0]'}'" for n, s in found)
+                fix = _first_texts((name, answer) if several[1:] else (name,), dict(self.mapping.sources))
                 raise ValueError(f"`{name}` is a list of texts; --columns {fix} takes the first of them")
             if value is None and name == answer:
                 hint = proposal(row, self)
@@ -394,6 +392,12 @@ def _turns(turns: object, name: str, form: RowForm) -> list[tuple[dict, str]]:
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"has no turn in its `{name}` field; it must be a list of at least two, or JSON of one")
     return [(said, f"{name}[{i}]") for i, turn in enumerate(turns) for said in said_in(turn, form) or [turn]]
+
+
+def _first_texts(names: tuple[str, ...], sources: dict[str, str]) -> str:
+    """The --columns that take the first of the texts which these fields are lists of."""
+    found = ((name, sources.get(name, name)) for name in names)
+    return " ".join(f"'{n}={s.replace('[]', '[0]') if '[]' in s else f'{s}[0]'}'" for n, s in found)
 
 
 def _with_one_answer(row: dict, name: str | None) -> tuple[dict, list[str]]:

@@ -32,7 +32,7 @@ def parsed(path: str, out, family: str, *words: str):
 def opened(arguments, tiny):
     """(collator, data set) as train.py makes them."""
     family, data = arguments.model.family, arguments.data
-    dataset = make_dataset(data, data.data_path)
+    dataset = make_dataset(data, "data_path", data.data_path)
     return make_collator(family, make_loader(family, tiny(family)), data), dataset
 
 
@@ -138,7 +138,7 @@ def test_auto_is_the_most_with_which_all_data_fit(tiny, write_rows, media_folder
     found = {}
     for budget in (80, 9999):
         arguments = parsed(train, tmp_path, "qwen2.5-vl", "--max_pixels", "auto", "--model_max_length", str(budget))
-        datasets = [make_dataset(arguments.data, path) for path in (train, evaluation)]
+        datasets = [make_dataset(arguments.data, "data_path", path) for path in (train, evaluation)]
         make_collator("qwen2.5-vl", make_loader("qwen2.5-vl", tiny("qwen2.5-vl")), arguments.data, *datasets)
         found[budget] = arguments.data.max_pixels
     assert found[9999] == 16384 * 28 * 28

@@ -20,7 +20,7 @@ CLIP = {"video": "clip.mp4", "conversations": turns("<video>\nWhat?", "Grey")}  
 
 def encoded(tiny, family: str, path: str, **flags) -> dict[str, torch.Tensor]:
     data = DataArguments(data_path=[path], **flags)
-    dataset = make_dataset(data, data.data_path)
+    dataset = make_dataset(data, "data_path", data.data_path)
     return make_collator(family, make_loader(family, tiny(family)), data).encode(dataset[0]).inputs
 
 
@@ -48,7 +48,7 @@ def test_the_resize_algorithm_is_the_one_asked_for(tiny, write_rows, media_folde
     flags = {"image_size": "32"}
     data = {name: DataArguments(data_path=[path], image_resize_algorithm=name, **flags) for name in ("nearest", "box")}
     pixels = {
-        name: np.asarray(make_dataset(of, of.data_path)[0]["messages"][0]["content"][0]["image"])
+        name: np.asarray(make_dataset(of, "data_path", of.data_path)[0]["messages"][0]["content"][0]["image"])
         for name, of in data.items()
     }
     assert set(np.unique(pixels["nearest"])) <= {0, 255} and len(np.unique(pixels["nearest"])) == 1
@@ -69,7 +69,7 @@ def test_counts_hold_whatever_the_flags(tiny, write_rows, family):
     path = write_rows([ROW, CLIP])
     for flags in ({"image_size": "96x48", "fps": 3.0}, {"max_pixels": 1500, "video_max_pixels": 2000, "num_frames": 5}):
         data = DataArguments(data_path=[path], model_max_length=4096, **flags)
-        dataset = make_dataset(data, data.data_path)
+        dataset = make_dataset(data, "data_path", data.data_path)
         collator = make_collator(family, make_loader(family, tiny(family)), data)
         for i, row in enumerate(dataset.rows):
             found = outline(dataset, i)
@@ -85,7 +85,7 @@ def test_processor_kwargs_reach_the_processor_and_its_counts(tiny, write_rows):
     assert inputs["image_grid_thw"].tolist() == [[1, 8, 8]]
     data = DataArguments(data_path=[path], processor_kwargs=options)
     collator = make_collator("qwen2.5-vl", make_loader("qwen2.5-vl", tiny("qwen2.5-vl")), data)
-    assert collator.budget.count_media_tokens(*outline(make_dataset(data, [path]), 0)) == 16
+    assert collator.budget.count_media_tokens(*outline(make_dataset(data, "data_path", [path]), 0)) == 16
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_the_card_of_a_model_of_the_hub_names_its_base(tmp_path):
 def test_the_card_says_what_a_server_and_plain_transformers_do_otherwise(write_rows, tmp_path):
     words = ["--model_id", "llama-3.2-11b-vision-instruct", "--data_path", write_rows(rows_for(FAMILY)[:1])]
     arguments = parse_arguments([*words, "--output_dir", str(tmp_path)])
-    dataset = make_dataset(arguments.data, arguments.data.data_path)
+    dataset = make_dataset(arguments.data, "data_path", arguments.data.data_path)
     trained = [ComponentSummary("language model", "lora", 1, 1, 1e-4, "float32", {}, [], {}, [])]
     facts = run_report.RunFacts(arguments, trained, dataset, None, {"add_special_tokens": True})
     run_report.write_card(facts, str(tmp_path), TrainerState())
@@ -177,7 +177,7 @@ def test_the_report_counts_closed_answers_of_each_file(write_rows, tmp_path):
         paths[-1].write_text(json.dumps([{"question": "What?", "answer": reply} for reply in replies]))
     words = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", str(paths[0]), "--eval_data_path", *map(str, paths)]
     arguments = parse_arguments([*words, "--output_dir", str(tmp_path), "--eval_generate", "5", "--use_cpu", "True"])
-    held_out = make_dataset(arguments.data, arguments.data.eval_data_path)
+    held_out = make_dataset(arguments.data, "eval_data_path", arguments.data.eval_data_path)
     found = ["cat", "cat.", "a horse", "Dog", "cat", *["?"] * 5]
     lines = [
         {"index": i, "turn": 0, "question": "What?", "prediction": p, "reference": r, "exact_match": False}

@@ -53,7 +53,7 @@ class Step(TrainerCallback):
             if isinstance(module, torch.nn.Linear):
                 module.register_forward_hook(self.count)
         collator = make_collator(family, loader, arguments.data)
-        dataset = EncodedDataset(make_dataset(arguments.data, path), collator)
+        dataset = EncodedDataset(make_dataset(arguments.data, "data_path", path), collator)
         trainer = FinetuneTrainer(
             model=model,
             args=arguments.training,

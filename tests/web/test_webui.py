@@ -566,10 +566,12 @@ def test_another_host_needs_a_password(host, is_local, root, monkeypatch):
     monkeypatch.setattr(webui.socket, "create_server", lambda *_, **__: io.BytesIO())  # this machine may have no ::1
     if not is_local:
         with pytest.raises(ValueError, match="set a password in the environment variable FINELMM_WEBUI_PASSWORD"):
-            webui.parse(["--host", host])
+            webui.check(webui.parse(["--host", host]))
     assert webui.is_loopback(host) == bool(is_local)
     monkeypatch.setenv(webui.PASSWORD, "sesame")
-    assert webui.parse(["--host", host]).password == "sesame"
+    args = webui.parse(["--host", host])
+    webui.check(args)
+    assert args.password == "sesame"
 
 
 def test_wrong_passwords_wait_in_a_line(monkeypatch):
@@ -637,9 +639,9 @@ def test_kill_does_not_take_the_place_of_stop(root, monkeypatch):
 def test_where_it_cannot_start(root):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(ValueError, match="--port .* cannot be listened on: Address already in use"):
-            webui.parse(["--port", str(taken.getsockname()[1])])
+            webui.check(webui.parse(["--port", str(taken.getsockname()[1])]))
     with pytest.raises(ValueError, match="--root .*none is not a folder"):
-        webui.parse(["--root", "none"])
+        webui.check(webui.parse(["--root", "none"]))
 
 
 # ---- runs ----
