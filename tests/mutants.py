@@ -645,6 +645,13 @@ FAULTS = [
         "[texts in a folder of their own]",
     ),
     Fault(
+        "a slice of one class is trained without a word",
+        "reading/dataset.py",
+        "for position in some}) == 1:",
+        "for position in some[:1]}) == 2:",
+        f"{KINDS}test_a_single_class_is_said",
+    ),
+    Fault(
         "two questions in a row end where there are tools",
         "reading/named_fields.py",
         '"S?A?(U+(CT+)*A)*U+(CT+)*[AC]"',
