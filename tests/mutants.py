@@ -248,8 +248,8 @@ FAULTS = [
     Fault(
         "an option that the processor passes over is taken",
         "collators/processor_options.py",
-        "idle += [option] * same(",
-        "idle += [] * same(",
+        "idle += [option] * (",
+        "idle += [] * (",
         "tests/reading/test_reading.py::test_wrong_processor_kwargs_are_refused",
     ),
     Fault(
