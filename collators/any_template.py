@@ -67,12 +67,9 @@ def following_header(reply: dict, render) -> str:
     """What the template writes right after a reply: the header of a result, if it calls a tool, or of a question."""
     text = [{"type": "text", "text": "x"}]
     asked = {"role": "user", "content": text}
-    conversation = [
-        asked,
-        reply | {"content": text, "reasoning_content": ""},
-        asked | {"role": "tool" if "tool_calls" in reply else "user"},
-    ]
-    before, after = render(conversation[:2]), render(conversation)
+    shown = [asked, reply | {"content": text, "reasoning_content": ""}]
+    role = "tool" if "tool_calls" in reply else "user"
+    before, after = render(shown), render([*shown, asked | {"role": role}])
     return after[len(before) :] if after.startswith(before) else ""
 
 

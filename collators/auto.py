@@ -43,9 +43,6 @@ class AutoCollator(ChatCollator):
                     "or trained. Add a family (docs/add_new_model.md)."
                 )
         # Whatever has a value for each token of every probe marks tokens, such as `token_type_ids`: none in padding.
-        of_tokens = [{name for name, value in row.items() if by_token(value, row["input_ids"])} for row in rows]
+        tensors = [{name: value for name, value in row.items() if torch.is_tensor(value)} for row in rows]
+        of_tokens = [{n for n, value in row.items() if value.shape[:2] == row["input_ids"].shape} for row in tensors]
         self.sequence_padding = dict.fromkeys(set.intersection(*of_tokens), 0) | self.sequence_padding
-
-
-def by_token(value: object, input_ids: torch.Tensor) -> bool:
-    return torch.is_tensor(value) and value.shape[:2] == input_ids.shape

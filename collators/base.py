@@ -101,16 +101,8 @@ class ChatCollator:
         if hasattr(processor, "image_processor"):
             processor.image_processor = channels_last(processor.image_processor)
         boxes = Boxes(processor, BOX_FORMATS[box_format] if box_format else self.box_format)
-        self.template = self.template_class(
-            processor,
-            type(self),
-            boxes,
-            chat_template,
-            stop_tokens,
-            replies_only=mask_question_tokens,
-            given=template_kwargs,
-            train_thoughts=train_thoughts,
-        )
+        told = {"replies_only": mask_question_tokens, "given": template_kwargs, "train_thoughts": train_thoughts}
+        self.template = self.template_class(processor, type(self), boxes, chat_template, stop_tokens, **told)
         self.budget = self.budget_class(processor, type(self), self.template, model_max_length)
         self.image_size: dict[str, int] | None = None  # bounds that flags gave the processor, to save with it
         self._tokenizer = processor.tokenizer  # not `tokenizer`: Trainer would save that, adapted, next to the weights
@@ -296,14 +288,12 @@ class ChatCollator:
 
 def _with_frames(part: dict, least: int) -> dict:
     """An opened video whose last frame is repeated until there are `least`."""
-    there = len(part["video"])
+    there, metadata = len(part["video"]), part["metadata"]
     if there >= least:
         return part
-    taken, told = [*range(there), *[there - 1] * (least - there)], part["metadata"]["frames_indices"]
-    return part | {
-        "video": part["video"][taken],
-        "metadata": part["metadata"] | {"frames_indices": [told[i] for i in taken]},
-    }
+    taken = [*range(there), *[there - 1] * (least - there)]
+    told = [metadata["frames_indices"][i] for i in taken]
+    return part | {"video": part["video"][taken], "metadata": metadata | {"frames_indices": told}}
 
 
 def _expanded(spans: list, replacements: list[dict]) -> list[tuple[int, int]]:

@@ -191,8 +191,9 @@ class Budget:
     def fingerprint(self) -> str:
         """A hash of all that the tokens of a sample depend on besides the sample and the budget, our code included."""
         template = self.template
-        parts = (self, template, template.frame, template.boxes)
-        code = [*map(code_of, (self.family, *map(type, parts))), template.boxes.format]
+        classes = (self.family, *map(type, (self, template, template.frame, template.boxes)))
+        modules = dict.fromkeys(inspect.getmodule(base) for cls in classes for base in cls.__mro__[:-1])
+        code = [*map(inspect.getsource, modules), template.boxes.format]
         own = template.thoughts_and_tools
         texts = [template.text, self.processor.chat_template, template.kwargs, template.given, template.string_roles]
         texts += [own.thought_format, own.train_thoughts]
@@ -229,13 +230,10 @@ class Budget:
             rooms = rooms[rooms >= at_lowest(row, known)]
             helped += len(rooms)
             if len(rooms) and at_best(row, known) > rooms.min():
-                tokens = partial(self._tokens_with, row, known, bounded)
+                tokens = lambda steps, of=(row, known): self._counter(steps * PIXEL_STEP, bounded)(*of)  # noqa: E731
                 best = lowest + bisect_right(range(lowest, best), rooms.min(), key=tokens) - 1
                 at_best = self._counter(best * PIXEL_STEP, bounded)
         return (best * PIXEL_STEP, helped) if helped else (None, 0)
-
-    def _tokens_with(self, row: dict, media_sizes: dict, bounded: bool, steps: int) -> float:
-        return self._counter(steps * PIXEL_STEP, bounded)(row, media_sizes)
 
     def _counter(self, max_pixels: int, bounded: bool) -> Callable:
         """`count_media_tokens` under this --max_pixels: a bound of the processor, or what images are shrunk to."""
@@ -314,11 +312,6 @@ class Budget:
             except ValueError as error:
                 results.append(error)
         return results
-
-
-def code_of(cls: type) -> str:
-    """The source of the modules that a class and its bases are in."""
-    return "".join(inspect.getsource(inspect.getmodule(base)) for base in cls.__mro__[:-1])
 
 
 def allow(dataset, faults: dict[int, ValueError]) -> None:

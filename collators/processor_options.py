@@ -52,7 +52,8 @@ def set_processor_options(collator, options: dict) -> None:
             set_all({name: value for name, value in options.items() if name != option})
             without = pixels(processor, known)
             set_all(options)
-            idle += [option] * same(without, pixels(processor, known))
+            with_it = pixels(processor, known)
+            idle += [option] * (len(with_it) == len(without) and all(map(torch.equal, with_it, without)))
         made = collator.is_media(collator.encode({"messages": probe}, within_budget=False).inputs["input_ids"]).sum()
         probe[0]["content"][0]["image"] = 0
         counted = collator.budget.count_media_tokens({"messages": probe}, {("image", 0): image.size[::-1]})
@@ -82,7 +83,3 @@ def pixels(processor, parts: Collection[str]) -> list[torch.Tensor]:
     values = [value for made in found for value in made.values()]
     values += [each for value in values if isinstance(value, list) for each in value]
     return list(filter(torch.is_tensor, values))
-
-
-def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
-    return len(some) == len(others) and all(map(torch.equal, some, others))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
 from functools import cache, cached_property, reduce
 from typing import NamedTuple
@@ -232,7 +232,14 @@ class Template:
     @cached_property
     def orders(self) -> set[str]:
         """Those of ORDERS that the checkpoint's template takes, and ours alike."""
-        return {order for order, (messages, *_) in ORDERS.items() if takes(self, messages)}
+        found = set()
+        for order, (messages, *_) in ORDERS.items():
+            with suppress(UnfitTemplate):
+                self.render_official(messages)
+                replies = sum(message["role"] == "assistant" for message in messages)
+                if len(self.render(messages)[1]) == replies and not self.differences_in(messages):
+                    found.add(order)
+        return found
 
     def check_rendering(self, messages: list[dict]) -> None:
         """Raise an UnfitTemplate where a template that nobody prepared hides a reply or leaves a medium out."""
@@ -409,39 +416,17 @@ def conversation(*turns: tuple[str, str | list[str]]) -> list[dict]:
     return [{"role": role, "content": [part(p) for p in parts]} for role, *parts in turns]
 
 
+COLOUR = ("user", "Name a colour."), ("assistant", "Red.")
+OLDER = ("user", "First", "image", "second", "image", "Which is older?"), ("assistant", "The first.")
 PROBES = [
-    conversation(("user", "Name a colour."), ("assistant", "Red.")),
+    conversation(*COLOUR),
     conversation(("system", "Be brief."), ("user", "image", "What is it?"), ("assistant", "A cat.")),
-    conversation(
-        ("user", "First", "image", "second", "image", "Which is older?"),
-        ("assistant", "The first."),
-        ("user", "Why?"),
-        ("assistant", "It is grey."),
-    ),
+    conversation(*OLDER, ("user", "Why?"), ("assistant", "It is grey.")),
     conversation(("user", "video", "What happens?"), ("assistant", "A ball rolls.")),
 ]
 
 # Orders of roles, by their first letters, that a template may not take -> a probe, what is said of it, the fix.
 ORDERS = {
-    "^a": (
-        conversation(("assistant", "Hello."), ("user", "Name a colour."), ("assistant", "Red.")),
-        "begins with a reply",
-        "put a user message before",
-    ),
-    "uu": (
-        conversation(("user", "I see."), ("user", "Name a colour."), ("assistant", "Red.")),
-        "has two user messages in a row",
-        "put them into one message",
-    ),
+    "^a": (conversation(("assistant", "Hello."), *COLOUR), "begins with a reply", "put a user message before"),
+    "uu": (conversation(("user", "I see."), *COLOUR), "has two user messages in a row", "put them into one message"),
 }
-
-
-def takes(template: Template, messages: list[dict]) -> bool:
-    """Whether the checkpoint's template takes a conversation, and the training template alike."""
-    try:
-        template.render_official(messages)
-        _, spans = template.render(messages)
-        is_whole = len(spans) == sum(message["role"] == "assistant" for message in messages)
-        return is_whole and not template.differences_in(messages)
-    except UnfitTemplate:
-        return False

@@ -72,6 +72,15 @@ def trained_rows(adapter: dict | None) -> dict[int, list[int]]:
     return {id: [] for ids in tables.values() for id in ids}
 
 
+def gathered(parameters: list[nn.Parameter], modifier_rank: int | None = None):
+    """In the `with`, each parameter is whole, also under ZeRO-3, where a process has a part of it; see its library."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier_rank)
+
+
 @torch.no_grad()
 def give_rows(model: nn.Module, loader) -> None:
     """Give tokens rows of the embeddings and the head, each the mean of its pieces' rows."""
@@ -87,12 +96,7 @@ def give_rows(model: nn.Module, loader) -> None:
     if (rows := max(loader.pieces) + 1) > table.num_embeddings:
         model.resize_token_embeddings(rows, mean_resizing=False)  # else it takes a decomposition of all embeddings
     weights = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-    gathered = nullcontext()
-    if is_deepspeed_zero3_enabled():
-        import deepspeed
-
-        gathered = deepspeed.zero.GatheredParameters([*weights.values()], modifier_rank=0)
-    with gathered:
+    with gathered([*weights.values()], modifier_rank=0):
         for weight in weights.values():
             for row, pieces in loader.pieces.items():
                 if pieces:

@@ -7,15 +7,14 @@ deeper is fixed on the loaded model. No library and no file of the checkpoint is
 import glob
 import os
 import shutil
-from contextlib import nullcontext
 
 import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, GenerationMixin
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from loaders.base import BaseLoader, local_folder
+from loaders.new_tokens import gathered
 
 # What loads a saved model again: transformers 5.23 writes a config.json that the code of the checkpoint refuses.
 CODE_FILES = ["config.json", "*.py"]
@@ -96,13 +95,7 @@ class RemoteCodeLoader(BaseLoader):
             parameter = loaded[name]
             if not parameter.is_floating_point():
                 continue  # quantized
-            if is_deepspeed_zero3_enabled():
-                import deepspeed
-
-                whole = deepspeed.zero.GatheredParameters([parameter])
-            else:
-                whole = nullcontext()
-            with whole:
+            with gathered([parameter]):
                 if not torch.equal(parameter.data, weight.to(parameter.device, parameter.dtype)):
                     wrong.append(name)
         if wrong or unseen:

@@ -182,13 +182,6 @@ def open_arrow(path: str):
     return pa.ipc.open_file(pa.memory_map(path))
 
 
-def scan_arrow(batches) -> Iterator[tuple[int, int, object]]:
-    """As `scan`, with the batch and the place in it of each row of an Arrow file."""
-    for number in range(batches.num_record_batches):
-        for place, row in enumerate(to_rows(batches.get_batch(number))):
-            yield number, place, row
-
-
 def to_rows(batch) -> list:
     """The rows of an Arrow batch; in the place of one that Python has no values for, a ValueError."""
     classes = with_classes((batch.schema.metadata or {}).get(b"huggingface", b"{}"))

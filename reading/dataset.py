@@ -123,7 +123,11 @@ class MultimodalDataset(WeightedRows):
         self.rows = Rows(self)
         if not len(self):
             raise ValueError(f"{self.name} holds no sample.")
-        self._check_columns(columns)
+        # A column that no row has: a medium would be missing silently.
+        found = {column.lower() for index in self.files for column in index.mapped}
+        for name, field in Mapping.of(columns).sources:
+            if f"{name}={field}".lower() not in found:
+                raise ValueError(f"--columns {name}={field}: no row of {self.name} has a field `{field}`.")
         pairs = zip(self.starts, self.files)
         faults = {start + place: fault for start, index in pairs for place, fault in index.errors.items()}
         positions = np.flatnonzero(np.isin(self.numbers, [*faults])).tolist()
@@ -137,13 +141,6 @@ class MultimodalDataset(WeightedRows):
                 )
             self.leave_out(self.errors)
             self.errors = {}
-
-    def _check_columns(self, columns: Sequence[str] | None) -> None:
-        """Refuse a column that no row has: a medium would be missing silently."""
-        found = {column.lower() for index in self.files for column in index.mapped}
-        for name, field in Mapping.of(columns).sources:
-            if f"{name}={field}".lower() not in found:
-                raise ValueError(f"--columns {name}={field}: no row of {self.name} has a field `{field}`.")
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -287,6 +284,13 @@ class MultimodalDataset(WeightedRows):
             more = [f"{len(outside) - 3:,} more"] if len(outside) > 3 else []
             notes.append(f"{self.name}: media outside the folders of the data: {', '.join([*named, *more])}")
         notes += [f"{self.name}: {counts[name]:,} rows {what}." for name, what in COUNTED.items() if counts[name]]
+        # Rows of a folder are in the order of their classes, so that a slice too may hold but one.
+        some = evenly_spread(range(len(self)), 1000) if all(os.path.isdir(index.path) for index in self.files) else []
+        if some[1:] and len(answers := {self.raw(position)["answer"] for position in some}) == 1:
+            notes.append(
+                f"WARNING: each reply of {self.name} is {answers.pop()!r}, which the model would learn to say of any "
+                "picture: give the folder that holds the folders of all classes, without a slice."
+            )
         if (layouts := self.layouts()) and not any(layout.media for layout in layouts):
             notes.append(f"WARNING: {self.name} holds texts alone, so the model sees no image and no video of it.")
         return notes

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from reading.references import kind_by_name
 from reading.sources import refuse
@@ -55,8 +56,7 @@ def rows_in(folder: str, prompt: str | None) -> Iterator[dict[str, str]]:
         if has_captions:
             path = os.path.join(folder, texts[stem])
             try:
-                with open(path, encoding="utf-8-sig") as file:
-                    answer = file.read().strip()
+                answer = Path(path).read_text(encoding="utf-8-sig").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise ValueError(f"{path} cannot be read as UTF-8 text: {error}.") from error
         elif not answer or os.sep in answer:

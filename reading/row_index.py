@@ -393,13 +393,16 @@ class IndexMaker:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def scan(self, folder: str) -> Iterator[tuple[int, int, object]]:
+        """As `sources.scan`; of an Arrow copy the batch and the place in it of each row."""
         if not copies.is_copied(self.path):
             return (tars if sources.has_ending(self.path, ".tar") else sources).scan(self.path)
         copy = arrow_copy(folder, self.form)
         if not os.path.isfile(copy):
             copies.copy_rows(self.path, self.form, f"{copy}.unfinished")
             os.rename(f"{copy}.unfinished", copy)
-        return copies.scan_arrow(copies.open_arrow(copy))
+        batches = copies.open_arrow(copy)
+        rows = (copies.to_rows(batches.get_batch(number)) for number in range(batches.num_record_batches))
+        return ((number, place, row) for number, batch in enumerate(rows) for place, row in enumerate(batch))
 
     def next_batch(self, found: Iterator) -> list[tuple[int, tuple[int, int, object]]]:
         """Rows whose media headers are read together: not more than fit into memory with all their bytes."""

@@ -72,6 +72,16 @@ def test_the_folder_of_a_picture_is_its_answer(fill):
     assert len(MultimodalDataset(f"{folder}[1:3]:2", prompt="Which?")) == 2
 
 
+def test_a_single_class_is_said(fill):
+    folder = fill(dict.fromkeys(["cat/1.jpg", "cat/2.mp4", "cat/3.jpg", "dog/4.jpg"]))
+    other = fill(dict.fromkeys(["dog/1.jpg", "dog/2.jpg"]), "other")
+    cats = f"{folder}[:3]"
+    for paths, only in (([folder], ""), ([cats], "cat"), ([other], "dog"), ([cats, other], "")):
+        notes = "".join(MultimodalDataset([*map(str, paths)], prompt="Which?").notes())
+        assert (f"is {only!r}, which the model would learn to say" in notes) == bool(only), (paths, notes)
+        assert ("each reply" in notes) == bool(only)
+
+
 def test_folders_of_splits_are_no_classes_but_one_alone_is(fill):
     folder = fill(dict.fromkeys(["train/cat/1.jpg", "test/cat/2.jpg", "test/dog/3.jpg"]))
     with pytest.raises(ValueError, match="has the splits train, test: name one of them"):
