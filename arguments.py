@@ -50,9 +50,7 @@ def flag(default, help: str, choices=None, **more):
 
 @dataclass
 class ModelArguments:
-    model_id: str | None = flag(
-        None, "Model id, or Hub path, of `python supported_models.py`; auto: any other, at --model_local_path."
-    )
+    model_id: str | None = flag(None, "Id or path of `supported_models.py`; auto: any other, at --model_local_path.")
     model_local_path: str | None = flag(None, "Folder or Hub path to load weights, processor and config from instead.")
     attn_implementation: str | None = flag(
         None, f"How attention is computed: {', '.join(checks.ATTENTION)} (of a FlashAttention). Default: sdpa."
@@ -107,12 +105,8 @@ class ReadingArguments:
     image_folder: str | None = flag(None, "Folder of relative image paths. Default: the data file's folder.")
     video_folder: str | None = flag(None, "Folder of relative video paths. Default: the data file's folder.")
     allow_outside: bool = flag(False, "Let paths in the data leave these folders.")
-    allow_urls: bool = flag(
-        False, "Fetch media from http(s) URLs, though never from private addresses, and hf:// of the Hub."
-    )
-    data_cache: str | None = flag(
-        None, "Folder of indexes and of fetched media. Default: $FINELMM_CACHE, or ~/.cache/finelmm."
-    )
+    allow_urls: bool = flag(False, "Fetch media from http(s) URLs (no private addresses) and hf:// of the Hub.")
+    data_cache: str | None = flag(None, "Folder of indexes and downloads. Default: $FINELMM_CACHE or ~/.cache/finelmm.")
     image_size: str | None = flag(None, "Resize each image to a square (512) or a width and height (640x480).")
     image_resize_algorithm: str = flag("bicubic", f"How images are resized: {', '.join(FILTERS)}.")
     min_pixels: int | None = flag(None, "Enlarge an image of fewer pixels; keeps its aspect ratio.")
@@ -124,9 +118,7 @@ class ReadingArguments:
         "Leave the processor as it is and resize images before it. Default: --min_pixels and --max_pixels become a "
         "processor's own bounds, where it has some.",
     )
-    jpeg_draft: bool = flag(
-        False, "Decode large JPEG images at 1/2, 1/4 or 1/8 before --image_size or --max_pixels: faster, less sharp."
-    )
+    jpeg_draft: bool = flag(False, "Decode a large JPEG at 1/2, 1/4 or 1/8 before it is resized: faster, less sharp.")
     num_frames: int = flag(8, "Frames taken from each video, evenly spaced from the first to the last; or give --fps.")
     fps: float | None = flag(None, "Frames taken from each second of a video, instead of --num_frames.")
     max_frames: int | None = flag(None, "Use at most N frames of a video; needs --fps.")
@@ -142,9 +134,7 @@ class ReadingArguments:
         "do (docs/boxes.md).",
         BOX_FORMATS,
     )
-    template_kwargs: str | None = flag(
-        None, "Variables of the chat template, as a JSON object, such as '{\"enable_thinking\": true}'."
-    )
+    template_kwargs: str | None = flag(None, "Chat template variables as JSON, such as '{\"enable_thinking\": true}'.")
 
     def __post_init__(self):
         checks.check_reading(self)
@@ -157,9 +147,7 @@ class DataArguments(ReadingArguments):
         "Training data: JSON, JSONL, Parquet, CSV and TSV files, folders, globs, data sets of the Hub, each written "
         "PATH[:SPLIT][SLICE][:WEIGHT] (docs/dataset.md).",
     )
-    eval_data_path: list[str] | None = flag(
-        None, "Evaluation data, written in the same way; of several, each is measured."
-    )
+    eval_data_path: list[str] | None = flag(None, "Evaluation data, written alike; of several, each is measured.")
     eval_split: float | None = flag(None, "Hold out this share (0.05) or number (200) of training rows to evaluate on.")
     sample_rows: int | None = flag(None, "Use only N rows of the training data, drawn with --seed.")
     balance: str | None = flag(None, "Field that names the class of a row: draw each class equally often.")
@@ -170,15 +158,11 @@ class DataArguments(ReadingArguments):
         "family's, which of them: checkpoint or family (docs/chat_formats.md).",
     )
     add_tokens: str | None = flag(
-        None,
-        "File of words that become tokens, one a line; with LoRA their rows train too (docs/lora.md#new-words).",
+        None, "File of words that become tokens, one a line; with LoRA their rows train too (docs/lora.md#new-words)."
     )
-    padding_free: bool | None = flag(
-        None, "Concatenate the samples of a batch instead of padding them. Default: where the model can."
-    )
+    padding_free: bool | None = flag(None, "Concatenate samples instead of padding them. Default: where the model can.")
     packing: bool = flag(
-        False,
-        "Fill each row with samples up to --model_max_length tokens; --per_device_train_batch_size counts rows.",
+        False, "Fill each row with samples up to --model_max_length tokens; --per_device_train_batch_size counts rows."
     )
     mask_question_tokens: bool = flag(True, "Train on replies only. False: on all text, never on media or padding.")
     train_thoughts: bool = flag(True, "Train on the thoughts of replies too. False: on what comes after them.")
@@ -191,12 +175,8 @@ class DataArguments(ReadingArguments):
     drop_overlong: bool = flag(
         False, "Drop (and count) a sample whose first exchange exceeds --model_max_length; by default it is an error."
     )
-    allow_empty_answers: bool = flag(
-        False, "Train on empty replies, which teaches the model to say nothing; by default they are an error."
-    )
-    on_bad_sample: str = flag(
-        "error", "A sample that cannot be used: error ends the run, skip takes others instead.", ("error", "skip")
-    )
+    allow_empty_answers: bool = flag(False, "Train on empty replies, which teach silence; else they are an error.")
+    on_bad_sample: str = flag("error", "Unusable samples: error ends the run, skip takes others.", ("error", "skip"))
     max_bad_samples: int = flag(100, "With --on_bad_sample skip: end the run when more samples than these fail.")
 
     def __post_init__(self):
@@ -214,9 +194,7 @@ class LoraArguments:
     lora_r: int = flag(8, "Rank of the adapters.")
     lora_alpha: int = flag(16, "Scale: the adapter's output is multiplied by lora_alpha / lora_r.")
     lora_dropout: float = flag(0.05, "Dropout before the adapters.")
-    lora_bias: str = flag(
-        "none", "Which biases train next to the adapters: none, lora_only or all.", ("none", "lora_only", "all")
-    )
+    lora_bias: str = flag("none", "Biases that train too: none, lora_only or all.", ("none", "lora_only", "all"))
     lora_target_modules: list[str] | None = flag(
         None, "Linear layers with an adapter: names, ends of names, or regexes of whole names. Default: all."
     )
@@ -258,13 +236,9 @@ class TrainingArguments(transformers.TrainingArguments):
     bf16: bool | None = flag(None, "Compute in bfloat16. Default: where the GPU has it, without --fp16.", **BARE)
     # The Trainer's type, dict[str, bool], has no reader for the command line (5.23).
     liger_kernel_config: str | None = flag(None, "Set automatically by --use_liger_kernel; do not pass it.")
-    fsdp: bool = flag(
-        False, "Shard weights, gradients and optimizer with FSDP2 (--fsdp_config fsdp_configs/fsdp2.json)."
-    )
+    fsdp: bool = flag(False, "Shard weights, gradients and optimizer by FSDP2 (--fsdp_config fsdp_configs/fsdp2.json).")
 
-    eval_generate: int = flag(
-        0, "Rows of each evaluation file to answer at each evaluation, evenly spread; the first time before step 1."
-    )
+    eval_generate: int = flag(0, "Rows of each file, evenly spread, to answer at each evaluation and before step 1.")
     eval_max_new_tokens: int = flag(128, "Longest of these answers, in tokens.")
     metric: list[str] | None = flag(
         None, f"What else measures them: {', '.join(METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md#evaluation)."
@@ -297,7 +271,7 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.dataloader_persistent_workers is None:
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and has_bfloat16(self.use_cpu)
+            self.bf16 = not self.fp16 and has_bf16(self.use_cpu)
         folder = self.resume_from_checkpoint
         self.resume_from_checkpoint = {"true": True, "false": None}.get(str(folder).lower(), folder)
         checks.check_training(self)
@@ -339,7 +313,7 @@ def default_workers(use_cpu: bool) -> int:
     return max(1, min(4, os.cpu_count() // torch.accelerator.device_count()))
 
 
-def has_bfloat16(use_cpu: bool) -> bool:
+def has_bf16(use_cpu: bool) -> bool:
     return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 

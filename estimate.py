@@ -29,15 +29,7 @@ import transformers
 from PIL import Image
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from arguments import (
-    HARDWARE_FLAGS,
-    Arguments,
-    ModelArguments,
-    Parser,
-    TrainingArguments,
-    has_bfloat16,
-    parse_arguments,
-)
+from arguments import HARDWARE_FLAGS, Arguments, ModelArguments, Parser, TrainingArguments, has_bf16, parse_arguments
 from entry import cli
 from loaders import LOADERS, attention
 from loaders.quantization import quantization_config, quantized_bits
@@ -78,8 +70,7 @@ def main(words: list[str] | None = None) -> None:
     with redirect_stdout(sys.stderr):  # whatever a library prints
         forecast = forecast_run(arguments, num_devices)
     report = {kind: round(size) for kind, size in forecast.sizes.items()} | {"total": round(forecast.total)}
-    report |= {"devices": num_devices, **forecast._asdict()}
-    del report["sizes"]
+    report |= {"devices": num_devices} | {name: getattr(forecast, name) for name in ("samples", "tokens", "labels")}
     report["assumptions"] = assumptions(arguments, num_devices)
     if own.gpu_memory:
         report["fits"] = forecast.total <= own.gpu_memory * GB * (1 - RESERVE)
@@ -119,7 +110,7 @@ def set_hardware(arguments: Arguments, words: list[str]) -> None:
         for name in HARDWARE_FLAGS & part.__dataclass_fields__.keys():
             setattr(part, name, getattr(found, name))
     if training.bf16 is None:
-        training.bf16 = not training.fp16 and has_bfloat16(training.use_cpu)
+        training.bf16 = not training.fp16 and has_bf16(training.use_cpu)
     arguments.given |= parser.given(words)
     if training.bf16 and training.fp16:
         raise ValueError("--bf16 True and --fp16 True exclude each other: leave one out.")
@@ -152,7 +143,10 @@ def forecast_run(arguments: Arguments, num_devices: int) -> Forecast:
         attention.separate_samples(model, loader)
     model.set_experts_implementation("eager")  # the others' kernels ask for a GPU, or for 16 bits
     if bits := quantized_bits(lora.q_lora, lora.load_in_8bit):
-        stand_in_for_quantized(model, quantization_config(loader, dtype, bits).llm_int8_skip_modules, bits)
+        skipped = quantization_config(loader, dtype, bits).llm_int8_skip_modules
+        for name, module in list(model.named_modules()):
+            if isinstance(module, torch.nn.Linear) and should_convert_module(name, skipped):
+                model.set_submodule(name, QuantizedLinear(module, bits))
     model = trainable.make_trainable(model, loader, arguments)
     shares = engine_shares(model, training, dtype, num_devices)
     sizes = measure_step(model, batch, training, dtype, lambda parameters: optimizer(training, parameters), shares)
@@ -170,13 +164,6 @@ def make_loader(arguments: Arguments):
         name = "sdpa"
     dtype = trainable.compute_dtype(arguments.training) if arguments.training.deepspeed else "auto"
     return family(model.model_path, model.trust_remote_code, dtype=dtype, attn_implementation=name)
-
-
-def stand_in_for_quantized(model, skipped: list[str], bits: int) -> None:
-    """Put a layer of quantized size in the place of each that bitsandbytes would quantize."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, torch.nn.Linear) and should_convert_module(name, skipped):
-            model.set_submodule(name, QuantizedLinear(module, bits))
 
 
 def optimizer(training, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -300,9 +287,7 @@ def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
         found.append("What --torch_compile and --use_liger_kernel save is not counted.")
     if (training.activation_checkpointing_kwargs or {}).get("offload"):
         found.append("What --activation_checkpointing_kwargs offloads is counted all the same.")
-    found.append(
-        f"Weights are loaded in their own precision first. {RESERVE:.0%} of a GPU are left to the CUDA context."
-    )
+    found.append(f"Weights are loaded in their own precision first. {RESERVE:.0%} of a GPU is for the CUDA context.")
     return found
 
 
@@ -322,11 +307,10 @@ def show(report: dict, gpu_memory: float | None, file) -> None:
         table.add_row(kind, f"{report[kind] / GB:.2f}", style="bold" if kind == "total" else "")
     console.print(table)
     console.print("\n" + "\n".join(f"- {text}" for text in report["assumptions"]))
-    if not gpu_memory:
-        return
-    verdict = "fits" if report["fits"] else "does not fit"
-    console.print(f"\nIt {verdict} in {gpu_memory:g} GB.", style="green" if report["fits"] else "red")
-    if not report["fits"]:
+    if gpu_memory and report["fits"]:
+        console.print(f"\nIt fits into {gpu_memory:g} GB.", style="green")
+    elif gpu_memory:
+        console.print(f"\nIt does not fit into {gpu_memory:g} GB.", style="red")
         console.print("What saves memory: docs/memory.md#will-it-fit-estimatepy")
 
 

@@ -124,19 +124,11 @@ def make_parser() -> Parser:
     parser.add_argument("--model_id", help="Model id, where neither args.yaml nor the config tells the family.")
     parser.add_argument("--model_local_path", help="Base of an adapter; default: the path it was trained from.")
     # Never taken from args.yaml: the author of that folder would consent in the place of its user.
-    parser.add_argument(
-        "--trust_remote_code", **SWITCH, help="Run the Python files of the checkpoint, with your permissions."
-    )
+    parser.add_argument("--trust_remote_code", **SWITCH, help="Run the checkpoint's own code, with your permissions.")
     parser.add_argument("--batch_size", type=int, default=8, help="Answers to a file that are generated at a time.")
-    parser.add_argument(
-        "--max_new_tokens", type=int, help="Longest answer, in tokens. Default: 128 on a file, 512 in a chat."
-    )
-    parser.add_argument(
-        "--metric",
-        nargs="+",
-        help=f"More metrics for the file: {', '.join(metrics.METRICS)}, or your own as FILE.py:FUNCTION, "
-        "which takes (predictions, references) and returns a number or a mapping (docs/inference.md).",
-    )
+    parser.add_argument("--max_new_tokens", type=int, help="Longest answer in tokens. Default: 128; 512 in a chat.")
+    more = f"More metrics for the file: {', '.join(metrics.METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md)."
+    parser.add_argument("--metric", nargs="+", help=more)
     return parser
 
 
@@ -211,10 +203,9 @@ def load(
     placement = {"device_map": "auto"} if torch.cuda.is_available() else {}  # over all GPUs
     loader = LOADERS.get(family)(base_path, trust_remote_code, dtype="auto", **placement)
     loader.pieces = trained_rows(adapter)
-    if adapter is not None:
-        # The adapter corrects the base that it saw, so its base is quantized alike.
-        if bits := quantized_bits(saved.get("q_lora"), saved.get("load_in_8bit")):
-            loader.model_kwargs["quantization_config"] = quantization_config(loader, loader.dtype, bits)
+    # An adapter corrects the base that it saw, so its base is quantized alike.
+    if adapter is not None and (bits := quantized_bits(saved.get("q_lora"), saved.get("load_in_8bit"))):
+        loader.model_kwargs["quantization_config"] = quantization_config(loader, loader.dtype, bits)
     model = loader.load_model()
     if adapter is not None:
         model = with_adapter(model, model_path, base_path)

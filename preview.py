@@ -87,24 +87,20 @@ def add_flags(parser) -> None:
     parser.add_argument("--num_rows", type=int, help="Show only the first rows.")
     parser.add_argument("--skip_rows", type=int, default=0, help="Skip the first N rows.")
     parser.add_argument("--json", action="store_true", help="One JSON object a line.")
-    parser.add_argument(
-        "--html", metavar="FILE", help=f"Write one self-contained page; of {PAGE_ROWS} rows, if none are chosen."
-    )
+    parser.add_argument("--html", metavar="FILE", help=f"Write one page, of {PAGE_ROWS} rows if none are chosen.")
     parser.add_argument("--check", action="store_true", help="Check every row, and say what training would do.")
     parser.add_argument("--num_processes", type=int, help="With --check: processes of the run, to count steps.")
 
 
 def check_own_flags(own) -> None:
-    for name in ("num_rows", "random", "num_processes"):
-        if (value := getattr(own, name)) is not None and value < 1:
-            raise ValueError(f"--{name} is {value}; it must be 1 or more.")
+    for name, least in {"num_rows": 1, "random": 1, "num_processes": 1, "skip_rows": 0}.items():
+        if (value := getattr(own, name)) is not None and value < least:
+            raise ValueError(f"--{name} is {value}; it must be {least} or more.")
     if own.num_processes and not own.check:
         raise ValueError("--num_processes has no effect without --check: add it.")
     for name in ("index", "random", "search", "num_rows", "skip_rows"):
         if getattr(own, name) and own.check:
             raise ValueError(f"--{name} has no effect with --check, which checks all rows: leave one out.")
-    if own.skip_rows < 0:
-        raise ValueError(f"--skip_rows is {own.skip_rows}; it must be 0 or more.")
     if own.json and own.html and not own.check:
         raise ValueError("--json and --html exclude each other: leave one out.")
     if own.html:

@@ -161,8 +161,7 @@ def of_vision(path: str, names: set[str]) -> list[str]:
 
 
 def first_of(path: str, patterns: tuple[str, ...]) -> str | None:
-    found = [os.path.basename(file) for name in patterns for file in glob.glob(os.path.join(path, name))]
-    return found[0] if found else None
+    return next((file for name in patterns for file in glob.glob(name, root_dir=path)), None)
 
 
 def read_json(path: str, name: str, fix: str) -> dict:

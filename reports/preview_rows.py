@@ -106,10 +106,7 @@ def cut_runs(collator: ChatCollator, preview: Preview) -> tuple[Run, ...]:
 
 def count(runs: Iterable[Run]) -> Counter:
     """Style of a run -> number of tokens."""
-    counts = Counter()
-    for run in runs:
-        counts[run.style] += len(run.ids)
-    return counts
+    return Counter(run.style for run in runs for _ in run.ids)
 
 
 def decode(collator: ChatCollator, ids: list[int]) -> str:

@@ -1777,6 +1777,13 @@ FAULTS = [
         "tests/web/test_webui.py::test_ready_means_that_the_data_were_read",
     ),
     Fault(
+        "the page drops what train.py would refuse",
+        "web/runs.py",
+        "refusal = error.fault",
+        "refusal = None",
+        "tests/web/test_webui.py::test_a_refusal_is_said_although_its_page_was_written",
+    ),
+    Fault(
         "the page tells which models are outside its root",
         "web/form.py",
         'runs.check_folder(typed, os.getcwd(), "the model")',

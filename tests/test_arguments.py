@@ -12,7 +12,7 @@ from conftest import IMAGE_ROWS, VIDEO_ROWS, turns
 from transformers import HfArgumentParser
 
 import train
-from arguments import PARTS, DataArguments, has_bfloat16, parse_arguments
+from arguments import PARTS, DataArguments, has_bf16, parse_arguments
 from entry import end
 from reading.dataset import MultimodalDataset
 from reading.split import make_datasets
@@ -279,7 +279,7 @@ def test_mixed_precision_of_accelerate_launch_must_be_said_in_the_flags(monkeypa
 
 
 def test_flash_attention_has_a_long_and_a_short_name(monkeypatch):
-    monkeypatch.setitem(ATTENTION, "flash_attention_2", (lambda: True, ""))
+    monkeypatch.setitem(ATTENTION, "flash_attention_2", (lambda _: True, ""))
     for words in ("--use_flash_attn True", "--attn_implementation flash_attention_2"):
         with pytest.raises(ValueError, match="16 bits only: add --bf16 True"):
             parse(words)
@@ -300,7 +300,7 @@ def test_the_defaults_show_something(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for has_it in (True, False):
         monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation, has_it=has_it: has_it)
-        assert (has_bfloat16(use_cpu=False), has_bfloat16(use_cpu=True)) == (has_it, False)
+        assert (has_bf16(use_cpu=False), has_bf16(use_cpu=True)) == (has_it, False)
 
 
 def test_flags_that_change_nothing_may_be_written_beside_the_one_that_switches_them_off():
@@ -446,7 +446,7 @@ def test_all_keys_of_another_tool_are_named_at_once(tmp_path):
 
 @pytest.mark.parametrize("can", [True, False])
 def test_bf16_auto_is_what_the_machine_can(can, monkeypatch):
-    monkeypatch.setattr("arguments.has_bfloat16", lambda use_cpu: can)
+    monkeypatch.setattr("arguments.has_bf16", lambda use_cpu: can)
     for words in ("--bf16 auto", "--bf16=auto", "--bf16 False --bf16 auto"):
         assert parse(f"{words} --use_cpu True").training.bf16 is can
 

@@ -48,8 +48,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
     parameters = []
     for flag, ends in (("lora_experts", loader.experts), ("lora_router", loader.routers)):
         if getattr(lora, flag):
-            found = [name for name in modes if name.endswith(tuple(f".{end}" for end in ends))]
-            if not found:
+            if not (found := [name for name in modes if name.endswith(tuple(f".{end}" for end in ends))]):
                 raise ValueError(f"--{flag} True has no effect: the model is not a mixture of experts. Leave it out.")
             parameters += [name for name in found if modes[name] == "lora"]
     full = [name for component in COMPONENTS for name in units(model, loader, component, modes)]
@@ -115,10 +114,8 @@ def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: 
         fitting = [name for name in found if not reasons[name]]
         if not fitting:
             raise ValueError(no_target(pattern, {name: reasons[name] for name in found}, reasons))
-        if others := {name: reasons[name] for name in found if reasons[name] not in (None, NOT_LINEAR)}:
-            print_once(
-                f"--lora_target_modules {pattern!r} also matches modules that get no adapter:{by_reason(others)}"
-            )
+        if rest := {name: reasons[name] for name in found if reasons[name] not in (None, NOT_LINEAR)}:
+            print_once(f"--lora_target_modules {pattern!r} also matches modules that get no adapter:{by_reason(rest)}")
         targets += fitting
     return list(dict.fromkeys(targets))
 

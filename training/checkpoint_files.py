@@ -103,11 +103,7 @@ class Lister(pickle.Unpickler):
 class Stub:
     """Stands for whatever a pickle makes, and does nothing."""
 
-    def __init__(self, *args):
+    def __init__(self, *_):
         pass
 
-    def __setstate__(self, state):
-        pass
-
-    def __setitem__(self, key, value):
-        pass
+    __setstate__ = __setitem__ = __init__

@@ -9,19 +9,12 @@ import re
 from collections.abc import Collection, Iterator
 from copy import copy
 from dataclasses import MISSING, fields
-from functools import partial
 
 import torch
 import transformers
+from transformers import utils
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-from transformers.utils import (
-    is_flash_attn_2_available,
-    is_flash_attn_3_available,
-    is_flash_attn_4_available,
-    is_kernels_available,
-    is_liger_kernel_available,
-    is_torch_bf16_gpu_available,
-)
+from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available
 
 from evaluation import metrics
 from loaders import family_of
@@ -75,30 +68,21 @@ RANGES = {
     ),
     # With 0 the Trainer makes one step, at a rate of 0 (5.23).
     "1 or more, or -1 for --num_train_epochs": (lambda value: value == -1 or value >= 1, "max_steps"),
-    "a share of the rows (0.05) or a number of them": (
-        lambda value: 0 < value < 1 or value % 1 == 0 < value,
-        "eval_split",
-    ),
+    "a share of the rows (0.05) or their number": (lambda value: 0 < value < 1 or value % 1 == 0 < value, "eval_split"),
 }
 RANGE_OF = {flag: (wanted, is_right) for wanted, (is_right, flags) in RANGES.items() for flag in flags.split()}
 
 # --attn_implementation -> whether this machine has what it needs, and what that is. Without its own package
-# transformers takes the kernel of the Hub that the package `kernels` finds for this GPU, if it may (True).
+# transformers takes the kernel of the Hub that the package `kernels` finds for this GPU, if it may (called with True).
 KERNEL = "kernels-community/NAME"  # with "flash" in it: others compute something else
 ATTENTION = {
-    "sdpa": (lambda: True, ""),
-    "eager": (lambda: True, ""),
-    "flash_attention_2": (
-        partial(is_flash_attn_2_available, True),
-        "a CUDA GPU, and the package flash-attn or kernels",
-    ),
-    "flash_attention_3": (partial(is_flash_attn_3_available, True), "a Hopper GPU, and flash-attn-3 or kernels"),
-    "flash_attention_4": (
-        partial(is_flash_attn_4_available, True),
-        "a Hopper or newer GPU, and flash-attn-4 or kernels",
-    ),
-    "flex_attention": (torch.cuda.is_available, "a GPU: PyTorch trains with it on no CPU"),
-    KERNEL: (lambda: torch.cuda.is_available() and is_kernels_available(), "a GPU, and the package kernels"),
+    "sdpa": (lambda _: True, ""),
+    "eager": (lambda _: True, ""),
+    "flash_attention_2": (utils.is_flash_attn_2_available, "a CUDA GPU, and the package flash-attn or kernels"),
+    "flash_attention_3": (utils.is_flash_attn_3_available, "a Hopper GPU, and flash-attn-3 or kernels"),
+    "flash_attention_4": (utils.is_flash_attn_4_available, "a Hopper or newer GPU, and flash-attn-4 or kernels"),
+    "flex_attention": (lambda _: torch.cuda.is_available(), "a GPU: PyTorch trains with it on no CPU"),
+    KERNEL: (lambda _: torch.cuda.is_available() and utils.is_kernels_available(), "a GPU, and the package kernels"),
 }
 
 # Of `init_lora_weights` of peft. PiSSA and OLoRA take a part out of the base's weights, which peft 0.21 does again, to
@@ -240,16 +224,14 @@ def check_model_paths(model) -> None:
 def check_model(model) -> None:
     check_flags(model)
     check_patterns(model, "freeze", "train")
-    if model.use_flash_attn and model.attn_implementation not in (None, "flash_attention_2"):
-        raise ValueError(
-            f"--use_flash_attn True contradicts --attn_implementation {model.attn_implementation}: leave one out."
-        )
-    name = "flash_attention_2" if model.use_flash_attn else model.attn_implementation or "sdpa"
+    name = model.attn_implementation or ("flash_attention_2" if model.use_flash_attn else "sdpa")
+    if model.use_flash_attn and name != "flash_attention_2":
+        raise ValueError(f"--use_flash_attn True contradicts --attn_implementation {name}: leave one out.")
     known = KERNEL if re.fullmatch(r"kernels-community/[\w.-]*flash[\w.-]*(@\w+)?", name) else name
     if known not in ATTENTION:
         raise ValueError(f"--attn_implementation {name} is unknown; use {', '.join(ATTENTION)} (a FlashAttention).")
     is_available, needed = ATTENTION[known]
-    if not is_available():
+    if not is_available(True):
         flags = "--use_flash_attn True" if model.use_flash_attn else f"--attn_implementation {name}"
         raise ValueError(f"{flags} needs {needed} (docs/memory.md): leave it out.")
 
@@ -285,10 +267,9 @@ def check_reading(reading) -> None:
 def check_data(data) -> None:
     if not data.data_path:
         raise ValueError("--data_path is missing: a JSON, JSONL, Parquet or CSV file, see docs/start.md.")
-    if data.chat_template and data.chat_template not in OWN_TEMPLATES and not os.path.isfile(data.chat_template):
-        raise ValueError(
-            f"--chat_template {data.chat_template!r} is not a file, nor {' or '.join(OWN_TEMPLATES)}: leave it out."
-        )
+    template = data.chat_template
+    if template and template not in OWN_TEMPLATES and not os.path.isfile(template):
+        raise ValueError(f"--chat_template {template!r} is not a file, nor {' or '.join(OWN_TEMPLATES)}: leave it out.")
 
 
 def check_lora(lora) -> None:
@@ -447,11 +428,9 @@ def check_together(arguments) -> None:
     if {"gradient_checkpointing", "activation_checkpointing"} <= arguments.given:
         raise ValueError("--gradient_checkpointing is the old name of --activation_checkpointing: leave it out.")
     for kind in ("eval", "save", "logging"):
-        strategy = getattr(training, f"{kind}_strategy").value
-        if f"{kind}_steps" in arguments.given and strategy != "steps":
-            raise ValueError(
-                f"--{kind}_steps has no effect with {strategy}: add --{kind}_strategy steps, or leave it out."
-            )
+        name = getattr(training, f"{kind}_strategy").value
+        if f"{kind}_steps" in arguments.given and name != "steps":
+            raise ValueError(f"--{kind}_steps has no effect with {name}: add --{kind}_strategy steps, or leave it out.")
 
 
 def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:

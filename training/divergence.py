@@ -124,9 +124,7 @@ class FiniteCheck(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.skipped:
-            print_once(
-                f"{self.skipped} of {state.global_step:,} updates were skipped: their gradients were not finite."
-            )
+            print_once(f"{self.skipped} of {state.global_step:,} updates were skipped: gradients were not finite.")
 
 
 def shard(parameter: torch.nn.Parameter) -> torch.Tensor:

@@ -36,9 +36,7 @@ def check(arguments) -> None:
             f"{training.n_gpu} train.py ...`, or make only one visible: CUDA_VISIBLE_DEVICES=0."
         )
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1 and training.world_size == 1:
-        raise ValueError(
-            f"Each of the {processes} processes on CPUs would train a copy of its own: add --use_cpu True."
-        )
+        raise ValueError(f"Each of {processes} processes on CPUs would train a copy of its own: add --use_cpu True.")
     if training.device.type == "cpu":
         # accelerate 1.15 imports DeepSpeed in every run, where it is installed, and it warns that it finds no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -137,9 +135,8 @@ def set_up_fsdp(training, model, dtype: torch.dtype) -> None:
     plugin = training.fsdp_plugin_args
     if training.fsdp_config.get("replicate_across_nodes"):
         shards = processes_of_node()
-        training.parallelism_config = ParallelismConfig(
-            dp_replicate_size=training.world_size // shards, dp_shard_size=shards
-        )
+        nodes = training.world_size // shards
+        training.parallelism_config = ParallelismConfig(dp_replicate_size=nodes, dp_shard_size=shards)
     if plugin["auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP" and "transformer_cls_names_to_wrap" not in plugin:
         # accelerate 1.15 takes all that `_no_split_modules` names, and fails on what a model does not have, such as
         # CLIP's text embeddings.

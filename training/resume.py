@@ -109,9 +109,7 @@ def read_record(checkpoint: str) -> dict:
     for name, (size, _) in record["files"].items():
         path = os.path.join(checkpoint, name)
         if not os.path.isfile(path) or os.path.getsize(path) != size:
-            raise ValueError(
-                f"{checkpoint} is not a complete checkpoint: {name} is missing or not {size:,} bytes long."
-            )
+            raise ValueError(f"{checkpoint} is not a complete checkpoint: {name} is missing or not of {size:,} bytes.")
     return record
 
 

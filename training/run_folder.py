@@ -124,9 +124,7 @@ def begin(training, run: dict, checkpoint: str | None) -> None:
         if training.overwrite_output_dir and results(folder):
             rename_aside(folder)
         if not checkpoint and (held := results(folder)):
-            print_once(
-                f"{folder} holds the same run: its checkpoints are deleted, its weights replaced ({', '.join(held)})."
-            )
+            print_once(f"{folder} holds this run: its checkpoints are deleted, weights replaced ({', '.join(held)}).")
             for earlier in checkpoints_in(folder):
                 discard(earlier)
         Path(folder, RUN).write_text(strict_json(run, indent=1), encoding="utf-8")

@@ -39,7 +39,7 @@ from reports.run_report import metrics_of
 from training.progress import LOG_FILE
 from training.run_folder import is_locked, rename_aside, results
 from web.parts import text
-from web.scripts import tool
+from web.scripts import Failed, tool
 
 HERE = str(entry.HERE)
 DECLARED = {field.name: field for part in PARTS for field in fields(part)}
@@ -196,17 +196,19 @@ def check_model(path: str, root: str) -> str:
     return folder
 
 
-def page_of(words: list[str], root: str, *options: str) -> str:
-    """The page of preview.py, which writes it also where it finds faults."""
+def page_of(words: list[str], root: str, *options: str) -> tuple[str, str | None]:
+    """The page of preview.py, which writes it also where it finds faults, and why it refuses the run, if it does."""
     check_flags(words, root)
     with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder, "page.html")
+        page, refusal = Path(folder, "page.html"), None
         try:
             tool("preview", *words, *options, "--html", str(page))
-        except ValueError:
+        except Failed as error:
             if not page.is_file():
                 raise
-        return page.read_text(encoding="utf-8")
+            if error.fault != "1":  # of rows that cannot be used, which the page shows
+                refusal = error.fault
+        return page.read_text(encoding="utf-8"), refusal
 
 
 # ---- processes ----

@@ -49,13 +49,21 @@ def _run(script: str, words: list[str], answer: int) -> None:
     os._exit(0)
 
 
+class Failed(ValueError):
+    """What a script printed, and what was wrong (`fault`): its exit code, where it named nothing else."""
+
+    def __init__(self, printed: str, fault: str):
+        super().__init__(f"{printed}\n{fault}".strip())
+        self.fault = fault
+
+
 def tool(script: str, *words: str) -> str:
-    """What a script prints; a ValueError with what it said, where it failed."""
+    """What a script prints; raises `Failed`, where it fails."""
     ours, theirs = socket.socketpair()
     with ours, ours.makefile(encoding="utf-8", errors="replace") as answer:
         with theirs:
             socket.send_fds(requests, [json.dumps([script, words], allow_nan=False).encode()], [theirs.fileno()])
         printed, ended, fault = (part.strip() for part in answer.read().partition("\0"))
     if fault or not ended:
-        raise ValueError(f"{printed}\n{fault.removeprefix('Error: ')[-2000:] or 'It was killed.'}".strip())
+        raise Failed(printed, fault.removeprefix("Error: ")[-2000:] or "It was killed.")
     return printed

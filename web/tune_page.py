@@ -241,11 +241,11 @@ def show_rows(root: str, skip: int, search: str, *inputs, quiet: bool = False) -
     seen = [values[name] for name in form.SHOWN_BY]
     selection = [f"--num_rows={SHOWN_ROWS}", f"--skip_rows={skip or 0}", *([f"--search={search}"] if search else [])]
     try:
-        page = runs.page_of(form.words_of(values), root, *selection)
+        page, refusal = runs.page_of(form.words_of(values), root, *selection)
     except ValueError as error:
         told = notice(text("no_rows")) if quiet else notice(str(error), is_error=True)
         return told, 0, (seen, str(error))
-    return framed(page, text("rows")), int(re.search(r"of (\d+) rows", page)[1]), (seen, None)
+    return framed(page, text("rows")), int(re.search(r"of (\d+) rows", page)[1]), (seen, refusal)
 
 
 @or_notice
@@ -257,7 +257,8 @@ def forecast(root: str, *inputs) -> str:
 
 @or_notice
 def check_rows(root: str, *inputs) -> str:
-    return framed(runs.page_of(form.words_of(dict(zip(NAMES, inputs))), root, "--check"), text("check"))
+    page, _ = runs.page_of(form.words_of(dict(zip(NAMES, inputs))), root, "--check")  # it holds what is refused
+    return framed(page, text("check"))
 
 
 def start(root: str, asked: str | None, *inputs) -> list:

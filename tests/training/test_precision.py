@@ -146,7 +146,7 @@ def gpu_packages(monkeypatch):
         monkeypatch.setattr(f"{module}.is_liger_kernel_available", lambda: True)
     monkeypatch.setattr("training.checks.LIGER_DEVICES", {"cpu"})
     for name in ("flash_attention_2", "flash_attention_3", "flash_attention_4", KERNEL):
-        monkeypatch.setitem(ATTENTION, name, (lambda: True, ""))
+        monkeypatch.setitem(ATTENTION, name, (lambda _: True, ""))
     return calls
 
 

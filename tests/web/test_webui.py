@@ -43,6 +43,7 @@ from reports import run_comparison, run_report
 from supported_models import MODELS, VIDEO
 from training.trainable import training_modes
 from web import chat_page, form, parts, runs, runs_page, tune_page
+from web.scripts import Failed
 
 ROW = [{"conversations": turns("Hi", "Hello")}]
 # Flags of a preset whose values are those of the first one, whatever a script says.
@@ -206,6 +207,22 @@ def test_ready_means_that_the_data_were_read(root):
     os.mkdir("out")
     open("out/model.safetensors", "w").close()
     assert explained(root, (seen, None), **given)[2]["value"] == "Start over in out …"
+
+
+def test_a_refusal_is_said_although_its_page_was_written(root, monkeypatch):
+    given = {"model_id": "llava-1.5-7b", "data_path": ["train.json"], "output_dir": "out"}
+    refusals = {"the template differs: add --chat_template family": "chat_template family", "1": "Ready to start"}
+    for fault, told in refusals.items():  # 1: of rows that cannot be used, which the page shows
+
+        def refusing(script: str, *words: str, fault: str = fault) -> str:
+            Path(words[-1]).write_text("1 of 1 rows", encoding="utf-8")
+            raise Failed(f"{words[-1]}: 1 of 1 rows", fault)
+
+        monkeypatch.setattr(runs, "tool", refusing)
+        page, number, read = tune_page.show_rows(root, 0, "", *(form.values_of([]) | given).values())
+        assert "1 of 1 rows" in page and number == 1
+        message = explained(root, read, **given)[1]
+        assert told in message and "page.html" not in message
 
 
 # ---- what it says ----
