@@ -1779,7 +1779,7 @@ FAULTS = [
     Fault(
         "the page drops what train.py would refuse",
         "web/runs.py",
-        "refusal = error.fault",
+        'refusal = None if error.fault == "1" else error.fault',
         "refusal = None",
         "tests/web/test_webui.py::test_a_refusal_is_said_although_its_page_was_written",
     ),

@@ -130,7 +130,7 @@ def test_a_sharded_folder_is_whole(tiny, tmp_path, capsys):
     )
     check_serving.main(["--model_path", str(folder)])
     said = capsys.readouterr().out
-    assert "  vLLM 0.32.0 (2026-11-29): ran\n" in said
+    assert "  vLLM 0.32.0 (2026-11-30): ran\n" in said
     assert said.endswith(
         f"  vllm serve {folder} --served-model-name model --override-generation-config '{{\"temperature\": 0}}'\n"
         "  Each request: model='model', temperature=0\n"

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import fields
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ from loaders.output_folder import ADAPTER_CONFIG, ARGUMENTS, adapter_config
 from reading.files import resolve_in
 from reading.references import kind_by_name
 from reading.sources import ENDINGS, HUB_ID, HUB_PATH, find_source
+from reading.unread import flat
 from reports.run_comparison import read_log
 from reports.run_report import metrics_of
 from training.progress import LOG_FILE
@@ -48,10 +49,8 @@ COLUMNS = ("state", "verdict", "model", "data", "date", "time", "loss", "metric"
 DEPTH = 4  # folders from the root down to a run, a model or a data file
 MOST_FOLDERS = 20_000  # that are looked into for them
 SHOWN_LINES = 40  # of what a run prints
-# Left to train.py: they run a file of the user's.
-UNCHECKED = ("metric", "metric_for_best_model")
-# Of models and checkpoints, all of whose files are read.
-FOLDERS = ("model_local_path", "lora_weight_path", "resume_from_checkpoint")
+UNCHECKED = ("metric", "metric_for_best_model")  # left to train.py: they run a file of the user's
+FOLDERS = ("model_local_path", "lora_weight_path", "resume_from_checkpoint")  # all of whose files are read
 OWN_CONFIGURATIONS = {os.path.join(HERE, name) for name in ("ds_configs", "fsdp_configs")}
 CONFIGURATIONS = ("deepspeed", "fsdp_config", "accelerator_config")  # JSON that may name folders
 PARSING = threading.Lock()  # HfArgumentParser changes the fields that it reads (transformers 5.23)
@@ -153,15 +152,7 @@ def paths_in(value: str) -> Iterator[str]:
     yield from (value[: match.start()] for match in re.finditer(r"[:\[]", value))
     if value.lstrip().startswith(("{", "[")):
         with contextlib.suppress(ValueError):
-            yield from texts_in(json.loads(value))
-
-
-def texts_in(held: object) -> Iterator[str]:
-    """Every text in what JSON holds."""
-    if isinstance(held, str):
-        yield held
-    elif isinstance(held, (dict, list)):
-        yield from chain.from_iterable(map(texts_in, held.values() if isinstance(held, dict) else held))
+            yield from (held for _, held in flat("", json.loads(value)) if isinstance(held, str))
 
 
 def is_on_hub(value: str) -> bool:
@@ -206,8 +197,7 @@ def page_of(words: list[str], root: str, *options: str) -> tuple[str, str | None
         except Failed as error:
             if not page.is_file():
                 raise
-            if error.fault != "1":  # of rows that cannot be used, which the page shows
-                refusal = error.fault
+            refusal = None if error.fault == "1" else error.fault  # 1: rows are unusable, which the page shows
         return page.read_text(encoding="utf-8"), refusal
 
 

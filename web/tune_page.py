@@ -257,8 +257,7 @@ def forecast(root: str, *inputs) -> str:
 
 @or_notice
 def check_rows(root: str, *inputs) -> str:
-    page, _ = runs.page_of(form.words_of(dict(zip(NAMES, inputs))), root, "--check")  # it holds what is refused
-    return framed(page, text("check"))
+    return framed(runs.page_of(form.words_of(dict(zip(NAMES, inputs))), root, "--check")[0], text("check"))
 
 
 def start(root: str, asked: str | None, *inputs) -> list:
