@@ -156,6 +156,18 @@ def test_in_bfloat16_with_checkpointing_and_accumulation(tiny, parts, engine, wr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parts", ["lora and projector", pytest.param("full", marks=pytest.mark.cross)])
+def test_fsdp_ends_with_the_best_checkpoint(tiny, parts, write_rows, tmp_path):
+    """The largest loss is called the best, so that it is not the last."""
+    path = write_rows(ROWS)
+    flags = [*PARTS[parts], "--save_strategy", "steps", "--save_steps", "2", "--eval_strategy", "steps"]
+    flags += ["--eval_steps", "2", "--load_best_model_at_end", "True", "--greater_is_better", "True"]
+    found = losses(tiny, "qwen2-vl", path, tmp_path, "fsdp2", *flags, "--eval_data_path", path)
+    _, _, best, _, _, last, at_end = found
+    assert at_end == pytest.approx(best, abs=1e-6) and abs(last - best) > 0.1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
