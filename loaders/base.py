@@ -57,6 +57,8 @@ class BaseLoader:
     packages: dict[str, str] = {}
     # In what the model that is trained differs from that of plain transformers, for its users; part of the card.
     remark = ""
+    # The token that stands for pixels, where the template writes text in its place.
+    pixel_token = ""
     # What follows for a checkpoint of another type.
     of_other_type = "choose the --model_id of its family"
     # Whether the classes are Python files of the checkpoint's own (loaders/remote_code.py).
@@ -140,8 +142,9 @@ class BaseLoader:
                 "it cannot put an image into a text. Add a family (docs/add_new_model.md)."
             )
         # Without its files, a tokenizer loads all the same, empty.
-        if not processor.tokenizer.is_fast or processor.image_token not in processor.tokenizer.get_vocab():
-            raise ValueError(f"{path} has no fast tokenizer (tokenizer.json) with {processor.image_token}.")
+        token = self.pixel_token or processor.image_token
+        if not processor.tokenizer.is_fast or token not in processor.tokenizer.get_vocab():
+            raise ValueError(f"{path} has no fast tokenizer (tokenizer.json) with {token}.")
         return processor
 
     def load_with(self, auto_class, path: str, **kwargs):

@@ -95,6 +95,8 @@ def give_rows(model: nn.Module, loader) -> None:
         )
     if (rows := max(loader.pieces) + 1) > table.num_embeddings:
         model.resize_token_embeddings(rows, mean_resizing=False)  # else it takes a decomposition of all embeddings
+        if "vocab_size" in vars(model.config):  # where the head of an Ovis2 looks
+            model.config.vocab_size = rows
     weights = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     with gathered([*weights.values()], modifier_rank=0):
         for weight in weights.values():

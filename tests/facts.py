@@ -478,6 +478,20 @@ FACTS = {
             ("eos_token", "''"),
         ),
     ),
+    "ovis2": Facts(
+        r"model\.vision_tower\.transformer\.",
+        r"model\.(vision_tower\.head_(linear|norm)|visual_embeddings_table)\.",
+        takes_video=False,
+        media_tokens=("<IMG_ATOM>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"),
+        expanded=r"<IMG_START>(<IMG_ATOM>)+<IMG_GRID>((<IMG_ATOM>)+(<IMG_(COL|ROW)>)?)*<IMG_END>",
+        altered=(
+            ("a helpful assistant", "a useful assistant"),
+            ("+ '\n' }}", "+ ':' }}"),
+            ("{{- '<|im_end|>\n' }}", "{{- '<|im_end|>' }}"),
+            ("<|im_start|>assistant\n", "<|im_start|>assistant"),
+            ("<image>\n", "<image>"),
+        ),
+    ),
     "lfm2-vl": Facts(
         r"model\.vision_tower\.",
         r"model\.multi_modal_projector\.",

@@ -70,6 +70,11 @@ INSIDE = {
         )
         for name in ("find_supported_resolutions", "get_best_fit")
     },
+    "transformers.models.ovis2.image_processing_ovis2.get_min_tile_covering_grid": (
+        "its tiles, counted without opening a picture",
+        TILES,
+        "none: its processor counts them in a picture",
+    ),
     "transformers.models.qwen2_vl.image_processing_qwen2_vl.smart_resize": (
         "the size that it resizes to",
         "tests/collators/test_boxes.py::test_the_grid_of_patches_is_that_of_the_pixels_that_were_told",

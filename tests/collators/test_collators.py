@@ -25,7 +25,7 @@ from conftest import (
 )
 from official import official_processor
 from PIL import Image
-from transformers import PaliGemmaProcessor
+from transformers import Ovis2Processor, PaliGemmaProcessor
 
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX, ChatCollator
@@ -182,7 +182,7 @@ def test_every_mixture_in_one_batch_trains_the_replies_and_their_end(collator, t
         theirs = apply_official(official(family), for_official_template(family, sample["messages"]))["input_ids"][0]
         if FACTS[family].remote_code:
             assert official(family).is_media(ids[None]).sum() == official(family).is_media(theirs[None]).sum()
-        for media_id in [] if FACTS[family].remote_code else media_ids(official(family)):
+        for media_id in [] if FACTS[family].remote_code else media_ids(official(family), family):
             assert (ids == media_id).sum() == (theirs == media_id).sum()
         if FACTS[family].bos:
             num_images = sum(part["type"] == "image" for part in content_parts(sample))
@@ -192,8 +192,10 @@ def test_every_mixture_in_one_batch_trains_the_replies_and_their_end(collator, t
     assert len(set(lengths)) > 1
 
 
-def media_ids(processor) -> list[int]:
-    return [id for id in processor.image_token_ids + processor.video_token_ids if id is not None]
+def media_ids(processor, family: str) -> list[int]:
+    ids = [] if isinstance(processor, Ovis2Processor) else processor.image_token_ids + processor.video_token_ids
+    named = processor.tokenizer.convert_tokens_to_ids([*FACTS[family].media_tokens])
+    return [id for id in ids + named if id is not None]  # the processor of Ovis2 names another
 
 
 def apply_official(processor, messages: list[dict], **kwargs) -> dict:
@@ -304,8 +306,7 @@ def test_unmasked_questions_train_all_text_and_no_media(make_collator, family, s
     if FACTS[family].remote_code:
         expected &= ~processor.is_media(batch["input_ids"])
     else:
-        frame = processor.tokenizer.convert_tokens_to_ids(FACTS[family].media_tokens)
-        for id in {*media_ids(processor), *frame}:
+        for id in media_ids(processor, family):
             expected &= batch["input_ids"] != id
     expected[:, 0] = False
     assert (batch["labels"] != IGNORE_INDEX).equal(expected)

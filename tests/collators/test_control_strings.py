@@ -93,6 +93,7 @@ OWN = {
     **dict.fromkeys(["glm-4.1v", "glm-4.6v", "glm-ocr"], "[MASK] [sMASK] <eop> <think> </think> <answer> </answer>"),
     "paddleocr-vl": "<|end_of_sentence|>",
     "minicpm-v-4.6": QWEN3.removeprefix(QWEN),
+    "ovis2": f"{QWEN2_5} <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|>",
     "lfm2-vl": "<|endoftext|> <|fim_pre|> <|fim_mid|> <|fim_suf|>",
     "granite-vision": "<fim_prefix> <fim_middle> <fim_suffix> <fim_pad> <|start_of_role|> <|end_of_role|> "
     "<|tool_call|>",

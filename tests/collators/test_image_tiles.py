@@ -14,7 +14,7 @@ from collators import COLLATORS
 from collators.base import IGNORE_INDEX
 from loaders import LOADERS
 
-TILED = ["smolvlm2", "idefics3", "internvl3", "lfm2-vl", "granite-vision", "minicpm-v-4.6"]
+TILED = ["smolvlm2", "idefics3", "internvl3", "ovis2", "lfm2-vl", "granite-vision", "minicpm-v-4.6"]
 SIZES = [
     (64, 64),
     (63, 64),
