@@ -50,7 +50,9 @@ def flag(default, help: str, choices=None, **more):
 
 @dataclass
 class ModelArguments:
-    model_id: str | None = flag(None, "Id or path of `supported_models.py`; auto: any other, at --model_local_path.")
+    model_id: str | None = flag(
+        None, "Id or Hub path listed by `supported_models.py`; auto: any other, at --model_local_path."
+    )
     model_local_path: str | None = flag(None, "Folder or Hub path to load weights, processor and config from instead.")
     attn_implementation: str | None = flag(
         None, f"How attention is computed: {', '.join(checks.ATTENTION)} (of a FlashAttention). Default: sdpa."
@@ -64,7 +66,7 @@ class ModelArguments:
     train_vision_projector: bool = flag(False, "Train the vision projector (always in full).")
     train_language_model: bool = flag(True, "Train the language model. False: the vision parts alone.")
     freeze: list[str] | None = flag(
-        None, "Freeze what these names match, whatever the other flags train: as of --train (docs/training.md#by-name)."
+        None, "Freeze what these names match, as in --train, whatever the other flags train (docs/training.md#by-name)."
     )
     train: list[str] | None = flag(
         None,
@@ -226,11 +228,11 @@ class TrainingArguments(transformers.TrainingArguments):
     # The Trainer's choices, of which one is not supported here, and others may be added.
     train_sampling_strategy: str = flag("random", "The order of samples (training/sampling.py).", SAMPLERS)
     # With the Trainer's defaults, a run of less than 500 steps would show nothing but its end.
-    logging_steps: float = flag(0.01, "Log every N steps; below 1: every such share of the run.")
+    logging_steps: float = flag(0.01, "Log every N steps; below 1, N is a fraction of the run.")
     logging_first_step: bool = flag(True, "Log the first step too.")
     eval_steps: float | None = flag(
         None,
-        "With --eval_strategy steps: evaluate every N steps; below 1: every such share of the run. Default: 0.1, "
+        "With --eval_strategy steps: evaluate every N steps; below 1, N is a fraction of the run. Default: 0.1, "
         "or --save_steps with --load_best_model_at_end.",
     )
     bf16: bool | None = flag(None, "Compute in bfloat16. Default: where the GPU has it, without --fp16.", **BARE)

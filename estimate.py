@@ -113,7 +113,7 @@ def set_hardware(arguments: Arguments, words: list[str]) -> None:
         training.bf16 = not training.fp16 and has_bf16(training.use_cpu)
     arguments.given |= parser.given(words)
     if training.bf16 and training.fp16:
-        raise ValueError("--bf16 True and --fp16 True exclude each other: leave one out.")
+        raise ValueError("--bf16 True and --fp16 True are mutually exclusive: leave one out.")
     if model.use_flash_attn:
         model.attn_implementation = "flash_attention_2"
     training.optim = optimizers(training.optim)

@@ -43,7 +43,7 @@ def main(words: list[str] | None = None) -> None:
     check_target(args)
     base_path = args.model_local_path or adapter.get("base_model_name_or_path")
     if not base_path:
-        raise ValueError(f"{args.model_path} does not say what it was trained from: name it with --model_local_path.")
+        raise ValueError(f"{args.model_path} does not name its base model: give it with --model_local_path.")
     saved = output_folder.saved_arguments(args.model_path)
     family = output_folder.family_in(args.model_path, base_path, args.model_id)
     loader = LOADERS.get(family)(base_path, args.trust_remote_code)
@@ -62,7 +62,9 @@ def main(words: list[str] | None = None) -> None:
         shards = ShardMerge(loader, args.model_path, dtype, seen_as)
     except WholeModelNeeded as reason:
         shards = None
-        print(f"Merging the loaded model, which takes {gigabytes(memory_needed(loader))} of memory: {reason}.")
+        print(
+            f"Loading the whole model to merge it, which takes {gigabytes(memory_needed(loader))} of memory: {reason}."
+        )
 
     # Made in a folder of its own and then moved: what has the name is whole.
     place = os.path.abspath(args.model_save_path)
@@ -139,7 +141,7 @@ def check_target(args: argparse.Namespace) -> None:
         raise ValueError(f"--model_save_path {args.model_save_path} exists and is not empty; name a new folder.")
     output_folder.check_writable("--model_save_path", args.model_save_path)
     if args.load_model:
-        print("--load_model is implied: the base is always loaded.")
+        print("--load_model has no effect: the base is always read.")
     if args.push_to_hub:
         try:
             HfApi().create_repo(args.push_to_hub, exist_ok=True)

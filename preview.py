@@ -81,7 +81,7 @@ def main(words: list[str] | None = None) -> None:
 
 def add_flags(parser) -> None:
     rows = parser.add_mutually_exclusive_group()
-    rows.add_argument("--index", type=int, nargs="+", help="Rows to show, by their place in the data from 0.")
+    rows.add_argument("--index", type=int, nargs="+", help="Indices of the rows to show, from 0.")
     rows.add_argument("--random", type=int, metavar="N", help="Show N rows, drawn at random with --seed.")
     rows.add_argument("--search", metavar="TEXT", help="Show the rows whose messages hold this text.")
     parser.add_argument("--num_rows", type=int, help="Show only the first rows.")
@@ -102,7 +102,7 @@ def check_own_flags(own) -> None:
         if getattr(own, name) and own.check:
             raise ValueError(f"--{name} has no effect with --check, which checks all rows: leave one out.")
     if own.json and own.html and not own.check:
-        raise ValueError("--json and --html exclude each other: leave one out.")
+        raise ValueError("--json and --html are mutually exclusive: leave one out.")
     if own.html:
         if os.path.isdir(own.html):
             raise ValueError(f"--html {own.html} is a folder; name a file.")

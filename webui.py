@@ -62,7 +62,7 @@ def main(words: list[str] | None = None) -> None:
 
 def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
     hosts = ["localhost", "127.0.0.1", "[::1]", args.host] if is_loopback(args.host) else ["*"]
-    print(f"http://{args.host}:{args.port} shows {args.root}", flush=True)
+    print(f"Serving {args.root} at http://{args.host}:{args.port}", flush=True)
     page.queue(default_concurrency_limit=4).launch(
         server_name=args.host,
         server_port=args.port,

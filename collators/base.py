@@ -7,8 +7,8 @@ The path of one sample, `ChatCollator.encode`:
              --labels--> -100 everywhere but on the tokens that overlap a span
              --cut--> at most `budget.max_length` tokens, never through a medium (budget.py)
 
-A data loader's workers encode (`EncodedDataset` of reading/dataset.py, which also concatenates the samples of a pack);
-`ChatCollator.collate` makes a batch of what they return.
+A data loader's workers encode (`EncodedDataset` of reading/dataset.py, which also concatenates the samples of a pack),
+and make a batch of it (`ChatCollator.collate`).
 """
 
 from bisect import bisect_left, bisect_right
@@ -39,7 +39,7 @@ class ChatCollator:
     """Base of all families: a family adds its `chat_template` and what its processor needs beyond that.
 
     Args:
-        processor: the checkpoint's own. Its tokenizer is adapted (template.py), so load one for the collator alone.
+        processor: the checkpoint's own. Its tokenizer is adapted (frame_tokens.py), so load one for the collator alone.
         model_max_length: token budget of a sample, media included.
         mask_question_tokens: True trains replies only; False all text, never media or padding.
         chat_template: replaces the family's and the checkpoint's. Without {% generation %} tags, the replies are found
@@ -128,8 +128,8 @@ class ChatCollator:
         text, inputs = self._encode_messages(messages, source)
         full_length = inputs["input_ids"].shape[1]
         budget = (self.budget.max_length if within_budget else None) or full_length
-        while (media_end := self._media_end(inputs)) > budget and len(messages) > 3 and messages[-2]["role"] == "user":
-            messages = messages[:-2]  # without its last exchange
+        while (media_end := self._media_end(inputs)) > budget and _ends_with_an_exchange(messages):
+            messages = messages[:-2]
             _, inputs = self._encode_messages(messages, source)
         if media_end > budget:
             raise self.budget.media_do_not_fit(source, media_end)
@@ -195,9 +195,8 @@ class ChatCollator:
 
     def _with_labels(self, inputs: dict, offsets: list[tuple[int, int]], spans: list) -> dict[str, torch.Tensor]:
         """Tensors of one row, the characters that each token stands for, and those to train -> labels too."""
-        trained = _overlaps(offsets, spans)[None]
-        if not self.template.replies_only:
-            trained = ~self.is_media(inputs["input_ids"])
+        replies_only = self.template.replies_only
+        trained = _overlaps(offsets, spans)[None] if replies_only else ~self.is_media(inputs["input_ids"])
         inputs["labels"] = inputs["input_ids"].masked_fill(~trained, IGNORE_INDEX)
         inputs["labels"][:, 0] = IGNORE_INDEX  # nothing predicts the first token
         return inputs
@@ -284,6 +283,12 @@ class ChatCollator:
             inputs = self._process(*self.template.render(messages), messages)
             rows[kind] = inputs | {"labels": torch.full_like(inputs["labels"], IGNORE_INDEX)}
         return rows
+
+
+def _ends_with_an_exchange(messages: list[dict]) -> bool:
+    """Whether a question and its reply follow an earlier exchange, and can be left out."""
+    *rest, question, _ = (message["role"] for message in messages)
+    return question == "user" and "user" in rest and rest[-1] == "assistant"
 
 
 def _with_frames(part: dict, least: int) -> dict:

@@ -1,5 +1,5 @@
-"""Gemma 4 12B: the format of Gemma 4 26B-A4B and 31B. We train without thinking, so it answers after an empty thought,
-which its generation prompt ends with."""
+"""Gemma 4 12B: the format of Gemma 4 26B-A4B and 31B. Trained without thoughts: it answers after the empty
+thought that ends its generation prompt."""
 
 from collators import register_collator
 from collators.gemma_4 import EMPTY_THOUGHT, Gemma4Collator, gemma_4_template

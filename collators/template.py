@@ -48,9 +48,11 @@ class Template:
         processor: the checkpoint's. Its tokenizer is adapted (frame_tokens.py).
         family: class of the collator, with its formats and its facts about the templates.
         boxes: writes those of the messages.
-        replacement: its `chat_template`; "checkpoint" and "family" are the own of these.
+        replacement: its `chat_template`; "checkpoint" and "family" are those of the two.
+        stop_tokens: what ends generation; by default the tokenizer's end token.
         replies_only: its `mask_question_tokens`.
         given: its `template_kwargs`; whether to think is for prompts and conversations with a thought.
+        train_thoughts: False trains of a reply with a thought what comes after it.
     """
 
     frame_class: type[FrameTokens] = FrameTokens
@@ -247,7 +249,7 @@ class Template:
             self.check_media(self.render(messages)[0], messages)
 
     def check_media(self, text: str, messages: list[dict]) -> None:
-        """Raise an UnfitTemplate where the checkpoint's text of these messages has not as many media as they."""
+        """Raise an UnfitTemplate where the checkpoint's text has more or fewer media than these messages."""
         kinds = [part["type"] for part in content_parts({"messages": messages})]
         for kind in {*kinds} - {"text"}:
             names = (f"{kind}_placeholder_token", f"{kind}_token")  # Qianfan-OCR's texts have another than its tokens

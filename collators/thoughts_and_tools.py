@@ -226,7 +226,7 @@ class ThoughtsAndTools:
                 )
         spans = [span for i, span in zip(replies, spans) if messages[i].get("train", True)]
         if not spans:
-            raise UnfitTemplate("the chat template renders none of its trained replies as they were written")
+            raise UnfitTemplate("the chat template alters every trained reply of this sample")
         if not self.train_thoughts:  # which typed control strings cannot end
             parts = [dict(self.parts_of(text[start:end])) for start, end in spans]
             spans = [(start + len(of.get("thought", "")), end) for (start, end), of in zip(spans, parts)]
@@ -269,8 +269,8 @@ class ThoughtsAndTools:
                 asked = conversation[: last_question(conversation[:i]) + 1]  # before any reply to this question
                 if message.get("train", True) and prompts[i] != completed(prompt, asked):
                     raise UnfitTemplate(
-                        "has a call without a thought and then another reply: the empty thought that the prompt for "
-                        "the call ends with is not in that for the reply, so add --train_replies each"
+                        "has a tool call without a thought, then another reply: the call's prompt ends with an empty "
+                        "thought, the reply's does not. Add --train_replies each"
                     )
 
         def render(messages: list[dict], add_generation_prompt: bool = False) -> str:

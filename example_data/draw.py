@@ -233,7 +233,7 @@ def main():
     kind.add_argument("--videos", action="store_true", help="draw clips in place of pictures")
     kind.add_argument("--pairs", action="store_true", help="also write rows of two pictures")
     kind.add_argument("--texts", action="store_true", help="also write rows without any picture")
-    kind.add_argument("--boxes", action="store_true", help="draw other pictures, with the boxes of their shapes")
+    kind.add_argument("--boxes", action="store_true", help="draw single shapes instead of gauges, with their boxes")
     kind.add_argument("--sample", action="store_true", help="draw a dozen pictures and two clips only")
     args = parser.parse_args()
 

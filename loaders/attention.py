@@ -127,11 +127,11 @@ def causal_masks(position_ids: torch.Tensor, window: int = 0) -> tuple[torch.Ten
 
 
 def blocks_of(marked: torch.Tensor) -> torch.Tensor:
-    """(1, tokens) marks -> the number of the run of marked tokens that each is in; -1 where it is not marked."""
+    """(1, tokens) marks -> for each token, the index of its run of marked tokens; -1 if it is not marked."""
     starts = marked & ~torch.nn.functional.pad(marked, (1, 0))[:, :-1]
     return (starts.cumsum(-1) - 1).masked_fill(~marked, -1)
 
 
 def same_block(blocks: torch.Tensor) -> torch.Tensor:
-    """(1, tokens) numbers of blocks, -1 outside of all -> (1, 1, tokens, tokens), True for two tokens of one block."""
+    """(1, tokens) indices of blocks, -1 outside of all -> (1, 1, tokens, tokens), True for two tokens of one block."""
     return ((blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0))[:, None]

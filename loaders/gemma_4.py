@@ -24,7 +24,7 @@ class Gemma4Loader(BaseLoader):
 
     @property
     def bidirectional(self) -> bool:
-        """26B-A4B and 31B see images and videos in both directions, E2B and E4B in one."""
+        """26B-A4B, 31B and the 12B see images and videos in both directions, E2B and E4B in one."""
         return self.config.text_config.use_bidirectional_attention is not None
 
     def masks_of_samples(self, inputs):

@@ -62,7 +62,7 @@ def hub_file(url: str) -> str:
 
 
 def is_within(path: str, folder: str) -> bool:
-    """Whether a path is a folder or in it, by whole components; both are absolute and normal, without links."""
+    """Whether `path` is `folder` or inside it, by whole components; both absolute and normalized, without links."""
     return f"{path}{os.sep}".startswith(f"{folder.rstrip(os.sep)}{os.sep}")
 
 

@@ -48,8 +48,9 @@ def rows_in(folder: str, prompt: str | None) -> Iterator[dict[str, str]]:
     alone += [texts[stem] for stem in sorted(texts.keys() - {*media.values()})]
     if alone and has_captions:
         raise ValueError(
-            f"{folder}: {', '.join(alone[:5])}{' ...' if alone[5:] else ''} ({len(alone):,}) alone: 1.jpg needs its "
-            "caption 1.txt next to it, and vice versa. Add what is missing, or move these elsewhere."
+            f"{folder}: files without a partner: {', '.join(alone[:5])}{', ...' if alone[5:] else ''} ({len(alone):,} "
+            "in all). Each picture NAME.jpg needs a caption NAME.txt next to it, and vice versa: add what is missing, "
+            "or move these elsewhere."
         )
     for name, stem in media.items():
         answer = os.path.dirname(name)

@@ -43,7 +43,7 @@ MASKS = ("train", "training", "loss", "weight", "loss_weight")  # names of one k
 WEIGHT = "sampling_weight"
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
-# Stands inside control strings typed by a user until they are tokenized (collators/base.py).
+# Stands inside control strings typed by a user until they are tokenized (collators/frame_tokens.py).
 RESERVED_CHARACTER = "\ufdd0"
 # Lone surrogates (a cut "\ud83d" in JSON) are no characters, and no tokenizer takes them.
 UNUSABLE_CHARACTER = re.compile(f"[{RESERVED_CHARACTER}\ud800-\udfff]")
@@ -106,7 +106,9 @@ class RowForm:
             if getattr(self, flag) is not None and (own := [name for name in names if name in row]):
                 raise ValueError(f"has its own `{own[0]}`, and --{flag} also gives one; leave one out")
         if self.prompt is not None:
-            row |= {question: self.prompt for question, answer in PAIRS.items() if answer in row}
+            asked = {question: answer for question, answer in PAIRS.items() if answer in row}
+            _one_of((*asked.values(),), row)
+            row |= dict.fromkeys(asked, self.prompt)
         return row if self.system_prompt is None else row | {SYSTEM[0]: self.system_prompt}
 
     def samples(self, row: dict, unread_fields: Counter | None = None) -> list[list[dict]]:
@@ -227,7 +229,7 @@ class RowForm:
             if isinstance(value, list):
                 found = _turns(value, name, self)
                 if name == question:
-                    found = [(turn | {"train": False} if isinstance(turn, dict) else turn, at) for turn, at in found]
+                    found = [(_untrained(turn, self), at) for turn, at in found]
                 turns += found
                 continue
             if name == answer and type(value) is int:  # a count, or a class without a name
@@ -238,9 +240,7 @@ class RowForm:
         return turns
 
     def _message(self, turn: dict, where: str, unread: Unread) -> dict:
-        if not isinstance(turn, dict):
-            raise ValueError(f"{where} must be an object, not {type(turn).__name__}")
-        keys, train = self.plain_turns.get(tuple(turn)), {}  # of most turns
+        keys, train = self.plain_turns.get(tuple(_object(turn, where))), {}  # of most turns
         if not keys:
             keys = [_one_of(names, turn, f"{where} ") or names[0] for names in self.turn_keys]
             named = named_fields.keys_of(turn.get(keys[0]))
@@ -252,7 +252,7 @@ class RowForm:
         if role is None:
             raise ValueError(
                 f"{where}.{sender} is {shown(given)}, expected one of {', '.join(map(repr, self.roles))} (--user_key "
-                "and --assistant_key rename two)"
+                "and --assistant_key give two of them other names)"
             )
         if role == "assistant" and isinstance(content, list):
             turn, content = named_fields.without_parts(turn, content, f"{where}.{value}")
@@ -272,7 +272,7 @@ class RowForm:
 
     def _part(self, part: object, where: str, unread: Unread) -> dict:
         """A part of a message; of a medium without a source, the reference is None."""
-        part = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {}
+        part = {k: v for k, v in _object(part, where).items() if v is not None}
         kind = part.get("type")
         if kind not in PART_TYPES:
             raise ValueError(f"{where} has type {shown(kind)}, expected one of {', '.join(map(repr, PART_TYPES))}")
@@ -390,8 +390,21 @@ def _turns(turns: object, name: str, form: RowForm) -> list[tuple[dict, str]]:
     """The turns of a field, each with how messages name it."""
     turns = loaded(turns)
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"has no turn in its `{name}` field; it must be a list of at least two, or JSON of one")
+        raise ValueError(f"has no turn in its `{name}` field; it must be a list of turns, or such a list as JSON text")
     return [(said, f"{name}[{i}]") for i, turn in enumerate(turns) for said in said_in(turn, form) or [turn]]
+
+
+def _object(value: object, where: str) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be an object, not {type(value).__name__}")
+    return value
+
+
+def _untrained(turn: object, form: RowForm) -> object:
+    """A turn of a question, in which no reply is trained."""
+    senders = [turn.get(name) for name in form.turn_keys[0]] if isinstance(turn, dict) else []
+    is_reply = any(form.roles.get(sender) == "assistant" for sender in senders if isinstance(sender, str))
+    return turn | {"train": False} if is_reply else turn
 
 
 def _first_texts(names: tuple[str, ...], sources: dict[str, str]) -> str:
@@ -434,7 +447,8 @@ def _one_of(names: tuple[str, ...], given: dict, where: str = "") -> str | None:
     """Which of several names of one thing is given, if one is."""
     found = [name for name in names if name in given]
     if len(found) > 1:
-        raise ValueError(f"{where}has both `{found[0]}` and `{found[1]}`; keep one")
+        fix = "" if where else f" (--columns {found[1]}= ignores it)"
+        raise ValueError(f"{where}has both `{found[0]}` and `{found[1]}`; keep one{fix}")
     return found[0] if found else None
 
 
@@ -496,11 +510,15 @@ def _fill(parts: list[dict], kind: str, column: str, references: list) -> None:
             f"has {len(empty)} parts of type {kind!r} without a source but {len(references)} in its "
             f"`{column}` field; they must match"
         )
+    left = dict(enumerate(references))
     for i, part in enumerate(empty):
         index, where = part.pop("index"), part.pop("where")
-        if index is not None and index not in range(len(references)):  # some data sets number them
+        index = i if index is None else index  # some data sets number them
+        if index not in range(len(references)):
             raise ValueError(f"{where}.index is {shown(index)}, but `{column}` has {len(references)} values")
-        part[kind] = references[i if index is None else index]
+        if index not in left:
+            raise ValueError(f"{where}.index is {shown(index)}, as that of an earlier part; number each value once")
+        part[kind] = left.pop(index)
 
 
 def _place(users: list[dict], kind: str, column: str, references: list, must_be_placed: bool) -> None:

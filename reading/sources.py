@@ -209,7 +209,10 @@ def shards_of(state: str) -> list[str]:
     if not isinstance(about, dict) or "_data_files" not in about:
         return []
     if about.get("_indices_data_files"):
-        raise ValueError(f"{state}: an old release saved the order of its rows apart; load it and save it again.")
+        raise ValueError(
+            f"{state}: an old release of `datasets` stored the row order separately; load the data "
+            "set and save it again."
+        )
     names = [os.path.basename(shard["filename"]) for shard in about["_data_files"]]
     return [os.path.join(os.path.dirname(state), name) for name in names]
 

@@ -872,8 +872,8 @@ FAULTS = [
     Fault(
         "tokens of an image have labels",
         "collators/base.py",
-        'trained = ~self.is_media(inputs["input_ids"])',
-        'trained = inputs["input_ids"] >= 0',
+        'else ~self.is_media(inputs["input_ids"])',
+        'else inputs["input_ids"] >= 0',
         f"{COLLATORS}test_unmasked_questions_train_all_text_and_no_media[llava-1.5]",
     ),
     Fault(
@@ -942,7 +942,7 @@ FAULTS = [
     Fault(
         "replies within a prompt are trained",
         "reading/rows.py",
-        'turn | {"train": False} if isinstance',
+        'turn | {"train": False} if is_reply',
         "turn if isinstance",
         "tests/reading/test_dataset.py::test_every_form_becomes_the_same_canonical_messages",
     ),

@@ -86,12 +86,12 @@ REFUSED = [
     ("--use_lora True --lora_target_modules all-linear", "--lora_target_modules all-linear is the default: leave it"),
     ("--use_lora True stray", "'stray' does not belong to any flag"),
     ("--use_lora True --lora_r 4 run.yaml", "'run.yaml' does not belong .* a YAML file comes first"),
-    ("--fps 2 --num_frames 16", "--num_frames 16 and --fps 2.0 exclude each other"),
+    ("--fps 2 --num_frames 16", "--num_frames 16 and --fps 2.0 are mutually exclusive"),
     ("--max_frames 4", "--max_frames has no effect without --fps"),
     ("--max_bad_samples 4", "--max_bad_samples has no effect .* --on_bad_sample skip"),
     ("--image_resize_algorithm box", "--image_resize_algorithm has no effect .* --image_size"),
     ("--image_resize_algorithm wavy --image_size 8", "--image_resize_algorithm .*'wavy'.*lanczos"),
-    ("--image_size 8 --max_pixels 8", "--max_pixels 8 and --image_size 8 exclude each other"),
+    ("--image_size 8 --max_pixels 8", "--max_pixels 8 and --image_size 8 are mutually exclusive"),
     ("--jpeg_draft True --min_pixels 8", "--jpeg_draft has no effect without --image_size or --max_pixels"),
     ("--min_pixels 0", "--min_pixels is 0"),
     ("--fps nan", "--fps is nan"),
@@ -139,7 +139,7 @@ REFUSED = [
     ("--image_folder nowhere", "--image_folder 'nowhere' is not a folder"),
     ("--video_folder nowhere", "--video_folder 'nowhere' is not a folder"),
     ("--eval_strategy epoch", "--eval_strategy has no effect without --eval_data_path"),
-    ("--eval_split 0.1 --eval_data_path a.json", "--eval_split 0.1 exclude each other"),
+    ("--eval_split 0.1 --eval_data_path a b:c", "--eval_data_path a b:c and --eval_split 0.1 are mutually exclusive"),
     ("--eval_split 2.5", "--eval_split is 2.5; it must be a share of the rows"),
     ("--sample_rows 0", "--sample_rows is 0; it must be 1 or more"),
     ("--eval_split 0", "--eval_split is 0.0; it must be a share"),
@@ -160,8 +160,8 @@ REFUSED = [
     ("--eval_max_new_tokens 128", "--eval_max_new_tokens has no effect without --eval_generate"),  # the default
     ("--dataloader_num_workers 0 --dataloader_prefetch_factor 2", "--dataloader_prefetch_factor has no effect"),
     ("--ignore_data_skip True", "--ignore_data_skip True would train again on the samples"),
-    ("--fp16 True --on_nonfinite skip", "--on_nonfinite skip and --fp16 True exclude each other"),
-    ("--ddp_bucket_cap_mb 9 --fsdp True", "--ddp_bucket_cap_mb 9 and --fsdp True exclude each other"),
+    ("--fp16 True --on_nonfinite skip", "--on_nonfinite skip and --fp16 True are mutually exclusive"),
+    ("--ddp_bucket_cap_mb 9 --fsdp True", "--ddp_bucket_cap_mb 9 and --fsdp True are mutually exclusive"),
     ("--optim_args momentum=0.9", "--optim_args momentum=0.9 has no effect with --optim adamw_torch_fused"),
     ("--optim sgd --optim_args momentum=0.9,foo=2", "--optim_args foo=2 has no effect with --optim sgd"),
     ("--optim sgd --adam_beta1 0.8", "--adam_beta1 0.8 has no effect with --optim sgd"),
@@ -276,6 +276,9 @@ def test_mixed_precision_of_accelerate_launch_must_be_said_in_the_flags(monkeypa
     with pytest.raises(ValueError, match="accelerate launch .* --bf16 True"):
         parse("--use_cpu True")
     assert parse("--use_cpu True --bf16 True").training.mixed_precision == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ValueError, match="accelerate launch sets fp8, which is not supported"):
+        parse("--use_cpu True")
 
 
 def test_flash_attention_has_a_long_and_a_short_name(monkeypatch):
@@ -487,6 +490,12 @@ def test_a_folder_is_no_model_id_and_an_adapter_no_model(tmp_path):
     for given in ([str(adapter)], ["qwen2-vl-2b-instruct", "--model_local_path", str(adapter)]):
         with pytest.raises(ValueError, match=f"--lora_weight_path {adapter} and name its base .its.base. with"):
             parse_arguments([*words, *given])
+
+
+def test_flags_may_be_written_in_the_folder_of_an_adapter(tmp_path, monkeypatch):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "its/base"}')
+    monkeypatch.chdir(tmp_path)
+    assert parse("").model.model_local_path is None
 
 
 def test_an_adapter_for_the_hub_names_no_folder_of_this_machine(tmp_path):

@@ -269,7 +269,7 @@ def test_random_rows_are_drawn_by_the_seed(run, write_rows):
     [
         ("--random 0", "--random is 0"),
         ("--random 1 --index 0", "not allowed with"),
-        ("--html a.html --json", "--json and --html exclude each other"),
+        ("--html a.html --json", "--json and --html are mutually exclusive"),
         ("--html .", "is a folder"),
         ("--num_processes 0", "--num_processes is 0"),
         ("--num_processes 2", "no effect without --check"),

@@ -148,7 +148,7 @@ def matching(pattern: str, names: Iterable[str], loader: BaseLoader) -> list[str
 
 
 def old_names(name: str, loader: BaseLoader) -> list[str]:
-    """What older versions called a module: without `model.`; in a layer of the language model, by `OLD_PATHS`."""
+    """A module's names in older transformers: without `model.`; in language-model layers, under each of `OLD_PATHS`."""
     in_layer = loader.component_of(name) == "language_model" and re.search(r"layers\.\d+(\..*)?$", name)
     return [name.removeprefix("model."), *(f"{old}.{in_layer[0]}" for old in OLD_PATHS if in_layer)]
 

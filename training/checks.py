@@ -200,15 +200,16 @@ def check_flags(*parts, given: Collection[str] = ()) -> None:
     for one, other, reason in EXCLUDES:
         pair = {name: value for name, _, value in (text.partition(" ") for text in (one, other))}
         if all(str(values.get(name)) == value if value else name in asked for name, value in pair.items()):
-            flags = " and ".join(f"--{name} {values[name]}" for name in pair)
-            raise ValueError(f"{flags} exclude each other, since {reason}: leave one out.")
+            written = ((f"--{name}", *(v if isinstance(v := values[name], list) else [v])) for name in pair)
+            flags = " and ".join(" ".join(map(str, words)) for words in written)
+            raise ValueError(f"{flags} are mutually exclusive, since {reason}: leave one out.")
 
 
 def check_model_paths(model) -> None:
     """Refuse a folder as --model_id, and an adapter in the place of a model."""
     for option in ("model_id", "model_local_path"):
-        path = getattr(model, option) or ""
-        if adapter_config(path) is not None and not os.path.isfile(os.path.join(path, "config.json")):
+        path = getattr(model, option)
+        if path and adapter_config(path) is not None and not os.path.isfile(os.path.join(path, "config.json")):
             raise ValueError(
                 f"--{option} {path} is an adapter, not a model. To continue training it, use --lora_weight_path {path} "
                 f"and name its base ({adapter_config(path).get('base_model_name_or_path')}) with --model_id and "
@@ -227,7 +228,7 @@ def check_model(model) -> None:
     name = model.attn_implementation or ("flash_attention_2" if model.use_flash_attn else "sdpa")
     if model.use_flash_attn and name != "flash_attention_2":
         raise ValueError(f"--use_flash_attn True contradicts --attn_implementation {name}: leave one out.")
-    known = KERNEL if re.fullmatch(r"kernels-community/[\w.-]*flash[\w.-]*(@\w+)?", name) else name
+    known = KERNEL if re.fullmatch(r"kernels-community/[\w.-]*flash[\w.-]*(@[\w.-]+)?", name) else name
     if known not in ATTENTION:
         raise ValueError(f"--attn_implementation {name} is unknown; use {', '.join(ATTENTION)} (a FlashAttention).")
     is_available, needed = ATTENTION[known]
@@ -343,6 +344,10 @@ def check_machine(training) -> None:
         if getattr(training.accelerator_config, name) != value:
             raise ValueError(f"--accelerator_config {name} would change which samples a step holds: leave it out.")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "bf16", "fp16"):
+        raise ValueError(
+            f"accelerate launch sets {precision}, which is not supported: use --mixed_precision bf16 there."
+        )
     if precision != "no" and not getattr(training, precision):
         raise ValueError(f"accelerate launch sets {precision}, but the flags do not: add --{precision} True.")
     kwargs = training.activation_checkpointing_kwargs or {}
@@ -415,7 +420,7 @@ def check_together(arguments) -> None:
     if not any((model.train_language_model, model.train_vision_encoder, model.train_vision_projector, model.train)):
         raise ValueError("--train_language_model False leaves nothing to train: add --train_vision_projector True.")
     if data.add_tokens and not (lora.use_lora or model.train_language_model and not lora.use_vision_lora):
-        raise ValueError("--add_tokens needs a language model that is trained: add --use_lora True.")
+        raise ValueError("--add_tokens needs --use_lora True, or a language model that trains in full without LoRA.")
     base = public_name(model.model_path)
     if training.push_to_hub and (lora.use_lora or lora.use_vision_lora) and os.path.isabs(base):
         raise ValueError(
@@ -435,11 +440,16 @@ def check_together(arguments) -> None:
 
 def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
     """Set the flags to what the adapter in --lora_weight_path is; refuse those that say otherwise."""
+    from peft import LoraConfig
+
     path = lora.lora_weight_path
     adapter = adapter_config(path)
     if adapter is None:
         raise ValueError(f"--lora_weight_path {path} holds no adapter (adapter_config.json).")
-    base = adapter["base_model_name_or_path"]
+    if (kind := adapter.get("peft_type")) != "LORA":
+        raise ValueError(f"--lora_weight_path {path} holds a {kind} adapter; only LoRA can be continued.")
+    adapter = LoraConfig().to_dict() | adapter  # of an older peft, it lacks what came later
+    base = adapter["base_model_name_or_path"] or "an unnamed model"
     # The folder of a checkpoint may have been moved, so its name decides.
     if os.path.basename(os.path.realpath(base)) != os.path.basename(os.path.realpath(public_name(model_path))):
         raise ValueError(

@@ -96,7 +96,7 @@ def check_run(training, run: dict) -> None:
     folder = training.output_dir
     if training.should_save and not training.overwrite_output_dir and (held := results(folder)):
         before = earlier_run(folder)
-        found = differences(before, run) if before else ["it cannot be told of which run they are"]
+        found = differences(before, run) if before else ["no record says which run wrote them"]
         if found:
             raise ValueError(
                 f"--output_dir {folder} holds results of another run ({held[0]}): {'; '.join(found)}. Name another "

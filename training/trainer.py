@@ -210,7 +210,8 @@ class FinetuneTrainer(ResumableTrainer):
     def answers(self, collator, dataset: MultimodalDataset, asked: list[Question]) -> list[dict]:
         """Answers to questions, in order, on every process.
 
-        The processes share the questions, and generate equally often, since the shards of a model are gathered by all.
+        The questions are split among the processes, and each calls `generate` equally often: gathering the shards of a
+        model takes all of them.
         """
         rank, processes = self.args.process_index, self.args.world_size
         mine = asked[rank::processes]

@@ -41,7 +41,7 @@ class Chat:
         """
         folder = check_model(path, self.root)
         if base and not adapter_config(folder):
-            raise ValueError(f"{path} is not an adapter: choose its base as the model.")
+            raise ValueError(f"{path} is a full model, not an adapter: choose its base model instead.")
         with self.lock:
             self._load(folder)
             messages = [message | {"content": list(map(self._open, message["content"]))} for message in messages]

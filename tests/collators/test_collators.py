@@ -511,6 +511,20 @@ def test_the_first_exchanges_media_must_fit(make_collator, samples, family):
         collator.encode(samples[0])
 
 
+@pytest.mark.few
+@pytest.mark.parametrize("family", ["qwen2.5-vl"], scope="module")
+def test_no_cut_leaves_a_reply_that_nobody_asked_for(make_collator, samples, family):
+    """A greeting, or a question in two messages, before the first picture."""
+    collator, (question, answer) = make_collator(family), samples[0]["messages"][-2:]
+    word = lambda role: {"role": role, "content": [{"type": "text", "text": "Hm"}]}  # noqa: E731
+    for before in (["system", "assistant"], ["system", "user"], ["assistant"]):
+        sample = {"messages": [*map(word, before), question, answer], "source": "sample 0"}
+        collator.budget.max_length = None
+        collator.budget.max_length = collator._media_end(collator.encode(sample).inputs) - 1
+        with pytest.raises(OverlongSample, match="sample 0: the media of its first exchange"):
+            collator.encode(sample)
+
+
 def test_media_are_counted_as_they_come(collator, dataset, samples, family):
     for i, sample in enumerate(samples):
         ids = collator.encode(sample).inputs["input_ids"]

@@ -318,7 +318,7 @@ def test_a_call_without_a_thought_and_the_reply_after_it_have_each_their_own_pro
         ]
         assert encoded.inputs["input_ids"].shape[1] == length
     for option in ("all", "last"):
-        with pytest.raises(ValueError, match="sample 0: has a call without a thought .* add --train_replies each"):
+        with pytest.raises(ValueError, match="sample 0: has a tool call without a thought.* Add --train_replies each"):
             collator.encode(MultimodalDataset(path, train_replies=option)[0])
     # One of them alone fits; with thoughts there is no empty one, and an exchange stays one sample.
     for place, reply in ((1, official(2)), (3, official(4))):

@@ -145,7 +145,7 @@ def test_an_adapter_that_starts_from_the_base_is_merged_on_the_loaded_model(tiny
     expected = make_adapter(base, tmp_path / "adapter", init_lora_weights=init).merge_and_unload()
     expected.save_pretrained(tmp_path / "expected")
     merge(tmp_path / "adapter", tmp_path / "merged")
-    assert "Merging the loaded model" in capsys.readouterr().out
+    assert "Loading the whole model" in capsys.readouterr().out
     found, wanted = flat(load_all(tmp_path / "merged")), flat(load_all(tmp_path / "expected"))
     for key in wanted:
         torch.testing.assert_close(found[key], wanted[key], atol=1e-5, rtol=1e-5, msg=key)
@@ -230,11 +230,11 @@ FAULTS = {
     ),
     "lacks a tensor": (
         lambda b, a: change(a / "adapter_model.safetensors", **{KEY: None}),
-        "it lacks model.*q_proj.lora_A",
+        "it lacks tensors, such as model.*q_proj.lora_A",
     ),
     "one too many": (
         lambda b, a: change(a / "adapter_model.safetensors", **{"base_model.model.x.lora_A.weight": torch.ones(1)}),
-        "it holds what fits nothing: x.lora_A.weight",
+        "it has tensors of no layer, such as x.lora_A.weight",
     ),
     "other size": (
         lambda b, a: change(a / "adapter_model.safetensors", **{KEY: torch.ones(4, 64)}),

@@ -137,10 +137,7 @@ FORMS = [
             ],
             "completion": "d",
         },
-        [
-            *({**message, "train": False} for message in (user(text("a")), reply(text("b")), user(text("c")))),
-            reply(text("d")),
-        ],
+        [user(text("a")), reply(text("b")) | {"train": False}, user(text("c")), reply(text("d"))],
     ),
 ]
 
@@ -236,9 +233,19 @@ BAD_ROWS = [
     (["Hi"], "must be a JSON object, not list"),
     ({"messages": [{"role": "person", "content": "Hi"}]}, r"messages\[0\].role is 'person'.*'user'"),
     ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\].content must be text"),
-    ({"messages": [{"role": "user", "content": ["Hi"]}]}, r"messages\[0\].content\[0\] has type None"),
+    ({"messages": [{"role": "user", "content": ["Hi"]}]}, r"content\[0\] must be an object, not str"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, r"content\[0\] has type 'image_url'"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"content\[0\] has type 'image' but no `path`"),
+    (
+        {
+            "images": ["red.png", "blue.png"],
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "index": 0.0}, {"type": "image", "index": 0}]},
+                {"role": "assistant", "content": "b"},
+            ],
+        },
+        r"messages\[0\].content\[1\].index is 0, as that of an earlier part",
+    ),
     (
         {
             "messages": [

@@ -107,7 +107,7 @@ def test_a_text_next_to_a_picture_is_its_caption(fill):
     (folder / "b.txt").write_text("A cow.")  # the folder itself stays as it was
     assert samples(MultimodalDataset(str(folder), prompt="Say."))[1][1]["content"][0]["text"] == "A cow."
     (folder / "more" / "2.jpg").write_bytes((folder / "b.jpg").read_bytes())
-    with pytest.raises(ValueError, match=r"more/2.jpg \(1\) alone"):
+    with pytest.raises(ValueError, match=r"files without a partner: more/2.jpg \(1 in all\)"):
         MultimodalDataset(str(folder), prompt="Say.")
 
 
@@ -117,14 +117,14 @@ FOLDER_FAULTS = {
     "texts in a folder of their own": (
         ["images/1.jpg", "images/2.jpg", "labels/1.txt", "labels/2.txt"],
         "What?",
-        "labels/1.txt, labels/2.txt (4) alone: 1.jpg needs its caption 1.txt next to it",
+        "labels/1.txt, labels/2.txt (4 in all). Each picture NAME.jpg needs a caption NAME.txt",
     ),
     "a picture without a caption": (
         ["1.jpg", "1.txt", "2.jpg"],
         "Say.",
-        "2.jpg (1) alone: 1.jpg needs its caption 1.txt",
+        "partner: 2.jpg (1 in all). Each picture NAME.jpg needs a caption NAME.txt",
     ),
-    "a caption without a picture": (["1.jpg", "1.txt", "README.txt"], "Say.", "README.txt (1) alone"),
+    "a caption without a picture": (["1.jpg", "1.txt", "README.txt"], "Say.", "partner: README.txt (1 in all)"),
     "a class too deep": (["cat/1.jpg", "cat/more/2.jpg"], "Say.", "cat/more/2.jpg has no caption, and is not directly"),
     "neither": (["1.jpg"], "Say.", "1.jpg has no caption, and is not directly"),
     "an empty caption": (["1.jpg", "1.txt", "2.jpg", "2.txt="], "Say.", "sample 1: has an empty reply"),
@@ -266,7 +266,7 @@ def test_a_damaged_arrow_file_is_refused_by_name(tmp_path, pictures):
             MultimodalDataset(str(path), **MAPPED)
     save_to_disk(tmp_path / "old", {"data-00000-of-00001.arrow": arrow_table(pictures, [0, 1, 0])})
     (tmp_path / "old" / "state.json").write_text('{"_data_files": [], "_indices_data_files": [{"filename": "x"}]}')
-    with pytest.raises(ValueError, match="state.json: an old release saved the order of its rows apart"):
+    with pytest.raises(ValueError, match="state.json: an old release of `datasets` stored the row order separately"):
         MultimodalDataset(str(tmp_path / "old"), **MAPPED)
 
 

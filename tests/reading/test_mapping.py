@@ -102,7 +102,9 @@ def test_turns_as_json_are_read_from_tables_too(media_folder, write_rows):
         assert MultimodalDataset(str(path), columns=columns).rows[0]["messages"] == as_messages
     with pytest.raises(ValueError, match="try --columns messages=chat$"):
         MultimodalDataset(str(path))
-    with pytest.raises(ValueError, match="must be a list of at least two, or JSON of one"):  # as pandas writes a list
+    with pytest.raises(
+        ValueError, match="must be a list of turns, or such a list as JSON text"
+    ):  # as pandas writes a list
         MultimodalDataset(write_rows([{"messages": str(ASKED)}]))
 
 
@@ -304,6 +306,11 @@ FAULTS = {
     ),
     "a question of its own": ({"question": "a", "answer": "b"}, {"prompt": "c"}, "`question`.*--prompt"),
     "turns of its own": ({"messages": said("a", "b")}, {"prompt": "c"}, "`messages`.*--prompt"),
+    "two answers": (
+        {"answer": "a", "output": "b"},
+        {"prompt": "c"},
+        "`output`; keep one .--columns output=",
+    ),
     "a system prompt of its own": (
         {"question": "a", "answer": "b", "system": "c"},
         {"system_prompt": "d"},

@@ -149,7 +149,7 @@ REFUSED = [
     ("--lora_init orthogonal --lora_experts True --lora_dropout 0", "--lora_init orthogonal .* --lora_experts True"),
     ("--use_dora True --load_in_8bit True", "--use_dora True .* --load_in_8bit True"),
     ("--use_dora True --lora_router True --lora_dropout 0", "--use_dora True .* --lora_router True"),
-    ("--q_lora True --load_in_8bit True", "--q_lora True and --load_in_8bit True exclude each other"),
+    ("--q_lora True --load_in_8bit True", "--q_lora True and --load_in_8bit True are mutually exclusive"),
     ("--use_lora False --load_in_8bit True", "--load_in_8bit has no effect without --use_lora True: add it"),
     ("--use_lora False --use_dora True", "--use_dora has no effect without --use_lora True or --use_vision_lora True"),
     ("--use_lora False --lora_target_modules q_proj", "--lora_target_modules has no effect without --use_lora True"),
@@ -338,13 +338,21 @@ def test_what_contradicts_the_adapter_is_refused(tiny, write_rows, tmp_path):
     weights = load_file(folder / "adapter_model.safetensors")
     first = next(iter(weights))
     for change, named in (
-        (lambda: weights.pop(first), "does not fit the model: it lacks base_model.*lora_"),
+        (lambda: weights.pop(first), "does not fit the model: it lacks tensors, such as base_model.*lora_"),
         (lambda: weights.update({first: torch.zeros(4, 7)}), r"does not fit the model: its .* is \[4, 7\], not "),
     ):
         change()
         save_file(weights, folder / "adapter_model.safetensors")
         refused(named)
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["no_such_layer"]}))
+    # As an older peft wrote it, whose base has no name; of another kind.
+    of_old = {name: value for name, value in config.items() if name not in ("use_dora", "use_rslora")}
+    for written, named in (
+        (of_old | {"base_model_name_or_path": None}, "was trained on an unnamed model, not on .*llava-1.5"),
+        ({"peft_type": "IA3", "base_model_name_or_path": "a"}, "holds a IA3 adapter; only LoRA can be continued"),
+    ):
+        (folder / "adapter_config.json").write_text(json.dumps(written))
+        refused(named)
+    (folder / "adapter_config.json").write_text(json.dumps(of_old | {"target_modules": ["no_such_layer"]}))
     refused("does not fit the model: .*no_such_layer")
 
 

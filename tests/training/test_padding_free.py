@@ -133,7 +133,7 @@ def test_a_family_that_would_mix_samples_is_refused_by_name_and_padded_by_defaul
         (["--packing", True, "--padding_free", False], "leave one out"),
         (
             ["--packing", True, "--train_sampling_strategy", "group_by_length"],
-            "--packing True and --train_sampling_strategy group_by_length exclude",
+            "--packing True and --train_sampling_strategy group_by_length are mutually exclusive",
         ),
     ],
 )

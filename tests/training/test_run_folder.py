@@ -95,7 +95,7 @@ def test_another_run_is_refused_or_renamed_aside(tiny, write_rows, tmp_path, cap
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "model.safetensors").write_bytes(b"weights")
-    with pytest.raises(ValueError, match="it cannot be told of which run they are"):
+    with pytest.raises(ValueError, match="no record says which run wrote them"):
         run(tiny, "llava-1.5", path, foreign)
     assert contents(foreign) == {"model.safetensors": b"weights"}
 

@@ -49,7 +49,7 @@ REFUSED = {
         "Use ds_configs/zero2.json, or --q_lora True."
     ),
     ("8-bit", "FSDP2"): (
-        "--fsdp True and --load_in_8bit True exclude each other, since 8-bit weights lose their scales when FSDP2 "
+        "--fsdp True and --load_in_8bit True are mutually exclusive, since 8-bit weights lose their scales when FSDP2 "
         "shards them (bitsandbytes 0.50), unlike those of --q_lora True: leave one out."
     ),
 }

@@ -438,7 +438,10 @@ REFUSED_NAMES = [
     ),
     ("--freeze [", "--freeze '.' is not a regular expression"),
     ("--train_language_model False", "--train_language_model False leaves nothing to train"),
-    ("--train_language_model False --use_lora True", "--use_lora True and --train_language_model False exclude"),
+    (
+        "--train_language_model False --use_lora True",
+        "--train_language_model False are mutually exclusive",
+    ),
 ]
 
 
