@@ -140,6 +140,7 @@ MODELS = {
     "ovis2-8b": Model("ovis2", "thisisiron/Ovis2-8B-hf"),
     "ovis2-16b": Model("ovis2", "thisisiron/Ovis2-16B-hf"),
     "ovis2-34b": Model("ovis2", "thisisiron/Ovis2-34B-hf"),
+    "deepseek-vl-1.3b-chat": Model("deepseek-vl", "deepseek-community/deepseek-vl-1.3b-chat"),
     "lfm2-vl-450m": Model("lfm2-vl", "LiquidAI/LFM2-VL-450M"),
     "lfm2-vl-1.6b": Model("lfm2-vl", "LiquidAI/LFM2-VL-1.6B"),
     "lfm2-vl-3b": Model("lfm2-vl", "LiquidAI/LFM2-VL-3B"),

@@ -186,7 +186,8 @@ def test_every_mixture_in_one_batch_trains_the_replies_and_their_end(collator, t
             assert (ids == media_id).sum() == (theirs == media_id).sum()
         if FACTS[family].bos:
             num_images = sum(part["type"] == "image" for part in content_parts(sample))
-            assert (ids == 1).sum() == 1 + num_images * FACTS[family].bos_after_image and ids[0] == 1
+            bos = tokenizer.convert_tokens_to_ids(FACTS[family].bos)
+            assert (ids == bos).sum() == 1 + num_images * FACTS[family].bos_after_image and ids[0] == bos
         lengths.append(int(mask.sum()))
     assert batch["input_ids"].shape == batch["labels"].shape == (len(samples), max(lengths))
     assert len(set(lengths)) > 1
@@ -592,8 +593,7 @@ def test_fit_counts_lists_and_drops(make_collator, media_folder, samples, family
 
 
 @pytest.mark.few
-def test_fit_refuses_to_drop_everything(make_collator, media_folder, family):
-    dataset = MultimodalDataset(str(media_folder / f"{family}-mixtures.json"), media=MediaOptions(num_frames=4))
+def test_fit_refuses_to_drop_everything(make_collator, dataset, family):
     collator = make_collator(family, model_max_length=2)
     with pytest.raises(ValueError, match=f"{len(dataset)} of {len(dataset)} samples do not fit"):
         collator.budget.fit(dataset, collator.encode, drop_overlong=True)
