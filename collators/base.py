@@ -43,7 +43,7 @@ class ChatCollator:
         model_max_length: token budget of a sample, media included.
         mask_question_tokens: True trains replies only; False all text, never media or padding.
         chat_template: replaces the family's and the checkpoint's. Without {% generation %} tags, the replies are found
-            by rendering (`collators/any_template.py`).
+            by rendering (`collators/untagged_template.py`).
         stop_tokens: what ends generation; by default the tokenizer's end token.
         template_kwargs: variables of the templates besides the family's own.
         train_thoughts: False trains of a reply with a thought what comes after it.
@@ -250,8 +250,8 @@ class ChatCollator:
         number = row["input_ids"].shape[1]
         positions = torch.arange(number)[None]
         if self.rope_index:
-            grids = {name: value for name, value in row.items() if name not in ("attention_mask", "labels")}
-            positions = torch.cat([positions[None], self.rope_index(**grids)[0]])
+            of_model = {name: value for name, value in row.items() if name not in ("attention_mask", "labels")}
+            positions = torch.cat([positions[None], self.rope_index(**of_model)[0]])
         inputs = {name: value for name, value in row.items() if name != "attention_mask"}
         return inputs | {"position_ids": positions, "sample_lengths": [number]}
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 from jinja2 import Environment, TemplateError, meta
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from collators.any_template import UnfitTemplate, find_replies, find_string_roles, joined_text, with_variables
 from collators.boxes import Boxes
 from collators.frame_tokens import FrameTokens
 from collators.thoughts_and_tools import GENERATION, MESSAGE_FIELDS, ThoughtsAndTools
+from collators.untagged_template import UnfitTemplate, find_replies, find_string_roles, joined_text, with_variables
 from reading.rows import RESERVED_CHARACTER, content_parts
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, partial
 
-from collators.any_template import UnfitTemplate, find_replies, joined_text, with_variables
+from collators.untagged_template import UnfitTemplate, find_replies, joined_text, with_variables
 from reading.strict_json import strict_json
 
 MESSAGE_FIELDS = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # of messages, as templates know them

@@ -177,7 +177,7 @@ FAULTS = [
         "collators/template.py",
         '(f"{kind}_placeholder_token", f"{kind}_token")',
         '(f"{kind}_token",)',
-        "tests/collators/test_any_template.py::test_a_processors_own_placeholder_is_counted",
+        "tests/collators/test_untagged_template.py::test_a_processors_own_placeholder_is_counted",
     ),
     Fault(
         "auto lets a processor make tensors of texts",
@@ -948,10 +948,10 @@ FAULTS = [
     ),
     Fault(
         "the stop token of an untagged template is not trained",
-        "collators/any_template.py",
+        "collators/untagged_template.py",
         "ends = [at + len(token)",
         "ends = [at",
-        "tests/collators/test_any_template.py::test_a_reply_ends_with_a_stop_token",
+        "tests/collators/test_untagged_template.py::test_a_reply_ends_with_a_stop_token",
     ),
     Fault(
         "tokens that somebody added are not named under LoRA",

@@ -10,7 +10,7 @@ import predict
 import preview
 import train
 from collators import COLLATORS
-from collators.any_template import UnfitTemplate, find_replies
+from collators.untagged_template import UnfitTemplate, find_replies
 from loaders import LOADERS, family_of
 from reading.dataset import MultimodalDataset
 

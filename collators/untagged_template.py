@@ -1,4 +1,4 @@
-"""What it takes to train on a chat template that nobody prepared for it."""
+"""Training on a chat template without {% generation %} tags: its replies are found by rendering."""
 
 
 class UnfitTemplate(ValueError):
