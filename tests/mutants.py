@@ -51,6 +51,42 @@ class Fault(NamedTuple):
 
 
 FAULTS = [
+    # ---- cuts and rows of unusual shapes ----
+    Fault(
+        "a cut leaves a greeting alone",
+        "collators/base.py",
+        'question == "user" and "user" in rest',
+        'question == "user" and rest',
+        f"{COLLATORS}test_no_cut_leaves_a_reply_that_nobody_asked_for",
+    ),
+    Fault(
+        "a cut leaves a question alone",
+        "collators/base.py",
+        ' and rest[-1] == "assistant"',
+        "",
+        f"{COLLATORS}test_no_cut_leaves_a_reply_that_nobody_asked_for",
+    ),
+    Fault(
+        "a picture that two parts number is shown twice",
+        "reading/rows.py",
+        "if index not in left:",
+        "if False:",
+        "tests/reading/test_dataset.py::test_a_bad_row_is_an_error_that_names_file_sample_and_field",
+    ),
+    Fault(
+        "what an older peft did not write is missing",
+        "training/checks.py",
+        "adapter = LoraConfig().to_dict() | adapter",
+        "adapter = {} | adapter",
+        "tests/training/test_lora.py::test_what_contradicts_the_adapter_is_refused",
+    ),
+    Fault(
+        "added tokens have no place in the head of a saved Ovis2",
+        "loaders/new_tokens.py",
+        "model.config.vocab_size = rows",
+        "pass",
+        f"{WORDS}test_plain_transformers_writes_the_words_that_were_learned[ovis2-words28-flags28]",
+    ),
     # ---- moments of videos ----
     Fault(
         "a moment begins where its film does",
