@@ -23,8 +23,8 @@ ANSWERS = "answer response output completion caption captions label labels targe
 NEITHER = re.compile(r"(system(_prompt)?|tools|(.*[\W_])?(id|ID|uid|uuid|idx|index)|.*[a-z]Id)\Z")
 OF_A_VIDEO = re.compile(r"video|clip|\.(mp4|mkv|mov|avi|webm)", re.IGNORECASE)
 STEPS = re.compile(r"\[(\d*)\]|[^.\[\]]+")
-# Keys of a well-known file, of its parts or of its rows -> the script that makes rows of it; of two, the first.
-SCRIPTS = {
+# Keys of a well-known file, of its parts or of its rows -> its converter (example_data/convert.py); of two, the first.
+CONVERTERS = {
     ("images", "annotations", "categories"): "coco_instances",
     ("licenses", "images", "annotations"): "coco_captions",
     ("questions", "data_subtype"): "vqa_v2",
@@ -180,12 +180,12 @@ def said_in(turn: object, form) -> list[dict]:
 
 
 def conversion(found: object) -> str | None:
-    """Which script makes rows of a file that holds this, if one does."""
+    """How a file that holds this becomes rows, if example_data/convert.py knows it."""
     parts = (found, *found.values()) if isinstance(found, dict) else ()
     known = [part.keys() for part in parts if isinstance(part, dict)]
-    names = (script for keys, script in SCRIPTS.items() if any(part >= {*keys} for part in known))
-    script = next(names, None)
-    return script and f"convert it to rows: python example_data/convert/{script}.py --help"
+    names = (name for keys, name in CONVERTERS.items() if any(part >= {*keys} for part in known))
+    name = next(names, None)
+    return name and f"convert it to rows: python example_data/convert.py {name} --help"
 
 
 def rank(source: str, names: Sequence[str] = ANSWERS) -> int:

@@ -139,7 +139,7 @@ def named_source(path: str) -> Source:
         if not has_ending(file, *ENDINGS):
             raise ValueError(
                 f"{file} has none of the extensions {', '.join(ENDINGS)}, which tell the format. Save a spreadsheet "
-                "as CSV UTF-8 (docs/start.md); example_data/convert/refcoco.py makes rows of RefCOCO's refs(...).p."
+                "as CSV UTF-8 (docs/start.md); example_data/convert.py refcoco makes rows of RefCOCO's refs(...).p."
             )
     if not files:
         of_split = f" of a split {split!r}" if split else ""

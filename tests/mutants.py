@@ -703,14 +703,14 @@ FAULTS = [
     ),
     Fault(
         "an expression of the test split is trained on",
-        "example_data/convert/refcoco.py",
+        "example_data/convert.py",
         'if ref["split"] == split else []',
         'if ref["split"] != split else []',
         "tests/reading/test_conversion.py::test_a_script_makes_rows_of_a_well_known_file[refcoco]",
     ),
     Fault(
         "InternVL's rows are not repeated",
-        "example_data/convert/internvl_meta.py",
+        "example_data/convert.py",
         "else found * int(repeat)",
         "else found",
         "tests/reading/test_conversion.py::test_a_script_makes_rows_of_a_well_known_file[internvl_meta]",

@@ -1,4 +1,4 @@
-"""The scripts of example_data/convert, each on a small file of the real layout; and the errors that name them."""
+"""The converters of example_data/convert.py, each on a small file of the real layout; and the errors that name them."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ from conftest import REPO
 from reading.dataset import MultimodalDataset
 from reading.rows import RowForm
 
-CONVERT = REPO / "example_data" / "convert"
+CONVERT = str(REPO / "example_data" / "convert.py")
 COCO = {
     "info": {"year": 2017},
     "licenses": [{"id": 1}],
@@ -152,14 +152,13 @@ def run(name: str, given: list, folder) -> list[dict]:
             path.write_text(json.dumps(value))
             words.append(str(path))
     output = folder / "rows.jsonl"
-    with mock.patch("sys.argv", [f"{name}.py", *words, str(output)]):
-        runpy.run_path(str(CONVERT / f"{name}.py"), run_name="__main__")
+    with mock.patch("sys.argv", ["convert.py", name, *words, str(output)]):
+        runpy.run_path(CONVERT, run_name="__main__")
     return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(CONVERT)  # where a script that is started finds its neighbours
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text(json.dumps({"id": 0, "image": "x/1.png", "conversations": said("What?")}) + "\n")
     texts = [json.dumps({"conversations": said(text)}) + "\n" for text in ("Hi", "No", "Never")]
@@ -176,8 +175,8 @@ def test_a_script_makes_rows_of_a_well_known_file(name, folder, capsys):
     assert f"{len(wanted)} rows" in printed and ("1 results of type rectanglelabels" in printed) == (given == [TASKS])
 
 
-def test_every_script_has_a_test():
-    assert {path.stem for path in CONVERT.glob("*.py")} == {"common", *SCRIPTS}
+def test_every_converter_has_a_test():
+    assert {rows.__name__ for rows in runpy.run_path(CONVERT)["CONVERTERS"]} == {*SCRIPTS}
 
 
 def test_its_rows_are_read(folder, media_folder):
@@ -206,10 +205,10 @@ def test_the_error_for_a_well_known_file_names_its_script(tmp_path):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(value))
         script = "coco_instances" if name == "refcoco1" else name[:-1]
-        with pytest.raises(ValueError, match=rf"convert it to rows: python example_data/convert/{script}\.py --help"):
+        with pytest.raises(ValueError, match=rf"convert it to rows: python example_data/convert\.py {script} --help"):
             MultimodalDataset(str(path))
     (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([]))
-    with pytest.raises(ValueError, match=r"example_data/convert/refcoco\.py makes rows of RefCOCO's"):
+    with pytest.raises(ValueError, match=r"example_data/convert\.py refcoco makes rows of RefCOCO's"):
         MultimodalDataset(str(tmp_path / "refs(unc).p"))
 
 
