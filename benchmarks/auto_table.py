@@ -44,8 +44,7 @@ from loaders import LOADERS  # noqa: E402
 from loaders.attention import is_padding_free  # noqa: E402
 from reading.dataset import IGNORE_INDEX, MultimodalDataset  # noqa: E402
 from supported_models import AUTO, families  # noqa: E402
-from tiny_checkpoints import any_type  # noqa: E402
-from tiny_models import make_tiny_checkpoint  # noqa: E402
+from tiny_checkpoints import any_type, make_tiny_checkpoint  # noqa: E402
 from training import model_probes  # noqa: E402
 
 TABLE = REPO / "docs" / "auto_types.json"

@@ -22,7 +22,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tiny_checkpoints  # noqa: E402
-import tiny_models  # noqa: E402
+from tiny_checkpoints import hub_state_dict  # noqa: E402
 from tiny_checkpoints.base import WORDS  # noqa: E402
 
 FAMILIES = {"llava-1.5": "llava-1.5-7b", "qwen2-vl": "qwen2-vl-7b-instruct", "llava-onevision": "llava-onevision-7b-ov"}
@@ -93,7 +93,7 @@ def make_checkpoint(family: str, size: str, output_dir: str, seed: int = 0) -> i
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(type(config).from_dict(config.to_dict()), dtype=torch.float32)
     model.generation_config = GenerationConfig(do_sample=False, **generation)
-    model.save_pretrained(output_dir, state_dict=tiny_models.hub_state_dict(model))
+    model.save_pretrained(output_dir, state_dict=hub_state_dict(model))
     processor.save_pretrained(output_dir)
     return model.num_parameters()
 

@@ -40,7 +40,7 @@ from collators import COLLATORS  # noqa: E402
 from loaders import LOADERS  # noqa: E402
 from reading.dataset import MultimodalDataset  # noqa: E402
 from reading.options import MediaOptions  # noqa: E402
-from tiny_models import make_tiny_checkpoint  # noqa: E402
+from tiny_checkpoints import make_tiny_checkpoint  # noqa: E402
 
 TURNS = 7
 # Sizes of the released checkpoints; the tiny ones have small images.

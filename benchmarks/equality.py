@@ -34,7 +34,7 @@ from collators import COLLATORS  # noqa: E402
 from loaders import LOADERS, attention  # noqa: E402
 from reading.dataset import IGNORE_INDEX, MultimodalDataset  # noqa: E402
 from supported_models import MODELS, families  # noqa: E402
-from tiny_models import make_tiny_checkpoint  # noqa: E402
+from tiny_checkpoints import make_tiny_checkpoint  # noqa: E402
 
 OF_ENGINES = ["llava-1.5", "qwen2.5-vl", "gemma-3"]
 FSDP = {"fsdp": True, "fsdp_config": "fsdp_configs/fsdp2.json"}

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from tiny_models import make_tiny_checkpoint  # noqa: E402
+from tiny_checkpoints import make_tiny_checkpoint  # noqa: E402
 
 MODEL_IDS = {"llava-1.5": "llava-1.5-7b", "qwen2.5-vl": "qwen2.5-vl-3b-instruct", "gemma-3": "gemma-3-4b-it"}
 LORA = ("--use_lora", "True")

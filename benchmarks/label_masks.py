@@ -26,7 +26,7 @@ from collators import COLLATORS  # noqa: E402
 from collators.base import _expanded, _overlaps  # noqa: E402
 from loaders import LOADERS  # noqa: E402
 from supported_models import families  # noqa: E402
-from tiny_models import make_tiny_checkpoint  # noqa: E402
+from tiny_checkpoints import make_tiny_checkpoint  # noqa: E402
 
 
 def conversation(exchanges: int, words: int, images: int, size: tuple[int, int]) -> list[dict]:

@@ -62,7 +62,7 @@ def main() -> None:
     if own.task:
         print(json.dumps(measure(*own.task)))
         return
-    from tiny_models import make_tiny_checkpoint
+    from tiny_checkpoints import make_tiny_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = os.path.join(folder, "checkpoint")

@@ -51,7 +51,7 @@ def losses_of(words: list[str], out: str, connection) -> None:
 def measure(families: list[str], steps: int, folder: str) -> dict[str, list[str] | str]:
     """Case -> its losses."""
     import train  # noqa: F401, in the process that the runs are forked from
-    from tiny_models import make_tiny_checkpoint
+    from tiny_checkpoints import make_tiny_checkpoint
 
     rows = json.loads((REPO / "example_data" / "sample.json").read_text())[:12]
     for row in rows:

@@ -23,7 +23,7 @@ from transformers.initialization import no_init_weights
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from tiny_models import make_tiny_checkpoint  # noqa: E402
+from tiny_checkpoints import make_tiny_checkpoint  # noqa: E402
 
 # Merges the tiny checkpoint, notes its resident size, merges the large one, and prints that and its peak, in bytes.
 CHILD = """

@@ -23,7 +23,7 @@ import merge_lora_weights  # noqa: E402
 import predict  # noqa: E402
 import train  # noqa: E402
 from reading.dataset import MultimodalDataset  # noqa: E402
-from tiny_models import make_tiny_checkpoint  # noqa: E402
+from tiny_checkpoints import make_tiny_checkpoint  # noqa: E402
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "orange", "purple"]
 MERGES = [("--q_lora", []), ("--q_lora", ["--load_4bit"]), ("--load_in_8bit", [])]

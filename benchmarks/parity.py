@@ -36,7 +36,7 @@ from collators import COLLATORS  # noqa: E402
 from collators.thoughts_and_tools import THINKING, has_thought, last_question  # noqa: E402
 from loaders import LOADERS  # noqa: E402
 from reading.dataset import MultimodalDataset  # noqa: E402
-from tiny_models import make_tiny_checkpoint  # noqa: E402
+from tiny_checkpoints import make_tiny_checkpoint  # noqa: E402
 
 FAMILIES = ["qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4.1v", "glm-4.6v", "glm-ocr", "gemma-4"]
 FAMILIES += ["gemma-4-unified", "llama-3.2-vision", "llama4", "pixtral", "mistral-small-3.1", "ministral-3", "lfm2-vl"]

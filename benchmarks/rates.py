@@ -21,7 +21,7 @@ sys.path.insert(0, str(REPO))
 from PIL import Image  # noqa: E402
 
 import train  # noqa: E402
-from tiny_models import make_tiny_checkpoint  # noqa: E402
+from tiny_checkpoints import make_tiny_checkpoint  # noqa: E402
 
 RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
 RANKS = [1, 2, 4, 8, 16]

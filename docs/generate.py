@@ -296,7 +296,7 @@ def filled(pages: dict[str, dict[str, str]]) -> dict[Path, str]:
 
 
 def main() -> None:
-    from tiny_models import make_tiny_checkpoint
+    from tiny_checkpoints import make_tiny_checkpoint
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--matrix", action="store_true", help="run the matrices first")

@@ -190,7 +190,7 @@ def pytest_runtest_protocol(item):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """`tiny(family)`: the folder of a tiny checkpoint, made on the first call in any worker. To be read only."""
-    from tiny_models import make_tiny_checkpoint
+    from tiny_checkpoints import make_tiny_checkpoint
 
     run = tmp_path_factory.getbasetemp()
     root = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "tiny"

@@ -22,7 +22,7 @@ work = Path()  # that folder, set by `prepare`
 
 def prepare(folder: Path) -> None:
     """Write the media and checkpoints of all runs."""
-    from tiny_models import make_tiny_checkpoint
+    from tiny_checkpoints import make_tiny_checkpoint
 
     global work
     work = folder

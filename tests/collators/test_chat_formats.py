@@ -19,8 +19,7 @@ from reading.dataset import MultimodalDataset
 from reading.options import MediaOptions
 from reading.rows import RESERVED_CHARACTER
 from supported_models import MODELS
-from tiny_checkpoints import TINY_CHECKPOINTS
-from tiny_models import make_tiny_checkpoint
+from tiny_checkpoints import TINY_CHECKPOINTS, make_tiny_checkpoint
 
 # (family, `family` of the golden records of one of its checkpoints)
 CHECKPOINTS = [(f, name) for f in FAMILIES if COLLATORS.get(f).other_formats for name in FACTS[f].golden]
