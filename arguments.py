@@ -319,7 +319,7 @@ def has_bf16(use_cpu: bool) -> bool:
     return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-PARTS = (ModelArguments, DataArguments, TrainingArguments, LoraArguments)
+FLAG_PARTS = (ModelArguments, DataArguments, TrainingArguments, LoraArguments)
 
 
 @dataclass
@@ -428,7 +428,7 @@ def parse_arguments(
     """
     command = words = list(sys.argv[1:] if words is None else words)
     usage = "%(prog)s [run.yaml] [--flag value ...]"  # argparse would list all flags before every help text
-    parser = Parser(PARTS, usage=usage, description=description, formatter_class=HelpFormatter)
+    parser = Parser(FLAG_PARTS, usage=usage, description=description, formatter_class=HelpFormatter)
     parser.refused = checks.KEPT_FLAGS
     if extend:
         extend(parser)

@@ -34,11 +34,11 @@ from reading.split import make_datasets
 from reading.strict_json import make_strict
 from reports.run_report import RunFacts, reported, write_card
 from reports.trackers import AnswerTables
-from training import engines, model_probes, resume, run_folder, trainable
+from training import auto_checks, engines, resume, run_folder, trainable
 from training.added_tokens import added_tokens, untrained_tokens
 from training.engines import print_once
+from training.forgetting import Probe
 from training.make_collator import make_collator
-from training.probe import Probe
 from training.sampling import SAMPLERS
 from training.trainer import FinetuneTrainer
 
@@ -63,7 +63,7 @@ def finetune(arguments: Arguments) -> None:
     allowed = data.max_bad_samples if data.on_bad_sample == "skip" else None
     train_dataset, eval_dataset = make_datasets(data, arguments.training.seed, max_bad_samples=allowed)
     report_data(train_dataset, eval_dataset)
-    probe = probe_rows(arguments)
+    probe = probe_questions(arguments)
 
     # model id -> family -> processor and collator; the training template is compared with the checkpoint's
     loader = LOADERS.get(arguments.model.family)(
@@ -96,14 +96,14 @@ def finetune(arguments: Arguments) -> None:
     quantize(arguments, loader)
     model = loader.load_model()
     if loader.is_tested_on_loading:
-        print_once(model_probes.check_batches(model, loader, collator, arguments))
+        print_once(auto_checks.check_batches(model, loader, collator, arguments))
     if collator.is_padding_free:
         attention.separate_samples(model, loader)
     engines.set_up_fsdp(arguments.training, model, trainable.compute_dtype(arguments.training))
     set_seed(arguments.training.seed)  # adapters start alike under every engine
     model = trainable.make_trainable(model, loader, arguments)
     if loader.is_tested_on_loading:
-        print_once(model_probes.allow_unreached(model, collator, arguments.training))
+        print_once(auto_checks.allow_unreached(model, collator, arguments.training))
     trained = trainable.summarize(model, loader, arguments)
     print_once("\n" + trainable.format_summary(trained) + "\n")
     collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, trained, train_dataset, eval_dataset)
@@ -164,7 +164,7 @@ def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDatase
         )
 
 
-def probe_rows(arguments: Arguments) -> MultimodalDataset | None:
+def probe_questions(arguments: Arguments) -> MultimodalDataset | None:
     """The questions of --probe, read by the defaults: the other flags are about the training data."""
     path = arguments.training.probe
     if not path:

@@ -45,7 +45,7 @@ from loaders.attention import is_padding_free  # noqa: E402
 from reading.dataset import IGNORE_INDEX, MultimodalDataset  # noqa: E402
 from supported_models import AUTO, families  # noqa: E402
 from tiny_checkpoints import any_type, make_tiny_checkpoint  # noqa: E402
-from training import model_probes  # noqa: E402
+from training import auto_checks  # noqa: E402
 
 TABLE = REPO / "docs" / "auto_types.json"
 SECONDS, GIGABYTES = 240, 8  # of a type
@@ -121,7 +121,7 @@ def row_of(model_type: str, folder: Path) -> dict:
             model = loader.load_model().float().eval()
             if is_padding_free(ARGUMENTS, loader):
                 collator.make_padding_free(loader)
-            model_probes.check_batches(model, loader, collator, ARGUMENTS)
+            auto_checks.check_batches(model, loader, collator, ARGUMENTS)
             row["padding-free"], collator.is_padding_free = collator.is_padding_free, False
             encoded = [collator.encode(sample).inputs for sample in samples_of(data)]
             alone = torch.cat([losses(model, collator.collate([inputs])) for inputs in encoded])

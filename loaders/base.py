@@ -43,7 +43,7 @@ class BaseLoader:
     bidirectional = False
     # Why samples that lie in one row would see each other (--padding_free), if they would.
     cannot_be_padding_free = ""
-    # Whether nobody has tested how its model takes a batch, so that each run does (training/model_probes.py).
+    # Whether nobody has tested how its model takes a batch, so that each run does (training/auto_checks.py).
     is_tested_on_loading = False
     # Name of the modules that carry what they have read from token to token, such as those of linear attention.
     recurrent = ""

@@ -33,7 +33,7 @@ from reading.dataset import MultimodalDataset
 from reports.html_page import ANSWERED, COLOUR, RIGHT, draw, embedded, html_page, pictures, render
 from reports.model_card import CARD, TAG, forgiven
 from training.engines import print_once
-from training.probe import AFTER, BEFORE
+from training.forgetting import AFTER, BEFORE
 from training.progress import SPEED
 from training.trainable import ComponentSummary, format_summary
 

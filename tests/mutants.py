@@ -29,7 +29,7 @@ FILES = "tests/training/test_checkpoint_files.py::"
 WORDS = "tests/loaders/test_new_tokens.py::"
 TRAINS = "tests/training/test_trainable.py::"
 KINDS = "tests/reading/test_file_kinds.py::"
-PROBED = "tests/training/test_model_probes.py::"
+PROBED = "tests/training/test_auto_checks.py::"
 THOUGHTS = "tests/collators/test_thoughts_and_tools.py::"
 BOXES, SEEN = "tests/collators/test_boxes.py::", "tests/collators/test_boxes_seen.py::"
 OBJECTS = "tests/reading/test_objects.py::"
@@ -147,21 +147,21 @@ FAULTS = [
     # ---- `auto` ----
     Fault(
         "auto concatenates samples that see each other",
-        "training/model_probes.py",
+        "training/auto_checks.py",
         "    collator.is_padding_free = False\n",
         "",
         PROBED + "test_samples_are_concatenated_where_the_model_keeps_them_apart[qwen3.5-see each other]",
     ),
     Fault(
         "auto trains a model whose padded batches are wrong",
-        "training/model_probes.py",
+        "training/auto_checks.py",
         '"a padded batch": padded',
         '"a padded batch": few',
         PROBED + "test_a_model_whose_padded_batches_are_wrong_is_refused",
     ),
     Fault(
         "DDP is not told of parameters without a gradient",
-        "training/model_probes.py",
+        "training/auto_checks.py",
         "training.ddp_find_unused_parameters = True",
         "training.ddp_find_unused_parameters = None",
         PROBED + "test_ddp_looks_for_what_the_probes_leave_without_a_gradient",
@@ -175,7 +175,7 @@ FAULTS = [
     ),
     Fault(
         "auto takes a model whose losses see what follows",
-        "training/model_probes.py",
+        "training/auto_checks.py",
         '"tokens before another end": blind, ',
         "",
         PROBED + "test_a_model_that_sees_what_follows_is_refused",
@@ -1795,7 +1795,7 @@ FAULTS = [
         "a run that does not exist is stopped in silence",
         "web/runs.py",
         "if is_alive(record := known_run(folder)):",
-        "if is_alive(record := read_record(folder)):",
+        "if is_alive(record := process_record(folder)):",
         "tests/web/test_webui.py::test_asking_for_a_run_that_does_not_exist_makes_nothing",
     ),
     Fault(
@@ -1961,7 +1961,7 @@ FAULTS = [
         "evaluation/verdict.py",
         "    if not right:  #",
         "    if right is None:  #",
-        "tests/training/test_probe.py::test_lost_is_what_was_right_before_and_gained_what_was_not",
+        "tests/training/test_forgetting.py::test_lost_is_what_was_right_before_and_gained_what_was_not",
     ),
     Fault(
         "HTML in a frame is not escaped",
@@ -2297,17 +2297,17 @@ FAULTS = [
     ),
     Fault(
         "the probe takes a part of a word for the answer",
-        "training/probe.py",
+        "training/forgetting.py",
         "(?![a-z0-9])",
         "",
-        "tests/training/test_probe.py::test_an_answer_that_names_a_reference_is_right",
+        "tests/training/test_forgetting.py::test_an_answer_that_names_a_reference_is_right",
     ),
     Fault(
         "the probe reads its rows by the flags of the training data",
         "train.py",
         "DataArguments(data_path=[path], data_cache=arguments.data.data_cache)",
         "arguments.data",
-        "tests/training/test_probe.py::test_a_run_tells_what_it_forgot",
+        "tests/training/test_forgetting.py::test_a_run_tells_what_it_forgot",
     ),
     Fault(
         "the loss of an evaluation path is of those before it too",

@@ -12,7 +12,7 @@ from conftest import IMAGE_ROWS, VIDEO_ROWS, turns
 from transformers import HfArgumentParser
 
 import train
-from arguments import PARTS, DataArguments, has_bf16, parse_arguments
+from arguments import FLAG_PARTS, DataArguments, has_bf16, parse_arguments
 from entry import end
 from reading.dataset import MultimodalDataset
 from reading.split import make_datasets
@@ -34,7 +34,7 @@ def parse(words: str):
 
 
 def test_every_flag_of_the_issue_and_of_transformers_exists_and_has_help():
-    parser = HfArgumentParser(PARTS)
+    parser = HfArgumentParser(FLAG_PARTS)
     actions = {action.dest: action for action in parser._actions}
     assert set(actions) >= {*PREDECESSOR_FLAGS, *TRAINING_FLAGS}
     assert [name for name, action in actions.items() if not action.help] == []
@@ -244,7 +244,7 @@ def test_a_file_that_cannot_be_read_is_told_with_its_flag(tmp_path):
             paths = {"data_path": [str(tmp_path / "right.json")]} | {flag: [path]}
             return make_datasets(DataArguments(**paths, data_cache=str(tmp_path / "cache")), 0)
         arguments = parse(f"--{flag} {path} --data_cache {tmp_path}/cache --fsdp True --use_cpu True")
-        return train.probe_rows(arguments) if flag == "probe" else make_collator("llava-1.5", None, arguments.data)
+        return train.probe_questions(arguments) if flag == "probe" else make_collator("llava-1.5", None, arguments.data)
 
     configurations = ("fsdp_config", "accelerator_config")
     for flag in ("data_path", "eval_data_path", "probe", "chat_template", "add_tokens", *configurations):
@@ -362,7 +362,7 @@ def test_a_missing_required_flag_is_named(given):
 
 
 def test_the_tables_name_flags_that_exist():
-    known = {action.dest for action in HfArgumentParser(PARTS)._actions}
+    known = {action.dest for action in HfArgumentParser(FLAG_PARTS)._actions}
     pairs = {text.partition(" ")[0] for one, other, _ in EXCLUDES for text in (one, other)}
     needed = {name for text in NEEDS.values() for name in re.findall(r"--(\w+)", text)}
     assert KEPT_FLAGS.keys() | RANGE_OF.keys() | NEEDS.keys() | needed | pairs <= known

@@ -331,7 +331,7 @@ def test_the_error_of_another_template_is_what_the_program_says():
 
 FLAGS = {
     option.removeprefix("--")
-    for action in HfArgumentParser(arguments.PARTS)._actions
+    for action in HfArgumentParser(arguments.FLAG_PARTS)._actions
     for option in action.option_strings
 }
 

@@ -1,6 +1,6 @@
 """What the form of the page stands for: a command line of train.py, a run's flags, a YAML file, what it held before.
 
-Its values are a dict by the names of NAMES, as gradio's components have them: text, a bool, or a list of texts.
+Its values are a dict by the names of INPUTS, as gradio's components have them: text, a bool, or a list of texts.
 """
 
 import json
@@ -26,7 +26,7 @@ STRATEGIES, ENGINES, PRESETS = (LAYOUT[name] for name in ("strategies", "engines
 FLAGS = [*MODEL, *DATA, "output_dir", *NUMBERS, *(name for names in FOLDED.values() for name in names)]
 MENUS = {f"{name} from": name for name in ("question", "answer", "image", "video")}  # of --columns
 DEVICES, ENGINE, FURTHER = "devices", "engine", "further flags"
-NAMES = [*FLAGS, *MENUS, *STRATEGIES, DEVICES, ENGINE, FURTHER]
+INPUTS = [*FLAGS, *MENUS, *STRATEGIES, DEVICES, ENGINE, FURTHER]
 SHOWN_BY = [*LAYOUT["shown_by"], *MENUS, FURTHER]
 INPUT_OF = {flag: name for name, ways in STRATEGIES.items() for way in ways.values() for flag in way}
 INPUT_OF |= {name: ENGINE for flags in ENGINES.values() for name in flags} | {name: name for name in FLAGS}
@@ -93,7 +93,7 @@ def values_of(words: list[str]) -> dict:
             given = {name: its for name, its in given.items() if name not in flags}
     further = {n: its for n, its in given.items() if n not in DECLARED or str(DECLARED[n].default) != " ".join(its)}
     values[FURTHER] = shlex.join(word for name, its in further.items() for word in (f"--{name}", *its))
-    return {name: values[name] for name in NAMES}
+    return {name: values[name] for name in INPUTS}
 
 
 def is_on(words: list[str]) -> bool:

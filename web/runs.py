@@ -26,7 +26,7 @@ import psutil
 from tqdm import tqdm
 
 import entry
-from arguments import PARTS, Arguments, parse_arguments, split_flags, yaml_to_flags
+from arguments import FLAG_PARTS, Arguments, parse_arguments, split_flags, yaml_to_flags
 from command_line import by_flag
 from evaluation.answers import ANSWERS_FOLDER
 from evaluation.verdict import Verdict
@@ -43,8 +43,8 @@ from web.parts import text
 from web.scripts import Failed, tool
 
 HERE = str(entry.HERE)
-DECLARED = {field.name: field for part in PARTS for field in fields(part)}
-RECORD, LOG = "webui_run.json", "webui.log"
+DECLARED = {field.name: field for part in FLAG_PARTS for field in fields(part)}
+PROCESS_FILE, LOG = "webui_run.json", "webui.log"
 COLUMNS = ("state", "verdict", "model", "data", "date", "time", "loss", "metric")  # of the table of runs
 DEPTH = 4  # folders from the root down to a run, a model or a data file
 MOST_FOLDERS = 20_000  # that are looked into for them
@@ -211,7 +211,7 @@ def start(words: list[str], root: str, append: bool = False, devices: int = 1) -
     """
     folder = check(words, root)
     with RECORDING:
-        if is_alive(read_record(folder)) or is_locked(folder):
+        if is_alive(process_record(folder)) or is_locked(folder):
             raise ValueError(f"a run is active in --output_dir {folder}: stop it first, or name another folder.")
         if "overwrite_output_dir" in dict(flags_of(words)) and results(folder):
             rename_aside(folder)  # train.py would rename what is written here too
@@ -226,7 +226,7 @@ def start(words: list[str], root: str, append: bool = False, devices: int = 1) -
             )
         record = {"words": words, "devices": devices, "pid": process.pid, "started": time.time()}
         record["created"] = psutil.Process(process.pid).create_time()
-        write_json(os.path.join(folder, RECORD), record)
+        write_json(os.path.join(folder, PROCESS_FILE), record)
     threading.Thread(target=reap, args=(process, folder), daemon=True).start()
     return folder
 
@@ -235,8 +235,8 @@ def reap(process: subprocess.Popen, folder: str) -> None:
     """Wait for the end of a run, so that no zombie stays, and write down how it ended."""
     code = process.wait()
     with RECORDING:
-        if (latest := read_record(folder)).get("pid") == process.pid:
-            write_json(os.path.join(folder, RECORD), latest | {"exit_code": code})
+        if (latest := process_record(folder)).get("pid") == process.pid:
+            write_json(os.path.join(folder, PROCESS_FILE), latest | {"exit_code": code})
 
 
 def resume(folder: str, root: str) -> None:
@@ -251,7 +251,7 @@ def stop(folder: str, at_once: bool = False) -> None:
     their own, as torchrun starts them."""
     with RECORDING:
         if is_alive(record := known_run(folder)):
-            write_json(os.path.join(folder, RECORD), record | {"stopping": True})
+            write_json(os.path.join(folder, PROCESS_FILE), record | {"stopping": True})
             process = psutil.Process(record["pid"])
             for one in [process, *process.children(recursive=True)] if at_once else [process]:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -260,20 +260,20 @@ def stop(folder: str, at_once: bool = False) -> None:
 
 def words_of_run(folder: str) -> list[str]:
     """The flags of a run, started here or in a terminal."""
-    record, path = read_record(folder), os.path.join(folder, ARGUMENTS)
+    record, path = process_record(folder), os.path.join(folder, ARGUMENTS)
     return record["words"] if record else yaml_to_flags(path) if os.path.isfile(path) else []
 
 
 def known_run(folder: str) -> dict:
-    if not (record := read_record(folder)):
+    if not (record := process_record(folder)):
         raise ValueError(f"no run in {folder} was started here.")
     return record
 
 
-def read_record(folder: str) -> dict:
+def process_record(folder: str) -> dict:
     """How a run was started here, which process it is, how it ended; empty where none was."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        record = json.loads(Path(folder, RECORD).read_text(encoding="utf-8"))
+        record = json.loads(Path(folder, PROCESS_FILE).read_text(encoding="utf-8"))
         return record if record.keys() >= {"words", "pid", "created", "started"} else {}
     return {}
 
@@ -296,7 +296,7 @@ def is_alive(record: dict) -> bool:
 
 def status(folder: str) -> Verdict:
     """What the run itself wrote at its end, or what can be seen of it."""
-    record = read_record(folder)
+    record = process_record(folder)
     if is_alive(record) or is_locked(folder):
         return Verdict("running", text("stopping") if record.get("stopping") else "")
     last = (read_log(folder) or [{}])[-1]
@@ -324,7 +324,7 @@ def find(root: str) -> Found:
     for folder, folders, files in islice(os.walk(root), MOST_FOLDERS):
         name = os.path.relpath(folder, root)
         is_model = not {"config.json", ADAPTER_CONFIG}.isdisjoint(files) and name != "."
-        is_run = not {RECORD, LOG_FILE, ARGUMENTS}.isdisjoint(files) and name != "."
+        is_run = not {PROCESS_FILE, LOG_FILE, ARGUMENTS}.isdisjoint(files) and name != "."
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__")) and f != "node_modules")
         if is_run or is_model:
             folders[:] = [f for f in folders if f.startswith("checkpoint-")]
@@ -350,7 +350,7 @@ def summary(folder: str) -> list[str]:
     log, flags = read_log(folder), dict(flags_of(words_of_run(folder)))
     newest = {name: value for line in log for name, value in line.items()}
     times = [line["time"] for line in log if "time" in line] or [os.path.getmtime(folder)]
-    begun = read_record(folder).get("started", times[0])
+    begun = process_record(folder).get("started", times[0])
     metrics = metrics_of(newest).items()
     return [
         *status(folder),

@@ -84,7 +84,7 @@ def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) 
         others = {name: check_folder(name, root, "the run") for name in ticked if name != run}
     except ValueError as error:
         return [notice(str(error), is_error=bool(run)), *[gr.update(visible=False)] * 3, *[gr.skip()] * 5]
-    verdict, record, log = runs.status(folder), runs.read_record(folder), read_log(folder)
+    verdict, record, log = runs.status(folder), runs.process_record(folder), read_log(folder)
     tail = runs.log_tail(folder)
     left = re.findall(r", ([\d:]+) left$", tail, re.MULTILINE)[-1:] if verdict.state == "running" else []
     head = part("run", verdict=verdict, last=(log or [{}])[-1], left=left, figures=figures(log).items())

@@ -18,7 +18,7 @@ from reading.sources import ENDINGS
 from reports.html_page import TEMPLATES
 from training.run_folder import results
 from web import form, runs
-from web.form import DATA, DEVICES, ENGINE, ENGINES, FOLDED, FURTHER, MENUS, MODEL, NAMES, NUMBERS, STRATEGIES
+from web.form import DATA, DEVICES, ENGINE, ENGINES, FOLDED, FURTHER, INPUTS, MENUS, MODEL, NUMBERS, STRATEGIES
 from web.parts import framed, log_box, notice, or_error, or_notice, part, text
 from web.runs import DECLARED, check_inside
 from web.scripts import tool
@@ -31,7 +31,7 @@ ACCESSIBLE = (TEMPLATES / "webui.js").read_text(encoding="utf-8")
 
 
 def tune_tab(root: str) -> SimpleNamespace:
-    """Its `inputs`, of NAMES in this order; `start` and what it `asked`; `restored`: whether the form is as it was."""
+    """Its `inputs`, of INPUTS in this order; `start` and what it `asked`; `restored`: whether the form is as it was."""
     made = {}
 
     def fields(*names: str) -> None:
@@ -86,7 +86,7 @@ def tune_tab(root: str) -> SimpleNamespace:
             message = gr.HTML(elem_id="message", elem_classes="live")
             command = gr.Textbox(label=text("command"), lines=3, max_lines=3, interactive=False, buttons=["copy"])
         start = gr.Button(text("start"), variant="primary", scale=0, min_width=180, elem_id="start")
-    inputs = [made[name] for name in NAMES]
+    inputs = [made[name] for name in INPUTS]
     read, wanted, wrong, asked = (gr.State() for _ in range(4))
     total, restored = gr.State(0), gr.State(False)
     tell = {"fn": partial(explain, root), "inputs": [restored, read, wrong, *inputs]} | QUIET
@@ -121,7 +121,7 @@ def tune_tab(root: str) -> SimpleNamespace:
 
 
 def field(name: str) -> gr.components.Component:
-    """The input of one of NAMES; a flag's is made from its dataclass field."""
+    """The input of one of INPUTS; a flag's is made from its dataclass field."""
     label = text(name) if name not in DECLARED else name.replace("_", " ")
     options = {"label": label, "info": form.help_of(name), "elem_id": name.replace(" ", "_")}
     if name == DEVICES:
@@ -150,8 +150,8 @@ def field(name: str) -> gr.components.Component:
 def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *inputs) -> list:
     """The command of a form, and what is wrong with it: in the bar, and at its field. Keeps the form."""
     if not restored:
-        return [gr.skip()] * (7 + len(NAMES))
-    values, command, folder, at = dict(zip(NAMES, inputs)), "", "", None
+        return [gr.skip()] * (7 + len(INPUTS))
+    values, command, folder, at = dict(zip(INPUTS, inputs)), "", "", None
     runs.write_json(check_inside(form.KEPT, root, "the form"), values)
     missing = [text(name) for name in NEEDED if not values[name]]
     wanted = [values[name] for name in form.SHOWN_BY]
@@ -169,12 +169,12 @@ def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *i
         at = next(filter(None, map(form.INPUT_OF.get, re.findall(r"--(\w+)", said))), "")
         if missing and re.search(r"--(model_id|data_path|output_dir) is missing", said):
             said, at = text("needed", what=text("comma").join(missing)), None
-    changes = {name: gr.update(info=form.help_of(name), elem_classes=[]) for name in {wrong} & {*NAMES}}
+    changes = {name: gr.update(info=form.help_of(name), elem_classes=[]) for name in {wrong} & {*INPUTS}}
     if at:
         changes[at] = gr.update(info=said.removeprefix(f"--{at}: "), elem_classes=["wrong"])
     label = text("start_over", folder=folder) if folder and results(folder) else text("start")
     shown = [command, notice(said, is_error=at is not None), gr.update(value=label)]
-    return [*shown, None, at, form.preset_of(values), wanted, *(changes.get(name, gr.skip()) for name in NAMES)]
+    return [*shown, None, at, form.preset_of(values), wanted, *(changes.get(name, gr.skip()) for name in INPUTS)]
 
 
 @or_error()
@@ -190,7 +190,7 @@ def save_form(root: str, path: str, *inputs) -> str:
     file = check_inside(path, root, "the YAML file")
     if not path.endswith((".yaml", ".yml")) or os.path.lexists(file):
         raise ValueError(text("new_yaml", path=path))
-    flags = runs.flags_of(form.words_of(dict(zip(NAMES, inputs))))
+    flags = runs.flags_of(form.words_of(dict(zip(INPUTS, inputs))))
     with open(file, "x", encoding="utf-8") as target:
         yaml.safe_dump({n: its[0] if len(its) == 1 else its for n, its in flags}, target, sort_keys=False)
     return notice(text("saved", path=path))
@@ -237,7 +237,7 @@ def show_columns(root: str, paths: list[str]) -> list:
 
 def show_rows(root: str, skip: int, search: str, *inputs, quiet: bool = False) -> tuple:
     """Rows as preview.py shows them, how many there are, and what was read with which fault: only that, if `quiet`."""
-    values = dict(zip(NAMES, inputs))
+    values = dict(zip(INPUTS, inputs))
     seen = [values[name] for name in form.SHOWN_BY]
     selection = [f"--num_rows={SHOWN_ROWS}", f"--skip_rows={skip or 0}", *([f"--search={search}"] if search else [])]
     try:
@@ -250,19 +250,19 @@ def show_rows(root: str, skip: int, search: str, *inputs, quiet: bool = False) -
 
 @or_notice
 def forecast(root: str, *inputs) -> str:
-    values = dict(zip(NAMES, inputs))
+    values = dict(zip(INPUTS, inputs))
     runs.check_flags(words := form.words_of(values), root)
     return log_box(tool("estimate", *words, "--num_devices", str(values[DEVICES])))
 
 
 @or_notice
 def check_rows(root: str, *inputs) -> str:
-    return framed(runs.page_of(form.words_of(dict(zip(NAMES, inputs))), root, "--check")[0], text("check"))
+    return framed(runs.page_of(form.words_of(dict(zip(INPUTS, inputs))), root, "--check")[0], text("check"))
 
 
 def start(root: str, asked: str | None, *inputs) -> list:
     """Start a run, over another only when asked twice: message, button, what was asked, tab, run."""
-    values = dict(zip(NAMES, inputs))
+    values = dict(zip(INPUTS, inputs))
     try:
         words = form.words_of(values)
         folder = runs.check(words, root)

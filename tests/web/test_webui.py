@@ -31,7 +31,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import webui
-from arguments import PARTS, parse_arguments
+from arguments import FLAG_PARTS, parse_arguments
 from evaluation.answers import stream_answer
 from evaluation.verdict import TONES, Verdict
 from predict import load
@@ -92,7 +92,7 @@ def explained(root: str, read=None, **given) -> tuple[str, str, dict, dict]:
     values = form.values_of([]) | given
     command, message, button, _, _, _, wanted, *changes = tune_page.explain(root, True, read, "seed", *values.values())
     assert wanted == [values[name] for name in form.SHOWN_BY]  # of which rows are shown when it changes
-    found = dict(zip(form.NAMES, changes))
+    found = dict(zip(form.INPUTS, changes))
     return command, message, button, {name: change for name, change in found.items() if change != gr.skip()}
 
 
@@ -131,7 +131,7 @@ def test_further_flags_that_are_refused(more, message):
 
 
 def test_fields_are_made_of_the_dataclasses():
-    declared = {field.name: field for part in PARTS for field in part.__dataclass_fields__.values()}
+    declared = {field.name: field for part in FLAG_PARTS for field in part.__dataclass_fields__.values()}
     assert len(set(form.FLAGS)) == len(form.FLAGS)
     with gr.Blocks():
         for name in form.FLAGS:
@@ -243,8 +243,8 @@ def test_all_that_the_page_says_is_in_the_table_in_both_languages():
     named |= {"merged_help", "answered_help", *(way for ways in form.STRATEGIES.values() for way in ways)}
     left = {key for key in {*page} - named if f'"{key}"' not in code and f"'{key}'" not in code}
     assert left == set()  # of what it said once
-    assert {*helps} == {*form.NAMES}
-    assert {name for name, said in helps.items() if "en" in said} == {*form.NAMES} - {*form.FLAGS}
+    assert {*helps} == {*form.INPUTS}
+    assert {name for name, said in helps.items() if "en" in said} == {*form.INPUTS} - {*form.FLAGS}
     assert all(CHINESE.search(said["zh"]) for said in helps.values())
 
 
@@ -346,15 +346,15 @@ def test_the_settings_of_a_run_again(root):
     os.makedirs("out/a-2")
     record = {"words": [*words(seed=7), "--resume_from_checkpoint", "True"], "pid": 1, "created": 1, "started": 1}
     os.makedirs("out/a")
-    runs.write_json(f"out/a/{runs.RECORD}", record)
+    runs.write_json(f"out/a/{runs.PROCESS_FILE}", record)
     *values, _ = tune_page.same_again(root, "out/a")
-    assert form.words_of(dict(zip(form.NAMES, values))) == words(seed=7, output_dir="out/a-3")
+    assert form.words_of(dict(zip(form.INPUTS, values))) == words(seed=7, output_dir="out/a-3")
     os.mkdir("out/terminal")
     Path("out/terminal/args.yaml").write_text(
         yaml.safe_dump(parse_arguments(words(use_lora=True, lora_dropout=0.0)).as_dict())
     )
     *values, _ = tune_page.same_again(root, "out/terminal")
-    assert dict(zip(form.NAMES, values))["lora_dropout"] == "0.0" and "user_key" not in str(values)
+    assert dict(zip(form.INPUTS, values))["lora_dropout"] == "0.0" and "user_key" not in str(values)
     with pytest.raises(gr.Error, match="leads out of"):
         tune_page.same_again(root, "links")
 
@@ -629,7 +629,7 @@ def test_asking_for_a_run_that_does_not_exist_makes_nothing(root):
     os.makedirs("terminal")
     for odd in (None, "[]", "{}"):
         if odd:
-            (Path("terminal") / runs.RECORD).write_text(odd)
+            (Path("terminal") / runs.PROCESS_FILE).write_text(odd)
         before = sorted(Path().rglob("*"))
         for run in ("none", "a/b/none", "terminal"):
             for action in (runs.stop, KILL, partial(runs.resume, root=root)):
@@ -648,7 +648,7 @@ def test_kill_does_not_take_the_place_of_stop(root, monkeypatch):
     ]:
         monkeypatch.setattr(runs, "status", lambda _, state=state: Verdict(state))
         monkeypatch.setattr(runs, "is_alive", lambda _, state=state: state == "running")
-        monkeypatch.setattr(runs, "read_record", lambda _, value=is_stopping: {"started": 0, "stopping": value})
+        monkeypatch.setattr(runs, "process_record", lambda _, value=is_stopping: {"started": 0, "stopping": value})
         shown = watched(root, "out/a")[1:4]
         assert stop.items() <= shown[0].items() and [button["visible"] for button in shown[1:]] == [kill, resume]
 
@@ -701,7 +701,7 @@ def wait_for_log(text: str) -> None:
 @pytest.mark.slow
 def test_a_run_is_started_stopped_and_resumed(root, stand_in):
     folder = stand_in(num_train_epochs=60)
-    record = runs.read_record(folder)
+    record = runs.process_record(folder)
     assert runs.status(folder) == ("running", "") and os.getsid(record["pid"]) == record["pid"]
     wait_for_log("]")
     with pytest.raises(ValueError, match="a run is active in --output_dir"):
@@ -731,11 +731,11 @@ def test_how_a_run_ended(root, stand_in):
     wait_for("failed")
     assert runs.log_tail(folder).endswith("Error: no such seed.")
     stand_in(num_train_epochs=60)
-    os.kill(runs.read_record(folder)["pid"], signal.SIGKILL)
+    os.kill(runs.process_record(folder)["pid"], signal.SIGKILL)
     wait_for("interrupted")
     stand_in(num_train_epochs=60)
     wait_for_log("]")
-    os.kill(runs.read_record(folder)["pid"], signal.SIGTERM)  # by somebody else
+    os.kill(runs.process_record(folder)["pid"], signal.SIGTERM)  # by somebody else
     wait_for("stopped")
     stand_in(num_train_epochs=60)
     KILL(folder)
@@ -747,12 +747,12 @@ def test_a_run_that_ended_while_no_interface_ran(root, stand_in):
     folder = stand_in(num_train_epochs=0.01)
     wait_for("finished")
     time.sleep(0.2)
-    record = {name: value for name, value in runs.read_record(folder).items() if name != "exit_code"}
-    runs.write_json(f"{folder}/{runs.RECORD}", record)
+    record = {name: value for name, value in runs.process_record(folder).items() if name != "exit_code"}
+    runs.write_json(f"{folder}/{runs.PROCESS_FILE}", record)
     assert runs.status(folder).state == "finished"
     os.remove(f"{folder}/log.jsonl")
     assert runs.status(folder).state == "interrupted"
-    runs.write_json(f"{folder}/{runs.RECORD}", record | {"pid": os.getpid()})  # another process has its number now
+    runs.write_json(f"{folder}/{runs.PROCESS_FILE}", record | {"pid": os.getpid()})  # now another process's
     assert runs.status(folder).state == "interrupted"
 
 

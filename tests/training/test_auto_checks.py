@@ -7,7 +7,7 @@ import torch
 from conftest import AUTO, make_loader, run, turns
 
 from collators import COLLATORS
-from training import model_probes
+from training import auto_checks
 
 
 def prepared(tiny, family: str, **data):
@@ -33,7 +33,7 @@ def prepared(tiny, family: str, **data):
 )
 def test_samples_are_concatenated_where_the_model_keeps_them_apart(tiny, family, reason):
     model, loader, collator, arguments = prepared(tiny, family)
-    said = model_probes.check_batches(model, loader, collator, arguments)
+    said = auto_checks.check_batches(model, loader, collator, arguments)
     assert collator.is_padding_free is (reason is None)
     assert said == "" if reason is None else f"padded, not concatenated: in one row they {reason}" in said
     assert model.get_decoder().config._attn_implementation == ("sdpa_by_sample" if reason is None else "sdpa")
@@ -42,7 +42,7 @@ def test_samples_are_concatenated_where_the_model_keeps_them_apart(tiny, family,
 def test_packing_of_a_model_that_mixes_samples_is_refused(tiny):
     for flag in ("padding_free", "packing"):
         with pytest.raises(ValueError, match=f"--{flag} True cannot be used with .*: in one row they affect"):
-            model_probes.check_batches(*prepared(tiny, "qwen3.5", **{flag: True}))
+            auto_checks.check_batches(*prepared(tiny, "qwen3.5", **{flag: True}))
 
 
 def test_a_model_whose_padded_batches_are_wrong_is_refused(tiny):
@@ -54,7 +54,7 @@ def test_a_model_whose_padded_batches_are_wrong_is_refused(tiny):
 
     model.get_decoder().register_forward_hook(of_the_batch)
     with pytest.raises(ValueError, match="other losses for a padded batch than for each sample alone: they differ by"):
-        model_probes.check_batches(model, *others)
+        auto_checks.check_batches(model, *others)
 
 
 def test_a_model_that_sees_what_follows_is_refused(tiny):
@@ -68,7 +68,7 @@ def test_a_model_that_sees_what_follows_is_refused(tiny):
 
     model.get_decoder().register_forward_hook(of_the_row)
     with pytest.raises(ValueError, match="other losses for tokens before another end than for each sample alone"):
-        model_probes.check_batches(model, *others)
+        auto_checks.check_batches(model, *others)
 
 
 def test_logits_of_other_tokens_than_the_rows_are_refused(tiny):
@@ -81,14 +81,14 @@ def test_logits_of_other_tokens_than_the_rows_are_refused(tiny):
 
     model.register_forward_hook(of_a_canvas)
     with pytest.raises(ValueError, match=r"refuses what .* of a probe: of \d+ tokens, it gives logits for 256\. Add"):
-        model_probes.check_batches(model, *others)
+        auto_checks.check_batches(model, *others)
 
 
 def test_a_model_that_refuses_its_processors_tensors_is_named(tiny):
     model, *others = prepared(tiny, AUTO)
     model.register_forward_pre_hook(lambda *args: {}["pixels"])
     with pytest.raises(ValueError, match="Cohere2Vision.* refuses what its processor .*: 'pixels'"):
-        model_probes.check_batches(model, *others)
+        auto_checks.check_batches(model, *others)
 
 
 def test_ddp_looks_for_what_the_probes_leave_without_a_gradient(tiny):
@@ -96,17 +96,17 @@ def test_ddp_looks_for_what_the_probes_leave_without_a_gradient(tiny):
     flags = {"world_size": 2, "deepspeed": None, "fsdp": False, "bf16": False, "fp16": False}
     training = SimpleNamespace(**flags, ddp_find_unused_parameters=None)
     model.requires_grad_(True)
-    assert model_probes.allow_unreached(model, collator, training) == ""
+    assert auto_checks.allow_unreached(model, collator, training) == ""
     assert training.ddp_find_unused_parameters is None
     assert all(parameter.grad is None for parameter in model.parameters())
 
     model.model.vision_tower.register_module("beside", torch.nn.Linear(2, 2))
-    assert "No gradient of the probes reaches model.vision_tower.beside;" in model_probes.allow_unreached(
+    assert "No gradient of the probes reaches model.vision_tower.beside;" in auto_checks.allow_unreached(
         model, collator, training
     )
     assert training.ddp_find_unused_parameters is True
     training = SimpleNamespace(**flags | {"world_size": 1}, ddp_find_unused_parameters=None)
-    assert model_probes.allow_unreached(model, collator, training) == ""
+    assert auto_checks.allow_unreached(model, collator, training) == ""
 
 
 def test_a_run_packs_with_auto(tiny, write_rows, tmp_path, capsys):

@@ -6,7 +6,7 @@ from PIL import Image
 
 import predict
 from evaluation.verdict import of_run
-from training.probe import compare, is_right
+from training.forgetting import compare, is_right
 
 FAMILY = "qwen2-vl"
 
