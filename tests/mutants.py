@@ -318,6 +318,13 @@ FAULTS = [
         "tests/collators/test_collators.py::test_a_batch_of_many_equals_one_by_one[minicpm-v-4.6]",
     ),
     Fault(
+        "Mistral Small 4 trains thoughts after a prompt that tells it not to think",
+        "collators/mistral_small_4.py",
+        'if self.kwargs["reasoning_effort"] == "none" and',
+        "if False and",
+        "tests/loaders/test_mistral.py::test_a_thought_needs_a_prompt_that_asks_for_one",
+    ),
+    Fault(
         "Qwen-VL trains on with the scaling of the last row that was evaluated",
         "loaders/qwen_vl.py",
         "if self.training:",
