@@ -79,6 +79,7 @@ MODELS = {
     "ministral-3-3b-instruct-2512-bf16": Model("ministral-3", "mistralai/Ministral-3-3B-Instruct-2512-BF16"),
     "ministral-3-8b-instruct-2512-bf16": Model("ministral-3", "mistralai/Ministral-3-8B-Instruct-2512-BF16"),
     "ministral-3-14b-instruct-2512-bf16": Model("ministral-3", "mistralai/Ministral-3-14B-Instruct-2512-BF16"),
+    "mistral-small-4-119b-2603-bf16": Model("mistral-small-4", "axolotl-ai-co/Mistral-Small-4-119B-2603-BF16"),
     "gemma-3-4b-it": Model("gemma-3", "google/gemma-3-4b-it"),
     "gemma-3-12b-it": Model("gemma-3", "google/gemma-3-12b-it"),
     "gemma-3-27b-it": Model("gemma-3", "google/gemma-3-27b-it"),

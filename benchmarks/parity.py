@@ -39,7 +39,9 @@ from reading.dataset import MultimodalDataset  # noqa: E402
 from tiny_checkpoints import make_tiny_checkpoint  # noqa: E402
 
 FAMILIES = ["qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4.1v", "glm-4.6v", "glm-ocr", "gemma-4"]
-FAMILIES += ["gemma-4-unified", "llama-3.2-vision", "llama4", "pixtral", "mistral-small-3.1", "ministral-3", "lfm2-vl"]
+FAMILIES += ["gemma-4-unified", "llama-3.2-vision", "llama4", "pixtral", "mistral-small-3.1", "mistral-small-4"]
+FAMILIES += ["ministral-3", "lfm2-vl"]
+THINKS = THINKING | {"reasoning_effort": "high"}
 CITY = {"type": "object", "properties": {"city": {"type": "string", "description": "Its name."}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "How warm.", "parameters": CITY}}
 
@@ -131,7 +133,7 @@ def compare(family: str, folder: str, template: str | None, dataset: MultimodalD
     for thinks in (False, True):
         processor = loader.load_processor()
         processor.chat_template = template or processor.chat_template
-        variables = THINKING if thinks and "enable_thinking" in processor.chat_template else None
+        variables = {name: value for name, value in THINKS.items() if thinks and name in processor.chat_template}
         stop_tokens = loader.stop_tokens(processor.tokenizer)
         collators[thinks] = COLLATORS.get(family)(processor, stop_tokens=stop_tokens, template_kwargs=variables)
     official, found = loader.load_processor(), Counter()

@@ -16,6 +16,7 @@ from loaders.pixtral import PixtralLoader
 @register_loader("mistral-small-3.1")
 class MistralSmall31Loader(PixtralLoader):
     model_type = "mistral3"
+    template_of_mistral_common = WITHOUT_DEFAULT_SYSTEM
 
     def load_processor(self, path=None):
         """The checkpoint's own; where it ships Mistral's tekken.json alone, as Small 3.2, one made of that and config.
@@ -25,7 +26,7 @@ class MistralSmall31Loader(PixtralLoader):
         path = path or self.model_path
         if any(has_file(path, name) for name in ("processor_config.json", "preprocessor_config.json")):
             return super().load_processor(path)
-        template = re.sub(r"\{% (end)?generation %\}", "", WITHOUT_DEFAULT_SYSTEM)
+        template = re.sub(r"\{% (end)?generation %\}", "", self.template_of_mistral_common)
         names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
         tokenizer = self.load_with(TokenizersBackend, path, chat_template=template, **names)
         vision = self.config.vision_config

@@ -295,6 +295,22 @@ FACTS = {
             ("eos_token", "''"),
         ),
     ),
+    "mistral-small-4": Facts(
+        r"model\.vision_tower\.",
+        r"model\.multi_modal_projector\.",
+        end_of_turn="</s>",
+        takes_video=False,
+        deep_linears=64,  # five of attention, three of the shared expert
+        experts=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+        router="mlp.gate.weight",
+        altered=(
+            ("[MODEL_SETTINGS]{", "[MODEL_SETTINGS] {"),
+            ("+ settings }}", "}}"),
+            ("'[INST]'", "'[INST] '"),
+            ("'[IMG]'", "'[IMG]\n'"),
+            ("eos_token", "''"),
+        ),
+    ),
     "gemma-3": Facts(
         r"model\.vision_tower\.",
         r"model\.multi_modal_projector\.",

@@ -87,6 +87,7 @@ OWN = {
     "llama4": "<|step|>",
     "pixtral": f"{MISTRAL} [SYSTEM_PROMPT] [/SYSTEM_PROMPT]",
     **dict.fromkeys(["mistral-small-3.1", "ministral-3"], MISTRAL),
+    "mistral-small-4": f"{MISTRAL} [ARGS] [THINK] [/THINK]",
     **dict.fromkeys(["gemma-3", "gemma-3n"], "<mask>"),
     **dict.fromkeys(["gemma-4", "gemma-4-unified"], "<mask> <|think|> <|channel> <channel|>"),
     "internvl3": f"{QWEN2_5} {GROUNDING} <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|>",

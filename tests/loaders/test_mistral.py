@@ -17,7 +17,8 @@ from collators import COLLATORS
 from loaders import LOADERS
 from reading.dataset import MultimodalDataset
 
-FAMILIES = ["pixtral", "mistral-small-3.1", "ministral-3"]
+FAMILIES = ["pixtral", "mistral-small-3.1", "ministral-3", "mistral-small-4"]
+EFFORT = {"reasoning_effort": "high"}
 
 
 @pytest.fixture
@@ -41,7 +42,10 @@ def copy_of(tiny, tmp_path):
 @pytest.fixture
 def tekken_only(copy_of):
     """A checkpoint with the files of Mistral-Small-3.2-24B-Instruct-2506: tekken.json, no processor, no template."""
-    folder = copy_of("mistral-small-3.1", lambda config: config["text_config"].pop("tie_word_embeddings"))
+    return with_tekken(copy_of("mistral-small-3.1", lambda config: config["text_config"].pop("tie_word_embeddings")))
+
+
+def with_tekken(folder: Path) -> Path:
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
         (folder / name).unlink()
@@ -93,6 +97,35 @@ def test_without_a_template_the_text_is_that_of_mistral_common(tekken_only):
     prompt = collator.template.render_official([three], add_generation_prompt=True)
     assert prompt == "<s>[INST]What is [IMG]?[/INST]"
     assert collator.template.differences() == []
+
+
+def test_without_a_template_small_4_has_its_settings(copy_of):
+    loader = LOADERS.get("mistral-small-4")(str(with_tekken(copy_of("mistral-small-4", lambda config: None))))
+    collator = COLLATORS.get("mistral-small-4")(loader.load_processor())
+    asked = [{"role": "user", "content": [{"type": "text", "text": "What?"}, {"type": "image"}]}]
+    settings = '<s>[MODEL_SETTINGS]{"reasoning_effort": "none"}[/MODEL_SETTINGS]'
+    assert collator.template.render_official(asked, add_generation_prompt=True) == f"{settings}[INST][IMG]What?[/INST]"
+    assert collator.template.differences() == []
+
+
+def test_a_thought_needs_a_prompt_that_asks_for_one(tiny):
+    """The template of mistral-common writes thoughts; its prompt tells the model not to think unless it is asked."""
+    processor = LOADERS.get("mistral-small-4")(tiny("mistral-small-4")).load_processor()
+    thought = "{{ '[THINK]' + message['reasoning_content'] + '[/THINK]' if message['reasoning_content'] else '' }}"
+    processor.chat_template = processor.chat_template.replace(
+        "{{ text + eos_token }}", thought + "{{ text + eos_token }}"
+    )
+    text = lambda t: [{"type": "text", "text": t}]  # noqa: E731
+    question, reply = {"role": "user", "content": text("Two?")}, {"role": "assistant", "content": text("Two.")}
+    thinks = [question, reply | {"reasoning_content": "Hm."}]
+    plain, asked = (COLLATORS.get("mistral-small-4")(processor, template_kwargs=given) for given in ({}, EFFORT))
+    assert plain.template.render([question, reply])[0].endswith("[INST]Two?[/INST]Two.</s>")
+    with pytest.raises(
+        ValueError, match=r"holds a thought .* add --template_kwargs '{\"reasoning_effort\": \"high\"}'"
+    ):
+        plain.template.render(thinks)
+    settings = '[MODEL_SETTINGS]{"reasoning_effort": "high"}[/MODEL_SETTINGS]'
+    assert asked.template.render(thinks)[0] == f"<s>{settings}[INST]Two?[/INST][THINK]Hm.[/THINK]Two.</s>"
 
 
 def test_it_trains_and_answers(tekken_only, write_rows, tmp_path):
