@@ -64,7 +64,7 @@ class ModelArguments:
     )
     train_vision_encoder: bool = flag(False, "Train the vision encoder.")
     train_vision_projector: bool = flag(False, "Train the vision projector (always in full).")
-    train_language_model: bool = flag(True, "Train the language model. False: the vision parts alone.")
+    train_language_model: bool = flag(True, "Train the language model. False: train only vision parts.")
     freeze: list[str] | None = flag(
         None, "Freeze what these names match, as in --train, whatever the other flags train (docs/training.md#by-name)."
     )
@@ -102,7 +102,7 @@ class ReadingArguments:
         "Fields of the data by other names: question=query image=jpg reads `query` as `question`; url= ignores a field "
         "(docs/dataset.md#other-names).",
     )
-    prompt: str | None = flag(None, "Question of every row, where the data hold answers alone.")
+    prompt: str | None = flag(None, "Question of every row, where the data has only answers.")
     system_prompt: str | None = flag(None, "System prompt of every row.")
     image_folder: str | None = flag(None, "Folder of relative image paths. Default: the data file's folder.")
     video_folder: str | None = flag(None, "Folder of relative video paths. Default: the data file's folder.")
@@ -111,9 +111,9 @@ class ReadingArguments:
     data_cache: str | None = flag(None, "Folder of indexes and downloads. Default: $FINELMM_CACHE or ~/.cache/finelmm.")
     image_size: str | None = flag(None, "Resize each image to a square (512) or a width and height (640x480).")
     image_resize_algorithm: str = flag("bicubic", f"How images are resized: {', '.join(FILTERS)}.")
-    min_pixels: int | None = flag(None, "Enlarge an image of fewer pixels; keeps its aspect ratio.")
+    min_pixels: int | None = flag(None, "Enlarge images with fewer pixels, keeping their aspect ratio.")
     max_pixels: int_or_auto = flag(
-        None, "Shrink an image of more pixels; keeps its aspect ratio. auto: so that samples fit --model_max_length."
+        None, "Shrink images with more pixels, keeping their aspect ratio. auto: until samples fit --model_max_length."
     )
     keep_processor_config: bool | None = flag(
         None,
@@ -124,8 +124,8 @@ class ReadingArguments:
     num_frames: int = flag(8, "Frames taken from each video, evenly spaced from the first to the last; or give --fps.")
     fps: float | None = flag(None, "Frames taken from each second of a video, instead of --num_frames.")
     max_frames: int | None = flag(None, "Use at most N frames of a video; needs --fps.")
-    video_max_pixels: int | None = flag(None, "Shrink video frames of more pixels; their aspect ratio stays.")
-    image_pixel_limit: int = flag(179_000_000, "Refuse an image of more pixels: it may be a decompression bomb.")
+    video_max_pixels: int | None = flag(None, "Shrink video frames with more pixels, keeping their aspect ratio.")
+    image_pixel_limit: int = flag(179_000_000, "Refuse an image with more pixels: it may be a decompression bomb.")
     media_megabytes_limit: int = flag(2_000, "Refuse to fetch a larger file.")
     video_seconds_limit: int = flag(4 * 3600, "Refuse a longer video.")
     video_pixel_limit: int = flag(2_000_000_000, "Refuse to decode more pixels of a video, all frames together.")
@@ -149,18 +149,20 @@ class DataArguments(ReadingArguments):
         "Training data: JSON, JSONL, Parquet, CSV and TSV files, folders, globs, data sets of the Hub, each written "
         "PATH[:SPLIT][SLICE][:WEIGHT] (docs/dataset.md).",
     )
-    eval_data_path: list[str] | None = flag(None, "Evaluation data, written alike; of several, each is measured.")
+    eval_data_path: list[str] | None = flag(
+        None, "Evaluation data, in the same form; each path is also measured alone."
+    )
     eval_split: float | None = flag(None, "Hold out this share (0.05) or number (200) of training rows to evaluate on.")
     sample_rows: int | None = flag(None, "Use only N rows of the training data, drawn with --seed.")
     balance: str | None = flag(None, "Field that names the class of a row: draw each class equally often.")
     model_max_length: int = flag(1024, "Longest sample in tokens, media included; the rest is cut on the right.")
     chat_template: str | None = flag(
         None,
-        "Jinja file that replaces the chat template, in training and in answers, or where the checkpoint's is not the "
-        "family's, which of them: checkpoint or family (docs/chat_formats.md).",
+        "Jinja file that replaces the chat template in training and answers; or, if the checkpoint's differs from the "
+        "family's, the one to use: checkpoint or family (docs/chat_formats.md).",
     )
     add_tokens: str | None = flag(
-        None, "File of words that become tokens, one a line; with LoRA their rows train too (docs/lora.md#new-words)."
+        None, "File of words that become tokens, one per line; with LoRA their rows train too (docs/lora.md#new-words)."
     )
     padding_free: bool | None = flag(None, "Concatenate samples instead of padding them. Default: where the model can.")
     packing: bool = flag(
@@ -203,7 +205,7 @@ class LoraArguments:
     lora_init: str = flag("default", f"How adapters start: {', '.join(checks.LORA_INITS)}.", checks.LORA_INITS)
     use_dora: bool = flag(False, "DoRA: train the magnitudes of the adapted weights as well as their directions.")
     use_rslora: bool = flag(False, "Scale by lora_alpha / sqrt(lora_r), so that high ranks learn as well.")
-    lora_weight_path: str | None = flag(None, "Folder of an adapter to go on from; it decides on its rank and targets.")
+    lora_weight_path: str | None = flag(None, "Folder of an adapter to continue from, with its rank and targets.")
     lora_experts: bool = flag(False, "Adapters on the experts of a mixture of experts too; needs --lora_dropout 0.")
     lora_router: bool = flag(False, "Adapters on the router of a mixture of experts too; needs --lora_dropout 0.")
 
@@ -241,14 +243,14 @@ class TrainingArguments(transformers.TrainingArguments):
     fsdp: bool = flag(False, "Shard weights, gradients and optimizer by FSDP2 (--fsdp_config fsdp_configs/fsdp2.json).")
 
     eval_generate: int = flag(0, "Rows of each file, evenly spread, to answer at each evaluation and before step 1.")
-    eval_max_new_tokens: int = flag(128, "Longest of these answers, in tokens.")
+    eval_max_new_tokens: int = flag(128, "Maximum length of these answers, in tokens.")
     metric: list[str] | None = flag(
-        None, f"What else measures them: {', '.join(METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md#evaluation)."
+        None, f"Further metrics for them: {', '.join(METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md#evaluation)."
     )
     probe: str | None = flag(
         None,
-        "Questions to answer before and after training, which tells what was forgotten: a file, or without one, 24 "
-        "plain ones (docs/evaluation.md#what-did-it-forget).",
+        "Questions to answer before and after training, to see what was forgotten: a file or, without a value, 24 "
+        "plain questions (docs/evaluation.md#what-did-it-forget).",
         **BARE | {"const": PLAIN},
     )
     early_stopping_patience: int | None = flag(
@@ -256,7 +258,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     overwrite_output_dir: bool = flag(False, "Rename what another run left in --output_dir, instead of refusing it.")
     trust_checkpoint: bool = flag(
-        False, "Resume also from a checkpoint that runs functions which torch's and DeepSpeed's own do not need."
+        False, "Also resume from a checkpoint that calls functions which torch's and DeepSpeed's do not need."
     )
     on_nonfinite: str = flag(
         "error",
@@ -264,7 +266,7 @@ class TrainingArguments(transformers.TrainingArguments):
         ("error", "skip"),
     )
     peak_tflops: float | None = flag(
-        None, "Peak of one device in TFLOP/s, at the precision of the run; logs mfu, the share of it that is used."
+        None, "Peak of one device in TFLOP/s, at the precision of the run; logs mfu, the fraction that is used."
     )
 
     def __post_init__(self):

@@ -125,7 +125,7 @@ def make_parser() -> Parser:
     parser.add_argument("--model_local_path", help="Base of an adapter; default: the path it was trained from.")
     # Never taken from args.yaml: the author of that folder would consent in the place of its user.
     parser.add_argument("--trust_remote_code", **SWITCH, help="Run the checkpoint's own code, with your permissions.")
-    parser.add_argument("--batch_size", type=int, default=8, help="Answers to a file that are generated at a time.")
+    parser.add_argument("--batch_size", type=int, default=8, help="Answers to generate at a time, with --data_path.")
     parser.add_argument("--max_new_tokens", type=int, help="Longest answer in tokens. Default: 128; 512 in a chat.")
     more = f"More metrics for the file: {', '.join(metrics.METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md)."
     parser.add_argument("--metric", nargs="+", help=more)

@@ -121,7 +121,7 @@ def chat(model, collator, conversation: Conversation, max_new_tokens: int) -> No
                 conversation.clear()
                 note("The conversation starts again.")
             elif command.startswith("/"):
-                raise ValueError(f"{command} is no command; use /image, /video, /clear or /quit")
+                raise ValueError(f"{command} is not a command; use /image, /video, /clear or /quit")
             elif line:
                 conversation.ask(model, collator, line, max_new_tokens)
         except (ValueError, torch.OutOfMemoryError) as error:

@@ -256,7 +256,7 @@ def check_reading(reading) -> None:
     for name, field in mapping.sources:
         if name not in readable:
             raise ValueError(
-                f"--columns {name}={field}: nothing is read by the name {name}; use {', '.join(readable)} (NAME=FIELD "
+                f"--columns {name}={field}: no field `{name}` is read; use {', '.join(readable)} (NAME=FIELD "
                 "reads the data's FIELD as NAME)."
             )
     MediaOptions.of(reading)
