@@ -83,10 +83,8 @@ def check_adapter(shapes: dict[str, list[int]], layers: Mapping) -> None:
     """Raise a ValueError where an adapter's tensors and those of its layers differ in names or shapes."""
     # Next to an adapter of embeddings or head, peft 0.21 saves a copy of what it adapts.
     shapes = {name: shape for name, shape in shapes.items() if not name.endswith(".base_layer.weight")}
-    for fault, names in (
-        ("lacks tensors", layers.keys() - shapes),
-        ("has tensors of no layer", shapes.keys() - layers),
-    ):
+    faults = {"lacks tensors": layers.keys() - shapes, "has tensors of no layer": shapes.keys() - layers}
+    for fault, names in faults.items():
         if names:
             raise ValueError(f"it {fault}, such as {min(names)} ({len(names)} in all)")
     for name, layer in layers.items():
