@@ -150,7 +150,7 @@ FAULTS = [
         "training/auto_checks.py",
         "    collator.is_padding_free = False\n",
         "",
-        PROBED + "test_samples_are_concatenated_where_the_model_keeps_them_apart[qwen3.5-see each other]",
+        PROBED + "test_samples_are_concatenated_where_the_model_keeps_them_apart[qwen3.5-affect each other]",
     ),
     Fault(
         "auto trains a model whose padded batches are wrong",
