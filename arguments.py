@@ -44,7 +44,7 @@ HARDWARE_FLAGS = {
 
 
 def flag(default, help: str, choices=None, **more):
-    """A dataclass field that carries its own help, the values that it takes, and more of `add_argument`."""
+    """A dataclass field with its help text, its allowed values and other options of `add_argument`."""
     return field(default=default, metadata={"help": help} | ({"choices": list(choices)} if choices else {}) | more)
 
 
@@ -398,9 +398,9 @@ def split_flags(words: list[str], names: Collection[str]) -> tuple[list[str], li
 
 
 def without_null(words: list[str]) -> list[str]:
-    """Take back what a flag was given before `--flag null`, which so switches off a value of a YAML file.
+    """Drop the values given to a flag before `--flag null`, which so unsets a value of the YAML file.
 
-    axolotl's `bf16: auto` means what the flag does where it is left out.
+    axolotl's `bf16: auto` means the same as leaving the flag out.
     """
     kept = []
     for name, own in by_flag(words):

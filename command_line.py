@@ -96,7 +96,7 @@ def instead(name: str, value: str, known: list[str], tools: list[dict]) -> str:
 
 
 def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
-    """The tables of docs/coming_from.md, one of each tool: a key there -> (value or "", what to write here, note)."""
+    """The tables of docs/coming_from.md, one per tool: a key there -> (value or "", what to write here, note)."""
     found = []
     text = COMING_FROM.read_text(encoding="utf-8") if COMING_FROM.is_file() else ""
     for section in text.split("\n## "):
@@ -109,8 +109,7 @@ def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
 
 
 def nearest(wrong: str, names: Iterable[str], cutoff: float) -> list[str]:
-    """The three names that are most like one that does not exist, or the one that differs only in its punctuation and
-    capitals.
+    """The three names most like one that does not exist, or the one that differs only in punctuation and capitals.
 
     Args:
         cutoff: from 0 to 1, how alike they must be.

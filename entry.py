@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def begin(script: str) -> None:
-    """Answer --help, if it is asked for, and end there; else keep two lines off the screen that say nothing of the run.
+    """Answer --help, if it is asked for, and end there; else hide two printed lines that say nothing about the run.
 
     Args:
         script: the path of the script that runs.

@@ -6,9 +6,9 @@ Takes train.py's flags; loads no weights, and needs no GPU for the flags that do
     python estimate.py run.yaml --use_lora True --model_max_length 2048
     python estimate.py run.yaml --deepspeed ds_configs/zero3.json --num_devices 8 --json
 
-A step is run without numbers (training/step_memory.py) on the longest rows of the data; without --data_path, on rows of
---model_max_length tokens with an image each. With --json, stdout holds one object: the bytes of each kind, "total",
-"assumptions", and "fits" where --gpu_memory is given.
+A step is run on tensors without values (training/step_memory.py) on the longest rows of the data; without --data_path,
+on rows of --model_max_length tokens with an image each. With --json, stdout holds one object: the bytes of each kind,
+"total", "assumptions", and "fits" where --gpu_memory is given.
 """
 
 if __name__ == "__main__":
@@ -155,7 +155,7 @@ def forecast_run(arguments: Arguments, num_devices: int) -> Forecast:
 
 
 def make_loader(arguments: Arguments):
-    """As train.py's; FlashAttention, which cannot be run here, is as sdpa, whose kernels keep no scores either."""
+    """As train.py's; FlashAttention, which cannot run here, is counted as sdpa, which keeps no scores either."""
     model = arguments.model
     family = LOADERS.get(model.family)
     name = model.attn_implementation or family.attention
@@ -167,7 +167,7 @@ def make_loader(arguments: Arguments):
 
 
 def optimizer(training, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The run's; a paged one as its like that is not, since it needs as much where there is room."""
+    """The run's; a paged one is replaced by its unpaged form, which needs as much memory if there is room."""
     training = copy(training)
     training.optim = type(training.optim)(training.optim.value.removeprefix("paged_"))
     try:
@@ -214,8 +214,8 @@ def engine_shares(model, training, dtype: torch.dtype, num_devices: int) -> Shar
 
 
 def make_batch(arguments: Arguments, loader) -> tuple[dict[str, torch.Tensor], int]:
-    """The batch of a step at its largest, as the collator makes it, and of how many samples it is; a pack holds as many
-    of the longest rows as fit."""
+    """The largest batch of a step, as the collator makes it, and its number of samples; a pack holds as many of the
+    longest rows as fit."""
     data, seed = arguments.data, arguments.training.seed
     datasets = [make_datasets(data, seed, evaluation=False, check=False)[0]] if any(data.data_path) else []
     collator = make_collator(arguments.model.family, loader, data, *datasets)
@@ -292,7 +292,7 @@ def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
 
 
 def show(report: dict, gpu_memory: float | None, file) -> None:
-    """The report as text; the same without a terminal, but for colours."""
+    """The report as text; outside a terminal the same, without colours."""
     from rich.table import Table
 
     from reports.terminal import terminal

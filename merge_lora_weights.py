@@ -136,7 +136,7 @@ def read_adapter(path: str) -> dict:
 
 
 def check_target(args: argparse.Namespace) -> None:
-    """Refuse a place that cannot be written, here or on the Hub, before anything is read."""
+    """Refuse a target that cannot be written, here or on the Hub, before anything is read."""
     if os.path.isdir(args.model_save_path) and os.listdir(args.model_save_path):
         raise ValueError(f"--model_save_path {args.model_save_path} exists and is not empty; name a new folder.")
     output_folder.check_writable("--model_save_path", args.model_save_path)

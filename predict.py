@@ -105,7 +105,7 @@ def answer_questions(args: argparse.Namespace) -> None:
 
 
 def load_with_options(args: argparse.Namespace):
-    """(model, collator) that the flags name, with their options of the processor."""
+    """The (model, collator) that the flags name, with the processor options that they give."""
     flags = ("model_path", "model_id", "model_local_path", "trust_remote_code", "template_kwargs", "box_format")
     model, collator = load(**{name: getattr(args, name) for name in flags})
     set_options(collator, args)
@@ -146,7 +146,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 
 def check_words(args: argparse.Namespace) -> None:
-    """Refuse what would fail only after the model is loaded, or change nothing."""
+    """Refuse flags that would fail only after the model is loaded, or have no effect."""
     modes = [name for name in ("data_path", "chat", "prompt") if getattr(args, name)]
     if modes[0:2] == ["data_path", "prompt"]:
         modes.pop()  # the question of each row
@@ -187,7 +187,7 @@ def load(
     """(model, collator) of a checkpoint folder; an adapter is put on its base.
 
     Args:
-        template_kwargs, box_format: flags of these names, by default as of the run.
+        template_kwargs, box_format: the flags of these names; default: the run's.
 
     Raises:
         ValueError: no checkpoint there, or its base or family cannot be told.

@@ -112,9 +112,8 @@ def check_own_flags(own) -> None:
 
 
 def load_data(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | None]:
-    """Data and collator as train.py makes them, and why it refuses them, if it does.
-
-    Rows that cannot be used stay, in `errors`.
+    """Data and collator as train.py makes them, and why it refuses them, if it does. Unusable rows are kept, in
+    `errors`.
     """
     data, model = arguments.data, arguments.model
     dataset, _ = make_datasets(data, arguments.training.seed, evaluation=False, check=False)
@@ -131,7 +130,7 @@ def load_data(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | 
 
 
 def chosen(own, dataset: MultimodalDataset, seed: int) -> tuple[list[int], int]:
-    """The rows to show: --index in the order asked for, else ascending; and of how many."""
+    """The rows to show (--index in the given order, else ascending), and how many there are in all."""
     length = len(dataset)
     for index in own.index or []:
         if not 0 <= index < length:

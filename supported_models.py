@@ -185,8 +185,8 @@ def find_model(model_id: str) -> Model:
 def meant(model_id: str) -> str:
     """What was probably meant by an id that is not listed, as a sentence, or nothing.
 
-    A path of another organisation's copy, a base version or a folder is meant as it is, in the family that its name
-    begins with: `unsloth/Qwen2.5-VL-7B-Instruct` is a `qwen2.5-vl-7b-instruct` to be loaded from there.
+    A path of another organisation's copy, of a base version or of a folder is kept, in the family that its name begins
+    with: `unsloth/Qwen2.5-VL-7B-Instruct` is a `qwen2.5-vl-7b-instruct` to be loaded from there.
     """
     *parents, name = model_id.rstrip("/").split("/")
     if family := next(iter(nearest(name, families(), cutoff=1)), None):

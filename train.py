@@ -151,7 +151,7 @@ def finetune(arguments: Arguments) -> None:
 
 
 def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDataset | None) -> None:
-    """Say how many samples there are to train on and to evaluate, and what of them needs a look."""
+    """Print how many samples there are to train on and to evaluate, and what to look at in them."""
     for purpose, dataset in (("Training data", train_dataset), ("Evaluation data", eval_dataset)):
         if dataset:
             print_once("\n".join([f"{purpose}: {dataset.summary()}", *dataset.notes(), *replaced.check_drawn(dataset)]))
@@ -191,7 +191,7 @@ def check_kernels(arguments: Arguments, loader) -> None:
 
 
 def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None) -> None:
-    """Refuse training of vision parts without media; say which flags have nothing in the data to act on."""
+    """Refuse to train vision parts without media; print which flags have no effect on this data."""
     train_dataset, found = datasets[0], set().union(*(dataset.media_kinds for dataset in datasets if dataset))
     for name in ("train_vision_encoder", "train_vision_projector"):
         if getattr(arguments.model, name) and not train_dataset.media_kinds:

@@ -4,7 +4,7 @@
     python webui.py --root /data/project --port 8000
     FINELMM_WEBUI_PASSWORD=... python webui.py --host 0.0.0.0
 
-It runs train.py as a process of its own, which goes on when the page is closed or this program ends.
+It runs train.py as a separate process, which continues when the page is closed or this program ends.
 """
 
 if __name__ == "__main__":
@@ -114,7 +114,7 @@ def is_loopback(host: str) -> bool:
 
 
 def door(password: str):
-    """Lets in who has the password. One visitor is asked at a time, and a wrong answer takes a second."""
+    """Lets in anyone who has the password. Passwords are checked one at a time, and a wrong one costs a second."""
     lock = asyncio.Lock()
 
     async def admit(user: str, given: str) -> bool:
@@ -127,7 +127,7 @@ def door(password: str):
 
 
 class OwnPageOnly:
-    """Refuses what the page of another site sends by a visitor's browser, such as uploads."""
+    """Refuses requests that another site's page sends through a visitor's browser, such as uploads."""
 
     def __init__(self, app):
         self.app = app

@@ -7,8 +7,8 @@ The path of one sample, `ChatCollator.encode`:
              --labels--> -100 everywhere but on the tokens that overlap a span
              --cut--> at most `budget.max_length` tokens, never through a medium (budget.py)
 
-A data loader's workers encode (`EncodedDataset` of reading/dataset.py, which also concatenates the samples of a pack),
-and make a batch of it (`ChatCollator.collate`).
+A data loader's workers encode samples (`EncodedDataset` of reading/dataset.py, which also concatenates those of a pack)
+and make batches of them (`ChatCollator.collate`).
 """
 
 from bisect import bisect_left, bisect_right
@@ -46,7 +46,7 @@ class ChatCollator:
             by rendering (`collators/untagged_template.py`).
         stop_tokens: what ends generation; by default the tokenizer's end token.
         template_kwargs: variables of the templates besides the family's own.
-        train_thoughts: False trains of a reply with a thought what comes after it.
+        train_thoughts: False trains only what follows the thought of a reply.
         box_format: of collators.boxes.BOX_FORMATS, instead of the family's own.
     """
 
@@ -54,7 +54,7 @@ class ChatCollator:
     # opens where the generation prompt ends: after `ASSISTANT:`, the model itself writes the space before its reply.
     chat_template: str = ""
     template_exceptions: tuple[TemplateException, ...] = ()
-    # Where a family's checkpoints differ in format: the one nearest to the checkpoint's template is taken.
+    # If a family's checkpoints differ in format: the format nearest to the checkpoint's template is used.
     other_formats: tuple[ChatFormat, ...] = ()
     # Variables of the templates, ours and the checkpoint's, such as a date, which would otherwise be today's.
     template_kwargs: dict = {}
@@ -72,13 +72,13 @@ class ChatCollator:
     fixed_format: str = ""
     # Options of every processor call, such as {"cap_pixels_per_frame": False}.
     processor_kwargs: dict = {}
-    # Tokens of a medium's placeholder in the rendered text, in whose place its own come.
+    # How many tokens a medium's placeholder takes in the rendered text, which the medium's own tokens replace.
     placeholder_tokens: int = 1
     # The longest text that the processor writes next to every two frames of a video, such as their time.
     frame_text: str = ""
-    # Whether the model is told the times of a video's frames, by the text or by their positions.
+    # Whether the model sees the times of a video's frames, in the text or through their positions.
     told_times: bool = False
-    # As how many frames a processor that bounds pixels itself counts an image (pixel_bounds.py); 0: it does not.
+    # How many frames an image counts as in a processor that bounds pixels itself (pixel_bounds.py); 0: it does not.
     frames_in_bounds: int = 0
     # What renders the texts, and what counts tokens: subclasses, where a family's processor needs more than the above.
     template_class: type[Template] = Template
@@ -118,7 +118,7 @@ class ChatCollator:
     # ---- a sample ----
 
     def encode(self, sample: dict, within_budget: bool = True) -> Encoded:
-        """One opened sample -> tensors with labels, within the token budget or as long as it is.
+        """One opened sample -> tensors with labels, cut to the token budget if there is one.
 
         Raises:
             OverlongSample: what must stay does not fit.
@@ -270,7 +270,7 @@ class ChatCollator:
         }
 
     def of_all(self, name: str, values: list[torch.Tensor]) -> torch.Tensor:
-        """The pixels or sizes of several rows as the model takes those of a batch."""
+        """The pixels or sizes of several rows, in the form in which the model takes a batch's."""
         return concatenate(values)
 
     @cached_property
@@ -309,7 +309,7 @@ def _expanded(spans: list, replacements: list[dict]) -> list[tuple[int, int]]:
 
 
 def _overlaps(offsets: list[tuple[int, int]], spans: list) -> torch.Tensor:
-    """Which tokens, by their ascending character offsets, overlap a span: two bisections a span, no loop."""
+    """Which tokens overlap a span, by their ascending character offsets: two bisections per span, no loop."""
     last = len(offsets)
     while last and offsets[last - 1][1] == 0:  # a special token that the tokenizer appends is at (0, 0)
         last -= 1

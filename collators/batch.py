@@ -9,11 +9,11 @@ def by_name(rows: list[dict]) -> dict[str, list]:
 
 
 def with_all_sequences(rows: list[dict], padding: dict[str, int]) -> list[dict]:
-    """Rows that all have each per-token tensor which any of them has; where a row lacks one, it is all padding.
+    """Give every row each per-token tensor that any of them has; a tensor that a row lacked is all padding.
 
     Args:
         rows: of batch size 1.
-        padding: name of a tensor of shape (1, tokens, ...) -> its padding value; all others are concatenated as pixels
+        padding: name of a tensor of shape (1, tokens, ...) -> its padding value; all others are concatenated, as pixels
             are.
     """
     found = by_name(rows)

@@ -18,7 +18,7 @@ NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 
 @dataclass(frozen=True)
 class BoxFormat:
-    """How boxes and points are written: their numbers, what is around them, and the names of their objects."""
+    """How boxes and points are written: their numbers, the text around them, and the names of their objects."""
 
     steps: int | None  # numbers go from 0 to this over each side; None: pixels, of the picture after Qwen's resize
     box: str = "[{}, {}, {}, {}]"
@@ -60,7 +60,7 @@ BOX_FORMATS = {  # of --box_format
 
 
 class Boxes:
-    """Writes those of canonical messages into the texts, and reads them from a text; `format` is None if not known."""
+    """Writes the boxes of canonical messages into their texts, and reads them back; `format` is None if unknown."""
 
     def __init__(self, processor, format: BoxFormat | None):
         self.processor, self.format = processor, format
@@ -70,7 +70,7 @@ class Boxes:
         return self.format is not None and self.format.steps is None
 
     def sides(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """What x, y, x and y are shares of, on a picture that was opened in this (width, height)."""
+        """What x, y, x and y are divided by, for a picture that was opened at this (width, height)."""
         if not self.in_pixels:
             return (self.format.steps,) * 4
         # Takes a second to import.
@@ -86,9 +86,9 @@ class Boxes:
     # ---- from text ----
 
     def told(self, text: str, messages: list[dict], tellers: list[dict]) -> list[dict]:
-        """The boxes and points of a text about opened messages, each {"image": int, "at": shares of its sides}.
+        """The boxes and points of a text about opened messages, each {"image": int, "at": fractions of its sides}.
 
-        They belong to the images of the `objects` of some of the messages, in order, and beyond these to the first.
+        In order, they get the images of the `objects` of some of the messages; any further ones get the first image.
         """
         sizes = [part["image"].size for message in messages for part in message["content"] if part["type"] == "image"]
         objects = [found for message in tellers for found in message.get("objects", ()) if "at" in found]
@@ -100,10 +100,10 @@ class Boxes:
     # ---- to text ----
 
     def written(self, messages: list[dict]) -> list[dict]:
-        """Messages as `reading.boxes.located` gives them -> the same with what the marks stand for in their texts.
+        """Messages as `reading.boxes.located` returns them -> the same, with the marks in their texts replaced.
 
         Raises:
-            ValueError: how the family writes them is not known.
+            ValueError: the family's form of boxes is not known.
         """
         if any("objects" in message for message in messages) and self.format is None:
             raise ValueError(
@@ -150,7 +150,7 @@ def swapped(numbers: list, y_first: bool) -> list:
 
 
 def grouped(objects: list[dict]) -> list[list[dict]]:
-    """What belongs together: a name and the boxes and points that follow it without a gap, or these alone."""
+    """Groups of a name and the boxes and points that follow it without a gap, or of boxes and points alone."""
     groups = []
     for found in objects:
         if groups and "at" in found and found["span"][0] == groups[-1][-1]["span"][1]:

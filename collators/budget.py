@@ -1,9 +1,9 @@
-"""The token budget of a run: how long each sample is before it is opened, and what becomes of those that are too long.
+"""The token budget of a run: the length of each sample, found without opening it, and what to do with those too long.
 
 A text is tokenized once, and its number of tokens is kept next to the index of its file. A medium is counted from its
-size, by the processor's own arithmetic. Only samples that may exceed the budget are opened: an image of 600 tokens
-and a text of 3,000 bytes are at most 3,600 tokens, so with `--model_max_length 4096` nobody needs to look; with 2048
-the text is tokenized, and if there are 1,500 tokens of it, the sample is encoded and found to be cut.
+size, by the processor's own arithmetic. Only samples that may exceed the budget are opened: an image of 600 tokens and
+a text of 3,000 bytes are at most 3,600 tokens, which always fit `--model_max_length 4096`; with 2048 the text is
+tokenized, and if it has 1,500 tokens, the sample is encoded to find where it is cut.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ class Budget:
         return [sum(islice(lengths, len(of_row))) - number for of_row, number in zip(pieces, placeholders)]
 
     def _pieces(self, messages: list[dict]) -> list[str]:
-        """The training text, in the pieces that the processor tokenizes apart, each medium a placeholder."""
+        """The training text, in the pieces that the processor tokenizes separately, each medium a placeholder."""
         return [self.template.render(messages)[0]]
 
     def _lengths_of(self, texts: list[str]) -> list[int]:
@@ -90,7 +90,7 @@ class Budget:
 
     @property
     def _backend(self) -> Tokenizer:
-        """The tokenizer itself, several times as fast as through transformers; made to neither cut nor pad."""
+        """The tokenizer underneath, several times as fast as through transformers; set to neither cut nor pad."""
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
@@ -136,8 +136,7 @@ class Budget:
     def token_lengths(self, dataset) -> np.ndarray:
         """Tokens of each sample as it is encoded, before it is cut; opens no media.
 
-        Exact, but of videos whose processor writes their times (and of those that it cannot count, the most that there
-        is) an upper bound.
+        Exact, except for an upper bound where the processor writes a video's times or cannot count its tokens.
 
         Returns:
             (rows,) int32.
@@ -152,7 +151,7 @@ class Budget:
         return np.minimum(text + media + in_videos, np.iinfo(np.int32).max).astype(np.int32)
 
     def media_tokens(self, dataset) -> MediaTokens:
-        """Count the media of all samples, once for each layout and sizes that occur."""
+        """Count the media of all samples, once for each combination of layout and sizes that occurs."""
         tokens, in_videos, faults = np.zeros(len(dataset)), np.zeros(len(dataset)), {}
         counted = {}  # media alike, in conversations of any layout
         for layout, sizes, positions in dataset.groups():
@@ -172,7 +171,7 @@ class Budget:
         return MediaTokens(tokens, in_videos, faults)
 
     def text_tokens(self, dataset, positions: np.ndarray) -> tuple[np.ndarray, dict[int, ValueError]]:
-        """Tokens of these samples without their media (len(positions),); position -> why one cannot be rendered."""
+        """Tokens of these samples without their media (len(positions),); position -> why it cannot be rendered."""
         # Next to the folder of the index, since flags of how media are read do not matter.
         folder_of = lambda index: os.path.dirname(index.folder)  # noqa: E731
         find, key = partial(self._count_texts, dataset), [self.fingerprint]
@@ -189,7 +188,7 @@ class Budget:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all that the tokens of a sample depend on besides the sample and the budget, our code included."""
+        """A hash of everything that a sample's tokens depend on besides sample and budget, including our code."""
         template = self.template
         classes = (self.family, *map(type, (self, template, template.frame, template.boxes)))
         modules = dict.fromkeys(inspect.getmodule(base) for cls in classes for base in cls.__mro__[:-1])
@@ -208,9 +207,9 @@ class Budget:
     # ---- what is too long ----
 
     def pixels_that_fit(self, dataset, positions: np.ndarray) -> tuple[int | None, int]:
-        """The largest --max_pixels with which samples fit uncut, of all that some number helps; and how many these are.
+        """The largest --max_pixels with which all samples fit uncut that fit at any number; and how many these are.
 
-        None, 0 where none does: texts or videos alone are too long, or images of any size have the same tokens.
+        None, 0 if no number helps: texts or videos alone are too long, or images of any size have as many tokens.
         """
         room = np.full(len(dataset), -np.inf)
         room[positions] = self.max_length - self.text_tokens(dataset, positions)[0]
@@ -247,13 +246,13 @@ class Budget:
         return other.count_media_tokens
 
     def advice(self, dataset, positions: Sequence[int]) -> str:
-        """The --max_pixels that makes samples fit which do not; "" if there is none."""
+        """The --max_pixels with which samples fit that now do not; "" if there is none."""
         pixels, helped = self.pixels_that_fit(dataset, np.sort(positions))
         number = "all" if helped == len(positions) else f"{helped:,}"
         return f"--max_pixels {pixels} makes {number} of them fit" if pixels else ""
 
     def fit(self, dataset, encode: Callable, drop_overlong: bool) -> tuple[int, int]:
-        """Find the samples that exceed the budget, opening only those; drop what cannot be cut if told so.
+        """Find the samples that exceed the budget, opening only candidates; drop those that cannot be cut, if asked to.
 
         Args:
             encode: opened sample -> Encoded (`ChatCollator.encode`).
@@ -299,7 +298,7 @@ class Budget:
         return int((results == CUT).sum()), len(faults)
 
     def _fit_results(self, dataset, encode, media: np.ndarray, positions: list[int]) -> list[int | ValueError]:
-        """WHOLE or CUT for each of some long rows, or why it cannot be used."""
+        """For each of some long rows, WHOLE, CUT, or why it cannot be used."""
         results = []
         for position in positions:
             try:
@@ -321,5 +320,5 @@ def allow(dataset, faults: dict[int, ValueError]) -> None:
 
 
 def fewest_frames(processor) -> int:
-    """Of how many frames a patch is made: some processors refuse fewer (transformers 5.23: Qwen3-VL, GLM-4.1V)."""
+    """How many frames a patch spans: some processors refuse fewer (transformers 5.23: Qwen3-VL, GLM-4.1V)."""
     return getattr(getattr(processor, "video_processor", None), "temporal_patch_size", 1)

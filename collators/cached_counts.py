@@ -1,7 +1,5 @@
-"""Numbers of the rows of a data set, such as their tokens: found once, by several processes, and kept.
-
-They lie in the cache folder next to the index of a file (reading/row_index.py), under a name that stands for all that
-they depend on.
+"""One number per row of a data set, such as its tokens: counted once, by several processes, and kept. They are in the
+cache folder next to the index of a file (reading/row_index.py), named by a hash of all that they depend on.
 """
 
 import glob
@@ -31,10 +29,10 @@ Find = Callable[[Sequence[int]], list[int | ValueError]]
 def cached_counts(
     dataset, positions: np.ndarray, find: Find, folder_of: Callable, name: str, key: object, what: str
 ) -> tuple[np.ndarray, dict[int, ValueError]]:
-    """A number for each of these rows: as it was found before, else found by one process while others wait.
+    """A number for each of these rows: from the cache, or counted by one process while the others wait.
 
     Args:
-        find: finds the numbers of rows that are not known, in several processes if they are many.
+        find: counts rows that are not in the cache, in several processes if there are many.
         folder_of: (index of a file) -> where such numbers of its rows are kept.
         name: of this kind of numbers.
         key: stands for all that they depend on, besides the rows and how they are read.

@@ -13,7 +13,7 @@ from transformers import TorchvisionBackend
 
 
 class ChannelsLast(TorchvisionBackend):
-    """Goes between the class of an image processor and its base; gives the same tensors."""
+    """Mixin between the class of an image processor and its base; gives the same tensors."""
 
     def process_image(self, image, *args, **kwargs):
         is_plain = isinstance(image, Image.Image) and image.mode == "RGB" and not image.has_transparency_data

@@ -1,6 +1,6 @@
-"""Which tokens frame a conversation, and what keeps them text where somebody typed them.
+"""Which tokens frame a conversation, and how they stay plain text inside a message.
 
-They are headers, ends of turns, what stands for pixels. Typed in a message, such a token stays text: `</s>` in a
+These are headers, ends of turns, and placeholders for pixels. Typed in a message, such a token stays text: `</s>` in a
 question would be the token that ends a reply, and `<image>` would ask for pixels. So a reserved character is put inside
 each such string before the text is rendered: in `<` + U+FDD0 + `/s>` neither processor nor tokenizer sees a token. Once
 tokens are split off, the tokenizer removes the character, and what is left is tokenized as the four ordinary characters
@@ -22,7 +22,7 @@ UNUSED_TOKENS = {"mask_token", "cls_token", "sep_token"}  # named by tokenizers,
 
 
 class FrameTokens:
-    """The frame tokens of a family; none until `find`. One whose tokens are its own code's has a subclass.
+    """The frame tokens of a family; none until `find`. A family whose own code makes its tokens has a subclass.
 
     Args:
         processor: the checkpoint's. Its tokenizer is adapted (`adapt_tokenizer`).
@@ -52,7 +52,7 @@ class FrameTokens:
         return {id: token.content for id, token in self.tokenizer.added_tokens_decoder.items()}
 
     def find(self, seen: set[int], reply_tokens: Iterable[str]) -> None:
-        """From now on, what frames a conversation is text wherever somebody typed it.
+        """From now on, a frame token inside a message is plain text.
 
         Args:
             seen: ids of the tokens of encoded probes.
@@ -69,7 +69,7 @@ class FrameTokens:
         self.thought = written.intersection(reply_tokens)
 
     def with_tokens(self, tokens: Iterable[str]) -> "FrameTokens":
-        """These frame tokens and others that are text where somebody typed them."""
+        """The same with further tokens that are plain text inside a message."""
         frame = copy(self)
         frame.__dict__.pop("_other_tokens", None)
         frame.take({*self.tokens, *tokens})
@@ -111,7 +111,7 @@ class FrameTokens:
 
 
 def control_pattern(tokens: Iterable[str]) -> re.Pattern:
-    """Matches the first character of each of these strings, so that strings which overlap are all found."""
+    """Matches the first character of each of these strings, so that overlapping strings are all found."""
     rests: dict[str, list[str]] = {}  # first character -> what may follow it
     for token in sorted({token for token in tokens if len(token) > 1}):
         rests.setdefault(token[0], []).append(re.escape(token[1:]))

@@ -33,7 +33,7 @@ class TrimmingTemplate(Template):
     """What the Gemma chat families share: their templates trim each text part of a user or assistant message."""
 
     def _render(self, messages, *args, **kwargs):
-        """Trimmed before control strings are searched: the spaces between two parts may keep one apart."""
+        """Trimmed before control strings are searched: spaces between two parts may split one."""
         trimmed = [
             message
             if message["role"] not in ("user", "assistant")

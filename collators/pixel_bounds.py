@@ -1,7 +1,7 @@
-"""Bounds of an image's pixels, where the processor has them itself: --min_pixels and --max_pixels become its option.
+"""Bounds of an image's pixels: if the processor has such options, --min_pixels and --max_pixels set them.
 
 Shrunk to 802,816 pixels before Qwen2.5-VL's processor rounds the sides to multiples of 28, a photo of 4032x3024 is
-1,036 tokens. The processor with that bound makes 972 of it in one step, as does a server that reads the saved files.
+1,036 tokens. With that bound, the processor makes 972 in one step, as does a server that reads the saved files.
 """
 
 import numpy as np
@@ -47,7 +47,7 @@ def describe_bounds(collator, reading) -> str:
 
 
 def set_options(collator, reading, *datasets) -> None:
-    """Have a collator's processor made with --processor_kwargs and the bounds that flags name (ReadingArguments).
+    """Make a collator's processor again with --processor_kwargs and the bounds of the flags (ReadingArguments).
 
     `--max_pixels auto` becomes the largest number with which the samples of the data sets fit.
     """

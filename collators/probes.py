@@ -1,4 +1,4 @@
-"""Conversations of which it is known beforehand what must be trained; every start encodes them.
+"""Conversations whose trained text is known beforehand; every start encodes them.
 
 Their tokens show what frames a conversation, and their labels whether a processor leaves the text as it was rendered.
 """
@@ -74,7 +74,7 @@ def check_labels(collator) -> None:
 
 
 def trained_texts(collator, labels: torch.Tensor) -> list[str]:
-    """Each run of labels as text, without the tokens that end it; one without an end says so."""
+    """Each run of labels as text, without its end tokens; one without an end says so."""
     ends, texts = collator.template.stop_tokens, []
     for row in labels.tolist():
         for is_trained, run in groupby(row, key=lambda label: label != IGNORE_INDEX):

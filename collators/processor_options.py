@@ -21,7 +21,7 @@ SIZES = ((1600, 1200), (20, 30), (300, 200))
 
 
 def set_processor_options(collator, options: dict) -> None:
-    """Have the image and video processors of a collator made with other options."""
+    """Make the image and video processors of a collator again, with other options."""
     processor, name_of_class = collator.processor, type(collator.processor).__name__
     parts = {name: getattr(processor, name, None) for name in ("image_processor", "video_processor")}
     known = {
@@ -72,7 +72,7 @@ def set_processor_options(collator, options: dict) -> None:
 
 
 def pixels(processor, parts: Collection[str]) -> list[torch.Tensor]:
-    """All that the image and the video processor make of some media."""
+    """Everything that the image and the video processor return for some media."""
     found = []
     for width, height in SIZES:
         frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)

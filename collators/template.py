@@ -52,7 +52,7 @@ class Template:
         stop_tokens: what ends generation; by default the tokenizer's end token.
         replies_only: its `mask_question_tokens`.
         given: its `template_kwargs`; whether to think is for prompts and conversations with a thought.
-        train_thoughts: False trains of a reply with a thought what comes after it.
+        train_thoughts: False trains only what follows the thought of a reply.
     """
 
     frame_class: type[FrameTokens] = FrameTokens
@@ -233,7 +233,7 @@ class Template:
 
     @cached_property
     def orders(self) -> set[str]:
-        """Those of ORDERS that the checkpoint's template takes, and ours alike."""
+        """The ORDERS that the checkpoint's template and ours both take."""
         found = set()
         for order, (messages, *_) in ORDERS.items():
             with suppress(UnfitTemplate):
@@ -244,12 +244,12 @@ class Template:
         return found
 
     def check_rendering(self, messages: list[dict]) -> None:
-        """Raise an UnfitTemplate where a template that nobody prepared hides a reply or leaves a medium out."""
+        """Raise an UnfitTemplate if a template without tags hides a reply or leaves out a medium."""
         if self.is_replaced:
             self.check_media(self.render(messages)[0], messages)
 
     def check_media(self, text: str, messages: list[dict]) -> None:
-        """Raise an UnfitTemplate where the checkpoint's text has more or fewer media than these messages."""
+        """Raise an UnfitTemplate if the checkpoint's text has more or fewer media than these messages."""
         kinds = [part["type"] for part in content_parts({"messages": messages})]
         for kind in {*kinds} - {"text"}:
             names = (f"{kind}_placeholder_token", f"{kind}_token")  # Qianfan-OCR's texts have another than its tokens
@@ -260,7 +260,7 @@ class Template:
     # ---- control strings ----
 
     def holds_frame_tokens(self, messages: list[dict]) -> bool:
-        """Whether somebody typed a frame token in these messages, which stays text."""
+        """Whether the texts of these messages contain a frame token, which stays plain text there."""
         frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_rendered(messages) else self.frame
         messages = self.thoughts_and_tools.placed(messages)
         said = [[joined_text(m["content"]), *(m.get(name) for name in (*MESSAGE_FIELDS, "tools"))] for m in messages]
@@ -280,7 +280,7 @@ class Template:
         return official_template(self.processor)
 
     def _distance(self, format: ChatFormat) -> float:
-        """Take the format; how unlike its texts are to the checkpoint's, summed over those that differ."""
+        """Use the format; returns how much its texts differ from the checkpoint's, summed over the probes."""
         self.text, self.exceptions = format
         return sum(1 - SequenceMatcher(None, *pair).ratio() for pair in self.differences())
 
@@ -372,7 +372,7 @@ def plain_parts(content: list[dict], frame: FrameTokens) -> list[dict]:
 
 
 def as_official(exceptions: Iterable[TemplateException], history: str, last: str = "") -> str:
-    """Our text with the documented differences undone; `last`: the last exchange of a whole conversation."""
+    """Our text with the documented differences undone; `last`: it ends with the last exchange."""
     for ours, official, _, where in exceptions:
         if where != "end":
             history = history.replace(ours, official)
@@ -403,7 +403,7 @@ def official_template(processor) -> str:
 
 @contextmanager
 def naming(source: str, processor) -> Iterator[None]:
-    """What template and processor raise becomes a ValueError that names the sample."""
+    """Turns what template and processor raise into a ValueError that names the sample."""
     try:
         yield
     except UnfitTemplate as error:

@@ -14,7 +14,7 @@ def check_template(collator, *datasets: MultimodalDataset | None) -> str:
     """Compare the training text with what the checkpoint's own template gives.
 
     Returns:
-        What should be known of it, or an empty text.
+        A note for the user, or an empty text.
 
     Raises:
         ValueError: they differ, by more than the documented exceptions, on a shape that the data holds.

@@ -50,7 +50,7 @@ NO_PLACE = (
 
 
 class ThoughtsAndTools:
-    """Renders the conversations that hold them; its arguments are those of the collator."""
+    """Renders conversations that have any of these; its arguments are those of the collator."""
 
     def __init__(self, template, thought_format: str, train_thoughts: bool):
         self.template, self.thought_format, self.train_thoughts = template, thought_format, train_thoughts
@@ -69,7 +69,7 @@ class ThoughtsAndTools:
         return self.are_in(messages) or has_history and not has_several(messages) and bool(self._left_out)
 
     def placed(self, messages: list[dict]) -> list[dict]:
-        """The messages with their boxes as text, and so a typed thought, where no template has a place for it."""
+        """The messages with boxes written as text, and typed thoughts too if the template has no place for them."""
         messages = self.template.boxes.written(messages)
         if not any("typed_thought" in m for m in messages) or self._around_thought(thinking=True):
             return messages
@@ -118,7 +118,7 @@ class ThoughtsAndTools:
         return self._written[part]
 
     def notes(self, conversations: list[list[dict]]) -> list[str]:
-        """What should be known of the variables, and of thoughts that these conversations hold, a line each."""
+        """Notes on the variables, and on the thoughts in these conversations, one per line."""
         notes = []
         if self.template.given:
             notes.append(
@@ -186,7 +186,7 @@ class ThoughtsAndTools:
 
     @cached_property
     def _before_call(self) -> str:
-        """What the template writes between a reply's begin and the name of the tool that it calls."""
+        """What the template writes between the start of a reply and the name of the tool that it calls."""
         if not self._writes("tool_calls"):
             return ""
         render = self._renderer(TOOL_PROBE[:2], self.template.kwargs)
@@ -291,7 +291,7 @@ class ThoughtsAndTools:
 
     @cached_property
     def _empty_thought(self) -> str:
-        """That of a model which can be told not to think, and is."""
+        """The empty thought of a model that can be told not to think, and is."""
         official, asked = self.template.render_official, THOUGHT_PROBE[:1]
         is_told = self._left_out and official(asked, True) != official(asked, True, self.template.kwargs | THINKING)
         return self._left_out if is_told else ""
@@ -300,7 +300,7 @@ class ThoughtsAndTools:
 
     @cached_property
     def frame(self):
-        """Here the added tokens that the template writes are text too where somebody typed them, such as `</think>`."""
+        """Here the added tokens that the template writes, such as `</think>`, are plain text too inside a message."""
         frame = self.template.frame
         return frame.with_tokens(token for token in frame.added_tokens.values() if token in self.template.official)
 
@@ -325,6 +325,6 @@ def has_thought(messages: list[dict]) -> bool:
 
 
 def as_typed(message: dict) -> dict:
-    """A message whose thought is text again, as it was typed."""
+    """A message with its thought put back into the text, as it was typed."""
     fields = {name: value for name, value in message.items() if name not in ("typed_thought", "reasoning_content")}
     return fields | {"content": [{"type": "text", "text": message["typed_thought"]}, *message["content"]]}

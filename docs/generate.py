@@ -3,7 +3,7 @@
     python docs/generate.py
     python docs/generate.py --matrix      # first run the matrices: of data and families, of strategies and engines
 
-It is what is between `<!-- NAME -->` and `<!-- /NAME -->`. A test compares each part with a fresh rendering.
+These parts are between `<!-- NAME -->` and `<!-- /NAME -->`. A test compares each part with a fresh rendering.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def models_of(family: str) -> dict[str, str]:
 
 
 def model_table(collators: dict) -> str:
-    """A row a family; of many models, the first and the last."""
+    """One row per family; of many models, only the first and the last."""
     rows = []
     for family in collators:
         ids = [*models_of(family)]
@@ -96,7 +96,7 @@ def model_table(collators: dict) -> str:
 
 
 def fact_sheet(family: str, loader, collator) -> str:
-    """What loader and collator say of themselves, what the family takes and needs, its modules, its models."""
+    """The docstrings of loader and collator, what the family takes and needs, its modules and its models."""
     facts = [f"Takes {media_of(family)}. Training text: [chat_formats.md](chat_formats.md#{slug(family)})."]
     needs = [f"`pip install {' '.join(loader.packages)}`"] if loader.packages else []
     needs += ["`--trust_remote_code True` ([checkpoints.md](checkpoints.md#remote-code))"] if loader.remote_code else []

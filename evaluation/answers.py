@@ -1,7 +1,7 @@
 """Answers of a model: to the questions of a data set, or to one conversation, piece by piece.
 
-The prompt is the checkpoint's own template around the reference history, decoding is greedy, and nothing of a training
-run changes by it: no gradient, no random number, no weight.
+The prompt is the reference history in the checkpoint's own template, and decoding is greedy. A training run is not
+affected: not its gradients, random numbers or weights.
 """
 
 import json
@@ -99,9 +99,8 @@ def texts_of(messages: list[dict], question: Question) -> tuple[str, str]:
 
 
 def guess_blindly(dataset: MultimodalDataset, answers: list[dict]) -> list[dict]:
-    """The answers, each prediction replaced by what a model could know that never looks.
-
-    That is the most frequent reply to the same question in the training data, or of all replies, where no row asks it.
+    """The answers, each prediction replaced by the blind guess of a model that sees no media: the most frequent
+    training reply to the same question, or of all replies if no row asks it.
     """
     replies, of_all = defaultdict(Counter), Counter()
     for question in questions(dataset, evenly_spread(range(len(dataset)), MOST_COUNTED)):

@@ -29,13 +29,13 @@ def iou(one: Box, other: Box) -> float:
 
 
 def mean_overlap(answered: list[Box], right: list[Box]) -> float:
-    """The overlap of each right box with the nearest, on average; boxes beyond their number count as none."""
+    """The mean overlap of each reference box with the nearest answered one; surplus boxes count as 0."""
     best = [max((iou(box, other) for other in answered), default=0.0) for box in right]
     return sum(best) / max(len(answered), len(right))
 
 
 def holds_point(answered: list[Box], right: list[Box]) -> float:
-    """Whether the first point of the answer, or the middle of its first box, is in a right box."""
+    """Whether the first point of the answer, or the middle of its first box, is in a reference box."""
     if not answered:
         return 0.0
     x, y = (sum(answered[0][i::2]) / len(answered[0][i::2]) for i in (0, 1))
@@ -47,14 +47,14 @@ def boxes_of(text: str) -> list[Box]:
 
 
 def moments_of(text: str) -> list[Box]:
-    """As boxes of one height, so that their overlap is that of boxes."""
+    """Moments as boxes of one height, so that the overlap of boxes measures theirs."""
     clocks = [[clock.split(":")[::-1] for clock in moment] for moment in MOMENT.findall(text)]
     ends = [[sum(float(part) * 60**place for place, part in enumerate(clock)) for clock in two] for two in clocks]
     return [[start, 0.0, end, 1.0] for start, end in ends]
 
 
 def of_boxes(measure, predictions: list[str], references: list[list[str]], told=boxes_of) -> float | dict:
-    """The mean of a measure over the answers whose first reference has a box; nothing where none has."""
+    """The mean of a measure over the answers whose first reference has a box; nothing if none has."""
     right = [[box for box in told(texts[0]) if len(box) == 4] for texts in references]
     values = [measure(told(answer), boxes) for answer, boxes in zip(predictions, right) if boxes]
     return sum(values) / len(values) if values else {}

@@ -1,6 +1,5 @@
-"""A conversation with a model in a terminal, or with one question a line of standard input.
-
-Answers go to standard output, all else, also the thoughts before them, to standard error.
+"""A conversation with a model in a terminal, or with one question per line of standard input. Answers go to standard
+output; everything else, including thoughts, goes to standard error.
 """
 
 import contextlib
@@ -59,7 +58,7 @@ class Conversation:
         return f"{kind} {describe(reference)}, {size}"
 
     def ask(self, model, collator, question: str, max_new_tokens: int) -> None:
-        """Print the answer as it is generated. What is interrupted counts as far as it came, if it came at all.
+        """Print the answer as it is generated. An interrupted answer counts as far as it came, unless it is empty.
 
         Raises:
             ValueError: the model refuses; the question and its media are forgotten.

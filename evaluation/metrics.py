@@ -21,12 +21,12 @@ NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".
 
 
 def exact_match(prediction: str, references: list[str]) -> float:
-    """Whether it equals a reference, white space at both ends aside."""
+    """Whether an answer equals a reference, ignoring white space at both ends."""
     return float(prediction.strip() in [reference.strip() for reference in references])
 
 
 def anls(prediction: str, references: list[str]) -> float:
-    """1 - edits / length of the longer text, to the nearest (https://arxiv.org/abs/1907.00490); 0 from one half on."""
+    """1 - edits / length of the longer text, best reference (https://arxiv.org/abs/1907.00490); 0 if under 0.5."""
     from rapidfuzz.distance import Levenshtein  # only a run that measures answers needs it
 
     prediction = prediction.strip().lower()
@@ -35,20 +35,20 @@ def anls(prediction: str, references: list[str]) -> float:
 
 
 def classes_of(prediction: str, references: list[str]) -> tuple[str, str]:
-    """The right class and the answered one, without regard to case and a full stop at the end."""
+    """The right class and the answered one, ignoring case and a full stop at the end."""
     answered, *right = (text.strip().casefold().removesuffix(".").rstrip() for text in (prediction, *references))
     return answered if answered in right else right[0], answered
 
 
 def macro_f1(predictions: list[str], references: list[list[str]]) -> float:
-    """The mean of the F1 of each class of the references, however often it occurs."""
+    """The mean of the F1 of each class in the references, with equal weights."""
     pairs = [*map(classes_of, predictions, references)]
     right, answered, both = map(Counter, (*zip(*pairs), pairs))
     return sum(2 * both[name, name] / (right[name] + answered[name]) for name in right) / len(right)
 
 
 def vqa_accuracy(prediction: str, references: list[str]) -> float:
-    """VQA's (https://visualqa.org/evaluation.html): right if three say so, on average over leaving out each person."""
+    """VQA's (https://visualqa.org/evaluation.html): right if three people agree, averaged over leaving out each one."""
     answer, said = normalized(prediction), [*map(normalized, references)]
     if len(said) < 4:  # one reference, or a few spellings of it
         return float(answer in said)
@@ -67,7 +67,7 @@ def normalized(text: str) -> str:
 
 
 def error_rate(units: Callable, predictions: list[str], references: list[list[str]]) -> float:
-    """The edits of all answers divided by the length of all references; of several, each time the nearest."""
+    """The edits of all answers divided by the length of all references; of several references, the nearest one."""
     from rapidfuzz.distance import Levenshtein
 
     edits = length = 0
@@ -159,9 +159,8 @@ def score(answers: list[dict], functions: Mapping[str, Callable]) -> dict[str, f
 
 
 def confusion(answers: list[dict]) -> list[tuple[str, list[int]]]:
-    """Each class of closed answers, and how often each of them in this order, and anything else, was answered.
-
-    Empty where the references are no classes: too many, too long, or not twice each on average.
+    """Each class, and how often it was answered with each of them in this order, and with anything else. Empty if the
+    references are not classes: too many, too long, or fewer than two of each on average.
     """
     table = defaultdict(Counter)
     for answer in answers:

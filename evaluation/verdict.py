@@ -1,4 +1,4 @@
-"""What became of a run: its state and, in a sentence, what it learned; of a check of the data, whether a run can start.
+"""The outcome of a run: its state and, in a sentence, what it learned; and of a data check: whether a run can start.
 
 Terminal, `log.jsonl`, report, model card and web page show what is decided here.
 """
@@ -46,7 +46,7 @@ class Verdict(NamedTuple):
 
 
 def painted(text: object, tone: str, stream) -> str:
-    """The text, in the colour of a tone where the stream is a terminal."""
+    """The text, in the colour of a tone if the stream is a terminal."""
     return f"\033[1;{ANSI[tone]}m{text}\033[0m" if tone in ANSI and stream.isatty() else str(text)
 
 
@@ -78,7 +78,7 @@ def of_run(log: list[dict], ended: BaseException | None, metric: str | None, hig
 
 
 def diverges(first: float, losses: list[float], fewest: int = RECENT_LOSSES) -> bool:
-    """Whether the mean of the last losses is above twice the first, or no number."""
+    """Whether the mean of the last losses is above twice the first, or not a number."""
     recent = list(losses)[-RECENT_LOSSES:]
     return len(recent) >= fewest and not sum(recent) / len(recent) <= 2 * first
 
@@ -120,7 +120,7 @@ def learned(log: list[dict], metric: str, higher_is_better: bool) -> str:
 
 
 def forgotten(log: list[dict]) -> str:
-    """What became of the answers to `--probe`; "forgot": more than chance takes (McNemar, two errors)."""
+    """The outcome of `--probe`; "forgot": more was lost than chance explains (McNemar, two standard errors)."""
     found = next((logs for logs in log if "probe_lost" in logs), None)
     if not found:
         return ""

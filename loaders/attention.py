@@ -27,7 +27,7 @@ def sdpa_by_sample(module, query, key, value, attention_mask, *, sample_lengths=
     Args:
         query, key, value: (1, heads, tokens, head size).
         attention_mask: (1, 1, tokens, tokens), True where a token is seen; None for causal attention.
-        sample_lengths: tokens of each sample of the row; None where the row is no row of samples, as in generation.
+        sample_lengths: tokens of each sample of the row; None if the row is not made of samples, as in generation.
 
     Returns:
         (1, tokens, heads, head size), and None for the weights.
@@ -56,7 +56,7 @@ AttentionMaskInterface.register(SDPA_BY_SAMPLE, mask_by_sample)
 
 
 def is_padding_free(arguments, loader) -> bool:
-    """Whether the samples of a batch lie in one row: by the flags, and by what the model can."""
+    """Whether the samples of a batch are concatenated: by the flags, and by what the model supports."""
     data, flag = arguments.data, "packing" if arguments.data.packing else "padding_free"
     reason = loader.cannot_be_padding_free
     if loader.is_tested_on_loading and (arguments.training.deepspeed or arguments.training.fsdp):
@@ -111,7 +111,7 @@ def _give_masks(loader, model, inputs: tuple, kwargs: dict) -> tuple[tuple, dict
 
 
 def causal_masks(position_ids: torch.Tensor, window: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks of a row of samples, both (1, 1, tokens, tokens), True where a token is seen.
+    """Two masks of a row of samples, (1, 1, tokens, tokens), True where a token is seen.
 
     Args:
         position_ids: (1, tokens), from 0 in each sample.

@@ -155,7 +155,7 @@ class BaseLoader:
             raise ValueError(f"{path} has no usable processor or tokenizer files: {error}") from error
 
     def masks_of_samples(self, inputs: dict) -> dict[str, torch.Tensor] | torch.Tensor:
-        """What a `bidirectional` model needs where samples lie in one row, since transformers 5.23 errs there.
+        """What a `bidirectional` model needs when samples are concatenated, since transformers 5.23 errs there.
 
         Args:
             inputs: of the model, with `position_ids` (1, tokens), from 0 in each sample.
@@ -206,14 +206,14 @@ class BaseLoader:
         return model
 
     def check_kernel(self) -> None:
-        """Refuse a kernel of the Hub for a class without FlashAttention: transformers asks no class of one (5.23)."""
+        """Refuse a kernel of the Hub for a class without FlashAttention: transformers (5.23) does not."""
         for part in self._model_without_weights().modules():
             if isinstance(part, PreTrainedModel) and part.config._attn_implementation == self.text_attention:
                 if not part._supports_flash_attn:
                     raise ValueError(f"{type(part).__name__} has no FlashAttention. Leave the flag out.")
 
     def meta_model(self) -> nn.Module:
-        """The model of `load_model` on the meta device: shapes and precisions, no numbers; opens no file of weights."""
+        """The model of `load_model` on the meta device: shapes and precisions, no values; opens no weight file."""
         if self.remote_code:
             raise ValueError(
                 f"{self.model_path}: its Python files need the weights, so its model cannot be built without them."
@@ -236,7 +236,7 @@ class BaseLoader:
             return self.model_class().from_config(**kwargs)
 
     def restore_saved_names(self, model: nn.Module) -> None:
-        """Set right how a loaded model finds the checkpoint's key names and shapes again, where the library errs."""
+        """Correct how a loaded model maps back to the checkpoint's key names and shapes, where the library errs."""
         if is_deepspeed_zero3_enabled() and getattr(model, "_weight_conversions", None):
             # To save with the checkpoint's key names, the library reverts the renamings of loading, but under ZeRO-3
             # it also keeps those that matched nothing (transformers 5.23), and text weights become `model.model.*`.
@@ -271,7 +271,7 @@ class BaseLoader:
 
 
 def local_folder(model_path: str, patterns: list[str]) -> str:
-    """The folder of a checkpoint; of one on the Hub, its cache, with the files that match `patterns`."""
+    """The folder of a checkpoint; for one on the Hub, its cache folder, with the files that match `patterns`."""
     if os.path.isdir(model_path):
         return model_path
     from huggingface_hub import snapshot_download  # only a checkpoint on the Hub needs it

@@ -1,4 +1,4 @@
-"""Words of a user's own as tokens (--add_tokens): in a tokenizer, in its files, and as rows of embeddings and head."""
+"""The user's own words as tokens (--add_tokens): in a tokenizer, in its files, and as rows of embeddings and head."""
 
 import json
 from collections.abc import Mapping
@@ -73,7 +73,7 @@ def trained_rows(adapter: dict | None) -> dict[int, list[int]]:
 
 
 def gathered(parameters: list[nn.Parameter], modifier_rank: int | None = None):
-    """In the `with`, each parameter is whole, also under ZeRO-3, where a process has a part of it; see its library."""
+    """Inside the `with`, each parameter is whole, even under ZeRO-3, which shards it over the processes."""
     if not is_deepspeed_zero3_enabled():
         return nullcontext()
     import deepspeed

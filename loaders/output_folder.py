@@ -27,7 +27,7 @@ PROCESSOR_FILES = [
 
 
 def check_writable(option: str, folder: str) -> None:
-    """Raise a ValueError where a folder can neither be written to nor made. Makes nothing."""
+    """Raise a ValueError if a folder can be neither written to nor created. Creates nothing."""
     existing = os.path.abspath(folder)
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
@@ -66,7 +66,7 @@ def adapter_config(folder: str) -> dict | None:
 def fill_adapter(model, weights: Mapping) -> None:
     """Set the adapter of a model that has its layers, by the names that it was saved with.
 
-    peft 0.21 renames what it loads by the rules for the base's files, and only warns of what then has no place.
+    peft 0.21 renames what it loads by the rules for the base's files, and only warns of tensors that fit nowhere.
 
     Raises:
         ValueError: they are not those of its layers.
@@ -93,7 +93,7 @@ def check_adapter(shapes: dict[str, list[int]], layers: Mapping) -> None:
 
 
 def public_name(model_path: str) -> str:
-    """What an adapter and a card call a base: the Hub id, if it is of the Hub or its cache, else the absolute path."""
+    """How an adapter and a card name the base: by Hub id, if it is from the Hub or its cache, else by absolute path."""
     if not os.path.isdir(model_path):
         return model_path
     cached = re.search(r"/models--([^/]+)/snapshots/[^/]+$", os.path.abspath(model_path))

@@ -1,4 +1,4 @@
-"""Weights of 4 or 8 bits, in training, in answers and in a merge alike."""
+"""Weights of 4 or 8 bits, the same for training, answers and merging."""
 
 import torch
 

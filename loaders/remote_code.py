@@ -22,7 +22,7 @@ WEIGHT_FILES = ["*.safetensors", "pytorch_model*.bin"]
 
 
 class RemoteModel:
-    """What every remote model class is given; comes before it in the order of bases."""
+    """Mixin that every remote model class gets; it comes first among the bases."""
 
     @classmethod
     def can_generate(cls) -> bool:

@@ -1,9 +1,9 @@
-"""A running server compared with the folder that it should serve: questions of held-out rows, asked of both.
+"""A running server compared with the folder that it should serve: both answer questions of held-out rows.
 
 The server is asked by OpenAI's protocol, with what a request must add (merging/servers.py) and the media as training
 saw them. Of vLLM, the tokens of its prompts and the log-probabilities of the references are compared too; of another
-server, the number of tokens of a prompt. Of several causes the first is named: the prompt, the size of the pictures,
-the weights, sampling.
+server, the number of tokens of a prompt. If several causes apply, the first of these is named: prompt, size of the
+pictures, weights, sampling.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Server:
 
     Args:
         url: such as http://127.0.0.1:8000/v1.
-        model: what it calls the model; by default `name`, if it lists that, or the only one that it lists.
+        model: the server's name for the model; by default `name`, if the server lists it, or the only one listed.
         name: of the folder.
         options: what each request adds (`Template.request_options`).
     """
@@ -101,14 +101,14 @@ class Outcome(NamedTuple):
 
 
 def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
-    """One line on how a server answers like the folder.
+    """One line that says how far a server's answers equal the folder's.
 
     Args:
         args: of check_serving.py.
         other: flags of predict.py, for the data.
 
     Raises:
-        ValueError: it does not, and the cause; or it cannot be reached.
+        ValueError: they differ, with the cause; or the server cannot be reached.
     """
     words = ["--model_path", args.model_path, "--data_path", args.data_path, "--output_path", os.devnull]
     flags = predict.parse(words + other)
@@ -182,7 +182,7 @@ def ask(server: Server, model, collator, sample: dict, place: int, ours: dict, l
 
 
 def difference(ours: list[int], response: dict, collator) -> str:
-    """How a server's prompt differs from the trained one; "" if it does not, as far as the server tells."""
+    """How a server's prompt differs from the trained one; "" if no difference can be seen."""
     theirs = response.get("prompt_token_ids")
     if theirs is None:
         number = response["usage"]["prompt_tokens"]
@@ -228,7 +228,7 @@ def difference_of_scores(server: Server, model, collator, messages: list[dict], 
 
 
 def of_base(model, flags: argparse.Namespace, predictions) -> list[str] | None:
-    """The answers of the base, or None where it is not at hand."""
+    """The answers of the base, or None if it is not available."""
     if adapter_config(flags.model_path):
         with model.disable_adapter():
             return [answer["prediction"] for answer in predictions(model)]
@@ -240,7 +240,7 @@ def of_base(model, flags: argparse.Namespace, predictions) -> list[str] | None:
 
 
 def blame_weights(found: list[Outcome], noise: float | None, of_base: list[str] | None) -> str:
-    """The cause of answers that differ although the prompts do not."""
+    """Why answers differ although the prompts do not."""
     if of_base and all(outcome.answer == base for outcome, base in zip(found, of_base)):
         return "the answers are the base's, so the adapter is not applied"
     faulty = [outcome for outcome in found if outcome.answer != outcome.prediction or (outcome.noise or 0) > ROUNDING]

@@ -1,4 +1,4 @@
-"""What is known of the servers (servers.yaml), and how each is started and asked for a folder."""
+"""What is known about the servers (servers.yaml), and how to start each with a folder and send it requests."""
 
 import os
 import shlex
@@ -29,7 +29,7 @@ def outcome(server: str, kind: str, family: str) -> str:
 
 
 def advice(path: str) -> Iterator[str]:
-    """What is known of each server, and for vLLM the complete command and what a request adds, line by line."""
+    """Lines on each server: what is known, and for vLLM the complete command and what a request must add."""
     adapter = adapter_config(path)
     base, kind = (adapter["base_model_name_or_path"], "adapter") if adapter else (path, "merged")
     family, saved = family_in(path, base), saved_arguments(path)

@@ -1,6 +1,5 @@
-"""What inference servers read of a folder, opened as they do; servers.py tells what is known of each.
-
-Files are opened through transformers, as vLLM and SGLang do; of weights only the headers.
+"""Checks of the files that inference servers read; servers.py has what is known about each server. Files are opened
+through transformers, as vLLM and SGLang do; of weights only the headers.
 """
 
 import glob
@@ -125,7 +124,7 @@ def check_weights(path: str) -> str:
 
 
 def check_kind(path: str) -> str:
-    """That it is LoRA and nothing else, on the base as it is stored."""
+    """That the adapter is LoRA and nothing else, on the base as it is stored."""
     config = adapter_config(path)
     for name in ("modules_to_save", "use_dora", "target_parameters", "trainable_token_indices", "bias"):
         if config.get(name) and config[name] != "none":
@@ -136,7 +135,7 @@ def check_kind(path: str) -> str:
 
 
 def check_parts(path: str) -> str:
-    """That every layer which it adapts is one that servers adapt."""
+    """That servers support adapters on every layer that it adapts."""
     names = tensors_of(path, "adapter_model.safetensors")
     if linear := [name for name in names if ".linear_attn." in name]:
         raise ValueError(
@@ -149,7 +148,7 @@ def check_parts(path: str) -> str:
 
 
 def of_vision(path: str, names: set[str]) -> list[str]:
-    """Those tensors of an adapter that are of the vision encoder or the vision projector."""
+    """The tensors of an adapter that belong to the vision encoder or the vision projector."""
     base = adapter_config(path)["base_model_name_or_path"]
     family = family_in(path, base)
     loader = LOADERS.get(family)(base) if family == AUTO else LOADERS.get(family)

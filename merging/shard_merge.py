@@ -1,6 +1,6 @@
 """Base + adapter, one shard of the base's at a time.
 
-The model is here without memory, on torch's meta device. Parameter by parameter, the library turns tensors of the
+The model is on torch's meta device, where it takes no memory. Parameter by parameter, the library turns tensors of the
 checkpoint into the model's own, peft's layer adds its product, and the library turns the sum back into tensors of the
 checkpoint. What is held at a time is one shard and one layer.
 """
@@ -40,7 +40,7 @@ class ShardMerge:
 
     Args:
         dtype: precision to write; None: each tensor's own in the base.
-        quantization_config: merge into the weights as this quantization shows them.
+        quantization_config: merge into the weights as this quantization leaves them.
 
     Raises:
         WholeModelNeeded: base or adapter is of a kind that cannot be merged in parts.
@@ -86,7 +86,7 @@ class ShardMerge:
     # ---- what belongs together ----
 
     def match_adapter(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Parameter -> its key in the adapter, of those trained in whole; parameter -> its LoRA layer, of the others.
+        """Fully trained parameter -> its key in the adapter; other adapted parameter -> its LoRA layer.
 
         Raises:
             ValueError: the adapter lacks tensors of its layers, or has others.
@@ -107,7 +107,7 @@ class ShardMerge:
         return {key_in_base(name): self.stored_as[name] for name in whole}, layers
 
     def quantize(self, quantization_config) -> list[str]:
-        """Have `base_weight` quantize; returns the parameters that it does that to."""
+        """Make `base_weight` quantize; returns the parameters that it quantizes."""
         from transformers.quantizers import AutoHfQuantizer
 
         self.quantizer = AutoHfQuantizer.from_config(quantization_config, pre_quantized=False)
@@ -212,8 +212,8 @@ class ShardMerge:
     def check(self, folder: str) -> str:
         """Compare each written tensor with base and adapter.
 
-        A merged matrix is compared with what its LoRA layer answers to unit vectors, 64 columns of it: the layer as it
-        is trained and used, which adds two products and merges nothing.
+        64 columns of a merged matrix are compared with its LoRA layer's output for unit vectors: the layer as it is
+        trained and used, which adds two products without merging.
 
         Raises:
             ValueError: a tensor differs by more than its rounding; the message names it.
@@ -244,7 +244,7 @@ class ShardMerge:
 
 
 def return_freed_memory() -> None:
-    """Have freed tensors go back to the system, where glibc would keep several shards of them for later."""
+    """Return freed tensors to the system; glibc would keep several shards of them for later."""
     if platform.libc_ver()[0] == "glibc":
         m_mmap_threshold = -3  # malloc.h: larger blocks are mapped, each by itself
         ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**20)
@@ -285,7 +285,7 @@ def stored_shards(loader: BaseLoader) -> tuple[str, dict[str, list[str]]]:
     """The folder of a checkpoint, and shard -> keys as its index has them.
 
     Raises:
-        WholeModelNeeded: it is stored otherwise, or only its own code can read it.
+        WholeModelNeeded: it is stored in another form, or only its own code can read it.
     """
     if loader.remote_code:
         raise WholeModelNeeded("the classes of the model are Python files of the checkpoint")

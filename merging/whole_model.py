@@ -1,4 +1,4 @@
-"""Base and adapter as a loaded model: the merge of what shards cannot give, and the check of the logits."""
+"""Base and adapter as a loaded model: merges what cannot be merged by shards, and checks the logits."""
 
 import glob
 import os
@@ -15,7 +15,7 @@ WEIGHT_FILES = ["model*.safetensors", "pytorch_model*.bin"]
 
 
 def memory_needed(loader: BaseLoader) -> float:
-    """Bytes for the model in float32, and a third more for the adapter and what is computed."""
+    """Bytes for the model in float32, and a third more for the adapter and intermediate results."""
     folder = local_folder(loader.model_path, WEIGHT_FILES)
     paths = [path for pattern in WEIGHT_FILES for path in glob.glob(os.path.join(folder, pattern))]
     return sum(map(os.path.getsize, paths)) * 4 / loader.dtype.itemsize * 4 / 3
@@ -35,7 +35,7 @@ def with_adapter(model, adapter_path: str, base_path: str) -> PeftModel:
     """A base with an adapter on it.
 
     Raises:
-        ValueError: the adapter does not fit the base, of which peft only warns.
+        ValueError: the adapter does not fit the base (peft only warns).
     """
     try:
         model = get_peft_model(model, PeftConfig.from_pretrained(adapter_path))
@@ -53,10 +53,8 @@ def merge_whole(loader: BaseLoader, adapter_path: str, seen_as, dtype: torch.dty
 def check_logits(loader, adapter_path: str, seen_as, merged: BaseLoader, collator, dtype: torch.dtype | None) -> str:
     """Compare the logits of base + adapter and of the merged model, both computed in float32, on a probe with an image.
 
-    Their difference has to be of the size of rounding: of what random changes, within the precision that was written,
-    of the weights that were merged do to the logits.
-
-    Raises:
+    Their difference must be of the size of rounding: of the effect on the logits of random changes to the merged
+    weights within the written precision. Raises:
         ValueError: it is larger.
     """
     torch.manual_seed(0)

@@ -24,7 +24,7 @@ IGNORE = "(--columns objects= ignores the field)"
 
 
 def placed(messages: list[dict], value: object, num_images: int) -> bool:
-    """Give messages what the `objects` of their row hold; returns whether that field is of this form and is read."""
+    """Add the `objects` of a row to its messages; returns whether that field has this form and is read."""
     parts = [(message, i, part) for message in messages for i, part in enumerate(message["content"])]
     marks = [(message, i, match) for message, i, part in parts for match in MARK.finditer(part.get("text", ""))]
     objects = parsed_json(value, "objects") if marks else value
@@ -84,11 +84,11 @@ def _numbers(value: object, where: str, counts: tuple[int, ...], kind: str) -> l
 
 
 def located(messages: list[dict], options: MediaOptions) -> list[dict]:
-    """The messages with each `at` as shares of the sides of its picture as a person sees it (EXIF applied), and with
+    """The messages with each `at` as fractions of the sides of its picture as a person sees it (EXIF applied), and with
     the `size` (width, height) in which that is opened. Reads headers.
 
     Raises:
-        ValueError: a box or point is outside of its picture, by more than the pixel of a rounding.
+        ValueError: a box or point is outside its picture by more than a pixel, which allows for rounding.
     """
     if not any("objects" in message for message in messages):
         return messages

@@ -1,4 +1,4 @@
-"""What a row says of its videos: a moment of the film, its frames and their size, and the times of a list of images.
+"""What a row says about its videos: a moment of the film, the frames and their size, the times of a list of images.
 
     {"video": "film.mp4", "start": 60, "end": 70, "fps": 2, ...}                       for each video of the row
     {"videos": ["a.mp4", "b.mp4"], "clip": [[0, 5], [10, 12.5]], ...}                  one value for each
@@ -45,7 +45,7 @@ def _checked(key: str, value: object, where: str) -> float | int:
 
 
 def place(row: dict, videos: list[dict]) -> None:
-    """Give the videos of a row, in order, what its fields say of them."""
+    """Put what the fields of a row say into its videos, in order."""
     fields = {name: loaded(row[name]) for name in NAMES if name in row}
     # Each has a value for each video, but lists of numbers that are one value.
     several = {
@@ -76,7 +76,7 @@ def _check_together(clip: dict, video: object) -> None:
 
 
 def is_untimed(part: dict) -> bool:
-    """Whether a video is a list of images of which nothing says when they were taken."""
+    """Whether a video is a list of images without times."""
     return isinstance(part.get("video"), list) and part.get("clip", {}).keys().isdisjoint(("fps", "times"))
 
 

@@ -18,7 +18,7 @@ SEPARATORS = (",", ";", "\t")  # of tables; Excel writes semicolons where the co
 
 
 def is_copied(path: str) -> bool:
-    """Whether single rows of a file are read from an Arrow copy of it."""
+    """Whether rows of a file are read from an Arrow copy of it."""
     return os.path.isdir(path) or not has_ending(path, ".json", ".jsonl", ".tar")
 
 
@@ -65,7 +65,7 @@ def open_columns(path: str) -> Iterator[tuple]:
 
 
 def plain_field(field):
-    """An Arrow field of a type that can be written and read: times, of which Python has no nanoseconds, as numbers."""
+    """An Arrow field with a type that can be written and read: times as numbers, since Python has no nanoseconds."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(field.type):  # one of its own in every row group could not be written
@@ -76,7 +76,7 @@ def plain_field(field):
 
 
 def copy_texts(path: str, form: RowForm, target: str) -> None:
-    """As `copy_rows`, of a table or a folder of pictures, whose columns have no types. What is empty is null."""
+    """As `copy_rows`, for a table or a folder of pictures, whose columns have no types. Empty cells are null."""
     import pyarrow as pa
 
     if os.path.isdir(path):
@@ -115,7 +115,7 @@ def rows_of_table(path: str, form: RowForm) -> tuple[dict[str, bool], Iterator[d
 
 
 def cells_of_csv(path: str) -> Iterator[list[str]]:
-    """The first line, and the others without those that are empty."""
+    """The first line, and all others that are not empty."""
     line = 2
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -142,7 +142,7 @@ def cells_of_csv(path: str) -> Iterator[list[str]]:
 
 
 def cells_of_sheet(path: str) -> Iterator[list[str]]:
-    """As of CSV, of Excel's one sheet that is not empty."""
+    """The same for Excel's only sheet that is not empty."""
     try:
         import openpyxl  # which few need
 
@@ -160,7 +160,7 @@ def cells_of_sheet(path: str) -> Iterator[list[str]]:
 
 
 def rows_of_sheet(path: str, sheet) -> Iterator[list[str]]:
-    """Numbers, dates and truth as texts; a row has as many cells as the first."""
+    """Numbers, dates and booleans as texts; each row has as many cells as the first."""
     sheet.reset_dimensions()  # which some programs write wrongly
     width = None
     for values in sheet.iter_rows(values_only=True):
@@ -183,7 +183,7 @@ def open_arrow(path: str):
 
 
 def to_rows(batch) -> list:
-    """The rows of an Arrow batch; in the place of one that Python has no values for, a ValueError."""
+    """The rows of an Arrow batch; a ValueError in place of a row that Python cannot represent."""
     classes = with_classes((batch.schema.metadata or {}).get(b"huggingface", b"{}"))
     try:
         rows = [{name: present(value) for name, value in row.items()} for row in batch.to_pylist()]
@@ -195,7 +195,7 @@ def to_rows(batch) -> list:
 
 
 def present(value: object) -> object:
-    """A value without null fields: Arrow gives an object those of all others, such as the arguments of other calls."""
+    """A value without null fields: Arrow gives each object the fields of all others, such as other calls' arguments."""
     if isinstance(value, dict):
         return {name: present(inner) for name, inner in value.items() if inner is not None}
     return [*map(present, value)] if isinstance(value, list) else value
@@ -203,7 +203,7 @@ def present(value: object) -> object:
 
 @cache
 def with_classes(about: bytes) -> dict[str, object]:
-    """Column -> what the library `datasets` wrote into the file about it, of those with class numbers anywhere."""
+    """Column with class numbers -> what the library `datasets` wrote into the file about it."""
     features = json.loads(about).get("info", {}).get("features", {})
     return {name: feature for name, feature in features.items() if "'ClassLabel'" in repr(feature)}
 

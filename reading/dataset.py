@@ -60,11 +60,11 @@ class MultimodalDataset(WeightedRows):
     """The samples of one or several paths.
 
     Args:
-        data_path: one or several of `PATH[:SPLIT][SLICE][:WEIGHT]` (reading/sources.py). What is not named here is as
-            the flag of its name.
+        data_path: one or several of `PATH[:SPLIT][SLICE][:WEIGHT]` (reading/sources.py). Arguments not listed here are
+            like the flags of the same names.
         check: True raises a ValueError that lists the rows that cannot be used; False keeps them in
             `errors` (position -> message), with None in `rows`.
-        max_bad_samples: given, `check` leaves them out instead, as long as they are no more than these.
+        max_bad_samples: if given, `check` leaves out up to this many instead.
         weighted: whether paths and rows may have weights, by which an epoch takes them; else each row counts once.
         form: of reading.rows.RowForm: the flags of FORM_FLAGS.
     """
@@ -190,7 +190,7 @@ class MultimodalDataset(WeightedRows):
         self.numbers = self.numbers[positions]
 
     def leave_out(self, faults: dict[int, str], also: Collection[int] = ()) -> None:
-        """Drop the samples of `faults` (position -> what is wrong), named and counted, and those of `also`."""
+        """Drop the samples of `faults` (position -> message), which are named and counted, and those of `also`."""
         self.num_bad += len(faults)
         if self.num_bad > self.max_bad_samples:
             raise ValueError(
@@ -233,7 +233,7 @@ class MultimodalDataset(WeightedRows):
         return np.concatenate([getattr(index, name)[places] for index, places, _ in self.by_file()])
 
     def row_numbers(self) -> np.ndarray:
-        """A number of the row that each sample is of (samples,): with --train_replies each, a row gives several."""
+        """An id of the row that each sample comes from (samples,): with --train_replies each, a row gives several."""
         files = zip(self.starts, self.by_file())
         return np.concatenate([start + index.numbers[places] for start, (index, places, _) in files])
 
@@ -268,7 +268,7 @@ class MultimodalDataset(WeightedRows):
         return "\n".join(lines)
 
     def notes(self) -> list[str]:
-        """What a person should know before the data is used, a line each."""
+        """Notes for the user before the data is used, one per line."""
         if self.is_held_out:
             return []  # they are of whole files: the training data has said them
         unread, outside, counts = Counter(), Counter(), Counter()
@@ -296,7 +296,7 @@ class MultimodalDataset(WeightedRows):
         return notes
 
     def part(self, positions: Sequence[int]) -> "MultimodalDataset":
-        """The same data set with the rows at these positions alone, which are in ascending order."""
+        """The same data set with only the rows at these positions, which are in ascending order."""
         chosen = copy.copy(self)
         chosen.rows = Rows(chosen)
         chosen.errors = {i: self.errors[p] for i, p in enumerate(positions) if p in self.errors}
@@ -311,7 +311,7 @@ class MultimodalDataset(WeightedRows):
 
 
 def cost_of_replies(dataset: MultimodalDataset, tokens: np.ndarray) -> str:
-    """What it costs that rows give several samples, by the tokens of each (samples,); nothing where none does."""
+    """The cost of rows that give several samples, from the tokens of each sample (samples,); nothing if none does."""
     _, of_row = np.unique(dataset.row_numbers(), return_inverse=True)
     longest = np.zeros(of_row.max() + 1, np.int64)
     np.maximum.at(longest, of_row, tokens)
@@ -332,7 +332,7 @@ def first_sample(files: list[RowIndex], row: int) -> int:
 
 
 def listed(faults: dict[int, str]) -> str:
-    """The first of some faults, a line each; those that differ only in numbers, paths and quoted words are counted."""
+    """The first of some faults, one per line; those that differ only in numbers, paths or quoted words are counted."""
     alike = defaultdict(list)
     for fault in faults.values():
         alike[re.sub(r"'[^']*'|\S*[\d/\\]\S*", "", fault.partition(": ")[2])].append(fault)
@@ -345,12 +345,12 @@ def listed(faults: dict[int, str]) -> str:
 
 
 def evenly_spread(rows: range, number: int) -> list[int]:
-    """At most `number` of these rows, evenly spread from the first to the last."""
+    """At most `number` of these rows, evenly spaced from the first to the last."""
     return np.linspace(rows.start, rows.stop - 1, min(number, len(rows))).round().astype(int).tolist()
 
 
 def shared_rows(train: MultimodalDataset, held_out: MultimodalDataset) -> list[tuple[int, int]]:
-    """(position in `train`, position in `held_out`) of each evaluation row that says what a training row says."""
+    """(position in `train`, position in `held_out`) of each evaluation row with the content of a training row."""
     of_train, of_held_out = train.of_rows("hashes"), held_out.of_rows("hashes")
     order = np.argsort(of_train, kind="stable")
     twins = order[np.searchsorted(of_train, of_held_out, sorter=order) % len(order)]
@@ -378,7 +378,7 @@ class Rows(Sequence):
 
 @contextmanager
 def of_flag(name: str):
-    """What is wrong with what a flag names is said with the name of the flag."""
+    """Puts the name of the flag before the message of a ValueError."""
     try:
         yield
     except ValueError as error:
@@ -388,7 +388,7 @@ def of_flag(name: str):
 def make_dataset(
     data, flag: str, paths: str | list[str] | None, check=True, weighted=False, max_bad_samples: int | None = None
 ) -> MultimodalDataset | None:
-    """The data set of the paths of a flag, read as the others say (DataArguments); None without paths."""
+    """The data set of the paths of a flag, read as the other flags say (DataArguments); None without paths."""
     if not paths:
         return None
     columns = data.columns
@@ -419,7 +419,7 @@ class EncodedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, position: int | tuple[int, ...]) -> dict:
-        """The tensors of a sample, a batch of one; of several positions, these samples in one row."""
+        """The tensors of a sample, as a batch of one; for several positions, these samples concatenated."""
         if isinstance(position, tuple):
             for one in position:
                 replaced.check_row(self.dataset, one)  # a larger picture would not fit into the row
@@ -444,7 +444,7 @@ class EncodedDataset(Dataset):
         return inputs
 
     def can_open(self, position: int) -> bool:
-        """Whether the media of a sample can be opened, where bad samples are allowed; else reading it will tell."""
+        """Whether the media of a sample can be opened, if bad samples are allowed; otherwise reading it will raise."""
         if self.skips:
             try:
                 self.dataset[position]
@@ -463,7 +463,7 @@ class EncodedDataset(Dataset):
             raise ValueError(f"{number} samples cannot be used, more than --max_bad_samples {limit}; the last: {error}")
 
     def explain(self, error: Exception) -> ValueError | None:
-        """What a data loader's error means: what its worker raised, or the sample over which it died."""
+        """What a data loader's error means: what its worker raised, or the sample on which it died."""
         if isinstance(error, ValueError):  # the text of a traceback ends with the error and its message
             raised = re.match(r"Caught \w+ in DataLoader worker.*\n[\w.]+: (.+)\Z", str(error), re.DOTALL)
             return ValueError(raised[1].strip()) if raised else None

@@ -1,4 +1,4 @@
-"""URLs: fetched once into a cache, and never from inside the network that a run is in.
+"""URLs: fetched once into a cache, and never from inside the run's own network.
 
 The address that was checked is the one connected to, so a name that resolves differently the second time gains nothing.
 For the same reason the proxies of the environment are not used.
@@ -164,7 +164,7 @@ def _end(sock: socket.socket) -> None:
 
 
 def _public_addresses(host: str, port: int, options: MediaOptions) -> list[str]:
-    """What a host name resolves to, at most three; no other than public ones, which reach nothing of this network."""
+    """At most three addresses of a host name, all public, so that nothing inside this network is reached."""
     allowed = [ipaddress.ip_network(network) for network in options.allowed_networks]
     addresses = list(dict.fromkeys(i[4][0] for i in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     for text in addresses:

@@ -1,4 +1,4 @@
-"""From a reference in a row to the file that it means."""
+"""From a reference in a row to its file."""
 
 import io
 import os
@@ -18,7 +18,7 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
 
     Raises:
         ValueError: no such file, a folder, a pipe or device (which might never end), a URL that may not be fetched, or
-            what is no reference at all.
+        something that is not a reference.
     """
     name = f"{kind} {describe(reference)}"
     if isinstance(reference, (bytes, bytearray, memoryview)):

@@ -1,4 +1,4 @@
-"""The first row of a file under the names that it has there, and the flags that it needs: for who maps columns."""
+"""The first row of a file under its own names, and the flags that it needs: for menus that map columns."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ from reading.sources import find_source, has_ending, scan
 
 
 def first_row(path: str) -> dict:
-    """Of a path of --data_path; empty where it has no names, as a folder of pictures and a tar file."""
+    """For a path of --data_path; empty if its rows have no names, as in a folder of pictures or a tar file."""
     file, found = find_source(path).files[0], {}
     if not is_copied(file) and not has_ending(file, ".tar"):
         found = next((row for *_, row in scan(file)), {})

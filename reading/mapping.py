@@ -1,7 +1,7 @@
-"""From the names in a file to the names that rows are read by: the flag --columns.
+"""From the names in a file to the names under which rows are read: the flag --columns.
 
 `--columns question=query image=jpg "answer=answers[0].text"` reads the field `query` as `question`, and so on; `url=`
-ignores a field. A source may be inside of objects and lists: `meta.file`, `turns[1].text`, `frames[].path` (of all).
+ignores a field. A source may be inside objects and lists: `meta.file`, `turns[1].text`, `frames[].path` (of all).
 """
 
 import re
@@ -37,7 +37,7 @@ CONVERTERS = {
 
 @dataclass(frozen=True)
 class Mapping:
-    """How the fields of a row get the names that they are read by."""
+    """How the fields of a row get the names under which they are read."""
 
     sources: tuple[tuple[str, str], ...] = ()  # (name that is read, field of the file), each once but SEVERAL
     ignored: tuple[str, ...] = ()  # fields that are passed over, as `Unread.names` has them
@@ -106,14 +106,14 @@ def usual_name(kind: str, field: str, row: dict) -> str | None:
 
 
 def field_of(row: dict, name: str) -> tuple[object, object]:
-    """What a field of a row holds, None where there is none; and the row without it."""
+    """The value of a field of a row, None if there is none; and the row without it."""
     # A name, a place in a list, or None for all of it.
     steps = [match[0] if match[1] is None else int(match[1]) if match[1] else None for match in STEPS.finditer(name)]
     return take(row, [name] if name in row else steps)
 
 
 def take(value: object, steps: Sequence[str | int | None]) -> tuple[object, object]:
-    """What is at the end of some steps, None where nothing is; and the value without it."""
+    """What a path of steps leads to, None if nothing; and the value without it."""
     if not steps:
         return value, None
     step, *rest = steps
@@ -166,7 +166,7 @@ def proposal(row: dict, form) -> str:
 
 
 def said_in(turn: object, form) -> list[dict]:
-    """The turns of {"human": "What?", "gpt": "A door."} and the like, by the roles of a RowForm; none of others."""
+    """The turns of {"human": "What?", "gpt": "A door."} and the like, by a RowForm's roles; empty for other objects."""
     if not isinstance(turn, dict) or not turn.keys().isdisjoint(form.turn_keys[0]):
         return []
     roles = dict.fromkeys(form.roles.values())  # system, user, assistant

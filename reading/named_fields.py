@@ -52,7 +52,7 @@ def fields_of(turn: dict, role: str, where: str) -> dict:
 
 
 def without_parts(turn: dict, content: list, where: str) -> tuple[dict, list]:
-    """A reply with the fields that parts of it are, and its other parts."""
+    """A reply's fields that were given as parts, and its other parts."""
     found, others = {}, []
     for i, part in enumerate(content):
         kind, value = (part.get("type"), part.get("value")) if isinstance(part, dict) else (None, None)
@@ -69,7 +69,7 @@ def without_parts(turn: dict, content: list, where: str) -> tuple[dict, list]:
 
 
 def called(value: object, where: str) -> tuple[str | None, dict]:
-    """What a message of calls holds -> the thought at its head, if it has one, and the field of its calls."""
+    """The content of a message of calls -> the thought at its start, if it has one, and its calls."""
     match = HEAD.match(value) if isinstance(value, str) else None
     calls = calls_of(value[match.end() :] if match else value, where)
     return match and match[0], {"tool_calls": calls}
@@ -127,7 +127,7 @@ def parsed_json(value: object, where: str) -> object:
 
 
 def merged(messages: list[dict]) -> list[dict]:
-    """The messages, with those that follow a reply or calls with further calls put into one."""
+    """The messages, with calls merged into the reply or the calls before them."""
     if not any("tool_calls" in message for message in messages):
         return messages
     found = []
@@ -142,7 +142,7 @@ def merged(messages: list[dict]) -> list[dict]:
 
 
 def add_ids(messages: list[dict]) -> None:
-    """Give calls without an id one, and results that of the first open call with their name, or of the first."""
+    """Give an id to calls without one, and to results that of the first open call of their name, or of any name."""
     numbers, open_calls = count(1), []
     for message in messages:
         if "tool_calls" in message:

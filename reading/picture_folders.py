@@ -1,4 +1,4 @@
-"""Folders of pictures or clips without a data file: classes as folders, or a .txt caption of each one's stem."""
+"""Folders of pictures or clips without a data file: classes as folders, or captions in .txt files of the same stem."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ def paths_below(folder: str) -> list[str]:
 
 
 def state_of_folder(folder: str) -> list[int]:
-    """What changes when a file is added or removed, or a text is written again."""
+    """A state that changes when a file is added or removed, or a text is rewritten."""
     names, found = paths_below(folder), hashlib.sha256()
     for name in names:
         state = None if kind_by_name(name) else os.stat(os.path.join(folder, name))

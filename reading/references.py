@@ -77,7 +77,7 @@ def hash_of(content: bytes) -> str:
 
 
 def what_it_is(source: str | io.BytesIO) -> str | None:
-    """What a file is, where it is none that can be read."""
+    """What kind of file an unreadable one is."""
     if isinstance(source, str):
         with open(source, "rb") as file:
             start = file.read(256)

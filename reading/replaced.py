@@ -1,4 +1,4 @@
-"""Whether media are the files that they were when their rows were indexed.
+"""Whether media files are still those that were there when their rows were indexed.
 
 The index keeps the size in bytes and the time of the last change of each local file. A start compares a thousand rows,
 always the same, since a million would take minutes on a network drive; if one file in a hundred was replaced, it misses

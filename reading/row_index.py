@@ -50,7 +50,7 @@ UNUSABLE = -1  # layout of a row that cannot be used
 
 
 class Layout(str):
-    """The roles and parts of a row, of which rows of one kind differ in texts and references only.
+    """The roles and parts of a row: rows of one layout differ only in texts and references.
 
     A capital letter begins a message of that role, a minus one that is not trained; t, i and v are its parts: "UitA-t".
     Other signs stand for its fields: a thought, calls of tools, boxes; "v?" is a list of images without their times.
@@ -129,7 +129,7 @@ class Medium(NamedTuple):
 
 
 class ChangedFile(ValueError):
-    """A file that is no longer what its index was made of."""
+    """A file that has changed since its index was made."""
 
 
 class RowIndex:
@@ -268,7 +268,7 @@ def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
 
 @contextlib.contextmanager
 def naming_cache(folder: str) -> Iterator[None]:
-    """What the disk refuses becomes a ValueError that names the flag."""
+    """Turns an error of the disk into a ValueError that names the flag."""
     try:
         yield
     except OSError as error:
@@ -306,7 +306,7 @@ def arrow_copy(folder: str, form: RowForm) -> str:
 
 
 def is_current(index: RowIndex, options: MediaOptions) -> bool:
-    """Whether media and their folders are as they were when the index was made, as far as that is seen at once."""
+    """Whether media and their folders are as when the index was made, as far as a quick look shows."""
     if any(modified(folder) != time for folder, time in index.media_folders.items()):
         return False
     looked_at = os.path.join(index.folder, "index.json")
@@ -325,7 +325,7 @@ def is_current(index: RowIndex, options: MediaOptions) -> bool:
 
 
 def hash_of_row(said: bytes, references: list[tuple]) -> int:
-    """8 bytes of what a row says, and of its media by their path, URL or bytes."""
+    """8-byte hashes of what a row says, and of its media by their path, URL or bytes."""
     names = repr([name_or_hash(reference) for _, reference, _ in references]).encode()
     return int.from_bytes(hashlib.blake2b(said + names, digest_size=8).digest())
 
@@ -369,7 +369,7 @@ class IndexMaker:
         self.header_of_file = lru_cache(100_000)(self.header)  # or of a URL
 
     def make(self, folder: str) -> None:
-        """Write the index into a folder, which is not there before it is whole."""
+        """Write the index into a folder, which appears only when it is complete."""
         unfinished = f"{folder}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         os.makedirs(unfinished)
@@ -405,7 +405,7 @@ class IndexMaker:
         return ((number, place, row) for number, batch in enumerate(rows) for place, row in enumerate(batch))
 
     def next_batch(self, found: Iterator) -> list[tuple[int, tuple[int, int, object]]]:
-        """Rows whose media headers are read together: not more than fit into memory with all their bytes."""
+        """Rows whose media headers are read together: no more than fit into memory with all their bytes."""
         batch, size = [], 0
         for row in itertools.islice(found, copies.ARROW_ROWS if copies.is_copied(self.path) else BATCH):
             batch.append(row)

@@ -83,7 +83,7 @@ class RowForm:
 
     @cached_property
     def plain_turns(self) -> dict[tuple[str, str], tuple[str, str]]:
-        """The keys of a turn that has but two -> that of its role and that of its content."""
+        """The keys of a turn with only two -> the key of its role and the key of its content."""
         pairs = [(sender, value) for sender in self.turn_keys[0] for value in self.turn_keys[1]]
         return {keys: pair for pair in pairs for keys in (pair, pair[::-1])}
 
@@ -414,7 +414,7 @@ def _first_texts(names: tuple[str, ...], sources: dict[str, str]) -> str:
 
 
 def _with_one_answer(row: dict, name: str | None) -> tuple[dict, list[str]]:
-    """A row, and its answers where they are several: then that of most people, else the first, becomes the reply."""
+    """A row, and its answers if it has several: the most frequent, else the first, becomes the reply."""
     answers = row.get(name)
     if not isinstance(answers, list) or not answers or not isinstance(answers[0], str):
         return row, []
@@ -444,7 +444,7 @@ def _usable(fields: object, where: str) -> object:
 
 
 def _one_of(names: tuple[str, ...], given: dict, where: str = "") -> str | None:
-    """Which of several names of one thing is given, if one is."""
+    """Which of several names of the same thing is given, if any."""
     found = [name for name in names if name in given]
     if len(found) > 1:
         fix = "" if where else f" (--columns {found[1]}= ignores it)"
@@ -453,7 +453,7 @@ def _one_of(names: tuple[str, ...], given: dict, where: str = "") -> str | None:
 
 
 def _system(row: dict) -> list[dict]:
-    """The system message that a field of the row gives, if one does."""
+    """The system message that a field of the row gives, if any."""
     name = _one_of(SYSTEM, row)
     if name is None or name == "system" and not row[name]:
         return []
@@ -472,7 +472,7 @@ def _train(turn: dict, where: str) -> dict:
 
 
 def _place_clips(unread: Unread, row: dict, messages: list[dict]) -> None:
-    """What a row says of its videos becomes a field of these; without any, it is not read."""
+    """Put what a row says about its videos into them; in a row without videos, it is not read."""
     media = [part for part in content_parts({"messages": messages}) if "text" not in part]
     videos = [part for part in media if part["type"] == "video"]
     given = {name: row[name] for name in clips.NAMES if name in row}
@@ -522,7 +522,7 @@ def _fill(parts: list[dict], kind: str, column: str, references: list) -> None:
 
 
 def _place(users: list[dict], kind: str, column: str, references: list, must_be_placed: bool) -> None:
-    """Put the media of a field where texts of the user say <image>; in front, where none does and none must."""
+    """Put the media of a field where texts of the user say <image>; in front, if none does and none has to."""
     typed = _said(users).count(f"<{kind}>")
     if typed != len(references) and (typed or must_be_placed):
         raise ValueError(
@@ -539,7 +539,7 @@ def _place(users: list[dict], kind: str, column: str, references: list, must_be_
 
 
 def _split(part: dict, kind: str, left: Iterator) -> list[dict]:
-    """A text part at its <image> or <video>; a line break that sets one apart belongs to neither side."""
+    """Split a text part at its <image> or <video>; a line break next to one belongs to neither side."""
     parts, pieces = [], part["text"].split(f"<{kind}>") if part["type"] == "text" else []
     for i, piece in enumerate(pieces):
         if i > 0:

@@ -1,4 +1,4 @@
-"""From `--data_path` to rows: which files a path names, and any row of a file without holding the others.
+"""From `--data_path` to rows: which files a path names, and any row of a file without loading the others.
 
 A path is `PATH[:SPLIT][SLICE][:WEIGHT]`, such as `train.json`, `b.jsonl:0.5`, `shards/*.parquet[:1%]` or
 `owner/name:train[100:200]:2`.
@@ -164,13 +164,13 @@ def splits_in(folder: str) -> list[str]:
 
 
 def is_picture_folder(folder: str) -> bool:
-    """Whether pictures or clips are somewhere in a folder, and no data file is, which would name them."""
+    """Whether a folder contains pictures or clips, but no data file that would name them."""
     found = [name for _, _, names in os.walk(folder, onerror=refuse) for name in names]
     return any(map(kind_by_name, found)) and not any(has_ending(name, *ENDINGS) for name in found)
 
 
 def refuse(error: OSError):
-    """What `os.walk` does with a folder that is there and cannot be read, which it would pass over."""
+    """For `os.walk`, which would skip a folder that exists but cannot be read."""
     if not isinstance(error, FileNotFoundError):
         raise error
 

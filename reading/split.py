@@ -31,12 +31,12 @@ def make_datasets(data, seed: int, evaluation=True, **checked) -> tuple[Multimod
 
 
 def usable(dataset: MultimodalDataset) -> np.ndarray:
-    """The positions that are drawn from: training has left out the other rows, previews and checks have them."""
+    """The positions to draw from: training has left out unusable rows, previews and checks keep them."""
     return np.setdiff1d(np.arange(len(dataset)), [*dataset.errors])
 
 
 def hold_out(dataset: MultimodalDataset, wanted: float, seed: int) -> tuple[MultimodalDataset, MultimodalDataset]:
-    """Split the rows in those to train on and those held out: a number, or below 1 a share of them.
+    """Split the rows into those to train on and those held out: a number, or below 1 a fraction of them.
 
     Groups of linked rows are drawn as long as no more rows are held out; where each is larger, the smallest is.
     """

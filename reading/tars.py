@@ -1,4 +1,4 @@
-"""WebDataset's shards: the members of a .tar file whose names are alike up to their first dot are a row.
+"""WebDataset's shards: members of a .tar file whose names are the same up to the first dot are a row.
 
 The endings name its fields, and what its .json holds are fields too. The index keeps where a row begins and ends.
 """
@@ -17,7 +17,7 @@ TEXTS = ("txt", "text", "cls")
 
 
 def scan(path: str) -> Iterator[tuple[int, int, object]]:
-    """As `sources.scan`; a ValueError too where the members of one row are apart."""
+    """As `sources.scan`; a ValueError too if the members of a row are not next to each other."""
     stems = array("q")  # their hashes
     try:
         with tarfile.open(path, "r:") as tar:

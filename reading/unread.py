@@ -81,7 +81,7 @@ NEGATIONS = {"mask", "masks", "masked", "no", "not", "ignore", "skip", "exclude"
 class Unread:
     """The fields of one row that are not read.
 
-    Each object of the row leaves its own here before it is read; what speaks of media waits until these are known.
+    Each object of the row notes its own here before it is read; what may name media is judged once these are known.
     """
 
     def __init__(self, folders: Collection[str]):
@@ -168,7 +168,7 @@ def without(value: object, ignored: Collection[str], name: str = "") -> object:
 
 @lru_cache(maxsize=4096)
 def meanings_of(path: str) -> list[tuple[str, str]]:
-    """(name, meaning) of each name in a path that means something to training."""
+    """(name, meaning) of each name in a path that would matter to training."""
     found = []
     for name in re.split(r"[.\[\]]+", path):
         words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}

@@ -262,7 +262,7 @@ def _check_length(seconds: float, options: MediaOptions) -> None:
 
 
 def _header_total(container, stream, clip: Mapping) -> int:
-    """Frames by the header; 0 where it has no number, as in raw streams, or one that is too small for the clip."""
+    """The header's number of frames; 0 if it has none, as in raw streams, or one that is too small for the clip."""
     total, fps, name = 0, _header_rate(stream), container.format.name
     if name in END_IN_HEADER:  # others estimate
         total = round((_promised_end(container) - (container.start_time or 0) / 1e6) * fps)
@@ -276,7 +276,7 @@ def _header_total(container, stream, clip: Mapping) -> int:
 
 
 def _promised(container, stream, source, options: MediaOptions, clip: Mapping) -> tuple[int, float]:
-    """Frames and frames per second by the header; counted where it has none."""
+    """Frames and frames per second by the header; counted if it has none."""
     fps, total = _header_rate(stream), _header_total(container, stream, clip)
     if total < 1:
         with _opened(source, options) as (container, stream):
@@ -288,7 +288,7 @@ def _promised(container, stream, source, options: MediaOptions, clip: Mapping) -
 
 
 def _scan_moment(container, stream, source, options: MediaOptions, clip: Mapping) -> _Scan | None:
-    """Go over the packets of a moment alone, from the keyframe before it; None where that cannot be found."""
+    """Go over the packets of a moment alone, from the keyframe before it; None if that cannot be found."""
     total, fps = _header_total(container, stream, clip), _header_rate(stream)
     if not total or container.format.name not in TIMED or stream.start_time is None:
         return None
@@ -311,7 +311,7 @@ def _scan(container, stream, source, options: MediaOptions, clip: Mapping = {}) 
     """Go over the packets of an opened video, decoding nothing.
 
     Headers cannot be trusted with the number of frames: raw streams, mkv, webm and flv have none, and in a clip that
-    was cut without encoding it again it includes frames outside of the cut (packets marked "discard").
+    was cut without encoding it again it includes frames outside the cut (packets marked "discard").
 
     Raises:
         ValueError: the packets end before what the header promises. Raw streams and MPEG-TS promise nothing.
@@ -350,7 +350,7 @@ def _scan(container, stream, source, options: MediaOptions, clip: Mapping = {}) 
 
 
 def _check_whole(container, stream, source, fps: float, packets: int, end: float, cut_short: bool) -> None:
-    """Hold what was read against what the header promises.
+    """Compare what was read with what the header promises.
 
     Args:
         packets: of pictures.
@@ -391,7 +391,7 @@ def _read(source):
 
 
 def _is_hidden(packet) -> bool:
-    """Whether it holds a picture that is only referred to: VP8 has packets of such (RFC 6386, 9.1: show_frame)."""
+    """Whether a packet holds a picture that is never shown, as VP8's may (RFC 6386, 9.1: show_frame)."""
     return packet.stream.codec_context.name in ("vp8", "libvpx") and not bytes(packet)[0] & 0x10
 
 
@@ -399,7 +399,7 @@ def _is_hidden(packet) -> bool:
 
 
 def _decode(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> dict[int, np.ndarray]:
-    """The wanted frames by number; `wanted` is in ascending order. None of them if a jump to a moment goes astray."""
+    """The wanted frames by index; `wanted` is in ascending order. Nothing if a jump to a moment misses its keyframe."""
     frames = _decode_by_time(source, wanted, scan, options) if scan.keys else None
     return frames or ({} if scan.is_moment else _decode_by_number(source, wanted, scan.total, options))
 
@@ -439,7 +439,7 @@ def _decode_from_keyframe(container, stream, known: set[int]):
 
 
 def _decode_by_number(source, wanted: list[int], total: int, options: MediaOptions) -> dict[int, np.ndarray]:
-    """The wanted frames, decoding from the first: what knows no times, or jumps wrongly."""
+    """The wanted frames, decoding from the first: for files without times, or whose jumps go wrong."""
     remaining, frames, number = set(wanted), {}, 0
     with _opened(source, options) as (container, stream):
         try:

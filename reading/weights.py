@@ -11,7 +11,7 @@ class WeightedRows(Dataset):
 
     @property
     def is_drawn(self) -> bool:
-        """Whether an epoch draws its rows, with replacement, by weights or classes of theirs."""
+        """Whether an epoch draws its rows, with replacement, by their weights or classes."""
         return self.weighted and (self.balance is not None or bool((self.of_rows("sampling_weights") != 1).any()))
 
     def how_drawn(self) -> str:

@@ -195,7 +195,7 @@ def medium_fault(message: str) -> dict:
 
 
 def fingerprints(row: dict) -> dict:
-    """Hashes of all that a row says, and of what its user asks; a medium counts by its bytes, wherever it is."""
+    """Hashes of a row's whole content, and of what its user asks; a medium counts by its bytes, wherever it is."""
     content, question = [], []
     for message in row["messages"]:
         parts = [(p["type"], p["text"] if p["type"] == "text" else digest(p[p["type"]])) for p in message["content"]]
@@ -210,7 +210,7 @@ def fingerprints(row: dict) -> dict:
 
 
 class Results:
-    """What is known of each row: a few numbers, and why it cannot be used."""
+    """What is known about each row: a few numbers, or why it cannot be used."""
 
     def __init__(self, splits: dict):
         self.splits = splits
@@ -265,7 +265,7 @@ def workers(rows: CheckedRows, number: int) -> DataLoader:
 
 
 def results_of(arguments, budget, splits: dict, results: Results, notes: dict, num_processes: int) -> dict:
-    """All that the tables and the page show, in plain numbers."""
+    """Everything that the tables and the page show, in plain numbers."""
     report = {"model_id": arguments.model.model_id, "model_max_length": arguments.data.model_max_length, "data": {}}
     for start, (split, dataset) in zip(results.starts, splits.items()):
         rows, held = results.rows[start : start + len(dataset)], Counter()
@@ -332,7 +332,7 @@ def spread(values: np.ndarray) -> dict:
 
 
 def histogram(values: np.ndarray) -> dict:
-    """Counts of values from 1 on, in bins that grow where they are far apart."""
+    """A histogram of values from 1 on, whose bins grow if the values are far apart."""
     values = values[values > 0]
     if not len(values):
         return {"counts": [0], "edges": [0, 1], "scale": "linear"}
@@ -343,7 +343,7 @@ def histogram(values: np.ndarray) -> dict:
 
 
 def duplicates(results: Results, start: int, rows: np.ndarray) -> dict:
-    """Rows that say what an earlier row says, word for word and byte for byte."""
+    """Rows that repeat an earlier row, word for word and byte for byte."""
     opened = np.flatnonzero(rows["content"])
     _, first, inverse = np.unique(rows["content"][opened], return_index=True, return_inverse=True)
     repeated = np.flatnonzero(first[inverse] != np.arange(len(opened)))
@@ -367,7 +367,7 @@ def shared_with_training(results: Results) -> dict:
 
 
 def reasons(report: dict, arguments) -> tuple[list[str], list[str]]:
-    """Why training would fail, and what else to know before it starts."""
+    """Why training would fail, and what else one should know before it starts."""
     data, failures, notes = arguments.data, [], []
     for of_split in report["data"].values():
         name = of_split["name"]

@@ -38,12 +38,12 @@ def render(template: str, **values) -> Markup:
 
 
 def legible(text: str) -> str:
-    """Text with its control characters shown by their pictures, line breaks left."""
+    """Text with control characters as visible symbols, except line breaks."""
     return text.translate(CONTROL_PICTURES)
 
 
 def visible_breaks(text: str) -> Markup:
-    """Escaped text whose line breaks can be seen; the sign is added by the style, so that it is not copied."""
+    """Escaped text with visible line breaks; the style adds the sign, so that it is not copied."""
     return escape(legible(text)).replace("\n", Markup('<i class="break"></i>\n'))
 
 
@@ -101,7 +101,7 @@ def with_boxes(picture: Image.Image, boxes: list[tuple[str, list[float]]]) -> Im
 
 
 def embedded(picture: Image.Image, caption: str) -> tuple[str, str]:
-    """The picture as a data URL, without loss where it is small enough; its caption tells when it is made smaller."""
+    """The picture as a data URL, lossless if it is small enough; its caption says if it was made smaller."""
     for format, options in (("png", {}), ("jpeg", {"quality": 90})):
         file = io.BytesIO()
         picture.save(file, format, **options)
@@ -112,7 +112,7 @@ def embedded(picture: Image.Image, caption: str) -> tuple[str, str]:
 
 
 def draw(fill) -> Markup:
-    """An inline SVG, as wide as there is room, of what `fill(axes)` draws."""
+    """An inline SVG of what `fill(axes)` draws, as wide as the page allows."""
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot, which looks for a display
 

@@ -13,7 +13,7 @@ CARD, TAG = "README.md", "finelmm"
 
 @contextmanager
 def forgiven(what: str):
-    """A page that cannot be written costs no run its weights."""
+    """A page that cannot be written must not cost a run its weights."""
     try:
         yield
     except Exception as error:
@@ -22,7 +22,7 @@ def forgiven(what: str):
 
 @forgiven("model card")
 def write_merged_card(adapter: str, merged: str) -> None:
-    """Write the card of a merged model after that of its adapter, where that has one of `write_card`."""
+    """Write the card of a merged model from that of its adapter, if `write_card` wrote one."""
     path = os.path.join(adapter, CARD)
     card = ModelCard.load(path) if os.path.isfile(path) else None
     if card is None or TAG not in (card.data.tags or []):

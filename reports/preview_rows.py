@@ -50,7 +50,7 @@ class Preview(NamedTuple):
 
 
 def examine(dataset: MultimodalDataset, collator: ChatCollator, index: int) -> Preview:
-    """Open and encode a row as a run does; one that cannot be used gives its error."""
+    """Open and encode a row as a run does; an unusable row gives its error."""
     try:
         sample = dataset[index]
         encoded = collator.encode(sample)
@@ -114,7 +114,7 @@ def decode(collator: ChatCollator, ids: list[int]) -> str:
 
 
 def pieces(collator: ChatCollator, ids: list[int], before: list[int]) -> list[Piece]:
-    """Token ids -> their texts, with the white space that they have after the tokens `before` them."""
+    """Token ids -> their texts, with the white space that they get after the tokens `before`."""
     known = before[-1:]  # what a text is decoded after: some tokenizers drop the first token's space
     anchor, read, ids, found = 0, len(known), [*known, *ids], []
     for end in range(read + 1, len(ids) + 1):
@@ -127,7 +127,7 @@ def pieces(collator: ChatCollator, ids: list[int], before: list[int]) -> list[Pi
 
 
 def with_pieces(collator: ChatCollator, runs: Iterable[Run]) -> Iterator[tuple[Run, list[Piece]]]:
-    """Each run with its pieces, of which media have none; those of replies with their parts."""
+    """Each run with its pieces (media have none); the pieces of replies with their parts."""
     before = []
     for run in runs:
         found = pieces(collator, run.ids, before) if run.is_text else []

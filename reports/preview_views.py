@@ -19,7 +19,7 @@ MARKS = {"trained": (">>", "<<"), "cut": ("~~", "~~")}  # where there are no col
 
 
 def summary(row: dict) -> list[str]:
-    """The numbers of tokens: `73 tokens`, `11 trained`, and what else there is."""
+    """The numbers of tokens: `73 tokens`, `11 trained`, and any others."""
     counts = [f"{row['num_tokens']} tokens", f"{row['num_trained']} trained"]
     counts += [f"{row[f'num_{kind}_tokens']} {kind}" for kind in ("image", "video") if row[f"num_{kind}_tokens"]]
     return counts + ([f"{row['cut']} cut"] if row["cut"] else [])

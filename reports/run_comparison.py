@@ -1,4 +1,4 @@
-"""Two runs side by side, from what they left in their output folders. What `compare_runs.py` shows."""
+"""Two runs side by side, from the files in their output folders: what `compare_runs.py` shows."""
 
 import contextlib
 import json
@@ -61,7 +61,7 @@ def _read_lines(path: str, size: int, time: int) -> list[dict]:
 
 
 def figures(log: list[dict]) -> dict[str, str]:
-    """What comes first in the report of a run, from its log; nothing before the first step."""
+    """The first lines of a run's report, from its log; nothing before the first step."""
     if not log:
         return {}
     newest = {name: value for line in log for name, value in line.items()}
@@ -116,7 +116,7 @@ def page(first: RunResult, second: RunResult) -> str:
 
 
 def curves_of_runs(logs: dict[str, list[dict]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """As `curves_of`, of several runs: the lines begin with the name of theirs, if it has one."""
+    """As `curves_of`, for several runs: each line's name begins with that of its run, if it has one."""
     plots = {}
     for name, log in logs.items():
         for title, lines in curves_of(log).items():

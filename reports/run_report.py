@@ -71,7 +71,7 @@ class RunFacts(NamedTuple):
 
     @property
     def base(self) -> str | None:
-        """The Hub path of the model that was trained; None for a folder, which says nothing to others."""
+        """The Hub path of the model that was trained; None for a folder, which means nothing to others."""
         name = public_name(self.arguments.model.model_path)
         return None if os.path.isabs(name) else name
 
@@ -86,7 +86,7 @@ class RunFacts(NamedTuple):
 
 @contextmanager
 def reported(trainer, facts: RunFacts):
-    """When the run within is over, however it ends: say what became of it, and write it to the log and the report."""
+    """When the run inside is over, however it ends: print the outcome, and write it to the log and the report."""
     ended = None
     try:
         yield
@@ -227,7 +227,7 @@ def shown_answers(output_dir: str, dataset: MultimodalDataset, step: int, most: 
 
 
 def answers_of(output_dir: str, dataset: MultimodalDataset, steps: list[int], most=SHOWN_ANSWERS) -> Iterator[dict]:
-    """Answers of the last of these evaluations, each with that of the first of them, and with pictures once a row."""
+    """Answers of the last of these evaluations, each with that of the first; pictures once per row."""
     if not steps:
         return
     before = {(answer["index"], answer["turn"]): answer for answer in read_answers(output_dir, steps[0])}
@@ -242,7 +242,7 @@ def answers_of(output_dir: str, dataset: MultimodalDataset, steps: list[int], mo
 
 
 def confusions_of(output_dir: str, facts: RunFacts, steps: list[int]) -> dict[str, list]:
-    """Part of the evaluation data -> `metrics.confusion` of its last answers, where they are closed."""
+    """Part of the evaluation data -> `metrics.confusion` of its last answers, if they are classes."""
     answers = read_answers(output_dir, steps[-1]) if steps else []
     parts = [*facts.eval_dataset.parts().items()][-len(facts.eval_dataset.paths) :] if answers else []  # each path
     return {part: metrics.confusion([a for a in answers if a["index"] in rows]) for part, rows in parts}
@@ -254,7 +254,7 @@ def given_flags(arguments: Arguments) -> dict:
 
 @cache
 def versions() -> dict[str, str]:
-    """Of what is installed, and of this repository where it is a git one."""
+    """Versions of installed packages, and of this repository if it is a git checkout."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):

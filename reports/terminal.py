@@ -6,5 +6,5 @@ from rich.console import Console
 
 
 def terminal(file: TextIO, **options) -> Console:
-    """A console that prints text as it is: names of files and data may hold what rich takes for markup or emoji."""
+    """A console that prints text as it is: file names and data may contain what rich takes for markup or emoji."""
     return Console(file=file, markup=False, emoji=False, highlight=False, **options)

@@ -32,7 +32,7 @@ class AnswerTables(TrainerCallback):
 
 
 def table_rows(output_dir: str, dataset: MultimodalDataset, step: int) -> Iterator[list]:
-    """Of each answer what COLUMNS names; its media side by side, or None of a text."""
+    """For each answer, the values of COLUMNS; its media side by side, or None if it has none."""
     for answer, shown in shown_answers(output_dir, dataset, step, MOST_ANSWERS):
         texts = [answer[name] for name in ("index", "question", "reference", "prediction", "exact_match")]
         yield [*texts, side_by_side([picture for _, picture, _ in islice(shown, MOST_PICTURES)])]
@@ -65,7 +65,7 @@ def to_tensorboard(rows: list[list], step: int, output_dir: str) -> None:
 
 
 def to_table(name: str, rows: list[list], step: int, output_dir: str) -> None:
-    """For wandb and trackio, which call things alike. `eval/answers` is the number of answers."""
+    """For wandb and trackio, whose calls have the same names. `eval/answers` is the number of answers."""
     tracker = import_module(name)
     data = [[*texts, picture and tracker.Image(picture)] for *texts, picture in rows]
     tracker.log({"answers": tracker.Table(columns=COLUMNS, data=data), "train/global_step": step})

@@ -1,4 +1,4 @@
-"""LoRA through peft: which modules get an adapter, and an adapter that another run goes on from."""
+"""LoRA through peft: which modules get an adapter, and continuing from an earlier run's adapter."""
 
 import re
 from collections import defaultdict
@@ -83,7 +83,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
 
 
 def named(model: nn.Module, loader: BaseLoader) -> nn.Module:
-    """Have `adapter_config.json` name the base so that it is found from anywhere, and list modules in one order."""
+    """Make `adapter_config.json` name the base so that it is found from anywhere, and list modules in a fixed order."""
     config = model.peft_config["default"]
     config.base_model_name_or_path = public_name(loader.model_path)
     if isinstance(config.target_modules, set):  # which is saved in the order of its hashes
@@ -98,8 +98,8 @@ def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: 
     a mixture have flags of their own: a router may be a Linear, but what it returns is more than a product.
 
     Args:
-        patterns: names, ends of names, or regular expressions of whole names; what matches no name of today may match
-            one of `old_names`.
+        patterns: names, ends of names, or regular expressions of whole names; a pattern that matches none may match one
+            of `old_names`.
     """
     head = model.get_output_embeddings()
     reasons = {name: why_not(name, module, loader, modes) for name, module in model.named_modules()}
@@ -171,7 +171,7 @@ def by_reason(found: dict[str, str]) -> str:
 
 
 def shortened(names: list[str]) -> str:
-    """Module names in short: those that differ by the number of a layer or in their ends are written together, as in
+    """Module names in short: names that differ in the layer index or in their ends are written together, as in
     `model.layers.{0..27}.{mlp.up_proj, mlp.down_proj}`.
     """
     layers, ends = defaultdict(list), defaultdict(list)
@@ -209,7 +209,7 @@ def named_in(flag: str, patterns: list[str] | None, names: Iterable[str], loader
 
 
 def largest_modules(names: Iterable[str], known: Iterable[str], never: Iterable[str] = ()) -> list[str]:
-    """Some of the `known` parameters -> the largest modules around them that hold no other, and are none of `never`."""
+    """Some of the `known` parameters -> the largest modules that hold only these, and are none of `never`."""
     names = dict.fromkeys(names)
     holding_others = {path for name in {*known} - names.keys() for path in paths(name)}.union(never)
     return list(dict.fromkeys(next(path for path in paths(name) if path not in holding_others) for name in names))

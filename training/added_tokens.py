@@ -1,4 +1,4 @@
-"""What a run says of the tokens that it adds, and of others that somebody added and no embedding trains."""
+"""What a run prints about the tokens that it adds, and about tokens added earlier whose embeddings do not train."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ MOST_ROWS = 10_000  # that are searched, spread over the data
 
 
 def added_tokens(loader: BaseLoader, template: Template) -> str:
-    """What --add_tokens came to, in a line, or an empty text."""
+    """The result of --add_tokens in a line, or an empty text."""
     known = loader.pieces.keys() - loader.new_tokens.keys()
     names = ", ".join(sorted(map(template.frame.tokenizer.convert_ids_to_tokens, known)))
     kept = f"; tokens already, which start from what they are: {names}" if known else ""

@@ -1,4 +1,4 @@
-"""What a loaded model that nobody prepared shows of itself, on the probes of its collator (`--model_id auto`).
+"""Tests of a loaded model without a family of its own (`--model_id auto`), on the probes of its collator.
 
 They go through it alone, in a padded batch and in one row. A model that reads its place in the row, or carries a state
 from token to token, gives other losses there: then samples are padded. One whose padded batch is wrong is refused.
@@ -81,7 +81,7 @@ def check_batches(model, loader, collator, arguments) -> str:
 
 
 def with_another_end(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A row whose last token is another, which no loss may depend on: the label in its place stays."""
+    """A row with another last token, on which no loss may depend; the label in its place stays."""
     ids = row["input_ids"].clone()
     ids[:, -1] = ids[:, 0]
     return row | {"input_ids": ids}
@@ -122,7 +122,7 @@ def on_device(model, batch: dict) -> dict:
 
 
 def allow_unreached(model, collator, training) -> str:
-    """Have DDP allow parameters without a gradient where a backward pass of the probes leaves some without.
+    """Let DDP allow parameters without a gradient if a backward pass of the probes leaves some without.
 
     Returns:
         Which, or an empty text.

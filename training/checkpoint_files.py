@@ -43,11 +43,11 @@ def checksum(path: str) -> list[int]:
 
 
 class UntrustedCheckpoint(ValueError):
-    """A checkpoint that would run what its user may not know of: for it, no older one is taken without a word."""
+    """A checkpoint that would run unknown code: it is never silently replaced by an older one."""
 
 
 def check_file(path: str, saved: list[int] | None, is_trusted: bool) -> None:
-    """Raise a ValueError where a file is not as it was saved, or would run unknown code when it is loaded."""
+    """Raise a ValueError if a file is not as it was saved, or would run unknown code when it is loaded."""
     try:
         unknown = globals_of(path) - KNOWN_GLOBALS
         if saved and (is_trusted or not unknown):

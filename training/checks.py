@@ -323,7 +323,7 @@ def check_training(training) -> None:
 
 
 def check_best_metric(training, paths: list[str]) -> None:
-    """Refuse a metric that is not there, or that needs answers where none are written."""
+    """Refuse a metric that does not exist, or that needs answers if none are generated."""
     measured = ["loss", *metrics.load_metrics(training.metric)]
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
     kind = metrics.kind_of(best)
@@ -374,7 +374,7 @@ def check_optimizer_name(training) -> None:
 
 
 def try_optimizer(training) -> None:
-    """Make optimizer and schedule for one number: before step 1, nothing else reads the flags for them."""
+    """Make optimizer and schedule for a single parameter: nothing else reads their flags before step 1."""
     check_optimizer_name(training)
     name, rate = training.optim.value, training.learning_rate
     if "paged" in name and training.device.type != "cuda":
@@ -439,7 +439,7 @@ def check_together(arguments) -> None:
 
 
 def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
-    """Set the flags to what the adapter in --lora_weight_path is; refuse those that say otherwise."""
+    """Set the flags to those of the adapter in --lora_weight_path; refuse any that contradict it."""
     from peft import LoraConfig
 
     path = lora.lora_weight_path

@@ -1,4 +1,4 @@
-"""What is not finite ends a run while its weights still are: gradients, losses and, before each save, weights."""
+"""A run ends while its weights are still finite: gradients, losses and, before each save, weights are tested."""
 
 import math
 
@@ -86,7 +86,7 @@ class FiniteCheck(TrainerCallback):
         )
 
     def names(self) -> str:
-        """The samples of the batches whose loss is not finite; of the whole update, where each loss is finite."""
+        """The samples of the batches whose loss is not finite; if all are finite, those of the whole update."""
         trainer, args = self.trainer, self.trainer.args
         flags = 1.0 - torch.stack(trainer.losses).isfinite().float()
         # In the sampler's order the batches of all processes alternate.

@@ -161,9 +161,8 @@ def equal_vision_calls(arguments, loader, trained, *datasets) -> set[str]:
 
 
 def gather_full_state(trainer, loader) -> None:
-    """Make `trainer.model` a whole one in the precision of its checkpoint, on the processes that save it.
-
-    What trained is put into the checkpoint's own model, so that all else is as it was before `--bf16` rounded it.
+    """Make `trainer.model` a whole model in its checkpoint's precision, on the processes that save it. Trained weights
+    are put into the checkpoint's own model, so that all others are as before `--bf16` rounded them.
     """
     weights = trainer.accelerator.get_state_dict(trainer.model)  # by FSDP2 on the first process only
     if trainer.args.should_save:

@@ -14,7 +14,7 @@ BEFORE, AFTER = "0-probe", "last-probe"  # of the names of files of answers
 
 
 class Probe(TrainerCallback):
-    """Asks before step 1 and after the last, also of a run that was resumed in between, and logs what was lost."""
+    """Asks before the first step and after the last, even if the run was resumed in between, and logs what was lost."""
 
     def __init__(self, trainer, collator, dataset: MultimodalDataset):
         self.trainer, self.collator, self.dataset, self.asked = trainer, collator, dataset, questions(dataset)

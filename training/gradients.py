@@ -1,4 +1,4 @@
-"""A parameter that is to train but gets no gradient: named where it never gets one, zero where a step has none."""
+"""Parameters that should train but get no gradient: named if they never get one, zero in a step without one."""
 
 from itertools import chain
 
@@ -15,8 +15,8 @@ MOST_UPDATES = 20
 def complete_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
     """Before a step: zero where what trains has no gradient, such as the vision encoder's in a step of texts alone.
 
-    PyTorch's optimizers pass over a parameter without gradient; after one of zero, momentum and weight decay go on.
-    DeepSpeed and the dummies of several processes know zeros only, so that one process would train otherwise.
+    PyTorch's optimizers skip a parameter without a gradient; with a zero gradient, momentum and weight decay go on.
+    DeepSpeed and the dummies of several processes give zeros, so one process would train differently.
     """
     for parameter in chain(*(group["params"] for group in optimizer.param_groups)):
         if parameter.requires_grad and parameter.grad is None:
@@ -27,7 +27,7 @@ class GradientCheck(TrainerCallback):
     """Says once what trains without a gradient: after 20 updates, or after the last, if there are fewer.
 
     DDP and FSDP2 leave each gradient in `.grad` until the optimizer's step. DeepSpeed takes it away earlier, but a hook
-    sees it come; one on a shard of FSDP2 is never called. So both are asked. What one process saw counts for all.
+    sees it come; one on a shard of FSDP2 is never called. So both are checked. What one process saw counts for all.
     """
 
     def __init__(self, trainer):

@@ -1,6 +1,6 @@
 """The loss, written once: the cross entropy of each label, for training, evaluation and the forecast of memory.
 
-A loss of one's own, such as one with a weight for each token, changes `label_losses` (docs/change_it.md).
+A loss of your own, such as one with a weight for each token, changes `label_losses` (docs/change_it.md).
 """
 
 from collections.abc import Callable

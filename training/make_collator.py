@@ -10,7 +10,7 @@ OWN_TEMPLATES = ("checkpoint", "family")
 
 
 def make_collator(family: str, loader, data, *datasets):
-    """The collator of a run, from its loader and its DataArguments; `--max_pixels auto` is settled by the data sets."""
+    """The collator of a run, from its loader and its DataArguments; the data sets decide `--max_pixels auto`."""
     chat_template = data.chat_template
     if chat_template and chat_template not in OWN_TEMPLATES:
         chat_template = read_text("chat_template", chat_template)

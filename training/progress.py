@@ -1,4 +1,4 @@
-"""What a run tells of its progress: one line in the terminal, and `log.jsonl` in the output folder for programs."""
+"""How a run reports its progress: one line in the terminal, and `log.jsonl` in the output folder for programs."""
 
 import math
 import os

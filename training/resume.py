@@ -1,4 +1,4 @@
-"""Stop and resume: checkpoints that are whole or not there, and a Trainer that goes on from one exactly.
+"""Stop and resume: checkpoints that are whole or absent, and a Trainer that continues exactly from one.
 
 A checkpoint is written in the folder `unfinished-checkpoints` of the output folder, and renamed to `checkpoint-N` when
 all of it is on the disk. Its `checkpoint.json` lists its files, and what a run must share with it to go on from it.
@@ -133,7 +133,7 @@ def last_checkpoint(folder: str) -> str:
 
 
 def keep_resize(checkpoint: str | None, data) -> None:
-    """A run that was started when images were always resized before the processor goes on so."""
+    """A run from the time when images were always resized before the processor continues that way."""
     if checkpoint and data.keep_processor_config is not None:
         if "keep_processor_config" not in read_record(checkpoint)["run"]["flags"]:
             data.keep_processor_config = None
@@ -151,7 +151,7 @@ def describe_run(arguments, dataset: MultimodalDataset) -> dict:
 
 
 def check_same_run(checkpoint: str, run: dict) -> None:
-    """Raise a ValueError where a run would not go on as the one that wrote the checkpoint."""
+    """Raise a ValueError if a run would not continue exactly as the one that wrote the checkpoint."""
     before = read_record(checkpoint)["run"]
     if found := differences(before, run):
         raise ValueError(
@@ -193,7 +193,7 @@ def check_not_removed(output_dir: str, error: Exception | None = None) -> None:
 
 @contextmanager
 def disk_errors(folder: str, training):
-    """What goes wrong in writing to a folder, as a ValueError that says where to go on."""
+    """Turns an error in writing to a folder into a ValueError that says where to resume."""
     output_dir = training.output_dir
     if training.should_save:
         check_not_removed(output_dir)  # libraries would make it again, without what it held
@@ -254,7 +254,7 @@ class ResumableTrainer(transformers.Trainer):
         return os.path.join(self.args.output_dir, UNFINISHED) if self.is_saving else self.args.output_dir
 
     def _save_checkpoint(self, model, trial):
-        """As the Trainer's, but no process ever sees half of it as checkpoint-N, whenever it is killed."""
+        """As the Trainer's, but there is never a half-written checkpoint-N, whenever the run is killed."""
         output_dir, name = self.args.output_dir, f"checkpoint-{self.state.global_step}"
         unfinished, finished = os.path.join(output_dir, UNFINISHED, name), os.path.join(output_dir, name)
         with disk_errors(finished, self.args):
@@ -281,7 +281,7 @@ class ResumableTrainer(transformers.Trainer):
             self._push_from_checkpoint(finished)
 
     def save_before_update(self) -> str:
-        """Save a checkpoint amid an update that is not made; returns where it is, in words."""
+        """Save a checkpoint in the middle of an update, which is not applied; returns where it is, in words."""
         step = self.state.global_step
         if step and not os.path.isdir(os.path.join(self.args.output_dir, f"checkpoint-{step}")):
             self._save_checkpoint(self.model, None)

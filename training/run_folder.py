@@ -20,7 +20,7 @@ LOCK, RUN = "_lock", "run.json"  # what begins with _ the Trainer does not uploa
 
 @contextmanager
 def locked(arguments) -> Iterator[None]:
-    """Lock the output folder while a run lasts. Of a run that ends before it has written anything, nothing stays.
+    """Lock the output folder while a run lasts. A run that ends before it has written anything leaves nothing behind.
 
     Raises:
         ValueError: another run is in it, or it is the folder of what this one reads.
@@ -115,7 +115,7 @@ def earlier_run(folder: str) -> dict | None:
 
 
 def begin(training, run: dict, checkpoint: str | None) -> None:
-    """Write down whose folder this is. What another run left in it is renamed, by `--overwrite_output_dir`.
+    """Record which run the folder belongs to. With `--overwrite_output_dir`, another run's files are first renamed.
 
     The checkpoints of an earlier start of the same run are deleted, unless one is resumed.
     """

@@ -1,6 +1,6 @@
 """Which rows a step takes: the order of an epoch, and what is packed together; pure functions of seed and epoch.
 
-An order of one's own is a subclass of `EpochSampler` and a row in `SAMPLERS`.
+For an order of your own, subclass `EpochSampler` and add a row to `SAMPLERS`.
 """
 
 from bisect import bisect_left, insort
@@ -111,7 +111,7 @@ class PackSampler(EpochSampler):
 
 
 def pack(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[list[int]]:
-    """Rows in groups of at most `budget` tokens, a longer one alone: best fit, the longest of a look-ahead first.
+    """Rows in groups of at most `budget` tokens, a longer row by itself: best fit, longest of the look-ahead first.
 
     Args:
         rows: (rows,), in the order of the look-ahead.

@@ -1,9 +1,7 @@
-"""The memory of a training step, found by running it without numbers.
-
-`measure_step` runs optimizer, forward and backward on fake tensors, which have a shape and a precision but no numbers
-(torch's FakeTensor), and follows which of them are alive. So adapters, checkpointing, dropout, autocast and the code of
-each family need no formula. The batch is real, and so is all that follows from it alone, such as masks and positions:
-what the code asks of them has an answer.
+"""The memory of a training step, found by running it without values. `measure_step` runs optimizer, forward and
+backward on fake tensors, which have a shape and a precision but no values (torch's FakeTensor), and tracks which of
+them are alive. So adapters, checkpointing, dropout, autocast and the code of each family need no formula. The batch is
+real, and so is all that follows from it alone, such as masks and positions: what the code asks of them has an answer.
 """
 
 import weakref
@@ -91,7 +89,7 @@ class Ledger(TorchDispatchMode):
 
 
 def _positions(indices: list) -> list:
-    """Boolean masks as positions: how many are true, a fake tensor could not tell."""
+    """Boolean masks as positions, since a fake tensor cannot tell how many values are true."""
     found = []
     for index in indices:
         is_mask = index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
@@ -100,7 +98,7 @@ def _positions(indices: list) -> list:
 
 
 def _even_choice(chosen: torch.Tensor, number: int) -> torch.Tensor:
-    """Real indices in the place of a router's fake ones: each of `number` experts gets the same share of tokens."""
+    """Real indices in the place of a router's fake ones: each of `number` experts gets equally many tokens."""
     return (torch.arange(chosen.numel()) % number).view(chosen.shape)
 
 
@@ -119,7 +117,7 @@ class Dequantized(torch.autograd.Function):
 
 
 class QuantizedLinear(nn.Linear):
-    """Stands for a layer of bitsandbytes: its weight has as many bytes as that one's, with the scales."""
+    """Stands in for a layer of bitsandbytes: its weight takes as many bytes, including the scales."""
 
     def __init__(self, linear: nn.Linear, bits: int):
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
@@ -142,7 +140,7 @@ class QuantizedLinear(nn.Linear):
 def measure_step(
     model: nn.Module, batch: dict[str, torch.Tensor], training, dtype: torch.dtype, make_optimizer, shares: Shares
 ) -> dict[str, float]:
-    """Bytes of each of `MEMORY_PARTS` on a device, at the moment of a step at which they are most.
+    """Bytes of each of `MEMORY_PARTS` on a device, at the peak of a step.
 
     Args:
         model: on the meta device, with what trains set apart; it is spent.

@@ -31,7 +31,7 @@ class ThroughputMeter:
 
     Args:
         device: where this process trains.
-        peak_tflops: a device's peak, in 10^12 operations a second, for the MFU: the share of it that training needs.
+        peak_tflops: a device's peak, in 10^12 operations a second, for the MFU, the fraction of it that training uses.
             The first batch tells how many operations that is for a token.
         recomputes: whether backward computes forward again, which the MFU does not count.
     """

@@ -28,7 +28,7 @@ def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str
     """Parameter of the loaded model, under each of its names -> "full", "lora" (in an adapted layer) or "frozen".
 
     Raises:
-        ValueError: what `--freeze` or `--train` names is not there, is so already, or is named by both.
+        ValueError: a name of `--freeze` or `--train` does not exist, is already in that state, or is named by both.
     """
     parameters, modes = dict(model.named_parameters(remove_duplicate=False)), training_modes(arguments)
     modes = {name: modes.get(loader.component_of(name), "frozen") for name in parameters}
@@ -206,7 +206,7 @@ def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[Component
 
 
 def precision(parameters: list[tuple[str, nn.Parameter]]) -> str:
-    """The kinds of numbers in a component; of quantized ones, in how many linear layers."""
+    """The precisions in a component; for quantized weights, also the number of linear layers."""
     kinds = Counter("nf4" if hasattr(p, "quant_state") else str(p.dtype).removeprefix("torch.") for _, p in parameters)
     return ", ".join(f"{kind} ({kinds[kind]} Linear)" if kind in ("nf4", "int8") else kind for kind in sorted(kinds))
 

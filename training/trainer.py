@@ -1,4 +1,4 @@
-"""The HF Trainer with what it leaves open: an exact loss, pure samplers, answers in evaluation, processor files."""
+"""The HF Trainer with what it lacks: an exact loss, pure samplers, answers in evaluation, processor files."""
 
 import math
 import time
@@ -34,7 +34,7 @@ class FinetuneTrainer(ResumableTrainer):
     learning_rates: by the name of a parameter; default: `args.learning_rate`.
     lengths: tokens of each training row (rows,); needed to group by length and to pack.
     pack_budget: tokens of a pack; None: no packs.
-    write_card: called with a folder of weights and the Trainer's state, to lay the model card next to them.
+    write_card: called with a folder of weights and the Trainer's state, to put the model card next to them.
     """
 
     # The loss below is already divided by the labels of the whole global step.
@@ -87,7 +87,7 @@ class FinetuneTrainer(ResumableTrainer):
 
     @contextmanager
     def naming_samples(self):
-        """What ends a data loader's worker becomes a ValueError that names the sample."""
+        """Turns what ended a data loader's worker into a ValueError that names the sample."""
         try:
             yield
         except (OSError, EOFError, RuntimeError, ValueError) as error:
@@ -104,7 +104,7 @@ class FinetuneTrainer(ResumableTrainer):
             raise
 
     def report_skipped(self) -> None:
-        """Say how many samples could not be used, on all processes, those that were left out at the start included."""
+        """Print how many samples were unusable on all processes, including those left out at the start."""
         for what, dataset in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
             if dataset and len(dataset.failed):
                 number = int((self.accelerator.reduce(dataset.failed.to(self.args.device).long()) > 0).sum())
@@ -134,7 +134,7 @@ class FinetuneTrainer(ResumableTrainer):
         return 0  # the model's own would count its parameters again in every batch (transformers 5.23)
 
     def set_initial_training_values(self, args, dataloader):
-        """As the Trainer's; what is a share of the run becomes a number of steps."""
+        """As the Trainer's; fractions of the run become numbers of steps."""
         values = super().set_initial_training_values(args, dataloader)
         for name in ("logging_steps", "eval_steps", "save_steps"):
             if 0 < (getattr(args, name) or 0) < 1:
@@ -161,7 +161,7 @@ class FinetuneTrainer(ResumableTrainer):
         super()._save_checkpoint(*args)
 
     def create_optimizer(self, model=None):
-        """As the Trainer's, with the parameters of another learning rate in groups of their own, after its groups."""
+        """As the Trainer's, with parameters of other learning rates in groups of their own, after its groups."""
         optimizer = super().create_optimizer(model)
         named = self.accelerator.unwrap_model(self.model if model is None else model).named_parameters()
         rates = {parameter: self.learning_rates[name] for name, parameter in named if name in self.learning_rates}
@@ -177,7 +177,7 @@ class FinetuneTrainer(ResumableTrainer):
         return optimizer
 
     def get_decay_parameter_names(self, model):
-        """As the Trainer's, without the norms that it misses by their names (5.23), such as Qwen2.5-VL's `norm1`."""
+        """As the Trainer's, without norms whose names it does not recognize (5.23), such as Qwen2.5-VL's `norm1`."""
         norms = {name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
         return [name for name in super().get_decay_parameter_names(model) if name.rpartition(".")[0] not in norms]
 
@@ -232,7 +232,7 @@ class FinetuneTrainer(ResumableTrainer):
         return found
 
     def _score_blind(self, answers: list[dict]) -> dict[str, float]:
-        """Their number, and what guesses without a look at the media would score: logged once."""
+        """The number of questions, and what blind guesses would score: logged once."""
         if any(logs.get("eval_answers") == len(answers) for logs in self.state.log_history):
             return {}
         guesses, parts = guess_blindly(self.train_dataset.dataset, answers), self.eval_dataset.dataset.parts()

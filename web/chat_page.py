@@ -1,4 +1,4 @@
-"""The tab "Chat": one model that is loaded, pages that take turns with it, and the base of an adapter next to it."""
+"""The tab "Chat": one loaded model, pages that take turns with it, and an adapter's base next to it."""
 
 import contextlib
 import gc

@@ -1,4 +1,4 @@
-"""What the form of the page stands for: a command line of train.py, a run's flags, a YAML file, what it held before.
+"""The form as a command line of train.py, a run's flags or a YAML file, and what it held before.
 
 Its values are a dict by the names of INPUTS, as gradio's components have them: text, a bool, or a list of texts.
 """

@@ -39,7 +39,7 @@ def log_box(log: str) -> str:
 
 
 def or_notice(function):
-    """A function that makes HTML, and says in its place what was wrong."""
+    """Wraps a function that makes HTML, to show what went wrong in its place."""
 
     @wraps(function)
     def call(*args, **kwargs):
@@ -53,7 +53,7 @@ def or_notice(function):
 
 @contextmanager
 def or_error():
-    """Around a function whose faults gradio shows in a corner of the page."""
+    """Wraps a function whose errors gradio shows in a corner of the page."""
     try:
         yield
     except (ValueError, OSError) as error:

@@ -1,8 +1,8 @@
 """Runs of train.py as the web interface starts, stops and finds them again.
 
-What is known of a run is in its output folder: `webui_run.json` (how it was started, which process it is),
-`webui.log` (what it prints) and what train.py writes. So any number of pages, also of an interface that was started
-again, see the same. A relative path is one in the root, which is the current folder.
+What is known about a run is in its output folder: `webui_run.json` (how it was started, which process it is),
+`webui.log` (what it prints) and what train.py writes. So all pages see the same, even after the interface was
+restarted. A relative path is one in the root, which is the current folder.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ def flags_of(words: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def command_line(words: list[str], root: str, devices: int = 1) -> str:
-    """The words as a command for a shell in the root, a flag a line."""
+    """The words as a shell command for the root, one flag per line."""
     script = "train.py" if root == HERE else os.path.join(HERE, "train.py")
     launcher = "python" if devices == 1 else f"torchrun --nproc_per_node {devices}"
     lines = [f"{launcher} {shlex.quote(script)}"]
@@ -287,7 +287,7 @@ def write_json(path: str, held: dict) -> None:
 
 
 def is_alive(record: dict) -> bool:
-    """Whether the process of a record runs; a process that only got its number does not count."""
+    """Whether the process of a record runs; another process that got the same id does not count."""
     with contextlib.suppress(KeyError, psutil.NoSuchProcess):
         process = psutil.Process(record["pid"])
         return abs(process.create_time() - record["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
@@ -364,7 +364,7 @@ def summary(folder: str) -> list[str]:
 
 
 def version(folder: str) -> tuple:
-    """It changes when there is something new to plot or to read."""
+    """A state that changes when there is something new to plot or to read."""
     paths = [os.path.join(folder, name) for name in (LOG_FILE, "report.html", ANSWERS_FOLDER)]
     return (folder, *(os.path.getmtime(path) if os.path.exists(path) else 0 for path in paths))
 

@@ -1,4 +1,4 @@
-"""The tab "Runs": their table, one of them as it goes on, and what comes after it."""
+"""The tab "Runs": the table of runs, one run as it progresses, and what to do after it."""
 
 import json
 import os

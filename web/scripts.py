@@ -16,7 +16,7 @@ requests = None  # the socket of that process
 
 
 def begin() -> None:
-    """Start it. This process must have one thread yet: a fork would hold the locks of others forever."""
+    """Start it, while this process has a single thread: a fork would hold the locks of other threads forever."""
     global requests
     for script in SCRIPTS:
         import_module(script)
@@ -50,7 +50,7 @@ def _run(script: str, words: list[str], answer: int) -> None:
 
 
 class Failed(ValueError):
-    """What a script printed, and what was wrong (`fault`): its exit code, where it named nothing else."""
+    """What a script printed, and what was wrong (`fault`): its exit code, if it gave no message."""
 
     def __init__(self, printed: str, fault: str):
         super().__init__(f"{printed}\n{fault}".strip())

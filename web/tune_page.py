@@ -179,7 +179,7 @@ def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *i
 
 @or_error()
 def model_of(typed: str | None, path: str | None) -> tuple:
-    """Id and local path of what was typed as a model; the id that was found for a path leaves the path."""
+    """Id and local path of what was typed as a model; finding an id for a path keeps the path."""
     found = form.model_of(typed or "")
     return found if found[1] or not path or form.model_of(path)[0] != typed else (typed, path)
 
