@@ -42,7 +42,7 @@ from training.make_collator import make_collator
 from training.step_memory import MEMORY_PARTS, QuantizedLinear, Shares, measure_step
 
 GB = 1e9
-# Of a GPU's memory, left to the CUDA context and to gaps between blocks.
+# The fraction of a GPU's memory left to the CUDA context and to gaps between blocks.
 RESERVE = 0.1
 # Without data: the size of the image in a row, and how much of the text is trained.
 IMAGE_SIZE, LABEL_SHARE = (640, 480), 0.5

@@ -41,7 +41,7 @@ from reading.dataset import make_dataset
 from reading.options import AUTO
 from reading.strict_json import json_object
 
-# What the model gets to see of images and videos: as in training, unless a flag says otherwise.
+# What the model sees of images and videos: as in training, unless a flag says otherwise.
 # Flags of one group stand together: where one is given, none of it is taken from training.
 AS_IN_TRAINING = (
     ("image_size", "min_pixels", "max_pixels", "jpeg_draft", "keep_processor_config"),
@@ -203,7 +203,7 @@ def load(
     placement = {"device_map": "auto"} if torch.cuda.is_available() else {}  # over all GPUs
     loader = LOADERS.get(family)(base_path, trust_remote_code, dtype="auto", **placement)
     loader.pieces = trained_rows(adapter)
-    # An adapter corrects the base that it saw, so its base is quantized alike.
+    # An adapter corrects the base that it was trained on, so the base is quantized the same way.
     if adapter is not None and (bits := quantized_bits(saved.get("q_lora"), saved.get("load_in_8bit"))):
         loader.model_kwargs["quantization_config"] = quantization_config(loader, loader.dtype, bits)
     model = loader.load_model()

@@ -149,7 +149,7 @@ MODELS = {
 }
 
 
-# Families that take videos, as a test of the real processors finds them.
+# Families that take videos; a test compares them with the real processors.
 VIDEO = {
     *("llava-next-video", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "qwen3.5"),
     *("qwen3.5-moe", "gemma-4", "gemma-4-unified", "smolvlm2", "internvl3", "glm-4.1v", "glm-4.6v", "glm-ocr"),

@@ -69,7 +69,7 @@ def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
         share=False,
         auth=door(args.password) if args.password else None,
         auth_message=text("auth"),
-        # A page of the web whose name is made to lead to this machine gets nothing.
+        # A web page whose host name is made to resolve to this machine gets nothing.
         app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(OwnPageOnly)]},
         max_file_size="500mb",
         ssr_mode=False,

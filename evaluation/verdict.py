@@ -24,7 +24,7 @@ ANSI = {"good": 32, "warning": 33, "error": 31}
 RECENT_LOSSES = 20
 # Fewer tell nothing.
 FEW_STEPS, FEW_ANSWERS = 20, 8
-# An evaluation loss that is higher than the lowest by this factor has risen.
+# An evaluation loss counts as risen if it is above the lowest by this factor.
 RISEN = 1.02
 
 

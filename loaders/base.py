@@ -41,7 +41,7 @@ class BaseLoader:
     bare_weights: list[str] = []
     # Whether some tokens attend to later ones. FlashAttention silently drops that part of a mask (transformers 5.23).
     bidirectional = False
-    # Why samples that lie in one row would see each other (--padding_free), if they would.
+    # Why concatenated samples would see each other (--padding_free), if they would.
     cannot_be_padding_free = ""
     # Whether nobody has tested how its model takes a batch, so that each run does (training/auto_checks.py).
     is_tested_on_loading = False
@@ -49,13 +49,13 @@ class BaseLoader:
     recurrent = ""
     # Whether rotary positions are of time, height and width; such a model has `get_rope_index`.
     mrope = False
-    # How attention is computed where --attn_implementation leaves it open.
+    # How attention is computed if --attn_implementation is not given.
     attention = "sdpa"
     # How many tokens the makers' tokenizer has, the added ones too: one of a larger id was added by somebody else.
     vocabulary: int | None = None  # not known
     # Packages that only this family needs -> what for.
     packages: dict[str, str] = {}
-    # In what the model that is trained differs from that of plain transformers, for its users; part of the card.
+    # How the trained model differs from that of plain transformers, for its users; part of the card.
     remark = ""
     # The token that stands for pixels, where the template writes text in its place.
     pixel_token = ""

@@ -49,7 +49,7 @@ class ShardMerge:
 
     def __init__(self, loader: BaseLoader, adapter_path: str, dtype=None, quantization_config=None):
         config = PeftConfig.from_pretrained(adapter_path)
-        # What takes its start out of the base's weights, such as pissa, peft 0.21 redoes on the loaded model.
+        # Inits that subtract from the base's weights, such as pissa, are repeated by peft 0.21 on the loaded model.
         plain = isinstance(config, LoraConfig) and config.init_lora_weights in (True, False, "gaussian", "orthogonal")
         if not plain or config.lora_bias:
             raise WholeModelNeeded("this kind of adapter does more than add a product to a weight of the base")

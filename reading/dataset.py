@@ -46,7 +46,7 @@ IGNORE_INDEX = -100
 # Flags that say how rows are read.
 FORM_FLAGS = "user_key assistant_key field_messages allow_outside prompt system_prompt".split()
 FORM_FLAGS += "allow_empty_answers train_replies".split()
-# What an index counts -> what a person should know of it.
+# What an index counts -> the note about it for the user.
 COUNTED = {
     "empty_answers": "have an empty reply, of which only the end is trained",
     "several_answers": "have several answers: the reply is the most frequent one",
@@ -118,7 +118,7 @@ class MultimodalDataset(WeightedRows):
             self.path_starts.append(self.starts[-1])
         if not weighted and {*self.weights} != {1}:
             raise ValueError(f"{self.name}: only training data (--data_path) has weights; here each row counts once.")
-        # Position -> number of the sample, in ascending order.
+        # Position -> index of the sample, in ascending order.
         self.numbers = np.fromiter(chain(*chosen), np.int64, sum(map(len, chosen)))
         self.rows = Rows(self)
         if not len(self):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from PIL import Image
 
-# Where indexes of data files and fetched media lie.
+# Where indexes of data files and fetched media are.
 CACHE_FOLDER = os.environ.get("FINELMM_CACHE", "~/.cache/finelmm")
 # The value of --max_pixels with which the samples fit --model_max_length.
 AUTO = "auto"

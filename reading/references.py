@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from PIL import Image
 
 HUB_PATH = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@((?:refs/(?:convert|pr)/)?[^/]+))?/?(.*)\Z")
-# How files begin that are found in the place of media and of data -> what they are, and the fix.
+# First bytes of files often found in place of media or data -> what they are, and the fix.
 TAKEN_FOR_OTHERS = {
     rb"\Z": "empty",
     rb"version https://git-lfs": "a Git LFS pointer: `git lfs pull` fetches the file itself",

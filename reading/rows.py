@@ -35,7 +35,7 @@ ROLES = ("system", "user", "assistant")
 MEDIA_KINDS = ("image", "video")
 PART_TYPES = ("text", *MEDIA_KINDS, "image_url", "video_url")
 MEDIA_COLUMNS = tuple(name for kind in MEDIA_KINDS for name in (kind, f"{kind}s"))
-# Names of what is asked -> of what is answered. Of the first, the texts may be lists of messages.
+# Names of the question -> names of the answer. Under the first pair, the texts may be lists of messages.
 PAIRS = {"prompt": "completion", "question": "answer", "query": "response", "instruction": "output"}
 INPUT = {"instruction": ("input",)}  # what it ends with
 SYSTEM = ("system_prompt", "system")  # two names of one field

@@ -21,7 +21,7 @@ HEADER = re.compile(
     rb"|\0{3}\x0cjP|\xff\x4f\xff\x51|.{4}ftyp|\x1aE\xdf\xa3|FLV\x01|\0\0\x01[\xb3\xba]|OggS|fLaC|ID3",
     re.DOTALL,
 )
-# In a text of the user: <img>a.png</img> of Qwen-VL, <img src="a.png">, ![](a.png); or a.png alone.
+# In a user's text: <img>a.png</img> of Qwen-VL, <img src="a.png">, ![](a.png); or a.png alone.
 IN_TEXT = re.compile(r"<(\w+)>([^<>\n]+)</\1>|<[^<>\n]*\bsrc=[\"']([^\"'\n]+)|!\[[^\]\n]*\]\(([^()\n]+)\)")
 NAME_IN_TEXT = re.compile(ENDING.pattern.replace(r"\Z", r"\b"), re.IGNORECASE)
 SEPARATOR = re.compile(r"[\s<>()[\]\"'`]")

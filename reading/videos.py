@@ -16,7 +16,7 @@ from reading.files import local_file
 from reading.options import MediaOptions, scaled_size
 from reading.references import describe, what_it_is
 
-# FFmpeg's names of what clips come in, and of sound, so that a sound file is named as one. The others stay closed:
+# FFmpeg's names of the formats of clips, and of sound, so that a sound file is named as one. The others stay closed:
 # still images, and playlists, which would have it open further files and addresses.
 CONTAINERS = (
     "mov,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,vvc,ogg,nut,mxf,dv,rm,mjpeg,gif,apng,"

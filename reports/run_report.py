@@ -41,7 +41,7 @@ SHOWN_ANSWERS = 12
 BOXES = {RIGHT: "reference_boxes", ANSWERED: "boxes"}
 MOST_POINTS = 500  # of a line of a plot
 PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # after the loss and other metrics
-# Flags that name places on the machine, which are nobody's business who gets the weights.
+# Flags that name places on the machine, which do not concern those who get the weights.
 PLACES = {
     *("output_dir", "data_path", "eval_data_path", "model_local_path", "image_folder", "video_folder", "data_cache"),
     *("resume_from_checkpoint", "lora_weight_path", "chat_template", "metric"),

@@ -253,7 +253,7 @@ def units(model: nn.Module, loader: BaseLoader, component: str, modes: dict[str,
     modules = dict(model.named_modules())
     own = [name for name, mode in modes.items() if mode == "full" and loader.component_of(name) == component]
     own = [name for name in own if not loader.is_unused(name)]
-    # Code may index a container, or ask for its type: its members are copied one by one.
+    # Code may index a container, or check its type: its members are copied one by one.
     containers = [name for name, module in modules.items() if isinstance(module, (nn.ModuleList, nn.Sequential))]
     return [name for name in largest_modules(own, modes, containers) if name in modules]
 

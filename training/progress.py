@@ -24,7 +24,7 @@ FIGURES = {
     "peak_memory_gb": "{:.1f} GB",
     "mfu": "mfu {:.0%}",
 }
-# Of an evaluation, what tells of the machine rather than of the model.
+# Figures of an evaluation that are about the machine rather than the model.
 SPEED = ("_runtime", "_per_second", "_preparation_time")
 
 

@@ -297,7 +297,7 @@ class FinetuneTrainer(ResumableTrainer):
         return epoch
 
     def _run_epoch(self, *, epoch, **kwargs):
-        # Resumed at the end, also at an early one, the Trainer would take a step (5.23).
+        # Resumed after its end, even an early one, the Trainer would take a step (5.23).
         if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             self.epoch_sampler.set_epoch(epoch)  # accelerate 1.15 does not reach it on a resumed rank of several
             super()._run_epoch(epoch=epoch, **kwargs)
