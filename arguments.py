@@ -53,9 +53,9 @@ class ModelArguments:
     model_id: str | None = flag(
         None, "Id or Hub path listed by `supported_models.py`; auto: any other, at --model_local_path."
     )
-    model_local_path: str | None = flag(None, "Folder or Hub path to load weights, processor and config from instead.")
+    model_local_path: str | None = flag(None, "Folder or Hub path from which to load weights, processor and config.")
     attn_implementation: str | None = flag(
-        None, f"How attention is computed: {', '.join(checks.ATTENTION)} (of a FlashAttention). Default: sdpa."
+        None, f"How attention is computed: {', '.join(checks.ATTENTION)} (NAME of a FlashAttention). Default: sdpa."
     )
     use_flash_attn: bool = flag(False, "Short for --attn_implementation flash_attention_2 (docs/memory.md).")
     trust_remote_code: bool = flag(
@@ -66,12 +66,12 @@ class ModelArguments:
     train_vision_projector: bool = flag(False, "Train the vision projector (always in full).")
     train_language_model: bool = flag(True, "Train the language model. False: train only vision parts.")
     freeze: list[str] | None = flag(
-        None, "Freeze what these names match, as in --train, whatever the other flags train (docs/training.md#by-name)."
+        None, "Freeze what these match (as in --train), whatever the other flags train (docs/training.md#by-name)."
     )
     train: list[str] | None = flag(
         None,
-        "Train in full what these match, whatever the other flags freeze: names, ends of names, or regexes of whole "
-        "names, of modules and parameters.",
+        "Train in full the modules and parameters that these match, whatever the other flags freeze: names, ends of "
+        "names, or regexes of whole names.",
     )
     vision_encoder_lr: float | None = flag(None, "Learning rate of the vision encoder. Default: --learning_rate.")
     vision_projector_lr: float | None = flag(None, "Learning rate of the vision projector. Default: --learning_rate.")
@@ -99,15 +99,15 @@ class ReadingArguments:
     field_messages: str = flag("messages", "Name of the field `messages`.")
     columns: list[str] | None = flag(
         None,
-        "Fields of the data by other names: question=query image=jpg reads `query` as `question`; url= ignores a field "
-        "(docs/dataset.md#other-names).",
+        "Fields with other names in the data: question=query image=jpg reads `query` as `question`; url= ignores a "
+        "field (docs/dataset.md#other-names).",
     )
-    prompt: str | None = flag(None, "Question of every row, where the data has only answers.")
-    system_prompt: str | None = flag(None, "System prompt of every row.")
-    image_folder: str | None = flag(None, "Folder of relative image paths. Default: the data file's folder.")
-    video_folder: str | None = flag(None, "Folder of relative video paths. Default: the data file's folder.")
-    allow_outside: bool = flag(False, "Let paths in the data leave these folders.")
-    allow_urls: bool = flag(False, "Fetch media from http(s) URLs (no private addresses) and hf:// of the Hub.")
+    prompt: str | None = flag(None, "Question for every row, if the data has only answers.")
+    system_prompt: str | None = flag(None, "System prompt for every row.")
+    image_folder: str | None = flag(None, "Folder that relative image paths are in. Default: the data file's folder.")
+    video_folder: str | None = flag(None, "Folder that relative video paths are in. Default: the data file's folder.")
+    allow_outside: bool = flag(False, "Allow paths in the data that leave the image and video folders.")
+    allow_urls: bool = flag(False, "Fetch media from http(s) URLs (no private addresses) and hf:// paths on the Hub.")
     data_cache: str | None = flag(None, "Folder of indexes and downloads. Default: $FINELMM_CACHE or ~/.cache/finelmm.")
     image_size: str | None = flag(None, "Resize each image to a square (512) or a width and height (640x480).")
     image_resize_algorithm: str = flag("bicubic", f"How images are resized: {', '.join(FILTERS)}.")
@@ -117,8 +117,8 @@ class ReadingArguments:
     )
     keep_processor_config: bool | None = flag(
         None,
-        "Leave the processor as it is and resize images before it. Default: --min_pixels and --max_pixels become a "
-        "processor's own bounds, where it has some.",
+        "Keep the processor's settings and resize images before they reach it. Default: --min_pixels and --max_pixels "
+        "replace the processor's own bounds, if it has any.",
     )
     jpeg_draft: bool = flag(False, "Decode a large JPEG at 1/2, 1/4 or 1/8 before it is resized: faster, less sharp.")
     num_frames: int = flag(8, "Frames taken from each video, evenly spaced from the first to the last; or give --fps.")
@@ -128,11 +128,11 @@ class ReadingArguments:
     image_pixel_limit: int = flag(179_000_000, "Refuse an image with more pixels: it may be a decompression bomb.")
     media_megabytes_limit: int = flag(2_000, "Refuse to fetch a larger file.")
     video_seconds_limit: int = flag(4 * 3600, "Refuse a longer video.")
-    video_pixel_limit: int = flag(2_000_000_000, "Refuse to decode more pixels of a video, all frames together.")
+    video_pixel_limit: int = flag(2_000_000_000, "Refuse a video whose decoded frames have more pixels in total.")
     processor_kwargs: str | None = flag(None, "Options of the checkpoint's own processor, as a JSON object.")
     box_format: str | None = flag(
         None,
-        f"How boxes and points of the data are written: {', '.join(BOX_FORMATS)}. Default: as the family's checkpoints "
+        f"How to write boxes and points of the data: {', '.join(BOX_FORMATS)}. Default: as the family's checkpoints "
         "do (docs/boxes.md).",
         BOX_FORMATS,
     )
@@ -146,42 +146,42 @@ class ReadingArguments:
 class DataArguments(ReadingArguments):
     data_path: list[str] | None = flag(
         None,
-        "Training data: JSON, JSONL, Parquet, CSV and TSV files, folders, globs, data sets of the Hub, each written "
+        "Training data: JSON, JSONL, Parquet, CSV and TSV files, folders, globs, Hub data sets, each written "
         "PATH[:SPLIT][SLICE][:WEIGHT] (docs/dataset.md).",
     )
     eval_data_path: list[str] | None = flag(
-        None, "Evaluation data, in the same form; each path is also measured alone."
+        None, "Evaluation data, written like --data_path; each path is also evaluated separately."
     )
-    eval_split: float | None = flag(None, "Hold out this share (0.05) or number (200) of training rows to evaluate on.")
+    eval_split: float | None = flag(None, "Hold out this fraction (0.05) or number (200) of training rows to evaluate.")
     sample_rows: int | None = flag(None, "Use only N rows of the training data, drawn with --seed.")
-    balance: str | None = flag(None, "Field that names the class of a row: draw each class equally often.")
+    balance: str | None = flag(None, "Field with the class of each row: draw all classes equally often.")
     model_max_length: int = flag(1024, "Longest sample in tokens, media included; the rest is cut on the right.")
     chat_template: str | None = flag(
         None,
-        "Jinja file that replaces the chat template in training and answers; or, if the checkpoint's differs from the "
-        "family's, the one to use: checkpoint or family (docs/chat_formats.md).",
+        "Jinja file to use as the chat template in training and answers; or, if the templates of checkpoint and "
+        "family differ, the one to use: checkpoint or family (docs/chat_formats.md).",
     )
     add_tokens: str | None = flag(
-        None, "File of words that become tokens, one per line; with LoRA their rows train too (docs/lora.md#new-words)."
+        None, "File of words to add as tokens, one per line; with LoRA their rows train too (docs/lora.md#new-words)."
     )
     padding_free: bool | None = flag(None, "Concatenate samples instead of padding them. Default: where the model can.")
     packing: bool = flag(
         False, "Fill each row with samples up to --model_max_length tokens; --per_device_train_batch_size counts rows."
     )
     mask_question_tokens: bool = flag(True, "Train on replies only. False: on all text, never on media or padding.")
-    train_thoughts: bool = flag(True, "Train on the thoughts of replies too. False: on what comes after them.")
+    train_thoughts: bool = flag(True, "Train on the thoughts in replies too. False: only on what follows them.")
     train_replies: str = flag(
         "all",
-        "Replies of a conversation to train on: all in one pass; last: what follows the last question; each: all, each "
-        "as a sample of its own, with the history that a server shows (docs/conversations.md).",
+        "Which replies to train on: all (in one pass); last (what follows the last question); each (all, each as its "
+        "own sample, with the history that a server shows; docs/conversations.md).",
         ("all", "last", "each"),
     )
     drop_overlong: bool = flag(
         False, "Drop (and count) a sample whose first exchange exceeds --model_max_length; by default it is an error."
     )
-    allow_empty_answers: bool = flag(False, "Train on empty replies, which teach silence; else they are an error.")
-    on_bad_sample: str = flag("error", "Unusable samples: error ends the run, skip takes others.", ("error", "skip"))
-    max_bad_samples: int = flag(100, "With --on_bad_sample skip: end the run when more samples than these fail.")
+    allow_empty_answers: bool = flag(False, "Train on empty replies, which teach silence; otherwise, an error.")
+    on_bad_sample: str = flag("error", "Unusable samples: error ends the run, skip uses others.", ("error", "skip"))
+    max_bad_samples: int = flag(100, "With --on_bad_sample skip: end the run after more than N unusable samples.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -204,10 +204,10 @@ class LoraArguments:
     )
     lora_init: str = flag("default", f"How adapters start: {', '.join(checks.LORA_INITS)}.", checks.LORA_INITS)
     use_dora: bool = flag(False, "DoRA: train the magnitudes of the adapted weights as well as their directions.")
-    use_rslora: bool = flag(False, "Scale by lora_alpha / sqrt(lora_r), so that high ranks learn as well.")
+    use_rslora: bool = flag(False, "Scale by lora_alpha / sqrt(lora_r), so that high ranks learn as well as low ones.")
     lora_weight_path: str | None = flag(None, "Folder of an adapter to continue from, with its rank and targets.")
-    lora_experts: bool = flag(False, "Adapters on the experts of a mixture of experts too; needs --lora_dropout 0.")
-    lora_router: bool = flag(False, "Adapters on the router of a mixture of experts too; needs --lora_dropout 0.")
+    lora_experts: bool = flag(False, "Put adapters on the experts of a mixture of experts too; needs --lora_dropout 0.")
+    lora_router: bool = flag(False, "Put adapters on the router of a mixture of experts too; needs --lora_dropout 0.")
 
     def __post_init__(self):
         checks.check_lora(self)
@@ -220,12 +220,12 @@ class TrainingArguments(transformers.TrainingArguments):
     # The dataset hands over whole samples, so no column of theirs may be removed.
     remove_unused_columns: bool = flag(False, "Kept False: the collator needs every field of a sample.")
     # The Trainer (5.23) would log the mean of the steps before in the place of a loss that is nan or infinite.
-    logging_nan_inf_filter: bool = flag(False, "Log a mean of earlier losses where the loss is nan or infinite.")
+    logging_nan_inf_filter: bool = flag(False, "If the loss is nan or infinite, log a mean of earlier losses instead.")
     dataloader_num_workers: int | None = flag(
         None, "Processes that prepare samples for each training process. Default: up to 4 with a GPU, 0 on a CPU."
     )
     dataloader_persistent_workers: bool | None = flag(
-        None, "Keep these processes from one epoch to the next. Default: True where there are some."
+        None, "Keep the data loader's processes between epochs. Default: True if there are any."
     )
     # The Trainer's choices, of which one is not supported here, and others may be added.
     train_sampling_strategy: str = flag("random", "The order of samples (training/sampling.py).", SAMPLERS)
@@ -242,10 +242,10 @@ class TrainingArguments(transformers.TrainingArguments):
     liger_kernel_config: str | None = flag(None, "Set automatically by --use_liger_kernel; do not pass it.")
     fsdp: bool = flag(False, "Shard weights, gradients and optimizer by FSDP2 (--fsdp_config fsdp_configs/fsdp2.json).")
 
-    eval_generate: int = flag(0, "Rows of each file, evenly spread, to answer at each evaluation and before step 1.")
+    eval_generate: int = flag(0, "Answer N evenly spaced rows of each file before step 1 and at each evaluation.")
     eval_max_new_tokens: int = flag(128, "Maximum length of these answers, in tokens.")
     metric: list[str] | None = flag(
-        None, f"Further metrics for them: {', '.join(METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md#evaluation)."
+        None, f"More metrics of the answers: {', '.join(METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md#evaluation)."
     )
     probe: str | None = flag(
         None,
@@ -258,15 +258,15 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     overwrite_output_dir: bool = flag(False, "Rename what another run left in --output_dir, instead of refusing it.")
     trust_checkpoint: bool = flag(
-        False, "Also resume from a checkpoint that calls functions which torch's and DeepSpeed's do not need."
+        False, "Also resume from a checkpoint that calls more functions than torch and DeepSpeed need."
     )
     on_nonfinite: str = flag(
         "error",
-        "An update whose gradients are not finite: error ends the run, skip leaves it out (20 in a row end it).",
+        "An update whose gradients are not finite: error ends the run, skip leaves it out (20 in a row end the run).",
         ("error", "skip"),
     )
     peak_tflops: float | None = flag(
-        None, "Peak of one device in TFLOP/s, at the precision of the run; logs mfu, the fraction that is used."
+        None, "Peak TFLOP/s of one device at the run's precision; logs mfu, the fraction of it that is used."
     )
 
     def __post_init__(self):
@@ -382,7 +382,7 @@ def yaml_to_flags(path: str) -> list[str]:
 class Parser(FlagParser, HfArgumentParser):
     """Takes the fields of dataclasses as flags."""
 
-    more = "`python {} --help_all` lists all; docs/coming_from.md, those of other tools."
+    more = "`python {} --help_all` lists all; docs/coming_from.md has other tools' flags."
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -15,7 +15,7 @@ from command_line import FlagParser
 def parse(words: list[str] | None = None):
     parser = FlagParser(description=__doc__)
     parser.add_argument("runs", nargs=2, metavar="RUN", help="output folder of train.py")
-    parser.add_argument("--html", metavar="FILE", help="also write a page with plots and answers")
+    parser.add_argument("--html", metavar="FILE", help="also write an HTML page with plots and answers")
     return parser.parse_args(words)
 
 

@@ -96,7 +96,7 @@ def parse(words: list[str] | None):
 
 
 def add_flags(parser) -> None:
-    parser.add_argument("--gpu_memory", type=float, metavar="GB", help="Memory of a GPU: whether the run fits into it.")
+    parser.add_argument("--gpu_memory", type=float, metavar="GB", help="Memory of one GPU: says whether the run fits.")
     parser.add_argument("--num_devices", type=int, help="Processes of the run. Default: WORLD_SIZE, or 1.")
     parser.add_argument("--json", action="store_true", help="One JSON object.")
 
@@ -273,21 +273,21 @@ def made_row(arguments: Arguments, collator) -> dict[str, torch.Tensor]:
 
 def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
     data, training, model = arguments.data, arguments.training, arguments.model
-    found = ["The batch is of the longest rows of the data; most steps need less."]
+    found = ["The batch has the longest rows of the data; most steps need less."]
     if not any(data.data_path):
         found = [
             f"No --data_path: rows of {data.model_max_length} tokens with an image of {IMAGE_SIZE[0]}x{IMAGE_SIZE[1]}; "
             f"{LABEL_SHARE:.0%} of their text is trained."
         ]
     if training.deepspeed or training.fsdp or num_devices > 1:
-        found.append("The engine's shares and buffers are computed, not measured.")
+        found.append("What the engine shards and buffers is computed, not measured.")
     if any(kind in (model.attn_implementation or "") for kind in ("flash", "flex")):
         found.append(f"{model.attn_implementation} is counted as sdpa.")
     if training.torch_compile or training.use_liger_kernel:
         found.append("What --torch_compile and --use_liger_kernel save is not counted.")
     if (training.activation_checkpointing_kwargs or {}).get("offload"):
-        found.append("What --activation_checkpointing_kwargs offloads is counted all the same.")
-    found.append(f"Weights are loaded in their own precision first. {RESERVE:.0%} of a GPU is for the CUDA context.")
+        found.append("What --activation_checkpointing_kwargs offloads is still counted.")
+    found.append(f"Weights load in their stored precision first. {RESERVE:.0%} of a GPU is left for the CUDA context.")
     return found
 
 

@@ -52,7 +52,7 @@ def main(words: list[str] | None = None) -> None:
     if args.load_4bit and saved and not saved.get("q_lora"):
         raise ValueError("--load_4bit: the adapter was not trained on a 4-bit base (args.yaml). Leave it out.")
     if saved.get("q_lora") and not args.load_4bit:
-        print("The adapter was trained on a 4-bit base (q_lora). --load_4bit merges into the weights that it saw.")
+        print("The adapter was trained on a 4-bit base (q_lora). Add --load_4bit to merge into that base.")
     if saved.get("load_in_8bit"):
         print("The adapter was trained on an 8-bit base (load_in_8bit). It is merged into the full-precision one.")
 
@@ -129,7 +129,7 @@ def read_adapter(path: str) -> dict:
                 f"but the shards of a training engine. `{command}` makes them a whole checkpoint, with no need to merge"
             )
     if glob.glob(os.path.join(path, "model*.safetensors")):
-        why = "but a whole checkpoint: its training was in full, so there is nothing to merge. Use it as it is"
+        why = "but a whole checkpoint of full training, so there is nothing to merge. Use it as it is"
     elif checkpoints := output_folder.checkpoints_in(path):
         why = f"but the run left checkpoints: the last is {checkpoints[-1]}"
     raise ValueError(f"{path} holds no adapter (adapter_config.json), {why}.")
@@ -141,7 +141,7 @@ def check_target(args: argparse.Namespace) -> None:
         raise ValueError(f"--model_save_path {args.model_save_path} exists and is not empty; name a new folder.")
     output_folder.check_writable("--model_save_path", args.model_save_path)
     if args.load_model:
-        print("--load_model has no effect: the base is always read.")
+        print("--load_model has no effect: the base is always loaded.")
     if args.push_to_hub:
         try:
             HfApi().create_repo(args.push_to_hub, exist_ok=True)
@@ -177,7 +177,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         "--trust_remote_code", **SWITCH, help="Run the Python files of the checkpoint, with your permissions."
     )
     parser.add_argument("--load_model", **SWITCH, help="Implied; accepted for old scripts.")
-    parser.add_argument("--load_4bit", **SWITCH, help="Merge into the dequantized 4-bit base, as it was trained on.")
+    parser.add_argument("--load_4bit", **SWITCH, help="Merge into the dequantized 4-bit base of training.")
     parser.add_argument(
         "--push_to_hub", metavar="ORG/NAME", help="Upload the result there; log in with `hf auth login`."
     )

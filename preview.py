@@ -73,7 +73,7 @@ def main(words: list[str] | None = None) -> None:
         else:
             preview_views.print_rows(previews(), collator, stdout)
         if typed:
-            print(f"{typed} of {len(indices)} rows hold a typed control token, such as </s>: it is kept as text.")
+            print(f"{typed} of {len(indices)} rows contain a typed control token, such as </s>: it is kept as text.")
     if refusal:
         end(f"Error: {refusal}")  # as train.py does; the rows above show where
     sys.exit(1 if failed else 0)
@@ -83,10 +83,10 @@ def add_flags(parser) -> None:
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--index", type=int, nargs="+", help="Indices of the rows to show, from 0.")
     rows.add_argument("--random", type=int, metavar="N", help="Show N rows, drawn at random with --seed.")
-    rows.add_argument("--search", metavar="TEXT", help="Show the rows whose messages hold this text.")
+    rows.add_argument("--search", metavar="TEXT", help="Show the rows whose messages contain this text.")
     parser.add_argument("--num_rows", type=int, help="Show only the first rows.")
     parser.add_argument("--skip_rows", type=int, default=0, help="Skip the first N rows.")
-    parser.add_argument("--json", action="store_true", help="One JSON object a line.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object per line.")
     parser.add_argument("--html", metavar="FILE", help=f"Write one page, of {PAGE_ROWS} rows if none are chosen.")
     parser.add_argument("--check", action="store_true", help="Check every row, and say what training would do.")
     parser.add_argument("--num_processes", type=int, help="With --check: processes of the run, to count steps.")

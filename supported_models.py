@@ -240,7 +240,7 @@ class Registry(dict):
 def main(words: list[str] | None = None) -> None:
     """Print the models: in a terminal with their families and media, in a pipe as `id : Hub path` lines."""
     parser = FlagParser(description=__doc__)
-    parser.add_argument("words", nargs="*", help="Only models whose id, family or Hub path has each of these.")
+    parser.add_argument("words", nargs="*", help="Only models whose id, family or Hub path contains all of these.")
     parser.add_argument("--video", action="store_true", help="Only models that take videos.")
     args = parser.parse_args(words)
     found = {
@@ -250,7 +250,7 @@ def main(words: list[str] | None = None) -> None:
         and (model.family in VIDEO or not args.video)
     }
     if not found:
-        raise ValueError("No model has all of these; --model_id auto takes any other checkpoint with a chat template.")
+        raise ValueError("No model matches them all; --model_id auto takes any other checkpoint with a chat template.")
     if not sys.stdout.isatty():
         print(f"Supported models:\n  {'Model ID':<29} : HuggingFace Path\n  {'-' * 48}")
         rows = [f"  {model_id:<29} : {model.hub_path}" for model_id, model in found.items()]

@@ -25,7 +25,7 @@ def main() -> None:
     parser = FlagParser(description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model_family_id", help=f"one of {', '.join(families())} or {AUTO}")
-    which.add_argument("--model_id", help="a model id of supported_models.py, whose family and chat format it gets")
+    which.add_argument("--model_id", help="a model id of supported_models.py: use its family and chat format")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     args = parser.parse_args()

@@ -195,7 +195,7 @@ def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None)
     train_dataset, found = datasets[0], set().union(*(dataset.media_kinds for dataset in datasets if dataset))
     for name in ("train_vision_encoder", "train_vision_projector"):
         if getattr(arguments.model, name) and not train_dataset.media_kinds:
-            raise ValueError(f"--{name} True has no effect: {train_dataset.name} holds neither image nor video.")
+            raise ValueError(f"--{name} True has no effect: {train_dataset.name} has no images or videos.")
     for kind, names in MEDIA_FLAGS.items():
         for name in sorted(names & arguments.given) if kind not in found else ():
             print_once(f"WARNING: --{name} has no effect: no row holds {kind}s.")

@@ -82,11 +82,11 @@ def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     parser = FlagParser(description=__doc__)
-    parser.add_argument("--root", default=".", help="Folder that all files lie in. Default: the current one.")
+    parser.add_argument("--root", default=".", help="Folder that must contain all files. Default: the current one.")
     parser.add_argument("--host", default="127.0.0.1", help="Address to bind to. Default: this machine alone.")
     parser.add_argument("--port", type=int, default=7860, help="Port to bind to. Default: 7860.")
-    parser.add_argument("--password", help=f"Asked of every visitor. Better set {PASSWORD}: other users cannot see it.")
-    parser.add_argument("--language", choices=parts.LANGUAGES, default="en", help="Of the page; default: en.")
+    parser.add_argument("--password", help=f"Password for visitors. Better set {PASSWORD}, hidden from other users.")
+    parser.add_argument("--language", choices=parts.LANGUAGES, default="en", help="Language of the page.")
     args = parser.parse_args(words)
     args.password = args.password or os.environ.get(PASSWORD)
     args.root = os.path.realpath(args.root)
@@ -98,7 +98,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--root {args.root} is not a folder.")
     if not is_loopback(args.host) and not args.password:
         raise ValueError(
-            f"--host {args.host} is for other machines too: set a password in the environment variable {PASSWORD}."
+            f"--host {args.host} lets other machines connect: set a password in the environment variable {PASSWORD}."
         )
     family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
     try:

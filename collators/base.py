@@ -136,7 +136,7 @@ class ChatCollator:
         inputs = {k: v[:, :budget] if k in self.sequence_padding else v for k, v in inputs.items()}
         if not (inputs["labels"] != IGNORE_INDEX).any():
             raise OverlongSample(
-                f"{source}: no reply is left within the --model_max_length of {budget} (it has {full_length} tokens). "
+                f"{source}: no reply is left within the --model_max_length of {budget} (the sample has {full_length}). "
                 "Raise --model_max_length, or drop such samples with --drop_overlong True."
             )
         return Encoded(inputs, self.template.as_tokenized(text), full_length - inputs["input_ids"].shape[1])

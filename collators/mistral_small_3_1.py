@@ -62,7 +62,7 @@ class MistralSmall31Budget(PixtralBudget):
         token = self.processor.patch_size * self.processor.spatial_merge_size
         for part in content_parts(row):
             if part["type"] == "image" and max(size := media_sizes["image", part["image"]]) <= token:
-                raise ValueError(f"an image of {size[1]}x{size[0]} pixels; enlarge it to more than {token} on a side")
+                raise ValueError(f"an image of {size[1]}x{size[0]} pixels is too small: make a side exceed {token}")
         return super().count_media_tokens(row, media_sizes)
 
 

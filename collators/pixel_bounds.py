@@ -32,8 +32,8 @@ def settle_resize(reading, family: str) -> None:
         reading.keep_processor_config = False
     elif reading.max_pixels == AUTO:
         raise ValueError(
-            "--max_pixels auto sets a bound of the processor, "
-            f"{'which --keep_processor_config True forbids' if has_bounds else f'but that of {family} has none'}: give "
+            "--max_pixels auto sets a bound in the processor, "
+            f"{'which --keep_processor_config True forbids' if has_bounds else f'but {family} has none'}: give "
             "a number; the error about samples that do not fit suggests one."
         )
 
@@ -43,7 +43,7 @@ def describe_bounds(collator, reading) -> str:
     if not collator.image_size:
         return ""
     pixels = " ".join(f"--{name} {n}" for name in ("min_pixels", "max_pixels") if (n := getattr(reading, name)))
-    return f"{pixels}: the processor resizes images itself; its saved files get {collator.image_size}."
+    return f"{pixels}: the processor resizes images itself, and is saved with {collator.image_size}."
 
 
 def set_options(collator, reading, *datasets) -> None:

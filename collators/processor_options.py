@@ -67,7 +67,7 @@ def set_processor_options(collator, options: dict) -> None:
     if made > counted:  # it counts without regard to the option (transformers 5.23)
         raise ValueError(
             f"--processor_kwargs {options}: {name_of_class} makes {made} tokens of an image but counts {counted:g}, so "
-            "no token budget would hold."
+            "token budgets would be wrong."
         )
 
 

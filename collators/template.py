@@ -18,8 +18,8 @@ from reading.rows import RESERVED_CHARACTER, content_parts
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 UNTIMED = (
-    "`video` is a list of images, and this model is told when each was taken: add `fps` (images a second) or `times` "
-    "(seconds of each) to the row, or to the part (docs/moments.md)"
+    "`video` is a list of images, and this model needs the time of each: add `fps` (images per second) or `times` "
+    "(in seconds) to the row or the part (docs/moments.md)"
 )
 
 
@@ -135,7 +135,7 @@ class Template:
         for token in self.frame.thought:
             if any(token in joined_text(reply["content"]) for reply in replies):
                 raise UnfitTemplate(
-                    f"a reply holds {token}, but this format itself writes a thought before each reply, so there would "
+                    f"a reply has {token}, but this format already writes a thought before each reply, so there would "
                     "be two. Remove the thought, or begin the reply with a complete one."
                 )
         spans = [span for span, reply in zip(spans, replies, strict=True) if reply.get("train", True)]
@@ -430,5 +430,5 @@ PROBES = [
 # Orders of roles, by their first letters, that a template may not take -> a probe, what is said of it, the fix.
 ORDERS = {
     "^a": (conversation(("assistant", "Hello."), *COLOUR), "begins with a reply", "put a user message before"),
-    "uu": (conversation(("user", "I see."), *COLOUR), "has two user messages in a row", "put them into one message"),
+    "uu": (conversation(("user", "I see."), *COLOUR), "has two user messages in a row", "merge them into one message"),
 }

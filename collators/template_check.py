@@ -40,7 +40,7 @@ def own_pixels(collator, dataset: MultimodalDataset) -> str:
         texts = [part.get("text", "") for part in content_parts(dataset.rows[position] or {"messages": []})]
         if any(len(box) == 4 for text in texts for box in boxes.format.numbers(text)):
             return (
-                f"WARNING: {dataset.source(position)} has a box in its text, which is not resized with its picture: "
+                f"WARNING: {dataset.source(position)} has a box in its text, which is not resized with the picture: "
                 "give boxes as `objects` (docs/boxes.md)."
             )
     return ""
@@ -61,7 +61,7 @@ def compare_templates(collator, shapes: set[Layout]) -> str:
             continue
         if differences:
             roles = ", ".join(message["role"] for message in messages)
-            texts = f"({roles}), as the data holds them:" + "\n  {}: {!r}\n  {}: {!r}"
+            texts = f"({roles}), as in the data:" + "\n  {}: {!r}\n  {}: {!r}"
             ours, official = differences[0]
             if template.is_replaced:
                 texts = texts.format("trained", ours, "asked", official)
@@ -73,7 +73,7 @@ def compare_templates(collator, shapes: set[Layout]) -> str:
             raise ValueError(
                 "The checkpoint's chat template differs from its family's, beyond the documented exceptions "
                 f"(docs/chat_formats.md), for messages {texts.format('family', ours, 'checkpoint', official)}\n"
-                + (f"No other can be chosen, since {collator.fixed_format}." if collator.fixed_format else ways)
+                + (f"No other template is possible, since {collator.fixed_format}." if collator.fixed_format else ways)
             )
     if number := len(template.differences()):
         return (

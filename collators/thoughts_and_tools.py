@@ -38,10 +38,10 @@ IMAGE = {"content": [{"type": "image"}]}
 # image.
 PARTS = {
     "tools": ("`tools`", TOOL_PROBE[:1], "Looks up a word."),
-    "tool_calls": ("a call of a tool (`tool_calls`)", TOOL_PROBE[:2], "crimson"),
-    "tool": ("a result of a tool", TOOL_PROBE, "Found it."),
+    "tool_calls": ("a tool call (`tool_calls`)", TOOL_PROBE[:2], "crimson"),
+    "tool": ("a tool result", TOOL_PROBE, "Found it."),
     "asked": ("an image in the first question next to `tools`", [TOOL_PROBE[0] | IMAGE], ""),
-    "found": ("an image in a result of a tool", [*TOOL_PROBE[:2], TOOL_PROBE[2] | IMAGE], ""),
+    "found": ("an image in a tool result", [*TOOL_PROBE[:2], TOOL_PROBE[2] | IMAGE], ""),
 }
 NO_PLACE = (
     "holds {}, for which the chat template has no place: leave the row out, or give a template that has one by "
@@ -122,24 +122,24 @@ class ThoughtsAndTools:
         notes = []
         if self.template.given:
             notes.append(
-                f"Answers need the variables of the chat template too: vLLM and SGLang take them in each request, as "
+                f"Servers need the variables of the chat template too: vLLM and SGLang take them in each request, as "
                 f"chat_template_kwargs={strict_json(self.template.given)}."
             )
         several = any(has_thought(c) and has_several(c) for c in conversations)
         if several and self._around_thought() and len(self.render(THOUGHT_PROBE * 2)[1]) < 2:
             notes.append(
-                "The chat template drops the thoughts of earlier replies: of a conversation with thoughts, only what "
+                "The chat template drops the thoughts of earlier replies: in a conversation with thoughts, only what "
                 "follows the last question is trained. --train_replies each trains every reply, as a sample of its own."
             )
         if self._adds_empty_thoughts(conversations):
             fix = "train with --train_replies each"
             if self._keeps_thoughts:
-                fix = "train with --template_kwargs '{\"preserve_thinking\": true}', which they then need too"
+                fix = "train with --template_kwargs '{\"preserve_thinking\": true}', which servers then need too"
             elif self.server_template(conversations):
-                fix = f"give them {SERVER_TEMPLATE} of the output folder"
+                fix = f"give servers {SERVER_TEMPLATE} from the output folder"
             notes.append(
-                "Several turns are trained with the empty thought of each reply, which the chat template leaves out of "
-                f"the history: so that servers show the same, {fix}."
+                "Conversations are trained with the empty thought of each reply, which the chat template leaves out of "
+                f"the history. For servers to keep these thoughts too, {fix}."
             )
         return notes
 
@@ -222,7 +222,7 @@ class ThoughtsAndTools:
             said += [call["function"]["name"] for call in messages[i].get("tool_calls", ())]
             if left_out := [part for part in said if self.frame.marked(part).strip() not in text[start:end]]:
                 raise UnfitTemplate(
-                    f"the chat template drops {left_out[0][:80]!r} from a reply, such as a text next to a call"
+                    f"the chat template drops {left_out[0][:80]!r} from a reply, such as text next to a tool call"
                 )
         spans = [span for i, span in zip(replies, spans) if messages[i].get("train", True)]
         if not spans:

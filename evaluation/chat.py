@@ -15,8 +15,8 @@ from reading.references import describe, is_url
 
 COMMANDS = """\
 Type a question, or
-  /image PATH  for a picture that goes with the next question
-  /video PATH  for a clip that does
+  /image PATH  to add a picture to the next question
+  /video PATH  to add a video to it
   /clear       to start again
   /quit        to end; Ctrl-C ends an answer"""
 

@@ -135,7 +135,7 @@ def load_metrics(words: list[str] | None) -> dict[str, Callable]:
     """Name -> function of several (`load_metric`) and of those always measured; a ValueError where two share a name."""
     loaded = [load_metric(word) for word in [*ALWAYS, *(word for word in words or [] if word not in ALWAYS)]]
     if len(found := dict(loaded)) < len(loaded):
-        raise ValueError(f"--metric {' '.join(words)}: two have the same name; rename one or leave it out.")
+        raise ValueError(f"--metric {' '.join(words)}: two metrics have the same name; rename or drop one.")
     return found
 
 
@@ -153,7 +153,7 @@ def score(answers: list[dict], functions: Mapping[str, Callable]) -> dict[str, f
         found = found if isinstance(found, Mapping) else {name: found}
         for key, value in found.items():
             if not isinstance(value, Real) or math.isnan(value):
-                raise ValueError(f"--metric: {name} gave {value!r} for {key}; a metric must be a number.")
+                raise ValueError(f"--metric: {name} returned {value!r} for {key}; a metric must be a number.")
             values[str(key)] = float(value)
     return values
 

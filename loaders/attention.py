@@ -60,7 +60,7 @@ def is_padding_free(arguments, loader) -> bool:
     data, flag = arguments.data, "packing" if arguments.data.packing else "padding_free"
     reason = loader.cannot_be_padding_free
     if loader.is_tested_on_loading and (arguments.training.deepspeed or arguments.training.fsdp):
-        reason = "only a test of the whole model shows whether its samples stay apart, and this engine shards it"
+        reason = "only a test of the whole model shows that its samples stay separate, but this engine shards it"
     # FlashAttention tells samples apart by their positions.
     if not reason and loader.text_attention != "sdpa" and "flash" not in loader.text_attention:
         reason = f"its {loader.text_attention} attention would compute the square of the whole row"

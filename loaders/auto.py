@@ -14,7 +14,7 @@ class AutoLoader(BaseLoader):
 
     model_type = "any image-text-to-text"
     is_tested_on_loading = True
-    of_other_type = "transformers does not list it for pictures and text, so that --model_id auto cannot take it"
+    of_other_type = "transformers does not list it for pictures and text, so --model_id auto cannot take it"
 
     @classmethod
     def fits(cls, config) -> bool:
@@ -39,10 +39,10 @@ class AutoLoader(BaseLoader):
         modules = [model.get_encoder(modality="image"), model.get_decoder(), model.get_output_embeddings()]
         encoder, decoder, head = (names.get(module) for module in modules)
         if not (encoder and decoder and head):  # "" is the model itself
-            self._refuse(f"({type(model).__name__}) does not tell its vision encoder, language model and head")
+            self._refuse(f"({type(model).__name__}) does not name its vision encoder, language model and head")
         if "attention_chunk_size" in self.config.get_text_config(decoder=True).to_dict():
             self.cannot_be_padding_free = (
-                "it cuts attention into chunks by the place in the row, which no short probe shows"
+                "it cuts attention into chunks by position in the row, which short probes cannot show"
             )
         rope_index = vars(type(model.base_model)).get("get_rope_index")  # those of Omni models ask for sound too
         self.mrope = bool(rope_index) and "mm_token_type_ids" in signature(rope_index).parameters

@@ -30,9 +30,9 @@ def read_tokens(path: str) -> list[str]:
     words = read_text("add_tokens", path).removesuffix("\n").split("\n")
     for number, word in enumerate(words, 1):
         fault = "is empty" if not word.strip() else "begins or ends with white space" if word != word.strip() else ""
-        fault = fault or ("holds a character that is not printed" if not word.isprintable() else "")
+        fault = fault or ("has an unprintable character" if not word.isprintable() else "")
         if not fault and (first := words.index(word) + 1) < number:
-            fault = f"is line {first} again"
+            fault = f"repeats line {first}"
         if fault:
             raise ValueError(f"--add_tokens {path}, line {number}: {word!r} {fault}. Write one token per line.")
     return words
@@ -50,7 +50,7 @@ def add_tokens(loader, tokenizer, words: list[str]) -> None:
         loader.pieces[id] = pieces.get(word, [])
         loader.new_tokens |= {id: word} if word in pieces else {}
         if word in pieces and (written := tokenizer.decode([id])) != word:  # byte-level ones take `ü` for a byte
-            raise ValueError(f"--add_tokens: this tokenizer would turn {word!r} into {written!r}. Use other letters.")
+            raise ValueError(f"--add_tokens: this tokenizer would turn {word!r} into {written!r}. Choose another word.")
 
 
 def write_tokens(folder: str, tokens: Mapping[int, str]) -> None:

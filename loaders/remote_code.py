@@ -50,7 +50,7 @@ class RemoteCodeLoader(BaseLoader):
 
     remote_code = True
     attention = "eager"
-    cannot_be_padding_free = "its own code keeps nothing apart but padding"
+    cannot_be_padding_free = "its own code separates samples only by padding"
     end_tokens: list[str]  # of a reply; the checkpoint leaves that to its sample code
     model_shim: type  # a subclass of `RemoteModel`
     renamed: tuple[str, str] = ("", "")  # in names of weights: what is in the file -> in the loaded model
@@ -101,7 +101,7 @@ class RemoteCodeLoader(BaseLoader):
         if wrong or unseen:
             raise ValueError(
                 f"{self.model_path} was not loaded as it is stored: {len(wrong)} weights differ from the file's, "
-                f"{len(unseen)} are not in it, such as {sorted([*wrong, *unseen])[0]}. Its Python files do not work "
+                f"{len(unseen)} are missing, such as {sorted([*wrong, *unseen])[0]}. Its Python files do not work "
                 "with this version of transformers."
             )
 

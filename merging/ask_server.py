@@ -140,7 +140,7 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
     if not cause and (different or (noise or 0) > ROUNDING):
         cause = blame_weights(found, noise, of_base(model, flags, predictions))
     if not cause and any(outcome.sampled for outcome in found):
-        cause = "sampling is on where a request gives no temperature; send temperature=0"
+        cause = "the server samples unless a request sets the temperature; send temperature=0"
         cause += f", or start vLLM with {shlex.join(GREEDY)}" if server.is_vllm else ""
     for outcome in different[:SHOWN]:
         print(f"  {outcome.question!r}: the server says {outcome.answer!r}, predict.py {outcome.prediction!r}")
@@ -249,7 +249,7 @@ def blame_weights(found: list[Outcome], noise: float | None, of_base: list[str] 
     if noise is None:
         return "the cause is unknown: the prompts have the same length, the answers are not the base's"
     if noise <= ROUNDING:
-        return "the cause is unknown: the weights are the same except for rounding, as in another precision"
+        return "the cause is unknown: the weights are the same except for rounding, such as from another precision"
     if all(outcome.answer == outcome.prediction for outcome in found):
         return "different weights, or different attention (docs/serving.md): only the answers are right"
     return "different weights: the prompts are the same, but the answers are neither this folder's nor its base's"

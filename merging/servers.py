@@ -73,4 +73,4 @@ def advice(path: str) -> Iterator[str]:
     names = {name for group in AS_IN_TRAINING for name in group} - {"processor_kwargs", "keep_processor_config"}
     names -= {"min_pixels", "max_pixels"} if own_bounds else set()
     if seen := [f"--{n} {saved[n]}" for n in defaults if n in names and saved.get(n, defaults[n]) != defaults[n]]:
-        yield f"  Send media as the training saw them: {', '.join(seen)}"
+        yield f"  Send media as in training: {', '.join(seen)}"

@@ -41,7 +41,7 @@ def check_folder(path: str) -> Iterator[tuple[bool, str, str]]:
 def check_config(path: str) -> str:
     config = read_json(path, "config.json", COPY)
     if not config.get("architectures"):
-        raise ValueError("config.json names no `architectures`, by which a server picks its class. Copy the base's.")
+        raise ValueError("config.json has no `architectures`, which tell a server the model class. Copy the base's.")
     if not remote_classes(path):
         from_folder(AutoConfig, path, "config.json")
     dtype = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype") or "float32"
@@ -62,7 +62,7 @@ def check_generation_config(path: str) -> str:
 
 def check_tokenizer(path: str) -> str:
     if not (name := first_of(path, TOKENIZERS)):  # transformers (5.23) would make an empty one
-        raise ValueError(f"none of {', '.join(TOKENIZERS)}, which AutoTokenizer reads. Copy them from the base.")
+        raise ValueError(f"none of {', '.join(TOKENIZERS)}, which AutoTokenizer needs. Copy them from the base.")
     return f"{name}, {len(from_folder(AutoTokenizer, path, name)):,} tokens"
 
 
@@ -97,7 +97,7 @@ def check_python_files(path: str) -> str:
     found = remote_classes(path)
     for module, name in found.items():
         if not os.path.isfile(os.path.join(path, module)):
-            raise ValueError(f"{name} names {module}, which is not here. Copy the Python files of the base.")
+            raise ValueError(f"{name} names {module}, which is missing. Copy the Python files of the base.")
     return f"{', '.join(found)}; servers need --trust-remote-code"
 
 
@@ -107,7 +107,7 @@ def check_weights(path: str) -> str:
         shard_of = read_json(path, INDEX, SAVE_AGAIN).get("weight_map", {})
         shards = sorted(set(shard_of.values()))
     elif len(shards) > 1:
-        raise ValueError(f"{len(shards)} files, but no {INDEX} that says what is where. {SAVE_AGAIN}")
+        raise ValueError(f"{len(shards)} files, but no {INDEX} that says which tensor is where. {SAVE_AGAIN}")
     if not shards:
         if glob.glob(os.path.join(path, "pytorch_model*.bin")):
             return "pytorch_model*.bin, pickled: servers read it, but safetensors load faster and run no code"
@@ -115,7 +115,7 @@ def check_weights(path: str) -> str:
     stored = {shard: tensors_of(path, shard) for shard in shards}
     for name, shard in shard_of.items():
         if name not in stored[shard]:
-            raise ValueError(f"{INDEX} names {name} in {shard}, which does not hold it. {SAVE_AGAIN}")
+            raise ValueError(f"{INDEX} says that {name} is in {shard}, but it is not. {SAVE_AGAIN}")
     size = sum(os.path.getsize(os.path.join(path, shard)) for shard in shards)
     return f"{sum(map(len, stored.values())):,} tensors in {len(shards)} file(s), {size / 1e9:.2f} GB"
 
@@ -128,7 +128,7 @@ def check_kind(path: str) -> str:
     config = adapter_config(path)
     for name in ("modules_to_save", "use_dora", "target_parameters", "trainable_token_indices", "bias"):
         if config.get(name) and config[name] != "none":
-            raise ValueError(f"{name} is {config[name]}, which servers refuse or leave out. {MERGE}")
+            raise ValueError(f"{name} is {config[name]}, which servers refuse or ignore. {MERGE}")
     if str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):
         raise ValueError(f"training started from changed base weights ({config['init_lora_weights']}). {MERGE}")
     return f"LoRA of rank {config['r']}, which --max-lora-rank of vLLM must allow"

@@ -240,7 +240,7 @@ class ShardMerge:
                 want = self.merged(name)
             check_equal(name, found, want, torch.finfo(self.dtype or self.header(keys[0]).dtype).eps)
         rest = len(self.shard_of) - len(self.changed)
-        return f"{len(self.changed)} tensors are sums of base and adapter, {rest} the base's own"
+        return f"{len(self.changed)} tensors are sums of base and adapter, {rest} are the base's own"
 
 
 def return_freed_memory() -> None:

@@ -35,7 +35,7 @@ def placed(messages: list[dict], value: object, num_images: int) -> bool:
             )
         return False
     if any(MARK.search(message.get("reasoning_content", "")) for message in messages):
-        raise ValueError("has a mark of `objects` in a thought, where boxes and points are not read; write it out")
+        raise ValueError("has an `objects` mark in a thought, where boxes and points are not read; write it out")
     given = {mark: objects.get(name) or [] for mark, name in FIELD_OF_MARK.items()}
     for mark, values in given.items():
         found = sum(match[1] == mark for *_, match in marks)
@@ -75,11 +75,11 @@ def _numbers(value: object, where: str, counts: tuple[int, ...], kind: str) -> l
         raise ValueError(f"{where} is {value!r:.100}; it must be {forms}")
     if len(value) == 4 and not (value[0] < value[2] and value[1] < value[3]):
         raise ValueError(
-            f"{where} is {value}, whose x2 or y2 is not more than x1 or y1: write the left, top, right and bottom edge "
+            f"{where} is {value}; x2 must be more than x1, y2 more than y1: write the left, top, right and bottom edge "
             "([x, y, width, height] becomes [x, y, x + width, y + height])"
         )
     if kind == "norm1" and not all(0 <= number <= 1 for number in value):
-        raise ValueError(f"{where} is {value}, but with the bbox_type 'norm1' numbers are from 0 to 1")
+        raise ValueError(f"{where} is {value}, but with bbox_type 'norm1' all numbers must be from 0 to 1")
     return value
 
 

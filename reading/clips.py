@@ -70,9 +70,9 @@ def _check_together(clip: dict, video: object) -> None:
     if {"fps", other := "times" if is_list else "num_frames"} <= clip.keys():
         raise ValueError(f"has both `fps` and `{other}` for one video; keep one")
     if is_list and {"start", "end"} & clip.keys():
-        raise ValueError("has a moment of a list of images; list only the images of that moment")
+        raise ValueError("has a moment for a video that is a list of images; list only that moment's images")
     if times and (not is_list or len(times) != len(video) or any(b <= a for a, b in zip(times, times[1:]))):
-        raise ValueError("has `times`, which must be an ascending time for each image of a list")
+        raise ValueError("has `times`, which must be ascending, one for each image of a list")
 
 
 def is_untimed(part: dict) -> bool:

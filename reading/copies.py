@@ -137,7 +137,7 @@ def cells_of_csv(path: str) -> Iterator[list[str]]:
     except csv.Error as error:
         raise ValueError(
             f"{path}, line {line}: {error}. A cell that holds a separator, a quote or a line break must be in "
-            'quotes ("), and each quote in it twice.'
+            'quotes ("), and each quote in it doubled.'
         ) from error
 
 

@@ -48,10 +48,10 @@ FORM_FLAGS = "user_key assistant_key field_messages allow_outside prompt system_
 FORM_FLAGS += "allow_empty_answers train_replies".split()
 # What an index counts -> the note about it for the user.
 COUNTED = {
-    "empty_answers": "have an empty reply, of which only the end is trained",
+    "empty_answers": "have an empty reply: only its end token is trained",
     "several_answers": "have several answers: the reply is the most frequent one",
     "clips": "choose moments or frames of videos (docs/moments.md)",
-    "places": "have <image>, <video> or <audio> in a text and no medium for it: it is trained as text",
+    "places": "have <image>, <video> or <audio> in a text but no media for it: it is trained as text",
 }
 SHOWN_FAULTS = 10  # samples that are named when they are skipped
 
@@ -289,10 +289,10 @@ class MultimodalDataset(WeightedRows):
         if some[1:] and len(answers := {self.raw(position)["answer"] for position in some}) == 1:
             notes.append(
                 f"WARNING: each reply of {self.name} is {answers.pop()!r}, which the model would learn to say of any "
-                "picture: give the folder that holds the folders of all classes, without a slice."
+                "picture: give the parent folder of all classes, without a slice."
             )
         if (layouts := self.layouts()) and not any(layout.media for layout in layouts):
-            notes.append(f"WARNING: {self.name} holds texts alone, so the model sees no image and no video of it.")
+            notes.append(f"WARNING: {self.name} has only text, so the model sees no images or videos from it.")
         return notes
 
     def part(self, positions: Sequence[int]) -> "MultimodalDataset":

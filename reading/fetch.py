@@ -123,7 +123,7 @@ def _read(response: http.client.HTTPResponse, file, options: MediaOptions) -> st
     status = f"the server answers {response.status}"
     if response.status in (301, 302, 303, 307, 308):
         if not response.headers.get("Location"):
-            raise ValueError(f"{status} without the address to go to")
+            raise ValueError(f"{status} without an address to redirect to")
         return response.headers["Location"]
     if response.status >= 500 or response.status == 429:
         raise _Temporary(status)

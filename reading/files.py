@@ -78,7 +78,7 @@ def resolve_in(path: str, folders: Sequence[str], what: str) -> str:
         raise ValueError(f"{what} is not a path.") from error
     is_inside = any(is_within(resolved, os.path.realpath(folder)) for folder in folders)
     if not is_inside and not (os.path.islink(path) and is_hub_blob(resolved)):
-        raise ValueError(f"{what} leads out of {folders[0]}: name one in it, or start webui.py with another --root.")
+        raise ValueError(f"{what} leads out of {folders[0]}: use a path in it, or start webui.py with another --root.")
     return resolved
 
 

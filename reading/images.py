@@ -63,7 +63,7 @@ def _header(reference, options: MediaOptions):
     except Exception as error:  # on broken bytes the decoders raise nearly any type
         reason = error
         if isinstance(error, UnidentifiedImageError):
-            reason = f"it is {what_it_is(source) or 'of none of the formats ' + ', '.join(IMAGE_FORMATS)}"
+            reason = f"it is {what_it_is(source) or 'in none of the formats ' + ', '.join(IMAGE_FORMATS)}"
         elif isinstance(error, Image.DecompressionBombError):
             reason = f"{error} If you trust it, raise --image_pixel_limit"
         raise ValueError(f"image {describe(reference)} cannot be decoded: {reason}") from error

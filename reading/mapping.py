@@ -80,7 +80,7 @@ class Mapping:
         if both := [name for name in named if name in left and STEPS.match(source_of[name])[0] != name]:
             name = both[0]
             raise ValueError(
-                f"has a field `{name}`, and --columns reads `{source_of[name]}` as `{name}`: add "
+                f"has a field `{name}`, but --columns reads `{source_of[name]}` as `{name}`: add "
                 f"--columns {name}= to ignore the first"
             )
         row = left | named

@@ -62,7 +62,7 @@ def rows_in(folder: str, prompt: str | None) -> Iterator[dict[str, str]]:
                 raise ValueError(f"{path} cannot be read as UTF-8 text: {error}.") from error
         elif not answer or os.sep in answer:
             raise ValueError(
-                f"{os.path.join(folder, name)} has no caption, and is not directly in the folder of a class: move it "
+                f"{os.path.join(folder, name)} has no caption, and is not directly in a class folder: move it "
                 "to CLASS/1.jpg, or write a caption next to each picture, 1.txt next to 1.jpg."
             )
         yield {kind_by_name(name): name, "answer": answer}

@@ -63,7 +63,7 @@ def check_row(dataset, position: int) -> list[str]:
         except ChangedFile as error:
             raise ChangedFile(f"{name} existed when it was indexed: {error}") from error
         if size_now != size:
-            raise ChangedFile(f"{name} has {size_now:,} bytes, and had {size:,} when it was indexed.")
+            raise ChangedFile(f"{name} has {size_now:,} bytes, but had {size:,} when it was indexed.")
         rewritten += [name] if time_now != time else []
     return rewritten
 

@@ -98,7 +98,7 @@ class RowForm:
         if not isinstance(row, dict):
             raise ValueError(f"must be a JSON object, not {type(row).__name__}")
         if self.balance and field_of(row, self.balance)[0] is None:
-            raise ValueError(f"has no `{self.balance}`, by which --balance {self.balance} draws it")
+            raise ValueError(f"has no `{self.balance}`, which --balance {self.balance} needs")
         row = self.mapping.row(row, mapped)
         if WEIGHT in row:
             row[WEIGHT] = _weight(row[WEIGHT])
@@ -170,7 +170,7 @@ class RowForm:
             raise ValueError('has "train": false on every reply, so nothing would be trained')
         if not self.allow_empty_answers and any(map(is_empty, trained)):
             raise ValueError(
-                f"has an empty reply in its `{answer or form}` field, of which only the end would be "
+                f"has an empty reply in its `{answer or form}` field, so only its end token would be "
                 'trained: write an answer, put "train": false on the message, or leave the row out '
                 "(--allow_empty_answers True trains on such rows)"
             )
@@ -252,7 +252,7 @@ class RowForm:
         if role is None:
             raise ValueError(
                 f"{where}.{sender} is {shown(given)}, expected one of {', '.join(map(repr, self.roles))} (--user_key "
-                "and --assistant_key give two of them other names)"
+                "and --assistant_key rename two of them)"
             )
         if role == "assistant" and isinstance(content, list):
             turn, content = named_fields.without_parts(turn, content, f"{where}.{value}")
@@ -517,7 +517,7 @@ def _fill(parts: list[dict], kind: str, column: str, references: list) -> None:
         if index not in range(len(references)):
             raise ValueError(f"{where}.index is {shown(index)}, but `{column}` has {len(references)} values")
         if index not in left:
-            raise ValueError(f"{where}.index is {shown(index)}, as that of an earlier part; number each value once")
+            raise ValueError(f"{where}.index is {shown(index)}, like an earlier part's; use each index once")
         part[kind] = left.pop(index)
 
 
@@ -555,7 +555,7 @@ def _split(part: dict, kind: str, left: Iterator) -> list[dict]:
 def _check_roles(messages: list[dict]) -> None:
     """An optional system message, then users' messages and replies in turn, from either on, with a reply last."""
     if not named_fields.fit_together(messages):
-        results = ", and a result after each message with calls but the last, only there"
+        results = ", and tool results only, and always, after a message with calls that is not the last"
         has_tools = any(message["role"] == "tool" or "tool_calls" in message for message in messages)
         raise ValueError(
             f"has the roles {', '.join(message['role'] for message in messages)}; expected an optional system message, "

@@ -47,7 +47,7 @@ def hold_out(dataset: MultimodalDataset, wanted: float, seed: int) -> tuple[Mult
     if len(sizes) < 2:
         raise ValueError(f"{found} share their media, so none can be held out: give --eval_data_path.")
     if number >= len(rows):
-        raise ValueError(f"{found} would leave none to train on: hold out fewer.")
+        raise ValueError(f"{found} would all be held out: hold out fewer.")
     held, count = [], 0
     for group in np.random.default_rng(seed).permutation(len(sizes)).tolist():
         if count + sizes[group] <= number:

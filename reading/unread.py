@@ -31,18 +31,18 @@ IN_LETTERS, BASE64 = re.compile("data:(image|video|audio)/", re.IGNORECASE), re.
 LIST_INDEX = re.compile(r"\[\d+\]")
 LONGEST_PATH = 2048
 
-MASK, TIME = "a mask of the loss", "a time or rate of a video"
+MASK, TIME = "a loss mask", "a time or frame rate of a video"
 # What a name may mean -> what to do.
 FIXES = {
     MASK: 'write "train": false on each message that is not to be trained',
     "a system prompt": "name it `system`, or make it the first message, of role system",
-    "tools": "name it `tools` of the row, or `tool_calls` of the reply (docs/conversations.md)",
+    "tools": "name it `tools` in the row, or `tool_calls` in the reply (docs/conversations.md)",
     "earlier turns": "put them in front of the other turns",
-    "a thought": "name it `reasoning_content` of the reply (docs/conversations.md)",
+    "a thought": "name it `reasoning_content` in the reply (docs/conversations.md)",
     "sound": "leave such rows out (train.py: --on_bad_sample skip)",
-    "a size of media": "give it for all media: --max_pixels, --image_size or --video_max_pixels (of a video, by its "
+    "a size of media": "give it for all media: --max_pixels, --image_size or --video_max_pixels (for one video: its "
     "`max_pixels`)",
-    TIME: "name it `start`, `end`, `fps`, `num_frames` or `times` of the row or its video (docs/moments.md)",
+    TIME: "name it `start`, `end`, `fps`, `num_frames` or `times`, in the row or its video (docs/moments.md)",
 }
 # What a name means; words of which it must hold one; words that may be next to these, of which others speak of
 # something else (`weight_kg`, `operating_system`), or None for any.
@@ -107,12 +107,12 @@ class Unread:
                 self.names.add(listed)
                 for word, meaning in meanings_of(name):
                     if counts(meaning, word, inner):
-                        fault = f"{where}{name} means {meaning}, which is not read: {FIXES[meaning]} {ignore}"
+                        fault = f"{where}{name} looks like {meaning}, but is not read: {FIXES[meaning]} {ignore}"
                         if meaning != TIME:
                             raise ValueError(fault)
                         self.times.append(fault)
                 if is_medium(inner, self.folders):
-                    fault = f"{where}{name} holds a medium ({describe(inner)}), but no field of this name is read"
+                    fault = f"{where}{name} holds media ({describe(inner)}), but no field of this name is read"
                     fix = FIXES["sound"] if is_sound(name, inner) else "name it `image` or `video`"
                     self.media.append((inner, f"{fault}: {fix} {ignore}"))
 
@@ -153,7 +153,7 @@ def flat(name: str, value: object) -> Iterator[tuple[str, object]]:
 
 def as_letters(path: str) -> str:
     return (
-        f"names the medium {describe(path)} in a text, where it would be trained as text: write <image> or <video> "
+        f"names the file {describe(path)} in a text, where it would be trained as text: write <image> or <video> "
         "in its place and the path in the row's field `image` or `video`, or make it a part (docs/dataset.md)"
     )
 

@@ -366,10 +366,10 @@ def _check_whole(container, stream, source, fps: float, packets: int, end: float
             file.seek(-16, io.SEEK_END)  # the header alone is longer
             cut_short |= not file.read().rstrip(b"\0").endswith(trailer)
     if cut_short:
-        readable = f"of {promised - start:.2f} seconds the first {max(end - start, 0):.2f}"
+        readable = f"the first {max(end - start, 0):.2f} of {promised - start:.2f} seconds"
         if packets <= stream.frames:
-            readable = f"of {stream.frames} frames the first {packets}"
-        raise ValueError(f"it is truncated: {readable} can be read")
+            readable = f"the first {packets} of {stream.frames} frames"
+        raise ValueError(f"it is truncated: only {readable} can be read")
 
 
 def _is_cut_mp4(source) -> bool:
@@ -453,7 +453,7 @@ def _decode_by_number(source, wanted: list[int], total: int, options: MediaOptio
                     return frames
         except av.FFmpegError:  # told below, with how far it got
             pass
-    raise ValueError(f"it is truncated or damaged: of {total} frames the first {number} can be decoded")
+    raise ValueError(f"it is truncated or damaged: only the first {number} of {total} frames can be decoded")
 
 
 def _first_frame(container, stream):

@@ -52,7 +52,7 @@ FAULTS = {
     "refused": "refused by the model",
     "no label": "nothing to train on",
     "overlong": "too long, cannot be cut",
-    "crash": "fails with an error that nobody foresaw",
+    "crash": "fails with an unexpected error",
 }
 CODES = {None: 0} | {fault: code for code, fault in enumerate(FAULTS, 1)}
 NOT_DONE = -1
@@ -252,8 +252,8 @@ def check_rows(splits: dict, collator, results: Results, num_workers: int) -> No
             open_ones = [row for row in rows.current.tolist() if row >= 0 and results.rows["fault"][row] == NOT_DONE]
             names = "; ".join(results.name(row) for row in sorted(open_ones))
             raise ValueError(
-                f"A row kills the process that opens it, such as a file that crashes its decoder: one of {names}. "
-                "--dataloader_num_workers 1 names it alone."
+                f"A row kills the process that opens it (a file may crash its decoder): one of {names}. "
+                "--dataloader_num_workers 1 tells which."
             ) from error
 
 

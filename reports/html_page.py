@@ -84,7 +84,7 @@ def pictures(sample: dict, boxes: Mapping[str, list[dict]] = {}) -> Iterator[tup
         height, width = part["video"].shape[1:3]
         for frame, i in zip(part["video"], part["metadata"]["frames_indices"]):
             fps = part["metadata"]["fps"]  # None of images whose times are not known
-            at = f"{i / fps:.2f} s" if fps else "at a time not known"
+            at = f"{i / fps:.2f} s" if fps else "at an unknown time"
             yield kind, Image.fromarray(frame), f"{name}, {width} \u00d7 {height}, frame {i}, {at}"
 
 

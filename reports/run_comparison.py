@@ -94,7 +94,7 @@ def tables(first: RunResult, second: RunResult) -> list[Table]:
     pairs = [(a, b) for a, b in pairs if a["question"] == b["question"] and a["exact_match"] != b["exact_match"]]
     columns = dict.fromkeys(("question", "reference", first.name, second.name), False)
     rows = [[a["question"], a["reference"], a["prediction"], b["prediction"]] for a, b in pairs[:SHOWN_ANSWERS]]
-    found.append(Table(f"Answers that one of them got right: {len(pairs)} of {len(shared)}", columns, rows))
+    found.append(Table(f"Answers that only one of them got right: {len(pairs)} of {len(shared)}", columns, rows))
     return [table for table in found if table.rows]
 
 

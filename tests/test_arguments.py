@@ -140,7 +140,7 @@ REFUSED = [
     ("--video_folder nowhere", "--video_folder 'nowhere' is not a folder"),
     ("--eval_strategy epoch", "--eval_strategy has no effect without --eval_data_path"),
     ("--eval_split 0.1 --eval_data_path a b:c", "--eval_data_path a b:c and --eval_split 0.1 are mutually exclusive"),
-    ("--eval_split 2.5", "--eval_split is 2.5; it must be a share of the rows"),
+    ("--eval_split 2.5", "--eval_split is 2.5; it must be a fraction"),
     ("--sample_rows 0", "--sample_rows is 0; it must be 1 or more"),
     ("--eval_split 0", "--eval_split is 0.0; it must be a share"),
     ("--eval_steps 5", "--eval_steps has no effect .* --eval_strategy steps"),
@@ -210,7 +210,7 @@ REFUSED = [
     ("--attn_implementation flex_attention", "--attn_implementation flex_attention needs a GPU"),
     ("--use_liger_kernel True", "--use_liger_kernel True needs a GPU and the package liger-kernel"),
     ("--optim galore_adamw --optim_args rank=4", "--optim galore_adamw is not supported: it groups the parameters"),
-    ("--optim schedule_free_adamw", "--optim schedule_free_adamw is not supported: other weights would be saved"),
+    ("--optim schedule_free_adamw", "--optim schedule_free_adamw is not supported: the saved weights would differ"),
     ("--optim paged_adamw_8bit --use_cpu True", "--optim paged_adamw_8bit needs a CUDA GPU: use adamw_8bit"),
     ("--optim grokadamw", "--optim grokadamw cannot be created .*pip install grokadamw"),
     ("--adam_beta1 2", "--optim adamw_torch_fused cannot be created .* 2.0"),
@@ -502,7 +502,7 @@ def test_an_adapter_for_the_hub_names_no_folder_of_this_machine(tmp_path):
     words = ["--model_id", "qwen2-vl-2b-instruct", "--data_path", "rows.json", "--push_to_hub", "True", "--use_cpu"]
     local = ["--model_local_path", str(tmp_path)]
     for kind in (["--use_lora", "True"], ["--use_vision_lora", "True"]):
-        with pytest.raises(ValueError, match=f"would name its base as {tmp_path}, a folder of this machine"):
+        with pytest.raises(ValueError, match=f"would name its base as {tmp_path}, a folder on this machine"):
             parse_arguments([*words, "True", *local, *kind])
         parse_arguments([*words, "True", *kind])
     parse_arguments([*words, "True", *local])

@@ -149,7 +149,7 @@ def test_python_files_of_a_checkpoint_are_missed(tiny, tmp_path, file):
     shutil.copytree(tiny("phi3-v"), folder)
     (folder / file).unlink()
     is_whole, text = outcomes(folder)["Python files"]
-    assert not is_whole and f"names {file}, which is not here" in text
+    assert not is_whole and f"names {file}, which is missing" in text
 
 
 @pytest.fixture(scope="module")

@@ -181,7 +181,7 @@ def test_measures_of_the_users_and_lines_as_they_come(tiny, write_rows, tmp_path
     predict.main([*words, "--metric", f"{tmp_path / 'mine.py'}:words", "--max_new_tokens", "2"])
     assert capsys.readouterr().out.splitlines()[-3:] == ["exact match: 0.00", "anls: 0.00", "most words: 3.00"]
 
-    with pytest.raises(ValueError, match="two have the same name"):
+    with pytest.raises(ValueError, match="two metrics have the same name"):
         predict.main([*words, "--metric", *[f"{tmp_path / 'mine.py'}:words"] * 2])
 
     def killed(*_):

@@ -38,8 +38,8 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
         config.inference_mode = False
         if {*trained_rows(vars(config))} != {*loader.pieces}:
             raise ValueError(
-                f"--lora_weight_path {lora.lora_weight_path} has {len(trained_rows(vars(config)))} added tokens, and "
-                f"{len(loader.pieces)} are named here: give it the --add_tokens file that it was trained with."
+                f"--lora_weight_path {lora.lora_weight_path} has {len(trained_rows(vars(config)))} added tokens, but "
+                f"{len(loader.pieces)} are named here: use the --add_tokens file that it was trained with."
             )
         try:
             return named(get_peft_model(model, config), loader)

@@ -15,7 +15,7 @@ def added_tokens(loader: BaseLoader, template: Template) -> str:
     """The result of --add_tokens in a line, or an empty text."""
     known = loader.pieces.keys() - loader.new_tokens.keys()
     names = ", ".join(sorted(map(template.frame.tokenizer.convert_ids_to_tokens, known)))
-    kept = f"; tokens already, which start from what they are: {names}" if known else ""
+    kept = f"; already tokens, so their embeddings are kept: {names}" if known else ""
     return f"--add_tokens: {len(loader.new_tokens):,} new tokens{kept}." if loader.pieces else ""
 
 
@@ -37,5 +37,5 @@ def untrained_tokens(loader: BaseLoader, arguments, template: Template, dataset:
     return (
         f"WARNING: the labels hold tokens that were added to the model's original {loader.vocabulary:,}: "
         f"{', '.join(found)}. LoRA alone does not train their embeddings, so the model cannot learn to write them: "
-        "name them in a file of --add_tokens, or train the language model in full (--use_lora False)."
+        "name them in an --add_tokens file, or train the language model in full (--use_lora False)."
     )

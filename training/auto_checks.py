@@ -47,7 +47,7 @@ def check_batches(model, loader, collator, arguments) -> str:
         model.to(arguments.training.device)
     # LLM.int8 rounds as coarsely as bfloat16, and which columns it spares depends on all tokens of a batch.
     allowed = 4 * torch.finfo(torch.bfloat16 if arguments.lora.load_in_8bit else model.dtype).eps ** 0.5
-    what = "what its processor makes of a probe"
+    what = "its processor's output for a probe"
     try:
         alone = torch.cat([all_losses(model, collator.pad([row])) for row in rows])
         few = torch.cat([losses(model, collator.pad([row])) for row in rows])
@@ -96,7 +96,7 @@ def leak(model, loader, collator, rows: list[dict], alone: torch.Tensor, allowed
         return f"the model refuses them in one row ({error})"
     if difference <= allowed:
         return ""
-    return f"in one row they affect each other: a loss differs by {difference:.2g} from that of the sample alone"
+    return f"in one row they affect each other: a sample's loss differs by {difference:.2g} from its loss alone"
 
 
 @torch.no_grad()
@@ -112,7 +112,7 @@ def all_losses(model, batch: dict) -> torch.Tensor:
     targets = batch.pop("labels")[:, 1:]
     logits = model(**batch, use_cache=False).logits
     if logits.shape[1] != targets.shape[1] + 1:
-        raise ValueError(f"of {targets.shape[1] + 1} tokens, it gives logits for {logits.shape[1]}")
+        raise ValueError(f"for {targets.shape[1] + 1} tokens, it gives {logits.shape[1]} logits")
     logits = logits[:, :-1].float().transpose(1, 2)
     return cross_entropy(logits, targets, reduction="none")[targets != IGNORE_INDEX]
 

@@ -57,7 +57,7 @@ def check_file(path: str, saved: list[int] | None, is_trusted: bool) -> None:
     if unknown and not is_trusted:
         raise UntrustedCheckpoint(
             f"{path} would run {', '.join(sorted(unknown))} when it is loaded, which no checkpoint of torch or "
-            "DeepSpeed needs. If you know who wrote it, add --trust_checkpoint True."
+            "DeepSpeed needs. If you trust its author, add --trust_checkpoint True."
         )
 
 

@@ -40,7 +40,7 @@ KEPT_FLAGS = {
     ),
     "remove_unused_columns": "would empty every sample",
     "ignore_data_skip": "would train again on the samples of the epoch that a run is resumed in",
-    "restore_callback_states_from_checkpoint": "would put others in the place of what writes the log",
+    "restore_callback_states_from_checkpoint": "would replace the callbacks that write the log",
     "average_tokens_across_devices": "would make the loss a mean of the processes' means",
     "auto_find_batch_size": "would start again, with another batch size, on weights that are already trained",
     "liger_kernel_config": "is set by --use_liger_kernel True",
@@ -68,7 +68,7 @@ RANGES = {
     ),
     # With 0 the Trainer makes one step, at a rate of 0 (5.23).
     "1 or more, or -1 for --num_train_epochs": (lambda value: value == -1 or value >= 1, "max_steps"),
-    "a share of the rows (0.05) or their number": (lambda value: 0 < value < 1 or value % 1 == 0 < value, "eval_split"),
+    "a fraction (0.05) or number of the rows": (lambda value: 0 < value < 1 or value % 1 == 0 < value, "eval_split"),
 }
 RANGE_OF = {flag: (wanted, is_right) for wanted, (is_right, flags) in RANGES.items() for flag in flags.split()}
 
@@ -81,7 +81,7 @@ ATTENTION = {
     "flash_attention_2": (utils.is_flash_attn_2_available, "a CUDA GPU, and the package flash-attn or kernels"),
     "flash_attention_3": (utils.is_flash_attn_3_available, "a Hopper GPU, and flash-attn-3 or kernels"),
     "flash_attention_4": (utils.is_flash_attn_4_available, "a Hopper or newer GPU, and flash-attn-4 or kernels"),
-    "flex_attention": (lambda _: torch.cuda.is_available(), "a GPU: PyTorch trains with it on no CPU"),
+    "flex_attention": (lambda _: torch.cuda.is_available(), "a GPU: PyTorch cannot train with it on CPUs"),
     KERNEL: (lambda _: torch.cuda.is_available() and utils.is_kernels_available(), "a GPU, and the package kernels"),
 }
 
@@ -132,7 +132,7 @@ EXCLUDES = (
     ("q_lora", "load_in_8bit", "4 bits or 8"),
     *(("use_dora", name, "peft 0.21 cannot do both") for name in ("load_in_8bit", "lora_experts", "lora_router")),
     ("packing", "train_sampling_strategy", "packing itself decides which samples go together"),
-    ("packing", "padding_free False", "packs are samples in one row"),
+    ("packing", "padding_free False", "packing concatenates samples"),
     ("train_thoughts False", "mask_question_tokens False", "the latter trains all text"),
     ("train_replies", "mask_question_tokens False", "the latter trains all text"),
     ("use_lora", "train_language_model False", "LoRA trains the language model"),
@@ -143,7 +143,7 @@ EXCLUDES = (
         "8-bit weights lose their scales when FSDP2 shards them (bitsandbytes 0.50), unlike those of --q_lora True",
     ),
     ("on_nonfinite", "deepspeed", "DeepSpeed updates before the gradients can be tested"),
-    ("on_nonfinite", "fp16", "its scaler skips such updates by itself"),
+    ("on_nonfinite", "fp16", "the fp16 scaler skips such updates by itself"),
     *(
         (f"ddp_{name}", engine, "only DDP reads the former")
         for name in ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
@@ -168,8 +168,8 @@ ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 
 # Starts of names of --optim -> why not.
 REFUSED_OPTIMIZERS = {
-    ("galore", "apollo", "lomo", "adalomo"): "it groups the parameters itself, past the learning rates of components",
-    ("schedule_free",): "other weights would be saved than those that are evaluated (transformers 5.23)",
+    ("galore", "apollo", "lomo", "adalomo"): "it groups the parameters itself, ignoring the components' learning rates",
+    ("schedule_free",): "the saved weights would differ from the evaluated ones (transformers 5.23)",
 }
 
 
@@ -283,7 +283,7 @@ def check_lora(lora) -> None:
         raise ValueError(f"--lora_init orthogonal needs an even rank, but --lora_r is {lora.lora_r}.")
     for name in ("q_lora", "load_in_8bit", "lora_experts", "lora_router"):
         if getattr(lora, name) and init not in ("default", "gaussian"):
-            raise ValueError(f"--lora_init {init} cannot read weights of --{name} True: use default or gaussian.")
+            raise ValueError(f"--lora_init {init} cannot use the weights of --{name} True: use default or gaussian.")
         if getattr(lora, name) and name.startswith("lora_") and lora.lora_dropout:
             raise ValueError(f"--{name} True adapts weights that cannot have dropout: add --lora_dropout 0.")
 
@@ -308,7 +308,7 @@ def check_training(training) -> None:
         raise ValueError("--bf16 True needs a GPU with bfloat16: leave it out, or run on the CPU with --use_cpu True.")
     folder = training.resume_from_checkpoint
     if folder and folder is not True and not os.path.isdir(folder):
-        raise ValueError(f"--resume_from_checkpoint {folder} is not a folder; True: the last one in --output_dir.")
+        raise ValueError(f"--resume_from_checkpoint {folder} is not a folder; True takes the last one in --output_dir.")
     if training.overwrite_output_dir and folder:
         raise ValueError("--overwrite_output_dir True starts again, --resume_from_checkpoint does not: leave one out.")
     for kind, steps in (("save", training.save_steps), ("eval", training.eval_steps)):
@@ -342,7 +342,7 @@ def check_machine(training) -> None:
         raise ValueError("--fp16 True needs a GPU: leave it out, or use --bf16 True --use_cpu True on the CPU.")
     for name, value in BATCH_SETTINGS.items():
         if getattr(training.accelerator_config, name) != value:
-            raise ValueError(f"--accelerator_config {name} would change which samples a step holds: leave it out.")
+            raise ValueError(f"--accelerator_config {name} would change which samples a step has: leave it out.")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "bf16", "fp16"):
         raise ValueError(
@@ -353,8 +353,8 @@ def check_machine(training) -> None:
     kwargs = training.activation_checkpointing_kwargs or {}
     if kwargs.keys() - CHECKPOINTING_KEYS or kwargs.get("use_reentrant"):
         raise ValueError(
-            f"--activation_checkpointing_kwargs takes {', '.join(sorted(CHECKPOINTING_KEYS))}; the last must be "
-            "false, since true can lose gradients."
+            f"--activation_checkpointing_kwargs takes {', '.join(sorted(CHECKPOINTING_KEYS))}; use_reentrant "
+            "must be false, since true can lose gradients."
         )
     if training.use_liger_kernel and not (training.device.type in LIGER_DEVICES and is_liger_kernel_available()):
         raise ValueError("--use_liger_kernel True needs a GPU and the package liger-kernel: leave it out.")
@@ -424,7 +424,7 @@ def check_together(arguments) -> None:
     base = public_name(model.model_path)
     if training.push_to_hub and (lora.use_lora or lora.use_vision_lora) and os.path.isabs(base):
         raise ValueError(
-            f"--push_to_hub True: the adapter would name its base as {base}, a folder of this machine. Give the base "
+            f"--push_to_hub True: the adapter would name its base as {base}, a folder on this machine. Give the base "
             "by its Hub id (--model_local_path ORG/NAME), or leave --push_to_hub out and push a merged model."
         )
     attention = model.attn_implementation or ""
@@ -453,7 +453,7 @@ def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
     # The folder of a checkpoint may have been moved, so its name decides.
     if os.path.basename(os.path.realpath(base)) != os.path.basename(os.path.realpath(public_name(model_path))):
         raise ValueError(
-            f"--lora_weight_path {path} was trained on {base}, not on {model_path}. If they are the same under two "
+            f"--lora_weight_path {path} was trained on {base}, not on {model_path}. If these are one model under two "
             "names, change base_model_name_or_path in its adapter_config.json."
         )
     values = {

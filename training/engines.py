@@ -36,7 +36,7 @@ def check(arguments) -> None:
             f"{training.n_gpu} train.py ...`, or make only one visible: CUDA_VISIBLE_DEVICES=0."
         )
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1 and training.world_size == 1:
-        raise ValueError(f"Each of {processes} processes on CPUs would train a copy of its own: add --use_cpu True.")
+        raise ValueError(f"Each of {processes} processes on CPUs would train a separate copy: add --use_cpu True.")
     if training.device.type == "cpu":
         # accelerate 1.15 imports DeepSpeed in every run, where it is installed, and it warns that it finds no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -46,7 +46,7 @@ def check(arguments) -> None:
         check_fsdp(arguments, training.fsdp_config)
     if (training.deepspeed or training.fsdp) and "RANK" not in os.environ:
         flag = "deepspeed" if training.deepspeed else "fsdp"
-        raise ValueError(f"--{flag} needs a launcher, also for one process: torchrun --nproc_per_node 1 train.py ...")
+        raise ValueError(f"--{flag} needs a launcher, even for one process: torchrun --nproc_per_node 1 train.py ...")
 
 
 def check_deepspeed(arguments, config) -> None:

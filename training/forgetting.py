@@ -27,7 +27,7 @@ class Probe(TrainerCallback):
             if state.is_world_process_zero:
                 write_answers(args.output_dir, BEFORE, answers)
         elif state.is_world_process_zero and len(read_answers(args.output_dir, BEFORE)) != len(self.asked):
-            raise ValueError("--probe: the run began with a different number of questions: use those.")
+            raise ValueError("--probe: the run began with a different number of questions: use the same ones.")
 
     def on_train_end(self, args, state, control, **kwargs):
         answers = self._answers()

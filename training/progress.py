@@ -85,7 +85,7 @@ class ProgressLine(TrainerCallback):
             f"{rows[0]:,} per batch x {rows[1]} accumulated x {rows[2]} {processes}"
         )
         if args.get_warmup_steps(state.max_steps) >= state.max_steps:
-            print_once("WARNING: the warmup lasts the whole run: the learning rate never reaches what the flags say.")
+            print_once("WARNING: the warmup lasts the whole run: the learning rate never reaches its full value.")
         is_live = state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm
         form = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
         look = {"bar_format": form, "dynamic_ncols": True, "leave": False, "disable": not is_live}

@@ -109,7 +109,7 @@ def read_record(checkpoint: str) -> dict:
     for name, (size, _) in record["files"].items():
         path = os.path.join(checkpoint, name)
         if not os.path.isfile(path) or os.path.getsize(path) != size:
-            raise ValueError(f"{checkpoint} is not a complete checkpoint: {name} is missing or not of {size:,} bytes.")
+            raise ValueError(f"{checkpoint} is not a complete checkpoint: {name} is missing or not {size:,} bytes.")
     return record
 
 
@@ -137,7 +137,7 @@ def keep_resize(checkpoint: str | None, data) -> None:
     if checkpoint and data.keep_processor_config is not None:
         if "keep_processor_config" not in read_record(checkpoint)["run"]["flags"]:
             data.keep_processor_config = None
-            print_once("Images are resized before the processor, as when this run started, not by it as in new runs.")
+            print_once("Images are resized before the processor, as when this run began; in new runs, by it.")
 
 
 def describe_run(arguments, dataset: MultimodalDataset) -> dict:
@@ -155,7 +155,7 @@ def check_same_run(checkpoint: str, run: dict) -> None:
     before = read_record(checkpoint)["run"]
     if found := differences(before, run):
         raise ValueError(
-            f"{checkpoint} cannot be resumed exactly: {'; '.join(found)}. Start the run as it was, or a new one "
+            f"{checkpoint} cannot be resumed exactly: {'; '.join(found)}. Undo what has changed, or start a new run "
             "without --resume_from_checkpoint in another --output_dir."
         )
     media = zip(run["media"], before.get("media", []))
@@ -169,17 +169,17 @@ def differences(before: dict, run: dict) -> list[str]:
     for name in sorted(flags.keys() | run["flags"].keys()):
         then, now = flags.get(name), run["flags"].get(name)
         if then != now:
-            found.append(f"--{name} is {now} and was {then}")
+            found.append(f"--{name} is {now}, but was {then}")
     if run["processes"] != before["processes"]:
-        found.append(f"there are {run['processes']} processes and were {before['processes']}")
+        found.append(f"there are {run['processes']} processes, but there were {before['processes']}")
     if run["samples"] != before["samples"]:
-        found.append(f"--data_path has {run['samples']} usable samples and had {before['samples']}")
+        found.append(f"--data_path has {run['samples']} usable samples, but had {before['samples']}")
     elif run["texts"] != before["texts"]:
-        found.append("--data_path has other rows, or in another order")
+        found.append("the rows of --data_path or their order have changed")
     elif other := [(new, old) for new, old in zip(run["media"], before.get("media", [])) if new[1] != old[1]]:
         (name, now, _), (_, then, _) = other[0]
-        others = f", and {len(other) - 1:,} other media files have others too" if other[1:] else ""
-        found.append(f"{name} has {now:,} bytes and had {then:,}{others}")
+        others = f", and {len(other) - 1:,} other media files have changed size too" if other[1:] else ""
+        found.append(f"{name} has {now:,} bytes, but had {then:,}{others}")
     return found
 
 

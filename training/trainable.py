@@ -38,7 +38,7 @@ def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str
             shared = {id(parameters[name]) for name in named_in(flag, [pattern], parameters, loader)}
             named = {name for name, parameter in parameters.items() if id(parameter) in shared}
             if all(modes[name] == mode for name in named):
-                raise ValueError(f"--{flag} {pattern!r} has no effect: all it matches is {mode} already. Leave it out.")
+                raise ValueError(f"--{flag} {pattern!r} has no effect: all it matches is already {mode}. Leave it out.")
             if flag == "train":
                 named = {name for name in named if loader.component_of(name) and not is_quantized(parameters[name])}
             if both := sorted(name for name in named if found.get(name, mode) != mode):
@@ -46,7 +46,7 @@ def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str
             found |= dict.fromkeys(named, mode)
     tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight) if loader.pieces else ()
     if wrong := [name for name, p in parameters.items() if name in found and any(p is table for table in tables)]:
-        raise ValueError(f"--add_tokens trains rows of {wrong[0]}: leave it out of --freeze and --train.")
+        raise ValueError(f"--add_tokens trains rows of {wrong[0]}: do not name that in --freeze or --train.")
     return modes | found
 
 
@@ -118,8 +118,8 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
     for pattern in arguments.model.train or []:
         if training.isdisjoint(named_in("train", [pattern], parameters, loader)):
             raise ValueError(
-                f"--train {pattern!r} matches only what cannot train: it is quantized, in no component, gets no "
-                "gradient, or is a bare parameter, which an adapter cannot hold."
+                f"--train {pattern!r} matches only what cannot train: quantized, in no component, without a "
+                "gradient, or a bare parameter, which cannot have an adapter."
             )
     return model
 
@@ -129,7 +129,7 @@ def why_frozen(name: str, loader: BaseLoader, has_adapters: bool) -> str:
     if loader.is_unused(base_name(name)):
         return "it gets no gradient"
     if has_adapters and ".modules_to_save." not in name and ".lora_" not in name:
-        return "an adapter cannot hold a bare parameter"
+        return "a bare parameter cannot have an adapter"
     return BY_HAND
 
 

@@ -195,7 +195,7 @@ class FinetuneTrainer(ResumableTrainer):
             found |= self._score_answers()
         best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
         if best not in found:
-            raise ValueError(f"--metric_for_best_model {best} is not among what is measured: {', '.join(found)}.")
+            raise ValueError(f"--metric_for_best_model {best} is not measured; choose from {', '.join(found)}.")
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
@@ -246,7 +246,7 @@ class FinetuneTrainer(ResumableTrainer):
             some = evenly_spread(rows, self.args.eval_generate)
             asked += [found for found in questions(dataset, some) if self.eval_dataset.can_open(found.index)]
         if not asked:
-            raise ValueError(f"{dataset.name}: the rows of --eval_generate hold no reply to a user: raise it.")
+            raise ValueError(f"{dataset.name}: none of its --eval_generate rows has a reply: raise the number.")
         return asked
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

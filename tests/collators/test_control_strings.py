@@ -377,7 +377,7 @@ def test_a_thought_before_which_the_format_writes_its_own_is_refused(tiny, famil
     begin, end = THOUGHTS[family]
     messages = conversation(text("Hm"), text(begin), text(f"{begin}\nHm\n{end}\n\nRed"))
     one = "|".join(map(re.escape, (begin, end)))
-    with pytest.raises(ValueError, match=f"sample 3: a reply holds ({one}), but this format .* Remove the thought"):
+    with pytest.raises(ValueError, match=f"sample 3: a reply has ({one}), but this format .* Remove the thought"):
         collator.encode({"messages": messages, "source": "sample 3"})
     with pytest.raises(ValueError, match="Remove the thought"):
         collator.budget.count_text_tokens([{"messages": messages}])

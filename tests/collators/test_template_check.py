@@ -42,7 +42,7 @@ def test_a_family_s_own_checkpoint_passes_on_all_usual_shapes(tiny, family):
     golden = [Layout.of(record["messages"]) for record in golden_records(family)]
     note = check_template(collator, Data(*USUAL, *golden), None)
     if any("empty thought" in exception.reason for exception in collator.template.exceptions):
-        assert note.startswith("Several turns are trained with the empty thought") and "\n" not in note
+        assert note.startswith("Conversations are trained with the empty thought") and "\n" not in note
     else:
         assert note == ""
 

@@ -151,7 +151,7 @@ def test_images_stay_where_the_template_takes_them(tiny, write_rows):
     taking = TEMPLATE.replace("+ m.content +", "+ ('<|image_pad|>' if m.content is sequence else '') + text +")
     encoded = collator_of("qwen3.5", tiny("qwen3.5"), taking.replace("<|image_pad|>", VISION)).encode(sample)
     assert f"<tool_response>{VISION}A map." in encoded.text and "pixel_values" in encoded.inputs
-    with pytest.raises(ValueError, match="rows.json, sample 0: holds an image in a result of a tool, .* no place"):
+    with pytest.raises(ValueError, match="rows.json, sample 0: holds an image in a tool result, .* no place"):
         collator_of("qwen3.5", tiny("qwen3.5"), TEMPLATE).encode(sample)
     asked = MultimodalDataset(write_rows([{"tools": TOOLS, "image": "red.png", "question": "?", "answer": "Red"}]))[0]
     with pytest.raises(ValueError, match="rows.json, sample 0: holds an image in the first question next to `tools`"):
@@ -397,7 +397,7 @@ CALLED = [ASKED | {"tools": TOOLS}, said("assistant", tool_calls=[call(a=1)])]
         ("qwen2-vl", "", THOUGHT, "a thought .* no place"),
         ("qwen2-vl", "", CALLED, "`tools`, for which the chat template has no place"),
         ("qwen3.5", TEMPLATE, THOUGHT, "add --template_kwargs '{\"enable_thinking\": true}'"),
-        ("qwen3.5", TEMPLATE.replace("m.tool_calls or []", "[]"), CALLED, "a call of a tool .* no place"),
+        ("qwen3.5", TEMPLATE.replace("m.tool_calls or []", "[]"), CALLED, "a tool call .* no place"),
         ("qwen3.5", TEMPLATE.replace("{{- text | trim }}", "{{- '' if m.tool_calls else text }}"),
          [ASKED, said("assistant", "I look", tool_calls=[call()])], "drops 'I look' from a reply"),
     ],

@@ -257,7 +257,7 @@ def test_the_direction_of_a_metric_and_the_names_of_files_are_known_before_anyth
 def test_a_metric_of_another_name_ends_the_run_before_step_1(tiny, write_rows, tmp_path):
     path = write_rows(rows_for(FAMILY))
     flags = [*best_of([0.0], tmp_path), *ANSWERS, "--eval_data_path", path, "--metric_for_best_model", "smell"]
-    with pytest.raises(ValueError, match="smell is not among what is measured: loss, .*, taste"):
+    with pytest.raises(ValueError, match="smell is not measured; choose from loss, .*, taste"):
         run(tiny, FAMILY, path, tmp_path / "out", *flags)
 
 

@@ -83,7 +83,7 @@ def test_a_part_without_the_usual_attention_takes_its_own(tiny, monkeypatch):
 
 def test_chunks_by_the_place_in_the_row_keep_samples_padded(tiny):
     """Llama 4's are of 8,192 tokens, which no probe has."""
-    assert "chunks by the place in the row" in LOADERS.get(AUTO)(tiny("llama4")).cannot_be_padding_free
+    assert "chunks by position in the row" in LOADERS.get(AUTO)(tiny("llama4")).cannot_be_padding_free
     assert LOADERS.get(AUTO)(tiny(AUTO)).cannot_be_padding_free == ""
 
 

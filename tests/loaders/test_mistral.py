@@ -239,7 +239,7 @@ def test_images_of_any_shape(family, tiny, dataset):
     "family, size, named",
     [
         ("pixtral", (3000, 1), "an image of 3000x1 pixels is too narrow"),
-        ("mistral-small-3.1", (28, 20), "an image of 28x20 pixels; enlarge it to more than 28 on a side"),
+        ("mistral-small-3.1", (28, 20), "an image of 28x20 pixels is too small: make a side exceed 28"),
     ],
 )
 def test_images_that_would_fail_in_the_model_are_named_before_training(family, size, named, tiny, tmp_path):

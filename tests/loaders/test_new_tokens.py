@@ -188,8 +188,8 @@ LINES = {
     "an empty line": ("<a>\n\n<b>\n", "line 2: '' is empty"),
     "twice": ("<a>\n<b>\n<a>\n", "line 3: '<a>' is line 1 again"),
     "a space": ("<a>\n <b>\n", "line 2: ' <b>' begins or ends with white space"),
-    "reserved": ("<a>\n<\ufdd0b>\n", "line 2: .* holds a character that is not printed"),
-    "tab": ("a\tb\n", "line 1: .* holds a character that is not printed"),
+    "reserved": ("<a>\n<\ufdd0b>\n", "line 2: .* has an unprintable character"),
+    "tab": ("a\tb\n", "line 1: .* has an unprintable character"),
 }
 
 
@@ -210,7 +210,7 @@ def test_words_that_the_tokenizer_has_train_from_what_they_are(tiny, tmp_path):
     collator = make_collator(TIED, loader, arguments.data)
     box = AutoTokenizer.from_pretrained(tiny(TIED)).convert_tokens_to_ids("<|box_start|>")
     assert added_tokens(loader, collator.template) == (
-        "--add_tokens: 1 new tokens; tokens already, which start from what they are: <|box_start|>."
+        "--add_tokens: 1 new tokens; already tokens, so their embeddings are kept: <|box_start|>."
     )
     model = make_trainable(loader.load_model(), loader, arguments)
     (delta,) = [p for name, p in model.named_parameters() if "trainable_tokens_delta" in name]
@@ -244,7 +244,7 @@ TOGETHER = [
     (TIED, "--train_language_model False --train_vision_encoder True", "--add_tokens needs --use_lora True"),
     (TIED, "--use_vision_lora True", "--add_tokens needs --use_lora True, or a language model"),
     (TIED, "--freeze embed_tokens", "--add_tokens trains rows of model.language_model.embed_tokens.weight: leave it"),
-    (UNTIED, "--use_lora True --train lm_head", "--add_tokens trains rows of lm_head.weight: leave it out of --freeze"),
+    (UNTIED, "--use_lora True --train lm_head", "--add_tokens trains rows of lm_head.weight: do not name"),
     (
         UNTIED,
         "--use_lora True --lora_target_modules lm_head",
@@ -295,9 +295,7 @@ def test_a_run_with_words_is_resumed_and_gone_on_from(tiny, write_rows, tmp_path
         run(tiny, family, path, tmp_path / "on", *on, "--add_tokens", words)
         again = load_file(tmp_path / "on" / name)
         assert all(torch.equal(after[key], again[key]) for key in after)
-        with pytest.raises(
-            ValueError, match="has 83 added tokens, and 0 are named here: give it the --add_tokens file"
-        ):
+        with pytest.raises(ValueError, match="has 83 added tokens, but 0 are named here: use the --add_tokens file"):
             run(tiny, family, path, tmp_path / "off", *on)
 
 

@@ -274,7 +274,7 @@ def test_a_server_that_samples_is_told_so_last(tiny, adapters, serve, write_rows
     rows = [{"conversations": turns(question, "A fox.")} for question in ("Who?", "Who <|im_end|>?")]
     url = serve(PlainServer(tiny("qwen2-vl"), adapters[0], samples=True))
     said = asked(adapters[0], url, write_rows(rows[:1]), capsys)
-    assert "sampling is on where a request gives no temperature" in said
+    assert "the server samples unless a request sets the temperature" in said
     assert "a different prompt: at token" in asked(adapters[0], url, write_rows(rows), capsys)
 
 

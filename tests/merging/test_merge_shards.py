@@ -97,7 +97,7 @@ def test_shards_keys_and_dtypes_are_the_bases_and_each_sum_is_rounded_once(shard
         assert torch.equal(after[key], tensor.to(after[key].dtype)), key
     assert adapted == len(lora) / 2 == 4
     printed = capsys.readouterr().out
-    assert f"4 tensors are sums of base and adapter, {len(before) - 4} the base's own" in printed
+    assert f"4 tensors are sums of base and adapter, {len(before) - 4} are the base's own" in printed
     differ, rounding, moved = map(
         float, re.findall(r"(?:differ|moves them) by ([\d.e-]+)|the adapter by", printed)[0:2] + ["1"]
     )

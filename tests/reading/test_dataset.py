@@ -244,7 +244,7 @@ BAD_ROWS = [
                 {"role": "assistant", "content": "b"},
             ],
         },
-        r"messages\[0\].content\[1\].index is 0, as that of an earlier part",
+        r"messages\[0\].content\[1\].index is 0, like an earlier part's",
     ),
     (
         {

@@ -151,7 +151,7 @@ FAULTS = {
     "cut chunk": ((200, {"Transfer-Encoding": "chunked"}, [b"ff\r\nabc"]), "IncompleteRead"),
     "compressed": (answer(ZEROS, **{"Content-Encoding": "gzip"}), "sends it compressed"),
     "loop": ((302, {"Location": "/a", "Content-Length": "0"}, []), "redirects more than 5 times"),
-    "nowhere": (answer(status=302), "without the address to go to"),
+    "nowhere": (answer(status=302), "without an address to redirect to"),
     "file": (answer(status=302, Location="file:///etc/passwd"), "only http:// and https:// are fetched"),
     "inside": (answer(status=302, Location="http://169.254.169.254/"), "169.254.169.254 is not a public address"),
     "other loopback": (answer(status=302, Location="http://127.0.0.2/"), "127.0.0.2 is not a public address"),

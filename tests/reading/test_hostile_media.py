@@ -317,7 +317,7 @@ def test_a_special_file(child, tmp_path, kind, name):
     if opens is not None:
         assert isinstance(result, str) != opens
     if (kind, name) == ("image", "program.eps"):  # not for want of Ghostscript
-        assert "it is of none of the formats" in result
+        assert "it is in none of the formats" in result
     if not isinstance(result, str):
         assert read == result.shape[: len(read)]
 
@@ -416,7 +416,7 @@ def test_a_mkv_that_claims_hours(whole, child, tmp_path):
         "it lasts 1,000,000,000 seconds, more than --video_seconds_limit" in child("video", str(tmp_path / "a.mkv"))[1]
     )
     (tmp_path / "a.mkv").write_bytes(patched(content, at, ">d", 7200e3))
-    assert "it is truncated: of 7200.00 seconds the first 3.00" in child("video", str(tmp_path / "a.mkv"))[1]
+    assert "it is truncated: only the first 3.00 of 7200.00 seconds" in child("video", str(tmp_path / "a.mkv"))[1]
 
 
 @pytest.mark.slow

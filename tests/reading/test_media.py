@@ -205,7 +205,7 @@ def test_a_missing_file_is_a_value_error_that_names_it(tmp_path, kind):
 
 def test_a_format_without_a_magic_number_is_none(tmp_path):
     Image.new("RGB", (4, 2)).save(tmp_path / "a.tga")
-    with pytest.raises(ValueError, match="it is of none of the formats"):
+    with pytest.raises(ValueError, match="it is in none of the formats"):
         images.open_image(str(tmp_path / "a.tga"), PLAIN)
 
 

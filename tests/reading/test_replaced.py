@@ -44,7 +44,7 @@ def test_a_file_of_another_size_is_an_error_and_of_another_time_a_line(opened, t
     assert f"1 of the media files compared was rewritten with the same size (such as rows.json, sample {place}" in line
     size, file = path.stat().st_size, "b.png" if place == 1 else "of 2 images"
     write_again(path, b"more")
-    with pytest.raises(ChangedFile, match=rf"rows.json, sample {place}: .*{file} has .* bytes, and had .*start again"):
+    with pytest.raises(ChangedFile, match=rf"rows.json, sample {place}: .*{file} has .* bytes, but had .*start again"):
         replaced.check_drawn(opened())
     assert replaced.check_drawn(opened()) == [] and path.stat().st_size == size + 4  # it is indexed anew
 
@@ -68,7 +68,7 @@ def test_a_packed_row_takes_no_file_of_another_size(opened, tmp_path, max_bad_sa
     write_again(tmp_path / "a.png")
     assert packed[0, 1, 2] == 3
     write_again(tmp_path / "a.png", b"more")
-    with pytest.raises(ChangedFile, match=r"rows.json, sample 1: image .*a.png has .* bytes, and had"):
+    with pytest.raises(ChangedFile, match=r"rows.json, sample 1: image .*a.png has .* bytes, but had"):
         packed[0, 1, 2]
     os.remove(tmp_path / "a.png")
     with pytest.raises(ChangedFile, match=r"sample 1: image .*a.png existed .*No such file"):

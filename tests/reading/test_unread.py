@@ -174,7 +174,7 @@ def test_a_place_without_a_medium_is_said(write_rows):
     texts = ("<image>What?", "How does <video> play?", "<audio>", "< image>")
     rows = [{"question": text, "answer": "So"} for text in texts] + [SEEN, ASKED]
     notes = MultimodalDataset(write_rows(rows)).notes()
-    assert any("3 rows have <image>, <video> or <audio> in a text and no medium" in note for note in notes), notes
+    assert any("3 rows have <image>, <video> or <audio> in a text but no media" in note for note in notes), notes
 
 
 def test_what_is_inside_of_a_mapped_field_is_ignored_by_the_name_that_is_read(write_rows):
@@ -222,7 +222,7 @@ def test_what_is_ignored_on_purpose_passes(write_rows, name):
 
 def test_texts_alone_are_said_once(write_rows):
     warned = {
-        name: "holds texts alone" in "".join(MultimodalDataset(write_rows(rows)).notes())
+        name: "has only text" in "".join(MultimodalDataset(write_rows(rows)).notes())
         for name, rows in {"texts": [{"conversations": HI}] * 2, "one image": [{"conversations": HI}, SEEN]}.items()
     }
     assert warned == {"texts": True, "one image": False}

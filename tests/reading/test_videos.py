@@ -138,7 +138,7 @@ def test_a_jump_skips_what_is_not_wanted(clips, tmp_path):
         list(container.decode(video=0))
     frames, _ = videos.open_video(str(tmp_path / "a.mp4"), MediaOptions(num_frames=2))
     assert numbers(frames) == [0, 47]
-    with pytest.raises(ValueError, match="a.mp4 cannot be decoded: .* of 48 frames the first 1[012] can be decoded"):
+    with pytest.raises(ValueError, match="a.mp4 cannot be decoded: only the first 1[012] of 48 frames can be decoded"):
         videos.open_video(str(tmp_path / "a.mp4"), MediaOptions(num_frames=4))
 
 
@@ -163,7 +163,7 @@ UNNOTICED = ("vp8.webm", "vp9.webm", "alpha.webm", "a.gif", "hevc.mkv")
 def test_damage_is_an_error_and_not_painted_over(clips, tmp_path, name):
     (tmp_path / name).write_bytes(damaged(clips(name)))
     for flags in ({"num_frames": 48}, {"fps": 8.0}):
-        with pytest.raises(ValueError, match=f"{name} cannot be decoded: it is truncated or damaged: of 48 frames the"):
+        with pytest.raises(ValueError, match=f"{name} cannot be decoded: it is truncated or damaged: only the first"):
             videos.open_video(str(tmp_path / name), MediaOptions(**flags))
 
 
@@ -256,9 +256,9 @@ def test_a_truncated_video_is_never_a_shorter_clip(tmp_path, name, muxer, kept):
         videos.open_video(str(path), MediaOptions(num_frames=4))
     assert "it is truncated: " in str(error.value)
     if name == "a.mkv":
-        assert "it is truncated: of 4.00 seconds the first " in str(error.value)
+        assert "it is truncated: only the first " in str(error.value)
     if muxer:
-        readable = int(str(error.value).split("it is truncated: of 32 frames the first ")[1].split()[0])
+        readable = int(str(error.value).split("it is truncated: only the first ")[1].split(" of 32 frames")[0])
         assert 32 * kept - 10 < readable < 32
 
 
@@ -422,7 +422,7 @@ def test_frames_that_grow_on_the_way_are_refused(clips, tmp_path):
     options = MediaOptions(num_frames=2)
     with pytest.raises(ValueError, match="its frame size changes midway"):
         videos.open_video(str(tmp_path / "a.webm"), options)
-    with pytest.raises(ValueError, match="of 60 frames the first 48 can be decoded"):  # none of them in memory
+    with pytest.raises(ValueError, match="only the first 48 of 60 frames can be decoded"):  # none of them in memory
         videos.open_video(str(tmp_path / "a.webm"), MediaOptions(num_frames=2, image_pixel_limit=100 * 100))
 
 

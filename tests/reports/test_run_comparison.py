@@ -48,9 +48,9 @@ def test_what_differs_is_said(runs, capsys):
         ["evaluation loss", "1", "0.1"],
     ]
     assert found["Settings"] == [["--learning_rate", "1e-05", "0.0001"]]
-    assert found["Data and processes"] == [["--data_path has 80 usable samples and had 70"]]
+    assert found["Data and processes"] == [["--data_path has 80 usable samples, but had 70"]]
     answers = [["Lamp?", "Blue", "red", "Blue"], ["Reading?", "7", "7", "8"]]
-    assert found["Answers that one of them got right: 2 of 4"] == answers and len(found) == 4
+    assert found["Answers that only one of them got right: 2 of 4"] == answers and len(found) == 4
 
     compare_runs.main([*runs, "--html", "page.html"])
     shown = capsys.readouterr().out

@@ -80,7 +80,7 @@ def test_logits_of_other_tokens_than_the_rows_are_refused(tiny):
         return output
 
     model.register_forward_hook(of_a_canvas)
-    with pytest.raises(ValueError, match=r"refuses what .* of a probe: of \d+ tokens, it gives logits for 256\. Add"):
+    with pytest.raises(ValueError, match=r"refuses what .* for a probe: for \d+ tokens, it gives 256 logits\. Add"):
         auto_checks.check_batches(model, *others)
 
 

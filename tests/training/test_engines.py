@@ -170,5 +170,5 @@ def test_processes_that_would_each_train_a_copy_are_refused(tiny, write_rows, tm
     words += ["--data_path", write_rows(rows_for("llava-1.5")), "--max_steps", 1]
     started = Launch(words, 2)
     assert started.wait() == [1, 1] and not (tmp_path / "out").exists()
-    assert "Error: Each of 2 processes on CPUs would train a copy of its own: add --use_cpu True." in started.output
+    assert "Error: Each of 2 processes on CPUs would train a separate copy: add --use_cpu True." in started.output
     launch([*words, "--use_cpu", True], 2)

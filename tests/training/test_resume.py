@@ -271,13 +271,13 @@ def test_what_cannot_be_resumed_is_refused_or_passed_over(tiny, write_rows, tmp_
     assert f"No checkpoint in {out} yet: starting from the beginning." in capsys.readouterr().out
     assert checkpoints(out) == [2]
     for flag, value, error in [
-        ("--lora_r", 4, "--lora_r is 4 and was 8"),
-        ("--gradient_accumulation_steps", 1, "--gradient_accumulation_steps is 1 and was 2"),
-        ("--seed", 7, "--seed is 7 and was 42"),
+        ("--lora_r", 4, "--lora_r is 4, but was 8"),
+        ("--gradient_accumulation_steps", 1, "--gradient_accumulation_steps is 1, but was 2"),
+        ("--seed", 7, "--seed is 7, but was 42"),
         ("--save_only_model", True, "--save_only_model True"),
-        ("--data_path", write_rows(ROWS[:-1]), "has 10 usable samples and had 11"),
-        ("--data_path", write_rows([*ROWS[1:], ROWS[0]]), "other rows, or in another order"),
-        ("--data_path", write_rows([ROWS[0] | {"importance": 0.5}, *ROWS[1:]]), "other rows, or in another order"),
+        ("--data_path", write_rows(ROWS[:-1]), "has 10 usable samples, but had 11"),
+        ("--data_path", write_rows([*ROWS[1:], ROWS[0]]), "rows of --data_path or their order"),
+        ("--data_path", write_rows([ROWS[0] | {"importance": 0.5}, *ROWS[1:]]), "rows of --data_path or their order"),
     ]:
         with pytest.raises(ValueError, match=error):
             run(tiny, "llava-1.5", path, out, *resume, True, flag, value)
@@ -325,7 +325,7 @@ def test_a_run_goes_on_with_the_media_that_it_began_with(tmp_path, capsys):
     assert "2 of the media files compared were rewritten with the same size (such as rows.json, sample 1" in (
         capsys.readouterr().out
     )
-    with pytest.raises(ValueError, match=r"sample 1: image .*1.png has .* bytes and had .*, and 1 other media file"):
+    with pytest.raises(ValueError, match=r"sample 1: image .*1.png has .* bytes, but had .*, and 1 other media file"):
         check_same_run(str(checkpoint), describe(lambda picture: picture.write_bytes(picture.read_bytes() + b"more")))
 
 
@@ -371,6 +371,6 @@ def test_each_flag_that_decides_the_weights_must_stay(write_rows, tmp_path, monk
     check_same_run(str(tmp_path), describe_run(parse_arguments([*words, "--logging_steps", "7"]), dataset))
     for part, names in DECIDE.items():
         for name in names.split():
-            with monkeypatch.context() as changed, pytest.raises(ValueError, match=f"--{name} is another and was "):
+            with monkeypatch.context() as changed, pytest.raises(ValueError, match=f"--{name} is another, but was "):
                 changed.setattr(getattr(arguments, part), name, "another")
                 check_same_run(str(tmp_path), describe_run(arguments, dataset))

@@ -72,9 +72,9 @@ def test_another_run_is_refused_or_renamed_aside(tiny, write_rows, tmp_path, cap
     run(tiny, "llava-1.5", path, out, *LORA)
     before = contents(out)
     for flags, what in [
-        ([], "--use_lora is False and was True"),  # new full weights beside an old adapter
-        ([*LORA, "--learning_rate", 1e-4], "--learning_rate is 0.0001 and was 0.001"),
-        ([*LORA, "--data_path", write_rows(ROWS[::-1])], "--data_path has other rows, or in another order"),
+        ([], "--use_lora is False, but was True"),  # new full weights beside an old adapter
+        ([*LORA, "--learning_rate", 1e-4], "--learning_rate is 0.0001, but was 0.001"),
+        ([*LORA, "--data_path", write_rows(ROWS[::-1])], "the rows of --data_path or their order have changed"),
     ]:
         with pytest.raises(ValueError, match="results of another run .adapter_model.safetensors.*" + what):
             run(tiny, "llava-1.5", path, out, *flags)
