@@ -134,12 +134,12 @@ class ThoughtsAndTools:
         if self._adds_empty_thoughts(conversations):
             fix = "train with --train_replies each"
             if self._keeps_thoughts:
-                fix = "train with --template_kwargs '{\"preserve_thinking\": true}', which servers then need too"
+                fix = "train with --template_kwargs '{\"preserve_thinking\": true}', which they then need too"
             elif self.server_template(conversations):
-                fix = f"give servers {SERVER_TEMPLATE} from the output folder"
+                fix = f"give them {SERVER_TEMPLATE} from the output folder"
             notes.append(
                 "Conversations are trained with the empty thought of each reply, which the chat template leaves out of "
-                f"the history. For servers to keep these thoughts too, {fix}."
+                f"the history. For servers to keep it there too, {fix}."
             )
         return notes
 

@@ -142,7 +142,7 @@ REFUSED = [
     ("--eval_split 0.1 --eval_data_path a b:c", "--eval_data_path a b:c and --eval_split 0.1 are mutually exclusive"),
     ("--eval_split 2.5", "--eval_split is 2.5; it must be a fraction"),
     ("--sample_rows 0", "--sample_rows is 0; it must be 1 or more"),
-    ("--eval_split 0", "--eval_split is 0.0; it must be a share"),
+    ("--eval_split 0", "--eval_split is 0.0; it must be a fraction"),
     ("--eval_steps 5", "--eval_steps has no effect .* --eval_strategy steps"),
     ("--save_steps 5 --save_strategy epoch", "--save_steps has no effect .* --save_strategy steps"),
     ("--logging_steps 5 --logging_strategy no", "--logging_steps has no effect"),

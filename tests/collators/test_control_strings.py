@@ -366,7 +366,7 @@ def test_an_answer_shows_the_models_own_tokens_and_none_of_the_frame(tiny):
 
 def test_a_thought_ends_a_run_before_it_begins(tiny, write_rows, tmp_path):
     rows = [{"conversations": turns("Hm", "Red")}, {"conversations": turns("Hm", "Red <think>Hm</think>")}]
-    with pytest.raises(ValueError, match="rows.json, sample 1: a reply holds .*Remove the thought"):
+    with pytest.raises(ValueError, match="rows.json, sample 1: a reply has .*Remove the thought"):
         run(tiny, "qwen3.5", write_rows(rows), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -151,7 +151,7 @@ def test_a_wrong_metric_is_refused(tmp_path, monkeypatch, code, path, message):
 
 @pytest.mark.parametrize("value", [math.nan, "good", None])
 def test_a_metric_that_gives_no_number_is_named(value):
-    with pytest.raises(ValueError, match="own gave .* a metric must be a number"):
+    with pytest.raises(ValueError, match="own returned .* a metric must be a number"):
         score([{"prediction": "a", "reference": "a"}], {"own": lambda predictions, references: value})
 
 

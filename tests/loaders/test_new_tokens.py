@@ -186,7 +186,7 @@ def test_plain_transformers_writes_the_words_that_were_learned(tiny, write_rows,
 
 LINES = {
     "an empty line": ("<a>\n\n<b>\n", "line 2: '' is empty"),
-    "twice": ("<a>\n<b>\n<a>\n", "line 3: '<a>' is line 1 again"),
+    "twice": ("<a>\n<b>\n<a>\n", "line 3: '<a>' repeats line 1"),
     "a space": ("<a>\n <b>\n", "line 2: ' <b>' begins or ends with white space"),
     "reserved": ("<a>\n<\ufdd0b>\n", "line 2: .* has an unprintable character"),
     "tab": ("a\tb\n", "line 1: .* has an unprintable character"),
@@ -227,7 +227,7 @@ def test_a_frame_token_is_no_word(tiny, tmp_path, word):
 
 def test_a_word_that_a_byte_level_tokenizer_cannot_write_is_refused(tiny):
     loader = make_loader(TIED, tiny(TIED))
-    with pytest.raises(ValueError, match="would turn 'größer' into 'gr.*er'. Use other letters"):
+    with pytest.raises(ValueError, match="would turn 'größer' into 'gr.*er'. Choose another word"):
         add_tokens(loader, AutoTokenizer.from_pretrained(tiny(TIED)), ["größer"])
     add_tokens(make_loader(UNTIED, tiny(UNTIED)), AutoTokenizer.from_pretrained(tiny(UNTIED)), ["größer"])
 
@@ -243,7 +243,11 @@ def test_a_model_that_has_no_single_table_of_words_is_refused(tiny, tmp_path, fa
 TOGETHER = [
     (TIED, "--train_language_model False --train_vision_encoder True", "--add_tokens needs --use_lora True"),
     (TIED, "--use_vision_lora True", "--add_tokens needs --use_lora True, or a language model"),
-    (TIED, "--freeze embed_tokens", "--add_tokens trains rows of model.language_model.embed_tokens.weight: leave it"),
+    (
+        TIED,
+        "--freeze embed_tokens",
+        "--add_tokens trains rows of model.language_model.embed_tokens.weight: do not name",
+    ),
     (UNTIED, "--use_lora True --train lm_head", "--add_tokens trains rows of lm_head.weight: do not name"),
     (
         UNTIED,
@@ -271,7 +275,7 @@ def test_a_resumed_run_has_the_same_words_wherever_their_file_is(tiny, tmp_path,
 
     before = described("a", WORDS)
     assert differences(before, described("b", WORDS)) == []
-    assert differences(before, described("c", WORDS[:2])) == [f"--add_tokens is {WORDS[:2]} and was {WORDS}"]
+    assert differences(before, described("c", WORDS[:2])) == [f"--add_tokens is {WORDS[:2]}, but was {WORDS}"]
 
 
 # ---- resume, engines ----

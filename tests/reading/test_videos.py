@@ -138,7 +138,9 @@ def test_a_jump_skips_what_is_not_wanted(clips, tmp_path):
         list(container.decode(video=0))
     frames, _ = videos.open_video(str(tmp_path / "a.mp4"), MediaOptions(num_frames=2))
     assert numbers(frames) == [0, 47]
-    with pytest.raises(ValueError, match="a.mp4 cannot be decoded: only the first 1[012] of 48 frames can be decoded"):
+    with pytest.raises(
+        ValueError, match="a.mp4 cannot be decoded: .* only the first 1[012] of 48 frames can be decoded"
+    ):
         videos.open_video(str(tmp_path / "a.mp4"), MediaOptions(num_frames=4))
 
 

@@ -192,5 +192,5 @@ def test_a_run_on_drawn_rows_is_resumed_exactly(tiny, write_rows, tmp_path, caps
         run(tiny, "llava-1.5", changed, tmp_path / "x", *flags, "--resume_from_checkpoint", checkpoint)
     other = [*flags, "--resume_from_checkpoint", checkpoint]
     other[other.index("--eval_split") + 1] = 1
-    with pytest.raises(ValueError, match="--eval_split is 1.0 and was 2.0"):
+    with pytest.raises(ValueError, match="--eval_split is 1.0, but was 2.0"):
         run(tiny, "llava-1.5", path, tmp_path / "x", *other)
