@@ -144,7 +144,7 @@ def test_what_cannot_be_split_is_refused_with_the_reason(write_rows):
             ([row("red.png"), row("red.png", "blue.png"), row("blue.png")], 1, "the 3 usable rows .* share"),
             ([text()], 0.5, "the 1 usable rows"),
             ([row("missing.png"), text(), text()], 2, "the 2 usable rows .* would all be held out"),
-            ([text()] * 4, 9, "the 4 usable rows .* would leave none"),
+            ([text()] * 4, 9, "the 4 usable rows .* would all be held out"),
         ],
         lambda rows, wanted, reason: refused(write_rows(rows), wanted, reason),
     )
