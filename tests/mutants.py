@@ -410,11 +410,11 @@ FAULTS = [
         "tests/reading/test_dataset.py::test_the_price_of_each_reply",
     ),
     Fault(
-        "replies of the history get an empty thought that no server shows",
+        "a thought of the history that is not trained tells a reply to think",
         "collators/thoughts_and_tools.py",
         '(place > question or message.get("train", True))',
         "True",
-        f"{THOUGHTS}test_each_reply_is_trained_with_the_history_that_a_server_shows[False]",
+        f"{THOUGHTS}test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think",
     ),
     Fault(
         "a server's template is offered where it could not write the calls",

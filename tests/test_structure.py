@@ -75,18 +75,17 @@ def is_family(name: str) -> bool:
     return name.startswith(("loaders/", "collators/")) and bool(FAMILY.search(source(name)))
 
 
-# The numbers of the budgets; a commit that raises one says why.
-# Before unread fields, wrong labels, other templates, damaged checkpoints and runs that diverge or collide were
-# refused, train.py reached 7,700 lines of 13,000. Folders, archives and Arrow, held-out and weighted rows, thoughts,
-# tools, replies one by one, boxes, moments of videos, new tokens, named metrics, the proof that `auto` mixes no
-# samples, the question to a server, a page that remembers, two runs side by side, answers in trackers and the plain
-# questions of --probe are the rest; the last 85 are errors that name their flag, replies with prompts of their own and
-# an adapter that peft would lose in part. The diet that follows brings these numbers to 6,500 and 14,000.
+# The numbers of the budgets. What comes is paid for by what goes, and a commit that raises one says why.
+# When the code got its folders, it had 13,437 lines, of which train.py reached 7,700. Added since: errors for unread
+# fields, wrong labels, other templates and damaged checkpoints; folders, archives, tables and Arrow; held-out and
+# weighted rows; thoughts, tools, and replies one by one; boxes; moments of videos; new tokens; named metrics; the
+# checks of `auto`; the question to a server; a page that remembers; two runs side by side; the questions of --probe.
+# Several readings, by line and by structure, removed what no feature needs: fewer lines now mean fewer features.
 def test_the_budgets_hold():
     assert len([name for name in tracked() if "/" not in name]) <= 14
-    assert lines(name for name in CODE if not is_family(name)) <= 18_812
-    assert lines(reached("train.py")) <= 12_220
-    assert lines(reached("merge_lora_weights.py")) <= 2_066
+    assert lines(name for name in CODE if not is_family(name)) <= 18_798
+    assert lines(reached("train.py")) <= 12_216
+    assert lines(reached("merge_lora_weights.py")) <= 2_060
 
 
 def test_no_module_imports_itself_by_a_circle():

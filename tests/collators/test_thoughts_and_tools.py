@@ -285,6 +285,12 @@ def test_the_thoughts_of_the_history_do_not_tell_a_reply_to_think(tiny):
             history = [ASKED, said("assistant", "Red", "Hm.", **mask), ASKED]
             text, _ = collator.template.render([*history, said("assistant", "Blue", thought)])
             assert ("Think<" in text) == bool(thought) and "Hm." not in text
+    kept = TEMPLATE.replace("loop.index0 > ns.question", "(m.reasoning_content or loop.index0 > ns.question)")
+    collator = collator_of("qwen3.5", tiny("qwen3.5"), told + kept, template_kwargs=THINKING)
+    text, _ = collator.template.render(
+        [ASKED, said("assistant", "Red", "Hm.", train=False), ASKED, said("assistant", "B")]
+    )
+    assert "Think<" not in text and "Hm." in text
 
 
 LEFT_OUT = TEMPLATE.replace("loop.index0 > ns.question", "m.reasoning_content")  # an empty thought, at once

@@ -425,7 +425,7 @@ REFUSED_NAMES = [
     ("--freeze layer.0", "--freeze 'layer.0' matches no module and no parameter: did you mean layers.0"),
     ("--train visoin_tower", "--train 'visoin_tower' matches no module .*: did you mean .*vision_tower"),
     ("--train xyzzy", "matches no module and no parameter. The components are model.vision_tower, "),
-    ("--freeze vision_tower", "--freeze 'vision_tower' has no effect: all it matches is frozen already"),
+    ("--freeze vision_tower", "--freeze 'vision_tower' has no effect: all it matches is already frozen"),
     ("--train embed_tokens", "--train 'embed_tokens' has no effect: all it matches is full already", "qwen2-vl"),
     ("--freeze layers.1 --train layers.1.mlp", "--freeze and --train both match model.language_model.layers.1.mlp"),
     ("--freeze .*", "--freeze leaves nothing to train"),
