@@ -164,7 +164,7 @@ class DataArguments(ReadingArguments):
     add_tokens: str | None = flag(
         None, "File of words to add as tokens, one per line; with LoRA their rows train too (docs/lora.md#new-words)."
     )
-    padding_free: bool | None = flag(None, "Concatenate samples instead of padding them. Default: where the model can.")
+    padding_free: bool | None = flag(None, "Concatenate samples instead of padding them. Default: if the model can.")
     packing: bool = flag(
         False, "Fill each row with samples up to --model_max_length tokens; --per_device_train_batch_size counts rows."
     )

@@ -151,7 +151,7 @@ def finetune(arguments: Arguments) -> None:
 
 
 def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDataset | None) -> None:
-    """Print how many samples there are to train on and to evaluate, and what to look at in them."""
+    """Print how many samples there are to train on and evaluate on, with notes and warnings."""
     for purpose, dataset in (("Training data", train_dataset), ("Evaluation data", eval_dataset)):
         if dataset:
             print_once("\n".join([f"{purpose}: {dataset.summary()}", *dataset.notes(), *replaced.check_drawn(dataset)]))

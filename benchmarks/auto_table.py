@@ -68,9 +68,9 @@ the model keeps them apart, or padded.
 Where a new type "refuses what its processor makes of a probe", its tiny config may not fit its processor: look at
 tiny_checkpoints/any_type.py before you trust the result.
 
-Types with a link were run with their checkpoints' public chat template. The others had none that could be used, so
-they need one, from the checkpoint or with `--chat_template`. They were run with a neutral one by that flag, so their
-ticks mean: loads, and trains with a template that the user gives.
+Types with a link were run with their checkpoints' public chat template. The others had no usable one and need one,
+in the checkpoint or from `--chat_template`. They were run with a neutral one through that flag, so their ticks mean:
+loads, and trains with a template that the user gives.
 
 """
 STEPS = ("components", "labels", "batch", "picture", "trained", "merged", "answered")

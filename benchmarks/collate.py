@@ -17,7 +17,6 @@ needs no network. One thread. Ways take turns; shown are medians of the times an
 import argparse
 import contextlib
 import json
-import math
 import os
 import statistics
 import sys
@@ -162,8 +161,8 @@ def compare(family: str, checkpoint: Path, rows: dict[str, Path]) -> None:
         names = ("ours", "bare", "decode", "limit")
         columns = [f"{times[name]:>8.1f}" if name in times else " " * 8 for name in names]
         for other, one in (("bare", "ours"), ("ours", "limit")):
-            ratio = statistics.median(turn[one] / turn[other] for turn in turns) if one in times else math.nan
-            columns.append(f"{ratio:>13.2f}")
+            ratios = [turn[one] / turn[other] for turn in turns if one in times]
+            columns.append(f"{statistics.median(ratios):>13.2f}" if ratios else " " * 13)
         columns += [f"{times[name]:>8.1f}" for name in ("to 512", "draft") if name in times]
         print(f"{family:<16} {kind:<10}" + "".join(columns), flush=True)
 

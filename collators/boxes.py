@@ -107,7 +107,7 @@ class Boxes:
         """
         if any("objects" in message for message in messages) and self.format is None:
             raise ValueError(
-                "holds boxes or points (`objects`), but the format of this model is unknown: add --box_format "
+                "has boxes or points (`objects`), but the format of this model is unknown: add --box_format "
                 f"{', '.join(BOX_FORMATS)} (docs/boxes.md)"
             )
         return [self._written(message) if "objects" in message else message for message in messages]

@@ -26,7 +26,7 @@ GIVEN = {"choices": "choices", "textarea": "text"}  # type of a result -> where 
 
 
 def coco_captions(captions):
-    """COCO captions -> a row of each caption. Train with --image_folder train2017."""
+    """COCO captions -> a row per caption. Train with --image_folder train2017."""
     about = read_json(captions)
     images = {image["id"]: image["file_name"] for image in about["images"]}
     for caption in about["annotations"]:
@@ -34,9 +34,9 @@ def coco_captions(captions):
 
 
 def coco_instances(instances):
-    """COCO instances -> a row of each picture that shows any: the names and boxes of its objects, by class.
+    """COCO instances -> a row per image that has any: the names and boxes of its objects, by class.
 
-    Boxes of crowds, and those without an area, are left out. Train with --image_folder train2017.
+    Crowd boxes and boxes without area are left out. Train with --image_folder train2017.
     """
     about = read_json(instances)
     names = {category["id"]: category["name"] for category in about["categories"]}
@@ -54,7 +54,7 @@ def coco_instances(instances):
 
 
 def vqa_v2(questions, annotations):
-    """VQA v2 -> a row of each question with its ten answers, of which the most frequent is trained.
+    """VQA v2 -> a row per question, with its ten answers, of which the most frequent is trained.
 
     Such as v2_OpenEnded_mscoco_train2014_questions.json and v2_mscoco_train2014_annotations.json. Train with
     --image_folder train2014.
@@ -68,7 +68,7 @@ def vqa_v2(questions, annotations):
 
 
 def refcoco(refs, instances, split):
-    """RefCOCO, RefCOCO+ or RefCOCOg -> a row of each expression of a split: the box of the object that it means.
+    """RefCOCO, RefCOCO+ or RefCOCOg -> a row per expression of a split: the box of the object that it means.
 
     Such as 'refs(unc).p' instances.json train. Train with --image_folder train2014.
     """
@@ -84,7 +84,7 @@ def refcoco(refs, instances, split):
 
 
 def visual_genome(question_answers, image_data):
-    """Visual Genome's questions -> a row of each.
+    """Visual Genome's questions -> a row per question.
 
     Train with --image_folder visual_genome, a folder that holds VG_100K and VG_100K_2.
     """
@@ -95,7 +95,7 @@ def visual_genome(question_answers, image_data):
 
 
 def label_studio(tasks):
-    """Label Studio's JSON export -> a row of each choice and text that was given for a picture.
+    """Label Studio's JSON export -> a row per choice or text that was given for a picture.
 
     Write the names of your labeling configuration at the top of this file. Skipped tasks are left out; so are regions,
     with a line that says so. Train with --image_folder ~/.local/share/label-studio/media/upload.

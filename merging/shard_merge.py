@@ -52,7 +52,7 @@ class ShardMerge:
         # Inits that subtract from the base's weights, such as pissa, are repeated by peft 0.21 on the loaded model.
         plain = isinstance(config, LoraConfig) and config.init_lora_weights in (True, False, "gaussian", "orthogonal")
         if not plain or config.lora_bias:
-            raise WholeModelNeeded("this kind of adapter does more than add a product to a weight of the base")
+            raise WholeModelNeeded("this kind of adapter does more than add B @ A to the base weights")
         if config.trainable_token_indices:
             raise WholeModelNeeded("the adapter has rows of added tokens")
         self.dtype, self.adapter_path = dtype, adapter_path

@@ -35,7 +35,7 @@ def placed(messages: list[dict], value: object, num_images: int) -> bool:
             )
         return False
     if any(MARK.search(message.get("reasoning_content", "")) for message in messages):
-        raise ValueError("has an `objects` mark in a thought, where boxes and points are not read; write it out")
+        raise ValueError("has an `objects` mark in a thought, where marks are not filled in: write out the numbers")
     given = {mark: objects.get(name) or [] for mark, name in FIELD_OF_MARK.items()}
     for mark, values in given.items():
         found = sum(match[1] == mark for *_, match in marks)

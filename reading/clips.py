@@ -70,7 +70,7 @@ def _check_together(clip: dict, video: object) -> None:
     if {"fps", other := "times" if is_list else "num_frames"} <= clip.keys():
         raise ValueError(f"has both `fps` and `{other}` for one video; keep one")
     if is_list and {"start", "end"} & clip.keys():
-        raise ValueError("has a moment for a video that is a list of images; list only that moment's images")
+        raise ValueError("has `start` or `end` for a video given as images; list only the images in that range")
     if times and (not is_list or len(times) != len(video) or any(b <= a for a, b in zip(times, times[1:]))):
         raise ValueError("has `times`, which must be ascending, one for each image of a list")
 

@@ -98,7 +98,7 @@ def rows_of_table(path: str, form: RowForm) -> tuple[dict[str, bool], Iterator[d
     if given.isdisjoint(form.turn_fields) and not any({*pair} <= given for pair in PAIRS.items()):
         raise ValueError(
             f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer`, and "
-            "`image` or `video` for media: name them so in its first line, or "
+            "`image` or `video` for media: rename them in the first line, or "
             f"{proposal(dict(zip(names, next(cells_of, []))), form)}"
         )
     if twice := [name for name in names if names.count(name) > 1 and name]:

@@ -55,7 +55,7 @@ class Mapping:
         )
 
     def names(self, fields: Sequence[str]) -> dict[str, str]:
-        """Column of a file -> name that it is read by, without those that are ignored and hold no source."""
+        """Column of a file -> the name it is read by; ignored columns only where another name reads them."""
         named = {source: name for name, source in self.sources}
         heads = {*named, *(STEPS.match(source)[0] for source in named)}
         return {field: named.get(field, field) for field in fields if field in heads or field not in self.ignored}

@@ -288,7 +288,7 @@ def _promised(container, stream, source, options: MediaOptions, clip: Mapping) -
 
 
 def _scan_moment(container, stream, source, options: MediaOptions, clip: Mapping) -> _Scan | None:
-    """Go over the packets of a moment alone, from the keyframe before it; None if that cannot be found."""
+    """Scan only a moment's packets, from the keyframe before it; None if they cannot be found."""
     total, fps = _header_total(container, stream, clip), _header_rate(stream)
     if not total or container.format.name not in TIMED or stream.start_time is None:
         return None
@@ -431,7 +431,7 @@ def _decode_by_time(source, wanted: list[int], scan: _Scan, options: MediaOption
 
 
 def _decode_from_keyframe(container, stream, known: set[int]):
-    """Frames from where a jump ended, or none if that is not a known keyframe."""
+    """Frames from where a seek landed; none if that is not a known keyframe."""
     for number, packet in enumerate(container.demux(stream)):
         if number == 0 and packet.pts not in known:
             return

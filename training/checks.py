@@ -283,7 +283,7 @@ def check_lora(lora) -> None:
         raise ValueError(f"--lora_init orthogonal needs an even rank, but --lora_r is {lora.lora_r}.")
     for name in ("q_lora", "load_in_8bit", "lora_experts", "lora_router"):
         if getattr(lora, name) and init not in ("default", "gaussian"):
-            raise ValueError(f"--lora_init {init} cannot use the weights of --{name} True: use default or gaussian.")
+            raise ValueError(f"--lora_init {init} does not work with --{name} True: use default or gaussian.")
         if getattr(lora, name) and name.startswith("lora_") and lora.lora_dropout:
             raise ValueError(f"--{name} True adapts weights that cannot have dropout: add --lora_dropout 0.")
 

@@ -56,8 +56,8 @@ def check_deepspeed(arguments, config) -> None:
     if config.is_zero3():
         if arguments.lora.load_in_8bit:
             raise ValueError(
-                "--load_in_8bit True: bitsandbytes 0.50 keeps 8-bit weights whole next to the shard that ZeRO-3 makes "
-                "of them. Use ds_configs/zero2.json, or --q_lora True."
+                "--load_in_8bit True: bitsandbytes 0.50 keeps the full 8-bit weights in addition to their ZeRO-3 "
+                "shard. Use ds_configs/zero2.json, or --q_lora True."
             )
         if arguments.data.add_tokens and arguments.lora.use_lora and arguments.training.device.type == "cpu":
             raise ValueError("--add_tokens under LoRA and ZeRO-3 needs GPUs (peft 0.21): use ds_configs/zero2.json.")

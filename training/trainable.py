@@ -118,8 +118,8 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
     for pattern in arguments.model.train or []:
         if training.isdisjoint(named_in("train", [pattern], parameters, loader)):
             raise ValueError(
-                f"--train {pattern!r} matches only what cannot train: quantized, in no component, without a "
-                "gradient, or a bare parameter, which cannot have an adapter."
+                f"--train {pattern!r} matches only parameters that cannot train: quantized, in no component, without a "
+                "gradient, or bare (no adapter possible)."
             )
     return model
 

@@ -52,7 +52,7 @@ def default(name: str) -> object:
 
 
 def kinds_of(name: str) -> tuple[type, ...]:
-    """The types of a flag; of one that may be left out, HfArgumentParser takes away the None (transformers 5.23)."""
+    """The types of a flag; HfArgumentParser drops the None of an optional one (transformers 5.23)."""
     declared = DECLARED[name].type
     return (declared,) if get_origin(declared) is list else get_args(declared) or (declared,)
 

@@ -205,7 +205,7 @@ def test_a_wrong_value_is_named_with_its_field(write_rows):
         (frames | {"times": [1, 1]}, "must be ascending"),
         (frames | {"times": 3}, "times is 3; it must be a list of seconds"),
         (frames | {"times": [0, 1], "fps": 1}, "has both `fps` and `times`"),
-        (frames | {"start": 0, "end": 1}, "a moment for a video that is a list of images; list only"),
+        (frames | {"start": 0, "end": 1}, "`start` or `end` for a video given as images; list only"),
         (
             {"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "x"}]},
             r"messages\[0\].content\[0\].fps is -2",

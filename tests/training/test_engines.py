@@ -49,7 +49,7 @@ ZERO3 = ["--deepspeed", "ds_configs/zero3.json"]
 REFUSED_ON_CPUS = [
     (FSDP, "--fsdp True needs GPUs: on CPUs accelerate 1.15 would silently run DDP.*ds_configs/zero3.json"),
     (FSDP[2:], "--fsdp_config has no effect without --fsdp True"),
-    ([*ZERO3, *LORA, "--load_in_8bit", "True"], "--load_in_8bit True.*whole.*ZeRO-3.*zero2.json, or --q_lora"),
+    ([*ZERO3, *LORA, "--load_in_8bit", "True"], "--load_in_8bit True.*full 8-bit.*ZeRO-3.*zero2.json, or --q_lora"),
     ([*ZERO3, "--save_on_each_node", "True"], "--save_on_each_node True: ZeRO-3 gathers"),
     ([*ZERO3, "--fsdp", "True"], "--fsdp True and --deepspeed .* are two engines"),
 ]

@@ -45,7 +45,7 @@ TOLERANCE = {"8-bit": (5e-3, 3e-2)}
 # (strategy, engine) -> what train.py says.
 REFUSED = {
     ("8-bit", "ZeRO-3"): (
-        "--load_in_8bit True: bitsandbytes 0.50 keeps 8-bit weights whole next to the shard that ZeRO-3 makes of them. "
+        "--load_in_8bit True: bitsandbytes 0.50 keeps the full 8-bit weights in addition to their ZeRO-3 shard. "
         "Use ds_configs/zero2.json, or --q_lora True."
     ),
     ("8-bit", "FSDP2"): (

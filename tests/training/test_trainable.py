@@ -426,10 +426,10 @@ REFUSED_NAMES = [
     ("--train visoin_tower", "--train 'visoin_tower' matches no module .*: did you mean .*vision_tower"),
     ("--train xyzzy", "matches no module and no parameter. The components are model.vision_tower, "),
     ("--freeze vision_tower", "--freeze 'vision_tower' has no effect: all it matches is already frozen"),
-    ("--train embed_tokens", "--train 'embed_tokens' has no effect: all it matches is full already", "qwen2-vl"),
+    ("--train embed_tokens", "--train 'embed_tokens' has no effect: all it matches is already full", "qwen2-vl"),
     ("--freeze layers.1 --train layers.1.mlp", "--freeze and --train both match model.language_model.layers.1.mlp"),
     ("--freeze .*", "--freeze leaves nothing to train"),
-    ("--train post_layernorm", "--train 'post_layernorm' matches only what cannot train"),
+    ("--train post_layernorm", "--train 'post_layernorm' matches only parameters that cannot train"),
     ("--use_lora True --freeze language_model", "no layer is left that can have an adapter"),
     (
         "--use_lora True --train lm_head",
