@@ -77,7 +77,7 @@ def main(words: list[str] | None = None) -> None:
     if own.json:
         print(strict_json(report), file=stdout)
     else:
-        show(report, own.gpu_memory, stdout)
+        print_forecast(report, own.gpu_memory, stdout)
 
 
 # ---- flags ----
@@ -291,7 +291,7 @@ def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
     return found
 
 
-def show(report: dict, gpu_memory: float | None, file) -> None:
+def print_forecast(report: dict, gpu_memory: float | None, file) -> None:
     """The report as text; outside a terminal the same, without colours."""
     from rich.table import Table
 

@@ -38,7 +38,7 @@ from loaders.output_folder import adapter_config, check_writable, family_in, sav
 from loaders.quantization import quantization_config, quantized_bits
 from merging.whole_model import with_adapter
 from reading.dataset import make_dataset
-from reading.options import AUTO
+from reading.options import AUTO_PIXELS
 from reading.strict_json import json_object
 
 # What the model sees of images and videos: as in training, unless a flag says otherwise.
@@ -160,7 +160,7 @@ def check_words(args: argparse.Namespace) -> None:
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be 1 or more.")
     ReadingArguments(**{field.name: getattr(args, field.name) for field in fields(ReadingArguments)})  # checks them
-    if args.max_pixels == AUTO:
+    if args.max_pixels == AUTO_PIXELS:
         raise ValueError("--max_pixels auto is for training: give a number, or omit it to see images as in training.")
     if args.given & {"min_pixels", "max_pixels"} and os.path.isdir(args.model_path):  # else as the training settled it
         base = args.model_local_path or (adapter_config(args.model_path) or {}).get("base_model_name_or_path")

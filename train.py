@@ -111,7 +111,7 @@ def finetune(arguments: Arguments) -> None:
     # training and evaluation; what became of it is said and written down, also where it is interrupted
     request = collator.template.request_options()
     facts = RunFacts(arguments, trained, train_dataset, eval_dataset, request, collator.image_size, probe)
-    run_folder.begin(arguments.training, run, checkpoint)
+    run_folder.begin_run(arguments.training, run, checkpoint)
     if arguments.training.should_save:
         # With it, predict.py and merge_lora_weights.py read also what a stopped run left.
         output_folder.write_arguments(arguments.training.output_dir, arguments.as_dict())

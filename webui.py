@@ -40,19 +40,19 @@ from web import form, parts, runs, scripts
 from web.chat_page import Chat, chat_tab
 from web.parts import text
 from web.runs_page import runs_tab
-from web.tune_page import ACCESSIBLE, QUIET, same_again, start, tune_tab
+from web.tune_page import ACCESSIBLE, QUIET, same_again, start_run, tune_tab
 
 PASSWORD = "FINELMM_WEBUI_PASSWORD"
 
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
-    check(args)
+    check_address(args)
     os.environ.pop(PASSWORD, None)  # no run and no library has to know it
     os.chdir(args.root)
     parts.language = args.language
     os.environ[ROOT] = args.root  # which media of the data do not leave
-    scripts.begin()
+    scripts.start_process()
     for number in (signal.SIGTERM, signal.SIGHUP):  # by themselves they would end it before the uploads are removed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="finelmm-webui-") as uploads:
@@ -93,7 +93,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def check(args: argparse.Namespace) -> None:
+def check_address(args: argparse.Namespace) -> None:
     if not os.path.isdir(args.root):
         raise ValueError(f"--root {args.root} is not a folder.")
     if not is_loopback(args.host) and not args.password:
@@ -159,7 +159,7 @@ def make_page(root: str, uploads: str) -> gr.Blocks:
                 model = chat_tab(chat)
         gr.on([page.load, runs_tab_.select], **listed)
         tune.start.click(
-            partial(start, root), [tune.asked, *tune.inputs], [tune.message, tune.start, tune.asked, tabs, run]
+            partial(start_run, root), [tune.asked, *tune.inputs], [tune.message, tune.start, tune.asked, tabs, run]
         ).then(**listed)
         again.click(partial(same_again, root), run, [*tune.inputs, tabs])
         gr.on([page.load, chat_tab_.select], partial(list_files, root), None, [model, *tune.lists], **QUIET)

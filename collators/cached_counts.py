@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from reading.row_index import DAYS_KEPT, ChangedFile, name_of, naming_cache
 
-VERSION = 1  # of what is kept
+COUNTS_VERSION = 1  # of what is kept
 UNKNOWN = 0  # the number of a row that nobody asked for yet
 BATCH = 64  # rows
 ROWS_PER_WORKER = 1000  # below which another process takes longer to start than it saves
@@ -46,7 +46,7 @@ def cached_counts(
         for index, places, members in dataset.by_file(positions):
             if not len(places):
                 continue
-            own = name_of(VERSION, os.path.basename(index.path), asdict(index.form), key)
+            own = name_of(COUNTS_VERSION, os.path.basename(index.path), asdict(index.form), key)
             path = os.path.join(folder_of(index), f"{name}-{own}.numbers")
             with FileLock(f"{path}.lock"):
                 known = open_numbers(path, len(index))

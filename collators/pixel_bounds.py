@@ -8,7 +8,7 @@ import numpy as np
 
 from collators import COLLATORS
 from collators.processor_options import set_processor_options
-from reading.options import AUTO
+from reading.options import AUTO_PIXELS
 from reading.strict_json import json_object
 
 
@@ -30,7 +30,7 @@ def settle_resize(reading, family: str) -> None:
                 "and --max_pixels: leave it out, or add --keep_processor_config True."
             )
         reading.keep_processor_config = False
-    elif reading.max_pixels == AUTO:
+    elif reading.max_pixels == AUTO_PIXELS:
         raise ValueError(
             "--max_pixels auto sets a bound in the processor, "
             f"{'which --keep_processor_config True forbids' if has_bounds else f'but {family} has none'}: give "
@@ -58,7 +58,7 @@ def set_options(collator, reading, *datasets) -> None:
     images.size = size = dict(images.size)
     if reading.min_pixels:
         size["shortest_edge"] = reading.min_pixels * frames
-    if reading.max_pixels == AUTO:
+    if reading.max_pixels == AUTO_PIXELS:
         found = [collator.budget.pixels_that_fit(d, np.flatnonzero(d.num_parts("i")))[0] for d in datasets if d]
         reading.max_pixels = min(filter(None, found), default=None)
     if reading.max_pixels:

@@ -418,10 +418,10 @@ def conversation(*turns: tuple[str, str | list[str]]) -> list[dict]:
     return [{"role": role, "content": [part(p) for p in parts]} for role, *parts in turns]
 
 
-COLOUR = ("user", "Name a colour."), ("assistant", "Red.")
+PAIR = ("user", "Name a colour."), ("assistant", "Red.")
 OLDER = ("user", "First", "image", "second", "image", "Which is older?"), ("assistant", "The first.")
 PROBES = [
-    conversation(*COLOUR),
+    conversation(*PAIR),
     conversation(("system", "Be brief."), ("user", "image", "What is it?"), ("assistant", "A cat.")),
     conversation(*OLDER, ("user", "Why?"), ("assistant", "It is grey.")),
     conversation(("user", "video", "What happens?"), ("assistant", "A ball rolls.")),
@@ -429,6 +429,6 @@ PROBES = [
 
 # Orders of roles, by their first letters, that a template may not take -> a probe, what is said of it, the fix.
 ORDERS = {
-    "^a": (conversation(("assistant", "Hello."), *COLOUR), "begins with a reply", "put a user message before"),
-    "uu": (conversation(("user", "I see."), *COLOUR), "has two user messages in a row", "merge them into one message"),
+    "^a": (conversation(("assistant", "Hello."), *PAIR), "begins with a reply", "put a user message before"),
+    "uu": (conversation(("user", "I see."), *PAIR), "has two user messages in a row", "merge them into one message"),
 }

@@ -43,16 +43,16 @@ def text_part(text: str) -> dict:
     return {"type": "text", "text": text}
 
 
-IMAGE = {"type": "image", "image": Image.new("RGB", (64, 64))}
+PHOTO = {"type": "image", "image": Image.new("RGB", (64, 64))}
 EXAMPLE = [
-    {"role": "user", "content": [text_part("Here is a photo."), IMAGE, text_part("What is it?")]},
+    {"role": "user", "content": [text_part("Here is a photo."), PHOTO, text_part("What is it?")]},
     {"role": "assistant", "content": [text_part("A cat.")]},
     {"role": "user", "content": [text_part("Its colour?")]},
     {"role": "assistant", "content": [text_part("Grey.")]},
 ]
 EXCHANGE = [{"role": "user", "content": EXAMPLE[0]["content"][1:]}, EXAMPLE[1]]  # for a family that refuses the example
-PLACES = {"everywhere": "everywhere", "end": "end of a conversation", "history": "before the last exchange"}
-PLACES |= {"moved": "everywhere"}
+WHERE = {"everywhere": "everywhere", "end": "end of a conversation", "history": "before the last exchange"}
+WHERE |= {"moved": "everywhere"}
 
 
 def table(head: list[str], rows: list[list]) -> str:
@@ -180,7 +180,7 @@ def family_formats(collator) -> list[str]:
     for number, (template, found) in enumerate(exceptions.items(), 1):
         if len(exceptions) > 1:
             parts.append(f"Format {number} of {len(exceptions)}:\n")
-        rows = [[visible(e.official), visible(e.ours), PLACES[e.where], as_markdown(e.reason)] for e in found]
+        rows = [[visible(e.official), visible(e.ours), WHERE[e.where], as_markdown(e.reason)] for e in found]
         parts.append(f"```text\n{marked(collator, template, with_bos=template == taken)}\n```\n")
         if rows:
             parts.append(table(["the checkpoint's template", "trained", "where", "reason"], rows))
@@ -227,7 +227,7 @@ def server_table() -> str:
     return table(["family", *head], [["" if cell == "not known" else cell for cell in row] for row in rows])
 
 
-def summary(checkpoint: str) -> str:
+def printed_summary(checkpoint: str) -> str:
     """What train.py prints before its first step."""
     flags = "--model_id qwen2-vl-2b-instruct --data_path train.json --use_lora True --train_vision_projector True"
     arguments = parse_arguments([*flags.split(), "--use_cpu", "True", "--model_local_path", checkpoint])
@@ -277,7 +277,7 @@ def pages_of_flags(checkpoint_of) -> dict[Path, str]:
             "docs/check_data.md": {"preview": preview_example(checkpoint_of("llava-1.5"))},
             "docs/serving.md": {"servers": server_table()},
             "docs/flags.md": {"flags": flag_tables()},
-            "docs/training.md": {"summary": summary(checkpoint_of("qwen2-vl"))},
+            "docs/training.md": {"summary": printed_summary(checkpoint_of("qwen2-vl"))},
             "docs/several_gpus.md": {"strategies": strategy_matrix()},
         }
     )

@@ -28,7 +28,7 @@ from loaders.base import BaseLoader, local_folder
 from loaders.output_folder import check_adapter
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class WholeModelNeeded(Exception):
@@ -131,7 +131,7 @@ class ShardMerge:
     def header(self, key: str) -> torch.Tensor:
         """A tensor of the base without its data."""
         entry = self.shards[self.shard_of[key]].get_slice(key)
-        return torch.empty(entry.get_shape(), device="meta", dtype=DTYPES.get(entry.get_dtype()))
+        return torch.empty(entry.get_shape(), device="meta", dtype=SAFETENSORS_DTYPES.get(entry.get_dtype()))
 
     # ---- weights ----
 

@@ -11,13 +11,13 @@ from loaders.base import BaseLoader, local_folder
 from loaders.new_tokens import trained_rows
 from loaders.output_folder import adapter_config, fill_adapter
 
-WEIGHT_FILES = ["model*.safetensors", "pytorch_model*.bin"]
+CHECKPOINT_WEIGHTS = ["model*.safetensors", "pytorch_model*.bin"]
 
 
 def memory_needed(loader: BaseLoader) -> float:
     """Bytes for the model in float32, and a third more for the adapter and intermediate results."""
-    folder = local_folder(loader.model_path, WEIGHT_FILES)
-    paths = [path for pattern in WEIGHT_FILES for path in glob.glob(os.path.join(folder, pattern))]
+    folder = local_folder(loader.model_path, CHECKPOINT_WEIGHTS)
+    paths = [path for pattern in CHECKPOINT_WEIGHTS for path in glob.glob(os.path.join(folder, pattern))]
     return sum(map(os.path.getsize, paths)) * 4 / loader.dtype.itemsize * 4 / 3
 
 

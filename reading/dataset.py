@@ -47,7 +47,7 @@ IGNORE_INDEX = -100
 FORM_FLAGS = "user_key assistant_key field_messages allow_outside prompt system_prompt".split()
 FORM_FLAGS += "allow_empty_answers train_replies".split()
 # What an index counts -> the note about it for the user.
-COUNTED = {
+COUNT_NOTES = {
     "empty_answers": "have an empty reply: only its end token is trained",
     "several_answers": "have several answers: the reply is the most frequent one",
     "clips": "choose moments or frames of videos (docs/moments.md)",
@@ -137,7 +137,7 @@ class MultimodalDataset(WeightedRows):
         if check and self.errors:
             if max_bad_samples is None:
                 raise ValueError(
-                    f"{len(self.errors)} of {len(self)} samples of {self.name} cannot be used:\n{listed(self.errors)}"
+                    f"{len(self.errors)} of {len(self)} samples of {self.name} cannot be used:\n{condense(self.errors)}"
                 )
             self.leave_out(self.errors)
             self.errors = {}
@@ -195,13 +195,13 @@ class MultimodalDataset(WeightedRows):
         if self.num_bad > self.max_bad_samples:
             raise ValueError(
                 f"{self.num_bad} samples of {self.name} cannot be used, more than --max_bad_samples "
-                f"{self.max_bad_samples}:\n{listed(faults)}"
+                f"{self.max_bad_samples}:\n{condense(faults)}"
             )
         kept = np.setdiff1d(np.arange(len(self)), [*faults, *also])
         if not len(kept):
-            raise ValueError(f"None of the {len(self)} samples of {self.name} can be used:\n{listed(faults)}")
+            raise ValueError(f"None of the {len(self)} samples of {self.name} can be used:\n{condense(faults)}")
         if faults and int(os.environ.get("RANK", 0)) == 0:
-            print(f"{self.name}: left out {len(faults)} of {len(self)} samples:\n{listed(faults)}", flush=True)
+            print(f"{self.name}: left out {len(faults)} of {len(self)} samples:\n{condense(faults)}", flush=True)
         self.select(kept)
 
     def by_file(self, positions: np.ndarray | None = None) -> Iterator[tuple[RowIndex, np.ndarray, np.ndarray]]:
@@ -283,7 +283,7 @@ class MultimodalDataset(WeightedRows):
             named = [f"{folder} ({count:,})" for folder, count in outside.most_common(3)]
             more = [f"{len(outside) - 3:,} more"] if len(outside) > 3 else []
             notes.append(f"{self.name}: media outside the folders of the data: {', '.join([*named, *more])}")
-        notes += [f"{self.name}: {counts[name]:,} rows {what}." for name, what in COUNTED.items() if counts[name]]
+        notes += [f"{self.name}: {counts[name]:,} rows {what}." for name, what in COUNT_NOTES.items() if counts[name]]
         # Rows of a folder are in the order of their classes, so that a slice too may hold but one.
         some = evenly_spread(range(len(self)), 1000) if all(os.path.isdir(index.path) for index in self.files) else []
         if some[1:] and len(answers := {self.raw(position)["answer"] for position in some}) == 1:
@@ -331,7 +331,7 @@ def first_sample(files: list[RowIndex], row: int) -> int:
     return place
 
 
-def listed(faults: dict[int, str]) -> str:
+def condense(faults: dict[int, str]) -> str:
     """The first of some faults, one per line; those that differ only in numbers, paths or quoted words are counted."""
     alike = defaultdict(list)
     for fault in faults.values():

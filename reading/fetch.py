@@ -108,7 +108,7 @@ def _request(url: str, file, deadline: float, options: MediaOptions) -> str | No
             # Compressed, a small body could unpack to an endless one.
             connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "finelmm"})
             with connection.getresponse() as response:
-                location = _read(response, file, options)
+                location = _read_response(response, file, options)
     except (OSError, http.client.HTTPException, _Temporary):
         if time.monotonic() < deadline:
             raise
@@ -119,7 +119,7 @@ def _request(url: str, file, deadline: float, options: MediaOptions) -> str | No
     return location
 
 
-def _read(response: http.client.HTTPResponse, file, options: MediaOptions) -> str | None:
+def _read_response(response: http.client.HTTPResponse, file, options: MediaOptions) -> str | None:
     status = f"the server answers {response.status}"
     if response.status in (301, 302, 303, 307, 308):
         if not response.headers.get("Location"):

@@ -58,7 +58,7 @@ def _header(reference, options: MediaOptions):
     source = reference if in_memory else local_file("image", reference, options)
     Image.MAX_IMAGE_PIXELS = options.image_pixel_limit // 2  # Pillow (13) refuses what has twice as many
     try:
-        with reference.copy() if in_memory else _opened(source) as image:
+        with reference.copy() if in_memory else _open_header(source) as image:
             yield image
     except Exception as error:  # on broken bytes the decoders raise nearly any type
         reason = error
@@ -69,7 +69,7 @@ def _header(reference, options: MediaOptions):
         raise ValueError(f"image {describe(reference)} cannot be decoded: {reason}") from error
 
 
-def _opened(source: str | io.BytesIO) -> Image.Image:
+def _open_header(source: str | io.BytesIO) -> Image.Image:
     try:
         return Image.open(source, formats=IMAGE_FORMATS)
     except UnidentifiedImageError:

@@ -67,7 +67,7 @@ class Mapping:
         for name, source in self.sources:
             value, left = field_of(left, source)
             if value is not None:
-                named[name] = [*listed(named[name]), *listed(value)] if name in named else value
+                named[name] = [*as_list(named[name]), *as_list(value)] if name in named else value
             if found is not None and (name in named or name in row):
                 found[f"{name}={source}"] += 1
         if self.ignored:  # a name of the file, or one inside of what is read by a name
@@ -91,14 +91,14 @@ class Mapping:
         return row
 
 
-def listed(value: object) -> list:
+def as_list(value: object) -> list:
     return value if isinstance(value, list) else [value]
 
 
 def usual_name(kind: str, field: str, row: dict) -> str | None:
     """What a field of this kind of file is read as, where neither --columns nor the row has that name."""
     if kind == "metadata":  # as the Hub reads a folder of pictures with a file of this name
-        names = listed(row[field]) if field in ("file_name", "file_names") else []
+        names = as_list(row[field]) if field in ("file_name", "file_names") else []
         return kind_by_name(str(names[0])) if names else None
     if field == "txt" or field == "cls" and "txt" not in row:  # a field of a tar file is the ending of its member
         return "answer"
@@ -133,7 +133,7 @@ def proposal(row: dict, form) -> str:
     """The --columns by which a RowForm would read a row whose fields have other names, as far as its values tell."""
     if fix := conversion(row):
         return fix
-    found = ((name, turn) for name, value in row.items() for turn in listed(loaded(value)) if isinstance(turn, dict))
+    found = ((name, turn) for name, value in row.items() for turn in as_list(loaded(value)) if isinstance(turn, dict))
     turns = next((name for name, turn in found if turn.keys() & {*TURN_KEYS[0]} or said_in(turn, form)), None)
     texts, media = {}, {}
     for name, value in unread.flat("", {name: value for name, value in row.items() if name != turns}):

@@ -9,7 +9,7 @@ from PIL import Image
 # Where indexes of data files and fetched media are.
 CACHE_FOLDER = os.environ.get("FINELMM_CACHE", "~/.cache/finelmm")
 # The value of --max_pixels with which the samples fit --model_max_length.
-AUTO = "auto"
+AUTO_PIXELS = "auto"
 # The environment variable by which webui.py keeps the runs that it starts in its --root.
 ROOT = "FINELMM_ROOT"
 FILTERS = {name: Image.Resampling[name.upper()] for name in "bilinear bicubic lanczos nearest box hamming".split()}
@@ -23,7 +23,7 @@ MEDIA_FLAGS = {
 
 
 def int_or_auto(text: str) -> int | str:
-    return text if text == AUTO else int(text)
+    return text if text == AUTO_PIXELS else int(text)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class MediaOptions:
     def of(cls, flags) -> "MediaOptions":
         """The options that flags of the same names have (arguments.ReadingArguments)."""
         values = {field.name: getattr(flags, field.name) for field in fields(cls) if hasattr(flags, field.name)}
-        if flags.keep_processor_config is False or flags.max_pixels == AUTO:  # the processor has these bounds
+        if flags.keep_processor_config is False or flags.max_pixels == AUTO_PIXELS:  # the processor has these bounds
             values |= {"min_pixels": None, "max_pixels": None}
         return cls(**values, cache_folder=flags.data_cache or CACHE_FOLDER)
 

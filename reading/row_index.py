@@ -38,14 +38,14 @@ from reading.rows import WEIGHT, RowForm, is_empty, media_in, trained_replies
 from reading.strict_json import strict_json
 from reading.unread import PLACES
 
-VERSION = 12  # of the files below
+INDEX_VERSION = 12  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
 OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
 OF_ROWS |= {"sampling_weights": "d", "classes": "Q", "numbers": "q"}  # the last, of the row in its file
 ARRAYS = OF_ROWS | {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}  # these of media
-HEADER = 128  # bytes of one that NumPy writes in front of an array
+NPY_HEADER = 128  # bytes of one that NumPy writes in front of an array
 UNUSABLE = -1  # layout of a row that cannot be used
 
 
@@ -245,7 +245,7 @@ def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
     state = state_of(path)
     # cache/rows/<path>/<state of the file>/<how it is read>
     of_path = os.path.join(os.path.expanduser(options.cache_folder), "rows", name_of(os.path.realpath(path)))
-    of_state = os.path.join(of_path, name_of(VERSION, state))
+    of_state = os.path.join(of_path, name_of(INDEX_VERSION, state))
     folder = os.path.join(of_state, name_of(os.path.basename(path), asdict(form), asdict(options)))
     with naming_cache(options.cache_folder):
         os.makedirs(of_state, exist_ok=True)
@@ -347,7 +347,7 @@ def write_headers(files: dict[str, BinaryIO]) -> None:
     """Begin the files of ARRAYS, or say how long they are by now, for which NumPy leaves room."""
     for name, file in files.items():
         kind = np.dtype(ARRAYS[name])
-        length = max(file.tell() - HEADER, 0) // kind.itemsize
+        length = max(file.tell() - NPY_HEADER, 0) // kind.itemsize
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, {"descr": kind.str, "fortran_order": False, "shape": (length,)})
 

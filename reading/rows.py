@@ -248,7 +248,7 @@ class RowForm:
             train = _train(turn, where)
         sender, value = keys
         given, content = turn.get(sender), turn.get(value)
-        role = self.roles.get(given, named_fields.ROLES.get(given)) if isinstance(given, str) else None
+        role = self.roles.get(given, named_fields.ROLE_NAMES.get(given)) if isinstance(given, str) else None
         if role is None:
             raise ValueError(
                 f"{where}.{sender} is {shown(given)}, expected one of {', '.join(map(repr, self.roles))} (--user_key "
@@ -294,7 +294,7 @@ class RowForm:
         if source is None:
             return {"type": kind, kind: None, "index": part.get("index"), "where": where, **clip}
         where = f"{where}.{source}"
-        reference = _decode(value, where) if source == "base64" else self._reference(kind, value, where, unread)
+        reference = _decode_base64(value, where) if source == "base64" else self._reference(kind, value, where, unread)
         return {"type": kind, kind: reference, **clip}
 
     # ---- references ----
@@ -324,7 +324,7 @@ class RowForm:
         if value[:5].lower() == "data:":
             return _decode_url(kind, value, where)
         if is_base64(value):
-            return _decode(value, where)
+            return _decode_base64(value, where)
         if is_url(value):
             if not self.allow_urls:
                 raise ValueError(f"{where} is the URL {shown(value)}: add --allow_urls True to fetch such media")
@@ -482,7 +482,7 @@ def _place_clips(unread: Unread, row: dict, messages: list[dict]) -> None:
         clips.place(given, videos)
 
 
-def _decode(text: object, where: str) -> bytes:
+def _decode_base64(text: object, where: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:
@@ -495,7 +495,7 @@ def _decode_url(kind: str, url: str, where: str) -> bytes:
         raise ValueError(f"{where} is not a data URL of the form data:{kind}/...;base64,...")
     if match["type"] and match["type"].partition("/")[0].lower() not in (kind, "application"):
         raise ValueError(f"{where} is a data URL of type {shown(match['type'])}, but the part is a {kind}")
-    return _decode(url[match.end() :], where)
+    return _decode_base64(url[match.end() :], where)
 
 
 def _fill(parts: list[dict], kind: str, column: str, references: list) -> None:

@@ -23,7 +23,7 @@ TABLES = (".csv", ".tsv", ".xlsx")
 COLLECTIONS = (".parquet", ".arrow", ".tar")  # next to which, on the Hub, other files describe the data set
 ENDINGS = (".json", ".jsonl", *COLLECTIONS, *TABLES)
 DESCRIBING = (dataset_info.NAME, "dataset_dict.json")  # files of a folder that hold no rows
-WEIGHT = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
+WEIGHT_SUFFIX = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
 SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]\Z")
 SPLIT = re.compile(r":([\w.-]+(?:/[\w.-]+)?)\Z")
 # As they are usually called.
@@ -91,7 +91,7 @@ def find_source(path: str) -> Source:
 
 def named_source(path: str) -> Source:
     place, weight, bounds, split = path, 1.0, (None, None), None
-    if not os.path.exists(place) and (match := WEIGHT.search(place)):
+    if not os.path.exists(place) and (match := WEIGHT_SUFFIX.search(place)):
         place, weight = place[: match.start()], float(match[1])
     if not os.path.exists(place) and (match := SLICE.search(place)):
         place, bounds = place[: match.start()], match.groups()

@@ -28,7 +28,7 @@ TIMED = (MP4, MKV, FLV)
 # What FFmpeg calls the duration of these is the time of their end, wherever they start.
 END_IN_HEADER = (MKV, FLV)
 # FFmpeg shortens the duration of these to what is there, but tells how many frames there should be.
-COUNTED = ("avi", "gif")
+FORMATS_WITH_COUNT = ("avi", "gif")
 # How files end that promise no length.
 TRAILERS = {"gif": b";", "apng": b"IEND\xaeB`\x82"}
 # Until 19, PyAV refuses titles and the like that are not UTF-8, unless it is told to replace what it cannot read.
@@ -66,7 +66,7 @@ def open_video(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[np
 
 def _taken(source, options: MediaOptions, clip: Mapping, scan_of: Callable) -> tuple[np.ndarray, dict] | None:
     """As `open_video`; None where a moment is not found without going over the whole film."""
-    with _opened(source, options) as (container, stream):
+    with _open_container(source, options) as (container, stream):
         scan, size = scan_of(container, stream, source, options, clip), _shown_size(stream, stream)
     if scan is None:
         return None
@@ -87,7 +87,7 @@ def read_header(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[i
         indices, _, (width, height) = _choose_images(reference, options)
         return len(indices), height, width
     source = local_file("video", reference, options)
-    with _named(reference, source), _opened(source, options) as (container, stream):
+    with _named(reference, source), _open_container(source, options) as (container, stream):
         frame, number = _first_frame(container, stream), options.num_frames
         if options.fps or is_moment(clip):
             number = len(_choose(*_promised(container, stream, source, options, clip), options, clip))
@@ -214,7 +214,7 @@ def _named(reference, source=None):
 
 
 @contextlib.contextmanager
-def _opened(source, options: MediaOptions):
+def _open_container(source, options: MediaOptions):
     """The container and its first video stream."""
     if not isinstance(source, str):
         source.seek(0)
@@ -279,7 +279,7 @@ def _promised(container, stream, source, options: MediaOptions, clip: Mapping) -
     """Frames and frames per second by the header; counted if it has none."""
     fps, total = _header_rate(stream), _header_total(container, stream, clip)
     if total < 1:
-        with _opened(source, options) as (container, stream):
+        with _open_container(source, options) as (container, stream):
             scan = _scan(container, stream, source, options)
             return scan.total, scan.fps
     first, end = _range(total, fps, clip)
@@ -360,9 +360,9 @@ def _check_whole(container, stream, source, fps: float, packets: int, end: float
     start, promised = (container.start_time or 0) / 1e6, _promised_end(container)
     # Where the header has no count, the last frame may come without its duration, and times are rounded.
     cut_short |= end > 0 and promised - end > (0.25 / fps if packets < stream.frames else max(1.5 / fps, 0.1))
-    cut_short |= container.format.name in COUNTED and packets < stream.frames
+    cut_short |= container.format.name in FORMATS_WITH_COUNT and packets < stream.frames
     if trailer := TRAILERS.get(container.format.name):
-        with _read(source) as file:
+        with _open_bytes(source) as file:
             file.seek(-16, io.SEEK_END)  # the header alone is longer
             cut_short |= not file.read().rstrip(b"\0").endswith(trailer)
     if cut_short:
@@ -374,7 +374,7 @@ def _check_whole(container, stream, source, fps: float, packets: int, end: float
 
 def _is_cut_mp4(source) -> bool:
     """Whether the file ends within a box of MP4 or MOV: the list of frames is usually the last."""
-    with _read(source) as file:
+    with _open_bytes(source) as file:
         size, place = file.seek(0, io.SEEK_END), 0
         while place + 8 < size:
             file.seek(place)
@@ -386,7 +386,7 @@ def _is_cut_mp4(source) -> bool:
         return place > size
 
 
-def _read(source):
+def _open_bytes(source):
     return open(source, "rb") if isinstance(source, str) else contextlib.nullcontext(source)
 
 
@@ -407,7 +407,7 @@ def _decode(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> di
 def _decode_by_time(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> dict[int, np.ndarray] | None:
     """The wanted frames; jumps to the keyframe before one only if that skips work. None if a jump goes astray."""
     frames, shown, known = {}, -math.inf if scan.is_moment else scan.keys[0], set(scan.keys)
-    with _opened(source, options) as (container, stream):
+    with _open_container(source, options) as (container, stream):
         try:
             decoded = container.decode(stream)
             for index in wanted:
@@ -441,7 +441,7 @@ def _decode_from_keyframe(container, stream, known: set[int]):
 def _decode_by_number(source, wanted: list[int], total: int, options: MediaOptions) -> dict[int, np.ndarray]:
     """The wanted frames, decoding from the first: for files without times, or whose jumps go wrong."""
     remaining, frames, number = set(wanted), {}, 0
-    with _opened(source, options) as (container, stream):
+    with _open_container(source, options) as (container, stream):
         try:
             for frame in container.decode(stream):
                 if frame.is_corrupt:

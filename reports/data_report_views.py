@@ -12,7 +12,7 @@ from evaluation.verdict import Verdict
 from reports.html_page import COLOUR, draw, html_page, render
 
 COSTS = ("image", "video", "text")
-STYLES = {"good": "green", "warning": "yellow", "error": "red"}
+TONE_STYLES = {"good": "green", "warning": "yellow", "error": "red"}
 
 
 class Table(NamedTuple):
@@ -94,7 +94,7 @@ def show(report: dict, console: Console) -> None:
     for name, value in facts(report).items():
         console.print(Text(f"{name:17} {value}"), soft_wrap=True)
     reasons, verdict = report["failures"] + report["notes"], Verdict(report["state"])
-    console.print(Text(f"\n{verdict}{':' if reasons else ''}", style=f"bold {STYLES[verdict.tone]}"))
+    console.print(Text(f"\n{verdict}{':' if reasons else ''}", style=f"bold {TONE_STYLES[verdict.tone]}"))
     for reason in reasons:
         console.print(Text(f"- {reason}"))
 

@@ -69,7 +69,7 @@ def figures(log: list[dict]) -> dict[str, str]:
     return figures_of(SimpleNamespace(log_history=log, best_global_step=None, **about))
 
 
-def results(run: RunResult) -> dict[str, str]:
+def result_fields(run: RunResult) -> dict[str, str]:
     """The verdict, then the figures."""
     last = run.log[-1] if run.log else {}
     verdict = Verdict(last["state"], last["verdict"]) if "state" in last else "not over" if last else "no step yet"
@@ -84,7 +84,7 @@ def tables(first: RunResult, second: RunResult) -> list[Table]:
         return Table(title, dict.fromkeys(("", first.name, second.name), False), [r for r in rows if r[1] != r[2]])
 
     flags = [{f"--{name}": value for name, value in run.flags.items() if name not in OWN} for run in (first, second)]
-    found = [table("Results", *map(results, (first, second))), table("Settings", *flags)]
+    found = [table("Results", *map(result_fields, (first, second))), table("Settings", *flags)]
     if first.record and second.record:
         without_flags = [run.record | {"flags": {}} for run in (first, second)]
         lines = [[line] for line in differences(*without_flags)]

@@ -42,7 +42,7 @@ BOXES = {RIGHT: "reference_boxes", ANSWERED: "boxes"}
 MOST_POINTS = 500  # of a line of a plot
 PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # after the loss and other metrics
 # Flags that name places on the machine, which do not concern those who get the weights.
-PLACES = {
+LOCAL_FLAGS = {
     *("output_dir", "data_path", "eval_data_path", "model_local_path", "image_folder", "video_folder", "data_cache"),
     *("resume_from_checkpoint", "lora_weight_path", "chat_template", "metric"),
 }
@@ -332,7 +332,7 @@ def write_card(facts: RunFacts, folder: str, state) -> None:
         pipeline_tag="image-text-to-text",
         tags=[TAG, *(["lora"] if is_adapter else [])],
     )
-    flags = {name: value for name, value in given_flags(arguments).items() if name not in PLACES}
+    flags = {name: value for name, value in given_flags(arguments).items() if name not in LOCAL_FLAGS}
     card = render(
         "model_card.md",
         metadata=Markup(metadata.to_yaml()),

@@ -809,7 +809,7 @@ FAULTS = [
     Fault(
         "a class in a struct is its number",
         "reading/copies.py",
-        "named(inner, feature.get(name, {}))",
+        "with_names(inner, feature.get(name, {}))",
         "inner",
         "tests/reading/test_mapping.py::test_a_class_has_the_name_that_the_file_knows",
     ),
@@ -823,7 +823,7 @@ FAULTS = [
     Fault(
         "of the pictures of two fields one is read",
         "reading/mapping.py",
-        "[*listed(named[name]), *listed(value)] if name in named",
+        "[*as_list(named[name]), *as_list(value)] if name in named",
         "value if name in named",
         "tests/reading/test_mapping.py::test_the_media_of_several_fields_are_in_the_order_of_the_flag",
     ),
@@ -1829,15 +1829,15 @@ FAULTS = [
     Fault(
         "the page tells which models are outside its root",
         "web/form.py",
-        'runs.check_folder(typed, os.getcwd(), "the model")',
+        'runs.check_folder_inside(typed, os.getcwd(), "the model")',
         "typed",
         "tests/web/test_webui.py::test_any_model_that_is_typed_is_taken",
     ),
     Fault(
         "an unfinished flag loses the whole form",
         "web/form.py",
-        '        words_of(values | {FURTHER: ""})',
-        "        words_of(values)",
+        '        words_of_form(values | {FURTHER: ""})',
+        "        words_of_form(values)",
         "tests/web/test_webui.py::test_the_form_is_kept_for_every_browser_and_after_a_restart",
     ),
     Fault(
@@ -1942,9 +1942,9 @@ FAULTS = [
         "previews may read outside the root",
         "webui.py",
         """    os.environ[ROOT] = args.root  # which media of the data do not leave
-    scripts.begin()
+    scripts.start_process()
 """,
-        """    scripts.begin()
+        """    scripts.start_process()
     os.environ[ROOT] = args.root  # which media of the data do not leave
 """,
         "tests/web/test_webui.py::test_runs_and_previews_are_told_of_the_root_and_not_of_the_password",

@@ -3,7 +3,7 @@
 import ast
 import re
 import subprocess
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -128,6 +128,19 @@ def test_json_is_strict():
     calls = [(name, node) for name in CODE for node in ast.walk(tree(name)) if isinstance(node, ast.Call)]
     dumps = [(name, node) for name, node in calls if ast.unparse(node.func) in ("json.dump", "json.dumps")]
     assert Counter(name for name, node in dumps if "allow_nan" not in {k.arg for k in node.keywords}) == allowed
+
+
+def test_a_name_is_defined_once():
+    # Functions that do the same for each script, kind of media, kind of file or report.
+    shared = {"main", "parse", "add_flags", "read_header", "scan", "tables", "page", "show"}
+    shared |= {"SWITCH"}  # the merge imports none of the flags of training
+    modules = defaultdict(list)
+    for name in (name for name in CODE if not is_family(name) and not name.startswith("example_data/")):
+        for node in tree(name).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [node]
+            for found in {getattr(target, "id", None) or getattr(target, "name", None) for target in targets} - {None}:
+                modules[found].append(name)
+    assert {found: names for found, names in modules.items() if len(names) > 1 and found not in shared} == {}
 
 
 def test_no_class_is_longer_than_a_reader_can_hold():

@@ -42,7 +42,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
                 f"{len(loader.pieces)} are named here: use the --add_tokens file that it was trained with."
             )
         try:
-            return named(get_peft_model(model, config), loader)
+            return with_base_name(get_peft_model(model, config), loader)
         except ValueError as error:
             raise ValueError(f"--lora_weight_path {lora.lora_weight_path} does not fit the model: {error}") from error
     parameters = []
@@ -73,7 +73,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
         task_type="CAUSAL_LM",
     )
     try:
-        return named(get_peft_model(model, config), loader)
+        return with_base_name(get_peft_model(model, config), loader)
     finally:  # whatever it says of them
         if wrong := {*(config.target_parameters or ())} - {*parameters}:
             raise ValueError(
@@ -82,7 +82,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
             )
 
 
-def named(model: nn.Module, loader: BaseLoader) -> nn.Module:
+def with_base_name(model: nn.Module, loader: BaseLoader) -> nn.Module:
     """Make `adapter_config.json` name the base so that it is found from anywhere, and list modules in a fixed order."""
     config = model.peft_config["default"]
     config.base_model_name_or_path = public_name(loader.model_path)

@@ -8,7 +8,7 @@ from loaders.base import BaseLoader
 from reading.dataset import MultimodalDataset, evenly_spread
 from training.trainable import training_modes
 
-MOST_ROWS = 10_000  # that are searched, spread over the data
+SEARCHED_ROWS = 10_000  # that are searched, spread over the data
 
 
 def added_tokens(loader: BaseLoader, template: Template) -> str:
@@ -28,7 +28,7 @@ def untrained_tokens(loader: BaseLoader, arguments, template: Template, dataset:
     if not (added := added - template.frame.tokens):
         return ""
     pattern, found = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True)))), Counter()
-    for place in evenly_spread(range(len(dataset)), MOST_ROWS):
+    for place in evenly_spread(range(len(dataset)), SEARCHED_ROWS):
         for message in (dataset.rows[place] or {"messages": []})["messages"]:
             if message["role"] == "assistant" or not template.replies_only:
                 found.update(pattern.findall(joined_text(message["content"])))

@@ -20,8 +20,7 @@ from evaluation import metrics
 from loaders import family_of
 from loaders.output_folder import adapter_config, check_writable, public_name
 from reading.mapping import COLUMN, SEVERAL, Mapping
-from reading.options import AUTO as AUTO_PIXELS
-from reading.options import CACHE_FOLDER, MediaOptions
+from reading.options import AUTO_PIXELS, CACHE_FOLDER, MediaOptions
 from reading.rows import RowForm
 from reading.sources import names_of
 from reading.strict_json import json_object

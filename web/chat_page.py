@@ -20,7 +20,7 @@ from reading.media import open_part
 from reading.options import MediaOptions
 from reading.references import kind_by_name
 from web.parts import text
-from web.runs import PARSING, check_inside, check_model
+from web.runs import PARSING, check_inside, check_model_folder
 
 IDLE = gr.update(submit_btn=True, stop_btn=False)  # the box of questions
 
@@ -39,7 +39,7 @@ class Chat:
         With `base`, the model answers that an adapter was trained on. A ValueError where there is no such model, or it
         refuses the conversation.
         """
-        folder = check_model(path, self.root)
+        folder = check_model_folder(path, self.root)
         if base and not adapter_config(folder):
             raise ValueError(f"{path} is a full model, not an adapter: choose its base model instead.")
         with self.lock:

@@ -18,7 +18,7 @@ from transformers.hf_argparser import string_to_bool
 from loaders import family_of
 from supported_models import AUTO, MODELS, find_model, likely, media_of
 from web import parts, runs
-from web.runs import DECLARED, HERE
+from web.runs import DECLARED, OWN_FOLDER
 
 LAYOUT = yaml.safe_load(Path(__file__).with_name("form.yaml").read_text(encoding="utf-8"))
 MODEL, DATA, NUMBERS, FOLDED = (LAYOUT[name] for name in ("model", "data", "numbers", "folded"))
@@ -57,14 +57,14 @@ def kinds_of(name: str) -> tuple[type, ...]:
     return (declared,) if get_origin(declared) is list else get_args(declared) or (declared,)
 
 
-def words_of(values: dict) -> list[str]:
+def words_of_form(values: dict) -> list[str]:
     """The words of train.py's command line; a ValueError where the further flags are no flags."""
     flags = {name: values[name] for name in FLAGS}
     mapped = [f"{column}={values[menu]}" for menu, column in MENUS.items() if values[menu]]
     flags["columns"] = [*mapped, *values["columns"]]
     for name, ways in STRATEGIES.items():
         flags |= {flag: flag in ways[values[name]] for way in ways.values() for flag in way}
-    away = "" if os.path.samefile(".", HERE) else HERE
+    away = "" if os.path.samefile(".", OWN_FOLDER) else OWN_FOLDER
     flags |= {flag: its if its is True else os.path.join(away, its) for flag, its in ENGINES[values[ENGINE]].items()}
     return runs.words_of(flags, values[FURTHER])
 
@@ -115,7 +115,7 @@ def kept(root: str) -> dict:
         held = json.loads(Path(runs.check_inside(KEPT, root, "the form")).read_text(encoding="utf-8"))
         values = preset()
         values |= {name: value for name, value in held.items() if type(value) is type(values.get(name))}
-        words_of(values | {FURTHER: ""})  # which may be unfinished
+        words_of_form(values | {FURTHER: ""})  # which may be unfinished
         return values
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none, or of another version
         return preset()
@@ -134,6 +134,6 @@ def model_of(typed: str) -> tuple[str, str]:
         return typed, ""
     except ValueError:
         if os.path.isabs(typed) or os.path.isdir(typed):
-            family = family_of(runs.check_folder(typed, os.getcwd(), "the model"))
+            family = family_of(runs.check_folder_inside(typed, os.getcwd(), "the model"))
             return next((id for id, model in MODELS.items() if model.family == family), AUTO), typed
         return ((likely(os.path.basename(typed)) or [AUTO])[0], typed) if "/" in typed else (typed, "")

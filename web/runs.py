@@ -42,17 +42,17 @@ from training.run_folder import is_locked, rename_aside, results
 from web.parts import text
 from web.scripts import Failed, tool
 
-HERE = str(entry.HERE)
+OWN_FOLDER = str(entry.HERE)
 DECLARED = {field.name: field for part in FLAG_PARTS for field in fields(part)}
 PROCESS_FILE, LOG = "webui_run.json", "webui.log"
-COLUMNS = ("state", "verdict", "model", "data", "date", "time", "loss", "metric")  # of the table of runs
+RUN_COLUMNS = ("state", "verdict", "model", "data", "date", "time", "loss", "metric")  # of the table of runs
 DEPTH = 4  # folders from the root down to a run, a model or a data file
 MOST_FOLDERS = 20_000  # that are looked into for them
 SHOWN_LINES = 40  # of what a run prints
 UNCHECKED = ("metric", "metric_for_best_model")  # left to train.py: they run a file of the user's
 FOLDERS = ("model_local_path", "lora_weight_path", "resume_from_checkpoint")  # all of whose files are read
-OWN_CONFIGURATIONS = {os.path.join(HERE, name) for name in ("ds_configs", "fsdp_configs")}
-CONFIGURATIONS = ("deepspeed", "fsdp_config", "accelerator_config")  # JSON that may name folders
+OWN_CONFIGURATIONS = {os.path.join(OWN_FOLDER, name) for name in ("ds_configs", "fsdp_configs")}
+CONFIGS_WITH_PATHS = ("deepspeed", "fsdp_config", "accelerator_config")  # JSON that may name folders
 PARSING = threading.Lock()  # HfArgumentParser changes the fields that it reads (transformers 5.23)
 RECORDING = threading.Lock()  # a start, a stop and an end change the record of a run
 REFUSED = {
@@ -96,14 +96,14 @@ def flags_of(words: list[str]) -> list[tuple[str, list[str]]]:
 
 def command_line(words: list[str], root: str, devices: int = 1) -> str:
     """The words as a shell command for the root, one flag per line."""
-    script = "train.py" if root == HERE else os.path.join(HERE, "train.py")
+    script = "train.py" if root == OWN_FOLDER else os.path.join(OWN_FOLDER, "train.py")
     launcher = "python" if devices == 1 else f"torchrun --nproc_per_node {devices}"
     lines = [f"{launcher} {shlex.quote(script)}"]
     lines += [shlex.join([f"--{name}", *values]) for name, values in flags_of(words)]
     return " \\\n    ".join(lines)
 
 
-def check_flags(words: list[str], root: str) -> None:
+def check_command(words: list[str], root: str) -> None:
     """Refuse what train.py would refuse at once, GPUs and packages aside, and what leaves the root."""
     for name, values in flags_of(words):
         if name in REFUSED:
@@ -112,12 +112,12 @@ def check_flags(words: list[str], root: str) -> None:
             if os.path.dirname(os.path.abspath(value)) in OWN_CONFIGURATIONS:
                 continue
             for path in paths_in(value):
-                (check_folder if name in FOLDERS else check_inside)(path, root, f"--{name}")
-            if name in CONFIGURATIONS and os.path.isfile(value):
+                (check_folder_inside if name in FOLDERS else check_inside)(path, root, f"--{name}")
+            if name in CONFIGS_WITH_PATHS and os.path.isfile(value):
                 for path in paths_in(Path(value).read_text(encoding="utf-8", errors="replace")):
                     check_inside(path, root, f"--{name} {value}:")
             if name in ("data_path", "eval_data_path"):
-                check_data(value, root, f"--{name}")
+                check_data_files(value, root, f"--{name}")
     try:
         parsed(split_flags(words, UNCHECKED)[0])
     except SystemExit as error:  # of --help
@@ -129,20 +129,20 @@ def parsed(words: list[str]) -> Arguments:
         return parse_arguments(words)
 
 
-def check_data(value: str, root: str, what: str) -> None:
+def check_data_files(value: str, root: str, what: str) -> None:
     for file in () if is_on_hub(value) else find_source(value).files:
         check_inside(file, root, what)
 
 
-def check(words: list[str], root: str) -> str:
-    """As `check_flags`, and refuse a run that could not be found again; returns its output folder."""
-    check_flags(words, root)
+def check_start(words: list[str], root: str) -> str:
+    """As `check_command`, and refuse a run that could not be found again; returns its output folder."""
+    check_command(words, root)
     folder = " ".join(dict(flags_of(words)).get("output_dir", []))
     if not folder:
         raise ValueError("--output_dir is missing: a new folder for this run, such as checkpoints/first.")
     if (inside := os.path.relpath(os.path.realpath(folder), root)) == "." or inside.count(os.sep) >= DEPTH:
         raise ValueError(f"--output_dir {folder} must be 1 to {DEPTH} folders below {root}.")
-    check_folder(folder, root, "--output_dir")
+    check_folder_inside(folder, root, "--output_dir")
     return folder
 
 
@@ -167,7 +167,7 @@ def check_inside(path: str, root: str, what: str) -> str:
     return resolve_in(os.path.join(root, os.path.expanduser(path)), [root], f"{what} {path}")
 
 
-def check_folder(path: str, root: str, what: str) -> str:
+def check_folder_inside(path: str, root: str, what: str) -> str:
     """As `check_inside`, of a folder and of all that links in it lead to."""
     folder = check_inside(path, root, what)
     for parent, folders, files in os.walk(folder):
@@ -177,19 +177,19 @@ def check_folder(path: str, root: str, what: str) -> str:
     return folder
 
 
-def check_model(path: str, root: str) -> str:
+def check_model_folder(path: str, root: str) -> str:
     """The folder of a model, with its links resolved: it, its base and the flags of its run are in the root."""
-    folder = check_folder(path, root, "the model")
+    folder = check_folder_inside(path, root, "the model")
     if os.path.lexists(above := os.path.join(os.path.dirname(folder), ARGUMENTS)):  # of a checkpoint-N
         check_inside(above, root, "the flags of the model")
     if adapter := adapter_config(folder):
-        check_folder(adapter["base_model_name_or_path"], root, "the base of the adapter")
+        check_folder_inside(adapter["base_model_name_or_path"], root, "the base of the adapter")
     return folder
 
 
 def page_of(words: list[str], root: str, *options: str) -> tuple[str, str | None]:
     """The page of preview.py, which writes it also where it finds faults, and why it refuses the run, if it does."""
-    check_flags(words, root)
+    check_command(words, root)
     with tempfile.TemporaryDirectory() as folder:
         page, refusal = Path(folder, "page.html"), None
         try:
@@ -207,9 +207,9 @@ def page_of(words: list[str], root: str, *options: str) -> tuple[str, str | None
 def start(words: list[str], root: str, append: bool = False, devices: int = 1) -> str:
     """Start train.py, in a session of its own, on so many devices; returns the output folder.
 
-    A ValueError as of `check`, or where a run is alive in that folder.
+    A ValueError as of `check_start`, or where a run is alive in that folder.
     """
-    folder = check(words, root)
+    folder = check_start(words, root)
     with RECORDING:
         if is_alive(process_record(folder)) or is_locked(folder):
             raise ValueError(f"a run is active in --output_dir {folder}: stop it first, or name another folder.")
@@ -219,7 +219,7 @@ def start(words: list[str], root: str, append: bool = False, devices: int = 1) -
         with open(os.path.join(folder, LOG), "ab" if append else "wb") as log:
             launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(devices)] if devices > 1 else []
             process = subprocess.Popen(
-                [sys.executable, *launcher, os.path.join(HERE, "train.py"), *words],
+                [sys.executable, *launcher, os.path.join(OWN_FOLDER, "train.py"), *words],
                 **{"cwd": root, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},
                 env=os.environ | {"PYTHONUNBUFFERED": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3600"},
                 start_new_session=True,  # neither Ctrl-C nor the end of the interface reaches it
@@ -345,8 +345,8 @@ def find(root: str) -> Found:
 # ---- what a run says of itself ----
 
 
-def summary(folder: str) -> list[str]:
-    """What the table says of a run, by COLUMNS."""
+def table_row(folder: str) -> list[str]:
+    """What the table says of a run, by RUN_COLUMNS."""
     log, flags = read_log(folder), dict(flags_of(words_of_run(folder)))
     newest = {name: value for line in log for name, value in line.items()}
     times = [line["time"] for line in log if "time" in line] or [os.path.getmtime(folder)]

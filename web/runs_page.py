@@ -15,7 +15,7 @@ from reports.run_comparison import curves_of_runs, figures, read_log
 from reports.run_report import PLOTTED, answered_steps, answers_of, draw_curves
 from web import runs
 from web.parts import framed, log_box, notice, or_error, or_notice, part, text
-from web.runs import check_folder, check_inside
+from web.runs import check_folder_inside, check_inside
 from web.scripts import tool
 from web.tune_page import QUIET
 
@@ -61,27 +61,27 @@ def list_runs(root: str, chosen: str | None) -> tuple[dict, dict, str]:
     found = {}
     for name in runs.find(root).runs:
         try:
-            found[name] = runs.summary(check_folder(name, root, "the run"))
+            found[name] = runs.table_row(check_folder_inside(name, root, "the run"))
         except (ValueError, OSError) as error:
             found[name] = ["unreadable", str(error)]
     choices = gr.update(choices=[*found])  # without a value: what is chosen or ticked meanwhile stays
     first = choices if chosen in found else choices | {"value": next(iter(found), None)}
-    return first, choices, part("runs", columns=runs.COLUMNS, runs=found)
+    return first, choices, part("runs", columns=runs.RUN_COLUMNS, runs=found)
 
 
 @or_error()
 def act(root: str, action, run: str | None) -> None:
     if run is not None:  # it is, where nobody confirmed
-        action(check_folder(run, root, "the run"))
+        action(check_folder_inside(run, root, "the run"))
 
 
 def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) -> list:
     """What the page shows of a run; plots, steps with answers and report only where they are new."""
     try:
-        folder = check_folder(run, root, "the run") if run else ""
+        folder = check_folder_inside(run, root, "the run") if run else ""
         if not os.path.isdir(folder):
             raise ValueError(text("no_such_run" if run else "no_run"))
-        others = {name: check_folder(name, root, "the run") for name in ticked if name != run}
+        others = {name: check_folder_inside(name, root, "the run") for name in ticked if name != run}
     except ValueError as error:
         return [notice(str(error), is_error=bool(run)), *[gr.update(visible=False)] * 3, *[gr.skip()] * 5]
     verdict, record, log = runs.status(folder), runs.process_record(folder), read_log(folder)
@@ -114,7 +114,7 @@ def show_answers(root: str, chosen: str | None) -> str:
     run, _, step = (chosen or "").rpartition(":")
     if not run:
         return ""
-    arguments = runs.parsed(runs.words_of_run(folder := check_folder(run, root, "the run")))
+    arguments = runs.parsed(runs.words_of_run(folder := check_folder_inside(run, root, "the run")))
     _, dataset = make_datasets(arguments.data, arguments.training.seed, check=False)
     found = answers_of(folder, dataset, [answered_steps(read_log(folder))[0], int(step)], MOST_ANSWERS)
     return framed(html_page(text("answers"), render("answers.html", answers=[*found])), text("answers"))
@@ -139,9 +139,9 @@ def after_run(root: str, uploads: str, run: gr.Dropdown) -> None:
 @or_notice
 def run_tool(root: str, script: str, flag: str | None, run: str | None, value: str) -> str:
     """What a script prints that takes a model and, by a flag, a path in the root."""
-    words = ["--model_path", runs.check_model(run or "none", root)]
+    words = ["--model_path", runs.check_model_folder(run or "none", root)]
     if flag:
-        (runs.check_data if flag == "--data_path" else check_inside)(value, root, flag)
+        (runs.check_data_files if flag == "--data_path" else check_inside)(value, root, flag)
         words += [flag, value]
     if flag == "--data_path":
         words += ["--output_path", os.path.join(run, "answers.jsonl")]
@@ -151,7 +151,7 @@ def run_tool(root: str, script: str, flag: str | None, run: str | None, value: s
 @or_error()
 def packed(root: str, uploads: str, run: str | None) -> dict:
     """The files of a run or a model, without its checkpoints, as one file to download."""
-    folder = runs.check_model(run or "none", root)
+    folder = runs.check_model_folder(run or "none", root)
     path = os.path.join(uploads, f"{os.path.basename(folder)}.zip")
     with zipfile.ZipFile(path, "w") as archive:
         for entry in filter(os.DirEntry.is_file, os.scandir(folder)):

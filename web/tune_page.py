@@ -94,7 +94,7 @@ def tune_tab(root: str) -> SimpleNamespace:
     gr.on([restored.change, *(component.change for component in inputs)], **tell, trigger_mode="always_last")
     search.change(lambda words: gr.update(choices=form.choices_of_models(words)), search, made["model_id"], **QUIET)
     named = [made[name] for name in MODEL]
-    made["model_id"].input(model_of, named, named, **QUIET)
+    made["model_id"].input(find_id, named, named, **QUIET)
     of_presets = [made[name] for name in form.OF_PRESETS]
     preset.input(lambda name: [form.preset(name)[key] for key in form.OF_PRESETS], preset, of_presets, **QUIET)
     # One of the two says what is evaluated.
@@ -112,7 +112,7 @@ def tune_tab(root: str) -> SimpleNamespace:
         move.then(**look).then(**tell)
     follow = look | {"fn": partial(show_rows, root, quiet=True)}
     wanted.change(**follow, trigger_mode="always_last").then(**tell)  # once, where several fields change at once
-    for button, look_ahead in zip(tools, (forecast, check_rows)):
+    for button, look_ahead in zip(tools, (forecast, check_all_rows)):
         button.click(partial(look_ahead, root), inputs, found)
     save.click(partial(save_form, root), [file, *inputs], saved)
     load.click(partial(load_form, root), file, inputs)
@@ -157,9 +157,9 @@ def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *i
     wanted = [values[name] for name in form.SHOWN_BY]
     said, (seen, fault) = text("reading"), read or (None, None)
     try:
-        words = form.words_of(values)
+        words = form.words_of_form(values)
         command = runs.command_line(words, root, values[DEVICES])
-        folder = runs.check(words, root)
+        folder = runs.check_start(words, root)
         if seen == wanted:
             said = text("ready")
             if fault:
@@ -178,7 +178,7 @@ def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *i
 
 
 @or_error()
-def model_of(typed: str | None, path: str | None) -> tuple:
+def find_id(typed: str | None, path: str | None) -> tuple:
     """Id and local path of what was typed as a model; finding an id for a path keeps the path."""
     found = form.model_of(typed or "")
     return found if found[1] or not path or form.model_of(path)[0] != typed else (typed, path)
@@ -190,7 +190,7 @@ def save_form(root: str, path: str, *inputs) -> str:
     file = check_inside(path, root, "the YAML file")
     if not path.endswith((".yaml", ".yml")) or os.path.lexists(file):
         raise ValueError(text("new_yaml", path=path))
-    flags = runs.flags_of(form.words_of(dict(zip(INPUTS, inputs))))
+    flags = runs.flags_of(form.words_of_form(dict(zip(INPUTS, inputs))))
     with open(file, "x", encoding="utf-8") as target:
         yaml.safe_dump({n: its[0] if len(its) == 1 else its for n, its in flags}, target, sort_keys=False)
     return notice(text("saved", path=path))
@@ -204,7 +204,7 @@ def load_form(root: str, path: str) -> list:
 @or_error()
 def same_again(root: str, run: str | None) -> list:
     """The form with the settings of a run and a new output folder, and the tab to look at."""
-    values = form.values_of(runs.words_of_run(runs.check_folder(run or "", root, "the run")))
+    values = form.values_of(runs.words_of_run(runs.check_folder_inside(run or "", root, "the run")))
     stem, number = re.sub(r"-\d+$", "", run), 2
     while os.path.lexists(f"{stem}-{number}"):
         number += 1
@@ -225,7 +225,7 @@ def show_columns(root: str, paths: list[str]) -> list:
     row = {}
     with contextlib.suppress(ValueError):  # which the message says
         if paths and not runs.is_on_hub(paths[0]):
-            runs.check_data(paths[0], root, "--data_path")
+            runs.check_data_files(paths[0], root, "--data_path")
             row = first_row(paths[0])
     columns = columns_for(row)
     proposed = form.values_of(["--columns", *columns] if columns else [])
@@ -241,7 +241,7 @@ def show_rows(root: str, skip: int, search: str, *inputs, quiet: bool = False) -
     seen = [values[name] for name in form.SHOWN_BY]
     selection = [f"--num_rows={SHOWN_ROWS}", f"--skip_rows={skip or 0}", *([f"--search={search}"] if search else [])]
     try:
-        page, refusal = runs.page_of(form.words_of(values), root, *selection)
+        page, refusal = runs.page_of(form.words_of_form(values), root, *selection)
     except ValueError as error:
         told = notice(text("no_rows")) if quiet else notice(str(error), is_error=True)
         return told, 0, (seen, str(error))
@@ -251,21 +251,21 @@ def show_rows(root: str, skip: int, search: str, *inputs, quiet: bool = False) -
 @or_notice
 def forecast(root: str, *inputs) -> str:
     values = dict(zip(INPUTS, inputs))
-    runs.check_flags(words := form.words_of(values), root)
+    runs.check_command(words := form.words_of_form(values), root)
     return log_box(tool("estimate", *words, "--num_devices", str(values[DEVICES])))
 
 
 @or_notice
-def check_rows(root: str, *inputs) -> str:
-    return framed(runs.page_of(form.words_of(dict(zip(INPUTS, inputs))), root, "--check")[0], text("check"))
+def check_all_rows(root: str, *inputs) -> str:
+    return framed(runs.page_of(form.words_of_form(dict(zip(INPUTS, inputs))), root, "--check")[0], text("check"))
 
 
-def start(root: str, asked: str | None, *inputs) -> list:
+def start_run(root: str, asked: str | None, *inputs) -> list:
     """Start a run, over another only when asked twice: message, button, what was asked, tab, run."""
     values = dict(zip(INPUTS, inputs))
     try:
-        words = form.words_of(values)
-        folder = runs.check(words, root)
+        words = form.words_of_form(values)
+        folder = runs.check_start(words, root)
         if results(folder) and asked != folder:
             told = [notice(text("holds_run", folder=folder)), gr.update(value=text("rename")), folder]
             return [*told, gr.skip(), gr.skip()]

@@ -25,7 +25,7 @@ PAGE = """
 import os, threading, time
 from web import scripts
 scripts.SCRIPTS = ["work"]
-scripts.begin()
+scripts.start_process()
 said = {}
 def ask(word):
     try:

@@ -148,7 +148,7 @@ def test_strategies_are_what_they_are_called(encoder, projector, language, root)
     given = {"model_id": "llava-1.5-7b", "data_path": ["train.json"], "use_cpu": True}
     given |= {"vision encoder": encoder, "vision projector": projector, "language model": language}
     values = form.values_of([]) | given
-    arguments = parse_arguments(made := form.words_of(values))
+    arguments = parse_arguments(made := form.words_of_form(values))
     assert form.values_of(made) == values
     modes = [name.lower() if "LoRA" not in name else "lora" for name in (encoder, projector, language)]
     assert list(training_modes(arguments).values()) == modes
@@ -158,9 +158,9 @@ def test_strategies_are_what_they_are_called(encoder, projector, language, root)
 def test_the_command_is_one_that_a_shell_reads(root):
     given = words(data_path=["a b.json", "$(rm -rf ~)", "it's.json:0.5"], metric=["m.py:f"])
     line = runs.command_line(given, root)
-    script = os.path.join(runs.HERE, "train.py")
+    script = os.path.join(runs.OWN_FOLDER, "train.py")
     assert shlex.split(line.replace("\\\n", "")) == ["python", script, *given]
-    assert shlex.split(runs.command_line(given, runs.HERE).replace("\\\n", ""))[1] == "train.py"
+    assert shlex.split(runs.command_line(given, runs.OWN_FOLDER).replace("\\\n", ""))[1] == "train.py"
 
 
 def test_wrong_values_are_told_as_train_py_tells_them(root):
@@ -176,7 +176,7 @@ def test_wrong_values_are_told_as_train_py_tells_them(root):
         (words(output_dir="a/b/c/d/e"), "must be 1 to 4 folders below"),
     ):
         with pytest.raises(ValueError, match=message):
-            runs.check(given, root)
+            runs.check_start(given, root)
 
 
 def test_the_form_says_what_is_missing_and_what_is_wrong_where_it_is(root):
@@ -301,15 +301,15 @@ def test_a_preset_changes_all_that_any_preset_says():
 )
 def test_a_command_line_becomes_a_form_and_the_same_line_again(line, root):
     given = shlex.split(line)
-    made = form.words_of(form.values_of(given))
+    made = form.words_of_form(form.values_of(given))
     assert sorted(runs.flags_of(made)) == sorted(runs.flags_of(given))
 
 
 def test_engines_and_devices(root):
     for engine, flags in form.ENGINES.items():
         values = form.values_of([]) | {"engine": engine, "model_id": "llava-1.5-7b"}
-        made = form.words_of(values | {"data_path": ["train.json"]})
-        runs.check_flags(made, root)  # the files of the repository are not in the root
+        made = form.words_of_form(values | {"data_path": ["train.json"]})
+        runs.check_command(made, root)  # the files of the repository are not in the root
         assert dict(runs.flags_of(made)).keys() == {"model_id", "data_path", *flags}
         assert form.values_of(made)["engine"] == engine
     assert "torchrun --nproc_per_node 4 " in runs.command_line(words(), root, 4)
@@ -335,7 +335,7 @@ def test_settings_as_a_yaml_file(root):
     values = form.preset() | {"model_id": "llava-1.5-7b", "data_path": ["train.json"], "output_dir": "out/a"}
     assert "Saved: python train.py run.yaml" in tune_page.save_form(root, "run.yaml", *values.values())
     assert tune_page.load_form(root, "run.yaml") == [*values.values()]
-    assert parse_arguments(["run.yaml"]).as_dict() == parse_arguments(form.words_of(values)).as_dict()
+    assert parse_arguments(["run.yaml"]).as_dict() == parse_arguments(form.words_of_form(values)).as_dict()
     for path, message in (("run.yaml", "name of a new file"), ("../run.yaml", "leads out"), ("run.txt", "new file")):
         assert message in tune_page.save_form(root, path, *values.values())
     with pytest.raises(gr.Error, match="leads out of"):
@@ -348,7 +348,7 @@ def test_the_settings_of_a_run_again(root):
     os.makedirs("out/a")
     runs.write_json(f"out/a/{runs.PROCESS_FILE}", record)
     *values, _ = tune_page.same_again(root, "out/a")
-    assert form.words_of(dict(zip(form.INPUTS, values))) == words(seed=7, output_dir="out/a-3")
+    assert form.words_of_form(dict(zip(form.INPUTS, values))) == words(seed=7, output_dir="out/a-3")
     os.mkdir("out/terminal")
     Path("out/terminal/args.yaml").write_text(
         yaml.safe_dump(parse_arguments(words(use_lora=True, lora_dropout=0.0)).as_dict())
@@ -363,17 +363,17 @@ def test_starting_over_a_run_asks(root, monkeypatch):
     started = []
     monkeypatch.setattr(runs, "start", lambda words, root, devices: started.append(words) or "out/a")
     given = form.values_of(words())
-    *_, asked, _, _ = tune_page.start(root, None, *given.values())
+    *_, asked, _, _ = tune_page.start_run(root, None, *given.values())
     assert asked is None and started == [words()]
     os.makedirs("out/a")
     open("out/a/args.yaml", "w").close()  # of a run that failed before its first checkpoint
-    tune_page.start(root, None, *given.values())
+    tune_page.start_run(root, None, *given.values())
     assert started.pop() == words()
     os.mkdir("out/a/checkpoint-5")
     for before in (None, "out/b"):  # what was asked was about another folder
-        message, button, asked, _, _ = tune_page.start(root, before, *given.values())
+        message, button, asked, _, _ = tune_page.start_run(root, before, *given.values())
         assert len(started) == 1 and asked == "out/a" and "out/a holds a run" in message
-    tune_page.start(root, asked, *given.values())
+    tune_page.start_run(root, asked, *given.values())
     assert started[1] == [*words(), "--overwrite_output_dir", "True"]
 
 
@@ -392,8 +392,8 @@ def test_any_model_that_is_typed_is_taken(root, tiny):
     for outside in (tiny("qwen2-vl"), "linked", "/no/such/folder", "../root/../.."):
         with pytest.raises(ValueError, match="leads out of"):  # and not whether it is there, or what it is
             form.model_of(outside)
-    assert tune_page.model_of("qwen2-vl-2b-instruct", "mine") == ("qwen2-vl-2b-instruct", "mine")
-    assert tune_page.model_of("llava-1.5-7b", "mine") == ("llava-1.5-7b", "")
+    assert tune_page.find_id("qwen2-vl-2b-instruct", "mine") == ("qwen2-vl-2b-instruct", "mine")
+    assert tune_page.find_id("llava-1.5-7b", "mine") == ("llava-1.5-7b", "")
     found = {id for _, id in form.choices_of_models("QWEN 7b video")}
     assert found == {
         id
@@ -459,14 +459,14 @@ def test_dropped_files_are_data_or_a_folder_of_them(root, tmp_path):
 )
 def test_no_path_leads_out_of_the_root(flags, root):
     with pytest.raises(ValueError, match="leads out of"):
-        runs.check(words(**flags), root)
+        runs.check_start(words(**flags), root)
     with pytest.raises(ValueError, match="leads out of"):
         runs.start(words(**flags), root)
     assert not os.path.exists("out")
     (name, value), *_ = flags.items()
     if isinstance(value, str):
         with pytest.raises(ValueError, match="leads out of"):
-            runs.check([*words(), f"--{name.replace('_', '-')}={value}"], root)
+            runs.check_start([*words(), f"--{name.replace('_', '-')}={value}"], root)
 
 
 def rows_of(*references: object, kind: str = "image") -> list[dict]:
@@ -509,7 +509,7 @@ def test_runs_and_previews_are_told_of_the_root_and_not_of_the_password(root, mo
     monkeypatch.setattr(webui, "make_page", lambda *_: None)
     served, forked = {}, {}
     monkeypatch.setattr(webui, "serve", lambda _, args: served.update(os.environ, given=args.password, at=os.getcwd()))
-    monkeypatch.setattr(webui.scripts, "begin", lambda: forked.update(os.environ, at=os.getcwd()))
+    monkeypatch.setattr(webui.scripts, "start_process", lambda: forked.update(os.environ, at=os.getcwd()))
     monkeypatch.setattr(parts, "language", "en")
     webui.main(["--root", root, "--port", "0", "--language", "zh"])
     assert parts.language == "zh"
@@ -548,15 +548,15 @@ def test_a_configuration_names_no_folder_out_of_the_root(root):
             json.dump({"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": path}}}, file)
         if is_refused:
             with pytest.raises(ValueError, match="--deepspeed zero.json: /tmp/offload leads out of"):
-                runs.check_flags(words(deepspeed="zero.json"), root)
+                runs.check_command(words(deepspeed="zero.json"), root)
         else:
-            runs.check_flags(words(deepspeed="zero.json"), root)
+            runs.check_command(words(deepspeed="zero.json"), root)
 
 
 @pytest.mark.parametrize("word", ["--allow_outside", "--allow-outside=True", "--trust_remote_code"])
 def test_flags_that_would_open_the_walls_are_refused(word, root):
     with pytest.raises(ValueError, match="refuses it. Run the command in a terminal"):
-        runs.check([*words(), word], root)
+        runs.check_start([*words(), word], root)
 
 
 def test_what_lies_in_the_root_is_taken(root):
@@ -566,14 +566,14 @@ def test_what_lies_in_the_root_is_taken(root):
         {"data_path": ["owner/name:train[:10%]:2", "owner/name"]},
         {"lora_target_modules": [r"model.language_model.layers.\d+.mlp.(up|down)_proj"], "use_lora": True},
     ):
-        assert runs.check(words(**flags), root) == "out/a"
+        assert runs.check_start(words(**flags), root) == "out/a"
 
 
 def test_a_file_of_the_user_is_not_run_by_the_check(root):
     with open("my.py", "w") as file:
         file.write("open('ran', 'w')\ndef score(predictions, references): return 0\n")
     given = words(eval_data_path="train.json", eval_generate="2", metric=["my.py:score"])
-    runs.check([*given, "--metric_for_best_model", "score"], root)
+    runs.check_start([*given, "--metric_for_best_model", "score"], root)
     assert not os.path.exists("ran")
 
 
@@ -583,11 +583,11 @@ def test_another_host_needs_a_password(host, is_local, root, monkeypatch):
     monkeypatch.setattr(webui.socket, "create_server", lambda *_, **__: io.BytesIO())  # this machine may have no ::1
     if not is_local:
         with pytest.raises(ValueError, match="set a password in the environment variable FINELMM_WEBUI_PASSWORD"):
-            webui.check(webui.parse(["--host", host]))
+            webui.check_address(webui.parse(["--host", host]))
     assert webui.is_loopback(host) == bool(is_local)
     monkeypatch.setenv(webui.PASSWORD, "sesame")
     args = webui.parse(["--host", host])
-    webui.check(args)
+    webui.check_address(args)
     assert args.password == "sesame"
 
 
@@ -656,9 +656,9 @@ def test_kill_does_not_take_the_place_of_stop(root, monkeypatch):
 def test_where_it_cannot_start(root):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(ValueError, match="--port .* cannot be listened on: Address already in use"):
-            webui.check(webui.parse(["--port", str(taken.getsockname()[1])]))
+            webui.check_address(webui.parse(["--port", str(taken.getsockname()[1])]))
     with pytest.raises(ValueError, match="--root .*none is not a folder"):
-        webui.check(webui.parse(["--root", "none"]))
+        webui.check_address(webui.parse(["--root", "none"]))
 
 
 # ---- runs ----
@@ -667,7 +667,7 @@ def test_where_it_cannot_start(root):
 @pytest.fixture
 def stand_in(root, tmp_path, monkeypatch):
     """`stand_in(**flags)` starts a run of the stand-in; what is left of them is killed."""
-    monkeypatch.setattr(runs, "HERE", str(tmp_path))
+    monkeypatch.setattr(runs, "OWN_FOLDER", str(tmp_path))
     (tmp_path / "train.py").write_text(STAND_IN)
     folders = set()
 
