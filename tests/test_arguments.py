@@ -85,7 +85,7 @@ REFUSED = [
     ("--load_in_4bit false", r"--load_in_4bit is not a flag: leave it out\."),
     ("--use_lora True --lora_target_modules all-linear", "--lora_target_modules all-linear is the default: leave it"),
     ("--use_lora True stray", "'stray' does not belong to any flag"),
-    ("--use_lora True --lora_r 4 run.yaml", "'run.yaml' does not belong .* a YAML file comes first"),
+    ("--use_lora True --lora_r 4 run.yaml", "'run.yaml' does not belong .* put the YAML file first"),
     ("--fps 2 --num_frames 16", "--num_frames 16 and --fps 2.0 are mutually exclusive"),
     ("--max_frames 4", "--max_frames has no effect without --fps"),
     ("--max_bad_samples 4", "--max_bad_samples has no effect .* --on_bad_sample skip"),
