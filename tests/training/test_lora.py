@@ -410,5 +410,5 @@ def test_layers_that_peft_takes_for_experts_are_not_adapted_elsewhere(tiny, writ
 
     monkeypatch.setattr(peft, "get_peft_model", get_peft_model)
     path = write_rows([{"conversations": turns("A?", "B.")}])
-    with pytest.raises(ValueError, match=r"takes layers of .* for its experts \(down_proj\)\. Name others"):
+    with pytest.raises(ValueError, match=r"takes layers of .* for experts \(down_proj\)\. Choose other layers"):
         run(tiny, "llava-1.5", path, tmp_path / "out", "--use_lora", True)

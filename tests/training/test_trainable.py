@@ -430,10 +430,10 @@ REFUSED_NAMES = [
     ("--freeze layers.1 --train layers.1.mlp", "--freeze and --train both match model.language_model.layers.1.mlp"),
     ("--freeze .*", "--freeze leaves nothing to train"),
     ("--train post_layernorm", "--train 'post_layernorm' matches only parameters that cannot train"),
-    ("--use_lora True --freeze language_model", "no layer is left that can have an adapter"),
+    ("--use_lora True --freeze language_model", "no layer can have an adapter"),
     (
         "--use_lora True --train lm_head",
-        "--train next to adapters cannot save .* since the head is tied",
+        "--train: leave the embeddings out, since .* tied to the head",
         "qwen2-vl",
     ),
     ("--freeze [", "--freeze '.' is not a regular expression"),
