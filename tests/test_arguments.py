@@ -159,7 +159,7 @@ REFUSED = [
     ("--run_name first", "--run_name has no effect without --report_to"),
     ("--eval_max_new_tokens 128", "--eval_max_new_tokens has no effect without --eval_generate"),  # the default
     ("--dataloader_num_workers 0 --dataloader_prefetch_factor 2", "--dataloader_prefetch_factor has no effect"),
-    ("--ignore_data_skip True", "--ignore_data_skip True would train again on the samples"),
+    ("--ignore_data_skip True", "--ignore_data_skip True would repeat samples"),
     ("--fp16 True --on_nonfinite skip", "--on_nonfinite skip and --fp16 True are mutually exclusive"),
     ("--ddp_bucket_cap_mb 9 --fsdp True", "--ddp_bucket_cap_mb 9 and --fsdp True are mutually exclusive"),
     ("--optim_args momentum=0.9", "--optim_args momentum=0.9 has no effect with --optim adamw_torch_fused"),
@@ -184,7 +184,7 @@ REFUSED = [
     ("--weight_decay -1", "--weight_decay is -1"),
     ("--eval_on_start True", "--eval_on_start has no effect without --eval_data_path"),
     ("--dataloader_multiprocessing_context spawn", "--dataloader_multiprocessing_context .* --dataloader_num"),
-    ("--average_tokens_across_devices False", "--average_tokens_across_devices False .* mean of the processes' means"),
+    ("--average_tokens_across_devices False", "--average_tokens_across_devices False .* mean loss of each process"),
     ("--auto_find_batch_size True", "--auto_find_batch_size True would start again"),
     ("--dataloader_in_order False", "--dataloader_in_order False .* order"),
     ("--bf16_full_eval True --use_cpu True", "--bf16_full_eval True would round"),

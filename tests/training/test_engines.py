@@ -51,7 +51,7 @@ REFUSED_ON_CPUS = [
     (FSDP[2:], "--fsdp_config has no effect without --fsdp True"),
     ([*ZERO3, *LORA, "--load_in_8bit", "True"], "--load_in_8bit True.*full 8-bit.*ZeRO-3.*zero2.json, or --q_lora"),
     ([*ZERO3, "--save_on_each_node", "True"], "--save_on_each_node True: ZeRO-3 gathers"),
-    ([*ZERO3, "--fsdp", "True"], "--fsdp True and --deepspeed .* are two engines"),
+    ([*ZERO3, "--fsdp", "True"], "--fsdp True and --deepspeed .* only one engine"),
 ]
 
 

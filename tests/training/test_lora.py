@@ -322,7 +322,7 @@ def test_what_contradicts_the_adapter_is_refused(tiny, write_rows, tmp_path):
         with pytest.raises(ValueError, match=named):
             run(tiny, family, path, tmp_path / "out", *LORA, "--lora_weight_path", folder, *flags)
 
-    refused("--lora_r 8 contradicts the adapter's, 4", "--lora_r", 8)
+    refused("--lora_r 8 contradicts the adapter .4.: leave it out", "--lora_r", 8)
     refused("--use_dora True contradicts the adapter", "--use_dora", True)
     refused("--lora_target_modules is set by the adapter", "--lora_target_modules", "q_proj")
     refused("--lora_dropout 0.0 contradicts the adapter", "--lora_experts", True, "--lora_dropout", 0)
