@@ -221,7 +221,7 @@ def test_words_that_the_tokenizer_has_train_from_what_they_are(tiny, tmp_path):
 @pytest.mark.parametrize("word", ["</s>", "<image>", "<image>s"])
 def test_a_frame_token_is_no_word(tiny, tmp_path, word):
     arguments = parsed(tiny, UNTIED, "--add_tokens", file_of(tmp_path, ["<point>", word]))
-    with pytest.raises(ValueError, match=f"--add_tokens: '{word}' has '.*', a token of the chat format"):
+    with pytest.raises(ValueError, match=f"--add_tokens: '{word}' contains the chat format's token '.*'"):
         make_collator(UNTIED, make_loader(UNTIED, tiny(UNTIED)), arguments.data)
 
 
