@@ -26,8 +26,8 @@ def complete_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
 class GradientCheck(TrainerCallback):
     """Warns once about trainable parameters without a gradient, after 20 updates or, if there are fewer, at the end.
 
-    DDP and FSDP2 leave gradients in `.grad` until the optimizer's step. DeepSpeed removes them earlier, but calls hooks.
-    FSDP2 never calls a hook on a shard. So `.grad` and hooks are both checked. A gradient on one process is enough.
+    DDP and FSDP2 keep gradients in `.grad` until the optimizer's step. DeepSpeed removes them earlier, but calls hooks.
+    FSDP2 calls no hook on a shard. So both are checked. A gradient on one process is enough.
     """
 
     def __init__(self, trainer):
