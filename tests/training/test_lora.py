@@ -88,7 +88,7 @@ def test_a_pattern_reaches_the_vision_encoder_where_it_has_adapters(tiny):
     names = linears(tiny, "qwen2-vl")
     expected = {n for n in names if re.fullmatch(r"model\.visual\.blocks\.0\..*|model\.language_model\..*up_proj", n)}
     assert adapted(model) == expected
-    with pytest.raises(ValueError, match="The vision_encoder should be trained .lora., but none of its parameters"):
+    with pytest.raises(ValueError, match="The vision_encoder should train .lora., but none of its parameters"):
         load(tiny, "qwen2-vl", *VISION_LORA, "--lora_target_modules", "up_proj")
 
 
