@@ -55,7 +55,7 @@ class ModelArguments:
     )
     model_local_path: str | None = flag(None, "Folder or Hub path to load weights, processor and config from.")
     attn_implementation: str | None = flag(
-        None, f"Attention kernel: {', '.join(checks.ATTENTION)} (NAME of a FlashAttention kernel). Default: sdpa."
+        None, f"Attention: {', '.join(checks.ATTENTION)} (a FlashAttention). Default: sdpa, or eager if needed."
     )
     use_flash_attn: bool = flag(False, "Short for --attn_implementation flash_attention_2 (docs/memory.md).")
     trust_remote_code: bool = flag(
@@ -104,8 +104,8 @@ class ReadingArguments:
     )
     prompt: str | None = flag(None, "Question for every row, if the data has only answers.")
     system_prompt: str | None = flag(None, "System prompt for every row.")
-    image_folder: str | None = flag(None, "Folder that relative image paths are in. Default: the data file's folder.")
-    video_folder: str | None = flag(None, "Folder that relative video paths are in. Default: the data file's folder.")
+    image_folder: str | None = flag(None, "Base folder of relative image paths. Default: the data file's folder.")
+    video_folder: str | None = flag(None, "Base folder of relative video paths. Default: the data file's folder.")
     allow_outside: bool = flag(False, "Allow paths in the data that point outside the image and video folders.")
     allow_urls: bool = flag(False, "Fetch media from http(s) URLs (no private addresses) and hf:// paths on the Hub.")
     data_cache: str | None = flag(None, "Folder of indexes and downloads. Default: $FINELMM_CACHE or ~/.cache/finelmm.")
@@ -125,10 +125,10 @@ class ReadingArguments:
     fps: float | None = flag(None, "Number of frames per second of video, instead of --num_frames.")
     max_frames: int | None = flag(None, "Use at most N frames of a video; needs --fps.")
     video_max_pixels: int | None = flag(None, "Shrink video frames with more pixels, keeping their aspect ratio.")
-    image_pixel_limit: int = flag(179_000_000, "Refuse an image with more pixels: it may be a decompression bomb.")
-    media_megabytes_limit: int = flag(2_000, "Refuse to download a larger media file, in megabytes.")
-    video_seconds_limit: int = flag(4 * 3600, "Refuse a longer video, in seconds.")
-    video_pixel_limit: int = flag(2_000_000_000, "Refuse a video whose decoded frames have more pixels in total.")
+    image_pixel_limit: int = flag(179_000_000, "Largest image, in pixels: a larger one may be a decompression bomb.")
+    media_megabytes_limit: int = flag(2_000, "Largest media file to download, in megabytes.")
+    video_seconds_limit: int = flag(4 * 3600, "Longest video to accept, in seconds.")
+    video_pixel_limit: int = flag(2_000_000_000, "Largest video to accept, in pixels of all decoded frames together.")
     processor_kwargs: str | None = flag(None, "Options for the checkpoint's processor, as a JSON object.")
     box_format: str | None = flag(
         None,
@@ -179,8 +179,8 @@ class DataArguments(ReadingArguments):
     drop_overlong: bool = flag(
         False, "Drop samples whose first exchange exceeds --model_max_length. By default, they are an error."
     )
-    allow_empty_answers: bool = flag(False, "Train on empty replies, which teach silence. By default, an error.")
-    on_bad_sample: str = flag("error", "On an unusable sample: end the run, or skip it.", ("error", "skip"))
+    allow_empty_answers: bool = flag(False, "Train on empty replies, which teach silence. Otherwise they are errors.")
+    on_bad_sample: str = flag("error", "At an unusable sample, error ends the run; skip omits it.", ("error", "skip"))
     max_bad_samples: int = flag(100, "With --on_bad_sample skip: end the run after more than N unusable samples.")
 
     def __post_init__(self):
@@ -204,7 +204,7 @@ class LoraArguments:
     )
     lora_init: str = flag("default", f"Initial weights of adapters: {', '.join(checks.LORA_INITS)}.", checks.LORA_INITS)
     use_dora: bool = flag(False, "DoRA: train the magnitudes of the adapted weights as well as their directions.")
-    use_rslora: bool = flag(False, "Scale by lora_alpha / sqrt(lora_r), so that high ranks learn as well as low ones.")
+    use_rslora: bool = flag(False, "Scale by lora_alpha / sqrt(lora_r) instead, so that high ranks learn well too.")
     lora_weight_path: str | None = flag(None, "Folder of an adapter to continue training, with its rank and layers.")
     lora_experts: bool = flag(False, "Put adapters on the experts of a mixture of experts too; needs --lora_dropout 0.")
     lora_router: bool = flag(False, "Put adapters on the router of a mixture of experts too; needs --lora_dropout 0.")
@@ -356,7 +356,7 @@ def yaml_to_flags(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # some can fill the memory
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # aliases can fill the memory
             raise ValueError(f"{path} has an alias (*name): write the value instead.")
         node, values = yaml.compose(text), yaml.safe_load(text)
         names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []

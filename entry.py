@@ -33,7 +33,7 @@ def begin(script: str) -> None:
     sys.argv = ["--help" if word == "--help_all" else word for word in sys.argv]
     let_threads_sleep()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # skips an import's traceback; `cli` resets it
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # exits without a traceback; `cli` undoes this
     gc.disable()  # during imports it scans all modules again and again, and frees nothing; `cli` enables it
     # peft 0.21 imports bitsandbytes if it is installed. On some CPUs, bitsandbytes warns about a missing 4-bit kernel.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

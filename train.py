@@ -48,7 +48,7 @@ def main(words: list[str] | None = None) -> None:
     arguments = parse_arguments(words, description=__doc__)
     engines.check(arguments)
     if arguments.training.max_steps > 0 and "num_train_epochs" in arguments.given:
-        # For example, someone tries a recipe that sets epochs for a few steps.
+        # This happens when a recipe with epochs is tried out for a few steps.
         print_once(f"--max_steps {arguments.training.max_steps} overrides --num_train_epochs.")
     with run_folder.locked(arguments):
         finetune(arguments)
@@ -159,7 +159,7 @@ def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDatase
         of_train, of_eval = shared[0]
         print_once(
             f"WARNING: {len(shared):,} of {len(eval_dataset):,} evaluation rows are also in the training data, so "
-            "evaluation also measures memorization. The first one: "
+            "evaluation also measures memorization. The first pair: "
             f"{eval_dataset.source(of_eval)} = {train_dataset.source(of_train)}."
         )
 

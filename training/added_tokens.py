@@ -35,7 +35,7 @@ def untrained_tokens(loader: BaseLoader, arguments, template: Template, dataset:
     if not found:
         return ""
     return (
-        f"WARNING: the labels contain tokens that were added to the model's original {loader.vocabulary:,}: "
+        f"WARNING: the labels contain tokens that were added to the original vocabulary of {loader.vocabulary:,}: "
         f"{', '.join(found)}. LoRA alone does not train the embeddings of added tokens, so the model cannot learn to "
         "write them. Name them in an --add_tokens file, or train in full (--use_lora False)."
     )

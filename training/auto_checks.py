@@ -61,11 +61,11 @@ def check_batches(model, loader, collator, arguments) -> str:
         ) from error
     seen = {"with logits only for labels": few, "with a different last token": blind, "in a padded batch": padded}
     for what, found in seen.items():
-        if not (difference := (found - alone).abs().max()) <= allowed:  # nan too
+        if not (difference := (found - alone).abs().max()) <= allowed:  # true for nan too
             raise ValueError(
-                f"{loader.model_path}: {type(model).__name__} computes other losses {what} than for each sample alone: "
-                f"the losses differ by {difference:.2g}, more than rounding allows ({allowed:.2g}). Add a family "
-                "(docs/add_new_model.md)."
+                f"{loader.model_path}: {type(model).__name__} computes other losses {what}: they differ by "
+                f"{difference:.2g} from those of each sample alone, more than rounding allows ({allowed:.2g}). "
+                "Add a family (docs/add_new_model.md)."
             )
     reason = leak(model, loader, collator, rows, alone, allowed) if collator.is_padding_free else ""
     if "device_map" not in loader.model_kwargs:

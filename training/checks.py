@@ -183,13 +183,13 @@ def check_flags(*parts, given: Collection[str] = ()) -> None:
     known = [(field, getattr(part, field.name)) for part in parts for field in fields(part)]
     values = {field.name: value for field, value in known}
     changed = {field.name for field, value in known if value not in (field.default, {}) and value is not False}
-    # The args.yaml of a run contains training flags only if the user wrote them, but all other flags with any value.
+    # The args.yaml of a run contains all flags of other parts, but only those training flags that the user wrote.
     of_training = {f.name for part in parts if isinstance(part, transformers.TrainingArguments) for f in fields(part)}
     written = {name for name in values.keys() & given if values[name] not in OFF}
     asked = changed | of_training & written
 
     for name, (wanted, is_right) in RANGE_OF.items():
-        if values.get(name) is not None and not is_right(values[name]):  # nan too
+        if values.get(name) is not None and not is_right(values[name]):  # nan is never right
             raise ValueError(f"--{name} is {values[name]}; it must be {wanted}.")
     for name, needed in NEEDS.items():
         flags = set(re.findall(r"--(\w+)", needed))
@@ -230,7 +230,7 @@ def check_model(model) -> None:
         raise ValueError(f"--use_flash_attn True contradicts --attn_implementation {name}: leave one out.")
     known = KERNEL if re.fullmatch(r"kernels-community/[\w.-]*flash[\w.-]*(@[\w.-]+)?", name) else name
     if known not in ATTENTION:
-        raise ValueError(f"--attn_implementation {name} is unknown; use {', '.join(ATTENTION)} (a FlashAttention).")
+        raise ValueError(f"--attn_implementation {name} is unknown; use {', '.join(ATTENTION)} (any FlashAttention).")
     is_available, needed = ATTENTION[known]
     if not is_available(True):
         flags = "--use_flash_attn True" if model.use_flash_attn else f"--attn_implementation {name}"
@@ -267,7 +267,7 @@ def check_reading(reading) -> None:
 
 def check_data(data) -> None:
     if not data.data_path:
-        raise ValueError("--data_path is missing: a JSON, JSONL, Parquet or CSV file, see docs/start.md.")
+        raise ValueError("--data_path is missing: give a JSON, JSONL, Parquet or CSV file (docs/start.md).")
     template = data.chat_template
     if template and template not in OWN_TEMPLATES and not os.path.isfile(template):
         raise ValueError(f"--chat_template {template!r} is not a file, {' or '.join(OWN_TEMPLATES)}: leave it out.")
@@ -310,7 +310,7 @@ def check_training(training) -> None:
     if folder and folder is not True and not os.path.isdir(folder):
         raise ValueError(f"--resume_from_checkpoint {folder} is not a folder; use True for the last in --output_dir.")
     if training.overwrite_output_dir and folder:
-        raise ValueError("--overwrite_output_dir starts a new run, --resume_from_checkpoint an old one: leave one out.")
+        raise ValueError("--overwrite_output_dir starts a new run, --resume_from_checkpoint does not: leave one out.")
     for kind, steps in (("save", training.save_steps), ("eval", training.eval_steps)):
         if getattr(training, f"{kind}_strategy") == "steps" and steps is not None and steps <= 0:
             raise ValueError(f"--{kind}_steps is {steps}; raise it, or add --{kind}_strategy no.")
@@ -328,7 +328,7 @@ def check_best_metric(training, paths: list[str]) -> None:
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
     kind = metrics.kind_of(best)
     if kind != "loss" and not training.eval_generate:
-        raise ValueError(f"--metric_for_best_model {best} needs answers to measure: add --eval_generate 100.")
+        raise ValueError(f"--metric_for_best_model {best} is measured on answers: add --eval_generate 100.")
     files = names_of(paths) if paths[1:] else []
     known = [*measured, *(f"{file}_{name}" for file in files for name in measured)]
     if best not in known and {*measured} <= {"loss", *metrics.METRICS}:  # a function may return other names
@@ -393,7 +393,7 @@ def try_optimizer(training) -> None:
         raise ValueError(f"{idle[0]} has no effect with --optim {name}: leave it out.")
     if training.warmup_steps and made.get_last_lr() == [rate] != [0]:
         raise ValueError(f"--warmup_steps has no effect with --lr_scheduler_type {schedule.value}: leave one out.")
-    if kwargs and schedule.value.startswith("constant"):  # ignores them (transformers 5.23)
+    if kwargs and schedule.value.startswith("constant"):  # these schedules ignore them (transformers 5.23)
         raise ValueError(f"--lr_scheduler_kwargs has no effect with {schedule.value}: leave one of them out.")
 
 
@@ -435,7 +435,7 @@ def check_together(arguments) -> None:
     for kind in ("eval", "save", "logging"):
         name = getattr(training, f"{kind}_strategy").value
         if f"{kind}_steps" in arguments.given and name != "steps":
-            raise ValueError(f"--{kind}_steps has no effect with {name}: add --{kind}_strategy steps, or leave it out.")
+            raise ValueError(f"--{kind}_steps has no effect: add --{kind}_strategy steps, or leave --{kind}_steps out.")
 
 
 def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:

@@ -19,7 +19,7 @@ class FiniteCheck(TrainerCallback):
 
     In bf16 and float32, the norm of the gradients, which is the same on all processes, is tested before the update.
     DeepSpeed updates the weights in `backward`, so the loss is tested before it, and DeepSpeed's own result after it.
-    In fp16, the scaler itself skips some updates to find its scale; they are only counted, up to 20 in a row.
+    In fp16, the scaler itself skips some updates to find its scale; only 20 skipped updates in a row end the run.
     """
 
     def __init__(self, trainer):
@@ -76,7 +76,7 @@ class FiniteCheck(TrainerCallback):
         saved = trainer.save_before_update()
         fp16 = "--bf16 True instead of --fp16 True, " if args.fp16 else ""
         norm = args.max_grad_norm / 10 if 0 < args.max_grad_norm <= 1 else 1
-        skip = " To skip such updates, add --on_nonfinite skip; you may also resume with this flag."
+        skip = " To skip such updates, add --on_nonfinite skip, also together with --resume_from_checkpoint True."
         can_skip = args.on_nonfinite == "error" and not args.fp16 and not trainer.is_deepspeed_enabled
         raise Diverged(
             f"step {self.update + 1}: {what} is not finite, at a learning rate of "

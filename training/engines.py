@@ -75,7 +75,7 @@ def check_fsdp(arguments, config: dict) -> None:
     if int(config.get("version", 2)) != 2:
         raise ValueError("--fsdp_config: only version 2 is supported: leave `version` out.")
     if unknown := {key for key, value in config.items() if value} - FSDP_KEYS:
-        raise ValueError(f"--fsdp_config: {min(unknown)} has no effect; use {', '.join(sorted(FSDP_KEYS))}.")
+        raise ValueError(f"--fsdp_config: {min(unknown)} has no effect; use only {', '.join(sorted(FSDP_KEYS))}.")
     if config.get("activation_checkpointing"):
         raise ValueError(
             "--fsdp_config: activation_checkpointing in the file recomputes with different dropout, and saves empty "
@@ -104,7 +104,7 @@ def init_deepspeed(training) -> None:
     """Start DeepSpeed's communication.
 
     On a CPU, accelerate 1.15 starts only torch.distributed, and ZeRO-3 would shard the weights for a single process.
-    DeepSpeed also compiles an operation on first use then, for about a minute. One process compiles, the others wait.
+    There, DeepSpeed also compiles an operation on first use, for about a minute: one process compiles, others wait.
     """
     if training.deepspeed:
         import deepspeed
@@ -117,7 +117,7 @@ def quantized(arguments, config, dtype: torch.dtype) -> dict:
     if arguments.training.fsdp:
         config.bnb_4bit_quant_storage = dtype  # FSDP2 shards floating-point numbers only
     if arguments.training.deepspeed and arguments.training.hf_deepspeed_config.is_zero3():
-        return {"quantization_config": config}  # loads the whole model, and shards it when training starts
+        return {"quantization_config": config}  # the model is loaded whole, and sharded when training starts
     return {"quantization_config": config, "device_map": {"": arguments.training.device}}
 
 

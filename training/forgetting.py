@@ -33,7 +33,7 @@ class Probe(TrainerCallback):
         answers = self._answers()
         if state.is_world_process_zero:
             pairs = [*zip(read_answers(args.output_dir, BEFORE), answers)]
-            pairs.sort(key=lambda pair: not pair[0]["right"])  # the report starts with those answered right before
+            pairs.sort(key=lambda pair: not pair[0]["right"])  # a report first shows what was right before
             write_answers(args.output_dir, AFTER, [after for _, after in pairs])
             self.trainer.log(compare(pairs))
 

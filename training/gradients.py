@@ -1,4 +1,4 @@
-"""Parameters that should train but have no gradient: a warning if they never have one, zeros for single steps."""
+"""Parameters that should train but have no gradient: a warning if they never get one, zeros in a step without one."""
 
 from itertools import chain
 
@@ -16,7 +16,7 @@ def complete_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
     """Before a step, set missing gradients to zero, such as those of the vision encoder in a step with text only.
 
     PyTorch's optimizers skip a parameter without a gradient. With a zero gradient, momentum and weight decay continue.
-    DeepSpeed, and dummy images in runs of several processes, also give zeros: a single process must train alike.
+    DeepSpeed, and dummy images in runs of several processes, also give zeros, so a single process must do the same.
     """
     for parameter in chain(*(group["params"] for group in optimizer.param_groups)):
         if parameter.requires_grad and parameter.grad is None:

@@ -48,11 +48,11 @@ FREE_FLAGS = set(
 
 
 def checkpoint_to_resume(training) -> str | None:
-    """Return the checkpoint of `--resume_from_checkpoint`. For True, this is the newest intact one; None if none is."""
+    """Return the checkpoint to resume from: the given path or, for True, the newest intact one, or None."""
     folder, wanted = training.output_dir, training.resume_from_checkpoint
     if training.should_save and os.path.isdir(unfinished := os.path.join(folder, UNFINISHED)):
         shutil.rmtree(unfinished)
-        print_once(f"Removed {unfinished}, where a checkpoint was half written or half deleted.")
+        print_once(f"Removed {unfinished}, which contained a half-written or half-deleted checkpoint.")
     if not wanted:
         return None
     if training.save_only_model:
@@ -137,7 +137,7 @@ def keep_resize(checkpoint: str | None, data) -> None:
     if checkpoint and data.keep_processor_config is not None:
         if "keep_processor_config" not in read_record(checkpoint)["run"]["flags"]:
             data.keep_processor_config = None
-            print_once("Images are resized before the processor, as when this run began; new runs let it resize them.")
+            print_once("Images are resized before the processor, as when this run began, but unlike in new runs.")
 
 
 def describe_run(arguments, dataset: MultimodalDataset) -> dict:

@@ -57,7 +57,7 @@ def check_place(arguments) -> None:
             read += [(flag, path), (flag, os.path.dirname(path) or ".")]
     for flag, path in read:
         if path and os.path.realpath(path) == folder:
-            raise ValueError(f"--output_dir {path} is the folder of {flag}, which would be overwritten. Use another.")
+            raise ValueError(f"--output_dir {path} is the folder of {flag} and would overwrite it: use another folder.")
 
 
 def lock(folder: str) -> TextIO:
@@ -66,7 +66,7 @@ def lock(folder: str) -> TextIO:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # children do not inherit it, and it ends with the process
     except (BlockingIOError, PermissionError) as error:
-        raise ValueError(f"--output_dir {folder}: another run is writing to it. Wait, or use another.") from error
+        raise ValueError(f"--output_dir {folder}: another run is writing to it. Wait or use another folder.") from error
     except OSError as error:
         print_once(f"WARNING: {folder} cannot be locked ({error.strerror}). Start no second run in it.")
     return file if is_lock_of(file, folder) else lock(folder)  # another run ended and deleted the file

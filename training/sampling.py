@@ -23,7 +23,7 @@ class EpochSampler(Sampler):
         lengths: tokens of each row (rows,), for a sampler that needs them.
     """
 
-    needs_lengths = False  # whether the order depends on the lengths, which are counted only if so
+    needs_lengths = False  # whether the order depends on the lengths; if not, they are not counted
 
     def __init__(self, dataset, seed: int, group: int = 1, lengths: np.ndarray | None = None):
         self.dataset, self.seed, self.group, self.lengths = dataset, seed, group, lengths
@@ -77,7 +77,7 @@ class PackSampler(EpochSampler):
     """Yields packs: tuples of rows with at most `budget` tokens in total. Each row of an epoch is in exactly one pack.
 
     Every epoch has the same number of packs, a multiple of `batch` if there are enough rows, so that all processes take
-    the same number of steps and no row is repeated. This is the number of the epoch with most packs; others split some.
+    the same number of steps and no row is repeated. The epoch with most packs sets this number; others split packs.
 
     Args:
         lengths: tokens of each row (rows,).

@@ -168,10 +168,10 @@ def measure_step(
     model.train()
     with ledger:
         kept = _update(trained, ledger, make_optimizer, in_float32=bool(training.deepspeed))
-        if training.gradient_accumulation_steps == 1:  # otherwise, gradients of earlier batches exist
+        if training.gradient_accumulation_steps == 1:  # otherwise, those of earlier batches still exist
             for parameter in trained:
                 parameter.grad = None
-        # With DeepSpeed, the model itself has this precision.
+        # With DeepSpeed, the model itself has this precision, so nothing is cast.
         casts = dtype != torch.float32 and not training.deepspeed
         _loss(model, batch, training, torch.autocast("cpu", dtype, enabled=casts)).backward()
     del kept

@@ -38,7 +38,7 @@ def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str
             shared = {id(parameters[name]) for name in named_in(flag, [pattern], parameters, loader)}
             named = {name for name, parameter in parameters.items() if id(parameter) in shared}
             if all(modes[name] == mode for name in named):
-                raise ValueError(f"--{flag} {pattern!r} has no effect: its matches are already {mode}. Leave it out.")
+                raise ValueError(f"--{flag} {pattern!r} has no effect: its mode is already {mode}. Leave it out.")
             if flag == "train":
                 named = {name for name in named if loader.component_of(name) and not is_quantized(parameters[name])}
             if both := sorted(name for name in named if found.get(name, mode) != mode):
@@ -169,7 +169,7 @@ class ComponentSummary:
 
 
 def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[ComponentSummary]:
-    """Count the parameters after `make_trainable`, one row per component; for quantized weights, the original ones."""
+    """Count the parameters after `make_trainable`, one row per component. Quantized weights count as if unquantized."""
     rows = []
     modes, groups = training_modes(arguments), component_parameters(model, loader)
     names = [base_name(name) for parameters in groups.values() for name, _ in parameters]
@@ -212,7 +212,7 @@ def precision(parameters: list[tuple[str, nn.Parameter]]) -> str:
 
 
 def num_elements(parameter: nn.Parameter) -> int:
-    """Return the number of elements of a parameter, even if ZeRO-3 shards it (`ds_numel`) or 4 bits are packed."""
+    """Count the elements of a parameter, even if ZeRO-3 shards it (`ds_numel`) or two elements share a byte."""
     if hasattr(parameter, "ds_numel"):
         return parameter.ds_numel
     if getattr(parameter, "quant_state", None) is not None:

@@ -299,7 +299,7 @@ class FinetuneTrainer(ResumableTrainer):
     def _run_epoch(self, *, epoch, **kwargs):
         # If a finished run is resumed, even one that was stopped early, the Trainer (5.23) would take another step.
         if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
-            self.epoch_sampler.set_epoch(epoch)  # accelerate 1.15 does not do so on a resumed rank of several
+            self.epoch_sampler.set_epoch(epoch)  # accelerate 1.15 does not, if several ranks resume
             super()._run_epoch(epoch=epoch, **kwargs)
 
     def _save(self, output_dir=None, state_dict=None):

@@ -65,7 +65,7 @@ REFUSED_BY_FSDP = [
     ([*LORA, "--load_in_8bit", "True"], {}, "--load_in_8bit True.*FSDP2.*--q_lora True"),
     (["--save_on_each_node", "True"], {}, "--save_on_each_node True: FSDP2 gathers"),
     ([], {"version": 1}, "only version 2"),
-    ([], {"sync_module_states": True}, "sync_module_states has no effect; use activation_"),
+    ([], {"sync_module_states": True}, "sync_module_states has no effect; use only activation_"),
     ([], {"fsdp_forward_prefetch": True}, "forward_prefetch has no effect"),
     ([], {"activation_checkpointing": True}, "empty adapters.*--activation_checkpointing True"),
     ([], {"cpu_offload": True}, "cpu_offload.*--ddp_backend cuda:nccl,cpu:gloo"),
