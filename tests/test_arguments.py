@@ -196,10 +196,7 @@ REFUSED = [
     ("--gradient_checkpointing True --activation_checkpointing False", "--gradient_checkpointing is the old name"),
     ('--activation_checkpointing_kwargs {"offload":true}', "has no effect without --activation_checkpointing True"),
     *(
-        (
-            f"--activation_checkpointing True --activation_checkpointing_kwargs {{{wrong}}}",
-            "accepts only every_n_layers, off",
-        )
+        (f"--activation_checkpointing True --activation_checkpointing_kwargs {{{wrong}}}", "only every_n_layers, off")
         for wrong in ('"use_reentrant":true', '"preserve_rng_state":false')
     ),
     ("--attn_implementation fast", "--attn_implementation fast is unknown; use sdpa, eager, flash_attention_2"),
