@@ -110,7 +110,7 @@ def test_what_the_scaler_of_fp16_skips_is_counted(tiny, write_rows, tmp_path, mo
         run(tiny, "llava-1.5", path, out, *flags, "--max_steps", 5)
         assert "1 of 5 updates were skipped" in capsys.readouterr().out
     else:
-        with pytest.raises(ValueError, match="step 20: for 20 updates in a row.*use --bf16 True instead.*preview.py.$"):
+        with pytest.raises(ValueError, match="step 20: for 20 updates in a row.*Try --bf16 True instead.*preview.py.$"):
             run(tiny, "llava-1.5", path, out, *flags, "--max_steps", 30)
         assert checkpoints(out) == ["checkpoint-20"]
         assert_strict(out / "checkpoint-20" / "..")

@@ -153,7 +153,7 @@ REFUSED = [
     ("--use_lora False --load_in_8bit True", "--load_in_8bit has no effect without --use_lora True: add it"),
     ("--use_lora False --use_dora True", "--use_dora has no effect without --use_lora True or --use_vision_lora True"),
     ("--use_lora False --lora_target_modules q_proj", "--lora_target_modules has no effect without --use_lora True"),
-    ("--lora_weight_path nowhere", "--lora_weight_path nowhere holds no adapter"),
+    ("--lora_weight_path nowhere", "--lora_weight_path nowhere contains no adapter"),
     ("--vision_encoder_lr 1e-5", "--vision_encoder_lr has no effect without --train_vision_encoder True"),
     ("--vision_projector_lr 1e-5", "--vision_projector_lr has no effect without --train_vision_projector True"),
     ("--train_vision_projector True --vision_projector_lr -1", "--vision_projector_lr is -1.0; it must be 0 or more"),
@@ -330,7 +330,7 @@ def test_what_contradicts_the_adapter_is_refused(tiny, write_rows, tmp_path):
     with_image = write_rows(rows_for("llava-1.5"))
     for flag, held in (("--train_vision_projector", "full"), ("--train_vision_encoder", "full")):
         with pytest.raises(
-            ValueError, match=f"does not fit the model: its {flag[8:]} is frozen, but {held} by the flags"
+            ValueError, match=f"does not fit the model: its {flag[8:]} is frozen, but the flags make it {held}"
         ):
             run(tiny, "llava-1.5", with_image, tmp_path / "out", *LORA, "--lora_weight_path", folder, flag, True)
 
@@ -348,7 +348,7 @@ def test_what_contradicts_the_adapter_is_refused(tiny, write_rows, tmp_path):
     of_old = {name: value for name, value in config.items() if name not in ("use_dora", "use_rslora")}
     for written, named in (
         (of_old | {"base_model_name_or_path": None}, "was trained on an unnamed model, not on .*llava-1.5"),
-        ({"peft_type": "IA3", "base_model_name_or_path": "a"}, "holds a IA3 adapter; only LoRA can be continued"),
+        ({"peft_type": "IA3", "base_model_name_or_path": "a"}, "contains a IA3 adapter; only LoRA can be continued"),
     ):
         (folder / "adapter_config.json").write_text(json.dumps(written))
         refused(named)
