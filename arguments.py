@@ -1,7 +1,7 @@
-"""Every flag of `train.py`: its name, default and help are written here, once.
+"""The flags of `train.py`, each with its name, default and help text.
 
-`parse_arguments` reads flags, or a YAML file of the same names (`python train.py run.yaml --learning_rate 1e-4`;
-a flag after the file wins).
+`parse_arguments` reads the flags from the command line and from a YAML file with the same names. A flag after the file
+overrides the file's value: `python train.py run.yaml --learning_rate 1e-4`.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from training import checks
 from training.sampling import SAMPLERS
 
 PLAIN = "plain"  # --probe without a file
-# JSON, or the path of a JSON file, that transformers reads.
+# Flags whose value is JSON or the path of a JSON file. transformers reads these values.
 CONFIGURATIONS = ("deepspeed", "fsdp_config", "accelerator_config", "lr_scheduler_kwargs")
-# Of a switch that is not a field of a dataclass: `--flag`, `--flag True` or `--flag False`.
+# Options of `add_argument` for a switch that is not a dataclass field: `--flag`, `--flag True` or `--flag False`.
 BARE = {"nargs": "?", "const": True}
 SWITCH = {"type": string_to_bool, "default": False} | BARE
 
-# Flags that ask for a GPU, a package or an engine: what is trained on does not depend on them.
+# Flags that need a GPU, a package or an engine. The training samples do not depend on them.
 HARDWARE_FLAGS = {
     *("bf16", "fp16", "tf32", "use_flash_attn", "attn_implementation", "deepspeed", "fsdp", "optim", "optim_args"),
     *("torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "fsdp_config"),
@@ -51,27 +51,27 @@ def flag(default, help: str, choices=None, **more):
 @dataclass
 class ModelArguments:
     model_id: str | None = flag(
-        None, "Id or Hub path listed by `supported_models.py`; auto: any other, at --model_local_path."
+        None, "Model id or Hub path from `supported_models.py`, or auto for any other model in --model_local_path."
     )
-    model_local_path: str | None = flag(None, "Folder or Hub path from which to load weights, processor and config.")
+    model_local_path: str | None = flag(None, "Folder or Hub path to load weights, processor and config from.")
     attn_implementation: str | None = flag(
-        None, f"How attention is computed: {', '.join(checks.ATTENTION)} (NAME of a FlashAttention). Default: sdpa."
+        None, f"Attention: {', '.join(checks.ATTENTION)} (a FlashAttention). Default: sdpa, or eager if needed."
     )
     use_flash_attn: bool = flag(False, "Short for --attn_implementation flash_attention_2 (docs/memory.md).")
     trust_remote_code: bool = flag(
         False,
-        "Run the Python files of the checkpoint, with your permissions: for families without a class in transformers.",
+        "Run the checkpoint's Python files with your permissions. Families without a class in transformers need this.",
     )
     train_vision_encoder: bool = flag(False, "Train the vision encoder.")
     train_vision_projector: bool = flag(False, "Train the vision projector (always in full).")
     train_language_model: bool = flag(True, "Train the language model. False: train only vision parts.")
     freeze: list[str] | None = flag(
-        None, "Freeze what these match (as in --train), whatever the other flags train (docs/training.md#by-name)."
+        None, "Modules and parameters to freeze, named as in --train; overrides other flags (docs/training.md#by-name)."
     )
     train: list[str] | None = flag(
         None,
-        "Train in full the modules and parameters that these match, whatever the other flags freeze: names, ends of "
-        "names, or regexes of whole names.",
+        "Modules and parameters to train in full, even if other flags freeze them. Each value is a name, the end of a "
+        "name, or a regex that matches a whole name.",
     )
     vision_encoder_lr: float | None = flag(None, "Learning rate of the vision encoder. Default: --learning_rate.")
     vision_projector_lr: float | None = flag(None, "Learning rate of the vision projector. Default: --learning_rate.")
@@ -91,49 +91,49 @@ class ModelArguments:
 
 @dataclass
 class ReadingArguments:
-    """How rows and media are read, in training and for answers alike."""
+    """Flags that control how rows and media are read, in training and in inference."""
 
     max_samples: int | None = flag(None, "Use only the first N rows of each path.")
     user_key: str = flag("human", "Name of the user in the `from` field of `conversations`.")
     assistant_key: str = flag("gpt", "Name of the assistant in the `from` field of `conversations`.")
-    field_messages: str = flag("messages", "Name of the field `messages`.")
+    field_messages: str = flag("messages", "Name of the field that contains the messages.")
     columns: list[str] | None = flag(
         None,
-        "Fields with other names in the data: question=query image=jpg reads `query` as `question`; url= ignores a "
-        "field (docs/dataset.md#other-names).",
+        "Rename fields of the data: question=query image=jpg reads `query` as `question` and `jpg` as `image`; url= "
+        "ignores the field `url` (docs/dataset.md#other-names).",
     )
     prompt: str | None = flag(None, "Question for every row, if the data has only answers.")
     system_prompt: str | None = flag(None, "System prompt for every row.")
-    image_folder: str | None = flag(None, "Folder that relative image paths are in. Default: the data file's folder.")
-    video_folder: str | None = flag(None, "Folder that relative video paths are in. Default: the data file's folder.")
-    allow_outside: bool = flag(False, "Allow paths in the data that leave the image and video folders.")
+    image_folder: str | None = flag(None, "Base folder of relative image paths. Default: the data file's folder.")
+    video_folder: str | None = flag(None, "Base folder of relative video paths. Default: the data file's folder.")
+    allow_outside: bool = flag(False, "Allow paths in the data that point outside the image and video folders.")
     allow_urls: bool = flag(False, "Fetch media from http(s) URLs (no private addresses) and hf:// paths on the Hub.")
     data_cache: str | None = flag(None, "Folder of indexes and downloads. Default: $FINELMM_CACHE or ~/.cache/finelmm.")
     image_size: str | None = flag(None, "Resize each image to a square (512) or a width and height (640x480).")
     image_resize_algorithm: str = flag("bicubic", f"How images are resized: {', '.join(FILTERS)}.")
     min_pixels: int | None = flag(None, "Enlarge images with fewer pixels, keeping their aspect ratio.")
     max_pixels: int_or_auto = flag(
-        None, "Shrink images with more pixels, keeping their aspect ratio. auto: until samples fit --model_max_length."
+        None, "Shrink images with more pixels, keeping their aspect ratio. auto: until they fit --model_max_length."
     )
     keep_processor_config: bool | None = flag(
         None,
-        "Keep the processor's settings and resize images before they reach it. Default: --min_pixels and --max_pixels "
-        "replace the processor's own bounds, if it has any.",
+        "Keep the processor's own pixel bounds, and resize images before the processor gets them. By default, "
+        "--min_pixels and --max_pixels replace these bounds if the processor has any.",
     )
     jpeg_draft: bool = flag(False, "Decode a large JPEG at 1/2, 1/4 or 1/8 before it is resized: faster, less sharp.")
-    num_frames: int = flag(8, "Frames taken from each video, evenly spaced from the first to the last; or give --fps.")
-    fps: float | None = flag(None, "Frames taken from each second of a video, instead of --num_frames.")
+    num_frames: int = flag(8, "Number of frames per video, evenly spaced from the first to the last; or use --fps.")
+    fps: float | None = flag(None, "Number of frames per second of video, instead of --num_frames.")
     max_frames: int | None = flag(None, "Use at most N frames of a video; needs --fps.")
     video_max_pixels: int | None = flag(None, "Shrink video frames with more pixels, keeping their aspect ratio.")
-    image_pixel_limit: int = flag(179_000_000, "Refuse an image with more pixels: it may be a decompression bomb.")
-    media_megabytes_limit: int = flag(2_000, "Refuse to fetch a larger file.")
-    video_seconds_limit: int = flag(4 * 3600, "Refuse a longer video.")
-    video_pixel_limit: int = flag(2_000_000_000, "Refuse a video whose decoded frames have more pixels in total.")
-    processor_kwargs: str | None = flag(None, "Options of the checkpoint's own processor, as a JSON object.")
+    image_pixel_limit: int = flag(179_000_000, "Largest image, in pixels: a larger one may be a decompression bomb.")
+    media_megabytes_limit: int = flag(2_000, "Largest media file to download, in megabytes.")
+    video_seconds_limit: int = flag(4 * 3600, "Longest video to accept, in seconds.")
+    video_pixel_limit: int = flag(2_000_000_000, "Largest video to accept, in pixels of all decoded frames together.")
+    processor_kwargs: str | None = flag(None, "Options for the checkpoint's processor, as a JSON object.")
     box_format: str | None = flag(
         None,
-        f"How to write boxes and points of the data: {', '.join(BOX_FORMATS)}. Default: as the family's checkpoints "
-        "do (docs/boxes.md).",
+        f"Coordinates for the boxes and points of the data: {', '.join(BOX_FORMATS)}. Default: those of the family's "
+        "checkpoints (docs/boxes.md).",
         BOX_FORMATS,
     )
     template_kwargs: str | None = flag(None, "Chat template variables as JSON, such as '{\"enable_thinking\": true}'.")
@@ -154,33 +154,33 @@ class DataArguments(ReadingArguments):
     )
     eval_split: float | None = flag(None, "Hold out this fraction (0.05) or number (200) of training rows to evaluate.")
     sample_rows: int | None = flag(None, "Use only N rows of the training data, drawn with --seed.")
-    balance: str | None = flag(None, "Field with the class of each row: draw all classes equally often.")
-    model_max_length: int = flag(1024, "Longest sample in tokens, media included; the rest is cut on the right.")
+    balance: str | None = flag(None, "Field with the class of each row. All classes are drawn equally often.")
+    model_max_length: int = flag(1024, "Maximum tokens of a sample, including media; longer ones are cut on the right.")
     chat_template: str | None = flag(
         None,
-        "Jinja file to use as the chat template in training and answers; or, if the templates of checkpoint and "
-        "family differ, the one to use: checkpoint or family (docs/chat_formats.md).",
+        "Chat template for training and answers: a Jinja file; or, if the checkpoint's template differs from the "
+        "family's, which of the two to use: checkpoint or family (docs/chat_formats.md).",
     )
     add_tokens: str | None = flag(
-        None, "File of words to add as tokens, one per line; with LoRA their rows train too (docs/lora.md#new-words)."
+        None, "File of words to add as tokens, one per line. Their embeddings train too (docs/lora.md#new-words)."
     )
-    padding_free: bool | None = flag(None, "Concatenate samples instead of padding them. Default: if the model can.")
+    padding_free: bool | None = flag(None, "Concatenate samples instead of padding them. Default: True if possible.")
     packing: bool = flag(
-        False, "Fill each row with samples up to --model_max_length tokens; --per_device_train_batch_size counts rows."
+        False, "Pack samples into rows of up to --model_max_length tokens; --per_device_train_batch_size counts rows."
     )
-    mask_question_tokens: bool = flag(True, "Train on replies only. False: on all text, never on media or padding.")
-    train_thoughts: bool = flag(True, "Train on the thoughts in replies too. False: only on what follows them.")
+    mask_question_tokens: bool = flag(True, "Train on replies only. False: on all text, but not on media or padding.")
+    train_thoughts: bool = flag(True, "Train on the thoughts in replies too. False: train only on the text after them.")
     train_replies: str = flag(
         "all",
-        "Which replies to train on: all (in one pass); last (what follows the last question); each (all, each as its "
-        "own sample, with the history that a server shows; docs/conversations.md).",
+        "Replies to train on. all: every reply, in one sample. last: only what follows the last question. each: every "
+        "reply in a separate sample, with the history that a server would show (docs/conversations.md).",
         ("all", "last", "each"),
     )
     drop_overlong: bool = flag(
-        False, "Drop (and count) a sample whose first exchange exceeds --model_max_length; by default it is an error."
+        False, "Drop samples whose first exchange exceeds --model_max_length. By default, they are an error."
     )
-    allow_empty_answers: bool = flag(False, "Train on empty replies, which teach silence; otherwise, an error.")
-    on_bad_sample: str = flag("error", "Unusable samples: error ends the run, skip uses others.", ("error", "skip"))
+    allow_empty_answers: bool = flag(False, "Train on empty replies, which teach silence. Otherwise they are errors.")
+    on_bad_sample: str = flag("error", "At an unusable sample, error ends the run; skip omits it.", ("error", "skip"))
     max_bad_samples: int = flag(100, "With --on_bad_sample skip: end the run after more than N unusable samples.")
 
     def __post_init__(self):
@@ -200,12 +200,12 @@ class LoraArguments:
     lora_dropout: float = flag(0.05, "Dropout before the adapters.")
     lora_bias: str = flag("none", "Biases that train too: none, lora_only or all.", ("none", "lora_only", "all"))
     lora_target_modules: list[str] | None = flag(
-        None, "Linear layers with an adapter: names, ends of names, or regexes of whole names. Default: all."
+        None, "Linear layers with an adapter: names, ends of names, or regexes of whole names. Default: all of them."
     )
-    lora_init: str = flag("default", f"How adapters start: {', '.join(checks.LORA_INITS)}.", checks.LORA_INITS)
+    lora_init: str = flag("default", f"Initial weights of adapters: {', '.join(checks.LORA_INITS)}.", checks.LORA_INITS)
     use_dora: bool = flag(False, "DoRA: train the magnitudes of the adapted weights as well as their directions.")
-    use_rslora: bool = flag(False, "Scale by lora_alpha / sqrt(lora_r), so that high ranks learn as well as low ones.")
-    lora_weight_path: str | None = flag(None, "Folder of an adapter to continue from, with its rank and targets.")
+    use_rslora: bool = flag(False, "Scale by lora_alpha / sqrt(lora_r) instead, so that high ranks learn well too.")
+    lora_weight_path: str | None = flag(None, "Folder of an adapter to continue training, with its rank and layers.")
     lora_experts: bool = flag(False, "Put adapters on the experts of a mixture of experts too; needs --lora_dropout 0.")
     lora_router: bool = flag(False, "Put adapters on the router of a mixture of experts too; needs --lora_dropout 0.")
 
@@ -216,20 +216,20 @@ class LoraArguments:
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
     do_train: bool = flag(True, "Kept True: train.py always trains.")
-    do_eval: bool = flag(True, "Kept True: --eval_data_path or --eval_split decides on evaluation.")
-    # The dataset hands over whole samples, so no column of theirs may be removed.
+    do_eval: bool = flag(True, "Kept True: use --eval_data_path or --eval_split to evaluate.")
+    # The dataset returns whole samples, so the Trainer must not remove any of their columns.
     remove_unused_columns: bool = flag(False, "Kept False: the collator needs every field of a sample.")
-    # The Trainer (5.23) would log the mean of the steps before in the place of a loss that is nan or infinite.
+    # If this is True, the Trainer (5.23) replaces a nan or infinite loss in the log with the mean of previous steps.
     logging_nan_inf_filter: bool = flag(False, "If the loss is nan or infinite, log a mean of earlier losses instead.")
     dataloader_num_workers: int | None = flag(
-        None, "Processes that prepare samples for each training process. Default: up to 4 with a GPU, 0 on a CPU."
+        None, "Processes that prepare samples, per training process. Default: up to 4 with a GPU, 0 on a CPU."
     )
     dataloader_persistent_workers: bool | None = flag(
         None, "Keep the data loader's processes between epochs. Default: True if there are any."
     )
-    # The Trainer's choices, of which one is not supported here, and others may be added.
-    train_sampling_strategy: str = flag("random", "The order of samples (training/sampling.py).", SAMPLERS)
-    # With the Trainer's defaults, a run of less than 500 steps would show nothing but its end.
+    # Replaces the Trainer's choices: one of them is not supported here, and users may add their own.
+    train_sampling_strategy: str = flag("random", "Order of the samples (training/sampling.py).", SAMPLERS)
+    # With the Trainer's defaults, a run of fewer than 500 steps would log nothing before its end.
     logging_steps: float = flag(0.01, "Log every N steps; below 1, N is a fraction of the run.")
     logging_first_step: bool = flag(True, "Log the first step too.")
     eval_steps: float | None = flag(
@@ -237,36 +237,36 @@ class TrainingArguments(transformers.TrainingArguments):
         "With --eval_strategy steps: evaluate every N steps; below 1, N is a fraction of the run. Default: 0.1, "
         "or --save_steps with --load_best_model_at_end.",
     )
-    bf16: bool | None = flag(None, "Compute in bfloat16. Default: where the GPU has it, without --fp16.", **BARE)
-    # The Trainer's type, dict[str, bool], has no reader for the command line (5.23).
+    bf16: bool | None = flag(None, "Compute in bfloat16. Default: if the GPU can, unless --fp16 is given.", **BARE)
+    # The Trainer's type, dict[str, bool], cannot be parsed from the command line (5.23).
     liger_kernel_config: str | None = flag(None, "Set automatically by --use_liger_kernel; do not pass it.")
-    fsdp: bool = flag(False, "Shard weights, gradients and optimizer by FSDP2 (--fsdp_config fsdp_configs/fsdp2.json).")
+    fsdp: bool = flag(False, "FSDP2: shard weights, gradients and optimizer (--fsdp_config fsdp_configs/fsdp2.json).")
 
-    eval_generate: int = flag(0, "Answer N evenly spaced rows of each file before step 1 and at each evaluation.")
-    eval_max_new_tokens: int = flag(128, "Maximum length of these answers, in tokens.")
+    eval_generate: int = flag(0, "Answer N evenly spaced rows per file, before step 1 and at each evaluation.")
+    eval_max_new_tokens: int = flag(128, "Maximum length of generated answers, in tokens.")
     metric: list[str] | None = flag(
-        None, f"More metrics of the answers: {', '.join(METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md#evaluation)."
+        None, f"Extra metrics for answers: {', '.join(METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md#evaluation)."
     )
     probe: str | None = flag(
         None,
-        "Questions to answer before and after training, to see what was forgotten: a file or, without a value, 24 "
-        "plain questions (docs/evaluation.md#what-did-it-forget).",
+        "Questions to answer before and after training, to measure what the model forgot: a file, or 24 plain "
+        "questions if no value is given (docs/evaluation.md#what-did-it-forget).",
         **BARE | {"const": PLAIN},
     )
     early_stopping_patience: int | None = flag(
-        None, "Stop after N evaluations without a better --metric_for_best_model, by default loss."
+        None, "Stop after N evaluations that do not improve --metric_for_best_model (by default, the loss)."
     )
-    overwrite_output_dir: bool = flag(False, "Rename what another run left in --output_dir, instead of refusing it.")
+    overwrite_output_dir: bool = flag(False, "If --output_dir contains another run, rename that folder first.")
     trust_checkpoint: bool = flag(
-        False, "Also resume from a checkpoint that calls more functions than torch and DeepSpeed need."
+        False, "Also resume from a checkpoint that calls functions which torch and DeepSpeed do not need."
     )
     on_nonfinite: str = flag(
         "error",
-        "An update whose gradients are not finite: error ends the run, skip leaves it out (20 in a row end the run).",
+        "If gradients are not finite: error ends the run, skip skips the update (20 in a row also end the run).",
         ("error", "skip"),
     )
     peak_tflops: float | None = flag(
-        None, "Peak TFLOP/s of one device at the run's precision; logs mfu, the fraction of it that is used."
+        None, "Peak TFLOP/s of one device at the run's precision. Logs mfu, the fraction of this peak that is used."
     )
 
     def __post_init__(self):
@@ -292,25 +292,25 @@ class TrainingArguments(transformers.TrainingArguments):
             wrong = [f"--{name} {value}" for name in CONFIGURATIONS if is_no_json(value := getattr(self, name))]
             raise ValueError(f"transformers refuses {', '.join(wrong) or 'the training flags'}: {error}") from error
         checks.check_machine(self)
-        # By its name, the evaluation after the training goes to the run of the training (trackio 0.43 ends it before).
+        # trackio 0.43 ends its run after training; the same name adds the final evaluation to that run.
         if self.report_to:
             self.run_name = self.run_name or os.path.basename(os.path.abspath(self.output_dir))
         if self.use_liger_kernel:
             self.liger_kernel_config = checks.LIGER_KERNELS
-        self.dataloader_pin_memory &= self.device.type == "cuda"  # else every loader warns
-        # A copy that blocks would wait for the GPU's work, which would count as waiting for data.
+        self.dataloader_pin_memory &= self.device.type == "cuda"  # without CUDA, every data loader would warn
+        # A blocking copy would wait until the GPU is done, and that time would be logged as waiting for data.
         self.accelerator_config.non_blocking |= self.dataloader_pin_memory
         check_writable("--output_dir", self.output_dir)
 
     def __getstate__(self):
-        """Without the Hub's token: the Trainer pickles this next to the weights, and uploads it with them."""
+        """Drop the Hub token, since the Trainer pickles these arguments next to the weights and uploads both."""
         return vars(self) | {"hub_token": None}
 
 
 def default_workers(use_cpu: bool) -> int:
-    """Processes that prepare samples for each training process: the cores of a GPU's share, at most 4.
+    """Return the default of --dataloader_num_workers: the number of CPU cores per GPU, at most 4.
 
-    On a CPU none: they would take its cores from the training.
+    Without a GPU it is 0, since the workers would take cores from the training.
     """
     if use_cpu or not torch.accelerator.is_available():
         return 0
@@ -342,26 +342,26 @@ class Arguments:
         settle_resize(self.data, self.model.family)
 
     def as_dict(self) -> dict:
-        """What `args.yaml` holds: model, data and LoRA flags, and the training flags that were given."""
+        """Return the contents of `args.yaml`: model, data and LoRA flags, and the training flags that were given."""
         values = {}
         for part in (self.model, self.data, self.lora):
             values |= {f.name: getattr(part, f.name) for f in fields(part)}
-        # `to_dict` turns enums and configurations into plain values; a token of the Hub is not for a file.
+        # `to_dict` turns enums and configurations into plain values. Hub tokens must not be written to a file.
         values |= {n: v for n, v in self.training.to_dict().items() if n in self.given and not n.endswith("_token")}
         return {name: value for name, value in values.items() if value not in (None, [])}
 
 
 def yaml_to_flags(path: str) -> list[str]:
-    """A YAML mapping of flag names to values, as a list of command line words."""
+    """Turn a YAML file, which maps flags to values, into a list of command-line words."""
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # some would fill the memory
-            raise ValueError(f"{path} has an alias (*name): write out its value.")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # aliases can fill the memory
+            raise ValueError(f"{path} has an alias (*name): write the value instead.")
         node, values = yaml.compose(text), yaml.safe_load(text)
         names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"{path} has {twice[0]} twice: leave one out.")
+            raise ValueError(f"{path} sets {twice[0]} twice: leave one out.")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -371,7 +371,7 @@ def yaml_to_flags(path: str) -> list[str]:
     words = []
     for name, value in values.items():
         if value is False and str(name).endswith("_strategy"):
-            value = "no"  # as it was written: YAML 1.1 reads a bare `no` as false
+            value = "no"  # YAML 1.1 reads a bare `no` as false
         if isinstance(value, dict):
             value = json.dumps(value)
         if value not in (None, []):
@@ -380,17 +380,17 @@ def yaml_to_flags(path: str) -> list[str]:
 
 
 class Parser(FlagParser, HfArgumentParser):
-    """Takes the fields of dataclasses as flags."""
+    """Turns the fields of dataclasses into flags."""
 
-    more = "`python {} --help_all` lists all; docs/coming_from.md has other tools' flags."
+    more = "`python {} --help_all` lists all flags; docs/coming_from.md has those of other tools."
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Each default after its help; the description with its own line breaks."""
+    """Prints each default after its help text, and keeps the line breaks of the description."""
 
 
 def split_flags(words: list[str], names: Collection[str]) -> tuple[list[str], list[str]]:
-    """Command line words without these flags and their values, and those alone."""
+    """Split command-line words into the flags outside `names` and those in `names`, each with its values."""
     others, found = [], []
     for name, own in by_flag(words):
         (found if name in names else others).extend(own)
@@ -398,9 +398,9 @@ def split_flags(words: list[str], names: Collection[str]) -> tuple[list[str], li
 
 
 def without_null(words: list[str]) -> list[str]:
-    """Drop the values given to a flag before `--flag null`, which so unsets a value of the YAML file.
+    """Drop each `--flag null` and all earlier values of that flag, so that null unsets a value of the YAML file.
 
-    axolotl's `bf16: auto` means the same as leaving the flag out.
+    `--bf16 auto`, which axolotl's recipes contain, is dropped in the same way.
     """
     kept = []
     for name, own in by_flag(words):
@@ -415,18 +415,18 @@ def without_null(words: list[str]) -> list[str]:
 def parse_arguments(
     words: list[str] | None = None, description: str | None = None, extend=None, defaults: Collection[str] = ()
 ):
-    """Command line words -> `Arguments`.
+    """Parse command-line words into `Arguments`.
 
     Args:
-        words: as in `sys.argv[1:]`, which is the default; the first may be a YAML file.
+        words: the command-line words; the first may be a YAML file. Default: `sys.argv[1:]`.
         description: head of the `--help` text.
-        extend: called with the parser to add the flags of a tool that trains nothing; then `HARDWARE_FLAGS` are
-            passed over, so that it runs on any machine, and `(Arguments, namespace)` is returned; the words of those
-            flags are the namespace's `passed_over`.
-        defaults: words that stand for flags which the user leaves out.
+        extend: called with the parser to add the flags of a tool that does not train. If given, `HARDWARE_FLAGS` are
+            ignored, so that the tool runs on any machine, and `(Arguments, namespace)` is returned.
+            `namespace.passed_over` contains the ignored words.
+        defaults: words with default values, put before the user's words.
 
     Raises:
-        ValueError: an unknown, renamed or contradictory flag, or one without effect.
+        ValueError: a flag is unknown, renamed, contradictory or without effect.
     """
     command = words = list(sys.argv[1:] if words is None else words)
     usage = "%(prog)s [run.yaml] [--flag value ...]"  # argparse would list all flags before every help text
@@ -443,7 +443,7 @@ def parse_arguments(
         [*defaults, *words], look_for_args_file=False, return_remaining_strings=True
     )
     if rest:
-        hint = "; a YAML file comes first" if rest[0].endswith((".yaml", ".yml")) else ""
+        hint = "; put the YAML file first" if rest[0].endswith((".yaml", ".yml")) else ""
         raise ValueError(f"{' '.join(rest)!r} does not belong to any flag{hint}.")
     arguments = Arguments(*parts[:4], parser.given(words), command)
     if not extend:

@@ -1,4 +1,4 @@
-"""How every script reads its command line: what a wrong flag raises, and what to write instead of it."""
+"""The command-line parser of all scripts, with errors that suggest what to write instead of a wrong flag."""
 
 import argparse
 import difflib
@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-# The page whose tables say what the keys of other tools are called here.
+# The page with tables that translate the keys of other tools into our flags.
 COMING_FROM = Path(__file__).resolve().parent / "docs" / "coming_from.md"
 
 
 def by_flag(words: list[str]) -> list[tuple[str, list[str]]]:
-    """The name of each flag on a command line, and its words: the flag as it is written, then its values."""
+    """Return the name and the words of each flag on a command line: the flag as it is written, then its values."""
     flags = []
     for word in words:
         if word.startswith("--") or not flags:
@@ -23,16 +23,16 @@ def by_flag(words: list[str]) -> list[tuple[str, list[str]]]:
 
 
 class FlagParser(argparse.ArgumentParser):
-    """Raises a ValueError where argparse would print its usage and exit; all flags that do not exist are named in it.
+    """A parser that raises a ValueError where argparse would print its usage and exit. It reports all unknown flags.
 
     others: options that the script leaves to another parser.
-    refused: names of flags that exist, but that nobody should be told to use.
-    more: where all flags are listed.
+    refused: names of flags that exist but must not be suggested.
+    more: the end of the error message, which says where all flags are listed.
     """
 
     others: Collection[str] = ()
     refused: Collection[str] = ()
-    more = "`python {} --help` lists all."
+    more = "`python {} --help` lists all flags."
 
     def __init__(self, *args, **kwargs):
         form = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
@@ -40,11 +40,11 @@ class FlagParser(argparse.ArgumentParser):
 
     @property
     def fields_of(self) -> dict[str, str]:
-        """Option -> the field that it writes: `--no-dataloader-pin-memory` and the like write another's."""
+        """Map each option to the field that it sets: `--no-dataloader-pin-memory` sets `dataloader_pin_memory`."""
         return {option: action.dest for action in self._actions for option in action.option_strings}
 
     def given(self, words: list[str]) -> set[str]:
-        """The fields that a command line writes."""
+        """Return the fields that a command line sets."""
         written = {own[0].partition("=")[0] for _, own in by_flag(words)}
         return {name for option, name in self.fields_of.items() if option in written}
 
@@ -66,12 +66,12 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def unknown_flags(written: dict[str, str], known: list[str], more: str) -> str:
-    """The message about flags that do not exist.
+    """Return the error message about flags that do not exist.
 
     Args:
-        written: these flags, with their values.
-        known: the flags that may be meant.
-        more: its end.
+        written: the unknown flags and their values.
+        known: flags that may be suggested.
+        more: the end of the message.
     """
     names = {option: option.removeprefix("--").replace("-", "_") for option in written}
     tools = sorted(keys_of_tools(), key=lambda keys: -len(keys.keys() & {*names.values()}))
@@ -83,20 +83,20 @@ def unknown_flags(written: dict[str, str], known: list[str], more: str) -> str:
 
 
 def instead(name: str, value: str, known: list[str], tools: list[dict]) -> str:
-    """What to write for a flag that does not exist, or nothing."""
+    """Return a suggestion for a flag that does not exist, or an empty text."""
     value = value.lower()
     for key, here, note in next((keys[name] for keys in tools if name in keys), ()):
         if key in (value, "") and {*known}.issuperset(re.findall(r"--\w+", here)):
             is_off = not key and value in ("false", "0", "0.0")
             fix = "leave it out" if is_off or here == "nothing" else f"use {here}"
             return f"{fix}{f' ({note})' if note and not is_off else ''}."
-    # Of two spellings, the usual one.
+    # Suggest `--max_steps` rather than argparse's second spelling, `--max-steps`.
     found = nearest(name, [other for other in known if "-" not in other.removeprefix("--")], cutoff=0.7)
     return f"did you mean {', '.join(found)}?" if found else ""
 
 
 def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
-    """The tables of docs/coming_from.md, one per tool: a key there -> (value or "", what to write here, note)."""
+    """Read the tables of docs/coming_from.md, one per tool: that tool's key -> [(value or "", our flag, note)]."""
     found = []
     text = COMING_FROM.read_text(encoding="utf-8") if COMING_FROM.is_file() else ""
     for section in text.split("\n## "):
@@ -109,12 +109,12 @@ def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
 
 
 def nearest(wrong: str, names: Iterable[str], cutoff: float) -> list[str]:
-    """The three names most like one that does not exist, or the one that differs only in punctuation and capitals.
+    """Return the name that differs from `wrong` only in punctuation and case, or up to three similar names.
 
     Args:
-        cutoff: from 0 to 1, how alike they must be.
+        cutoff: the least similarity, from 0 to 1.
     """
-    by_form = {only_letters(name): name for name in reversed(list(names))}  # of several, the first
+    by_form = {only_letters(name): name for name in reversed(list(names))}  # if several have one form, the first wins
     form = only_letters(wrong)
     forms = [form] if form in by_form else difflib.get_close_matches(form, by_form, n=3, cutoff=cutoff)
     return [by_form[form] for form in forms]

@@ -1,6 +1,6 @@
-"""What a script does before its imports, which take seconds, and around its `main`.
+"""What each script runs before its slow imports (`begin`) and around its `main` (`cli`).
 
---help is answered from `docs/help`, which is written by hand; --help_all, by the parser.
+--help prints a hand-written text from `docs/help`. --help_all prints the help of the parser.
 """
 
 import ast
@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def begin(script: str) -> None:
-    """Answer --help, if it is asked for, and end there; else hide two printed lines that say nothing about the run.
+    """Print the help and exit if --help is given. Otherwise speed up the imports, and silence two useless warnings.
 
     Args:
         script: the path of the script that runs.
@@ -33,34 +33,34 @@ def begin(script: str) -> None:
     sys.argv = ["--help" if word == "--help_all" else word for word in sys.argv]
     let_threads_sleep()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # without the traceback of an import; `cli` resets it
-    gc.disable()  # it looks through modules being imported again and again, and frees nothing; `cli` enables it
-    # peft 0.21 imports bitsandbytes wherever it is installed, which warns of a kernel for 4-bit answers on some CPUs.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # exits without a traceback; `cli` undoes this
+    gc.disable()  # during imports it scans all modules again and again, and frees nothing; `cli` enables it
+    # peft 0.21 imports bitsandbytes if it is installed. On some CPUs, bitsandbytes warns about a missing 4-bit kernel.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    # It also asks a model by a name that transformers 5.23 has renamed.
+    # peft 0.21 also reads a model attribute that transformers 5.23 has renamed.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def let_threads_sleep() -> None:
-    """On CPUs, threads that spin while they wait take the cores from whatever else works there, a run's own data loader
-    included: several times slower (benchmarks/waiting_threads.py). Read when torch is imported.
+    """Without a GPU, let waiting threads sleep. Spinning threads take cores from other processes, such as the data
+    loader, and make runs several times slower (benchmarks/waiting_threads.py). torch reads the variable on import.
     """
     if not glob.glob("/dev/nvidia*") and not os.path.exists("/dev/kfd"):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def cli(main) -> None:
-    """Run a script: an error message of ours ends it without a traceback, any other error with one."""
-    gc.freeze()  # the modules stay: the collector need not look through them ever again
+    """Run the `main` of a script. A ValueError that our code raises is printed without a traceback."""
+    gc.freeze()  # the imported modules stay, so the garbage collector can skip them from now on
     gc.enable()
-    if callable(signal.getsignal(signal.SIGINT)):  # of `begin`; a shell's background job ignores it
+    if callable(signal.getsignal(signal.SIGINT)):  # set by `begin`; a shell's background job ignores SIGINT
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)  # as a shell reports it
-    except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except ValueError as error:
@@ -71,16 +71,16 @@ def cli(main) -> None:
 
 
 def end(message: str) -> None:
-    """End the process with an error message; under torchrun once, in the summary of failures that it prints last."""
+    """Exit with an error message. Under torchrun, only its summary of failures at the end shows the message, once."""
     if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
         sys.exit(f"\033[1;31m{message}\033[0m" if sys.stderr.isatty() else message)
     of_all_processes = os.path.dirname(os.path.dirname(path))
-    # An earlier time makes it the first failure, which torchrun shows last.
+    # torchrun shows the earliest failure at the very end, so make this one a second earlier.
     found = {"message": message, "extraInfo": {"timestamp": str(int(time.time()) - 1)}}
     with open(path, "w", encoding="utf-8") as file:
         json.dump({"message": found}, file, allow_nan=False)
     try:
         open(os.path.join(of_all_processes, hashlib.sha256(message.encode()).hexdigest()), "x").close()
-    except FileExistsError:  # another process has said it
+    except FileExistsError:  # another process has reported this message
         os.remove(path)
     sys.exit(1)

@@ -4,13 +4,13 @@
     python train.py run.yaml                                        # the same flags from a file
     torchrun --nproc_per_node 8 train.py run.yaml --deepspeed ds_configs/zero3.json
 
-`finetune` is the whole story, from flags to a saved checkpoint.
+`finetune` contains every step, from the flags to the saved checkpoint.
 """
 
 if __name__ == "__main__":
     import entry
 
-    entry.begin(__file__)  # answers --help: the imports below take seconds
+    entry.begin(__file__)  # answers --help before the imports below, which take seconds
 
 import os
 from functools import partial
@@ -48,7 +48,7 @@ def main(words: list[str] | None = None) -> None:
     arguments = parse_arguments(words, description=__doc__)
     engines.check(arguments)
     if arguments.training.max_steps > 0 and "num_train_epochs" in arguments.given:
-        # Such as a recipe with epochs, tried for a few steps.
+        # This happens when a recipe with epochs is tried out for a few steps.
         print_once(f"--max_steps {arguments.training.max_steps} overrides --num_train_epochs.")
     with run_folder.locked(arguments):
         finetune(arguments)
@@ -58,14 +58,14 @@ def finetune(arguments: Arguments) -> None:
     checkpoint = resume.checkpoint_to_resume(arguments.training)
     resume.keep_resize(checkpoint, arguments.data)
 
-    # rows on disk -> canonical samples; a row that cannot be used ends the run here, unless some are allowed
+    # rows on disk -> canonical samples; an unusable row ends the run here, unless --on_bad_sample is skip
     data = arguments.data
     allowed = data.max_bad_samples if data.on_bad_sample == "skip" else None
     train_dataset, eval_dataset = make_datasets(data, arguments.training.seed, max_bad_samples=allowed)
     report_data(train_dataset, eval_dataset)
     probe = probe_questions(arguments)
 
-    # model id -> family -> processor and collator; the training template is compared with the checkpoint's
+    # model id -> family -> processor and collator; then compare the training template with the checkpoint's
     loader = LOADERS.get(arguments.model.family)(
         arguments.model.model_path, arguments.model.trust_remote_code, **model_kwargs(arguments)
     )
@@ -83,7 +83,7 @@ def finetune(arguments: Arguments) -> None:
         fit_to_budget(collator, dataset, arguments.data.drop_overlong)
     if arguments.data.train_replies == "each":
         print_once(cost_of_replies(train_dataset, kept_lengths(collator, train_dataset)))
-    # only where the order of an epoch follows the lengths
+    # count the lengths only if the order of an epoch depends on them
     needs_lengths = data.packing or SAMPLERS[arguments.training.train_sampling_strategy].needs_lengths
     lengths = kept_lengths(collator, train_dataset) if needs_lengths else None
     run = resume.describe_run(arguments, train_dataset)
@@ -91,7 +91,7 @@ def finetune(arguments: Arguments) -> None:
         resume.check_same_run(checkpoint, run)
     run_folder.check_run(arguments.training, run)
 
-    # weights; what trains, and how
+    # load the weights, and decide which of them train
     engines.init_deepspeed(arguments.training)
     quantize(arguments, loader)
     model = loader.load_model()
@@ -100,7 +100,7 @@ def finetune(arguments: Arguments) -> None:
     if collator.is_padding_free:
         attention.separate_samples(model, loader)
     engines.set_up_fsdp(arguments.training, model, trainable.compute_dtype(arguments.training))
-    set_seed(arguments.training.seed)  # adapters start alike under every engine
+    set_seed(arguments.training.seed)  # adapters get the same initial weights under every engine
     model = trainable.make_trainable(model, loader, arguments)
     if loader.is_tested_on_loading:
         print_once(auto_checks.allow_unreached(model, collator, arguments.training))
@@ -108,12 +108,12 @@ def finetune(arguments: Arguments) -> None:
     print_once("\n" + trainable.format_summary(trained) + "\n")
     collator.media_in_every_batch = engines.equal_vision_calls(arguments, loader, trained, train_dataset, eval_dataset)
 
-    # training and evaluation; what became of it is said and written down, also where it is interrupted
+    # train and evaluate; `reported` prints and saves the outcome, even if the run is interrupted
     request = collator.template.request_options()
     facts = RunFacts(arguments, trained, train_dataset, eval_dataset, request, collator.image_size, probe)
     run_folder.begin_run(arguments.training, run, checkpoint)
     if arguments.training.should_save:
-        # With it, predict.py and merge_lora_weights.py read also what a stopped run left.
+        # predict.py and merge_lora_weights.py need this file, also to read the checkpoints of an interrupted run.
         output_folder.write_arguments(arguments.training.output_dir, arguments.as_dict())
     templates = chat_templates(arguments, collator, train_dataset)
     files = ProcessorFiles(arguments.model.model_path, templates, collator.image_size, loader.new_tokens)
@@ -141,12 +141,12 @@ def finetune(arguments: Arguments) -> None:
             metrics |= trainer.evaluate_at_end()
         trainer.report_skipped()
 
-        # adapter or full checkpoint, the base's processor files, the model card, all_results.json
+        # save the adapter or full checkpoint, the base's processor files, the model card and all_results.json
         with resume.disk_errors(arguments.training.output_dir, arguments.training):
             save(trainer, loader, metrics)
-    if arguments.training.push_to_hub:  # with the report, which the card shows
+    if arguments.training.push_to_hub:  # after the report is written, since the model card shows it
         trainer.push_to_hub("Model save")
-    trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the saving one down with it
+    trainer.accelerator.wait_for_everyone()  # if a rank exits early, the saving rank fails too
     trainer.end()
 
 
@@ -158,14 +158,14 @@ def report_data(train_dataset: MultimodalDataset, eval_dataset: MultimodalDatase
     if eval_dataset and (shared := shared_rows(train_dataset, eval_dataset)):
         of_train, of_eval = shared[0]
         print_once(
-            f"WARNING: {len(shared):,} of {len(eval_dataset):,} evaluation rows are also in the training data, so that "
-            "evaluation also measures memorization; the first: "
+            f"WARNING: {len(shared):,} of {len(eval_dataset):,} evaluation rows are also in the training data, so "
+            "evaluation also measures memorization. The first pair: "
             f"{eval_dataset.source(of_eval)} = {train_dataset.source(of_train)}."
         )
 
 
 def probe_questions(arguments: Arguments) -> MultimodalDataset | None:
-    """The questions of --probe, read by the defaults: the other flags are about the training data."""
+    """Return the questions of --probe, read with default flags, since the given flags describe the training data."""
     path = arguments.training.probe
     if not path:
         return None
@@ -174,7 +174,7 @@ def probe_questions(arguments: Arguments) -> MultimodalDataset | None:
 
 
 def model_kwargs(arguments: Arguments) -> dict:
-    # As the checkpoint holds them, so that nothing is rounded on the way; DeepSpeed casts as it loads.
+    # Load the weights in the checkpoint's precision, so that nothing is rounded. DeepSpeed casts them while loading.
     return {
         "dtype": trainable.compute_dtype(arguments.training) if arguments.training.deepspeed else "auto",
         "attn_implementation": arguments.model.attn_implementation or LOADERS.get(arguments.model.family).attention,
@@ -182,7 +182,7 @@ def model_kwargs(arguments: Arguments) -> dict:
 
 
 def check_kernels(arguments: Arguments, loader) -> None:
-    """Refuse Liger for a model that it has no kernels for, where it would silently do nothing (0.8.5)."""
+    """Refuse --use_liger_kernel if Liger has no kernels for the model, since Liger 0.8.5 would silently do nothing."""
     if arguments.training.use_liger_kernel:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
@@ -198,18 +198,18 @@ def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None)
             raise ValueError(f"--{name} True has no effect: {train_dataset.name} has no images or videos.")
     for kind, names in MEDIA_FLAGS.items():
         for name in sorted(names & arguments.given) if kind not in found else ():
-            print_once(f"WARNING: --{name} has no effect: no row holds {kind}s.")
+            print_once(f"WARNING: --{name} has no effect: no row has {kind}s.")
     held = {field for messages in outlines(*datasets) for message in messages for field in message}
     for name, kind, fields in (
         ("train_thoughts", "thoughts", {"reasoning_content", "typed_thought"}),
         ("box_format", "boxes as `objects`", {"objects"}),
     ):
         if name in arguments.given and getattr(arguments.data, name) is not True and held.isdisjoint(fields):
-            print_once(f"WARNING: --{name} has no effect: no row holds {kind}.")
+            print_once(f"WARNING: --{name} has no effect: no row has {kind}.")
 
 
 def fit_to_budget(collator, dataset: MultimodalDataset, drop_overlong: bool) -> None:
-    """Settle what exceeds --model_max_length before step 1: cut, dropped, or an error."""
+    """Before step 1, cut or drop samples that are longer than --model_max_length, or raise an error."""
     total = len(dataset)
     cut, dropped = collator.budget.fit(dataset, collator.encode, drop_overlong)
     if cut or dropped:
@@ -217,7 +217,7 @@ def fit_to_budget(collator, dataset: MultimodalDataset, drop_overlong: bool) -> 
 
 
 def kept_lengths(collator, dataset: MultimodalDataset) -> np.ndarray:
-    """Tokens of each sample as it is trained on (rows,)."""
+    """Return the number of tokens of each sample after the cut to --model_max_length, as an array (rows,)."""
     return np.minimum(collator.budget.token_lengths(dataset), collator.budget.max_length)
 
 
@@ -232,7 +232,7 @@ def quantize(arguments: Arguments, loader) -> None:
 
 
 def chat_templates(arguments: Arguments, collator, dataset: MultimodalDataset) -> dict[str, str]:
-    """The templates to save with the weights: one that replaces the checkpoint's, one for servers."""
+    """Return the chat templates to save with the weights: a replacement of the checkpoint's, and one for servers."""
     own = collator.template.text if arguments.data.chat_template else None
     served = collator.template.thoughts_and_tools.server_template(outlines(dataset))
     return {name: text for name, text in (("chat_template.jinja", own), (SERVER_TEMPLATE, served)) if text}
@@ -242,7 +242,7 @@ def save(trainer: FinetuneTrainer, loader, metrics: dict) -> None:
     trainer.finite_check.check_weights()
     if not hasattr(trainer.model, "peft_config") and not trainer.is_deepspeed_enabled:
         engines.gather_full_state(trainer, loader)
-    trainer.save_model(_internal_call=True)  # else it would upload now
+    trainer.save_model(_internal_call=True)  # otherwise the Trainer would upload now
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
     if trainer.args.should_save:

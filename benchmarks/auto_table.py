@@ -65,7 +65,7 @@ the type's own config and processor class; last run on {date}. The steps, one af
 A row ends at its first step without a tick, for the reason at its end. `samples`: whether they are concatenated, since
 the model keeps them apart, or padded.
 
-Where a new type "refuses what its processor makes of a probe", its tiny config may not fit its processor: look at
+Where a new type "fails on a test conversation from its processor", its tiny config may not fit its processor: look at
 tiny_checkpoints/any_type.py before you trust the result.
 
 Types with a link were run with their checkpoints' public chat template. The others had no usable one and need one,

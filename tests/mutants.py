@@ -155,8 +155,8 @@ FAULTS = [
     Fault(
         "auto trains a model whose padded batches are wrong",
         "training/auto_checks.py",
-        '"a padded batch": padded',
-        '"a padded batch": few',
+        '"in a padded batch": padded',
+        '"in a padded batch": few',
         PROBED + "test_a_model_whose_padded_batches_are_wrong_is_refused",
     ),
     Fault(
@@ -176,7 +176,7 @@ FAULTS = [
     Fault(
         "auto takes a model whose losses see what follows",
         "training/auto_checks.py",
-        '"tokens before another end": blind, ',
+        '"with a different last token": blind, ',
         "",
         PROBED + "test_a_model_that_sees_what_follows_is_refused",
     ),

@@ -1,1 +1,1 @@
-"""What trains and how: flags checked, adapters, the trainer and its loss, samplers, engines, resuming, throughput."""
+"""Training: checks of the flags, adapters, the trainer and its loss, samplers, engines, resuming and throughput."""

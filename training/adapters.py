@@ -1,4 +1,4 @@
-"""LoRA through peft: which modules get an adapter, and continuing from an earlier run's adapter."""
+"""LoRA through peft: which modules get an adapter, and how to continue training the adapter of an earlier run."""
 
 import re
 from collections import defaultdict
@@ -13,33 +13,33 @@ from loaders.output_folder import fill_adapter, public_name
 from supported_models import nearest
 from training.engines import print_once
 
-# Where older versions of transformers have the layers of a language model (of LLaVA, of Qwen2-VL, of Idefics): people
-# carry such names along in patterns.
+# Paths of the language model's layers in older versions of transformers, for LLaVA, Qwen2-VL and Idefics. Users still
+# have patterns with these names.
 OLD_PATHS = ("language_model.model", "model", "model.language_model")
 NOT_LINEAR = "not linear layers"
 
 
 def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lora) -> nn.Module:
-    """Adapters on linear layers of mode "lora", whole copies of modules of mode "full"; `modes` are of parameters.
+    """Add adapters to linear layers of mode "lora", and trained copies of modules of mode "full" (`parameter_modes`).
 
     Raises:
-        ValueError: a pattern of `--lora_target_modules` without a match, a flag without effect, an adapter in
-            `--lora_weight_path` that does not fit.
+        ValueError: a pattern of `--lora_target_modules` matches no layer, a flag has no effect, or the adapter in
+            `--lora_weight_path` does not fit the model.
     """
     from peft import LoraConfig, get_peft_model  # only a run with adapters needs peft
 
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head.weight is table.weight
     if tied and any(mode == "full" and model.get_parameter(name) is head.weight for name, mode in modes.items()):
-        flag = "--train next to adapters" if lora.use_lora else "--use_vision_lora True without --use_lora True"
-        raise ValueError(f"{flag} cannot save embeddings that train in full, since the head is tied to them.")
+        flag = "--train: leave the embeddings out" if lora.use_lora else "--use_vision_lora True: add --use_lora True"
+        raise ValueError(f"{flag}, since peft cannot save embeddings that train in full and are tied to the head.")
     if lora.lora_weight_path:
         config = LoraConfig.from_pretrained(lora.lora_weight_path)
         config.inference_mode = False
         if {*trained_rows(vars(config))} != {*loader.pieces}:
             raise ValueError(
                 f"--lora_weight_path {lora.lora_weight_path} has {len(trained_rows(vars(config)))} added tokens, but "
-                f"{len(loader.pieces)} are named here: use the --add_tokens file that it was trained with."
+                f"this run has {len(loader.pieces)}. Use the --add_tokens file that the adapter was trained with."
             )
         try:
             return with_base_name(get_peft_model(model, config), loader)
@@ -54,10 +54,10 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
     full = [name for component in COMPONENTS for name in units(model, loader, component, modes)]
     targets = target_modules(model, loader, modes, lora.lora_target_modules)
     if not targets and not parameters:
-        raise ValueError("--use_lora, --use_vision_lora: no layer is left that can have an adapter. Leave them out.")
+        raise ValueError("--use_lora, --use_vision_lora: no layer can have an adapter. Leave these flags out.")
     tables = [name for name, module in model.named_modules() if module is table or module is head and not tied]
     if loader.pieces and {*tables}.intersection(targets):
-        raise ValueError("--lora_target_modules: the head has rows of --add_tokens, so it takes no adapter.")
+        raise ValueError("--lora_target_modules: leave the output head out, since --add_tokens trains its new rows.")
     config = LoraConfig(
         r=lora.lora_r,
         lora_alpha=lora.lora_alpha,
@@ -73,33 +73,33 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
         task_type="CAUSAL_LM",
     )
     try:
-        return with_base_name(get_peft_model(model, config), loader)
-    finally:  # whatever it says of them
+        return named(get_peft_model(model, config), loader)
+    finally:  # even if peft raises an error about these layers
         if wrong := {*(config.target_parameters or ())} - {*parameters}:
             raise ValueError(
-                f"--use_lora True: peft 0.21 mistakes layers of {loader.model_path} for its experts ({min(wrong)}). "
-                "Name others: --lora_target_modules q_proj k_proj v_proj o_proj."
+                f"--use_lora True: peft 0.21 mistakes layers of {loader.model_path} for experts ({min(wrong)}). "
+                "Choose other layers: --lora_target_modules q_proj k_proj v_proj o_proj."
             )
 
 
-def with_base_name(model: nn.Module, loader: BaseLoader) -> nn.Module:
-    """Make `adapter_config.json` name the base so that it is found from anywhere, and list modules in a fixed order."""
+def named(model: nn.Module, loader: BaseLoader) -> nn.Module:
+    """Set the base's name in `adapter_config.json` to one that works in any folder, and sort the target modules."""
     config = model.peft_config["default"]
     config.base_model_name_or_path = public_name(loader.model_path)
-    if isinstance(config.target_modules, set):  # which is saved in the order of its hashes
+    if isinstance(config.target_modules, set):  # a set would be saved in the order of its hashes
         config.target_modules = sorted(config.target_modules)
     return model
 
 
 def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: list[str] | None) -> list[str]:
-    """Full names of the linear layers that get an adapter.
+    """Return the full names of the linear layers that get an adapter.
 
-    Without patterns: every one of the components in mode "lora", except the output head. The experts and the router of
-    a mixture have flags of their own: a router may be a Linear, but what it returns is more than a product.
+    Without patterns, these are all linear layers of mode "lora" except the output head, experts and routers. The last
+    two have separate flags. A router may be a Linear, but its output is more than a matrix product.
 
     Args:
-        patterns: names, ends of names, or regular expressions of whole names; a pattern that matches none may match one
-            of `old_names`.
+        patterns: names, ends of names, or regular expressions of whole names. If a pattern matches no name, `old_names`
+            are tried.
     """
     head = model.get_output_embeddings()
     reasons = {name: why_not(name, module, loader, modes) for name, module in model.named_modules()}
@@ -107,7 +107,7 @@ def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: 
     if not patterns:
         return [name for name, reason in reasons.items() if not reason and name != head_name]
     if head.weight is model.get_input_embeddings().weight:
-        reasons[head_name] = "tied to the embeddings, which an adapter would change too when it is merged"
+        reasons[head_name] = "tied to the embeddings, which would change too when the adapter is merged"
     targets = []
     for pattern in patterns:
         found = matching(pattern, reasons, loader)
@@ -121,7 +121,7 @@ def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: 
 
 
 def why_not(name: str, module: nn.Module, loader: BaseLoader, modes: dict) -> str | None:
-    """Why a module cannot have an adapter, or None if it can."""
+    """Return why a module cannot have an adapter, or None if it can."""
     component = loader.component_of(name)
     if not isinstance(module, nn.Linear):
         return NOT_LINEAR
@@ -142,36 +142,36 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def matching(pattern: str, names: Iterable[str], loader: BaseLoader) -> list[str]:
-    """The names that a pattern matches; if none, those that it would match by their `old_names`."""
+    """Return the names that a pattern matches. If there are none, return those whose `old_names` match."""
     found = [name for name in names if matches(pattern, name)]
     return found or [name for name in names if any(matches(pattern, old) for old in old_names(name, loader))]
 
 
 def old_names(name: str, loader: BaseLoader) -> list[str]:
-    """A module's names in older transformers: without `model.`; in language-model layers, under each of `OLD_PATHS`."""
+    """Return a module's names in older transformers: without `model.`, and, for decoder layers, under `OLD_PATHS`."""
     in_layer = loader.component_of(name) == "language_model" and re.search(r"layers\.\d+(\..*)?$", name)
     return [name.removeprefix("model."), *(f"{old}.{in_layer[0]}" for old in OLD_PATHS if in_layer)]
 
 
 def no_target(pattern: str, found: dict[str, str], reasons: dict[str, str | None]) -> str:
-    """The message for a pattern without a module that can have an adapter."""
+    """Return the message for a pattern that matches no module that can have an adapter."""
     matched = f"only modules that get no adapter:{by_reason(found)}" if found else "no module."
     fitting = shortened([name for name, reason in reasons.items() if not reason])
     return f"--lora_target_modules {pattern!r} matches {matched}\nLinear layers that can have an adapter: {fitting}"
 
 
 def by_reason(found: dict[str, str]) -> str:
-    """Modules with the reasons why they get no adapter, a line for each reason."""
+    """List the modules that get no adapter, one line per reason."""
     names_of = defaultdict(list)
     for name, reason in found.items():
         names_of[reason].append(name)
     if len(names_of) > 1:
-        names_of.pop(NOT_LINEAR, None)  # such as the blocks around linear layers
+        names_of.pop(NOT_LINEAR, None)  # for example, blocks that contain linear layers
     return "".join(f"\n  {len(names)} {reason}: {shortened(names)}" for reason, names in names_of.items())
 
 
 def shortened(names: list[str]) -> str:
-    """Module names in short: names that differ in the layer index or in their ends are written together, as in
+    """Shorten a list of module names: those that differ only in the layer index or the end are merged, as in
     `model.layers.{0..27}.{mlp.up_proj, mlp.down_proj}`.
     """
     layers, ends = defaultdict(list), defaultdict(list)
@@ -184,12 +184,12 @@ def shortened(names: list[str]) -> str:
 
 
 def paths(name: str) -> Iterable[str]:
-    """`a.b.c` -> `a`, `a.b`, `a.b.c`: the modules around a parameter, and itself."""
+    """Yield the modules that contain a parameter, and the parameter: `a.b.c` -> `a`, `a.b`, `a.b.c`."""
     return accumulate(name.split("."), "{}.{}".format)
 
 
 def named_in(flag: str, patterns: list[str] | None, names: Iterable[str], loader: BaseLoader) -> set[str]:
-    """The parameters that patterns match, as those of `target_modules`, or match a module around.
+    """Return the parameters that match a pattern or are in a module that matches; patterns as in `target_modules`.
 
     Raises:
         ValueError: a pattern matches nothing.
@@ -209,7 +209,7 @@ def named_in(flag: str, patterns: list[str] | None, names: Iterable[str], loader
 
 
 def largest_modules(names: Iterable[str], known: Iterable[str], never: Iterable[str] = ()) -> list[str]:
-    """Some of the `known` parameters -> the largest modules that hold only these, and are none of `never`."""
+    """Return the largest modules that contain no `known` parameters except `names`, and are not in `never`."""
     names = dict.fromkeys(names)
     holding_others = {path for name in {*known} - names.keys() for path in paths(name)}.union(never)
     return list(dict.fromkeys(next(path for path in paths(name) if path not in holding_others) for name in names))
@@ -227,10 +227,10 @@ def ranges(numbers: list[int]) -> list[str]:
 
 
 def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -> None:
-    """Load the weights in `path`, by whose configuration `add_adapters` has wrapped the model.
+    """Load the adapter weights in `path` into a model that `add_adapters` wrapped with the same configuration.
 
     Raises:
-        ValueError: they are not those of this model, or train other components than the flags say.
+        ValueError: the weights do not fit the model, or train other components than the flags do.
     """
     from peft import load_peft_weights
 
@@ -242,22 +242,22 @@ def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -
         held |= {loader.component_of(base_name(name)): "lora" for name in weights if ".lora_" in name}
         for component, mode in modes.items():
             if held[component] != mode:
-                raise ValueError(f"its {component} is {held[component]}, but {mode} by the flags")
+                raise ValueError(f"its {component} is {held[component]}, but the flags make it {mode}")
         fill_adapter(model, weights)
     except (KeyError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"--lora_weight_path {path} does not fit the model: {error}") from error
 
 
 def units(model: nn.Module, loader: BaseLoader, component: str, modes: dict[str, str]) -> list[str]:
-    """The largest modules of a component of which all trains in full: what peft can save next to an adapter."""
+    """Return the largest modules of a component that train in full: peft can save these next to an adapter."""
     modules = dict(model.named_modules())
     own = [name for name, mode in modes.items() if mode == "full" and loader.component_of(name) == component]
     own = [name for name in own if not loader.is_unused(name)]
-    # Code may index a container, or check its type: its members are copied one by one.
+    # Model code may index a container or check its type, so peft must copy the members, not the container.
     containers = [name for name, module in modules.items() if isinstance(module, (nn.ModuleList, nn.Sequential))]
     return [name for name in largest_modules(own, modes, containers) if name in modules]
 
 
 def base_name(name: str) -> str:
-    """A parameter's name in the model that peft wrapped."""
+    """Return the name that a parameter had before peft wrapped the model."""
     return name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")

@@ -1,4 +1,4 @@
-"""What a run prints about the tokens that it adds, and about tokens added earlier whose embeddings do not train."""
+"""Messages about tokens that a run adds, and about tokens that were added earlier but whose embeddings do not train."""
 
 import re
 from collections import Counter
@@ -8,19 +8,19 @@ from loaders.base import BaseLoader
 from reading.dataset import MultimodalDataset, evenly_spread
 from training.trainable import training_modes
 
-SEARCHED_ROWS = 10_000  # that are searched, spread over the data
+MOST_ROWS = 10_000  # rows to search, spread over the data
 
 
 def added_tokens(loader: BaseLoader, template: Template) -> str:
-    """The result of --add_tokens in a line, or an empty text."""
+    """Return the result of --add_tokens in one line, or an empty text without the flag."""
     known = loader.pieces.keys() - loader.new_tokens.keys()
     names = ", ".join(sorted(map(template.frame.tokenizer.convert_ids_to_tokens, known)))
-    kept = f"; already tokens, so their embeddings are kept: {names}" if known else ""
+    kept = f"; these are tokens already and keep their embeddings: {names}" if known else ""
     return f"--add_tokens: {len(loader.new_tokens):,} new tokens{kept}." if loader.pieces else ""
 
 
 def untrained_tokens(loader: BaseLoader, arguments, template: Template, dataset: MultimodalDataset) -> str:
-    """A warning that lists those tokens, or an empty text."""
+    """Return a warning that lists tokens in the labels whose embeddings should train but do not, or an empty text."""
     if not loader.vocabulary or training_modes(arguments)["language_model"] == "full":
         return ""
     others = {id: token for id, token in template.frame.added_tokens.items() if id not in loader.pieces}
@@ -35,7 +35,7 @@ def untrained_tokens(loader: BaseLoader, arguments, template: Template, dataset:
     if not found:
         return ""
     return (
-        f"WARNING: the labels hold tokens that were added to the model's original {loader.vocabulary:,}: "
-        f"{', '.join(found)}. LoRA alone does not train their embeddings, so the model cannot learn to write them: "
-        "name them in an --add_tokens file, or train the language model in full (--use_lora False)."
+        f"WARNING: the labels contain tokens that were added to the original vocabulary of {loader.vocabulary:,}: "
+        f"{', '.join(found)}. LoRA alone does not train the embeddings of added tokens, so the model cannot learn to "
+        "write them. Name them in an --add_tokens file, or train in full (--use_lora False)."
     )

@@ -1,7 +1,7 @@
-"""Tests of a loaded model without a family of its own (`--model_id auto`), on the probes of its collator.
+"""Tests of a model that is loaded with `--model_id auto`, on the test conversations in collators/probes.py.
 
-They go through it alone, in a padded batch and in one row. A model that reads its place in the row, or carries a state
-from token to token, gives other losses there: then samples are padded. One whose padded batch is wrong is refused.
+The losses of each conversation alone are compared with those in a padded batch and in one concatenated row. If the row
+has other losses, samples are padded in training. If the padded batch has other losses, the model is refused.
 """
 
 import torch
@@ -18,9 +18,9 @@ REFUSALS = (ValueError, LookupError, TypeError, RuntimeError, AttributeError)
 
 
 def probe_rows(collator) -> list[dict[str, torch.Tensor]]:
-    """Encoded probes of texts and pictures, also of several sizes; each token that may be one is a label.
+    """Return encoded test conversations with images of several sizes. Every token that can be a label is a label.
 
-    No video: of some checkpoints, only pictures can be trained (GLM-4.1V's videos are refused in transformers 5.23).
+    Videos are left out: some checkpoints can train on images only (transformers 5.23 refuses GLM-4.1V's videos).
     """
     rows, probes = [], (row for row, _ in encoded_probes(collator))
     for row in (row for row in probes if not any("video" in name for name in row)):
@@ -31,45 +31,45 @@ def probe_rows(collator) -> list[dict[str, torch.Tensor]]:
 
 
 def check_batches(model, loader, collator, arguments) -> str:
-    """Compare the losses of probes in a batch with those of each alone; pad the run's where one row mixes samples.
+    """Check that samples have the same losses in a batch as alone. Turn padding-free off if it would mix samples.
 
     Returns:
-        Why samples are padded that could be concatenated, or an empty text.
+        The reason why samples are padded instead of concatenated, or an empty text.
 
     Raises:
-        ValueError: the model refuses the probes, or its padded batches are wrong; or `--padding_free True` or
-            `--packing True` would mix samples.
+        ValueError: the model fails on the test conversations, its padded batches are wrong, or `--padding_free True`
+            or `--packing True` would mix samples.
     """
     if arguments.training.deepspeed or arguments.training.fsdp:
-        return ""  # whose model is whole only in training; is_padding_free knows
+        return ""  # these engines shard the model, so it cannot be tested; see `is_padding_free`
     rows, home = probe_rows(collator), model.device
     if "device_map" not in loader.model_kwargs:
         model.to(arguments.training.device)
-    # LLM.int8 rounds as coarsely as bfloat16, and which columns it spares depends on all tokens of a batch.
+    # LLM.int8 rounds as coarsely as bfloat16, and all tokens of a batch decide which columns it does not round.
     allowed = 4 * torch.finfo(torch.bfloat16 if arguments.lora.load_in_8bit else model.dtype).eps ** 0.5
-    what = "its processor's output for a probe"
+    what = "a test conversation from its processor"
     try:
         alone = torch.cat([all_losses(model, collator.pad([row])) for row in rows])
         few = torch.cat([losses(model, collator.pad([row])) for row in rows])
         blind = torch.cat([losses(model, collator.pad([with_another_end(row)])) for row in rows])
-        what = "a padded batch of its processor's probes"
+        what = "a padded batch of test conversations from its processor"
         padded = losses(model, collator.pad(rows))
     except REFUSALS as error:
         raise ValueError(
-            f"{loader.model_path}: {type(model).__name__} refuses {what}: {str(error).rstrip('.')}. Add a family "
+            f"{loader.model_path}: {type(model).__name__} fails on {what}: {str(error).rstrip('.')}. Add a family "
             "(docs/add_new_model.md)."
         ) from error
-    seen = {"the positions that are trained": few, "tokens before another end": blind, "a padded batch": padded}
+    seen = {"with logits only for labels": few, "with a different last token": blind, "in a padded batch": padded}
     for what, found in seen.items():
-        if not (difference := (found - alone).abs().max()) <= allowed:  # nan too
+        if not (difference := (found - alone).abs().max()) <= allowed:  # true for nan too
             raise ValueError(
-                f"{loader.model_path}: {type(model).__name__} computes other losses for {what} than for each sample "
-                f"alone: they differ by {difference:.2g}, more than rounding allows ({allowed:.2g}). Add a family "
-                "(docs/add_new_model.md)."
+                f"{loader.model_path}: {type(model).__name__} computes other losses {what}: they differ by "
+                f"{difference:.2g} from those of each sample alone, more than rounding allows ({allowed:.2g}). "
+                "Add a family (docs/add_new_model.md)."
             )
     reason = leak(model, loader, collator, rows, alone, allowed) if collator.is_padding_free else ""
     if "device_map" not in loader.model_kwargs:
-        model.to(home)  # adapters start there, alike on every device
+        model.to(home)  # adapters are initialized there, identically on every device
     if not reason:
         return ""
     for flag in ("padding_free", "packing"):
@@ -77,42 +77,42 @@ def check_batches(model, loader, collator, arguments) -> str:
             raise ValueError(f"--{flag} True cannot be used with {loader.model_path}: {reason}. Leave it out.")
     model.get_decoder().set_attn_implementation(loader.text_attention)
     collator.is_padding_free = False
-    return f"Samples are padded, not concatenated: {reason}."
+    return f"Samples are padded, because {reason}."
 
 
 def with_another_end(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A row with another last token, on which no loss may depend; the label in its place stays."""
+    """Return the row with another last token, on which no loss may depend. The label at that position stays."""
     ids = row["input_ids"].clone()
     ids[:, -1] = ids[:, 0]
     return row | {"input_ids": ids}
 
 
 def leak(model, loader, collator, rows: list[dict], alone: torch.Tensor, allowed: float) -> str:
-    """Why samples in one row are not what they are alone, or an empty text."""
+    """Return why concatenated samples do not have the losses that they have alone, or an empty text."""
     attention.separate_samples(model, loader)
     try:
         difference = (losses(model, collator.concatenate_samples(rows)) - alone).abs().max()
     except REFUSALS as error:
-        return f"the model refuses them in one row ({error})"
+        return f"the model fails on concatenated samples ({error})"
     if difference <= allowed:
         return ""
-    return f"in one row they affect each other: a sample's loss differs by {difference:.2g} from its loss alone"
+    return f"concatenated samples affect each other: a loss differs by {difference:.2g} from that of the sample alone"
 
 
 @torch.no_grad()
 def losses(model, batch: dict) -> torch.Tensor:
-    """The loss of each label, as in training."""
+    """Return the loss of each label, computed as in training."""
     return label_losses(model, on_device(model, batch))[0]
 
 
 @torch.no_grad()
 def all_losses(model, batch: dict) -> torch.Tensor:
-    """The same from the logits of all positions."""
+    """Return the loss of each label, computed from the logits of all positions."""
     batch = on_device(model, batch)
     targets = batch.pop("labels")[:, 1:]
     logits = model(**batch, use_cache=False).logits
     if logits.shape[1] != targets.shape[1] + 1:
-        raise ValueError(f"for {targets.shape[1] + 1} tokens, it gives {logits.shape[1]} logits")
+        raise ValueError(f"it returns {logits.shape[1]} logits for {targets.shape[1] + 1} tokens")
     logits = logits[:, :-1].float().transpose(1, 2)
     return cross_entropy(logits, targets, reduction="none")[targets != IGNORE_INDEX]
 
@@ -122,10 +122,10 @@ def on_device(model, batch: dict) -> dict:
 
 
 def allow_unreached(model, collator, training) -> str:
-    """Let DDP allow parameters without a gradient if a backward pass of the probes leaves some without.
+    """Let DDP allow parameters without a gradient if the test conversations give some parameters none.
 
     Returns:
-        Which, or an empty text.
+        A message that names these parameters, or an empty text.
     """
     is_ddp = training.world_size > 1 and not (training.deepspeed or training.fsdp)
     if not is_ddp or training.ddp_find_unused_parameters is not None:
@@ -141,4 +141,4 @@ def allow_unreached(model, collator, training) -> str:
         return ""
     training.ddp_find_unused_parameters = True
     modules = shortened(largest_modules(missing, [base_name(name) for name, _ in model.named_parameters()]))
-    return f"No gradient of the probes reaches {modules}; DDP looks for such parameters in each step."
+    return f"Test conversations give {modules} no gradient, so DDP looks for unused parameters in each step."

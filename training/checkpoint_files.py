@@ -1,7 +1,7 @@
-"""The files of a checkpoint: a checksum of each when it is saved, and what is tested before they are loaded again.
+"""Checks of a checkpoint's files: each gets a checksum when it is saved, and is tested before it is loaded again.
 
-Tensors that torch saved carry checksums of their own. Pickles are instructions: of those that are loaded without a
-restriction, the functions and classes that they name are listed, and none is called.
+Files saved by torch also contain checksums of their tensors. A pickle can run code while it is loaded. So, for pickles
+that are loaded without restrictions, the functions and classes that they name are listed first, without calling them.
 """
 
 import os
@@ -12,13 +12,13 @@ import zlib
 from safetensors import safe_open
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-BLOCK, BLOCKS = 65_536, 64  # a checksum of all of a larger file would take as long as to write it
+BLOCK, BLOCKS = 65_536, 64  # to read all of a larger file would take as long as writing it
 PICKLED = (".pt", ".pth", ".bin")
-# Kept by the Trainer, read by nobody.
+# The Trainer writes this file, but nothing reads it.
 UNREAD = "training_args.bin"
 METADATA = "torch.distributed.checkpoint.metadata"
-# What checkpoints of torch 2.14 (FSDP2's shards), numpy (random states) and deepspeed 0.19 (ZeRO) name, besides what
-# torch itself holds safe.
+# Functions and classes in checkpoints of torch 2.14 (FSDP2's shards), numpy (random states) and deepspeed 0.19 (ZeRO),
+# without those that torch considers safe.
 KNOWN_GLOBALS = {
     *("numpy._core.multiarray._reconstruct", "numpy.dtype", "numpy.ndarray"),
     *("deepspeed.runtime.fp16.loss_scaler.LossScaler", "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
@@ -32,7 +32,7 @@ KNOWN_GLOBALS = {
 
 
 def checksum(path: str) -> list[int]:
-    """The size and the CRC of a file; of more than 4 MiB, of 64 blocks from its first to its last."""
+    """Return the size and the CRC of a file. Above 4 MiB, the CRC covers only 64 blocks, spread over the file."""
     size, found = os.path.getsize(path), 0
     with open(path, "rb") as file:
         for number in range(BLOCKS):
@@ -43,7 +43,7 @@ def checksum(path: str) -> list[int]:
 
 
 class UntrustedCheckpoint(ValueError):
-    """A checkpoint that would run unknown code: it is never silently replaced by an older one."""
+    """Raised for a checkpoint that would run unknown code. A run never falls back to an older checkpoint then."""
 
 
 def check_file(path: str, saved: list[int] | None, is_trusted: bool) -> None:
@@ -52,7 +52,7 @@ def check_file(path: str, saved: list[int] | None, is_trusted: bool) -> None:
         unknown = globals_of(path) - KNOWN_GLOBALS
         if saved and (is_trusted or not unknown):
             check_bytes(path, saved)
-    except Exception as error:  # whatever a reader makes of wrong bytes
+    except Exception as error:  # readers raise many kinds of errors for damaged bytes
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:200]}.") from error
     if unknown and not is_trusted:
         raise UntrustedCheckpoint(
@@ -76,7 +76,7 @@ def check_bytes(path: str, saved: list[int]) -> None:
 
 
 def globals_of(path: str) -> set[str]:
-    """The functions and classes that a file names, besides those that torch holds safe; none is called."""
+    """Return the functions and classes that a file names, without calling any; leave out those torch considers safe."""
     name = os.path.basename(path)
     if name.endswith(PICKLED) and name != UNREAD:
         return set(get_unsafe_globals_in_checkpoint(path))
@@ -89,7 +89,7 @@ def globals_of(path: str) -> set[str]:
 
 
 class Lister(pickle.Unpickler):
-    """Reads a plain pickle, which torch's function does not take, with stubs for all that it names."""
+    """Unpickler that collects the names in a plain pickle, which torch's function cannot read, and loads only stubs."""
 
     def __init__(self, file):
         super().__init__(file)
@@ -101,7 +101,7 @@ class Lister(pickle.Unpickler):
 
 
 class Stub:
-    """Stands for whatever a pickle makes, and does nothing."""
+    """Replaces every object that a pickle creates, and does nothing."""
 
     def __init__(self, *_):
         pass

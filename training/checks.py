@@ -1,7 +1,7 @@
-"""What is refused before anything is loaded: values without meaning, flags without effect, flags that contradict each
-other, and what this machine or a library cannot do. Every refusal is a ValueError that names the flag and the fix.
+"""Checks of the flags before anything is loaded. They find values out of range, flags without effect or that contradict
+each other, and what this machine or a library cannot do. Each error is a ValueError that names the flag and the fix.
 
-Most flags are checked by the tables; `check_flags` reads them. The functions after it hold what fits no table.
+`check_flags` checks most flags with the tables below. The functions after it contain the rules that fit no table.
 """
 
 import os
@@ -38,16 +38,16 @@ KEPT_FLAGS = {
         "has no effect in train.py",
     ),
     "remove_unused_columns": "would empty every sample",
-    "ignore_data_skip": "would train again on the samples of the epoch that a run is resumed in",
+    "ignore_data_skip": "would repeat samples of the current epoch when a run is resumed",
     "restore_callback_states_from_checkpoint": "would replace the callbacks that write the log",
-    "average_tokens_across_devices": "would make the loss a mean of the processes' means",
-    "auto_find_batch_size": "would start again, with another batch size, on weights that are already trained",
+    "average_tokens_across_devices": "would average the mean loss of each process, regardless of its number of labels",
+    "auto_find_batch_size": "would restart with another batch size, but keep weights that are already trained",
     "liger_kernel_config": "is set by --use_liger_kernel True",
-    "dataloader_in_order": "would give another order of samples in every run",
+    "dataloader_in_order": "would change the order of samples from run to run",
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "would round the trained weights before they are saved"),
 }
 
-# What a value must be -> whether it is, flags; the Trainer fails late on a wrong one of its own.
+# Allowed range -> (test of a value, flags). The Trainer itself would fail later on a wrong value of its own flags.
 RANGES = {
     "1 or more": (
         lambda value: value >= 1,
@@ -65,30 +65,30 @@ RANGES = {
         lambda value: value == AUTO_PIXELS or value > 0,
         "peak_tflops num_train_epochs min_pixels max_pixels num_frames fps max_frames video_max_pixels",
     ),
-    # With 0 the Trainer makes one step, at a rate of 0 (5.23).
-    "1 or more, or -1 for --num_train_epochs": (lambda value: value == -1 or value >= 1, "max_steps"),
-    "a fraction (0.05) or number of the rows": (lambda value: 0 < value < 1 or value % 1 == 0 < value, "eval_split"),
+    # With 0, the Trainer takes one step, at a learning rate of 0 (5.23).
+    "1 or more, or -1 to use --num_train_epochs": (lambda value: value == -1 or value >= 1, "max_steps"),
+    "a fraction (0.05) or number (200) of rows": (lambda value: 0 < value < 1 or value % 1 == 0 < value, "eval_split"),
 }
 RANGE_OF = {flag: (wanted, is_right) for wanted, (is_right, flags) in RANGES.items() for flag in flags.split()}
 
-# --attn_implementation -> whether this machine has what it needs, and what that is. Without its own package
-# transformers takes the kernel of the Hub that the package `kernels` finds for this GPU, if it may (called with True).
-KERNEL = "kernels-community/NAME"  # with "flash" in it: others compute something else
+# --attn_implementation -> (whether this machine can run it, what it needs). Called with True, the functions of
+# transformers also accept the package `kernels`, which downloads a kernel for this GPU from the Hub.
+KERNEL = "kernels-community/NAME"  # NAME must contain "flash": other kernels do not compute attention
 ATTENTION = {
     "sdpa": (lambda _: True, ""),
     "eager": (lambda _: True, ""),
     "flash_attention_2": (utils.is_flash_attn_2_available, "a CUDA GPU, and the package flash-attn or kernels"),
     "flash_attention_3": (utils.is_flash_attn_3_available, "a Hopper GPU, and flash-attn-3 or kernels"),
     "flash_attention_4": (utils.is_flash_attn_4_available, "a Hopper or newer GPU, and flash-attn-4 or kernels"),
-    "flex_attention": (lambda _: torch.cuda.is_available(), "a GPU: PyTorch cannot train with it on CPUs"),
+    "flex_attention": (lambda _: torch.cuda.is_available(), "a GPU, since PyTorch cannot train with it on CPUs"),
     KERNEL: (lambda _: torch.cuda.is_available() and utils.is_kernels_available(), "a GPU, and the package kernels"),
 }
 
-# Of `init_lora_weights` of peft. PiSSA and OLoRA take a part out of the base's weights, which peft 0.21 does again, to
-# the same result, wherever the adapter is loaded. Its others need data first, or cannot be done again exactly.
+# Values of peft's `init_lora_weights`. PiSSA and OLoRA subtract a part of the base weights. peft 0.21 repeats this
+# exactly when the adapter is loaded. Other values need data first, or cannot be repeated exactly.
 LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 
-# What to add, one of several flags is enough -> flags that have no effect without it.
+# Flags to add (one of them is enough) -> flags that have no effect without them.
 NEEDED_BY = {
     "--train_vision_encoder True, --use_vision_lora True or --train NAME": "vision_encoder_lr",
     "--train_vision_projector True or --train NAME": "vision_projector_lr",
@@ -120,52 +120,52 @@ NEEDED_BY = {
 }
 NEEDS = {flag: needed for needed, flags in NEEDED_BY.items() for flag in flags.split()}
 
-# Values with which a flag asks for nothing.
+# Values that turn a flag off.
 OFF = (None, False, 0, -1, "no", "none", "error", [], {})
 
-# Pairs of flags, or of flags with a value, of which one must be left out, and why.
+# Pairs of flags, or of flags with a value, that exclude each other, and why.
 EXCLUDES = (
     ("eval_data_path", "eval_split", "both choose what is evaluated"),
     ("num_frames", "fps", "both choose the frames of a video"),
     *((name, "image_size", "both choose the size of images") for name in ("min_pixels", "max_pixels")),
-    ("q_lora", "load_in_8bit", "4 bits or 8"),
+    ("q_lora", "load_in_8bit", "weights have either 4 bits or 8"),
     *(("use_dora", name, "peft 0.21 cannot do both") for name in ("load_in_8bit", "lora_experts", "lora_router")),
-    ("packing", "train_sampling_strategy", "packing itself decides which samples go together"),
+    ("packing", "train_sampling_strategy", "packing decides which samples share a batch"),
     ("packing", "padding_free False", "packing concatenates samples"),
     ("train_thoughts False", "mask_question_tokens False", "the latter trains all text"),
     ("train_replies", "mask_question_tokens False", "the latter trains all text"),
     ("use_lora", "train_language_model False", "LoRA trains the language model"),
-    ("fsdp", "deepspeed", "they are two engines"),
+    ("fsdp", "deepspeed", "a run can use only one engine"),
     (
         "fsdp",
         "load_in_8bit",
         "8-bit weights lose their scales when FSDP2 shards them (bitsandbytes 0.50), unlike those of --q_lora True",
     ),
-    ("on_nonfinite", "deepspeed", "DeepSpeed updates before the gradients can be tested"),
-    ("on_nonfinite", "fp16", "the fp16 scaler skips such updates by itself"),
+    ("on_nonfinite", "deepspeed", "DeepSpeed updates the weights before the gradients can be tested"),
+    ("on_nonfinite", "fp16", "the fp16 scaler already skips updates whose gradients are not finite"),
     *(
-        (f"ddp_{name}", engine, "only DDP reads the former")
+        (f"ddp_{name}", engine, "only DDP uses the former")
         for name in ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
         for engine in ("deepspeed", "fsdp")
     ),
     *((name, "lora_weight_path", "the adapter decides what trains") for name in ("freeze", "train")),
-    ("peak_tflops", "torch_compile", "a compiled model hides the operations that are counted"),
+    ("peak_tflops", "torch_compile", "the operations of a compiled model cannot be counted"),
 )
 
-# What --accelerator_config must leave: every process takes whole batches, evenly, in the order of our sampler.
+# Required values in --accelerator_config: all processes get equally many whole batches, in the order of our sampler.
 BATCH_SETTINGS = {"split_batches": False, "dispatch_batches": None, "even_batches": True, "use_seedable_sampler": True}
 
-# Keys of --activation_checkpointing_kwargs that leave the gradients alone.
+# Keys of --activation_checkpointing_kwargs that do not change the gradients.
 CHECKPOINTING_KEYS = {"every_n_layers", "offload", "use_reentrant"}
 
-# Where Liger runs; and all of its kernels but those that stand in for a loss: ours needs the logits.
+# Devices that Liger supports. Its kernels that replace a loss are turned off, since our loss needs the logits.
 LIGER_DEVICES = ("cuda", "xpu", "npu")
 LIGER_KERNELS = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
-# Flags of an optimizer's own, and their defaults.
+# Flags that only some optimizers read, and their defaults.
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 
-# Starts of names of --optim -> why not.
+# Prefixes of refused values of --optim -> reason.
 REFUSED_OPTIMIZERS = {
     ("galore", "apollo", "lomo", "adalomo"): "it groups the parameters itself, ignoring the components' learning rates",
     ("schedule_free",): "the saved weights would differ from the evaluated ones (transformers 5.23)",
@@ -173,22 +173,22 @@ REFUSED_OPTIMIZERS = {
 
 
 def check_flags(*parts, given: Collection[str] = ()) -> None:
-    """Compare some parts of the arguments with the tables; a rule about other parts' flags waits until these come.
+    """Check some parts of the arguments with the tables. Skip rules that also involve flags of other parts.
 
     Args:
-        given: the flags that were written: `--lora_r 8`, though the default, asks for LoRA, unless `--use_lora False`
-            is next to it.
+        given: the flags that the user wrote. Although 8 is the default, a written `--lora_r 8` requires LoRA, unless
+            `--use_lora False` is written too.
     """
     known = [(field, getattr(part, field.name)) for part in parts for field in fields(part)]
     values = {field.name: value for field, value in known}
     changed = {field.name for field, value in known if value not in (field.default, {}) and value is not False}
-    # The args.yaml of a run names flags of training only where they were written, all others also at their default.
+    # The args.yaml of a run contains all flags of other parts, but only those training flags that the user wrote.
     of_training = {f.name for part in parts if isinstance(part, transformers.TrainingArguments) for f in fields(part)}
     written = {name for name in values.keys() & given if values[name] not in OFF}
     asked = changed | of_training & written
 
     for name, (wanted, is_right) in RANGE_OF.items():
-        if values.get(name) is not None and not is_right(values[name]):  # nan too
+        if values.get(name) is not None and not is_right(values[name]):  # nan is never right
             raise ValueError(f"--{name} is {values[name]}; it must be {wanted}.")
     for name, needed in NEEDS.items():
         flags = set(re.findall(r"--(\w+)", needed))
@@ -205,7 +205,7 @@ def check_flags(*parts, given: Collection[str] = ()) -> None:
 
 
 def check_model_paths(model) -> None:
-    """Refuse a folder as --model_id, and an adapter in the place of a model."""
+    """Refuse a folder as --model_id, and an adapter instead of a model."""
     for option in ("model_id", "model_local_path"):
         path = getattr(model, option)
         if path and adapter_config(path) is not None and not os.path.isfile(os.path.join(path, "config.json")):
@@ -229,7 +229,7 @@ def check_model(model) -> None:
         raise ValueError(f"--use_flash_attn True contradicts --attn_implementation {name}: leave one out.")
     known = KERNEL if re.fullmatch(r"kernels-community/[\w.-]*flash[\w.-]*(@[\w.-]+)?", name) else name
     if known not in ATTENTION:
-        raise ValueError(f"--attn_implementation {name} is unknown; use {', '.join(ATTENTION)} (a FlashAttention).")
+        raise ValueError(f"--attn_implementation {name} is unknown; use {', '.join(ATTENTION)} (any FlashAttention).")
     is_available, needed = ATTENTION[known]
     if not is_available(True):
         flags = "--use_flash_attn True" if model.use_flash_attn else f"--attn_implementation {name}"
@@ -237,7 +237,7 @@ def check_model(model) -> None:
 
 
 def check_reading(reading) -> None:
-    """Flags of how rows and media are read."""
+    """Check the flags that control how rows and media are read."""
     check_flags(reading)
     for name in ("image_folder", "video_folder"):
         if (folder := getattr(reading, name)) and not os.path.isdir(folder):
@@ -255,7 +255,7 @@ def check_reading(reading) -> None:
     for name, field in mapping.sources:
         if name not in readable:
             raise ValueError(
-                f"--columns {name}={field}: no field `{name}` is read; use {', '.join(readable)} (NAME=FIELD "
+                f"--columns {name}={field}: `{name}` is not a known name; use one of {', '.join(readable)} (NAME=FIELD "
                 "reads the data's FIELD as NAME)."
             )
     MediaOptions.of(reading)
@@ -266,10 +266,10 @@ def check_reading(reading) -> None:
 
 def check_data(data) -> None:
     if not data.data_path:
-        raise ValueError("--data_path is missing: a JSON, JSONL, Parquet or CSV file, see docs/start.md.")
+        raise ValueError("--data_path is missing: give a JSON, JSONL, Parquet or CSV file (docs/start.md).")
     template = data.chat_template
     if template and template not in OWN_TEMPLATES and not os.path.isfile(template):
-        raise ValueError(f"--chat_template {template!r} is not a file, nor {' or '.join(OWN_TEMPLATES)}: leave it out.")
+        raise ValueError(f"--chat_template {template!r} is not a file, {' or '.join(OWN_TEMPLATES)}: leave it out.")
 
 
 def check_lora(lora) -> None:
@@ -297,7 +297,7 @@ def check_patterns(part, *flags: str) -> None:
 
 
 def check_training(training) -> None:
-    """What no machine can do, and what the Trainer would refuse with a traceback, after the model is loaded."""
+    """Refuse what no machine can do, and what the Trainer would refuse only after the model is loaded."""
     check_flags(training)
     for name, reason in KEPT_FLAGS.items():
         default = training.__dataclass_fields__[name].default
@@ -307,9 +307,9 @@ def check_training(training) -> None:
         raise ValueError("--bf16 True needs a GPU with bfloat16: leave it out, or run on the CPU with --use_cpu True.")
     folder = training.resume_from_checkpoint
     if folder and folder is not True and not os.path.isdir(folder):
-        raise ValueError(f"--resume_from_checkpoint {folder} is not a folder; True takes the last one in --output_dir.")
+        raise ValueError(f"--resume_from_checkpoint {folder} is not a folder; use True for the last in --output_dir.")
     if training.overwrite_output_dir and folder:
-        raise ValueError("--overwrite_output_dir True starts again, --resume_from_checkpoint does not: leave one out.")
+        raise ValueError("--overwrite_output_dir starts a new run, --resume_from_checkpoint does not: leave one out.")
     for kind, steps in (("save", training.save_steps), ("eval", training.eval_steps)):
         if getattr(training, f"{kind}_strategy") == "steps" and steps is not None and steps <= 0:
             raise ValueError(f"--{kind}_steps is {steps}; raise it, or add --{kind}_strategy no.")
@@ -327,16 +327,16 @@ def check_best_metric(training, paths: list[str]) -> None:
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
     kind = metrics.kind_of(best)
     if kind != "loss" and not training.eval_generate:
-        raise ValueError(f"--metric_for_best_model {best} needs answers to measure: add --eval_generate 100.")
+        raise ValueError(f"--metric_for_best_model {best} is measured on answers: add --eval_generate 100.")
     files = names_of(paths) if paths[1:] else []
     known = [*measured, *(f"{file}_{name}" for file in files for name in measured)]
-    if best not in known and {*measured} <= {"loss", *metrics.METRICS}:  # a function may give other names than its own
+    if best not in known and {*measured} <= {"loss", *metrics.METRICS}:  # a function may return other names
         fix = f", or add --metric {kind or 'FILE.py:FUNCTION'}" if kind != "loss" else ""
         raise ValueError(f"--metric_for_best_model {best} is not measured: use one of {', '.join(known)}{fix}.")
 
 
 def check_machine(training) -> None:
-    """What this machine cannot do, and what the Trainer would silently change."""
+    """Refuse what this machine cannot do, and what the Trainer would silently change."""
     if training.fp16 and training.device.type == "cpu":
         raise ValueError("--fp16 True needs a GPU: leave it out, or use --bf16 True --use_cpu True on the CPU.")
     for name, value in BATCH_SETTINGS.items():
@@ -345,14 +345,14 @@ def check_machine(training) -> None:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "bf16", "fp16"):
         raise ValueError(
-            f"accelerate launch sets {precision}, which is not supported: use --mixed_precision bf16 there."
+            f"`accelerate launch` sets {precision}, which is not supported: pass --mixed_precision bf16 to it."
         )
     if precision != "no" and not getattr(training, precision):
-        raise ValueError(f"accelerate launch sets {precision}, but the flags do not: add --{precision} True.")
+        raise ValueError(f"`accelerate launch` sets {precision}, but the flags do not: add --{precision} True.")
     kwargs = training.activation_checkpointing_kwargs or {}
     if kwargs.keys() - CHECKPOINTING_KEYS or kwargs.get("use_reentrant"):
         raise ValueError(
-            f"--activation_checkpointing_kwargs takes {', '.join(sorted(CHECKPOINTING_KEYS))}; use_reentrant "
+            f"--activation_checkpointing_kwargs accepts only {', '.join(sorted(CHECKPOINTING_KEYS))}; use_reentrant "
             "must be false, since true can lose gradients."
         )
     if training.use_liger_kernel and not (training.device.type in LIGER_DEVICES and is_liger_kernel_available()):
@@ -362,8 +362,8 @@ def check_machine(training) -> None:
         try:
             backend, mode = training.torch_compile_backend, training.torch_compile_mode
             torch.compile(torch.sin, backend=backend, mode=mode)(torch.zeros(8, device=training.device))
-        except Exception as error:  # of a compiler, a backend or a driver
-            raise ValueError(f"--torch_compile True does not work on this machine: {error}") from error
+        except Exception as error:  # from a compiler, a backend or a driver
+            raise ValueError(f"--torch_compile True does not work on this machine, leave it out: {error}") from error
 
 
 def check_optimizer_name(training) -> None:
@@ -373,7 +373,7 @@ def check_optimizer_name(training) -> None:
 
 
 def try_optimizer(training) -> None:
-    """Make optimizer and schedule for a single parameter: nothing else reads their flags before step 1."""
+    """Create the optimizer and the schedule for a single parameter: nothing else tests their flags before step 1."""
     check_optimizer_name(training)
     name, rate = training.optim.value, training.learning_rate
     if "paged" in name and training.device.type != "cuda":
@@ -392,12 +392,12 @@ def try_optimizer(training) -> None:
         raise ValueError(f"{idle[0]} has no effect with --optim {name}: leave it out.")
     if training.warmup_steps and made.get_last_lr() == [rate] != [0]:
         raise ValueError(f"--warmup_steps has no effect with --lr_scheduler_type {schedule.value}: leave one out.")
-    if kwargs and schedule.value.startswith("constant"):  # which passes them over (transformers 5.23)
+    if kwargs and schedule.value.startswith("constant"):  # these schedules ignore them (transformers 5.23)
         raise ValueError(f"--lr_scheduler_kwargs has no effect with {schedule.value}: leave one of them out.")
 
 
 def without_each(training) -> Iterator[tuple[str, tuple]]:
-    """Each flag that an optimizer may read, as it is written, and the optimizer that there were without it."""
+    """Yield each flag that an optimizer may read, as text, and the optimizer that a run without the flag would have."""
     others = {f"--{name} {getattr(training, name)}": {name: value} for name, value in ADAM.items()}
     words = (training.optim_args or "").split(",")
     for word in filter(None, words):
@@ -410,7 +410,7 @@ def without_each(training) -> Iterator[tuple[str, tuple]]:
 
 
 def check_together(arguments) -> None:
-    """Flags of several parts."""
+    """Check rules that involve several parts of the arguments."""
     model, data, training, lora = arguments.model, arguments.data, arguments.training, arguments.lora
     check_best_metric(training, data.eval_data_path or [])
     check_flags(model, data, training, lora, given=arguments.given)
@@ -430,30 +430,30 @@ def check_together(arguments) -> None:
     if "flash" in attention and not (training.bf16 or training.fp16):
         raise ValueError(f"--attn_implementation {attention} computes in 16 bits only: add --bf16 True.")
     if {"gradient_checkpointing", "activation_checkpointing"} <= arguments.given:
-        raise ValueError("--gradient_checkpointing is the old name of --activation_checkpointing: leave it out.")
+        raise ValueError("--gradient_checkpointing is the old name of --activation_checkpointing: use only the latter.")
     for kind in ("eval", "save", "logging"):
         name = getattr(training, f"{kind}_strategy").value
         if f"{kind}_steps" in arguments.given and name != "steps":
-            raise ValueError(f"--{kind}_steps has no effect with {name}: add --{kind}_strategy steps, or leave it out.")
+            raise ValueError(f"--{kind}_steps has no effect: add --{kind}_strategy steps, or leave --{kind}_steps out.")
 
 
 def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
-    """Set the flags to those of the adapter in --lora_weight_path; refuse any that contradict it."""
+    """Set the LoRA flags as in the adapter of --lora_weight_path, and refuse flags that contradict the adapter."""
     from peft import LoraConfig
 
     path = lora.lora_weight_path
     adapter = adapter_config(path)
     if adapter is None:
-        raise ValueError(f"--lora_weight_path {path} holds no adapter (adapter_config.json).")
+        raise ValueError(f"--lora_weight_path {path} contains no adapter: adapter_config.json is missing.")
     if (kind := adapter.get("peft_type")) != "LORA":
-        raise ValueError(f"--lora_weight_path {path} holds a {kind} adapter; only LoRA can be continued.")
-    adapter = LoraConfig().to_dict() | adapter  # of an older peft, it lacks what came later
+        raise ValueError(f"--lora_weight_path {path} contains a {kind} adapter; only LoRA can be continued.")
+    adapter = LoraConfig().to_dict() | adapter  # an older peft did not save newer settings
     base = adapter["base_model_name_or_path"] or "an unnamed model"
-    # The folder of a checkpoint may have been moved, so its name decides.
+    # The folder of a checkpoint may have been moved, so only its name is compared.
     if os.path.basename(os.path.realpath(base)) != os.path.basename(os.path.realpath(public_name(model_path))):
         raise ValueError(
-            f"--lora_weight_path {path} was trained on {base}, not on {model_path}. If these are one model under two "
-            "names, change base_model_name_or_path in its adapter_config.json."
+            f"--lora_weight_path {path} was trained on {base}, not on {model_path}. If both names mean the same "
+            "model, change base_model_name_or_path in the adapter's adapter_config.json."
         )
     values = {
         "lora_init": "default" if adapter["init_lora_weights"] is True else adapter["init_lora_weights"],
@@ -461,10 +461,10 @@ def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
         **{name: adapter[name] for name in ("lora_alpha", "lora_dropout", "use_dora", "use_rslora")},
     }
     if values["lora_init"] not in LORA_INITS:
-        raise ValueError(f"--lora_weight_path {path} has adapters of another kind: its init_lora_weights is unknown.")
+        raise ValueError(f"--lora_weight_path {path} has an unknown init_lora_weights: {values['lora_init']}.")
     for name, value in values.items():
         if name in given and getattr(lora, name) != value:
-            raise ValueError(f"--{name} {getattr(lora, name)} contradicts the adapter's, {value}: leave it out.")
+            raise ValueError(f"--{name} {getattr(lora, name)} contradicts the adapter ({value}): leave it out.")
         setattr(lora, name, value)
     for name in ("lora_target_modules", "lora_experts", "lora_router"):
         if getattr(lora, name):

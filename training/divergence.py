@@ -1,4 +1,4 @@
-"""A run ends while its weights are still finite: gradients, losses and, before each save, weights are tested."""
+"""Tests of gradients, losses and (before each save) weights, so that a run ends while its weights are still finite."""
 
 import math
 
@@ -17,9 +17,9 @@ MOST_NAMES = 8  # samples in a message
 class FiniteCheck(TrainerCallback):
     """Ends a run before an update that is not finite, or skips that update; never saves weights that are not finite.
 
-    In bf16 and float32 the norm of the gradients, which is the same on all processes, is tested before the update.
-    DeepSpeed updates within `backward`, so there the loss is tested before it, and what DeepSpeed found after it. In
-    fp16 the scaler skips such updates by itself, as it must now and then to find its scale; they are counted.
+    In bf16 and float32, the norm of the gradients, which is the same on all processes, is tested before the update.
+    DeepSpeed updates the weights in `backward`, so the loss is tested before it, and DeepSpeed's own result after it.
+    In fp16, the scaler itself skips some updates to find its scale; only 20 skipped updates in a row end the run.
     """
 
     def __init__(self, trainer):
@@ -32,7 +32,7 @@ class FiniteCheck(TrainerCallback):
         self.update, self.is_skipped = state.global_step, False
 
     def see_loss(self, loss: torch.Tensor) -> None:
-        """Take note of the loss of a batch; called on all processes, before its `backward`."""
+        """Record the loss of a batch. Called on all processes, before `backward`."""
         trainer = self.trainer
         trainer.losses.append(loss.detach())
         if trainer.is_deepspeed_enabled and not trainer.args.fp16:
@@ -40,25 +40,25 @@ class FiniteCheck(TrainerCallback):
                 self.end("the loss")
 
     def see_norm(self, norm: torch.Tensor | float | None) -> None:
-        """Test the norm of the gradients; called on all processes, before the optimizer's step."""
+        """Test the norm of the gradients. Called on all processes, before the optimizer's step."""
         trainer = self.trainer
         if trainer.args.fp16:
             return
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        # DeepSpeed may have found it out by itself, and names no norm then.
+        # DeepSpeed may have skipped the update already. Then it returns no norm.
         if not trainer.accelerator.optimizer_step_was_skipped and (norm is None or math.isfinite(norm)):
             return
         if trainer.args.on_nonfinite == "error":
             self.end("the norm of the gradients")
-        trainer.optimizer.zero_grad()  # an optimizer passes over parameters without a gradient
+        trainer.optimizer.zero_grad()  # optimizers skip parameters without a gradient
         self.is_skipped = True
 
     def was_skipped(self) -> bool:
         accelerator = self.trainer.accelerator
         if accelerator.scaler is None:
             return self.is_skipped or accelerator.optimizer_step_was_skipped
-        # Fused optimizers skip the update within their step, which accelerate 1.15 does not see; the scale tells.
+        # Fused optimizers skip the update inside their step. accelerate 1.15 does not see this, but the scale drops.
         before, self.scale = self.scale, accelerator.scaler.get_scale()
         return self.scale < before
 
@@ -72,24 +72,24 @@ class FiniteCheck(TrainerCallback):
     def end(self, what: str) -> None:
         """Save the weights as they were before this update, and end the run."""
         trainer, args = self.trainer, self.trainer.args
-        names = self.names()  # asks all processes
+        names = self.names()  # gathered from all processes
         saved = trainer.save_before_update()
-        fp16 = "use --bf16 True instead of --fp16 True; " if args.fp16 else ""
+        fp16 = "--bf16 True instead of --fp16 True, " if args.fp16 else ""
         norm = args.max_grad_norm / 10 if 0 < args.max_grad_norm <= 1 else 1
-        skip = " --on_nonfinite skip leaves out such updates, also with --resume_from_checkpoint True."
+        skip = " To skip such updates, add --on_nonfinite skip, also together with --resume_from_checkpoint True."
         can_skip = args.on_nonfinite == "error" and not args.fp16 and not trainer.is_deepspeed_enabled
         raise Diverged(
             f"step {self.update + 1}: {what} is not finite, at a learning rate of "
-            f"{trainer.lr_scheduler.get_last_lr()[0]:.3g}; the update was not applied and {saved}. Samples: {names}. "
-            f"Try this: {fp16}a lower --learning_rate, more --warmup_steps, --max_grad_norm {norm:g}; look at the "
+            f"{trainer.lr_scheduler.get_last_lr()[0]:.3g}. The update was not applied; {saved}. Samples: {names}. "
+            f"Try {fp16}a lower --learning_rate, more --warmup_steps or --max_grad_norm {norm:g}, and look at the "
             f"samples with preview.py.{skip if can_skip else ''}"
         )
 
     def names(self) -> str:
-        """The samples of the batches whose loss is not finite; if all are finite, those of the whole update."""
+        """Return the samples of batches whose loss is not finite; if all losses are finite, those of the update."""
         trainer, args = self.trainer, self.trainer.args
         flags = 1.0 - torch.stack(trainer.losses).isfinite().float()
-        # In the sampler's order the batches of all processes alternate.
+        # The sampler's order alternates between the processes, batch by batch.
         flags = trainer.accelerator.gather(flags).view(args.world_size, -1).T.flatten().tolist()
         order, size = list(trainer.epoch_sampler), args.train_batch_size
         updates = math.ceil(len(trainer.callback_handler.train_dataloader) / args.gradient_accumulation_steps)
@@ -98,12 +98,12 @@ class FiniteCheck(TrainerCallback):
         for batch, is_bad in enumerate(flags, start):
             if is_bad or not any(flags):
                 found += [order[i % len(order)] for i in range(batch * size, (batch + 1) * size)]
-        rows = [row for one in found for row in (one if isinstance(one, tuple) else (one,))]  # of packs
+        rows = [row for one in found for row in (one if isinstance(one, tuple) else (one,))]  # a pack has several
         more = f" and {len(rows) - MOST_NAMES} more" if len(rows) > MOST_NAMES else ""
         return "; ".join(map(trainer.train_dataset.dataset.source, rows[:MOST_NAMES])) + more
 
     def check_weights(self) -> None:
-        """Refuse to save weights that are not finite; called on all processes."""
+        """Refuse to save weights that are not finite. Called on all processes."""
         trained = [shard(p).detach() for p in self.trainer.model.parameters() if p.requires_grad]
         is_finite = torch.stack([weights.sum(dtype=torch.float32) for weights in trained]).isfinite().all()
         if self.trainer.accelerator.reduce(1.0 - is_finite.float()):
@@ -124,11 +124,11 @@ class FiniteCheck(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.skipped:
-            print_once(f"{self.skipped} of {state.global_step:,} updates were skipped: gradients were not finite.")
+            print_once(f"{self.skipped} of {state.global_step:,} updates were skipped: the gradients were not finite.")
 
 
 def shard(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """What this process holds of a parameter."""
+    """Return this process's shard of a parameter."""
     if hasattr(parameter, "ds_tensor"):  # ZeRO-3
         return parameter.ds_tensor
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter

@@ -1,4 +1,4 @@
-"""What each engine needs that the Trainer leaves open: DDP, DeepSpeed's ZeRO and FSDP2."""
+"""Checks and settings for DDP, DeepSpeed's ZeRO and FSDP2 that the Trainer does not provide."""
 
 import os
 
@@ -7,8 +7,8 @@ from accelerate import ParallelismConfig
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
-# Keys of --fsdp_config that FSDP2 acts on (transformers 5.23), and one of ours (`set_up_fsdp`). Any other would be
-# passed over silently.
+# Keys of --fsdp_config that FSDP2 uses (transformers 5.23), and `replicate_across_nodes`, which `set_up_fsdp` uses. Any
+# other key would be ignored silently.
 FSDP_KEYS = {
     *("version", "auto_wrap_policy", "transformer_layer_cls_to_wrap", "min_num_params", "reshard_after_forward"),
     *("cpu_ram_efficient_loading", "state_dict_type", "cpu_offload", "activation_checkpointing"),
@@ -17,17 +17,17 @@ FSDP_KEYS = {
 
 
 def print_once(text: str) -> None:
-    """Print on the first process only, above a progress bar where there is one; nothing of an empty text."""
+    """Print a text on the first process only, above the progress bar if there is one. Do nothing for an empty text."""
     if text and int(os.environ.get("RANK", 0)) == 0:
         with tqdm.external_write_mode():
             print(text, flush=True)
 
 
 def check(arguments) -> None:
-    """Refuse, before anything is loaded, what the engine cannot do.
+    """Refuse flags that the engine does not support, before anything is loaded.
 
     Raises:
-        ValueError: names the flags, the reason and what to use instead.
+        ValueError: the message names the flags, the reason and what to use instead.
     """
     training = arguments.training
     if training.n_gpu > 1:
@@ -38,7 +38,7 @@ def check(arguments) -> None:
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1 and training.world_size == 1:
         raise ValueError(f"Each of {processes} processes on CPUs would train a separate copy: add --use_cpu True.")
     if training.device.type == "cpu":
-        # accelerate 1.15 imports DeepSpeed in every run, where it is installed, and it warns that it finds no GPU.
+        # accelerate 1.15 imports DeepSpeed in every run if it is installed, and DeepSpeed then warns about no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if training.deepspeed:
         check_deepspeed(arguments, training.hf_deepspeed_config)
@@ -52,7 +52,7 @@ def check(arguments) -> None:
 def check_deepspeed(arguments, config) -> None:
     for key, flag in (("optimizer", "--vision_encoder_lr"), ("scheduler", "--warmup_steps")):
         if key in config.config:
-            raise ValueError(f"--deepspeed: its {key!r} would override flags such as {flag}: delete it from the file.")
+            raise ValueError(f"--deepspeed: {key!r} in the file would override flags such as {flag}: delete it.")
     if config.is_zero3():
         if arguments.lora.load_in_8bit:
             raise ValueError(
@@ -70,19 +70,19 @@ def check_fsdp(arguments, config: dict) -> None:
     if kind == DistributedType.MULTI_CPU or (kind == DistributedType.NO and training.device.type == "cpu"):
         raise ValueError(
             "--fsdp True needs GPUs: on CPUs accelerate 1.15 would silently run DDP instead. Use --deepspeed "
-            "ds_configs/zero3.json, which shards there too, or leave --fsdp out."
+            "ds_configs/zero3.json, which also shards on CPUs, or leave --fsdp out."
         )
     if int(config.get("version", 2)) != 2:
         raise ValueError("--fsdp_config: only version 2 is supported: leave `version` out.")
     if unknown := {key for key, value in config.items() if value} - FSDP_KEYS:
-        raise ValueError(f"--fsdp_config: {min(unknown)} has no effect; known are {', '.join(sorted(FSDP_KEYS))}.")
+        raise ValueError(f"--fsdp_config: {min(unknown)} has no effect; use only {', '.join(sorted(FSDP_KEYS))}.")
     if config.get("activation_checkpointing"):
         raise ValueError(
-            "--fsdp_config: its activation_checkpointing recomputes with different dropout, and saves empty "
+            "--fsdp_config: activation_checkpointing in the file recomputes with different dropout, and saves empty "
             "adapters (accelerate 1.15, peft 0.21). Use --activation_checkpointing True instead."
         )
     if config.get("cpu_offload") and "gloo" not in str(training.ddp_backend):
-        raise ValueError("--fsdp_config: cpu_offload also communicates on CPUs: add --ddp_backend cuda:nccl,cpu:gloo.")
+        raise ValueError("--fsdp_config: cpu_offload communicates on CPUs too: add --ddp_backend cuda:nccl,cpu:gloo.")
     if config.get("replicate_across_nodes") and training.world_size == processes_of_node():
         raise ValueError("--fsdp_config: replicate_across_nodes has no effect on one node: leave it out.")
     check_nodes_share_a_folder(arguments, "FSDP2")
@@ -103,8 +103,8 @@ def check_nodes_share_a_folder(arguments, engine: str) -> None:
 def init_deepspeed(training) -> None:
     """Start DeepSpeed's communication.
 
-    On a CPU, accelerate 1.15 starts torch.distributed alone, and ZeRO-3 would shard the weights for one process. There
-    DeepSpeed also compiles an operation on first use, for about a minute: one process does it, the others wait.
+    On a CPU, accelerate 1.15 starts only torch.distributed, and ZeRO-3 would shard the weights for a single process.
+    There, DeepSpeed also compiles an operation on first use, for about a minute: one process compiles, others wait.
     """
     if training.deepspeed:
         import deepspeed
@@ -113,21 +113,21 @@ def init_deepspeed(training) -> None:
 
 
 def quantized(arguments, config, dtype: torch.dtype) -> dict:
-    """For `from_pretrained`: how to quantize, and where to."""
+    """Return the arguments of `from_pretrained` that set the quantization and the device."""
     if arguments.training.fsdp:
         config.bnb_4bit_quant_storage = dtype  # FSDP2 shards floating-point numbers only
     if arguments.training.deepspeed and arguments.training.hf_deepspeed_config.is_zero3():
-        return {"quantization_config": config}  # loads a whole model by itself, and shards it when training starts
+        return {"quantization_config": config}  # the model is loaded whole, and sharded when training starts
     return {"quantization_config": config, "device_map": {"": arguments.training.device}}
 
 
 def set_up_fsdp(training, model, dtype: torch.dtype) -> None:
-    """Complete what accelerate is told: which layers are gathered and freed one by one, in what precision, and whether
-    each node shards a copy of its own (HSDP), so that only gradients go from node to node.
+    """Complete accelerate's FSDP2 settings: which layers are gathered and freed one by one, the precision, and whether
+    each node shards its own copy of the model (HSDP), so that only gradients are sent between nodes.
     """
     if not training.fsdp:
         return
-    if sum("trainable_tokens_delta" in name for name, _ in model.named_parameters()) == 1:  # of embeddings and head
+    if sum("trainable_tokens_delta" in name for name, _ in model.named_parameters()) == 1:  # they are tied
         raise ValueError(
             "--add_tokens under LoRA and FSDP2 needs a head that is not tied to the embeddings (accelerate 1.15, peft "
             "0.21): use DDP, or --deepspeed ds_configs/zero2.json."
@@ -138,33 +138,33 @@ def set_up_fsdp(training, model, dtype: torch.dtype) -> None:
         nodes = training.world_size // shards
         training.parallelism_config = ParallelismConfig(dp_replicate_size=nodes, dp_shard_size=shards)
     if plugin["auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP" and "transformer_cls_names_to_wrap" not in plugin:
-        # accelerate 1.15 takes all that `_no_split_modules` names, and fails on what a model does not have, such as
+        # accelerate 1.15 uses all classes in `_no_split_modules`, and fails if the model lacks one of them, such as
         # CLIP's text embeddings.
         here = {type(module).__name__ for module in model.modules()}
         plugin["transformer_cls_names_to_wrap"] = sorted(here.intersection(model._no_split_modules))
     if dtype != torch.float32:
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
-        # Gradients are summed over processes in float32, as by DDP; accelerate's own policy sums in 16 bits.
+        # Gradients are summed over processes in float32, as in DDP; accelerate's own policy sums in 16 bits.
         plugin["mixed_precision_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
 
 
 def equal_vision_calls(arguments, loader, trained, *datasets) -> set[str]:
-    """Kinds of media that every batch must hold: an engine that shards or reduces parameters waits for all of them."""
+    """Return the media kinds that every batch must contain: engines wait until all processes use the same modules."""
     training = arguments.training
     vision_trains = any(row.trained for row in trained if row.component != "language_model")
     needed = vision_trains or loader.language_model_sees_media or training.deepspeed or training.fsdp
     if training.world_size == 1 or not needed:
         return set()
-    kinds = {"image"} if loader.language_model_sees_media else set()  # also where no row has any
+    kinds = {"image"} if loader.language_model_sees_media else set()  # even if no row has an image
     return kinds.union(*(dataset.media_kinds for dataset in datasets if dataset))
 
 
 def gather_full_state(trainer, loader) -> None:
-    """Make `trainer.model` a whole model in its checkpoint's precision, on the processes that save it. Trained weights
-    are put into the checkpoint's own model, so that all others are as before `--bf16` rounded them.
+    """Replace `trainer.model` with a whole model, on the processes that save. It is loaded from the checkpoint and gets
+    the trained weights, so frozen weights are those of the checkpoint, not rounded by `--bf16`.
     """
-    weights = trainer.accelerator.get_state_dict(trainer.model)  # by FSDP2 on the first process only
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP2, on the first process only
     if trainer.args.should_save:
         trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
         trainer.model = loader.load_model()

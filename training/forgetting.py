@@ -1,4 +1,4 @@
-"""What training made a model forget: its answers to plain questions (`--probe`), before and after."""
+"""Measures what a model forgets in training: it answers plain questions (`--probe`) before and after."""
 
 import re
 import unicodedata
@@ -10,16 +10,16 @@ from evaluation.answers import questions, read_answers, write_answers
 from evaluation.metrics import NUMBERS
 from reading.dataset import MultimodalDataset
 
-BEFORE, AFTER = "0-probe", "last-probe"  # of the names of files of answers
+BEFORE, AFTER = "0-probe", "last-probe"  # in the names of the files with answers
 
 
 class Probe(TrainerCallback):
-    """Asks before the first step and after the last, even if the run was resumed in between, and logs what was lost."""
+    """Asks the questions before the first step and after the last, also in resumed runs, and logs what was lost."""
 
     def __init__(self, trainer, collator, dataset: MultimodalDataset):
         self.trainer, self.collator, self.dataset, self.asked = trainer, collator, dataset, questions(dataset)
         if not self.asked:
-            raise ValueError(f"--probe: {dataset.name} holds no reply to a user: give questions and answers.")
+            raise ValueError(f"--probe: {dataset.name} has no reply to a user. Use a file with questions and answers.")
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:
@@ -27,13 +27,13 @@ class Probe(TrainerCallback):
             if state.is_world_process_zero:
                 write_answers(args.output_dir, BEFORE, answers)
         elif state.is_world_process_zero and len(read_answers(args.output_dir, BEFORE)) != len(self.asked):
-            raise ValueError("--probe: the run began with a different number of questions: use the same ones.")
+            raise ValueError("--probe: the run began with a different number of questions. Use the same file again.")
 
     def on_train_end(self, args, state, control, **kwargs):
         answers = self._answers()
         if state.is_world_process_zero:
             pairs = [*zip(read_answers(args.output_dir, BEFORE), answers)]
-            pairs.sort(key=lambda pair: not pair[0]["right"])  # a report shows first what was right
+            pairs.sort(key=lambda pair: not pair[0]["right"])  # a report first shows what was right before
             write_answers(args.output_dir, AFTER, [after for _, after in pairs])
             self.trainer.log(compare(pairs))
 
@@ -43,14 +43,14 @@ class Probe(TrainerCallback):
 
 
 def compare(pairs: list[tuple[dict, dict]]) -> dict[str, int]:
-    """How many questions were asked, how many answered right before, and of these lost since; and how many gained."""
+    """Count the questions, those answered right before training, and those lost or gained since."""
     counts = Counter((before["right"], after["right"]) for before, after in pairs)
     lost, gained, right = counts[True, False], counts[False, True], counts[True, False] + counts[True, True]
     return {"probe_answers": len(pairs), "probe_right": right, "probe_lost": lost, "probe_gained": gained}
 
 
 def is_right(answer: dict) -> bool:
-    """Whether an answer names a reference, as "Paris" in "The capital is **Paris**.": 3 is also "three"."""
+    """Return whether an answer contains a reference, as "It is **Paris**." contains "Paris". 3 equals "three"."""
     references, said = map(plain, answer.get("references", [answer["reference"]])), plain(answer["prediction"])
     return any(re.search(rf"(?<![a-z0-9]){re.escape(text)}(?![a-z0-9])", said) for text in references)
 

@@ -1,4 +1,4 @@
-"""Parameters that should train but get no gradient: named if they never get one, zero in a step without one."""
+"""Parameters that should train but have no gradient: a warning if they never get one, zeros in a step without one."""
 
 from itertools import chain
 
@@ -13,10 +13,10 @@ MOST_UPDATES = 20
 
 
 def complete_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
-    """Before a step: zero where what trains has no gradient, such as the vision encoder's in a step of texts alone.
+    """Before a step, set missing gradients to zero, such as those of the vision encoder in a step with text only.
 
-    PyTorch's optimizers skip a parameter without a gradient; with a zero gradient, momentum and weight decay go on.
-    DeepSpeed and the dummies of several processes give zeros, so one process would train differently.
+    PyTorch's optimizers skip a parameter without a gradient. With a zero gradient, momentum and weight decay continue.
+    DeepSpeed, and dummy images in runs of several processes, also give zeros, so a single process must do the same.
     """
     for parameter in chain(*(group["params"] for group in optimizer.param_groups)):
         if parameter.requires_grad and parameter.grad is None:
@@ -24,10 +24,10 @@ def complete_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
 
 
 class GradientCheck(TrainerCallback):
-    """Says once what trains without a gradient: after 20 updates, or after the last, if there are fewer.
+    """Warns once about trainable parameters without a gradient, after 20 updates or, if there are fewer, at the end.
 
-    DDP and FSDP2 leave each gradient in `.grad` until the optimizer's step. DeepSpeed takes it away earlier, but a hook
-    sees it come; one on a shard of FSDP2 is never called. So both are checked. What one process saw counts for all.
+    DDP and FSDP2 keep gradients in `.grad` until the optimizer's step. DeepSpeed removes them earlier, but calls hooks.
+    FSDP2 calls no hook on a shard. So both are checked. A gradient on one process is enough.
     """
 
     def __init__(self, trainer):

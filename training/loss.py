@@ -1,6 +1,6 @@
-"""The loss, written once: the cross entropy of each label, for training, evaluation and the forecast of memory.
+"""The loss for training, evaluation and the estimate of memory: the cross entropy of each label.
 
-A loss of your own, such as one with a weight for each token, changes `label_losses` (docs/change_it.md).
+To use another loss, such as one with a weight for each token, change `label_losses` (docs/change_it.md).
 """
 
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from reading.dataset import IGNORE_INDEX
 
 
 def label_losses(model: Callable, inputs: dict, label_smoothing: float = 0.0) -> tuple:
-    """The cross entropy of each label. The head runs only on positions that predict one.
+    """Return the cross entropy of each label. The output head runs only on positions that predict a label.
 
     Args:
-        model: called with `inputs`, all but `labels`, and `logits_to_keep`, a boolean (batch, tokens) mask.
+        model: called with all `inputs` except `labels`, and with `logits_to_keep`, a boolean mask (batch, tokens).
         inputs: a batch of the collator; `labels` (batch, tokens).
 
     Returns:
-        losses (labels,) in float32; where the labels are predicted (batch, tokens), bool; what the model returned.
+        The losses (labels,) in float32, the mask of positions that predict a label (batch, tokens), the model's output.
     """
     inputs = dict(inputs)
     # The token at position t + 1 is the target of position t.
@@ -27,7 +27,7 @@ def label_losses(model: Callable, inputs: dict, label_smoothing: float = 0.0) ->
     keep = targets != IGNORE_INDEX
     outputs = model(**inputs, logits_to_keep=keep, use_cache=False)
     logits = outputs.logits
-    if logits.shape[:2] == keep.shape:  # of all positions, by a model that has no `logits_to_keep`
+    if logits.shape[:2] == keep.shape:  # the model ignores `logits_to_keep`
         logits = logits[keep]
     logits = logits.view(-1, logits.shape[-1]).float()
     losses = cross_entropy(logits, targets[keep], reduction="none", label_smoothing=label_smoothing)
@@ -35,11 +35,11 @@ def label_losses(model: Callable, inputs: dict, label_smoothing: float = 0.0) ->
 
 
 def sample_of_label(keep: torch.Tensor, sample_lengths: list[int] | None = None) -> torch.Tensor:
-    """The sample that each label belongs to (labels,), numbered in the order of the batch.
+    """Return the index in the batch of the sample that each label belongs to (labels,).
 
     Args:
-        keep: where the labels are predicted (batch, tokens).
-        sample_lengths: tokens of each of the concatenated samples of a padding-free row; None: each row is a sample.
+        keep: mask of the positions that predict a label (batch, tokens).
+        sample_lengths: tokens of each sample in a padding-free row. None: each row is a sample.
     """
     row, position = keep.nonzero(as_tuple=True)
     if sample_lengths is None:
@@ -50,7 +50,7 @@ def sample_of_label(keep: torch.Tensor, sample_lengths: list[int] | None = None)
 def sample_sums(
     losses: torch.Tensor, keep: torch.Tensor, sample_lengths: list[int] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of the losses and the number of labels of each sample, (samples,) both; arguments as of the others."""
+    """Return the sum of the losses and the number of labels of each sample, both (samples,). Arguments: as above."""
     sample = sample_of_label(keep, sample_lengths)
     number = len(keep) if sample_lengths is None else len(sample_lengths)
     return losses.new_zeros(number).index_add(0, sample, losses), torch.bincount(sample, minlength=number)

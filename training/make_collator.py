@@ -1,16 +1,16 @@
-"""The collator of a run, from its flags."""
+"""Makes the collator of a run from its flags."""
 
 from collators import COLLATORS
 from collators.pixel_bounds import set_options
 from loaders.new_tokens import add_tokens, read_text
 from reading.strict_json import json_object
 
-# Values of --chat_template besides a file: what trains where the checkpoint's template is not the family's.
+# Values of --chat_template besides a file. They choose a template if the checkpoint's differs from the family's.
 OWN_TEMPLATES = ("checkpoint", "family")
 
 
 def make_collator(family: str, loader, data, *datasets):
-    """The collator of a run, from its loader and its DataArguments; the data sets decide `--max_pixels auto`."""
+    """Make the collator of a run from its loader and DataArguments. `--max_pixels auto` depends on the data sets."""
     chat_template = data.chat_template
     if chat_template and chat_template not in OWN_TEMPLATES:
         chat_template = read_text("chat_template", chat_template)
@@ -28,6 +28,6 @@ def make_collator(family: str, loader, data, *datasets):
         box_format=data.box_format,
     )
     if wrong := [(word, token) for word in words for token in collator.template.frame.tokens if token in word]:
-        raise ValueError(f"--add_tokens: {wrong[0][0]!r} has {wrong[0][1]!r}, a token of the chat format. Rename it.")
+        raise ValueError(f"--add_tokens: {wrong[0][0]!r} contains the chat format's token {wrong[0][1]!r}. Rename it.")
     set_options(collator, data, *datasets)
     return collator

@@ -15,7 +15,7 @@ from training.engines import print_once
 from training.trainable import compute_dtype
 
 LOG_FILE = "log.jsonl"
-# What a person wants to know of a log.
+# The figures of a log that the terminal shows.
 FIGURES = {
     "loss": "loss {:.4g}",
     "learning_rate": "lr {:.2g}",
@@ -24,15 +24,15 @@ FIGURES = {
     "peak_memory_gb": "{:.1f} GB",
     "mfu": "mfu {:.0%}",
 }
-# Figures of an evaluation that are about the machine rather than the model.
+# Ends of the names of figures that measure the machine and not the model.
 SPEED = ("_runtime", "_per_second", "_preparation_time")
 
 
 class LogFile(TrainerCallback, ExportableState):
-    """Writes each log as a line of `log.jsonl`, as it comes: what was logged, "step", "max_steps", "epoch", "time".
+    """Writes each log at once as a line of `log.jsonl`, with its values, "step", "max_steps", "epoch" and "time".
 
-    The file holds the run, also where it was resumed: what was logged after the checkpoint is taken out again. The last
-    line of a run that is over has "state" and "verdict". Checkpoints hold the time of the run up to them.
+    When a run is resumed, lines that were logged after the checkpoint are removed, so the file shows a single run. The
+    last line of a run that has ended has "state" and "verdict". Checkpoints store how long the run has taken.
     """
 
     def __init__(self):
@@ -40,7 +40,7 @@ class LogFile(TrainerCallback, ExportableState):
 
     @property
     def seconds(self) -> float:
-        """The time of the run, of all its parts."""
+        """How long the run has taken, including the time before it was resumed."""
         return self.earlier + (time.monotonic() - self.begin if self.begin else 0)
 
     def state(self) -> dict:
@@ -68,9 +68,9 @@ class LogFile(TrainerCallback, ExportableState):
 
 
 class ProgressLine(TrainerCallback):
-    """Shows loss, tokens a second, waiting for data, memory and the time left: live in a terminal, else a line a log.
+    """Shows loss, speed, data wait, memory and time left: live in a terminal, otherwise as one line per log.
 
-    Evaluations and the end of the run leave a line of their own.
+    Each evaluation and the end of the run print a separate line.
     """
 
     def __init__(self):
@@ -81,7 +81,7 @@ class ProgressLine(TrainerCallback):
         rows = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
         dtype, processes = str(compute_dtype(args)).removeprefix("torch."), "process" + "es" * (args.world_size > 1)
         print_once(
-            f"{state.max_steps:,} steps in {dtype} on {args.device.type}, of {math.prod(rows):,} rows each: "
+            f"{state.max_steps:,} steps in {dtype} on {args.device.type}, with {math.prod(rows):,} rows per step: "
             f"{rows[0]:,} per batch x {rows[1]} accumulated x {rows[2]} {processes}"
         )
         if args.get_warmup_steps(state.max_steps) >= state.max_steps:
@@ -126,7 +126,7 @@ class ProgressLine(TrainerCallback):
 
 
 def describe_log(logs: dict) -> list[str]:
-    """A log in words: `loss 1.234`, `812 tokens/s`, ..."""
+    """Format a log for the terminal: `loss 1.234`, `812 tokens/s`, ..."""
     logs = {name.removeprefix("train_"): value for name, value in logs.items()}
     shown = [name for name in logs if name.startswith(("eval_", "probe_")) and not name.endswith(SPEED)]
     return [form.format(logs[name]) for name, form in FIGURES.items() if name in logs] + [

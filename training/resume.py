@@ -1,7 +1,7 @@
-"""Stop and resume: checkpoints that are whole or absent, and a Trainer that continues exactly from one.
+"""Stop and resume: checkpoints that are never incomplete, and a Trainer that continues exactly from a checkpoint.
 
-A checkpoint is written in the folder `unfinished-checkpoints` of the output folder, and renamed to `checkpoint-N` when
-all of it is on the disk. Its `checkpoint.json` lists its files, and what a run must share with it to go on from it.
+A checkpoint is written to `unfinished-checkpoints` in the output folder, and is renamed to `checkpoint-N` when all its
+files are on the disk. Its `checkpoint.json` lists the files, and the settings that a resumed run must share.
 """
 
 import json
@@ -32,7 +32,7 @@ from training.engines import print_once
 UNFINISHED = "unfinished-checkpoints"
 RECORD = "checkpoint.json"
 
-# Flags that a resumed run may change: where things lie, how they are read, when it is saved and measured, who is told.
+# Flags that a resumed run may change: paths, how files are read, and when and where to save, evaluate and log.
 FREE_FLAGS = set(
     """
     output_dir resume_from_checkpoint model_local_path model_path data_path eval_data_path image_folder video_folder
@@ -48,11 +48,11 @@ FREE_FLAGS = set(
 
 
 def checkpoint_to_resume(training) -> str | None:
-    """What `--resume_from_checkpoint` names; True: the newest that is as it was saved, or none before the first."""
+    """Return the checkpoint to resume from: the given path or, for True, the newest intact one, or None."""
     folder, wanted = training.output_dir, training.resume_from_checkpoint
     if training.should_save and os.path.isdir(unfinished := os.path.join(folder, UNFINISHED)):
         shutil.rmtree(unfinished)
-        print_once(f"Removed {unfinished}: a checkpoint was half written or half deleted.")
+        print_once(f"Removed {unfinished}, which contained a half-written or half-deleted checkpoint.")
     if not wanted:
         return None
     if training.save_only_model:
@@ -70,13 +70,13 @@ def checkpoint_to_resume(training) -> str | None:
         except UntrustedCheckpoint:
             raise
         except ValueError as error:
-            print_once(f"WARNING: skipped: {error}")
-    print_once(f"No checkpoint in {folder} yet: starting from the beginning.")
+            print_once(f"WARNING: skipped a checkpoint: {error}")
+    print_once(f"No usable checkpoint in {folder}: starting from the beginning.")
     return None
 
 
 def check_files(checkpoint: str, training) -> None:
-    """Test every file of a checkpoint; the processes share them, and all raise what one finds.
+    """Test every file of a checkpoint. The processes share the files, and all raise the error that any of them finds.
 
     Raises:
         ValueError: a file is missing, damaged, or would run unknown code.
@@ -95,7 +95,7 @@ def check_files(checkpoint: str, training) -> None:
 
 
 def read_record(checkpoint: str) -> dict:
-    """The `checkpoint.json` of a whole checkpoint.
+    """Return the `checkpoint.json` of a complete checkpoint.
 
     Raises:
         ValueError: a file is missing or cut short.
@@ -114,7 +114,7 @@ def read_record(checkpoint: str) -> dict:
 
 
 def whole_checkpoints(folder: str) -> list[str]:
-    """The checkpoints of an output folder whose files are all there, by step."""
+    """Return the complete checkpoints in an output folder, ordered by step."""
     whole = []
     for checkpoint in checkpoints_in(folder):
         with suppress(ValueError):
@@ -124,7 +124,7 @@ def whole_checkpoints(folder: str) -> list[str]:
 
 
 def last_checkpoint(folder: str) -> str:
-    """Where a run can go on, in words."""
+    """Say in a sentence which checkpoint a run can continue from."""
     whole = whole_checkpoints(folder)
     return f"the last complete checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
 
@@ -133,21 +133,21 @@ def last_checkpoint(folder: str) -> str:
 
 
 def keep_resize(checkpoint: str | None, data) -> None:
-    """A run from the time when images were always resized before the processor continues that way."""
+    """Let a run of an older version, which always resized images before the processor, continue that way."""
     if checkpoint and data.keep_processor_config is not None:
         if "keep_processor_config" not in read_record(checkpoint)["run"]["flags"]:
             data.keep_processor_config = None
-            print_once("Images are resized before the processor, as when this run began; in new runs, by it.")
+            print_once("Images are resized before the processor, as when this run began, but unlike in new runs.")
 
 
 def describe_run(arguments, dataset: MultimodalDataset) -> dict:
-    """What a resumed run must share with the one that wrote the checkpoint."""
+    """Return what a resumed run must share with the run that wrote the checkpoint."""
     flags = vars(arguments.model) | vars(arguments.data) | vars(arguments.lora) | arguments.training.to_dict()
-    flags["add_tokens"] = flags.pop("new_tokens")  # the words, wherever their file is
+    flags["add_tokens"] = flags.pop("new_tokens")  # the words themselves, not the path of their file
     flags = {name: value for name, value in flags.items() if name not in FREE_FLAGS}
     run = {"flags": flags, "processes": arguments.training.world_size}
     run |= {"samples": len(dataset), "texts": dataset.digest, "media": drawn_files(dataset)}
-    return json.loads(strict_json(run, default=str))  # as it will be read again
+    return json.loads(strict_json(run, default=str))  # in the form that JSON returns
 
 
 def check_same_run(checkpoint: str, run: dict) -> None:
@@ -164,7 +164,7 @@ def check_same_run(checkpoint: str, run: dict) -> None:
 
 
 def differences(before: dict, run: dict) -> list[str]:
-    """What differs between two runs of `describe_run`, in words."""
+    """Describe the differences between two results of `describe_run`."""
     found, flags = [], before["flags"]
     for name in sorted(flags.keys() | run["flags"].keys()):
         then, now = flags.get(name), run["flags"].get(name)
@@ -193,34 +193,34 @@ def check_not_removed(output_dir: str, error: Exception | None = None) -> None:
 
 @contextmanager
 def disk_errors(folder: str, training):
-    """Turns an error in writing to a folder into a ValueError that says where to resume."""
+    """Turn an error while writing to a folder into a ValueError that says where to resume."""
     output_dir = training.output_dir
     if training.should_save:
-        check_not_removed(output_dir)  # libraries would make it again, without what it held
+        check_not_removed(output_dir)  # libraries would create it again, but empty
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         check_not_removed(output_dir, error)
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # the file writer of torch.save
             raise
-        shutil.rmtree(os.path.join(output_dir, UNFINISHED), ignore_errors=True)  # it only takes up room
+        shutil.rmtree(os.path.join(output_dir, UNFINISHED), ignore_errors=True)  # frees disk space
         free = shutil.disk_usage(output_dir).free
         raise ValueError(
-            f"{folder} could not be written ({error}); the disk has {free / 1e6:,.0f} MB free and "
-            f"{last_checkpoint(output_dir)}. Make room, then run the same command with --resume_from_checkpoint True."
+            f"{folder} could not be written ({error}). The disk has {free / 1e6:,.0f} MB free; "
+            f"{last_checkpoint(output_dir)}. Free space, then repeat the command with --resume_from_checkpoint True."
         ) from error
 
 
 class ResumableTrainer(transformers.Trainer):
-    """Args: as `transformers.Trainer`, and
+    """A Trainer that resumes exactly. Args: as `transformers.Trainer`, and
 
-    run: of `describe_run`, for the checkpoints.
+    run: the result of `describe_run`, which is saved in checkpoints.
     """
 
     def __init__(self, *args, run: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.run, self.resumed_from, self.is_saving, self.asked_to_stop = run, None, False, False
-        # Of the batches of this update; summed since the last log, and up to it; the step of that log.
+        # Losses of this update's batches, their sum since the last log, their sum before it, and the step of that log.
         self.losses, self.loss_sum = [], torch.zeros(1, device=self.args.device)
         self.total_loss, self.logged_step = 0.0, 0
         self.add_callback(ResumeCallback(self))
@@ -228,20 +228,20 @@ class ResumableTrainer(transformers.Trainer):
     def train(self, resume_from_checkpoint: str | None = None):
         self.resumed_from = resume_from_checkpoint
         if resume_from_checkpoint:
-            self.args.eval_on_start = False  # that start is past
+            self.args.eval_on_start = False  # a resumed run is past its start
         if self.args.save_only_model:
             return super().train(resume_from_checkpoint)
         handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
         try:
             return super().train(resume_from_checkpoint)
         except KeyboardInterrupt:
-            print_once(f"Ctrl-C: {last_checkpoint(self.args.output_dir)}. To continue: --resume_from_checkpoint True.")
+            print_once(f"Ctrl-C: {last_checkpoint(self.args.output_dir)}; continue with --resume_from_checkpoint True.")
             raise
         finally:
             signal.signal(signal.SIGTERM, handler)
 
     def logged_loss(self) -> float:
-        """The mean loss of the steps since the last log, which ends here."""
+        """Return the mean loss of the steps since the last log, and start the next sum."""
         loss, steps = self.accelerator.gather(self.loss_sum).mean().item(), self.state.global_step - self.logged_step
         self.loss_sum, self.total_loss = torch.zeros_like(self.loss_sum), self.total_loss + loss
         self.logged_step = self.state.global_step
@@ -254,7 +254,7 @@ class ResumableTrainer(transformers.Trainer):
         return os.path.join(self.args.output_dir, UNFINISHED) if self.is_saving else self.args.output_dir
 
     def _save_checkpoint(self, model, trial):
-        """As the Trainer's, but there is never a half-written checkpoint-N, whenever the run is killed."""
+        """Save as the Trainer does, but without ever leaving a half-written checkpoint-N when the run is killed."""
         output_dir, name = self.args.output_dir, f"checkpoint-{self.state.global_step}"
         unfinished, finished = os.path.join(output_dir, UNFINISHED, name), os.path.join(output_dir, name)
         with disk_errors(finished, self.args):
@@ -264,7 +264,7 @@ class ResumableTrainer(transformers.Trainer):
             best = os.path.join(output_dir, f"checkpoint-{self.state.best_global_step}")
             if best == finished or os.path.isdir(best):
                 self.state.best_model_checkpoint = best
-            losses = self.accelerator.gather(self.loss_sum).tolist()  # all ranks have written before
+            losses = self.accelerator.gather(self.loss_sum).tolist()  # also waits until all ranks have written
             if self.args.should_save:
                 state_file = os.path.join(unfinished, "trainer_state.json")
                 self.state.save_to_json(state_file)
@@ -281,7 +281,7 @@ class ResumableTrainer(transformers.Trainer):
             self._push_from_checkpoint(finished)
 
     def save_before_update(self) -> str:
-        """Save a checkpoint in the middle of an update, which is not applied; returns where it is, in words."""
+        """Save a checkpoint in the middle of an update that is not applied, and say in a sentence where it is."""
         step = self.state.global_step
         if step and not os.path.isdir(os.path.join(self.args.output_dir, f"checkpoint-{step}")):
             self._save_checkpoint(self.model, None)
@@ -292,7 +292,7 @@ class ResumableTrainer(transformers.Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def rotate_checkpoints(self, keep: set[str]) -> None:
-        """Delete the first steps beyond `--save_total_limit`; as the library's, but only what is whole counts."""
+        """Delete the oldest checkpoints beyond `--save_total_limit`. Unlike the Trainer, count only complete ones."""
         checkpoints = whole_checkpoints(self.args.output_dir)
         surplus = len(checkpoints) - (self.args.save_total_limit or len(checkpoints))
         for checkpoint in [path for path in checkpoints if os.path.basename(path) not in keep][: max(surplus, 0)]:
@@ -301,13 +301,13 @@ class ResumableTrainer(transformers.Trainer):
     def restore_losses(self) -> None:
         record = read_record(self.resumed_from)
         for logs in (record, *self.state.log_history):
-            logs |= {name: math.nan for name, value in logs.items() if value is None}  # as it was before `strict_json`
+            logs |= {name: math.nan for name, value in logs.items() if value is None}  # `strict_json` wrote nan as null
         loss = record["losses"][self.args.process_index]
         self.loss_sum = self.loss_sum + (math.nan if loss is None else loss)
         self.total_loss, self.logged_step = record["total"], record["logged"]
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """As the Trainer's, which passes over weights whose names in the file are not the loaded model's (5.23)."""
+        """Load all weights. The Trainer (5.23) skips those whose names in the file differ from the loaded model's."""
         if self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         model = self.accelerator.unwrap_model(self.model)
@@ -323,7 +323,7 @@ class ResumableTrainer(transformers.Trainer):
 
 
 def write_record(folder: str, record: dict) -> None:
-    """Bring all files of a checkpoint to the disk and list them in its `checkpoint.json`."""
+    """List all files of a checkpoint in its `checkpoint.json`, and wait until all of them are on the disk."""
     files = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names if name != RECORD]
     record["files"] = {os.path.relpath(path, folder): checksum(path) for path in sorted(files)}
     record["checksum"] = zlib.crc32(strict_json(record).encode())
@@ -333,14 +333,14 @@ def write_record(folder: str, record: dict) -> None:
 
 
 def sync(path: str) -> None:
-    """Wait until a file or a folder's list of names is on the disk, for the machine may lose its power."""
+    """Wait until a file, or a folder's list of names, is on the disk, in case the machine loses power."""
     handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
 
 
 def discard(checkpoint: str) -> None:
-    """Delete a checkpoint, if it is there; killed meanwhile, what is left of it is with the unfinished ones."""
+    """Delete a checkpoint if it exists. If the run is killed meanwhile, the rest is among the unfinished ones."""
     if os.path.isdir(checkpoint):
         bin = os.path.join(os.path.dirname(checkpoint), UNFINISHED, f"deleted-{os.path.basename(checkpoint)}")
         os.makedirs(os.path.dirname(bin), exist_ok=True)
@@ -349,18 +349,18 @@ def discard(checkpoint: str) -> None:
 
 
 class ResumeCallback(TrainerCallback):
-    """What makes a stopped run go on exactly, and stops it on SIGTERM.
+    """Makes a stopped run continue exactly, and stops a run on SIGTERM.
 
-    The library's `--enable_jit_checkpoint` (5.23) does not agree with other ranks on the step to save, and lets the
-    script go on as though the training were complete.
+    The Trainer's `--enable_jit_checkpoint` (5.23) is not used: its ranks may save at different steps, and the script
+    continues as if training were complete.
     """
 
     def __init__(self, trainer: ResumableTrainer):
         self.trainer, self.stopping, self.save_after_epoch = trainer, False, False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        state.compute_steps(args, state.max_steps)  # by the flags of now, not of the checkpoint
-        # Where nodes share a folder, one may still see what lay there a minute ago.
+        state.compute_steps(args, state.max_steps)  # from the current flags, not the checkpoint's
+        # If nodes share a folder, one of them may see it as it was a minute ago.
         step = torch.tensor([state.global_step], device=args.device)
         if len(steps := set(self.trainer.accelerator.gather(step).tolist())) > 1:
             raise ValueError(
@@ -372,7 +372,7 @@ class ResumeCallback(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.losses = []
-        # Dropout is a pure function of seed, step and rank, whatever evaluations and data loaders drew before.
+        # Dropout depends only on seed, step and rank, not on random numbers that evaluations or loaders drew before.
         torch.manual_seed(zlib.crc32(f"{args.seed} {state.global_step} {args.process_index}".encode()))
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -381,11 +381,11 @@ class ResumeCallback(TrainerCallback):
             if args.logging_nan_inf_filter and not loss.isfinite():
                 loss = trainer.loss_sum / (state.global_step - trainer.logged_step)
             trainer.loss_sum = trainer.loss_sum + loss
-        if args.world_size > 1:  # all stop at one step; a process alone need not wait for its GPU to ask
+        if args.world_size > 1:  # all stop at the same step; a single process need not wait for its GPU
             asked = trainer.accelerator.reduce(torch.tensor(float(asked), device=args.device)).item()
         if asked and state.global_step < state.max_steps:
             self.stopping = control.should_save = True
-        # What is logged and evaluated at the end of an epoch comes before its last checkpoint.
+        # At the end of an epoch, log and evaluate first, and save the checkpoint afterwards.
         if state.epoch.is_integer() or state.global_step == state.max_steps:
             self.save_after_epoch, control.should_save = control.should_save, False
 
@@ -404,9 +404,9 @@ class ResumeCallback(TrainerCallback):
 
 
 def end_with_parent_only(worker: int) -> None:
-    """In a data loader's worker: end by SIGTERM of the parent alone, since a job that is stopped may send it to all.
+    """Make a data loader's worker obey SIGTERM only from its parent: a stopped job may send SIGTERM to all processes.
 
-    A worker that ignored it would hang the parent, which at its exit sends it and waits.
+    A worker that ignored SIGTERM would hang its parent, which sends SIGTERM when it exits, and then waits.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 

@@ -15,15 +15,15 @@ from reading.strict_json import strict_json
 from training.engines import print_once
 from training.resume import differences, discard, read_record, whole_checkpoints
 
-LOCK, RUN = "_lock", "run.json"  # what begins with _ the Trainer does not upload
+LOCK, RUN = "_lock", "run.json"  # the Trainer does not upload names that begin with _
 
 
 @contextmanager
 def locked(arguments) -> Iterator[None]:
-    """Lock the output folder while a run lasts. A run that ends before it has written anything leaves nothing behind.
+    """Lock the output folder during a run. If the run ends without writing anything, remove the new folders again.
 
     Raises:
-        ValueError: another run is in it, or it is the folder of what this one reads.
+        ValueError: another run is writing to the folder, or the run also reads its model or data from there.
     """
     training, folder = arguments.training, arguments.training.output_dir
     check_place(arguments)
@@ -44,7 +44,7 @@ def locked(arguments) -> Iterator[None]:
             os.unlink(os.path.join(folder, LOCK))
         held.close()
         for path in made:
-            with suppress(OSError):  # it holds something
+            with suppress(OSError):  # it is not empty
                 os.rmdir(path)
 
 
@@ -53,23 +53,23 @@ def check_place(arguments) -> None:
     read = [("--model_local_path", arguments.model.model_path), ("--lora_weight_path", arguments.lora.lora_weight_path)]
     for flag, paths in (("--data_path", arguments.data.data_path), ("--eval_data_path", arguments.data.eval_data_path)):
         for path in paths or []:
-            path = re.split(r"[:\[]", path)[0]  # without split, slice and weight
+            path = re.split(r"[:\[]", path)[0]  # remove split, slice and weight
             read += [(flag, path), (flag, os.path.dirname(path) or ".")]
     for flag, path in read:
         if path and os.path.realpath(path) == folder:
-            raise ValueError(f"--output_dir {path} is the folder of {flag}, which would be overwritten: name another.")
+            raise ValueError(f"--output_dir {path} is the folder of {flag} and would overwrite it: use another folder.")
 
 
 def lock(folder: str) -> TextIO:
     os.makedirs(folder, exist_ok=True)
-    file = open(os.path.join(folder, LOCK), "w")  # to stay open
+    file = open(os.path.join(folder, LOCK), "w")  # stays open during the run
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no child inherits it, and no killed process leaves it behind
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # children do not inherit it, and it ends with the process
     except (BlockingIOError, PermissionError) as error:
-        raise ValueError(f"--output_dir {folder}: another run is writing to it. Wait, or name another.") from error
+        raise ValueError(f"--output_dir {folder}: another run is writing to it. Wait or use another folder.") from error
     except OSError as error:
-        print_once(f"WARNING: {folder} cannot be locked ({error.strerror}): start no second run in it.")
-    return file if is_lock_of(file, folder) else lock(folder)  # a run that ended meanwhile deleted it
+        print_once(f"WARNING: {folder} cannot be locked ({error.strerror}). Start no second run in it.")
+    return file if is_lock_of(file, folder) else lock(folder)  # another run ended and deleted the file
 
 
 def is_lock_of(file: TextIO, folder: str) -> bool:
@@ -78,13 +78,13 @@ def is_lock_of(file: TextIO, folder: str) -> bool:
 
 
 def results(folder: str) -> list[str]:
-    """The weights and checkpoints in an output folder."""
+    """List the weights and checkpoints in an output folder."""
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     return [name for name in names if re.fullmatch(r"checkpoint-\d+|.*\.safetensors", name)]
 
 
 def is_locked(folder: str) -> bool:
-    """Whether a run on this machine is writing to an output folder; takes no lock, which a starting run would meet."""
+    """Return whether a run on this machine is writing to a folder, without a lock that could stop a starting run."""
     with suppress(OSError), open(os.path.join(folder, LOCK), "rb") as file:
         asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # `struct flock` of Linux with 64 bits
         return struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
@@ -92,14 +92,14 @@ def is_locked(folder: str) -> bool:
 
 
 def check_run(training, run: dict) -> None:
-    """Raise a ValueError where the output folder holds results of another run than `describe_run` says."""
+    """Raise a ValueError if the output folder contains results of another run than `run` (of `describe_run`)."""
     folder = training.output_dir
     if training.should_save and not training.overwrite_output_dir and (held := results(folder)):
         before = earlier_run(folder)
         found = differences(before, run) if before else ["no record says which run wrote them"]
         if found:
             raise ValueError(
-                f"--output_dir {folder} holds results of another run ({held[0]}): {'; '.join(found)}. Name another "
+                f"--output_dir {folder} contains results of another run ({held[0]}): {'; '.join(found)}. Use another "
                 "folder, or add --overwrite_output_dir True, which renames this one."
             )
 
@@ -107,24 +107,24 @@ def check_run(training, run: dict) -> None:
 def earlier_run(folder: str) -> dict | None:
     try:
         run = json.loads(Path(folder, RUN).read_text(encoding="utf-8"))
-        differences(run, run)  # has all that is compared
+        differences(run, run)  # fails if anything to compare is missing
         return run
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = whole_checkpoints(folder)
         return read_record(whole[-1])["run"] if whole else None
 
 
-def begin_run(training, run: dict, checkpoint: str | None) -> None:
-    """Record which run the folder belongs to. With `--overwrite_output_dir`, another run's files are first renamed.
+def begin(training, run: dict, checkpoint: str | None) -> None:
+    """Record which run the folder belongs to. With `--overwrite_output_dir`, first rename a folder with results.
 
-    The checkpoints of an earlier start of the same run are deleted, unless one is resumed.
+    Checkpoints from an earlier start of the same run are deleted, unless the run is resumed from one of them.
     """
     folder = training.output_dir
     if training.should_save:
         if training.overwrite_output_dir and results(folder):
             rename_aside(folder)
         if not checkpoint and (held := results(folder)):
-            print_once(f"{folder} holds this run: its checkpoints are deleted, weights replaced ({', '.join(held)}).")
+            print_once(f"{folder} has results of this run, which are deleted or replaced: {', '.join(held)}.")
             for earlier in checkpoints_in(folder):
                 discard(earlier)
         Path(folder, RUN).write_text(strict_json(run, indent=1), encoding="utf-8")
@@ -136,6 +136,6 @@ def rename_aside(folder: str) -> None:
         number += 1
     os.rename(folder, aside)
     os.mkdir(folder)
-    with suppress(FileNotFoundError):  # none is held where the web page does it, before a run is there
+    with suppress(FileNotFoundError):  # no lock if the web page renames before a run
         os.rename(os.path.join(aside, LOCK), os.path.join(folder, LOCK))
     print_once(f"--overwrite_output_dir True: renamed {folder} to {aside}.")

@@ -1,6 +1,6 @@
-"""Which rows a step takes: the order of an epoch, and what is packed together; pure functions of seed and epoch.
+"""Samplers: the order of rows in an epoch, and the rows that are packed together. Both depend on seed and epoch only.
 
-For an order of your own, subclass `EpochSampler` and add a row to `SAMPLERS`.
+To add another order, subclass `EpochSampler` and add a row to `SAMPLERS`.
 """
 
 from bisect import bisect_left, insort
@@ -11,11 +11,11 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-LOOK_AHEAD = 4096  # rows of which the packs of an epoch are made at a time
+LOOK_AHEAD = 4096  # number of rows that are packed at a time
 
 
 class EpochSampler(Sampler):
-    """Yields the rows of the epoch that `set_epoch` names, shuffled.
+    """Yields the rows of an epoch in random order. `set_epoch` chooses the epoch.
 
     Args:
         dataset: a MultimodalDataset.
@@ -23,7 +23,7 @@ class EpochSampler(Sampler):
         lengths: tokens of each row (rows,), for a sampler that needs them.
     """
 
-    needs_lengths = False  # whether the order follows the lengths, which are counted only then
+    needs_lengths = False  # whether the order depends on the lengths; if not, they are not counted
 
     def __init__(self, dataset, seed: int, group: int = 1, lengths: np.ndarray | None = None):
         self.dataset, self.seed, self.group, self.lengths = dataset, seed, group, lengths
@@ -37,18 +37,18 @@ class EpochSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         rows = self.rows_of(self.epoch)
-        for start in range(0, len(rows), 1024):  # a Python number takes four times the memory
+        for start in range(0, len(rows), 1024):  # as a Python number, a row takes four times the memory
             yield from rows[start : start + 1024].tolist()
 
     def rows_of(self, epoch: int) -> np.ndarray:
-        """The rows of an epoch in order."""
+        """Return the rows of an epoch in the order of training."""
         return self.order(self.dataset.epoch_rows(self.seed, epoch), epoch)
 
     def generator(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed + epoch)
 
     def order(self, rows: np.ndarray, epoch: int) -> np.ndarray:
-        """The rows of an epoch (rows,) -> the same rows in the order in which they are trained on."""
+        """Put the rows of an epoch (rows,) into the order of training."""
         return rows[torch.randperm(len(rows), generator=self.generator(epoch)).numpy()]
 
 
@@ -60,7 +60,7 @@ class UnshuffledSampler(EpochSampler):
 
 
 class LengthSampler(EpochSampler):
-    """Yields the rows shuffled, but those of one step of similar length."""
+    """Yields the rows in random order, but with similar lengths within each step."""
 
     needs_lengths = True
 
@@ -74,15 +74,15 @@ SAMPLERS = {"random": EpochSampler, "sequential": UnshuffledSampler, "group_by_l
 
 
 class PackSampler(EpochSampler):
-    """Yields packs, tuples of rows that have at most `budget` tokens together; each row of an epoch is in one of them.
+    """Yields packs: tuples of rows with at most `budget` tokens in total. Each row of an epoch is in exactly one pack.
 
-    Every epoch has the same number of packs, a multiple of `batch` where the rows suffice, so that all processes make
-    the same steps and no row is repeated. The epoch that needs most packs decides; the others split some.
+    Every epoch has the same number of packs, a multiple of `batch` if there are enough rows, so that all processes take
+    the same number of steps and no row is repeated. The epoch with most packs sets this number; others split packs.
 
     Args:
         lengths: tokens of each row (rows,).
-        budget: tokens of a pack.
-        batch: packs that all processes take at a time.
+        budget: maximum number of tokens in a pack.
+        batch: packs in one batch of all processes.
         epochs: how many epochs the run has.
     """
 
@@ -101,7 +101,7 @@ class PackSampler(EpochSampler):
             yield tuple(packs[i])
 
     def packs_of(self, epoch: int) -> list[list[int]]:
-        """The packs of an epoch, longest rows of a look-ahead first."""
+        """Return the packs of an epoch, split until there are `num_packs`."""
         packs = pack(self.rows_of(epoch), self.lengths, self.budget)
         while len(packs) < self.num_packs:
             largest = max(packs, key=len)
@@ -111,11 +111,11 @@ class PackSampler(EpochSampler):
 
 
 def pack(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[list[int]]:
-    """Rows in groups of at most `budget` tokens, a longer row by itself: best fit, longest of the look-ahead first.
+    """Group rows into packs of at most `budget` tokens (a longer row alone) by best fit, `LOOK_AHEAD` rows at a time.
 
     Args:
-        rows: (rows,), in the order of the look-ahead.
-        lengths: tokens by row.
+        rows: row numbers (rows,). In each group of `LOOK_AHEAD`, the longest rows are packed first.
+        lengths: tokens of each row.
     """
     packs, rooms = [], []  # rooms: (tokens that still fit, which pack), ascending
     for start in range(0, len(rows), LOOK_AHEAD):

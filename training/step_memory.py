@@ -1,7 +1,7 @@
-"""The memory of a training step, found by running it without values. `measure_step` runs optimizer, forward and
-backward on fake tensors, which have a shape and a precision but no values (torch's FakeTensor), and tracks which of
-them are alive. So adapters, checkpointing, dropout, autocast and the code of each family need no formula. The batch is
-real, and so is all that follows from it alone, such as masks and positions: what the code asks of them has an answer.
+"""Estimate the memory of a training step by running it on fake tensors (torch's FakeTensor), which have a shape and a
+precision but no values. `measure_step` runs optimizer, forward and backward, and tracks which tensors are alive. So
+adapters, checkpointing, dropout, autocast and the code of each family need no formula. The batch is real, and so are
+tensors that depend only on it, such as masks and positions, because model code may read their values.
 """
 
 import weakref
@@ -17,42 +17,42 @@ from training.loss import label_losses
 
 MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 
-# bitsandbytes 0.50, nf4 with double quantization: a byte of scale for each block of 64 weights, and a float for each
-# block of 256 of those.
+# bitsandbytes 0.50, nf4 with double quantization: one byte of scale per 64 weights, and one float per 256 scales.
 NF4_BLOCK, NF4_SCALES = 64, 256
 
 
 @dataclass
 class Shares:
-    """What a device holds of each kind, in an engine: a share of what one process alone would hold, and more bytes.
+    """The part of each kind of memory that one device holds: a share of what a single process needs, and extra bytes.
 
-    An engine that shards a kind leaves each device its share of it. What it gathers or copies meanwhile comes on top,
-    in `more`. A kind without a share is held in full, as are activations and logits of the device's own rows.
+    If an engine shards a kind of memory, `share` is the fraction on each device. `more` is what the engine gathers or
+    copies in addition. A kind without a share counts in full, such as activations and logits of the device's rows.
 
-    Four devices train a billion weights in bfloat16: alone, 2 GB of weights, 2 of gradients, 4 of the optimizer. ZeRO-2
-    shards the last two, `share={"gradients": 1/4, "optimizer": 1/4}`, and reduces gradients in a bucket of 500 million,
-    `more={"gradients": 1e9}`: 2 + (0.5 + 1) + 1 = 4.5 GB. ZeRO-3 shards the weights too, and gathers layers in `more`.
+    For example, four devices train a billion weights in bfloat16. A single process needs 2 GB for weights, 2 GB for
+    gradients and 4 GB for the optimizer. ZeRO-2 shards the last two, `share={"gradients": 1/4, "optimizer": 1/4}`, and
+    reduces gradients in a bucket of 500 million, `more={"gradients": 1e9}`: 2 + (0.5 + 1) + 1 = 4.5 GB. ZeRO-3 also
+    shards the weights, and `more` then contains the gathered layers.
     """
 
-    share: dict[str, float] = field(default_factory=dict)  # where left out: all of it
+    share: dict[str, float] = field(default_factory=dict)  # default of a kind: 1, all of it
     more: Counter = field(default_factory=Counter)
 
 
 class Ledger(TorchDispatchMode):
-    """Counts the bytes of live tensors by kind, and keeps the counts of the moment at which a device holds the most."""
+    """Counts the bytes of live tensors by kind, and keeps the counts from the moment with the most memory in use."""
 
     def __init__(self, shares: Shares, vocabulary: int):
         super().__init__()
         self.shares, self.vocabulary = shares, vocabulary
         self.kind = "activations"  # of new tensors
-        self.sizes: dict[int, tuple[str, int]] = {}  # of each storage
+        self.sizes: dict[int, tuple[str, int]] = {}  # id of a storage -> (kind, bytes)
         self.live, self.peak = Counter(), Counter()
 
     def held(self, counts: Counter) -> float:
         return sum(size * self.shares.share.get(kind, 1) for kind, size in counts.items())
 
     def add(self, tensor: torch.Tensor, kind: str) -> None:
-        """Count a tensor's storage, under another kind if it is counted already."""
+        """Count a tensor's storage as this kind, even if it was counted as another kind before."""
         storage = tensor.untyped_storage()  # the same object as long as it lives
         key, size = id(storage), storage.nbytes()
         if key in self.sizes:
@@ -71,7 +71,7 @@ class Ledger(TorchDispatchMode):
     def _kind_of(self, tensor: torch.Tensor, function, arguments: tuple) -> str:
         if self.kind == "activations" and tensor.is_floating_point() and tensor.shape[-1:] == (self.vocabulary,):
             return "logits"
-        if function is torch.ops.aten._to_copy.default:  # of weights to 16 bits, by autocast
+        if function is torch.ops.aten._to_copy.default:  # autocast copies weights to 16 bits
             source, _ = self.sizes.get(id(arguments[0].untyped_storage()), (None, 0))
             return "copies" if source == "weights" else self.kind
         return self.kind
@@ -89,7 +89,7 @@ class Ledger(TorchDispatchMode):
 
 
 def _positions(indices: list) -> list:
-    """Boolean masks as positions, since a fake tensor cannot tell how many values are true."""
+    """Replace boolean masks with positions, since a fake tensor cannot tell how many values are true."""
     found = []
     for index in indices:
         is_mask = index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
@@ -98,12 +98,12 @@ def _positions(indices: list) -> list:
 
 
 def _even_choice(chosen: torch.Tensor, number: int) -> torch.Tensor:
-    """Real indices in the place of a router's fake ones: each of `number` experts gets equally many tokens."""
+    """Replace a router's fake indices with real ones that give each of `number` experts the same number of tokens."""
     return (torch.arange(chosen.numel()) % number).view(chosen.shape)
 
 
 class Dequantized(torch.autograd.Function):
-    """The weight of a quantized layer in the precision of its input: made for each product, and again in backward."""
+    """Dequantizes a weight to the precision of the input, for the product in forward and again for that in backward."""
 
     @staticmethod
     def forward(ctx, hidden, weight, shape):
@@ -117,7 +117,7 @@ class Dequantized(torch.autograd.Function):
 
 
 class QuantizedLinear(nn.Linear):
-    """Stands in for a layer of bitsandbytes: its weight takes as many bytes, including the scales."""
+    """Replaces a layer of bitsandbytes with one whose weight has the same number of bytes, including the scales."""
 
     def __init__(self, linear: nn.Linear, bits: int):
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
@@ -126,7 +126,7 @@ class QuantizedLinear(nn.Linear):
             blocks = -(-number // NF4_BLOCK)
             size = -(-number // 2) + blocks + 4 * -(-blocks // NF4_SCALES)
         else:
-            size = number + 4 * linear.out_features  # a float for each row
+            size = number + 4 * linear.out_features  # one float per row
         self.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
         self.bias = linear.bias
 
@@ -140,14 +140,14 @@ class QuantizedLinear(nn.Linear):
 def measure_step(
     model: nn.Module, batch: dict[str, torch.Tensor], training, dtype: torch.dtype, make_optimizer, shares: Shares
 ) -> dict[str, float]:
-    """Bytes of each of `MEMORY_PARTS` on a device, at the peak of a step.
+    """Return the bytes of each of `MEMORY_PARTS` on one device at the peak of a step.
 
     Args:
-        model: on the meta device, with what trains set apart; it is spent.
-        batch: as the collator makes it, real.
-        dtype: of matrix products.
-        make_optimizer: parameters -> the optimizer.
-        shares: what the engine leaves on the device.
+        model: a model on the meta device, with `requires_grad` set. It cannot be used afterwards.
+        batch: a real batch of the collator.
+        dtype: the precision of matrix products.
+        make_optimizer: a function of the parameters that returns the optimizer.
+        shares: what one device holds under the engine.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
@@ -168,10 +168,10 @@ def measure_step(
     model.train()
     with ledger:
         kept = _update(trained, ledger, make_optimizer, in_float32=bool(training.deepspeed))
-        if training.gradient_accumulation_steps == 1:  # else those of the earlier batches wait
+        if training.gradient_accumulation_steps == 1:  # otherwise, those of earlier batches still exist
             for parameter in trained:
                 parameter.grad = None
-        # DeepSpeed holds the model itself in that precision.
+        # With DeepSpeed, the model itself has this precision, so nothing is cast.
         casts = dtype != torch.float32 and not training.deepspeed
         _loss(model, batch, training, torch.autocast("cpu", dtype, enabled=casts)).backward()
     del kept
@@ -184,13 +184,13 @@ def measure_step(
 
 
 def _update(trained: list[nn.Parameter], ledger: Ledger, make_optimizer, in_float32: bool):
-    """A step of the optimizer, for what it needs besides its state; the gradients stay.
+    """Run a step of the optimizer, so that its state and temporary tensors are counted. The gradients stay.
 
     Args:
-        in_float32: whether it works on a copy of what trains, as in DeepSpeed.
+        in_float32: whether the optimizer updates a float32 copy of the trained weights, as in DeepSpeed.
 
     Returns:
-        The optimizer, and the copy.
+        The optimizer and the copy.
     """
     ledger.kind, copies = "optimizer", []
     if in_float32:
@@ -208,15 +208,15 @@ def _update(trained: list[nn.Parameter], ledger: Ledger, make_optimizer, in_floa
 
 
 def _loss(model, batch: dict, training, autocast) -> torch.Tensor:
-    """As FinetuneTrainer's, which keeps no logits beyond it."""
+    """Compute the loss as FinetuneTrainer does, without keeping the logits."""
 
     def forward(**inputs):
         with autocast:
             outputs = model(**inputs)
-        outputs.logits = outputs.logits.float()  # as accelerate hands them on
+        outputs.logits = outputs.logits.float()  # as accelerate does
         return outputs
 
-    # All but the lengths of samples in one row are tensors.
+    # All values are tensors except the lengths of concatenated samples.
     inputs = {name: value.clone() if torch.is_tensor(value) else value for name, value in batch.items()}
     losses, keep, _ = label_losses(forward, inputs, training.label_smoothing_factor)
     return losses.sum() / keep.sum()

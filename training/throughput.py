@@ -1,6 +1,6 @@
-"""How fast a run trains: what each log says about tokens, samples, padding, waiting for data, memory and MFU.
+"""Measures the speed of a run. Each log has tokens and samples per second, padding, data wait, memory and MFU.
 
-Counting never makes a process wait for its GPU: sums stay on the device until they are logged.
+Counting never makes a process wait for its GPU, because sums stay on the device until they are logged.
 """
 
 import resource
@@ -17,7 +17,7 @@ from reading.dataset import IGNORE_INDEX
 
 
 def sample_lengths(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The tokens of each sample of a batch (samples,), padded or padding-free; 0 for a dummy, which has no label."""
+    """Return the tokens of each sample of a padded or padding-free batch (samples,); 0 for a dummy without labels."""
     labelled = batch["labels"] != IGNORE_INDEX
     if "sample_lengths" not in batch:
         return batch["attention_mask"].sum(1) * labelled.any(1)
@@ -30,24 +30,24 @@ class ThroughputMeter:
     """Counts the batches and the time of one process, and reports on all processes.
 
     Args:
-        device: where this process trains.
-        peak_tflops: a device's peak, in 10^12 operations a second, for the MFU, the fraction of it that training uses.
-            The first batch tells how many operations that is for a token.
-        recomputes: whether backward computes forward again, which the MFU does not count.
+        device: the device on which this process trains.
+        peak_tflops: peak of one device in 10^12 operations per second. MFU is the fraction of it that training uses.
+            The operations per token are counted in the first batch.
+        recomputes: whether backward computes forward again, which MFU does not count.
     """
 
     def __init__(self, device: torch.device, peak_tflops: float | None = None, recomputes: bool = False):
         self.device, self.peak_tflops, self.recomputes = device, peak_tflops, recomputes
         self.flops_per_token = self.counter = None
         self.forward_flops = 0
-        self.since = None  # when the stopwatch was started; None: it stands
-        self.interval, self.run = Counter(), Counter()  # sums since the last log, of this process, and of all logs
+        self.since = None  # when the stopwatch was started; None: it is stopped
+        self.interval, self.run = Counter(), Counter()  # sums since the last log, on this process; sums of all logs
         self.run_memory = 0.0
 
     # ---- counting ----
 
     def waiting(self, batches: Iterator) -> Iterator:
-        """The batches, with the time spent in waiting for each; starts the stopwatch."""
+        """Yield the batches, and count the time spent waiting for them. Starts the stopwatch."""
         if self.since is None:
             self.since = perf_counter()
         while True:
@@ -59,14 +59,14 @@ class ThroughputMeter:
             yield batch
 
     def pause(self) -> None:
-        """Stop the stopwatch, until the next batch is asked for."""
+        """Stop the stopwatch until the next batch is requested."""
         if self.since is not None:
             self.interval["seconds"] += perf_counter() - self.since
             self.since = None
 
     @contextmanager
     def step(self, batch: dict[str, torch.Tensor]):
-        """Count a batch, whose forward and backward passes are made within."""
+        """Count a batch. Its forward and backward passes run inside this context."""
         lengths, positions = sample_lengths(batch), batch["labels"].numel()
         self.interval["tokens"] += lengths.sum()
         self.interval["samples"] += (lengths > 0).sum()
@@ -74,7 +74,7 @@ class ThroughputMeter:
         if self.peak_tflops and self.flops_per_token is None:
             with FlopCounterMode(display=False) as self.counter:
                 yield
-            # Padding takes as many as tokens do, and is not needed.
+            # Padding costs as many operations as tokens do, but is no useful work.
             self.flops_per_token = (self.counter.get_total_flops() - self.forward_flops) / positions
             self.counter = None
         else:
@@ -87,7 +87,7 @@ class ThroughputMeter:
     # ---- reporting ----
 
     def log(self) -> dict[str, float]:
-        """The figures since the last one of these, over all processes, which all have to call it."""
+        """Return the figures since the last call, over all processes. All processes must call this method."""
         running = self.since is not None
         self.pause()
         self.since = perf_counter() if running else None
@@ -103,7 +103,7 @@ class ThroughputMeter:
         return self._figures(interval, memory)
 
     def log_run(self) -> dict[str, float]:
-        """The same over the whole run, or since its resumption; named `train_...`."""
+        """Return the figures of the whole run, or of the time since it was resumed, with names `train_...`."""
         self.log()
         return {f"train_{name}": value for name, value in self._figures(self.run, self.run_memory).items()}
 
@@ -123,7 +123,7 @@ class ThroughputMeter:
         return {name: float(f"{value:.4g}") for name, value in figures.items()}
 
     def _peak_memory(self) -> float:
-        """In 10^9 bytes: of tensors on a GPU, since the last call; else of the process, since its start."""
+        """Return the peak in 10^9 bytes: on a GPU, of tensors since the last call; on a CPU, of the whole process."""
         if self.device.type != "cuda":
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         peak = torch.cuda.max_memory_allocated(self.device) / 1e9

@@ -1,4 +1,4 @@
-"""What is trained, and how: freezing, quantization, learning rates, and the summary a user reads before step 1."""
+"""What a run trains, and how: freezing, precision, learning rates, and the summary that is printed before step 1."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from transformers import TrainerCallback
 from loaders.base import COMPONENTS, BaseLoader
 from training.adapters import add_adapters, base_name, largest_modules, load_adapter, named_in, shortened
 
-BY_HAND = "by hand"  # and by no flag
+BY_HAND = "by hand"  # frozen by code, not by a flag
 
 
 def training_modes(arguments) -> dict[str, str]:
-    """Component -> "full", "lora" or "frozen", from the flags."""
+    """Return the mode of each component from the flags: "full", "lora" or "frozen"."""
     model, lora = arguments.model, arguments.lora
     encoder = "lora" if lora.use_vision_lora else "full"
     return {
@@ -25,10 +25,10 @@ def training_modes(arguments) -> dict[str, str]:
 
 
 def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str, str]:
-    """Parameter of the loaded model, under each of its names -> "full", "lora" (in an adapted layer) or "frozen".
+    """Return the mode of each parameter, under all names if it is tied: "full", "lora" (adapted layers) or "frozen".
 
     Raises:
-        ValueError: a name of `--freeze` or `--train` does not exist, is already in that state, or is named by both.
+        ValueError: a pattern of `--freeze` or `--train` matches nothing, has no effect, or contradicts the other flag.
     """
     parameters, modes = dict(model.named_parameters(remove_duplicate=False)), training_modes(arguments)
     modes = {name: modes.get(loader.component_of(name), "frozen") for name in parameters}
@@ -38,7 +38,7 @@ def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str
             shared = {id(parameters[name]) for name in named_in(flag, [pattern], parameters, loader)}
             named = {name for name, parameter in parameters.items() if id(parameter) in shared}
             if all(modes[name] == mode for name in named):
-                raise ValueError(f"--{flag} {pattern!r} has no effect: all it matches is already {mode}. Leave it out.")
+                raise ValueError(f"--{flag} {pattern!r} has no effect: its mode is already {mode}. Leave it out.")
             if flag == "train":
                 named = {name for name in named if loader.component_of(name) and not is_quantized(parameters[name])}
             if both := sorted(name for name in named if found.get(name, mode) != mode):
@@ -46,7 +46,7 @@ def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str
             found |= dict.fromkeys(named, mode)
     tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight) if loader.pieces else ()
     if wrong := [name for name, p in parameters.items() if name in found and any(p is table for table in tables)]:
-        raise ValueError(f"--add_tokens trains rows of {wrong[0]}: do not name that in --freeze or --train.")
+        raise ValueError(f"--add_tokens trains rows of {wrong[0]}: do not name it in --freeze or --train.")
     return modes | found
 
 
@@ -55,7 +55,7 @@ def is_quantized(parameter: nn.Parameter) -> bool:
 
 
 def compute_dtype(training) -> torch.dtype:
-    """The precision of matrix products, from `--bf16` and `--fp16`."""
+    """Return the precision of matrix products, from `--bf16` and `--fp16`."""
     return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
 
 
@@ -66,7 +66,7 @@ def learning_rate_of(component: str, arguments) -> float:
 
 
 def learning_rates(model: nn.Module, loader: BaseLoader, arguments) -> dict[str, float]:
-    """Parameter name -> learning rate, of what trains."""
+    """Return the learning rate of each parameter that trains, by name."""
     return {
         name: learning_rate_of(component, arguments)
         for component, parameters in component_parameters(model, loader).items()
@@ -76,14 +76,14 @@ def learning_rates(model: nn.Module, loader: BaseLoader, arguments) -> dict[str,
 
 
 def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module:
-    """Freeze and unfreeze by the flags, wrapping the model with LoRA adapters where they ask for it.
+    """Freeze and unfreeze the parameters and add LoRA adapters, as the flags require. Return the model.
 
-    What trains is kept in float32, since small updates vanish in 16 bits; what is frozen, in the precision of the
-    matrix products. DeepSpeed keeps a copy in float32 of what trains, and wants all of it in one precision. To freeze
-    more by code, change `parameter_modes`: what is frozen after this function keeps its float32.
+    Trained weights are kept in float32, since small updates vanish in 16 bits. Frozen weights are kept in the precision
+    of matrix products. DeepSpeed keeps a float32 copy of trained weights, and needs one precision in the model. To
+    freeze more by code, change `parameter_modes`: weights that are frozen after this function would stay in float32.
 
     Raises:
-        ValueError: a component to train, or what `--train` names, has nothing trainable.
+        ValueError: a component that should train, or a pattern of `--train`, has no parameter that can train.
     """
     modes, single = training_modes(arguments), parameter_modes(model, loader, arguments)
     partly = {loader.component_of(name) for name, mode in single.items() if mode == "full"}
@@ -97,10 +97,10 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
     for name, parameter in model.named_parameters():
         component = loader.component_of(base_name(name))
         if loader.is_unused(base_name(name)) or single.get(base_name(name)) == "frozen":
-            parameter.requires_grad_(False)  # such as the biases that `--lora_bias all` reaches everywhere
-        if parameter.is_floating_point() and not hasattr(parameter, "ds_id"):  # which ZeRO-3 has taken over
-            # Of a component that trains in full, norms and what cannot train have the precision of the rest: a
-            # LayerNorm on a CPU takes no other (torch 2.14).
+            parameter.requires_grad_(False)  # for example, biases under `--lora_bias all`
+        if parameter.is_floating_point() and not hasattr(parameter, "ds_id"):  # ZeRO-3 manages the others
+            # If a component trains in full, its frozen norms and parameters that cannot train get the same precision
+            # as the trained ones: on a CPU, a LayerNorm accepts no other (torch 2.14).
             beside_trained = component in in_full and ".original_module." not in name
             beside_trained &= parameter.dim() < 2 or why_frozen(name, loader, hasattr(model, "peft_config")) != BY_HAND
             is_exact = not arguments.training.deepspeed and (parameter.requires_grad or beside_trained)
@@ -114,7 +114,7 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
     for component, mode in modes.items():
         by_name = mode == "full" and arguments.model.freeze
         if mode != "frozen" and not by_name and not any(loader.component_of(name) == component for name in training):
-            raise ValueError(f"The {component} should be trained ({mode}), but none of its parameters can be.")
+            raise ValueError(f"The {component} should train ({mode}), but none of its parameters can train.")
     for pattern in arguments.model.train or []:
         if training.isdisjoint(named_in("train", [pattern], parameters, loader)):
             raise ValueError(
@@ -125,7 +125,7 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
 
 
 def why_frozen(name: str, loader: BaseLoader, has_adapters: bool) -> str:
-    """Why a parameter of a component that trains does not; `name` as in the model that peft may have wrapped."""
+    """Return why a parameter is frozen in a component that trains. `name` may be a name in a model of peft."""
     if loader.is_unused(base_name(name)):
         return "it gets no gradient"
     if has_adapters and ".modules_to_save." not in name and ".lora_" not in name:
@@ -134,11 +134,11 @@ def why_frozen(name: str, loader: BaseLoader, has_adapters: bool) -> str:
 
 
 class SkipFrozenBackward(TrainerCallback):
-    """Under activation checkpointing, keep what is frozen out of the graph.
+    """Keeps frozen modules out of the graph under activation checkpointing.
 
-    transformers (5.23) has the embeddings of text and of patches ask for a gradient then, which only reentrant
-    checkpointing needs (it is refused, training/checks.py): a frozen vision encoder would be computed again in the
-    backward pass, and gone through backwards, for nothing.
+    transformers (5.23) makes the text and patch embeddings require a gradient under activation checkpointing. Only
+    reentrant checkpointing needs that, and training/checks.py refuses it. Without this callback, the backward pass
+    would run a frozen vision encoder forward and backward again, for nothing.
     """
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -146,7 +146,7 @@ class SkipFrozenBackward(TrainerCallback):
 
 
 def component_parameters(model: nn.Module, loader: BaseLoader) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Component -> (name, parameter) of each; parameters of none are listed under "other"."""
+    """Return the (name, parameter) pairs of each component. Parameters outside all components are under "other"."""
     groups = {component: [] for component in (*COMPONENTS, "other")}
     for name, parameter in model.named_parameters():
         if ".original_module." not in name:  # peft keeps the untrained original next to a copy that trains
@@ -162,14 +162,14 @@ class ComponentSummary:
     total: int
     learning_rate: float | None
     dtypes: str
-    left_frozen: dict[str, list[str]]  # why something in a component that trains does not -> these modules
-    named: list[str]  # what trains in full by its name alone
-    mixture: dict[str, int]  # "experts" and "router" of a mixture of experts -> how many of their parameters train
+    left_frozen: dict[str, list[str]]  # reason -> modules that are frozen although their component trains
+    named: list[str]  # modules that train in full only because of --train
+    mixture: dict[str, int]  # "experts" and "router" of a mixture of experts -> number of parameters that train
     adapted: list[str]  # linear layers with an adapter
 
 
 def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[ComponentSummary]:
-    """Count what `make_trainable` left: one row per component. Quantized weights count as what they stand for."""
+    """Count the parameters after `make_trainable`, one row per component. Quantized weights count as if unquantized."""
     rows = []
     modes, groups = training_modes(arguments), component_parameters(model, loader)
     names = [base_name(name) for parameters in groups.values() for name, _ in parameters]
@@ -206,13 +206,13 @@ def summarize(model: nn.Module, loader: BaseLoader, arguments) -> list[Component
 
 
 def precision(parameters: list[tuple[str, nn.Parameter]]) -> str:
-    """The precisions in a component; for quantized weights, also the number of linear layers."""
+    """Return the precisions in a component; for quantized weights, also the number of linear layers."""
     kinds = Counter("nf4" if hasattr(p, "quant_state") else str(p.dtype).removeprefix("torch.") for _, p in parameters)
     return ", ".join(f"{kind} ({kinds[kind]} Linear)" if kind in ("nf4", "int8") else kind for kind in sorted(kinds))
 
 
 def num_elements(parameter: nn.Parameter) -> int:
-    """Elements of a parameter, also when ZeRO-3 holds it elsewhere (`ds_numel`) or 4-bit packs two into a byte."""
+    """Count the elements of a parameter, even if ZeRO-3 shards it (`ds_numel`) or two elements share a byte."""
     if hasattr(parameter, "ds_numel"):
         return parameter.ds_numel
     if getattr(parameter, "quant_state", None) is not None:
@@ -221,7 +221,7 @@ def num_elements(parameter: nn.Parameter) -> int:
 
 
 def format_summary(rows: list[ComponentSummary]) -> str:
-    """The table that is printed before step 1."""
+    """Return the table that is printed before step 1."""
     lines = [f"{'component':<18}{'trained':<16}{'parameters':>16}{'trainable':>16}{'learning rate':>15}  precision"]
     for row in rows:
         rate = f"{row.learning_rate:g}" if row.learning_rate is not None else "-"

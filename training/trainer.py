@@ -1,4 +1,4 @@
-"""The HF Trainer with what it lacks: an exact loss, pure samplers, answers in evaluation, processor files."""
+"""The HF Trainer, extended by an exact loss, deterministic samplers, answers in evaluation, and processor files."""
 
 import math
 import time
@@ -28,16 +28,16 @@ from training.trainable import SkipFrozenBackward
 
 
 class FinetuneTrainer(ResumableTrainer):
-    """Args: as `ResumableTrainer`, and
+    """The Trainer of this repository. Args: as `ResumableTrainer`, and
 
-    processor_files: what is saved with the weights.
-    learning_rates: by the name of a parameter; default: `args.learning_rate`.
+    processor_files: processor files to save with the weights.
+    learning_rates: parameter name -> learning rate; default: `args.learning_rate`.
     lengths: tokens of each training row (rows,); needed to group by length and to pack.
-    pack_budget: tokens of a pack; None: no packs.
-    write_card: called with a folder of weights and the Trainer's state, to put the model card next to them.
+    pack_budget: maximum number of tokens in a pack. None: no packing.
+    write_card: called with a folder of weights and the Trainer's state; writes the model card into that folder.
     """
 
-    # The loss below is already divided by the labels of the whole global step.
+    # `compute_loss` already divides by the number of labels in the whole global step.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -62,7 +62,7 @@ class FinetuneTrainer(ResumableTrainer):
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience))
         self.meter = ThroughputMeter(self.args.device, self.args.peak_tflops, self.args.activation_checkpointing)
-        # Several families set this to False, and the Trainer would not count the labels of a step for them.
+        # Several models set this to False, and then the Trainer does not count the labels of a step.
         self.model_accepts_loss_kwargs = True
 
     def train(self, resume_from_checkpoint: str | None = None):
@@ -70,7 +70,7 @@ class FinetuneTrainer(ResumableTrainer):
             with self.naming_samples():
                 return super().train(resume_from_checkpoint)
         finally:
-            self.progress.bar.close()  # else what ends the run would be said on the bar's own line
+            self.progress.bar.close()  # otherwise an error would be printed on the bar's line
 
     def evaluate(self, *args, **kwargs):
         self.meter.pause()
@@ -78,7 +78,7 @@ class FinetuneTrainer(ResumableTrainer):
             return super().evaluate(*args, **kwargs)
 
     def evaluate_at_end(self) -> dict[str, float]:
-        """The metrics of the final weights; those of the last step, where it was evaluated and no other was loaded."""
+        """Return the metrics of the final weights, from the log if these weights were evaluated after the last step."""
         step = self.state.global_step
         found = [logs for logs in self.state.log_history if "eval_loss" in logs and logs["step"] == step]
         if found and not self.args.load_best_model_at_end:
@@ -87,7 +87,7 @@ class FinetuneTrainer(ResumableTrainer):
 
     @contextmanager
     def naming_samples(self):
-        """Turns what ended a data loader's worker into a ValueError that names the sample."""
+        """Turn the error that ended a data loader's worker into a ValueError that names the sample."""
         try:
             yield
         except (OSError, EOFError, RuntimeError, ValueError) as error:
@@ -95,7 +95,7 @@ class FinetuneTrainer(ResumableTrainer):
             if isinstance(error, (OSError, EOFError)):
                 try:
                     check_not_removed(self.args.output_dir, error)
-                    time.sleep(1)  # a dead worker's broken pipe may come before SIGCHLD, where torch names the worker
+                    time.sleep(1)  # a broken pipe may come before SIGCHLD, on which torch names the dead worker
                 except RuntimeError as named:
                     cause = named
             for dataset in filter(None, (self.train_dataset, self.eval_dataset)):
@@ -116,7 +116,7 @@ class FinetuneTrainer(ResumableTrainer):
             return super().training_step(model, inputs, *args)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The losses of the labels, summed and divided by the labels of the whole global step over all ranks."""
+        """Return the sum of the label losses, divided by the number of labels in the global step over all ranks."""
         losses, keep, outputs = label_losses(model, inputs, self.args.label_smoothing_factor)
         self.meter.end_forward()
         loss = losses.sum() / (keep.sum() if num_items_in_batch is None else num_items_in_batch)
@@ -131,10 +131,10 @@ class FinetuneTrainer(ResumableTrainer):
         return norm
 
     def floating_point_ops(self, inputs) -> int:
-        return 0  # the model's own would count its parameters again in every batch (transformers 5.23)
+        return 0  # the model's method counts all parameters again in every batch (transformers 5.23)
 
     def set_initial_training_values(self, args, dataloader):
-        """As the Trainer's; fractions of the run become numbers of steps."""
+        """Return the Trainer's values, and turn fractions of the run into numbers of steps."""
         values = super().set_initial_training_values(args, dataloader)
         for name in ("logging_steps", "eval_steps", "save_steps"):
             if 0 < (getattr(args, name) or 0) < 1:
@@ -147,9 +147,9 @@ class FinetuneTrainer(ResumableTrainer):
     def log(self, logs, start_time=None):
         if "loss" in logs:
             logs |= {"loss": self.logged_loss()} | self.meter.log()
-        elif "train_loss" in logs:  # also what `train` returns; the Trainer's own counts the time of evaluations
+        elif "train_loss" in logs:  # `train` returns these too; the Trainer's own figures include evaluations
             logs |= self.meter.log_run()
-            seconds = self.log_file.seconds  # of all parts; the Trainer's are since the resumption
+            seconds = self.log_file.seconds  # since the first start; the Trainer counts since the last resume
             logs["train_runtime"] = round(seconds, 4)
             logs["train_steps_per_second"] = round(self.state.global_step / seconds, 3)
             logs["train_loss"] = (self.total_loss + self.loss_sum.item()) / self.state.global_step
@@ -161,7 +161,7 @@ class FinetuneTrainer(ResumableTrainer):
         super()._save_checkpoint(*args)
 
     def create_optimizer(self, model=None):
-        """As the Trainer's, with parameters of other learning rates in groups of their own, after its groups."""
+        """Create the Trainer's optimizer, then move parameters with other learning rates to new groups at the end."""
         optimizer = super().create_optimizer(model)
         named = self.accelerator.unwrap_model(self.model if model is None else model).named_parameters()
         rates = {parameter: self.learning_rates[name] for name, parameter in named if name in self.learning_rates}
@@ -177,12 +177,12 @@ class FinetuneTrainer(ResumableTrainer):
         return optimizer
 
     def get_decay_parameter_names(self, model):
-        """As the Trainer's, without norms whose names it does not recognize (5.23), such as Qwen2.5-VL's `norm1`."""
+        """Exclude all norms from weight decay. The Trainer (5.23) misses some names, such as Qwen2.5-VL's `norm1`."""
         norms = {name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
         return [name for name in super().get_decay_parameter_names(model) if name.rpartition(".")[0] not in norms]
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        """As the Trainer's, with a loss per label of all rows, and of each path, instead of a mean over batches."""
+        """Evaluate as the Trainer does, but with the mean loss per label, of all rows and of each path."""
         self._eval_sums = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         sums, found = torch.cat(self._eval_sums, 1), {}
@@ -200,7 +200,7 @@ class FinetuneTrainer(ResumableTrainer):
         return output
 
     def _score_answers(self) -> dict[str, float]:
-        """Answer the `--eval_generate` rows, write them to `eval_answers/step-N.jsonl`, and measure them."""
+        """Answer the `--eval_generate` rows, write the answers to `eval_answers/step-N.jsonl`, and score them."""
         answers, found = self.answers(self.eval_dataset.collator, self.eval_dataset.dataset, self._asked), [None]
         if self.is_world_process_zero():
             write_answers(self.args.output_dir, self.state.global_step, answers)
@@ -208,10 +208,10 @@ class FinetuneTrainer(ResumableTrainer):
         return broadcast_object_list(found)[0]
 
     def answers(self, collator, dataset: MultimodalDataset, asked: list[Question]) -> list[dict]:
-        """Answers to questions, in order, on every process.
+        """Return the answers to questions, in order, on every process.
 
-        The questions are split among the processes, and each calls `generate` equally often: gathering the shards of a
-        model takes all of them.
+        The questions are split among the processes. Each process calls `generate` equally often, since gathering the
+        shards of a model requires all processes.
         """
         rank, processes = self.args.process_index, self.args.world_size
         mine = asked[rank::processes]
@@ -232,7 +232,7 @@ class FinetuneTrainer(ResumableTrainer):
         return found
 
     def _score_blind(self, answers: list[dict]) -> dict[str, float]:
-        """The number of questions, and what blind guesses would score: logged once."""
+        """Return the number of questions and the scores of blind guesses, or nothing if they were logged before."""
         if any(logs.get("eval_answers") == len(answers) for logs in self.state.log_history):
             return {}
         guesses, parts = guess_blindly(self.train_dataset.dataset, answers), self.eval_dataset.dataset.parts()
@@ -246,14 +246,14 @@ class FinetuneTrainer(ResumableTrainer):
             some = evenly_spread(rows, self.args.eval_generate)
             asked += [found for found in questions(dataset, some) if self.eval_dataset.can_open(found.index)]
         if not asked:
-            raise ValueError(f"{dataset.name}: none of its --eval_generate rows has a reply: raise the number.")
+            raise ValueError(f"{dataset.name}: its --eval_generate rows contain no reply. Raise --eval_generate.")
         return asked
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         with torch.no_grad(), self.compute_loss_context_manager():
             inputs = self._prepare_inputs(inputs)
             losses, keep, _ = label_losses(model, inputs, self.args.label_smoothing_factor)
-        # Per sample, so that what accelerate repeats to fill the last batches of all ranks can be dropped again.
+        # Sums per sample, so that samples which accelerate repeats to fill the last batches can be dropped again.
         sample_losses, num_labels = sample_sums(losses, keep, inputs.get("sample_lengths"))
         own = slice(self.args.eval_batch_size)  # all but dummies, which come last
         sample_losses, num_labels = self.accelerator.gather_for_metrics((sample_losses[own], num_labels[own]))
@@ -287,7 +287,7 @@ class FinetuneTrainer(ResumableTrainer):
         return self.accelerator.prepare(DataLoader(dataset, batch_size, **options))
 
     def _most_epochs(self, dataset, seed: int, batch: int) -> int:
-        """The epochs of the run, or more: by `--max_steps`, as many as it would begin if every pack were full."""
+        """Return the epochs of the run, or more: with `--max_steps`, what the run would need if all packs were full."""
         if self.args.max_steps <= 0:
             return math.ceil(self.args.num_train_epochs)
         tokens, epoch = self.args.max_steps * self.args.gradient_accumulation_steps * batch * self.pack_budget, 0
@@ -297,13 +297,13 @@ class FinetuneTrainer(ResumableTrainer):
         return epoch
 
     def _run_epoch(self, *, epoch, **kwargs):
-        # Resumed after its end, even an early one, the Trainer would take a step (5.23).
+        # If a finished run is resumed, even one that was stopped early, the Trainer (5.23) would take another step.
         if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
-            self.epoch_sampler.set_epoch(epoch)  # accelerate 1.15 does not reach it on a resumed rank of several
+            self.epoch_sampler.set_epoch(epoch)  # accelerate 1.15 does not, if several ranks resume
             super()._run_epoch(epoch=epoch, **kwargs)
 
     def _save(self, output_dir=None, state_dict=None):
-        if state_dict is not None:  # ZeRO-3 gathers a tied head as a tensor of its own
+        if state_dict is not None:  # ZeRO-3 gathers a tied head as a separate tensor
             tied = self.accelerator.unwrap_model(self.model).all_tied_weights_keys
             state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
@@ -315,11 +315,11 @@ class FinetuneTrainer(ResumableTrainer):
                 self.write_card(output_dir, self.state)
 
     def create_model_card(self, *args, **kwargs):
-        """Ours is there already; the Trainer would write its own before it uploads to the Hub."""
+        """Do nothing: our card exists, and the Trainer would overwrite it before an upload to the Hub."""
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """As the Trainer's, whose count starts again when a run is resumed (5.23), and says why the run ends."""
+    """The Trainer's early stopping, but it keeps its count in a resumed run (5.23 does not) and prints the reason."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         saved = state.stateful_callbacks[type(self).__name__]["attributes"]

@@ -216,7 +216,7 @@ WRONG = [
     (["--eval_generate", -1], "--eval_generate is -1; it must be 0 or more"),
     (["--eval_max_new_tokens", 3], "--eval_max_new_tokens has no effect"),
     (["--metric", "none.py:score", "--eval_generate", 1], "--metric none.py:score: .* or FILE.py:FUNCTION"),
-    (["--metric_for_best_model", "anls", "--eval_strategy", "epoch"], "anls needs answers to measure"),
+    (["--metric_for_best_model", "anls", "--eval_strategy", "epoch"], "anls is measured on answers"),
     (
         ["--metric_for_best_model", "bleu", "--eval_generate", 1],
         "bleu is not measured: use one of loss, exact_match, anls",

@@ -210,7 +210,7 @@ def test_words_that_the_tokenizer_has_train_from_what_they_are(tiny, tmp_path):
     collator = make_collator(TIED, loader, arguments.data)
     box = AutoTokenizer.from_pretrained(tiny(TIED)).convert_tokens_to_ids("<|box_start|>")
     assert added_tokens(loader, collator.template) == (
-        "--add_tokens: 1 new tokens; already tokens, so their embeddings are kept: <|box_start|>."
+        "--add_tokens: 1 new tokens; these are tokens already and keep their embeddings: <|box_start|>."
     )
     model = make_trainable(loader.load_model(), loader, arguments)
     (delta,) = [p for name, p in model.named_parameters() if "trainable_tokens_delta" in name]
@@ -221,7 +221,7 @@ def test_words_that_the_tokenizer_has_train_from_what_they_are(tiny, tmp_path):
 @pytest.mark.parametrize("word", ["</s>", "<image>", "<image>s"])
 def test_a_frame_token_is_no_word(tiny, tmp_path, word):
     arguments = parsed(tiny, UNTIED, "--add_tokens", file_of(tmp_path, ["<point>", word]))
-    with pytest.raises(ValueError, match=f"--add_tokens: '{word}' has '.*', a token of the chat format"):
+    with pytest.raises(ValueError, match=f"--add_tokens: '{word}' contains the chat format's token '.*'"):
         make_collator(UNTIED, make_loader(UNTIED, tiny(UNTIED)), arguments.data)
 
 
@@ -252,7 +252,7 @@ TOGETHER = [
     (
         UNTIED,
         "--use_lora True --lora_target_modules lm_head",
-        "--lora_target_modules: the head has rows of --add_tokens",
+        "--lora_target_modules: leave the output head out",
     ),
 ]
 
@@ -299,7 +299,7 @@ def test_a_run_with_words_is_resumed_and_gone_on_from(tiny, write_rows, tmp_path
         run(tiny, family, path, tmp_path / "on", *on, "--add_tokens", words)
         again = load_file(tmp_path / "on" / name)
         assert all(torch.equal(after[key], again[key]) for key in after)
-        with pytest.raises(ValueError, match="has 83 added tokens, but 0 are named here: use the --add_tokens file"):
+        with pytest.raises(ValueError, match="has 83 added tokens, but this run has 0. Use the --add_tokens file"):
             run(tiny, family, path, tmp_path / "off", *on)
 
 

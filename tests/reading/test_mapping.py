@@ -488,7 +488,7 @@ def test_the_media_of_several_fields_are_in_the_order_of_the_flag(write_rows):
     "columns, named",
     [
         (["question"], "NAME=FIELD"),
-        (["picture=jpg"], "no field `picture` is read; use messages, "),
+        (["picture=jpg"], "`picture` is not a known name; use one of messages, "),
         (["question=a", "question=b"], "names question twice"),
         (["question=a", "answer=a"], "names a twice"),
     ],

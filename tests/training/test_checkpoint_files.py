@@ -98,7 +98,7 @@ def test_the_newest_that_is_as_it_was_saved_is_resumed(whole, tmp_path, capsys):
     overwrite(tmp_path / "checkpoint-10" / "optimizer.pt", 800)
     assert resume_newest(tmp_path) == str(tmp_path / "checkpoint-9")
     passed_over, resumed = capsys.readouterr().out.splitlines()
-    assert passed_over.startswith(f"WARNING: skipped: {tmp_path}/checkpoint-10/optimizer.pt is damaged: ")
+    assert passed_over.startswith(f"WARNING: skipped a checkpoint: {tmp_path}/checkpoint-10/optimizer.pt is damaged: ")
     assert resumed == f"Resuming from {tmp_path}/checkpoint-9."
     # a process finds what is in its share of the files; its message reaches all
     for share in (0, 1):

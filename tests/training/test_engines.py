@@ -51,7 +51,7 @@ REFUSED_ON_CPUS = [
     (FSDP[2:], "--fsdp_config has no effect without --fsdp True"),
     ([*ZERO3, *LORA, "--load_in_8bit", "True"], "--load_in_8bit True.*full 8-bit.*ZeRO-3.*zero2.json, or --q_lora"),
     ([*ZERO3, "--save_on_each_node", "True"], "--save_on_each_node True: ZeRO-3 gathers"),
-    ([*ZERO3, "--fsdp", "True"], "--fsdp True and --deepspeed .* are two engines"),
+    ([*ZERO3, "--fsdp", "True"], "--fsdp True and --deepspeed .* only one engine"),
 ]
 
 
@@ -65,7 +65,7 @@ REFUSED_BY_FSDP = [
     ([*LORA, "--load_in_8bit", "True"], {}, "--load_in_8bit True.*FSDP2.*--q_lora True"),
     (["--save_on_each_node", "True"], {}, "--save_on_each_node True: FSDP2 gathers"),
     ([], {"version": 1}, "only version 2"),
-    ([], {"sync_module_states": True}, "sync_module_states has no effect; known are activation_"),
+    ([], {"sync_module_states": True}, "sync_module_states has no effect; use only activation_"),
     ([], {"fsdp_forward_prefetch": True}, "forward_prefetch has no effect"),
     ([], {"activation_checkpointing": True}, "empty adapters.*--activation_checkpointing True"),
     ([], {"cpu_offload": True}, "cpu_offload.*--ddp_backend cuda:nccl,cpu:gloo"),
@@ -84,7 +84,7 @@ def test_a_deepspeed_file_may_not_override_the_flags(parse, tmp_path, key):
     config = json.loads((REPO / "ds_configs" / "zero2.json").read_text()) | {key: {"type": "AdamW", "params": {}}}
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=f"--deepspeed: its '{key}' would override flags"):
+    with pytest.raises(ValueError, match=f"--deepspeed: '{key}' in the file would override flags"):
         engines.check(parse(["--deepspeed", str(path)]))
 
 

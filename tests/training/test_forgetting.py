@@ -82,6 +82,6 @@ def test_a_probe_without_a_question_is_refused(tiny, write_rows, tmp_path):
     rows = [{"conversations": [{"from": "human", "value": "Name a colour."}, {"from": "gpt", "value": "Blue"}]}]
     call = {"type": "function", "function": {"name": "look", "arguments": {}}}
     said = {"messages": [{"role": "user", "content": "Look."}, {"role": "assistant", "tool_calls": [call]}]}
-    with pytest.raises(ValueError, match="--probe: .*said.json holds no reply to a user"):
+    with pytest.raises(ValueError, match="--probe: .*said.json has no reply to a user"):
         path, probe = write_rows(rows), write_rows([said], "said.json")
         run(tiny, FAMILY, path, tmp_path / "out", "--probe", probe)

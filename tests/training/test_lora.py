@@ -88,7 +88,7 @@ def test_a_pattern_reaches_the_vision_encoder_where_it_has_adapters(tiny):
     names = linears(tiny, "qwen2-vl")
     expected = {n for n in names if re.fullmatch(r"model\.visual\.blocks\.0\..*|model\.language_model\..*up_proj", n)}
     assert adapted(model) == expected
-    with pytest.raises(ValueError, match="The vision_encoder should be trained .lora., but none of its parameters"):
+    with pytest.raises(ValueError, match="The vision_encoder should train .lora., but none of its parameters"):
         load(tiny, "qwen2-vl", *VISION_LORA, "--lora_target_modules", "up_proj")
 
 
@@ -153,7 +153,7 @@ REFUSED = [
     ("--use_lora False --load_in_8bit True", "--load_in_8bit has no effect without --use_lora True: add it"),
     ("--use_lora False --use_dora True", "--use_dora has no effect without --use_lora True or --use_vision_lora True"),
     ("--use_lora False --lora_target_modules q_proj", "--lora_target_modules has no effect without --use_lora True"),
-    ("--lora_weight_path nowhere", "--lora_weight_path nowhere holds no adapter"),
+    ("--lora_weight_path nowhere", "--lora_weight_path nowhere contains no adapter"),
     ("--vision_encoder_lr 1e-5", "--vision_encoder_lr has no effect without --train_vision_encoder True"),
     ("--vision_projector_lr 1e-5", "--vision_projector_lr has no effect without --train_vision_projector True"),
     ("--train_vision_projector True --vision_projector_lr -1", "--vision_projector_lr is -1.0; it must be 0 or more"),
@@ -322,7 +322,7 @@ def test_what_contradicts_the_adapter_is_refused(tiny, write_rows, tmp_path):
         with pytest.raises(ValueError, match=named):
             run(tiny, family, path, tmp_path / "out", *LORA, "--lora_weight_path", folder, *flags)
 
-    refused("--lora_r 8 contradicts the adapter's, 4", "--lora_r", 8)
+    refused("--lora_r 8 contradicts the adapter .4.: leave it out", "--lora_r", 8)
     refused("--use_dora True contradicts the adapter", "--use_dora", True)
     refused("--lora_target_modules is set by the adapter", "--lora_target_modules", "q_proj")
     refused("--lora_dropout 0.0 contradicts the adapter", "--lora_experts", True, "--lora_dropout", 0)
@@ -330,7 +330,7 @@ def test_what_contradicts_the_adapter_is_refused(tiny, write_rows, tmp_path):
     with_image = write_rows(rows_for("llava-1.5"))
     for flag, held in (("--train_vision_projector", "full"), ("--train_vision_encoder", "full")):
         with pytest.raises(
-            ValueError, match=f"does not fit the model: its {flag[8:]} is frozen, but {held} by the flags"
+            ValueError, match=f"does not fit the model: its {flag[8:]} is frozen, but the flags make it {held}"
         ):
             run(tiny, "llava-1.5", with_image, tmp_path / "out", *LORA, "--lora_weight_path", folder, flag, True)
 
@@ -348,7 +348,7 @@ def test_what_contradicts_the_adapter_is_refused(tiny, write_rows, tmp_path):
     of_old = {name: value for name, value in config.items() if name not in ("use_dora", "use_rslora")}
     for written, named in (
         (of_old | {"base_model_name_or_path": None}, "was trained on an unnamed model, not on .*llava-1.5"),
-        ({"peft_type": "IA3", "base_model_name_or_path": "a"}, "holds a IA3 adapter; only LoRA can be continued"),
+        ({"peft_type": "IA3", "base_model_name_or_path": "a"}, "contains a IA3 adapter; only LoRA can be continued"),
     ):
         (folder / "adapter_config.json").write_text(json.dumps(written))
         refused(named)
@@ -410,5 +410,5 @@ def test_layers_that_peft_takes_for_experts_are_not_adapted_elsewhere(tiny, writ
 
     monkeypatch.setattr(peft, "get_peft_model", get_peft_model)
     path = write_rows([{"conversations": turns("A?", "B.")}])
-    with pytest.raises(ValueError, match=r"takes layers of .* for its experts \(down_proj\)\. Name others"):
+    with pytest.raises(ValueError, match=r"takes layers of .* for experts \(down_proj\)\. Choose other layers"):
         run(tiny, "llava-1.5", path, tmp_path / "out", "--use_lora", True)

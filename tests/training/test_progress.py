@@ -40,7 +40,7 @@ def test_the_start_and_the_time_left(monkeypatch, capsys):
         line.on_step_end(args, state, None)
         line.on_log(args, state, None, logs={"loss": 1.0})
     assert capsys.readouterr().out.splitlines() == [
-        "1,000 steps in bfloat16 on cpu, of 24 rows each: 4 per batch x 3 accumulated x 2 processes",
+        "1,000 steps in bfloat16 on cpu, with 24 rows per step: 4 per batch x 3 accumulated x 2 processes",
         "step 1/1000: loss 1",
         "step 2/1000: loss 1, 33:16 left",
         "step 3/1000: loss 1, 33:14 left",

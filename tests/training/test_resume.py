@@ -268,7 +268,7 @@ def test_what_cannot_be_resumed_is_refused_or_passed_over(tiny, write_rows, tmp_
     words = [*STEPS, *LORA, "--max_steps", 2, "--save_total_limit", 1]
     resume = [*words, "--resume_from_checkpoint"]
     run(tiny, "llava-1.5", path, out, *resume, True)
-    assert f"No checkpoint in {out} yet: starting from the beginning." in capsys.readouterr().out
+    assert f"No usable checkpoint in {out}: starting from the beginning." in capsys.readouterr().out
     assert checkpoints(out) == [2]
     for flag, value, error in [
         ("--lora_r", 4, "--lora_r is 4, but was 8"),
@@ -296,8 +296,8 @@ def test_what_cannot_be_resumed_is_refused_or_passed_over(tiny, write_rows, tmp_
             run(tiny, "llava-1.5", path, out, *resume, tmp_path / "checkpoint-9")
     run(tiny, "llava-1.5", path, out, *resume, True)
     printed = capsys.readouterr().out
-    assert "WARNING: skipped: " in printed and f"Resuming from {out / 'checkpoint-1'}." in printed
-    assert "unfinished-checkpoints: a checkpoint was half written" in printed
+    assert "WARNING: skipped a checkpoint: " in printed and f"Resuming from {out / 'checkpoint-1'}." in printed
+    assert "unfinished-checkpoints, which contained a half-written" in printed
     assert not (out / "unfinished-checkpoints").exists()
 
 

@@ -126,7 +126,7 @@ def test_mfu_is_the_share_of_the_peak_that_products_take(monkeypatch, recomputes
 
 
 @pytest.mark.parametrize(
-    "flags, error", [(["--peak_tflops", "0"], "above 0"), (["--peak_tflops", "1", "--torch_compile", "True"], "hides")]
+    "flags, error", [(["--peak_tflops", "0"], "above 0"), (["--peak_tflops", "1", "--torch_compile", "True"], "count")]
 )
 def test_a_peak_that_has_no_use_is_refused(flags, error, tmp_path):
     words = ["--model_id", "llava-1.5-7b", "--data_path", "x.json", "--output_dir", str(tmp_path)]
