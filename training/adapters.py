@@ -73,7 +73,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
         task_type="CAUSAL_LM",
     )
     try:
-        return named(get_peft_model(model, config), loader)
+        return with_base_name(get_peft_model(model, config), loader)
     finally:  # even if peft raises an error about these layers
         if wrong := {*(config.target_parameters or ())} - {*parameters}:
             raise ValueError(
@@ -82,7 +82,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
             )
 
 
-def named(model: nn.Module, loader: BaseLoader) -> nn.Module:
+def with_base_name(model: nn.Module, loader: BaseLoader) -> nn.Module:
     """Set the base's name in `adapter_config.json` to one that works in any folder, and sort the target modules."""
     config = model.peft_config["default"]
     config.base_model_name_or_path = public_name(loader.model_path)

@@ -8,7 +8,7 @@ from loaders.base import BaseLoader
 from reading.dataset import MultimodalDataset, evenly_spread
 from training.trainable import training_modes
 
-MOST_ROWS = 10_000  # rows to search, spread over the data
+SEARCHED_ROWS = 10_000  # rows to search, spread over the data
 
 
 def added_tokens(loader: BaseLoader, template: Template) -> str:

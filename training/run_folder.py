@@ -114,7 +114,7 @@ def earlier_run(folder: str) -> dict | None:
         return read_record(whole[-1])["run"] if whole else None
 
 
-def begin(training, run: dict, checkpoint: str | None) -> None:
+def begin_run(training, run: dict, checkpoint: str | None) -> None:
     """Record which run the folder belongs to. With `--overwrite_output_dir`, first rename a folder with results.
 
     Checkpoints from an earlier start of the same run are deleted, unless the run is resumed from one of them.
