@@ -1,6 +1,7 @@
 """Samples in one row: each token's loss, and all gradients, are those of every sample alone."""
 
 import shutil
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -75,6 +76,15 @@ def test_losses_and_gradients_are_those_of_each_sample_alone(tiny, family, write
         rows = [*rows, {"conversations": turns("Count.", " ".join(map(str, range(60))))}, rows[3], rows[0]]
     loader = make_loader(family, tiny(family), attn_implementation="sdpa")
     assert_alone_and_together_are_equal(loader, family, write_rows(rows))
+
+
+@pytest.mark.parametrize("family", ["llava-next-video", "llava-onevision"])
+def test_videos_of_several_lengths_in_a_batch(tiny, family, write_rows):
+    rows = [{"video": "clip.mp4", "fps": fps, "conversations": turns("<video>?", "Red")} for fps in (1, 4)]
+    refused = pytest.raises(ValueError, match=r"videos of \d and of \d frames in one batch: give --num_frames")
+    with refused if family == "llava-onevision" else nullcontext():
+        loader = make_loader(family, tiny(family), attn_implementation="sdpa")
+        assert_alone_and_together_are_equal(loader, family, write_rows(rows))
 
 
 @pytest.mark.parametrize("family", ["llava-1.5", "qwen3.5", "gemma-3", pytest.param("lfm2-vl", marks=pytest.mark.slow)])
