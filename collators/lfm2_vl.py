@@ -9,16 +9,16 @@ class Lfm2VLBudget(TiledImageBudget):
     def _count_image_tokens(self, height, width):
         """An image of up to about twice the pixels of its most tokens is shrunk, a larger one cut into a grid."""
         images = self.processor.image_processor
-        options = {"downsample_factor": images.downsample_factor, "encoder_patch_size": images.encoder_patch_size}
-        options["max_image_tokens"] = images.max_image_tokens
+        options = {n: getattr(images, n) for n in ("downsample_factor", "encoder_patch_size", "max_image_tokens")}
         shrunk = images.smart_resize(height, width, min_image_tokens=images.min_image_tokens, **options)
         rows = cols = 1
-        splits = images.do_image_splitting and not images.min_tiles == images.max_tiles == 1
+        tiles = (images.min_tiles, images.max_tiles)
+        splits = images.do_image_splitting and tiles != (1, 1)
         tolerance = images.max_pixels_tolerance
         if splits and images._is_image_too_large(height, width, max_pixels_tolerance=tolerance, **options):
-            cols, rows, *_ = images._get_grid_layout(
-                height, width, images.min_tiles, images.max_tiles, images.tile_size
-            )
+            cols, rows, *_ = images._get_grid_layout(height, width, *tiles, images.tile_size)
+        if shrunk[0] * shrunk[1] > images.max_num_patches * images.encoder_patch_size**2:  # one tile of the model
+            raise ValueError(f"an image of {width}x{height} pixels is too narrow to be resized")
         written = {"image_rows": [rows], "image_cols": [cols], "image_sizes": [shrunk[::-1]]}
         special = self.processor.use_image_special_tokens
         return self._count_tokens(self.processor.replace_image_token(written, 0, use_image_special_tokens=special))

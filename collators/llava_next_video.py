@@ -1,5 +1,7 @@
 """LLaVA-NeXT-Video: the formats of LLaVA 1.6; a message's images come first, then its videos."""
 
+import torch
+
 from collators import register_collator
 from collators.budget import Budget
 from collators.llava_1_6 import Llava16Collator
@@ -13,9 +15,8 @@ class LlavaNextVideoBudget(Budget):
         frames = sum(media_sizes["video", part["video"]][0] for part in parts)
         frame, patch = self.processor.video_processor.crop_size, self.processor.patch_size
         images = {"messages": [{"content": [part for part in content_parts(row) if part["type"] == "image"]}]}
-        return frames * ((frame.height // patch) * (frame.width // patch) // 4) + super().count_media_tokens(
-            images, media_sizes
-        )
+        of_frame = (frame.height // patch) * (frame.width // patch) // 4
+        return frames * of_frame + super().count_media_tokens(images, media_sizes)
 
 
 @register_collator("llava-next-video")
@@ -23,3 +24,9 @@ class LlavaNextVideoCollator(Llava16Collator):
     # Its processor makes tensors by default (transformers 5.23).
     processor_kwargs = {"return_tensors": None}
     budget_class = LlavaNextVideoBudget
+
+    def of_all(self, name, values):
+        """The frames of all videos as those of one, since videos have different numbers: the model flattens both."""
+        if name != "pixel_values_videos":
+            return super().of_all(name, values)
+        return torch.cat([frames.flatten(0, 1) for frames in values])[None]

@@ -15,8 +15,7 @@ class Gemma4UnifiedLoader(Gemma4Loader):
     routers = []
 
     def masks_of_samples(self, inputs):
-        """As transformers 5.23 computes a sample alone: unlike in 26B-A4B and 31B, all layers see media in both
-        directions, also those without a sliding window."""
-        masks = super().masks_of_samples(inputs)
+        """As transformers 5.23 computes a sample alone: unlike in 26B-A4B and 31B, all layers see all of a medium in
+        both directions, with or without a sliding window, also past it."""
         same_medium = attention.same_block(attention.blocks_of(inputs["mm_token_type_ids"] > 0))
-        return masks | {"full_attention": masks["full_attention"] | same_medium}
+        return {kind: mask | same_medium for kind, mask in super().masks_of_samples(inputs).items()}

@@ -228,9 +228,7 @@ def test_images_of_any_shape(family, tiny, dataset):
         assert count(13) == len(grids[-1])  # [IMG_END]
     assert len({tuple(grid) for grid in grids[-1]}) >= 5
     batch = collator(samples)
-    assert batch["image_sizes"].tolist() == [
-        [height * token, width * token] for grid in grids for height, width in grid
-    ]
+    assert batch["image_sizes"].tolist() == [[h * token, w * token] for grid in grids for h, w in grid]
     alone = torch.cat([row_losses(model, collator([sample])) for sample in samples])
     torch.testing.assert_close(row_losses(model, batch), alone, atol=1e-5, rtol=0)
 
@@ -239,6 +237,7 @@ def test_images_of_any_shape(family, tiny, dataset):
     "family, size, named",
     [
         ("pixtral", (3000, 1), "an image of 3000x1 pixels is too narrow"),
+        ("lfm2-vl", (500, 2), "an image of 500x2 pixels is too narrow"),
         ("mistral-small-3.1", (28, 20), "an image of 28x20 pixels is too small: make a side exceed 28"),
     ],
 )

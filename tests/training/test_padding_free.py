@@ -1,6 +1,7 @@
 """Samples in one row: each token's loss, and all gradients, are those of every sample alone."""
 
 import shutil
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -77,6 +78,15 @@ def test_losses_and_gradients_are_those_of_each_sample_alone(tiny, family, write
     assert_alone_and_together_are_equal(loader, family, write_rows(rows))
 
 
+@pytest.mark.parametrize("family", ["llava-next-video", "llava-onevision"])
+def test_videos_of_several_lengths_in_a_batch(tiny, family, write_rows):
+    rows = [{"video": "clip.mp4", "fps": fps, "conversations": turns("<video>?", "Red")} for fps in (1, 4)]
+    refused = pytest.raises(ValueError, match=r"videos of \d and of \d frames in one batch: give --num_frames")
+    with refused if family == "llava-onevision" else nullcontext():
+        loader = make_loader(family, tiny(family), attn_implementation="sdpa")
+        assert_alone_and_together_are_equal(loader, family, write_rows(rows))
+
+
 @pytest.mark.parametrize("family", ["llava-1.5", "qwen3.5", "gemma-3", pytest.param("lfm2-vl", marks=pytest.mark.slow)])
 def test_another_neighbour_changes_no_bit_of_a_sample(tiny, family, write_rows):
     loader = make_loader(family, tiny(family), attn_implementation="sdpa")
@@ -110,12 +120,14 @@ def test_positions_begin_again_in_each_sample(tiny, family, write_rows):
 
 
 @pytest.mark.slow
-def test_gemma_4_that_sees_media_in_both_directions(tiny, write_rows, tmp_path):
-    """As 26B-A4B and 31B, in layers with a sliding window only."""
-    loader = make_loader("gemma-4", tiny("gemma-4"), attn_implementation="sdpa")
-    loader.config.text_config.use_bidirectional_attention = "vision"
+@pytest.mark.parametrize("family", ["gemma-3", "gemma-4", "gemma-4-unified"])
+def test_media_seen_in_both_directions_and_longer_than_a_sliding_window(tiny, write_rows, family):
+    """Gemma 4 as 26B-A4B and 31B, in layers with a sliding window only; the 12B also past the window."""
+    loader = make_loader(family, tiny(family), attn_implementation="sdpa")
+    both = {"use_bidirectional_attention": "vision"} if family == "gemma-4" else {}
+    loader.config.text_config.update({"sliding_window": 5} | both)
     loader.model_kwargs["config"] = loader.config
-    assert_alone_and_together_are_equal(loader, "gemma-4", write_rows(rows_for("gemma-4")))
+    assert_alone_and_together_are_equal(loader, family, write_rows(rows_for(family)))
 
 
 @pytest.mark.parametrize("family", MIXING)
