@@ -113,7 +113,7 @@ class ReadingArguments:
     image_resize_algorithm: str = flag("bicubic", f"How images are resized: {', '.join(FILTERS)}.")
     min_pixels: int | None = flag(None, "Enlarge images with fewer pixels, keeping their aspect ratio.")
     max_pixels: int_or_auto = flag(
-        None, "Shrink images with more pixels, keeping their aspect ratio. auto: until they fit --model_max_length."
+        None, "Shrink images with more pixels, keeping their aspect ratio. auto: until samples fit --model_max_length."
     )
     keep_processor_config: bool | None = flag(
         None,

@@ -127,7 +127,7 @@ def set_up_fsdp(training, model, dtype: torch.dtype) -> None:
     """
     if not training.fsdp:
         return
-    if sum("trainable_tokens_delta" in name for name, _ in model.named_parameters()) == 1:  # they are tied
+    if sum("trainable_tokens_delta" in name for name, _ in model.named_parameters()) == 1:  # the head is tied
         raise ValueError(
             "--add_tokens under LoRA and FSDP2 needs a head that is not tied to the embeddings (accelerate 1.15, peft "
             "0.21): use DDP, or --deepspeed ds_configs/zero2.json."

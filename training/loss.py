@@ -50,7 +50,7 @@ def sample_of_label(keep: torch.Tensor, sample_lengths: list[int] | None = None)
 def sample_sums(
     losses: torch.Tensor, keep: torch.Tensor, sample_lengths: list[int] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sum of the losses and the number of labels of each sample, both (samples,). Arguments: as above."""
+    """Return the loss sum and label count of each sample, both (samples,). Arguments as in `sample_of_label`."""
     sample = sample_of_label(keep, sample_lengths)
     number = len(keep) if sample_lengths is None else len(sample_lengths)
     return losses.new_zeros(number).index_add(0, sample, losses), torch.bincount(sample, minlength=number)
