@@ -68,9 +68,9 @@ or padded. They are concatenated if the model keeps them apart.
 If a new type "refuses its processor's output for a probe", its tiny config may not fit its processor. Check
 `tiny_checkpoints/any_type.py` before you trust the result.
 
-Types with a link were run with the public chat template of their checkpoints. The others had no usable template and need
-one, in the checkpoint or from `--chat_template`. They were run with a neutral template from this flag. Their ticks mean
-that the type loads, and trains with a template that you provide.
+Types with a link were run with the public chat template of their checkpoints. The others had no usable template and
+need one, in the checkpoint or from `--chat_template`. They were run with a neutral template from this flag, so their
+ticks mean that the type loads, and trains with a template that you provide.
 
 """
 STEPS = ("components", "labels", "batch", "picture", "trained", "merged", "answered")
