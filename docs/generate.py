@@ -95,9 +95,9 @@ def model_table(collators: dict) -> str:
     return table(["family", "`--model_id` (number)", "media"], rows)
 
 
-def fact_sheet(family: str, loader, collator) -> str:
-    """The docstrings of loader and collator, and the media, requirements, modules and models of a family."""
-    facts = [f"Accepts {media_of(family)}. Training text: [chat_formats.md](chat_formats.md#{slug(family)})."]
+def fact_sheet(family: str, loader) -> str:
+    """The docstring of the loader, and the media, requirements, modules and models of a family."""
+    facts = [f"Accepts {media_of(family)} ([training text](chat_formats.md#{slug(family)}))."]
     needs = [f"`pip install {' '.join(loader.packages)}`"] if loader.packages else []
     needs += ["`--trust_remote_code True` ([checkpoints.md](checkpoints.md#remote-code))"] if loader.remote_code else []
     if needs:
@@ -110,7 +110,7 @@ def fact_sheet(family: str, loader, collator) -> str:
     modules = {component: getattr(loader, component) for component in COMPONENTS}
     modules |= {"experts": loader.experts, "routers": loader.routers, "in no component": loader.other}
     rows = [[name, ", ".join(map(code, paths))] for name, paths in modules.items() if paths]
-    parts = [f"{text}\n" for text in (f"## {family}", notes_of(loader), notes_of(collator), " ".join(facts))]
+    parts = [f"{text}\n" for text in (f"## {family}", notes_of(loader), " ".join(facts))]
     parts += [table(["component", "modules"], rows)]
     parts += [table(["model id", "Hub path"], [[code(k), code(v)] for k, v in models_of(family).items()])]
     return "\n".join(parts)
@@ -187,7 +187,7 @@ def family_formats(collator) -> list[str]:
         elif collator.processor.chat_template in (None, own.template):
             parts.append("The checkpoint has no chat template; code defines the format.\n")
         else:
-            parts.append("No exceptions: the training text equals the text of the template.\n")
+            parts.append("No exceptions.\n")
     if given := collator.template.kwargs:
         fixed = type(collator).template_kwargs
         values = (f"`{k}={v!r}`" if v == fixed[k] else f"`{k}`, read from the checkpoint" for k, v in given.items())
@@ -262,7 +262,7 @@ def pages_of_families(checkpoint_of) -> dict[Path, str]:
             "README_zh.md": {"correctness": tables.summary("成立", "报错退出", "不成立", "未测")},
             "docs/supported_models.md": {
                 "matrix": support_matrix([*collators, AUTO]),
-                "families": "\n".join(fact_sheet(family, loaders[family], collators[family]) for family in collators),
+                "families": "\n".join(fact_sheet(family, loaders[family]) for family in loaders),
             },
             "docs/chat_formats.md": {"families": chat_formats(collators)},
         }
