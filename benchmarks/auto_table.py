@@ -57,7 +57,7 @@ PAGE = """# What `auto` does with every type of transformers
 type's own config and processor class. The last run was on {date}. These are the steps, in order:
 
 - components: vision encoder, language model and head are found.
-- labels: in the probes, the labels are exactly the replies and their end tokens.
+- labels: in test conversations, the labels are exactly the replies and their end tokens.
 - batch: a padded batch gives the same losses as each row alone.
 - picture: another picture gives another loss.
 - trained, merged, answered: two steps of LoRA with `train.py`, then `merge_lora_weights.py` and `predict.py`.
@@ -65,7 +65,7 @@ type's own config and processor class. The last run was on {date}. These are the
 Each row stops at the first step that fails, and its last cell is the error. `samples` shows if samples are concatenated
 or padded. They are concatenated if the model keeps them apart.
 
-If a new type "refuses its processor's output for a probe", its tiny config may not fit its processor. Check
+If a new type fails on the output of its processor, its tiny config may not fit the processor. Check
 `tiny_checkpoints/any_type.py` before you trust the result.
 
 Types with a link were run with the public chat template of their checkpoints. The others had no usable template and
