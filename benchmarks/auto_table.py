@@ -53,24 +53,24 @@ PAGE = """# What `auto` does with every type of transformers
 
 <!-- Written by `python benchmarks/auto_table.py`: change the code, not this file. -->
 
-What `--model_id auto` did with a tiny checkpoint of each image-text-to-text type of transformers {version}, made with
-the type's own config and processor class; last run on {date}. The steps, one after the other:
+`--model_id auto` was run on a tiny checkpoint of each image-text-to-text type of transformers {version}, made with the
+type's own config and processor class. The last run was on {date}. These are the steps, in order:
 
 - components: vision encoder, language model and head are found.
-- labels: the labels of the probes are the replies and their ends.
-- batch: a padded batch gives the same losses as its rows alone.
+- labels: in test conversations, the labels are exactly the replies and their end tokens.
+- batch: a padded batch gives the same losses as each row alone.
 - picture: another picture gives another loss.
-- trained, merged, answered: two steps of LoRA by `train.py`, then `merge_lora_weights.py` and `predict.py`.
+- trained, merged, answered: two steps of LoRA with `train.py`, then `merge_lora_weights.py` and `predict.py`.
 
-A row ends at its first step without a tick, for the reason at its end. `samples`: whether they are concatenated, since
-the model keeps them apart, or padded.
+Each row stops at the first step that fails, and its last cell is the error. `samples` shows if samples are concatenated
+or padded. They are concatenated if the model keeps them apart.
 
-Where a new type "fails on a test conversation from its processor", its tiny config may not fit its processor: look at
-tiny_checkpoints/any_type.py before you trust the result.
+If a new type fails on the output of its processor, its tiny config may not fit the processor. Check
+`tiny_checkpoints/any_type.py` before you trust the result.
 
-Types with a link were run with their checkpoints' public chat template. The others had no usable one and need one,
-in the checkpoint or from `--chat_template`. They were run with a neutral one through that flag, so their ticks mean:
-loads, and trains with a template that the user gives.
+Types with a link were run with the public chat template of their checkpoints. The others had no usable template and
+need one, in the checkpoint or from `--chat_template`. They were run with a neutral template from this flag, so their
+ticks mean that the type loads, and trains with a template that you provide.
 
 """
 STEPS = ("components", "labels", "batch", "picture", "trained", "merged", "answered")

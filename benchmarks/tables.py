@@ -4,29 +4,29 @@ import json
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-# A property -> what holds where the cell is "yes".
+# A property -> what is true if the cell is "yes".
 PROPERTIES = {
-    "text": "the ids are those of the checkpoint's own template, and the labels each reply with its end token",
-    "several turns": "the same of a conversation with an image and two replies",
-    "system": "the same with a system prompt",
-    "several images": "the same with two images between words",
-    "video": "the same with a video, however many frames are drawn of it",
-    "thoughts": "the same with a thought before the answer",
-    "tool calls": "the same with tools, a call and its result",
-    "own tokens": "the same with the family's own tokens for boxes in a reply",
+    "text": "the token ids are those of the checkpoint's own template; the labels are each reply with its end token",
+    "several turns": "the same as `text`, for a conversation with an image and two replies",
+    "system": "the same as `text`, for a conversation with a system prompt",
+    "several images": "the same as `text`, for two images between words",
+    "video": "the same as `text`, for a video, however many of its frames are used",
+    "thoughts": "the same as `text`, for a reply with a thought before the answer",
+    "tool calls": "the same as `text`, for a conversation with tools, a call and its result",
+    "own tokens": "the same as `text`, for a reply with the family's own tokens for boxes",
     "typed control strings": "a typed `<|im_end|>` stays text",
-    "batch size": "gradients of a step of 4 samples: at once, or accumulated one by one",
-    "processes": "the same: by one process, or two",
-    "texts on one of two": "the same of a text and an image, where one process gets the text alone",
-    "packed samples": "a sample's states do not move when others in its pack change",
+    "batch size": "a step of 4 samples has the same gradients, computed at once or accumulated one by one",
+    "processes": "a step of 4 samples has the same gradients with one process and with two",
+    "texts on one of two": "the same as `processes`, for a text and an image, if one process gets only the text",
+    "packed samples": "the hidden states of a sample stay the same if other samples of its pack change",
     "cut samples": "a sample over the limit is not cut through an image",
-    "over-long row": "a text over the limit is refused or told, not lost silently",
-    "broken image": "the same of half an image file",
-    "empty reply": "the same of a row with nothing to train",
-    "unread field": "the same of a field of the rows that nobody reads",
-    "adapters that train nothing": "adapters in the vision encoder and no image: refused or told",
-    "merged equals adapter": "logits of the merged checkpoint are those of base and adapter",
-    "resume": "a run from its third step's checkpoint ends with the weights of the unbroken one",
+    "over-long row": "a text over the limit is refused or reported, not dropped silently",
+    "broken image": "half an image file is refused or reported",
+    "empty reply": "a row with nothing to train is refused or reported",
+    "unread field": "a field of a row that the tool does not read is refused or reported",
+    "adapters that train nothing": "adapters in the vision encoder, without any image, are refused or reported",
+    "merged equals adapter": "the merged checkpoint has the same logits as the base model with the adapter",
+    "resume": "a run resumed from its third step has the same final weights as the uninterrupted run",
 }
 SHOWN = {"yes": "yes", "error": "error", "n/a": "–"}
 
@@ -53,7 +53,7 @@ def correctness() -> str:
         [name, *(shown(tool["cells"].get(name)) for tool in of_tools.values()), PROPERTIES[name]] for name in PROPERTIES
     ]
     versions = "".join(f"- {name}: {tool['versions']}; run with {tool['flags']}\n" for name, tool in of_tools.items())
-    return f"{table(['', *of_tools, 'yes, where'], rows)}\nMeasured on {found['date']}:\n\n{versions}"
+    return f"{table(['', *of_tools, 'yes means'], rows)}\nMeasured on {found['date']}:\n\n{versions}"
 
 
 def faults() -> str:

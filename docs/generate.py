@@ -76,7 +76,7 @@ def as_markdown(text: str) -> str:
 
 
 def notes_of(part) -> str:
-    """What the module of a loader or collator says of itself, in one paragraph."""
+    """The docstring of a loader's or collator's module, as one paragraph."""
     return as_markdown(" ".join(sys.modules[type(part).__module__].__doc__.split()))
 
 
@@ -85,7 +85,7 @@ def models_of(family: str) -> dict[str, str]:
 
 
 def model_table(collators: dict) -> str:
-    """One row per family; of many models, only the first and the last."""
+    """One row per family. Of four or more models, only the first and the last are listed."""
     rows = []
     for family in collators:
         ids = [*models_of(family)]
@@ -95,22 +95,22 @@ def model_table(collators: dict) -> str:
     return table(["family", "`--model_id` (number)", "media"], rows)
 
 
-def fact_sheet(family: str, loader, collator) -> str:
-    """The docstrings of loader and collator, what the family takes and needs, its modules and its models."""
-    facts = [f"Takes {media_of(family)}. Training text: [chat_formats.md](chat_formats.md#{slug(family)})."]
+def fact_sheet(family: str, loader) -> str:
+    """The docstring of the loader, and the media, requirements, modules and models of a family."""
+    facts = [f"Accepts {media_of(family)} ([training text](chat_formats.md#{slug(family)}))."]
     needs = [f"`pip install {' '.join(loader.packages)}`"] if loader.packages else []
     needs += ["`--trust_remote_code True` ([checkpoints.md](checkpoints.md#remote-code))"] if loader.remote_code else []
     if needs:
-        facts.append(f"Needs {' and '.join(needs)}.")
+        facts.append(f"Requires {' and '.join(needs)}.")
     refused, why = "`--use_flash_attn True` is refused", "([memory.md](memory.md#precision-and-memory))"
     if isinstance(type(loader).bidirectional, property):  # it depends on the checkpoint
-        facts.append(f"{refused} for some {why}: {type(loader).bidirectional.__doc__}")
+        facts.append(f"{refused} for some checkpoints {why}: {type(loader).bidirectional.__doc__}")
     elif refuses_flash_attention(loader):
         facts.append(f"{refused} {why}.")
     modules = {component: getattr(loader, component) for component in COMPONENTS}
     modules |= {"experts": loader.experts, "routers": loader.routers, "in no component": loader.other}
     rows = [[name, ", ".join(map(code, paths))] for name, paths in modules.items() if paths]
-    parts = [f"{text}\n" for text in (f"## {family}", notes_of(loader), notes_of(collator), " ".join(facts))]
+    parts = [f"{text}\n" for text in (f"## {family}", notes_of(loader), " ".join(facts))]
     parts += [table(["component", "modules"], rows)]
     parts += [table(["model id", "Hub path"], [[code(k), code(v)] for k, v in models_of(family).items()])]
     return "\n".join(parts)
@@ -125,7 +125,7 @@ def refuses_flash_attention(loader) -> bool:
 
 
 def support_matrix(listed: list[str]) -> str:
-    """The outcomes that the tests wrote, as a table; an empty cell was not run."""
+    """The results that the tests wrote, as a table. An empty cell was not run."""
     date, outcomes = json.loads(MATRIX.read_text(encoding="utf-8")).values()
     fullest_first = sorted(outcomes.values(), key=len, reverse=True)
     columns = list(dict.fromkeys(column for cells in fullest_first for column in cells))
@@ -134,11 +134,11 @@ def support_matrix(listed: list[str]) -> str:
     for family in listed:
         cells = outcomes.get(family, {})
         rows.append([f"[{family}](#{slug(family)})", *(marks[cells.get(column)] for column in columns)])
-    return f"All of it was last run on {date}.\n\n" + table(["family", *columns], rows)
+    return f"Last run: {date}.\n\n" + table(["family", *columns], rows)
 
 
 def strategy_matrix() -> str:
-    """Ways of training by engines: a tick where every family passed; a refusal, with its reason below the table."""
+    """Ways of training by engines. A tick: every family passed. A refusal: the reason is below the table."""
     date, outcomes = json.loads(STRATEGIES.read_text(encoding="utf-8")).values()
     rows, refusals = {}, []
     for cell in next(iter(outcomes.values())):
@@ -155,7 +155,7 @@ def strategy_matrix() -> str:
         rows.setdefault(strategy, {})[engine] = mark
     text = table(["", *next(iter(rows.values()))], [[strategy, *marks.values()] for strategy, marks in rows.items()])
     notes = ["\n"] * bool(refusals) + [f"{number}. {reason}\n" for number, reason in enumerate(refusals, 1)]
-    return f"All of it was last run on {date}, on these families: {', '.join(outcomes)}.\n\n{text}{''.join(notes)}"
+    return f"Last run: {date}, with these families: {', '.join(outcomes)}.\n\n{text}{''.join(notes)}"
 
 
 def slug(heading: str) -> str:
@@ -171,7 +171,7 @@ def chat_formats(collators: dict) -> str:
 
 
 def family_formats(collator) -> list[str]:
-    """Each format of a family, with the example and its exceptions; then what the templates are given."""
+    """Each format of a family with the example and its exceptions, then the variables of the templates."""
     own = ChatFormat(type(collator).chat_template, type(collator).template_exceptions)
     exceptions = {}  # checkpoints may train on one text and differ in their own template
     for format in (own, *collator.other_formats):
@@ -185,18 +185,18 @@ def family_formats(collator) -> list[str]:
         if rows:
             parts.append(table(["the checkpoint's template", "trained", "where", "reason"], rows))
         elif collator.processor.chat_template in (None, own.template):
-            parts.append("The checkpoint has no chat template: its code writes the format.\n")
+            parts.append("The checkpoint has no chat template; code defines the format.\n")
         else:
-            parts.append("No exception: the training text is the template's.\n")
+            parts.append("No exceptions.\n")
     if given := collator.template.kwargs:
         fixed = type(collator).template_kwargs
         values = (f"`{k}={v!r}`" if v == fixed[k] else f"`{k}`, read from the checkpoint" for k, v in given.items())
-        parts.append(f"Given to the template: {', '.join(values)}.\n")
+        parts.append(f"Variables for the template: {', '.join(values)}.\n")
     return parts
 
 
 def marked(collator, template: str, with_bos: bool) -> str:
-    """The example's training text with its trained spans in brackets; `with_bos`: and the tokenizer's BOS."""
+    """The example's training text with its trained spans in brackets, and the tokenizer's BOS if `with_bos`."""
     collator.template.text = template
     for messages in (EXAMPLE, EXCHANGE):
         with contextlib.suppress(ValueError):
@@ -246,10 +246,10 @@ def preview_example(checkpoint: str) -> str:
 
 
 def pages_of_families(checkpoint_of) -> dict[Path, str]:
-    """Path -> text of each file with what every family's loader and collator say of themselves.
+    """Return path -> text of the files that contain facts of every family.
 
     Args:
-        checkpoint_of: family -> folder of a tiny checkpoint of it.
+        checkpoint_of: maps a family to the folder of its tiny checkpoint.
     """
     loaders = {}
     for family in families():
@@ -262,7 +262,7 @@ def pages_of_families(checkpoint_of) -> dict[Path, str]:
             "README_zh.md": {"correctness": tables.summary("成立", "报错退出", "不成立", "未测")},
             "docs/supported_models.md": {
                 "matrix": support_matrix([*collators, AUTO]),
-                "families": "\n".join(fact_sheet(family, loaders[family], collators[family]) for family in collators),
+                "families": "\n".join(fact_sheet(family, loaders[family]) for family in loaders),
             },
             "docs/chat_formats.md": {"families": chat_formats(collators)},
         }
@@ -270,7 +270,7 @@ def pages_of_families(checkpoint_of) -> dict[Path, str]:
 
 
 def pages_of_flags(checkpoint_of) -> dict[Path, str]:
-    """The same of each other file."""
+    """Return path -> text of all other generated files."""
     return filled(
         {
             "docs/correctness.md": {part: getattr(tables, part)() for part in ("correctness", "faults", "equality")},
@@ -284,7 +284,7 @@ def pages_of_flags(checkpoint_of) -> dict[Path, str]:
 
 
 def filled(pages: dict[str, dict[str, str]]) -> dict[Path, str]:
-    """Path -> text of each file, with what is between `<!-- name -->` and `<!-- /name -->` replaced for each name."""
+    """Return path -> text of each file, with the text between `<!-- name -->` and `<!-- /name -->` replaced."""
     found = {}
     for page, parts in pages.items():
         text = (REPO / page).read_text(encoding="utf-8")

@@ -401,7 +401,7 @@ def test_the_walk_of_add_new_model(tmp_path):
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
         printed[words[1]] = done.stdout
     assert "my-lab/my-llava-7b" in printed["supported_models.py"]
-    assert "the training text differs" not in printed["train.py"]
+    assert "chat template differs" not in printed["train.py"]
     assert "vision_projector  full" in printed["train.py"] and "\nother" not in printed["train.py"]
     ((_, expected),) = code_blocks(page, "json")
     row = json.loads(printed["preview.py"])
