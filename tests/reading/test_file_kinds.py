@@ -440,7 +440,7 @@ def test_a_sheet_is_a_table(fill):
 
 
 SHEETS = {
-    "several": ({"a": [["question", "answer"], ["Q", "A"]], "b": [["x"]]}, "has 2 sheets with rows, expected one"),
+    "several": ({"a": [["question", "answer"], ["Q", "A"]], "b": [["x"]]}, "has 2 sheets with rows, expected exactly"),
     "none": ({"a": []}, "has 0 sheets"),
     "other columns": ({"a": [["frage", "antwort"], ["Q", "A"]]}, "but it needs `question` and `answer`"),
     "a cell too many": ({"a": [["question", "answer"], ["Q", "A", "B"]]}, "the cell 'B' is in a column without a name"),
@@ -565,7 +565,7 @@ def test_a_medium_on_the_hub_is_fetched_once_by_its_library(tmp_path, fill, monk
     addresses = {
         "org/set@refs%2Fpr%2F1/a b.jpg": None,
         "org/set/none.jpg": "org/set/none.jpg cannot be fetched from the Hub: no none.jpg is there",
-        "org/set": "org/set names no file of a data set, as hf://datasets/owner/name/1.jpg does",
+        "org/set": "org/set is no data set file; it must look like hf://datasets/owner/name/1.jpg",
     }
     rows = [{"image": f"hf://datasets/{name}", "question": "a", "answer": "b"} for name in addresses]
     (tmp_path / "rows.json").write_text(json.dumps(rows))

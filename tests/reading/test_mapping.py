@@ -571,11 +571,11 @@ def test_the_number_of_rows_of_dataset_info_is_taken(info):
 @pytest.mark.parametrize(
     "name, named",
     [
-        ("", "name one of its data sets, such as .*:pictures"),
-        (":none", "name one of"),
+        ("", "add the name of one of its data sets, such as .*:pictures"),
+        (":none", "name of one of"),
         (":ranked", "ranked answers"),
         (":judged", "ranked answers"),
-        (":elsewhere", "has script_url.* no file_name or hf_hub_url"),
+        (":elsewhere", "needs a file_name or an hf_hub_url, but has only script_url"),
     ],
 )
 def test_a_data_set_of_dataset_info_that_cannot_be_read_is_refused(info, name, named):

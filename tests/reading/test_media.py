@@ -315,7 +315,7 @@ def test_a_long_name_is_shortened():
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_urls_need_consent(kind):
     for opened in (OPEN[kind], lambda *of: media.read_header(kind, *of)):
-        with pytest.raises(ValueError, match=f"{kind} https://x.org/a is a URL; give --allow_urls True"):
+        with pytest.raises(ValueError, match=f"{kind} https://x.org/a is a URL; pass --allow_urls True"):
             opened("https://x.org/a", PLAIN)
 
 

@@ -460,7 +460,7 @@ def test_frames_may_be_bytes_or_opened_and_are_scaled(images):
     [
         (Image.new("RGB", (8, 8)), "must have one size, but image of 8x8 pixels has 8x8 pixels and the first 64x48"),
         ("/none.png", "image /none.png does not exist"),
-        ("https://x.org/a.png", "give --allow_urls True"),
+        ("https://x.org/a.png", "pass --allow_urls True"),
         (None, "is not an image or a video"),
     ],
 )
