@@ -229,7 +229,7 @@ def test_two_moments_of_a_film_are_two_clips_of_one_video(write_rows, media_fold
     assert sizes == [[8, 48, 64], [24, 48, 64], [12, 48, 64], [5, 24, 32]]
     assert [list(dataset[i]["messages"][0]["content"][0]["video"].shape[:3]) for i in range(4)] == sizes
     assert len({*dataset.of_rows("hashes").tolist()}) == 4 and len({*linked(dataset).tolist()}) == 1
-    assert any("4 rows choose moments or frames of videos (docs/moments.md)." in note for note in dataset.notes())
+    assert any("4 rows choose clips or frames of their videos (docs/moments.md)." in note for note in dataset.notes())
     other = MultimodalDataset(write_rows([row(clip=[0, 3], fps=4), *moments[1:]]))
     in_parts = [
         {

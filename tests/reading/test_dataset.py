@@ -195,7 +195,7 @@ def test_media_outside_the_folders_of_the_data_are_named_with_their_numbers(tmp_
     away = [str(tmp_path / "data-2/a.png"), "link.png", "links/a/a.png", "link.png"]
     path.write_text(json.dumps(rows + [row | {"image": path} for row, path in zip(rows * 2, away)]))
     (note,) = MultimodalDataset(str(path)).notes()
-    assert note.endswith(f": media outside the folders of the data: {tmp_path}/far/a (3), {tmp_path}/data-2 (1)")
+    assert note.endswith(f": media outside of the data folders: {tmp_path}/far/a (3), {tmp_path}/data-2 (1)")
     path.write_text(json.dumps([rows[0] | {"image": "a/a.png"}]))
     assert MultimodalDataset(str(path), image_folder=str(tmp_path / "far")).notes() == []  # it is named
 
@@ -311,9 +311,9 @@ def test_faults_that_are_alike_are_one_line_with_a_count(write_rows):
     with pytest.raises(ValueError, match="17 of 18 samples") as caught:
         MultimodalDataset(write_rows(rows))
     first, second, third = str(caught.value).splitlines()[1:]
-    assert "sample 1: has none of" in first and re.search(r"\(11 more like it, such as \S+, sample 2\)$", first)
-    assert "sample 13: image" in second and re.search(r"0.png does not exist; .* \(2 more like it, such as", second)
-    assert "'bot'" in third and re.search(r"\(1 more like it, such as \S+, sample 17\)$", third)
+    assert "sample 1: has none of" in first and re.search(r"\(11 more like this, such as \S+, sample 2\)$", first)
+    assert "sample 13: image" in second and re.search(r"0.png does not exist; .* \(2 more like this, such as", second)
+    assert "'bot'" in third and re.search(r"\(1 more like this, such as \S+, sample 17\)$", third)
 
 
 def test_empty_replies_pass_where_they_are_masked_or_allowed_and_are_counted(write_rows):
@@ -364,8 +364,8 @@ GOOD = json.dumps({"conversations": HI})
 FILES = {
     "object.json": (GOOD, "must hold a JSON list of samples, not an object of conversations: .*jsonl"),
     "text.json": ('"Hi"', "must hold a JSON list of samples, not str"),
-    "empty.json": ("[]", "holds no sample"),
-    "empty.jsonl": ("\n\n", "holds no sample"),
+    "empty.json": ("[]", "contains no samples"),
+    "empty.jsonl": ("\n\n", "contains no samples"),
     "nothing.json": ("", "nothing.json is empty"),
     "broken.json": (f"[{GOOD},\n{GOOD},\n{{'a'}}]", "broken.json, line 3: not valid JSON"),
     "broken.jsonl": (f"{GOOD}\n\n{GOOD}\n{{\n", "broken.jsonl, sample 2: is line 4, which is not valid JSON"),
@@ -535,6 +535,6 @@ def test_the_price_of_each_reply(write_rows):
     rows = [{"conversations": turns("One?", "1", "Two?", "2")}, {"conversations": turns("Only?", "3")}]
     dataset = MultimodalDataset(write_rows(rows), train_replies="each")
     assert cost_of_replies(dataset, np.array([10, 30, 20])).endswith(
-        ": 3 replies of 2 conversations take 1.2 times the tokens."
+        ": 3 replies of 2 conversations take 1.2 times as many tokens."
     )
     assert cost_of_replies(MultimodalDataset(write_rows(rows)), np.array([30, 20])) == ""

@@ -78,7 +78,7 @@ def test_a_single_class_is_said(fill):
     cats = f"{folder}[:3]"
     for paths, only in (([folder], ""), ([cats], "cat"), ([other], "dog"), ([cats, other], "")):
         notes = "".join(MultimodalDataset([*map(str, paths)], prompt="Which?").notes())
-        assert (f"is {only!r}, which the model would learn to say" in notes) == bool(only), (paths, notes)
+        assert (f"is {only!r}, so the model would learn this reply" in notes) == bool(only), (paths, notes)
         assert ("each reply" in notes) == bool(only)
 
 
@@ -117,12 +117,12 @@ FOLDER_FAULTS = {
     "texts in a folder of their own": (
         ["images/1.jpg", "images/2.jpg", "labels/1.txt", "labels/2.txt"],
         "What?",
-        "labels/1.txt, labels/2.txt (4 in all). Each picture NAME.jpg needs a caption NAME.txt",
+        "labels/1.txt, labels/2.txt (4 in all). Each image NAME.jpg needs a caption NAME.txt",
     ),
     "a picture without a caption": (
         ["1.jpg", "1.txt", "2.jpg"],
         "Say.",
-        "partner: 2.jpg (1 in all). Each picture NAME.jpg needs a caption NAME.txt",
+        "partner: 2.jpg (1 in all). Each image NAME.jpg needs a caption NAME.txt",
     ),
     "a caption without a picture": (["1.jpg", "1.txt", "README.txt"], "Say.", "partner: README.txt (1 in all)"),
     "a class too deep": (["cat/1.jpg", "cat/more/2.jpg"], "Say.", "cat/more/2.jpg has no caption, and is not directly"),

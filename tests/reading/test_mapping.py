@@ -378,7 +378,7 @@ FAULTS = {
             ]
         },
         {},
-        r"messages\[1\].content repeats `reasoning_content` of its message",
+        r"messages\[1\].content has a part that repeats `reasoning_content` of the message",
     ),
     "a class without a name": ({"image": "red.png", "label": 3}, {}, "try --columns answer=label --prompt"),
     "an answer of another name": (

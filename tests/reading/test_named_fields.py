@@ -249,7 +249,7 @@ FAULTS = {
         r"messages\[1\].*keep one",
     ),
     "a thought that is no text": ([ASK, ANSWER | {"reasoning": ["a"]}], {}, r"messages\[1\].reasoning must be text"),
-    "a thought of a user": ([ASK | {"reasoning": "a"}, ANSWER], {}, "only a reply may have it"),
+    "a thought of a user": ([ASK | {"reasoning": "a"}, ANSWER], {}, "only a reply may have this field"),
     "a reserved character": ([ASK, ANSWER | {"reasoning": "a\ufdd0"}], {}, r"U\+FDD0 in a thought"),
     "a call that is no JSON": ([ASK, {"role": "tool_call", "content": "look()"}], {}, "not valid JSON"),
     "a call without a name": ([ASK, ANSWER | {"tool_calls": [{"arguments": {}}]}], {}, r"tool_calls\[0\] must be"),

@@ -425,7 +425,7 @@ TABLES = {
     "one of a pair": ("prompt,answer\na,b", "has the columns prompt, answer, but"),
     "no header": ("red.png,What is it?,Red", "has the columns red.png, what is it\\?, red, but"),
     "empty": ("", "is empty"),
-    "only a header": ("question,answer\n", "holds no sample"),
+    "only a header": ("question,answer\n", "contains no samples"),
     "twice": ("question,answer,Answer\na,b,c", "has two columns named answer"),
     "media unread": ("question,answer,file\na,b,\na,b,in/x.JPG", "sample 1: file holds media .in/x.JPG"),
     "videos unread": ("question,answer,clip\na,b,x.mp4", "name it `image` or `video`"),

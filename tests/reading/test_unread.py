@@ -222,7 +222,7 @@ def test_what_is_ignored_on_purpose_passes(write_rows, name):
 
 def test_texts_alone_are_said_once(write_rows):
     warned = {
-        name: "has only text" in "".join(MultimodalDataset(write_rows(rows)).notes())
+        name: "contains only text" in "".join(MultimodalDataset(write_rows(rows)).notes())
         for name, rows in {"texts": [{"conversations": HI}] * 2, "one image": [{"conversations": HI}, SEEN]}.items()
     }
     assert warned == {"texts": True, "one image": False}
