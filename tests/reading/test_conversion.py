@@ -225,7 +225,7 @@ def test_addresses_of_files_and_bare_base64_are_media(media_folder, tmp_path):
     assert images[:4] == [str(tmp_path / "a b#ä.png")] * 2 + [held] * 2
     with pytest.raises(ValueError, match=r"sample 4.*none#ä\.png"):
         MultimodalDataset(str(tmp_path / "rows.json"))
-    with pytest.raises(ValueError, match="leaves the folder"):  # of an author who is not the user
+    with pytest.raises(ValueError, match="which is outside of"):  # of an author who is not the user
         replace(form, allow_absolute=False).messages(form.named(row(rows[0]["image"] + "/../../x.png", "What?", "Red")))
 
 

@@ -209,9 +209,9 @@ BAD_ROWS = [
     ({"video": "clip.mp4", "conversations": turns("<image>", "b")}, "0 <video> .* 1 in"),
     ({"video": "clip.mp4", "conversations": HI}, "0 <video> .* 1 in its `video` field"),
     ({"image": "red.png", "conversations": turns("Hi", "<image>")}, "0 <image> .* 1 in"),
-    ({"conversations": []}, "no turn in its `conversations`"),
-    ({"conversations": "Hi"}, "no turn in its `conversations`"),
-    ({"messages": []}, "no turn in its `messages`"),
+    ({"conversations": []}, "no turns in its `conversations`"),
+    ({"conversations": "Hi"}, "no turns in its `conversations`"),
+    ({"messages": []}, "no turns in its `messages`"),
     ({"conversations": turns("Hi")}, "roles user; expected"),
     ({"conversations": turns("a", "b", "c")}, "roles user, assistant, user; expected"),
     ({"conversations": turns("Hi", "Hello")[::-1]}, "roles assistant, user; expected"),
@@ -244,7 +244,7 @@ BAD_ROWS = [
                 {"role": "assistant", "content": "b"},
             ],
         },
-        r"messages\[0\].content\[1\].index is 0, like an earlier part's",
+        r"messages\[0\].content\[1\].index is 0, as in an earlier part",
     ),
     (
         {
@@ -274,14 +274,14 @@ BAD_ROWS = [
     ({"image": "none.png", "conversations": turns("<image>", "b")}, "none.png does not exist; .*--image_folder"),
     ({"video": "none.mp4", "conversations": turns("<video>", "b")}, "none.mp4 does not exist; .*--video_folder"),
     ({"image": "", "conversations": turns("<image>", "b")}, "has 1 <image> in its user turns but 0 in its `image`"),
-    ({"images": ["red.png", " "], "conversations": turns("<image><image>", "b")}, r"images\[1\] is empty; give a path"),
+    ({"images": ["red.png", " "], "conversations": turns("<image><image>", "b")}, r"images\[1\] is empty; write a"),
     ({"video": {"path": "", "bytes": None}, "conversations": turns("<video>", "b")}, "video is empty"),
     ({"first": "a", "last": "b"}, "but `first`, `last`: try --columns question=first answer=last"),
     (
         {"image": "red.png", "chat": [{"role": "user", "content": "a"}]},
         "but `image`, `chat`: try --columns messages=chat",
     ),
-    ({}, "but none at all"),
+    ({}, "but no fields"),
     ({"image": "clip.mp4", "conversations": turns("<image>", "b")}, "image .*clip.mp4 cannot be decoded"),
 ]
 

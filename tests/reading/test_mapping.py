@@ -102,9 +102,7 @@ def test_turns_as_json_are_read_from_tables_too(media_folder, write_rows):
         assert MultimodalDataset(str(path), columns=columns).rows[0]["messages"] == as_messages
     with pytest.raises(ValueError, match="try --columns messages=chat$"):
         MultimodalDataset(str(path))
-    with pytest.raises(
-        ValueError, match="must be a list of turns, or such a list as JSON text"
-    ):  # as pandas writes a list
+    with pytest.raises(ValueError, match="write a list of turns, or that list as JSON text"):  # as pandas writes a list
         MultimodalDataset(write_rows([{"messages": str(ASKED)}]))
 
 

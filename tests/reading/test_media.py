@@ -220,7 +220,7 @@ def test_what_is_taken_for_a_medium_is_said(tmp_path, monkeypatch):
         (b"", "empty"),
         (b"<!DOCTYPE html>\n<html>", "an HTML page, .*download"),
         (b"\n <HTML lang='en'>", "an HTML page"),
-        (pointer, "a Git LFS pointer: `git lfs pull`"),
+        (pointer, "a Git LFS pointer: run `git lfs pull`"),
         (archive.getvalue(), "a compressed archive: unpack it"),
         (gzip.compress(b"x"), "a compressed archive"),
         (lzma.compress(b"x"), "a compressed archive"),

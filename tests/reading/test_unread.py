@@ -256,7 +256,7 @@ def test_names_of_the_mask_of_a_message(write_rows, name, no):
         with_key(1, **({name: False} | {"train" if name != "train" else "loss": True})),
     ]
     errors = MultimodalDataset(write_rows(wrong), check=False).errors
-    assert f"messages[1].{name} is 0.5" in errors[0] and "which disagree on whether to train it" in errors[1]
+    assert f"messages[1].{name} is 0.5" in errors[0] and "which contradict each other" in errors[1]
 
 
 @pytest.mark.slow
