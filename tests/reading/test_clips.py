@@ -211,9 +211,9 @@ def test_a_wrong_value_is_named_with_its_field(write_rows):
             r"messages\[0\].content\[0\].fps is -2",
         ),
         # What only the file tells.
-        (one | {"end": 2.2}, "clip.mp4 .*asks for 0 to 2.2 seconds of it, but it lasts 2.00 seconds"),
-        (one | {"start": 2}, "asks for 2 to 2 seconds of it"),
-        (one | {"clip": [1, 3600]}, "asks for 1 to 3600 seconds of it"),
+        (one | {"end": 2.2}, "clip.mp4 .*selects 0 to 2.2 seconds, but the video lasts 2.00 seconds"),
+        (one | {"start": 2}, "selects 2 to 2 seconds"),
+        (one | {"clip": [1, 3600]}, "selects 1 to 3600 seconds"),
     ]
     errors = MultimodalDataset(write_rows([row for row, _ in wrong]), check=False).errors
     for i, (_, message) in enumerate(wrong):

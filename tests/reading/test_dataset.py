@@ -362,15 +362,15 @@ def test_a_row_counts_as_the_same_in_any_form_and_file(write_rows, media_folder,
 
 GOOD = json.dumps({"conversations": HI})
 FILES = {
-    "object.json": (GOOD, "must hold a JSON list of samples, not an object of conversations: .*jsonl"),
-    "text.json": ('"Hi"', "must hold a JSON list of samples, not str"),
+    "object.json": (GOOD, "must contain a JSON list of samples, not an object with conversations: .*jsonl"),
+    "text.json": ('"Hi"', "must contain a JSON list of samples, not str"),
     "empty.json": ("[]", "contains no samples"),
     "empty.jsonl": ("\n\n", "contains no samples"),
     "nothing.json": ("", "nothing.json is empty"),
     "broken.json": (f"[{GOOD},\n{GOOD},\n{{'a'}}]", "broken.json, line 3: not valid JSON"),
     "broken.jsonl": (f"{GOOD}\n\n{GOOD}\n{{\n", "broken.jsonl, sample 2: is line 4, which is not valid JSON"),
-    "lines.json": (f"{GOOD}\n{GOOD}", r"lines.json, line 2: not valid JSON: Extra data \(name a JSONL file .jsonl\)"),
-    "list.jsonl": (f"[\n{GOOD}\n]", "list.jsonl begins with a list, .* name it .json"),
+    "lines.json": (f"{GOOD}\n{GOOD}", r"lines.json, line 2: not valid JSON: Extra data \(rename a JSONL file"),
+    "list.jsonl": (f"[\n{GOOD}\n]", "list.jsonl begins with a list, .* rename it to .json"),
     "deep.json": ("[" * 100_000, "deep.json, line 1: not valid JSON: it is nested too deeply"),
     "digits.json": ("[" + "1" * 5000 + "]", "digits.json.* not valid JSON: .*digits"),
     "latin.json": (f'[{GOOD}, "caf\xe9"]'.encode("latin-1"), "latin.json is not UTF-8 text"),
@@ -388,7 +388,7 @@ def test_a_bad_file_is_an_error_that_names_it(tmp_path, name):
 
 @pytest.mark.parametrize(
     "path, named",
-    [("none.json", "none.json does not exist"), ("", "no .json, .jsonl, .* file or picture is in ")],
+    [("none.json", "none.json does not exist"), ("", "no .json, .jsonl, .* file or image is in ")],
 )
 def test_a_missing_file_is_an_error_that_names_it(tmp_path, path, named):
     with pytest.raises(ValueError, match=named):

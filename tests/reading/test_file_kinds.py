@@ -324,11 +324,11 @@ ROWS_OF_A_TAR = [("1.png", b"\x89PNG"), ("1.txt", "A")]
 TAR_FAULTS = {
     "apart": (
         [("1.jpg", b"x"), ("2.jpg", b"x"), ("1.txt", "A"), ("2.txt", "A")],
-        "sample 2 has the name of an earlier one",
+        "sample 2 has the name of an earlier sample",
     ),
     "no ending": ([*ROWS_OF_A_TAR, ("README", "x")], "sample 1: has a member README that has no extension"),
-    "two pictures": ([("1.jpg", b"\xff\xd8\xff"), ("1.png", b"\x89PNG"), ("1.txt", "A")], "png holds media"),
-    "a mask": ([("1.seg.png", b"\x89PNG"), *ROWS_OF_A_TAR], "seg.png holds media"),
+    "two pictures": ([("1.jpg", b"\xff\xd8\xff"), ("1.png", b"\x89PNG"), ("1.txt", "A")], "png contains media"),
+    "a mask": ([("1.seg.png", b"\x89PNG"), *ROWS_OF_A_TAR], "seg.png contains media"),
     "broken json": ([("a/1.json", "{")], "has a member a/1.json that is not valid JSON"),
     "twice": ([*ROWS_OF_A_TAR, ("1.json", '{"txt": "B"}')], "1.json that gives the field `txt` a second time"),
     "other bytes than UTF-8": ([("1.txt", b"\xff\xfe")], "1.txt that is not UTF-8 text"),

@@ -427,7 +427,7 @@ TABLES = {
     "empty": ("", "is empty"),
     "only a header": ("question,answer\n", "contains no samples"),
     "twice": ("question,answer,Answer\na,b,c", "has two columns named answer"),
-    "media unread": ("question,answer,file\na,b,\na,b,in/x.JPG", "sample 1: file holds media .in/x.JPG"),
+    "media unread": ("question,answer,file\na,b,\na,b,in/x.JPG", "sample 1: file contains media .in/x.JPG"),
     "videos unread": ("question,answer,clip\na,b,x.mp4", "name it `image` or `video`"),
     "an open quote": ('question,answer\na,b\n"a,b\nc,d\n', "line 3: unexpected end of data.*in\\s+quotes"),
     "a stray quote": ('question,answer\n"a" b,c', "line 2: ',' expected after"),

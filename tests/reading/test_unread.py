@@ -200,7 +200,7 @@ def test_times_of_parquet_are_read_as_numbers(tmp_path):
 def test_an_unnamed_column_of_a_table_is_judged_too(media_folder, tmp_path):
     (tmp_path / "a.csv").write_text("question,answer,\nWhat?,Red,red.png\n")
     dataset = MultimodalDataset(str(tmp_path / "a.csv"), check=False)
-    assert "column 3 holds media (red.png)" in dataset.errors[0]
+    assert "column 3 contains media (red.png)" in dataset.errors[0]
 
 
 @pytest.mark.parametrize("name", REFUSED)
