@@ -398,7 +398,7 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path, path, named):
 def test_files_further_down_a_folder_are_named(tmp_path):
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/metadata.jsonl").write_text(GOOD)
-    with pytest.raises(ValueError, match=r"but .*a/b/metadata.jsonl: give '.*\*\*/\*.jsonl'") as error:
+    with pytest.raises(ValueError, match=r"but there is .*a/b/metadata.jsonl: pass '.*\*\*/\*.jsonl'") as error:
         MultimodalDataset(str(tmp_path))
     assert len(MultimodalDataset(str(error.value).split("'")[1])) == 1
 

@@ -79,7 +79,7 @@ def test_a_single_class_is_said(fill):
     for paths, only in (([folder], ""), ([cats], "cat"), ([other], "dog"), ([cats, other], "")):
         notes = "".join(MultimodalDataset([*map(str, paths)], prompt="Which?").notes())
         assert (f"is {only!r}, so the model would learn this reply" in notes) == bool(only), (paths, notes)
-        assert ("each reply" in notes) == bool(only)
+        assert ("every reply" in notes) == bool(only)
 
 
 def test_folders_of_splits_are_no_classes_but_one_alone_is(fill):
