@@ -41,7 +41,7 @@ def placed(messages: list[dict], value: object, num_images: int) -> bool:
         found = sum(match[1] == mark for *_, match in marks)
         if not isinstance(values, list) or found != len(values):
             raise ValueError(
-                f"has {found} <{mark}> in its texts, so `objects.{FIELD_OF_MARK[mark]}` must be a list of {found}, "
+                f"has {found} <{mark}> in its texts, so `objects.{FIELD_OF_MARK[mark]}` must list {found} values, "
                 f"not {values!r:.100} {IGNORE}"
             )
     if (kind := objects.get("bbox_type") or "real") not in ("real", "norm1"):

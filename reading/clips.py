@@ -32,7 +32,7 @@ def of_fields(fields: dict, where: str = "") -> dict:
         else:
             raise ValueError(f"{where}{name} is {value!r:.100}; it must be {LISTS[key]}")
         if not found.keys().isdisjoint(values):
-            raise ValueError(f"{where}{name} sets a start or end that another field also sets; keep one field")
+            raise ValueError(f"{where}{name} sets a start or end that another field also sets; keep one of the fields")
         found |= values
     return found
 
@@ -55,7 +55,7 @@ def place(row: dict, videos: list[dict]) -> None:
     }
     for name, values in several.items():
         if len(values) != len(videos):
-            raise ValueError(f"{name} has {len(values)} values, but the row has {len(videos)} videos; give one each")
+            raise ValueError(f"{name} has {len(values)} values, but there are {len(videos)} videos; give one per video")
     for i, part in enumerate(videos):
         of_row = of_fields(fields | {name: values[i] for name, values in several.items()})
         if clip := of_row | part.get("clip", {}):

@@ -148,7 +148,7 @@ def cells_of_sheet(path: str) -> Iterator[list[str]]:
 
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except ImportError as error:
-        raise ValueError(f"{path} needs another package: pip install openpyxl, or save it as CSV UTF-8.") from error
+        raise ValueError(f"{path} needs openpyxl: pip install openpyxl, or save the file as CSV UTF-8.") from error
     except Exception as error:  # on broken files, it raises many types of errors
         raise ValueError(f"{path} is not a readable Excel file: {error}") from error
     with contextlib.closing(book):

@@ -89,7 +89,7 @@ class MultimodalDataset(WeightedRows):
         self.weighted, self.balance = weighted, balance
         self.files: list[RowIndex] = []
         self.starts = [0]  # the number of each file's first sample, counted over all files
-        self.weights, self.path_starts, chosen = [], [0], []  # per path; the last two as in `starts`
+        self.weights, self.path_starts, chosen = [], [0], []  # per path; the last two in the numbers of `starts`
         root = os.environ.get(ROOT)
         for source in map(find_source, self.paths):
             first, before = self.starts[-1], len(self.files)
@@ -117,7 +117,7 @@ class MultimodalDataset(WeightedRows):
             self.weights.append(source.weight)
             self.path_starts.append(self.starts[-1])
         if not weighted and {*self.weights} != {1}:
-            raise ValueError(f"{self.name}: only training data (--data_path) has weights; remove these weights.")
+            raise ValueError(f"{self.name}: only training data (--data_path) can have weights: remove the weights.")
         # Position -> index of the sample, in ascending order.
         self.numbers = np.fromiter(chain(*chosen), np.int64, sum(map(len, chosen)))
         self.rows = Rows(self)
@@ -205,7 +205,7 @@ class MultimodalDataset(WeightedRows):
         self.select(kept)
 
     def by_file(self, positions: np.ndarray | None = None) -> Iterator[tuple[RowIndex, np.ndarray, np.ndarray]]:
-        """Yield each file, the places in this file of rows at `positions` (default: all), and their indices there."""
+        """Yield each file, the places of its rows, and their indices in `positions` (default: all positions)."""
         numbers = self.numbers if positions is None else self.numbers[positions]
         for start, end, index in zip(self.starts, self.starts[1:], self.files):
             members = np.flatnonzero((numbers >= start) & (numbers < end))
@@ -270,7 +270,7 @@ class MultimodalDataset(WeightedRows):
     def notes(self) -> list[str]:
         """Return notes about the data to show to the user, one per line."""
         if self.is_held_out:
-            return []  # notes are about whole files, as those of the training data
+            return []  # the training data has the notes about its files
         unread, outside, counts = Counter(), Counter(), Counter()
         for index in self.files:
             unread.update(index.unread)

@@ -164,7 +164,7 @@ def _end(sock: socket.socket) -> None:
 
 
 def _public_addresses(host: str, port: int, options: MediaOptions) -> list[str]:
-    """Return at most three addresses of a host. All must be public, so that nothing inside this network is reached."""
+    """Return at most three addresses of a host, which must be public or allowed: others may be inside this network."""
     allowed = [ipaddress.ip_network(network) for network in options.allowed_networks]
     addresses = list(dict.fromkeys(i[4][0] for i in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     for text in addresses:

@@ -352,7 +352,7 @@ def write_headers(files: dict[str, BinaryIO]) -> None:
 
 
 class IndexMaker:
-    """Makes the index of a file in one pass over the rows."""
+    """Builds the index of a file in one pass over its rows."""
 
     def __init__(self, path: str, form: RowForm, options: MediaOptions):
         self.path, self.form, self.options, self.name = path, form, options, os.path.basename(path)

@@ -43,7 +43,7 @@ MASKS = ("train", "training", "loss", "weight", "loss_weight")  # names of one k
 WEIGHT = "sampling_weight"
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
-# Marks control strings that a user typed, until these are tokenized (collators/frame_tokens.py).
+# Inserted into control strings that a user typed, until these are tokenized (collators/frame_tokens.py).
 RESERVED_CHARACTER = "\ufdd0"
 # Lone surrogates (a cut "\ud83d" in JSON) are not characters, and no tokenizer accepts them.
 UNUSABLE_CHARACTER = re.compile(f"[{RESERVED_CHARACTER}\ud800-\udfff]")
@@ -54,7 +54,7 @@ DATA_URL = re.compile(r"data:(?P<type>[\w/.+-]*)(?:;[\w=.+-]+)*?(?P<base64>;base
 class RowForm:
     """Settings for reading the rows of a file."""
 
-    folders: dict[str, str]  # "image" and "video" -> the absolute folder for relative paths
+    folders: dict[str, str]  # "image" and "video" -> the absolute folder of relative paths
     user_key: str = "human"
     assistant_key: str = "gpt"
     field_messages: str = "messages"
@@ -224,7 +224,7 @@ class RowForm:
                 raise ValueError(f"`{name}` is a list of texts; pass --columns {fix} to use the first text")
             if value is None and name == answer:
                 hint = proposal(row, self)
-                hint = f": {hint}" if "answer=" in hint and "--prompt" not in hint else ""  # no other text
+                hint = f": {hint}" if "answer=" in hint and "--prompt" not in hint else ""  # "": no other text
                 raise ValueError(f"has `{question}` but no `{answer}`{hint}")
             if isinstance(value, list):
                 found = _turns(value, name, self)
@@ -429,7 +429,8 @@ def _said(messages: list[dict]) -> str:
 def _text(value: object, where: str) -> dict:
     if not isinstance(value, str):
         fix = f': write "{value}"' if isinstance(value, (int, float)) else ""
-        raise ValueError(f"{where} must be text, not {'missing' if value is None else type(value).__name__}{fix}")
+        fault = "is missing; it must be text" if value is None else f"must be text, not {type(value).__name__}"
+        raise ValueError(f"{where} {fault}{fix}")
     if not value.isascii() and (match := UNUSABLE_CHARACTER.search(value)):
         raise ValueError(f"{where} has the unusable character U+{ord(match[0]):04X}; remove it")
     return {"type": "text", "text": value}

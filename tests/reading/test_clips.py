@@ -198,7 +198,7 @@ def test_a_wrong_value_is_named_with_its_field(write_rows):
         (one | {"clip": [1, 2, 3]}, r"clip is \[1, 2, 3\]; it must be \[start, end\]"),
         (one | {"clip": 3}, "clip is 3"),
         (one | {"start": 1, "clip": [1, 2]}, "clip sets a start or end that another field also sets"),
-        (one | {"start": [0, 1]}, "start has 2 values, but the row has 1 videos"),
+        (one | {"start": [0, 1]}, "start has 2 values, but there are 1 videos"),
         (one | {"fps": 1, "num_frames": 4}, "has both `fps` and `num_frames`"),
         (one | {"times": [0, 1]}, "`times` that do not fit the video; give a list of images"),
         (frames | {"times": [0]}, "give a list of images, with ascending times"),

@@ -460,7 +460,7 @@ def test_excel_without_its_package_or_broken_is_refused_by_name(tmp_path, monkey
     with pytest.raises(ValueError, match="a.xlsx is not a readable Excel file"):
         MultimodalDataset(str(tmp_path / "a.xlsx"))
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(ValueError, match="a.xlsx needs another package: pip install openpyxl"):
+    with pytest.raises(ValueError, match="a.xlsx needs openpyxl: pip install openpyxl"):
         MultimodalDataset(str(tmp_path / "a.xlsx"))
 
 

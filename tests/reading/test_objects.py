@@ -75,7 +75,7 @@ def test_marks_without_objects_and_objects_of_another_form_are_what_they_were(wr
 
 
 REFUSED = [
-    ({"ref": ["dog"], "bbox": []}, r"1 <bbox> in its texts, so `objects\.bbox` must be a list of 1, not \[\]"),
+    ({"ref": ["dog"], "bbox": []}, r"1 <bbox> in its texts, so `objects\.bbox` must list 1 values, not \[\]"),
     ({"ref": ["dog", "cat"], "bbox": [[1, 2, 3, 4]]}, r"1 <ref-object> in its texts, so `objects\.ref` .* 'cat'\]"),
     ({"ref": ["dog"], "bbox": [[1, 2, 3, 4]], "point": [[1, 2]]}, r"0 <point> .* \[\[1, 2\]\] .*--columns objects="),
     ({"ref": ["dog"], "bbox": [[1, 2, 3]]}, r"bbox\[0\] is \[1, 2, 3\]; it must be \[x1, y1, x2, y2\] or"),
@@ -92,7 +92,7 @@ REFUSED = [
     ({"ref": ["dog"], "bbox": [[1, 2, 3, 4]], "image_id": [1]}, r"image_id` must have one image number below 1 "),
     ({"ref": ["dog"], "bbox": [[1, 2, 3, 4]], "image_id": [0, 0]}, "image_id"),
     ({"ref": [7], "bbox": [[1, 2, 3, 4]]}, r"objects\.ref\[0\] must be text, not int"),
-    ({"ref": "dog", "bbox": [[1, 2, 3, 4]]}, r"`objects\.ref` must be a list of 1, not 'dog'"),
+    ({"ref": "dog", "bbox": [[1, 2, 3, 4]]}, r"`objects\.ref` must list 1 values, not 'dog'"),
     ({"boxes": [[1, 2, 3, 4]]}, r"<ref-object> in its texts, but no `ref`, `bbox` or `point` in `objects`"),
     ("{", "`objects` is not valid JSON"),
     ({"ref": ["dog"], "bbox": [[1, 2, 3, 4]], "masks": ["a.png"]}, r"objects\.masks"),
