@@ -203,10 +203,10 @@ class RowForm:
                 f"--columns {forms[1]}= to ignore `{forms[1]}`"
             )
         if not forms:
-            fields = ", ".join(f"`{name}`" for name in row) or "no fields"
+            fields = ", ".join(f"`{name}`" for name in row) or "(none)"
             raise ValueError(
-                f"has none of `conversations`, `{self.field_messages}`, `question` and `answer` (docs/dataset.md), but "
-                f"{fields}: {proposal(row, self)}"
+                f"has none of `conversations`, `{self.field_messages}`, `question` and `answer` (docs/dataset.md); its "
+                f"fields are {fields}: {proposal(row, self)}"
             )
         return forms[0], None if forms[0] in self.turn_fields else PAIRS[forms[0]]
 

@@ -229,7 +229,7 @@ BAD_ROWS = [
     ({"system_prompt": ["a"], "conversations": HI}, "system_prompt must be text, not list"),
     ({"image": {"a": 1}, "conversations": turns("<image>", "b")}, "`image` must be a path or a list of paths"),
     ({"image": [None], "conversations": turns("<image>", "b")}, r"`image\[0\]` must be a path or a list of paths"),
-    ({"text": "Hi"}, "none of `conversations`, `messages`, .* but `text`: try --columns answer=text --prompt"),
+    ({"text": "Hi"}, "none of `conversations`, `messages`, .* are `text`: try --columns answer=text --prompt"),
     (["Hi"], "must be a JSON object, not list"),
     ({"messages": [{"role": "person", "content": "Hi"}]}, r"messages\[0\].role is 'person'.*'user'"),
     ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\].content is missing"),
@@ -276,12 +276,12 @@ BAD_ROWS = [
     ({"image": "", "conversations": turns("<image>", "b")}, "has 1 <image> in its user turns but 0 in its `image`"),
     ({"images": ["red.png", " "], "conversations": turns("<image><image>", "b")}, r"images\[1\] is empty; write a"),
     ({"video": {"path": "", "bytes": None}, "conversations": turns("<video>", "b")}, "video is empty"),
-    ({"first": "a", "last": "b"}, "but `first`, `last`: try --columns question=first answer=last"),
+    ({"first": "a", "last": "b"}, "fields are `first`, `last`: try --columns question=first answer=last"),
     (
         {"image": "red.png", "chat": [{"role": "user", "content": "a"}]},
-        "but `image`, `chat`: try --columns messages=chat",
+        "fields are `image`, `chat`: try --columns messages=chat",
     ),
-    ({}, "but no fields"),
+    ({}, r"its fields are \(none\): add a field with text"),
     ({"image": "clip.mp4", "conversations": turns("<image>", "b")}, "image .*clip.mp4 cannot be decoded"),
 ]
 
