@@ -1,8 +1,8 @@
-"""Hugging Face's library of this name, where it is installed, and ours (reading/dataset.py), in one module.
+"""Hugging Face's library `datasets`, if it is installed, and our data sets (reading/dataset.py), in one module.
 
-In this folder `import datasets` finds this file before the library, which then takes its place; so `load_dataset`,
-`evaluate` and TRL work here as anywhere. Without the library, transformers and accelerate find this file all the same,
-and read `Dataset` (transformers 5.23) and `IterableDataset` (accelerate 1.15, two or more processes) from it.
+In this folder, `import datasets` finds this file before the library. This file then puts the library in its place, so
+that `load_dataset`, `evaluate` and TRL work as usual. Without the library, this file gives transformers (5.23) the
+class `Dataset`, and accelerate (1.15, two or more processes) the class `IterableDataset`.
 """
 
 import os
@@ -14,9 +14,9 @@ from torch.utils.data import Dataset, IterableDataset  # noqa: F401
 
 from reading.dataset import IGNORE_INDEX, EncodedDataset, MultimodalDataset, make_dataset
 
-FOLDER = os.path.dirname(os.path.realpath(__file__))
-spec = PathFinder.find_spec(__name__, [path for path in sys.path if os.path.realpath(path) != FOLDER])
-if spec and spec.loader:  # a mere folder of that name has none
+HERE = os.path.dirname(os.path.realpath(__file__))
+spec = PathFinder.find_spec(__name__, [path for path in sys.path if os.path.realpath(path) != HERE])
+if spec and spec.loader:  # a plain folder of that name has no loader
     library = sys.modules[__name__] = module_from_spec(spec)
     spec.loader.exec_module(library)
     library.IGNORE_INDEX, library.make_dataset = IGNORE_INDEX, make_dataset

@@ -1,9 +1,9 @@
-"""Rows of well-known data sets, which store pictures and annotations apart, as one JSONL file.
+"""Convert well-known data sets, which store images and annotations separately, to rows in one JSONL file.
 
     python example_data/convert.py coco_captions captions_train2017.json rows.jsonl
     python example_data/convert.py vqa_v2 --help    # which files it needs, and how to train on its rows
 
-Edit the questions that it asks.
+To change the questions, edit the constants at the top of this file.
 """
 
 import argparse
@@ -19,14 +19,14 @@ CAPTION = "Describe the image in one sentence."
 OBJECTS = "Where is each object in the image?"
 EXPRESSION, ITS_BOX = "Where is <ref-object>?", "<ref-object><bbox>"
 
-# Of your labeling configuration in Label Studio.
+# Names from your labeling configuration in Label Studio.
 LABELED = "image"  # of <Image value="$image"/>
-ASKED = {}  # name of <Choices> or <TextArea> -> what is asked; without one, the name is
-GIVEN = {"choices": "choices", "textarea": "text"}  # type of a result -> where its list of answers is
+ASKED = {}  # name of <Choices> or <TextArea> -> its question; by default, the name
+GIVEN = {"choices": "choices", "textarea": "text"}  # type of a result -> the key of its answers
 
 
 def coco_captions(captions):
-    """COCO captions -> a row per caption. Train with --image_folder train2017."""
+    """COCO captions: one row per caption. Train with --image_folder train2017."""
     about = read_json(captions)
     images = {image["id"]: image["file_name"] for image in about["images"]}
     for caption in about["annotations"]:
@@ -34,13 +34,13 @@ def coco_captions(captions):
 
 
 def coco_instances(instances):
-    """COCO instances -> a row per image that has any: the names and boxes of its objects, by class.
+    """COCO instances: one row per image with objects. The answer lists the names and boxes of the objects, by class.
 
     Crowd boxes and boxes without area are left out. Train with --image_folder train2017.
     """
     about = read_json(instances)
     names = {category["id"]: category["name"] for category in about["categories"]}
-    shown = {image["id"]: {} for image in about["images"]}  # class -> its boxes
+    shown = {image["id"]: {} for image in about["images"]}  # class -> boxes
     for instance in about["annotations"]:
         if min(instance["bbox"][2:]) > 0 and not instance["iscrowd"]:
             boxes = shown[instance["image_id"]].setdefault(instance["category_id"], [])
@@ -54,9 +54,9 @@ def coco_instances(instances):
 
 
 def vqa_v2(questions, annotations):
-    """VQA v2 -> a row per question, with its ten answers, of which the most frequent is trained.
+    """VQA v2: one row per question, with ten answers. The most frequent answer is trained.
 
-    Such as v2_OpenEnded_mscoco_train2014_questions.json and v2_mscoco_train2014_annotations.json. Train with
+    For example: v2_OpenEnded_mscoco_train2014_questions.json v2_mscoco_train2014_annotations.json. Train with
     --image_folder train2014.
     """
     asked = read_json(questions)
@@ -68,12 +68,12 @@ def vqa_v2(questions, annotations):
 
 
 def refcoco(refs, instances, split):
-    """RefCOCO, RefCOCO+ or RefCOCOg -> a row per expression of a split: the box of the object that it means.
+    """RefCOCO, RefCOCO+ or RefCOCOg: one row per expression of a split. The answer is the box of the object.
 
-    Such as 'refs(unc).p' instances.json train. Train with --image_folder train2014.
+    For example: 'refs(unc).p' instances.json train. Train with --image_folder train2014.
     """
     about = read_json(instances)
-    images = {image["id"]: image["file_name"] for image in about["images"]}  # the names in `refs` are no files
+    images = {image["id"]: image["file_name"] for image in about["images"]}  # the names in `refs` are not files
     boxes = {instance["id"]: corners(instance["bbox"]) for instance in about["annotations"]}
     with open(refs, "rb") as file:
         found = PlainPickle(file, encoding="latin1").load()  # of Python 2
@@ -84,9 +84,9 @@ def refcoco(refs, instances, split):
 
 
 def visual_genome(question_answers, image_data):
-    """Visual Genome's questions -> a row per question.
+    """Visual Genome's questions: one row per question.
 
-    Train with --image_folder visual_genome, a folder that holds VG_100K and VG_100K_2.
+    Train with --image_folder visual_genome, a folder that contains VG_100K and VG_100K_2.
     """
     images = {image["image_id"]: "/".join(image["url"].split("/")[-2:]) for image in read_json(image_data)}
     for image in read_json(question_answers):
@@ -95,10 +95,10 @@ def visual_genome(question_answers, image_data):
 
 
 def label_studio(tasks):
-    """Label Studio's JSON export -> a row per choice or text that was given for a picture.
+    """Label Studio's JSON export: one row per choice or text that was given for an image.
 
-    Write the names of your labeling configuration at the top of this file. Skipped tasks are left out; so are regions,
-    with a line that says so. Train with --image_folder ~/.local/share/label-studio/media/upload.
+    First set the names from your labeling configuration at the top of this file. Skipped tasks are left out. Regions
+    are left out too, and counted in a message. Train with --image_folder ~/.local/share/label-studio/media/upload.
     """
     left_out = Counter()
     for task in read_json(tasks):
@@ -117,14 +117,14 @@ def label_studio(tasks):
 
 
 def internvl_meta(meta):
-    """The meta file of InternVL's own training -> all rows that it names, with absolute paths and repeated as it says.
+    """The meta file of an InternVL training: all rows of the files that it lists, with absolute paths and repetitions.
 
-    Start it where InternVL's training was started: the paths in the file begin there.
+    Run this in the folder where you ran InternVL's training, since the paths in the file are relative to it.
     """
     for about in read_json(meta).values():
         with open(about["annotation"], encoding="utf-8") as file:
             found = [with_media(json.loads(line), about["root"]) for line in file if line.strip()]
-        repeat = about.get("repeat_time", 1)  # below 1 it is the share of the rows, from the first
+        repeat = about.get("repeat_time", 1)  # below 1: only this fraction of the rows, from the first
         yield from found[: int(len(found) * repeat)] if repeat < 1 else found * int(repeat)
 
 
@@ -139,25 +139,25 @@ def read_json(path: str) -> dict | list:
 
 
 def corners(box: list[float]) -> list[float]:
-    """x, y, width and height -> the corners of the box, as `objects` of a row has it."""
+    """Convert x, y, width and height to the corners x1, y1, x2 and y2, which `objects` of a row needs."""
     x, y, width, height = box
     return [x, y, x + width, y + height]
 
 
 class PlainPickle(pickle.Unpickler):
-    """Reads lists, objects, texts and numbers; a pickle may hold code, which is not run."""
+    """Reads only lists, objects, texts and numbers: a pickle may contain code, which must not run."""
 
     def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"the file holds a {module}.{name}, and not only lists, texts and numbers")
+        raise pickle.UnpicklingError(f"the file contains a {module}.{name}, not only lists, texts and numbers")
 
 
 def with_media(row: dict, root: str) -> dict:
-    """A row of InternVL's with absolute paths."""
+    """Return a row of InternVL's with absolute paths."""
     for kind in {"image", "video"} & row.keys():
         paths = [row[kind]] if isinstance(row[kind], str) else row[kind] or []
         paths = [os.path.abspath(os.path.join(root, path)) for path in paths if path]
         first, *others = row["conversations"]
-        if len(paths) == 1 and f"<{kind}>" not in json.dumps(row["conversations"]):  # InternVL puts it in front
+        if len(paths) == 1 and f"<{kind}>" not in json.dumps(row["conversations"]):  # InternVL puts the media in front
             first = first | {"value": f"<{kind}>\n{first['value']}"}
         row |= {kind: paths, "conversations": [first, *others]}
     return row
@@ -177,10 +177,10 @@ def main() -> None:
     *given, output = args.values()
     try:
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows(*given)]
-    except (KeyError, OSError, TypeError, ValueError) as error:  # such as of two files in the wrong order
-        raise SystemExit(f"{' '.join(given)}: {type(error).__name__}: {error}. Give the files of --help.") from error
+    except (KeyError, OSError, TypeError, ValueError) as error:  # such as two files in the wrong order
+        raise SystemExit(f"{' '.join(given)}: {type(error).__name__}: {error}. See --help for the files.") from error
     if not lines:
-        raise SystemExit(f"{given[0]} gives no row; nothing was written.")
+        raise SystemExit(f"{given[0]} gives no rows; nothing was written.")
     Path(output).write_text("".join(lines), encoding="utf-8")
     print(f"wrote {output}: {len(lines):,} rows")
 

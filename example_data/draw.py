@@ -1,20 +1,20 @@
-"""Draw the example data: pictures of gauges, or clips of shapes that move, with questions about them.
+"""Draw the example data: images of gauges, or videos of moving shapes, with questions about them.
 
     python example_data/draw.py                      # images/, train.json, test.json
     python example_data/draw.py --videos             # videos/, video_train.json, video_test.json
-    python example_data/draw.py --pairs              # the pictures, and rows of two of them: pair_train.json, ...
-    python example_data/draw.py --texts              # the pictures, and rows without any: text_train.json, ...
-    python example_data/draw.py --boxes              # other pictures, and where their shape is: box_train.json, ...
-    python example_data/draw.py --sample             # a dozen pictures and two clips to look at, sample.json
+    python example_data/draw.py --pairs              # the images, and rows of two images: pair_train.json, ...
+    python example_data/draw.py --texts              # the images, and rows without images: text_train.json, ...
+    python example_data/draw.py --boxes              # images of one shape, and the shape's box: box_train.json, ...
+    python example_data/draw.py --sample             # a dozen images and two videos to look at: sample.json, ...
     python example_data/draw.py --output_dir /tmp/gauges
 
-A picture shows a gauge, a clip one shape that moves. The test set holds combinations that the training set never shows
-(see `combinations`), so a model has to look at each property on its own. The answers to a question are equally
-frequent: without looking, at most a quarter can be right. A pair is two of the pictures of one set. Of boxes, a picture
-shows one shape anywhere. A text asks to sort colours by the alphabet; the orders of the test set are not in the
-training set.
+An image shows a gauge, and a video shows one moving shape. The test set has combinations of properties that are not in
+the training set (see `combinations`), so a model must recognise each property separately. The answers to a question are
+equally frequent: a model that does not look can be right in at most a quarter of the cases. A pair consists of two
+images of the same set. With --boxes, an image shows one shape anywhere. With --texts, colours are to be sorted
+alphabetically, and the test set has other orders than the training set.
 
-Drawing is seeded: every run writes the same bytes, and a second run finds its work done.
+Drawing is seeded: every run writes the same bytes. A second run does not draw gauges and videos again.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-SIZE, GAUGE_SIZE = 64, 224  # pixels, width and height: of shapes, of gauges
-SMOOTH = 4  # draw this much larger, then shrink: smooth edges
+SIZE, GAUGE_SIZE = 64, 224  # width and height in pixels: of images with shapes, with gauges
+SMOOTH = 4  # draw this much larger, then shrink, for smooth edges
 COLOURS = {
     "Red": (220, 40, 40),
     "Yellow": (245, 195, 20),
@@ -41,7 +41,7 @@ PLACES = ["First", "Second"]  # of a pair
 MOVES = {"Left": (-1, 0), "Right": (1, 0), "Up": (0, -1), "Down": (0, 1)}
 FRAMES, FPS = 16, 8
 
-# Of each medium, the questions (None: not asked) and their answers, in the order of a scene's.
+# For images and videos, the questions (None: not asked) and their answers, in the order of the answers of a scene.
 IMAGE_PROPERTIES = [
     ("What does the gauge read?", [str(i) for i in range(11)]),
     ("Where does the red zone begin?", ["2", "4", "6", "8"]),
@@ -50,14 +50,14 @@ IMAGE_PROPERTIES = [
 ]
 VIDEO_PROPERTIES = [
     ("What colour is the shape?", list(COLOURS)),
-    (None, SHAPES),  # drawn, not asked: four frames through a tiny model do not tell a circle from a square
+    (None, SHAPES),  # drawn, not asked: a tiny model cannot tell a circle from a square in four frames
     ("Which way does it move?", list(MOVES)),
 ]
 PROPERTIES = {"image": IMAGE_PROPERTIES, "video": VIDEO_PROPERTIES}
 
 
 def combinations(properties, test):
-    """All tuples of answers of the test set, which are one in four, equally of each answer, or of the training set."""
+    """Return the tuples of answers of the test set (one in four, with equally many of each answer) or training set."""
     indices = itertools.product(*(range(len(answers)) for _, answers in properties))
     chosen = [row for row in indices if (sum(row) % 4 == 0) == test]
     return [tuple(answers[i] for i, (_, answers) in zip(row, properties)) for row in chosen]
@@ -85,7 +85,7 @@ def draw_shape(canvas, shape, colour, x, y, radius):
 
 
 def draw_scene(shapes, background):
-    """Return a picture of SIZE x SIZE; `shapes` are the arguments of `draw_shape` after the canvas."""
+    """Return an image of SIZE x SIZE. `shapes` are the arguments of `draw_shape` after the canvas."""
     image = Image.new("RGB", (SIZE * SMOOTH, SIZE * SMOOTH), background)
     canvas = ImageDraw.Draw(image)
     for shape in shapes:
@@ -94,13 +94,13 @@ def draw_scene(shapes, background):
 
 
 def write_image(path, answers, rng):
-    """Write a PNG of `answers` = (reading, begin of the red zone, unit, rim). Each picture has its place and light."""
+    """Write a PNG of `answers` = (reading, start of the red zone, unit, rim). The position and brightness vary."""
     reading, red, unit, rim = answers
     image = Image.new("RGB", (2 * GAUGE_SIZE,) * 2, (rng.randint(170, 215),) * 3)
     canvas, (x, y) = ImageDraw.Draw(image), (GAUGE_SIZE + rng.uniform(-8, 8) for _ in "xy")
     radius, black = rng.uniform(180, 190), COLOURS["Black"]
 
-    def at(value, distance):  # the point at that share of the radius, in the direction of a value from 0 to 10
+    def at(value, distance):  # the point at this fraction of the radius, in the direction of a value from 0 to 10
         angle = math.radians(24 * value - 120)
         return x + distance * radius * math.sin(angle), y - distance * radius * math.cos(angle)
 
@@ -122,13 +122,13 @@ def write_image(path, answers, rng):
 
 
 def write_video(path, answers, rng):
-    """Write an MP4 of `answers` = (colour, shape, move). Start and speed vary: one frame alone tells no direction."""
+    """Write an MP4 of `answers` = (colour, shape, move). Start and speed vary: one frame does not show the move."""
     import av
 
     colour, shape, move = answers
     dx, dy = MOVES[move]
     travel, radius, shade = rng.uniform(24, 32), rng.uniform(9, 11), rng.randint(235, 255)
-    low, high = 12 + travel / 2, SIZE - 12 - travel / 2  # where the middle of the way may be
+    low, high = 12 + travel / 2, SIZE - 12 - travel / 2  # the range for the middle of the path
     x = rng.uniform(low, high) if dx else rng.uniform(12, SIZE - 12)
     y = rng.uniform(low, high) if dy else rng.uniform(12, SIZE - 12)
     with av.open(str(path), "w") as container:
@@ -143,7 +143,7 @@ def write_video(path, answers, rng):
 
 
 def write_split(output_dir, name, media, scenes):
-    """Write the files of `scenes` (tuples of answers), then NAME.json: it is there only when all its files are."""
+    """Write the files of `scenes` (tuples of answers), then NAME.json, which exists only if all the files do."""
     folder, suffix, write = {"image": ("images", "png", write_image), "video": ("videos", "mp4", write_video)}[media]
     rows, questions = [], 0
     for i, answers in enumerate(scenes):
@@ -179,7 +179,7 @@ def write_rows(path, rows):
 
 
 def pair_rows(part):
-    """Rows of two pictures of a set, drawn at random: which gauge reads more, and the rim of one of them."""
+    """Return rows of two random images of a set: which gauge reads more, and what colour is the rim of one gauge?"""
     scenes, draw = combinations(IMAGE_PROPERTIES, test=part == "test"), random.Random(f"pairs {part}")
     rows = []
     while len(rows) < (100 if part == "test" else 1000):
@@ -199,7 +199,7 @@ def pair_rows(part):
 
 
 def box_rows(part, output_dir):
-    """Rows of pictures of one shape anywhere, which are written too: where it is, by its box in pixels."""
+    """Write images of one shape anywhere. Return rows that ask where the shape is, with its box in pixels."""
     kinds, folder = combinations(VIDEO_PROPERTIES[:2], test=part == "test"), f"images/box_{part}"
     (output_dir / folder).mkdir(parents=True, exist_ok=True)
     rows = []
@@ -216,7 +216,7 @@ def box_rows(part, output_dir):
 
 
 def text_rows(part):
-    """Rows without media: three colours to sort."""
+    """Return rows without media: three colours to sort."""
     orders = list(itertools.permutations(COLOURS, 3))
     random.Random("texts").shuffle(orders)
     rows = []
@@ -228,13 +228,13 @@ def text_rows(part):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent, help="where to write")
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent, help="the output folder")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--videos", action="store_true", help="draw clips in place of pictures")
-    kind.add_argument("--pairs", action="store_true", help="also write rows of two pictures")
-    kind.add_argument("--texts", action="store_true", help="also write rows without any picture")
+    kind.add_argument("--videos", action="store_true", help="draw videos instead of images")
+    kind.add_argument("--pairs", action="store_true", help="also write rows of two images")
+    kind.add_argument("--texts", action="store_true", help="also write rows without images")
     kind.add_argument("--boxes", action="store_true", help="draw single shapes instead of gauges, with their boxes")
-    kind.add_argument("--sample", action="store_true", help="draw a dozen pictures and two clips only")
+    kind.add_argument("--sample", action="store_true", help="draw only a dozen images and two videos")
     args = parser.parse_args()
 
     if args.sample:
@@ -247,7 +247,7 @@ def main():
         for part in ("train", "test"):
             write_rows(args.output_dir / f"box_{part}.json", box_rows(part, args.output_dir))
         return
-    # Training shows each of its combinations several times, drawn again each time; the test set each of its own once.
+    # How often each combination is drawn, differently each time, in the training set and in the test set.
     media, prefix, times = ("video", "video_", (6, 3)) if args.videos else ("image", "", (3, 1))
     said = []
     for part, number in zip(("train", "test"), times):

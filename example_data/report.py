@@ -1,8 +1,8 @@
-"""Exact match on held-out questions, next to what a model reaches that never looks.
+"""Print the exact match on held-out questions, next to that of a blind baseline.
 
     python example_data/report.py train.json answers.jsonl
 
-The blind baseline gives to each question its most frequent training answer.
+The blind baseline answers each question with its most frequent training answer.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 
 
 def most_frequent_answers(path: str) -> dict[str, str]:
-    """Of each question in a LLaVA-style file."""
+    """Return the most frequent answer to each question in a LLaVA-style file."""
     answers = defaultdict(Counter)
     with open(path, encoding="utf-8") as file:
         for row in json.load(file):

@@ -1,11 +1,11 @@
-"""Boxes and points of a row, in the form of ms-swift: `objects`, and marks in the texts that stand for them in order.
+"""Read the boxes and points of a row in ms-swift's format: `objects`, and marks in the texts, matched in order.
 
     {"image": "a.jpg", "question": "Find the <ref-object>.", "answer": "<bbox>",
      "objects": {"ref": ["dog"], "bbox": [[x1, y1, x2, y2]]}}
 
-They become a field `objects` of canonical messages, a list of
+The canonical messages get a field `objects`, a list with one entry per mark:
 
-    {"part": int, "span": (start, end), "name": str}    what a mark stands for, by its part and its characters there
+    {"part": int, "span": (start, end), "name": str}    <ref-object>; `part` and `span` locate the mark in the text
     {"part": int, "span": (start, end), "at": [x1, y1, x2, y2] or [x, y], "image": int, "where": str, "type": str}
 """
 
@@ -20,11 +20,11 @@ from reading.options import MediaOptions
 FIELD_OF_MARK = {"ref-object": "ref", "bbox": "bbox", "point": "point"}  # mark -> field of `objects`
 MARK = re.compile(f"<({'|'.join(FIELD_OF_MARK)})>")
 OBJECT_KEYS = {*FIELD_OF_MARK.values(), "bbox_type", "image_id"}
-IGNORE = "(--columns objects= ignores the field)"
+IGNORE = "(--columns objects= ignores `objects`)"
 
 
 def placed(messages: list[dict], value: object, num_images: int) -> bool:
-    """Add the `objects` of a row to its messages; returns whether that field has this form and is read."""
+    """Add the `objects` of a row to its messages. Return whether the field has this format and was read."""
     parts = [(message, i, part) for message in messages for i, part in enumerate(message["content"])]
     marks = [(message, i, match) for message, i, part in parts for match in MARK.finditer(part.get("text", ""))]
     objects = parsed_json(value, "objects") if marks else value
@@ -35,23 +35,23 @@ def placed(messages: list[dict], value: object, num_images: int) -> bool:
             )
         return False
     if any(MARK.search(message.get("reasoning_content", "")) for message in messages):
-        raise ValueError("has an `objects` mark in a thought, where marks are not filled in: write out the numbers")
+        raise ValueError("has an `objects` mark in a thought, where marks are not replaced: write the numbers")
     given = {mark: objects.get(name) or [] for mark, name in FIELD_OF_MARK.items()}
     for mark, values in given.items():
         found = sum(match[1] == mark for *_, match in marks)
         if not isinstance(values, list) or found != len(values):
             raise ValueError(
-                f"has {found} <{mark}> in its texts, so `objects.{FIELD_OF_MARK[mark]}` must be a list of that many, "
+                f"has {found} <{mark}> in its texts, so `objects.{FIELD_OF_MARK[mark]}` must list {found} values, "
                 f"not {values!r:.100} {IGNORE}"
             )
     if (kind := objects.get("bbox_type") or "real") not in ("real", "norm1"):
-        raise ValueError(f"objects.bbox_type is {kind!r}, expected 'real' (pixels) or 'norm1' (from 0 to 1)")
+        raise ValueError(f"objects.bbox_type is {kind!r}, expected 'real' (pixels) or 'norm1' (0 to 1)")
     needed = len(given["bbox"]) + len(given["point"])
     ids = objects.get("image_id") or ([0] * needed if num_images == 1 else [])
     if not isinstance(ids, list) or len(ids) != needed or not all(i in range(num_images) for i in ids):
         raise ValueError(
-            f"has {num_images} images, so `objects.image_id` must be a list of {needed} numbers below {num_images}, "
-            f"the image of each box and point, not {ids!r:.100}"
+            f"has {num_images} images, so `objects.image_id` must have one image number below {num_images} for each "
+            f"of the {needed} boxes and points, not {ids!r:.100}"
         )
     left, images = {mark: enumerate(values) for mark, values in given.items()}, iter(ids)
     for message, i, match in marks:
@@ -75,20 +75,20 @@ def _numbers(value: object, where: str, counts: tuple[int, ...], kind: str) -> l
         raise ValueError(f"{where} is {value!r:.100}; it must be {forms}")
     if len(value) == 4 and not (value[0] < value[2] and value[1] < value[3]):
         raise ValueError(
-            f"{where} is {value}; x2 must be more than x1, y2 more than y1: write the left, top, right and bottom edge "
-            "([x, y, width, height] becomes [x, y, x + width, y + height])"
+            f"{where} is {value}; x2 must be greater than x1, and y2 greater than y1: write [left, top, right, bottom] "
+            "(convert [x, y, width, height] to [x, y, x + width, y + height])"
         )
     if kind == "norm1" and not all(0 <= number <= 1 for number in value):
-        raise ValueError(f"{where} is {value}, but with bbox_type 'norm1' all numbers must be from 0 to 1")
+        raise ValueError(f"{where} is {value}, but with bbox_type 'norm1' all numbers must be between 0 and 1")
     return value
 
 
 def located(messages: list[dict], options: MediaOptions) -> list[dict]:
-    """The messages with each `at` as fractions of the sides of its picture as a person sees it (EXIF applied), and with
-    the `size` (width, height) in which that is opened. Reads headers.
+    """Return the messages with each `at` as fractions of its image's width and height, after EXIF rotation. Each entry
+    also gets `size`, the (width, height) to which the image is resized. Only image headers are read.
 
     Raises:
-        ValueError: a box or point is outside its picture by more than a pixel, which allows for rounding.
+        ValueError: A box or point is more than one pixel outside its image. One pixel is allowed for rounding.
     """
     if not any("objects" in message for message in messages):
         return messages
@@ -101,7 +101,7 @@ def located(messages: list[dict], options: MediaOptions) -> list[dict]:
         size, at = size_of(found["image"]), found["at"]
         pairs = [*zip(at, size * 2)] if found["type"] == "real" else [(number, 1) for number in at]
         if found["type"] == "real" and not all(-1 <= number <= side + 1 for number, side in pairs):
-            raise ValueError(f"{found['where']} is {at}, outside of its picture of {size[0]} x {size[1]} pixels")
+            raise ValueError(f"{found['where']} is {at}, outside of its image of {size[0]} x {size[1]} pixels")
         shares = [min(max(number / side, 0), 1) for number, side in pairs]
         return found | {"at": shares, "size": options.target_size(*size)}
 

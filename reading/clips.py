@@ -1,10 +1,10 @@
-"""What a row says about its videos: a moment of the film, the frames and their size, the times of a list of images.
+"""Read what a row sets for its videos: start and end, frames and frame size, or the times of a list of images.
 
-    {"video": "film.mp4", "start": 60, "end": 70, "fps": 2, ...}                       for each video of the row
-    {"videos": ["a.mp4", "b.mp4"], "clip": [[0, 5], [10, 12.5]], ...}                  one value for each
-    {"type": "video", "video": "film.mp4", "video_start": 60, "max_pixels": 50176}     of a part, where it wins
+    {"video": "film.mp4", "start": 60, "end": 70, "fps": 2, ...}                       for every video of the row
+    {"videos": ["a.mp4", "b.mp4"], "clip": [[0, 5], [10, 12.5]], ...}                  one value per video
+    {"type": "video", "video": "film.mp4", "video_start": 60, "max_pixels": 50176}     a content part, which wins
 
-It becomes a field `clip` of the part, what is given of {"start", "end", "fps", "num_frames", "max_pixels", "times"}.
+The content part gets a field `clip` with the given ones of start, end, fps, num_frames, max_pixels and times.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ import math
 from reading.options import MediaOptions
 from reading.strict_json import loaded
 
-VALUES = dict.fromkeys(("start", "end"), "seconds from 0") | {"fps": "a number above 0"}
-VALUES |= dict.fromkeys(("num_frames", "max_pixels"), "a whole number from 1")
+VALUES = dict.fromkeys(("start", "end"), "a number of seconds, 0 or more") | {"fps": "a number above 0"}
+VALUES |= dict.fromkeys(("num_frames", "max_pixels"), "a whole number, 1 or more")
 NAMES = (*VALUES, "video_start", "video_end", "clip", "times")  # in a row
 LISTS = {"clip": "[start, end] in seconds", "times": "a list of seconds"}
 
 
 def of_fields(fields: dict, where: str = "") -> dict:
-    """The `clip` that fields of these names say."""
+    """Return the `clip` that these fields describe."""
     found = {}
     for name in [name for name in NAMES if fields.get(name) is not None]:
         value, key = loaded(fields[name]), name.removeprefix("video_")
@@ -32,7 +32,7 @@ def of_fields(fields: dict, where: str = "") -> dict:
         else:
             raise ValueError(f"{where}{name} is {value!r:.100}; it must be {LISTS[key]}")
         if not found.keys().isdisjoint(values):
-            raise ValueError(f"{where}{name} gives a start or end that another field also gives; keep one")
+            raise ValueError(f"{where}{name} sets a start or end that another field also sets; keep one of the fields")
         found |= values
     return found
 
@@ -45,9 +45,9 @@ def _checked(key: str, value: object, where: str) -> float | int:
 
 
 def place(row: dict, videos: list[dict]) -> None:
-    """Put what the fields of a row say into its videos, in order."""
+    """Set the `clip` of each video from the fields of the row. Lists of values follow the order of the videos."""
     fields = {name: loaded(row[name]) for name in NAMES if name in row}
-    # Each has a value for each video, but lists of numbers that are one value.
+    # Fields with one value per video. A flat list in `clip` or `times` is a single value for all videos.
     several = {
         name: value
         for name, value in fields.items()
@@ -55,7 +55,7 @@ def place(row: dict, videos: list[dict]) -> None:
     }
     for name, values in several.items():
         if len(values) != len(videos):
-            raise ValueError(f"{name} has {len(values)} values, but the row has {len(videos)} videos; they must match")
+            raise ValueError(f"{name} has {len(values)} values, but there are {len(videos)} videos; give one per video")
     for i, part in enumerate(videos):
         of_row = of_fields(fields | {name: values[i] for name, values in several.items()})
         if clip := of_row | part.get("clip", {}):
@@ -66,13 +66,13 @@ def place(row: dict, videos: list[dict]) -> None:
 def _check_together(clip: dict, video: object) -> None:
     is_list, times = isinstance(video, list), clip.get("times")
     if clip.get("start", 0) >= clip.get("end", math.inf):
-        raise ValueError(f"has a moment from {clip['start']:g} to {clip['end']:g} seconds; its end must be later")
+        raise ValueError(f"has a clip from {clip['start']:g} to {clip['end']:g} seconds; the end must be later")
     if {"fps", other := "times" if is_list else "num_frames"} <= clip.keys():
         raise ValueError(f"has both `fps` and `{other}` for one video; keep one")
     if is_list and {"start", "end"} & clip.keys():
-        raise ValueError("has `start` or `end` for a video given as images; list only the images in that range")
+        raise ValueError("has `start` or `end` for a video that is a list of images; list only images in that range")
     if times and (not is_list or len(times) != len(video) or any(b <= a for a, b in zip(times, times[1:]))):
-        raise ValueError("has `times`, which must be ascending, one for each image of a list")
+        raise ValueError("has `times` that do not fit the video; give a list of images, with ascending times")
 
 
 def is_untimed(part: dict) -> bool:
@@ -81,7 +81,7 @@ def is_untimed(part: dict) -> bool:
 
 
 def applied(options: MediaOptions, clip: dict) -> MediaOptions:
-    """The options of this clip; lists of images do not follow `fps`."""
+    """Return the options with the values of this clip. In lists of images, `fps` does not choose the frames."""
     values = {"video_max_pixels": clip["max_pixels"]} if "max_pixels" in clip else {}
     if "num_frames" in clip:
         values |= {"num_frames": clip["num_frames"], "fps": None, "max_frames": None}

@@ -1,4 +1,4 @@
-"""Arrow copies of Parquet and Arrow files, tables and folders of pictures, from which any row can be read by itself."""
+"""Copy Parquet and Arrow files, tables and image folders to Arrow files, from which single rows can be read."""
 
 import contextlib
 import csv
@@ -13,17 +13,17 @@ from reading.mapping import proposal
 from reading.rows import MEDIA_COLUMNS, MEDIA_KINDS, PAIRS, RowForm
 from reading.sources import has_ending
 
-ARROW_ROWS = 64  # rows of a batch: what one access maps
-SEPARATORS = (",", ";", "\t")  # of tables; Excel writes semicolons where the comma is the decimal point
+ARROW_ROWS = 64  # rows per batch; reading one row maps one batch
+SEPARATORS = (",", ";", "\t")  # of CSV files; Excel writes semicolons in locales with a decimal comma
 
 
 def is_copied(path: str) -> bool:
-    """Whether rows of a file are read from an Arrow copy of it."""
+    """Whether the rows of a file are read from its Arrow copy."""
     return os.path.isdir(path) or not has_ending(path, ".json", ".jsonl", ".tar")
 
 
 def copy_rows(path: str, form: RowForm, target: str) -> None:
-    """Write the Arrow copy of a file or a folder, without the columns that are ignored."""
+    """Write the Arrow copy of a file or a folder, without ignored columns."""
     if not has_ending(path, ".parquet", ".arrow"):
         return copy_texts(path, form, target)
     import pyarrow as pa  # only copies need it
@@ -35,7 +35,7 @@ def copy_rows(path: str, form: RowForm, target: str) -> None:
             with pa.ipc.new_file(sink, plain) as writer:
                 for batch in batches_of(wanted):
                     columns = ((batch[field.name], field.type) for field in plain)
-                    # Where it changes nothing, a cast still fails: on a list of objects with a null in all (26).
+                    # PyArrow 26 fails to cast some lists of objects with nulls, even to the same type.
                     columns = [column if column.type == kind else column.cast(kind) for column, kind in columns]
                     batch = pa.record_batch(columns, schema=plain)
                     for start in range(0, len(batch), ARROW_ROWS):
@@ -48,7 +48,7 @@ def copy_rows(path: str, form: RowForm, target: str) -> None:
 
 @contextlib.contextmanager
 def open_columns(path: str) -> Iterator[tuple]:
-    """The schema of a Parquet or Arrow file, and a function from the names of columns to its batches."""
+    """Yield the schema of a Parquet or Arrow file, and a function that reads its batches, given column names."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -57,7 +57,7 @@ def open_columns(path: str) -> Iterator[tuple]:
             yield file.schema_arrow, lambda names: file.iter_batches(ARROW_ROWS, columns=names)
         return
     with pa.OSFile(path) as source:
-        is_stream = source.read(6) != b"ARROW1"  # `datasets` writes streams, others files of which any batch is found
+        is_stream = source.read(6) != b"ARROW1"  # `datasets` writes the stream format, others the file format
         source.seek(0)
         opened = pa.ipc.open_stream(source) if is_stream else pa.ipc.open_file(source)
         batches = opened if is_stream else map(opened.get_batch, range(opened.num_record_batches))
@@ -65,10 +65,10 @@ def open_columns(path: str) -> Iterator[tuple]:
 
 
 def plain_field(field):
-    """An Arrow field with a type that can be written and read: times as numbers, since Python has no nanoseconds."""
+    """Return the field with a type that can be written and read. Times become integers: Python has no nanoseconds."""
     import pyarrow as pa
 
-    if pa.types.is_dictionary(field.type):  # one of its own in every row group could not be written
+    if pa.types.is_dictionary(field.type):  # a file cannot contain a different one per row group
         return field.with_type(field.type.value_type)
     if pa.types.is_temporal(field.type):
         return field.with_type(pa.int32() if field.type.bit_width == 32 else pa.int64())
@@ -76,7 +76,7 @@ def plain_field(field):
 
 
 def copy_texts(path: str, form: RowForm, target: str) -> None:
-    """As `copy_rows`, for a table or a folder of pictures, whose columns have no types. Empty cells are null."""
+    """Do the same as `copy_rows` for a table or an image folder, whose columns have no types. Empty cells are null."""
     import pyarrow as pa
 
     if os.path.isdir(path):
@@ -90,7 +90,7 @@ def copy_texts(path: str, form: RowForm, target: str) -> None:
 
 
 def rows_of_table(path: str, form: RowForm) -> tuple[dict[str, bool], Iterator[dict]]:
-    """Its columns, in small letters, and whether they are of media: lists of references; its rows, all cells texts."""
+    """Return the lower-case columns of a table (True: media, a list of references), and its rows of text cells."""
     cells_of = (cells_of_sheet if has_ending(path, ".xlsx") else cells_of_csv)(path)
     names = [name.strip().lower() or f"column {i}" for i, name in enumerate(next(cells_of), 1)]
     read_as = form.mapping.names(names)
@@ -98,11 +98,11 @@ def rows_of_table(path: str, form: RowForm) -> tuple[dict[str, bool], Iterator[d
     if given.isdisjoint(form.turn_fields) and not any({*pair} <= given for pair in PAIRS.items()):
         raise ValueError(
             f"{path} has the columns {', '.join(names) or '(none)'}, but it needs `question` and `answer`, and "
-            "`image` or `video` for media: rename them in the first line, or "
+            "`image` or `video` for media: rename the columns in the first line, or "
             f"{proposal(dict(zip(names, next(cells_of, []))), form)}"
         )
     if twice := [name for name in names if names.count(name) > 1 and name]:
-        raise ValueError(f"{path} names the column {twice[0]} twice in its first line; rename one.")
+        raise ValueError(f"{path} has two columns named {twice[0]} in its first line; rename one.")
     wanted = {name: place for place, name in enumerate(names) if name in read_as}
     columns = {name: read_as[name] in MEDIA_COLUMNS for name in wanted}
 
@@ -115,7 +115,7 @@ def rows_of_table(path: str, form: RowForm) -> tuple[dict[str, bool], Iterator[d
 
 
 def cells_of_csv(path: str) -> Iterator[list[str]]:
-    """The first line, and all others that are not empty."""
+    """Yield the cells of the first line, then those of each other line that is not empty."""
     line = 2
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -127,7 +127,7 @@ def cells_of_csv(path: str) -> Iterator[list[str]]:
             for cells in reader:
                 if any(cells):
                     if len(cells) != width:
-                        raise csv.Error(f"{len(cells)} cells, but the first line names {width} columns")
+                        raise csv.Error(f"it has {len(cells)} cells, but the first line has {width} columns")
                     yield cells
                 line = 2 + reader.line_num
     except OSError as error:
@@ -136,32 +136,32 @@ def cells_of_csv(path: str) -> Iterator[list[str]]:
         raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as CSV UTF-8.") from error
     except csv.Error as error:
         raise ValueError(
-            f"{path}, line {line}: {error}. A cell that holds a separator, a quote or a line break must be in "
-            'quotes ("), and each quote in it doubled.'
+            f"{path}, line {line}: {error}. Put a cell that contains a separator, a quote or a line break "
+            'in quotes ("), and double each quote in the cell.'
         ) from error
 
 
 def cells_of_sheet(path: str) -> Iterator[list[str]]:
-    """The same for Excel's only sheet that is not empty."""
+    """Yield the same from the only non-empty sheet of an Excel file."""
     try:
-        import openpyxl  # which few need
+        import openpyxl  # an optional package
 
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except ImportError as error:
-        raise ValueError(f"{path} needs another package: pip install openpyxl, or save it as CSV UTF-8.") from error
-    except Exception as error:  # on broken files it raises nearly any type
+        raise ValueError(f"{path} needs openpyxl: pip install openpyxl, or save the file as CSV UTF-8.") from error
+    except Exception as error:  # on broken files, it raises many types of errors
         raise ValueError(f"{path} is not a readable Excel file: {error}") from error
     with contextlib.closing(book):
         sheets = [rows_of_sheet(path, sheet) for sheet in book.worksheets]
         filled = [(header, rows) for rows in sheets if (header := next(rows, None))]
         if len(filled) != 1:
-            raise ValueError(f"{path} has {len(filled)} sheets with rows, expected one.")
+            raise ValueError(f"{path} has {len(filled)} sheets with rows, expected exactly one.")
         yield from itertools.chain(filled[0][:1], filled[0][1])
 
 
 def rows_of_sheet(path: str, sheet) -> Iterator[list[str]]:
-    """Numbers, dates and booleans as texts; each row has as many cells as the first."""
-    sheet.reset_dimensions()  # which some programs write wrongly
+    """Yield rows of text cells, also for numbers, dates and booleans. Each row has as many cells as the first."""
+    sheet.reset_dimensions()  # some programs write wrong dimensions
     width = None
     for values in sheet.iter_rows(values_only=True):
         whole = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
@@ -171,31 +171,31 @@ def rows_of_sheet(path: str, sheet) -> Iterator[list[str]]:
         if cells:
             width = width or len(cells)
             if len(cells) > width:
-                raise ValueError(f"{path}: the cell {cells[-1][:50]!r} is in a column without a name; name it.")
+                raise ValueError(f"{path}: the cell {cells[-1][:50]!r} is in a column without a name; name the column.")
             yield cells + [""] * (width - len(cells))
 
 
 def open_arrow(path: str):
-    """An Arrow file, mapped into memory."""
+    """Open an Arrow file, mapped into memory."""
     import pyarrow as pa
 
     return pa.ipc.open_file(pa.memory_map(path))
 
 
 def to_rows(batch) -> list:
-    """The rows of an Arrow batch; a ValueError in place of a row that Python cannot represent."""
+    """Return the rows of an Arrow batch. A row that Python cannot represent is replaced by a ValueError."""
     classes = with_classes((batch.schema.metadata or {}).get(b"huggingface", b"{}"))
     try:
         rows = [{name: present(value) for name, value in row.items()} for row in batch.to_pylist()]
-        return [row | {name: with_names(row[name], classes[name]) for name in classes.keys() & row} for row in rows]
-    except ValueError as error:  # such as other bytes than UTF-8
+        return [row | {name: named(row[name], classes[name]) for name in classes.keys() & row} for row in rows]
+    except ValueError as error:  # such as text that is not UTF-8
         if len(batch) == 1:
             return [ValueError(f"cannot be read: {error}")]
         return [row for place in range(len(batch)) for row in to_rows(batch.slice(place, 1))]
 
 
 def present(value: object) -> object:
-    """A value without null fields: Arrow gives each object the fields of all others, such as other calls' arguments."""
+    """Remove null fields. Arrow gives each object the fields of all others, such as the arguments of other calls."""
     if isinstance(value, dict):
         return {name: present(inner) for name, inner in value.items() if inner is not None}
     return [*map(present, value)] if isinstance(value, list) else value
@@ -203,20 +203,20 @@ def present(value: object) -> object:
 
 @cache
 def with_classes(about: bytes) -> dict[str, object]:
-    """Column with class numbers -> what the library `datasets` wrote into the file about it."""
+    """Map each column with class numbers to its feature, as the library `datasets` wrote it into the file."""
     features = json.loads(about).get("info", {}).get("features", {})
     return {name: feature for name, feature in features.items() if "'ClassLabel'" in repr(feature)}
 
 
-def with_names(value: object, feature) -> object:
-    """A value with names in the place of class numbers."""
-    if isinstance(feature, list):  # as old releases write a list
+def named(value: object, feature) -> object:
+    """Replace class numbers by class names."""
+    if isinstance(feature, list):  # the list type of old releases
         feature = {"_type": "List", "feature": feature[0]}
     kind = feature.get("_type")
     if kind == "ClassLabel" and not isinstance(value, list):
         return dict(enumerate(feature["names"])).get(value)
     if isinstance(kind, str):
-        feature = feature.get("feature", feature)  # of a list
+        feature = feature.get("feature", feature)  # the feature of a list's items
     if isinstance(value, list):
         return [with_names(inner, feature) for inner in value]
     if isinstance(value, dict):

@@ -1,18 +1,18 @@
-"""Rows on disk -> samples.
+"""From rows on disk to samples.
 
-Whatever form a row has in its file (reading/rows.py), everything after this module sees only
+reading/rows.py accepts many formats of rows. Everything after this module sees only one:
 
     {"messages": [{"role": "system" | "user" | "assistant", "content": [
         {"type": "text", "text": str} | {"type": "image", "image": ...} |
-        {"type": "video", "video": ..., "clip": {...}}],    # "clip" only where it is given, see reading/clips.py
-        "train": False,             # only where a reply is left out of the loss
-        "references": [str, ...]}], # only where there are several right replies
-     "index": int,    # the row's place in its file, from 0
+        {"type": "video", "video": ..., "clip": {...}}],    # "clip" only if it is given, see reading/clips.py
+        "train": False,             # only if a reply is left out of the loss
+        "references": [str, ...]}], # only if there are several correct replies
+     "index": int,    # the position of the row in its file, from 0
      "source": str}   # "train.json, sample 7", for error messages
 
-`dataset.rows[i]` holds references, `dataset[i]` opened media: a PIL image, or a video's frames as
-(num_frames, height, width, 3) uint8 with a "metadata" entry next to them. Neither rows nor media are held in memory: an
-index on disk (reading/row_index.py) knows where each row is and how large its media are.
+`dataset.rows[i]` has references to media, `dataset[i]` the opened media: a PIL image, or a video's frames as a
+(num_frames, height, width, 3) uint8 array with a "metadata" entry. Neither rows nor media are kept in memory: an index
+on disk (reading/row_index.py) stores the position of each row and the sizes of its media.
 """
 
 import copy
@@ -41,32 +41,32 @@ from reading.rows import WEIGHT, RowForm, media_in
 from reading.sources import TABLES, find_source, has_ending, names_of, usual_names
 from reading.weights import WeightedRows
 
-# The label of a token that is not trained, as PyTorch's cross entropy has it.
+# The label of tokens that are not trained: the default `ignore_index` of PyTorch's cross entropy.
 IGNORE_INDEX = -100
-# Flags that say how rows are read.
+# Flags that set how rows are read.
 FORM_FLAGS = "user_key assistant_key field_messages allow_outside prompt system_prompt".split()
 FORM_FLAGS += "allow_empty_answers train_replies".split()
-# What an index counts -> the note about it for the user.
-COUNT_NOTES = {
+# What an index counts -> the note to the user about these rows.
+COUNTED = {
     "empty_answers": "have an empty reply: only its end token is trained",
     "several_answers": "have several answers: the reply is the most frequent one",
-    "clips": "choose moments or frames of videos (docs/moments.md)",
-    "places": "have <image>, <video> or <audio> in a text but no media for it: it is trained as text",
+    "clips": "choose clips or frames of their videos (docs/moments.md)",
+    "places": "have <image>, <video> or <audio> in a text but no media for the tag: the tag is trained as text",
 }
-SHOWN_FAULTS = 10  # samples that are named when they are skipped
+SHOWN_FAULTS = 10  # at most this many faults are printed
 
 
 class MultimodalDataset(WeightedRows):
-    """The samples of one or several paths.
+    """The samples of one or more paths.
 
     Args:
-        data_path: one or several of `PATH[:SPLIT][SLICE][:WEIGHT]` (reading/sources.py). Arguments not listed here are
+        data_path: one or more paths `PATH[:SPLIT][SLICE][:WEIGHT]` (reading/sources.py). Arguments not listed here work
             like the flags of the same names.
-        check: True raises a ValueError that lists the rows that cannot be used; False keeps them in
-            `errors` (position -> message), with None in `rows`.
-        max_bad_samples: if given, `check` leaves out up to this many instead.
-        weighted: whether paths and rows may have weights, by which an epoch takes them; else each row counts once.
-        form: of reading.rows.RowForm: the flags of FORM_FLAGS.
+        check: if True, raise a ValueError that lists the unusable rows. If False, keep their messages in
+            `errors` (position -> message), and None in `rows`.
+        max_bad_samples: if given, `check` drops up to this many unusable rows instead of raising the error.
+        weighted: whether weights of paths and rows set how often an epoch uses them. If False, each row counts once.
+        form: fields of reading.rows.RowForm, for the flags in FORM_FLAGS.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class MultimodalDataset(WeightedRows):
         self.name = ", ".join(self.paths[:3]) + (f" and {len(self.paths) - 3} more" if len(self.paths) > 3 else "")
         self.weighted, self.balance = weighted, balance
         self.files: list[RowIndex] = []
-        self.starts = [0]  # of each file, in a numbering of the samples of all files
-        self.weights, self.path_starts, chosen = [], [0], []  # of each path; the others in that numbering
+        self.starts = [0]  # the number of each file's first sample, counted over all files
+        self.weights, self.path_starts, chosen = [], [0], []  # per path; the last two in the numbers of `starts`
         root = os.environ.get(ROOT)
         for source in map(find_source, self.paths):
             first, before = self.starts[-1], len(self.files)
@@ -117,13 +117,13 @@ class MultimodalDataset(WeightedRows):
             self.weights.append(source.weight)
             self.path_starts.append(self.starts[-1])
         if not weighted and {*self.weights} != {1}:
-            raise ValueError(f"{self.name}: only training data (--data_path) has weights; here each row counts once.")
+            raise ValueError(f"{self.name}: only training data (--data_path) can have weights: remove the weights.")
         # Position -> index of the sample, in ascending order.
         self.numbers = np.fromiter(chain(*chosen), np.int64, sum(map(len, chosen)))
         self.rows = Rows(self)
         if not len(self):
-            raise ValueError(f"{self.name} holds no sample.")
-        # A column that no row has: a medium would be missing silently.
+            raise ValueError(f"{self.name} contains no samples.")
+        # A column that no row has would silently drop a field.
         found = {column.lower() for index in self.files for column in index.mapped}
         for name, field in Mapping.of(columns).sources:
             if f"{name}={field}".lower() not in found:
@@ -133,7 +133,7 @@ class MultimodalDataset(WeightedRows):
         positions = np.flatnonzero(np.isin(self.numbers, [*faults])).tolist()
         self.errors = {position: faults[int(self.numbers[position])] for position in positions}
         self.max_bad_samples, self.num_bad = max_bad_samples, 0
-        self.is_held_out = False  # by reading/split.py
+        self.is_held_out = False  # set by reading/split.py
         if check and self.errors:
             if max_bad_samples is None:
                 raise ValueError(
@@ -146,7 +146,7 @@ class MultimodalDataset(WeightedRows):
         return len(self.numbers)
 
     def __getitem__(self, position: int) -> dict:
-        """The sample with its media opened."""
+        """Return the sample with its media opened."""
         row = self.rows[position]
         if row is None:
             raise ValueError(self.errors[position])
@@ -160,24 +160,24 @@ class MultimodalDataset(WeightedRows):
         return {**row, "messages": messages}
 
     def locate(self, position: int) -> tuple[RowIndex, int]:
-        """The file of a row, and its place in it."""
+        """Return the file of a row, and the place of the row in that file."""
         number = int(self.numbers[position])
         file = bisect_right(self.starts, number) - 1
         return self.files[file], number - self.starts[file]
 
     def raw(self, position: int) -> object:
-        """A row as its file has it."""
+        """Return a row as it is in its file."""
         index, place = self.locate(position)
         return index.raw(place)
 
     def source(self, position: int) -> str:
-        """How error messages name a row."""
+        """Return the name of a row for error messages."""
         index, place = self.locate(position)
         return index.source(place)
 
     def in_pixels(self, position: int, boxes: list[dict], back: bool = False) -> list[dict]:
-        """Boxes and points that are shares of the sides of a row's images (`collators.boxes.Boxes.told`) in pixels of
-        the originals as a person sees them; or `back`."""
+        """Convert boxes and points from fractions of an image's sides (`collators.boxes.Boxes.told`) to pixels of the
+        original image after EXIF rotation. `back` converts from pixels to fractions."""
         images = [reference for kind, reference, _ in media_in(self.rows[position]["messages"]) if kind == "image"]
         found = []
         for box in boxes:
@@ -186,11 +186,11 @@ class MultimodalDataset(WeightedRows):
         return found
 
     def select(self, positions: Sequence[int]) -> None:
-        """Keep only the rows at these positions, which are in ascending order."""
+        """Keep only the rows at these positions, given in ascending order."""
         self.numbers = self.numbers[positions]
 
     def leave_out(self, faults: dict[int, str], also: Collection[int] = ()) -> None:
-        """Drop the samples of `faults` (position -> message), which are named and counted, and those of `also`."""
+        """Drop the samples in `faults` (position -> message) with a report, and those in `also` without one."""
         self.num_bad += len(faults)
         if self.num_bad > self.max_bad_samples:
             raise ValueError(
@@ -205,44 +205,44 @@ class MultimodalDataset(WeightedRows):
         self.select(kept)
 
     def by_file(self, positions: np.ndarray | None = None) -> Iterator[tuple[RowIndex, np.ndarray, np.ndarray]]:
-        """Each file, the places in it of the rows at these positions (by default all), and where they are; in order."""
+        """Yield each file, the places of its rows, and their indices in `positions` (default: all positions)."""
         numbers = self.numbers if positions is None else self.numbers[positions]
         for start, end, index in zip(self.starts, self.starts[1:], self.files):
             members = np.flatnonzero((numbers >= start) & (numbers < end))
             yield index, numbers[members] - start, members
 
     def layouts(self) -> dict[Layout, int]:
-        """The layouts that occur, each with the first position of a row that has it."""
+        """Return each layout that occurs, with the position of the first row that has this layout."""
         found = {}
         for index, places, positions in self.by_file():
             numbers, firsts = np.unique(index.layouts[places], return_index=True)
             for number, first in zip(numbers.tolist(), positions[firsts].tolist()):
-                if number >= 0:  # else it cannot be used
+                if number >= 0:  # otherwise the row is unusable
                     found.setdefault(index.layouts_used[number], first)
         return found
 
     def groups(self) -> Iterator[tuple[Layout, np.ndarray, np.ndarray]]:
-        """The rows in groups that differ in nothing but texts and references: the layout, the size of each medium
-        (media, 3) int32, and the positions (rows,) in ascending order."""
+        """Yield groups of rows that differ only in texts and references: their layout, the size of each image or video
+        (media, 3) int32, and the positions of the rows (rows,) in ascending order."""
         for index, places, positions in self.by_file():
             for layout, sizes, members in index.groups(places):
                 yield layout, sizes, positions[members]
 
     def of_rows(self, name: str) -> np.ndarray:
-        """What the index knows of each row, by the name of its array (rows,); 0 where a row cannot be used."""
+        """Return an array of the index by its name, for all rows (rows,). Unusable rows have hash 0 and class 0."""
         return np.concatenate([getattr(index, name)[places] for index, places, _ in self.by_file()])
 
     def row_numbers(self) -> np.ndarray:
-        """An id of the row that each sample comes from (samples,): with --train_replies each, a row gives several."""
+        """Return an id of each sample's row (samples,). With --train_replies each, a row gives several samples."""
         files = zip(self.starts, self.by_file())
         return np.concatenate([start + index.numbers[places] for start, (index, places, _) in files])
 
     def num_parts(self, letters: str = "tiv") -> np.ndarray:
-        """Texts and media of each row, or parts of some kinds (rows,) int64."""
+        """Return the number of texts, images and videos of each row (rows,) int64, or only of those in `letters`."""
         found = []
         for index, places, _ in self.by_file():
             parts = [sum(map(layout.count, letters)) for layout in index.layouts_used]
-            found.append(np.array([*parts, 0])[index.layouts[places]])  # the last is of rows without a layout
+            found.append(np.array([*parts, 0])[index.layouts[places]])  # the last is for rows without a layout
         return np.concatenate(found)
 
     @property
@@ -252,7 +252,7 @@ class MultimodalDataset(WeightedRows):
 
     @property
     def digest(self) -> str:
-        """A hash of the texts of all rows, their order, and how many of them an epoch takes."""
+        """A hash of the texts of all rows, of their order, and of how many rows an epoch uses."""
         found = hashlib.sha256("".join(index.digest for index in self.files).encode())
         found.update(self.numbers.tobytes() + repr([self._ends(), self._shares()]).encode())
         if self.is_drawn:
@@ -260,7 +260,7 @@ class MultimodalDataset(WeightedRows):
         return found.hexdigest()
 
     def summary(self) -> str:
-        """A line for each path: its rows, and how many of them an epoch takes."""
+        """Return one line per path: its number of samples, and how many of them an epoch uses."""
         ends, lines = self._ends(), []
         for path, first, end, share in zip(self.paths, ends, ends[1:], self._shares()):
             of_epoch = "" if self.is_drawn or share == end - first else f", {share:,} an epoch"
@@ -268,9 +268,9 @@ class MultimodalDataset(WeightedRows):
         return "\n".join(lines)
 
     def notes(self) -> list[str]:
-        """Notes for the user before the data is used, one per line."""
+        """Return notes about the data to show to the user, one per line."""
         if self.is_held_out:
-            return []  # they are of whole files: the training data has said them
+            return []  # the training data has the notes about its files
         unread, outside, counts = Counter(), Counter(), Counter()
         for index in self.files:
             unread.update(index.unread)
@@ -282,21 +282,21 @@ class MultimodalDataset(WeightedRows):
         if outside:
             named = [f"{folder} ({count:,})" for folder, count in outside.most_common(3)]
             more = [f"{len(outside) - 3:,} more"] if len(outside) > 3 else []
-            notes.append(f"{self.name}: media outside the folders of the data: {', '.join([*named, *more])}")
-        notes += [f"{self.name}: {counts[name]:,} rows {what}." for name, what in COUNT_NOTES.items() if counts[name]]
-        # Rows of a folder are in the order of their classes, so that a slice too may hold but one.
+            notes.append(f"{self.name}: media outside of the data folders: {', '.join([*named, *more])}")
+        notes += [f"{self.name}: {counts[name]:,} rows {what}." for name, what in COUNTED.items() if counts[name]]
+        # The rows of an image folder are sorted by class, so a slice may contain only one class.
         some = evenly_spread(range(len(self)), 1000) if all(os.path.isdir(index.path) for index in self.files) else []
         if some[1:] and len(answers := {self.raw(position)["answer"] for position in some}) == 1:
             notes.append(
-                f"WARNING: each reply of {self.name} is {answers.pop()!r}, which the model would learn to say of any "
-                "picture: give the parent folder of all classes, without a slice."
+                f"WARNING: every reply of {self.name} is {answers.pop()!r}, so the model would learn this reply for "
+                "any image: pass the parent folder of all classes, without a slice."
             )
         if (layouts := self.layouts()) and not any(layout.media for layout in layouts):
-            notes.append(f"WARNING: {self.name} has only text, so the model sees no images or videos from it.")
+            notes.append(f"WARNING: {self.name} contains only text, so the model sees no images or videos from it.")
         return notes
 
     def part(self, positions: Sequence[int]) -> "MultimodalDataset":
-        """The same data set with only the rows at these positions, which are in ascending order."""
+        """Return this data set with only the rows at these positions, given in ascending order."""
         chosen = copy.copy(self)
         chosen.rows = Rows(chosen)
         chosen.errors = {i: self.errors[p] for i, p in enumerate(positions) if p in self.errors}
@@ -304,25 +304,25 @@ class MultimodalDataset(WeightedRows):
         return chosen
 
     def parts(self) -> dict[str, range]:
-        """The positions of all rows and, of several paths, of each, by how the names of its metrics begin: "val_"."""
+        """Map prefixes of metric names to positions: "" to all rows and, with several paths, "val_" to one path's."""
         ends, parts = self._ends(), {"": range(len(self))}
         names = names_of(self.paths) if self.paths[1:] and not self.is_held_out else []
         return parts | {f"{name}_": range(*map(int, rows)) for name, rows in zip(names, pairwise(ends))}
 
 
 def cost_of_replies(dataset: MultimodalDataset, tokens: np.ndarray) -> str:
-    """The cost of rows that give several samples, from the tokens of each sample (samples,); nothing if none does."""
+    """Describe the cost of rows that give several samples, given `tokens` per sample (samples,); "" if none does."""
     _, of_row = np.unique(dataset.row_numbers(), return_inverse=True)
     longest = np.zeros(of_row.max() + 1, np.int64)
     np.maximum.at(longest, of_row, tokens)
     if len(longest) == len(dataset):
         return ""
     times, conversations = tokens.sum() / max(longest.sum(), 1), f"{len(longest):,} conversations"
-    return f"{dataset.name}: {len(dataset):,} replies of {conversations} take {times:.1f} times the tokens."
+    return f"{dataset.name}: {len(dataset):,} replies of {conversations} take {times:.1f} times as many tokens."
 
 
 def first_sample(files: list[RowIndex], row: int) -> int:
-    """The place of a row's first sample; rows and places are counted over all of these files."""
+    """Return the place of a row's first sample. Rows and places are counted over all of these files."""
     place = 0
     for index in files:
         if row < index.num_rows:
@@ -331,13 +331,13 @@ def first_sample(files: list[RowIndex], row: int) -> int:
     return place
 
 
-def condense(faults: dict[int, str]) -> str:
-    """The first of some faults, one per line; those that differ only in numbers, paths or quoted words are counted."""
+def listed(faults: dict[int, str]) -> str:
+    """List faults, one per line. Faults that differ only in numbers, paths or quoted words share a line."""
     alike = defaultdict(list)
     for fault in faults.values():
         alike[re.sub(r"'[^']*'|\S*[\d/\\]\S*", "", fault.partition(": ")[2])].append(fault)
     lines = [
-        f"  {first}" + (f" ({len(others)} more like it, such as {others[0].partition(': ')[0]})" if others else "")
+        f"  {first}" + (f" ({len(others)} more like this, such as {others[0].partition(': ')[0]})" if others else "")
         for first, *others in alike.values()
     ]
     more = [f"  and {len(lines) - SHOWN_FAULTS} more kinds"] if lines[SHOWN_FAULTS:] else []
@@ -345,12 +345,12 @@ def condense(faults: dict[int, str]) -> str:
 
 
 def evenly_spread(rows: range, number: int) -> list[int]:
-    """At most `number` of these rows, evenly spaced from the first to the last."""
+    """Return at most `number` of these rows, evenly spaced from the first to the last."""
     return np.linspace(rows.start, rows.stop - 1, min(number, len(rows))).round().astype(int).tolist()
 
 
 def shared_rows(train: MultimodalDataset, held_out: MultimodalDataset) -> list[tuple[int, int]]:
-    """(position in `train`, position in `held_out`) of each evaluation row with the content of a training row."""
+    """Return (position in `train`, position in `held_out`) of each evaluation row that equals a training row."""
     of_train, of_held_out = train.of_rows("hashes"), held_out.of_rows("hashes")
     order = np.argsort(of_train, kind="stable")
     twins = order[np.searchsorted(of_train, of_held_out, sorter=order) % len(order)]
@@ -359,7 +359,7 @@ def shared_rows(train: MultimodalDataset, held_out: MultimodalDataset) -> list[t
 
 
 class Rows(Sequence):
-    """The canonical rows of a data set, read from their files when they are asked for."""
+    """The canonical rows of a data set, read from their files on access."""
 
     def __init__(self, dataset: MultimodalDataset):
         self.dataset = dataset
@@ -378,7 +378,7 @@ class Rows(Sequence):
 
 @contextmanager
 def of_flag(name: str):
-    """Puts the name of the flag before the message of a ValueError."""
+    """Put the name of a flag before the message of a ValueError."""
     try:
         yield
     except ValueError as error:
@@ -388,11 +388,11 @@ def of_flag(name: str):
 def make_dataset(
     data, flag: str, paths: str | list[str] | None, check=True, weighted=False, max_bad_samples: int | None = None
 ) -> MultimodalDataset | None:
-    """The data set of the paths of a flag, read as the other flags say (DataArguments); None without paths."""
+    """Return the data set of a flag's paths, read with the settings of the other flags; None without paths."""
     if not paths:
         return None
     columns = data.columns
-    if columns and not weighted:  # the others' field need not be there
+    if columns and not weighted:  # evaluation data may lack this field
         columns = [re.sub(rf"\A{WEIGHT}=(.+)", r"\1=", column) for column in columns]
     form = {name: getattr(data, name) for name in FORM_FLAGS}
     form |= {"columns": columns, "weighted": weighted, "balance": data.balance if weighted else None}
@@ -404,14 +404,14 @@ def make_dataset(
 class EncodedDataset(Dataset):
     """The samples of a data set as tensors (`ChatCollator.encode`), for training and evaluation.
 
-    Where the data set allows bad samples, one that fails is named and counted, and another, drawn by its position,
-    stands in for it; in evaluation, where a sample that counts twice would change the loss, the other has no label.
+    If the data set allows bad samples, a sample that fails is reported and replaced by another, which depends only on
+    the position. In evaluation, the other sample has no labels, since counting it twice would change the loss.
     """
 
     def __init__(self, dataset: MultimodalDataset, collator, num_workers: int = 0, is_training: bool = True):
         self.dataset, self.collator, self.is_training = dataset, collator, is_training
         self.skips = dataset.max_bad_samples is not None
-        # Shared with the data loader's workers: which samples failed, and which one each worker is busy with.
+        # Shared with the data loader's workers: which samples failed, and (process id, position) of each worker's work.
         self.failed = torch.zeros(len(dataset) if self.skips else 0, dtype=torch.bool).share_memory_()
         self.at_work = torch.full((max(num_workers, 1), 2), -1).share_memory_()
 
@@ -419,10 +419,10 @@ class EncodedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, position: int | tuple[int, ...]) -> dict:
-        """The tensors of a sample, as a batch of one; for several positions, these samples concatenated."""
+        """Return the tensors of a sample as a batch of one; for a tuple of positions, of these samples concatenated."""
         if isinstance(position, tuple):
             for one in position:
-                replaced.check_row(self.dataset, one)  # a larger picture would not fit into the row
+                replaced.check_row(self.dataset, one)  # a larger image would not fit
             return self.collator.concatenate_samples([self[one] for one in position])
         worker = get_worker_info()
         if worker:
@@ -444,7 +444,7 @@ class EncodedDataset(Dataset):
         return inputs
 
     def can_open(self, position: int) -> bool:
-        """Whether the media of a sample can be opened, if bad samples are allowed; otherwise reading it will raise."""
+        """Whether the media of a sample can be opened; always True if bad samples raise an error anyway."""
         if self.skips:
             try:
                 self.dataset[position]
@@ -463,15 +463,15 @@ class EncodedDataset(Dataset):
             raise ValueError(f"{number} samples cannot be used, more than --max_bad_samples {limit}; the last: {error}")
 
     def explain(self, error: Exception) -> ValueError | None:
-        """What a data loader's error means: what its worker raised, or the sample on which it died."""
-        if isinstance(error, ValueError):  # the text of a traceback ends with the error and its message
+        """Return the error that a data loader's worker raised, or one that names the sample on which it died."""
+        if isinstance(error, ValueError):  # the traceback ends with the error's type and message
             raised = re.match(r"Caught \w+ in DataLoader worker.*\n[\w.]+: (.+)\Z", str(error), re.DOTALL)
             return ValueError(raised[1].strip()) if raised else None
         for process, position in self.at_work.tolist():
             if process > 0 and re.search(rf"worker \(pid(\(s\))? [\d, ]*\b{process}\b", str(error)):
                 return ValueError(
-                    f"{self.dataset.source(position)}: the data loader's worker died on it ({str(error).strip()}). "
-                    "It may have run out of memory, or a decoder crashed: look at its media, or run with "
-                    "--dataloader_num_workers 0."
+                    f"{self.dataset.source(position)}: the data loader's worker died on this sample "
+                    f"({str(error).strip()}). Either memory ran out, or a decoder crashed: check the media of this "
+                    "sample, or pass --dataloader_num_workers 0."
                 )
         return None

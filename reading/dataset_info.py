@@ -1,10 +1,10 @@
-"""LLaMA-Factory's dataset_info.json, which names data sets and their fields, translated to --columns and its like."""
+"""Read LLaMA-Factory's dataset_info.json, which lists data sets and their fields, and map it to our flags."""
 
 import json
 import os
 
 NAME = "dataset_info.json"
-# Format -> its own name of a field, the name it has in the data by default, and the name that we read it by.
+# Format -> the name of each field in dataset_info.json, its default name in the data, and the name that we use.
 FIELDS_OF_FORMAT = {
     "alpaca": [
         *(("prompt", "instruction", "instruction"), ("query", "input", "input"), ("response", "output", "output")),
@@ -17,20 +17,20 @@ FIELDS_OF_ALL += [("tools", None, "tools")]
 
 
 def read_entry(file: str, name: str | None) -> tuple[str, dict[str, object]]:
-    """The path of a named data set, and the other fields of its `Source`."""
+    """Return the path of a named data set, and the other fields of its `Source`."""
     try:
         with open(file, encoding="utf-8") as stream:
             entries = json.load(stream)
         entry = entries.get(name)
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is not a dataset_info.json of LLaMA-Factory: {error}") from error
+        raise ValueError(f"{file} is not a valid dataset_info.json of LLaMA-Factory: {error}") from error
     if not isinstance(entry, dict):
-        raise ValueError(f"{file}: name one of its data sets, such as {file}:{next(iter(entries), 'NAME')}.")
+        raise ValueError(f"{file}: add the name of one of its data sets, such as {file}:{next(iter(entries), 'NAME')}.")
     where = f"{file}, {name}"
     if not (place := entry.get("file_name") or entry.get("hf_hub_url")):
-        raise ValueError(f"{where} has {', '.join(entry)}, but no file_name or hf_hub_url; others are unsupported.")
+        raise ValueError(f"{where} needs a file_name or an hf_hub_url, but has only {', '.join(entry)}.")
     if entry.get("ranking") or entry.get("columns", {}).keys() & {"chosen", "rejected", "kto_tag"}:
-        raise ValueError(f"{where} holds ranked answers, which are not trained on.")
+        raise ValueError(f"{where} contains ranked answers, which are not supported.")
     form = entry.get("formatting", "alpaca")
     if form not in FIELDS_OF_FORMAT:
         raise ValueError(f"{where} has the formatting {form!r}, expected {' or '.join(FIELDS_OF_FORMAT)}.")

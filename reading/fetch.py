@@ -1,7 +1,7 @@
-"""URLs: fetched once into a cache, and never from inside the run's own network.
+"""Fetch URLs into a cache, once each, and never from inside the run's own network.
 
-The address that was checked is the one connected to, so a name that resolves differently the second time gains nothing.
-For the same reason the proxies of the environment are not used.
+The connection goes to the address that was checked, so a host name that resolves differently the second time gains
+nothing. Proxies from the environment are not used, for the same reason.
 """
 
 import hashlib
@@ -20,28 +20,28 @@ from reading.options import MediaOptions
 from reading.references import describe, what_it_is
 
 CONNECT_SECONDS = 10
-READ_SECONDS = 20  # between two pieces of data
-TOTAL_SECONDS = 600  # of one download, with its redirects and tries
+READ_SECONDS = 20  # between two chunks of data
+TOTAL_SECONDS = 600  # for one download, including redirects and retries
 TRIES = 3
-BACKOFF_SECONDS = 1.0  # before the second try; twice that before the third
+BACKOFF_SECONDS = 1.0  # before the second try; twice as long before the third
 REDIRECTS = 5
-# Closed, though `ipaddress` calls some of them global: site-local addresses, and those with an IPv4 address inside:
+# Refused, although `ipaddress` calls some of them global: site-local addresses, and those that embed an IPv4 address:
 # mapped (RFC 4291), NAT64 (RFC 6052), Teredo (RFC 4380), 6to4 (RFC 3056).
 CLOSED = [ipaddress.ip_network(n) for n in ("fec0::/10", "::ffff:0:0/96", "64:ff9b::/96", "2001::/32", "2002::/16")]
 
 
 class _Temporary(Exception):
-    """A fault that may be gone at the next try."""
+    """An error that may disappear at the next try."""
 
 
 def fetch(url: str, options: MediaOptions) -> str:
-    """Path of the content of an http(s) URL: `<cache_folder>/media/<SHA-256 of the URL>`.
+    """Return the path of the content of an http(s) URL: `<cache_folder>/media/<SHA-256 of the URL>`.
 
-    Several processes may fetch one URL at once: each writes a file of its own and renames it.
+    Several processes may fetch one URL at the same time: each writes a separate file and then renames that file.
 
     Raises:
-        ValueError: a URL that is refused, cannot be reached, or answers with something else than a whole file within
-            the limits; the message names it, without credentials and query.
+        ValueError: The URL is refused, cannot be reached, or does not return a complete file within the limits. The
+            message contains the URL without credentials and query.
     """
     folder = os.path.join(os.path.expanduser(options.cache_folder), "media")
     path = os.path.join(folder, hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest())
@@ -64,7 +64,7 @@ def _into_cache(url: str, path: str, deadline: float, options: MediaOptions) -> 
     os.makedirs(os.path.dirname(path), exist_ok=True)
     part = f"{path}.{uuid.uuid4().hex}.part"
     try:
-        with open(part, "xb") as file:  # with the rights of the umask, unlike a temporary file: caches are shared
+        with open(part, "xb") as file:  # caches are shared: unlike `tempfile`, this follows the umask
             for _ in range(REDIRECTS + 1):
                 location = _request(url, file, deadline, options)
                 if location is None:
@@ -72,8 +72,8 @@ def _into_cache(url: str, path: str, deadline: float, options: MediaOptions) -> 
                 url = urljoin(url, location)
             else:
                 raise ValueError(f"it redirects more than {REDIRECTS} times")
-        if what := what_it_is(part):  # once it is in the cache, nobody would ask the server again
-            raise ValueError(f"what the server sends is {what}")
+        if what := what_it_is(part):  # once in the cache, a bad file would never be fetched again
+            raise ValueError(f"the content is {what}")
         os.replace(part, path)
         return path
     finally:
@@ -82,12 +82,12 @@ def _into_cache(url: str, path: str, deadline: float, options: MediaOptions) -> 
 
 
 def _request(url: str, file, deadline: float, options: MediaOptions) -> str | None:
-    """One request: writes the body to `file`, or returns where the server redirects to."""
+    """Send one request. Write the body to `file`, or return the address of a redirect."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{describe(url)} is refused: only http:// and https:// are fetched")
+        raise ValueError(f"{describe(url)} is refused: only http:// and https:// URLs are fetched")
     if parts.username is not None:
-        raise ValueError("it contains a user name; remove it, since none is sent")
+        raise ValueError("it contains a user name, which is never sent; remove the user name")
     try:
         host = parts.hostname if ":" in parts.hostname else parts.hostname.encode("idna").decode()
     except UnicodeError as error:
@@ -105,7 +105,7 @@ def _request(url: str, file, deadline: float, options: MediaOptions) -> str | No
         with closing(connection):
             if is_encrypted:
                 sock.do_handshake()
-            # Compressed, a small body could unpack to an endless one.
+            # Do not allow compression: a small body could unpack to an endless one.
             connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "finelmm"})
             with connection.getresponse() as response:
                 location = _read_response(response, file, options)
@@ -115,12 +115,12 @@ def _request(url: str, file, deadline: float, options: MediaOptions) -> str | No
     finally:
         timer.cancel()
     if time.monotonic() >= deadline:
-        raise ValueError(f"it takes longer than {TOTAL_SECONDS} seconds")
+        raise ValueError(f"the download takes longer than {TOTAL_SECONDS} seconds")
     return location
 
 
-def _read_response(response: http.client.HTTPResponse, file, options: MediaOptions) -> str | None:
-    status = f"the server answers {response.status}"
+def _read(response: http.client.HTTPResponse, file, options: MediaOptions) -> str | None:
+    status = f"the server answered with status {response.status}"
     if response.status in (301, 302, 303, 307, 308):
         if not response.headers.get("Location"):
             raise ValueError(f"{status} without an address to redirect to")
@@ -130,19 +130,19 @@ def _read_response(response: http.client.HTTPResponse, file, options: MediaOptio
     if response.status != 200:
         raise ValueError(status)
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise ValueError("the server sends it compressed, though asked not to")
+        raise ValueError("the server sends compressed content, although the request forbids it")
     limit, size, promised = options.media_megabytes_limit * 1_000_000, 0, response.length
     while size <= limit and (promised or 0) <= limit and (piece := response.read1(1 << 16)):
         size += len(piece)
         file.write(piece)
     if max(size, promised or 0) > limit:
-        raise ValueError("it is larger than --media_megabytes_limit")
+        raise ValueError("the file is larger than --media_megabytes_limit")
     if promised is not None and size < promised:
         raise _Temporary(f"only {size:,} of its {promised:,} bytes arrived")
 
 
 def _connect(host: str, port: int, is_encrypted: bool, options: MediaOptions) -> socket.socket:
-    """A socket to an address that was checked, whatever the name resolves to by now; without its handshake."""
+    """Connect to an address of the host that was checked. The TLS handshake is left to the caller."""
     addresses = _public_addresses(host, port, options)
     for number, address in enumerate(addresses, 1):
         try:
@@ -158,13 +158,13 @@ def _connect(host: str, port: int, is_encrypted: bool, options: MediaOptions) ->
 
 
 def _end(sock: socket.socket) -> None:
-    """From another thread: ends whatever waits for data."""
+    """Shut down a socket from another thread, so that nothing waits for its data any longer."""
     with suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _public_addresses(host: str, port: int, options: MediaOptions) -> list[str]:
-    """At most three addresses of a host name, all public, so that nothing inside this network is reached."""
+    """Return at most three addresses of a host, which must be public or allowed: others may be inside this network."""
     allowed = [ipaddress.ip_network(network) for network in options.allowed_networks]
     addresses = list(dict.fromkeys(i[4][0] for i in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     for text in addresses:

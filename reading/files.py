@@ -1,4 +1,4 @@
-"""From a reference in a row to its file."""
+"""Find the file that a reference in a row names."""
 
 import io
 import os
@@ -14,11 +14,11 @@ from reading.references import HUB_PATH, describe, is_url
 
 
 def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
-    """Where the encoded bytes of a medium are: the path of a regular file, or bytes in memory.
+    """Return an encoded image or video: the path of a regular file, or bytes in memory.
 
     Raises:
-        ValueError: no such file, a folder, a pipe or device (which might never end), a URL that may not be fetched, or
-        something that is not a reference.
+        ValueError: The file does not exist or is a folder, or it is a pipe or device, which might never end; the URL
+        may not be fetched; or the value is not a reference.
     """
     name = f"{kind} {describe(reference)}"
     if isinstance(reference, (bytes, bytearray, memoryview)):
@@ -29,7 +29,7 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
         from reading import fetch  # not needed by a run without URLs
 
         if not options.allow_urls:
-            raise ValueError(f"{name} is a URL; give --allow_urls True to have it fetched")
+            raise ValueError(f"{name} is a URL; pass --allow_urls True to fetch it")
         return hub_file(reference) if reference[:3].lower() == "hf:" else fetch.fetch(reference, options)
     try:
         mode = os.stat(reference).st_mode
@@ -45,32 +45,32 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
 
 
 def hub_file(url: str) -> str:
-    """The path of hf://datasets/OWNER/NAME[@REVISION]/FILE in the cache of the Hub's library."""
+    """Return the path of hf://datasets/OWNER/NAME[@REVISION]/FILE in the Hub library's cache; fetch it if needed."""
     from huggingface_hub import hf_hub_download
 
     match = HUB_PATH.match(url)
     if not match or not match[3]:
-        raise ValueError(f"{describe(url)} names no file of a data set, as hf://datasets/owner/name/1.jpg does")
+        raise ValueError(f"{describe(url)} is no data set file; it must look like hf://datasets/owner/name/1.jpg")
     name, revision, file = match.groups()
     wanted = {"repo_id": name, "filename": file, "repo_type": "dataset", "revision": revision and unquote(revision)}
     with suppress(Exception):  # it was fetched before
         return hf_hub_download(**wanted, local_files_only=True)
     try:
         return hf_hub_download(**wanted)
-    except Exception as error:  # the client's own, or of whatever transports it
+    except Exception as error:  # of the client or of its HTTP library
         raise ValueError(f"{describe(url)} cannot be fetched from the Hub: {error}") from error
 
 
 def is_within(path: str, folder: str) -> bool:
-    """Whether `path` is `folder` or inside it, by whole components; both absolute and normalized, without links."""
+    """Whether `path` is `folder` or inside it. Both must be absolute and normalized, without links."""
     return f"{path}{os.sep}".startswith(f"{folder.rstrip(os.sep)}{os.sep}")
 
 
 def resolve_in(path: str, folders: Sequence[str], what: str) -> str:
-    """The path with its links resolved, which may lead to a blob in the cache of the Hub's client.
+    """Return the path with its links resolved. A link to a blob in the cache of the Hub's client is allowed.
 
     Raises:
-        ValueError: it is in none of the folders; the message begins with `what`.
+        ValueError: The path is in none of the folders. The message begins with `what`.
     """
     try:
         resolved = os.path.realpath(path)
@@ -83,13 +83,13 @@ def resolve_in(path: str, folders: Sequence[str], what: str) -> str:
 
 
 def is_hub_blob(path: str) -> bool:
-    from huggingface_hub.constants import HF_HUB_CACHE  # only links and folders outside need it
+    from huggingface_hub.constants import HF_HUB_CACHE  # only for links and outside folders
 
     return is_within(path, os.path.realpath(HF_HUB_CACHE)) and os.path.basename(os.path.dirname(path)) == "blobs"
 
 
 def similar_path(path: str) -> str | None:
-    """The path that is there, if one differs from a missing absolute path as `folded` says."""
+    """Return an existing path that equals a missing absolute path after `folded`, if there is one."""
     found = os.sep
     for name in path.replace("\\", "/").strip("/").split("/"):
         if not os.path.lexists(os.path.join(found, name)):
@@ -97,10 +97,10 @@ def similar_path(path: str) -> str | None:
         if name is None:
             return None
         found = os.path.join(found, name)
-    return found if os.path.exists(found) else None  # not a link to nothing
+    return found if os.path.exists(found) else None  # not a broken link
 
 
-@lru_cache(maxsize=64)  # of many missing files, most lie in few folders
+@lru_cache(maxsize=64)  # many missing files are usually in few folders
 def names_in(folder: str) -> dict[str, str]:
     with suppress(OSError):
         return {folded(name): name for name in os.listdir(folder)}
@@ -108,5 +108,5 @@ def names_in(folder: str) -> dict[str, str]:
 
 
 def folded(name: str) -> str:
-    """A name in small letters, with accents composed: a Mac writes them as characters of their own."""
+    """Convert a name to lower case and compose its accents, which macOS stores as separate characters."""
     return unicodedata.normalize("NFC", name).casefold()

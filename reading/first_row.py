@@ -1,4 +1,4 @@
-"""The first row of a file under its own names, and the flags that it needs: for menus that map columns."""
+"""Read the first row of a file, and propose the --columns that it needs, for menus that map columns."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ from reading.sources import find_source, has_ending, scan
 
 
 def first_row(path: str) -> dict:
-    """For a path of --data_path; empty if its rows have no names, as in a folder of pictures or a tar file."""
+    """Return the first row of a --data_path; {} if rows have no field names, as in image folders and tar files."""
     file, found = find_source(path).files[0], {}
     if not is_copied(file) and not has_ending(file, ".tar"):
         found = next((row for *_, row in scan(file)), {})
@@ -24,7 +24,7 @@ def first_row(path: str) -> dict:
 
 
 def columns_for(row: dict) -> list[str]:
-    """The --columns that are proposed for a row which could not be read without."""
+    """Return the --columns to propose for a row that cannot be read without them; [] if none are needed."""
     if not row or {"messages", "conversations"} & {*row} or any({*pair} <= {*row} for pair in PAIRS.items()):
         return []
     words = shlex.split(proposal(row, RowForm(dict.fromkeys(MEDIA_KINDS, os.getcwd()))))

@@ -1,4 +1,4 @@
-"""Images: from a reference in a row to pixels."""
+"""Open images: from a reference in a row to pixels."""
 
 import contextlib
 import io
@@ -13,15 +13,15 @@ from reading.files import local_file
 from reading.options import FILTERS, MediaOptions
 from reading.references import describe, what_it_is
 
-# The rest of Pillow's formats are not what people train on, TGA is known only by the ending of a name, and EPS is a
-# program that Pillow hands to Ghostscript.
+# People do not train on Pillow's other formats. TGA can only be recognised by the file name, and EPS is a program
+# that Pillow passes to Ghostscript.
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def open_image(reference, options: MediaOptions) -> Image.Image:
-    """The image as a person sees it: RGB, turned by its EXIF orientation, transparency on white; then resized as asked.
+    """Return an image in RGB, rotated by its EXIF orientation, with transparency on white, and resized by `options`.
 
-    Of an animation it is the first frame.
+    An animation gives its first frame.
     """
     with _header(reference, options) as image:
         size = None
@@ -34,38 +34,38 @@ def open_image(reference, options: MediaOptions) -> Image.Image:
 
 
 def read_header(reference, options: MediaOptions) -> tuple[int, int]:
-    """(height, width) of an image as `open_image` gives it; decodes no pixel of it. See `media.read_header`."""
+    """Return the (height, width) that `open_image` would give, without decoding pixels. See `media.read_header`."""
     with _header(reference, options) as image:
         _is_deep(image)
         return options.target_size(*_seen_size(image))[::-1]
 
 
 def seen_size(reference, options: MediaOptions) -> tuple[int, int]:
-    """(width, height) of an image as a person sees it, before it is resized; decodes no pixel of it."""
+    """Return the (width, height) after EXIF rotation and before resizing, without decoding pixels."""
     with _header(reference, options) as image:
         return _seen_size(image)
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """An image with transparency as RGB, on white."""
+    """Return an image with transparency as RGB on white."""
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
 
 
 @contextlib.contextmanager
 def _header(reference, options: MediaOptions):
-    """An image with only its header read. What fails in the body of the `with` is a ValueError that names the image."""
+    """Yield an image with only its header read. Errors in the `with` block become a ValueError that names the image."""
     in_memory = isinstance(reference, Image.Image)
     source = reference if in_memory else local_file("image", reference, options)
-    Image.MAX_IMAGE_PIXELS = options.image_pixel_limit // 2  # Pillow (13) refuses what has twice as many
+    Image.MAX_IMAGE_PIXELS = options.image_pixel_limit // 2  # Pillow (13) allows twice as many
     try:
         with reference.copy() if in_memory else _open_header(source) as image:
             yield image
-    except Exception as error:  # on broken bytes the decoders raise nearly any type
+    except Exception as error:  # on broken bytes, decoders raise many types of errors
         reason = error
         if isinstance(error, UnidentifiedImageError):
             reason = f"it is {what_it_is(source) or 'in none of the formats ' + ', '.join(IMAGE_FORMATS)}"
         elif isinstance(error, Image.DecompressionBombError):
-            reason = f"{error} If you trust it, raise --image_pixel_limit"
+            reason = f"{error} If you trust the image, raise --image_pixel_limit"
         raise ValueError(f"image {describe(reference)} cannot be decoded: {reason}") from error
 
 
@@ -74,7 +74,7 @@ def _open_header(source: str | io.BytesIO) -> Image.Image:
         return Image.open(source, formats=IMAGE_FORMATS)
     except UnidentifiedImageError:
         with contextlib.suppress(ImportError):
-            from pillow_heif import register_heif_opener  # which few need
+            from pillow_heif import register_heif_opener  # an optional package
 
             register_heif_opener()
             return Image.open(source, formats=["HEIF"])
@@ -82,31 +82,31 @@ def _open_header(source: str | io.BytesIO) -> Image.Image:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether it is grey of 16 bits."""
+    """Whether the image has 16-bit grey pixels."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         return True
     if image.mode in ("I", "F"):
-        raise ValueError("its 32-bit pixels have no known range; save it with 8 or 16 bits")
+        raise ValueError("the range of its 32-bit pixels is unknown; save the image with 8 or 16 bits")
     return False
 
 
 def _seen_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) as a person sees it, by the header alone."""
+    """Return the (width, height) after EXIF rotation, from the header alone."""
     width, height = image.size
-    if image.format == "TIFF":  # Pillow (11 and later) has turned the size, but not the pixels
+    if image.format == "TIFF":  # Pillow (11 and later) has rotated the size, but not the pixels
         width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
     return (height, width) if _is_turned(image) else (width, height)
 
 
 def _is_turned(image: Image.Image) -> bool:
-    """Whether it is on its side, by its EXIF orientation."""
-    # Of the base class: PngImageFile's own decodes the whole image to see what follows the pixels.
+    """Whether the EXIF orientation swaps width and height."""
+    # The method of the base class: PngImageFile.getexif decodes the whole image to reach chunks after the pixels.
     exif = Image.Image.getexif(_without_pixels(image) if image.format == "PNG" else image)
     return exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
 
 
 def _without_pixels(image: Image.Image) -> Image.Image:
-    """An opened PNG with its chunks (PNG specification, 5.3) but those of pixels: EXIF may be after them."""
+    """Return an opened PNG without its pixel chunks (PNG specification, 5.3). EXIF may be after these chunks."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -122,18 +122,18 @@ def _without_pixels(image: Image.Image) -> Image.Image:
             image.fp.seek(length, os.SEEK_CUR)
         else:
             kept.append(chunk(name, image.fp.read(length)))
-        image.fp.seek(4, os.SEEK_CUR)  # its checksum
+        image.fp.seek(4, os.SEEK_CUR)  # the checksum
     return Image.open(io.BytesIO(b"".join(kept) + chunk(b"IDAT", b"")), formats=["PNG"])
 
 
 def _as_seen(image: Image.Image) -> Image.Image:
-    """The image turned (in place) and as RGB."""
+    """Return the image as RGB, rotated by its EXIF orientation (in place)."""
     tiff = image.tag_v2 if image.format == "TIFF" else {}
     deep = _is_deep(image)
     ImageOps.exif_transpose(image, in_place=True)
-    if deep:  # `convert` would clip at 255 and leave it white
+    if deep:  # `convert` would clip at 255, so the image would be white
         bits = tiff.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
         image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
-        if tiff.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0; Pillow (13) turns only 8 bits
+        if tiff.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0; Pillow (13) inverts only 8 bits
             image = ImageOps.invert(image)
     return on_white(image) if image.has_transparency_data else image.convert("RGB")

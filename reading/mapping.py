@@ -1,7 +1,7 @@
-"""From the names in a file to the names under which rows are read: the flag --columns.
+"""Map the field names of a file to the names that we read: the flag --columns.
 
 `--columns question=query image=jpg "answer=answers[0].text"` reads the field `query` as `question`, and so on; `url=`
-ignores a field. A source may be inside objects and lists: `meta.file`, `turns[1].text`, `frames[].path` (of all).
+ignores the field `url`. A source may be inside objects and lists: `meta.file`, `turns[1].text`, `frames[].path` (all).
 """
 
 import re
@@ -15,15 +15,15 @@ from reading.references import kind_by_name
 from reading.strict_json import loaded
 
 COLUMN = re.compile(r"([^=]+)=(.*)", re.DOTALL)
-SEVERAL = ("images", "videos")  # names that hold the media of several fields, in the order of the flag
+SEVERAL = ("images", "videos")  # names that may collect the media of several fields, in the order of the flag
 TURN_KEYS = (("role", "from"), ("content", "value"))
-# Fields that often hold the question or the answer, the likeliest first, and those that hold neither.
+# Fields that often contain the question or the answer, the most likely first, and fields that contain neither.
 QUESTIONS = "question query prompt instruction problem input human user".split()
 ANSWERS = "answer response output completion caption captions label labels target solution translation text".split()
 NEITHER = re.compile(r"(system(_prompt)?|tools|(.*[\W_])?(id|ID|uid|uuid|idx|index)|.*[a-z]Id)\Z")
 OF_A_VIDEO = re.compile(r"video|clip|\.(mp4|mkv|mov|avi|webm)", re.IGNORECASE)
 STEPS = re.compile(r"\[(\d*)\]|[^.\[\]]+")
-# Keys of a well-known file, of its parts or of its rows -> its converter (example_data/convert.py); of two, the first.
+# Keys of a well-known file, or of an object in it -> its converter (example_data/convert.py). The first match counts.
 CONVERTERS = {
     ("images", "annotations", "categories"): "coco_instances",
     ("licenses", "images", "annotations"): "coco_captions",
@@ -37,15 +37,15 @@ CONVERTERS = {
 
 @dataclass(frozen=True)
 class Mapping:
-    """How the fields of a row get the names under which they are read."""
+    """Maps the fields of a row to the names that we read."""
 
-    sources: tuple[tuple[str, str], ...] = ()  # (name that is read, field of the file), each once but SEVERAL
-    ignored: tuple[str, ...] = ()  # fields that are passed over, as `Unread.names` has them
-    usual: str | None = None  # as `sources.usual_names` gives it
+    sources: tuple[tuple[str, str], ...] = ()  # (name that we read, field of the file); only SEVERAL repeat
+    ignored: tuple[str, ...] = ()  # ignored fields, in the form of `Unread.names`
+    usual: str | None = None  # from `sources.usual_names`
 
     @classmethod
     def of(cls, columns: Sequence[str] | None, lower: bool = False, usual: str | None = None) -> "Mapping":
-        """From the values of the flag; `lower`: the file's own names are read in small letters, as those of tables."""
+        """Parse the values of the flag. `lower`: convert the file's field names to lower case, as for tables."""
         pairs = dict.fromkeys(COLUMN.fullmatch(column).groups() for column in columns or [])
         fold = str.lower if lower else str
         return cls(
@@ -55,14 +55,14 @@ class Mapping:
         )
 
     def names(self, fields: Sequence[str]) -> dict[str, str]:
-        """Column of a file -> the name it is read by; ignored columns only where another name reads them."""
+        """Map each column to the name that we read. Ignored columns are left out unless the flag reads them too."""
         named = {source: name for name, source in self.sources}
         heads = {*named, *(STEPS.match(source)[0] for source in named)}
         return {field: named.get(field, field) for field in fields if field in heads or field not in self.ignored}
 
     def row(self, row: dict, found: Counter | None = None) -> dict:
-        """A row under the names that are read, without what is null or ignored; `found` counts the rows in which each
-        NAME=FIELD of the flag has a value, by either name."""
+        """Return a row under the names that we read, without null or ignored fields. For each NAME=FIELD of the flag,
+        `found` counts the rows with a value under either name."""
         left, named = row, {}
         for name, source in self.sources:
             value, left = field_of(left, source)
@@ -70,18 +70,18 @@ class Mapping:
                 named[name] = [*as_list(named[name]), *as_list(value)] if name in named else value
             if found is not None and (name in named or name in row):
                 found[f"{name}={source}"] += 1
-        if self.ignored:  # a name of the file, or one inside of what is read by a name
+        if self.ignored:  # fields of the file, or inside of a field that the flag reads
             left = unread.without(left, self.ignored)
             named = unread.without(named, {*self.ignored} - {*named})
-            # Of what is ignored, rows of Parquet files and tables have no value.
+            # In rows of Parquet files and tables, ignored fields have no value.
             unread.check_places(left | named, {name: field_of(row, name)[0] for name in self.ignored})
         left = {key: value for key, value in left.items() if value is not None}
-        source_of = dict(self.sources)  # `question=question[0]` takes from the field of its own name
+        source_of = dict(self.sources)  # `question=question[0]` reads the field with the same name
         if both := [name for name in named if name in left and STEPS.match(source_of[name])[0] != name]:
             name = both[0]
             raise ValueError(
-                f"has a field `{name}`, but --columns reads `{source_of[name]}` as `{name}`: add "
-                f"--columns {name}= to ignore the first"
+                f"has a field `{name}`, but --columns also reads `{source_of[name]}` as `{name}`: add "
+                f"--columns {name}= to ignore the field `{name}`"
             )
         row = left | named
         for field in [*left] if self.usual else ():
@@ -96,24 +96,24 @@ def as_list(value: object) -> list:
 
 
 def usual_name(kind: str, field: str, row: dict) -> str | None:
-    """What a field of this kind of file is read as, where neither --columns nor the row has that name."""
-    if kind == "metadata":  # as the Hub reads a folder of pictures with a file of this name
-        names = as_list(row[field]) if field in ("file_name", "file_names") else []
+    """Return the name that a field usually has in a file of this kind, or None."""
+    if kind == "metadata":  # the Hub reads image folders with such a file the same way
+        names = listed(row[field]) if field in ("file_name", "file_names") else []
         return kind_by_name(str(names[0])) if names else None
-    if field == "txt" or field == "cls" and "txt" not in row:  # a field of a tar file is the ending of its member
+    if field == "txt" or field == "cls" and "txt" not in row:  # the extension of a tar file's member
         return "answer"
     return None if "." in field else kind_by_name(f".{field}")
 
 
 def field_of(row: dict, name: str) -> tuple[object, object]:
-    """The value of a field of a row, None if there is none; and the row without it."""
-    # A name, a place in a list, or None for all of it.
+    """Return the value of a field, None if it is missing, and the row without that field."""
+    # Each step is a key, an index into a list, or None for all items of a list.
     steps = [match[0] if match[1] is None else int(match[1]) if match[1] else None for match in STEPS.finditer(name)]
     return take(row, [name] if name in row else steps)
 
 
 def take(value: object, steps: Sequence[str | int | None]) -> tuple[object, object]:
-    """What a path of steps leads to, None if nothing; and the value without it."""
+    """Follow the steps into a value. Return what is found, None if nothing, and the value without that."""
     if not steps:
         return value, None
     step, *rest = steps
@@ -130,7 +130,7 @@ def take(value: object, steps: Sequence[str | int | None]) -> tuple[object, obje
 
 
 def proposal(row: dict, form) -> str:
-    """The --columns by which a RowForm would read a row whose fields have other names, as far as its values tell."""
+    """Propose --columns with which a RowForm can read a row with other field names, judged by the row's values."""
     if fix := conversion(row):
         return fix
     found = ((name, turn) for name, value in row.items() for turn in as_list(loaded(value)) if isinstance(turn, dict))
@@ -151,7 +151,7 @@ def proposal(row: dict, form) -> str:
     (asked_in, _, asked), (replied_in, _, replied) = ((name or "").partition("[].") for name in (question, answer))
     are_pairs = bool(asked and replied) and asked_in == replied_in and not turns
     pairs = {"question": question and question.replace("[]", "[0]"), "answer": answer and answer.removesuffix("[]")}
-    if question and question.endswith("[]") and answer.endswith("[]"):  # one of each question
+    if question and question.endswith("[]") and answer.endswith("[]"):  # one answer per question
         pairs["answer"] += "[0]"
     pairs = {"messages": turns or asked_in} if turns or are_pairs else pairs
     found = [f"{name}={source}" for name, source in pairs.items() if source not in (None, name)]
@@ -161,12 +161,12 @@ def proposal(row: dict, form) -> str:
         found += [f"{other}=" for other in dict.fromkeys(others) if other != first]
     flags = [*(["--columns"] if found else []), *map(shlex.quote, found)]
     flags += [f"--user_key {asked} --assistant_key {replied}"] if are_pairs else []
-    flags += [] if question or turns else ['--prompt "..." (the question of every row)']
-    return f"try {' '.join(flags)}" if answer or turns else "it holds no text"
+    flags += [] if question or turns else ['--prompt "..." (the question for every row)']
+    return f"try {' '.join(flags)}" if answer or turns else "add a field with text"
 
 
 def said_in(turn: object, form) -> list[dict]:
-    """The turns of {"human": "What?", "gpt": "A door."} and the like, by a RowForm's roles; empty for other objects."""
+    """Return the turns of an object like {"human": "What?", "gpt": "A door."}, by a RowForm's roles; else []."""
     if not isinstance(turn, dict) or not turn.keys().isdisjoint(form.turn_keys[0]):
         return []
     roles = dict.fromkeys(form.roles.values())  # system, user, assistant
@@ -175,12 +175,12 @@ def said_in(turn: object, form) -> list[dict]:
         return []
     (role, *_), (content, *_) = form.turn_keys
     turns = [{role: key, content: text} for key, text in said.items()]
-    turns[0] |= {key: value for key, value in turn.items() if key not in said}  # to be refused or listed
+    turns[0] |= {key: value for key, value in turn.items() if key not in said}  # `Unread` refuses or lists them
     return turns
 
 
 def conversion(found: object) -> str | None:
-    """How a file that holds this becomes rows, if example_data/convert.py knows it."""
+    """Return how to convert a file with this content to rows, if example_data/convert.py has a converter for it."""
     parts = (found, *found.values()) if isinstance(found, dict) else ()
     known = [part.keys() for part in parts if isinstance(part, dict)]
     names = (name for keys, name in CONVERTERS.items() if any(part >= {*keys} for part in known))
@@ -189,6 +189,6 @@ def conversion(found: object) -> str | None:
 
 
 def rank(source: str, names: Sequence[str] = ANSWERS) -> int:
-    """How likely a field is to hold what these names do: the smallest number is the likeliest."""
+    """Rank how likely a field contains what these names usually contain: the smallest number is the most likely."""
     words = re.split(r"\W+", source.lower())
     return next((place for place, name in enumerate(names) if name in words), len(names))

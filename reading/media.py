@@ -1,4 +1,4 @@
-"""Media of either kind: an image is opened by images.py, a video by videos.py, which alone imports a decoder."""
+"""Open images with images.py and videos with videos.py, the only module that imports a video decoder."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from reading.options import MediaOptions
 
 
 def open_part(part: dict, options: MediaOptions) -> dict:
-    """A part of a message with its medium opened, as reading/dataset.py says; of text the part itself."""
+    """Return a content part with its image or video opened (see reading/dataset.py). A text part stays unchanged."""
     if part["type"] == "image":
         return {**part, "image": images.open_image(part["image"], options)}
     if part["type"] == "video":
@@ -19,10 +19,10 @@ def open_part(part: dict, options: MediaOptions) -> dict:
 
 
 def read_header(kind: str, reference, options: MediaOptions, clip: Mapping = {}) -> tuple[int, ...]:
-    """(height, width) of an image or (frames, height, width) of a video, as opening gives them.
+    """Return the (height, width) of an image or the (frames, height, width) of a video, as if it were opened.
 
-    It decodes no pixel of an image, and one frame of a video, which alone tells how a phone was held. With `fps` the
-    number of frames is what the video's header promises. `clip`: of the part (reading/clips.py).
+    No pixels of an image are decoded, and one frame of a video, since only a frame contains the rotation. With `fps`,
+    the number of frames comes from the video's header. `clip` is the one of the content part (reading/clips.py).
     """
     if kind == "image":
         return images.read_header(reference, options)

@@ -1,14 +1,14 @@
-"""Thoughts, tools, calls and results of a row, in the spellings of OpenAI, TRL, LLaMA-Factory and ms-swift.
+"""Read thoughts, tools, calls and results of a row, in the formats of OpenAI, TRL, LLaMA-Factory and ms-swift.
 
-    a thought   `reasoning_content` or `reasoning` of a reply, or <think>...</think> at the head of its text
-    tools       `tools` of the row: JSON schemas, as a list or as JSON in a text, or in one each
-    calls       `tool_calls` of a reply, or messages of role `function_call` or `tool_call` that hold them as JSON
-    both        or parts of a reply, of the types `reasoning` and `tool_call`
+    a thought   `reasoning_content` or `reasoning` of a reply, or <think>...</think> at the start of its text
+    tools       `tools` of the row: a list of JSON schemas; the list or each schema may be JSON text
+    calls       `tool_calls` of a reply, or messages of role `function_call` or `tool_call` with the calls as JSON
+    or both     as content parts of a reply, of the types `reasoning` and `tool_call`
     a result    a message of role `tool`, `observation` or `tool_response`
 
-They become fields of the canonical messages: `reasoning_content`, `tool_calls`, and of the first message `tools`. Calls
-and results without an id get one. A thought from the text keeps it in `typed_thought`, since some templates have no
-place for a thought.
+The canonical messages get the fields `reasoning_content` and `tool_calls`, and the first message the field `tools`.
+Calls and results without an id get one. The original text of a thought from the text is kept in `typed_thought`, since
+some templates do not support thoughts.
 """
 
 import json
@@ -16,23 +16,23 @@ import re
 from itertools import count
 
 THOUGHTS = ("reasoning_content", "reasoning")
-CALLERS = ("function_call", "tool_call")  # roles of messages that hold calls
-ROLE_NAMES = dict.fromkeys(("tool", "observation", "tool_response"), "tool") | dict.fromkeys(CALLERS, "assistant")
-ROLE_NAMES |= {"developer": "system"}  # a role in a file -> the canonical one
+CALLERS = ("function_call", "tool_call")  # roles of messages that contain calls
+ROLES = dict.fromkeys(("tool", "observation", "tool_response"), "tool") | dict.fromkeys(CALLERS, "assistant")
+ROLES |= {"developer": "system"}  # a role in a file -> the canonical one
 OF_REPLY, OF_RESULT = (*THOUGHTS, "tool_calls"), ("tool_call_id", "name")  # keys of messages
 KEYS = {*OF_REPLY, *OF_RESULT}
 HEAD = re.compile(r"\A\s*<think>(.*?)</think>\n*", re.DOTALL)
-# Turns by their roles, C a reply with calls: each question is answered, after results of all calls before the answer.
+# One letter per role; C is a reply with calls. Results (T) follow all calls, and an answer follows each question (U).
 TURNS = re.compile("S?A?(U+(CT+)*A)*U+(CT+)*[AC]")
 
 
 def keys_of(role: object) -> tuple[str, ...]:
-    """The keys of a message that are read for its role, as the file names it."""
-    return OF_RESULT if isinstance(role, str) and ROLE_NAMES.get(role) == "tool" else OF_REPLY
+    """Return the keys that are read from a message with this role, as spelled in the file."""
+    return OF_RESULT if isinstance(role, str) and ROLES.get(role) == "tool" else OF_REPLY
 
 
 def fields_of(turn: dict, role: str, where: str) -> dict:
-    """The named fields of a message of this canonical role."""
+    """Return the named fields of a message with this canonical role."""
     if KEYS.isdisjoint(turn):
         return {}
     if role == "tool":
@@ -47,12 +47,12 @@ def fields_of(turn: dict, role: str, where: str) -> dict:
     if turn.get("tool_calls"):
         fields["tool_calls"] = calls_of(turn["tool_calls"], f"{where}.tool_calls")
     if fields and role != "assistant":
-        raise ValueError(f"{where} has `{next(iter(fields))}` in role {role!r}; only a reply may have it")
+        raise ValueError(f"{where} has `{next(iter(fields))}` in role {role!r}; only a reply may have this field")
     return fields
 
 
 def without_parts(turn: dict, content: list, where: str) -> tuple[dict, list]:
-    """A reply's fields that were given as parts, and its other parts."""
+    """Return a reply with its thought and call parts moved to fields, and the other parts."""
     found, others = {}, []
     for i, part in enumerate(content):
         kind, value = (part.get("type"), part.get("value")) if isinstance(part, dict) else (None, None)
@@ -64,32 +64,32 @@ def without_parts(turn: dict, content: list, where: str) -> tuple[dict, list]:
         else:
             others.append(part)
     if both := [name for name in found if turn.get(name)]:
-        raise ValueError(f"{where} repeats `{both[0]}` of its message; keep one")
+        raise ValueError(f"{where} has a part that repeats `{both[0]}` of the message; keep one")
     return turn | found, others
 
 
 def called(value: object, where: str) -> tuple[str | None, dict]:
-    """The content of a message of calls -> the thought at its start, if it has one, and its calls."""
+    """Return the thought at the start of a message of calls, if there is one, and the calls."""
     match = HEAD.match(value) if isinstance(value, str) else None
     calls = calls_of(value[match.end() :] if match else value, where)
     return match and match[0], {"tool_calls": calls}
 
 
 def without_head(message: dict, where: str) -> dict:
-    """A canonical message; a reply with a thought at the head of its text has it in its fields instead."""
+    """Move a thought at the start of a reply's text to the fields of the message."""
     content = message["content"]
     match = HEAD.match(content[0].get("text", "")) if content else None
     if not match:
         return message
     if "reasoning_content" in message:
-        raise ValueError(f"{where} has a thought in its text and `reasoning_content`; keep one")
+        raise ValueError(f"{where} has a thought in its text and another in `reasoning_content`; keep one")
     rest = {"type": "text", "text": content[0]["text"][match.end() :]}
     thought = {"reasoning_content": match[1].strip("\n")} if match[1].strip() else {}
     return message | thought | {"typed_thought": match[0], "content": [rest, *content[1:]]}
 
 
 def tools_of(row: dict) -> list[dict]:
-    """The tools of a row, each {"type": "function", "function": ...}."""
+    """Return the tools of a row, each as {"type": "function", "function": ...}."""
     if not row.get("tools"):
         return []
     try:
@@ -103,7 +103,7 @@ def tools_of(row: dict) -> list[dict]:
 
 
 def calls_of(value: object, where: str) -> list[dict]:
-    """Calls, each {"type": "function", "function": {"name": str, "arguments": dict}}, and an "id" where it has one."""
+    """Return calls, each {"type": "function", "function": {"name": str, "arguments": dict}}, with "id" if given."""
     value = parsed_json(value, where)
     calls = []
     for i, call in enumerate(value if isinstance(value, list) else [value]):
@@ -119,7 +119,7 @@ def calls_of(value: object, where: str) -> list[dict]:
 
 
 def parsed_json(value: object, where: str) -> object:
-    """A value, or what its JSON says."""
+    """Return a value; text is parsed as JSON."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
@@ -127,7 +127,7 @@ def parsed_json(value: object, where: str) -> object:
 
 
 def merged(messages: list[dict]) -> list[dict]:
-    """The messages, with calls merged into the reply or the calls before them."""
+    """Merge each message that has only calls into the reply or the calls before it."""
     if not any("tool_calls" in message for message in messages):
         return messages
     found = []
@@ -142,13 +142,13 @@ def merged(messages: list[dict]) -> list[dict]:
 
 
 def add_ids(messages: list[dict]) -> None:
-    """Give an id to calls without one, and to results that of the first open call of their name, or of any name."""
+    """Give each call an id, and each result the id of the first open call with its name, or else of the first one."""
     numbers, open_calls = count(1), []
     for message in messages:
         if "tool_calls" in message:
             open_calls = message["tool_calls"]
             for call, number in zip(open_calls, numbers):
-                call.setdefault("id", f"call{number:05}")  # nine characters, as Mistral's have
+                call.setdefault("id", f"call{number:05}")  # nine characters, as Mistral's ids have
         elif message["role"] == "tool" and open_calls:
             named = (call for call in open_calls if call["function"]["name"] == message.get("name"))
             message.setdefault("tool_call_id", next(named, open_calls[0])["id"])
@@ -156,7 +156,7 @@ def add_ids(messages: list[dict]) -> None:
 
 
 def fit_together(messages: list[dict]) -> bool:
-    """Whether the messages of a row are in an order that a conversation has."""
+    """Whether the messages of a row are in a valid order for a conversation."""
     letters = {"system": "S", "user": "U", "tool": "T"}
     turns = "".join(letters.get(m["role"], "C" if "tool_calls" in m else "A") for m in messages)
     return bool(TURNS.fullmatch(turns))

@@ -1,4 +1,4 @@
-"""How media are opened: the flags, and the sizes that they ask for."""
+"""The options for opening media: the flags, and the sizes that they set."""
 
 import os
 from dataclasses import dataclass, fields
@@ -6,16 +6,16 @@ from dataclasses import dataclass, fields
 import numpy as np
 from PIL import Image
 
-# Where indexes of data files and fetched media are.
+# The folder for indexes of data files and for fetched media.
 CACHE_FOLDER = os.environ.get("FINELMM_CACHE", "~/.cache/finelmm")
-# The value of --max_pixels with which the samples fit --model_max_length.
-AUTO_PIXELS = "auto"
-# The environment variable by which webui.py keeps the runs that it starts in its --root.
+# The value of --max_pixels that chooses a size with which the samples fit into --model_max_length.
+AUTO = "auto"
+# The environment variable with which webui.py restricts the runs that it starts to its --root.
 ROOT = "FINELMM_ROOT"
 FILTERS = {name: Image.Resampling[name.upper()] for name in "bilinear bicubic lanczos nearest box hamming".split()}
 
 
-# Flags that act on media of one kind only.
+# Flags that affect only one kind of media.
 MEDIA_FLAGS = {
     "image": {"image_size", "image_resize_algorithm", "min_pixels", "max_pixels", "jpeg_draft", "image_folder"},
     "video": {"num_frames", "fps", "max_frames", "video_max_pixels", "video_folder"},
@@ -30,22 +30,22 @@ def int_or_auto(text: str) -> int | str:
 class MediaOptions:
     """How media are opened: the flags of the same names."""
 
-    image_size: str | None = None  # "512" (square) or "640x480" (width x height): exactly that, whatever the ratio
+    image_size: str | None = None  # "512" (square) or "640x480" (width x height): exact, may change the aspect ratio
     image_resize_algorithm: str = "bicubic"
-    min_pixels: int | None = None  # width * height within [min_pixels, max_pixels], the ratio of the sides kept
+    min_pixels: int | None = None  # width * height within [min_pixels, max_pixels], same aspect ratio
     max_pixels: int | None = None
-    jpeg_draft: bool = False  # decode a JPEG at 1/2, 1/4 or 1/8 of its size, where that is still no smaller than asked
-    num_frames: int = 8  # of a video, evenly spaced from the first to the last
-    fps: float | None = None  # instead of num_frames: so many a second of video, at most max_frames
+    jpeg_draft: bool = False  # decode a JPEG at 1/2, 1/4 or 1/8 of its size, unless that is smaller than the target
+    num_frames: int = 8  # per video, evenly spaced from the first to the last
+    fps: float | None = None  # instead of num_frames: frames per second of video, at most max_frames
     max_frames: int | None = None
-    video_max_pixels: int | None = None  # of a frame, the ratio of the sides kept
+    video_max_pixels: int | None = None  # of a frame; the aspect ratio is kept
     allow_urls: bool = False
-    allowed_networks: tuple[str, ...] = ()  # that URLs may point to besides public addresses, as "10.1.0.0/16"
-    cache_folder: str = CACHE_FOLDER  # fetched files are kept in its folder media
+    allowed_networks: tuple[str, ...] = ()  # not public, but allowed in URLs, such as "10.1.0.0/16"
+    cache_folder: str = CACHE_FOLDER  # fetched files are in its subfolder media
     image_pixel_limit: int = 179_000_000  # a larger image or frame is refused as a decompression bomb
     media_megabytes_limit: int = 2_000  # of a fetched file
     video_seconds_limit: int = 4 * 3600
-    video_pixel_limit: int = 2_000_000_000  # of all frames taken from a video together, as they are scaled
+    video_pixel_limit: int = 2_000_000_000  # of all frames of a video together, after scaling
 
     def __post_init__(self):
         if self.image_resize_algorithm not in FILTERS:
@@ -59,19 +59,19 @@ class MediaOptions:
             name = "min_pixels" if self.image_size is None else "image_size"
             raise ValueError(
                 f"--{name} {getattr(self, name)} makes images of {width * height:,} pixels, more than "
-                f"--image_pixel_limit {self.image_pixel_limit:,}: lower it."
+                f"--image_pixel_limit {self.image_pixel_limit:,}: lower --{name}."
             )
 
     @classmethod
     def of(cls, flags) -> "MediaOptions":
-        """The options that flags of the same names have (arguments.ReadingArguments)."""
+        """Return the options that are set by flags of the same names (arguments.ReadingArguments)."""
         values = {field.name: getattr(flags, field.name) for field in fields(cls) if hasattr(flags, field.name)}
-        if flags.keep_processor_config is False or flags.max_pixels == AUTO_PIXELS:  # the processor has these bounds
+        if flags.keep_processor_config is False or flags.max_pixels == AUTO:  # the processor applies them
             values |= {"min_pixels": None, "max_pixels": None}
         return cls(**values, cache_folder=flags.data_cache or CACHE_FOLDER)
 
     def target_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) that an image of (width, height) is resized to."""
+        """Return the (width, height) to which an image of this size is resized."""
         if self.image_size is None:
             return scaled_size(width, height, self.min_pixels, self.max_pixels)
         sides = str(self.image_size).lower().split("x")
@@ -81,12 +81,12 @@ class MediaOptions:
 
 
 def scaled_size(width: int, height: int, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
-    """The size with width * height within the bounds and the ratio of the sides kept, up to whole pixels."""
+    """Scale a size so that width * height is within the bounds. The aspect ratio is kept, up to whole pixels."""
     if min_pixels and width * height < min_pixels:
         scale = (min_pixels / (width * height)) ** 0.5
         width, height = int(np.ceil(width * scale)), int(np.ceil(height * scale))
     if max_pixels and width * height > max_pixels:
         scale = (max_pixels / (width * height)) ** 0.5
         width, height = max(1, int(width * scale)), max(1, int(height * scale))
-        width, height = min(width, max_pixels), min(height, max_pixels)  # where the other side is a single pixel
+        width, height = min(width, max_pixels), min(height, max_pixels)  # if the other side is a single pixel
     return width, height

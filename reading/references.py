@@ -1,7 +1,7 @@
-"""What a row says of a medium, and how messages name it.
+"""References to images and videos in rows, and how messages name them.
 
-A reference is an absolute path, an http(s) URL, the bytes of an encoded file, or a PIL image; of a video also a list of
-image references, its frames.
+A reference is an absolute path, an http(s) URL, the bytes of an encoded file, or a PIL image. A video may also be a
+list of references to images, its frames.
 """
 
 import hashlib
@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from PIL import Image
 
 HUB_PATH = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@((?:refs/(?:convert|pr)/)?[^/]+))?/?(.*)\Z")
-# First bytes of files often found in place of media or data -> what they are, and the fix.
+# First bytes of files that people often have in place of media or data -> what the file is, and the fix.
 TAKEN_FOR_OTHERS = {
     rb"\Z": "empty",
-    rb"version https://git-lfs": "a Git LFS pointer: `git lfs pull` fetches the file itself",
+    rb"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` to fetch the file itself",
     rb"\s*<(!doctype html|html|head|body)": "an HTML page, perhaps of an error: download the file again",
     rb"\s*<(\?xml|svg)": "XML, perhaps an SVG drawing: convert it",
     rb"%PDF": "a PDF: convert its pages to images",
@@ -23,7 +23,7 @@ TAKEN_FOR_OTHERS = {
     rb".{4}ftyp(hei|hev|mif1|msf1)": (HEIC := "a HEIC image: pip install pillow-heif, or convert it to JPEG or PNG"),
 }
 
-ENDING = re.compile(  # of the names of media that people have; not all of them can be opened
+ENDING = re.compile(  # of media files that people have; not all of them can be opened
     r"\.(?:(?P<image>avif|bmp|dng|gif|heic|heif|ico|jfif|jp2|jpe?g|pbm|pgm|png|pnm|ppm|svg|tga|tiff?|webp)"
     r"|(?P<video>3gp|avi|flv|m4v|mkv|mov|mp4|mpe?g|ogv|webm|wmv)|aac|flac|m4a|mp3|oga|ogg|opus|wav|wma)\Z",
     re.IGNORECASE,
@@ -31,13 +31,13 @@ ENDING = re.compile(  # of the names of media that people have; not all of them 
 
 
 def kind_by_name(name: str) -> str | None:
-    """Whether a name has the ending of an image or a video."""
+    """Return "image" or "video" if a file name has such an extension, else None."""
     match = ENDING.search(name)
     return match and match.lastgroup
 
 
 def describe(reference) -> str:
-    """How a message names a medium: one printable line, and no credentials, query or content."""
+    """Return the name of a reference for messages: one printable line without credentials, query or content."""
     if isinstance(reference, (bytes, bytearray, memoryview)):
         return f"of {len(reference):,} bytes"
     if isinstance(reference, Image.Image):
@@ -61,7 +61,7 @@ def is_url(reference) -> bool:
 
 
 def digest(reference) -> str:
-    """A hash of a medium's bytes: a file, a URL (by its name), encoded bytes, a PIL image, or a list of these."""
+    """Hash the content of a reference: a file, bytes, a PIL image or a list of these. Of a URL, hash the text."""
     if isinstance(reference, list):
         return hash_of("".join(map(digest, reference)).encode())
     if is_url(reference):
@@ -77,7 +77,7 @@ def hash_of(content: bytes) -> str:
 
 
 def what_it_is(source: str | io.BytesIO) -> str | None:
-    """What kind of file an unreadable one is."""
+    """Return what an unreadable file is and the fix, or None if its first bytes are unknown."""
     if isinstance(source, str):
         with open(source, "rb") as file:
             start = file.read(256)

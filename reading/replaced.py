@@ -1,8 +1,8 @@
-"""Whether media files are still those that were there when their rows were indexed.
+"""Check whether media files have changed since their rows were indexed.
 
-The index keeps the size in bytes and the time of the last change of each local file. A start compares a thousand rows,
-always the same, since a million would take minutes on a network drive; if one file in a hundred was replaced, it misses
-that in one case of 20,000. A checkpoint keeps what the same rows had, for the run that goes on from it.
+The index stores the size in bytes and the modification time of each local file. Each start compares the same thousand
+rows, since a million would take minutes on a network drive. If one file in a hundred was replaced, the check misses
+that in one case of 20,000. A checkpoint stores the state of the same rows, for a run that resumes from it.
 """
 
 import shutil
@@ -23,25 +23,25 @@ def drawn_rows(dataset) -> list[int]:
 
 
 def drawn_files(dataset) -> list[tuple[str, int, int]]:
-    """(name, bytes, time of the last change) of the media files of the drawn rows, when they were indexed."""
+    """Return (name, bytes, modification time) of each media file of the drawn rows, as it was indexed."""
     return [(name, *state) for position in drawn_rows(dataset) for name, _, state in media_files(dataset, position)]
 
 
 def media_files(dataset, position: int) -> Iterator[tuple[str, object, tuple[int, int]]]:
-    """The name, the reference and the state in the index of each local medium of a row."""
+    """Yield the name, the reference and the indexed state of each local media file of a row."""
     index, place = dataset.locate(position)
     states = index.file_states(place)
-    if any(time >= 0 for _, time in states):  # else its media are in the row itself, which is large
+    if any(time >= 0 for _, time in states):  # otherwise the media are in the row, which is large
         for (kind, reference, _), state in zip(media_in(index.row(place)["messages"]), states):
             if state[1] >= 0:
                 yield f"{index.source(place)}: {kind} {describe(reference)}", reference, state
 
 
 def check_drawn(dataset) -> list[str]:
-    """Compare the media of the drawn rows with the index; returns a line if some have other times.
+    """Compare the media files of the drawn rows with the index. Return a warning if modification times differ.
 
     Raises:
-        ChangedFile: one has another size. The index, which is wrong, is deleted.
+        ChangedFile: A file has another size. The index, which is outdated, is deleted.
     """
     rewritten = []
     for position in drawn_rows(dataset):
@@ -55,7 +55,7 @@ def check_drawn(dataset) -> list[str]:
 
 
 def check_row(dataset, position: int) -> list[str]:
-    """The names of a row's media that were written again with as many bytes since they were indexed; else as above."""
+    """Return names of a row's files that were rewritten with the same size. Another size raises a ChangedFile."""
     rewritten = []
     for name, reference, (size, time) in media_files(dataset, position):
         try:
@@ -69,5 +69,5 @@ def check_row(dataset, position: int) -> list[str]:
 
 
 def written_again(names: list[str]) -> str:
-    number = f"{len(names):,} of the media files compared"
+    number = f"{len(names):,} of the compared media files"
     return f"{number} {'were' if names[1:] else 'was'} rewritten with the same size (such as {names[0]})"

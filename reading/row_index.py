@@ -1,9 +1,9 @@
-"""What is known of each row of a file without reading it: where it is, its layout, the sizes of its media.
+"""The index of a data file: where each row is, its layout, and the sizes of its images and videos.
 
-A row that gives several samples (--train_replies each) is in the index once for each: a place there is a sample's.
+A place is the number of a sample in the index. A row that gives several samples (--train_replies each) has several.
 
-The index of a file is made once, in one pass that checks every row and the header of every medium, and is kept in the
-cache folder. It is mapped into memory, so processes share it and none grows with the number of rows.
+The index of a file is made once and kept in the cache folder: one pass checks every row and the header of every image
+and video. The index is mapped into memory, so processes share it, and their memory does not grow with the rows.
 """
 
 import contextlib
@@ -38,27 +38,27 @@ from reading.rows import WEIGHT, RowForm, is_empty, media_in, trained_replies
 from reading.strict_json import strict_json
 from reading.unread import PLACES
 
-INDEX_VERSION = 12  # of the files below
-DAYS_KEPT = 7  # an index of a file that was written again since
-SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
-BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time
+VERSION = 12  # of the files below
+DAYS_KEPT = 7  # for the indexes of older versions of a file
+SECONDS_CURRENT = 10  # in which only one process of a run checks faulty rows again
+BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read together
 OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
-OF_ROWS |= {"sampling_weights": "d", "classes": "Q", "numbers": "q"}  # the last, of the row in its file
-ARRAYS = OF_ROWS | {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}  # these of media
-NPY_HEADER = 128  # bytes of one that NumPy writes in front of an array
+OF_ROWS |= {"sampling_weights": "d", "classes": "Q", "numbers": "q"}  # `numbers` are those of rows in the file
+ARRAYS = OF_ROWS | {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}  # these four: per medium
+HEADER = 128  # bytes of the header of a .npy file
 UNUSABLE = -1  # layout of a row that cannot be used
 
 
 class Layout(str):
-    """The roles and parts of a row: rows of one layout differ only in texts and references.
+    """The roles and content parts of a row. Rows with the same layout differ only in texts and references.
 
-    A capital letter begins a message of that role, a minus one that is not trained; t, i and v are its parts: "UitA-t".
-    Other signs stand for its fields: a thought, calls of tools, boxes; "v?" is a list of images without their times.
+    A capital letter begins a message of that role, "-" marks it as not trained; t, i and v are its parts: "UitA-t".
+    Other signs are fields of the message: a thought, tool calls, boxes. "v?" is a list of images without times.
     """
 
     LETTERS = {"system": "S", "user": "U", "assistant": "A", "tool": "T", "text": "t", "image": "i", "video": "v"}
     FIELD_SIGNS = {"reasoning_content": "~", "typed_thought": "^", "tool_calls": "*", "tools": "#", "objects": "%"}
-    SIGNS = {"thoughts": "~", "tools": "#", "calls": "*", "results": "T"}  # what rows may hold, as people name it
+    SIGNS = {"thoughts": "~", "tools": "#", "calls": "*", "results": "T"}  # names for users
     VALUES = {"~": "x", "^": "<think>x</think>", "*": [{"function": {"name": "x", "arguments": {}}}], "#": [], "%": []}
 
     @classmethod
@@ -73,7 +73,7 @@ class Layout(str):
 
     @cached_property
     def messages(self) -> list[dict]:
-        """A row of this layout: every text is "x", every reference its place among the row's media."""
+        """An example of this layout: every text is "x", and the references are the numbers 0, 1, 2, ..."""
         names = {letter: name for name, letter in (self.LETTERS | self.FIELD_SIGNS).items()}
         messages, number = [], 0
         for letter in self:
@@ -94,25 +94,25 @@ class Layout(str):
 
     @cached_property
     def media(self) -> list[str]:
-        """The kind of each medium, in order."""
+        """The kind of each image or video ("image" or "video"), in order."""
         return [kind for kind, *_ in media_in(self.messages)]
 
     @property
     def shape(self) -> "Layout":
-        """What a chat template may see of it, up to the last reply: of equal neighbours (parts, exchanges), two."""
+        """The layout up to the last reply, with repeated parts and exchanges cut to two: what a template may see."""
         known = re.sub("[SU][^A]*$", "", self.replace("-", ""))
-        known = re.sub("([SA])t+", r"\1t", known)  # of a role whose texts are one
+        known = re.sub("([SA])t+", r"\1t", known)  # several texts of these roles count as one
         return Layout(re.sub(r"(U[^U]*)\1+", r"\1\1", re.sub(r"([tiv])\1+", r"\1\1", known)))
 
     @property
     def kind(self) -> str:
-        """text, image, several images, video, or mixed."""
+        """One of "text", "image", "several images", "video" and "mixed"."""
         if len({*self.media}) > 1:
             return "mixed"
         return "several images" if self.media[1:] and self.media[0] == "image" else next(iter(self.media), "text")
 
     def media_sizes(self, sizes: np.ndarray) -> dict[tuple[str, int], tuple[int, ...]]:
-        """(kind, reference in `messages`) -> size, from the index's (frames, height, width) of each medium."""
+        """Map (kind, reference in `messages`) to a size, given the index's (frames, height, width) per medium."""
         return {
             (kind, i): tuple(size[1:] if kind == "image" else size)
             for i, (kind, size) in enumerate(zip(self.media, sizes.tolist()))
@@ -120,16 +120,16 @@ class Layout(str):
 
 
 class Medium(NamedTuple):
-    """What is known of a medium by its header."""
+    """What the index stores about an image or video."""
 
-    size: tuple[int, int, int]  # frames, height, width; of an image 0 frames
-    file_size: int  # bytes; -1 of a URL
-    file_time: int  # of its last change, in nanoseconds; -1 of what is no local file
-    outside: str | None  # the folder of its file, if that is none of the data's
+    size: tuple[int, int, int]  # frames, height, width; an image has 0 frames
+    file_size: int  # bytes; -1 for a URL
+    file_time: int  # of the last change, in nanoseconds; -1 if there is no local file
+    outside: str | None  # the file's folder, if outside of the data folders
 
 
 class ChangedFile(ValueError):
-    """A file that has changed since its index was made."""
+    """Raised when a file has changed since its index was made."""
 
 
 class RowIndex:
@@ -143,16 +143,16 @@ class RowIndex:
         self.layouts_used = [Layout(layout) for layout in about["layouts"]]
         self.errors = {int(place): fault for place, fault in about["errors"].items()}
         self.digest, self.media_folders, self.state = about["digest"], about["media_folders"], about["state"]
-        # Field that is not read, column that --columns names, and what else is counted -> number of rows.
+        # Number of rows per unread field, per column that --columns names, and per other thing that is counted.
         self.unread, self.mapped, self.counts = about["unread"], about["mapped"], about["counts"]
-        self.outside = about["outside"]  # folder that is none of the data's -> number of media
+        self.outside = about["outside"]  # folder not of the data -> number of media
         for name in ARRAYS:
             setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
         self.media = self.media.reshape(-1, 3)
-        # Held as long as the index is, so that no other run takes it away.
+        # Kept open as long as the index, so that the data stays readable if another run deletes the file.
         self.arrow = copies.open_arrow(arrow_copy(folder, form)) if copies.is_copied(path) else None
 
-    def __reduce__(self):  # another process maps the files itself
+    def __reduce__(self):  # another process maps the files again
         return RowIndex, (self.path, self.folder, self.form)
 
     def __len__(self) -> int:
@@ -167,10 +167,10 @@ class RowIndex:
         return int(np.searchsorted(self.numbers, number))
 
     def raw(self, place: int) -> object:
-        """A row as the file has it; of Parquet and tables, without the columns that are ignored.
+        """Return a row as it is in the file. Rows of Parquet files and tables lack ignored columns.
 
         Raises:
-            ChangedFile: a JSON or tar file that was written again since.
+            ChangedFile: A JSON or tar file was rewritten after it was indexed.
         """
         offset, length = int(self.offsets[place]), int(self.lengths[place])
         if self.arrow:
@@ -183,7 +183,7 @@ class RowIndex:
         return tars.row_in(data) if sources.has_ending(self.path, ".tar") else sources.PARSER.decode(data.decode())
 
     def row(self, place: int) -> dict:
-        """A canonical row."""
+        """Return a row in canonical form."""
         samples, number = self.form.samples(self.form.named(self.raw(place))), int(self.numbers[place])
         messages = samples[place - self.first(number) if samples[1:] else 0]
         return {"messages": messages, "index": number, "source": self.source(place)}
@@ -197,11 +197,11 @@ class RowIndex:
         return self.layouts_used[self.layouts[place]]
 
     def sizes(self, place: int) -> np.ndarray:
-        """(frames, height, width) of each medium of a row, int32; -1 where it is not known."""
+        """Return (frames, height, width) of each image or video of a row, int32."""
         return self.media[self._media_of(place)]
 
     def file_states(self, place: int) -> list[tuple[int, int]]:
-        """`media_state` of each medium of a row, when it was indexed."""
+        """Return the `media_state` of each image or video of a row, as it was indexed."""
         media = self._media_of(place)
         return list(zip(self.file_sizes[media].tolist(), self.file_times[media].tolist()))
 
@@ -210,9 +210,8 @@ class RowIndex:
         return slice(first, first + len(self.layout(place).media))
 
     def of_media(self, places: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Of each medium of some rows: which of `positions` its row has, its number there; frames, height, width and
-        bytes (media, 4); a hash of its name, or of its bytes where they are in the row.
-        """
+        """Return four arrays about the images and videos of some rows: the row's entry in `positions`; a number in the
+        row; frames, height, width and bytes (media, 4); a hash of the name, or of bytes that are in the row."""
         counts = np.array([*(len(layout.media) for layout in self.layouts_used), 0])[self.layouts[places]]
         numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         media = np.repeat(self.first_medium[places], counts) + numbers
@@ -220,7 +219,7 @@ class RowIndex:
         return np.repeat(positions, counts), numbers, sizes, self.media_hashes[media]
 
     def groups(self, places: np.ndarray) -> Iterator[tuple[Layout, np.ndarray, np.ndarray]]:
-        """Those of `places` that are alike in layout and media sizes: both, and where in `places` they are."""
+        """Group `places` by layout and media sizes. Yield the layout, the sizes, and indices into `places`."""
         of_place = self.layouts[places]
         for number, layout in enumerate(self.layouts_used):
             members = np.flatnonzero(of_place == number)
@@ -230,17 +229,17 @@ class RowIndex:
             firsts = self.first_medium[places[members]]
             sizes = self.media[firsts[:, None] + np.arange(width)].reshape(len(members), -1)
             distinct, group = np.unique(sizes, axis=0, return_inverse=True)
-            group = group.ravel()  # numpy 2.0 gives it two dimensions
+            group = group.ravel()  # NumPy 2.0 returns two dimensions
             order = np.argsort(group, kind="stable")
             for values, alike in zip(distinct, np.split(order, np.cumsum(np.bincount(group))[:-1])):
                 yield layout, values.reshape(width, 3), members[alike]
 
 
 def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
-    """The index of a file: from the cache folder, or made again where the file, its media or how they are read differ.
+    """Return the index of a file from the cache folder. Rebuild it if the file, its media or the options have changed.
 
     Raises:
-        ValueError: the file is broken as a whole. What is wrong with single rows is in `errors`.
+        ValueError: The file as a whole is broken. Faults of single rows are in `errors`.
     """
     state = state_of(path)
     # cache/rows/<path>/<state of the file>/<how it is read>
@@ -249,7 +248,7 @@ def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
     folder = os.path.join(of_state, name_of(os.path.basename(path), asdict(form), asdict(options)))
     with naming_cache(options.cache_folder):
         os.makedirs(of_state, exist_ok=True)
-        with FileLock(os.path.join(of_path, "lock")):  # of several processes, one makes it
+        with FileLock(os.path.join(of_path, "lock")):  # only one process makes the index
             for outdated in set(glob.glob(os.path.join(of_path, "*", ""))) - {os.path.join(of_state, "")}:
                 if time.time() - os.path.getmtime(outdated) > DAYS_KEPT * 86_400:  # another run may still use it
                     shutil.rmtree(outdated)
@@ -258,9 +257,9 @@ def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
                 if is_current(index, options):
                     return index
                 shutil.rmtree(folder)
-            except FileNotFoundError:  # there is none, or not all of it
+            except FileNotFoundError:  # the index is missing or incomplete
                 shutil.rmtree(folder, ignore_errors=True)
-            except (OSError, EOFError, ValueError, KeyError):  # it was damaged
+            except (OSError, EOFError, ValueError, KeyError):  # the index is damaged
                 shutil.rmtree(of_state)
             IndexMaker(path, form, options).make(folder)
             return RowIndex(path, folder, form)
@@ -268,7 +267,7 @@ def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
 
 @contextlib.contextmanager
 def naming_cache(folder: str) -> Iterator[None]:
-    """Turns an error of the disk into a ValueError that names the flag."""
+    """Turn an error of the disk into a ValueError that names the flag."""
     try:
         yield
     except OSError as error:
@@ -280,7 +279,7 @@ def name_of(*values) -> str:
 
 
 def state_of(path: str) -> list[int]:
-    """Size and time of the last change of a file; of a folder as `picture_folders` has it."""
+    """Return the size and modification time of a file; for a folder, see `picture_folders.state_of_folder`."""
     try:
         state = os.stat(path)
         if stat.S_ISDIR(state.st_mode):
@@ -291,7 +290,7 @@ def state_of(path: str) -> list[int]:
 
 
 def media_state(reference: object) -> tuple[int, int]:
-    """As `state_of`, of a medium; of the frames of a video, all bytes and the mean time; see `Medium` for -1."""
+    """Return (size, time) of an image or video; for a list of frames, total size and mean time. -1: see `Medium`."""
     parts = reference if isinstance(reference, list) else [reference]
     states = [[len(part), -1] if isinstance(part, bytes) else state_of(part) for part in parts if not is_url(part)]
     if not states:
@@ -301,12 +300,12 @@ def media_state(reference: object) -> tuple[int, int]:
 
 
 def arrow_copy(folder: str, form: RowForm) -> str:
-    """The copy of a Parquet file or a table, next to the folder of its index."""
+    """Return the path of a file's Arrow copy, next to the folder of the index."""
     return os.path.join(os.path.dirname(folder), f"{name_of(asdict(form.mapping))}.arrow")
 
 
 def is_current(index: RowIndex, options: MediaOptions) -> bool:
-    """Whether media and their folders are as when the index was made, as far as a quick look shows."""
+    """Whether a quick check finds media and their folders unchanged since the index was made."""
     if any(modified(folder) != time for folder, time in index.media_folders.items()):
         return False
     looked_at = os.path.join(index.folder, "index.json")
@@ -314,7 +313,7 @@ def is_current(index: RowIndex, options: MediaOptions) -> bool:
         return True
     rows, maker = [], IndexMaker(index.path, index.form, options)
     for place in index.errors:
-        with contextlib.suppress(ValueError, RecursionError):  # it is no JSON, and stays so
+        with contextlib.suppress(ValueError, RecursionError):  # not JSON, and will not become JSON
             rows.append((place, (0, 0, index.raw(place))))
     with ThreadPoolExecutor(8) as pool:
         maker.add(rows, pool)
@@ -325,7 +324,7 @@ def is_current(index: RowIndex, options: MediaOptions) -> bool:
 
 
 def hash_of_row(said: bytes, references: list[tuple]) -> int:
-    """8-byte hashes of what a row says, and of its media by their path, URL or bytes."""
+    """Return an 8-byte hash of a row's content, and of its media by path, URL or bytes."""
     names = repr([name_or_hash(reference) for _, reference, _ in references]).encode()
     return int.from_bytes(hashlib.blake2b(said + names, digest_size=8).digest())
 
@@ -344,7 +343,7 @@ def modified(folder: str) -> int | None:
 
 
 def write_headers(files: dict[str, BinaryIO]) -> None:
-    """Begin the files of ARRAYS, or say how long they are by now, for which NumPy leaves room."""
+    """Write the headers of the files of ARRAYS, or update the lengths in them; NumPy leaves room for that."""
     for name, file in files.items():
         kind = np.dtype(ARRAYS[name])
         length = max(file.tell() - NPY_HEADER, 0) // kind.itemsize
@@ -353,15 +352,15 @@ def write_headers(files: dict[str, BinaryIO]) -> None:
 
 
 class IndexMaker:
-    """Goes once over the rows of a file."""
+    """Builds the index of a file in one pass over its rows."""
 
     def __init__(self, path: str, form: RowForm, options: MediaOptions):
         self.path, self.form, self.options, self.name = path, form, options, os.path.basename(path)
         self.columns, self.state = {*form.columns} - {*clips.NAMES}, state_of(path)
-        self.arrays = {name: array(code) for name, code in ARRAYS.items()}  # what is not in the files yet
+        self.arrays = {name: array(code) for name, code in ARRAYS.items()}  # values that are not in the files yet
         self.num_media = 0
         self.layouts: dict[Layout, int] = {}
-        self.errors: dict[int, str] = {}  # by the row's number, as below
+        self.errors: dict[int, str] = {}  # by row number
         self.digest, self.media_folders = hashlib.sha256(), set()
         self.unread, self.mapped, self.outside, self.counts = Counter(), Counter(), Counter(), Counter()
         self.own_folders = {*map(os.path.realpath, (os.path.dirname(path) or ".", *form.folders.values()))}
@@ -369,7 +368,7 @@ class IndexMaker:
         self.header_of_file = lru_cache(100_000)(self.header)  # or of a URL
 
     def make(self, folder: str) -> None:
-        """Write the index into a folder, which appears only when it is complete."""
+        """Write the index into a folder. The folder appears only once the index is complete."""
         unfinished = f"{folder}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         os.makedirs(unfinished)
@@ -393,7 +392,7 @@ class IndexMaker:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def scan(self, folder: str) -> Iterator[tuple[int, int, object]]:
-        """As `sources.scan`; of an Arrow copy the batch and the place in it of each row."""
+        """Do the same as `sources.scan`. For an Arrow copy, yield each row after its batch and its place there."""
         if not copies.is_copied(self.path):
             return (tars if sources.has_ending(self.path, ".tar") else sources).scan(self.path)
         copy = arrow_copy(folder, self.form)
@@ -405,17 +404,17 @@ class IndexMaker:
         return ((number, place, row) for number, batch in enumerate(rows) for place, row in enumerate(batch))
 
     def next_batch(self, found: Iterator) -> list[tuple[int, tuple[int, int, object]]]:
-        """Rows whose media headers are read together: no more than fit into memory with all their bytes."""
+        """Return the next rows whose media headers are read together: so few that all their bytes fit into memory."""
         batch, size = [], 0
         for row in itertools.islice(found, copies.ARROW_ROWS if copies.is_copied(self.path) else BATCH):
             batch.append(row)
-            size += row[1][1]  # of JSON, the bytes of the row
+            size += row[1][1]  # for JSON, the bytes of the row
             if size >= BATCH_BYTES:
                 break
         return batch
 
     def add(self, batch: list[tuple[int, tuple[int, int, object]]], pool: ThreadPoolExecutor) -> None:
-        # Of each row its samples, each as OF_ROWS.
+        # For each row a list of its samples, and for each sample the values of OF_ROWS.
         rows = [[[offset, length, UNUSABLE, 0, 0, 0, 1, 0, number]] for number, (offset, length, _) in batch]
         usable = []
         for (number, (*_, raw)), known in zip(batch, rows):
@@ -427,7 +426,7 @@ class IndexMaker:
                 usable.append((raw, row, samples, media_in(samples[-1]), known))
             except ValueError as error:
                 self.errors[number] = f"{self.name}, sample {number}: {error}"
-        # Headers of files and URLs are read side by side, each once.
+        # Headers of files and URLs are read in parallel, each once.
         media = {medium for *_, references, _ in usable for medium in references if isinstance(medium[1], str)}
         for _ in pool.map(self.medium, media):
             pass
@@ -441,7 +440,7 @@ class IndexMaker:
             except ValueError as error:
                 self.errors[number] = f"{self.name}, sample {number}: {error}"
                 continue
-            # The digest is of all but the references of media, which may move: also of fields of somebody's own.
+            # The digest covers everything except references to media, which may move. It also covers unknown fields.
             others = {name: value for name, value in row.items() if name not in self.columns}
             if self.form.allow_empty_answers:
                 self.counts["empty_answers"] += any(map(is_empty, itertools.chain(*map(trained_replies, samples))))
@@ -450,12 +449,12 @@ class IndexMaker:
             its_class = field_of(raw, self.form.balance)[0] if self.form.balance else None
             drawn = row.get(WEIGHT, 1.0), hash_of_row(repr(its_class).encode(), [])
             known.clear()
-            for messages in samples:  # of which each begins the next
+            for messages in samples:  # each is the beginning of the next
                 layout = Layout.of(messages)
                 texts = [part["text"] for message in messages for part in message["content"] if "text" in part]
                 named = [m[name] for m in messages if len(m) > 2 for name in Layout.FIELD_SIGNS if name in m]
                 named += [clip for *_, clip in references[: len(layout.media)] if clip]
-                said = repr([layout.replace("-", ""), texts, *named]).encode()  # trained or not
+                said = repr([layout.replace("-", ""), texts, *named]).encode()  # same if trained or not
                 self.digest.update(said + repr([layout, others]).encode())
                 text_bytes = sum(len(text.encode()) for text in texts)
                 place = self.layouts.setdefault(layout, len(self.layouts)), text_bytes, self.num_media
@@ -474,7 +473,7 @@ class IndexMaker:
             self.arrays[name].extend(values)
 
     def medium(self, medium: tuple[str, object, tuple]) -> Medium | ValueError:
-        """What is known of a medium, as `media_of` has it, or what is wrong with it."""
+        """Return what the index stores about an item of `media_in`, or the error."""
         return (self.header_of_file if isinstance(medium[1], str) else self.header)(*medium)
 
     def header(self, kind: str, reference: object, clip: tuple) -> Medium | ValueError:
@@ -489,7 +488,7 @@ class IndexMaker:
             return error
 
     def outside_of(self, path: str) -> str | None:
-        """The folder of a file, links resolved, if it is none of the data's and no blob of the Hub's cache."""
+        """Return the folder of a file, links resolved, if it is outside of the data folders and of the Hub's cache."""
         return self.outside_folder(os.path.dirname(os.path.realpath(path) if os.path.islink(path) else path))
 
     def _outside_folder(self, folder: str) -> str | None:

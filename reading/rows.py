@@ -1,4 +1,4 @@
-"""One row of a file, in any of its forms -> canonical messages.
+"""Convert one row of a file, in any supported format, to canonical messages.
 
     conversations   {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, ...]}
     messages        {"messages": [{"role": "user", "content": "..." or [parts]}, ...], "images": [...]}
@@ -6,8 +6,8 @@
     question        {"question": "...", "answer": "...", "image": "a.png"}, or with the names "query" and "response",
                     or "instruction", "input" and "output"; earlier turns in "history"
 
-A reference to a medium becomes an absolute path, an http(s) URL, or the bytes of an encoded file; a video may also be a
-list of references to images. docs/dataset.md describes the forms to users.
+References to media become absolute paths, http(s) URLs, or the bytes of encoded files. A video may also be a list of
+references to images. docs/dataset.md describes the formats to users.
 """
 
 import base64
@@ -35,45 +35,45 @@ ROLES = ("system", "user", "assistant")
 MEDIA_KINDS = ("image", "video")
 PART_TYPES = ("text", *MEDIA_KINDS, "image_url", "video_url")
 MEDIA_COLUMNS = tuple(name for kind in MEDIA_KINDS for name in (kind, f"{kind}s"))
-# Names of the question -> names of the answer. Under the first pair, the texts may be lists of messages.
+# Fields of the question -> fields of the answer. In the first pair, the values may be lists of messages.
 PAIRS = {"prompt": "completion", "question": "answer", "query": "response", "instruction": "output"}
-INPUT = {"instruction": ("input",)}  # what it ends with
+INPUT = {"instruction": ("input",)}  # more text, for the end of the question
 SYSTEM = ("system_prompt", "system")  # two names of one field
 MASKS = ("train", "training", "loss", "weight", "loss_weight")  # names of one key of a message
 WEIGHT = "sampling_weight"
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
-# Stands inside control strings typed by a user until they are tokenized (collators/frame_tokens.py).
+# Inserted into control strings that a user typed, until these are tokenized (collators/frame_tokens.py).
 RESERVED_CHARACTER = "\ufdd0"
-# Lone surrogates (a cut "\ud83d" in JSON) are no characters, and no tokenizer takes them.
+# Lone surrogates (a cut "\ud83d" in JSON) are not characters, and no tokenizer accepts them.
 UNUSABLE_CHARACTER = re.compile(f"[{RESERVED_CHARACTER}\ud800-\udfff]")
 DATA_URL = re.compile(r"data:(?P<type>[\w/.+-]*)(?:;[\w=.+-]+)*?(?P<base64>;base64)?,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class RowForm:
-    """How the rows of a file are to be read."""
+    """Settings for reading the rows of a file."""
 
-    folders: dict[str, str]  # "image" and "video" -> the absolute folder where relative paths start
+    folders: dict[str, str]  # "image" and "video" -> the absolute folder of relative paths
     user_key: str = "human"
     assistant_key: str = "gpt"
     field_messages: str = "messages"
     allow_urls: bool = False
     allow_outside: bool = False
-    allow_absolute: bool = True  # False for what came from the Hub, whose author is not the user
+    allow_absolute: bool = True  # False for data from the Hub, whose author is not the user
     mapping: Mapping = Mapping()
-    prompt: str | None = None  # the question of each row
-    system_prompt: str | None = None  # of each row
-    turn_keys: tuple[tuple[str, ...], tuple[str, ...]] = TURN_KEYS  # of a turn -> its role and its content
+    prompt: str | None = None  # the question for every row
+    system_prompt: str | None = None  # for every row
+    turn_keys: tuple[tuple[str, ...], tuple[str, ...]] = TURN_KEYS  # keys of a turn for its role and content
     system_key: str = "system"
     allow_empty_answers: bool = False
     balance: str | None = None  # the field of the file that names a row's class
     train_replies: str = "all"
-    roots: tuple[str, ...] = ()  # folders that no local medium may be outside of, links resolved; (): anywhere
+    roots: tuple[str, ...] = ()  # local media must be inside these, links resolved; (): anywhere
 
     @cached_property
     def roles(self) -> dict[str, str]:
-        """Name in `from` -> role."""
+        """Map names in `from` to roles."""
         keys = {self.system_key: "system", self.user_key: "user", self.assistant_key: "assistant"}
         return {role: role for role in ROLES} | keys
 
@@ -83,7 +83,7 @@ class RowForm:
 
     @cached_property
     def plain_turns(self) -> dict[tuple[str, str], tuple[str, str]]:
-        """The keys of a turn with only two -> the key of its role and the key of its content."""
+        """Map the keys of a turn that has only two to (key of the role, key of the content)."""
         pairs = [(sender, value) for sender in self.turn_keys[0] for value in self.turn_keys[1]]
         return {keys: pair for pair in pairs for keys in (pair, pair[::-1])}
 
@@ -94,17 +94,17 @@ class RowForm:
         return (*self.turn_fields[::-1], *of_pairs, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT, *clips.NAMES)
 
     def named(self, row: object, mapped: Counter | None = None) -> dict:
-        """A row of a file under the names that are read, with what the flags give each row; counts as `Mapping.row`."""
+        """Return a row under the names that we read, with values from flags. `mapped` counts as in `Mapping.row`."""
         if not isinstance(row, dict):
             raise ValueError(f"must be a JSON object, not {type(row).__name__}")
         if self.balance and field_of(row, self.balance)[0] is None:
-            raise ValueError(f"has no `{self.balance}`, which --balance {self.balance} needs")
+            raise ValueError(f"has no field `{self.balance}`, which --balance {self.balance} needs")
         row = self.mapping.row(row, mapped)
         if WEIGHT in row:
             row[WEIGHT] = _weight(row[WEIGHT])
         for flag, names in (("prompt", (*self.turn_fields, *PAIRS)), ("system_prompt", SYSTEM)):
             if getattr(self, flag) is not None and (own := [name for name in names if name in row]):
-                raise ValueError(f"has its own `{own[0]}`, and --{flag} also gives one; leave one out")
+                raise ValueError(f"has the field `{own[0]}`, but --{flag} is also given; remove one of the two")
         if self.prompt is not None:
             asked = {question: answer for question, answer in PAIRS.items() if answer in row}
             _one_of((*asked.values(),), row)
@@ -112,12 +112,12 @@ class RowForm:
         return row if self.system_prompt is None else row | {SYSTEM[0]: self.system_prompt}
 
     def samples(self, row: dict, unread_fields: Counter | None = None) -> list[list[dict]]:
-        """The canonical messages of each sample that a row gives (--train_replies): itself, with "all".
+        """Return the canonical messages of each sample that a row gives (--train_replies). "all" gives the whole row.
 
-        With "each", its beginning up to the end of each trained exchange, of which only that is trained; with "last",
-        the longest of these. A conversation Q1 A1 Q2 A2 gives Q1 A1 and Q1 A1 Q2 A2, of which A2 alone is trained.
-        With "each", a call of an exchange without thoughts is a sample too: its prompt may end with an empty thought
-        that a server does not show the reply after it (Gemma 4).
+        "each" gives one sample per trained exchange: the row up to the end of the exchange, with only that exchange
+        trained. Q1 A1 Q2 A2 gives Q1 A1, and Q1 A1 Q2 A2 with only A2 trained. "last" gives only the longest sample.
+        With "each", a tool call in an exchange without thoughts is a separate sample too: the call's prompt may end
+        with an empty thought that a server does not show to the reply after the call (Gemma 4).
         """
         messages = self.messages(row, unread_fields)
         if self.train_replies == "all":
@@ -134,14 +134,14 @@ class RowForm:
         return (found if self.train_replies == "each" else found[-1:]) or [messages]
 
     def messages(self, row: dict, unread_fields: Counter | None = None) -> list[dict]:
-        """The canonical messages of a row.
+        """Return the canonical messages of a row.
 
         Args:
-            row: as `named` gives it.
-            unread_fields: counts the rows of each field that is not read, and need not be.
+            row: from `named`.
+            unread_fields: counts the rows of each harmless field that is not read.
 
         Raises:
-            ValueError: names the field and the fix; it goes on after "train.json, sample 7: ".
+            ValueError: The message names the field and the fix, and continues after "train.json, sample 7: ".
         """
         form, answer = self._form(row)
         unread = Unread({*self.folders.values()})
@@ -153,12 +153,12 @@ class RowForm:
         users = [message for message in messages if message["role"] == "user"]
         unread.leave_text(_said(users))
         media = [part for message in messages for part in message["content"] if "text" not in part]
-        for kind in reversed(MEDIA_KINDS):  # so that images come first where both go to the front
+        for kind in reversed(MEDIA_KINDS):  # so that images come first if both go to the front
             column, references = self._column(row, kind, unread)
             if parts := [part for part in media if part["type"] == kind]:
                 _fill(parts, kind, column or kind, references)
             elif column or form == "conversations":
-                if _said(users).count(f"<{kind}>") != len(references):  # then results have some, or it is wrong
+                if _said(users).count(f"<{kind}>") != len(references):  # then tool results have some, or it is wrong
                     users = [message for message in messages if message["role"] in ("user", "tool")]
                 _place(users, kind, column or kind, references, must_be_placed=form == "conversations")
         _check_roles(messages)
@@ -171,8 +171,8 @@ class RowForm:
         if not self.allow_empty_answers and any(map(is_empty, trained)):
             raise ValueError(
                 f"has an empty reply in its `{answer or form}` field, so only its end token would be "
-                'trained: write an answer, put "train": false on the message, or leave the row out '
-                "(--allow_empty_answers True trains on such rows)"
+                'trained: write an answer, put "train": false on the message, or remove the row '
+                "(--allow_empty_answers True trains on rows with empty replies)"
             )
         if not row.keys().isdisjoint(clips.NAMES) or any("clip" in part for part in media):
             _place_clips(unread, row, messages)
@@ -181,17 +181,17 @@ class RowForm:
             messages, _usable(objects, "objects"), [kind for kind, *_ in found].count("image")
         ):
             unread.leave(named_fields.parsed_json(objects, "objects"), boxes.OBJECT_KEYS, "objects")
-        elif objects:  # of another form
+        elif objects:  # in another format
             unread.leave({"objects": objects}, ())
         if unread.times or unread.media:
-            named = [row[name] for name in MEDIA_COLUMNS if name in row]  # with the names of what is given as bytes
+            named = [row[name] for name in MEDIA_COLUMNS if name in row]  # including file names of bytes
             unread.check([*named, *(medium[1] for medium in found)], any(kind == "video" for kind, *_ in found))
         for name in unread.names - {self.balance} if unread_fields is not None else ():
             unread_fields[name] += 1
         return messages
 
     def _form(self, row: dict) -> tuple[str, str | None]:
-        """The field that holds the turns of a row; or those that hold its question and its answer."""
+        """Return the field with the turns of a row and None, or the fields with the question and the answer."""
         forms = [name for name in self.turn_fields if name in row]
         if not forms:
             forms = [name for name in PAIRS if name in row or name == "prompt" and "completion" in row]
@@ -199,32 +199,32 @@ class RowForm:
             forms.append("prompt")
         if len(forms) > 1:
             raise ValueError(
-                f"has both `{forms[0]}` and `{forms[1]}`, and only one can be trained on: remove one, or add "
-                f"--columns {forms[1]}= to ignore it"
+                f"has both `{forms[0]}` and `{forms[1]}`, but only one can be trained on: remove one, or add "
+                f"--columns {forms[1]}= to ignore `{forms[1]}`"
             )
         if not forms:
-            fields = ", ".join(f"`{name}`" for name in row) or "none at all"
+            fields = ", ".join(f"`{name}`" for name in row) or "(none)"
             raise ValueError(
-                f"has none of `conversations`, `{self.field_messages}`, `question` and `answer` (docs/dataset.md), but "
-                f"{fields}: {proposal(row, self)}"
+                f"has none of `conversations`, `{self.field_messages}`, `question` and `answer` (docs/dataset.md); its "
+                f"fields are {fields}: {proposal(row, self)}"
             )
         return forms[0], None if forms[0] in self.turn_fields else PAIRS[forms[0]]
 
     def _turns_of_pair(self, row: dict, question: str, answer: str, several: list[str]) -> list[tuple[dict, str]]:
-        """The answer is trained, and so are those of the history; of a question of several messages, nothing is."""
+        """Return the turns. The answer and the answers in the history are trained, replies in the question are not."""
         history, turns = row.get("history", []), []
         for i, pair in enumerate(history if isinstance(history, list) else [history]):
             if not isinstance(pair, list) or len(pair) != 2:
-                raise ValueError(f"history[{i}] is {shown(pair)}; it must be a list of a question and its answer")
+                raise ValueError(f"history[{i}] is {shown(pair)}; it must be a list [question, answer]")
             turns += [({"role": role, "content": text}, f"history[{i}]") for role, text in zip(ROLES[1:], pair)]
         for name, role in ((question, "user"), (answer, "assistant")):
             value = row.get(name)
             if isinstance(value, list) and value and isinstance(value[0], str):
                 fix = _first_texts((name, answer) if several[1:] else (name,), dict(self.mapping.sources))
-                raise ValueError(f"`{name}` is a list of texts; --columns {fix} takes the first of them")
+                raise ValueError(f"`{name}` is a list of texts; pass --columns {fix} to use the first text")
             if value is None and name == answer:
                 hint = proposal(row, self)
-                hint = f": {hint}" if "answer=" in hint and "--prompt" not in hint else ""  # else it has no other text
+                hint = f": {hint}" if "answer=" in hint and "--prompt" not in hint else ""  # "": no other text
                 raise ValueError(f"has `{question}` but no `{answer}`{hint}")
             if isinstance(value, list):
                 found = _turns(value, name, self)
@@ -252,7 +252,7 @@ class RowForm:
         if role is None:
             raise ValueError(
                 f"{where}.{sender} is {shown(given)}, expected one of {', '.join(map(repr, self.roles))} (--user_key "
-                "and --assistant_key rename two of them)"
+                "and --assistant_key set two of these names)"
             )
         if role == "assistant" and isinstance(content, list):
             turn, content = named_fields.without_parts(turn, content, f"{where}.{value}")
@@ -271,7 +271,7 @@ class RowForm:
         return named_fields.without_head(message, f"{where}.{value}") if role == "assistant" else message
 
     def _part(self, part: object, where: str, unread: Unread) -> dict:
-        """A part of a message; of a medium without a source, the reference is None."""
+        """Return a canonical content part. An image or video without a source gets the reference None."""
         part = {k: v for k, v in _object(part, where).items() if v is not None}
         kind = part.get("type")
         if kind not in PART_TYPES:
@@ -300,16 +300,16 @@ class RowForm:
     # ---- references ----
 
     def _column(self, row: dict, kind: str, unread: Unread) -> tuple[str | None, list]:
-        """The name, if there is one, and the references of the row's field `image` or `images`, `video` or `videos`."""
+        """Return the name, if any, and the references of the row's field `image` or `images`, `video` or `videos`."""
         name = _one_of((kind, f"{kind}s"), row)
-        if name is None or row[name] == "":  # an empty text is an absent one, as in a table
+        if name is None or row[name] == "":  # an empty text means none, as in a table
             return name, []
         if not isinstance(row[name], list):
             return name, [self._reference(kind, row[name], name, unread)]
         return name, [self._reference(kind, value, f"{name}[{i}]", unread) for i, value in enumerate(row[name])]
 
     def _reference(self, kind: str, value: object, where: str, unread: Unread) -> object:
-        if isinstance(value, dict) and value.keys() & {"bytes", "path"}:  # of the Hub's Image and Video columns
+        if isinstance(value, dict) and value.keys() & {"bytes", "path"}:  # from the Hub's Image and Video columns
             unread.leave(value, {"bytes", "path"}, where)
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
         if isinstance(value, list) and kind == "video" and value:
@@ -335,7 +335,7 @@ class RowForm:
         if path[:8].lower() == "file:///":
             path = url2pathname(path[7:])
         if not path.strip():
-            raise ValueError(f"{where} is empty; give a path, or leave it out")
+            raise ValueError(f"{where} is empty; write a path, or remove the field")
         if "://" in path and SCHEME.match(path) or "\0" in path:
             raise ValueError(f"{where} is {shown(path)}, which is not a path; use a path, or an http(s) URL")
         folder = self.folders[kind]
@@ -346,19 +346,19 @@ class RowForm:
             return resolved
         if not is_within(resolved, folder):
             raise ValueError(
-                f"{where} is {shown(path)}, which leaves the folder {folder}: fix the path or --{kind}_folder, or "
+                f"{where} is {shown(path)}, which is outside of {folder}: fix the path or --{kind}_folder, or "
                 "add --allow_outside True if you trust the data"
             )
         return resolved
 
 
 def content_parts(row: dict) -> list[dict]:
-    """All content parts of a canonical sample, in order."""
+    """Return all content parts of a canonical sample, in order."""
     return [part for message in row["messages"] for part in message["content"]]
 
 
 def media_in(messages: list[dict]) -> list[tuple[str, object, tuple]]:
-    """(kind, reference, items of the `clip`) of each medium, in order."""
+    """Return (kind, reference, items of the `clip`) of each image or video, in order."""
     parts = [part for message in messages for part in message["content"] if "text" not in part]
     return [(part["type"], part[part["type"]], tuple(part.get("clip", {}).items())) for part in parts]
 
@@ -368,18 +368,18 @@ def trained_replies(messages: list[dict]) -> list[dict]:
 
 
 def is_empty(reply: dict) -> bool:
-    """Whether a reply is nothing but white space, which templates strip."""
+    """Whether a reply has only white space, which templates strip, and no calls."""
     return "tool_calls" not in reply and not any(part["text"].strip() for part in reply["content"])
 
 
 def shown(value: object) -> str:
-    """A value in an error message, cut to a readable length."""
+    """Format a value for an error message, cut to a readable length."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _weight(value: object) -> float:
-    """How often a row is drawn, compared with others; in tables, numbers are text."""
+    """Return the weight of a row: how often it is drawn, compared with others. In tables, numbers are text."""
     with suppress(ValueError, OverflowError):
         if type(value) in (int, float, str) and 0 <= (weight := float(value)) <= 1e9:  # not NaN
             return weight
@@ -387,10 +387,10 @@ def _weight(value: object) -> float:
 
 
 def _turns(turns: object, name: str, form: RowForm) -> list[tuple[dict, str]]:
-    """The turns of a field, each with how messages name it."""
+    """Return the turns of a field, each with its name for error messages."""
     turns = loaded(turns)
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"has no turn in its `{name}` field; it must be a list of turns, or such a list as JSON text")
+        raise ValueError(f"has no turns in its `{name}` field; write a list of turns, or that list as JSON text")
     return [(said, f"{name}[{i}]") for i, turn in enumerate(turns) for said in said_in(turn, form) or [turn]]
 
 
@@ -401,20 +401,20 @@ def _object(value: object, where: str) -> dict:
 
 
 def _untrained(turn: object, form: RowForm) -> object:
-    """A turn of a question, in which no reply is trained."""
+    """Return a turn of a question, marked as not trained if it is a reply."""
     senders = [turn.get(name) for name in form.turn_keys[0]] if isinstance(turn, dict) else []
     is_reply = any(form.roles.get(sender) == "assistant" for sender in senders if isinstance(sender, str))
     return turn | {"train": False} if is_reply else turn
 
 
 def _first_texts(names: tuple[str, ...], sources: dict[str, str]) -> str:
-    """The --columns that take the first of the texts which these fields are lists of."""
+    """Return the --columns that select the first text of each field, since the fields are lists."""
     found = ((name, sources.get(name, name)) for name in names)
     return " ".join(f"'{n}={s.replace('[]', '[0]') if '[]' in s else f'{s}[0]'}'" for n, s in found)
 
 
 def _with_one_answer(row: dict, name: str | None) -> tuple[dict, list[str]]:
-    """A row, and its answers if it has several: the most frequent, else the first, becomes the reply."""
+    """If the answer is a list, replace it by the most frequent answer. Return the row and the list, else []."""
     answers = row.get(name)
     if not isinstance(answers, list) or not answers or not isinstance(answers[0], str):
         return row, []
@@ -429,14 +429,15 @@ def _said(messages: list[dict]) -> str:
 def _text(value: object, where: str) -> dict:
     if not isinstance(value, str):
         fix = f': write "{value}"' if isinstance(value, (int, float)) else ""
-        raise ValueError(f"{where} must be text, not {'missing' if value is None else type(value).__name__}{fix}")
+        fault = "is missing; it must be text" if value is None else f"must be text, not {type(value).__name__}"
+        raise ValueError(f"{where} {fault}{fix}")
     if not value.isascii() and (match := UNUSABLE_CHARACTER.search(value)):
         raise ValueError(f"{where} has the unusable character U+{ord(match[0]):04X}; remove it")
     return {"type": "text", "text": value}
 
 
 def _usable(fields: object, where: str) -> object:
-    """Fields whose texts hold no unusable character."""
+    """Return the fields after a check that their texts have no unusable characters."""
     if match := UNUSABLE_CHARACTER.search(strict_json(fields, ensure_ascii=False)):
         found = f"U+{ord(match[0]):04X} in a thought, tool or name"
         raise ValueError(f"{where} has the unusable character {found}; remove it")
@@ -444,16 +445,16 @@ def _usable(fields: object, where: str) -> object:
 
 
 def _one_of(names: tuple[str, ...], given: dict, where: str = "") -> str | None:
-    """Which of several names of the same thing is given, if any."""
+    """Return which of several names for the same thing is given, if any. Two are an error."""
     found = [name for name in names if name in given]
     if len(found) > 1:
-        fix = "" if where else f" (--columns {found[1]}= ignores it)"
+        fix = "" if where else f" (--columns {found[1]}= ignores the second)"
         raise ValueError(f"{where}has both `{found[0]}` and `{found[1]}`; keep one{fix}")
     return found[0] if found else None
 
 
 def _system(row: dict) -> list[dict]:
-    """The system message that a field of the row gives, if any."""
+    """Return a list with the system message from the row's field, if there is one."""
     name = _one_of(SYSTEM, row)
     if name is None or name == "system" and not row[name]:
         return []
@@ -461,22 +462,22 @@ def _system(row: dict) -> list[dict]:
 
 
 def _train(turn: dict, where: str) -> dict:
-    """`"train": false`, or OpenAI's `"weight": 0`, leaves a message out of the loss; there are other names of it."""
+    """Return {"train": False} for `"train": false`, OpenAI's `"weight": 0`, or another name in MASKS, else {}."""
     given = {name: turn[name] for name in MASKS if turn.get(name) is not None}
     for name, value in given.items():
-        if value not in (False, True):  # to which 0 and 1 are equal
+        if value not in (False, True):  # 0 and 1 are equal to these
             raise ValueError(f"{where}.{name} is {shown(value)}; it must be true or false")
     if len(set(given.values())) > 1:
-        raise ValueError(f"{where} has `{'`, `'.join(given)}`, which disagree on whether to train it; keep one")
+        raise ValueError(f"{where} has `{'`, `'.join(given)}`, which contradict each other; keep one")
     return {"train": False} if False in given.values() else {}
 
 
 def _place_clips(unread: Unread, row: dict, messages: list[dict]) -> None:
-    """Put what a row says about its videos into them; in a row without videos, it is not read."""
+    """Apply the row's video fields to its videos. In a row without videos, these fields count as unread."""
     media = [part for part in content_parts({"messages": messages}) if "text" not in part]
     videos = [part for part in media if part["type"] == "video"]
     given = {name: row[name] for name in clips.NAMES if name in row}
-    if len(videos) < len(media) or not videos:  # a size may be that of the images
+    if len(videos) < len(media) or not videos:  # `max_pixels` may be meant for the images
         unread.leave({name: given[name] for name in given if not videos or name == "max_pixels"}, ())
     if videos:
         clips.place(given, videos)
@@ -494,39 +495,39 @@ def _decode_url(kind: str, url: str, where: str) -> bytes:
     if not match or not match["base64"]:
         raise ValueError(f"{where} is not a data URL of the form data:{kind}/...;base64,...")
     if match["type"] and match["type"].partition("/")[0].lower() not in (kind, "application"):
-        raise ValueError(f"{where} is a data URL of type {shown(match['type'])}, but the part is a {kind}")
-    return _decode_base64(url[match.end() :], where)
+        raise ValueError(f"{where} is a data URL of type {shown(match['type'])}, expected {kind}/...")
+    return _decode(url[match.end() :], where)
 
 
 def _fill(parts: list[dict], kind: str, column: str, references: list) -> None:
-    """Give the media of a field to the parts without a source."""
+    """Assign the media of a field to the parts without a source."""
     empty = [part for part in parts if part[kind] is None]
     if references and not empty:
-        raise ValueError(f"has parts of type {kind!r} that name their source, and also a `{column}` field; remove one")
+        raise ValueError(f"has parts of type {kind!r} with a source, and also the field `{column}`; remove one")
     if empty and not references:
-        raise ValueError(f"{empty[0]['where']} has type {kind!r} but no `path`, and the row has no `{kind}s` for it")
+        raise ValueError(f"{empty[0]['where']} has type {kind!r} but no `path`, and the row has no field `{kind}s`")
     if len(empty) != len(references):
         raise ValueError(
-            f"has {len(empty)} parts of type {kind!r} without a source but {len(references)} in its "
-            f"`{column}` field; they must match"
+            f"has {len(empty)} parts of type {kind!r} without a source, but {len(references)} in its "
+            f"`{column}` field; both must match"
         )
     left = dict(enumerate(references))
     for i, part in enumerate(empty):
         index, where = part.pop("index"), part.pop("where")
-        index = i if index is None else index  # some data sets number them
+        index = i if index is None else index  # some data sets number the parts
         if index not in range(len(references)):
             raise ValueError(f"{where}.index is {shown(index)}, but `{column}` has {len(references)} values")
         if index not in left:
-            raise ValueError(f"{where}.index is {shown(index)}, like an earlier part's; use each index once")
+            raise ValueError(f"{where}.index is {shown(index)}, as in an earlier part; use each index once")
         part[kind] = left.pop(index)
 
 
 def _place(users: list[dict], kind: str, column: str, references: list, must_be_placed: bool) -> None:
-    """Put the media of a field where texts of the user say <image>; in front, if none does and none has to."""
+    """Put the media of a field in place of <image> in user messages; without <image>, at the front, if allowed."""
     typed = _said(users).count(f"<{kind}>")
     if typed != len(references) and (typed or must_be_placed):
         raise ValueError(
-            f"has {typed} <{kind}> in its user turns but {len(references)} in its `{column}` field; they must match"
+            f"has {typed} <{kind}> in its user turns but {len(references)} in its `{column}` field; both must match"
         )
     if typed:
         left = iter(references)
@@ -534,12 +535,12 @@ def _place(users: list[dict], kind: str, column: str, references: list, must_be_
             message["content"] = [piece for part in message["content"] for piece in _split(part, kind, left)]
     elif references:
         if not users:
-            raise ValueError(f"has a `{column}` field, but no user message to put it in")
+            raise ValueError(f"has the field `{column}`, but no user message for its media")
         users[0]["content"][:0] = [{"type": kind, kind: reference} for reference in references]
 
 
 def _split(part: dict, kind: str, left: Iterator) -> list[dict]:
-    """Split a text part at its <image> or <video>; a line break next to one belongs to neither side."""
+    """Split a text part at each <image> or <video>. One line break next to the tag is removed on each side."""
     parts, pieces = [], part["text"].split(f"<{kind}>") if part["type"] == "text" else []
     for i, piece in enumerate(pieces):
         if i > 0:
@@ -553,9 +554,9 @@ def _split(part: dict, kind: str, left: Iterator) -> list[dict]:
 
 
 def _check_roles(messages: list[dict]) -> None:
-    """An optional system message, then users' messages and replies in turn, from either on, with a reply last."""
+    """Require an optional system message, then user and assistant in turn, starting with either, and a reply last."""
     if not named_fields.fit_together(messages):
-        results = ", and tool results only, and always, after a message with calls that is not the last"
+        results = ", and tool results after each message with calls that is not the last, and nowhere else"
         has_tools = any(message["role"] == "tool" or "tool_calls" in message for message in messages)
         raise ValueError(
             f"has the roles {', '.join(message['role'] for message in messages)}; expected an optional system message, "

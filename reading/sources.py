@@ -1,4 +1,4 @@
-"""From `--data_path` to rows: which files a path names, and any row of a file without loading the others.
+"""From `--data_path` to rows: find the files that a path names, and read a JSON file row by row.
 
 A path is `PATH[:SPLIT][SLICE][:WEIGHT]`, such as `train.json`, `b.jsonl:0.5`, `shards/*.parquet[:1%]` or
 `owner/name:train[100:200]:2`.
@@ -20,69 +20,69 @@ from reading.mapping import conversion
 from reading.references import HUB_PATH, kind_by_name, what_it_is
 
 TABLES = (".csv", ".tsv", ".xlsx")
-COLLECTIONS = (".parquet", ".arrow", ".tar")  # next to which, on the Hub, other files describe the data set
+COLLECTIONS = (".parquet", ".arrow", ".tar")  # on the Hub, other files next to these describe the data set
 ENDINGS = (".json", ".jsonl", *COLLECTIONS, *TABLES)
-DESCRIBING = (dataset_info.NAME, "dataset_dict.json")  # files of a folder that hold no rows
-WEIGHT_SUFFIX = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
+DESCRIBING = (dataset_info.NAME, "dataset_dict.json")  # files of a folder that contain no rows
+WEIGHT = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
 SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]\Z")
 SPLIT = re.compile(r":([\w.-]+(?:/[\w.-]+)?)\Z")
-# As they are usually called.
+# The usual names of splits.
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
-CHUNK = 1 << 20  # characters of a JSON list that are read at a time
-NO_DATA = ["*.py", "*.bin", "*.safetensors", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.gguf"]  # is not fetched
-MADE_BY_THE_HUB = "refs/convert/parquet"  # the branch of its Parquet copies
+CHUNK = 1 << 20  # bytes of a file that are read at a time
+NO_DATA = ["*.py", "*.bin", "*.safetensors", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.gguf"]  # not fetched from the Hub
+MADE_BY_THE_HUB = "refs/convert/parquet"  # the branch with the Hub's Parquet copies
 
 
 @dataclass(frozen=True)
 class Source:
     """One path of `--data_path`."""
 
-    path: str  # as it was written
+    path: str  # as the user wrote it
     files: tuple[str, ...]
     bounds: tuple[str | None, str | None]  # of the slice, such as ("100", "200") or (None, "1%")
     weight: float  # how often each row is seen in an epoch
     from_hub: bool
-    columns: tuple[str, ...] = ()  # NAME=FIELD that hold for it
-    keys: dict[str, object] = field(default_factory=dict)  # of reading.rows.RowForm that do
-    folder: str | None = None  # where relative paths of media start, if not in each file's own
+    columns: tuple[str, ...] = ()  # NAME=FIELD pairs for this path
+    keys: dict[str, object] = field(default_factory=dict)  # fields of reading.rows.RowForm
+    folder: str | None = None  # the base of relative media paths, if not each file's folder
 
     def select(self, num_rows: int) -> range:
-        """The rows of the slice."""
+        """Return the rows of the slice."""
         start, stop = (
             default if bound is None else place_of(bound, num_rows)
             for bound, default in zip(self.bounds, (0, num_rows))
         )
         if not 0 <= start <= num_rows or not 0 <= stop <= num_rows:
-            raise ValueError(f"{self.path}: its slice goes beyond its {num_rows:,} rows.")
+            raise ValueError(f"{self.path}: the slice goes beyond the {num_rows:,} rows of the data.")
         if num_rows and start >= stop:
-            raise ValueError(f"{self.path}: its slice is empty, since it has {num_rows:,} rows.")
+            raise ValueError(f"{self.path}: the slice is empty, since the data has {num_rows:,} rows.")
         return range(start, stop)
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
-    """Short names of paths, such as "val" of data/val.json[:10%]: with their folders, or whole, where two are alike."""
+    """Return short names of paths, such as "val" of data/val.json[:10%]; if two are equal, with folders or in full."""
     bare = [path.removeprefix("hf://").replace(f"{dataset_info.NAME}:", "") for path in paths]
     bare = [re.sub(r"[:\[*?].*", "", path).rstrip("/") for path in bare]
     stems = [re.sub(rf"({'|'.join(map(re.escape, ENDINGS))})\Z", "", os.path.basename(path)) for path in bare]
     folders = [os.path.basename(os.path.dirname(path)) for path in bare]
     for names in (stems, [f"{folder}_{stem}" for folder, stem in zip(folders, stems)]):
-        if len({*names, "", "blind"}) == len(paths) + 2:  # "blind" is what the blind guess is logged under
+        if len({*names, "", "blind"}) == len(paths) + 2:  # the blind guess is logged as "blind"
             return names
     return list(paths)
 
 
 def place_of(bound: str, num_rows: int) -> int:
-    """A bound of a slice, such as "100", "-50" or "10%", as a number of rows from the first."""
+    """Convert a bound of a slice, such as "100", "-50" or "10%", to a number of rows from the first."""
     is_percent, number = bound.endswith("%"), int(bound.rstrip("%"))
-    if is_percent:  # beyond 100 stays beyond, however few rows there are
+    if is_percent:  # more than 100 is out of range, even for few rows
         number = round(num_rows * number / 100) if abs(number) <= 100 else num_rows + abs(number)
     return num_rows + number if bound.startswith("-") else number
 
 
 def find_source(path: str) -> Source:
-    """What a path of `--data_path` names."""
+    """Return the `Source` that a path of `--data_path` names."""
     try:
         return named_source(path)
     except OSError as error:
@@ -104,7 +104,7 @@ def named_source(path: str) -> Source:
         about |= {"bounds": bounds} if any(bounds) else {}
         return replace(find_source(named), path=path, weight=weight, **about)
     if split and (os.path.isfile(place) or glob.has_magic(place)):
-        raise ValueError(f"{path}: only folders and Hub ids have splits such as {split!r}; leave it out.")
+        raise ValueError(f"{path}: only folders and Hub ids have splits; remove :{split}.")
     on_hub = HUB_PATH.match(place)
     is_id = not os.path.exists(place) and bool(HUB_ID.match(place)) and not has_ending(place, *ENDINGS)
     from_hub, root = bool(on_hub) or is_id, place
@@ -117,12 +117,12 @@ def named_source(path: str) -> Source:
         splits, folder = splits_in(root), os.path.join(root, split or "")
         if (split or not splits) and is_picture_folder(folder):
             return Source(path, (os.path.abspath(folder),), bounds, weight, from_hub)
-    kinds = {name[:3] for name in splits}  # `training` is `train`
+    kinds = {name[:3] for name in splits}  # `training` and `train` are one
     if not split and (len(kinds) > 1 or splits and not files):
         is_glob = glob.has_magic(place) and not os.path.isdir(place)
-        fix = "narrow the pattern to one" if is_glob else f"name one of them, such as {place}:{splits[0]}"
+        fix = "narrow the pattern to one split" if is_glob else f"name one of them, such as {place}:{splits[0]}"
         raise ValueError(
-            f"{path} has the splits {', '.join(splits)}: {fix} (to use several, give each as its own path)."
+            f"{path} has the splits {', '.join(splits)}: {fix} (to use several, pass each as a separate path)."
         )
     for file in files:
         mode = 0
@@ -130,32 +130,32 @@ def named_source(path: str) -> Source:
             mode = os.stat(file).st_mode
         if not stat.S_ISREG(mode):
             raise ValueError(
-                f"{file} does not exist or is not a file. A path is a file ({', '.join(ENDINGS)}), a folder, a glob or "
-                "a data set id of the Hub, with [:SPLIT][SLICE][:WEIGHT] after it (docs/dataset.md)."
+                f"{file} does not exist or is not a file. Pass a file ({', '.join(ENDINGS)}), a folder, a glob or "
+                "a data set id of the Hub; [:SPLIT][SLICE][:WEIGHT] may follow (docs/dataset.md)."
             )
-        what = None if has_ending(file, ".xlsx") else what_it_is(file)  # which is an archive
-        if what and (what != "empty" or not has_ending(file, ".jsonl")):  # an empty JSONL file holds no row
+        what = None if has_ending(file, ".xlsx") else what_it_is(file)  # a zip archive
+        if what and (what != "empty" or not has_ending(file, ".jsonl")):  # an empty JSONL file is valid
             raise ValueError(f"{file} is {what}.")
         if not has_ending(file, *ENDINGS):
             raise ValueError(
-                f"{file} has none of the extensions {', '.join(ENDINGS)}, which tell the format. Save a spreadsheet "
-                "as CSV UTF-8 (docs/start.md); example_data/convert.py refcoco makes rows of RefCOCO's refs(...).p."
+                f"{file} has none of the extensions {', '.join(ENDINGS)}. Save a spreadsheet as CSV UTF-8 "
+                "(docs/start.md). Convert RefCOCO's refs(...).p with example_data/convert.py refcoco."
             )
     if not files:
-        of_split = f" of a split {split!r}" if split else ""
+        of_split = f" of the split {split!r}" if split else ""
         deeper = [name for name in files_of(os.path.join(root, "**"), None, False) if has_ending(name, *ENDINGS)]
-        hint = f", but {deeper[0]}: give '{place}/**/*{os.path.splitext(deeper[0])[1]}'" if deeper else ""
+        hint = f", but there is {deeper[0]}: pass '{place}/**/*{os.path.splitext(deeper[0])[1]}'" if deeper else ""
         raise ValueError(
-            f"{path}: no {', '.join(ENDINGS)} file or picture{of_split} is in {place or '.'}{hint} (docs/start.md)."
+            f"{path}: no {', '.join(ENDINGS)} file or image{of_split} is in {place or '.'}{hint} (docs/start.md)."
         )
     return Source(path, tuple(files), bounds, weight, from_hub)
 
 
 def splits_in(folder: str) -> list[str]:
-    """The splits among the folders in a folder; one next to others with pictures right in it is a class: bus, train."""
+    """Return the splits among subfolders. One split name with images, next to other folders, is a class: bus, train."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, "dataset_dict.json")) as file:
-            return json.load(file)["splits"]  # of DatasetDict.save_to_disk
+            return json.load(file)["splits"]  # from DatasetDict.save_to_disk
         folders = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
         found = [name for name in SPLITS if name in folders]
         is_class = len(found) == 1 < len(folders) and any(map(kind_by_name, os.listdir(os.path.join(folder, *found))))
@@ -164,13 +164,13 @@ def splits_in(folder: str) -> list[str]:
 
 
 def is_picture_folder(folder: str) -> bool:
-    """Whether a folder contains pictures or clips, but no data file that would name them."""
+    """Whether a folder contains images or videos, but no data file."""
     found = [name for _, _, names in os.walk(folder, onerror=refuse) for name in names]
     return any(map(kind_by_name, found)) and not any(has_ending(name, *ENDINGS) for name in found)
 
 
 def refuse(error: OSError):
-    """For `os.walk`, which would skip a folder that exists but cannot be read."""
+    """Raise the errors of `os.walk`, which would otherwise skip a folder that exists but cannot be read."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
@@ -180,13 +180,13 @@ def has_ending(path: str, *endings: str) -> bool:
 
 
 def usual_names(path: str) -> str | None:
-    """The kind of a file of which `mapping.usual_name` knows the fields, if it is one."""
+    """Return the kind of a file whose fields `mapping.usual_name` knows, else None."""
     is_metadata = os.path.basename(path).lower().startswith("metadata.")
     return "tar" if has_ending(path, ".tar") else "metadata" if is_metadata else None
 
 
 def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
-    """The data files of a folder, those that match a glob, or the one of that name; sorted."""
+    """Return the sorted data files of a folder, or those that match a glob, or else the file of that name."""
     if not (os.path.isdir(place) or everywhere):
         is_glob = glob.has_magic(place) and not os.path.isfile(place)
         return sorted(glob.glob(place, recursive=True)) if is_glob else [place]
@@ -197,12 +197,12 @@ def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
     found = [shard for file in found if os.path.basename(file) == "state.json" for shard in shards_of(file)] or found
     for ending in COLLECTIONS if everywhere else ():
         found = [file for file in found if has_ending(file, ending)] or found
-    found = [file for file in found if not has_ending(file, *TABLES)] or found  # with others, a table describes them
+    found = [file for file in found if not has_ending(file, *TABLES)] or found  # next to others, tables describe them
     return [file for file in found if not split or in_split(os.path.relpath(file, place), split)]
 
 
 def shards_of(state: str) -> list[str]:
-    """The Arrow files that the `state.json` of `Dataset.save_to_disk` lists, in their order; none of another file."""
+    """Return the Arrow files that a `state.json` of `Dataset.save_to_disk` lists, in this order; else []."""
     about = {}
     with contextlib.suppress(ValueError, OSError), open(state, encoding="utf-8") as file:
         about = json.load(file)
@@ -218,14 +218,14 @@ def shards_of(state: str) -> list[str]:
 
 
 def in_split(file: str, split: str) -> bool:
-    """Whether a file belongs to a split (or to "configuration/split"), by its name or a folder that it is in."""
+    """Whether a file belongs to a split (or to "configuration/split"), judged by its name and folders."""
     *folders, name = file.split(os.sep)
-    of_name = r"(?<![^\W\d_])%s(?![^\W\d_])"  # between others than letters, as the Hub has it: a_train2017.json
+    of_name = r"(?<![^\W\d_])%s(?![^\W\d_])"  # not next to letters, as on the Hub: a_train2017.json
     return all(part in folders or re.search(of_name % re.escape(part), name) for part in split.split("/"))
 
 
 def download(name: str, revision: str | None = None, inside: str = "") -> str:
-    """The folder of a data set of the Hub: its Parquet files, or those the Hub made, or all; or what `inside` names."""
+    """Download a data set of the Hub: `inside`, or Parquet files, or all, or the Hub's copies. Return its folder."""
     from huggingface_hub import HfApi, snapshot_download  # only a data set on the Hub needs it
 
     def snapshot(*patterns: str, **kwargs) -> str:
@@ -242,14 +242,14 @@ def download(name: str, revision: str | None = None, inside: str = "") -> str:
         if any(has_ending(file, *ENDINGS) and not has_ending(file, *TABLES) for file in files):
             return snapshot()
         return snapshot("*.parquet", revision=MADE_BY_THE_HUB)
-    except Exception as error:  # the client's own, or of whatever transports it
+    except Exception as error:  # of the client or of its HTTP library
         for known in () if inside else (revision, MADE_BY_THE_HUB):  # what an earlier run fetched
             with contextlib.suppress(Exception):
                 folder = snapshot("*.parquet", revision=known, local_files_only=True)
                 if any(has_ending(name, *ENDINGS) for _, _, names in os.walk(folder) for name in names):
                     return folder
         raise ValueError(
-            f"{name} is neither a file or folder here nor a reachable data set of the Hub: {error}"
+            f"{name} is neither a local file or folder nor a reachable data set of the Hub: {error}"
         ) from error
 
 
@@ -257,9 +257,9 @@ def download(name: str, revision: str | None = None, inside: str = "") -> str:
 
 
 def scan(path: str) -> Iterator[tuple[int, int, object]]:
-    """Go once over the rows of a JSON or JSONL file: (offset, number) of the bytes of each, and what they hold.
+    """Yield (offset, number of bytes, value) of each row of a JSON or JSONL file.
 
-    In the place of what a line of JSONL holds that is not valid, there is a ValueError.
+    The value of a JSONL line that is not valid is a ValueError.
     """
     try:
         yield from (scan_lines if has_ending(path, ".jsonl") else scan_list)(path)
@@ -276,7 +276,7 @@ def scan_lines(path: str) -> Iterator[tuple[int, int, object]]:
             text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if number == 1 and text.startswith(b"["):
                 raise ValueError(
-                    f"{path} begins with a list, and a .jsonl file has an object on each line: name it .json."
+                    f"{path} begins with a list, but a .jsonl file has one object per line: rename it to .json."
                 )
             if text.strip():
                 try:
@@ -303,30 +303,30 @@ def scan_list(path: str) -> Iterator[tuple[int, int, object]]:
                 window.expect("]")
             else:
                 value = window.parse()
-                what = f"an object of {', '.join([*value][:5])}" if isinstance(value, dict) else type(value).__name__
-                other = f"{what}: {conversion(value) or 'write its rows as a list, or one a line in a .jsonl file'}"
+                what = f"an object with {', '.join([*value][:5])}" if isinstance(value, dict) else type(value).__name__
+                other = f"{what}: {conversion(value) or 'write the rows as a list, or one per line in a .jsonl file'}"
             window.expect("")
-        except UnicodeDecodeError:  # of the file as a whole, whose window knows no place of it
+        except UnicodeDecodeError:  # reported for the whole file: its line is unknown
             raise
         except (ValueError, RecursionError) as error:
             line = window.line + window.text.count("\n", window.at, getattr(error, "pos", window.at))
-            hint = " (name a JSONL file .jsonl)" if getattr(error, "msg", None) == "Extra data" else ""
+            hint = " (rename a JSONL file to .jsonl)" if getattr(error, "msg", None) == "Extra data" else ""
             raise ValueError(f"{path}, line {line}: {fault_of(error)}{hint}.") from error
     if other:
-        raise ValueError(f"{path} must hold a JSON list of samples, not {other}.")
+        raise ValueError(f"{path} must contain a JSON list of samples, not {other}.")
 
 
 class JsonWindow:
-    """A place in a file of JSON, and the text from there on, of which no more than a window is held."""
+    """A position in a JSON file, and a window of the text from there on: the file is never loaded as a whole."""
 
     def __init__(self, file):
         self.file, self.decode = file, codecs.getincrementaldecoder("utf-8")().decode
-        self.text, self.at, self.is_last = "", 0, False  # the window, the place in it, whether the file ends with it
-        self.line, self.offset = 1, 3 if file.read(3) == codecs.BOM_UTF8 else 0  # of the place
+        self.text, self.at, self.is_last = "", 0, False  # window, position in it, whether it ends the file
+        self.line, self.offset = 1, 3 if file.read(3) == codecs.BOM_UTF8 else 0  # of the position
         file.seek(self.offset)
 
     def read_on(self) -> None:
-        data = self.file.read(max(CHUNK, len(self.text) - self.at))  # twice as much each time, for rows of any size
+        data = self.file.read(max(CHUNK, len(self.text) - self.at))  # doubles each time, for rows of any size
         self.text, self.at, self.is_last = self.text[self.at :] + self.decode(data, not data), 0, not data
 
     def advance(self, to: int) -> None:
@@ -334,7 +334,7 @@ class JsonWindow:
         self.line, self.offset, self.at = self.line + passed.count("\n"), self.offset + len(passed.encode()), to
 
     def peek(self) -> str:
-        """The next character that is not white space; empty at the end of the file."""
+        """Return the next character that is not white space; "" at the end of the file."""
         while True:
             self.advance(WHITE_SPACE.match(self.text, self.at).end())
             if self.at < len(self.text) or self.is_last:
@@ -347,23 +347,23 @@ class JsonWindow:
         self.advance(self.at + 1)
 
     def parse(self) -> object:
-        """The value at the place, which moves after it."""
+        """Return the value at the position, and move the position past the value."""
         while True:
             try:
                 self.peek()
                 value, end = PARSER.raw_decode(self.text, self.at)
-                if self.is_last or end < len(self.text):  # else a number may go on
+                if self.is_last or end < len(self.text):  # otherwise a number may continue
                     self.advance(end)
                     return value
             except json.JSONDecodeError as error:
-                # One that the window cuts off is read on; any other fault is before the end of the window.
+                # A value that the window cuts off fails near the end of the window: read on. Other faults are earlier.
                 if self.is_last or not (error.msg.startswith("Unterminated") or error.pos > len(self.text) - 16):
                     raise
             self.read_on()
 
 
 def unique(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object, of which no key is lost because it appears twice."""
+    """Build a JSON object. A key that appears twice is an error, since one of its values would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -379,5 +379,5 @@ def fault_of(error: Exception) -> str:
         return "not valid JSON: it is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 text: {error}"
-    # A key that appears twice and a number of thousands of digits are errors without `msg`.
+    # The errors for a key that appears twice and for a number with thousands of digits have no `msg`.
     return f"not valid JSON: {getattr(error, 'msg', None) or error}"

@@ -1,8 +1,8 @@
-"""The data sets of a run: --sample_rows draws from the training data, and --eval_split holds out rows for evaluation.
+"""Build the data sets of a run: --sample_rows draws training rows, and --eval_split holds out rows for evaluation.
 
-Rows that show the same picture or video stay on one side, also where it has two names, and where a row of several
-pictures links the rows of each. Media are the same where their bytes are; a file is read only where another name has
-the same size, in pixels and in bytes; of a URL the name decides. Rows without media are linked to none.
+Rows with the same image or video stay on one side, and so do rows that are linked by a row with several images. Media
+are the same if their bytes are the same, whatever their names; a file is only read if another file has the same size
+in pixels and in bytes. URLs are compared by name. Rows without media are not linked to other rows.
 """
 
 import numpy as np
@@ -13,41 +13,41 @@ from reading.rows import media_in
 
 
 def make_datasets(data, seed: int, evaluation=True, **checked) -> tuple[MultimodalDataset, MultimodalDataset | None]:
-    """The training data and the evaluation data of a run, from its DataArguments; the latter None without any.
+    """Return the training data and the evaluation data (or None) of a run, from its DataArguments.
 
     Args:
         evaluation: whether to read --eval_data_path too.
-        checked: as of `make_dataset`.
+        checked: arguments of `make_dataset`.
     """
     train = make_dataset(data, "data_path", data.data_path, weighted=True, **checked)
     if data.sample_rows:
         rows = train.row_numbers()
         drawn = np.random.default_rng(seed).permutation(np.unique(rows[usable(train)]))[: data.sample_rows]
         train = train.part(np.union1d(np.flatnonzero(np.isin(rows, drawn)), [*train.errors]).astype(int))
-    train.row_weights()  # refuses those by which no row can be drawn
+    train.row_weights()  # refuses weights with which no row can be drawn
     if data.eval_split:
         return hold_out(train, data.eval_split, seed)
     return train, make_dataset(data, "eval_data_path", data.eval_data_path, **checked) if evaluation else None
 
 
 def usable(dataset: MultimodalDataset) -> np.ndarray:
-    """The positions to draw from: training has left out unusable rows, previews and checks keep them."""
+    """Return the positions of usable rows. Training has dropped unusable rows, but previews and checks keep them."""
     return np.setdiff1d(np.arange(len(dataset)), [*dataset.errors])
 
 
 def hold_out(dataset: MultimodalDataset, wanted: float, seed: int) -> tuple[MultimodalDataset, MultimodalDataset]:
-    """Split the rows into those to train on and those held out: a number, or below 1 a fraction of them.
+    """Split the rows into training rows and held-out rows. `wanted` is a number of rows or, below 1, a fraction.
 
-    Groups of linked rows are drawn as long as no more rows are held out; where each is larger, the smallest is.
+    Random groups of linked rows are held out, up to `wanted` rows in all. If every group is larger, the smallest is.
     """
     rows = usable(dataset)
     _, groups, sizes = np.unique(linked(dataset)[rows], return_inverse=True, return_counts=True)
     number = wanted if wanted >= 1 else max(1, round(wanted * len(rows)))
     found = f"--eval_split {wanted:g}: the {len(rows):,} usable rows of {dataset.name}"
     if len(sizes) < 2:
-        raise ValueError(f"{found} share their media, so none can be held out: give --eval_data_path.")
+        raise ValueError(f"{found} share their media, so none can be held out: pass --eval_data_path.")
     if number >= len(rows):
-        raise ValueError(f"{found} would all be held out: hold out fewer.")
+        raise ValueError(f"{found} would all be held out: use a smaller number.")
     held, count = [], 0
     for group in np.random.default_rng(seed).permutation(len(sizes)).tolist():
         if count + sizes[group] <= number:
@@ -58,15 +58,15 @@ def hold_out(dataset: MultimodalDataset, wanted: float, seed: int) -> tuple[Mult
     held_out.name, held_out.is_held_out = f"{dataset.name} (held out)", True
     held_out.paths = [f"{path} (held out)" for path in dataset.paths]
     held_out.weights, held_out.weighted = [1.0] * len(dataset.weights), False  # each row counts once
-    held_out.num_bad = 0  # counted in training
+    held_out.num_bad = 0  # counted in the training data
     return dataset.part(np.setdiff1d(np.arange(len(dataset)), positions)), held_out
 
 
 def linked(dataset: MultimodalDataset) -> np.ndarray:
-    """The first row of each row's group (rows,): rows that share media, or that others link, are one group."""
+    """Return the first row of each row's group (rows,). Rows that share media, also through others, are one group."""
     of_files = [index.of_media(places, positions) for index, places, positions in dataset.by_file()]
     rows, numbers, sizes, hashes = map(np.concatenate, zip(*of_files))
-    # By their names, or bytes in the row; where several have one size, by the bytes of all.
+    # Compare media by name, or by bytes in the row. If several have the same size, compare their bytes.
     _, first, names = np.unique(hashes, return_index=True, return_inverse=True)
     _, size, count = np.unique(sizes[first], axis=0, return_inverse=True, return_counts=True)
     contents = [
@@ -75,15 +75,15 @@ def linked(dataset: MultimodalDataset) -> np.ndarray:
     ]
     known = {}
     contents = np.array([known.setdefault(content, len(known)) for content in contents], int)[names]
-    # The samples of a row share it.
+    # Samples of the same row are linked.
     contents = np.concatenate([contents, len(known) + dataset.row_numbers()])
     rows = np.concatenate([rows, np.arange(len(dataset))])
-    # Each row takes the first row of any that shares a medium with it, until none changes.
+    # Each row gets the first row of all rows that share media with it, until nothing changes.
     groups, before = np.arange(len(dataset)), None
     while not np.array_equal(groups, before):
         before, firsts = groups, np.full(contents.max() + 1, len(dataset))
         np.minimum.at(firsts, contents, groups[rows])
         groups = groups.copy()
         np.minimum.at(groups, rows, firsts[contents])
-        groups = groups[groups]  # so that a long chain takes few rounds
+        groups = groups[groups]  # so that a long chain needs few rounds
     return groups

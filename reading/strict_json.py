@@ -1,4 +1,4 @@
-"""JSON as the standard has it: Python's `json.dumps` also writes NaN and Infinity, which other programs refuse."""
+"""JSON by the standard: Python's `json.dumps` also writes NaN and Infinity, which other programs refuse."""
 
 import json
 from contextlib import suppress
@@ -6,19 +6,19 @@ from pathlib import Path
 
 
 def strict_json(value, default=None, **options) -> str:
-    """As `json.dumps`, but with null for what is not finite."""
+    """Do the same as `json.dumps`, but write null for NaN and Infinity."""
     return json.dumps(json.loads(json.dumps(value, default=default), parse_constant=lambda _: None), **options)
 
 
 def loaded(value: object) -> object:
-    """A value, or what a text says as JSON: the cells of tables are texts. Another text stays."""
+    """Return a value. Text that is valid JSON is parsed, since the cells of tables are text."""
     with suppress(ValueError, RecursionError):
         return json.loads(value) if isinstance(value, str) else value
     return value
 
 
 def json_object(flag: str, text: str | None) -> dict:
-    """What a flag holds; nothing where it is not given."""
+    """Return the JSON object in the value of a flag; {} if the flag is not given."""
     try:
         value = json.loads(text or "{}")
     except ValueError as error:
@@ -29,7 +29,7 @@ def json_object(flag: str, text: str | None) -> dict:
 
 
 def is_no_json(value: object) -> bool:
-    """Whether the text that a flag holds is neither a JSON object nor the path of a JSON file."""
+    """Whether the text of a flag is neither a JSON object nor the path of a JSON file."""
     try:
         isinstance(value, str) and json.loads(value if value[:1] == "{" else Path(value).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -38,7 +38,7 @@ def is_no_json(value: object) -> bool:
 
 
 def make_strict(path: str) -> None:
-    """Rewrite a JSON file of a library's in the same way."""
+    """Rewrite a JSON file that a library wrote, with null for NaN and Infinity."""
     with open(path, encoding="utf-8") as file:
         value = json.load(file)
     with open(path, "w", encoding="utf-8") as file:

@@ -1,6 +1,6 @@
-"""WebDataset's shards: members of a .tar file whose names are the same up to the first dot are a row.
+"""Read WebDataset shards: members of a .tar file with the same name up to the first dot form a row.
 
-The endings name its fields, and what its .json holds are fields too. The index keeps where a row begins and ends.
+Extensions name the fields of a row, and the keys of its .json are fields too. The index stores each row's byte range.
 """
 
 import io
@@ -17,8 +17,8 @@ TEXTS = ("txt", "text", "cls")
 
 
 def scan(path: str) -> Iterator[tuple[int, int, object]]:
-    """As `sources.scan`; a ValueError too if the members of a row are not next to each other."""
-    stems = array("q")  # their hashes
+    """Do the same as `sources.scan`. Also raise a ValueError if the members of a row are not next to each other."""
+    stems = array("q")  # the hashes of stems
     try:
         with tarfile.open(path, "r:") as tar:
             for stem, members in itertools.groupby(members_of(tar), lambda member: member[0]):
@@ -26,22 +26,22 @@ def scan(path: str) -> Iterator[tuple[int, int, object]]:
                 (_, start, *_), (_, _, end, *_) = members[0], members[-1]
                 stems.append(hash(stem))
                 yield start, end - start, row_of(members)
-            tar.fileobj.seek(tar.offset)  # which stops at a broken header, and at the end of the first of two archives
+            tar.fileobj.seek(tar.offset)  # `next` stops at a broken header, or after the first of two archives
             if any(block.strip(b"\0") for block in iter(lambda: tar.fileobj.read(CHUNK), b"")):
-                raise tarfile.ReadError(f"it goes on at byte {tar.offset:,}, but no member begins there")
+                raise tarfile.ReadError(f"it continues at byte {tar.offset:,}, but no member begins there")
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path} is not a readable tar file: {error}.") from error
     ordered = np.sort(stems)
     if (ordered[1:] == ordered[:-1]).any():
         _, firsts = np.unique(stems, return_index=True)
         apart = np.setdiff1d(np.arange(len(stems)), firsts)[0]
-        raise ValueError(f"{path}: sample {apart} has the name of an earlier one; pack it with `tar --sort=name`.")
+        raise ValueError(f"{path}: sample {apart} has the name of an earlier sample; pack with `tar --sort=name`.")
 
 
 def members_of(tar: tarfile.TarFile) -> Iterator[tuple[str, int, int, str, bytes | None]]:
-    """Stem, begin, end, field and data of each that is neither a folder nor hidden, as what a Mac adds."""
+    """Yield (stem, begin, end, field, data) of each member, except folders and hidden files such as those of macOS."""
     while member := tar.next():
-        tar.members.clear()  # where it would keep all of them
+        tar.members.clear()  # otherwise all stay in memory
         folder, _, name = member.name.rpartition("/")
         stem, _, field = name.partition(".")
         if stem and not member.isdir():
@@ -68,13 +68,13 @@ def parse_member(field: str, data: bytes | None) -> dict:
     if data is None:
         raise ValueError("is a link or not a regular file: pack the file itself")
     if not kind:
-        raise ValueError("has no extension to name its field: leave it out of the shard")
+        raise ValueError("has no extension to name its field: remove it from the shard")
     text = data.decode() if kind in ("json", *TEXTS) else ""
     value = PARSER.decode(text) if kind == "json" else text.strip() if kind in TEXTS else data
     return value if field == "json" and isinstance(value, dict) else {field: value}
 
 
 def row_in(data: bytes) -> dict | ValueError:
-    """One row, of the bytes that `scan` found it in."""
+    """Return one row from the bytes that `scan` found."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         return row_of([*members_of(tar)])

@@ -1,9 +1,9 @@
-"""Fields of a row that nobody reads: which are refused, and which are only listed.
+"""Fields of a row that are not read: some are refused, the others are only listed.
 
-A field is judged by what it holds. A medium under a name that is not read (`photo: "a.jpg"`, bytes of a JPEG) would be
-trained as though it were not there; so would a mask, tools or the times of a clip. These are refused. `id: 17`,
-`tools: []` and `history: null` are harmless: each such name is listed once, with the number of its rows. So is a text
-that only names the file of a medium which the row reads: `file_name: "1.jpg"` next to `image: "train2017/1.jpg"`.
+An image under an unknown name (`photo: "a.jpg"`, bytes of a JPEG) would silently be missing in training, and so would a
+loss mask, tools or the times of a clip. Such fields are refused. A field such as `id: 17` is harmless: its name is
+listed once, with the number of rows. The same goes for a text that only repeats the file name of media that the row
+reads (`file_name: "1.jpg"` next to `image: "train2017/1.jpg"`). Empty fields such as `tools: []` are ignored.
 """
 
 import base64
@@ -21,7 +21,7 @@ HEADER = re.compile(
     rb"|\0{3}\x0cjP|\xff\x4f\xff\x51|.{4}ftyp|\x1aE\xdf\xa3|FLV\x01|\0\0\x01[\xb3\xba]|OggS|fLaC|ID3",
     re.DOTALL,
 )
-# In a user's text: <img>a.png</img> of Qwen-VL, <img src="a.png">, ![](a.png); or a.png alone.
+# Media in a user's text: <img>a.png</img> of Qwen-VL, <img src="a.png">, ![](a.png); or a.png alone.
 IN_TEXT = re.compile(r"<(\w+)>([^<>\n]+)</\1>|<[^<>\n]*\bsrc=[\"']([^\"'\n]+)|!\[[^\]\n]*\]\(([^()\n]+)\)")
 NAME_IN_TEXT = re.compile(ENDING.pattern.replace(r"\Z", r"\b"), re.IGNORECASE)
 SEPARATOR = re.compile(r"[\s<>()[\]\"'`]")
@@ -32,19 +32,19 @@ LIST_INDEX = re.compile(r"\[\d+\]")
 LONGEST_PATH = 2048
 
 MASK, TIME = "a loss mask", "a time or frame rate of a video"
-# What a name may mean -> what to do.
+# What a field name may mean -> the fix.
 FIXES = {
     MASK: 'write "train": false on each message that is not to be trained',
     "a system prompt": "name it `system`, or make it the first message, of role system",
     "tools": "name it `tools` in the row, or `tool_calls` in the reply (docs/conversations.md)",
-    "earlier turns": "put them in front of the other turns",
+    "earlier turns": "move them to the start of the row's turns",
     "a thought": "name it `reasoning_content` in the reply (docs/conversations.md)",
-    "sound": "leave such rows out (train.py: --on_bad_sample skip)",
-    "a size of media": "give it for all media: --max_pixels, --image_size or --video_max_pixels (for one video: its "
+    "sound": "remove such rows (train.py: --on_bad_sample skip)",
+    "a size of media": "set it for all media: --max_pixels, --image_size or --video_max_pixels (for one video: its "
     "`max_pixels`)",
     TIME: "name it `start`, `end`, `fps`, `num_frames` or `times`, in the row or its video (docs/moments.md)",
 }
-# What a name means; words of which it must hold one; words that may be next to these, of which others speak of
+# Meaning; words of which the name must contain one; the only other words that the name may contain, since others mean
 # something else (`weight_kg`, `operating_system`), or None for any.
 MEANINGS = [
     (
@@ -79,22 +79,22 @@ NEGATIONS = {"mask", "masks", "masked", "no", "not", "ignore", "skip", "exclude"
 
 
 class Unread:
-    """The fields of one row that are not read.
+    """Collects the fields of one row that are not read.
 
-    Each object of the row notes its own here before it is read; what may name media is judged once these are known.
+    `leave` notes the fields of each object of the row. `check` judges possible media once the row's media are known.
     """
 
     def __init__(self, folders: Collection[str]):
         self.folders = folders  # where relative paths start
-        self.names: set[str] = set()  # of the fields that hold something, such as `id` and `messages[].detail`
-        self.times: list[str] = []  # what is wrong with the row if it has a video
-        self.media: list[tuple[object, str]] = []  # a medium, and what is wrong if it is none of those that are read
+        self.names: set[str] = set()  # of fields that are not empty, such as `id` and `messages[].detail`
+        self.times: list[str] = []  # faults of the row if it has a video
+        self.media: list[tuple[object, str]] = []  # possible media, and the fault if the row does not read them
 
     def leave(self, value: dict, read: Collection[str], where: str = "") -> None:
-        """Note the fields of an object, which is at a place such as `messages[3]`, other than those that are read.
+        """Note the fields of an object that are not in `read`. `where` is the object's place, such as `messages[3]`.
 
         Raises:
-            ValueError: a name means what training would have to obey; the message has the field and the fix.
+            ValueError: A name means something that training must not ignore. The message has the field and the fix.
         """
         place = f"{LIST_INDEX.sub('[]', where)}." if where else ""
         where = f"{where}." if where else ""
@@ -112,12 +112,12 @@ class Unread:
                             raise ValueError(fault)
                         self.times.append(fault)
                 if is_medium(inner, self.folders):
-                    fault = f"{where}{name} holds media ({describe(inner)}), but no field of this name is read"
+                    fault = f"{where}{name} contains media ({describe(inner)}), but no field of this name is read"
                     fix = FIXES["sound"] if is_sound(name, inner) else "name it `image` or `video`"
                     self.media.append((inner, f"{fault}: {fix} {ignore}"))
 
     def leave_text(self, text: str) -> None:
-        """Note the files that a text of the user names, such as `Picture 1: a.png`."""
+        """Note or refuse the files that a user's text names, such as `Picture 1: a.png`."""
         for match in IN_TEXT.finditer(text):
             path = next(filter(None, match.groups()[1:])).strip()
             is_tagged = (match[1] or "").lower() in MEDIA_TAGS and ENDING.search(path)
@@ -129,7 +129,7 @@ class Unread:
                 self.media.append((name, as_letters(name)))
 
     def check(self, references: list, has_video: bool) -> None:
-        """Refuse times next to a video, and media that are none of the row's own, by these references and names."""
+        """Refuse noted times if the row has a video, and noted media that are not among the references of the row."""
         if has_video and self.times:
             raise ValueError(self.times[0])
         read = {value for _, value in flat("", references) if isinstance(value, str)}
@@ -139,7 +139,7 @@ class Unread:
 
 
 def flat(name: str, value: object) -> Iterator[tuple[str, object]]:
-    """(name, value) of all that a value holds and that is not empty."""
+    """Yield (name, value) of everything inside of a value that is not empty."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from flat(f"{name}.{key}", inner)
@@ -153,13 +153,13 @@ def flat(name: str, value: object) -> Iterator[tuple[str, object]]:
 
 def as_letters(path: str) -> str:
     return (
-        f"names the file {describe(path)} in a text, where it would be trained as text: write <image> or <video> "
-        "in its place and the path in the row's field `image` or `video`, or make it a part (docs/dataset.md)"
+        f"names the file {describe(path)} in a text, so only the name would be trained: write <image> or <video> "
+        "instead and the path in the row's field `image` or `video`, or make it a part (docs/dataset.md)"
     )
 
 
 def without(value: object, ignored: Collection[str], name: str = "") -> object:
-    """A row, or a part of it, without the fields of these listed names."""
+    """Return a row, or a value in it, without the fields of these names (in the form of `Unread.names`)."""
     if isinstance(value, dict):
         names = {key: f"{name}.{key}" if name else key for key in value}
         return {key: without(inner, ignored, names[key]) for key, inner in value.items() if names[key] not in ignored}
@@ -168,7 +168,7 @@ def without(value: object, ignored: Collection[str], name: str = "") -> object:
 
 @lru_cache(maxsize=4096)
 def meanings_of(path: str) -> list[tuple[str, str]]:
-    """(name, meaning) of each name in a path that would matter to training."""
+    """Return (name, meaning) of each name in a path that would matter to training."""
     found = []
     for name in re.split(r"[.\[\]]+", path):
         words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
@@ -180,7 +180,7 @@ def meanings_of(path: str) -> list[tuple[str, str]]:
 
 
 def counts(meaning: str, name: str, value: object) -> bool:
-    """Whether a value that is not empty says something: `"loss": true` changes nothing, and a date is no time."""
+    """Whether a value matters, if not empty: `"loss": true` changes nothing, and a date is not a time of a video."""
     if meaning == MASK:
         return value not in (True, "true") or any(word in name.lower() for word in NEGATIONS)
     if meaning == TIME:
@@ -190,21 +190,21 @@ def counts(meaning: str, name: str, value: object) -> bool:
 
 
 def is_sound(name: str, value: object) -> bool:
-    """Whether a field holds sound, by its name or those of its files."""
+    """Whether a field contains sound, judged by its name or its file names."""
     files = [ENDING.search(path_of(inner)) for _, inner in flat("", value) if isinstance(inner, str)]
     return any(meaning == "sound" for _, meaning in meanings_of(name)) or any(f and not f.lastgroup for f in files)
 
 
 def check_places(row: dict, ignored: dict[str, object]) -> None:
-    """Refuse <audio> in a text where the sound is ignored: it would be trained as letters."""
+    """Refuse <audio> in a text if the sound is ignored: the tag would be trained as text."""
     sounds = [name for name, value in ignored.items() if is_sound(name, value)]
     if sounds and any(isinstance(text, str) and "<audio>" in text for _, text in flat("", row)):
-        fault = f"has <audio> in a text, and --columns {sounds[0]}= ignores its sound: take <audio> out of the text, or"
+        fault = f"has <audio> in a text, but --columns {sounds[0]}= ignores the sound: remove <audio> from the text, or"
         raise ValueError(f"{fault} {FIXES['sound']}")
 
 
 def is_medium(value: object, folders: Collection[str], must_exist: bool = False) -> bool:
-    """Whether a value is a medium, or the path or URL of one."""
+    """Whether a value is an image, a video or sound, or the path or URL of one."""
     if isinstance(value, bytes):
         return bool(HEADER.match(value))
     if not isinstance(value, str):
@@ -220,12 +220,12 @@ def is_medium(value: object, folders: Collection[str], must_exist: bool = False)
 
 
 def is_base64(value: str) -> bool:
-    """Whether a text is the bytes of a medium in base64: a path that begins so is not known."""
+    """Whether a text is an encoded media file in base64. No known path begins like one."""
     return bool(BASE64.match(value)) and bool(HEADER.match(base64.b64decode(value[:24])))
 
 
 def existing_files(value: str, folders: Collection[str]) -> list[str]:
-    """The files that a value names, if it is a path."""
+    """Return the existing files that a value names, if it is a path."""
     paths = [os.path.join(folder, value) for folder in folders]
     return [os.path.normpath(path) for path in paths if os.access(path, os.F_OK) and os.path.isfile(path)]
 
@@ -241,7 +241,7 @@ def path_of(reference: str) -> str:
 
 
 def names_one_of(value: object, read: Collection[str], folders: Collection[str]) -> bool:
-    """Whether a medium's path is or ends one of these, or its URL ends with the name of one of these."""
+    """Whether a path is one of `read` or the end of one, or a URL has the same file name as one."""
     if not isinstance(value, str) or len(value) > LONGEST_PATH:
         return False
     if found := existing_files(value, folders):

@@ -1,4 +1,4 @@
-"""Videos: from a reference in a row to frames and the metadata that video processors read."""
+"""Open videos: from a reference in a row to frames and the metadata that video processors read."""
 
 import contextlib
 import dataclasses
@@ -16,44 +16,44 @@ from reading.files import local_file
 from reading.options import MediaOptions, scaled_size
 from reading.references import describe, what_it_is
 
-# FFmpeg's names of the formats of clips, and of sound, so that a sound file is named as one. The others stay closed:
-# still images, and playlists, which would have it open further files and addresses.
+# FFmpeg's names of video formats, and of sound formats, so that the error for a sound file is clear. Others are not
+# opened: still images, and playlists, which would make FFmpeg open further files and addresses.
 CONTAINERS = (
     "mov,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,vvc,ogg,nut,mxf,dv,rm,mjpeg,gif,apng,"
     "wav,mp3,aac,flac"
 )
 MP4, MKV, FLV = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv"
-# Containers that store when each frame is shown and where keyframes are. For others, as avi, FFmpeg guesses.
+# Containers that store when each frame is shown and where keyframes are. For others, such as avi, FFmpeg guesses.
 TIMED = (MP4, MKV, FLV)
-# What FFmpeg calls the duration of these is the time of their end, wherever they start.
+# For these, FFmpeg's duration is the time of the end, even if the video does not start at 0.
 END_IN_HEADER = (MKV, FLV)
-# FFmpeg shortens the duration of these to what is there, but tells how many frames there should be.
-FORMATS_WITH_COUNT = ("avi", "gif")
-# How files end that promise no length.
+# If these are truncated, FFmpeg reports a shorter duration, but the original number of frames.
+COUNTED = ("avi", "gif")
+# The last bytes of complete files, for formats whose header has no length.
 TRAILERS = {"gif": b";", "apng": b"IEND\xaeB`\x82"}
-# Until 19, PyAV refuses titles and the like that are not UTF-8, unless it is told to replace what it cannot read.
+# Before version 19, PyAV refuses metadata that is not UTF-8, such as titles, unless told to replace the bad bytes.
 READ_ANY_TITLE = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-PER_SECOND = 1000.0  # how finely the `times` of a list of images are told
+PER_SECOND = 1000.0  # the resolution of the `times` of a list of images
 
 
 def open_video(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[np.ndarray, dict]:
-    """Decode the frames that `num_frames` or `fps` choose; with `num_frames` a short clip repeats frames.
+    """Decode the frames that `num_frames` or `fps` choose. With `num_frames`, a short clip repeats frames.
 
-    Frames are chosen by time: where the rate varies, frame i is what a player shows at i / fps, `fps` being the mean
-    rate. Of a list of images whose times are not known, `num_frames` are taken.
+    Frames are chosen by time: if the rate varies, frame i is the one that a player shows at i / fps, where `fps` is the
+    mean rate. From a list of images, `num_frames` are chosen.
 
     Args:
-        clip: of the part (reading/clips.py). Of a moment of a long film, only that is read.
+        clip: of the content part (reading/clips.py). If it selects a range of a long video, only that range is read.
 
     Returns:
-        frames (n, height, width, 3) uint8 RGB as a person sees them: turned as the phone was held, in square pixels,
-        transparency on white; and the metadata: fps (frames per second of the file, None of images whose times are
-        not known), duration (seconds) and total_num_frames, of a moment its own; frames_indices (which frames of the
-        whole film these are: the time of each, times fps).
+        frames (n, height, width, 3) uint8 RGB, rotated as the phone was held, in square pixels, with transparency on
+        white; and the metadata: fps (frames per second of the file, None for images without times), duration
+        (seconds) and total_num_frames, both of the clip if there is one; frames_indices (the numbers of these frames in
+        the whole video: the time of each, times fps).
 
     Raises:
-        ValueError: missing, empty, broken, truncated, too long or too large file; the message names it and says how
-            much of a truncated one can be read.
+        ValueError: The file is missing, empty, broken, truncated, too long or too large. The message names the file,
+            and how much of a truncated file can be read.
     """
     options = clips.applied(options, clip)
     if isinstance(reference, (list, tuple)):
@@ -65,8 +65,8 @@ def open_video(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[np
 
 
 def _taken(source, options: MediaOptions, clip: Mapping, scan_of: Callable) -> tuple[np.ndarray, dict] | None:
-    """As `open_video`; None where a moment is not found without going over the whole film."""
-    with _open_container(source, options) as (container, stream):
+    """Do the same as `open_video`. Return None if a clip cannot be found without scanning the whole video."""
+    with _opened(source, options) as (container, stream):
         scan, size = scan_of(container, stream, source, options, clip), _shown_size(stream, stream)
     if scan is None:
         return None
@@ -81,7 +81,7 @@ def _taken(source, options: MediaOptions, clip: Mapping, scan_of: Callable) -> t
 
 
 def read_header(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[int, int, int]:
-    """(frames, height, width) as `open_video` gives them; see `media.read_header`."""
+    """Return the (frames, height, width) that `open_video` would give. See `media.read_header`."""
     options = clips.applied(options, clip)
     if isinstance(reference, (list, tuple)):
         indices, _, (width, height) = _choose_images(reference, options)
@@ -100,7 +100,7 @@ def is_moment(clip: Mapping) -> bool:
 
 
 def _choose(total: int, fps: float, options: MediaOptions, clip: Mapping = {}) -> list[int]:
-    """The numbers of the frames to take."""
+    """Return the numbers of the frames to use."""
     first, end = _range(total, fps, clip)
     number = options.num_frames
     if options.fps:
@@ -114,28 +114,28 @@ def _choose(total: int, fps: float, options: MediaOptions, clip: Mapping = {}) -
 
 
 def _range(total: int, fps: float, clip: Mapping) -> tuple[int, int]:
-    """The first frame of a clip, and the one after its last: those from its start on and before its end.
+    """Return the first frame of a clip, and the one after its last: frames from its start on and before its end.
 
     Raises:
-        ValueError: it is not in the film, whose length may have been rounded.
+        ValueError: The clip is not inside the video. A small excess is allowed, since lengths are rounded.
     """
     start, end, length = clip.get("start", 0), clip.get("end", total / fps), total / fps
     if start >= length or end > length + 0.1:
-        raise ValueError(f"the row asks for {start:g} to {end:g} seconds of it, but it lasts {length:.2f} seconds")
+        raise ValueError(f"the row selects {start:g} to {end:g} seconds, but the video lasts {length:.2f} seconds")
     last = max(1, min(math.ceil(end * fps - 1e-6), total))
-    return min(math.ceil(start * fps - 1e-6), last - 1), last  # between two frames: what is shown then
+    return min(math.ceil(start * fps - 1e-6), last - 1), last  # between two frames: the one shown then
 
 
 def _scaled_size(width: int, height: int, number: int, options: MediaOptions) -> tuple[int, int]:
-    """(width, height) of each frame once scaled.
+    """Return the (width, height) of each scaled frame.
 
     Raises:
-        ValueError: so many frames of that size are too large together.
+        ValueError: All frames together have too many pixels.
     """
     width, height = scaled_size(width, height, None, options.video_max_pixels)
     if number * width * height > options.video_pixel_limit:
         raise ValueError(
-            f"{number:,} frames of {width}x{height} pixels are more than --video_pixel_limit; lower "
+            f"{number:,} frames of {width}x{height} pixels exceed --video_pixel_limit; lower "
             f"{'--max_frames' if options.fps else '--num_frames (--max_frames with --fps)'} or --video_max_pixels"
         )
     return width, height
@@ -156,16 +156,16 @@ def _open_images(references, options: MediaOptions, clip: Mapping) -> tuple[np.n
         frames[i] = np.asarray(image if size == image.size else image.resize(size))
     number, fps, told = len(references), clip.get("fps"), indices
     if times := clip.get("times"):
-        seconds = (times[-1] - times[0]) * number / (number - 1) if number > 1 else 1.0  # the last lasts as long
+        seconds = (times[-1] - times[0]) * number / (number - 1) if number > 1 else 1.0  # the last is shown as long
         number, fps, told = round(seconds * PER_SECOND), PER_SECOND, [round(times[i] * PER_SECOND) for i in indices]
     return np.stack([frames[i] for i in indices]), _metadata(number, fps, told)
 
 
 def _choose_images(references, options: MediaOptions) -> tuple[list[int], MediaOptions, tuple[int, int]]:
-    """The numbers of the images to take, the options to open each with, and the (width, height) of the frames."""
+    """Return the numbers of the images to use, the options for opening them, and the (width, height) of frames."""
     if not references:
         raise ValueError("a video is an empty list of images")
-    # Flags of size that mean images do not mean frames.
+    # Size flags for images do not apply to frames.
     single = dataclasses.replace(options, image_size=None, min_pixels=None, max_pixels=None, jpeg_draft=False)
     indices = np.linspace(0, len(references) - 1, options.num_frames).round().astype(int).tolist()
     sizes = {i: images.read_header(references[i], single)[::-1] for i in sorted(set(indices))}
@@ -173,8 +173,8 @@ def _choose_images(references, options: MediaOptions) -> tuple[list[int], MediaO
     for i, (width, height) in sizes.items():
         if (width, height) != first:
             raise ValueError(
-                f"the images of a video must have one size, but image {describe(references[i])} has "
-                f"{width}x{height} pixels and the first {first[0]}x{first[1]}"
+                f"the images of a video must have the same size, but image {describe(references[i])} has "
+                f"{width}x{height} pixels and the first image has {first[0]}x{first[1]}"
             )
     with _named(references):
         return indices, single, _scaled_size(*first, len(indices), options)
@@ -187,14 +187,14 @@ def _choose_images(references, options: MediaOptions) -> tuple[list[int], MediaO
 class _Scan:
     total: int  # frames
     fps: float
-    times: list[int] | None  # when each frame is shown, in order, in the stream's unit; None where it does not tell
-    keys: list[int]  # those of the keyframes, in order; none where it cannot be told where they are
-    start: int = 0  # when the first of all is shown
+    times: list[int] | None  # when each frame is shown, sorted, in the stream's time base; None if unknown
+    keys: list[int]  # the times of keyframes, sorted; empty if unknown
+    start: int = 0  # when the first frame of all is shown
     step: float = 0.0  # 1 / fps
-    is_moment: bool = False  # `times` and `keys` are those of a moment
+    is_moment: bool = False  # whether `times` and `keys` cover only a clip
 
     def shown(self, index: int) -> int:
-        """Which of `times` is that of the frame that a player shows at `index` / `fps`; they are rounded."""
+        """Return the index in `times` of the frame that a player shows at `index` / `fps`. Times are rounded."""
         if self.times is None:
             return index
         return bisect_right(self.times, self.start + (index + 0.25) * self.step) - 1
@@ -202,11 +202,11 @@ class _Scan:
 
 @contextlib.contextmanager
 def _named(reference, source=None):
-    """What goes wrong in the body of the `with` is a ValueError that names the video."""
+    """Turn errors in the `with` block into a ValueError that names the video."""
     try:
         yield
     except (av.FFmpegError, OSError, MemoryError, ValueError) as error:
-        # The text of an error of PyAV repeats path and number.
+        # The text of a PyAV error repeats the path and the error number.
         reason = getattr(error, "strerror", None) or error
         if source and "truncated" not in str(reason) and _is_cut_mp4(source):
             reason = f"it is truncated: {reason}"
@@ -214,8 +214,8 @@ def _named(reference, source=None):
 
 
 @contextlib.contextmanager
-def _open_container(source, options: MediaOptions):
-    """The container and its first video stream."""
+def _opened(source, options: MediaOptions):
+    """Yield the container and its first video stream."""
     if not isinstance(source, str):
         source.seek(0)
     only = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
@@ -225,21 +225,21 @@ def _open_container(source, options: MediaOptions):
         what = what_it_is(source)
         if not what and not isinstance(error, av.error.ArgumentError):
             raise
-        what = what or "no video file of a known format; a still image belongs in an image part"
+        what = what or "not a video file of a known format; put still images into image parts"
         raise ValueError(f"it is {what}") from error
     with container:
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not streams:
-            raise ValueError("it holds no video stream")
+            raise ValueError("it contains no video stream")
         stream = streams[0]
         if stream.codec_context is None:
             raise ValueError("its codec is unknown")
         if stream.width * stream.height > options.image_pixel_limit:
             raise ValueError(f"its frames have {stream.width}x{stream.height} pixels, more than --image_pixel_limit")
         stream.codec_context.options = {
-            "max_pixels": str(options.image_pixel_limit),  # if they grow on the way
-            # Damage is an error, and not painted over. What nearly any bytes decode to stays unnoticed: most of VP8,
-            # VP9, WMV, GIF and QuickTime RLE, and now and then a few bytes within a slice of H.264 or HEVC.
+            "max_pixels": str(options.image_pixel_limit),  # in case later frames are larger
+            # Make damage an error, rather than conceal it. Damage stays unnoticed if nearly any bytes can be decoded:
+            # most of VP8, VP9, WMV, GIF and QuickTime RLE, and sometimes a few bytes in a slice of H.264 or HEVC.
             "err_detect": "explode",
         }
         stream.thread_type = "AUTO"
@@ -247,7 +247,7 @@ def _open_container(source, options: MediaOptions):
 
 
 def _promised_end(container) -> float:
-    """When the last frame ends, in seconds, by the header; 0 where it has none."""
+    """Return the end of the last frame in seconds, from the header; 0 if the header does not have it."""
     start = 0 if container.format.name in END_IN_HEADER else container.start_time or 0
     return (start + (container.duration or 0)) / 1e6
 
@@ -262,21 +262,21 @@ def _check_length(seconds: float, options: MediaOptions) -> None:
 
 
 def _header_total(container, stream, clip: Mapping) -> int:
-    """The header's number of frames; 0 if it has none, as in raw streams, or one that is too small for the clip."""
+    """Return the header's number of frames; 0 if missing, as in raw streams, or if too small for the clip."""
     total, fps, name = 0, _header_rate(stream), container.format.name
-    if name in END_IN_HEADER:  # others estimate
+    if name in END_IN_HEADER:  # for others, the end is an estimate
         total = round((_promised_end(container) - (container.start_time or 0) / 1e6) * fps)
-    elif name in TIMED and is_moment(clip) and stream.duration:  # the index of a long film is long
+    elif name in TIMED and is_moment(clip) and stream.duration:  # the index of a long video is long
         total = round(stream.duration * stream.time_base * fps)
     elif len(stream.index_entries) == stream.frames:
         gaps = np.diff([entry.timestamp for entry in stream.index_entries])
-        if not len(gaps) or gaps.max() < 1.5 * gaps.min():  # otherwise the rate varies, and the header guesses
+        if not len(gaps) or gaps.max() < 1.5 * gaps.min():  # otherwise the rate varies, and the header is wrong
             total = sum(not entry.is_discard for entry in stream.index_entries)
     return total if clip.get("end", clip.get("start", 0)) <= total / fps else 0
 
 
 def _promised(container, stream, source, options: MediaOptions, clip: Mapping) -> tuple[int, float]:
-    """Frames and frames per second by the header; counted if it has none."""
+    """Return frames and frames per second, from the header or, if it has no number of frames, by counting."""
     fps, total = _header_rate(stream), _header_total(container, stream, clip)
     if total < 1:
         with _open_container(source, options) as (container, stream):
@@ -288,7 +288,7 @@ def _promised(container, stream, source, options: MediaOptions, clip: Mapping) -
 
 
 def _scan_moment(container, stream, source, options: MediaOptions, clip: Mapping) -> _Scan | None:
-    """Scan only a moment's packets, from the keyframe before it; None if they cannot be found."""
+    """Scan only the packets of a clip, from the keyframe before it. Return None if they cannot be found."""
     total, fps = _header_total(container, stream, clip), _header_rate(stream)
     if not total or container.format.name not in TIMED or stream.start_time is None:
         return None
@@ -299,7 +299,7 @@ def _scan_moment(container, stream, source, options: MediaOptions, clip: Mapping
     times, keys, last = [], [], begin
     for packet in container.demux(stream):
         if packet.pts is None or last >= stop and packet.dts is not None and packet.dts >= stop:
-            break  # what follows is shown later
+            break  # all further packets are shown later
         keys += [packet.pts] if packet.is_keyframe else []
         times += [] if packet.is_discard or _is_hidden(packet) else [packet.pts]
         last = max(last, packet.pts + (packet.duration or 0))
@@ -308,24 +308,24 @@ def _scan_moment(container, stream, source, options: MediaOptions, clip: Mapping
 
 
 def _scan(container, stream, source, options: MediaOptions, clip: Mapping = {}) -> _Scan:
-    """Go over the packets of an opened video, decoding nothing.
+    """Scan the packets of an opened video without decoding them.
 
-    Headers cannot be trusted with the number of frames: raw streams, mkv, webm and flv have none, and in a clip that
-    was cut without encoding it again it includes frames outside the cut (packets marked "discard").
+    The number of frames in headers is not reliable: raw streams, mkv, webm and flv have none. If a video was cut
+    without encoding it again, the number includes frames outside the cut (packets marked "discard").
 
     Raises:
-        ValueError: the packets end before what the header promises. Raw streams and MPEG-TS promise nothing.
+        ValueError: The packets end earlier than the header promises. Raw streams and MPEG-TS promise nothing.
     """
     fps, start = _header_rate(stream), (container.start_time or 0) / 1e6
     _check_length(_promised_end(container) - start, options)
     times, keys, packets, end, cut_short = [], [], 0, 0.0, False
-    for packet in container.demux():  # sound too: it may be longer than the pictures
+    for packet in container.demux():  # sound too, which may be longer than the video
         if packet.pts is not None:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             _check_length(end - start, options)
         if packet.stream is not stream:
             continue
-        packets += packet.dts is not None or packet.size > 0  # avi has empty ones: the frame before goes on
+        packets += packet.dts is not None or packet.size > 0  # empty ones in avi repeat a frame
         if not packet.size:
             continue
         cut_short = packet.is_corrupt
@@ -335,7 +335,7 @@ def _scan(container, stream, source, options: MediaOptions, clip: Mapping = {}) 
             times.append(packet.pts)
     total = len(times)
     if not total:
-        raise ValueError("it holds no frame")
+        raise ValueError("it contains no frames")
     _check_length(total / fps, options)
     _check_whole(container, stream, source, fps, packets, end, cut_short)
     if None in times + keys or len(set(times)) < total or not keys:
@@ -343,27 +343,27 @@ def _scan(container, stream, source, options: MediaOptions, clip: Mapping = {}) 
     times, keys = sorted(times), sorted(keys)
     if total > 1:
         measured = (total - 1) / float((times[-1] - times[0]) * stream.time_base)
-        # Stamps are rounded, which shows in short clips; headers too, and they guess where the rate varies.
+        # Rounded time stamps matter in short clips. Header rates are rounded too, and guesses if the rate varies.
         fps = fps if abs(1 / measured - 1 / fps) * (total - 1) < 0.5 / fps else measured
     step = (times[-1] - times[0]) / max(total - 1, 1)
     return _Scan(total, fps, times, keys if container.format.name in TIMED else [], times[0], step)
 
 
 def _check_whole(container, stream, source, fps: float, packets: int, end: float, cut_short: bool) -> None:
-    """Compare what was read with what the header promises.
+    """Check that the packets reach the end that the header promises.
 
     Args:
-        packets: of pictures.
-        end: of the last packet of any stream, in seconds.
+        packets: the number of video packets.
+        end: the end of the last packet of any stream, in seconds.
         cut_short: whether the last packet is incomplete.
     """
     start, promised = (container.start_time or 0) / 1e6, _promised_end(container)
-    # Where the header has no count, the last frame may come without its duration, and times are rounded.
+    # If the header has no count, the last frame may lack its duration. Times are rounded too.
     cut_short |= end > 0 and promised - end > (0.25 / fps if packets < stream.frames else max(1.5 / fps, 0.1))
     cut_short |= container.format.name in FORMATS_WITH_COUNT and packets < stream.frames
     if trailer := TRAILERS.get(container.format.name):
-        with _open_bytes(source) as file:
-            file.seek(-16, io.SEEK_END)  # the header alone is longer
+        with _read(source) as file:
+            file.seek(-16, io.SEEK_END)  # headers alone are longer
             cut_short |= not file.read().rstrip(b"\0").endswith(trailer)
     if cut_short:
         readable = f"the first {max(end - start, 0):.2f} of {promised - start:.2f} seconds"
@@ -373,15 +373,15 @@ def _check_whole(container, stream, source, fps: float, packets: int, end: float
 
 
 def _is_cut_mp4(source) -> bool:
-    """Whether the file ends within a box of MP4 or MOV: the list of frames is usually the last."""
-    with _open_bytes(source) as file:
+    """Whether an MP4 or MOV file ends within a box. The list of frames is usually the last box."""
+    with _read(source) as file:
         size, place = file.seek(0, io.SEEK_END), 0
         while place + 8 < size:
             file.seek(place)
             length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
             if place == 0 and kind not in (b"ftyp", b"moov", b"mdat", b"wide"):
                 return False
-            length = int.from_bytes(file.read(8), "big") if length == 1 else length  # 64 bits; 0 is all the rest
+            length = int.from_bytes(file.read(8), "big") if length == 1 else length  # 64 bits; 0: to the end
             place += max(length or size, 8)
         return place > size
 
@@ -391,7 +391,7 @@ def _open_bytes(source):
 
 
 def _is_hidden(packet) -> bool:
-    """Whether a packet holds a picture that is never shown, as VP8's may (RFC 6386, 9.1: show_frame)."""
+    """Whether a packet contains a frame that is never shown, as VP8 allows (RFC 6386, 9.1: show_frame)."""
     return packet.stream.codec_context.name in ("vp8", "libvpx") and not bytes(packet)[0] & 0x10
 
 
@@ -399,13 +399,13 @@ def _is_hidden(packet) -> bool:
 
 
 def _decode(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> dict[int, np.ndarray]:
-    """The wanted frames by index; `wanted` is in ascending order. Nothing if a jump to a moment misses its keyframe."""
+    """Return the wanted frames by index, given in ascending order; {} if a seek to a clip misses its keyframe."""
     frames = _decode_by_time(source, wanted, scan, options) if scan.keys else None
     return frames or ({} if scan.is_moment else _decode_by_number(source, wanted, scan.total, options))
 
 
 def _decode_by_time(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> dict[int, np.ndarray] | None:
-    """The wanted frames; jumps to the keyframe before one only if that skips work. None if a jump goes astray."""
+    """Return the wanted frames. Seek to the keyframe before a frame only if that skips work. None if a seek fails."""
     frames, shown, known = {}, -math.inf if scan.is_moment else scan.keys[0], set(scan.keys)
     with _open_container(source, options) as (container, stream):
         try:
@@ -431,7 +431,7 @@ def _decode_by_time(source, wanted: list[int], scan: _Scan, options: MediaOption
 
 
 def _decode_from_keyframe(container, stream, known: set[int]):
-    """Frames from where a seek landed; none if that is not a known keyframe."""
+    """Yield frames from where a seek ended; none if that is not a known keyframe."""
     for number, packet in enumerate(container.demux(stream)):
         if number == 0 and packet.pts not in known:
             return
@@ -439,7 +439,7 @@ def _decode_from_keyframe(container, stream, known: set[int]):
 
 
 def _decode_by_number(source, wanted: list[int], total: int, options: MediaOptions) -> dict[int, np.ndarray]:
-    """The wanted frames, decoding from the first: for files without times, or whose jumps go wrong."""
+    """Return the wanted frames, decoding from the first frame: for files without times, or if a seek fails."""
     remaining, frames, number = set(wanted), {}, 0
     with _open_container(source, options) as (container, stream):
         try:
@@ -451,7 +451,7 @@ def _decode_by_number(source, wanted: list[int], total: int, options: MediaOptio
                 number += 1
                 if number > wanted[-1]:
                     return frames
-        except av.FFmpegError:  # told below, with how far it got
+        except av.FFmpegError:  # reported below, with the number of decoded frames
             pass
     raise ValueError(f"it is truncated or damaged: only the first {number} of {total} frames can be decoded")
 
@@ -462,19 +462,19 @@ def _first_frame(container, stream):
     except av.FFmpegError as error:
         raise ValueError("it is truncated or damaged: not even its first frame can be decoded") from error
     if frame is None:
-        raise ValueError("it holds no frame")
+        raise ValueError("it contains no frames")
     return frame
 
 
 def _shown_size(frame, stream) -> tuple[int, int]:
-    """(width, height) of a frame in square pixels."""
+    """Return the (width, height) of a frame in square pixels."""
     return round(frame.width * (stream.sample_aspect_ratio or 1)), frame.height
 
 
 def _pixels(frame, stream, number: int, options: MediaOptions) -> np.ndarray:
-    """(height, width, 3) uint8 of a decoded frame of the stream, one of `number`, scaled and turned."""
+    """Return the pixels (height, width, 3) uint8 of a decoded frame, one of `number`, scaled and rotated."""
     width, height = _scaled_size(*_shown_size(frame, stream), number, options)
-    # By default a frame keeps threads for scaling, which a data loader's worker, forked later, would wait for in vain.
+    # By default, a frame keeps threads for scaling. A data loader worker that is forked later would wait forever.
     form = {"width": width, "height": height, "threads": 1}
     if any(component.is_alpha for component in frame.format.components):
         rgba = frame.to_ndarray(format="rgba", **form)

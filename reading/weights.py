@@ -1,4 +1,4 @@
-"""Which rows an epoch takes: by the weights of their paths, by weights of their own, and by their classes."""
+"""Choose the rows of an epoch by the weights of paths, the weights of rows, and the classes of rows."""
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -7,7 +7,7 @@ from reading.rows import WEIGHT
 
 
 class WeightedRows(Dataset):
-    """What a MultimodalDataset knows of its epochs."""
+    """The part of a MultimodalDataset that chooses the rows of an epoch."""
 
     @property
     def is_drawn(self) -> bool:
@@ -17,13 +17,13 @@ class WeightedRows(Dataset):
     def how_drawn(self) -> str:
         how = f"by {WEIGHT}"
         if self.balance is not None:
-            classes = np.count_nonzero(np.unique(self.of_rows("classes")))  # 0 is of rows that cannot be used
+            classes = np.count_nonzero(np.unique(self.of_rows("classes")))  # 0 is for unusable rows
             how = f"each of {classes:,} classes of `{self.balance}` equally often"
         return f"{self.name}: an epoch draws {self.epoch_size:,} rows with replacement, {how}."
 
     @property
     def epoch_size(self) -> int:
-        """Samples in an epoch: each path gives its rows times its weight."""
+        """The number of samples in an epoch: for each path, its rows times its weight."""
         return sum(self._shares())
 
     def _shares(self) -> list[int]:
@@ -34,13 +34,13 @@ class WeightedRows(Dataset):
         return np.searchsorted(self.numbers, self.path_starts).tolist()
 
     def row_weights(self) -> np.ndarray:
-        """How often each row is seen in an epoch, on average (rows,)."""
+        """Return how often each row is seen in an epoch, on average (rows,)."""
         shares, counts = self._shares(), np.diff(self._ends())
         weights = np.repeat(np.divide(shares, np.maximum(counts, 1)), counts)
         if not self.is_drawn:
             return weights
         weights *= self.of_rows("sampling_weights")
-        _, group = np.unique(self.of_rows("classes"), return_inverse=True)  # without --balance, it is one
+        _, group = np.unique(self.of_rows("classes"), return_inverse=True)  # one group without --balance
         totals = np.bincount(group, weights)
         if not totals.all():
             of_class = f" of a class of --balance {self.balance}" if self.balance is not None else ""
@@ -49,13 +49,13 @@ class WeightedRows(Dataset):
         return weights * (sum(shares) / weights.sum())
 
     def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
-        """The positions that an epoch takes, not shuffled: a pure function of its arguments.
+        """Return the positions of an epoch's rows, not shuffled: a pure function of the arguments.
 
-        A path of weight 0.5 gives one half of its rows and in the next epoch the other, one of weight 2 each row twice.
-        Where rows have weights or classes, any of all rows is drawn each time, by its weight times that of its path.
+        A path of weight 0.5 gives half of its rows, in the next epoch the other half. Weight 2 gives all rows twice.
+        If rows have weights or classes, rows of all paths are drawn together, by row weight times path weight.
         """
         if self.is_drawn:
-            draw = np.random.default_rng([seed % 2**32, len(self.weights), epoch])  # as below, of one path more
+            draw = np.random.default_rng([seed % 2**32, len(self.weights), epoch])  # a seed that no path has below
             weights = self.row_weights()
             return np.sort(draw.choice(len(self), self.epoch_size, p=weights / weights.sum()))
         chosen, ends = [], self._ends()
@@ -64,7 +64,7 @@ class WeightedRows(Dataset):
             if share == number:
                 chosen.append(np.arange(start, end))
                 continue
-            # The next `share` rows of an endless line of shuffled passes over the path.
+            # The next `share` rows of an endless sequence of shuffled passes over the path.
             first, last = epoch * share, (epoch + 1) * share
             for turn in range(first // max(number, 1), -(-last // max(number, 1))):
                 order = np.random.default_rng([seed % 2**32, path, turn]).permutation(number)

@@ -185,35 +185,35 @@ def test_a_wrong_value_is_named_with_its_field(write_rows):
     one, frames = {"video": "clip.mp4", "conversations": HI}, {"video": [["red.png", "red.png"]], "conversations": HI}
     part = {"type": "video", "path": "clip.mp4", "fps": -2}
     wrong = [
-        (one | {"start": 3, "end": 2}, "a moment from 3 to 2 seconds; its end must be later"),
-        (one | {"clip": [1, 1]}, "a moment from 1 to 1 seconds"),
-        (one | {"start": -1}, "start is -1.*seconds from 0"),
+        (one | {"start": 3, "end": 2}, "a clip from 3 to 2 seconds; the end must be later"),
+        (one | {"clip": [1, 1]}, "a clip from 1 to 1 seconds"),
+        (one | {"start": -1}, "start is -1.*seconds, 0 or more"),
         (one | {"end": float("nan")}, "end is nan"),
-        (one | {"end": "soon"}, "end is 'soon'; it must be seconds from 0"),
+        (one | {"end": "soon"}, "end is 'soon'; it must be a number of seconds, 0 or more"),
         (one | {"start": True}, "start is True"),
         (one | {"fps": 0}, "fps is 0; it must be a number above 0"),
         (one | {"fps": float("inf")}, "fps is inf"),
-        (one | {"num_frames": 2.5}, "num_frames is 2.5; it must be a whole number from 1"),
+        (one | {"num_frames": 2.5}, "num_frames is 2.5; it must be a whole number, 1 or more"),
         (one | {"max_pixels": 0}, "max_pixels is 0"),
         (one | {"clip": [1, 2, 3]}, r"clip is \[1, 2, 3\]; it must be \[start, end\]"),
         (one | {"clip": 3}, "clip is 3"),
-        (one | {"start": 1, "clip": [1, 2]}, "clip gives a start or end that another field also gives"),
-        (one | {"start": [0, 1]}, "start has 2 values, but the row has 1 videos"),
+        (one | {"start": 1, "clip": [1, 2]}, "clip sets a start or end that another field also sets"),
+        (one | {"start": [0, 1]}, "start has 2 values, but there are 1 videos"),
         (one | {"fps": 1, "num_frames": 4}, "has both `fps` and `num_frames`"),
-        (one | {"times": [0, 1]}, "`times`, which must be ascending, one for each image"),
-        (frames | {"times": [0]}, "must be ascending, one for each image of a list"),
-        (frames | {"times": [1, 1]}, "must be ascending"),
+        (one | {"times": [0, 1]}, "`times` that do not fit the video; give a list of images"),
+        (frames | {"times": [0]}, "give a list of images, with ascending times"),
+        (frames | {"times": [1, 1]}, "with ascending times"),
         (frames | {"times": 3}, "times is 3; it must be a list of seconds"),
         (frames | {"times": [0, 1], "fps": 1}, "has both `fps` and `times`"),
-        (frames | {"start": 0, "end": 1}, "`start` or `end` for a video given as images; list only"),
+        (frames | {"start": 0, "end": 1}, "`start` or `end` for a video that is a list of images; list only"),
         (
             {"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "x"}]},
             r"messages\[0\].content\[0\].fps is -2",
         ),
         # What only the file tells.
-        (one | {"end": 2.2}, "clip.mp4 .*asks for 0 to 2.2 seconds of it, but it lasts 2.00 seconds"),
-        (one | {"start": 2}, "asks for 2 to 2 seconds of it"),
-        (one | {"clip": [1, 3600]}, "asks for 1 to 3600 seconds of it"),
+        (one | {"end": 2.2}, "clip.mp4 .*selects 0 to 2.2 seconds, but the video lasts 2.00 seconds"),
+        (one | {"start": 2}, "selects 2 to 2 seconds"),
+        (one | {"clip": [1, 3600]}, "selects 1 to 3600 seconds"),
     ]
     errors = MultimodalDataset(write_rows([row for row, _ in wrong]), check=False).errors
     for i, (_, message) in enumerate(wrong):
@@ -229,7 +229,7 @@ def test_two_moments_of_a_film_are_two_clips_of_one_video(write_rows, media_fold
     assert sizes == [[8, 48, 64], [24, 48, 64], [12, 48, 64], [5, 24, 32]]
     assert [list(dataset[i]["messages"][0]["content"][0]["video"].shape[:3]) for i in range(4)] == sizes
     assert len({*dataset.of_rows("hashes").tolist()}) == 4 and len({*linked(dataset).tolist()}) == 1
-    assert any("4 rows choose moments or frames of videos (docs/moments.md)." in note for note in dataset.notes())
+    assert any("4 rows choose clips or frames of their videos (docs/moments.md)." in note for note in dataset.notes())
     other = MultimodalDataset(write_rows([row(clip=[0, 3], fps=4), *moments[1:]]))
     in_parts = [
         {

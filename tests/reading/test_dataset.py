@@ -195,7 +195,7 @@ def test_media_outside_the_folders_of_the_data_are_named_with_their_numbers(tmp_
     away = [str(tmp_path / "data-2/a.png"), "link.png", "links/a/a.png", "link.png"]
     path.write_text(json.dumps(rows + [row | {"image": path} for row, path in zip(rows * 2, away)]))
     (note,) = MultimodalDataset(str(path)).notes()
-    assert note.endswith(f": media outside the folders of the data: {tmp_path}/far/a (3), {tmp_path}/data-2 (1)")
+    assert note.endswith(f": media outside of the data folders: {tmp_path}/far/a (3), {tmp_path}/data-2 (1)")
     path.write_text(json.dumps([rows[0] | {"image": "a/a.png"}]))
     assert MultimodalDataset(str(path), image_folder=str(tmp_path / "far")).notes() == []  # it is named
 
@@ -209,9 +209,9 @@ BAD_ROWS = [
     ({"video": "clip.mp4", "conversations": turns("<image>", "b")}, "0 <video> .* 1 in"),
     ({"video": "clip.mp4", "conversations": HI}, "0 <video> .* 1 in its `video` field"),
     ({"image": "red.png", "conversations": turns("Hi", "<image>")}, "0 <image> .* 1 in"),
-    ({"conversations": []}, "no turn in its `conversations`"),
-    ({"conversations": "Hi"}, "no turn in its `conversations`"),
-    ({"messages": []}, "no turn in its `messages`"),
+    ({"conversations": []}, "no turns in its `conversations`"),
+    ({"conversations": "Hi"}, "no turns in its `conversations`"),
+    ({"messages": []}, "no turns in its `messages`"),
     ({"conversations": turns("Hi")}, "roles user; expected"),
     ({"conversations": turns("a", "b", "c")}, "roles user, assistant, user; expected"),
     ({"conversations": turns("Hi", "Hello")[::-1]}, "roles assistant, user; expected"),
@@ -223,16 +223,16 @@ BAD_ROWS = [
         r"conversations\[0\].from is 'person'.*'human'.*--user_key",
     ),
     ({"conversations": [{"from": ["human"], "value": "Hi"}, HI[1]]}, r"conversations\[0\].from is \['human'\]"),
-    ({"conversations": [HI[0], {"from": "gpt", "value": None}]}, r"conversations\[1\].value must be text"),
+    ({"conversations": [HI[0], {"from": "gpt", "value": None}]}, r"conversations\[1\].value is missing"),
     ({"conversations": [HI[0], {"from": "gpt", "value": 3}]}, r"conversations\[1\].value must be text, not int"),
     ({"conversations": [HI[0], "Hello"]}, r"conversations\[1\] must be an object"),
     ({"system_prompt": ["a"], "conversations": HI}, "system_prompt must be text, not list"),
     ({"image": {"a": 1}, "conversations": turns("<image>", "b")}, "`image` must be a path or a list of paths"),
     ({"image": [None], "conversations": turns("<image>", "b")}, r"`image\[0\]` must be a path or a list of paths"),
-    ({"text": "Hi"}, "none of `conversations`, `messages`, .* but `text`: try --columns answer=text --prompt"),
+    ({"text": "Hi"}, "none of `conversations`, `messages`, .* are `text`: try --columns answer=text --prompt"),
     (["Hi"], "must be a JSON object, not list"),
     ({"messages": [{"role": "person", "content": "Hi"}]}, r"messages\[0\].role is 'person'.*'user'"),
-    ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\].content must be text"),
+    ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\].content is missing"),
     ({"messages": [{"role": "user", "content": ["Hi"]}]}, r"content\[0\] must be an object, not str"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, r"content\[0\] has type 'image_url'"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"content\[0\] has type 'image' but no `path`"),
@@ -244,7 +244,7 @@ BAD_ROWS = [
                 {"role": "assistant", "content": "b"},
             ],
         },
-        r"messages\[0\].content\[1\].index is 0, like an earlier part's",
+        r"messages\[0\].content\[1\].index is 0, as in an earlier part",
     ),
     (
         {
@@ -274,14 +274,14 @@ BAD_ROWS = [
     ({"image": "none.png", "conversations": turns("<image>", "b")}, "none.png does not exist; .*--image_folder"),
     ({"video": "none.mp4", "conversations": turns("<video>", "b")}, "none.mp4 does not exist; .*--video_folder"),
     ({"image": "", "conversations": turns("<image>", "b")}, "has 1 <image> in its user turns but 0 in its `image`"),
-    ({"images": ["red.png", " "], "conversations": turns("<image><image>", "b")}, r"images\[1\] is empty; give a path"),
+    ({"images": ["red.png", " "], "conversations": turns("<image><image>", "b")}, r"images\[1\] is empty; write a"),
     ({"video": {"path": "", "bytes": None}, "conversations": turns("<video>", "b")}, "video is empty"),
-    ({"first": "a", "last": "b"}, "but `first`, `last`: try --columns question=first answer=last"),
+    ({"first": "a", "last": "b"}, "fields are `first`, `last`: try --columns question=first answer=last"),
     (
         {"image": "red.png", "chat": [{"role": "user", "content": "a"}]},
-        "but `image`, `chat`: try --columns messages=chat",
+        "fields are `image`, `chat`: try --columns messages=chat",
     ),
-    ({}, "but none at all"),
+    ({}, r"its fields are \(none\): add a field with text"),
     ({"image": "clip.mp4", "conversations": turns("<image>", "b")}, "image .*clip.mp4 cannot be decoded"),
 ]
 
@@ -311,9 +311,9 @@ def test_faults_that_are_alike_are_one_line_with_a_count(write_rows):
     with pytest.raises(ValueError, match="17 of 18 samples") as caught:
         MultimodalDataset(write_rows(rows))
     first, second, third = str(caught.value).splitlines()[1:]
-    assert "sample 1: has none of" in first and re.search(r"\(11 more like it, such as \S+, sample 2\)$", first)
-    assert "sample 13: image" in second and re.search(r"0.png does not exist; .* \(2 more like it, such as", second)
-    assert "'bot'" in third and re.search(r"\(1 more like it, such as \S+, sample 17\)$", third)
+    assert "sample 1: has none of" in first and re.search(r"\(11 more like this, such as \S+, sample 2\)$", first)
+    assert "sample 13: image" in second and re.search(r"0.png does not exist; .* \(2 more like this, such as", second)
+    assert "'bot'" in third and re.search(r"\(1 more like this, such as \S+, sample 17\)$", third)
 
 
 def test_empty_replies_pass_where_they_are_masked_or_allowed_and_are_counted(write_rows):
@@ -362,15 +362,15 @@ def test_a_row_counts_as_the_same_in_any_form_and_file(write_rows, media_folder,
 
 GOOD = json.dumps({"conversations": HI})
 FILES = {
-    "object.json": (GOOD, "must hold a JSON list of samples, not an object of conversations: .*jsonl"),
-    "text.json": ('"Hi"', "must hold a JSON list of samples, not str"),
-    "empty.json": ("[]", "holds no sample"),
-    "empty.jsonl": ("\n\n", "holds no sample"),
+    "object.json": (GOOD, "must contain a JSON list of samples, not an object with conversations: .*jsonl"),
+    "text.json": ('"Hi"', "must contain a JSON list of samples, not str"),
+    "empty.json": ("[]", "contains no samples"),
+    "empty.jsonl": ("\n\n", "contains no samples"),
     "nothing.json": ("", "nothing.json is empty"),
     "broken.json": (f"[{GOOD},\n{GOOD},\n{{'a'}}]", "broken.json, line 3: not valid JSON"),
     "broken.jsonl": (f"{GOOD}\n\n{GOOD}\n{{\n", "broken.jsonl, sample 2: is line 4, which is not valid JSON"),
-    "lines.json": (f"{GOOD}\n{GOOD}", r"lines.json, line 2: not valid JSON: Extra data \(name a JSONL file .jsonl\)"),
-    "list.jsonl": (f"[\n{GOOD}\n]", "list.jsonl begins with a list, .* name it .json"),
+    "lines.json": (f"{GOOD}\n{GOOD}", r"lines.json, line 2: not valid JSON: Extra data \(rename a JSONL file"),
+    "list.jsonl": (f"[\n{GOOD}\n]", "list.jsonl begins with a list, .* rename it to .json"),
     "deep.json": ("[" * 100_000, "deep.json, line 1: not valid JSON: it is nested too deeply"),
     "digits.json": ("[" + "1" * 5000 + "]", "digits.json.* not valid JSON: .*digits"),
     "latin.json": (f'[{GOOD}, "caf\xe9"]'.encode("latin-1"), "latin.json is not UTF-8 text"),
@@ -388,7 +388,7 @@ def test_a_bad_file_is_an_error_that_names_it(tmp_path, name):
 
 @pytest.mark.parametrize(
     "path, named",
-    [("none.json", "none.json does not exist"), ("", "no .json, .jsonl, .* file or picture is in ")],
+    [("none.json", "none.json does not exist"), ("", "no .json, .jsonl, .* file or image is in ")],
 )
 def test_a_missing_file_is_an_error_that_names_it(tmp_path, path, named):
     with pytest.raises(ValueError, match=named):
@@ -398,7 +398,7 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path, path, named):
 def test_files_further_down_a_folder_are_named(tmp_path):
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/metadata.jsonl").write_text(GOOD)
-    with pytest.raises(ValueError, match=r"but .*a/b/metadata.jsonl: give '.*\*\*/\*.jsonl'") as error:
+    with pytest.raises(ValueError, match=r"but there is .*a/b/metadata.jsonl: pass '.*\*\*/\*.jsonl'") as error:
         MultimodalDataset(str(tmp_path))
     assert len(MultimodalDataset(str(error.value).split("'")[1])) == 1
 
@@ -535,6 +535,6 @@ def test_the_price_of_each_reply(write_rows):
     rows = [{"conversations": turns("One?", "1", "Two?", "2")}, {"conversations": turns("Only?", "3")}]
     dataset = MultimodalDataset(write_rows(rows), train_replies="each")
     assert cost_of_replies(dataset, np.array([10, 30, 20])).endswith(
-        ": 3 replies of 2 conversations take 1.2 times the tokens."
+        ": 3 replies of 2 conversations take 1.2 times as many tokens."
     )
     assert cost_of_replies(MultimodalDataset(write_rows(rows)), np.array([30, 20])) == ""

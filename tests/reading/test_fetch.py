@@ -139,20 +139,20 @@ def slow():
 
 ZEROS = gzip.compress(bytes(10_000_000))
 FAULTS = {
-    "missing": (answer(status=404), "the server answers 404"),
-    "error page": (answer(b"\n<!DOCTYPE html><p>Sign in"), "what the server sends is an HTML page"),
-    "nothing": (answer(b""), "what the server sends is empty"),
-    "partial": (answer(status=206), "the server answers 206"),
-    "down": (answer(status=500), "the server answers 500 .tried 3 times"),
+    "missing": (answer(status=404), "the server answered with status 404"),
+    "error page": (answer(b"\n<!DOCTYPE html><p>Sign in"), "the content is an HTML page"),
+    "nothing": (answer(b""), "the content is empty"),
+    "partial": (answer(status=206), "the server answered with status 206"),
+    "down": (answer(status=500), "the server answered with status 500 .tried 3 times"),
     "too large": (answer(bytes(1_000_001)), "larger than --media_megabytes_limit"),
     "promised too large": ((200, {"Content-Length": "9" * 15}, [b"x"]), "larger than --media_megabytes_limit"),
     "endless": ((200, {}, endless()), "larger than --media_megabytes_limit"),
     "cut": ((200, {"Content-Length": "10"}, [b"x"]), "only 1 of its 10 bytes arrived .tried 3 times"),
     "cut chunk": ((200, {"Transfer-Encoding": "chunked"}, [b"ff\r\nabc"]), "IncompleteRead"),
-    "compressed": (answer(ZEROS, **{"Content-Encoding": "gzip"}), "sends it compressed"),
+    "compressed": (answer(ZEROS, **{"Content-Encoding": "gzip"}), "sends compressed content"),
     "loop": ((302, {"Location": "/a", "Content-Length": "0"}, []), "redirects more than 5 times"),
     "nowhere": (answer(status=302), "without an address to redirect to"),
-    "file": (answer(status=302, Location="file:///etc/passwd"), "only http:// and https:// are fetched"),
+    "file": (answer(status=302, Location="file:///etc/passwd"), "only http:// and https:// URLs are fetched"),
     "inside": (answer(status=302, Location="http://169.254.169.254/"), "169.254.169.254 is not a public address"),
     "other loopback": (answer(status=302, Location="http://127.0.0.2/"), "127.0.0.2 is not a public address"),
     "many headers": ((200, {f"x{i}": "y" for i in range(200)}, [b"x"]), "more than 100 headers"),
@@ -196,7 +196,7 @@ def test_redirects_and_tries_share_one_time(server, options, monkeypatch, first)
             return late((status, headers, []))
 
     server.answers["/a"] = Answers()
-    with pytest.raises(ValueError, match="it takes longer than 0.3 seconds"):
+    with pytest.raises(ValueError, match="the download takes longer than 0.3 seconds"):
         fetch.fetch(server.url + "/a", options())
     assert len(server.seen) == 2
 

@@ -78,8 +78,8 @@ def test_a_single_class_is_said(fill):
     cats = f"{folder}[:3]"
     for paths, only in (([folder], ""), ([cats], "cat"), ([other], "dog"), ([cats, other], "")):
         notes = "".join(MultimodalDataset([*map(str, paths)], prompt="Which?").notes())
-        assert (f"is {only!r}, which the model would learn to say" in notes) == bool(only), (paths, notes)
-        assert ("each reply" in notes) == bool(only)
+        assert (f"is {only!r}, so the model would learn this reply" in notes) == bool(only), (paths, notes)
+        assert ("every reply" in notes) == bool(only)
 
 
 def test_folders_of_splits_are_no_classes_but_one_alone_is(fill):
@@ -117,12 +117,12 @@ FOLDER_FAULTS = {
     "texts in a folder of their own": (
         ["images/1.jpg", "images/2.jpg", "labels/1.txt", "labels/2.txt"],
         "What?",
-        "labels/1.txt, labels/2.txt (4 in all). Each picture NAME.jpg needs a caption NAME.txt",
+        "labels/1.txt, labels/2.txt (4 in all). Each image NAME.jpg needs a caption NAME.txt",
     ),
     "a picture without a caption": (
         ["1.jpg", "1.txt", "2.jpg"],
         "Say.",
-        "partner: 2.jpg (1 in all). Each picture NAME.jpg needs a caption NAME.txt",
+        "partner: 2.jpg (1 in all). Each image NAME.jpg needs a caption NAME.txt",
     ),
     "a caption without a picture": (["1.jpg", "1.txt", "README.txt"], "Say.", "partner: README.txt (1 in all)"),
     "a class too deep": (["cat/1.jpg", "cat/more/2.jpg"], "Say.", "cat/more/2.jpg has no caption, and is not directly"),
@@ -324,11 +324,11 @@ ROWS_OF_A_TAR = [("1.png", b"\x89PNG"), ("1.txt", "A")]
 TAR_FAULTS = {
     "apart": (
         [("1.jpg", b"x"), ("2.jpg", b"x"), ("1.txt", "A"), ("2.txt", "A")],
-        "sample 2 has the name of an earlier one",
+        "sample 2 has the name of an earlier sample",
     ),
     "no ending": ([*ROWS_OF_A_TAR, ("README", "x")], "sample 1: has a member README that has no extension"),
-    "two pictures": ([("1.jpg", b"\xff\xd8\xff"), ("1.png", b"\x89PNG"), ("1.txt", "A")], "png holds media"),
-    "a mask": ([("1.seg.png", b"\x89PNG"), *ROWS_OF_A_TAR], "seg.png holds media"),
+    "two pictures": ([("1.jpg", b"\xff\xd8\xff"), ("1.png", b"\x89PNG"), ("1.txt", "A")], "png contains media"),
+    "a mask": ([("1.seg.png", b"\x89PNG"), *ROWS_OF_A_TAR], "seg.png contains media"),
     "broken json": ([("a/1.json", "{")], "has a member a/1.json that is not valid JSON"),
     "twice": ([*ROWS_OF_A_TAR, ("1.json", '{"txt": "B"}')], "1.json that gives the field `txt` a second time"),
     "other bytes than UTF-8": ([("1.txt", b"\xff\xfe")], "1.txt that is not UTF-8 text"),
@@ -440,7 +440,7 @@ def test_a_sheet_is_a_table(fill):
 
 
 SHEETS = {
-    "several": ({"a": [["question", "answer"], ["Q", "A"]], "b": [["x"]]}, "has 2 sheets with rows, expected one"),
+    "several": ({"a": [["question", "answer"], ["Q", "A"]], "b": [["x"]]}, "has 2 sheets with rows, expected exactly"),
     "none": ({"a": []}, "has 0 sheets"),
     "other columns": ({"a": [["frage", "antwort"], ["Q", "A"]]}, "but it needs `question` and `answer`"),
     "a cell too many": ({"a": [["question", "answer"], ["Q", "A", "B"]]}, "the cell 'B' is in a column without a name"),
@@ -460,7 +460,7 @@ def test_excel_without_its_package_or_broken_is_refused_by_name(tmp_path, monkey
     with pytest.raises(ValueError, match="a.xlsx is not a readable Excel file"):
         MultimodalDataset(str(tmp_path / "a.xlsx"))
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(ValueError, match="a.xlsx needs another package: pip install openpyxl"):
+    with pytest.raises(ValueError, match="a.xlsx needs openpyxl: pip install openpyxl"):
         MultimodalDataset(str(tmp_path / "a.xlsx"))
 
 
@@ -565,7 +565,7 @@ def test_a_medium_on_the_hub_is_fetched_once_by_its_library(tmp_path, fill, monk
     addresses = {
         "org/set@refs%2Fpr%2F1/a b.jpg": None,
         "org/set/none.jpg": "org/set/none.jpg cannot be fetched from the Hub: no none.jpg is there",
-        "org/set": "org/set names no file of a data set, as hf://datasets/owner/name/1.jpg does",
+        "org/set": "org/set is no data set file; it must look like hf://datasets/owner/name/1.jpg",
     }
     rows = [{"image": f"hf://datasets/{name}", "question": "a", "answer": "b"} for name in addresses]
     (tmp_path / "rows.json").write_text(json.dumps(rows))

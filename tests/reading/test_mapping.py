@@ -102,9 +102,7 @@ def test_turns_as_json_are_read_from_tables_too(media_folder, write_rows):
         assert MultimodalDataset(str(path), columns=columns).rows[0]["messages"] == as_messages
     with pytest.raises(ValueError, match="try --columns messages=chat$"):
         MultimodalDataset(str(path))
-    with pytest.raises(
-        ValueError, match="must be a list of turns, or such a list as JSON text"
-    ):  # as pandas writes a list
+    with pytest.raises(ValueError, match="write a list of turns, or that list as JSON text"):  # as pandas writes a list
         MultimodalDataset(write_rows([{"messages": str(ASKED)}]))
 
 
@@ -378,7 +376,7 @@ FAULTS = {
             ]
         },
         {},
-        r"messages\[1\].content repeats `reasoning_content` of its message",
+        r"messages\[1\].content has a part that repeats `reasoning_content` of the message",
     ),
     "a class without a name": ({"image": "red.png", "label": 3}, {}, "try --columns answer=label --prompt"),
     "an answer of another name": (
@@ -571,11 +569,11 @@ def test_the_number_of_rows_of_dataset_info_is_taken(info):
 @pytest.mark.parametrize(
     "name, named",
     [
-        ("", "name one of its data sets, such as .*:pictures"),
-        (":none", "name one of"),
+        ("", "add the name of one of its data sets, such as .*:pictures"),
+        (":none", "name of one of"),
         (":ranked", "ranked answers"),
         (":judged", "ranked answers"),
-        (":elsewhere", "has script_url.* no file_name or hf_hub_url"),
+        (":elsewhere", "needs a file_name or an hf_hub_url, but has only script_url"),
     ],
 )
 def test_a_data_set_of_dataset_info_that_cannot_be_read_is_refused(info, name, named):

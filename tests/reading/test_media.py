@@ -220,7 +220,7 @@ def test_what_is_taken_for_a_medium_is_said(tmp_path, monkeypatch):
         (b"", "empty"),
         (b"<!DOCTYPE html>\n<html>", "an HTML page, .*download"),
         (b"\n <HTML lang='en'>", "an HTML page"),
-        (pointer, "a Git LFS pointer: `git lfs pull`"),
+        (pointer, "a Git LFS pointer: run `git lfs pull`"),
         (archive.getvalue(), "a compressed archive: unpack it"),
         (gzip.compress(b"x"), "a compressed archive"),
         (lzma.compress(b"x"), "a compressed archive"),
@@ -315,7 +315,7 @@ def test_a_long_name_is_shortened():
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_urls_need_consent(kind):
     for opened in (OPEN[kind], lambda *of: media.read_header(kind, *of)):
-        with pytest.raises(ValueError, match=f"{kind} https://x.org/a is a URL; give --allow_urls True"):
+        with pytest.raises(ValueError, match=f"{kind} https://x.org/a is a URL; pass --allow_urls True"):
             opened("https://x.org/a", PLAIN)
 
 

@@ -75,24 +75,24 @@ def test_marks_without_objects_and_objects_of_another_form_are_what_they_were(wr
 
 
 REFUSED = [
-    ({"ref": ["dog"], "bbox": []}, r"1 <bbox> in its texts, so `objects\.bbox` must be a list of that many, not \[\]"),
+    ({"ref": ["dog"], "bbox": []}, r"1 <bbox> in its texts, so `objects\.bbox` must list 1 values, not \[\]"),
     ({"ref": ["dog", "cat"], "bbox": [[1, 2, 3, 4]]}, r"1 <ref-object> in its texts, so `objects\.ref` .* 'cat'\]"),
     ({"ref": ["dog"], "bbox": [[1, 2, 3, 4]], "point": [[1, 2]]}, r"0 <point> .* \[\[1, 2\]\] .*--columns objects="),
     ({"ref": ["dog"], "bbox": [[1, 2, 3]]}, r"bbox\[0\] is \[1, 2, 3\]; it must be \[x1, y1, x2, y2\] or"),
     ({"ref": ["dog"], "bbox": [[1, 2, "3", 4]]}, r"objects\.bbox\[0\]"),
     ({"ref": ["dog"], "bbox": [[1, 2, True, 4]]}, r"objects\.bbox\[0\]"),
     ({"ref": ["dog"], "bbox": [1, 2, 3, 4]}, r"1 <bbox> in its texts, so"),
-    ({"ref": ["dog"], "bbox": [[30, 5, 10, 20]]}, r"objects\.bbox\[0\].*x2 must be more"),
+    ({"ref": ["dog"], "bbox": [[30, 5, 10, 20]]}, r"objects\.bbox\[0\].*x2 must be greater"),
     ({"ref": ["dog"], "bbox": [[30, 20, 40, 20]]}, r"x \+ width"),
-    ({"ref": ["dog"], "bbox": [[30, 5, 102, 20]]}, r"bbox\[0\] is .* outside of its picture of 100 x 50"),
-    ({"ref": ["dog"], "bbox": [[-2, 5, 10, 20]]}, "outside of its picture"),
-    ({"ref": ["dog"], "bbox": [[10, 5, 20, 52]]}, "outside of its picture"),
-    ({"ref": ["dog"], "bbox": [[1, 2, 30, 40]], "bbox_type": "norm1"}, "norm1.*from 0 to 1"),
+    ({"ref": ["dog"], "bbox": [[30, 5, 102, 20]]}, r"bbox\[0\] is .* outside of its image of 100 x 50"),
+    ({"ref": ["dog"], "bbox": [[-2, 5, 10, 20]]}, "outside of its image"),
+    ({"ref": ["dog"], "bbox": [[10, 5, 20, 52]]}, "outside of its image"),
+    ({"ref": ["dog"], "bbox": [[1, 2, 30, 40]], "bbox_type": "norm1"}, "norm1.*between 0 and 1"),
     ({"ref": ["dog"], "bbox": [[1, 2, 3, 4]], "bbox_type": "norm1000"}, "bbox_type is 'norm1000', expected 'real'"),
-    ({"ref": ["dog"], "bbox": [[1, 2, 3, 4]], "image_id": [1]}, r"image_id` must be a list of 1 numbers below 1"),
+    ({"ref": ["dog"], "bbox": [[1, 2, 3, 4]], "image_id": [1]}, r"image_id` must have one image number below 1 "),
     ({"ref": ["dog"], "bbox": [[1, 2, 3, 4]], "image_id": [0, 0]}, "image_id"),
     ({"ref": [7], "bbox": [[1, 2, 3, 4]]}, r"objects\.ref\[0\] must be text, not int"),
-    ({"ref": "dog", "bbox": [[1, 2, 3, 4]]}, r"`objects\.ref` must be a list of that many, not 'dog'"),
+    ({"ref": "dog", "bbox": [[1, 2, 3, 4]]}, r"`objects\.ref` must list 1 values, not 'dog'"),
     ({"boxes": [[1, 2, 3, 4]]}, r"<ref-object> in its texts, but no `ref`, `bbox` or `point` in `objects`"),
     ("{", "`objects` is not valid JSON"),
     ({"ref": ["dog"], "bbox": [[1, 2, 3, 4]], "masks": ["a.png"]}, r"objects\.masks"),
@@ -103,7 +103,7 @@ def test_what_cannot_be_meant_is_refused_by_row_and_field(write_rows):
     rows = [ASKED | {"objects": value} for value, _ in REFUSED]
     two, thought = {"image": ["red.png", "red.png"]}, {"answer": "<think><bbox></think><bbox>"}
     more = [
-        (FOUND | two, r"2 images, so `objects\.image_id` must be a list of 1 numbers below 2, .*not \[\]"),
+        (FOUND | two, r"2 images, so `objects\.image_id` must have one image number below 2 .*not \[\]"),
         ({"question": "<ref-object>?", "answer": "<bbox>", "objects": FOUND["objects"]}, "has 0 images"),
         (FOUND | thought, "in a thought"),
     ]

@@ -41,7 +41,7 @@ def test_a_file_of_another_size_is_an_error_and_of_another_time_a_line(opened, t
     assert replaced.check_drawn(opened()) == []
     write_again(path)
     (line,) = replaced.check_drawn(opened())
-    assert f"1 of the media files compared was rewritten with the same size (such as rows.json, sample {place}" in line
+    assert f"1 of the compared media files was rewritten with the same size (such as rows.json, sample {place}" in line
     size, file = path.stat().st_size, "b.png" if place == 1 else "of 2 images"
     write_again(path, b"more")
     with pytest.raises(ChangedFile, match=rf"rows.json, sample {place}: .*{file} has .* bytes, but had .*start again"):

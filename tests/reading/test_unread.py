@@ -200,7 +200,7 @@ def test_times_of_parquet_are_read_as_numbers(tmp_path):
 def test_an_unnamed_column_of_a_table_is_judged_too(media_folder, tmp_path):
     (tmp_path / "a.csv").write_text("question,answer,\nWhat?,Red,red.png\n")
     dataset = MultimodalDataset(str(tmp_path / "a.csv"), check=False)
-    assert "column 3 holds media (red.png)" in dataset.errors[0]
+    assert "column 3 contains media (red.png)" in dataset.errors[0]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -222,7 +222,7 @@ def test_what_is_ignored_on_purpose_passes(write_rows, name):
 
 def test_texts_alone_are_said_once(write_rows):
     warned = {
-        name: "has only text" in "".join(MultimodalDataset(write_rows(rows)).notes())
+        name: "contains only text" in "".join(MultimodalDataset(write_rows(rows)).notes())
         for name, rows in {"texts": [{"conversations": HI}] * 2, "one image": [{"conversations": HI}, SEEN]}.items()
     }
     assert warned == {"texts": True, "one image": False}
@@ -256,7 +256,7 @@ def test_names_of_the_mask_of_a_message(write_rows, name, no):
         with_key(1, **({name: False} | {"train" if name != "train" else "loss": True})),
     ]
     errors = MultimodalDataset(write_rows(wrong), check=False).errors
-    assert f"messages[1].{name} is 0.5" in errors[0] and "which disagree on whether to train it" in errors[1]
+    assert f"messages[1].{name} is 0.5" in errors[0] and "which contradict each other" in errors[1]
 
 
 @pytest.mark.slow

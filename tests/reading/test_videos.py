@@ -387,7 +387,7 @@ def test_a_file_without_pictures_is_named(tmp_path):
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(bytes(1600))
     for opened in (videos.open_video, videos.read_header):
-        with pytest.raises(ValueError, match="a.wav cannot be decoded: it holds no video stream"):
+        with pytest.raises(ValueError, match="a.wav cannot be decoded: it contains no video stream"):
             opened(str(tmp_path / "a.wav"), MediaOptions())
 
 
@@ -395,7 +395,7 @@ def test_a_file_without_pictures_is_named(tmp_path):
 def test_a_still_image_is_no_video(tmp_path, ending):
     Image.new("RGB", (64, 48)).save(tmp_path / f"a.{ending}")
     for opened in (videos.open_video, videos.read_header):
-        with pytest.raises(ValueError, match=f"a.{ending} .* a still image belongs in an image part"):
+        with pytest.raises(ValueError, match=f"a.{ending} .* put still images into image parts"):
             opened(str(tmp_path / f"a.{ending}"), MediaOptions())
 
 
@@ -458,9 +458,9 @@ def test_frames_may_be_bytes_or_opened_and_are_scaled(images):
 @pytest.mark.parametrize(
     "last, message",
     [
-        (Image.new("RGB", (8, 8)), "must have one size, but image of 8x8 pixels has 8x8 pixels and the first 64x48"),
+        (Image.new("RGB", (8, 8)), "must have the same size, but image of 8x8 pixels has 8x8 pixels and the first "),
         ("/none.png", "image /none.png does not exist"),
-        ("https://x.org/a.png", "give --allow_urls True"),
+        ("https://x.org/a.png", "pass --allow_urls True"),
         (None, "is not an image or a video"),
     ],
 )

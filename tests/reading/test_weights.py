@@ -103,7 +103,7 @@ def test_rows_of_which_none_can_be_drawn_are_refused(write_rows):
     with pytest.raises(ValueError, match="no row of a class of --balance conversations.*above 0"):
         make_datasets(DataArguments(data_path=[path], balance="conversations"), 0)
     path = write_rows([text("a") | {"kind": "a"}, text("b"), text("b") | {"kind": None}])
-    with pytest.raises(ValueError, match="(?s)2 of 3 samples .* sample 1: has no `kind`, which --balance kind needs"):
+    with pytest.raises(ValueError, match="(?s)2 of 3 samples .* sample 1: has no field `kind`, which --balance kind"):
         make_datasets(DataArguments(data_path=[path], balance="kind"), 0)
     with pytest.raises(ValueError, match="--columns sampling_weight=wieght: no row of .* has a field `wieght`"):
         make_datasets(DataArguments(data_path=[path], columns=["sampling_weight=wieght"]), 0)

@@ -360,7 +360,7 @@ def test_flags_without_effect_and_no_usable_row_fail(check, write_rows):
     path = write_rows([row("a", "b")])
     code, report, _ = check("llava-1.5", path, "--train_vision_projector", True)
     assert code == 1 and "--train_vision_projector True has no effect" in report["failures"][0]
-    assert report["state"] == "not ready" and "has only text" in report["notes"][-1]
+    assert report["state"] == "not ready" and "contains only text" in report["notes"][-1]
     code, report, _ = check("llava-1.5", write_rows([row("a")]), "--on_bad_sample", "skip")
     assert code == 1 and "no usable row" in report["failures"][-1]
 

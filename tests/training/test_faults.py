@@ -155,7 +155,7 @@ def test_what_a_family_refuses_is_left_out_alike(write_rows, tiny, capfd):
     dataset = MultimodalDataset(path, max_bad_samples=2)
     assert collator.budget.fit(dataset, collator.encode, drop_overlong=False) == (0, 0)
     assert [row["index"] for row in dataset.rows] == [0, 1, 3]
-    assert re.search("sample 2: .* takes no videos.* .1 more like it, such as .* sample 4.", capfd.readouterr().out)
+    assert re.search("sample 2: .* takes no videos.* .1 more like this, such as .* sample 4.", capfd.readouterr().out)
 
 
 def test_a_file_that_changes_in_use_ends_the_run_also_where_bad_samples_are_skipped(write_rows, tiny):
@@ -209,7 +209,7 @@ def test_a_worker_that_dies_names_its_sample(write_rows, tiny, tmp_path, number)
         [sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, timeout=300, env=os.environ
     )
     assert result.returncode == 1
-    assert re.search(r"Error: .*rows.json, sample 5: the data loader's worker died on it", result.stderr)
+    assert re.search(r"Error: .*rows.json, sample 5: the data loader's worker died on this sample", result.stderr)
 
 
 def test_a_dead_worker_is_named_where_its_broken_pipe_comes_first(write_rows, tiny):
@@ -224,7 +224,7 @@ def test_a_dead_worker_is_named_where_its_broken_pipe_comes_first(write_rows, ti
     handler = signal.signal(signal.SIGALRM, name_worker)
     try:
         for broken in (ConnectionResetError, EOFError):
-            with pytest.raises(ValueError, match="rows.json, sample 5: the data loader's worker died on it"):
+            with pytest.raises(ValueError, match="rows.json, sample 5: the data loader's worker died on this sample"):
                 with FinetuneTrainer.naming_samples(given):
                     signal.setitimer(signal.ITIMER_REAL, 0.05)
                     raise broken

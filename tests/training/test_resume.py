@@ -322,7 +322,7 @@ def test_a_run_goes_on_with_the_media_that_it_began_with(tmp_path, capsys):
     check_same_run(str(checkpoint), describe())
     assert "written again" not in capsys.readouterr().out
     check_same_run(str(checkpoint), describe(os.utime))
-    assert "2 of the media files compared were rewritten with the same size (such as rows.json, sample 1" in (
+    assert "2 of the compared media files were rewritten with the same size (such as rows.json, sample 1" in (
         capsys.readouterr().out
     )
     with pytest.raises(ValueError, match=r"sample 1: image .*1.png has .* bytes, but had .*, and 1 other media file"):
