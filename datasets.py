@@ -14,8 +14,8 @@ from torch.utils.data import Dataset, IterableDataset  # noqa: F401
 
 from reading.dataset import IGNORE_INDEX, EncodedDataset, MultimodalDataset, make_dataset
 
-HERE = os.path.dirname(os.path.realpath(__file__))
-spec = PathFinder.find_spec(__name__, [path for path in sys.path if os.path.realpath(path) != HERE])
+FOLDER = os.path.dirname(os.path.realpath(__file__))
+spec = PathFinder.find_spec(__name__, [path for path in sys.path if os.path.realpath(path) != FOLDER])
 if spec and spec.loader:  # a plain folder of that name has no loader
     library = sys.modules[__name__] = module_from_spec(spec)
     spec.loader.exec_module(library)

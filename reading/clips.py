@@ -66,7 +66,7 @@ def place(row: dict, videos: list[dict]) -> None:
 def _check_together(clip: dict, video: object) -> None:
     is_list, times = isinstance(video, list), clip.get("times")
     if clip.get("start", 0) >= clip.get("end", math.inf):
-        raise ValueError(f"has a clip from {clip['start']:g} to {clip['end']:g} seconds; the end must be later")
+        raise ValueError(f"has a clip from {clip.get('start', 0):g} to {clip['end']:g} seconds; its end must be later")
     if {"fps", other := "times" if is_list else "num_frames"} <= clip.keys():
         raise ValueError(f"has both `fps` and `{other}` for one video; keep one")
     if is_list and {"start", "end"} & clip.keys():

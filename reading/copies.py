@@ -187,7 +187,7 @@ def to_rows(batch) -> list:
     classes = with_classes((batch.schema.metadata or {}).get(b"huggingface", b"{}"))
     try:
         rows = [{name: present(value) for name, value in row.items()} for row in batch.to_pylist()]
-        return [row | {name: named(row[name], classes[name]) for name in classes.keys() & row} for row in rows]
+        return [row | {name: with_names(row[name], classes[name]) for name in classes.keys() & row} for row in rows]
     except ValueError as error:  # such as text that is not UTF-8
         if len(batch) == 1:
             return [ValueError(f"cannot be read: {error}")]
@@ -208,7 +208,7 @@ def with_classes(about: bytes) -> dict[str, object]:
     return {name: feature for name, feature in features.items() if "'ClassLabel'" in repr(feature)}
 
 
-def named(value: object, feature) -> object:
+def with_names(value: object, feature) -> object:
     """Replace class numbers by class names."""
     if isinstance(feature, list):  # the list type of old releases
         feature = {"_type": "List", "feature": feature[0]}

@@ -47,7 +47,7 @@ IGNORE_INDEX = -100
 FORM_FLAGS = "user_key assistant_key field_messages allow_outside prompt system_prompt".split()
 FORM_FLAGS += "allow_empty_answers train_replies".split()
 # What an index counts -> the note to the user about these rows.
-COUNTED = {
+COUNT_NOTES = {
     "empty_answers": "have an empty reply: only its end token is trained",
     "several_answers": "have several answers: the reply is the most frequent one",
     "clips": "choose clips or frames of their videos (docs/moments.md)",
@@ -283,7 +283,7 @@ class MultimodalDataset(WeightedRows):
             named = [f"{folder} ({count:,})" for folder, count in outside.most_common(3)]
             more = [f"{len(outside) - 3:,} more"] if len(outside) > 3 else []
             notes.append(f"{self.name}: media outside of the data folders: {', '.join([*named, *more])}")
-        notes += [f"{self.name}: {counts[name]:,} rows {what}." for name, what in COUNTED.items() if counts[name]]
+        notes += [f"{self.name}: {counts[name]:,} rows {what}." for name, what in COUNT_NOTES.items() if counts[name]]
         # The rows of an image folder are sorted by class, so a slice may contain only one class.
         some = evenly_spread(range(len(self)), 1000) if all(os.path.isdir(index.path) for index in self.files) else []
         if some[1:] and len(answers := {self.raw(position)["answer"] for position in some}) == 1:
@@ -331,7 +331,7 @@ def first_sample(files: list[RowIndex], row: int) -> int:
     return place
 
 
-def listed(faults: dict[int, str]) -> str:
+def condense(faults: dict[int, str]) -> str:
     """List faults, one per line. Faults that differ only in numbers, paths or quoted words share a line."""
     alike = defaultdict(list)
     for fault in faults.values():

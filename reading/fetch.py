@@ -119,7 +119,7 @@ def _request(url: str, file, deadline: float, options: MediaOptions) -> str | No
     return location
 
 
-def _read(response: http.client.HTTPResponse, file, options: MediaOptions) -> str | None:
+def _read_response(response: http.client.HTTPResponse, file, options: MediaOptions) -> str | None:
     status = f"the server answered with status {response.status}"
     if response.status in (301, 302, 303, 307, 308):
         if not response.headers.get("Location"):

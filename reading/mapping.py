@@ -98,7 +98,7 @@ def as_list(value: object) -> list:
 def usual_name(kind: str, field: str, row: dict) -> str | None:
     """Return the name that a field usually has in a file of this kind, or None."""
     if kind == "metadata":  # the Hub reads image folders with such a file the same way
-        names = listed(row[field]) if field in ("file_name", "file_names") else []
+        names = as_list(row[field]) if field in ("file_name", "file_names") else []
         return kind_by_name(str(names[0])) if names else None
     if field == "txt" or field == "cls" and "txt" not in row:  # the extension of a tar file's member
         return "answer"

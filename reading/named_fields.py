@@ -17,8 +17,8 @@ from itertools import count
 
 THOUGHTS = ("reasoning_content", "reasoning")
 CALLERS = ("function_call", "tool_call")  # roles of messages that contain calls
-ROLES = dict.fromkeys(("tool", "observation", "tool_response"), "tool") | dict.fromkeys(CALLERS, "assistant")
-ROLES |= {"developer": "system"}  # a role in a file -> the canonical one
+ROLE_NAMES = dict.fromkeys(("tool", "observation", "tool_response"), "tool") | dict.fromkeys(CALLERS, "assistant")
+ROLE_NAMES |= {"developer": "system"}  # a role in a file -> the canonical one
 OF_REPLY, OF_RESULT = (*THOUGHTS, "tool_calls"), ("tool_call_id", "name")  # keys of messages
 KEYS = {*OF_REPLY, *OF_RESULT}
 HEAD = re.compile(r"\A\s*<think>(.*?)</think>\n*", re.DOTALL)
@@ -28,7 +28,7 @@ TURNS = re.compile("S?A?(U+(CT+)*A)*U+(CT+)*[AC]")
 
 def keys_of(role: object) -> tuple[str, ...]:
     """Return the keys that are read from a message with this role, as spelled in the file."""
-    return OF_RESULT if isinstance(role, str) and ROLES.get(role) == "tool" else OF_REPLY
+    return OF_RESULT if isinstance(role, str) and ROLE_NAMES.get(role) == "tool" else OF_REPLY
 
 
 def fields_of(turn: dict, role: str, where: str) -> dict:

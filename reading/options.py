@@ -9,7 +9,7 @@ from PIL import Image
 # The folder for indexes of data files and for fetched media.
 CACHE_FOLDER = os.environ.get("FINELMM_CACHE", "~/.cache/finelmm")
 # The value of --max_pixels that chooses a size with which the samples fit into --model_max_length.
-AUTO = "auto"
+AUTO_PIXELS = "auto"
 # The environment variable with which webui.py restricts the runs that it starts to its --root.
 ROOT = "FINELMM_ROOT"
 FILTERS = {name: Image.Resampling[name.upper()] for name in "bilinear bicubic lanczos nearest box hamming".split()}
@@ -66,7 +66,7 @@ class MediaOptions:
     def of(cls, flags) -> "MediaOptions":
         """Return the options that are set by flags of the same names (arguments.ReadingArguments)."""
         values = {field.name: getattr(flags, field.name) for field in fields(cls) if hasattr(flags, field.name)}
-        if flags.keep_processor_config is False or flags.max_pixels == AUTO:  # the processor applies them
+        if flags.keep_processor_config is False or flags.max_pixels == AUTO_PIXELS:  # the processor applies them
             values |= {"min_pixels": None, "max_pixels": None}
         return cls(**values, cache_folder=flags.data_cache or CACHE_FOLDER)
 

@@ -38,14 +38,14 @@ from reading.rows import WEIGHT, RowForm, is_empty, media_in, trained_replies
 from reading.strict_json import strict_json
 from reading.unread import PLACES
 
-VERSION = 12  # of the files below
+INDEX_VERSION = 12  # of the files below
 DAYS_KEPT = 7  # for the indexes of older versions of a file
 SECONDS_CURRENT = 10  # in which only one process of a run checks faulty rows again
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read together
 OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
 OF_ROWS |= {"sampling_weights": "d", "classes": "Q", "numbers": "q"}  # `numbers` are those of rows in the file
 ARRAYS = OF_ROWS | {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}  # these four: per medium
-HEADER = 128  # bytes of the header of a .npy file
+NPY_HEADER = 128  # bytes of the header of a .npy file
 UNUSABLE = -1  # layout of a row that cannot be used
 
 

@@ -496,7 +496,7 @@ def _decode_url(kind: str, url: str, where: str) -> bytes:
         raise ValueError(f"{where} is not a data URL of the form data:{kind}/...;base64,...")
     if match["type"] and match["type"].partition("/")[0].lower() not in (kind, "application"):
         raise ValueError(f"{where} is a data URL of type {shown(match['type'])}, expected {kind}/...")
-    return _decode(url[match.end() :], where)
+    return _decode_base64(url[match.end() :], where)
 
 
 def _fill(parts: list[dict], kind: str, column: str, references: list) -> None:

@@ -23,7 +23,7 @@ TABLES = (".csv", ".tsv", ".xlsx")
 COLLECTIONS = (".parquet", ".arrow", ".tar")  # on the Hub, other files next to these describe the data set
 ENDINGS = (".json", ".jsonl", *COLLECTIONS, *TABLES)
 DESCRIBING = (dataset_info.NAME, "dataset_dict.json")  # files of a folder that contain no rows
-WEIGHT = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
+WEIGHT_SUFFIX = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
 SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]\Z")
 SPLIT = re.compile(r":([\w.-]+(?:/[\w.-]+)?)\Z")
 # The usual names of splits.

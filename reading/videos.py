@@ -28,7 +28,7 @@ TIMED = (MP4, MKV, FLV)
 # For these, FFmpeg's duration is the time of the end, even if the video does not start at 0.
 END_IN_HEADER = (MKV, FLV)
 # If these are truncated, FFmpeg reports a shorter duration, but the original number of frames.
-COUNTED = ("avi", "gif")
+FORMATS_WITH_COUNT = ("avi", "gif")
 # The last bytes of complete files, for formats whose header has no length.
 TRAILERS = {"gif": b";", "apng": b"IEND\xaeB`\x82"}
 # Before version 19, PyAV refuses metadata that is not UTF-8, such as titles, unless told to replace the bad bytes.
@@ -66,7 +66,7 @@ def open_video(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[np
 
 def _taken(source, options: MediaOptions, clip: Mapping, scan_of: Callable) -> tuple[np.ndarray, dict] | None:
     """Do the same as `open_video`. Return None if a clip cannot be found without scanning the whole video."""
-    with _opened(source, options) as (container, stream):
+    with _open_container(source, options) as (container, stream):
         scan, size = scan_of(container, stream, source, options, clip), _shown_size(stream, stream)
     if scan is None:
         return None
@@ -214,7 +214,7 @@ def _named(reference, source=None):
 
 
 @contextlib.contextmanager
-def _opened(source, options: MediaOptions):
+def _open_container(source, options: MediaOptions):
     """Yield the container and its first video stream."""
     if not isinstance(source, str):
         source.seek(0)
@@ -362,7 +362,7 @@ def _check_whole(container, stream, source, fps: float, packets: int, end: float
     cut_short |= end > 0 and promised - end > (0.25 / fps if packets < stream.frames else max(1.5 / fps, 0.1))
     cut_short |= container.format.name in FORMATS_WITH_COUNT and packets < stream.frames
     if trailer := TRAILERS.get(container.format.name):
-        with _read(source) as file:
+        with _open_bytes(source) as file:
             file.seek(-16, io.SEEK_END)  # headers alone are longer
             cut_short |= not file.read().rstrip(b"\0").endswith(trailer)
     if cut_short:
@@ -374,7 +374,7 @@ def _check_whole(container, stream, source, fps: float, packets: int, end: float
 
 def _is_cut_mp4(source) -> bool:
     """Whether an MP4 or MOV file ends within a box. The list of frames is usually the last box."""
-    with _read(source) as file:
+    with _open_bytes(source) as file:
         size, place = file.seek(0, io.SEEK_END), 0
         while place + 8 < size:
             file.seek(place)

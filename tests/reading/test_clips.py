@@ -185,7 +185,8 @@ def test_a_wrong_value_is_named_with_its_field(write_rows):
     one, frames = {"video": "clip.mp4", "conversations": HI}, {"video": [["red.png", "red.png"]], "conversations": HI}
     part = {"type": "video", "path": "clip.mp4", "fps": -2}
     wrong = [
-        (one | {"start": 3, "end": 2}, "a clip from 3 to 2 seconds; the end must be later"),
+        (one | {"start": 3, "end": 2}, "a clip from 3 to 2 seconds; its end must be later"),
+        (one | {"end": 0}, "a clip from 0 to 0 seconds; its end must be later"),
         (one | {"clip": [1, 1]}, "a clip from 1 to 1 seconds"),
         (one | {"start": -1}, "start is -1.*seconds, 0 or more"),
         (one | {"end": float("nan")}, "end is nan"),
