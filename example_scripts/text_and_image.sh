@@ -37,7 +37,7 @@ ARGUMENTS=(
     --use_lora True                          # adapters on the language model; its weights stay as they are
     --lora_r 16                              # rank of the adapters: above the default 8, for two kinds of data
     --lora_alpha 32                          # scale of the adapters, usually twice the rank
-    --train_vision_projector True            # in full; a batch of only texts gets a dummy picture
+    --train_vision_projector True            # in full; on several GPUs, a batch of only texts gets a dummy picture
     --learning_rate 1e-4                     # usual for LoRA
     --vision_projector_lr 2e-5               # full weights need a lower rate than adapters
 
