@@ -6,13 +6,13 @@
 #   MODEL_ID=qwen2.5-vl-3b-instruct bash example_scripts/example_video.sh
 #       any model of `python supported_models.py`, with LoRA, on a GPU
 #
-# Further words are flags of train.py, and win: bash example_scripts/example_video.sh --learning_rate 5e-5
+# Further arguments go to train.py and override its flags: bash example_scripts/example_video.sh --learning_rate 5e-5
 # To train on your own data, copy this file and change the four sections.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # ---- model ----------------------------------------------------------------------------------------------------------
-MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-} # a folder with its weights; empty: they come from the Hub
+MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-} # a folder with the weights; if empty, they come from the Hub
 FRESH=
 if [ -z "${MODEL_ID:-}" ]; then
     MODEL_ID=qwen2-vl-2b-instruct
@@ -30,15 +30,15 @@ python example_data/draw.py --videos --output_dir "$DATA"
 # ---- training -------------------------------------------------------------------------------------------------------
 ARGUMENTS=(
     --model_id "$MODEL_ID"
-    ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} # only where it is set
+    ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} # only if it is set
     --data_path "$DATA/video_train.json"
-    --eval_data_path "$DATA/video_test.json" # its loss is measured at the end
+    --eval_data_path "$DATA/video_test.json" # the loss on it is measured at the end
     --eval_generate 8                       # held-out rows that are answered before and after, for report.html
-    --eval_max_new_tokens 8                 # longest of these answers
+    --eval_max_new_tokens 8                 # length limit of these answers
     --output_dir "$OUTPUT_DIR"
     --train_vision_projector True           # the few weights between vision encoder and language model
     --lr_scheduler_type cosine              # falls to zero at the end
-    --logging_steps 50                      # a line each 50 steps
+    --logging_steps 50                      # one line every 50 steps
     --save_strategy no                      # the run is short: nothing to resume from
     --num_frames "$NUM_FRAMES"              # evenly spaced over each clip
 )
@@ -46,9 +46,9 @@ if [ -n "${FRESH:-}" ]; then
     # A fresh model learns everything, vision encoder included, from its first steps.
     ARGUMENTS+=(
         --train_vision_encoder True         # it has seen no picture yet
-        --per_device_train_batch_size 32    # rows a step
+        --per_device_train_batch_size 32    # rows per step
         --per_device_eval_batch_size 32     # rows at a time in the evaluation
-        --max_steps "${MAX_STEPS:-300}"     # where the answers are right
+        --max_steps "${MAX_STEPS:-300}"     # enough for right answers
         --learning_rate 3e-3                # high, since nothing learned can be lost
         --adam_beta2 0.95                   # forgets old gradients sooner, for a short run
         --warmup_steps 30                   # steps from zero to the full rate
@@ -59,11 +59,11 @@ else
     ARGUMENTS+=(
         --use_lora True                     # adapters on the language model; its weights stay as they are
         --bf16 True                         # frozen weights and activations in 16 bits
-        --per_device_train_batch_size 4     # rows at a time, by the memory of the GPU
-        --gradient_accumulation_steps 4     # 4 x 4 = 16 rows a step
+        --per_device_train_batch_size 4     # rows at a time; depends on the memory of the GPU
+        --gradient_accumulation_steps 4     # 4 x 4 = 16 rows per step
         --num_train_epochs 1                # each row once
         --learning_rate 1e-4                # usual for LoRA
-        --warmup_steps 0.03                 # below 1, a share of all steps
+        --warmup_steps 0.03                 # below 1: a fraction of all steps
         --model_max_length 4096             # tokens of a row, media included
         --dataloader_num_workers 4          # processes that decode media while the model trains
     )
@@ -76,6 +76,6 @@ python predict.py --model_path "$OUTPUT_DIR" --data_path "$DATA/video_test.json"
 python example_data/report.py "$DATA/video_train.json" "$OUTPUT_DIR/answers.jsonl"
 echo
 echo "The run is in $OUTPUT_DIR (report.html, log.jsonl)."
-if [ -z "${FRESH:-}" ]; then # with LoRA, the adapter is merged into its base next
+if [ -z "${FRESH:-}" ]; then # after LoRA, the next step is to merge the adapter into its base
     echo "Next: python merge_lora_weights.py --model_path $OUTPUT_DIR --model_save_path $OUTPUT_DIR-merged"
 fi

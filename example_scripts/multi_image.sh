@@ -1,68 +1,68 @@
 #!/usr/bin/env bash
-# Finetune on rows of several pictures each, such as "which of these shows the fault?". LoRA on one GPU of 40 GB.
+# Finetune on rows with several pictures, such as "which of these shows the fault?". LoRA on one GPU of 40 GB.
 #
 #   bash example_scripts/multi_image.sh
-#       on drawn pictures, to see it run
+#       a trial run on drawn pictures
 #   TRAIN_DATA=data/train.json TEST_DATA=data/test.json bash example_scripts/multi_image.sh --num_train_epochs 3
-#       on your own rows (docs/dataset.md); further words are flags of train.py, and win over those below
+#       on your own rows (docs/dataset.md); further arguments go to train.py and override the flags below
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # ---- model ----------------------------------------------------------------------------------------------------------
-MODEL_ID=${MODEL_ID:-qwen2.5-vl-7b-instruct} # any of `python supported_models.py` that takes several pictures
-MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-}       # a folder with its weights; empty: they come from the Hub
+MODEL_ID=${MODEL_ID:-qwen2.5-vl-7b-instruct} # any model of `python supported_models.py` that accepts several pictures
+MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-}       # a folder with the weights; if empty, they come from the Hub
 OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/multi_image-$MODEL_ID}
 
 # ---- data -----------------------------------------------------------------------------------------------------------
 if [ -z "${TRAIN_DATA:-}" ]; then
     python example_data/draw.py --pairs --output_dir example_data/drawn
-    TRAIN_DATA=example_data/drawn/pair_train.json # "image" is a list; the text has <image> for each of them, in order
-    TEST_DATA=example_data/drawn/pair_test.json   # rows that are not trained on
+    TRAIN_DATA=example_data/drawn/pair_train.json # "image" is a list; the text has one <image> per picture, in order
+    TEST_DATA=example_data/drawn/pair_test.json   # held-out rows
 fi
 : "${TEST_DATA:?is not set: name a file of held-out rows, such as TEST_DATA=data/test.json}"
 
 # ---- training -------------------------------------------------------------------------------------------------------
 ARGUMENTS=(
     --model_id "$MODEL_ID"
-    ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} # only where it is set
+    ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} # only if it is set
     --data_path "$TRAIN_DATA"
     --eval_data_path "$TEST_DATA"
     --output_dir "$OUTPUT_DIR"
 
     # what trains
     --use_lora True                          # adapters on the language model; its weights stay as they are
-    --lora_r 16                              # their rank: above the default 8, since pictures have to be compared
-    --lora_alpha 32                          # their scale, usually twice the rank
-    --train_vision_projector True            # in full: where pictures become tokens
+    --lora_r 16                              # rank of the adapters: above the default 8, to compare pictures
+    --lora_alpha 32                          # scale of the adapters, usually twice the rank
+    --train_vision_projector True            # in full; it turns pictures into tokens
     --learning_rate 1e-4                     # usual for LoRA
-    --vision_projector_lr 2e-5               # whole weights move in smaller steps than adapters
+    --vision_projector_lr 2e-5               # full weights need a lower rate than adapters
 
-    # tokens: a row must fit whole, since no picture is ever cut
+    # tokens: the pictures of a row must fit, since no picture is ever cut
     --max_pixels 401408                      # larger pictures are shrunk to about 512 tokens of 28 x 28 pixels
-    --model_max_length 4096                  # seven such pictures and their text
-    --drop_overlong True                     # leaves out, and counts, longer rows; without it they are an error
+    --model_max_length 4096                  # enough for seven such pictures and their text
+    --drop_overlong True                     # leaves out and counts longer rows; without this flag they are an error
 
-    # memory: about 26 GB, of which 17 are weights (python estimate.py --help)
+    # memory: about 26 GB, including 17 GB of weights (python estimate.py --help)
     --bf16 True                              # frozen weights and activations in 16 bits
-    --activation_checkpointing True          # computes activations again instead of keeping them
+    --activation_checkpointing True          # recomputes activations instead of keeping them
     --per_device_train_batch_size 2          # rows at a time
-    --gradient_accumulation_steps 8          # 2 x 8 = 16 rows a step
+    --gradient_accumulation_steps 8          # 2 x 8 = 16 rows per step
 
     # schedule
-    --num_train_epochs 1                     # each row once; small data sets take two or three
+    --num_train_epochs 1                     # each row once; small data sets need two or three
     --lr_scheduler_type cosine               # falls to zero at the end
-    --warmup_steps 0.03                      # below 1, a share of all steps
+    --warmup_steps 0.03                      # below 1: a fraction of all steps
 
     # what is logged, measured and kept
-    --logging_steps 10                       # a line each 10 steps
+    --logging_steps 10                       # one line every 10 steps
     --eval_strategy steps                    # the loss on the held-out rows,
-    --eval_steps 100                         # measured each 100 steps
-    --eval_generate 8                        # so many held-out rows are answered each time, and before step 1
-    --eval_max_new_tokens 64                 # longest of these answers
+    --eval_steps 100                         # measured every 100 steps
+    --eval_generate 8                        # held-out rows that are answered each time, and before step 1
+    --eval_max_new_tokens 64                 # length limit of these answers
     --per_device_eval_batch_size 4           # rows at a time: no gradients, so less memory
-    --save_strategy steps                    # checkpoints, to go on from with --resume_from_checkpoint True
-    --save_steps 500                         # one each 500 steps,
-    --save_total_limit 2                     # of which the newest 2 are kept
+    --save_strategy steps                    # checkpoints, to resume from with --resume_from_checkpoint True
+    --save_steps 500                         # one every 500 steps,
+    --save_total_limit 2                     # and only the newest 2 are kept
     --dataloader_num_workers 4               # processes that decode media, for each GPU
 )
 python train.py "${ARGUMENTS[@]}" "$@"

@@ -1,69 +1,69 @@
 #!/usr/bin/env bash
-# Finetune vision encoder and projector too, for pictures unlike those of the web: scans, satellite images, microscopy.
+# Also finetune vision encoder and projector, for pictures unlike the web's: scans, satellite images, microscopy.
 # One GPU of 48 GB.
 #
 #   bash example_scripts/vision_tuning.sh
-#       on drawn pictures, to see it run
+#       a trial run on drawn pictures
 #   TRAIN_DATA=data/train.json TEST_DATA=data/test.json bash example_scripts/vision_tuning.sh --num_train_epochs 3
-#       on your own rows (docs/dataset.md); further words are flags of train.py, and win over those below
+#       on your own rows (docs/dataset.md); further arguments go to train.py and override the flags below
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # ---- model ----------------------------------------------------------------------------------------------------------
-MODEL_ID=${MODEL_ID:-qwen2.5-vl-3b-instruct} # any of `python supported_models.py` of about this size
-MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-}       # a folder with its weights; empty: they come from the Hub
+MODEL_ID=${MODEL_ID:-qwen2.5-vl-3b-instruct} # any model of `python supported_models.py` of about this size
+MODEL_LOCAL_PATH=${MODEL_LOCAL_PATH:-}       # a folder with the weights; if empty, they come from the Hub
 OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/vision_tuning-$MODEL_ID}
 
 # ---- data -----------------------------------------------------------------------------------------------------------
 if [ -z "${TRAIN_DATA:-}" ]; then
     python example_data/draw.py --output_dir example_data/drawn
     TRAIN_DATA=example_data/drawn/train.json
-    TEST_DATA=example_data/drawn/test.json # rows that are not trained on
+    TEST_DATA=example_data/drawn/test.json # held-out rows
 fi
 : "${TEST_DATA:?is not set: name a file of held-out rows, such as TEST_DATA=data/test.json}"
 
 # ---- training -------------------------------------------------------------------------------------------------------
 ARGUMENTS=(
     --model_id "$MODEL_ID"
-    ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} # only where it is set
+    ${MODEL_LOCAL_PATH:+--model_local_path "$MODEL_LOCAL_PATH"} # only if it is set
     --data_path "$TRAIN_DATA"
     --eval_data_path "$TEST_DATA"
     --output_dir "$OUTPUT_DIR"
 
     # what trains
-    --train_vision_encoder True              # in full: it has to see what it never saw
-    --vision_encoder_lr 2e-6                 # in very small steps, or it forgets what it knows
-    --train_vision_projector True            # in full: it hands on what the encoder now sees
-    --vision_projector_lr 1e-5               # in larger steps than the encoder
-    --use_lora True                          # adapters on the language model, which only has to follow
-    --learning_rate 1e-4                     # theirs
+    --train_vision_encoder True              # in full, for pictures of a new kind
+    --vision_encoder_lr 2e-6                 # very low, or the encoder forgets what it knows
+    --train_vision_projector True            # in full, to follow the encoder
+    --vision_projector_lr 1e-5               # higher than the encoder's rate
+    --use_lora True                          # adapters are enough for the language model
+    --learning_rate 1e-4                     # of the adapters
 
-    # what it sees: fine structures need many pixels
+    # pictures: fine structures need many pixels
     --max_pixels 1003520                     # larger pictures are shrunk to about 1,280 tokens of 28 x 28 pixels
-    --model_max_length 2048                  # such a picture and its text
+    --model_max_length 2048                  # enough for such a picture and its text
 
-    # memory: about 25 GB, of which 10 are weights and 5 the optimizer (python estimate.py --help)
+    # memory: about 25 GB, including 10 GB of weights and 5 GB of optimizer state (python estimate.py --help)
     --bf16 True                              # frozen weights and activations in 16 bits; trained weights in 32
-    --activation_checkpointing True          # computes activations again, the encoder's too
+    --activation_checkpointing True          # recomputes activations, also the encoder's
     --per_device_train_batch_size 4          # rows at a time
-    --gradient_accumulation_steps 8          # 4 x 8 = 32 rows a step: steady gradients for the encoder
-    --max_grad_norm 1.0                      # longer gradients are shortened to this
+    --gradient_accumulation_steps 8          # 4 x 8 = 32 rows per step: for stable gradients of the encoder
+    --max_grad_norm 1.0                      # gradients with a larger norm are scaled down to this
 
     # schedule
-    --num_train_epochs 1                     # each row once; small data sets take two or three
+    --num_train_epochs 1                     # each row once; small data sets need two or three
     --lr_scheduler_type cosine               # falls to zero at the end
-    --warmup_steps 0.1                       # below 1, a share of all steps
+    --warmup_steps 0.1                       # below 1: a fraction of all steps
 
     # what is logged, measured and kept
-    --logging_steps 10                       # a line each 10 steps
+    --logging_steps 10                       # one line every 10 steps
     --eval_strategy steps                    # the loss on the held-out rows,
-    --eval_steps 100                         # measured each 100 steps
-    --eval_generate 8                        # so many held-out rows are answered each time, and before step 1
-    --eval_max_new_tokens 64                 # longest of these answers
+    --eval_steps 100                         # measured every 100 steps
+    --eval_generate 8                        # held-out rows that are answered each time, and before step 1
+    --eval_max_new_tokens 64                 # length limit of these answers
     --per_device_eval_batch_size 4           # rows at a time: no gradients, so less memory
-    --save_strategy steps                    # checkpoints, to go on from with --resume_from_checkpoint True
-    --save_steps 500                         # one each 500 steps,
-    --save_total_limit 2                     # of which the newest 2 are kept
+    --save_strategy steps                    # checkpoints, to resume from with --resume_from_checkpoint True
+    --save_steps 500                         # one every 500 steps,
+    --save_total_limit 2                     # and only the newest 2 are kept
     --dataloader_num_workers 4               # processes that decode media, for each GPU
 )
 python train.py "${ARGUMENTS[@]}" "$@"

@@ -2529,7 +2529,7 @@ def read_table() -> dict[str, list[str]]:
 
 
 def write_table(rows: dict[str, list[str]]) -> None:
-    lines = ["# Planted faults", "", "By `python tests/mutants.py --write`, before each release.", ""]
+    lines = ["# Planted faults", "", "Written by `python tests/mutants.py --write` before each release.", ""]
     lines += ["| fault | file | test | | seconds | date |", "| --- | --- | --- | --- | --- | --- |"]
     for fault in FAULTS:
         if fault.name in rows:
