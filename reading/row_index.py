@@ -38,7 +38,7 @@ from reading.rows import WEIGHT, RowForm, is_empty, media_in, trained_replies
 from reading.strict_json import strict_json
 from reading.unread import PLACES
 
-VERSION = 12  # of the files below
+VERSION = 13  # of the files below
 DAYS_KEPT = 7  # an index of a file that was written again since
 SECONDS_CURRENT = 10  # in which several processes of one run look at faulty rows once
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read at a time

@@ -127,11 +127,7 @@ def _range(total: int, fps: float, clip: Mapping) -> tuple[int, int]:
 
 
 def _scaled_size(width: int, height: int, number: int, options: MediaOptions) -> tuple[int, int]:
-    """(width, height) of each frame once scaled.
-
-    Raises:
-        ValueError: so many frames of that size are too large together.
-    """
+    """(width, height) of each frame once scaled; a ValueError if so many are too large together."""
     width, height = scaled_size(width, height, None, options.video_max_pixels)
     if number * width * height > options.video_pixel_limit:
         raise ValueError(
