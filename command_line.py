@@ -66,13 +66,7 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def unknown_flags(written: dict[str, str], known: list[str], more: str) -> str:
-    """The message about flags that do not exist.
-
-    Args:
-        written: these flags, with their values.
-        known: the flags that may be meant.
-        more: its end.
-    """
+    """The message about flags that do not exist (`written`, with their values), of which `known` may be meant."""
     names = {option: option.removeprefix("--").replace("-", "_") for option in written}
     tools = sorted(keys_of_tools(), key=lambda keys: -len(keys.keys() & {*names.values()}))
     faults = []
@@ -109,11 +103,7 @@ def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
 
 
 def nearest(wrong: str, names: Iterable[str], cutoff: float) -> list[str]:
-    """The three names most like one that does not exist, or the one that differs only in punctuation and capitals.
-
-    Args:
-        cutoff: from 0 to 1, how alike they must be.
-    """
+    """The three names most like one that does not exist, or the one that differs only in punctuation and capitals."""
     by_form = {only_letters(name): name for name in reversed(list(names))}  # of several, the first
     form = only_letters(wrong)
     forms = [form] if form in by_form else difflib.get_close_matches(form, by_form, n=3, cutoff=cutoff)

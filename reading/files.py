@@ -67,11 +67,7 @@ def is_within(path: str, folder: str) -> bool:
 
 
 def resolve_in(path: str, folders: Sequence[str], what: str) -> str:
-    """The path with its links resolved, which may lead to a blob in the cache of the Hub's client.
-
-    Raises:
-        ValueError: it is in none of the folders; the message begins with `what`.
-    """
+    """The path with its links resolved (as to the Hub cache); a ValueError of `what` if in none of the folders."""
     try:
         resolved = os.path.realpath(path)
     except ValueError as error:  # a null character
