@@ -66,13 +66,7 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def unknown_flags(written: dict[str, str], known: list[str], more: str) -> str:
-    """Return the error message about flags that do not exist.
-
-    Args:
-        written: the unknown flags and their values.
-        known: flags that may be suggested.
-        more: the end of the message.
-    """
+    """Return the error message about unknown flags (`written`, with their values). It may suggest flags of `known`."""
     names = {option: option.removeprefix("--").replace("-", "_") for option in written}
     tools = sorted(keys_of_tools(), key=lambda keys: -len(keys.keys() & {*names.values()}))
     faults = []
@@ -109,11 +103,7 @@ def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
 
 
 def nearest(wrong: str, names: Iterable[str], cutoff: float) -> list[str]:
-    """Return the name that differs from `wrong` only in punctuation and case, or up to three similar names.
-
-    Args:
-        cutoff: the least similarity, from 0 to 1.
-    """
+    """Return the name that differs from `wrong` only in punctuation and case, or up to three similar names."""
     by_form = {only_letters(name): name for name in reversed(list(names))}  # if several have one form, the first wins
     form = only_letters(wrong)
     forms = [form] if form in by_form else difflib.get_close_matches(form, by_form, n=3, cutoff=cutoff)

@@ -21,3 +21,11 @@ if spec and spec.loader:  # a plain folder of that name has no loader
     spec.loader.exec_module(library)
     library.IGNORE_INDEX, library.make_dataset = IGNORE_INDEX, make_dataset
     library.MultimodalDataset, library.EncodedDataset = MultimodalDataset, EncodedDataset
+else:
+
+    def __getattr__(name: str):
+        if name.startswith("_"):  # of what looks through modules
+            raise AttributeError(name)
+        raise ImportError(
+            f"`{name}` is of Hugging Face's library `datasets`, which is not installed: pip install datasets"
+        )

@@ -18,14 +18,14 @@ import warnings
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+# peft 0.21 imports bitsandbytes if it is installed. On some CPUs, bitsandbytes warns about a missing 4-bit kernel.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# peft 0.21 also reads a model attribute that transformers 5.23 has renamed.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def begin(script: str) -> None:
-    """Print the help and exit if --help is given. Otherwise speed up the imports, and silence two useless warnings.
-
-    Args:
-        script: the path of the script that runs.
-    """
+    """Print the help and exit if --help is given. Otherwise get ready for slow imports. `script` is its path."""
     if {"-h", "--help"}.intersection(sys.argv[1:]):
         about = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8")))
         print(about, (HERE / "docs/help" / f"{Path(script).stem}.txt").read_text(encoding="utf-8"), sep="\n\n", end="")
@@ -35,10 +35,6 @@ def begin(script: str) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # exits without a traceback; `cli` undoes this
     gc.disable()  # during imports it scans all modules again and again, and frees nothing; `cli` enables it
-    # peft 0.21 imports bitsandbytes if it is installed. On some CPUs, bitsandbytes warns about a missing 4-bit kernel.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    # peft 0.21 also reads a model attribute that transformers 5.23 has renamed.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def let_threads_sleep() -> None:
@@ -63,11 +59,13 @@ def cli(main) -> None:
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except ValueError as error:
+    except Exception as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-        if HERE not in raised_in.parents[:2]:
-            raise
-        end(f"Error: {error}")
+        if isinstance(error, ValueError) and HERE in raised_in.parents[:2]:
+            end(f"Error: {error}")
+        if "No space left on device" in str(error):  # of Python, or of safetensors, whose error is no OSError
+            end(f"Error: the disk is full ({error}). Make room, then run the same command again.")
+        raise
 
 
 def end(message: str) -> None:

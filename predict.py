@@ -34,7 +34,7 @@ from evaluation.answers import generate_answers, questions
 from evaluation.chat import Conversation, chat
 from loaders import LOADERS
 from loaders.new_tokens import trained_rows
-from loaders.output_folder import adapter_config, check_writable, family_in, saved_arguments
+from loaders.output_folder import adapter_config, check_file, family_in, saved_arguments
 from loaders.quantization import quantization_config, quantized_bits
 from merging.whole_model import with_adapter
 from reading.dataset import make_dataset
@@ -67,6 +67,8 @@ def main(words: list[str] | None = None) -> None:
 def answer_file(args: argparse.Namespace) -> None:
     measures = metrics.load_metrics(args.metric)
     dataset = make_dataset(args, "data_path", args.data_path)
+    if os.path.realpath(args.output_path) in [os.path.realpath(index.path) for index in dataset.files]:
+        raise ValueError(f"--output_path {args.output_path} is a file of --data_path: name another, or it is lost.")
     if not (asked := questions(dataset)):
         raise ValueError(f"{args.data_path} holds no reply to a user, so there is nothing to answer.")
     model, collator = load_with_options(args)
@@ -169,11 +171,7 @@ def check_words(args: argparse.Namespace) -> None:
         return
     if not args.output_path:
         raise ValueError("--data_path needs --output_path, the file to write the answers to.")
-    if os.path.isdir(args.output_path):
-        raise ValueError(f"--output_path {args.output_path} is a folder; name a file.")
-    folder = os.path.dirname(os.path.abspath(args.output_path))
-    check_writable("--output_path", folder)
-    os.makedirs(folder, exist_ok=True)
+    check_file("--output_path", args.output_path)
 
 
 def load(

@@ -16,7 +16,6 @@ if __name__ == "__main__":
     entry.begin(__file__)  # answers --help: the imports below take seconds
 
 import json
-import os
 import random
 import sys
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from collators.probes import check_labels
 from collators.template_check import check_template
 from entry import cli, end
 from loaders import LOADERS
-from loaders.output_folder import check_writable
+from loaders.output_folder import check_file
 from reading.dataset import MultimodalDataset
 from reading.rows import content_parts
 from reading.split import make_datasets
@@ -104,11 +103,7 @@ def check_own_flags(own) -> None:
     if own.json and own.html and not own.check:
         raise ValueError("--json and --html are mutually exclusive: leave one out.")
     if own.html:
-        if os.path.isdir(own.html):
-            raise ValueError(f"--html {own.html} is a folder; name a file.")
-        folder = os.path.dirname(os.path.abspath(own.html))
-        check_writable("--html", folder)
-        os.makedirs(folder, exist_ok=True)
+        check_file("--html", own.html, ".html")
 
 
 def load_data(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | None]:

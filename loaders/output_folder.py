@@ -37,6 +37,17 @@ def check_writable(option: str, folder: str) -> None:
         raise ValueError(f"{option} {folder} cannot be written: no permission for {existing}. Name another.")
 
 
+def check_file(option: str, path: str, ending: str = "") -> None:
+    """Raise a ValueError if a file cannot be written, or exists and has another ending. Makes its folder."""
+    if os.path.isdir(path):
+        raise ValueError(f"{option} {path} is a folder; name a file.")
+    if os.path.exists(path) and not path.endswith(ending):
+        raise ValueError(f"{option} {path} exists and does not end with {ending}: it may be data. Name another file.")
+    folder = os.path.dirname(os.path.abspath(path))
+    check_writable(option, folder)
+    os.makedirs(folder, exist_ok=True)
+
+
 def write_arguments(folder: str, values: dict) -> None:
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, ARGUMENTS), "w", encoding="utf-8") as file:
@@ -66,10 +77,8 @@ def adapter_config(folder: str) -> dict | None:
 def fill_adapter(model, weights: Mapping) -> None:
     """Set the adapter of a model that has its layers, by the names that it was saved with.
 
-    peft 0.21 renames what it loads by the rules for the base's files, and only warns of tensors that fit nowhere.
-
-    Raises:
-        ValueError: they are not those of its layers.
+    peft 0.21 renames what it loads by the rules for the base's files, and only warns of tensors that fit nowhere; here
+    they raise a ValueError.
     """
     from peft import get_peft_model_state_dict
 

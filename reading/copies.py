@@ -34,9 +34,7 @@ def copy_rows(path: str, form: RowForm, target: str) -> None:
             plain = pa.schema([plain_field(held.field(name)) for name in wanted], held.metadata)
             with pa.ipc.new_file(sink, plain) as writer:
                 for batch in batches_of(wanted):
-                    columns = ((batch[field.name], field.type) for field in plain)
-                    # PyArrow 26 fails to cast some lists of objects with nulls, even to the same type.
-                    columns = [column if column.type == kind else column.cast(kind) for column, kind in columns]
+                    columns = [as_plain(batch[field.name], field.type) for field in plain]
                     batch = pa.record_batch(columns, schema=plain)
                     for start in range(0, len(batch), ARROW_ROWS):
                         writer.write_batch(batch.slice(start, ARROW_ROWS))
@@ -65,14 +63,24 @@ def open_columns(path: str) -> Iterator[tuple]:
 
 
 def plain_field(field):
-    """Return the field with a type that can be written and read. Times become integers: Python has no nanoseconds."""
+    """Return the field with a type that can be written and read. Times become texts: Python has no nanoseconds."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(field.type):  # a file cannot contain a different one per row group
         return field.with_type(field.type.value_type)
-    if pa.types.is_temporal(field.type):
-        return field.with_type(pa.int32() if field.type.bit_width == 32 else pa.int64())
-    return field
+    return field.with_type(pa.string()) if pa.types.is_temporal(field.type) else field
+
+
+def as_plain(column, kind):
+    """Cast an Arrow column to the type of `plain_field`. Times are written as 2026-01-05 07:00:00, in UTC."""
+    from pyarrow import compute, timestamp, types
+
+    if column.type == kind:  # PyArrow 26 fails to cast some objects with nulls even then
+        return column
+    if types.is_timestamp(column.type):  # to text with a zone, it needs a database that may be missing
+        column = column.cast(timestamp(column.type.unit))
+    texts = column.cast(kind)
+    return compute.replace_substring_regex(texts, r"\.0+$", "") if types.is_temporal(column.type) else texts
 
 
 def copy_texts(path: str, form: RowForm, target: str) -> None:

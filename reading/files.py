@@ -67,11 +67,7 @@ def is_within(path: str, folder: str) -> bool:
 
 
 def resolve_in(path: str, folders: Sequence[str], what: str) -> str:
-    """Return the path with its links resolved. A link to a blob in the cache of the Hub's client is allowed.
-
-    Raises:
-        ValueError: The path is in none of the folders. The message begins with `what`.
-    """
+    """Return the path with its links resolved. Raise a ValueError if it is outside the folders and the Hub's cache."""
     try:
         resolved = os.path.realpath(path)
     except ValueError as error:  # a null character

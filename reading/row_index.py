@@ -38,7 +38,7 @@ from reading.rows import WEIGHT, RowForm, is_empty, media_in, trained_replies
 from reading.strict_json import strict_json
 from reading.unread import PLACES
 
-INDEX_VERSION = 12  # of the files below
+INDEX_VERSION = 13  # of the files below
 DAYS_KEPT = 7  # for the indexes of older versions of a file
 SECONDS_CURRENT = 10  # in which only one process of a run checks faulty rows again
 BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read together

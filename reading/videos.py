@@ -127,11 +127,7 @@ def _range(total: int, fps: float, clip: Mapping) -> tuple[int, int]:
 
 
 def _scaled_size(width: int, height: int, number: int, options: MediaOptions) -> tuple[int, int]:
-    """Return the (width, height) of each scaled frame.
-
-    Raises:
-        ValueError: All frames together have too many pixels.
-    """
+    """Return the (width, height) of each scaled frame. Raise a ValueError if all frames together are too large."""
     width, height = scaled_size(width, height, None, options.video_max_pixels)
     if number * width * height > options.video_pixel_limit:
         raise ValueError(

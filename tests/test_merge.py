@@ -159,6 +159,15 @@ def test_predict_refuses_what_would_fail_late(tiny, write_rows, tmp_path, flags,
         predict.main(words + flags)
 
 
+def test_answers_never_replace_their_data(tiny, write_rows, tmp_path):
+    path = write_rows(VIDEO_ROWS)
+    (tmp_path / "link").symlink_to(path)
+    before = open(path).read()
+    with pytest.raises(ValueError, match="--output_path .*link is a file of --data_path"):
+        predict.main(["--model_path", tiny("llava-1.5"), "--data_path", path, "--output_path", str(tmp_path / "link")])
+    assert open(path).read() == before
+
+
 REPLIES = ["Red", "Two dogs", "A lake", "Seven", "It rains", "Nobody", "Paris 1900", "Left </s> right"]
 
 

@@ -271,6 +271,7 @@ def test_random_rows_are_drawn_by_the_seed(run, write_rows):
         ("--random 1 --index 0", "not allowed with"),
         ("--html a.html --json", "--json and --html are mutually exclusive"),
         ("--html .", "is a folder"),
+        ("--html requirements.txt", "requirements.txt exists and does not end with .html"),
         ("--num_processes 0", "--num_processes is 0"),
         ("--num_processes 2", "no effect without --check"),
         ("--html README.md/a.html", "is not a folder"),

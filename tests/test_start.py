@@ -88,6 +88,23 @@ def test_help_needs_no_heavy_import(script):
     assert modules.isdisjoint(HEAVY)
 
 
+def full_disk() -> None:
+    """A merge whose disk fills up, as safetensors says it."""
+    try:
+        with open("/dev/full", "w") as file:
+            file.write("weights")
+    except OSError as error:
+        raise RuntimeError(f"Error while serializing: I/O error: {error.strerror} (os error 28)") from error
+
+
+def test_a_full_disk_is_named_without_a_traceback(capsys, monkeypatch):
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit, match="Error: the disk is full .*Make room"):
+        entry.cli(full_disk)
+    with pytest.raises(RuntimeError, match="another"):
+        entry.cli(lambda: (_ for _ in ()).throw(RuntimeError("another")))
+
+
 @pytest.mark.parametrize(
     "gpu, given, expected",
     [(None, None, "PASSIVE"), (None, "ACTIVE", "ACTIVE"), ("/dev/nvidia0", None, None), ("/dev/kfd", None, None)],

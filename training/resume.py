@@ -95,11 +95,7 @@ def check_files(checkpoint: str, training) -> None:
 
 
 def read_record(checkpoint: str) -> dict:
-    """Return the `checkpoint.json` of a complete checkpoint.
-
-    Raises:
-        ValueError: a file is missing or cut short.
-    """
+    """Return the `checkpoint.json` of a complete checkpoint. Raise a ValueError if a file is missing or cut short."""
     try:
         record = json.loads(Path(checkpoint, RECORD).read_text(encoding="utf-8"))
         if record.pop("checksum") != zlib.crc32(strict_json(record).encode()):
@@ -235,7 +231,8 @@ class ResumableTrainer(transformers.Trainer):
         try:
             return super().train(resume_from_checkpoint)
         except KeyboardInterrupt:
-            print_once(f"Ctrl-C: {last_checkpoint(self.args.output_dir)}; continue with --resume_from_checkpoint True.")
+            last = last_checkpoint(self.args.output_dir)
+            print_once(f"Ctrl-C: {last}. --resume_from_checkpoint True continues from it, or else starts again.")
             raise
         finally:
             signal.signal(signal.SIGTERM, handler)

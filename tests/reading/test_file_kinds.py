@@ -235,6 +235,22 @@ def test_an_arrow_file_has_its_rows_and_the_names_of_its_classes(tmp_path, pictu
     assert samples(MultimodalDataset(str(tmp_path / "a.arrow"), **nested)) == samples(dataset)
 
 
+TIMES = {  # the text -> what it is of; in UTC, it is another hour than in Berlin
+    "2026-01-05": pa.array([datetime.date(2026, 1, 5)]),
+    "2026-01-05 00:00:00": pa.array([datetime.datetime(2026, 1, 5)], pa.timestamp("ns")),
+    "2026-01-05 07:00:00": pa.array([datetime.datetime(2026, 1, 5, 7)], pa.timestamp("us", "Europe/Berlin")),
+    "1970-01-01 00:00:01.000000001": pa.array([1_000_000_001], pa.timestamp("ns")),
+    "07:30:00": pa.array([datetime.time(7, 30)]),
+}
+
+
+@pytest.mark.parametrize("text, answers", TIMES.items())
+def test_a_date_is_the_text_that_a_person_reads(tmp_path, text, answers):
+    pq.write_table(pa.table({"question": ["When?"], "answer": answers}), tmp_path / "a.parquet")
+    (found,) = samples(MultimodalDataset(str(tmp_path / "a.parquet")))
+    assert found[1]["content"] == [{"type": "text", "text": text}]
+
+
 def test_a_saved_data_set_has_the_shards_that_it_lists(tmp_path, pictures):
     tables = {f"data-0000{i}-of-00002.arrow": arrow_table([pictures[i]], [i]) for i in (1, 0)}
     folder = save_to_disk(tmp_path / "saved", tables)

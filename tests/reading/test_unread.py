@@ -189,14 +189,6 @@ def test_bytes_as_base64_are_judged_too(media_folder, write_rows):
     assert "b64" in MultimodalDataset(write_rows([row]), check=False).errors[0]
 
 
-def test_times_of_parquet_are_read_as_numbers(tmp_path):
-    times = pa.array([1, 2_000_000_001], pa.timestamp("ns"))
-    texts = pa.array(["Hi?", "Ho?"])
-    pq.write_table(pa.table({"made": times, "question": texts, "answer": texts}), tmp_path / "a.parquet")
-    dataset = MultimodalDataset(str(tmp_path / "a.parquet"))
-    assert dataset.raw(1)["made"] == 2_000_000_001
-
-
 def test_an_unnamed_column_of_a_table_is_judged_too(media_folder, tmp_path):
     (tmp_path / "a.csv").write_text("question,answer,\nWhat?,Red,red.png\n")
     dataset = MultimodalDataset(str(tmp_path / "a.csv"), check=False)

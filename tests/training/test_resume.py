@@ -253,6 +253,16 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_whole(tiny, write_rows,
     assert_equal_runs(out, tmp_path / "whole")
 
 
+def test_ctrl_c_before_the_first_checkpoint_promises_none(tiny, write_rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("transformers.Trainer.train", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, "llava-1.5", write_rows(ROWS), tmp_path / "out", *STEPS)
+    assert (
+        "Ctrl-C: there is no checkpoint yet. --resume_from_checkpoint True continues from it, or else"
+        in capsys.readouterr().out
+    )
+
+
 def test_a_checkpoint_is_pushed_when_it_is_whole(tiny, write_rows, tmp_path, monkeypatch):
     pushed = []
     for name in ("init_hf_repo", "push_to_hub"):
