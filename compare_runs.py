@@ -21,12 +21,12 @@ def parse(words: list[str] | None = None):
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
-    from loaders.output_folder import check_file  # these imports take seconds, and --help needs none
+    from loaders.output_folder import check_output_file  # these imports take seconds, and --help needs none
     from reports import run_comparison
 
     runs = [run_comparison.read_run(folder) for folder in args.runs]
     if args.html:
-        check_file("--html", args.html, ".html")
+        check_output_file("--html", args.html, ".html")
         Path(args.html).write_text(run_comparison.page(*runs), encoding="utf-8")
     run_comparison.show(*runs, sys.stdout)
 

@@ -34,7 +34,7 @@ from evaluation.answers import generate_answers, questions
 from evaluation.chat import Conversation, chat
 from loaders import LOADERS
 from loaders.new_tokens import trained_rows
-from loaders.output_folder import adapter_config, check_file, family_in, saved_arguments
+from loaders.output_folder import adapter_config, check_output_file, family_in, saved_arguments
 from loaders.quantization import quantization_config, quantized_bits
 from merging.whole_model import with_adapter
 from reading.dataset import make_dataset
@@ -171,7 +171,7 @@ def check_words(args: argparse.Namespace) -> None:
         return
     if not args.output_path:
         raise ValueError("--data_path needs --output_path, the file to write the answers to.")
-    check_file("--output_path", args.output_path)
+    check_output_file("--output_path", args.output_path)
 
 
 def load(

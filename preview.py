@@ -27,7 +27,7 @@ from collators.probes import check_labels
 from collators.template_check import check_template
 from entry import cli, end
 from loaders import LOADERS
-from loaders.output_folder import check_file
+from loaders.output_folder import check_output_file
 from reading.dataset import MultimodalDataset
 from reading.rows import content_parts
 from reading.split import make_datasets
@@ -103,7 +103,7 @@ def check_own_flags(own) -> None:
     if own.json and own.html and not own.check:
         raise ValueError("--json and --html are mutually exclusive: leave one out.")
     if own.html:
-        check_file("--html", own.html, ".html")
+        check_output_file("--html", own.html, ".html")
 
 
 def load_data(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | None]:

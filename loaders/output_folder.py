@@ -37,7 +37,7 @@ def check_writable(option: str, folder: str) -> None:
         raise ValueError(f"{option} {folder} cannot be written: no permission for {existing}. Name another.")
 
 
-def check_file(option: str, path: str, ending: str = "") -> None:
+def check_output_file(option: str, path: str, ending: str = "") -> None:
     """Raise a ValueError if a file cannot be written, or exists and has another ending. Makes its folder."""
     if os.path.isdir(path):
         raise ValueError(f"{option} {path} is a folder; name a file.")
