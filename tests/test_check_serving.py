@@ -136,7 +136,7 @@ def test_a_sharded_folder_is_whole(tiny, tmp_path, capsys):
         "  Each request: model='model', temperature=0\n"
     )
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="cannot be served as it is: 1 of the checks failed"):
+    with pytest.raises(ValueError, match="cannot be served: 1 of the checks failed"):
         check_serving.main(["--model_path", str(folder)])
     assert "FAULT chat template: none" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--model_path 'nowhere' is not a folder"):

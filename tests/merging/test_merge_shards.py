@@ -145,7 +145,7 @@ def test_an_adapter_that_starts_from_the_base_is_merged_on_the_loaded_model(tiny
     expected = make_adapter(base, tmp_path / "adapter", init_lora_weights=init).merge_and_unload()
     expected.save_pretrained(tmp_path / "expected")
     merge(tmp_path / "adapter", tmp_path / "merged")
-    assert "Loading the whole model" in capsys.readouterr().out
+    assert "The whole model is loaded" in capsys.readouterr().out
     found, wanted = flat(load_all(tmp_path / "merged")), flat(load_all(tmp_path / "expected"))
     for key in wanted:
         torch.testing.assert_close(found[key], wanted[key], atol=1e-5, rtol=1e-5, msg=key)
@@ -254,7 +254,7 @@ FAULTS = {
         lambda b, a: (b / "config.json").write_text(
             json.dumps(json.loads((b / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}})
         ),
-        "base is stored quantized. Name its full-precision base with --model_local_path",
+        "base are quantized. Pass its full-precision base with --model_local_path",
     ),
 }
 
@@ -342,7 +342,7 @@ def test_without_the_memory_for_it_only_the_files_are_checked(sharded, tmp_path,
     monkeypatch.setattr(merge_lora_weights, "memory_needed", lambda loader: 1e15)
     merge(sharded / "adapter", tmp_path / "merged")
     printed = capsys.readouterr().out
-    assert "Self-check of the files: 4 tensors" in printed and "The logits are not checked" in printed
+    assert "Self-check of the files: 4 tensors" in printed and "The logits were not checked" in printed
     assert "1000000.0 GB" in printed
 
 
