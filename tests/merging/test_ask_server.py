@@ -181,11 +181,11 @@ def test_what_differs_is_named(tiny, adapters, serve, write_rows, capsys):
     rows = write_rows([{"image": "tall.jpg", "conversations": turns("<image>And?", "Red.")}])
     other = AutoProcessor.from_pretrained(base).chat_template.replace("You are a helpful assistant.", "Be brief.")
     for options, expected in [
-        ({}, "the answers are the base's, so the adapter is not applied"),
+        ({}, "the answers are those of the base model, so the adapter is not applied"),
         ({"adapter": adapters[1]}, "different weights: the prompts are the same"),
         ({"adapter": adapters[0], "template": other}, "a different prompt: at token"),
-        ({"adapter": adapters[0], "pixels": 8 * 28 * 28}, "a different picture size"),
-        ({"adapter": adapters[0], "pixels": 8 * 28 * 28, "vllm": False}, "a different prompt or picture size"),
+        ({"adapter": adapters[0], "pixels": 8 * 28 * 28}, "a different image size"),
+        ({"adapter": adapters[0], "pixels": 8 * 28 * 28, "vllm": False}, "a different prompt or image size"),
         ({"adapter": adapters[0], "template": other, "vllm": False}, "the cause is unknown"),  # of the same length
     ]:
         said = asked(adapters[0], serve(PlainServer(base, **options)), rows, capsys)

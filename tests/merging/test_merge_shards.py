@@ -97,7 +97,7 @@ def test_shards_keys_and_dtypes_are_the_bases_and_each_sum_is_rounded_once(shard
         assert torch.equal(after[key], tensor.to(after[key].dtype)), key
     assert adapted == len(lora) / 2 == 4
     printed = capsys.readouterr().out
-    assert f"4 tensors are sums of base and adapter, {len(before) - 4} are the base's own" in printed
+    assert f"4 tensors are sums of base and adapter, {len(before) - 4} are those of the base" in printed
     differ, rounding, moved = map(
         float, re.findall(r"(?:differ|moves them) by ([\d.e-]+)|the adapter by", printed)[0:2] + ["1"]
     )
@@ -226,7 +226,7 @@ FAULTS = {
     "cut shard": (lambda b, a: cut_file(b / "model-00001-of-00006.safetensors"), "model-00001.* is missing or broken"),
     "lost key": (
         lambda b, a: change(b / "model-00001-of-00006.safetensors", **{"language_model.lm_head.weight": None}),
-        "base: language_model.lm_head.weight is in model.safetensors.index.json, but in none of the shards",
+        "base: model.safetensors.index.json lists language_model.lm_head.weight, but no shard contains it",
     ),
     "lacks a tensor": (
         lambda b, a: change(a / "adapter_model.safetensors", **{KEY: None}),
