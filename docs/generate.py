@@ -1,7 +1,7 @@
-"""Rewrite the parts of the documentation that follow from the code.
+"""Rewrite the parts of the documentation that are generated from the code.
 
     python docs/generate.py
-    python docs/generate.py --matrix      # first run the matrices: of data and families, of strategies and engines
+    python docs/generate.py --matrix      # first run the tests that write the two matrices
 
 These parts are between `<!-- NAME -->` and `<!-- /NAME -->`. A test compares each part with a fresh rendering.
 """
@@ -65,18 +65,18 @@ def code(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """A piece of a template as code, line breaks written out."""
+    """Return a piece of a template as code, with line breaks written as \\n."""
     text = text.replace(RESERVED_CHARACTER, "")
     return code(text.replace("\n", "\\n")) if text.strip() else code(repr(text))
 
 
 def as_markdown(text: str) -> str:
-    """Plain text whose control strings Markdown would take for HTML."""
+    """Return plain text with its control strings as code, because Markdown would read them as HTML."""
     return re.sub(r"`[^`]*`|<[^ <>]+>", lambda match: match[0] if match[0][0] == "`" else code(match[0]), text)
 
 
 def notes_of(part) -> str:
-    """What the module of a loader or collator says of itself, in one paragraph."""
+    """Return the docstring of the module of a loader or collator, as one paragraph."""
     return as_markdown(" ".join(sys.modules[type(part).__module__].__doc__.split()))
 
 
@@ -85,7 +85,7 @@ def models_of(family: str) -> dict[str, str]:
 
 
 def model_table(collators: dict) -> str:
-    """One row per family; of many models, only the first and the last."""
+    """Return a table with one row per family. Of many models, it lists only the first and the last."""
     rows = []
     for family in collators:
         ids = [*models_of(family)]
@@ -96,7 +96,7 @@ def model_table(collators: dict) -> str:
 
 
 def fact_sheet(family: str, loader, collator) -> str:
-    """The docstrings of loader and collator, what the family takes and needs, its modules and its models."""
+    """Return the docstrings of loader and collator, the family's inputs, requirements, modules and models."""
     facts = [f"Takes {media_of(family)}. Training text: [chat_formats.md](chat_formats.md#{slug(family)})."]
     needs = [f"`pip install {' '.join(loader.packages)}`"] if loader.packages else []
     needs += ["`--trust_remote_code True` ([checkpoints.md](checkpoints.md#remote-code))"] if loader.remote_code else []
@@ -125,7 +125,7 @@ def refuses_flash_attention(loader) -> bool:
 
 
 def support_matrix(listed: list[str]) -> str:
-    """The outcomes that the tests wrote, as a table; an empty cell was not run."""
+    """Return the outcomes that the tests wrote, as a table. An empty cell was not run."""
     date, outcomes = json.loads(MATRIX.read_text(encoding="utf-8")).values()
     fullest_first = sorted(outcomes.values(), key=len, reverse=True)
     columns = list(dict.fromkeys(column for cells in fullest_first for column in cells))
@@ -138,7 +138,7 @@ def support_matrix(listed: list[str]) -> str:
 
 
 def strategy_matrix() -> str:
-    """Ways of training by engines: a tick where every family passed; a refusal, with its reason below the table."""
+    """Return the table of strategies by engines: a tick if all families passed, or a refusal with its reason below."""
     date, outcomes = json.loads(STRATEGIES.read_text(encoding="utf-8")).values()
     rows, refusals = {}, []
     for cell in next(iter(outcomes.values())):
@@ -159,7 +159,7 @@ def strategy_matrix() -> str:
 
 
 def slug(heading: str) -> str:
-    """GitHub's anchor of a heading."""
+    """Return GitHub's anchor for a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
@@ -171,7 +171,7 @@ def chat_formats(collators: dict) -> str:
 
 
 def family_formats(collator) -> list[str]:
-    """Each format of a family, with the example and its exceptions; then what the templates are given."""
+    """Return each format of a family with the example and its exceptions, then the variables of the templates."""
     own = ChatFormat(type(collator).chat_template, type(collator).template_exceptions)
     exceptions = {}  # checkpoints may train on one text and differ in their own template
     for format in (own, *collator.other_formats):
@@ -196,7 +196,7 @@ def family_formats(collator) -> list[str]:
 
 
 def marked(collator, template: str, with_bos: bool) -> str:
-    """The example's training text with its trained spans in brackets; `with_bos`: and the tokenizer's BOS."""
+    """Return the example's training text with trained spans in brackets, and optionally with the tokenizer's BOS."""
     collator.template.text = template
     for messages in (EXAMPLE, EXCHANGE):
         with contextlib.suppress(ValueError):
@@ -228,7 +228,7 @@ def server_table() -> str:
 
 
 def summary(checkpoint: str) -> str:
-    """What train.py prints before its first step."""
+    """Return the summary that train.py prints before its first step."""
     flags = "--model_id qwen2-vl-2b-instruct --data_path train.json --use_lora True --train_vision_projector True"
     arguments = parse_arguments([*flags.split(), "--use_cpu", "True", "--model_local_path", checkpoint])
     loader = LOADERS.get("qwen2-vl")(checkpoint)
@@ -237,7 +237,7 @@ def summary(checkpoint: str) -> str:
 
 
 def preview_example(checkpoint: str) -> str:
-    """What preview.py prints for the first row of the example data."""
+    """Return what preview.py prints for the first row of the example data."""
     data_path = str(REPO / "example_data/sample.json")
     words = ["--model_id", "llava-1.5-7b", "--model_local_path", checkpoint, "--data_path", data_path]
     with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.suppress(SystemExit):
@@ -246,7 +246,7 @@ def preview_example(checkpoint: str) -> str:
 
 
 def pages_of_families(checkpoint_of) -> dict[Path, str]:
-    """Path -> text of each file with what every family's loader and collator say of themselves.
+    """Return path -> text of each file that describes the loaders and collators of all families.
 
     Args:
         checkpoint_of: family -> folder of a tiny checkpoint of it.
@@ -270,7 +270,7 @@ def pages_of_families(checkpoint_of) -> dict[Path, str]:
 
 
 def pages_of_flags(checkpoint_of) -> dict[Path, str]:
-    """The same of each other file."""
+    """Return path -> text of each other file with generated parts."""
     return filled(
         {
             "docs/correctness.md": {part: getattr(tables, part)() for part in ("correctness", "faults", "equality")},
@@ -284,7 +284,7 @@ def pages_of_flags(checkpoint_of) -> dict[Path, str]:
 
 
 def filled(pages: dict[str, dict[str, str]]) -> dict[Path, str]:
-    """Path -> text of each file, with what is between `<!-- name -->` and `<!-- /name -->` replaced for each name."""
+    """Return path -> text of each file, with the text between `<!-- name -->` and `<!-- /name -->` replaced."""
     found = {}
     for page, parts in pages.items():
         text = (REPO / page).read_text(encoding="utf-8")

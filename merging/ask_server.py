@@ -251,7 +251,7 @@ def blame_weights(found: list[Outcome], noise: float | None, of_base: list[str] 
     if noise <= ROUNDING:
         return "the cause is unknown: the weights are the same except for rounding, such as from another precision"
     if all(outcome.answer == outcome.prediction for outcome in found):
-        return "different weights, or different attention (docs/serving.md): the answers agree, the scores do not"
+        return "different weights, or different attention (docs/serving.md): only the log-probabilities differ"
     return "different weights: the prompts are the same, but the answers are neither this folder's nor its base's"
 
 

@@ -45,9 +45,7 @@ def check_config(path: str) -> str:
     if not remote_classes(path):
         from_folder(AutoConfig, path, "config.json")
     dtype = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype") or "float32"
-    advice = (
-        "; servers use half precision unless started with --dtype bfloat16 or float32" if dtype == "float32" else ""
-    )
+    advice = "; servers use half precision without --dtype bfloat16 or float32" if dtype == "float32" else ""
     return f"{', '.join(config['architectures'])}, {config.get('model_type')}, {dtype}{advice}"
 
 

@@ -121,8 +121,8 @@ def test_only_flags_that_differ_from_their_defaults_are_words():
     [
         ("--lora_bias 'all", "No closing quotation"),
         ("run.yaml", "further flags begin with --"),
-        ("--output_dir elsewhere", "--output_dir has a field of its own"),
-        ("--output-dir=elsewhere", "--output_dir has a field of its own"),
+        ("--output_dir elsewhere", "--output_dir has its own field"),
+        ("--output-dir=elsewhere", "--output_dir has its own field"),
     ],
 )
 def test_further_flags_that_are_refused(more, message):
@@ -200,7 +200,7 @@ def test_ready_means_that_the_data_were_read(root):
     for read, told in [
         (None, "Reading rows of the data"),
         ((seen[1:], None), "Reading rows of the data"),
-        ((seen, None), "Ready to start: the data were read."),
+        ((seen, None), "Ready to start: the data can be read."),
         ((seen, "--data_path: broken"), "--data_path: broken"),
     ]:
         assert told in explained(root, read, **given)[1]
