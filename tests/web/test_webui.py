@@ -372,7 +372,7 @@ def test_starting_over_a_run_asks(root, monkeypatch):
     os.mkdir("out/a/checkpoint-5")
     for before in (None, "out/b"):  # what was asked was about another folder
         message, button, asked, _, _ = tune_page.start(root, before, *given.values())
-        assert len(started) == 1 and asked == "out/a" and "out/a holds a run" in message
+        assert len(started) == 1 and asked == "out/a" and "out/a contains a run" in message
     tune_page.start(root, asked, *given.values())
     assert started[1] == [*words(), "--overwrite_output_dir", "True"]
 
