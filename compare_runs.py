@@ -1,8 +1,8 @@
-"""Compare two runs of train.py: verdict, figures, settings, data and answers that differ, and all losses in one plot.
+"""Compare two runs of train.py: how verdict, figures, settings, data and answers differ, and all losses in one plot.
 
     python compare_runs.py out/lora out/full --html compare.html
 
-It reads `log.jsonl`, `args.yaml`, `run.json` and `eval_answers` of the output folders, also while a run lasts.
+It reads `log.jsonl`, `args.yaml`, `run.json` and `eval_answers` in the output folders. The runs may still be active.
 """
 
 import sys

@@ -1,14 +1,14 @@
-"""Forecast the memory of a training run, for each device.
+"""Forecast how much memory a training run needs on each device.
 
-Takes train.py's flags; loads no weights, and needs no GPU for the flags that do.
+Accepts all flags of train.py, also those that require a GPU in training. Loads no weights and needs no GPU.
 
     python estimate.py --model_id qwen2.5-vl-3b-instruct --data_path train.json --bf16 True --gpu_memory 24
     python estimate.py run.yaml --use_lora True --model_max_length 2048
     python estimate.py run.yaml --deepspeed ds_configs/zero3.json --num_devices 8 --json
 
-A step is run on tensors without values (training/step_memory.py) on the longest rows of the data; without --data_path,
-on rows of --model_max_length tokens with an image each. With --json, stdout holds one object: the bytes of each kind,
-"total", "assumptions", and "fits" where --gpu_memory is given.
+It runs one step with tensors that have no values (training/step_memory.py), on the longest rows of the data. Without
+--data_path, it uses rows of --model_max_length tokens with one image each. With --json, stdout is one object: the bytes
+of each kind, "total", "assumptions", and, if --gpu_memory is given, "fits".
 """
 
 if __name__ == "__main__":
@@ -42,21 +42,21 @@ from training.make_collator import make_collator
 from training.step_memory import MEMORY_PARTS, QuantizedLinear, Shares, measure_step
 
 GB = 1e9
-# The fraction of a GPU's memory left to the CUDA context and to gaps between blocks.
+# The fraction of a GPU's memory that is left for the CUDA context and for fragmentation.
 RESERVE = 0.1
-# Without data: the size of the image in a row, and how much of the text is trained.
+# Without data: the size of the image in each row, and the fraction of the text that is trained.
 IMAGE_SIZE, LABEL_SHARE = (640, 480), 0.5
 # Defaults of DeepSpeed 0.19, in elements.
 BUCKET, LIVE_PARAMETERS = 500_000_000, 1_000_000_000
-# Of the longest rows by a rough count, so many times a batch are opened, to find the longest.
+# Rows are ranked by a rough count of tokens. The first CANDIDATES x batch size rows are encoded to find the longest.
 CANDIDATES = 4
 
 
 class Forecast(NamedTuple):
-    sizes: dict[str, float]  # bytes on a device at the peak, by kind
-    samples: int  # of the batch
-    tokens: int  # of the batch, with its padding
-    labels: int  # of the batch
+    sizes: dict[str, float]  # kind of memory -> bytes on one device at the peak
+    samples: int  # in the batch
+    tokens: int  # in the batch, including padding
+    labels: int  # in the batch
 
     @property
     def total(self) -> float:
@@ -67,7 +67,7 @@ def main(words: list[str] | None = None) -> None:
     arguments, own = parse(words)
     num_devices = own.num_devices or int(os.environ.get("WORLD_SIZE", 1))
     stdout = sys.stdout
-    with redirect_stdout(sys.stderr):  # whatever a library prints
+    with redirect_stdout(sys.stderr):  # libraries may print
         forecast = forecast_run(arguments, num_devices)
     report = {kind: round(size) for kind, size in forecast.sizes.items()} | {"total": round(forecast.total)}
     report |= {"devices": num_devices} | {name: getattr(forecast, name) for name in ("samples", "tokens", "labels")}
@@ -84,7 +84,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def parse(words: list[str] | None):
-    """Command line words -> `Arguments`, and the flags of `add_flags`."""
+    """Parse the command line into the `Arguments` of train.py and the flags of `add_flags`."""
     arguments, own = parse_arguments(words, __doc__, add_flags, defaults=["--data_path", ""])
     for name in ("gpu_memory", "num_devices"):
         if (value := getattr(own, name)) is not None and not value > 0:
@@ -96,13 +96,13 @@ def parse(words: list[str] | None):
 
 
 def add_flags(parser) -> None:
-    parser.add_argument("--gpu_memory", type=float, metavar="GB", help="Memory of one GPU: says whether the run fits.")
-    parser.add_argument("--num_devices", type=int, help="Processes of the run. Default: WORLD_SIZE, or 1.")
-    parser.add_argument("--json", action="store_true", help="One JSON object.")
+    parser.add_argument("--gpu_memory", type=float, metavar="GB", help="Memory of one GPU; reports if the run fits.")
+    parser.add_argument("--num_devices", type=int, help="Number of processes. Default: WORLD_SIZE, or 1.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
 
 
 def set_hardware(arguments: Arguments, words: list[str]) -> None:
-    """Set the flags of train.py that this machine may not be able to follow; refuse what no machine can."""
+    """Set the flags that this machine may not support, and refuse combinations that no machine supports."""
     model, training = arguments.model, arguments.training
     parser, optimizers = Parser((ModelArguments, TrainingArguments)), type(training.optim)
     found = parser.parse_args(words)
@@ -141,7 +141,7 @@ def forecast_run(arguments: Arguments, num_devices: int) -> Forecast:
     model = loader.meta_model()
     if "sample_lengths" in batch:
         attention.separate_samples(model, loader)
-    model.set_experts_implementation("eager")  # the others' kernels ask for a GPU, or for 16 bits
+    model.set_experts_implementation("eager")  # other kernels require a GPU or 16-bit weights
     if bits := quantized_bits(lora.q_lora, lora.load_in_8bit):
         skipped = quantization_config(loader, dtype, bits).llm_int8_skip_modules
         for name, module in list(model.named_modules()):
@@ -155,19 +155,19 @@ def forecast_run(arguments: Arguments, num_devices: int) -> Forecast:
 
 
 def make_loader(arguments: Arguments):
-    """As train.py's; FlashAttention, which cannot run here, is counted as sdpa, which keeps no scores either."""
+    """Make the loader of train.py. FlashAttention cannot run here; sdpa stands in, since neither stores the scores."""
     model = arguments.model
     family = LOADERS.get(model.family)
     name = model.attn_implementation or family.attention
     if name.startswith(("fla", "flex")):
-        family(model.model_path, model.trust_remote_code, attn_implementation=name)  # which may refuse it
+        family(model.model_path, model.trust_remote_code, attn_implementation=name)  # raises if the family refuses it
         name = "sdpa"
     dtype = trainable.compute_dtype(arguments.training) if arguments.training.deepspeed else "auto"
     return family(model.model_path, model.trust_remote_code, dtype=dtype, attn_implementation=name)
 
 
 def optimizer(training, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The run's; a paged one is replaced by its unpaged form, which needs as much memory if there is room."""
+    """Make the optimizer of the run. A paged optimizer is replaced by the unpaged one, as if nothing were paged out."""
     training = copy(training)
     training.optim = type(training.optim)(training.optim.value.removeprefix("paged_"))
     try:
@@ -178,11 +178,11 @@ def optimizer(training, parameters: list[torch.nn.Parameter]) -> torch.optim.Opt
 
 
 def engine_shares(model, training, dtype: torch.dtype, num_devices: int) -> Shares:
-    """What the engine leaves on a device, and its buffers.
+    """Return which share of the memory the engine keeps on one device, and the sizes of its buffers.
 
     DDP (torch 2.14) copies all gradients into buckets. DeepSpeed 0.19 reduces gradients in buckets of
     `reduce_bucket_size` elements, two of them with `overlap_comm`; ZeRO-3 keeps up to `stage3_max_live_parameters`
-    elements gathered. FSDP2 gathers a layer and the next, and all that is outside the layers.
+    elements gathered. FSDP2 gathers two layers at a time, and everything outside the layers.
     """
     whole = sum(parameter.nbytes for parameter in model.parameters())
     in_gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
@@ -214,8 +214,8 @@ def engine_shares(model, training, dtype: torch.dtype, num_devices: int) -> Shar
 
 
 def make_batch(arguments: Arguments, loader) -> tuple[dict[str, torch.Tensor], int]:
-    """The largest batch of a step, as the collator makes it, and its number of samples; a pack holds as many of the
-    longest rows as fit."""
+    """Return the largest batch of a step, as the collator makes it, and its number of samples. A pack contains as many
+    of the longest rows as fit."""
     data, seed = arguments.data, arguments.training.seed
     datasets = [make_datasets(data, seed, evaluation=False, check=False)[0]] if any(data.data_path) else []
     collator = make_collator(arguments.model.family, loader, data, *datasets)
@@ -229,7 +229,7 @@ def make_batch(arguments: Arguments, loader) -> tuple[dict[str, torch.Tensor], i
 
 
 def longest_rows(dataset: MultimodalDataset, collator, number: int) -> list[dict[str, torch.Tensor]]:
-    """The longest rows of the data, encoded: found by their bytes of text and their media's sizes, then by opening."""
+    """Return the longest rows, encoded. They are ranked by text bytes and media sizes; the first ones are opened."""
     tokens = dataset.of_rows("text_bytes") / 4
     for layout, sizes, positions in dataset.groups():
         try:
@@ -237,7 +237,7 @@ def longest_rows(dataset: MultimodalDataset, collator, number: int) -> list[dict
             row = {"messages": layout.messages}
             tokens[positions] += collator.budget.count_media_tokens(row, layout.media_sizes(sizes))
         except ValueError:
-            tokens[positions] = -1  # such as a video, and the model takes none: train.py will say so
+            tokens[positions] = -1  # such as a video for a model without videos, which train.py will refuse
     encoded, faults = [], []
     for position in np.argsort(-tokens, kind="stable").tolist():
         try:
@@ -247,12 +247,12 @@ def longest_rows(dataset: MultimodalDataset, collator, number: int) -> list[dict
         if len(encoded) == CANDIDATES * number or len(faults) > 100:
             break
     if not encoded:
-        raise ValueError(f"No row of {dataset.name} can be used; the first: {faults[0]}")
+        raise ValueError(f"No row of {dataset.name} can be used. The first error: {faults[0]}")
     return sorted(encoded, key=lambda inputs: inputs["input_ids"].shape[1], reverse=True)[:number]
 
 
 def made_row(arguments: Arguments, collator) -> dict[str, torch.Tensor]:
-    """A row of --model_max_length tokens: an image, a question, and an answer that takes its share of the rest."""
+    """Return a row of --model_max_length tokens: an image, a question, and an answer of LABEL_SHARE of the text."""
     image = Image.new("RGB", MediaOptions.of(arguments.data).target_size(*IMAGE_SIZE))
 
     def encode(question: int, answer: int) -> dict[str, torch.Tensor]:
@@ -273,26 +273,26 @@ def made_row(arguments: Arguments, collator) -> dict[str, torch.Tensor]:
 
 def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
     data, training, model = arguments.data, arguments.training, arguments.model
-    found = ["The batch has the longest rows of the data; most steps need less."]
+    found = ["The batch has the longest rows of the data. Most steps need less memory."]
     if not any(data.data_path):
         found = [
-            f"No --data_path: rows of {data.model_max_length} tokens with an image of {IMAGE_SIZE[0]}x{IMAGE_SIZE[1]}; "
-            f"{LABEL_SHARE:.0%} of their text is trained."
+            f"Without --data_path, each row has {data.model_max_length} tokens and an image of "
+            f"{IMAGE_SIZE[0]}x{IMAGE_SIZE[1]} pixels. {LABEL_SHARE:.0%} of its text is trained."
         ]
     if training.deepspeed or training.fsdp or num_devices > 1:
-        found.append("What the engine shards and buffers is computed, not measured.")
+        found.append("The shards and buffers of the engine are computed, not measured.")
     if any(kind in (model.attn_implementation or "") for kind in ("flash", "flex")):
         found.append(f"{model.attn_implementation} is counted as sdpa.")
     if training.torch_compile or training.use_liger_kernel:
-        found.append("What --torch_compile and --use_liger_kernel save is not counted.")
+        found.append("The memory that --torch_compile and --use_liger_kernel save is not subtracted.")
     if (training.activation_checkpointing_kwargs or {}).get("offload"):
-        found.append("What --activation_checkpointing_kwargs offloads is still counted.")
-    found.append(f"Weights load in their stored precision first. {RESERVE:.0%} of a GPU is left for the CUDA context.")
+        found.append("Activations that --activation_checkpointing_kwargs offloads are still counted.")
+    found.append(f"Weights are first loaded in their stored precision. {RESERVE:.0%} of a GPU is left for CUDA.")
     return found
 
 
-def print_forecast(report: dict, gpu_memory: float | None, file) -> None:
-    """The report as text; outside a terminal the same, without colours."""
+def show(report: dict, gpu_memory: float | None, file) -> None:
+    """Print the report as text. On a terminal, it has colours."""
     from rich.table import Table
 
     from reports.terminal import terminal
@@ -311,7 +311,7 @@ def print_forecast(report: dict, gpu_memory: float | None, file) -> None:
         console.print(f"\nIt fits into {gpu_memory:g} GB.", style="green")
     elif gpu_memory:
         console.print(f"\nIt does not fit into {gpu_memory:g} GB.", style="red")
-        console.print("What saves memory: docs/memory.md#will-it-fit-estimatepy")
+        console.print("How to save memory: docs/memory.md#will-it-fit-estimatepy")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Adapter + base -> one standalone checkpoint, in the base's precision, with its key names and its shards.
+"""Merge an adapter into its base: one standalone checkpoint with the precision, key names and shards of the base.
 
     python merge_lora_weights.py --model_id qwen2.5-vl-3b-instruct --model_path out --model_save_path merged
 
@@ -43,18 +43,20 @@ def main(words: list[str] | None = None) -> None:
     check_target(args)
     base_path = args.model_local_path or adapter.get("base_model_name_or_path")
     if not base_path:
-        raise ValueError(f"{args.model_path} does not name its base model: give it with --model_local_path.")
+        raise ValueError(f"{args.model_path} does not name its base model. Pass the base with --model_local_path.")
     saved = output_folder.saved_arguments(args.model_path)
     family = output_folder.family_in(args.model_path, base_path, args.model_id)
     loader = LOADERS.get(family)(base_path, args.trust_remote_code)
-    if hasattr(loader.config, "quantization_config"):  # only such a config has the attribute
-        raise ValueError(f"{base_path} is stored quantized. Name its full-precision base with --model_local_path.")
+    if hasattr(loader.config, "quantization_config"):  # only the config of quantized weights has it
+        raise ValueError(
+            f"The weights of {base_path} are quantized. Pass its full-precision base with --model_local_path."
+        )
     if args.load_4bit and saved and not saved.get("q_lora"):
-        raise ValueError("--load_4bit: the adapter was not trained on a 4-bit base (args.yaml). Leave it out.")
+        raise ValueError("--load_4bit: the adapter was not trained on a 4-bit base (args.yaml). Remove --load_4bit.")
     if saved.get("q_lora") and not args.load_4bit:
         print("The adapter was trained on a 4-bit base (q_lora). Add --load_4bit to merge into that base.")
     if saved.get("load_in_8bit"):
-        print("The adapter was trained on an 8-bit base (load_in_8bit). It is merged into the full-precision one.")
+        print("The adapter was trained on an 8-bit base (load_in_8bit). It is merged into the full-precision base.")
 
     dtype = DTYPES.get(args.dtype)
     seen_as = quantization_config(loader, loader.dtype, 4) if args.load_4bit else None
@@ -63,10 +65,10 @@ def main(words: list[str] | None = None) -> None:
     except WholeModelNeeded as reason:
         shards = None
         print(
-            f"Loading the whole model to merge it, which takes {gigabytes(memory_needed(loader))} of memory: {reason}."
+            f"The whole model is loaded to merge it ({gigabytes(memory_needed(loader))} of memory), because {reason}."
         )
 
-    # Made in a folder of its own and then moved: what has the name is whole.
+    # The files are written to a temporary folder, which is then moved: --model_save_path is always complete.
     place = os.path.abspath(args.model_save_path)
     os.makedirs(os.path.dirname(place), exist_ok=True)
     with tempfile.TemporaryDirectory(
@@ -81,7 +83,7 @@ def main(words: list[str] | None = None) -> None:
             merge_whole(loader, args.model_path, seen_as, dtype or loader.dtype).save_pretrained(folder)
         if dtype:
             write_dtype(os.path.join(folder, "config.json"), args.dtype)
-        for path in (base_path, args.model_path):  # the run may have had a --chat_template of its own
+        for path in (base_path, args.model_path):  # the run may have had another --chat_template
             output_folder.copy_processor_files(path, folder)
         if saved:
             output_folder.write_arguments(folder, saved)
@@ -96,7 +98,7 @@ def main(words: list[str] | None = None) -> None:
     if shards:
         print(f"Self-check of the files: {shards.check(place)}.", flush=True)
     if (needed := memory_needed(loader)) > psutil.virtual_memory().available:
-        print(f"The logits are not checked: that takes {gigabytes(needed)} of free memory.")
+        print(f"The logits were not checked: the check needs {gigabytes(needed)} of free memory.")
     else:
         merged = LOADERS.get(family)(place, args.trust_remote_code, dtype=torch.float32)
         processor = merged.load_processor()  # with the template of the run
@@ -104,7 +106,7 @@ def main(words: list[str] | None = None) -> None:
         collator = COLLATORS.get(family)(processor, chat_template=template)
         print(check_logits(loader, args.model_path, seen_as, merged, collator, dtype), flush=True)
     if found := "; ".join(f"{name}: {text}" for is_whole, name, text in serving.check_folder(place) if not is_whole):
-        print(f"WARNING: inference servers may fail to load it: {found}.")
+        print(f"WARNING: inference servers may fail to load the result: {found}.")
     print(f"How to serve it: python check_serving.py --model_path {args.model_save_path}")
     if args.push_to_hub:
         HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=place)
@@ -112,10 +114,10 @@ def main(words: list[str] | None = None) -> None:
 
 
 def read_adapter(path: str) -> dict:
-    """The configuration of the adapter in a folder.
+    """Return the configuration of the adapter in a folder.
 
     Raises:
-        ValueError: there is none; the message says what to do with what there is.
+        ValueError: the folder has no adapter; the message says what to do with its files.
     """
     if (config := output_folder.adapter_config(path)) is not None:
         return config
@@ -125,14 +127,12 @@ def read_adapter(path: str) -> dict:
         "pytorch_model_fsdp_*": f"accelerate merge-weights {path}/pytorch_model_fsdp_0 {path}",
     }.items():
         if glob.glob(os.path.join(path, shards)) and not glob.glob(os.path.join(path, "model*.safetensors")):
-            why = (
-                f"but the shards of a training engine. `{command}` makes them a whole checkpoint, with no need to merge"
-            )
+            why = f"but the shards of a training engine. Run `{command}` to get a whole checkpoint; no merge is needed"
     if glob.glob(os.path.join(path, "model*.safetensors")):
-        why = "but a whole checkpoint of full training, so there is nothing to merge. Use it as it is"
+        why = "but a whole checkpoint of full training. There is nothing to merge: use the folder directly"
     elif checkpoints := output_folder.checkpoints_in(path):
-        why = f"but the run left checkpoints: the last is {checkpoints[-1]}"
-    raise ValueError(f"{path} holds no adapter (adapter_config.json), {why}.")
+        why = f"but checkpoints of a run. Pass the last one: --model_path {checkpoints[-1]}"
+    raise ValueError(f"{path} contains no adapter (adapter_config.json), {why}.")
 
 
 def check_target(args: argparse.Namespace) -> None:
@@ -145,7 +145,7 @@ def check_target(args: argparse.Namespace) -> None:
     if args.push_to_hub:
         try:
             HfApi().create_repo(args.push_to_hub, exist_ok=True)
-        except Exception as error:  # of the Hub or of the HTTP client, which have no base of their own
+        except Exception as error:  # the Hub's and the HTTP client's errors share no base class
             raise ValueError(f"--push_to_hub {args.push_to_hub} cannot be created: {error}") from error
 
 
@@ -154,7 +154,7 @@ def gigabytes(size: float) -> str:
 
 
 def write_dtype(path: str, dtype: str) -> None:
-    """Name the precision in a config.json, wherever it names one."""
+    """Set the precision in a config.json, at the top and wherever else one is named."""
 
     def rename(config: dict) -> dict:
         config = {key: rename(value) if isinstance(value, dict) else value for key, value in config.items()}
@@ -168,18 +168,18 @@ def write_dtype(path: str, dtype: str) -> None:
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     parser = FlagParser(description=__doc__)
-    parser.add_argument("--model_id", help="Model id of the base; default: the one in the adapter's args.yaml.")
-    parser.add_argument("--model_local_path", help="The base; default: the path that the adapter was trained from.")
+    parser.add_argument("--model_id", help="Model id of the base. Default: the one in the adapter's args.yaml.")
+    parser.add_argument("--model_local_path", help="The base model. Default: the path used in training.")
     parser.add_argument("--model_path", required=True, help="Folder of the adapter.")
-    parser.add_argument("--model_save_path", required=True, help="Folder to write, new or empty.")
-    parser.add_argument("--dtype", choices=DTYPES, help="Precision to write; default: each tensor's own in the base.")
+    parser.add_argument("--model_save_path", required=True, help="Output folder, which must be new or empty.")
+    parser.add_argument("--dtype", choices=DTYPES, help="Precision to write. Default: that of each tensor in the base.")
     parser.add_argument(
         "--trust_remote_code", **SWITCH, help="Run the Python files of the checkpoint, with your permissions."
     )
-    parser.add_argument("--load_model", **SWITCH, help="Implied; accepted for old scripts.")
+    parser.add_argument("--load_model", **SWITCH, help="No effect; accepted for old scripts.")
     parser.add_argument("--load_4bit", **SWITCH, help="Merge into the dequantized 4-bit base of training.")
     parser.add_argument(
-        "--push_to_hub", metavar="ORG/NAME", help="Upload the result there; log in with `hf auth login`."
+        "--push_to_hub", metavar="ORG/NAME", help="Upload the result to the Hub. Log in first with `hf auth login`."
     )
     return parser.parse_args(words)
 

@@ -1,12 +1,12 @@
-"""Answers of a base, adapter or merged checkpoint: on a data file next to the references, or in a conversation.
+"""Generate answers with a base, adapter or merged checkpoint: for all rows of a data file, or in a conversation.
 
     python predict.py --model_path out --data_path test.json --output_path answers.jsonl
     python predict.py --model_path out --chat
     python predict.py --model_path out --image photo.png --prompt "What is broken?"
 
-Decoding is greedy, and the checkpoint's own template is around each conversation. On a data file, every assistant turn
-is answered with the reference history before it, and a line of the output is {"index", "turn", "question",
-"prediction", "reference", "exact_match"}. A chat takes questions from the terminal or, one a line, from standard input.
+Decoding is greedy, and each conversation is rendered with the checkpoint's own chat template. With --data_path, every
+assistant turn is generated after the reference history, and each output line is {"index", "turn", "question",
+"prediction", "reference", "exact_match"}. A chat reads questions from the terminal, or one per line of standard input.
 """
 
 if __name__ == "__main__":
@@ -41,15 +41,15 @@ from reading.dataset import make_dataset
 from reading.options import AUTO_PIXELS
 from reading.strict_json import json_object
 
-# What the model sees of images and videos: as in training, unless a flag says otherwise.
-# Flags of one group stand together: where one is given, none of it is taken from training.
+# Flags that decide what the model sees of images and videos. By default, they have their values from training.
+# If one flag of a group is given, no flag of this group is taken from training.
 AS_IN_TRAINING = (
     ("image_size", "min_pixels", "max_pixels", "jpeg_draft", "keep_processor_config"),
     ("num_frames", "fps", "max_frames"),
     *(("image_resize_algorithm",), ("video_max_pixels",), ("processor_kwargs",), ("template_kwargs",), ("box_format",)),
 )
 
-# Flags that have no effect in the other of the two modes.
+# Flags that only work with --data_path, and flags that only work with --chat or --prompt.
 OF_A_FILE = ("output_path", "metric", "batch_size", "max_samples", "allow_outside")
 OF_A_FILE += ("user_key", "assistant_key", "field_messages", "columns")
 OF_A_CHAT = ("image", "video")
@@ -70,19 +70,19 @@ def answer_file(args: argparse.Namespace) -> None:
     if os.path.realpath(args.output_path) in [os.path.realpath(index.path) for index in dataset.files]:
         raise ValueError(f"--output_path {args.output_path} is a file of --data_path: name another, or it is lost.")
     if not (asked := questions(dataset)):
-        raise ValueError(f"{args.data_path} holds no reply to a user, so there is nothing to answer.")
+        raise ValueError(f"{args.data_path} has no reply to a user message, so there is nothing to answer.")
     model, collator = load_with_options(args)
     if "video" in dataset.media_kinds and not collator.template.takes_videos:
-        raise ValueError(f"{args.data_path} holds videos, but {args.model_path} takes none.")
+        raise ValueError(f"{args.data_path} contains videos, but {args.model_path} does not accept videos.")
     notes = dataset.notes()
     try:
         notes.append(check_template(collator, dataset))
-    except ValueError as error:  # of a checkpoint that was trained elsewhere, which is asked in the family's format
+    except ValueError as error:  # a checkpoint that was trained elsewhere: use the format of its family
         notes.append(f"WARNING: {error}")
     about = f"{args.model_path}: answering {args.data_path} ({len(dataset)} samples)"
     print("\n".join([about, *filter(None, notes)]), flush=True)
     answers = []
-    with open(args.output_path, "w", encoding="utf-8", buffering=1) as file:  # a line is written once it is there
+    with open(args.output_path, "w", encoding="utf-8", buffering=1) as file:  # write each answer at once
         found = generate_answers(model, collator, dataset, args.batch_size, args.max_new_tokens or 128, asked)
         for line in tqdm(found, "Answering", len(asked), unit="answer", disable=None):
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
@@ -97,7 +97,7 @@ def answer_questions(args: argparse.Namespace) -> None:
     opened = [conversation.add(kind, path) for kind in ("image", "video") for path in getattr(args, kind) or []]
     model, collator = load_with_options(args)
     if args.video and not collator.template.takes_videos:
-        raise ValueError(f"--video: {args.model_path} takes no videos.")
+        raise ValueError(f"--video: {args.model_path} does not accept videos.")
     print(*opened, sep="\n", end="\n" * bool(opened), file=sys.stderr)
     max_new_tokens = args.max_new_tokens or 512
     if args.chat:
@@ -107,7 +107,7 @@ def answer_questions(args: argparse.Namespace) -> None:
 
 
 def load_with_options(args: argparse.Namespace):
-    """The (model, collator) that the flags name, with the processor options that they give."""
+    """Return the (model, collator) chosen by the flags, with the processor options set by the flags."""
     flags = ("model_path", "model_id", "model_local_path", "trust_remote_code", "template_kwargs", "box_format")
     model, collator = load(**{name: getattr(args, name) for name in flags})
     set_options(collator, args)
@@ -118,18 +118,18 @@ def load_with_options(args: argparse.Namespace):
 def make_parser() -> Parser:
     parser = Parser(ReadingArguments, prog="predict.py", description=__doc__)
     parser.add_argument("--model_path", required=True, help="Folder of a base, adapter or merged checkpoint.")
-    parser.add_argument("--data_path", help="A data file to answer, as train.py takes it (docs/dataset.md).")
+    parser.add_argument("--data_path", help="Data file to answer, in any format of train.py (docs/dataset.md).")
     parser.add_argument("--output_path", help="JSONL file to write the answers to.")
-    parser.add_argument("--chat", **SWITCH, help="Converse in the terminal, or with lines that are piped in.")
-    parser.add_argument("--image", nargs="+", help="Pictures for --prompt, or for the first question of --chat.")
-    parser.add_argument("--video", nargs="+", help="Videos that do.")
+    parser.add_argument("--chat", **SWITCH, help="Chat in the terminal, or answer each line of piped input.")
+    parser.add_argument("--image", nargs="+", help="Images for --prompt, or for the first question of --chat.")
+    parser.add_argument("--video", nargs="+", help="Videos for --prompt, or for the first question of --chat.")
     parser.add_argument("--model_id", help="Model id, if neither args.yaml nor the config names the family.")
-    parser.add_argument("--model_local_path", help="Base of an adapter; default: the path it was trained from.")
-    # Never taken from args.yaml: the author of that folder would consent in the place of its user.
+    parser.add_argument("--model_local_path", help="Base model of an adapter. Default: the path used in training.")
+    # Never taken from args.yaml: only the user may consent, not the author of the checkpoint.
     parser.add_argument("--trust_remote_code", **SWITCH, help="Run the checkpoint's own code, with your permissions.")
-    parser.add_argument("--batch_size", type=int, default=8, help="Answers to generate at a time, with --data_path.")
-    parser.add_argument("--max_new_tokens", type=int, help="Longest answer in tokens. Default: 128; 512 in a chat.")
-    more = f"More metrics for the file: {', '.join(metrics.METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md)."
+    parser.add_argument("--batch_size", type=int, default=8, help="Batch size of the generation, with --data_path.")
+    parser.add_argument("--max_new_tokens", type=int, help="Maximum tokens of an answer. Default: 128; 512 in a chat.")
+    more = f"More metrics for --data_path: {', '.join(metrics.METRICS)}, or FILE.py:FUNCTION (docs/evaluation.md)."
     parser.add_argument("--metric", nargs="+", help=more)
     return parser
 
@@ -140,7 +140,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     given = parser.given(words)
     names = [name for group in AS_IN_TRAINING if not given.intersection(group) for name in group]
     parser.set_defaults(**{name: saved[name] for name in names if name in saved})
-    # A file of questions may have no answers; each reply is asked for.
+    # A data file may lack the answers. Every reply is generated, including those that are not trained.
     parser.set_defaults(allow_empty_answers=True, train_replies="all")
     args = parser.parse_args(words)
     args.given = given
@@ -148,10 +148,10 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 
 def check_words(args: argparse.Namespace) -> None:
-    """Refuse flags that would fail only after the model is loaded, or have no effect."""
+    """Refuse flags that have no effect, and flags that would fail only after the model is loaded."""
     modes = [name for name in ("data_path", "chat", "prompt") if getattr(args, name)]
     if modes[0:2] == ["data_path", "prompt"]:
-        modes.pop()  # the question of each row
+        modes.pop()  # here, the question of each row
     if len(modes) != 1:
         found = " and ".join(f"--{name}" for name in modes) or "none of them is given"
         raise ValueError(f"Choose one: --data_path with --output_path, --chat, or --prompt ({found}).")
@@ -161,10 +161,10 @@ def check_words(args: argparse.Namespace) -> None:
     for name in ("batch_size", "max_new_tokens"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be 1 or more.")
-    ReadingArguments(**{field.name: getattr(args, field.name) for field in fields(ReadingArguments)})  # checks them
-    if args.max_pixels == AUTO_PIXELS:
-        raise ValueError("--max_pixels auto is for training: give a number, or omit it to see images as in training.")
-    if args.given & {"min_pixels", "max_pixels"} and os.path.isdir(args.model_path):  # else as the training settled it
+    ReadingArguments(**{field.name: getattr(args, field.name) for field in fields(ReadingArguments)})  # may raise
+    if args.max_pixels == AUTO:
+        raise ValueError("--max_pixels auto works only in training. Pass a number, or remove the flag.")
+    if args.given & {"min_pixels", "max_pixels"} and os.path.isdir(args.model_path):  # otherwise, as in training
         base = args.model_local_path or (adapter_config(args.model_path) or {}).get("base_model_name_or_path")
         settle_resize(args, family_in(args.model_path, base or args.model_path, args.model_id))
     if not args.data_path:
@@ -182,13 +182,13 @@ def load(
     template_kwargs: str | None = None,
     box_format: str | None = None,
 ):
-    """(model, collator) of a checkpoint folder; an adapter is put on its base.
+    """Return the (model, collator) of a checkpoint folder. An adapter is loaded together with its base model.
 
     Args:
-        template_kwargs, box_format: the flags of these names; default: the run's.
+        template_kwargs, box_format: values of the flags with these names. Default: those of the training run.
 
     Raises:
-        ValueError: no checkpoint there, or its base or family cannot be told.
+        ValueError: the folder is not a checkpoint, or its base model or its family is unknown.
     """
     if not os.path.isdir(model_path):
         raise ValueError(f"--model_path {model_path!r} is not a folder.")
@@ -196,12 +196,12 @@ def load(
     if adapter is not None:
         base_path = model_local_path or adapter["base_model_name_or_path"]
     elif model_local_path:
-        print(f"--model_local_path is not needed: {model_path} is a whole checkpoint, not an adapter.")
+        print(f"--model_local_path is ignored: {model_path} is a whole checkpoint, not an adapter.")
     saved, family = saved_arguments(model_path), family_in(model_path, base_path, model_id)
     placement = {"device_map": "auto"} if torch.cuda.is_available() else {}  # over all GPUs
     loader = LOADERS.get(family)(base_path, trust_remote_code, dtype="auto", **placement)
     loader.pieces = trained_rows(adapter)
-    # An adapter corrects the base that it was trained on, so the base is quantized the same way.
+    # If the adapter was trained on a quantized base, quantize the base the same way.
     if adapter is not None and (bits := quantized_bits(saved.get("q_lora"), saved.get("load_in_8bit"))):
         loader.model_kwargs["quantization_config"] = quantization_config(loader, loader.dtype, bits)
     model = loader.load_model()

@@ -1,11 +1,11 @@
-"""See rows as they will be trained on: trained text marked, media folded. Takes train.py's flags; loads no weights.
+"""Show rows as training sees them, with the trained text marked. Accepts all flags of train.py; loads no weights.
 
     python preview.py --model_id qwen2.5-vl-3b-instruct --data_path train.json --num_rows 5
     python preview.py run.yaml --random 20 --html page.html
     python preview.py run.yaml --index 0 7 --json
-    python preview.py run.yaml --check                    # every row; what training would do (reports/data_report.py)
+    python preview.py run.yaml --check                    # check every row (reports/data_report.py)
 
-With --json, stdout holds one object a line: {"index", "text", "trained", "num_tokens", "num_trained",
+With --json, each line of stdout is one object: {"index", "text", "trained", "num_tokens", "num_trained",
 "num_image_tokens", "num_video_tokens", "cut", "token_ids", "labels"}, or {"index", "error"} for a row that cannot be
 used. The exit code is 1 if train.py would refuse a row or the chat template.
 """
@@ -37,7 +37,7 @@ from training.added_tokens import added_tokens
 from training.engines import print_once
 from training.make_collator import make_collator
 
-# Of --html without a selection of rows.
+# The number of rows that --html shows by default.
 PAGE_ROWS = 50
 
 
@@ -45,11 +45,11 @@ def main(words: list[str] | None = None) -> None:
     arguments, own = parse_arguments(words, description=__doc__, extend=add_flags)
     check_own_flags(own)
     if own.check:
-        from reports import data_report  # its libraries are not needed to look at rows
+        from reports import data_report  # it imports libraries that are not needed to show rows
 
         sys.exit(data_report.run(arguments, own))
     stdout, failed = sys.stdout, []
-    with redirect_stdout(sys.stderr):  # whatever a library prints: stdout holds our lines only
+    with redirect_stdout(sys.stderr):  # libraries may print; stdout is for our lines only
         dataset, collator, refusal = load_data(arguments)
         (indices, number), typed = chosen(own, dataset, arguments.training.seed), 0
 
@@ -72,7 +72,7 @@ def main(words: list[str] | None = None) -> None:
         else:
             preview_views.print_rows(previews(), collator, stdout)
         if typed:
-            print(f"{typed} of {len(indices)} rows contain a typed control token, such as </s>: it is kept as text.")
+            print(f"{typed} of {len(indices)} rows contain a control token, such as </s>, as text: it stays text.")
     if refusal:
         end(f"Error: {refusal}")  # as train.py does; the rows above show where
     sys.exit(1 if failed else 0)
@@ -81,14 +81,14 @@ def main(words: list[str] | None = None) -> None:
 def add_flags(parser) -> None:
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--index", type=int, nargs="+", help="Indices of the rows to show, from 0.")
-    rows.add_argument("--random", type=int, metavar="N", help="Show N rows, drawn at random with --seed.")
+    rows.add_argument("--random", type=int, metavar="N", help="Show N random rows, drawn with --seed.")
     rows.add_argument("--search", metavar="TEXT", help="Show the rows whose messages contain this text.")
-    parser.add_argument("--num_rows", type=int, help="Show only the first rows.")
+    parser.add_argument("--num_rows", type=int, help="Show only the first N rows.")
     parser.add_argument("--skip_rows", type=int, default=0, help="Skip the first N rows.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object per line.")
-    parser.add_argument("--html", metavar="FILE", help=f"Write one page, of {PAGE_ROWS} rows if none are chosen.")
-    parser.add_argument("--check", action="store_true", help="Check every row, and say what training would do.")
-    parser.add_argument("--num_processes", type=int, help="With --check: processes of the run, to count steps.")
+    parser.add_argument("--html", metavar="FILE", help=f"Write an HTML page. Default: the first {PAGE_ROWS} rows.")
+    parser.add_argument("--check", action="store_true", help="Check every row, and report whether training can start.")
+    parser.add_argument("--num_processes", type=int, help="With --check: number of processes, to count the steps.")
 
 
 def check_own_flags(own) -> None:
@@ -96,7 +96,7 @@ def check_own_flags(own) -> None:
         if (value := getattr(own, name)) is not None and value < least:
             raise ValueError(f"--{name} is {value}; it must be {least} or more.")
     if own.num_processes and not own.check:
-        raise ValueError("--num_processes has no effect without --check: add it.")
+        raise ValueError("--num_processes has no effect without --check: add --check.")
     for name in ("index", "random", "search", "num_rows", "skip_rows"):
         if getattr(own, name) and own.check:
             raise ValueError(f"--{name} has no effect with --check, which checks all rows: leave one out.")
@@ -107,8 +107,8 @@ def check_own_flags(own) -> None:
 
 
 def load_data(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | None]:
-    """Data and collator as train.py makes them, and why it refuses them, if it does. Unusable rows are kept, in
-    `errors`.
+    """Return the data set and the collator of train.py, and its error if it would refuse the chat template. Unusable
+    rows are kept: their messages are in `errors`.
     """
     data, model = arguments.data, arguments.model
     dataset, _ = make_datasets(data, arguments.training.seed, evaluation=False, check=False)
@@ -125,7 +125,7 @@ def load_data(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | 
 
 
 def chosen(own, dataset: MultimodalDataset, seed: int) -> tuple[list[int], int]:
-    """The rows to show (--index in the given order, else ascending), and how many there are in all."""
+    """Return the indices of the rows to show (--index in the given order, else ascending), and their total number."""
     length = len(dataset)
     for index in own.index or []:
         if not 0 <= index < length:

@@ -1,4 +1,4 @@
-"""Tune a model in the browser: choose, preview, start, watch, stop, resume, and chat with the result.
+"""Finetune a model in the browser: choose, preview, start, watch, stop, resume, and chat with the result.
 
     python webui.py                                    # http://127.0.0.1:7860, files of the current folder
     python webui.py --root /data/project --port 8000
@@ -25,7 +25,7 @@ from contextlib import suppress
 from functools import partial
 from urllib.parse import urlsplit
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: its makers get no reports
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # disables telemetry; read when gradio is imported
 
 import gradio as gr
 from starlette.datastructures import Headers
@@ -47,16 +47,16 @@ PASSWORD = "FINELMM_WEBUI_PASSWORD"
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
-    check_address(args)
-    os.environ.pop(PASSWORD, None)  # no run and no library has to know it
+    check(args)
+    os.environ.pop(PASSWORD, None)  # runs and libraries must not see it
     os.chdir(args.root)
     parts.language = args.language
-    os.environ[ROOT] = args.root  # which media of the data do not leave
-    scripts.start_process()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # by themselves they would end it before the uploads are removed
+    os.environ[ROOT] = args.root  # the media of the data must be inside it
+    scripts.begin()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # else they end the process before uploads are removed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="finelmm-webui-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # its default is one folder for all users of the machine
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # by default, all users of the machine share one folder
         serve(make_page(args.root, uploads), args)
 
 
@@ -69,7 +69,7 @@ def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
         share=False,
         auth=door(args.password) if args.password else None,
         auth_message=text("auth"),
-        # A web page whose host name is made to resolve to this machine gets nothing.
+        # Refuses web pages whose host name is made to resolve to this machine (DNS rebinding).
         app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(OwnPageOnly)]},
         max_file_size="500mb",
         ssr_mode=False,
@@ -82,10 +82,10 @@ def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     parser = FlagParser(description=__doc__)
-    parser.add_argument("--root", default=".", help="Folder that must contain all files. Default: the current one.")
-    parser.add_argument("--host", default="127.0.0.1", help="Address to bind to. Default: this machine alone.")
+    parser.add_argument("--root", default=".", help="Folder that contains all files. Default: the current folder.")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to bind to. Default: only this machine.")
     parser.add_argument("--port", type=int, default=7860, help="Port to bind to. Default: 7860.")
-    parser.add_argument("--password", help=f"Password for visitors. Better set {PASSWORD}, hidden from other users.")
+    parser.add_argument("--password", help=f"Password for visitors. {PASSWORD} is safer: other users can see flags.")
     parser.add_argument("--language", choices=parts.LANGUAGES, default="en", help="Language of the page.")
     args = parser.parse_args(words)
     args.password = args.password or os.environ.get(PASSWORD)
@@ -104,17 +104,17 @@ def check_address(args: argparse.Namespace) -> None:
     try:
         socket.create_server((args.host, args.port), family=family).close()
     except OSError as error:
-        raise ValueError(f"--host {args.host} --port {args.port} cannot be listened on: {error.strerror}.") from error
+        raise ValueError(f"Cannot listen on --host {args.host} --port {args.port}: {error.strerror}.") from error
 
 
 def is_loopback(host: str) -> bool:
-    with suppress(ValueError):  # of a name
+    with suppress(ValueError):  # the host is a name
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     return False
 
 
 def door(password: str):
-    """Lets in anyone who has the password. Passwords are checked one at a time, and a wrong one costs a second."""
+    """Return a login check for this password. Passwords are checked one at a time, and a wrong one costs a second."""
     lock = asyncio.Lock()
 
     async def admit(user: str, given: str) -> bool:
@@ -127,7 +127,7 @@ def door(password: str):
 
 
 class OwnPageOnly:
-    """Refuses requests that another site's page sends through a visitor's browser, such as uploads."""
+    """Middleware that refuses requests, such as uploads, sent by a page of another site through a visitor's browser."""
 
     def __init__(self, app):
         self.app = app
@@ -135,12 +135,12 @@ class OwnPageOnly:
     async def __call__(self, scope, receive, send) -> None:
         app = self.app
         if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD") and is_foreign(Headers(scope=scope)):
-            app = PlainTextResponse("This was sent by the page of another site.", 403)
+            app = PlainTextResponse("This request was sent by the page of another site.", 403)
         await app(scope, receive, send)
 
 
 def is_foreign(headers: Headers) -> bool:
-    if site := headers.get("sec-fetch-site"):  # of newer browsers; it holds also where a server in front renames hosts
+    if site := headers.get("sec-fetch-site"):  # newer browsers; works behind a proxy that renames hosts
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
     return origin is not None and urlsplit(origin).netloc != headers.get("host")
@@ -169,7 +169,7 @@ def make_page(root: str, uploads: str) -> gr.Blocks:
 
 
 def list_files(root: str) -> list[dict]:
-    """Choices of the chat's model, --model_local_path, --data_path and --eval_data_path."""
+    """Return the choices for the chat's model, --model_local_path, --data_path and --eval_data_path."""
     found = runs.find(root)
     return [gr.update(choices=choices) for choices in (found.models, found.models, found.data, found.data)]
 

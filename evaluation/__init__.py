@@ -1,1 +1,1 @@
-"""Answers of a model: generated, measured, and asked for in a terminal."""
+"""Generate the answers of a model, measure them, and chat with the model in a terminal."""

@@ -1,7 +1,7 @@
-"""Answers of a model: to the questions of a data set, or to one conversation, piece by piece.
+"""Generate answers to the questions of a data set, or stream the answer to one conversation.
 
-The prompt is the reference history in the checkpoint's own template, and decoding is greedy. A training run is not
-affected: not its gradients, random numbers or weights.
+The prompt is the reference history in the checkpoint's own template, and decoding is greedy. Generating answers during
+training does not change the gradients, the random numbers or the weights of the run.
 """
 
 import json
@@ -16,26 +16,26 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from reading.dataset import MultimodalDataset, evenly_spread
 
-ANSWERS_FOLDER = "eval_answers"  # of an output folder: a file for each evaluation of a run
-MOST_COUNTED = 10_000  # rows of the training data, evenly spread
+ANSWERS_FOLDER = "eval_answers"  # in the output folder, with one file per evaluation
+MOST_COUNTED = 10_000  # rows of the training data that `guess_blindly` counts, evenly spread
 
 
 class Question(NamedTuple):
-    """A reply to learn that follows a user's message."""
+    """A trained reply that follows a user's message, as a question to the model."""
 
-    index: int  # the row's place in the data
-    turn: int  # which of the row's replies
-    message: int  # which of the row's messages
+    index: int  # of the row in the data set
+    turn: int  # index of the reply among the replies of the row
+    message: int  # index of the reply among all messages of the row
 
 
 def questions(dataset: MultimodalDataset, rows: Iterable[int] | None = None) -> list[Question]:
-    """The questions of some rows, by default of all, in order. Opens no media."""
+    """Return the questions of the given rows, or of all rows, in order. Opens no media."""
     found = []
     for index in range(len(dataset)) if rows is None else rows:
         messages = dataset.rows[index]["messages"]
         replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         for turn, i in enumerate(replies):
-            is_text = "tool_calls" not in messages[i]  # a call is no answer to compare
+            is_text = "tool_calls" not in messages[i]  # a tool call is not compared
             if i and is_text and messages[i - 1]["role"] == "user" and messages[i].get("train", True):
                 found.append(Question(index, turn, i))
     return found
@@ -50,17 +50,17 @@ def generate_answers(
     asked: list[Question] | None = None,
     **options,
 ) -> Iterator[dict]:
-    """Greedy answers to the questions of a data set, by default to all.
+    """Generate greedy answers to the questions in `asked`, or to all questions of a data set.
 
     Args:
-        options: of `model.generate`.
+        options: passed to `model.generate`.
 
     Yields:
-        {"index", "turn", "question", "prediction", "reference", "exact_match"}, in order; also "references" of several,
-        and, of an answer with boxes or points, "boxes" and "reference_boxes" (`MultimodalDataset.in_pixels`).
+        {"index", "turn", "question", "prediction", "reference", "exact_match"}, in order. Some answers also have
+        "thought", "references" (if there are several), or "boxes" and "reference_boxes" in pixels.
 
     Raises:
-        ValueError: a row whose media cannot be opened.
+        ValueError: the media of a row cannot be opened.
     """
     asked = questions(dataset) if asked is None else asked
     for start in range(0, len(asked), batch_size):
@@ -92,15 +92,15 @@ def generate_answers(
 
 
 def texts_of(messages: list[dict], question: Question) -> tuple[str, str]:
-    """What is asked, and the reply to learn."""
+    """Return the text of the question and the text of its reference reply."""
     exchange = messages[question.message - 1 : question.message + 1]
     asked, reply = ("".join(part.get("text", "") for part in message["content"]).strip() for message in exchange)
     return asked, reply
 
 
 def guess_blindly(dataset: MultimodalDataset, answers: list[dict]) -> list[dict]:
-    """The answers, each prediction replaced by the blind guess of a model that sees no media: the most frequent
-    training reply to the same question, or of all replies if no row asks it.
+    """Return the answers with each prediction replaced by a guess that ignores the media: the most frequent training
+    reply to the same question or, if no training row has this question, the most frequent reply of all.
     """
     replies, of_all = defaultdict(Counter), Counter()
     for question in questions(dataset, evenly_spread(range(len(dataset)), MOST_COUNTED)):
@@ -112,7 +112,7 @@ def guess_blindly(dataset: MultimodalDataset, answers: list[dict]) -> list[dict]
     return [answer | {"prediction": guesses.get(answer["question"], other)} for answer in answers]
 
 
-@torch.no_grad()  # inference mode would leave tensors behind that training cannot use
+@torch.no_grad()  # inference_mode would create tensors that training cannot use
 def _generate(model, collator, prompts: list[dict], max_new_tokens: int, **options) -> list[str]:
     model.eval()
     batch = collator.pad(prompts, side="left")
@@ -123,18 +123,18 @@ def _generate(model, collator, prompts: list[dict], max_new_tokens: int, **optio
 
 
 def stream_answer(model, collator, messages: list[dict], max_new_tokens: int = 512) -> Iterator[str]:
-    """The greedy answer to a conversation that ends with a user's message, in pieces as they are generated.
+    """Yield the greedy answer to a conversation that ends with a user's message, piece by piece.
 
-    Closing the iterator, or an interruption while it waits, ends the generation at the next token.
+    If the iterator is closed, or interrupted while it waits, the generation stops at the next token.
 
     Args:
-        messages: canonical (reading/dataset.py), media opened.
+        messages: in the canonical form (reading/dataset.py), with opened media.
 
     Raises:
         ValueError: the template or the processor refuses the conversation.
     """
     prompt = collator.encode_prompt(messages, "the conversation")
-    streamer = TextIteratorStreamer(collator.template.frame, skip_prompt=True)  # it calls `decode` alone
+    streamer = TextIteratorStreamer(collator.template.frame, skip_prompt=True)  # it only calls `decode`
     closed, failed = Event(), []
 
     def is_closed(tokens: torch.Tensor, *_, **__) -> torch.Tensor:
@@ -144,7 +144,7 @@ def stream_answer(model, collator, messages: list[dict], max_new_tokens: int = 5
         try:
             stopping = StoppingCriteriaList([is_closed])
             _generate(model, collator, [prompt], max_new_tokens, streamer=streamer, stopping_criteria=stopping)
-        except Exception as error:  # raised again below, in the thread of the caller
+        except Exception as error:  # raised again below, in the caller's thread
             failed.append(error)
             streamer.end()
 
@@ -160,7 +160,7 @@ def stream_answer(model, collator, messages: list[dict], max_new_tokens: int = 5
 
 
 def write_answers(output_dir: str, step: int, answers: list[dict]) -> None:
-    """Write `eval_answers/step-N.jsonl`."""
+    """Write the answers to `eval_answers/step-N.jsonl` in the output folder."""
     folder = os.path.join(output_dir, ANSWERS_FOLDER)
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, f"step-{step}.jsonl"), "w", encoding="utf-8") as file:

@@ -1,6 +1,6 @@
-"""Measures of boxes, points and moments in answers, whatever form they are written in.
+"""Metrics for boxes, points and moments in answers, in any notation listed below.
 
-They are taken from the texts as they are: neither the scale of the sides nor the order of x and y changes an overlap.
+Numbers are used as written, because neither the scale of the coordinates nor the order of x and y changes an overlap.
 """
 
 import re
@@ -8,10 +8,10 @@ from functools import partial
 
 from collators.boxes import BoxFormat
 
-# [x1, y1, x2, y2]; (x1,y1),(x2,y2); <loc0001> four times.
+# [x1, y1, x2, y2]; (x1,y1),(x2,y2); four tokens like <loc0001>.
 BOX_FORMS = (BoxFormat(1), BoxFormat(1, "({},{}),({},{})", "({},{})"), BoxFormat(1, "<loc{}>" * 4, "<loc{}>" * 2))
-# A moment: `12.5 - 20`, `from 00:12 to 00:20`, `{"start": 12.5, "end": 20}`. Between its start and its end is a sign or
-# word, or the name of the end, or both.
+# A moment: `12.5 - 20`, `from 00:12 to 00:20`, `{"start": 12.5, "end": 20}`. The two times are separated by a sign or a
+# word (`-`, `to`), by a name of the second time (`end`), or by both.
 TIME = r"(?<![\d.:])((?:(?:\d+:)?\d{1,2}:)?\d+(?:\.\d+)?)"
 AROUND = r"(?:\s|[\"'<>\[\]()]|(?:s|secs?|seconds?)\b)*"
 END = rf"(?:and\s+)?(?:it\s+)?end\w*(?:\s+(?:at|is))?{AROUND}[:=]?{AROUND}"
@@ -20,7 +20,7 @@ Box = list[float]
 
 
 def iou(one: Box, other: Box) -> float:
-    """The intersection of two boxes over their union."""
+    """Return the intersection over union of two boxes, or 0 if either of them is not a box."""
     if len(one) != 4 or len(other) != 4:
         return 0.0
     width, height = (max(min(one[i + 2], other[i + 2]) - max(one[i], other[i]), 0) for i in (0, 1))
@@ -29,13 +29,13 @@ def iou(one: Box, other: Box) -> float:
 
 
 def mean_overlap(answered: list[Box], right: list[Box]) -> float:
-    """The mean overlap of each reference box with the nearest answered one; surplus boxes count as 0."""
+    """Return the mean IoU of each reference box with its best match in the answer; surplus answered boxes score 0."""
     best = [max((iou(box, other) for other in answered), default=0.0) for box in right]
     return sum(best) / max(len(answered), len(right))
 
 
 def holds_point(answered: list[Box], right: list[Box]) -> float:
-    """Whether the first point of the answer, or the middle of its first box, is in a reference box."""
+    """Return 1 if the first point of the answer, or the centre of its first box, is in a reference box; else 0."""
     if not answered:
         return 0.0
     x, y = (sum(answered[0][i::2]) / len(answered[0][i::2]) for i in (0, 1))
@@ -47,14 +47,14 @@ def boxes_of(text: str) -> list[Box]:
 
 
 def moments_of(text: str) -> list[Box]:
-    """Moments as boxes of one height, so that the overlap of boxes measures theirs."""
+    """Return the moments in a text as boxes of equal height, so that `iou` measures their overlap in time."""
     clocks = [[clock.split(":")[::-1] for clock in moment] for moment in MOMENT.findall(text)]
     ends = [[sum(float(part) * 60**place for place, part in enumerate(clock)) for clock in two] for two in clocks]
     return [[start, 0.0, end, 1.0] for start, end in ends]
 
 
 def of_boxes(measure, predictions: list[str], references: list[list[str]], told=boxes_of) -> float | dict:
-    """The mean of a measure over the answers whose first reference has a box; nothing if none has."""
+    """Return the mean of a measure over the answers whose first reference has a box, or {} if none has one."""
     right = [[box for box in told(texts[0]) if len(box) == 4] for texts in references]
     values = [measure(told(answer), boxes) for answer, boxes in zip(predictions, right) if boxes]
     return sum(values) / len(values) if values else {}

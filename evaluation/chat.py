@@ -1,5 +1,5 @@
-"""A conversation with a model in a terminal, or with one question per line of standard input. Answers go to standard
-output; everything else, including thoughts, goes to standard error.
+"""Chat with a model in a terminal, or answer one question per line of standard input. Answers are written to standard
+output; everything else, including thoughts, is written to standard error.
 """
 
 import contextlib
@@ -14,19 +14,19 @@ from reading.options import MediaOptions
 from reading.references import describe, is_url
 
 COMMANDS = """\
-Type a question, or
-  /image PATH  to add a picture to the next question
-  /video PATH  to add a video to it
-  /clear       to start again
-  /quit        to end; Ctrl-C ends an answer"""
+Type a question or a command:
+  /image PATH  add an image to the next question
+  /video PATH  add a video to the next question
+  /clear       start a new conversation
+  /quit        end the chat (Ctrl-C stops only the current answer)"""
 
 
 class Conversation:
-    """What was said so far, and the media that go with the next question.
+    """The messages so far, and the media to send with the next question.
 
     Args:
-        reading: flags of how media are read (arguments.ReadingArguments).
-        system_prompt: the system message of every conversation.
+        reading: flags that control how media are read (arguments.ReadingArguments).
+        system_prompt: the system message at the start of each conversation.
     """
 
     def __init__(self, reading, system_prompt: str | None = None):
@@ -41,10 +41,10 @@ class Conversation:
             self.messages.append({"role": "system", "content": [{"type": "text", "text": self.system_prompt}]})
 
     def add(self, kind: str, reference: str) -> str:
-        """Open an "image" or a "video" for the next question; returns a line that says what it is.
+        """Open an "image" or a "video" for the next question, and return a line that describes it.
 
         Raises:
-            ValueError: it cannot be opened; the message names it.
+            ValueError: the file cannot be opened; the message names the file.
         """
         if not is_url(reference):
             reference = os.path.join(self.folders[kind], os.path.expanduser(reference))
@@ -58,10 +58,10 @@ class Conversation:
         return f"{kind} {describe(reference)}, {size}"
 
     def ask(self, model, collator, question: str, max_new_tokens: int) -> None:
-        """Print the answer as it is generated. An interrupted answer counts as far as it came, unless it is empty.
+        """Print the answer as it is generated. After an interruption, keep what was generated, unless it is empty.
 
         Raises:
-            ValueError: the model refuses; the question and its media are forgotten.
+            ValueError: the model refuses the question; the question and its media are dropped.
         """
         content, self.media = [*self.media, {"type": "text", "text": question}], []
         messages, reply, is_whole = [*self.messages, {"role": "user", "content": content}], "", False
@@ -90,7 +90,7 @@ class Conversation:
 
 
 def chat(model, collator, conversation: Conversation, max_new_tokens: int) -> None:
-    """Answer what is typed, or each line of a piped input, until it ends.
+    """Answer typed questions, or each line of piped input, until the input ends.
 
     Raises:
         ValueError: the input was piped, and some of its lines could not be answered.
@@ -98,7 +98,7 @@ def chat(model, collator, conversation: Conversation, max_new_tokens: int) -> No
     is_typed, refused = sys.stdin.isatty(), 0
     if is_typed:
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  `input` then edits lines and knows the earlier ones
+            import readline  # noqa: F401  gives `input` line editing and a history
         note(COMMANDS)
     while True:
         try:
@@ -113,12 +113,12 @@ def chat(model, collator, conversation: Conversation, max_new_tokens: int) -> No
         try:
             if command in ("/image", "/video"):
                 if command == "/video" and not collator.template.takes_videos:
-                    raise ValueError("the model takes no videos")
-                # A terminal puts quotes around a file that is dropped on it.
+                    raise ValueError("the model does not accept videos")
+                # When a file is dropped on a terminal, its path arrives in quotes.
                 note(conversation.add(command[1:], rest.strip().strip("'\"")))
             elif command == "/clear":
                 conversation.clear()
-                note("The conversation starts again.")
+                note("Started a new conversation.")
             elif command.startswith("/"):
                 raise ValueError(f"{command} is not a command; use /image, /video, /clear or /quit")
             elif line:
@@ -127,7 +127,7 @@ def chat(model, collator, conversation: Conversation, max_new_tokens: int) -> No
             refused += 1
             note(f"Error: {error}")
     if refused and not is_typed:
-        raise ValueError(f"{refused} lines of the input could not be answered (above).")
+        raise ValueError(f"{refused} lines of the input could not be answered; see the errors above.")
 
 
 def note(text: str) -> None:

@@ -1,6 +1,6 @@
-"""Measures of answers against their references: the table METRICS, and a user's own functions.
+"""Metrics that compare answers with their references: the table METRICS, and functions written by the user.
 
-A reference is a text, or several of which any is right. Another metric is a function and a row of the table.
+An answer may have several references, each of them right. To add a metric, write a function and add it to METRICS.
 """
 
 import math
@@ -16,17 +16,17 @@ from typing import NamedTuple
 from evaluation.boxes import OF_BOXES
 
 MOST_CLASSES, LONGEST_CLASS = 12, 30  # of a confusion matrix
-PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # as VQA's accuracy has it
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # the signs that the VQA accuracy removes
 NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), [0, *range(11)]))
 
 
 def exact_match(prediction: str, references: list[str]) -> float:
-    """Whether an answer equals a reference, ignoring white space at both ends."""
+    """Return 1 if the answer equals a reference, ignoring white space at both ends; else 0."""
     return float(prediction.strip() in [reference.strip() for reference in references])
 
 
 def anls(prediction: str, references: list[str]) -> float:
-    """1 - edits / length of the longer text, best reference (https://arxiv.org/abs/1907.00490); 0 if under 0.5."""
+    """1 - edits / longer length, for the best reference; 0 if that is 0.5 or less (https://arxiv.org/abs/1907.00490)."""
     from rapidfuzz.distance import Levenshtein  # only a run that measures answers needs it
 
     prediction = prediction.strip().lower()
@@ -35,20 +35,20 @@ def anls(prediction: str, references: list[str]) -> float:
 
 
 def classes_of(prediction: str, references: list[str]) -> tuple[str, str]:
-    """The right class and the answered one, ignoring case and a full stop at the end."""
+    """Return the right class and the answered class, ignoring case and a full stop at the end."""
     answered, *right = (text.strip().casefold().removesuffix(".").rstrip() for text in (prediction, *references))
     return answered if answered in right else right[0], answered
 
 
 def macro_f1(predictions: list[str], references: list[list[str]]) -> float:
-    """The mean of the F1 of each class in the references, with equal weights."""
+    """Return the mean F1 of the classes in the references, all with equal weight."""
     pairs = [*map(classes_of, predictions, references)]
     right, answered, both = map(Counter, (*zip(*pairs), pairs))
     return sum(2 * both[name, name] / (right[name] + answered[name]) for name in right) / len(right)
 
 
 def vqa_accuracy(prediction: str, references: list[str]) -> float:
-    """VQA's (https://visualqa.org/evaluation.html): right if three people agree, averaged over leaving out each one."""
+    """VQA accuracy (https://visualqa.org/evaluation.html): min(1, matches / 3), averaged over leaving out each one."""
     answer, said = normalized(prediction), [*map(normalized, references)]
     if len(said) < 4:  # one reference, or a few spellings of it
         return float(answer in said)
@@ -56,7 +56,7 @@ def vqa_accuracy(prediction: str, references: list[str]) -> float:
 
 
 def normalized(text: str) -> str:
-    """An answer as VQA compares it: no capitals, punctuation and articles, numbers as digits; "dont" is "don't"."""
+    """Normalize as VQA does: lower case, no punctuation, no articles, numbers as digits, "dont" for "don't"."""
     found = given = " ".join(text.split())
     for sign in PUNCTUATION:
         is_dropped = f"{sign} " in given or f" {sign}" in given or re.search(r"\d,\d", given)
@@ -67,7 +67,7 @@ def normalized(text: str) -> str:
 
 
 def error_rate(units: Callable, predictions: list[str], references: list[list[str]]) -> float:
-    """The edits of all answers divided by the length of all references; of several references, the nearest one."""
+    """Return the edits of all answers over the length of all references. Of several references, use the nearest."""
     from rapidfuzz.distance import Levenshtein
 
     edits = length = 0
@@ -79,12 +79,12 @@ def error_rate(units: Callable, predictions: list[str], references: list[list[st
 
 
 def mean(measure: Callable[[str, list[str]], float]) -> Callable:
-    """Of one answer -> of all."""
+    """Turn a measure of one answer into the mean over all answers."""
     return lambda predictions, references: sum(map(measure, predictions, references)) / len(predictions)
 
 
 class Metric(NamedTuple):
-    measure: Callable[[list[str], list[list[str]]], float]  # of all predictions, and of each its references
+    measure: Callable[[list[str], list[list[str]]], float]  # (predictions, references of each) -> value
     higher_is_better: bool = True
 
 
@@ -102,18 +102,18 @@ ALWAYS = ("exact_match", "anls")
 
 
 def kind_of(name: str | None) -> str | None:
-    """The metric of a name that may begin with a file's: "eval_val_cer" -> "cer"; None, if it is none of METRICS."""
+    """Return the metric that a logged name ends with: "eval_val_cer" -> "cer". None if it is not in METRICS."""
     return next((kind for kind in ("loss", *METRICS) if f"_{name or 'loss'}".endswith(f"_{kind}")), None)
 
 
 def load_metric(word: str) -> tuple[str, Callable]:
-    """A name of METRICS, or `my_metrics.py:score` -> the name and the function.
+    """Return the name and the function of a metric, given as a name of METRICS or as `my_metrics.py:score`.
 
-    One of the user's gets (predictions, references), two lists of texts, where a reference is a list of texts if there
-    are several, and returns a number, or a mapping of names to numbers.
+    A function of the user is called with two lists, predictions and references. A reference is a text, or a list of
+    texts if the row has several. The function returns a number, or a mapping of names to numbers.
 
     Raises:
-        ValueError: no such metric, file or function, or the file cannot be run.
+        ValueError: the metric, file or function does not exist, or the file cannot be run.
     """
     if word in METRICS:
         return word, METRICS[word].measure
@@ -132,18 +132,18 @@ def load_metric(word: str) -> tuple[str, Callable]:
 
 
 def load_metrics(words: list[str] | None) -> dict[str, Callable]:
-    """Name -> function of several (`load_metric`) and of those always measured; a ValueError where two share a name."""
+    """Return name -> function for ALWAYS and the given metrics (`load_metric`); two with one name are a ValueError."""
     loaded = [load_metric(word) for word in [*ALWAYS, *(word for word in words or [] if word not in ALWAYS)]]
     if len(found := dict(loaded)) < len(loaded):
-        raise ValueError(f"--metric {' '.join(words)}: two metrics have the same name; rename or drop one.")
+        raise ValueError(f"--metric {' '.join(words)}: two metrics have the same name. Rename or remove one.")
     return found
 
 
 def score(answers: list[dict], functions: Mapping[str, Callable]) -> dict[str, float]:
-    """Answers, each with "prediction" and "reference", or several "references" -> the value of each metric.
+    """Return the value of each metric. An answer has "prediction" and "reference", and may have several "references".
 
     Raises:
-        ValueError: a function of the user's returns something else than numbers.
+        ValueError: a function of the user returns something other than numbers.
     """
     predictions, values = [answer["prediction"] for answer in answers], {}
     references = [answer.get("references", [answer["reference"]]) for answer in answers]
@@ -159,8 +159,8 @@ def score(answers: list[dict], functions: Mapping[str, Callable]) -> dict[str, f
 
 
 def confusion(answers: list[dict]) -> list[tuple[str, list[int]]]:
-    """Each class, and how often it was answered with each of them in this order, and with anything else. Empty if the
-    references are not classes: too many, too long, or fewer than two of each on average.
+    """Return each class with its counts of answers: one count per class, in the same order, then one for anything else.
+    Empty if the references are not classes: too many, too long, or on average fewer than two rows per class.
     """
     table = defaultdict(Counter)
     for answer in answers:

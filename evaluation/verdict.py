@@ -1,6 +1,6 @@
-"""The outcome of a run: its state and, in a sentence, what it learned; and of a data check: whether a run can start.
+"""Verdicts. For a run: its state, and a sentence on what it learned. For a data check: whether a run can start.
 
-Terminal, `log.jsonl`, report, model card and web page show what is decided here.
+The terminal, `log.jsonl`, the report, the model card and the web page all show these verdicts.
 """
 
 import signal
@@ -12,19 +12,19 @@ TONES = {
     "running": "neutral",
     "finished": "good",
     "stopped": "warning",  # by Ctrl-C or SIGTERM
-    "interrupted": "warning",  # without a word: killed, or the machine went down
+    "interrupted": "warning",  # it logged no end: killed, or the machine went down
     "failed": "error",
     "diverged": "error",
-    # of a check
+    # of a data check
     "ready": "good",
     "ready, but": "warning",
     "not ready": "error",
 }
 ANSI = {"good": 32, "warning": 33, "error": 31}
 RECENT_LOSSES = 20
-# Fewer tell nothing.
+# With fewer steps or answers, there is no verdict on what was learned.
 FEW_STEPS, FEW_ANSWERS = 20, 8
-# An evaluation loss counts as risen if it is above the lowest by this factor.
+# The evaluation loss has risen if the last one exceeds the lowest by this factor.
 RISEN = 1.02
 
 
@@ -33,7 +33,7 @@ class Diverged(ValueError):
 
 
 class Verdict(NamedTuple):
-    state: str  # of TONES
+    state: str  # a key of TONES
     sentence: str = ""
 
     @property
@@ -46,7 +46,7 @@ class Verdict(NamedTuple):
 
 
 def painted(text: object, tone: str, stream) -> str:
-    """The text, in the colour of a tone if the stream is a terminal."""
+    """Return the text in the colour of a tone, or without colour if the stream is not a terminal."""
     return f"\033[1;{ANSI[tone]}m{text}\033[0m" if tone in ANSI and stream.isatty() else str(text)
 
 
@@ -55,12 +55,12 @@ def of_check(failures: list[str], concerns: list[str]) -> Verdict:
 
 
 def of_run(log: list[dict], ended: BaseException | None, metric: str | None, higher_is_better: bool | None) -> Verdict:
-    """The verdict on a run that is over.
+    """Return the verdict on a run that has ended.
 
     Args:
-        log: what was logged, oldest first, each with "step".
-        ended: what ended it early, if anything did.
-        metric, higher_is_better: of `--metric_for_best_model` and `--greater_is_better`.
+        log: the logged dicts, oldest first, each with "step".
+        ended: the exception that ended the run early, if any.
+        metric, higher_is_better: values of `--metric_for_best_model` and `--greater_is_better`.
     """
     signals = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
     code = ended.code if isinstance(ended, SystemExit) else None
@@ -72,31 +72,31 @@ def of_run(log: list[dict], ended: BaseException | None, metric: str | None, hig
         return Verdict("diverged" if isinstance(ended, Diverged) else "failed", reason)
     losses = [logs["loss"] for logs in log if "loss" in logs]
     if losses and diverges(losses[0], losses[1:], fewest=3):
-        return Verdict("diverged", "its last losses are over twice its first. Try a lower --learning_rate")
+        return Verdict("diverged", "the last losses are over twice the first. Try a lower --learning_rate")
     sentence = learned(log, (metric or "loss").removeprefix("eval_"), higher_is_better is not False)
     return Verdict("finished", sentence + forgotten(log))
 
 
 def diverges(first: float, losses: list[float], fewest: int = RECENT_LOSSES) -> bool:
-    """Whether the mean of the last losses is above twice the first, or not a number."""
+    """Return whether the mean of the last losses is above twice the first loss, or is not a number."""
     recent = list(losses)[-RECENT_LOSSES:]
     return len(recent) >= fewest and not sum(recent) / len(recent) <= 2 * first
 
 
 def learned(log: list[dict], metric: str, higher_is_better: bool) -> str:
-    """What a run learned: by its answers before and after, then by its evaluation losses."""
+    """Return what a run learned, judged by its answers before and after training, then by its evaluation losses."""
     losses = [(logs["eval_loss"], logs["step"]) for logs in log if "eval_loss" in logs]
     lowest, best_step = min(losses, default=(0, 0))
     has_risen = bool(losses) and losses[-1][0] > RISEN * lowest
     gain = error = answers = 0
     shown = "add --eval_generate 100" if losses else "add --eval_data_path and --eval_generate 100"
-    if kind_of(metric) == "loss":  # which says nothing about answers
+    if kind_of(metric) == "loss":  # the loss says nothing about answers
         metric, higher_is_better = "exact_match", True
-        if not any(logs.get("eval_exact_match") for logs in log):  # long answers
+        if not any(logs.get("eval_exact_match") for logs in log):  # long answers are rarely equal to the reference
             metric = "anls"
     if len(values := [logs[f"eval_{metric}"] for logs in log if f"eval_{metric}" in logs]) > 1:
         about = next((logs for logs in reversed(log) if "eval_answers" in logs), {})
-        heads = [key.removesuffix("answers") for key in about if key.endswith("answers")]  # of all, and of each file
+        heads = [key.removesuffix("answers") for key in about if key.endswith("answers")]  # "eval_", and one per file
         head = max((head for head in heads if f"eval_{metric}".startswith(head)), key=len, default="")
         answers, blind = about.get(f"{head}answers", 0), about.get(f"eval_blind_{metric}", values[0])
         gain = values[-1] - max(values[0], blind) if higher_is_better else min(values[0], blind) - values[-1]
@@ -120,21 +120,20 @@ def learned(log: list[dict], metric: str, higher_is_better: bool) -> str:
 
 
 def forgotten(log: list[dict]) -> str:
-    """The outcome of `--probe`; "forgot": more was lost than chance explains (McNemar, two standard errors)."""
+    """Return the outcome of `--probe`. "forgot": more was lost than chance explains (McNemar, two standard errors)."""
     found = next((logs for logs in log if "probe_lost" in logs), None)
     if not found:
         return ""
     right, lost, gained = (found[f"probe_{name}"] for name in ("right", "lost", "gained"))
-    if not right:  # of a base that writes something else
+    if not right:  # the base model does not answer in this form
         return f"; of {found['probe_answers']} plain questions none was right before, {gained} after"
     verb = "forgot" if lost - gained > 2 * (lost + gained) ** 0.5 else "lost"
     return f"; {verb} {lost} of {right} plain answers, gained {gained}"
 
 
 def two_standard_errors(share: float, number: int) -> float:
-    """Of a mean of `number` values from 0 to 1; as though four more were half right, for the few (Agresti-Coull).
-
-    Nothing is known of a metric beyond 0 to 1, so that no gain exceeds its error.
+    """Return two standard errors of a mean of `number` values from 0 to 1. For small numbers, two right and two wrong
+    values are added (Agresti-Coull). If the mean is outside 0 to 1, the error is unknown and infinity is returned.
     """
     if not 0 <= share <= 1:
         return float("inf")

@@ -1,9 +1,9 @@
-"""A running server compared with the folder that it should serve: both answer questions of held-out rows.
+"""Compare a running server with the folder that it should serve: both answer questions of held-out rows.
 
-The server is asked by OpenAI's protocol, with what a request must add (merging/servers.py) and the media as training
-saw them. Of vLLM, the tokens of its prompts and the log-probabilities of the references are compared too; of another
-server, the number of tokens of a prompt. If several causes apply, the first of these is named: prompt, size of the
-pictures, weights, sampling.
+Requests use OpenAI's protocol, with the fields that a request must add (merging/servers.py) and the media as in
+training. With vLLM, the tokens of the prompts and the log-probabilities of the references are compared too; with other
+servers, the number of prompt tokens. If several causes of a difference apply, the first in this order is reported:
+prompt, image size, weights, sampling.
 """
 
 import argparse
@@ -28,26 +28,26 @@ from merging.servers import GREEDY
 from reading.dataset import IGNORE_INDEX, make_dataset
 from reading.strict_json import strict_json
 
-SECONDS = 600  # for an answer: a server may compile at the first one
-SHOWN = 3  # rows that differ
-FRAMES = "servers choose frames of their own, except vLLM with --trust-request-mm-kwargs, for one video a request"
-# Of a reference token, on average, in log-probability. bfloat16 makes about 0.02; another adapter, far more.
+SECONDS = 600  # timeout of a request: a server may compile during the first one
+SHOWN = 3  # number of differing answers to print
+FRAMES = "servers choose other frames, except vLLM with --trust-request-mm-kwargs, for one video per request"
+# Mean difference in log-probability per reference token. bfloat16 causes about 0.02; another adapter, far more.
 ROUNDING = 0.1
 
 
 class Server:
-    """A model of an OpenAI-compatible server.
+    """A model on an OpenAI-compatible server.
 
     Args:
         url: such as http://127.0.0.1:8000/v1.
-        model: the server's name for the model; by default `name`, if the server lists it, or the only one listed.
-        name: of the folder.
-        options: what each request adds (`Template.request_options`).
+        model: name of the model on the server. Default: `name`, if the server lists it, or the only listed model.
+        name: name of the folder.
+        options: fields that each request adds (`Template.request_options`).
     """
 
     def __init__(self, url: str, model: str | None, name: str, options: dict):
         self.url, self.options = url.rstrip("/") + "/", options
-        if not model:  # asked for only then: that of transformers serve lists Hub repositories
+        if not model:  # otherwise not listed: `transformers serve` lists Hub repositories
             models = [listed["id"] for listed in self.call("models")["data"]]
             if name not in models and len(models) != 1:
                 raise ValueError(f"{url} lists {', '.join(models) or 'no model'}: choose one with --served_model_name.")
@@ -70,17 +70,17 @@ class Server:
             raise ValueError(f"--url {self.url} cannot be reached ({error}). Is the server running?") from error
 
     def takes(self, path: str, body: dict | None = None) -> bool:
-        """Whether it answers a request."""
+        """Return whether the server answers a request without an error."""
         try:
             return bool(self.call(path, body))
         except ValueError:
             return False
 
     def ask(self, messages: list[dict], source: str, **options) -> dict:
-        """The response to a chat request of the canonical messages of a sample, with their tools."""
+        """Send the canonical messages of a sample and their tools as a chat request, and return the response."""
         body = {"model": self.model, "messages": [as_openai(message) for message in messages]}
         if tools := messages[0].get("tools"):
-            # Without a choice, vLLM asks for a parser of calls, and an answer is not the text that was learned.
+            # Without a tool_choice, vLLM requires a tool parser, and an answer is not the raw text of training.
             body |= {"tools": tools} | ({"tool_choice": "none"} if self.is_vllm else {})
         for video in videos_in(messages):
             known = {name: value for name, value in video["metadata"].items() if value is not None}
@@ -89,26 +89,26 @@ class Server:
 
 
 class Outcome(NamedTuple):
-    """What came back for a question."""
+    """The answers of folder and server to a question, and how they differ."""
 
     question: str
-    prediction: str  # of the folder
-    answer: str  # of the server, at temperature 0
+    prediction: str  # answer of the folder
+    answer: str  # answer of the server at temperature 0
     cause: str  # how the prompt differs; "" if it does not
-    sampled: bool  # whether the answer is another one where the request gives no temperature
-    noise: float | None  # difference of the log-probabilities of the references, a token on average
+    sampled: bool  # whether the answer changes if the request has no temperature
+    noise: float | None  # mean difference in log-probability per reference token
     has_video: bool
 
 
 def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
-    """One line that says how far a server's answers equal the folder's.
+    """Return one line that says how many answers of the server and the folder are the same.
 
     Args:
-        args: of check_serving.py.
-        other: flags of predict.py, for the data.
+        args: flags of check_serving.py.
+        other: words for predict.py.
 
     Raises:
-        ValueError: they differ, with the cause; or the server cannot be reached.
+        ValueError: the two differ (the message names the cause), or the server cannot be reached.
     """
     words = ["--model_path", args.model_path, "--data_path", args.data_path, "--output_path", os.devnull]
     flags = predict.parse(words + other)
@@ -121,12 +121,12 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
     videos = [len(videos_in(dataset.rows[q.index]["messages"][: q.message])) for q in asked]
     body = {"model": server.model, "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
     body["media_io_kwargs"] = {"video": {"fps": 1}}
-    most = int(any(videos) and server.is_vllm and server.takes("chat/completions", body))  # with one list of times
+    most = int(any(videos) and server.is_vllm and server.takes("chat/completions", body))  # one list of times
     asked = [question for question, count in zip(asked, videos) if count <= most][: args.rows]
     if any(count > most for count in videos):
         print(f"Questions with more than {most} videos are left out: {FRAMES}.")
     if not asked:
-        raise ValueError(f"{args.data_path} holds no question that can be asked: {FRAMES}.")
+        raise ValueError(f"{args.data_path} has no question that the server can be asked: {FRAMES}.")
     length = flags.max_new_tokens or 128
 
     def predictions(model) -> list[dict]:
@@ -143,12 +143,12 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
         cause = "the server samples unless a request sets the temperature; send temperature=0"
         cause += f", or start vLLM with {shlex.join(GREEDY)}" if server.is_vllm else ""
     for outcome in different[:SHOWN]:
-        print(f"  {outcome.question!r}: the server says {outcome.answer!r}, predict.py {outcome.prediction!r}")
+        print(f"  {outcome.question!r}: the server answers {outcome.answer!r}, predict.py {outcome.prediction!r}")
     same = f"{len(found) - len(different)} of {len(found)} answers are the same"
     if noise is not None:
         same += f", log-probabilities of the references within {noise:.2g}"
     if cause:
-        raise ValueError(f"{server.model} at {args.url} is not {args.model_path}: {cause} ({same}).")
+        raise ValueError(f"{server.model} at {args.url} does not match {args.model_path}: {cause} ({same}).")
     return f"{server.model} at {args.url} answers like {args.model_path}: {same}."
 
 
@@ -163,13 +163,13 @@ def ask(server: Server, model, collator, sample: dict, place: int, ours: dict, l
 
     def answer_of(response: dict) -> str:
         choice = response["choices"][0]
-        if tokens := choice.get("token_ids"):  # the text leaves out what the family writes in special tokens
+        if tokens := choice.get("token_ids"):  # the text lacks the special tokens that some families write
             text = collator.template.frame.decode(tokens).strip()
         else:
             text = (choice["message"]["content"] or "").strip()
         return collator.template.thoughts_and_tools.split(text)[1]
 
-    usual = server.ask(prompt, source, **options)  # no temperature, as clients ask
+    usual = server.ask(prompt, source, **options)  # without a temperature, like most clients
     answer = greedy = answer_of(usual)
     cause = difference(collator.encode_prompt(prompt, source)["input_ids"][0].tolist(), usual, collator)
     if answer != ours["prediction"]:
@@ -182,25 +182,25 @@ def ask(server: Server, model, collator, sample: dict, place: int, ours: dict, l
 
 
 def difference(ours: list[int], response: dict, collator) -> str:
-    """How a server's prompt differs from the trained one; "" if no difference can be seen."""
+    """Return how a server's prompt differs from the prompt in training, or "" if no difference is visible."""
     theirs = response.get("prompt_token_ids")
     if theirs is None:
         number = response["usage"]["prompt_tokens"]
         if number == len(ours):
             return ""
-        return f"a different prompt or picture size: {number} prompt tokens instead of {len(ours)}"
+        return f"a different prompt or image size: {number} prompt tokens instead of {len(ours)}"
     if theirs == ours:
         return ""
     pictures = picture_tokens(collator)
     if [t for t in theirs if t not in pictures] == [t for t in ours if t not in pictures]:
-        return f"a different picture size: {len(theirs)} prompt tokens instead of {len(ours)}"
+        return f"a different image size: {len(theirs)} prompt tokens instead of {len(ours)}"
     place = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
     shown = [collator.template.tokenizer.decode(tokens[place : place + 8]) for tokens in (theirs, ours)]
     return f"a different prompt: at token {place} the server has {shown[0]!r}, training had {shown[1]!r}"
 
 
 def picture_tokens(collator) -> set[int]:
-    """The ids of the tokens that only media bring into a prompt, `<row_5_col_6>` like the `<row_1_col_1>` seen."""
+    """Return the ids of tokens that only media add to a prompt. `<row_5_col_6>` is one if `<row_1_col_1>` was seen."""
     image, text = {"type": "image", "image": Image.new("RGB", (640, 480))}, {"type": "text", "text": "?"}
     prompts = [[{"role": "user", "content": content}] for content in ([image, text], [text])]
     seen, plain = ({*collator.encode_prompt(prompt)["input_ids"][0].tolist()} for prompt in prompts)
@@ -211,7 +211,7 @@ def picture_tokens(collator) -> set[int]:
 
 
 def difference_of_scores(server: Server, model, collator, messages: list[dict], source: str) -> float | None:
-    """By how much the log-probability of a reference token differs, on average; None where the texts differ."""
+    """Return the mean difference in log-probability per reference token, or None if the texts differ."""
     inputs = collator.encode({"messages": messages, "source": source}).inputs
     inputs = {name: value.to(model.device) for name, value in collator.pad([inputs]).items()}
     labels = inputs.pop("labels")[0]
@@ -228,7 +228,7 @@ def difference_of_scores(server: Server, model, collator, messages: list[dict], 
 
 
 def of_base(model, flags: argparse.Namespace, predictions) -> list[str] | None:
-    """The answers of the base, or None if it is not available."""
+    """Return the answers of the base model, or None if the base model is not available."""
     if adapter_config(flags.model_path):
         with model.disable_adapter():
             return [answer["prediction"] for answer in predictions(model)]
@@ -240,18 +240,18 @@ def of_base(model, flags: argparse.Namespace, predictions) -> list[str] | None:
 
 
 def blame_weights(found: list[Outcome], noise: float | None, of_base: list[str] | None) -> str:
-    """Why answers differ although the prompts do not."""
+    """Return why the answers differ although the prompts do not."""
     if of_base and all(outcome.answer == base for outcome, base in zip(found, of_base)):
-        return "the answers are the base's, so the adapter is not applied"
+        return "the answers are those of the base model, so the adapter is not applied"
     faulty = [outcome for outcome in found if outcome.answer != outcome.prediction or (outcome.noise or 0) > ROUNDING]
     if all(outcome.has_video for outcome in faulty) and not all(outcome.has_video for outcome in found):
-        return "videos look different to the server, such as without their times: all other answers are right"
+        return "the server reads videos differently, such as without their times: all answers without videos agree"
     if noise is None:
-        return "the cause is unknown: the prompts have the same length, the answers are not the base's"
+        return "the cause is unknown: the prompts have the same length, and the answers are not the base model's"
     if noise <= ROUNDING:
         return "the cause is unknown: the weights are the same except for rounding, such as from another precision"
     if all(outcome.answer == outcome.prediction for outcome in found):
-        return "different weights, or different attention (docs/serving.md): only the answers are right"
+        return "different weights, or different attention (docs/serving.md): only the log-probabilities differ"
     return "different weights: the prompts are the same, but the answers are neither this folder's nor its base's"
 
 
@@ -267,12 +267,12 @@ def as_openai(message: dict) -> dict:
     if all(part["type"] == "text" for part in content):
         content = "".join(part["text"] for part in content)
     if not content and "tool_calls" in fields:
-        content = None  # as clients send it; vLLM hands "" over as a part, for which a template may begin a line
+        content = None  # as clients send it; vLLM passes "" as a part, for which a template may begin a line
     return {"role": message["role"], "content": content} | fields
 
 
 def as_part(part: dict) -> dict:
-    """Pictures go as PNG, which loses nothing, and so do frames, although vLLM calls a list of them video/jpeg."""
+    """Convert a part. Images and frames are sent as lossless PNG, although vLLM's type for frames is video/jpeg."""
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
     if part["type"] == "video":

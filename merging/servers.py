@@ -1,4 +1,4 @@
-"""What is known about the servers (servers.yaml), and how to start each with a folder and send it requests."""
+"""What is known about inference servers (servers.yaml), and how to start vLLM with a folder and send requests."""
 
 import os
 import shlex
@@ -18,22 +18,22 @@ from reading.strict_json import json_object, strict_json
 
 SERVERS = yaml.safe_load(Path(__file__).with_name("servers.yaml").read_text())
 HAS_IT = ("ran", "in its sources")
-# Else vLLM samples, at temperature 1 where generation_config.json names none, whatever its do_sample says.
+# Without it, vLLM samples even if generation_config.json has do_sample false. The default temperature is 1.
 GREEDY = ["--override-generation-config", '{"temperature": 0}']
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM 0.32 takes as --max-lora-rank
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM 0.32 accepts for --max-lora-rank
 
 
 def outcome(server: str, kind: str, family: str) -> str:
-    """What is known of a family on a server, as a "merged" checkpoint or an "adapter"."""
+    """Return what is known about a family on a server, as a "merged" checkpoint or an "adapter"."""
     return next((known for known, families in SERVERS[server][kind].items() if family in families), "not known")
 
 
 def advice(path: str) -> Iterator[str]:
-    """Lines on each server: what is known, and for vLLM the complete command and what a request must add."""
+    """Yield lines about each server: what is known and, for vLLM, the command and the fields to add to a request."""
     adapter = adapter_config(path)
     base, kind = (adapter["base_model_name_or_path"], "adapter") if adapter else (path, "merged")
     family, saved = family_in(path, base), saved_arguments(path)
-    yield f"What is known of servers with {family}, {kind}:"
+    yield f"What is known about servers for {family}, {kind}:"
     for server, known in SERVERS.items():
         yield f"  {server} {known['version']} ({known['date']}): {outcome(server, kind, family)}"
     if outcome("vLLM", kind, family) not in HAS_IT:

@@ -1,8 +1,8 @@
-"""Base + adapter, one shard of the base's at a time.
+"""Merge an adapter into its base, one shard of the base at a time.
 
-The model is on torch's meta device, where it takes no memory. Parameter by parameter, the library turns tensors of the
-checkpoint into the model's own, peft's layer adds its product, and the library turns the sum back into tensors of the
-checkpoint. What is held at a time is one shard and one layer.
+The model is on torch's meta device, where it needs no memory. For each parameter, transformers converts tensors of the
+checkpoint into the parameter of the model, peft's layer adds its product, and transformers converts the sum back into
+tensors of the checkpoint. Only one shard and one layer are in memory at a time.
 """
 
 import ctypes
@@ -32,24 +32,24 @@ SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.f
 
 
 class WholeModelNeeded(Exception):
-    """Why a merge cannot go shard by shard."""
+    """Raised, with the reason, if a merge cannot be done shard by shard."""
 
 
 class ShardMerge:
-    """Base and adapter, matched by the headers of their files.
+    """The merge of an adapter into its base. The two are matched by the headers of their files.
 
     Args:
-        dtype: precision to write; None: each tensor's own in the base.
-        quantization_config: merge into the weights as this quantization leaves them.
+        dtype: precision to write. None: that of each tensor in the base.
+        quantization_config: if given, merge into the base weights after this quantization.
 
     Raises:
-        WholeModelNeeded: base or adapter is of a kind that cannot be merged in parts.
+        WholeModelNeeded: base or adapter is of a kind that cannot be merged shard by shard.
         ValueError: a file is missing or broken, or the adapter does not fit the base.
     """
 
     def __init__(self, loader: BaseLoader, adapter_path: str, dtype=None, quantization_config=None):
         config = PeftConfig.from_pretrained(adapter_path)
-        # Inits that subtract from the base's weights, such as pissa, are repeated by peft 0.21 on the loaded model.
+        # Initializations that change the base weights, such as pissa, are repeated by peft 0.21 on the loaded model.
         plain = isinstance(config, LoraConfig) and config.init_lora_weights in (True, False, "gaussian", "orthogonal")
         if not plain or config.lora_bias:
             raise WholeModelNeeded("this kind of adapter does more than add B @ A to the base weights")
@@ -60,7 +60,7 @@ class ShardMerge:
         self.shards = {shard: open_file(os.path.join(self.folder, shard)) for shard in shards}
         self.shard_of = {key: shard for shard, file in self.shards.items() for key in file.keys()}
         if missing := {key for keys in shards.values() for key in keys} - self.shard_of.keys():
-            raise ValueError(f"{self.folder}: {min(missing)} is in {INDEX}, but in none of the shards.")
+            raise ValueError(f"{self.folder}: {INDEX} lists {min(missing)}, but no shard contains it.")
         self.adapter = open_file(os.path.join(adapter_path, "adapter_model.safetensors"))
         self.plain, self.adapted = skeleton(loader), skeleton(loader)
         try:
@@ -70,26 +70,26 @@ class ShardMerge:
             raise ValueError(f"{adapter_path} is not an adapter of {loader.model_path}: {error}.") from error
         self.adapted.eval()  # without dropout
 
-        # The library learns from the headers which of its renamings this checkpoint needs.
+        # transformers finds out from the headers which of its renamings this checkpoint needs.
         conversions = get_model_conversion_mapping(self.plain)
         self.loading = LoadStateDictConfig(weight_mapping=conversions, dtype=loader.dtype, device_map={"": "meta"})
         fill_model(self.plain, {key: self.header(key) for key in self.shard_of}, self.loading)
         loader.restore_saved_names(self.plain)
         self.loading = replace(self.loading, device_map={"": "cpu"})
-        self.seen, self.quantizer, quantized = self.plain, None, []  # the base as the adapter is to see it
+        self.seen, self.quantizer, quantized = self.plain, None, []  # the base as the adapter sees it
         if quantization_config:
             self.seen = skeleton(loader)
             quantized = self.quantize(quantization_config)
         self.keys = {name: self.keys_of(name) for name in dict.fromkeys([*self.trained, *self.layers, *quantized])}
         self.changed = {key: name for name, keys in self.keys.items() for key in keys}
 
-    # ---- what belongs together ----
+    # ---- matching of adapter and base ----
 
     def match_adapter(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Fully trained parameter -> its key in the adapter; other adapted parameter -> its LoRA layer.
+        """Return two mappings: fully trained parameter -> its key in the adapter; adapted parameter -> its LoRA layer.
 
         Raises:
-            ValueError: the adapter lacks tensors of its layers, or has others.
+            ValueError: the adapter lacks tensors of its layers, or has tensors of other layers.
         """
         layers = {}
         for path, module in self.adapted.named_modules():
@@ -107,7 +107,7 @@ class ShardMerge:
         return {key_in_base(name): self.stored_as[name] for name in whole}, layers
 
     def quantize(self, quantization_config) -> list[str]:
-        """Make `base_weight` quantize; returns the parameters that it quantizes."""
+        """Make `base_weight` quantize the base, and return the names of the quantized parameters."""
         from transformers.quantizers import AutoHfQuantizer
 
         self.quantizer = AutoHfQuantizer.from_config(quantization_config, pre_quantized=False)
@@ -116,12 +116,12 @@ class ShardMerge:
         return [name for name in names if self.quantizer.param_needs_quantization(self.seen, name)]
 
     def keys_of(self, name: str) -> list[str]:
-        """The tensors of the checkpoint that a parameter is made of."""
+        """Return the keys of the checkpoint's tensors that form a parameter."""
         tied = self.plain.all_tied_weights_keys
         if name in tied or name in tied.values():
             raise ValueError(
                 f"{self.adapter_path} changes {name}, but the base ties its embeddings to its head. A merged "
-                "checkpoint of the base's layout could not hold both: use the adapter with its base."
+                "checkpoint cannot store the two separately: use the adapter with its base."
             )
         found = revert_weight_conversion(self.plain, {name: self.plain.get_parameter(name)})
         if any(key not in self.shard_of or self.header(key).shape != found[key].shape for key in found):
@@ -129,14 +129,14 @@ class ShardMerge:
         return list(found)
 
     def header(self, key: str) -> torch.Tensor:
-        """A tensor of the base without its data."""
+        """Return a tensor of the base without its data."""
         entry = self.shards[self.shard_of[key]].get_slice(key)
         return torch.empty(entry.get_shape(), device="meta", dtype=SAFETENSORS_DTYPES.get(entry.get_dtype()))
 
     # ---- weights ----
 
     def base_weight(self, name: str) -> torch.Tensor:
-        """A parameter of the base, in float32."""
+        """Return a parameter of the base, in float32."""
         weight = self.read(name, self.shards, self.seen, self.quantizer)
         if hasattr(weight, "quant_state"):
             import bitsandbytes
@@ -145,7 +145,7 @@ class ShardMerge:
         return weight.data.float()
 
     def read(self, name: str, shards: dict, model: nn.Module, quantizer=None) -> nn.Parameter:
-        """A parameter of a model from shards of the base's layout."""
+        """Read a parameter of a model from shards that have the layout of the base."""
         tensors = {key: shards[self.shard_of[key]].get_tensor(key) for key in self.keys[name]}
         empty = model.get_parameter(name)
         fill_model(model, tensors, replace(self.loading, hf_quantizer=quantizer))
@@ -154,7 +154,7 @@ class ShardMerge:
         return parameter
 
     def layer(self, name: str) -> LoraLayer:
-        """The LoRA layer of a parameter with its tensors and the base's weight in it."""
+        """Return the LoRA layer of a parameter, filled with its adapter tensors and the weight of the base."""
         path = self.layers[name]
         layer = self.adapted.get_submodule(path)
         for key, _ in [*layer.named_parameters()]:
@@ -167,7 +167,7 @@ class ShardMerge:
         return layer
 
     def merged(self, name: str) -> torch.Tensor:
-        """A parameter of base + adapter, in float32."""
+        """Return a parameter of base + adapter, in float32."""
         if name in self.trained:
             return self.adapter.get_tensor(self.trained[name]).float()
         if name not in self.layers:  # quantized, but not adapted
@@ -178,19 +178,19 @@ class ShardMerge:
         weight = layer.get_base_layer().get_parameter(name.rpartition(".")[2]).data
         layer.to("meta")
         if not weight.isfinite().all():
-            raise ValueError(f"{self.adapter_path}: it makes {name} infinite or nan; the adapter is broken.")
+            raise ValueError(f"{self.adapter_path} is broken: it makes {name} infinite or nan.")
         return weight
 
     def cast(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor of the checkpoint in the precision that is written: the one rounding of the merge."""
+        """Cast a tensor of the checkpoint to the precision to write. This is the only rounding of the merge."""
         return tensor.to(self.dtype or self.header(key).dtype) if tensor.is_floating_point() else tensor
 
     # ---- files ----
 
     def write(self, folder: str) -> None:
-        """Every shard of the base, under its name and with its keys, and their index."""
+        """Write each shard of the base, with the same name and keys, and the index."""
         return_freed_memory()
-        ready = {}  # a parameter's tensors may lie in several shards
+        ready = {}  # a parameter's tensors may be in several shards
         for shard, file in self.shards.items():
             tensors = {}
             for key in file.keys():
@@ -212,8 +212,8 @@ class ShardMerge:
     def check(self, folder: str) -> str:
         """Compare each written tensor with base and adapter.
 
-        64 columns of a merged matrix are compared with its LoRA layer's output for unit vectors: the layer as it is
-        trained and used, which adds two products without merging.
+        64 columns of a merged matrix are compared with the output of its LoRA layer for unit vectors. As in training,
+        the LoRA layer adds two products without merging.
 
         Raises:
             ValueError: a tensor differs by more than its rounding; the message names it.
@@ -240,18 +240,18 @@ class ShardMerge:
                 want = self.merged(name)
             check_equal(name, found, want, torch.finfo(self.dtype or self.header(keys[0]).dtype).eps)
         rest = len(self.shard_of) - len(self.changed)
-        return f"{len(self.changed)} tensors are sums of base and adapter, {rest} are the base's own"
+        return f"{len(self.changed)} tensors are sums of base and adapter, {rest} are those of the base"
 
 
 def return_freed_memory() -> None:
-    """Return freed tensors to the system; glibc would keep several shards of them for later."""
+    """Make glibc return freed tensors to the system. Otherwise it keeps the memory of several shards."""
     if platform.libc_ver()[0] == "glibc":
-        m_mmap_threshold = -3  # malloc.h: larger blocks are mapped, each by itself
+        m_mmap_threshold = -3  # malloc.h: larger blocks are mapped separately
         ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**20)
 
 
 def check_equal(name: str, found: torch.Tensor, want: torch.Tensor, eps: float) -> None:
-    """Raise where two tensors differ by more than rounding to a precision whose step is `eps`."""
+    """Raise a ValueError if two tensors differ by more than rounding to a precision with step `eps`."""
     if eps and want.numel():
         same = ((found - want).abs() <= want.abs() * (eps / 2) + want.abs().max() * 1e-6).all()
     else:
@@ -261,11 +261,11 @@ def check_equal(name: str, found: torch.Tensor, want: torch.Tensor, eps: float) 
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(-1).view(torch.uint8)  # in which nan equals nan
+    return tensor.contiguous().view(-1).view(torch.uint8)  # as bytes, nan equals nan
 
 
 def key_in_base(name: str) -> str:
-    """A parameter's name in the model without adapters."""
+    """Return the name of a parameter in the model without adapters."""
     return name.replace(".modules_to_save.default", "").replace(".base_layer", "")
 
 
@@ -275,17 +275,17 @@ def skeleton(loader: BaseLoader) -> nn.Module:
 
 
 def fill_model(model: nn.Module, tensors: dict[str, torch.Tensor], loading: LoadStateDictConfig) -> None:
-    """Tensors of the checkpoint -> parameters of the model."""
+    """Convert tensors of the checkpoint into parameters of the model."""
     logging.disable_progress_bar()
     convert_and_load_state_dict_in_model(model, tensors, loading)
     logging.enable_progress_bar()
 
 
 def stored_shards(loader: BaseLoader) -> tuple[str, dict[str, list[str]]]:
-    """The folder of a checkpoint, and shard -> keys as its index has them.
+    """Return the folder of a checkpoint, and shard -> keys from its index (no keys for a single file).
 
     Raises:
-        WholeModelNeeded: it is stored in another form, or only its own code can read it.
+        WholeModelNeeded: the checkpoint is stored in another form, or only its own code can read it.
     """
     if loader.remote_code:
         raise WholeModelNeeded("the classes of the model are Python files of the checkpoint")
@@ -302,10 +302,10 @@ def stored_shards(loader: BaseLoader) -> tuple[str, dict[str, list[str]]]:
 
 
 def open_file(path: str):
-    """A safetensors file, read tensor by tensor; not mapped, since mapped pages count as memory of the process.
+    """Open a safetensors file to read tensor by tensor. It is not mapped: mapped pages count as memory of the process.
 
     Raises:
-        ValueError: there is none, or it is broken.
+        ValueError: the file is missing or broken.
     """
     try:
         return safe_open(path, framework="pt", backend="pread")

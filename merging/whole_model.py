@@ -1,4 +1,4 @@
-"""Base and adapter as a loaded model: merges what cannot be merged by shards, and checks the logits."""
+"""Base and adapter as a loaded model: merge what cannot be merged shard by shard, and check the logits."""
 
 import glob
 import os
@@ -15,14 +15,14 @@ CHECKPOINT_WEIGHTS = ["model*.safetensors", "pytorch_model*.bin"]
 
 
 def memory_needed(loader: BaseLoader) -> float:
-    """Bytes for the model in float32, and a third more for the adapter and intermediate results."""
-    folder = local_folder(loader.model_path, CHECKPOINT_WEIGHTS)
-    paths = [path for pattern in CHECKPOINT_WEIGHTS for path in glob.glob(os.path.join(folder, pattern))]
+    """Return the bytes of the model in float32, plus a third for the adapter and intermediate results."""
+    folder = local_folder(loader.model_path, WEIGHT_FILES)
+    paths = [path for pattern in WEIGHT_FILES for path in glob.glob(os.path.join(folder, pattern))]
     return sum(map(os.path.getsize, paths)) * 4 / loader.dtype.itemsize * 4 / 3
 
 
 def load_with_adapter(loader: BaseLoader, adapter_path: str, seen_as) -> PeftModel:
-    """Base and adapter (`with_adapter`) in float32; the base as a quantization saw it, if one is given."""
+    """Load base and adapter in float32. If `seen_as` is given, the base is first quantized and dequantized with it."""
     loader.model_kwargs["dtype"], loader.pieces = torch.float32, trained_rows(adapter_config(adapter_path))
     if seen_as:
         loader.model_kwargs |= {"dtype": loader.dtype, "quantization_config": seen_as}
@@ -32,7 +32,7 @@ def load_with_adapter(loader: BaseLoader, adapter_path: str, seen_as) -> PeftMod
 
 
 def with_adapter(model, adapter_path: str, base_path: str) -> PeftModel:
-    """A base with an adapter on it.
+    """Return a base model with an adapter on it.
 
     Raises:
         ValueError: the adapter does not fit the base (peft only warns).
@@ -51,10 +51,10 @@ def merge_whole(loader: BaseLoader, adapter_path: str, seen_as, dtype: torch.dty
 
 @torch.no_grad()
 def check_logits(loader, adapter_path: str, seen_as, merged: BaseLoader, collator, dtype: torch.dtype | None) -> str:
-    """Compare the logits of base + adapter with those of the merged model, both in float32, on a probe with an image.
+    """Compare the logits of base + adapter with those of the merged model, both in float32, for a prompt with an image.
 
     Raises:
-        ValueError: they differ by more than random, rounding-sized changes to the weights explain.
+        ValueError: the logits differ by more than random changes to the weights, as large as rounding, can explain.
     """
     torch.manual_seed(0)
     image = Image.fromarray(torch.randint(256, (64, 64, 3), dtype=torch.uint8).numpy())

@@ -44,11 +44,11 @@ from training.engines import print_once
 from training.make_collator import make_collator
 
 ROW_KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
-# What may be wrong with a row; the place of each in this table is its code in `Results.rows`, from 1.
+# Fault of a row -> its meaning. The position of a fault in this table, from 1, is its code in `Results.rows`.
 FAULTS = {
     "row": "cannot be read",
-    "missing": "medium is missing",
-    "broken": "medium is broken",
+    "missing": "media file is missing",
+    "broken": "media file is broken",
     "refused": "refused by the model",
     "no label": "nothing to train on",
     "overlong": "too long, cannot be cut",
@@ -56,11 +56,11 @@ FAULTS = {
 }
 CODES = {None: 0} | {fault: code for code, fault in enumerate(FAULTS, 1)}
 NOT_DONE = -1
-# What --on_bad_sample decides on.
+# The faults that --on_bad_sample handles.
 BAD = ("row", "missing", "broken", "refused", "no label")
 # What an evaluation row may share with a training row.
-SHARED = {"content": "also in the training data", "question": "with the media and questions of training rows"}
-# What reading/files.py writes on a file that is not there.
+SHARED = {"content": "also in the training data", "question": "with the same media and questions as training rows"}
+# How reading/files.py reports a missing file.
 MISSING = re.compile("does not exist|is a folder")
 NUM_EXAMPLES = 10
 ROW = np.dtype(
@@ -72,19 +72,19 @@ ROW = np.dtype(
 
 
 def run(arguments, own) -> int:
-    """Check the data of a run, and print or write what was found.
+    """Check the data of a run, and print or write the report.
 
     Args:
-        own: the flags that preview.py adds.
+        own: the flags that preview.py adds to those of train.py.
 
     Returns:
         The exit code: 1 if training would fail.
 
     Raises:
-        ValueError: flags, data files or a checkpoint that cannot be used.
+        ValueError: flags, data files or the checkpoint cannot be used.
     """
     data, model, stdout = arguments.data, arguments.model, sys.stdout
-    with redirect_stdout(sys.stderr):  # whatever a library prints
+    with redirect_stdout(sys.stderr):  # libraries may print
         train_dataset, eval_dataset = make_datasets(data, arguments.training.seed, check=False)
         splits = {"train": train_dataset} | ({"eval": eval_dataset} if eval_dataset else {})
         notes = {split: [*dataset.notes(), *check_drawn(dataset)] for split, dataset in splits.items()}
@@ -96,7 +96,7 @@ def run(arguments, own) -> int:
         print_once(untrained_tokens(loader, arguments, collator.template, splits["train"]))
         results = Results(splits)
         given = arguments.training.dataloader_num_workers if "dataloader_num_workers" in arguments.given else None
-        # At least one, since only a process of its own survives a file that kills its decoder.
+        # At least one worker process: a file that crashes its decoder must not end this process.
         check_rows(splits, collator, results, max(1, os.cpu_count() if given is None else given))
         num_processes = own.num_processes or arguments.training.world_size
         report = results_of(arguments, collator.budget, splits, results, notes, num_processes)
@@ -113,10 +113,10 @@ def run(arguments, own) -> int:
 
 
 class CheckedRows(Dataset):
-    """Item i says what row i of all splits, one after another, is: opened and encoded as in training.
+    """The result of each row of all splits, one after another. Rows are opened and encoded as in training.
 
     Args:
-        num_workers: at most how many processes read items; `current` holds the row that each is at.
+        num_workers: the most processes that read items. `current` contains the row that each of them is reading.
     """
 
     def __init__(self, splits: dict, collator, num_workers: int):
@@ -132,7 +132,7 @@ class CheckedRows(Dataset):
         dataset, place = locate(self.splits, position)
         try:
             return self.describe(dataset, place) | {"position": position}
-        except Exception as error:  # a fault of ours or of a library: the other rows are checked all the same
+        except Exception as error:  # a bug in this code or in a library: check the other rows
             reason = f"{dataset.name}, sample {place}: {type(error).__name__}: {error}"
             return {"position": position, "fault": "crash", "reason": reason}
 
@@ -154,21 +154,21 @@ class CheckedRows(Dataset):
         return found | fingerprints(row) | self.measure(sample)
 
     def measure(self, sample: dict) -> dict:
-        """The tokens of an opened sample before any cut, and what the budget does to it."""
+        """Return the token counts of an opened sample before any cut, and the effect of --model_max_length."""
         template = self.collator.template
         try:
             with naming(sample["source"], self.collator.processor):
                 template.check_layout(sample["messages"])
                 template.check_rendering(sample["messages"])
             whole = self.collator.encode(sample, within_budget=False).inputs
-        except OverlongSample:  # without a budget, only because no label is left
+        except OverlongSample:  # raised without a length limit if there is no label
             return {"fault": "no label", "reason": f"{sample['source']}: none of its tokens would be trained"}
         except ValueError as error:
             return {"fault": "refused", "reason": str(error)}
         ids = whole["input_ids"][0]
         masks = {kind: self.collator.is_media(ids, kind) for kind in ("image", "video")}
         has_video = any(part["type"] == "video" for part in content_parts(sample))
-        if has_video and not len(self.collator.media_token_ids["video"]):  # frames come as images
+        if has_video and not len(self.collator.media_token_ids["video"]):  # frames are passed as images
             masks = {"image": masks["video"], "video": masks["image"]}
         tokens = {kind: int(mask.sum()) for kind, mask in masks.items()}
         found = {"text": len(ids) - sum(tokens.values()), **tokens}
@@ -182,7 +182,7 @@ class CheckedRows(Dataset):
 
 
 def locate(splits: dict, position: int) -> tuple:
-    """The data set and the place in it of a row of all splits, one after another."""
+    """Return the data set and the position in it of a row. Positions count all splits, one after another."""
     for dataset in splits.values():
         if position < len(dataset):
             return dataset, position
@@ -195,7 +195,7 @@ def medium_fault(message: str) -> dict:
 
 
 def fingerprints(row: dict) -> dict:
-    """Hashes of a row's whole content, and of what its user asks; a medium counts by its bytes, wherever it is."""
+    """Return hashes of a row's whole content and of its user's messages. Media are hashed by their bytes."""
     content, question = [], []
     for message in row["messages"]:
         parts = [(p["type"], p["text"] if p["type"] == "text" else digest(p[p["type"]])) for p in message["content"]]
@@ -210,7 +210,7 @@ def fingerprints(row: dict) -> dict:
 
 
 class Results:
-    """What is known about each row: a few numbers, or why it cannot be used."""
+    """The results of all rows: a few numbers for each row, and the reason if it cannot be used."""
 
     def __init__(self, splits: dict):
         self.splits = splits
@@ -220,7 +220,7 @@ class Results:
         self.reasons: dict[int, str] = {}  # by position
 
     def add(self, found: dict) -> None:
-        """Note the result on a row."""
+        """Store the result of a row."""
         counts = [found.get(name, 0) for name in ("text", "image", "video", "labels", "cut", "typed")]
         hashes = [int(found.get(name, "0"), 16) for name in ("content", "question")]
         kind = ROW_KINDS.index(found.get("kind", "unreadable"))
@@ -229,7 +229,7 @@ class Results:
             self.reasons[found["position"]] = found["reason"]
 
     def name(self, position: int) -> str:
-        """File and place of a row that can be read."""
+        """Return the file and the position of a row that can be read."""
         dataset, place = locate(self.splits, position)
         return dataset.rows[place]["source"]
 
@@ -238,7 +238,7 @@ def check_rows(splits: dict, collator, results: Results, num_workers: int) -> No
     """Check all rows.
 
     Raises:
-        ValueError: a row ends the process that opens it; the message names those that were being opened.
+        ValueError: a row kills the process that opens it; the message names the rows that were being opened.
     """
     rows = CheckedRows(splits, collator, num_workers)
     columns = [TextColumn("checking rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
@@ -248,12 +248,12 @@ def check_rows(splits: dict, collator, results: Results, num_workers: int) -> No
             for found in workers(rows, num_workers):
                 results.add(found)
                 progress.advance(bar)
-        except RuntimeError as error:  # of torch's: a process died
+        except RuntimeError as error:  # from torch: a worker process died
             open_ones = [row for row in rows.current.tolist() if row >= 0 and results.rows["fault"][row] == NOT_DONE]
             names = "; ".join(results.name(row) for row in sorted(open_ones))
             raise ValueError(
-                f"A row kills the process that opens it (a file may crash its decoder): one of {names}. "
-                "--dataloader_num_workers 1 tells which."
+                f"A row kills the process that opens it (a media file may crash its decoder): one of {names}. "
+                "Pass --dataloader_num_workers 1 to find the row."
             ) from error
 
 
@@ -265,7 +265,7 @@ def workers(rows: CheckedRows, number: int) -> DataLoader:
 
 
 def results_of(arguments, budget, splits: dict, results: Results, notes: dict, num_processes: int) -> dict:
-    """Everything that the tables and the page show, in plain numbers."""
+    """Return everything that the tables and the page show, as plain numbers and texts."""
     report = {"model_id": arguments.model.model_id, "model_max_length": arguments.data.model_max_length, "data": {}}
     for start, (split, dataset) in zip(results.starts, splits.items()):
         rows, held = results.rows[start : start + len(dataset)], Counter()
@@ -323,7 +323,7 @@ def tokens_within_budget(rows: np.ndarray) -> np.ndarray:
 
 
 def spread(values: np.ndarray) -> dict:
-    """Sum, mean and percentiles over rows."""
+    """Return sum, mean and percentiles over rows."""
     if not len(values):
         values = np.zeros(1, int)
     p50, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
@@ -332,7 +332,7 @@ def spread(values: np.ndarray) -> dict:
 
 
 def histogram(values: np.ndarray) -> dict:
-    """A histogram of values from 1 on, whose bins grow if the values are far apart."""
+    """Return a histogram of the positive values. If they are far apart, the bins are logarithmic."""
     values = values[values > 0]
     if not len(values):
         return {"counts": [0], "edges": [0, 1], "scale": "linear"}
@@ -343,7 +343,7 @@ def histogram(values: np.ndarray) -> dict:
 
 
 def duplicates(results: Results, start: int, rows: np.ndarray) -> dict:
-    """Rows that repeat an earlier row, word for word and byte for byte."""
+    """Find rows that repeat an earlier row, word for word and byte for byte."""
     opened = np.flatnonzero(rows["content"])
     _, first, inverse = np.unique(rows["content"][opened], return_index=True, return_inverse=True)
     repeated = np.flatnonzero(first[inverse] != np.arange(len(opened)))
@@ -352,7 +352,7 @@ def duplicates(results: Results, start: int, rows: np.ndarray) -> dict:
 
 
 def shared_with_training(results: Results) -> dict:
-    """Evaluation rows that are in the training data: as a whole; or with the media and all questions of a row."""
+    """Find evaluation rows that are in the training data: the whole row, or only its media and all its questions."""
     train, held_out = np.split(results.rows, results.starts[1:2])
     found, exact = {}, np.zeros(len(held_out), bool)
     for name in ("content", "question"):
@@ -367,21 +367,21 @@ def shared_with_training(results: Results) -> dict:
 
 
 def reasons(report: dict, arguments) -> tuple[list[str], list[str]]:
-    """Why training would fail, and what else one should know before it starts."""
+    """Return the reasons why training would fail, and notes to read before it starts."""
     data, failures, notes = arguments.data, [], []
     for of_split in report["data"].values():
         name = of_split["name"]
         number = {fault: found["rows"] for fault, found in of_split["faults"].items()}
         bad, overlong = sum(number.get(fault, 0) for fault in BAD), number.get("overlong", 0)
         if bad and data.on_bad_sample == "error":
-            failures.append(f"{rows_of(bad, name)} cannot be used (--on_bad_sample skip leaves them out)")
+            failures.append(f"{rows_of(bad, name)} cannot be used (to skip them: --on_bad_sample skip)")
         elif bad and bad > data.max_bad_samples:
             failures.append(f"{rows_of(bad, name)} cannot be used, more than --max_bad_samples {data.max_bad_samples}")
         elif bad:
             notes.append(f"{rows_of(bad, name)} skipped")
         if overlong and not data.drop_overlong:
             budget = f"--model_max_length {data.model_max_length}"
-            fixes = [*filter(None, [of_split["advice"]]), "--drop_overlong True drops them"]
+            fixes = [*filter(None, [of_split["advice"]]), "to drop them: --drop_overlong True"]
             failures.append(f"{rows_of(overlong, name)} too long for {budget} ({'; '.join(fixes)})")
         elif overlong:
             notes.append(f"{rows_of(overlong, name)} dropped")
@@ -393,7 +393,7 @@ def reasons(report: dict, arguments) -> tuple[list[str], list[str]]:
         if of_split["cut"]["rows"]:
             notes.append(f"{rows_of(of_split['cut']['rows'], name)} cut")
         if typed := of_split["typed"]["rows"]:
-            notes.append(f"{rows_of(typed, name)} with a typed control token, such as </s>: kept as characters")
+            notes.append(f"{rows_of(typed, name)} with a control token, such as </s>, as text: it stays text")
     for same, meaning in SHARED.items():
         if number := report.get("overlap", {}).get(same, {"rows": 0})["rows"]:
             notes.append(f"{rows_of(number, report['data']['eval']['name'])} {meaning}")
@@ -414,7 +414,7 @@ def rows_of(number: int, name: str) -> str:
 
 
 def epoch(dataset, rows: np.ndarray, arguments, num_processes: int) -> dict:
-    """Steps and tokens of an epoch of the good rows, as the Trainer counts them."""
+    """Return the steps and tokens of an epoch over the usable rows, counted as the Trainer does."""
     training = arguments.training
     good = np.flatnonzero(rows["fault"] == 0)
     dataset = dataset.part(good)

@@ -1,4 +1,4 @@
-"""The report of `data_report.py` for people: tables in the terminal, and a self-contained page with plots."""
+"""Show the report of `data_report.py`: as tables in the terminal, or as a self-contained HTML page with plots."""
 
 from typing import NamedTuple
 
@@ -17,12 +17,12 @@ TONE_STYLES = {"good": "green", "warning": "yellow", "error": "red"}
 
 class Table(NamedTuple):
     title: str
-    columns: dict[str, bool]  # name -> whether it holds numbers
+    columns: dict[str, bool]  # name -> whether the column contains numbers
     rows: list[list[str]]
 
 
 def facts(report: dict) -> dict[str, str]:
-    """The numbers that come first."""
+    """Return the main numbers of the report."""
     epoch, train = report["epoch"], report["data"]["train"]
     tokens = train["tokens"]
     return {
@@ -77,7 +77,7 @@ def split_tables(of_split: dict, budget: int, num_costly: int) -> list[Table]:
     if of_split["costly"]:
         rows = [[costly["source"], *(f"{costly[kind]:,}" for kind in COSTS)] for costly in of_split["costly"]]
         columns = {"row": False} | dict.fromkeys(COSTS, True)
-        found.append(Table(f"{name}: rows with most visual tokens", columns, rows[:num_costly]))
+        found.append(Table(f"{name}: rows with the most visual tokens", columns, rows[:num_costly]))
     return found
 
 
@@ -89,7 +89,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def show(report: dict, console: Console) -> None:
-    """Print the report, what matters most at the end."""
+    """Print the report, with the most important part at the end."""
     print_tables(tables(report, num_costly=3), console)
     for name, value in facts(report).items():
         console.print(Text(f"{name:17} {value}"), soft_wrap=True)
@@ -114,7 +114,7 @@ def print_tables(tables: list[Table], console: Console) -> None:
 
 
 def page(report: dict) -> str:
-    """The report as a self-contained HTML page."""
+    """Return the report as a self-contained HTML page."""
     budget, splits = report["model_max_length"], report["data"].values()
     figures = [(f"{split['name']}: {caption}", svg) for split in splits for caption, svg in plots(split, budget)]
     name = report["data"]["train"]["name"]
@@ -132,9 +132,9 @@ def page(report: dict) -> str:
 
 
 def plots(of_split: dict, budget: int) -> list[tuple[str, Markup]]:
-    """(caption, SVG) of each plot."""
+    """Return (caption, SVG) of each plot."""
     tokens, labels = of_split["histograms"]["tokens"], of_split["histograms"]["labels"]
-    near = budget < 1.5 * tokens["edges"][-1]  # a line far from all rows would leave no room for them
+    near = budget < 1.5 * tokens["edges"][-1]  # a line far to the right would squeeze the bars
     caption = f"tokens per row before any cut; --model_max_length is {budget:,}{', the dashed line' if near else ''}"
     return [
         (caption, draw(lambda axes: draw_histogram(axes, tokens, "tokens", "image", budget if near else None))),

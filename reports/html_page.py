@@ -1,6 +1,6 @@
-"""HTML pages of the tools: one file each, which loads nothing and runs no script.
+"""Self-contained HTML pages. Each page is one file that loads nothing and runs no script.
 
-The templates are in `templates/`; `page.html` holds the style of all pages, light and dark.
+The templates are in `templates/`. `page.html` contains the light and dark style of all pages.
 """
 
 import base64
@@ -16,34 +16,34 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image, ImageDraw
 
-# What a terminal would obey and a page swallow -> its picture in Unicode; a line break has its own.
+# Control character -> its visible symbol in Unicode. A terminal would obey it; a page would not show it.
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-# A picture that is larger is written as JPEG, then at half its size, until it fits.
+# A larger picture is written as JPEG. If the JPEG is larger too, the picture is halved until it fits.
 MAX_PICTURE_BYTES = 300_000
-RIGHT, ANSWERED = "#00a36c", "#e0540a"  # of boxes on a picture
-# Plots are drawn in these, which then become colours of the page's style: it knows light and dark.
+RIGHT, ANSWERED = "#00a36c", "#e0540a"  # colours of boxes on a picture
+# Plots are drawn in placeholder colours. `draw` replaces these by the page's CSS variables, which follow dark mode.
 VARIABLES = ("text", "muted", "line", "context", "image", "video", "cut", "trained")
 COLOUR = {name: f"#0000{i:02x}" for i, name in enumerate(VARIABLES, 1)}
 
 
 def html_page(title: str, body: str) -> str:
-    """A complete, self-contained page: a title in plain text, and a body of which all text is escaped already."""
+    """Return a complete, self-contained page. The title is plain text; all text in the body is already escaped."""
     return render("page.html", title=title, body=Markup(body))
 
 
 def render(template: str, **values) -> Markup:
-    """A template of `templates/` with these variables; every value that is not Markup is escaped."""
+    """Render a template of `templates/` with these variables. Every value that is not Markup is escaped."""
     return Markup(environment().get_template(template).render(**values))
 
 
 def legible(text: str) -> str:
-    """Text with control characters as visible symbols, except line breaks."""
+    """Return the text with visible symbols for control characters, except line breaks and tabs."""
     return text.translate(CONTROL_PICTURES)
 
 
 def visible_breaks(text: str) -> Markup:
-    """Escaped text with visible line breaks; the style adds the sign, so that it is not copied."""
+    """Return escaped text with visible line breaks. CSS adds their sign, so that copied text does not contain it."""
     return escape(legible(text)).replace("\n", Markup('<i class="break"></i>\n'))
 
 
@@ -64,10 +64,10 @@ def environment() -> Environment:
 
 
 def pictures(sample: dict, boxes: Mapping[str, list[dict]] = {}) -> Iterator[tuple[str, Image.Image, str]]:
-    """The media of an opened sample as the collator gets them, in order: their kind, an image or frame, its caption.
+    """Yield (kind, image or frame, caption) for the media of an opened sample, in order, as the collator gets them.
 
     Args:
-        boxes: colour -> what is drawn in it on the images (`collators.boxes.Boxes.told`).
+        boxes: colour -> boxes and points to draw on the images (`collators.boxes.Boxes.told`).
     """
     numbers = Counter()
     for part in chain.from_iterable(message["content"] for message in sample["messages"]):
@@ -83,25 +83,25 @@ def pictures(sample: dict, boxes: Mapping[str, list[dict]] = {}) -> Iterator[tup
             continue
         height, width = part["video"].shape[1:3]
         for frame, i in zip(part["video"], part["metadata"]["frames_indices"]):
-            fps = part["metadata"]["fps"]  # None of images whose times are not known
+            fps = part["metadata"]["fps"]  # None for frames with unknown times
             at = f"{i / fps:.2f} s" if fps else "at an unknown time"
             yield kind, Image.fromarray(frame), f"{name}, {width} \u00d7 {height}, frame {i}, {at}"
 
 
 def with_boxes(picture: Image.Image, boxes: list[tuple[str, list[float]]]) -> Image.Image:
-    """The picture, on which boxes and points in their colours are drawn."""
+    """Draw boxes and points on the picture, each in its colour, and return the picture."""
     canvas, width = ImageDraw.Draw(picture), max(1, round(min(picture.size) / 100))
     for colour, shares in boxes:
         at = [share * side for share, side in zip(shares, picture.size * 2)]
         if len(at) == 2:
             canvas.circle(at, 3 * width, outline=colour, width=width)
-        elif at[0] <= at[2] and at[1] <= at[3]:  # an answer may hold anything
+        elif at[0] <= at[2] and at[1] <= at[3]:  # an answer may contain an invalid box
             canvas.rectangle(at, outline=colour, width=width)
     return picture
 
 
 def embedded(picture: Image.Image, caption: str) -> tuple[str, str]:
-    """The picture as a data URL, lossless if it is small enough; its caption says if it was made smaller."""
+    """Return the picture as a data URL, lossless if it is small enough, and the caption, which names a smaller size."""
     for format, options in (("png", {}), ("jpeg", {"quality": 90})):
         file = io.BytesIO()
         picture.save(file, format, **options)
@@ -112,7 +112,7 @@ def embedded(picture: Image.Image, caption: str) -> tuple[str, str]:
 
 
 def draw(fill) -> Markup:
-    """An inline SVG of what `fill(axes)` draws, as wide as the page allows."""
+    """Return an inline SVG of what `fill(axes)` draws. It is as wide as the page allows."""
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot, which looks for a display
 

@@ -1,4 +1,4 @@
-"""The model card next to weights: what a run and a merge share, and the card of a merge."""
+"""The model card next to the weights: code shared by training and merging, and the card of a merged model."""
 
 import os
 from contextlib import contextmanager
@@ -13,16 +13,16 @@ CARD, TAG = "README.md", "finelmm"
 
 @contextmanager
 def forgiven(what: str):
-    """A page that cannot be written must not cost a run its weights."""
+    """Print a warning if a page cannot be written: such an error must not cost a run its weights."""
     try:
         yield
     except Exception as error:
-        tqdm.write(f"WARNING: no {what} could be written: {type(error).__name__}: {error}")
+        tqdm.write(f"WARNING: the {what} could not be written: {type(error).__name__}: {error}")
 
 
 @forgiven("model card")
 def write_merged_card(adapter: str, merged: str) -> None:
-    """Write the card of a merged model from that of its adapter, if `write_card` wrote one."""
+    """Write the card of a merged model from the card of its adapter, if `write_card` wrote that card."""
     path = os.path.join(adapter, CARD)
     card = ModelCard.load(path) if os.path.isfile(path) else None
     if card is None or TAG not in (card.data.tags or []):

@@ -1,4 +1,4 @@
-"""A row of a data set -> its tokens in runs: trained, context, media, cut. What `preview.py` shows."""
+"""Split the tokens of a row into runs of one kind (trained, context, media, cut), as `preview.py` shows them."""
 
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ class Run(NamedTuple):
 
     kind: str
     ids: list[int]
-    is_cut: bool = False  # by --model_max_length: no part of what the model gets
+    is_cut: bool = False  # by --model_max_length: the model does not get these tokens
 
     @property
     def is_text(self) -> bool:
@@ -35,7 +35,7 @@ class Run(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A token of text; several where only together they are characters."""
+    """A token of text, or several tokens that only together decode to a character."""
 
     ids: list[int]
     text: str
@@ -44,13 +44,13 @@ class Piece(NamedTuple):
 
 class Preview(NamedTuple):
     row: dict  # what --json prints
-    sample: dict | None = None  # opened; of a row that cannot be used, neither this nor what follows
+    sample: dict | None = None  # with opened media; an unusable row has neither this nor the fields below
     runs: tuple[Run, ...] = ()
-    boxes: Sequence[dict] = ()  # and points, that the labels tell
+    boxes: Sequence[dict] = ()  # boxes and points in the trained text
 
 
 def examine(dataset: MultimodalDataset, collator: ChatCollator, index: int) -> Preview:
-    """Open and encode a row as a run does; an unusable row gives its error."""
+    """Open and encode a row as in training. For an unusable row, return its error."""
     try:
         sample = dataset[index]
         encoded = collator.encode(sample)
@@ -77,7 +77,7 @@ def examine(dataset: MultimodalDataset, collator: ChatCollator, index: int) -> P
 
 
 def split_runs(collator: ChatCollator, ids: torch.Tensor, labels: torch.Tensor, is_cut=False) -> tuple[Run, ...]:
-    """Token ids and labels of a row, each of shape (tokens,) -> runs."""
+    """Split the token ids and labels of a row, each of shape (tokens,), into runs."""
     kinds = ["context" if label == IGNORE_INDEX else "trained" for label in labels.tolist()]
     for kind in ("image", "video"):
         for i in collator.is_media(ids, kind).nonzero()[:, 0].tolist():
@@ -87,7 +87,7 @@ def split_runs(collator: ChatCollator, ids: torch.Tensor, labels: torch.Tensor, 
 
 
 def cut_runs(collator: ChatCollator, preview: Preview) -> tuple[Run, ...]:
-    """The tokens that --model_max_length cuts away."""
+    """Return the tokens that --model_max_length cuts away."""
     if not preview.row["cut"]:
         return ()
     inputs = collator.encode(preview.sample, within_budget=False).inputs
@@ -96,7 +96,7 @@ def cut_runs(collator: ChatCollator, preview: Preview) -> tuple[Run, ...]:
     for kept, run in zip(preview.runs, split_runs(collator, ids, labels)):
         if run.is_text or kept.is_text:
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(kept.ids, run.ids)))
-        else:  # without the exchanges that were left out, an image may have another number of tokens
+        else:  # in a cut conversation, an image may have another number of tokens
             same = len(run.ids)
         begin += same
         if same < len(run.ids):
@@ -105,7 +105,7 @@ def cut_runs(collator: ChatCollator, preview: Preview) -> tuple[Run, ...]:
 
 
 def count(runs: Iterable[Run]) -> Counter:
-    """Style of a run -> number of tokens."""
+    """Return the number of tokens of each style of a run."""
     return Counter(run.style for run in runs for _ in run.ids)
 
 
@@ -114,29 +114,29 @@ def decode(collator: ChatCollator, ids: list[int]) -> str:
 
 
 def pieces(collator: ChatCollator, ids: list[int], before: list[int]) -> list[Piece]:
-    """Token ids -> their texts, with the white space that they get after the tokens `before`."""
-    known = before[-1:]  # what a text is decoded after: some tokenizers drop the first token's space
+    """Split token ids into pieces of text, with the white space that they have after the tokens `before`."""
+    known = before[-1:]  # decoded with it, because some tokenizers drop the first token's space
     anchor, read, ids, found = 0, len(known), [*known, *ids], []
     for end in range(read + 1, len(ids) + 1):
         text = decode(collator, ids[anchor:end])
         if text.endswith("\ufffd") and end < len(ids):
-            continue  # bytes of a character that the next tokens complete
+            continue  # part of a character that the next tokens complete
         found.append(Piece(ids[read:end], text[len(decode(collator, ids[anchor:read])) :]))
         anchor, read = read, end
     return found
 
 
 def with_pieces(collator: ChatCollator, runs: Iterable[Run]) -> Iterator[tuple[Run, list[Piece]]]:
-    """Each run with its pieces (media have none); the pieces of replies with their parts."""
+    """Yield each run with its pieces (none for media). The pieces of trained replies also have their parts."""
     before = []
     for run in runs:
         found = pieces(collator, run.ids, before) if run.is_text else []
         yield run, with_parts(collator, found) if run.kind == "trained" else found
-        before = run.ids if run.is_text else before  # ids of Phi-3 Vision's images are negative: no tokenizer's
+        before = run.ids if run.is_text else before  # Phi-3 Vision has negative ids for images
 
 
 def with_parts(collator: ChatCollator, reply: list[Piece]) -> list[Piece]:
-    """The pieces of a trained reply, each with the part that it begins in, unless all of it is the answer."""
+    """Return the pieces of a trained reply, each with the part it begins in, unless the reply is only an answer."""
     parts = collator.template.thoughts_and_tools.parts_of("".join(piece.text for piece in reply))
     of_characters = [part for part, text in parts for _ in text if parts[1:] or part != "answer"]
     starts = accumulate((len(piece.text) for piece in reply), initial=0)
@@ -144,7 +144,7 @@ def with_parts(collator: ChatCollator, reply: list[Piece]) -> list[Piece]:
 
 
 def inline_difference(ours: str, official: str) -> list[tuple[str, str]]:
-    """Two texts -> ("" in both, "ins" in ours alone, "del" in the checkpoint's alone; text), in order."""
+    """Compare two texts. Return (tag, text) in order: "" is in both, "ins" only in ours, "del" only in the other."""
     ours, official = (re.findall(r"<[^<>\s]+>|\w+|\W", text) for text in (ours, official))
     found = []
     for tag, a, b, c, d in SequenceMatcher(None, official, ours).get_opcodes():

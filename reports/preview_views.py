@@ -1,4 +1,4 @@
-"""The views of `preview.py`: text, and one HTML page."""
+"""The output of `preview.py`: text, or one HTML page."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -14,19 +14,19 @@ from reports.preview_rows import Preview, count, cut_runs, inline_difference, wi
 from reports.terminal import terminal
 
 STYLES = {"trained": "bold underline green", "context": "", "image": "cyan", "video": "magenta", "cut": "strike red"}
-PART = "reverse"  # of the name of a part of a reply
-MARKS = {"trained": (">>", "<<"), "cut": ("~~", "~~")}  # where there are no colours
+PART = "reverse"  # style of the names of a reply's parts
+MARKS = {"trained": (">>", "<<"), "cut": ("~~", "~~")}  # used if there are no colours
 
 
 def summary(row: dict) -> list[str]:
-    """The numbers of tokens: `73 tokens`, `11 trained`, and any others."""
+    """Return the numbers of tokens: `73 tokens`, `11 trained`, and others if there are any."""
     counts = [f"{row['num_tokens']} tokens", f"{row['num_trained']} trained"]
     counts += [f"{row[f'num_{kind}_tokens']} {kind}" for kind in ("image", "video") if row[f"num_{kind}_tokens"]]
     return counts + ([f"{row['cut']} cut"] if row["cut"] else [])
 
 
 def print_rows(previews: Iterable[Preview], collator: ChatCollator, file: TextIO) -> None:
-    """Rows as text, in colours or with marks around what is trained or cut; media are folded: `[image: 576 tokens]`."""
+    """Print rows as text. Colours or marks show what is trained or cut; media are folded: `[image: 576 tokens]`."""
     console = terminal(file, soft_wrap=True)
     marks = {} if console.color_system else MARKS
     coloured = Text("   ").join(Text(name, style) for name, style in STYLES.items())
@@ -56,7 +56,7 @@ def print_rows(previews: Iterable[Preview], collator: ChatCollator, file: TextIO
 
 
 def write_page(path: str, previews: Iterable[Preview], collator: ChatCollator, title: str, facts: list[str]) -> None:
-    """Write the previews as one page.
+    """Write the previews as one HTML page.
 
     Args:
         title: plain text, such as the name of the data.
@@ -64,7 +64,7 @@ def write_page(path: str, previews: Iterable[Preview], collator: ChatCollator, t
     """
     rows, cards, totals, tokenizer = [], [], Counter(), collator.processor.tokenizer
     control_ids = tokenizer.added_tokens_decoder.keys()
-    # Where no replacement can undo an exception, it is among the differences.
+    # If no replacement can undo an exception, the exception is among the differences.
     documented = [f"Documented: {exception.reason}" for exception in collator.template.exceptions]
     for preview in previews:
         rows.append(preview.row)

@@ -1,4 +1,4 @@
-"""Two runs side by side, from the files in their output folders: what `compare_runs.py` shows."""
+"""Compare two runs by the files in their output folders, for `compare_runs.py`."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from training.progress import LOG_FILE
 from training.resume import differences
 from training.run_folder import earlier_run
 
-# Of each run its own, or how it is watched.
+# Flags that differ between any two runs, or that only change how a run is watched.
 OWN = {"output_dir", "run_name", "resume_from_checkpoint", "overwrite_output_dir", "disable_tqdm", "report_to"}
 
 
@@ -32,7 +32,7 @@ class RunResult(NamedTuple):
 
 def read_run(folder: str) -> RunResult:
     if not os.path.isfile(os.path.join(folder, LOG_FILE)):
-        raise ValueError(f"{folder} has no {LOG_FILE}: name the --output_dir of a run of train.py.")
+        raise ValueError(f"{folder} has no {LOG_FILE}. Pass the --output_dir of a run of train.py.")
     log = read_log(folder)
     steps = answered_steps(log)
     answers = read_answers(folder, steps[-1]) if steps else []
@@ -41,7 +41,7 @@ def read_run(folder: str) -> RunResult:
 
 
 def read_log(folder: str) -> list[dict]:
-    """The lines of a run's log; empty before the first."""
+    """Return the lines of a run's log, or an empty list before the first line."""
     path = os.path.join(folder, LOG_FILE)
     try:
         state = os.stat(path)
@@ -61,7 +61,7 @@ def _read_lines(path: str, size: int, time: int) -> list[dict]:
 
 
 def figures(log: list[dict]) -> dict[str, str]:
-    """The first lines of a run's report, from its log; nothing before the first step."""
+    """Return the main figures of a run's report, from its log; empty before the first step."""
     if not log:
         return {}
     newest = {name: value for line in log for name, value in line.items()}
@@ -69,15 +69,15 @@ def figures(log: list[dict]) -> dict[str, str]:
     return figures_of(SimpleNamespace(log_history=log, best_global_step=None, **about))
 
 
-def result_fields(run: RunResult) -> dict[str, str]:
-    """The verdict, then the figures."""
+def results(run: RunResult) -> dict[str, str]:
+    """Return the verdict and the main figures of a run."""
     last = run.log[-1] if run.log else {}
     verdict = Verdict(last["state"], last["verdict"]) if "state" in last else "not over" if last else "no step yet"
     return {"verdict": str(verdict)} | figures(run.log)
 
 
 def tables(first: RunResult, second: RunResult) -> list[Table]:
-    """What differs; nothing of what is equal."""
+    """Return tables of what differs between two runs. Equal entries are left out."""
 
     def table(title: str, of_first: dict, of_second: dict) -> Table:
         rows = [[name, *(in_words(of.get(name, "")) for of in (of_first, of_second))] for name in of_first | of_second]
@@ -94,7 +94,7 @@ def tables(first: RunResult, second: RunResult) -> list[Table]:
     pairs = [(a, b) for a, b in pairs if a["question"] == b["question"] and a["exact_match"] != b["exact_match"]]
     columns = dict.fromkeys(("question", "reference", first.name, second.name), False)
     rows = [[a["question"], a["reference"], a["prediction"], b["prediction"]] for a, b in pairs[:SHOWN_ANSWERS]]
-    found.append(Table(f"Answers that only one of them got right: {len(pairs)} of {len(shared)}", columns, rows))
+    found.append(Table(f"Answers that only one run got right: {len(pairs)} of {len(shared)}", columns, rows))
     return [table for table in found if table.rows]
 
 
@@ -110,13 +110,13 @@ def show(first: RunResult, second: RunResult, file: TextIO) -> None:
 
 
 def page(first: RunResult, second: RunResult) -> str:
-    """The comparison as a self-contained HTML page."""
+    """Return the comparison as a self-contained HTML page."""
     title, plots = f"{first.name} and {second.name}", plots_of(curves_of_runs({r.name: r.log for r in (first, second)}))
     return html_page(title, render("comparison.html", title=title, plots=plots, tables=tables(first, second)))
 
 
 def curves_of_runs(logs: dict[str, list[dict]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """As `curves_of`, for several runs: each line's name begins with that of its run, if it has one."""
+    """Return the `curves_of` several runs. The name of a line begins with the name of its run, unless that is ""."""
     plots = {}
     for name, log in logs.items():
         for title, lines in curves_of(log).items():

@@ -1,4 +1,4 @@
-"""What a run leaves for people: `report.html`, `loss.png`, and a model card next to the weights."""
+"""Files that a run writes for people: `report.html`, `loss.png`, and a model card next to the weights."""
 
 import datetime
 import os
@@ -39,10 +39,10 @@ from training.trainable import ComponentSummary, format_summary
 
 SHOWN_ANSWERS = 12
 BOXES = {RIGHT: "reference_boxes", ANSWERED: "boxes"}
-MOST_POINTS = 500  # of a line of a plot
+MOST_POINTS = 500  # per line of a plot
 PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # after the loss and other metrics
-# Flags that name places on the machine, which do not concern those who get the weights.
-LOCAL_FLAGS = {
+# Flags with paths on this machine. The model card leaves them out.
+PLACES = {
     *("output_dir", "data_path", "eval_data_path", "model_local_path", "image_folder", "video_folder", "data_cache"),
     *("resume_from_checkpoint", "lora_weight_path", "chat_template", "metric"),
 }
@@ -51,19 +51,19 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "bitsand
 
 
 class RunFacts(NamedTuple):
-    """What is known of a run before its first step."""
+    """Facts about a run that are known before its first step."""
 
     arguments: Arguments
     trained: list[ComponentSummary]
     train_dataset: MultimodalDataset
     eval_dataset: MultimodalDataset | None
-    request: dict  # what a chat request to a server has to add
-    image_size: dict | None = None  # bounds of pixels that flags gave the processor
-    probe: MultimodalDataset | None = None  # questions that were answered before and after
+    request: dict  # fields that a chat request to a server must add
+    image_size: dict | None = None  # pixel limits that flags set in the processor
+    probe: MultimodalDataset | None = None  # questions of --probe, answered before and after
 
     @property
     def command(self) -> str:
-        """How the run was started, without secrets."""
+        """The command that started the run, without secrets."""
         words, _ = split_flags(self.arguments.words, SECRETS)
         world_size = self.arguments.training.world_size
         launcher = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', world_size)}"
@@ -71,7 +71,7 @@ class RunFacts(NamedTuple):
 
     @property
     def base(self) -> str | None:
-        """The Hub path of the model that was trained; None for a folder, which means nothing to others."""
+        """The Hub path of the base model; None for a local folder, whose path means nothing on other machines."""
         name = public_name(self.arguments.model.model_path)
         return None if os.path.isabs(name) else name
 
@@ -79,14 +79,14 @@ class RunFacts(NamedTuple):
         training = self.arguments.training
         metric, higher_is_better = training.metric_for_best_model, training.greater_is_better
         chosen = [name for name in training.metric or [] if name in metrics.METRICS]
-        if chosen and metrics.kind_of(metric) == "loss":  # which says nothing about answers
+        if chosen and metrics.kind_of(metric) == "loss":  # the loss says nothing about answers
             metric, higher_is_better = chosen[0], metrics.METRICS[chosen[0]].higher_is_better
         return of_run(state.log_history, ended, metric, higher_is_better)
 
 
 @contextmanager
 def reported(trainer, facts: RunFacts):
-    """When the run inside is over, however it ends: print the outcome, and write it to the log and the report."""
+    """When the run inside ends, with or without an error, print the verdict, and write it to the log and the report."""
     ended = None
     try:
         yield
@@ -96,14 +96,14 @@ def reported(trainer, facts: RunFacts):
     finally:
         if trainer.is_world_process_zero():
             verdict, steps = facts.verdict(trainer.state, ended), steps_of(trainer.state)
-            said = f"{verdict.state} after {steps}" if ended else verdict  # why, is said elsewhere
+            said = f"{verdict.state} after {steps}" if ended else verdict  # the error itself gives the reason
             print_once(painted(said, verdict.tone, sys.stdout))
             with forgiven("report"):
                 trainer.log_file.end(trainer.args, trainer.state, verdict)
                 write_report(trainer.args.output_dir, facts, trainer.state, verdict)
 
 
-# ---- what the report tells ----
+# ---- the report ----
 
 
 def steps_of(state) -> str:
@@ -114,7 +114,7 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
     """Write `report.html` and `loss.png`.
 
     Args:
-        state: the Trainer's, with what was logged.
+        state: the state of the Trainer, which contains the logs.
     """
     curves = curves_of(state.log_history)
     if losses := curves.get("loss"):
@@ -150,12 +150,12 @@ def write_report(output_dir: str, facts: RunFacts, state, verdict: Verdict) -> N
 
 
 def answered_steps(log_history: list[dict]) -> list[int]:
-    """The steps of the evaluations that asked for answers."""
+    """Return the steps of the evaluations that generated answers."""
     return sorted(logs["step"] for logs in log_history if "eval_exact_match" in logs)
 
 
 def curves_of(log_history: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Logs -> plot -> line ("training", "evaluation") -> (step, value) of each of its points."""
+    """Return plot -> line ("training" or "evaluation") -> its points (step, value)."""
     plots = {"loss": {}} | {name: {} for logs in log_history for name in metrics_of(logs)} | {n: {} for n in PLOTTED}
     for logs in log_history:
         for name, lines in plots.items():
@@ -166,7 +166,7 @@ def curves_of(log_history: list[dict]) -> dict[str, dict[str, list[tuple[int, fl
 
 
 def metrics_of(logs: dict) -> dict[str, float]:
-    """What the answers of an evaluation are worth."""
+    """Return the metrics of the answers of an evaluation."""
     names = [name for name in sorted(logs) if name.startswith("eval_") and not name.endswith((*SPEED, "answers"))]
     found = {name.removeprefix("eval_"): logs[name] for name in names}
     others = {"loss", *(f"blind_{name}" for name in found)}
@@ -174,7 +174,7 @@ def metrics_of(logs: dict) -> dict[str, float]:
 
 
 def figures_of(state) -> dict[str, str]:
-    """The numbers that come first."""
+    """Return the main numbers of a run."""
     losses = [logs for logs in state.log_history if "loss" in logs]
     evaluations = [logs for logs in state.log_history if "eval_loss" in logs]
     of_all = f" of {state.max_steps:,}" if state.global_step < state.max_steps else ""
@@ -204,7 +204,7 @@ def short(value: float) -> str:
 
 
 def data_of(facts: RunFacts) -> list[dict]:
-    """For training and evaluation data: their files, and the rows of each kind."""
+    """Return the files and the number of rows of each kind, for training and evaluation data."""
     found = []
     for name, dataset in (("training", facts.train_dataset), ("evaluation", facts.eval_dataset)):
         if dataset is None:
@@ -218,7 +218,7 @@ def data_of(facts: RunFacts) -> list[dict]:
 
 
 def shown_answers(output_dir: str, dataset: MultimodalDataset, step: int, most: int) -> Iterator[tuple[dict, Iterator]]:
-    """Answers of an evaluation, the wrong ones first, each with the `pictures` of its row and the boxes of both."""
+    """Yield answers of an evaluation, wrong ones first, each with the `pictures` of its row and the boxes on them."""
     answers = sorted(read_answers(output_dir, step), key=lambda answer: answer.get("right", answer["exact_match"]))
     for answer in answers[:most]:
         told = {colour: answer.get(name, []) for colour, name in BOXES.items()}
@@ -227,7 +227,7 @@ def shown_answers(output_dir: str, dataset: MultimodalDataset, step: int, most: 
 
 
 def answers_of(output_dir: str, dataset: MultimodalDataset, steps: list[int], most=SHOWN_ANSWERS) -> Iterator[dict]:
-    """Answers of the last of these evaluations, each with that of the first; pictures once per row."""
+    """Yield the answers of the last step, each with the answer of the first step. Pictures are given once per row."""
     if not steps:
         return
     before = {(answer["index"], answer["turn"]): answer for answer in read_answers(output_dir, steps[0])}
@@ -242,7 +242,7 @@ def answers_of(output_dir: str, dataset: MultimodalDataset, steps: list[int], mo
 
 
 def confusions_of(output_dir: str, facts: RunFacts, steps: list[int]) -> dict[str, list]:
-    """Part of the evaluation data -> `metrics.confusion` of its last answers, if they are classes."""
+    """Return part of the evaluation data -> `metrics.confusion` of its last answers, which is empty without classes."""
     answers = read_answers(output_dir, steps[-1]) if steps else []
     parts = [*facts.eval_dataset.parts().items()][-len(facts.eval_dataset.paths) :] if answers else []  # each path
     return {part: metrics.confusion([a for a in answers if a["index"] in rows]) for part, rows in parts}
@@ -254,7 +254,7 @@ def given_flags(arguments: Arguments) -> dict:
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of installed packages, and of this repository if it is a git checkout."""
+    """Return the versions of installed packages, and of this repository if it is a git checkout."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -281,11 +281,11 @@ def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")  # of more they would lie on each other
+        axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")  # more would overlap
 
 
 def plots_of(curves: dict[str, dict]) -> list[tuple[str, Markup]]:
-    """(title, SVG) of each; a loss that falls to a tenth or further has a log scale."""
+    """Return (title, SVG) of each plot. A loss that falls to less than a tenth has a log scale."""
     found = []
     for name, lines in curves.items():
         values = [value for points in lines.values() for _, value in points]
@@ -295,7 +295,7 @@ def plots_of(curves: dict[str, dict]) -> list[tuple[str, Markup]]:
 
 
 def draw_curves(lines: dict, log_scale: bool) -> Markup:
-    """Training and evaluation of a run always have the same colours; the lines of other runs have one for each run."""
+    """Draw the lines. "training" and "evaluation" always have the same colours; each further run has one colour."""
     colours, others = {"training": COLOUR["image"], "evaluation": COLOUR["cut"]}, {}
     for line in lines.keys() - colours.keys():
         others.setdefault(line.rpartition(", ")[0], []).append(line)
@@ -321,7 +321,7 @@ def write_loss(path: str, lines: dict, title: str) -> None:
 
 @forgiven("model card")
 def write_card(facts: RunFacts, folder: str, state) -> None:
-    """Write the model card of the weights in a folder."""
+    """Write the model card for the weights in a folder."""
     arguments, data = facts.arguments, facts.arguments.data
     is_adapter = os.path.isfile(os.path.join(folder, ADAPTER_CONFIG))
     is_final = folder == arguments.training.output_dir

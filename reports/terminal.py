@@ -1,4 +1,4 @@
-"""The terminal, by rich."""
+"""The console for output on the terminal (rich)."""
 
 from typing import TextIO
 
@@ -6,5 +6,5 @@ from rich.console import Console
 
 
 def terminal(file: TextIO, **options) -> Console:
-    """A console that prints text as it is: file names and data may contain what rich takes for markup or emoji."""
+    """Return a console that prints text unchanged, even if it looks like markup or emoji of rich."""
     return Console(file=file, markup=False, emoji=False, highlight=False, **options)

@@ -1,4 +1,4 @@
-"""Held-out answers with their pictures as a table of a tracker: `--report_to tensorboard`, `wandb`, `trackio`."""
+"""Send tables of held-out answers and their images to the trackers of `--report_to`: tensorboard, wandb, trackio."""
 
 import os
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from reading.dataset import MultimodalDataset
 from reports.run_report import shown_answers
 
 COLUMNS = ["row", "question", "reference", "answer", "right", "media"]
-MOST_ANSWERS, MOST_PICTURES, HEIGHT = 40, 8, 160  # of a table, of a row; in pixels
+MOST_ANSWERS, MOST_PICTURES, HEIGHT = 40, 8, 160  # per table; per row; in pixels
 
 
 class AnswerTables(TrainerCallback):
-    """Sends the answers of each evaluation, the wrong ones first, to the trackers that `--report_to` names."""
+    """Callback that sends the answers of each evaluation, wrong ones first, to the trackers of `--report_to`."""
 
     def __init__(self, dataset: MultimodalDataset):
         self.dataset = dataset
@@ -32,7 +32,7 @@ class AnswerTables(TrainerCallback):
 
 
 def table_rows(output_dir: str, dataset: MultimodalDataset, step: int) -> Iterator[list]:
-    """For each answer, the values of COLUMNS; its media side by side, or None if it has none."""
+    """Yield the values of COLUMNS for each answer. "media" is one image with all media side by side, or None."""
     for answer, shown in shown_answers(output_dir, dataset, step, MOST_ANSWERS):
         texts = [answer[name] for name in ("index", "question", "reference", "prediction", "exact_match")]
         yield [*texts, side_by_side([picture for _, picture, _ in islice(shown, MOST_PICTURES)])]
@@ -49,11 +49,11 @@ def side_by_side(pictures: list[Image.Image]) -> Image.Image | None:
     return strip
 
 
-# ---- how each takes them ----
+# ---- one function per tracker ----
 
 
 def to_tensorboard(rows: list[list], step: int, output_dir: str) -> None:
-    """As a run of its own, `answers`: the table as text, the media as images."""
+    """Write the table as text and the media as images, to a separate run named `answers`."""
     from torch.utils.tensorboard import SummaryWriter
 
     lines = [COLUMNS[:-1], ["---"] * len(COLUMNS[:-1]), *(texts for *texts, _ in rows)]
@@ -65,7 +65,7 @@ def to_tensorboard(rows: list[list], step: int, output_dir: str) -> None:
 
 
 def to_table(name: str, rows: list[list], step: int, output_dir: str) -> None:
-    """For wandb and trackio, whose calls have the same names. `eval/answers` is the number of answers."""
+    """Log the table as `answers` to wandb or trackio, which have the same API. `eval/answers` is a number."""
     tracker = import_module(name)
     data = [[*texts, picture and tracker.Image(picture)] for *texts, picture in rows]
     tracker.log({"answers": tracker.Table(columns=COLUMNS, data=data), "train/global_step": step})

@@ -1941,11 +1941,11 @@ FAULTS = [
     Fault(
         "previews may read outside the root",
         "webui.py",
-        """    os.environ[ROOT] = args.root  # which media of the data do not leave
-    scripts.start_process()
+        """    os.environ[ROOT] = args.root  # the media of the data must be inside it
+    scripts.begin()
 """,
-        """    scripts.start_process()
-    os.environ[ROOT] = args.root  # which media of the data do not leave
+        """    scripts.begin()
+    os.environ[ROOT] = args.root  # the media of the data must be inside it
 """,
         "tests/web/test_webui.py::test_runs_and_previews_are_told_of_the_root_and_not_of_the_password",
     ),

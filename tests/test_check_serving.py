@@ -136,7 +136,7 @@ def test_a_sharded_folder_is_whole(tiny, tmp_path, capsys):
         "  Each request: model='model', temperature=0\n"
     )
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="cannot be served as it is: 1 of the checks failed"):
+    with pytest.raises(ValueError, match="cannot be served: 1 of the checks failed"):
         check_serving.main(["--model_path", str(folder)])
     assert "FAULT chat template: none" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--model_path 'nowhere' is not a folder"):
@@ -221,7 +221,7 @@ def test_how_a_base_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes, named",
     [
-        ({"modules_to_save": ["model.visual.merger"]}, "modules_to_save is .*Merge it"),
+        ({"modules_to_save": ["model.visual.merger"]}, "modules_to_save is .*Merge the adapter"),
         ({"use_dora": True}, "use_dora"),
         ({"bias": "lora_only"}, "bias is lora_only"),
         ({"target_parameters": ["mlp.experts.down_proj"]}, "target_parameters is .*mlp.experts"),
@@ -243,7 +243,7 @@ def test_parts_that_no_server_adapts(adapter, tmp_path):
     weights["base_model.model.model.language_model.layers.0.linear_attn.out_proj.lora_A.weight"] = torch.zeros(2, 2)
     save_file(weights, folder / "adapter_model.safetensors")
     is_whole, text = outcomes(folder)["parts"]
-    assert not is_whole and re.match(r"1 of .*linear_attn.*Merge it", text)
+    assert not is_whole and re.match(r"1 of .*linear_attn.*Merge the adapter", text)
     (folder / "adapter_model.safetensors").unlink()
     assert not outcomes(folder)["parts"][0]
 

@@ -124,7 +124,7 @@ def test_merge_refuses_what_it_cannot_do(tiny, tmp_path):
         merge_lora_weights.main(["--model_path", tiny("llava-1.5"), "--model_save_path", str(tmp_path / "merged")])
     (tmp_path / "full/checkpoint-2").mkdir(parents=True)
     (tmp_path / "full/model-00001-of-00002.safetensors").touch()
-    with pytest.raises(ValueError, match="full holds no adapter .*a whole checkpoint.* there is nothing to merge"):
+    with pytest.raises(ValueError, match="full contains no adapter .*a whole checkpoint.* There is nothing to merge"):
         merge_lora_weights.main(["--model_path", f"{tmp_path}/full", "--model_save_path", str(tmp_path / "merged")])
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "file").touch()
@@ -149,7 +149,7 @@ def test_merge_refuses_what_it_cannot_do(tiny, tmp_path):
         (["--image_folder", "nowhere"], "--image_folder 'nowhere' is not a folder"),
         (["--output_path", "/"], "--output_path / is a folder"),
         (["--output_path", f"{__file__}/x.jsonl"], "--output_path .* cannot be written: .* is not a folder"),
-        ([], "rows.json holds videos, but .*llava-1.5 takes none"),
+        ([], "rows.json contains videos, but .*llava-1.5 does not accept videos"),
     ],
 )
 def test_predict_refuses_what_would_fail_late(tiny, write_rows, tmp_path, flags, named):

@@ -86,7 +86,7 @@ def test_what_is_refused_leaves_the_chat_alive(tiny, media_folder, monkeypatch, 
     refusal = "Error: the conversation: PaliGemmaProcessor refuses it: PaliGemma"
     assert [line for line in printed.err.splitlines() if line.startswith("Error: ")] == [
         "Error: image nowhere.png does not exist; fix the path or --image_folder",
-        "Error: the model takes no videos",
+        "Error: the model does not accept videos",
         "Error: /help is not a command; use /image, /video, /clear or /quit",
         f"{refusal} needs at least one image, and all images before the text of the question.",
         f"{refusal} answers once; make each exchange a separate sample.",
@@ -156,7 +156,7 @@ def test_an_interrupted_answer_counts_as_far_as_it_came(monkeypatch, capsys):
         (["--chat", "--metric", "m.py:f"], "--metric has no effect with --chat"),
         (["--chat", "--max_new_tokens", "0"], "--max_new_tokens is 0"),
         (["--prompt", "Hi", "--image", "nowhere.png"], "image nowhere.png does not exist"),
-        (["--prompt", "Hi", "--video", "clip.mp4"], "--video: .*llava-1.5 takes no videos"),
+        (["--prompt", "Hi", "--video", "clip.mp4"], "--video: .*llava-1.5 does not accept videos"),
         (
             ["--data_path", "rows.json", "--output_path", "a.jsonl", "--metric", "m.py"],
             "--metric m.py: use one of .* FILE.py:",

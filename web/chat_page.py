@@ -1,4 +1,4 @@
-"""The tab "Chat": one loaded model, pages that take turns with it, and an adapter's base next to it."""
+"""The "Chat" tab: one loaded model, which all open pages share, and optionally the base of its adapter."""
 
 import contextlib
 import gc
@@ -22,22 +22,22 @@ from reading.references import kind_by_name
 from web.parts import text
 from web.runs import PARSING, check_inside, check_model_folder
 
-IDLE = gr.update(submit_btn=True, stop_btn=False)  # the box of questions
+IDLE = gr.update(submit_btn=True, stop_btn=False)  # state of the question box
 
 
 class Chat:
-    """One loaded model, of the folder `root`, asked about pictures and clips of the folder `uploads`."""
+    """One loaded model from the folder `root`. It answers questions about media in the folder `uploads`."""
 
     def __init__(self, root: str, uploads: str):
         self.root, self.uploads = root, os.path.realpath(uploads)
-        self.lock = threading.Lock()  # of model, collator and options
+        self.lock = threading.Lock()  # guards model, collator and options
         self.loaded = self.model = self.collator = self.options = None
 
     def answer(self, path: str, messages: list[dict], most: int, base: bool = False) -> Iterator[tuple[str, str]]:
-        """What is written so far of the (thought, answer) to the last of the messages, again and again.
+        """Yield the (thought, answer) to the last message as far as it is generated, again and again.
 
-        With `base`, the model answers that an adapter was trained on. A ValueError where there is no such model, or it
-        refuses the conversation.
+        With `base`, the base model of the adapter answers. Raises a ValueError if there is no such model, or if the
+        model refuses the conversation.
         """
         folder = check_model_folder(path, self.root)
         if base and not adapter_config(folder):
@@ -86,9 +86,9 @@ class Chat:
 
 
 def messages_of(shown: list[dict]) -> list[dict]:
-    """Messages as gradio has them -> canonical ones, with the paths of media; those of a side in a row are one.
+    """Convert gradio's messages to canonical ones, with paths of media. Successive messages of one role are joined.
 
-    A question that failed is left out with its error.
+    A question that failed is left out, and so is its error message.
     """
     messages = []
     for one in shown:
@@ -132,7 +132,7 @@ def chat_tab(chat: Chat) -> gr.Dropdown:
 
 
 def answer(chat: Chat, question: dict, tuned: list, base: list, model: str | None, most: int, beside: bool) -> Iterator:
-    """The box, and the conversations with tuned and base, again and again: both are asked, one after the other."""
+    """Yield the question box and both conversations, again and again. The tuned model answers first, then the base."""
     files = [{"path": file, "mime_type": mimetypes.guess_type(file)[0]} for file in question["files"]]
     content = [{"type": "file", "file": file} for file in files]
     content += [{"type": "text", "text": question["text"]}] if question["text"] else []
@@ -147,7 +147,7 @@ def answer(chat: Chat, question: dict, tuned: list, base: list, model: str | Non
                 thoughts = [{"role": "assistant", "content": thought, "metadata": {"title": text("thought")}}]
                 shown[number] = [*side, *thoughts[: bool(thought)], {"role": "assistant", "content": said}]
                 yield gr.skip(), *shown
-        except Exception as error:  # of the model, the picture or the memory
+        except Exception as error:  # from the model or the media, or out of memory
             if not isinstance(error, ValueError):
                 traceback.print_exc()
             fault = {"role": "assistant", "content": str(error), "metadata": {"title": text("no_answer")}}

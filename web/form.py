@@ -1,6 +1,6 @@
-"""The form as a command line of train.py, a run's flags or a YAML file, and what it held before.
+"""Convert the form to and from flags of train.py, and restore the last form.
 
-Its values are a dict by the names of INPUTS, as gradio's components have them: text, a bool, or a list of texts.
+The values of a form are a dict with the names of INPUTS. As in gradio, a value is text, a bool, or a list of texts.
 """
 
 import json
@@ -31,19 +31,19 @@ SHOWN_BY = [*LAYOUT["shown_by"], *MENUS, FURTHER]
 INPUT_OF = {flag: name for name, ways in STRATEGIES.items() for way in ways.values() for flag in way}
 INPUT_OF |= {name: ENGINE for flags in ENGINES.values() for name in flags} | {name: name for name in FLAGS}
 OF_PRESETS = [*STRATEGIES, *dict.fromkeys(flag for flags in PRESETS.values() for flag in flags if flag in FLAGS)]
-KEPT = ".finelmm_form.json"  # in the root: the form, for every browser and after a restart
-OF_A_START = ("resume_from_checkpoint", "overwrite_output_dir")  # not of a run's settings
+KEPT = ".finelmm_form.json"  # in the root: the last form, for all browsers and after a restart
+OF_A_START = ("resume_from_checkpoint", "overwrite_output_dir")  # not part of a run's settings
 
 
 def help_of(name: str) -> str:
-    """What is said under a field: of a flag in English, whole sentences of its help."""
+    """Return the help text under a field. For a flag in English, it is the beginning of the flag's help."""
     if parts.language in (own := parts.TABLE["help"][name]):
         return own[parts.language]
     return re.match(r"(.{,139}\.|.*?\.)(?= |\Z)", DECLARED[name].metadata["help"].replace("%%", "%"))[0]
 
 
 def default(name: str) -> object:
-    """What a field holds where train.py's default is meant."""
+    """Return the value of a field that stands for train.py's default."""
     flag = DECLARED[name]
     if list[str] in kinds_of(name):
         return []
@@ -52,13 +52,13 @@ def default(name: str) -> object:
 
 
 def kinds_of(name: str) -> tuple[type, ...]:
-    """The types of a flag; HfArgumentParser drops the None of an optional one (transformers 5.23)."""
+    """Return the types of a flag. HfArgumentParser drops the None of an optional flag (transformers 5.23)."""
     declared = DECLARED[name].type
     return (declared,) if get_origin(declared) is list else get_args(declared) or (declared,)
 
 
-def words_of_form(values: dict) -> list[str]:
-    """The words of train.py's command line; a ValueError where the further flags are no flags."""
+def words_of(values: dict) -> list[str]:
+    """Return the words of train.py's command line. Raises a ValueError if "further flags" are not flags."""
     flags = {name: values[name] for name in FLAGS}
     mapped = [f"{column}={values[menu]}" for menu, column in MENUS.items() if values[menu]]
     flags["columns"] = [*mapped, *values["columns"]]
@@ -70,7 +70,7 @@ def words_of_form(values: dict) -> list[str]:
 
 
 def values_of(words: list[str]) -> dict:
-    """The form that stands for some words; flags without a field are its further flags."""
+    """Return the form for the words of a command line. Flags without a field become further flags."""
     given = {name: its for name, its in runs.flags_of(words) if name not in OF_A_START}
     values = {name: default(name) for name in FLAGS} | dict.fromkeys(MENUS, "")
     for name in given.keys() & {*FLAGS}:
@@ -105,30 +105,30 @@ def preset(name: str = next(iter(PRESETS))) -> dict:
 
 
 def preset_of(values: dict) -> str | None:
-    """The preset whose numbers a form holds."""
+    """Return the name of the preset whose values the form has, or None."""
     return next((name for name in PRESETS if all(preset(name)[key] == values[key] for key in OF_PRESETS)), None)
 
 
 def kept(root: str) -> dict:
-    """The form as it was last, or the first one."""
+    """Return the last form, or the first preset if there is none."""
     try:
         held = json.loads(Path(runs.check_inside(KEPT, root, "the form")).read_text(encoding="utf-8"))
         values = preset()
         values |= {name: value for name, value in held.items() if type(value) is type(values.get(name))}
-        words_of_form(values | {FURTHER: ""})  # which may be unfinished
+        words_of(values | {FURTHER: ""})  # further flags may be unfinished
         return values
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none, or of another version
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no file, or another version's
         return preset()
 
 
 def choices_of_models(search: str) -> list[tuple[str, str]]:
-    """(label, id) of the listed models whose label holds each word: ids, sizes, families, media, Hub paths."""
+    """Return (label, id) of the listed models whose label (id, media, Hub path) contains each word of the search."""
     labels = {f"{id} ({media_of(model.family)}; {model.hub_path})": id for id, model in MODELS.items()}
     return [(label, id) for label, id in labels.items() if all(w in label.lower() for w in search.lower().split())]
 
 
 def model_of(typed: str) -> tuple[str, str]:
-    """(model id, local path) of an id, of any Hub path, or of a folder in the root, whose config tells its family."""
+    """Return (model id, local path) for an id, a Hub path, or a folder in the root, whose config tells its family."""
     try:
         find_model(typed)
         return typed, ""

@@ -1,4 +1,4 @@
-"""What all tabs of the page share: its words in two languages, small pieces of HTML, how an error is told."""
+"""Code shared by all tabs of the page: texts in two languages, small pieces of HTML, and the display of errors."""
 
 from contextlib import contextmanager
 from functools import wraps
@@ -20,7 +20,7 @@ def text(key: str, **values) -> str:
 
 
 def part(name: str, **values) -> Markup:
-    """A template of the page, which may ask for strings."""
+    """Render a template of the page. The template can call `text`."""
     return render(f"webui_{name}.html", text=text, **values)
 
 
@@ -29,7 +29,7 @@ def notice(message: str, is_error: bool = False) -> str:
 
 
 def framed(html: str, title: str) -> str:
-    """A page of its own in ours: it may run no script and does not see ours."""
+    """Return a frame with a page in it. The page can run no script and cannot access the page around it."""
     frame = Markup('<iframe class="page" sandbox title="{}" srcdoc="{}"></iframe>')
     return frame.format(title, str(html))  # as text: Markup would not be escaped
 
@@ -39,7 +39,7 @@ def log_box(log: str) -> str:
 
 
 def or_notice(function):
-    """Wraps a function that makes HTML, to show what went wrong in its place."""
+    """Decorator for a function that returns HTML. If the function fails, its error is shown instead."""
 
     @wraps(function)
     def call(*args, **kwargs):
@@ -53,7 +53,7 @@ def or_notice(function):
 
 @contextmanager
 def or_error():
-    """Wraps a function whose errors gradio shows in a corner of the page."""
+    """Decorator for a function. If the function fails, gradio shows its error in a corner of the page."""
     try:
         yield
     except (ValueError, OSError) as error:

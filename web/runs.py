@@ -1,8 +1,8 @@
-"""Runs of train.py as the web interface starts, stops and finds them again.
+"""Start, stop and find runs of train.py for the web interface.
 
-What is known about a run is in its output folder: `webui_run.json` (how it was started, which process it is),
-`webui.log` (what it prints) and what train.py writes. So all pages see the same, even after the interface was
-restarted. A relative path is one in the root, which is the current folder.
+All state of a run is in its output folder: `webui_run.json` (its flags and its process), `webui.log` (its output), and
+the files that train.py writes. So all pages show the same state, even after webui.py was restarted. Relative paths
+start at the root, which is the current folder.
 """
 
 import contextlib
@@ -47,12 +47,12 @@ DECLARED = {field.name: field for part in FLAG_PARTS for field in fields(part)}
 PROCESS_FILE, LOG = "webui_run.json", "webui.log"
 RUN_COLUMNS = ("state", "verdict", "model", "data", "date", "time", "loss", "metric")  # of the table of runs
 DEPTH = 4  # folders from the root down to a run, a model or a data file
-MOST_FOLDERS = 20_000  # that are looked into for them
-SHOWN_LINES = 40  # of what a run prints
-UNCHECKED = ("metric", "metric_for_best_model")  # left to train.py: they run a file of the user's
-FOLDERS = ("model_local_path", "lora_weight_path", "resume_from_checkpoint")  # all of whose files are read
-OWN_CONFIGURATIONS = {os.path.join(OWN_FOLDER, name) for name in ("ds_configs", "fsdp_configs")}
-CONFIGS_WITH_PATHS = ("deepspeed", "fsdp_config", "accelerator_config")  # JSON that may name folders
+MOST_FOLDERS = 20_000  # that are searched for them
+SHOWN_LINES = 40  # of the output of a run
+UNCHECKED = ("metric", "metric_for_best_model")  # left to train.py, because they run a file of the user
+FOLDERS = ("model_local_path", "lora_weight_path", "resume_from_checkpoint")  # flags that read all files of a folder
+OWN_CONFIGURATIONS = {os.path.join(HERE, name) for name in ("ds_configs", "fsdp_configs")}
+CONFIGURATIONS = ("deepspeed", "fsdp_config", "accelerator_config")  # JSON that may name folders
 PARSING = threading.Lock()  # HfArgumentParser changes the fields that it reads (transformers 5.23)
 RECORDING = threading.Lock()  # a start, a stop and an end change the record of a run
 REFUSED = {
@@ -66,10 +66,10 @@ REFUSED = {
 
 
 def words_of(values: dict, more: str = "") -> list[str]:
-    """The words of a command line: of these flags those that differ from their defaults, and the user's own in `more`.
+    """Return the words of a command line: the flags that differ from their defaults, then the user's words in `more`.
 
-    A value is text, a number, a bool or a list of them; one that is empty is left out. A ValueError where `more` holds
-    what is no flag, or what has its own value.
+    A value is text, a number, a bool or a list of these. Empty values are left out. Raises a ValueError if `more`
+    contains a word that belongs to no flag, or a flag that is also in `values`.
     """
     words = []
     for name, value in values.items():
@@ -84,27 +84,27 @@ def words_of(values: dict, more: str = "") -> list[str]:
     if others and not others[0].startswith("--"):
         raise ValueError(f"{others[0]!r} does not belong to any flag: further flags begin with --.")
     if own := [name for name, _ in flags_of(others) if name in values]:
-        raise ValueError(f"--{own[0]} has a field of its own: set it there.")
+        raise ValueError(f"--{own[0]} has its own field: set it there.")
     return words + others
 
 
 def flags_of(words: list[str]) -> list[tuple[str, list[str]]]:
-    """(name, values) of each flag."""
+    """Return (name, values) of each flag."""
     parts = [(name, own[0].partition("="), own[1:]) for name, own in by_flag(words)]
     return [(name, [value, *others] if equals else others) for name, (_, equals, value), others in parts]
 
 
 def command_line(words: list[str], root: str, devices: int = 1) -> str:
-    """The words as a shell command for the root, one flag per line."""
-    script = "train.py" if root == OWN_FOLDER else os.path.join(OWN_FOLDER, "train.py")
+    """Return the words as a shell command to run in the root, with one flag per line."""
+    script = "train.py" if root == HERE else os.path.join(HERE, "train.py")
     launcher = "python" if devices == 1 else f"torchrun --nproc_per_node {devices}"
     lines = [f"{launcher} {shlex.quote(script)}"]
     lines += [shlex.join([f"--{name}", *values]) for name, values in flags_of(words)]
     return " \\\n    ".join(lines)
 
 
-def check_command(words: list[str], root: str) -> None:
-    """Refuse what train.py would refuse at once, GPUs and packages aside, and what leaves the root."""
+def check_flags(words: list[str], root: str) -> None:
+    """Refuse what train.py would refuse at once (GPUs and packages are not checked), and paths outside the root."""
     for name, values in flags_of(words):
         if name in REFUSED:
             raise ValueError(f"--{name} {REFUSED[name]}: the web interface refuses it. Run the command in a terminal.")
@@ -134,12 +134,12 @@ def check_data_files(value: str, root: str, what: str) -> None:
         check_inside(file, root, what)
 
 
-def check_start(words: list[str], root: str) -> str:
-    """As `check_command`, and refuse a run that could not be found again; returns its output folder."""
-    check_command(words, root)
+def check(words: list[str], root: str) -> str:
+    """Do `check_flags`, refuse an output folder where `find` would not look, and return the output folder."""
+    check_flags(words, root)
     folder = " ".join(dict(flags_of(words)).get("output_dir", []))
     if not folder:
-        raise ValueError("--output_dir is missing: a new folder for this run, such as checkpoints/first.")
+        raise ValueError("--output_dir is missing. Name a new folder, such as checkpoints/first.")
     if (inside := os.path.relpath(os.path.realpath(folder), root)) == "." or inside.count(os.sep) >= DEPTH:
         raise ValueError(f"--output_dir {folder} must be 1 to {DEPTH} folders below {root}.")
     check_folder_inside(folder, root, "--output_dir")
@@ -147,7 +147,7 @@ def check_start(words: list[str], root: str) -> str:
 
 
 def paths_in(value: str) -> Iterator[str]:
-    """What may be a path in the value of a flag; behind one of data stand a split, a slice and a weight."""
+    """Yield all possible paths in the value of a flag. A split, a slice and a weight may follow a data path."""
     yield value
     yield from (value[: match.start()] for match in re.finditer(r"[:\[]", value))
     if value.lstrip().startswith(("{", "[")):
@@ -156,19 +156,19 @@ def paths_in(value: str) -> Iterator[str]:
 
 
 def is_on_hub(value: str) -> bool:
-    """Whether a path of data may have to be fetched."""
+    """Return whether a data path may have to be downloaded from the Hub."""
     paths = list(paths_in(value))
     is_named = any(HUB_ID.match(path) and not path.lower().endswith(ENDINGS) or HUB_PATH.match(path) for path in paths)
     return is_named and not any(map(os.path.exists, paths))
 
 
 def check_inside(path: str, root: str, what: str) -> str:
-    """The path with its links resolved; a ValueError where it leaves the root."""
+    """Return the path with its links resolved. Raises a ValueError if the path is outside the root."""
     return resolve_in(os.path.join(root, os.path.expanduser(path)), [root], f"{what} {path}")
 
 
-def check_folder_inside(path: str, root: str, what: str) -> str:
-    """As `check_inside`, of a folder and of all that links in it lead to."""
+def check_folder(path: str, root: str, what: str) -> str:
+    """Do `check_inside` for a folder and for the targets of all links in it."""
     folder = check_inside(path, root, what)
     for parent, folders, files in os.walk(folder):
         for inner in (os.path.join(parent, name) for name in (*folders, *files)):
@@ -177,9 +177,9 @@ def check_folder_inside(path: str, root: str, what: str) -> str:
     return folder
 
 
-def check_model_folder(path: str, root: str) -> str:
-    """The folder of a model, with its links resolved: it, its base and the flags of its run are in the root."""
-    folder = check_folder_inside(path, root, "the model")
+def check_model(path: str, root: str) -> str:
+    """Return the folder of a model, with links resolved. The model, its base and its args.yaml must be in the root."""
+    folder = check_folder(path, root, "the model")
     if os.path.lexists(above := os.path.join(os.path.dirname(folder), ARGUMENTS)):  # of a checkpoint-N
         check_inside(above, root, "the flags of the model")
     if adapter := adapter_config(folder):
@@ -188,8 +188,8 @@ def check_model_folder(path: str, root: str) -> str:
 
 
 def page_of(words: list[str], root: str, *options: str) -> tuple[str, str | None]:
-    """The page of preview.py, which writes it also where it finds faults, and why it refuses the run, if it does."""
-    check_command(words, root)
+    """Return the page of preview.py, which may also show faults, and the error if preview.py refuses the run."""
+    check_flags(words, root)
     with tempfile.TemporaryDirectory() as folder:
         page, refusal = Path(folder, "page.html"), None
         try:
@@ -205,16 +205,16 @@ def page_of(words: list[str], root: str, *options: str) -> tuple[str, str | None
 
 
 def start(words: list[str], root: str, append: bool = False, devices: int = 1) -> str:
-    """Start train.py, in a session of its own, on so many devices; returns the output folder.
+    """Start train.py in a new session on the given number of devices, and return the output folder.
 
-    A ValueError as of `check_start`, or where a run is alive in that folder.
+    Raises a ValueError if `check` does, or if a run is active in that folder.
     """
     folder = check_start(words, root)
     with RECORDING:
         if is_alive(process_record(folder)) or is_locked(folder):
             raise ValueError(f"a run is active in --output_dir {folder}: stop it first, or name another folder.")
         if "overwrite_output_dir" in dict(flags_of(words)) and results(folder):
-            rename_aside(folder)  # train.py would rename what is written here too
+            rename_aside(folder)  # train.py would also rename the files written below
         os.makedirs(folder, exist_ok=True)
         with open(os.path.join(folder, LOG), "ab" if append else "wb") as log:
             launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(devices)] if devices > 1 else []
@@ -222,7 +222,7 @@ def start(words: list[str], root: str, append: bool = False, devices: int = 1) -
                 [sys.executable, *launcher, os.path.join(OWN_FOLDER, "train.py"), *words],
                 **{"cwd": root, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log},
                 env=os.environ | {"PYTHONUNBUFFERED": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3600"},
-                start_new_session=True,  # neither Ctrl-C nor the end of the interface reaches it
+                start_new_session=True,  # Ctrl-C and the end of webui.py do not reach it
             )
         record = {"words": words, "devices": devices, "pid": process.pid, "started": time.time()}
         record["created"] = psutil.Process(process.pid).create_time()
@@ -232,7 +232,7 @@ def start(words: list[str], root: str, append: bool = False, devices: int = 1) -
 
 
 def reap(process: subprocess.Popen, folder: str) -> None:
-    """Wait for the end of a run, so that no zombie stays, and write down how it ended."""
+    """Wait for the end of a run, so that no zombie process stays, and record its exit code."""
     code = process.wait()
     with RECORDING:
         if (latest := process_record(folder)).get("pid") == process.pid:
@@ -240,15 +240,15 @@ def reap(process: subprocess.Popen, folder: str) -> None:
 
 
 def resume(folder: str, root: str) -> None:
-    """Start a run again from its newest whole checkpoint."""
+    """Resume a run from its newest complete checkpoint."""
     record = known_run(folder)
     words, _ = split_flags(record["words"], ("resume_from_checkpoint", "overwrite_output_dir"))
     start([*words, "--resume_from_checkpoint", "True"], root, append=True, devices=record.get("devices", 1))
 
 
 def stop(folder: str, at_once: bool = False) -> None:
-    """Ask a run to save a checkpoint after this step and end; or kill it and all that it started, also in sessions of
-    their own, as torchrun starts them."""
+    """Ask a run to save a checkpoint after this step and end. With `at_once`, kill the run and all its child processes,
+    including the sessions that torchrun starts."""
     with RECORDING:
         if is_alive(record := known_run(folder)):
             write_json(os.path.join(folder, PROCESS_FILE), record | {"stopping": True})
@@ -259,7 +259,7 @@ def stop(folder: str, at_once: bool = False) -> None:
 
 
 def words_of_run(folder: str) -> list[str]:
-    """The flags of a run, started here or in a terminal."""
+    """Return the flags of a run that was started here or in a terminal."""
     record, path = process_record(folder), os.path.join(folder, ARGUMENTS)
     return record["words"] if record else yaml_to_flags(path) if os.path.isfile(path) else []
 
@@ -271,7 +271,7 @@ def known_run(folder: str) -> dict:
 
 
 def process_record(folder: str) -> dict:
-    """How a run was started here, which process it is, how it ended; empty where none was."""
+    """Return the flags, the process and the exit code of a run that was started here; empty if there is none."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         record = json.loads(Path(folder, PROCESS_FILE).read_text(encoding="utf-8"))
         return record if record.keys() >= {"words", "pid", "created", "started"} else {}
@@ -279,7 +279,7 @@ def process_record(folder: str) -> dict:
 
 
 def write_json(path: str, held: dict) -> None:
-    """Write a file that is whole at any time."""
+    """Write a JSON file atomically: readers never see a part of it."""
     new = f"{path}.{threading.get_ident()}"
     with open(new, "w", encoding="utf-8") as file:
         json.dump(held, file, indent=1, allow_nan=False)
@@ -287,7 +287,7 @@ def write_json(path: str, held: dict) -> None:
 
 
 def is_alive(record: dict) -> bool:
-    """Whether the process of a record runs; another process that got the same id does not count."""
+    """Return whether the process of a record is running. Another process with the same id does not count."""
     with contextlib.suppress(KeyError, psutil.NoSuchProcess):
         process = psutil.Process(record["pid"])
         return abs(process.create_time() - record["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
@@ -295,7 +295,7 @@ def is_alive(record: dict) -> bool:
 
 
 def status(folder: str) -> Verdict:
-    """What the run itself wrote at its end, or what can be seen of it."""
+    """Return the verdict that the run wrote at its end, or one from the state of its process."""
     record = process_record(folder)
     if is_alive(record) or is_locked(folder):
         return Verdict("running", text("stopping") if record.get("stopping") else "")
@@ -307,19 +307,19 @@ def status(folder: str) -> Verdict:
     return Verdict("interrupted", text("killed"))
 
 
-# ---- what a root holds ----
+# ---- files in the root ----
 
 
 class Found(NamedTuple):
     """Paths relative to the root."""
 
-    runs: list[str]  # the newest first
-    models: list[str]  # checkpoints of runs and others
+    runs: list[str]  # newest first
+    models: list[str]  # checkpoints of runs, and others
     data: list[str]
 
 
 def find(root: str) -> Found:
-    """The runs, checkpoints and data up to DEPTH folders below the root. Follows no links to folders."""
+    """Find the runs, checkpoints and data up to DEPTH folders below the root. Links to folders are not followed."""
     runs, models, data, pictures = [], [], [], set()
     for folder, folders, files in islice(os.walk(root), MOST_FOLDERS):
         name = os.path.relpath(folder, root)
@@ -334,7 +334,7 @@ def find(root: str) -> Found:
             own = [f for f in sorted(files) if f.lower().endswith(ENDINGS)]
             own = [""] if "state.json" in own and any(f.endswith(".arrow") for f in own) else own  # of save_to_disk
             data += [os.path.normpath(os.path.join(name, f)) for f in own]
-            if not own and any(map(kind_by_name, files)):  # with captions, or a class of the folder above
+            if not own and any(map(kind_by_name, files)):  # with captions, or one class in a folder
                 pictures.add(name if any(f.lower().endswith(".txt") for f in files) else os.path.dirname(name))
             folders[:] = [] if name != "." and name.count(os.sep) == DEPTH - 1 else folders
     data += sorted(pictures - {"", *map(os.path.dirname, data)})
@@ -342,11 +342,11 @@ def find(root: str) -> Found:
     return Found(runs, models, data)
 
 
-# ---- what a run says of itself ----
+# ---- state of one run ----
 
 
-def table_row(folder: str) -> list[str]:
-    """What the table says of a run, by RUN_COLUMNS."""
+def summary(folder: str) -> list[str]:
+    """Return the row of a run in the table, in the order of COLUMNS."""
     log, flags = read_log(folder), dict(flags_of(words_of_run(folder)))
     newest = {name: value for line in log for name, value in line.items()}
     times = [line["time"] for line in log if "time" in line] or [os.path.getmtime(folder)]
@@ -364,13 +364,13 @@ def table_row(folder: str) -> list[str]:
 
 
 def version(folder: str) -> tuple:
-    """A state that changes when there is something new to plot or to read."""
+    """Return a value that changes when a run has something new to plot or to read."""
     paths = [os.path.join(folder, name) for name in (LOG_FILE, "report.html", ANSWERS_FOLDER)]
     return (folder, *(os.path.getmtime(path) if os.path.exists(path) else 0 for path in paths))
 
 
 def log_tail(folder: str) -> str:
-    """The last lines that a run printed, as a terminal would show them."""
+    """Return the last lines that a run printed, as a terminal would show them."""
     if not os.path.isfile(path := os.path.join(folder, LOG)):
         return ""
     with open(path, "rb") as file:

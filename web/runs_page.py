@@ -1,4 +1,4 @@
-"""The tab "Runs": the table of runs, one run as it progresses, and what to do after it."""
+"""The "Runs" tab: the table of runs, the progress of one run, and buttons for a finished run."""
 
 import json
 import os
@@ -23,7 +23,7 @@ MOST_ANSWERS = 40
 
 
 def runs_tab(root: str, uploads: str) -> tuple[gr.Dropdown, gr.Button, dict]:
-    """The run that is looked at, the button for its settings, and what lists the runs."""
+    """Return the menu of runs, the button that reuses the settings of a run, and the event that lists the runs."""
     table = gr.HTML(elem_id="runs")
     run = gr.Dropdown([], label=text("run"), info=text("run_help"), allow_custom_value=True, elem_id="run")
     head = gr.HTML(elem_id="head", elem_classes="live")
@@ -57,26 +57,26 @@ def runs_tab(root: str, uploads: str) -> tuple[gr.Dropdown, gr.Button, dict]:
 
 
 def list_runs(root: str, chosen: str | None) -> tuple[dict, dict, str]:
-    """The runs to choose from and to tick, and their table; one that cannot be read, with the reason."""
+    """Return the runs to choose from and to tick, and their table. An unreadable run is listed with the reason."""
     found = {}
     for name in runs.find(root).runs:
         try:
             found[name] = runs.table_row(check_folder_inside(name, root, "the run"))
         except (ValueError, OSError) as error:
             found[name] = ["unreadable", str(error)]
-    choices = gr.update(choices=[*found])  # without a value: what is chosen or ticked meanwhile stays
+    choices = gr.update(choices=[*found])  # no value, so that the user's choice stays
     first = choices if chosen in found else choices | {"value": next(iter(found), None)}
     return first, choices, part("runs", columns=runs.RUN_COLUMNS, runs=found)
 
 
 @or_error()
 def act(root: str, action, run: str | None) -> None:
-    if run is not None:  # it is, where nobody confirmed
-        action(check_folder_inside(run, root, "the run"))
+    if run is not None:  # None: the user did not confirm
+        action(check_folder(run, root, "the run"))
 
 
 def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) -> list:
-    """What the page shows of a run; plots, steps with answers and report only where they are new."""
+    """Return what the page shows of a run. Plots, steps with answers and the report are sent only if they are new."""
     try:
         folder = check_folder_inside(run, root, "the run") if run else ""
         if not os.path.isdir(folder):
@@ -90,7 +90,7 @@ def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) 
     head = part("run", verdict=verdict, last=(log or [{}])[-1], left=left, figures=figures(log).items())
     is_mine, is_stopping = runs.is_alive(record), record.get("stopping", False)
     shown = [
-        gr.update(visible=is_mine, interactive=not is_stopping),  # Kill takes not its place
+        gr.update(visible=is_mine, interactive=not is_stopping),  # Kill must not take its place
         gr.update(visible=is_mine and is_stopping),
         gr.update(visible=bool(record) and verdict.state not in ("running", "finished")),
     ]
@@ -110,7 +110,7 @@ def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) 
 
 @or_notice
 def show_answers(root: str, chosen: str | None) -> str:
-    """Held-out answers of an evaluation, the wrong ones first, with pictures: as in the report."""
+    """Return the held-out answers of an evaluation as in the report: with images, the wrong ones first."""
     run, _, step = (chosen or "").rpartition(":")
     if not run:
         return ""
@@ -121,7 +121,7 @@ def show_answers(root: str, chosen: str | None) -> str:
 
 
 def after_run(root: str, uploads: str, run: gr.Dropdown) -> None:
-    """Each button runs a script on the run, and shows what it prints."""
+    """Add buttons that each run a script on the chosen run and show what the script prints."""
     with gr.Row():
         names = ("merged", "answered")
         target, data = (gr.Textbox(label=text(n), info=text(f"{n}_help"), elem_id=n) for n in names)
@@ -138,8 +138,8 @@ def after_run(root: str, uploads: str, run: gr.Dropdown) -> None:
 
 @or_notice
 def run_tool(root: str, script: str, flag: str | None, run: str | None, value: str) -> str:
-    """What a script prints that takes a model and, by a flag, a path in the root."""
-    words = ["--model_path", runs.check_model_folder(run or "none", root)]
+    """Return what a script prints for a model and, if `flag` is given, a path in the root."""
+    words = ["--model_path", runs.check_model(run or "none", root)]
     if flag:
         (runs.check_data_files if flag == "--data_path" else check_inside)(value, root, flag)
         words += [flag, value]
@@ -150,8 +150,8 @@ def run_tool(root: str, script: str, flag: str | None, run: str | None, value: s
 
 @or_error()
 def packed(root: str, uploads: str, run: str | None) -> dict:
-    """The files of a run or a model, without its checkpoints, as one file to download."""
-    folder = runs.check_model_folder(run or "none", root)
+    """Pack the files of a run or a model, without its checkpoints, into one file to download."""
+    folder = runs.check_model(run or "none", root)
     path = os.path.join(uploads, f"{os.path.basename(folder)}.zip")
     with zipfile.ZipFile(path, "w") as archive:
         for entry in filter(os.DirEntry.is_file, os.scandir(folder)):

@@ -1,4 +1,4 @@
-"""Scripts of the repository, each run in a fork of a process that has imported them, which takes many seconds."""
+"""Run scripts of the repository in forks of a process that has imported them, because imports take many seconds."""
 
 import json
 import os
@@ -15,8 +15,8 @@ SCRIPTS = ("check_serving", "estimate", "merge_lora_weights", "predict", "previe
 requests = None  # the socket of that process
 
 
-def start_process() -> None:
-    """Start it, while this process has a single thread: a fork would hold the locks of other threads forever."""
+def begin() -> None:
+    """Start that process. This one must have a single thread: a fork would keep the locks of other threads forever."""
     global requests
     for script in SCRIPTS:
         import_module(script)
@@ -34,7 +34,7 @@ def start_process() -> None:
 
 
 def _run(script: str, words: list[str], answer: int) -> None:
-    """Answer with what a script prints, a null character, and what was wrong."""
+    """Run a script, and send what it prints, a null character, and its error."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sys.argv, fault = [f"{script}.py"], None
     os.dup2(answer, 1)
@@ -50,7 +50,7 @@ def _run(script: str, words: list[str], answer: int) -> None:
 
 
 class Failed(ValueError):
-    """What a script printed, and what was wrong (`fault`): its exit code, if it gave no message."""
+    """What a script printed, and its error: `fault` is its message, or its exit code if there is no message."""
 
     def __init__(self, printed: str, fault: str):
         super().__init__(f"{printed}\n{fault}".strip())
@@ -58,12 +58,12 @@ class Failed(ValueError):
 
 
 def tool(script: str, *words: str) -> str:
-    """What a script prints; raises `Failed`, where it fails."""
+    """Return what a script prints. Raises `Failed` if the script fails."""
     ours, theirs = socket.socketpair()
     with ours, ours.makefile(encoding="utf-8", errors="replace") as answer:
         with theirs:
             socket.send_fds(requests, [json.dumps([script, words], allow_nan=False).encode()], [theirs.fileno()])
         printed, ended, fault = (part.strip() for part in answer.read().partition("\0"))
     if fault or not ended:
-        raise Failed(printed, fault.removeprefix("Error: ")[-2000:] or "It was killed.")
+        raise Failed(printed, fault.removeprefix("Error: ")[-2000:] or "The script was killed.")
     return printed

@@ -1,4 +1,4 @@
-"""The tab "Tune": model, data, how, start; next to them the rows, below them the bar with command and Start."""
+"""The "Tune" tab: model, data, method and start. The rows are next to them; the command and Start are at the bottom."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ from web.parts import framed, log_box, notice, or_error, or_notice, part, text
 from web.runs import DECLARED, check_inside
 from web.scripts import tool
 
-UPLOADED = "uploaded"  # folder of the root that dropped files are copied into
+UPLOADED = "uploaded"  # folder in the root: dropped files are copied into it
 SHOWN_ROWS = 5
 NEEDED = ("model_id", "data_path", "output_dir")
 QUIET = {"show_progress": "hidden", "concurrency_limit": None}
@@ -31,7 +31,7 @@ ACCESSIBLE = (TEMPLATES / "webui.js").read_text(encoding="utf-8")
 
 
 def tune_tab(root: str) -> SimpleNamespace:
-    """Its `inputs`, of INPUTS in this order; `start` and what it `asked`; `restored`: whether the form is as it was."""
+    """Return the tab's components, such as `inputs` (in the order of INPUTS) and `restored` (the last form is back)."""
     made = {}
 
     def fields(*names: str) -> None:
@@ -97,7 +97,7 @@ def tune_tab(root: str) -> SimpleNamespace:
     made["model_id"].input(find_id, named, named, **QUIET)
     of_presets = [made[name] for name in form.OF_PRESETS]
     preset.input(lambda name: [form.preset(name)[key] for key in form.OF_PRESETS], preset, of_presets, **QUIET)
-    # One of the two says what is evaluated.
+    # Evaluation data are either files or a split of the training data, so a choice of files clears the split.
     made["eval_data_path"].input(lambda paths: "" if paths else gr.skip(), made["eval_data_path"], made["eval_split"])
     columns = [row, *(made[name] for name in (*MENUS, "columns"))]
     row_of = {"fn": partial(show_columns, root), "inputs": made["data_path"], "outputs": columns} | QUIET
@@ -105,14 +105,14 @@ def tune_tab(root: str) -> SimpleNamespace:
     dropped = drop.upload(partial(take_files, root), [drop, made["data_path"]], [drop, made["data_path"]])
     dropped.then(**row_of).then(None, js=ACCESSIBLE)
     look = {"fn": partial(show_rows, root), "inputs": [skip, words, *inputs], "outputs": [rows, total, read]}
-    look |= {"concurrency_limit": 1, "concurrency_id": "rows"}  # one after the other: the last that was asked stays
+    look |= {"concurrency_limit": 1, "concurrency_id": "rows"}  # one request at a time, so that the last one is shown
     gr.on([words.submit, skip.submit], **look).then(**tell)
     for button, by in zip(moves, (-SHOWN_ROWS, SHOWN_ROWS)):
         move = button.click(lambda at, of, by=by: max(0, at + by) if at + by < of else at, [skip, total], skip, **QUIET)
         move.then(**look).then(**tell)
     follow = look | {"fn": partial(show_rows, root, quiet=True)}
-    wanted.change(**follow, trigger_mode="always_last").then(**tell)  # once, where several fields change at once
-    for button, look_ahead in zip(tools, (forecast, check_all_rows)):
+    wanted.change(**follow, trigger_mode="always_last").then(**tell)  # once, if several fields change together
+    for button, look_ahead in zip(tools, (forecast, check_rows)):
         button.click(partial(look_ahead, root), inputs, found)
     save.click(partial(save_form, root), [file, *inputs], saved)
     load.click(partial(load_form, root), file, inputs)
@@ -121,7 +121,7 @@ def tune_tab(root: str) -> SimpleNamespace:
 
 
 def field(name: str) -> gr.components.Component:
-    """The input of one of INPUTS; a flag's is made from its dataclass field."""
+    """Make the component for a name in INPUTS. The component of a flag is made from its dataclass field."""
     label = text(name) if name not in DECLARED else name.replace("_", " ")
     options = {"label": label, "info": form.help_of(name), "elem_id": name.replace(" ", "_")}
     if name == DEVICES:
@@ -148,7 +148,7 @@ def field(name: str) -> gr.components.Component:
 
 
 def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *inputs) -> list:
-    """The command of a form, and what is wrong with it: in the bar, and at its field. Keeps the form."""
+    """Show the command of a form, and its first error: in the bar and at the wrong field. Save the form."""
     if not restored:
         return [gr.skip()] * (7 + len(INPUTS))
     values, command, folder, at = dict(zip(INPUTS, inputs)), "", "", None
@@ -178,8 +178,8 @@ def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *i
 
 
 @or_error()
-def find_id(typed: str | None, path: str | None) -> tuple:
-    """Id and local path of what was typed as a model; finding an id for a path keeps the path."""
+def model_of(typed: str | None, path: str | None) -> tuple:
+    """Return the id and the local path of a typed model. If the id was found for a path, the path is kept."""
     found = form.model_of(typed or "")
     return found if found[1] or not path or form.model_of(path)[0] != typed else (typed, path)
 
@@ -203,8 +203,8 @@ def load_form(root: str, path: str) -> list:
 
 @or_error()
 def same_again(root: str, run: str | None) -> list:
-    """The form with the settings of a run and a new output folder, and the tab to look at."""
-    values = form.values_of(runs.words_of_run(runs.check_folder_inside(run or "", root, "the run")))
+    """Return the form with the settings of a run and a new output folder, and switch to the "Tune" tab."""
+    values = form.values_of(runs.words_of_run(runs.check_folder(run or "", root, "the run")))
     stem, number = re.sub(r"-\d+$", "", run), 2
     while os.path.lexists(f"{stem}-{number}"):
         number += 1
@@ -212,7 +212,7 @@ def same_again(root: str, run: str | None) -> list:
 
 
 def take_files(root: str, files: list[str], paths: list[str]) -> tuple[None, dict]:
-    """Copy dropped files into a new folder of the root; those of data, or the folder, are data paths."""
+    """Copy dropped files into a new folder in the root. The data files, or else the folder, become data paths."""
     folder = os.path.join(UPLOADED, time.strftime("%Y-%m-%d-%H%M%S"))
     os.makedirs(check_inside(folder, root, "the folder of dropped files"))
     copies = [shutil.copy(file, folder) for file in files]
@@ -221,9 +221,9 @@ def take_files(root: str, files: list[str], paths: list[str]) -> tuple[None, dic
 
 
 def show_columns(root: str, paths: list[str]) -> list:
-    """The first row of the data, and the menus of its fields, with a proposal where it needs one."""
+    """Return the first row of the data, and the menus of its fields, with suggestions if the row needs a mapping."""
     row = {}
-    with contextlib.suppress(ValueError):  # which the message says
+    with contextlib.suppress(ValueError):  # the message reports it
         if paths and not runs.is_on_hub(paths[0]):
             runs.check_data_files(paths[0], root, "--data_path")
             row = first_row(paths[0])
@@ -236,7 +236,7 @@ def show_columns(root: str, paths: list[str]) -> list:
 
 
 def show_rows(root: str, skip: int, search: str, *inputs, quiet: bool = False) -> tuple:
-    """Rows as preview.py shows them, how many there are, and what was read with which fault: only that, if `quiet`."""
+    """Return rows as preview.py shows them, their number, and (values read, error). `quiet` does not show the error."""
     values = dict(zip(INPUTS, inputs))
     seen = [values[name] for name in form.SHOWN_BY]
     selection = [f"--num_rows={SHOWN_ROWS}", f"--skip_rows={skip or 0}", *([f"--search={search}"] if search else [])]
@@ -260,8 +260,8 @@ def check_all_rows(root: str, *inputs) -> str:
     return framed(runs.page_of(form.words_of_form(dict(zip(INPUTS, inputs))), root, "--check")[0], text("check"))
 
 
-def start_run(root: str, asked: str | None, *inputs) -> list:
-    """Start a run, over another only when asked twice: message, button, what was asked, tab, run."""
+def start(root: str, asked: str | None, *inputs) -> list:
+    """Start a run; replace another only after a second click. Return message, button, asked folder, tab and run."""
     values = dict(zip(INPUTS, inputs))
     try:
         words = form.words_of_form(values)

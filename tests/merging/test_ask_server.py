@@ -181,11 +181,11 @@ def test_what_differs_is_named(tiny, adapters, serve, write_rows, capsys):
     rows = write_rows([{"image": "tall.jpg", "conversations": turns("<image>And?", "Red.")}])
     other = AutoProcessor.from_pretrained(base).chat_template.replace("You are a helpful assistant.", "Be brief.")
     for options, expected in [
-        ({}, "the answers are the base's, so the adapter is not applied"),
+        ({}, "the answers are those of the base model, so the adapter is not applied"),
         ({"adapter": adapters[1]}, "different weights: the prompts are the same"),
         ({"adapter": adapters[0], "template": other}, "a different prompt: at token"),
-        ({"adapter": adapters[0], "pixels": 8 * 28 * 28}, "a different picture size"),
-        ({"adapter": adapters[0], "pixels": 8 * 28 * 28, "vllm": False}, "a different prompt or picture size"),
+        ({"adapter": adapters[0], "pixels": 8 * 28 * 28}, "a different image size"),
+        ({"adapter": adapters[0], "pixels": 8 * 28 * 28, "vllm": False}, "a different prompt or image size"),
         ({"adapter": adapters[0], "template": other, "vllm": False}, "the cause is unknown"),  # of the same length
     ]:
         said = asked(adapters[0], serve(PlainServer(base, **options)), rows, capsys)
@@ -214,7 +214,7 @@ def test_videos_go_as_their_frames_to_a_vllm_that_takes_them(tiny, adapters, ser
         k: v[::-1].copy() if k == "video" else v for k, v in of_part(part).items()
     }  # from the end
     said = asked(adapters[0], serve(server), write_rows([row("clip.mp4"), row()]), capsys)
-    assert "videos look different to the server" in said and "log-probabilities" in said, said
+    assert "the server reads videos differently" in said and "log-probabilities" in said, said
 
 
 def test_which_model_is_asked(serve):
@@ -311,4 +311,4 @@ def test_the_same_answers_from_other_weights(tiny, adapters, serve, rows, capsys
 
     server.chat = less_sure
     said = asked(adapters[0], url, rows, capsys)
-    assert "only the answers are right (4 of 4 answers are the same, " in said, said
+    assert "only the log-probabilities differ (4 of 4 answers are the same, " in said, said

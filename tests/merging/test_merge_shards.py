@@ -97,7 +97,7 @@ def test_shards_keys_and_dtypes_are_the_bases_and_each_sum_is_rounded_once(shard
         assert torch.equal(after[key], tensor.to(after[key].dtype)), key
     assert adapted == len(lora) / 2 == 4
     printed = capsys.readouterr().out
-    assert f"4 tensors are sums of base and adapter, {len(before) - 4} are the base's own" in printed
+    assert f"4 tensors are sums of base and adapter, {len(before) - 4} are those of the base" in printed
     differ, rounding, moved = map(
         float, re.findall(r"(?:differ|moves them) by ([\d.e-]+)|the adapter by", printed)[0:2] + ["1"]
     )
@@ -145,7 +145,7 @@ def test_an_adapter_that_starts_from_the_base_is_merged_on_the_loaded_model(tiny
     expected = make_adapter(base, tmp_path / "adapter", init_lora_weights=init).merge_and_unload()
     expected.save_pretrained(tmp_path / "expected")
     merge(tmp_path / "adapter", tmp_path / "merged")
-    assert "Loading the whole model" in capsys.readouterr().out
+    assert "The whole model is loaded" in capsys.readouterr().out
     found, wanted = flat(load_all(tmp_path / "merged")), flat(load_all(tmp_path / "expected"))
     for key in wanted:
         torch.testing.assert_close(found[key], wanted[key], atol=1e-5, rtol=1e-5, msg=key)
@@ -160,7 +160,7 @@ def test_a_base_of_bin_files_is_merged_on_the_loaded_model(tiny, tmp_path, capsy
     torch.save(load_file(Path(tiny("llava-1.5")) / "model.safetensors"), base / "pytorch_model.bin")
     make_adapter(base, tmp_path / "adapter").merge_and_unload().save_pretrained(tmp_path / "expected")
     merge(tmp_path / "adapter", tmp_path / "merged", "--dtype", "bfloat16")
-    assert re.search(r"takes 0.0 GB of memory: the weights of the base are not safetensors", capsys.readouterr().out)
+    assert re.search(r"0.0 GB of memory., because the weights of the base are not safe", capsys.readouterr().out)
     found, wanted = flat(load_all(tmp_path / "merged")), flat(load_all(tmp_path / "expected"))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[key], wanted[key].bfloat16()) for key in wanted)
@@ -226,7 +226,7 @@ FAULTS = {
     "cut shard": (lambda b, a: cut_file(b / "model-00001-of-00006.safetensors"), "model-00001.* is missing or broken"),
     "lost key": (
         lambda b, a: change(b / "model-00001-of-00006.safetensors", **{"language_model.lm_head.weight": None}),
-        "base: language_model.lm_head.weight is in model.safetensors.index.json, but in none of the shards",
+        "base: model.safetensors.index.json lists language_model.lm_head.weight, but no shard contains it",
     ),
     "lacks a tensor": (
         lambda b, a: change(a / "adapter_model.safetensors", **{KEY: None}),
@@ -254,7 +254,7 @@ FAULTS = {
         lambda b, a: (b / "config.json").write_text(
             json.dumps(json.loads((b / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}})
         ),
-        "base is stored quantized. Name its full-precision base with --model_local_path",
+        "base are quantized. Pass its full-precision base with --model_local_path",
     ),
 }
 
@@ -342,7 +342,7 @@ def test_without_the_memory_for_it_only_the_files_are_checked(sharded, tmp_path,
     monkeypatch.setattr(merge_lora_weights, "memory_needed", lambda loader: 1e15)
     merge(sharded / "adapter", tmp_path / "merged")
     printed = capsys.readouterr().out
-    assert "Self-check of the files: 4 tensors" in printed and "The logits are not checked" in printed
+    assert "Self-check of the files: 4 tensors" in printed and "The logits were not checked" in printed
     assert "1000000.0 GB" in printed
 
 
@@ -356,7 +356,7 @@ def test_shards_of_an_engine_are_refused_with_the_command_that_joins_them(tmp_pa
         with pytest.raises(ValueError, match=re.escape(command)):
             merge(folder, tmp_path / "merged")
     (tmp_path / "out" / "checkpoint-7").mkdir(parents=True)
-    with pytest.raises(ValueError, match="the last is .*out/checkpoint-7"):
+    with pytest.raises(ValueError, match="Pass the last one: --model_path .*out/checkpoint-7"):
         merge(tmp_path / "out", tmp_path / "merged")
 
 

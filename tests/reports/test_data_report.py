@@ -230,7 +230,7 @@ def test_duplicates_and_what_stands_in_both_data_sets(check, write_rows, media_f
         "content": {"rows": 1, "examples": [pair(3, 1)]},
         "question": {"rows": 1, "examples": [pair(0, 0)]},
     }
-    shared = ("also in the training data", "with the media and questions of training rows")
+    shared = ("also in the training data", "with the same media and questions as training rows")
     assert {f"1 row of {paths[1]} {what}" for what in shared} <= {*report["notes"]}
     table = next(table for table in data_report_views.tables(report, 1) if "Evaluation" in table.title)
     assert list(table.columns)[2] == "first: evaluation = training"
@@ -289,7 +289,7 @@ def test_typed_control_tokens_are_counted(check, write_rows):
     code, report, _ = check("llava-1.5", write_rows([row("a </s> b", "c"), row("a", "b"), row("a", "<image>")]))
     train = report["data"]["train"]
     assert train["typed"] == {"rows": 2} and code == 0
-    assert any(note.startswith("2 rows of") and "typed control token" in note for note in report["notes"])
+    assert any(note.startswith("2 rows of") and "with a control token" in note for note in report["notes"])
 
 
 def test_an_epoch_is_of_the_good_rows(check, tiny, write_rows, media_folder, tmp_path):
@@ -407,7 +407,7 @@ def test_the_terminal_report_fits(words, write_rows, media_folder, tmp_path, mon
     assert main(command, str(tmp_path / "log")) == 1
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= columns
-    assert re.search(r"medium is missing +1 +14\.3%", out) and re.search(r"duplicate +1", out)
+    assert re.search(r"media file is missing +1 +14\.3%", out) and re.search(r"duplicate +1", out)
     assert "\nnot ready:\n- 3 rows of" in out
 
 

@@ -50,7 +50,7 @@ def test_what_differs_is_said(runs, capsys):
     assert found["Settings"] == [["--learning_rate", "1e-05", "0.0001"]]
     assert found["Data and processes"] == [["--data_path has 80 usable samples, but had 70"]]
     answers = [["Lamp?", "Blue", "red", "Blue"], ["Reading?", "7", "7", "8"]]
-    assert found["Answers that only one of them got right: 2 of 4"] == answers and len(found) == 4
+    assert found["Answers that only one run got right: 2 of 4"] == answers and len(found) == 4
 
     compare_runs.main([*runs, "--html", "page.html"])
     shown = capsys.readouterr().out
@@ -64,7 +64,7 @@ def test_what_differs_is_said(runs, capsys):
 def test_equal_runs_and_no_run(runs, capsys):
     compare_runs.main(["slow", "slow/"])
     assert capsys.readouterr().out == "Results, settings, data and answers are equal.\n"
-    with pytest.raises(ValueError, match="none has no log.jsonl: name the --output_dir of a run"):
+    with pytest.raises(ValueError, match="none has no log.jsonl. Pass the --output_dir of a run"):
         compare_runs.main(["slow", "none"])
 
 

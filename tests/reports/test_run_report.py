@@ -193,7 +193,7 @@ def test_the_report_counts_closed_answers_of_each_file(write_rows, tmp_path):
     begin = page.rows.index(["reference", "cat", "dog", "anything else"])
     assert [row[:3] for row in page.rows[begin + 1 : begin + 3]] == [["cat", "2", ""], ["dog", "1", "1"]]
     assert page.rows[begin + 1][3] == "1"
-    assert page.text.count("How often what was answered") == 1 and "what was answered: blind_pets" in page.text
+    assert page.text.count("How often each class was answered") == 1 and "was answered: blind_pets" in page.text
     assert run_report.metrics_of(logs) == {"exact_match": 0.25, "blind_pets_exact_match": 0.0625, "texts_loss": 4.0}
 
 
@@ -222,7 +222,7 @@ def test_a_stopped_run_leaves_a_report(tiny, write_rows, tmp_path):
 def test_a_failed_report_does_not_fail_the_run(tiny, write_rows, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_report, "write_loss", lambda *_: 1 / 0)
     run(tiny, FAMILY, write_rows(rows_for(FAMILY)), tmp_path / "out", draws_plots=True)
-    assert "WARNING: no report could be written: ZeroDivisionError" in capsys.readouterr().out
+    assert "WARNING: the report could not be written: ZeroDivisionError" in capsys.readouterr().out
     assert (tmp_path / "out/all_results.json").is_file()
 
 

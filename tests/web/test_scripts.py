@@ -49,4 +49,4 @@ def test_a_script_answers_with_what_it_prints_or_with_what_was_wrong(tmp_path):
     assert (right, again) == ("right \u00fc 1 3", "right again \u00fc 1 3")
     assert exit == "ValueError: exit \u00fc 1 3|no rows" and code == "ValueError: code \u00fc 1 3|1"
     assert "Traceback" in error and error.endswith("ValueError: a fault of the code")
-    assert kill.endswith("It was killed.") and done.stderr == ""
+    assert kill.endswith("The script was killed.") and done.stderr == ""

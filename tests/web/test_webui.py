@@ -121,8 +121,8 @@ def test_only_flags_that_differ_from_their_defaults_are_words():
     [
         ("--lora_bias 'all", "No closing quotation"),
         ("run.yaml", "further flags begin with --"),
-        ("--output_dir elsewhere", "--output_dir has a field of its own"),
-        ("--output-dir=elsewhere", "--output_dir has a field of its own"),
+        ("--output_dir elsewhere", "--output_dir has its own field"),
+        ("--output-dir=elsewhere", "--output_dir has its own field"),
     ],
 )
 def test_further_flags_that_are_refused(more, message):
@@ -200,7 +200,7 @@ def test_ready_means_that_the_data_were_read(root):
     for read, told in [
         (None, "Reading rows of the data"),
         ((seen[1:], None), "Reading rows of the data"),
-        ((seen, None), "Ready to start: the data were read."),
+        ((seen, None), "Ready to start: the data can be read."),
         ((seen, "--data_path: broken"), "--data_path: broken"),
     ]:
         assert told in explained(root, read, **given)[1]
@@ -371,9 +371,9 @@ def test_starting_over_a_run_asks(root, monkeypatch):
     assert started.pop() == words()
     os.mkdir("out/a/checkpoint-5")
     for before in (None, "out/b"):  # what was asked was about another folder
-        message, button, asked, _, _ = tune_page.start_run(root, before, *given.values())
-        assert len(started) == 1 and asked == "out/a" and "out/a holds a run" in message
-    tune_page.start_run(root, asked, *given.values())
+        message, button, asked, _, _ = tune_page.start(root, before, *given.values())
+        assert len(started) == 1 and asked == "out/a" and "out/a contains a run" in message
+    tune_page.start(root, asked, *given.values())
     assert started[1] == [*words(), "--overwrite_output_dir", "True"]
 
 
@@ -655,8 +655,8 @@ def test_kill_does_not_take_the_place_of_stop(root, monkeypatch):
 
 def test_where_it_cannot_start(root):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(ValueError, match="--port .* cannot be listened on: Address already in use"):
-            webui.check_address(webui.parse(["--port", str(taken.getsockname()[1])]))
+        with pytest.raises(ValueError, match="Cannot listen on .*--port .*: Address already in use"):
+            webui.check(webui.parse(["--port", str(taken.getsockname()[1])]))
     with pytest.raises(ValueError, match="--root .*none is not a folder"):
         webui.check_address(webui.parse(["--root", "none"]))
 
