@@ -291,7 +291,7 @@ def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
     return found
 
 
-def show(report: dict, gpu_memory: float | None, file) -> None:
+def print_forecast(report: dict, gpu_memory: float | None, file) -> None:
     """Print the report as text. On a terminal, it has colours."""
     from rich.table import Table
 

@@ -162,7 +162,7 @@ def check_words(args: argparse.Namespace) -> None:
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be 1 or more.")
     ReadingArguments(**{field.name: getattr(args, field.name) for field in fields(ReadingArguments)})  # may raise
-    if args.max_pixels == AUTO:
+    if args.max_pixels == AUTO_PIXELS:
         raise ValueError("--max_pixels auto works only in training. Pass a number, or remove the flag.")
     if args.given & {"min_pixels", "max_pixels"} and os.path.isdir(args.model_path):  # otherwise, as in training
         base = args.model_local_path or (adapter_config(args.model_path) or {}).get("base_model_name_or_path")

@@ -47,12 +47,12 @@ PASSWORD = "FINELMM_WEBUI_PASSWORD"
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
-    check(args)
+    check_address(args)
     os.environ.pop(PASSWORD, None)  # runs and libraries must not see it
     os.chdir(args.root)
     parts.language = args.language
     os.environ[ROOT] = args.root  # the media of the data must be inside it
-    scripts.begin()
+    scripts.start_process()
     for number in (signal.SIGTERM, signal.SIGHUP):  # else they end the process before uploads are removed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="finelmm-webui-") as uploads:

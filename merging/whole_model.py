@@ -16,8 +16,8 @@ CHECKPOINT_WEIGHTS = ["model*.safetensors", "pytorch_model*.bin"]
 
 def memory_needed(loader: BaseLoader) -> float:
     """Return the bytes of the model in float32, plus a third for the adapter and intermediate results."""
-    folder = local_folder(loader.model_path, WEIGHT_FILES)
-    paths = [path for pattern in WEIGHT_FILES for path in glob.glob(os.path.join(folder, pattern))]
+    folder = local_folder(loader.model_path, CHECKPOINT_WEIGHTS)
+    paths = [path for pattern in CHECKPOINT_WEIGHTS for path in glob.glob(os.path.join(folder, pattern))]
     return sum(map(os.path.getsize, paths)) * 4 / loader.dtype.itemsize * 4 / 3
 
 

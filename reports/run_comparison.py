@@ -69,7 +69,7 @@ def figures(log: list[dict]) -> dict[str, str]:
     return figures_of(SimpleNamespace(log_history=log, best_global_step=None, **about))
 
 
-def results(run: RunResult) -> dict[str, str]:
+def result_fields(run: RunResult) -> dict[str, str]:
     """Return the verdict and the main figures of a run."""
     last = run.log[-1] if run.log else {}
     verdict = Verdict(last["state"], last["verdict"]) if "state" in last else "not over" if last else "no step yet"

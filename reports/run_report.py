@@ -42,7 +42,7 @@ BOXES = {RIGHT: "reference_boxes", ANSWERED: "boxes"}
 MOST_POINTS = 500  # per line of a plot
 PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # after the loss and other metrics
 # Flags with paths on this machine. The model card leaves them out.
-PLACES = {
+LOCAL_FLAGS = {
     *("output_dir", "data_path", "eval_data_path", "model_local_path", "image_folder", "video_folder", "data_cache"),
     *("resume_from_checkpoint", "lora_weight_path", "chat_template", "metric"),
 }

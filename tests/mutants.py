@@ -1942,9 +1942,9 @@ FAULTS = [
         "previews may read outside the root",
         "webui.py",
         """    os.environ[ROOT] = args.root  # the media of the data must be inside it
-    scripts.begin()
+    scripts.start_process()
 """,
-        """    scripts.begin()
+        """    scripts.start_process()
     os.environ[ROOT] = args.root  # the media of the data must be inside it
 """,
         "tests/web/test_webui.py::test_runs_and_previews_are_told_of_the_root_and_not_of_the_password",

@@ -57,7 +57,7 @@ def kinds_of(name: str) -> tuple[type, ...]:
     return (declared,) if get_origin(declared) is list else get_args(declared) or (declared,)
 
 
-def words_of(values: dict) -> list[str]:
+def words_of_form(values: dict) -> list[str]:
     """Return the words of train.py's command line. Raises a ValueError if "further flags" are not flags."""
     flags = {name: values[name] for name in FLAGS}
     mapped = [f"{column}={values[menu]}" for menu, column in MENUS.items() if values[menu]]
@@ -115,7 +115,7 @@ def kept(root: str) -> dict:
         held = json.loads(Path(runs.check_inside(KEPT, root, "the form")).read_text(encoding="utf-8"))
         values = preset()
         values |= {name: value for name, value in held.items() if type(value) is type(values.get(name))}
-        words_of(values | {FURTHER: ""})  # further flags may be unfinished
+        words_of_form(values | {FURTHER: ""})  # further flags may be unfinished
         return values
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no file, or another version's
         return preset()

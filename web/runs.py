@@ -51,8 +51,8 @@ MOST_FOLDERS = 20_000  # that are searched for them
 SHOWN_LINES = 40  # of the output of a run
 UNCHECKED = ("metric", "metric_for_best_model")  # left to train.py, because they run a file of the user
 FOLDERS = ("model_local_path", "lora_weight_path", "resume_from_checkpoint")  # flags that read all files of a folder
-OWN_CONFIGURATIONS = {os.path.join(HERE, name) for name in ("ds_configs", "fsdp_configs")}
-CONFIGURATIONS = ("deepspeed", "fsdp_config", "accelerator_config")  # JSON that may name folders
+OWN_CONFIGURATIONS = {os.path.join(OWN_FOLDER, name) for name in ("ds_configs", "fsdp_configs")}
+CONFIGS_WITH_PATHS = ("deepspeed", "fsdp_config", "accelerator_config")  # JSON that may name folders
 PARSING = threading.Lock()  # HfArgumentParser changes the fields that it reads (transformers 5.23)
 RECORDING = threading.Lock()  # a start, a stop and an end change the record of a run
 REFUSED = {
@@ -96,14 +96,14 @@ def flags_of(words: list[str]) -> list[tuple[str, list[str]]]:
 
 def command_line(words: list[str], root: str, devices: int = 1) -> str:
     """Return the words as a shell command to run in the root, with one flag per line."""
-    script = "train.py" if root == HERE else os.path.join(HERE, "train.py")
+    script = "train.py" if root == OWN_FOLDER else os.path.join(OWN_FOLDER, "train.py")
     launcher = "python" if devices == 1 else f"torchrun --nproc_per_node {devices}"
     lines = [f"{launcher} {shlex.quote(script)}"]
     lines += [shlex.join([f"--{name}", *values]) for name, values in flags_of(words)]
     return " \\\n    ".join(lines)
 
 
-def check_flags(words: list[str], root: str) -> None:
+def check_command(words: list[str], root: str) -> None:
     """Refuse what train.py would refuse at once (GPUs and packages are not checked), and paths outside the root."""
     for name, values in flags_of(words):
         if name in REFUSED:
@@ -134,9 +134,9 @@ def check_data_files(value: str, root: str, what: str) -> None:
         check_inside(file, root, what)
 
 
-def check(words: list[str], root: str) -> str:
-    """Do `check_flags`, refuse an output folder where `find` would not look, and return the output folder."""
-    check_flags(words, root)
+def check_start(words: list[str], root: str) -> str:
+    """Do `check_command`, refuse an output folder where `find` would not look, and return the output folder."""
+    check_command(words, root)
     folder = " ".join(dict(flags_of(words)).get("output_dir", []))
     if not folder:
         raise ValueError("--output_dir is missing. Name a new folder, such as checkpoints/first.")
@@ -167,7 +167,7 @@ def check_inside(path: str, root: str, what: str) -> str:
     return resolve_in(os.path.join(root, os.path.expanduser(path)), [root], f"{what} {path}")
 
 
-def check_folder(path: str, root: str, what: str) -> str:
+def check_folder_inside(path: str, root: str, what: str) -> str:
     """Do `check_inside` for a folder and for the targets of all links in it."""
     folder = check_inside(path, root, what)
     for parent, folders, files in os.walk(folder):
@@ -177,9 +177,9 @@ def check_folder(path: str, root: str, what: str) -> str:
     return folder
 
 
-def check_model(path: str, root: str) -> str:
+def check_model_folder(path: str, root: str) -> str:
     """Return the folder of a model, with links resolved. The model, its base and its args.yaml must be in the root."""
-    folder = check_folder(path, root, "the model")
+    folder = check_folder_inside(path, root, "the model")
     if os.path.lexists(above := os.path.join(os.path.dirname(folder), ARGUMENTS)):  # of a checkpoint-N
         check_inside(above, root, "the flags of the model")
     if adapter := adapter_config(folder):
@@ -189,7 +189,7 @@ def check_model(path: str, root: str) -> str:
 
 def page_of(words: list[str], root: str, *options: str) -> tuple[str, str | None]:
     """Return the page of preview.py, which may also show faults, and the error if preview.py refuses the run."""
-    check_flags(words, root)
+    check_command(words, root)
     with tempfile.TemporaryDirectory() as folder:
         page, refusal = Path(folder, "page.html"), None
         try:
@@ -207,7 +207,7 @@ def page_of(words: list[str], root: str, *options: str) -> tuple[str, str | None
 def start(words: list[str], root: str, append: bool = False, devices: int = 1) -> str:
     """Start train.py in a new session on the given number of devices, and return the output folder.
 
-    Raises a ValueError if `check` does, or if a run is active in that folder.
+    Raises a ValueError if `check_start` does, or if a run is active in that folder.
     """
     folder = check_start(words, root)
     with RECORDING:
@@ -345,8 +345,8 @@ def find(root: str) -> Found:
 # ---- state of one run ----
 
 
-def summary(folder: str) -> list[str]:
-    """Return the row of a run in the table, in the order of COLUMNS."""
+def table_row(folder: str) -> list[str]:
+    """Return the row of a run in the table, in the order of RUN_COLUMNS."""
     log, flags = read_log(folder), dict(flags_of(words_of_run(folder)))
     newest = {name: value for line in log for name, value in line.items()}
     times = [line["time"] for line in log if "time" in line] or [os.path.getmtime(folder)]

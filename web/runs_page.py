@@ -72,7 +72,7 @@ def list_runs(root: str, chosen: str | None) -> tuple[dict, dict, str]:
 @or_error()
 def act(root: str, action, run: str | None) -> None:
     if run is not None:  # None: the user did not confirm
-        action(check_folder(run, root, "the run"))
+        action(check_folder_inside(run, root, "the run"))
 
 
 def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) -> list:
@@ -139,7 +139,7 @@ def after_run(root: str, uploads: str, run: gr.Dropdown) -> None:
 @or_notice
 def run_tool(root: str, script: str, flag: str | None, run: str | None, value: str) -> str:
     """Return what a script prints for a model and, if `flag` is given, a path in the root."""
-    words = ["--model_path", runs.check_model(run or "none", root)]
+    words = ["--model_path", runs.check_model_folder(run or "none", root)]
     if flag:
         (runs.check_data_files if flag == "--data_path" else check_inside)(value, root, flag)
         words += [flag, value]
@@ -151,7 +151,7 @@ def run_tool(root: str, script: str, flag: str | None, run: str | None, value: s
 @or_error()
 def packed(root: str, uploads: str, run: str | None) -> dict:
     """Pack the files of a run or a model, without its checkpoints, into one file to download."""
-    folder = runs.check_model(run or "none", root)
+    folder = runs.check_model_folder(run or "none", root)
     path = os.path.join(uploads, f"{os.path.basename(folder)}.zip")
     with zipfile.ZipFile(path, "w") as archive:
         for entry in filter(os.DirEntry.is_file, os.scandir(folder)):

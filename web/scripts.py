@@ -15,7 +15,7 @@ SCRIPTS = ("check_serving", "estimate", "merge_lora_weights", "predict", "previe
 requests = None  # the socket of that process
 
 
-def begin() -> None:
+def start_process() -> None:
     """Start that process. This one must have a single thread: a fork would keep the locks of other threads forever."""
     global requests
     for script in SCRIPTS:

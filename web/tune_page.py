@@ -112,7 +112,7 @@ def tune_tab(root: str) -> SimpleNamespace:
         move.then(**look).then(**tell)
     follow = look | {"fn": partial(show_rows, root, quiet=True)}
     wanted.change(**follow, trigger_mode="always_last").then(**tell)  # once, if several fields change together
-    for button, look_ahead in zip(tools, (forecast, check_rows)):
+    for button, look_ahead in zip(tools, (forecast, check_all_rows)):
         button.click(partial(look_ahead, root), inputs, found)
     save.click(partial(save_form, root), [file, *inputs], saved)
     load.click(partial(load_form, root), file, inputs)
@@ -178,7 +178,7 @@ def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *i
 
 
 @or_error()
-def model_of(typed: str | None, path: str | None) -> tuple:
+def find_id(typed: str | None, path: str | None) -> tuple:
     """Return the id and the local path of a typed model. If the id was found for a path, the path is kept."""
     found = form.model_of(typed or "")
     return found if found[1] or not path or form.model_of(path)[0] != typed else (typed, path)
@@ -204,7 +204,7 @@ def load_form(root: str, path: str) -> list:
 @or_error()
 def same_again(root: str, run: str | None) -> list:
     """Return the form with the settings of a run and a new output folder, and switch to the "Tune" tab."""
-    values = form.values_of(runs.words_of_run(runs.check_folder(run or "", root, "the run")))
+    values = form.values_of(runs.words_of_run(runs.check_folder_inside(run or "", root, "the run")))
     stem, number = re.sub(r"-\d+$", "", run), 2
     while os.path.lexists(f"{stem}-{number}"):
         number += 1
@@ -260,7 +260,7 @@ def check_all_rows(root: str, *inputs) -> str:
     return framed(runs.page_of(form.words_of_form(dict(zip(INPUTS, inputs))), root, "--check")[0], text("check"))
 
 
-def start(root: str, asked: str | None, *inputs) -> list:
+def start_run(root: str, asked: str | None, *inputs) -> list:
     """Start a run; replace another only after a second click. Return message, button, asked folder, tab and run."""
     values = dict(zip(INPUTS, inputs))
     try:

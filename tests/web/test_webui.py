@@ -371,9 +371,9 @@ def test_starting_over_a_run_asks(root, monkeypatch):
     assert started.pop() == words()
     os.mkdir("out/a/checkpoint-5")
     for before in (None, "out/b"):  # what was asked was about another folder
-        message, button, asked, _, _ = tune_page.start(root, before, *given.values())
+        message, button, asked, _, _ = tune_page.start_run(root, before, *given.values())
         assert len(started) == 1 and asked == "out/a" and "out/a contains a run" in message
-    tune_page.start(root, asked, *given.values())
+    tune_page.start_run(root, asked, *given.values())
     assert started[1] == [*words(), "--overwrite_output_dir", "True"]
 
 
@@ -656,7 +656,7 @@ def test_kill_does_not_take_the_place_of_stop(root, monkeypatch):
 def test_where_it_cannot_start(root):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(ValueError, match="Cannot listen on .*--port .*: Address already in use"):
-            webui.check(webui.parse(["--port", str(taken.getsockname()[1])]))
+            webui.check_address(webui.parse(["--port", str(taken.getsockname()[1])]))
     with pytest.raises(ValueError, match="--root .*none is not a folder"):
         webui.check_address(webui.parse(["--root", "none"]))
 
