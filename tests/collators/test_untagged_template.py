@@ -218,7 +218,7 @@ def test_auto_needs_a_path_and_a_template(tiny, write_rows, tmp_path):
 def test_the_family_of_a_checkpoint(tiny, tmp_path):
     assert family_of(tiny("qwen2-vl")) == "qwen2-vl" and family_of(tiny(AUTO)) == AUTO
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="'bert' checkpoint, which has no images as input"):
+    with pytest.raises(ValueError, match="'bert' checkpoint, which accepts no images"):
         family_of(str(tmp_path))
 
 
