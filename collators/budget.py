@@ -90,7 +90,7 @@ class Budget:
 
     @property
     def _backend(self) -> Tokenizer:
-        """The underlying tokenizer, several times as fast as its wrapper in transformers, with no cutting or padding."""
+        """The underlying tokenizer, without truncation or padding. It is several times faster than its wrapper."""
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()

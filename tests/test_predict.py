@@ -86,7 +86,7 @@ def test_what_is_refused_leaves_the_chat_alive(tiny, media_folder, monkeypatch, 
     refusal = "Error: the conversation: PaliGemmaProcessor refuses it: PaliGemma"
     assert [line for line in printed.err.splitlines() if line.startswith("Error: ")] == [
         "Error: image nowhere.png does not exist; fix the path or --image_folder",
-        "Error: the model does not support videos",
+        "Error: the model takes no videos",
         "Error: /help is not a command; use /image, /video, /clear or /quit",
         f"{refusal} needs at least one image, and all images before the text of the question.",
         f"{refusal} answers once; make each exchange a separate sample.",

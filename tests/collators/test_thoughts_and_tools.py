@@ -151,10 +151,10 @@ def test_images_stay_where_the_template_takes_them(tiny, write_rows):
     taking = TEMPLATE.replace("+ m.content +", "+ ('<|image_pad|>' if m.content is sequence else '') + text +")
     encoded = collator_of("qwen3.5", tiny("qwen3.5"), taking.replace("<|image_pad|>", VISION)).encode(sample)
     assert f"<tool_response>{VISION}A map." in encoded.text and "pixel_values" in encoded.inputs
-    with pytest.raises(ValueError, match="rows.json, sample 0: holds an image in a tool result, .* no place"):
+    with pytest.raises(ValueError, match="rows.json, sample 0: contains an image in a tool result, .* not support"):
         collator_of("qwen3.5", tiny("qwen3.5"), TEMPLATE).encode(sample)
     asked = MultimodalDataset(write_rows([{"tools": TOOLS, "image": "red.png", "question": "?", "answer": "Red"}]))[0]
-    with pytest.raises(ValueError, match="rows.json, sample 0: holds an image in the first question next to `tools`"):
+    with pytest.raises(ValueError, match="rows.json, : contains an image in the first question next to `tools`"):
         collator_of("qwen3.5", tiny("qwen3.5"), TEXT).encode(asked)
 
 
@@ -401,7 +401,7 @@ CALLED = [ASKED | {"tools": TOOLS}, said("assistant", tool_calls=[call(a=1)])]
     "family, template, messages, told",
     [
         ("qwen2-vl", "", THOUGHT, "a thought .* no place"),
-        ("qwen2-vl", "", CALLED, "`tools`, for which the chat template has no place"),
+        ("qwen2-vl", "", CALLED, "`tools`, which the chat template does not support"),
         ("qwen3.5", TEMPLATE, THOUGHT, "add --template_kwargs '{\"enable_thinking\": true}'"),
         ("qwen3.5", TEMPLATE.replace("m.tool_calls or []", "[]"), CALLED, "a tool call .* no place"),
         ("qwen3.5", TEMPLATE.replace("{{- text | trim }}", "{{- '' if m.tool_calls else text }}"),
@@ -445,7 +445,7 @@ def test_a_run_keeps_its_variables(tiny, write_rows, tmp_path, capsys):
     template = tmp_path / "thinks.jinja"
     template.write_text(TEMPLATE)
     path, flags = write_rows(rows), ["--chat_template", str(template)]
-    with pytest.raises(ValueError, match="rows.json, sample 0: holds a thought .* add --template_kwargs"):
+    with pytest.raises(ValueError, match="rows.json, sample 0: contains a thought .* add --template_kwargs"):
         run(tiny, "qwen3.5", path, tmp_path / "out", *flags)
     flags += ["--template_kwargs", json.dumps(THINKING)]
     run(tiny, "qwen3.5", path, tmp_path / "out", *flags, "--max_steps", 1, "--use_lora", True)

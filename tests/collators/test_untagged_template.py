@@ -170,7 +170,7 @@ def test_a_row_that_the_template_refuses_is_named_before_training(tiny, template
     "user, named",
     [
         ("{{ message.content[-1].text }}", "writes 0 <.image_pad.> for 1 image"),
-        ("{{ message.content + '' }}", "no place for media in a user message"),
+        ("{{ message.content + '' }}", "not support media in a user message"),
     ],
     ids=["left out", "strings"],
 )
@@ -209,7 +209,7 @@ def test_auto_needs_a_path_and_a_template(tiny, write_rows, tmp_path):
         run(lambda family: "", AUTO, path, tmp_path / "out")
     shutil.copytree(tiny(AUTO), tmp_path / "bare")
     (tmp_path / "bare" / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="ships no chat template; give one with --chat_template"):
+    with pytest.raises(ValueError, match="has no chat template; pass one with --chat_template"):
         run(lambda family: str(tmp_path / "bare"), AUTO, path, tmp_path / "out")
     with pytest.raises(ValueError, match="--chat_template 'missing.jinja' is not a file"):
         run(tiny, AUTO, path, tmp_path / "out", "--chat_template", "missing.jinja")

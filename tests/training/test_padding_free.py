@@ -122,14 +122,14 @@ def test_gemma_4_that_sees_media_in_both_directions(tiny, write_rows, tmp_path):
 def test_a_family_that_would_mix_samples_is_refused_by_name_and_padded_by_default(tiny, family, write_rows, tmp_path):
     path = write_rows(rows_for(family))
     for flag in ("--padding_free", "--packing"):
-        with pytest.raises(ValueError, match=f"{flag} True cannot be used with .*{MIXING[family]}.*Remove the flag"):
+        with pytest.raises(ValueError, match=f"{flag} True cannot be used with .*{MIXING[family]}.*Remove the"):
             run(tiny, family, path, tmp_path / "out", flag, True)
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--attn_implementation", "eager", "--padding_free", True], "the cost of its eager attention grows with the square"),
+        (["--attn_implementation", "eager", "--padding_free", True], "its eager attention grows with the square"),
         (["--packing", True, "--padding_free", False], "leave one out"),
         (
             ["--packing", True, "--train_sampling_strategy", "group_by_length"],
