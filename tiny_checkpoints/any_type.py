@@ -72,7 +72,7 @@ BY_LAYER = (
 ).split()
 
 # Type -> additional settings. For the config: start (arguments of its class), config (path of a field -> value), ids
-# (field -> token), image (side of an image; by default four patches). For the processor: the name of its class, options,
+# (field -> token), image (side of an image; default four patches). For the processor: the name of its class, options,
 # image_processor, tokens (attribute of the tokenizer -> token), more_tokens, without (attributes), like (the type whose
 # image processor it has). For texts: placeholder (of an image, if not `image_token`).
 SQUARE = {"size": {"height": 56, "width": 56}}

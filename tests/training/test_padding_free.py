@@ -22,8 +22,8 @@ from training.sampling import PackSampler
 MIXING = {
     "qwen-vl": "its own code",
     "phi3-v": "its own code",
-    "llama-3.2-vision": "cross-attention",
-    "llama4": "place of a token in its row",
+    "llama-3.2-vision": "images of all samples",
+    "llama4": "position of a token in the row",
 }
 JOINED = [
     family if family in KINDS else pytest.param(family, marks=pytest.mark.slow)
