@@ -67,7 +67,7 @@ def test_a_difference_counts_where_the_data_meets_it(tiny, name):
     for told in ("(docs/chat_formats.md)", "family: ", "checkpoint: ", "--chat_template checkpoint", "template family"):
         assert told in str(error.value)
     if not_met:
-        assert "none of a shape found in the data" in check_template(collator, Data(not_met))
+        assert "data contains no conversation with their shapes" in check_template(collator, Data(not_met))
 
 
 def test_both_ways_to_go_on(tiny, write_rows, tmp_path, capsys):

@@ -69,7 +69,7 @@ def test_a_processors_own_placeholder_is_counted(tiny):
     ]
     collator.template.check_rendering(messages)
     collator.processor.image_placeholder_token = "<image>"
-    with pytest.raises(UnfitTemplate, match="writes 0 <image> for 1 image"):
+    with pytest.raises(UnfitTemplate, match="writes <image> 0 times for 1 image"):
         collator.template.check_rendering(messages)
 
 
@@ -169,7 +169,7 @@ def test_a_row_that_the_template_refuses_is_named_before_training(tiny, template
 @pytest.mark.parametrize(
     "user, named",
     [
-        ("{{ message.content[-1].text }}", "writes 0 <.image_pad.> for 1 image"),
+        ("{{ message.content[-1].text }}", "writes <.image_pad.> 0 times for 1 image"),
         ("{{ message.content + '' }}", "not support media in a user message"),
     ],
     ids=["left out", "strings"],
