@@ -358,10 +358,7 @@ def test_a_server_gets_what_shows_several_turns_as_they_are_trained(tiny, write_
         assert one.server_template(conversations) is None
     assert "--train_replies each" in one.notes(plain + [CALLED])[0] and not one.notes([row["messages"][:2]])
     with_tools = [row["messages"][0] | {"tools": TOOLS}, *row["messages"][1:]]
-    assert (
-        "after an empty thought" in one.notes([with_tools])[0]
-        and "train_replies each" in one.notes([with_tools])[0]
-    )
+    assert "after an empty thought" in one.notes([with_tools])[0] and "train_replies each" in one.notes([with_tools])[0]
     # Where the template can keep them itself.
     condition = "loop.index0 > last.question"
     keeping = own.chat_template.replace(condition, f"preserve_thinking is true or {condition}")

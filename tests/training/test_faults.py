@@ -286,7 +286,7 @@ def test_two_user_messages_in_a_row_are_as_the_template_takes_them(write_rows, t
     collator = collator_of(family, tiny, model_max_length=1024)
     dataset = MultimodalDataset(write_rows([{"messages": TWO_QUESTIONS}]))
     if family in ONE_QUESTION:
-        with pytest.raises(ValueError, match="sample 0.*(two user messages in a row|answers once)"):
+        with pytest.raises(ValueError, match="sample 0.*(two user messages in a row|supports one exchange per sample)"):
             collator.budget.fit(dataset, collator.encode, drop_overlong=False)
         return
     assert collator.budget.fit(dataset, collator.encode, drop_overlong=False) == (0, 0)
@@ -307,7 +307,7 @@ def test_a_conversation_may_begin_with_a_reply_where_the_template_allows_it(writ
     collator = collator_of(family, tiny, model_max_length=1024)
     dataset = MultimodalDataset(write_rows([{"messages": GREETED}]))
     if family in USER_FIRST:
-        with pytest.raises(ValueError, match="sample 0.*(begins with a reply|answers once)"):
+        with pytest.raises(ValueError, match="sample 0.*(begins with a reply|supports one exchange per sample)"):
             collator.budget.fit(dataset, collator.encode, drop_overlong=False)
         return
     assert collator.budget.fit(dataset, collator.encode, drop_overlong=False) == (0, 0)
