@@ -475,7 +475,7 @@ def test_no_budget_gives_a_broken_sample(make_collator, model, samples, tokenize
                 inputs = collator.encode(sample).inputs
             except OverlongSample as error:
                 assert sample["source"] in str(error)
-                assert f"--model_max_length of {collator.budget.max_length}" in str(error)
+                assert f"--model_max_length {collator.budget.max_length}" in str(error)
                 usable.append(False)
                 continue
             usable.append(True)
