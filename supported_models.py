@@ -1,11 +1,11 @@
 """The table of supported models: model id -> family and Hugging Face Hub path.
 
     python supported_models.py                  # all
-    python supported_models.py qwen 7b          # those whose id, family or Hub path has each word
-    python supported_models.py --video
+    python supported_models.py qwen 7b          # models whose id, family or Hub path contains each of these words
+    python supported_models.py --video          # models that accept videos
 
-A model size is a row here, never code. A family `qwen2-vl` lives in `loaders/qwen2_vl.py` and
-`collators/qwen2_vl.py`, which are imported only when the family is asked for; nothing here imports torch.
+A new model size is one more row in this table, never code. The code of the family `qwen2-vl` is in
+`loaders/qwen2_vl.py` and `collators/qwen2_vl.py`, which are imported only when needed. This file never imports torch.
 """
 
 import importlib
@@ -149,17 +149,17 @@ MODELS = {
 }
 
 
-# Families that take videos; a test compares them with the real processors.
+# Families that accept videos. A test compares this list with the real processors.
 VIDEO = {
     *("llava-next-video", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "qwen3.5"),
     *("qwen3.5-moe", "gemma-4", "gemma-4-unified", "smolvlm2", "internvl3", "glm-4.1v", "glm-4.6v", "glm-ocr"),
 }
 
-AUTO = "auto"  # the model id, and the family, of any other checkpoint
+AUTO = "auto"  # both the model id and the family of every checkpoint that is not in the table
 
 
 def families() -> list[str]:
-    """The family ids, in the order of the table."""
+    """Return the family ids in the order of the table."""
     return list(dict.fromkeys(model.family for model in MODELS.values()))
 
 
@@ -168,25 +168,25 @@ def media_of(family: str) -> str:
 
 
 def find_model(model_id: str) -> Model:
-    """The row of a model id, or of the Hub path of a listed model; `auto` has no Hub path.
+    """Return the row of a model, given its id or its Hub path. The row of `auto` has no Hub path.
 
     Raises:
-        ValueError: unknown id; the message names what was probably meant.
+        ValueError: the id is unknown. The message suggests similar ids.
     """
     by_name = MODELS | {model.hub_path: model for model in MODELS.values()} | {AUTO: Model(AUTO, None)}
     if model_id not in by_name:
         raise ValueError(
             f"--model_id {model_id!r} is not a supported model.{meant(model_id)} "
-            "`python supported_models.py` lists all of them; --model_id auto takes any other checkpoint."
+            "`python supported_models.py` lists all of them. For any other checkpoint, pass --model_id auto."
         )
     return by_name[model_id]
 
 
 def meant(model_id: str) -> str:
-    """What was probably meant by an id that is not listed, as a sentence, or nothing.
+    """Return a sentence that suggests ids for one that is not in the table, or "".
 
-    A path of another organisation's copy, of a base version or of a folder is kept, in the family that its name begins
-    with: `unsloth/Qwen2.5-VL-7B-Instruct` is a `qwen2.5-vl-7b-instruct` to be loaded from there.
+    A path to a folder, a base version or another organisation's copy is kept and suggested as --model_local_path. For
+    `unsloth/Qwen2.5-VL-7B-Instruct`, the suggestion is `qwen2.5-vl-7b-instruct`, loaded from that path.
     """
     *parents, name = model_id.rstrip("/").split("/")
     if family := next(iter(nearest(name, families(), cutoff=1)), None):
@@ -202,7 +202,7 @@ def meant(model_id: str) -> str:
 
 
 def likely(name: str) -> list[str]:
-    """Up to three listed ids that are most like an id or the last part of a path, the likeliest first."""
+    """Return up to three ids of the table that are most similar to `name`, the most similar first."""
     names = {model_id: model_id for model_id in MODELS}
     names |= {model.hub_path.rpartition("/")[2]: model_id for model_id, model in MODELS.items()}
     form = only_letters(name)
@@ -214,14 +214,14 @@ def likely(name: str) -> list[str]:
 
 
 class Registry(dict):
-    """Family id -> class. The module of a family is imported on the first `get`."""
+    """A mapping from family ids to classes. The first `get` of a family imports its module."""
 
     def __init__(self, package: str):
         super().__init__()
         self.package = package
 
     def register(self, family: str):
-        """Class decorator; a second class for the same family is a ValueError."""
+        """Return a decorator that registers a class. A second class for a family raises a ValueError."""
 
         def decorate(cls):
             if family in self:
@@ -238,10 +238,10 @@ class Registry(dict):
 
 
 def main(words: list[str] | None = None) -> None:
-    """Print the models: in a terminal with their families and media, in a pipe as `id : Hub path` lines."""
+    """Print the models. A terminal also gets their families and media; a pipe gets `id : Hub path` lines."""
     parser = FlagParser(description=__doc__)
-    parser.add_argument("words", nargs="*", help="Only models whose id, family or Hub path contains all of these.")
-    parser.add_argument("--video", action="store_true", help="Only models that take videos.")
+    parser.add_argument("words", nargs="*", help="List only models whose id, family or Hub path contains all of these.")
+    parser.add_argument("--video", action="store_true", help="List only models that accept videos.")
     args = parser.parse_args(words)
     found = {
         model_id: model
@@ -250,7 +250,7 @@ def main(words: list[str] | None = None) -> None:
         and (model.family in VIDEO or not args.video)
     }
     if not found:
-        raise ValueError("No model matches them all; --model_id auto takes any other checkpoint with a chat template.")
+        raise ValueError("No model matches all words. For a checkpoint with a chat template, use --model_id auto.")
     if not sys.stdout.isatty():
         print(f"Supported models:\n  {'Model ID':<29} : HuggingFace Path\n  {'-' * 48}")
         rows = [f"  {model_id:<29} : {model.hub_path}" for model_id, model in found.items()]
@@ -262,7 +262,7 @@ def main(words: list[str] | None = None) -> None:
         ]
     print(*rows, sep="\n")
     if not args.words and not args.video:
-        print(f"  {AUTO:<29} : any other image-text-to-text checkpoint with a chat template, at --model_local_path")
+        print(f"  {AUTO:<29} : any other image-text-to-text checkpoint with a chat template (--model_local_path)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Family id -> collator class: `COLLATORS.get("qwen2-vl")`."""
+"""The registry of collator classes by family id: `COLLATORS.get("qwen2-vl")`."""
 
 from supported_models import Registry
 

@@ -1,14 +1,14 @@
-"""Samples -> batches: render the training template, tokenize, place the labels, cut, pad.
+"""Turn samples into batches: render the chat template, tokenize, set the labels, cut to the budget, pad.
 
-The path of one sample, `ChatCollator.encode`:
+The steps for one sample, in `ChatCollator.encode`:
 
     messages --template.render--> text and the character spans to train (template.py)
-             --processor--> tokens, with each medium expanded, and pixels
-             --labels--> -100 everywhere but on the tokens that overlap a span
-             --cut--> at most `budget.max_length` tokens, never through a medium (budget.py)
+             --processor--> tokens, with the placeholders of media expanded, and pixels
+             --labels--> -100 except on tokens that overlap a span
+             --cut--> at most `budget.max_length` tokens, never in the middle of a medium (budget.py)
 
-A data loader's workers encode samples (`EncodedDataset` of reading/dataset.py, which also concatenates those of a pack)
-and make batches of them (`ChatCollator.collate`).
+The workers of the data loader encode samples (`EncodedDataset` in reading/dataset.py, which also packs them) and make
+batches of the encoded samples (`ChatCollator.collate`).
 """
 
 from bisect import bisect_left, bisect_right
@@ -30,57 +30,57 @@ from reading.rows import content_parts
 
 
 class Encoded(NamedTuple):
-    inputs: dict[str, torch.Tensor]  # what the model gets, and labels; a batch of one row, unpadded
-    text: str  # the rendered training text, media not expanded, BOS included
-    cut: int  # tokens removed to fit the budget
+    inputs: dict[str, torch.Tensor]  # the model's inputs and the labels, as an unpadded batch of one row
+    text: str  # the rendered training text with BOS; placeholders of media are not expanded
+    cut: int  # number of tokens removed to fit the budget
 
 
 class ChatCollator:
-    """Base of all families: a family adds its `chat_template` and what its processor needs beyond that.
+    """Base of all collators. A family sets its `chat_template` and whatever else its processor needs.
 
     Args:
-        processor: the checkpoint's own. Its tokenizer is adapted (frame_tokens.py), so load one for the collator alone.
+        processor: the checkpoint's processor. Its tokenizer gets modified (frame_tokens.py), so do not share it.
         model_max_length: token budget of a sample, media included.
-        mask_question_tokens: True trains replies only; False all text, never media or padding.
-        chat_template: replaces the family's and the checkpoint's. Without {% generation %} tags, the replies are found
-            by rendering (`collators/untagged_template.py`).
-        stop_tokens: what ends generation; by default the tokenizer's end token.
-        template_kwargs: variables of the templates besides the family's own.
-        train_thoughts: False trains only what follows the thought of a reply.
-        box_format: of collators.boxes.BOX_FORMATS, instead of the family's own.
+        mask_question_tokens: True trains only replies. False trains all text, but never media or padding.
+        chat_template: replaces the templates of the family and the checkpoint. If it has no {% generation %} tags, the
+            replies are found by rendering (`collators/untagged_template.py`).
+        stop_tokens: the tokens that end generation; by default the tokenizer's end token.
+        template_kwargs: variables of the templates in addition to the family's.
+        train_thoughts: False trains only the text after a reply's thought.
+        box_format: a key of collators.boxes.BOX_FORMATS, which replaces the family's format.
     """
 
-    # Training template: the checkpoint's, with {% generation %} around each reply and its end-of-turn token. The tag
-    # opens where the generation prompt ends: after `ASSISTANT:`, the model itself writes the space before its reply.
+    # The checkpoint's template, plus {% generation %} tags around each reply and its end-of-turn token. A tag opens
+    # where the generation prompt ends: after `ASSISTANT:`, the model itself writes the space before its reply.
     chat_template: str = ""
     template_exceptions: tuple[TemplateException, ...] = ()
-    # If a family's checkpoints differ in format: the format nearest to the checkpoint's template is used.
+    # Further formats, if a family's checkpoints differ. The format most similar to the checkpoint's template is used.
     other_formats: tuple[ChatFormat, ...] = ()
-    # Variables of the templates, ours and the checkpoint's, such as a date, which would otherwise be today's.
+    # Variables for our template and the checkpoint's, such as a fixed date instead of today's.
     template_kwargs: dict = {}
-    # Roles whose content the checkpoint's template takes as a string, not as a list of parts.
+    # Roles whose content the checkpoint's template expects as a string, not as a list of parts.
     string_roles: tuple[str, ...] = ()
-    # Tensors of shape (batch, tokens, ...), with their padding value; all others are concatenated over samples.
+    # Padding values of the tensors of shape (batch, tokens, ...). All other tensors are concatenated over samples.
     sequence_padding = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE_INDEX, "mm_token_type_ids": 0}
-    # Tokens that the model writes in replies, although the format writes them too or generation ends with them.
+    # Tokens that may appear in replies, although the template also writes them or they end generation.
     reply_tokens: tuple[str, ...] = ()
-    # How the model writes a thought, as "<think>{}</think>", where the checkpoint's template leaves it out.
+    # How the model writes a thought ("<think>{}</think>"), if the checkpoint's template drops thoughts.
     thought_format: str = ""
-    # How the checkpoints write boxes and points, if they were trained to.
+    # How the checkpoints write boxes and points, if they were trained to do so.
     box_format: BoxFormat | None = None
-    # Why no --chat_template can replace the format, where code of the checkpoint writes it.
+    # If the checkpoint's code writes the format: the reason why --chat_template cannot replace it.
     fixed_format: str = ""
     # Options of every processor call, such as {"cap_pixels_per_frame": False}.
     processor_kwargs: dict = {}
-    # How many tokens a medium's placeholder takes in the rendered text, which the medium's own tokens replace.
+    # Number of tokens of a medium's placeholder in the rendered text. The medium's own tokens replace them.
     placeholder_tokens: int = 1
-    # The longest text that the processor writes next to every two frames of a video, such as their time.
+    # The longest text, such as a time, that the processor adds to every two frames of a video.
     frame_text: str = ""
-    # Whether the model sees the times of a video's frames, in the text or through their positions.
+    # Whether the model gets the times of a video's frames, as text or as positions.
     told_times: bool = False
-    # How many frames an image counts as in a processor that bounds pixels itself (pixel_bounds.py); 0: it does not.
+    # If the processor itself bounds pixels (pixel_bounds.py): how many frames an image counts as. Otherwise 0.
     frames_in_bounds: int = 0
-    # What renders the texts, and what counts tokens: subclasses, where a family's processor needs more than the above.
+    # The classes that render texts and count tokens. A family whose processor needs more has subclasses.
     template_class: type[Template] = Template
     budget_class: type[Budget] = Budget
 
@@ -96,7 +96,7 @@ class ChatCollator:
         box_format: str | None = None,
     ):
         if chat_template and self.fixed_format:
-            raise ValueError(f"--chat_template cannot be used, since {self.fixed_format}. Leave it out.")
+            raise ValueError(f"--chat_template cannot be used, since {self.fixed_format}. Remove the flag.")
         self.processor = processor
         if hasattr(processor, "image_processor"):
             processor.image_processor = channels_last(processor.image_processor)
@@ -104,9 +104,9 @@ class ChatCollator:
         told = {"replies_only": mask_question_tokens, "given": template_kwargs, "train_thoughts": train_thoughts}
         self.template = self.template_class(processor, type(self), boxes, chat_template, stop_tokens, **told)
         self.budget = self.budget_class(processor, type(self), self.template, model_max_length)
-        self.image_size: dict[str, int] | None = None  # bounds that flags gave the processor, to save with it
-        self._tokenizer = processor.tokenizer  # not `tokenizer`: Trainer would save that, adapted, next to the weights
-        self.media_in_every_batch: set[str] = set()  # kinds of media of which a batch that has none gets a dummy
+        self.image_size: dict[str, int] | None = None  # the pixel bounds set by flags, saved with the processor
+        self._tokenizer = processor.tokenizer  # not `tokenizer`: the Trainer would save the modified tokenizer
+        self.media_in_every_batch: set[str] = set()  # kinds of media; a batch without one of them gets a dummy row
         self.is_padding_free = False
         self.rope_index = None
         ids = {"image": processor.image_token_ids, "video": processor.video_token_ids}
@@ -118,11 +118,11 @@ class ChatCollator:
     # ---- a sample ----
 
     def encode(self, sample: dict, within_budget: bool = True) -> Encoded:
-        """One opened sample -> tensors with labels, cut to the token budget if there is one.
+        """Encode an opened sample to tensors with labels, cut to the token budget if there is one.
 
         Raises:
-            OverlongSample: what must stay does not fit.
-            ValueError: media that the family cannot take; the message names the sample.
+            OverlongSample: the media of the first exchange or any reply do not fit the budget.
+            ValueError: the family does not support the media. The message names the sample.
         """
         messages, source = sample["messages"], sample.get("source", "sample")
         text, inputs = self._encode_messages(messages, source)
@@ -136,8 +136,8 @@ class ChatCollator:
         inputs = {k: v[:, :budget] if k in self.sequence_padding else v for k, v in inputs.items()}
         if not (inputs["labels"] != IGNORE_INDEX).any():
             raise OverlongSample(
-                f"{source}: no reply is left within the --model_max_length of {budget} (the sample has {full_length}). "
-                "Raise --model_max_length, or drop such samples with --drop_overlong True."
+                f"{source}: no reply fits in --model_max_length {budget} (the sample has {full_length} tokens). "
+                "Raise --model_max_length, or drop these samples with --drop_overlong True."
             )
         return Encoded(inputs, self.template.as_tokenized(text), full_length - inputs["input_ids"].shape[1])
 
@@ -147,12 +147,12 @@ class ChatCollator:
             return text, self._process(text, spans, messages)
 
     def _media_end(self, inputs: dict[str, torch.Tensor]) -> int:
-        """The position after the last token that stands for pixels; 0 without media."""
+        """Return the position after the last token that stands for pixels, or 0 without media."""
         positions = self.is_media(inputs["input_ids"]).nonzero()[:, 1]
         return positions[-1].item() + 1 if len(positions) else 0
 
     def encode_prompt(self, messages: list[dict], source: str = "sample") -> dict[str, torch.Tensor]:
-        """Messages that end with the user's -> the inputs that the checkpoint's own template gives for generation."""
+        """Encode messages that end with the user's to inputs for generation, with the checkpoint's own template."""
         with naming(source, self.processor):
             text = self.template.render_prompt(messages)
             inputs = self._process(text, [], messages)
@@ -160,7 +160,7 @@ class ChatCollator:
         return inputs
 
     def _process(self, text: str, spans: list, messages: list[dict]) -> dict[str, torch.Tensor]:
-        """Rendered text and opened media -> the processor's tensors and labels, as a batch of one."""
+        """Turn a rendered text and opened media into the processor's tensors and labels, as a batch of one."""
         media = self._media(messages)
         kwargs = dict(self.processor_kwargs)
         if media["image"]:
@@ -176,17 +176,17 @@ class ChatCollator:
             **kwargs,
         )
         offsets = features.pop("offset_mapping")[0]
-        # Without an entry where nothing was expanded, and for a processor that never expands.
+        # The list is empty if nothing was expanded, and missing if the processor never expands.
         replacements = next(iter(features.pop("text_replacement_offsets", [])), [])
         inputs = dict(BatchFeature(dict(features), tensor_type="pt"))
         return self._with_labels(inputs, offsets, _expanded(spans, replacements))
 
     def _media(self, messages: list[dict]) -> dict[str, list[dict]]:
-        """The opened images and videos, in order."""
+        """Return the opened images and videos, in order."""
         parts = content_parts({"messages": messages})
         media = {kind: [part for part in parts if part["type"] == kind] for kind in ("image", "video")}
         if media["video"] and not self.template.takes_videos:
-            raise ValueError("the model takes no videos")
+            raise ValueError("the model does not support videos")
         if self.told_times and any(part["metadata"]["fps"] is None for part in media["video"]):
             raise ValueError(UNTIMED)
         least = fewest_frames(self.processor)
@@ -194,46 +194,46 @@ class ChatCollator:
         return media
 
     def _with_labels(self, inputs: dict, offsets: list[tuple[int, int]], spans: list) -> dict[str, torch.Tensor]:
-        """Tensors of one row, the characters that each token stands for, and those to train -> labels too."""
+        """Add labels to the tensors of one row, given the character offsets of its tokens and the spans to train."""
         replies_only = self.template.replies_only
         trained = _overlaps(offsets, spans)[None] if replies_only else ~self.is_media(inputs["input_ids"])
         inputs["labels"] = inputs["input_ids"].masked_fill(~trained, IGNORE_INDEX)
-        inputs["labels"][:, 0] = IGNORE_INDEX  # nothing predicts the first token
+        inputs["labels"][:, 0] = IGNORE_INDEX  # no token predicts the first one
         return inputs
 
     def is_media(self, input_ids: torch.Tensor, kind: str | None = None) -> torch.Tensor:
-        """Which tokens stand for pixels, of "image", "video" or both; the shape of `input_ids`."""
+        """Return a mask of the tokens that stand for pixels of images, of videos, or (`kind` None) of both."""
         ids = self.media_token_ids[kind] if kind else torch.cat(list(self.media_token_ids.values()))
         return torch.isin(input_ids, ids)
 
     # ---- a batch ----
 
     def make_padding_free(self, loader) -> None:
-        """From now on, concatenate the samples of a batch instead of padding them."""
+        """Make this collator concatenate the samples of a batch instead of padding them."""
         self.is_padding_free = True
         self.rope_index = loader.rope_index() if loader.mrope else None
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
-        """Opened samples -> one batch."""
+        """Encode opened samples and make one batch of them."""
         return self.collate([self.encode(sample).inputs for sample in samples])
 
     def collate(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Encoded samples -> one batch, padded on the right to its longest row, or padding-free in one row.
+        """Make one batch of encoded samples: padded on the right to the longest, or padding-free in one row.
 
         Returns:
-            input_ids, attention_mask, labels (batch, tokens) and the family's own tensors; a dummy row, where one is
-            needed, comes last and has no label. Padding-free: as `concatenate_samples`.
+            input_ids, attention_mask, labels (batch, tokens) and the family's own tensors. A dummy row, if one is
+            needed, is the last row and has no labels. Padding-free batches are those of `concatenate_samples`.
         """
         present = {kind for kind in self.vision_calls for row in rows if self.is_media(row["input_ids"], kind).any()}
         rows = rows + [self.dummy_rows[kind] for kind in sorted(self.vision_calls - present)]
         return self.concatenate_samples(rows) if self.is_padding_free else self.pad(rows)
 
     def concatenate_samples(self, rows: list[dict]) -> dict:
-        """Rows of batch size 1, each of one sample or of several -> one such row of all their samples.
+        """Concatenate rows of batch size 1, each with one or several samples, into one row.
 
         Returns:
-            input_ids, labels (1, tokens), no attention_mask; `position_ids` (1, tokens), from 0 in each sample, or with
-            mrope (4, 1, tokens): these, and those of time, height and width; `sample_lengths`: the tokens of each.
+            input_ids, labels (1, tokens), no attention_mask; `sample_lengths`, the number of tokens of each sample;
+            `position_ids` (1, tokens), starting at 0 in each sample. mrope adds time, height, width: (4, 1, tokens).
         """
         rows = [row if "sample_lengths" in row else self._as_row_of_samples(row) for row in rows]
         lengths = [length for row in rows for length in row["sample_lengths"]]
@@ -246,7 +246,7 @@ class ChatCollator:
         return batch | {"position_ids": positions, "sample_lengths": lengths}
 
     def _as_row_of_samples(self, row: dict[str, torch.Tensor]) -> dict:
-        """One sample as `concatenate_samples` gives it."""
+        """Convert one encoded sample to the form that `concatenate_samples` returns."""
         number = row["input_ids"].shape[1]
         positions = torch.arange(number)[None]
         if self.rope_index:
@@ -257,12 +257,12 @@ class ChatCollator:
 
     @property
     def vision_calls(self) -> set[str]:
-        """The kinds of `media_in_every_batch`; a video without tokens of its own comes to the model as images."""
+        """The kinds of `media_in_every_batch`, but only images if the model gets videos as images."""
         frames_are_images = not len(self.media_token_ids["video"])
         return {"image"} if frames_are_images and self.media_in_every_batch else self.media_in_every_batch
 
     def pad(self, rows: list[dict[str, torch.Tensor]], side: str = "right") -> dict[str, torch.Tensor]:
-        """Rows of batch size 1 -> one batch. Sequences are padded; pixels and grids of all rows are concatenated."""
+        """Make one batch of rows of batch size 1: pad sequences, and concatenate the pixels and grids of all rows."""
         padding = self.sequence_padding | {"input_ids": self._tokenizer.pad_token_id or 0}
         return {
             name: concatenate(values, padding[name], side) if name in padding else self.of_all(name, values)
@@ -270,12 +270,12 @@ class ChatCollator:
         }
 
     def of_all(self, name: str, values: list[torch.Tensor]) -> torch.Tensor:
-        """The pixels or sizes of several rows, in the form in which the model takes a batch's."""
+        """Combine the pixels or sizes of several rows into the form that the model expects for a batch."""
         return concatenate(values)
 
     @cached_property
     def dummy_rows(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Per kind of medium, a row with one small medium and no label: it costs a vision call and teaches nothing."""
+        """For each kind of medium, a row with one small medium and no labels, so the vision encoder always runs."""
         rows = {}
         for kind in self.vision_calls:
             content = [opened(kind), {"type": "text", "text": "."}]
@@ -286,13 +286,13 @@ class ChatCollator:
 
 
 def _ends_with_an_exchange(messages: list[dict]) -> bool:
-    """Whether a question and its reply follow an earlier exchange, and can be left out."""
+    """Return whether the last question and reply follow an earlier exchange and can be dropped."""
     *rest, question, _ = (message["role"] for message in messages)
     return question == "user" and "user" in rest and rest[-1] == "assistant"
 
 
 def _with_frames(part: dict, least: int) -> dict:
-    """An opened video whose last frame is repeated until there are `least`."""
+    """Repeat the last frame of an opened video until it has at least `least` frames."""
     there, metadata = len(part["video"]), part["metadata"]
     if there >= least:
         return part
@@ -302,16 +302,16 @@ def _with_frames(part: dict, least: int) -> dict:
 
 
 def _expanded(spans: list, replacements: list[dict]) -> list[tuple[int, int]]:
-    """Spans of the rendered text -> spans of the text with each medium's placeholder expanded."""
+    """Convert spans of the rendered text to spans of the text after the placeholders of media are expanded."""
     ends = [r["span"][1] for r in replacements]
     gained = [0] + [r["new_span"][1] - r["span"][1] for r in replacements]
     return [tuple(char + gained[bisect_right(ends, char)] for char in span) for span in spans]
 
 
 def _overlaps(offsets: list[tuple[int, int]], spans: list) -> torch.Tensor:
-    """Which tokens overlap a span, by their ascending character offsets: two bisections per span, no loop."""
+    """Return a mask of the tokens that overlap a span, with two bisections of the ascending offsets per span."""
     last = len(offsets)
-    while last and offsets[last - 1][1] == 0:  # a special token that the tokenizer appends is at (0, 0)
+    while last and offsets[last - 1][1] == 0:  # a special token that the tokenizer appends has the offsets (0, 0)
         last -= 1
     mask = torch.zeros(len(offsets), dtype=torch.bool)
     for start, end in spans:

@@ -1,29 +1,29 @@
-"""Tensors of several samples -> those of one batch."""
+"""Combine the tensors of several samples into one batch."""
 
 import torch
 
 
 def by_name(rows: list[dict]) -> dict[str, list]:
-    """The values of each name, from the rows that have it."""
+    """Return, for each name, the list of values from the rows that have this name."""
     return {name: [row[name] for row in rows if name in row] for name in dict.fromkeys(n for row in rows for n in row)}
 
 
 def with_all_sequences(rows: list[dict], padding: dict[str, int]) -> list[dict]:
-    """Give every row each per-token tensor that any of them has; a tensor that a row lacked is all padding.
+    """Give all rows the same per-token tensors. A tensor that a row lacks is filled with its padding value.
 
     Args:
-        rows: of batch size 1.
-        padding: name of a tensor of shape (1, tokens, ...) -> its padding value; all others are concatenated, as pixels
-            are.
+        rows: rows of batch size 1.
+        padding: name -> padding value of each tensor of shape (1, tokens, ...). All other tensors, such as pixels, are
+            concatenated.
     """
     found = by_name(rows)
     for name in found:
         pairs = [(row[name], row["input_ids"]) for row in rows if name in row]
         if name in padding:
             assert all(value.shape[:2] == ids.shape for value, ids in pairs), f"{name}: expected (1, tokens, ...)"
-        elif len({ids.shape for _, ids in pairs}) > 1:  # of one length, pixels may look alike
+        elif len({ids.shape for _, ids in pairs}) > 1:  # else pixels might have the same shape by chance
             assert not all(torch.is_tensor(value) and value.shape == ids.shape for value, ids in pairs), (
-                f"{name} has a value for each token: give it a padding value in `sequence_padding` of the collator"
+                f"{name} has one value per token: add its padding value to the collator's `sequence_padding`"
             )
     full = []
     for row in rows:
@@ -34,17 +34,17 @@ def with_all_sequences(rows: list[dict], padding: dict[str, int]) -> list[dict]:
 
 
 def concatenate(values: list[torch.Tensor], fill=0, side: str = "right") -> torch.Tensor:
-    """Tensors along the first dimension, the others padded to the largest: images differ in their number of patches."""
+    """Concatenate along the first dimension; pad the others to the largest, as images differ in number of patches."""
     shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values))]
     values = [_pad_to(value, shape, fill, side) for value in values]
     return torch.cat(values) if len(values) > 1 else values[0]
 
 
 def _pad_to(value: torch.Tensor, shape: list[int], fill, side: str) -> torch.Tensor:
-    """Pad the dimensions after the first to `shape`: the second at the given side, the others at the right."""
+    """Pad all dimensions after the first to `shape`: the second on the given side, the others on the right."""
     if list(value.shape[1:]) == shape:
-        return value  # padding by nothing would copy the pixels
-    pads = [0, 0] * len(shape)  # from the last dimension on: before, after
+        return value  # `pad` would copy the pixels even if there is nothing to pad
+    pads = [0, 0] * len(shape)  # (before, after) per dimension, the last dimension first
     pads[1::2] = [target - size for size, target in zip(reversed(value.shape[1:]), reversed(shape))]
     if side == "left":
         pads[-2:] = reversed(pads[-2:])

@@ -1,6 +1,6 @@
-"""Boxes and points as a family's checkpoints write them, and back (docs/boxes.md has the source of each form).
+"""Write boxes and points in the format of a family's checkpoints, and parse them (docs/boxes.md lists the sources).
 
-`<ref-object><bbox>` of a row is, for a dog in the left half of a picture, in Qwen2-VL and in PaliGemma,
+For a dog in the left half of an image, `<ref-object><bbox>` in a row becomes this text in Qwen2-VL and in PaliGemma:
 
     <|object_ref_start|>dog<|object_ref_end|><|box_start|>(0,0),(500,1000)<|box_end|>
     <loc0000><loc0000><loc1023><loc0512> dog
@@ -18,30 +18,30 @@ NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 
 @dataclass(frozen=True)
 class BoxFormat:
-    """How boxes and points are written: their numbers, the text around them, and the names of their objects."""
+    """A format of boxes and points: their numbers, the text around them, and the names of objects."""
 
-    steps: int | None  # numbers go from 0 to this over each side; None: pixels, of the picture after Qwen's resize
+    steps: int | None  # coordinates go from 0 to this number; None: pixels of the image after Qwen's resize
     box: str = "[{}, {}, {}, {}]"
     point: str = "[{}, {}]"
     decimals: int | None = None
     y_first: bool = False
     name: str = "{}"
-    # Of an object: {name}, or {json} in quotes, {at}, and {key} "bbox_2d" or "point_2d". "": its name, then its boxes.
+    # A named box: {at}, {name} or {json} (the name in quotes), {key} (bbox_2d or point_2d). "": the name, then boxes.
     named: str = ""
-    between: str = ""  # the boxes and points of one object
-    around: str = "{}"  # around these, where there is no `named`
-    # A text that is nothing but objects with their names: around it, and between these.
+    between: str = ""  # separates the boxes and points of one object
+    around: str = "{}"  # around the boxes and points of one object, if `named` is ""
+    # Used if a text contains only named objects: the text around the list, and the separator of its entries.
     listed: str = "{}"
     between_objects: str = ""
 
     @cached_property
     def pattern(self) -> re.Pattern:
-        """Matches a box or a point; its numbers are the groups."""
+        """A pattern that matches a box or a point. Its groups are the numbers."""
         forms = [re.split(r"\{[^}]*\}", form) for form in (self.box, self.point)]
         return re.compile("|".join(NUMBER.join(re.escape(piece.strip()) for piece in pieces) for pieces in forms))
 
     def numbers(self, text: str) -> list[list[float]]:
-        """The boxes and points of a text, x first."""
+        """Parse the boxes and points of a text. In the result, x comes before y."""
         found = ([float(number) for number in match.groups() if number] for match in self.pattern.finditer(text))
         return [swapped(numbers, self.y_first) for numbers in found]
 
@@ -52,7 +52,7 @@ JSON = {
     "listed": "```json\n[\n\t{}\n]\n```",
     "between_objects": ",\n\t",
 }
-BOX_FORMATS = {  # of --box_format
+BOX_FORMATS = {  # the choices of --box_format
     "pixels": BoxFormat(None, **JSON),
     "thousand": BoxFormat(1000, **JSON),
     "relative": BoxFormat(1, decimals=3, **JSON),
@@ -60,7 +60,7 @@ BOX_FORMATS = {  # of --box_format
 
 
 class Boxes:
-    """Writes the boxes of canonical messages into their texts, and reads them back; `format` is None if unknown."""
+    """Writes boxes of canonical messages into text and parses them. `format` is None if the family's is unknown."""
 
     def __init__(self, processor, format: BoxFormat | None):
         self.processor, self.format = processor, format
@@ -70,10 +70,10 @@ class Boxes:
         return self.format is not None and self.format.steps is None
 
     def sides(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """What x, y, x and y are divided by, for a picture that was opened at this (width, height)."""
+        """Return the ranges of x, y, x and y, for an image that was opened with this (width, height)."""
         if not self.in_pixels:
             return (self.format.steps,) * 4
-        # Takes a second to import.
+        # These imports take a second.
         from transformers import Qwen2VLImageProcessor
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -86,9 +86,9 @@ class Boxes:
     # ---- from text ----
 
     def told(self, text: str, messages: list[dict], tellers: list[dict]) -> list[dict]:
-        """The boxes and points of a text about opened messages, each {"image": int, "at": fractions of its sides}.
+        """Parse the boxes and points of a text into {"image": index, "at": fractions of the image's sides} each.
 
-        In order, they get the images of the `objects` of some of the messages; any further ones get the first image.
+        They are assigned, in order, to the images of the `objects` in `tellers`; if there are more, to the first image.
         """
         sizes = [part["image"].size for message in messages for part in message["content"] if part["type"] == "image"]
         objects = [found for message in tellers for found in message.get("objects", ()) if "at" in found]
@@ -100,14 +100,14 @@ class Boxes:
     # ---- to text ----
 
     def written(self, messages: list[dict]) -> list[dict]:
-        """Messages as `reading.boxes.located` returns them -> the same, with the marks in their texts replaced.
+        """Replace the marks in messages from `reading.boxes.located` with the text of their boxes and points.
 
         Raises:
-            ValueError: the family's form of boxes is not known.
+            ValueError: the family's box format is unknown.
         """
         if any("objects" in message for message in messages) and self.format is None:
             raise ValueError(
-                "has boxes or points (`objects`), but the format of this model is unknown: add --box_format "
+                "has boxes or points (`objects`), but this model's box format is unknown: add --box_format with one of "
                 f"{', '.join(BOX_FORMATS)} (docs/boxes.md)"
             )
         return [self._written(message) if "objects" in message else message for message in messages]
@@ -128,7 +128,7 @@ class Boxes:
         return apart[0] + "".join(map("".join, zip(map(form.between.join, said), apart[1:])))
 
     def _group(self, group: list[dict]) -> list[str]:
-        """A name, boxes and points, or each of these with the name of their object."""
+        """Write a name and its boxes and points, or one entry with the name for each box or point (`named`)."""
         form, name = self.format, group[0].get("name")
         boxes = [self._numbers(found) for found in group if "at" in found]
         if name is None or not boxes or not form.named:
@@ -145,12 +145,12 @@ class Boxes:
 
 
 def swapped(numbers: list, y_first: bool) -> list:
-    """x, y, ... -> y, x, ... and back."""
+    """Swap x and y in each pair of numbers if `y_first`."""
     return [numbers[i ^ 1] for i in range(len(numbers))] if y_first else numbers
 
 
 def grouped(objects: list[dict]) -> list[list[dict]]:
-    """Groups of a name and the boxes and points that follow it without a gap, or of boxes and points alone."""
+    """Group objects that follow each other without a gap. A name starts a new group."""
     groups = []
     for found in objects:
         if groups and "at" in found and found["span"][0] == groups[-1][-1]["span"][1]:

@@ -1,9 +1,9 @@
-"""The token budget of a run: the length of each sample, found without opening it, and what to do with those too long.
+"""The token budget of a run: count the tokens of each sample without opening its media, and handle long samples.
 
-A text is tokenized once, and its number of tokens is kept next to the index of its file. A medium is counted from its
-size, by the processor's own arithmetic. Only samples that may exceed the budget are opened: an image of 600 tokens and
-a text of 3,000 bytes are at most 3,600 tokens, which always fit `--model_max_length 4096`; with 2048 the text is
-tokenized, and if it has 1,500 tokens, the sample is encoded to find where it is cut.
+A text is tokenized once, and its token count is cached next to the index of its file. The tokens of a medium are
+computed from its size, with the processor's own arithmetic. Only samples that may exceed the budget are opened.
+Example: an image of 600 tokens and a text of 3,000 bytes are at most 3,600 tokens, which fits `--model_max_length
+4096`. With 2048, the text is tokenized; if it has 1,500 tokens, the sample is encoded to find where to cut.
 """
 
 import hashlib
@@ -27,30 +27,30 @@ from reading.options import scaled_size
 from reading.row_index import ChangedFile, Layout
 from reading.rows import content_parts
 
-WHOLE, CUT = 1, 2  # what becomes of a long row
-PIXEL_STEP = 1024  # in which --max_pixels is proposed
+WHOLE, CUT = 1, 2  # the result for a long row
+PIXEL_STEP = 1024  # suggested values of --max_pixels are multiples of this
 
 
 class OverlongSample(ValueError):
-    """A sample that cannot be cut to the token budget without cutting through a medium or losing every label."""
+    """A sample cannot be cut to the token budget without cutting through a medium or losing all labels."""
 
 
 class MediaTokens(NamedTuple):
-    """Of each sample of a data set, from the sizes of its media alone."""
+    """The media tokens of each sample of a data set, computed from the sizes of the media alone."""
 
-    media: np.ndarray  # (rows,) float; inf where it is not known
-    in_videos: np.ndarray  # (rows,) float: an upper bound on the tokens of text that the processor writes into videos
-    refused: dict[int, ValueError]  # position -> why the model refuses the sample
+    media: np.ndarray  # (rows,) float; inf if unknown
+    in_videos: np.ndarray  # (rows,) float: upper bound on the tokens of text that the processor adds to videos
+    refused: dict[int, ValueError]  # position -> why the model cannot use the sample
 
 
 class Budget:
     """Counts tokens without opening media, and fits a data set to `max_length`.
 
-    A family whose processor has no arithmetic of its own, or a wrong one, has a subclass.
+    A family has a subclass if its processor cannot count the tokens of media, or counts them wrong.
 
     Args:
-        family: class of the collator whose samples are counted, with its facts about the processor.
-        max_length: tokens of a sample, media included; None: no limit.
+        family: the collator class, which has the facts about the processor.
+        max_length: maximum number of tokens of a sample, media included; None for no limit.
     """
 
     def __init__(self, processor, family: type, template: Template, max_length: int | None = None):
@@ -60,10 +60,10 @@ class Budget:
     # ---- one sample ----
 
     def count_text_tokens(self, rows: list[dict]) -> list[int]:
-        """Tokens of each sample without those that stand for its media; opens no file.
+        """Count the tokens of each sample except those that stand for media. Opens no file.
 
         Raises:
-            ValueError: the template cannot render one; the message names it.
+            ValueError: the template cannot render a sample. The message names the sample.
         """
         pieces, placeholders = [], []
         for row in rows:
@@ -76,11 +76,11 @@ class Budget:
         return [sum(islice(lengths, len(of_row))) - number for of_row, number in zip(pieces, placeholders)]
 
     def _pieces(self, messages: list[dict]) -> list[str]:
-        """The training text, in the pieces that the processor tokenizes separately, each medium a placeholder."""
+        """Return the training text, split into pieces that the processor tokenizes separately."""
         return [self.template.render(messages)[0]]
 
     def _lengths_of(self, texts: list[str]) -> list[int]:
-        """Tokens of each text, as the processor tokenizes it."""
+        """Count the tokens of each text as the processor would tokenize it."""
         lengths, writes_bos = np.zeros(len(texts), int), np.array([*map(self.template.writes_bos, texts)], bool)
         for mask in (writes_bos, ~writes_bos):
             some = [texts[i] for i in np.flatnonzero(mask)]
@@ -90,14 +90,14 @@ class Budget:
 
     @property
     def _backend(self) -> Tokenizer:
-        """The tokenizer underneath, several times as fast as through transformers; set to neither cut nor pad."""
+        """The underlying tokenizer, without truncation or padding. It is several times faster than its wrapper."""
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
         return backend
 
     def count_media_tokens(self, row: dict, media_sizes: dict) -> float:
-        """Tokens of a sample's media, from their sizes alone by the processor's own arithmetic; inf if it has none.
+        """Compute the tokens of a sample's media from their sizes, or inf if the processor cannot compute them.
 
         Args:
             media_sizes: (kind, path) -> (height, width) or (frames, height, width).
@@ -111,13 +111,13 @@ class Budget:
                 sizes.setdefault(f"{kind}_sizes", []).append(size)
         if not sizes:
             return 0
-        if not hasattr(self.processor, "_get_num_multimodal_tokens"):  # private, but what vLLM plans with
+        if not hasattr(self.processor, "_get_num_multimodal_tokens"):  # private, but vLLM uses it too
             return float("inf")
         counts = self.processor._get_num_multimodal_tokens(**sizes, **self.family.processor_kwargs)
         return sum(sum(counts[name]) for name in ("num_image_tokens", "num_video_tokens") if name in counts)
 
     def count_frame_text_tokens(self, row: dict, media_sizes: dict) -> int:
-        """At most how many tokens of text the processor writes into the videos of a sample; opens no file."""
+        """Return an upper bound on the tokens of text that the processor adds to a sample's videos. Opens no file."""
         if not (frame_text := self.family.frame_text):
             return 0
         frames = [media_sizes["video", part["video"]][0] for part in content_parts(row) if part["type"] == "video"]
@@ -126,23 +126,23 @@ class Budget:
 
     def media_do_not_fit(self, source: str, num_tokens: int) -> OverlongSample:
         return OverlongSample(
-            f"{source}: the media of its first exchange need {num_tokens} tokens, more than the --model_max_length of "
-            f"{self.max_length}. Raise --model_max_length, use smaller images or fewer frames, or drop such "
+            f"{source}: the media of the first exchange need {num_tokens} tokens, more than --model_max_length "
+            f"{self.max_length}. Raise --model_max_length, use smaller images or fewer frames, or drop these "
             "samples with --drop_overlong True."
         )
 
     # ---- a data set ----
 
     def token_lengths(self, dataset) -> np.ndarray:
-        """Tokens of each sample as it is encoded, before it is cut; opens no media.
+        """Count the tokens of each sample before cutting. Opens no media.
 
-        Exact, except for an upper bound where the processor writes a video's times or cannot count its tokens.
+        The counts are exact, except for videos: they are upper bounds if the processor adds times or cannot count.
 
         Returns:
             (rows,) int32.
 
         Raises:
-            ValueError: a sample that the model or the template refuses; `fit` names and handles all of them.
+            ValueError: the model or the template cannot use a sample. `fit` reports all of these samples.
         """
         media, in_videos, refused = self.media_tokens(dataset)
         text, unfit = self.text_tokens(dataset, np.arange(len(dataset)))
@@ -151,9 +151,9 @@ class Budget:
         return np.minimum(text + media + in_videos, np.iinfo(np.int32).max).astype(np.int32)
 
     def media_tokens(self, dataset) -> MediaTokens:
-        """Count the media of all samples, once for each combination of layout and sizes that occurs."""
+        """Count the media tokens of all samples, once per combination of layout and sizes."""
         tokens, in_videos, faults = np.zeros(len(dataset)), np.zeros(len(dataset)), {}
-        counted = {}  # media alike, in conversations of any layout
+        counted = {}  # (kinds and sizes of media) -> token counts, which do not depend on the rest of the layout
         for layout, sizes, positions in dataset.groups():
             row, known = {"messages": layout.messages}, layout.media_sizes(sizes)
             alike = (*layout.media, sizes.tobytes())
@@ -171,12 +171,12 @@ class Budget:
         return MediaTokens(tokens, in_videos, faults)
 
     def text_tokens(self, dataset, positions: np.ndarray) -> tuple[np.ndarray, dict[int, ValueError]]:
-        """Tokens of these samples without their media (len(positions),); position -> why it cannot be rendered."""
-        # Next to the folder of the index, since flags of how media are read do not matter.
+        """Return the text tokens of these samples (len(positions),), and position -> why it cannot be rendered."""
+        # Cached next to the folder of the index, since the flags for reading media do not change text tokens.
         folder_of = lambda index: os.path.dirname(index.folder)  # noqa: E731
         find, key = partial(self._count_texts, dataset), [self.fingerprint]
         if self.template.boxes.in_pixels and dataset.num_parts(Layout.FIELD_SIGNS["objects"]).any():
-            key.append(asdict(dataset.media))  # their digits follow the size
+            key.append(asdict(dataset.media))  # the digits of boxes depend on the size
         return cached_counts(dataset, positions, find, folder_of, "texts", key, "Counting")
 
     def _count_texts(self, dataset, positions: Sequence[int]) -> list[int | ValueError]:
@@ -188,7 +188,7 @@ class Budget:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that a sample's tokens depend on besides sample and budget, including our code."""
+        """A hash of everything, except sample and budget, that affects a sample's tokens, including our code."""
         template = self.template
         classes = (self.family, *map(type, (self, template, template.frame, template.boxes)))
         modules = dict.fromkeys(inspect.getmodule(base) for cls in classes for base in cls.__mro__[:-1])
@@ -201,19 +201,19 @@ class Budget:
         return hashlib.sha256(repr(settings).encode()).hexdigest()
 
     def _files(self) -> list[str]:
-        """What the checkpoint's files make of tokenizer and processor."""
+        """Return the tokenizer and the processor as loaded from the checkpoint's files, as text."""
         return [self._backend.to_str(), self.processor.to_json_string()]
 
     # ---- what is too long ----
 
     def pixels_that_fit(self, dataset, positions: np.ndarray) -> tuple[int | None, int]:
-        """The largest --max_pixels with which all samples fit uncut that fit at any number; and how many these are.
+        """Return the largest --max_pixels that makes every sample fit that can fit at all, and their number.
 
-        None, 0 if no number helps: texts or videos alone are too long, or images of any size have as many tokens.
+        (None, 0) means that no value helps: texts or videos alone are too long, or image tokens do not depend on size.
         """
         room = np.full(len(dataset), -np.inf)
         room[positions] = self.max_length - self.text_tokens(dataset, positions)[0]
-        # Where images are resized before the processor, the flag goes on doing that.
+        # If the run already resizes images before the processor, the suggested value would do so too.
         bounded = self.family.frames_in_bounds and not (dataset.media.min_pixels or dataset.media.max_pixels)
         lowest, highest = 1, dataset.media.image_pixel_limit // PIXEL_STEP
         if bounded:
@@ -235,7 +235,7 @@ class Budget:
         return (best * PIXEL_STEP, helped) if helped else (None, 0)
 
     def _counter(self, max_pixels: int, bounded: bool) -> Callable:
-        """`count_media_tokens` under this --max_pixels: a bound of the processor, or what images are shrunk to."""
+        """Return `count_media_tokens` for this --max_pixels, as a bound in the processor or as a resize before it."""
         if not bounded:
             shrunk = lambda kind, size: scaled_size(*size, None, max_pixels) if kind == "image" else size  # noqa: E731
             return lambda row, sizes: self.count_media_tokens(row, {key: shrunk(key[0], sizes[key]) for key in sizes})
@@ -246,33 +246,33 @@ class Budget:
         return other.count_media_tokens
 
     def advice(self, dataset, positions: Sequence[int]) -> str:
-        """The --max_pixels with which samples fit that now do not; "" if there is none."""
+        """Return a suggestion of a --max_pixels with which overlong samples fit, or ""."""
         pixels, helped = self.pixels_that_fit(dataset, np.sort(positions))
         number = "all" if helped == len(positions) else f"{helped:,}"
         return f"--max_pixels {pixels} makes {number} of them fit" if pixels else ""
 
     def fit(self, dataset, encode: Callable, drop_overlong: bool) -> tuple[int, int]:
-        """Find the samples that exceed the budget, opening only candidates; drop those that cannot be cut, if asked to.
+        """Find the samples that exceed the budget. With `drop_overlong`, drop those that cannot be cut.
 
         Args:
             encode: opened sample -> Encoded (`ChatCollator.encode`).
 
         Returns:
-            The numbers of samples that will be cut, and that were dropped.
+            The number of samples that will be cut, and the number that were dropped.
 
         Raises:
-            ValueError: samples that cannot be cut, without `drop_overlong`; or no sample is left.
+            ValueError: a sample cannot be cut and `drop_overlong` is False, or no sample is left.
         """
-        # What a template writes unasked, such as a default system prompt.
+        # The text that the template adds to every conversation, such as a default system prompt.
         empty, template = conversation(("user", ""), ("assistant", "")), self.template
         written = template.render(empty)[0] if template.is_tagged else template.render_official(empty)
         media, in_videos, broken = self.media_tokens(dataset)
         allow(dataset, broken)
-        # A token is at least a byte of text; 64 is more than any template adds to a further message.
+        # A token is at least one byte of text. A template adds fewer than 64 bytes per message.
         text_bytes = dataset.of_rows("text_bytes") + len(written.encode()) + 64 * dataset.num_parts()
         is_doubtful = text_bytes + media + in_videos > self.max_length
-        is_doubtful |= dataset.num_parts(Layout.FIELD_SIGNS.values()) > 0  # not among the text bytes
-        # Every row is rendered once where the template may refuse its texts.
+        is_doubtful |= dataset.num_parts(Layout.FIELD_SIGNS.values()) > 0  # these fields are not in text_bytes
+        # If the template may refuse texts, every row is rendered once.
         is_doubtful |= template.is_replaced or bool(template.frame.thought)
         doubtful = np.setdiff1d(np.flatnonzero(is_doubtful), [*broken])
         text, unfit = self.text_tokens(dataset, doubtful)
@@ -284,7 +284,7 @@ class Budget:
             dataset, long, find, lambda index: index.folder, "fit", key, "Encoding long rows of"
         )
         faults = {position: error for position, error in failed.items() if isinstance(error, OverlongSample)}
-        # Such as a medium that is broken after its header.
+        # Other errors, such as a media file that is damaged after its header.
         late = {position: error for position, error in failed.items() if position not in faults}
         allow(dataset, late)
         if faults and not (drop_overlong and len(faults) < len(dataset)):
@@ -298,7 +298,7 @@ class Budget:
         return int((results == CUT).sum()), len(faults)
 
     def _fit_results(self, dataset, encode, media: np.ndarray, positions: list[int]) -> list[int | ValueError]:
-        """For each of some long rows, WHOLE, CUT, or why it cannot be used."""
+        """Return WHOLE, CUT or an error for each of these long rows."""
         results = []
         for position in positions:
             try:
@@ -314,11 +314,11 @@ class Budget:
 
 
 def allow(dataset, faults: dict[int, ValueError]) -> None:
-    """Raise the first fault, unless the data set may have some."""
+    """Raise the first of these errors, unless bad samples are allowed (--max_bad_samples)."""
     if faults and dataset.max_bad_samples is None:
         raise next(iter(faults.values()))
 
 
 def fewest_frames(processor) -> int:
-    """How many frames a patch spans: some processors refuse fewer (transformers 5.23: Qwen3-VL, GLM-4.1V)."""
+    """Return the number of frames per patch. Qwen3-VL's and GLM-4.1V's processors refuse shorter videos (5.23)."""
     return getattr(getattr(processor, "video_processor", None), "temporal_patch_size", 1)

@@ -1,5 +1,5 @@
-"""One number per row of a data set, such as its tokens: counted once, by several processes, and kept. They are in the
-cache folder next to the index of a file (reading/row_index.py), named by a hash of all that they depend on.
+"""Cache one number per row of a data set, such as its token count, computed once by several processes. The cache files
+are next to the index of each data file (reading/row_index.py), named by a hash of everything the numbers depend on.
 """
 
 import glob
@@ -17,29 +17,29 @@ from tqdm import tqdm
 
 from reading.row_index import DAYS_KEPT, ChangedFile, name_of, naming_cache
 
-COUNTS_VERSION = 1  # of what is kept
-UNKNOWN = 0  # the number of a row that nobody asked for yet
+VERSION = 1  # of the cache files
+UNKNOWN = 0  # the value of rows that are not computed yet
 BATCH = 64  # rows
-ROWS_PER_WORKER = 1000  # below which another process takes longer to start than it saves
+ROWS_PER_WORKER = 1000  # with fewer rows, starting another process takes longer than it saves
 
-# (positions) -> the number of each row, more than 0, or why there is none
+# (positions) -> the number of each row, at least 1, or the error that prevents it
 Find = Callable[[Sequence[int]], list[int | ValueError]]
 
 
 def cached_counts(
     dataset, positions: np.ndarray, find: Find, folder_of: Callable, name: str, key: object, what: str
 ) -> tuple[np.ndarray, dict[int, ValueError]]:
-    """A number for each of these rows: from the cache, or counted by one process while the others wait.
+    """Return a number for each of these rows, from the cache or computed by one process while others wait.
 
     Args:
-        find: counts rows that are not in the cache, in several processes if there are many.
-        folder_of: (index of a file) -> where such numbers of its rows are kept.
-        name: of this kind of numbers.
-        key: stands for all that they depend on, besides the rows and how they are read.
-        what: is done, for the progress bar.
+        find: computes the numbers of rows that are not in the cache; with many rows, several processes call it.
+        folder_of: (index of a file) -> folder of the cache file for its rows.
+        name: name of this kind of number, part of the cache file's name.
+        key: everything that the numbers depend on, except the rows and how they are read.
+        what: text before the file name in the progress bar, such as "Counting".
 
     Returns:
-        The numbers (len(positions),) int32, 0 where there is none; position -> why.
+        The numbers (len(positions),) int32, 0 for rows with an error; and position -> error.
     """
     numbers, faults = np.zeros(len(positions), np.int32), {}
     with naming_cache(dataset.media.cache_folder):
@@ -63,26 +63,26 @@ def cached_counts(
 
 
 def open_numbers(path: str, length: int) -> np.ndarray:
-    """A file of int32 in memory (length,), shared by all processes; made of zeros where there is none."""
+    """Memory-map a file of int32 (length,), shared by all processes. A missing file is created with zeros."""
     for outdated in set(glob.glob(f"{os.path.dirname(path)}/*.numbers*")) - {path, f"{path}.lock"}:
         if time.time() - os.path.getmtime(outdated) > DAYS_KEPT * 86_400:
             os.remove(outdated)
     if not os.path.isfile(path):
-        np.zeros(length, np.int32).tofile(f"{path}.unfinished")  # not a hole, which a full disk could not fill
+        np.zeros(length, np.int32).tofile(f"{path}.unfinished")  # not sparse, so a full disk fails here
         os.rename(f"{path}.unfinished", path)
     os.utime(path)
     return np.memmap(path, np.int32, "r+", shape=(length,))
 
 
 def search(find: Find, positions: np.ndarray, what: str) -> Iterator[int | ValueError]:
-    """What is found of each of `positions`, in order."""
+    """Yield the result of `find` for each position, in order."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     batches = DataLoader(
         positions.tolist(),
         BATCH,
         num_workers=min(cores, len(positions) // ROWS_PER_WORKER),
         collate_fn=partial(found_or_changed, find),
-        generator=torch.Generator(),  # else it would draw from the run's
+        generator=torch.Generator(),  # otherwise it would advance the run's random state
     )
     with tqdm(total=len(positions), desc=what, unit=" rows", delay=2, mininterval=1) as progress:
         for found in batches:
@@ -95,5 +95,5 @@ def search(find: Find, positions: np.ndarray, what: str) -> Iterator[int | Value
 def found_or_changed(find: Find, positions: list[int]) -> list[int | ValueError] | ChangedFile:
     try:
         return find(positions)
-    except ChangedFile as error:  # raised in a worker, it would come with its traceback in its text
+    except ChangedFile as error:  # if a worker raised it, the message would include a traceback
         return error

@@ -1,7 +1,7 @@
-"""An image processor of transformers whose images stay as Pillow has them, the channels last, until they are resized.
+"""Keep images in Pillow's layout, with the channels last, until an image processor of transformers resizes them.
 
-transformers (5.23) copies an image twice before it resizes it: out of Pillow's memory, and to channels first. torch
-resizes that several times more slowly than channels that come last, to the same pixels.
+Before resizing, transformers (5.23) copies an image twice: out of Pillow's memory, and to channels first. With channels
+last, torch resizes several times faster and gives the same pixels.
 """
 
 from functools import cache
@@ -13,25 +13,25 @@ from transformers import TorchvisionBackend
 
 
 class ChannelsLast(TorchvisionBackend):
-    """Mixin between the class of an image processor and its base; gives the same tensors."""
+    """A mixin between the class of an image processor and its base. The resulting tensors are the same."""
 
     def process_image(self, image, *args, **kwargs):
         is_plain = isinstance(image, Image.Image) and image.mode == "RGB" and not image.has_transparency_data
         if not (self.do_resize and is_plain):
             return super().process_image(image, *args, **kwargs)
-        # By DLPack, since `from_numpy` warns of memory that cannot be written; resizing only reads it.
+        # `from_numpy` would warn about read-only memory; resizing only reads it.
         return torch.from_dlpack(np.asarray(image)).permute(2, 0, 1)
 
     def resize(self, *args, **kwargs):
         return super().resize(*args, **kwargs).contiguous()
 
     def __reduce__(self):
-        """For a data loader's worker that is spawned: pickle cannot find a class that was made here."""
+        """Make pickling for spawned workers possible: pickle cannot find a class that is created at run time."""
         return _restored, (type(self).__bases__[0], vars(self))
 
 
 def channels_last(image_processor):
-    """The same image processor with less copying; any other object as it is."""
+    """Return the same image processor with less copying. Any other object is returned unchanged."""
     if not isinstance(image_processor, TorchvisionBackend) or isinstance(image_processor, ChannelsLast):
         return image_processor
     return _restored(type(image_processor), vars(image_processor))

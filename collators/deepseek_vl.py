@@ -1,4 +1,4 @@
-"""DeepSeek-VL: `User: ` and `Assistant:` after a default system prompt; messages are trimmed, images stay in place."""
+"""DeepSeek-VL: a default system prompt, then `User: ` and `Assistant:`. Messages are trimmed; images stay in place."""
 
 from collators import register_collator
 from collators.base import ChatCollator
@@ -18,7 +18,7 @@ PARTS = (
 
 class DeepseekVLBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """Its processor has no count (transformers 5.23): images of any size have as many tokens."""
+        """The processor cannot count (transformers 5.23). All images have the same number of tokens."""
         return self.processor.num_image_tokens * sum(part["type"] == "image" for part in content_parts(row))
 
 
@@ -42,10 +42,10 @@ class DeepseekVLCollator(ChatCollator):
         TemplateException(
             "<｜end▁of▁sentence｜>",
             "",
-            "The template writes no end token after the last reply, only after those before it.",
+            "The template writes an end token after every reply except the last; we write one after the last, too.",
             where="end",
         ),
     )
-    # By default, its processor makes tensors of texts, in which no place is found.
+    # By default, the processor returns text as tensors, which breaks finding the labels.
     processor_kwargs = {"text_kwargs": {"return_tensors": None}}
     budget_class = DeepseekVLBudget

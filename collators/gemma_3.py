@@ -1,4 +1,4 @@
-"""Gemma 3: the system prompt opens the first user turn; images stay where they are, texts are trimmed around them."""
+"""Gemma 3: the system prompt begins the first user turn. Images stay in place; the texts around them are trimmed."""
 
 from collators import register_collator
 from collators.base import ChatCollator
@@ -30,10 +30,10 @@ def gemma_template(image: str) -> str:
 
 
 class TrimmingTemplate(Template):
-    """What the Gemma chat families share: their templates trim each text part of a user or assistant message."""
+    """The template of the Gemma families, which trims each text part of a user or assistant message."""
 
     def _render(self, messages, *args, **kwargs):
-        """Trimmed before control strings are searched: spaces between two parts may split one."""
+        """Trim the parts first: without the spaces between two parts, a frame token may appear."""
         trimmed = [
             message
             if message["role"] not in ("user", "assistant")
@@ -49,7 +49,7 @@ def trim(part: dict) -> dict:
 
 class Gemma3Budget(Budget):
     def _pieces(self, messages):
-        """With the line breaks and the tokens that the processor writes around the pixels of an image."""
+        """Add the line breaks and tokens that the processor writes around the pixels of an image."""
         around = self.processor.full_image_sequence.replace(self.processor.tokenizer.image_token, "")
         return [text.replace(self.processor.image_token, around) for text in super()._pieces(messages)]
 
@@ -57,8 +57,8 @@ class Gemma3Budget(Budget):
 @register_collator("gemma-3")
 class Gemma3Collator(ChatCollator):
     chat_template = gemma_template("<start_of_image>")
-    string_roles = ("system",)  # of a list, the template takes the first part alone
-    # 1 for the tokens of an image, which attend to each other in both directions.
+    string_roles = ("system",)  # the template uses only the first part of a list
+    # 1 for the tokens of an image, which attend to each other in both directions, 0 for all others.
     sequence_padding = ChatCollator.sequence_padding | {"token_type_ids": 0}
     placeholder_tokens = 0
     template_class = TrimmingTemplate

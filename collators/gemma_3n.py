@@ -1,4 +1,4 @@
-"""Gemma 3n: the format of Gemma 3 with another image token; the model sees images in one direction."""
+"""Gemma 3n: the format of Gemma 3 with another image token. Attention within images is causal."""
 
 from collators import register_collator
 from collators.gemma_3 import Gemma3Collator, gemma_template

@@ -1,7 +1,7 @@
-"""Gemma 4: turns of `<|turn>role`; media stay where they are in the text. The two large sizes answer after a thought.
+"""Gemma 4: each turn begins with `<|turn>role`, and media stay in place.
 
-We train without thinking. E2B and E4B then answer at once; 26B-A4B and 31B after an empty thought, which their
-generation prompt ends with.
+We train without thinking. E2B and E4B then answer immediately. The generation prompt of 26B-A4B and 31B ends with an
+empty thought, and the answer follows it.
 """
 
 from collators import register_collator
@@ -37,16 +37,16 @@ def gemma_4_template(thought: str) -> str:
 
 class Gemma4Budget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """With what the processor writes around each image, two tokens, and around each frame of a video, nine.
+        """Add the tokens that the processor writes: two around each image, nine around each frame of a video.
 
-        The latter are `00:07 <|image>` and `<image|> `.
+        The nine are those of `00:07 <|image>` and `<image|> `.
         """
         kinds = [part["type"] for part in content_parts(row)]
         frames = sum(media_sizes["video", part["video"]][0] for part in content_parts(row) if part["type"] == "video")
         return super().count_media_tokens(row, media_sizes) + 2 * kinds.count("image") + 9 * frames
 
     def count_frame_text_tokens(self, row, media_sizes):
-        """From 100 minutes on, a time has a digit more."""
+        """Allow one more token per frame: from 100 minutes on, a time has one more digit."""
         return sum(media_sizes["video", part["video"]][0] for part in content_parts(row) if part["type"] == "video")
 
 
@@ -61,15 +61,15 @@ class Gemma4Collator(ChatCollator):
                 TemplateException(
                     f"<|turn>model\n{EMPTY_THOUGHT}",
                     "<|turn>model\n",
-                    "The first templates of 26B-A4B and 31B write the empty thought in the generation prompt alone, "
-                    "the later ones in the history too; replies are trained after the prompt's form.",
+                    "The first templates of 26B-A4B and 31B write the empty thought only in the generation prompt; "
+                    "later ones also write it in the history. We always write it before a reply, as in the prompt.",
                 ),
             ),
         ),
     )
-    thought_format = "<|channel>thought\n{}\n<channel|>"  # the template writes it before calls alone
+    thought_format = "<|channel>thought\n{}\n<channel|>"  # the template writes it only before tool calls
     reply_tokens = ("<|channel>", "<channel|>")
-    string_roles = ("system",)  # of a list, the template puts a space after each part
+    string_roles = ("system",)  # the template adds a space after each part of a list
     template_class = TrimmingTemplate
     budget_class = Gemma4Budget
     told_times = True

@@ -1,5 +1,5 @@
-"""Gemma 4 12B: the format of Gemma 4 26B-A4B and 31B. Trained without thoughts: it answers after the empty
-thought that ends its generation prompt."""
+"""Gemma 4 12B: the format of Gemma 4 26B-A4B and 31B. We train without thinking: the generation prompt ends with an
+empty thought, and the answer follows it."""
 
 from collators import register_collator
 from collators.gemma_4 import EMPTY_THOUGHT, Gemma4Collator, gemma_4_template
@@ -14,7 +14,7 @@ class Gemma4UnifiedCollator(Gemma4Collator):
         TemplateException(
             f"<|turn>model\n{EMPTY_THOUGHT}",
             "<|turn>model\n",
-            "The template writes the empty thought in the generation prompt alone; replies are trained after the "
-            "prompt's form.",
+            "The template writes the empty thought only in the generation prompt. We write it before every reply, as "
+            "in the prompt.",
         ),
     )

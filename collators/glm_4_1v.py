@@ -1,4 +1,4 @@
-"""GLM-4.1V: a reply ends where the next user turn begins; videos are images with the second of each after it."""
+"""GLM-4.1V: a reply ends where the next user turn begins. A video is a list of images, each followed by its second."""
 
 import torch
 
@@ -31,8 +31,8 @@ class Glm41VCollator(ChatCollator):
         TemplateException(
             "<|user|>",
             "",
-            "The template ends a reply with nothing; generation stops at the <|user|> of the next turn, so the last "
-            "reply gets one too.",
+            "The template writes no end token after a reply. Generation stops at the <|user|> of the next turn, so we "
+            "also write <|user|> after the last reply.",
             where="end",
         ),
     )
@@ -44,7 +44,7 @@ class Glm41VCollator(ChatCollator):
     told_times = True
 
     def is_media(self, input_ids, kind=None):
-        """The frames of a video are image tokens too, between the tokens that begin and end a video."""
+        """Find the frames of videos, which are image tokens between the tokens that begin and end a video."""
         media = super().is_media(input_ids, "image")
         if kind is None:
             return media
@@ -53,9 +53,9 @@ class Glm41VCollator(ChatCollator):
         return media & (in_video if kind == "video" else ~in_video)
 
     def _process(self, text, spans, messages):
-        """Give the model each time step of a video as an image, which is what it makes of it.
+        """Pass each time step of a video to the model as an image, which is how the model treats it anyway.
 
-        It refuses a batch with images and videos: it takes all image tokens for those of either (transformers 5.23).
+        The model cannot process batches with images and videos: it counts all image tokens for both (5.23).
         """
         inputs = super()._process(text, spans, messages)
         if "video_grid_thw" not in inputs:

@@ -1,5 +1,5 @@
-"""GLM-4.6V-Flash without thinking: as GLM-4.1V, with `/nothink` after each question and an empty thought before each
-reply; the white space around a reply is dropped."""
+"""GLM-4.6V-Flash without thinking: the format of GLM-4.1V, with `/nothink` after each question and an empty thought
+before each reply. White space around a reply is removed."""
 
 from collators import register_collator
 from collators.glm_4_1v import Glm41VCollator
@@ -8,8 +8,8 @@ from collators.glm_4_1v import Glm41VCollator
 def glm_4_6v_template(suffix: str, thought: str) -> str:
     """
     Args:
-        suffix: what follows a question that does not end with it.
-        thought: what is before each reply.
+        suffix: text to append to each question that does not already end with it.
+        thought: text to write before each reply.
     """
     return (
         "[gMASK]<sop>"
@@ -37,6 +37,6 @@ class Glm46VCollator(Glm41VCollator):
     chat_template = glm_4_6v_template("/nothink", "<think></think>\n")
     reply_tokens = ("<think>", "</think>", "</answer>")
     template_kwargs = {"enable_thinking": False}
-    thought_format = ""  # the template writes it
+    thought_format = ""  # the template writes thoughts
     string_roles = ()
     frame_text = "<|begin_of_image|><|end_of_image|>99999.9 seconds"

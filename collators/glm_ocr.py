@@ -1,4 +1,4 @@
-"""GLM-OCR: the format of GLM-4.6V without its words on thinking."""
+"""GLM-OCR: the format of GLM-4.6V without `/nothink` and without the empty thought."""
 
 from collators import register_collator
 from collators.glm_4_6v import Glm46VCollator, glm_4_6v_template
@@ -13,8 +13,8 @@ class GlmOcrCollator(Glm46VCollator):
         TemplateException(
             "<|assistant|>\n",
             "<|assistant|>\n<think></think>\n",
-            "The template writes <think></think> before each reply, but not in the generation prompt; replies are "
-            "trained after the prompt's form.",
+            "The template writes <think></think> before each reply, but not in the generation prompt. We never write "
+            "it, as in the prompt.",
         ),
         *Glm46VCollator.template_exceptions,
     )

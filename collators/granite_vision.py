@@ -1,4 +1,4 @@
-"""Granite Vision: `<|user|>` on its own line, with a default system prompt; a message's images come first."""
+"""Granite Vision: a default system prompt, and `<|user|>` on a separate line. A message's images come first."""
 
 from collators import register_collator
 from collators.base import ChatCollator

@@ -1,4 +1,4 @@
-"""Idefics3 and the first SmolVLM: `User: text<end_of_utterance>`; the processor cuts images into tiles."""
+"""Idefics3 and the first SmolVLM: `User: text<end_of_utterance>`. The processor cuts images into tiles."""
 
 from functools import cache
 
@@ -10,7 +10,7 @@ from reading.rows import content_parts
 
 
 def speakers(bos: str) -> str:
-    """The format that Idefics3 and SmolVLM2 share. There is no space before an image that opens a message."""
+    """The format that Idefics3 and SmolVLM2 share. If a message begins with an image, no space comes before it."""
     return (
         bos + "{% for message in messages %}"
         "{{ message.role | capitalize }}:"
@@ -31,11 +31,11 @@ def speakers(bos: str) -> str:
 
 
 class TiledImageBudget(Budget):
-    """Images become tiles of fixed size, each after a marker of its place, then the whole image as the last tile."""
+    """Counts images that become tiles of a fixed size, each after a position marker, and last the whole image."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._count_tokens = cache(self._count_tokens)  # many images, few texts
+        self._count_tokens = cache(self._count_tokens)  # many images have the same text
 
     def count_media_tokens(self, row, media_sizes):
         images = [part["image"] for part in content_parts(row) if part["type"] == "image"]

@@ -1,4 +1,4 @@
-"""InternVL3 and InternVL3.5: ChatML; a line break after each image and video, whose frames are numbered images."""
+"""InternVL3 and InternVL3.5: ChatML, with a line break after each image and video. A video becomes numbered images."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from reading.rows import content_parts
 
 class InternVL3Budget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """The processor counts images alone (transformers 5.23)."""
+        """Count videos here: the processor counts only images (transformers 5.23)."""
         images = {"messages": [{"content": [part for part in content_parts(row) if part["type"] == "image"]}]}
         videos = [part["video"] for part in content_parts(row) if part["type"] == "video"]
         frames = [np.empty(media_sizes["video", video][0]) for video in videos]
@@ -38,7 +38,7 @@ class InternVL3Collator(ChatCollator):
         "{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    # Without it, an image after a video cannot be joined with its frames (transformers 5.23).
+    # Without this option, the processor cannot concatenate an image with the frames of a video (transformers 5.23).
     processor_kwargs = {"images_kwargs": {"return_tensors": "pt"}}
     # OpenGVLab/InternVL, internvl_chat/eval/refcoco/evaluate_grounding.py.
     box_format = BoxFormat(1000, name="<ref>{}</ref>", around="<box>[{}]</box>", between=", ")

@@ -1,4 +1,4 @@
-"""LFM2-VL and LFM2.5-VL: ChatML after <|startoftext|>; the processor cuts large images into tiles."""
+"""LFM2-VL and LFM2.5-VL: ChatML after <|startoftext|>. The processor cuts large images into tiles."""
 
 from collators import register_collator
 from collators.base import ChatCollator
@@ -7,7 +7,7 @@ from collators.idefics3 import TiledImageBudget
 
 class Lfm2VLBudget(TiledImageBudget):
     def _count_image_tokens(self, height, width):
-        """An image of up to about twice the pixels of its most tokens is shrunk, a larger one cut into a grid."""
+        """Images up to about twice the pixels of `max_image_tokens` are shrunk; larger ones are cut into a grid."""
         images = self.processor.image_processor
         options = {n: getattr(images, n) for n in ("downsample_factor", "encoder_patch_size", "max_image_tokens")}
         shrunk = images.smart_resize(height, width, min_image_tokens=images.min_image_tokens, **options)
@@ -34,7 +34,7 @@ class Lfm2VLCollator(ChatCollator):
         "{% endfor %}{% endset %}"
         "{% if message.role == 'assistant' %}"
         "<|im_start|>assistant\n{% generation %}{{ content }}<|im_end|>{% endgeneration %}{{ '\n' }}"
-        "{% elif content or message.role == 'user' or not loop.first %}"  # an empty system prompt is left out
+        "{% elif content or message.role == 'user' or not loop.first %}"  # omits an empty system prompt
         "<|im_start|>{{ message.role + '\n' + content }}<|im_end|>\n"
         "{% endif %}"
         "{% endfor %}"

@@ -1,4 +1,4 @@
-"""Llama 4: the template writes BOS; an image becomes tiles of patches, with separators, and a view of the whole."""
+"""Llama 4: the template writes BOS. An image becomes tiles of patches with separators, and the whole image."""
 
 import torch
 from transformers.models.llama4.image_processing_llama4 import find_supported_resolutions, get_best_fit
@@ -11,7 +11,7 @@ from reading.rows import content_parts
 
 class Llama4Budget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """The processor has no arithmetic of its own (transformers 5.23)."""
+        """The processor cannot count tokens (transformers 5.23)."""
         images = self.processor.image_processor
         canvases = torch.tensor(find_supported_resolutions(images.max_patches, images.size))
         side = images.size.height
@@ -21,7 +21,7 @@ class Llama4Budget(Budget):
             if part["type"] == "image":
                 size = media_sizes["image", part["image"]]
                 height, width = (get_best_fit(size, canvases, images.resize_to_max_canvas) // side).tolist()
-                # Tiles with a separator after each, unless there is one alone; the whole; three tokens around it.
+                # Tiles (if several) with a separator after each; the whole image; three more tokens.
                 total += (height * width > 1) * height * width * (patches + 1) + patches + 3
         return total
 
@@ -42,9 +42,9 @@ class Llama4Collator(ChatCollator):
         "{% endfor %}"
         "{% if add_generation_prompt %}<|header_start|>assistant<|header_end|>\n\n{% endif %}"
     )
-    # Of a list of parts, the checkpoint's template takes the first alone.
+    # The checkpoint's template uses only the first part of a list.
     string_roles = ("system",)
-    # Without it, the tiles of several images stay in a list (transformers 5.23).
+    # Without this option, the tiles of several images stay in a list (transformers 5.23).
     processor_kwargs = {"images_kwargs": {"return_tensors": "pt"}}
     budget_class = Llama4Budget
 

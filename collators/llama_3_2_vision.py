@@ -1,6 +1,6 @@
-"""Llama 3.2 Vision: the template writes BOS and a date; an image is one token, cross-attention sees its tiles.
+"""Llama 3.2 Vision: the template writes BOS and a date. An image is one token; cross-attention reads its tiles.
 
-The date is left out where an image comes before the first reply and there is no system prompt.
+The date is omitted if there is no system prompt and an image comes before the first reply.
 """
 
 import torch
@@ -14,7 +14,7 @@ from reading.rows import content_parts
 
 class Llama32VisionBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """The processor has no arithmetic of its own (transformers 5.23)."""
+        """The processor cannot count tokens (transformers 5.23). Each image is one token."""
         return sum(part["type"] == "image" for part in content_parts(row))
 
 
@@ -51,19 +51,19 @@ class Llama32VisionCollator(ChatCollator):
             "<|start_header_id|>system<|end_header_id|>\n\n"
             "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|>",
             "",
-            "The template drops the block with the date from the whole conversation once a later message has an image; "
-            "the block stands or falls with the messages before the first reply, as in the prompt for it.",
+            "If any message has an image, the template drops the date block from the conversation. We drop it only if "
+            "an image comes before the first reply, as in the prompt for that reply.",
             "history",
         ),
     )
-    template_kwargs = {"date_string": "26 Jul 2024"}  # the template's own for an environment without a clock
+    template_kwargs = {"date_string": "26 Jul 2024"}  # the template's default if it cannot get the date
     string_roles = ("system",)
-    reply_tokens = ("<|python_tag|>",)  # its processor names it
+    reply_tokens = ("<|python_tag|>",)  # an attribute of the processor
     sequence_padding = ChatCollator.sequence_padding | {"cross_attention_mask": 0}
     budget_class = Llama32VisionBudget
 
     def pad(self, rows, side="right"):
-        """As the base's; the model wants images of every row or of none, so a row without gets one that is masked."""
+        """Add a masked image to rows without images, since the model needs images in every row or in none."""
         images = next((row for row in rows if "pixel_values" in row), None)
         if images:
             rows = [row if "pixel_values" in row else row | masked_image(row, images) for row in rows]
@@ -71,7 +71,7 @@ class Llama32VisionCollator(ChatCollator):
 
 
 def masked_image(row: dict, images: dict) -> dict[str, torch.Tensor]:
-    """The image tensors of a row that has none, shaped after those of another row's first image."""
+    """Return image tensors for a row without images, with the shapes of another row's first image."""
     empty = {name: torch.zeros_like(images[name][:, :1]) for name in images.keys() - row.keys()}
     tokens = row["input_ids"].shape[1]
     return empty | {"cross_attention_mask": empty["cross_attention_mask"][:, :, :1].repeat(1, tokens, 1, 1)}

@@ -1,4 +1,4 @@
-"""LLaVA 1.5: Vicuna format; a message's media come first."""
+"""LLaVA 1.5: the Vicuna format. A message's media come first."""
 
 from collators import register_collator
 from collators.base import ChatCollator
@@ -24,6 +24,6 @@ class Llava15Collator(ChatCollator):
         TemplateException(
             "</s>",
             " ",
-            "The template ends a reply with a space, which teaches no end; the model was trained with </s>.",
+            "The template ends replies with a space, which teaches no stop. We write </s>, as in the model's training.",
         ),
     )

@@ -1,4 +1,4 @@
-"""LLaVA 1.6: Vicuna format as LLaVA 1.5, Mistral's, or ChatML (34B); a message's media come first."""
+"""LLaVA 1.6: the Vicuna format of LLaVA 1.5, Mistral's format, or ChatML (34B). A message's media come first."""
 
 from collators import register_collator
 from collators.llava_1_5 import Llava15Collator

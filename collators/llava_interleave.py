@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Interleave: ChatML with a line break before every text; a message's images come first."""
+"""LLaVA-NeXT-Interleave: ChatML with a line break before every text. A message's images come first."""
 
 from collators import register_collator
 from collators.base import ChatCollator
@@ -8,7 +8,7 @@ from reading.rows import content_parts
 
 class LlavaInterleaveBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """The processor of transformers 5.23 counts by `crop_size`, which SigLIP's images do not have."""
+        """Do not use the processor's count: it needs `crop_size`, which SigLIP's image processor lacks (5.23)."""
         image, patch = self.processor.image_processor.size, self.processor.patch_size
         num_images = sum(part["type"] == "image" for part in content_parts(row))
         return num_images * (image.height // patch) * (image.width // patch)

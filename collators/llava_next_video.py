@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Video: the formats of LLaVA 1.6; a message's images come first, then its videos."""
+"""LLaVA-NeXT-Video: the formats of LLaVA 1.6. A message's images come first, then its videos."""
 
 import torch
 
@@ -10,7 +10,7 @@ from reading.rows import content_parts
 
 class LlavaNextVideoBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """The processor of transformers 5.23 counts images only. Two by two patches of a frame are a token."""
+        """Count videos here: the processor counts only images (5.23). In a frame, 2x2 patches are one token."""
         parts = [part for part in content_parts(row) if part["type"] == "video"]
         frames = sum(media_sizes["video", part["video"]][0] for part in parts)
         frame, patch = self.processor.video_processor.crop_size, self.processor.patch_size
@@ -21,7 +21,7 @@ class LlavaNextVideoBudget(Budget):
 
 @register_collator("llava-next-video")
 class LlavaNextVideoCollator(Llava16Collator):
-    # Its processor makes tensors by default (transformers 5.23).
+    # The processor returns tensors by default (transformers 5.23), which breaks finding the labels.
     processor_kwargs = {"return_tensors": None}
     budget_class = LlavaNextVideoBudget
 

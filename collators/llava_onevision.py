@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: ChatML without line breaks between messages; a message's images come first, then its videos."""
+"""LLaVA-OneVision: ChatML without line breaks between messages. A message's images come first, then its videos."""
 
 from collators import register_collator
 from collators.base import ChatCollator
@@ -9,7 +9,7 @@ from reading.rows import content_parts
 
 class LlavaOnevisionBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """Several images of a conversation are not split into tiles: each is one tile and a line break."""
+        """If a conversation has several images, none is split into tiles: each is one tile and a line break."""
         images = [part for part in content_parts(row) if part["type"] == "image"]
         if len(images) < 2:
             return super().count_media_tokens(row, media_sizes)
@@ -39,8 +39,8 @@ class LlavaOnevisionCollator(ChatCollator):
         TemplateException(
             "<|im_start|>assistant\n",
             "<|im_start|>assistant \n",
-            "The template writes `assistant \\n` in the history but `assistant\\n` in the generation prompt; "
-            "replies are trained after the prompt's form.",
+            "The template writes `assistant \\n` in the history but `assistant\\n` in the generation prompt. We always "
+            "write `assistant\\n`, as in the prompt.",
         ),
     )
     budget_class = LlavaOnevisionBudget

@@ -1,7 +1,7 @@
-"""MiniCPM-V 4.6: ChatML, trimmed messages whose parts are lines, an empty thought before each reply.
+"""MiniCPM-V 4.6: ChatML with trimmed messages, one line per part, and an empty thought before each reply.
 
-An image has its number, a view of the whole, and slices if it is large. Videos are refused: the makers ask for other
-options than the processor's own (no numbers, no slices), and without those its slices are counted wrong.
+An image becomes a number, the whole image, and slices if it is large. Videos are refused: they need other options than
+the processor's defaults (no numbers, no slices), and with the defaults the slices would be counted wrong.
 """
 
 import torch
@@ -20,19 +20,19 @@ class MiniCPMV46Template(Template):
 
 class MiniCPMV46Budget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """Its processor has no count (transformers 5.23)."""
+        """The processor cannot count (transformers 5.23)."""
         sizes = [media_sizes["image", part["image"]] for part in content_parts(row) if part["type"] == "image"]
         return sum(self._of_image(*size) + len(str(number)) for number, size in enumerate(sizes))
 
     def _of_image(self, height: int, width: int) -> int:
-        """Tokens of an image, but those of its number."""
+        """Count the tokens of an image, except those of its number."""
         images = self.processor.image_processor
         token = (images.patch_size * 4) ** 2
         options = (images.scale_resolution, images.patch_size, images.downsample_mode)
         grid = images.get_sliced_grid((height, width), images.max_slice_nums, images.scale_resolution)
         rows, columns = images.find_best_resize((height, width), *options, allow_upscale=grid is None)
         total = rows * columns // token + 4
-        if grid:  # slices with a token before and after each, and a line break after each row but the last
+        if grid:  # slices, with tokens before and after each, and line breaks between rows
             rows, columns = images.get_refine_size((height, width), grid, *options, allow_upscale=True)
             total += rows * columns // token + 2 * grid[0] * grid[1] + grid[0] - 1
         return total
@@ -65,12 +65,12 @@ class MiniCPMV46Collator(ChatCollator):
             EMPTY_THOUGHT,
             "",
             "The template writes the empty thought in the generation prompt and before the last reply, not in the "
-            "history; replies are trained after the prompt's form.",
+            "history. We write it before every reply, as in the prompt.",
             where="history",
         ),
     )
     reply_tokens = ("<think>", "</think>")
-    # By default, as for Ovis2, its processor makes tensors of texts, in which no place is found.
+    # By default, the processor returns text as tensors, which breaks finding the labels.
     processor_kwargs = {"text_kwargs": {"return_tensors": None}, "images_kwargs": {"return_tensors": "pt"}}
     template_class = MiniCPMV46Template
     budget_class = MiniCPMV46Budget
@@ -82,5 +82,5 @@ class MiniCPMV46Collator(ChatCollator):
         super().__init__(processor, *args, **kwargs)
 
     def of_all(self, name, values):
-        """The patches of all images are in one strip: (1, channels, height of a patch, width of all)."""
+        """Concatenate patches into one strip: (1, channels, height of a patch, width of all patches)."""
         return torch.cat(values, dim=-1) if name.startswith("pixel_values") else super().of_all(name, values)

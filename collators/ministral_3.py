@@ -1,4 +1,4 @@
-"""Ministral 3: the format of Mistral Small 3.2 with a default system prompt that names the checkpoint."""
+"""Ministral 3: the format of Mistral Small 3.2 with a default system prompt that contains the checkpoint's name."""
 
 from collators import register_collator
 from collators.mistral_small_3_1 import (
@@ -13,7 +13,7 @@ from collators.template import PROBES
 class Ministral3Template(MistralSmall31Template):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.processor.chat_template:  # each size has a text of its own
+        if self.processor.chat_template:  # each size has another default system prompt
             text = self.render_official(PROBES[0])
             self.kwargs = {"default_system": text.partition("[SYSTEM_PROMPT]")[2].partition("[/SYSTEM_PROMPT]")[0]}
 

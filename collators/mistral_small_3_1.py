@@ -1,6 +1,6 @@
-"""Mistral Small 3.1 and 3.2: the format of Pixtral with a system block; 3.1 fills it with a dated default.
+"""Mistral Small 3.1 and 3.2: the format of Pixtral with a system block. 3.1 has a default system prompt with a date.
 
-The date is that of its release. 3.2 puts the image first in a message of one image and one text.
+We use the release date of 3.1. In a message with one image and one text, 3.2 puts the image first.
 """
 
 from collators import register_collator
@@ -8,7 +8,7 @@ from collators.pixtral import PixtralBudget, PixtralCollator
 from collators.template import ChatFormat, Template
 from reading.rows import content_parts
 
-DATE = "2025-03-17"  # of the release, in training and in the prompts of predict.py alike
+DATE = "2025-03-17"  # the release date, in training and in prompts
 DEFAULT_SYSTEM = (
     "You are Mistral Small 3, a Large Language Model (LLM) created by Mistral AI, a French startup headquartered in "
     "Paris.\nYour knowledge base was last updated on 2023-10-01. The current date is " + DATE + "."
@@ -21,7 +21,7 @@ DEFAULT_SYSTEM = (
 
 
 def mistral_template(user_parts: str = "message.content") -> str:
-    """All messages; `user_parts` is the expression for the parts of a user's message."""
+    """Return the template of all messages. `user_parts` is the Jinja expression for the parts of a user message."""
     return (
         "{% for message in messages %}"
         "{% if message.role == 'assistant' %}"
@@ -39,30 +39,30 @@ def mistral_template(user_parts: str = "message.content") -> str:
     )
 
 
-# Where a message has two parts.
+# Put the image first in a message of two parts.
 IMAGE_FIRST = "(message.content | sort(attribute='type') if message.content | length == 2 else message.content)"
-# As mistral-common writes it: no system text, no block.
+# The format of mistral-common: without a system text, there is no system block.
 WITHOUT_DEFAULT_SYSTEM = "<s>" + mistral_template(IMAGE_FIRST)
 
 
 class MistralSmall31Template(Template):
     @property
     def official(self):
-        # A function among the variables of a template is replaced by its name (transformers 5.23), a macro is not.
+        # transformers 5.23 replaces a function among the template's variables by its name, so we use a macro.
         return "{% macro strftime_now(format) %}" + DATE + "{% endmacro %}" + super().official
 
     def _render(self, messages, *args, **kwargs):
-        """The checkpoint's template reads only the first part of a system text and of a reply: all parts become one."""
+        """Merge the parts of system messages and replies: the checkpoint's template uses only the first part."""
         return super()._render([whole(message) for message in messages], *args, **kwargs)
 
 
 class MistralSmall31Budget(PixtralBudget):
     def count_media_tokens(self, row, media_sizes):
-        """As Pixtral; refuses an image of one token, which transformers 5.23 fails on where a batch holds no other."""
+        """Count like Pixtral, but refuse an image of one token: 5.23 fails if a batch has no larger image."""
         token = self.processor.patch_size * self.processor.spatial_merge_size
         for part in content_parts(row):
             if part["type"] == "image" and max(size := media_sizes["image", part["image"]]) <= token:
-                raise ValueError(f"an image of {size[1]}x{size[0]} pixels is too small: make a side exceed {token}")
+                raise ValueError(f"an image of {size[1]}x{size[0]} pixels is too small: enlarge one side above {token}")
         return super().count_media_tokens(row, media_sizes)
 
 
@@ -79,7 +79,7 @@ class MistralSmall31Collator(PixtralCollator):
 
 
 def whole(message: dict) -> dict:
-    """A system message or reply with its text in one part."""
+    """Merge the text parts of a system message or a reply into one part."""
     if message["role"] in ("user", "tool"):
         return message
     return message | {"content": [{"type": "text", "text": "".join(part["text"] for part in message["content"])}]}

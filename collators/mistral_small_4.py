@@ -1,7 +1,7 @@
-"""Mistral Small 4: the format of Small 3.2 with a block of settings before the first question: the effort of reasoning.
+"""Mistral Small 4: the format of Small 3.2 with a block before the first question that sets the reasoning effort.
 
-It is "none". Replies with thoughts need `--template_kwargs '{"reasoning_effort": "high"}'` and a template that has a
-place for them, such as mistral-common's.
+The default is "none". Replies with thoughts need `--template_kwargs '{"reasoning_effort": "high"}'` and a chat template
+that supports thoughts, such as mistral-common's.
 """
 
 from collators import register_collator
@@ -15,11 +15,11 @@ SETTINGS = '[MODEL_SETTINGS]{"reasoning_effort": "{{ reasoning_effort }}"}[/MODE
 
 class MistralSmall4Template(Template):
     def render(self, messages):
-        """As any other; refuses a thought after a prompt that tells the model not to think."""
+        """Render the messages, but refuse a thought if the prompt tells the model not to think."""
         rendered = super().render(messages)
         if self.kwargs["reasoning_effort"] == "none" and has_thought(self.thoughts_and_tools.placed(messages)):
             raise UnfitTemplate(
-                "holds a thought (`reasoning_content`), but the prompt tells the model not to think: add "
+                "has a thought (`reasoning_content`), but the prompt tells the model not to think: add "
                 '--template_kwargs \'{"reasoning_effort": "high"}\''
             )
         return rendered

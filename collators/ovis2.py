@@ -1,4 +1,4 @@
-"""Ovis2: ChatML, always after a default system prompt; a line break after each image, which may be cut into tiles."""
+"""Ovis2: ChatML, always with a default system prompt, and a line break after each image. Images may become tiles."""
 
 from transformers.models.ovis2.image_processing_ovis2 import get_min_tile_covering_grid
 
@@ -10,16 +10,16 @@ from reading.rows import content_parts
 
 class Ovis2Budget(Budget):
     def _pieces(self, messages):
-        """`<image>` is no token, but text in whose place its processor writes some."""
+        """Replace `<image>`, which is text and not a token, by the token that the processor writes instead."""
         return [text.replace(self.processor.image_token, "<IMG_ATOM>") for text in super()._pieces(messages)]
 
     def count_media_tokens(self, row, media_sizes):
-        """Its processor has no count (transformers 5.23)."""
+        """The processor cannot count (transformers 5.23)."""
         images = [part["image"] for part in content_parts(row) if part["type"] == "image"]
         return sum(self._of_image(*media_sizes["image", image]) for image in images)
 
     def _of_image(self, height: int, width: int) -> int:
-        """The tiles and the whole, or one tile for both; three tokens around them, and one between any two tiles."""
+        """Count the tiles and the whole image (only once if there is one tile), and the tokens around and between."""
         images = self.processor.image_processor
         tiles = 1
         if images.crop_to_patches and images.max_patches > 1:
@@ -46,7 +46,7 @@ class Ovis2Collator(ChatCollator):
         "{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    # Its processor's own expansion of images needs their grids as tensors (transformers 5.23).
+    # To expand images, the processor needs their grids as tensors (transformers 5.23).
     processor_kwargs = {"images_kwargs": {"return_tensors": "pt"}}
     budget_class = Ovis2Budget
 

@@ -1,4 +1,4 @@
-"""PaddleOCR-VL 1.5 and 1.6: `User: ` and `Assistant:` with a line break; a message's images come first."""
+"""PaddleOCR-VL 1.5 and 1.6: `User: ` and `Assistant:` with a line break. A message's images come first."""
 
 from collators import register_collator
 from collators.base import ChatCollator
@@ -8,7 +8,7 @@ from reading.rows import content_parts
 
 class PaddleOCRVLBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """Its processor has no count (transformers 5.23)."""
+        """The processor cannot count (transformers 5.23)."""
         images = self.processor.image_processor
         sizes = [media_sizes["image", part["image"]] for part in content_parts(row) if part["type"] == "image"]
         return sum(images.get_number_of_image_patches(*size) // images.merge_size**2 for size in sizes)

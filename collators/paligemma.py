@@ -1,6 +1,6 @@
-"""PaliGemma: no chat, but images, a prefix and a suffix; images and prefix see each other in both directions.
+"""PaliGemma: images, a prefix (the question) and a suffix (the reply). Attention is bidirectional up to the suffix.
 
-A sample is one exchange without a system prompt; its question begins with one image or more.
+A sample is one exchange without a system prompt. The question begins with one or more images.
 """
 
 from collators import register_collator
@@ -18,7 +18,7 @@ class PaliGemmaTemplate(Template):
 
 class PaliGemmaBudget(Budget):
     def _pieces(self, messages):
-        """Prefix and suffix are tokenized as a pair."""
+        """Split the text into prefix and suffix, which the processor tokenizes as a pair."""
         text, spans = self.template.render(messages)
         return [text[: spans[0][0]], text[spans[0][0] :]]
 
@@ -35,7 +35,7 @@ class PaliGemmaCollator(ChatCollator):
         "{% endif %}"
         "{% endfor %}"
     )
-    # 0 for images and prefix, 1 for the suffix.
+    # 0 for images and the prefix, 1 for the suffix.
     sequence_padding = ChatCollator.sequence_padding | {"token_type_ids": 0}
 
     # google-research/big_vision, big_vision/pp/proj/paligemma/segmentation.py.
@@ -55,14 +55,14 @@ class PaliGemmaCollator(ChatCollator):
     def __init__(self, processor, model_max_length=None, mask_question_tokens=True, **kwargs):
         if not mask_question_tokens:
             raise ValueError(
-                "--mask_question_tokens False has no meaning for PaliGemma: the tokens of its prompt see each other in "
-                "both directions, so there is nothing to predict. Leave the flag out."
+                "--mask_question_tokens False cannot be used with PaliGemma: each token of the prompt attends to all "
+                "others, also later ones, so there is nothing to predict. Remove the flag."
             )
-        processor.chat_template = self.chat_template  # the checkpoint's format is code, the processor's
+        processor.chat_template = self.chat_template  # the checkpoint has none: its processor writes the format
         super().__init__(processor, model_max_length, **kwargs)
 
     def _process(self, text, spans, messages):
-        """As the processor itself places BOS, prefix, suffix and labels."""
+        """Let the processor itself place BOS, prefix, suffix and labels."""
         check_form(messages)
         images = [part["image"] for part in messages[0]["content"] if part["type"] == "image"]
         start = spans[0][0] if spans else len(text)
@@ -78,16 +78,16 @@ class PaliGemmaCollator(ChatCollator):
 
 
 def check_form(messages: list[dict]) -> None:
-    """One exchange, whose question begins with its images.
+    """Check that the messages are one exchange and that the question begins with its images.
 
     Raises:
-        ValueError: anything else; the message says what to do.
+        ValueError: the messages have another form. The message contains the fix.
     """
     roles = [message["role"] for message in messages]
     if "system" in roles:
-        raise ValueError("PaliGemma has no system prompt; move what matters into the question.")
+        raise ValueError("PaliGemma has no system prompt; move the system text into the question.")
     if roles not in (["user"], ["user", "assistant"]):
-        raise ValueError("PaliGemma answers once; make each exchange a separate sample.")
+        raise ValueError("PaliGemma supports one exchange per sample; make each exchange a separate sample.")
     kinds = [part["type"] for part in messages[0]["content"]]
-    if kinds != sorted(kinds) or "image" not in kinds:  # "image" is before "text"
-        raise ValueError("PaliGemma needs at least one image, and all images before the text of the question.")
+    if kinds != sorted(kinds) or "image" not in kinds:  # "image" sorts before "text"
+        raise ValueError("PaliGemma needs at least one image; put all images before the text of the question.")

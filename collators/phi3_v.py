@@ -1,4 +1,4 @@
-"""Phi-3-vision: `<|role|>` headers; images are tags that are numbered over the conversation."""
+"""Phi-3-vision: `<|role|>` headers. Images are tags, numbered through the whole conversation."""
 
 import re
 from itertools import count
@@ -18,7 +18,7 @@ IMAGE_TAG = re.compile(r"<\|image_\d+\|>")
 class Phi3VFrameTokens(FrameTokens):
     def find(self, *args):
         super().find(*args)
-        # The numbered tags are no tokens, but text that the processor looks for.
+        # The numbered tags are not tokens, but text that the processor searches for.
         self._frame_token = re.compile(rf"{self._frame_token.pattern}|<(?=\|image_\d+\|>)")
 
 
@@ -61,7 +61,7 @@ class Phi3VCollator(ChatCollator):
         TemplateException(
             "<|end|>\n<|endoftext|>",
             "<|end|>\n",
-            "The template has no <|endoftext|>; the checkpoint's sample code says that training text ends with it.",
+            "The template has no <|endoftext|>. We end training texts with it, as the checkpoint's sample code does.",
             where="end",
         ),
     )
@@ -71,13 +71,13 @@ class Phi3VCollator(ChatCollator):
     budget_class = Phi3VBudget
 
     def is_media(self, input_ids, kind=None):
-        """The tokens of image N have the id -N."""
+        """Find negative ids: the tokens of image N have the id -N."""
         return input_ids < 0 if kind != "video" else torch.zeros_like(input_ids, dtype=torch.bool)
 
     placeholder_tokens = 0
 
     def _process(self, text, spans, messages):
-        """The processor takes one text, tells no offsets, and tokenizes what is around each image apart."""
+        """Tokenize the text between images again to get offsets, which the processor does not return."""
         images = [part["image"] for part in self._media(messages)["image"]]
         inputs = dict(self.processor(text, images or None, return_tensors="pt"))
         ids = inputs["input_ids"][0].tolist()

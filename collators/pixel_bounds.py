@@ -1,7 +1,7 @@
-"""Bounds of an image's pixels: if the processor has such options, --min_pixels and --max_pixels set them.
+"""Pixel bounds of images: --min_pixels and --max_pixels set the processor's own options, if it has them.
 
-Shrunk to 802,816 pixels before Qwen2.5-VL's processor rounds the sides to multiples of 28, a photo of 4032x3024 is
-1,036 tokens. With that bound, the processor makes 972 in one step, as does a server that reads the saved files.
+If we shrink a photo of 4032x3024 to 802,816 pixels and Qwen2.5-VL's processor then rounds the sides to multiples of 28,
+the photo is 1,036 tokens. If the processor does both in one step, it is 972 tokens, as on a server with saved files.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from reading.strict_json import json_object
 
 
 def settle_resize(reading, family: str) -> None:
-    """Decide whether --min_pixels and --max_pixels become bounds of the processor: `keep_processor_config` False."""
+    """Set `keep_processor_config` to False if --min_pixels and --max_pixels become bounds of the processor."""
     if not (reading.min_pixels or reading.max_pixels):
         return
     has_bounds = COLLATORS.get(family).frames_in_bounds
@@ -22,32 +22,32 @@ def settle_resize(reading, family: str) -> None:
     if has_bounds and not reading.keep_processor_config:
         given = json_object("processor_kwargs", reading.processor_kwargs)
         if both := given.keys() & {"size", "min_pixels", "max_pixels"}:
-            raise ValueError(f"--processor_kwargs {min(both)!r} and --max_pixels set the same thing: leave one out.")
+            raise ValueError(f"--processor_kwargs {min(both)!r} and --max_pixels set the same thing: remove one.")
         if reading.jpeg_draft or reading.image_resize_algorithm != "bicubic":
             name = "jpeg_draft" if reading.jpeg_draft else "image_resize_algorithm"
             raise ValueError(
                 f"--{name} has no effect if the processor resizes images itself, as {family}'s does with --min_pixels "
-                "and --max_pixels: leave it out, or add --keep_processor_config True."
+                f"and --max_pixels: remove --{name}, or add --keep_processor_config True."
             )
         reading.keep_processor_config = False
     elif reading.max_pixels == AUTO_PIXELS:
         raise ValueError(
             "--max_pixels auto sets a bound in the processor, "
-            f"{'which --keep_processor_config True forbids' if has_bounds else f'but {family} has none'}: give "
-            "a number; the error about samples that do not fit suggests one."
+            f"{'which --keep_processor_config True forbids' if has_bounds else f'but {family} has no bounds'}. Pass "
+            "a number; if samples do not fit, the error suggests one."
         )
 
 
 def describe_bounds(collator, reading) -> str:
-    """A line on the bounds that the processor got, or nothing."""
+    """Return a line about the bounds that the flags set in the processor, or ""."""
     if not collator.image_size:
         return ""
     pixels = " ".join(f"--{name} {n}" for name in ("min_pixels", "max_pixels") if (n := getattr(reading, name)))
-    return f"{pixels}: the processor resizes images itself, and is saved with {collator.image_size}."
+    return f"{pixels}: the processor itself resizes images. It is saved with {collator.image_size}."
 
 
 def set_options(collator, reading, *datasets) -> None:
-    """Make a collator's processor again with --processor_kwargs and the bounds of the flags (ReadingArguments).
+    """Rebuild a collator's processor with --processor_kwargs and with the pixel bounds of the flags.
 
     `--max_pixels auto` becomes the largest number with which the samples of the data sets fit.
     """
@@ -66,7 +66,7 @@ def set_options(collator, reading, *datasets) -> None:
     least, most = size["shortest_edge"] // frames, size["longest_edge"] // frames
     if least > most:
         raise ValueError(
-            f"--max_pixels {most} is less than the {least} pixels that every image is enlarged to: add --min_pixels "
+            f"--max_pixels {most} is less than {least}, the processor's minimum number of pixels: add --min_pixels "
             f"{most}, or raise --max_pixels."
         )
     collator.image_size = size

@@ -1,4 +1,4 @@
-"""Pixtral: [INST] format; the system text is at the beginning of the first user message."""
+"""Pixtral: the [INST] format. The first user message begins with the system text."""
 
 import math
 
@@ -11,10 +11,10 @@ from reading.rows import content_parts
 
 class PixtralBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """A token for each patch and one for the end of each row of patches.
+        """Count one token per patch and one for the end of each row of patches.
 
-        The processor's own count takes an image of one or three pixels' height for a transposed one (transformers
-        5.23), and resizing leaves nothing of one that is much longer than it is wide.
+        The processor's own count is wrong for images that are one or three pixels high: it takes the height for the
+        channels (transformers 5.23). Extremely narrow images are refused, since resizing would leave zero pixels.
         """
         patch = self.processor.patch_size * self.processor.spatial_merge_size
         longest = self.processor.image_processor.size["longest_edge"]
@@ -25,7 +25,7 @@ class PixtralBudget(Budget):
                 shrink = max(1, max(size) / longest)
                 height, width = (math.ceil(math.floor(side / shrink) / patch) for side in size)
                 if not height * width:
-                    raise ValueError(f"an image of {size[1]}x{size[0]} pixels is too narrow to be resized")
+                    raise ValueError(f"an image of {size[1]}x{size[0]} pixels is too narrow to resize")
                 num_tokens += height * (width + 1)
         return num_tokens
 
@@ -54,11 +54,11 @@ class PixtralCollator(ChatCollator):
             "Be brief.\n\n",  # the system text of PROBES
             "",
             "The template drops the system text (here `Be brief.`) from a conversation that ends with a reply, and "
-            "puts it into the last user message of a prompt. It is kept in the first one, as before a first reply.",
+            "puts it into the last user message of a prompt. We keep it in the first one, as in the first prompt.",
             "moved",
         ),
     )
 
-    # The processor's own default, "pt" (transformers 5.23), would make a tensor of the offsets too.
+    # The processor's default, "pt" (transformers 5.23), would also convert the offsets to a tensor.
     processor_kwargs = {"return_tensors": None}
     budget_class = PixtralBudget

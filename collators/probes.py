@@ -1,6 +1,6 @@
-"""Conversations whose trained text is known beforehand; every start encodes them.
+"""Probes: fixed conversations with known replies, which every run encodes when it starts.
 
-Their tokens show what frames a conversation, and their labels whether a processor leaves the text as it was rendered.
+Their tokens show which tokens frame a conversation. Their labels show whether the processor changes the rendered text.
 """
 
 from copy import copy
@@ -13,7 +13,7 @@ from PIL import Image
 from collators.template import PROBES, conversation
 from reading.dataset import IGNORE_INDEX
 
-# Messages -> the replies, word for word.
+# (messages, the exact replies)
 EXPECTED = [
     *zip(PROBES, (["Red."], ["A cat."], ["The first.", "It is grey."], ["A ball rolls."]), strict=True),
     (conversation(("user", "image", "What is it?"), ("assistant", "A dog.")), ["A dog."]),
@@ -21,16 +21,16 @@ EXPECTED = [
 
 
 def opened(kind: str, number: int = 0) -> dict:
-    """A small medium of a kind; every second image is large enough to be cut into tiles."""
+    """Return a small image or video as an opened part. Images with odd numbers are large enough for tiles."""
     if kind == "video":
         metadata = {"fps": 1.0, "duration": 2.0, "total_num_frames": 2, "frames_indices": [0, 1]}
         return {"type": kind, kind: np.zeros((2, 28, 28, 3), np.uint8), "metadata": metadata}
-    # Mistral3 fails on a batch whose only image is one token, of 28x28 pixels (transformers 5.23).
+    # Not 28x28: Mistral3 fails on a batch whose only image is one token (transformers 5.23).
     return {"type": kind, kind: Image.new("RGB", (840, 640) if number % 2 else (56, 56))}
 
 
 def encoded_probes(collator) -> list[tuple[dict[str, torch.Tensor], list[str]]]:
-    """(tensors, expected replies) of each probe that the format takes."""
+    """Return (tensors, expected replies) of each probe that the format supports."""
     found, error = [], None
     for messages, replies in EXPECTED:
         numbers = iter(range(10))
@@ -42,7 +42,7 @@ def encoded_probes(collator) -> list[tuple[dict[str, torch.Tensor], list[str]]]:
         try:
             collator.template.check_layout(messages)
             found.append((collator.encode(sample | {"source": "a probe"}, within_budget=False).inputs, replies))
-        except ValueError as refused:  # such as a format without a system message
+        except ValueError as refused:  # such as a format without system messages
             error = refused
     if not found:
         raise error
@@ -50,16 +50,16 @@ def encoded_probes(collator) -> list[tuple[dict[str, torch.Tensor], list[str]]]:
 
 
 def check_labels(collator) -> None:
-    """Encode the probes as a run does, with a dummy, and compare what would be trained with what is expected.
+    """Encode the probes as a run does, with a dummy row, and check that exactly the expected replies are trained.
 
     Raises:
-        ValueError: a processor that changes the text, or a template that hides where the replies are.
+        ValueError: the processor changes the text, or the replies cannot be found in the template's text.
     """
     if not collator.template.replies_only:
-        return  # the labels are the tokens themselves
+        return  # all text is trained
     rows, expected = zip(*encoded_probes(collator))
     trial = copy(collator)
-    if any(collator.is_media(row["input_ids"]).any() for row in rows):  # else the format has no place for a dummy
+    if any(collator.is_media(row["input_ids"]).any() for row in rows):  # otherwise the format supports no images
         trial.media_in_every_batch = {"image"}
     batches = [(trial.collate([row]), replies) for row, replies in zip(rows, expected)]
     batches.append((trial.collate([*rows]), sum(expected, [])))
@@ -67,20 +67,20 @@ def check_labels(collator) -> None:
         trained = trained_texts(collator, batch["labels"])
         if trained != replies:
             raise ValueError(
-                f"{type(collator.processor).__name__} or its chat template cannot be trained with this collator: "
-                f"instead of the replies {replies}, each with its end token, {trained} would be trained. Add a family "
+                f"{type(collator.processor).__name__} or its chat template does not work with this collator: it should "
+                f"train the replies {replies}, each with an end token, but would train {trained}. Add a family "
                 "(docs/add_new_model.md)."
             )
 
 
 def trained_texts(collator, labels: torch.Tensor) -> list[str]:
-    """Each run of labels as text, without its end tokens; one without an end says so."""
+    """Return the text of each run of labels, without its end tokens, or with "(without an end)" if it has none."""
     ends, texts = collator.template.stop_tokens, []
     for row in labels.tolist():
         for is_trained, run in groupby(row, key=lambda label: label != IGNORE_INDEX):
             if is_trained:
                 text = collator.processor.tokenizer.decode([*run], clean_up_tokenization_spaces=False)
-                for token in collator.template.frame.thought:  # an empty one, that the format writes
+                for token in collator.template.frame.thought:  # an empty thought
                     text = text.rpartition(token)[2]
                 text = whole = text.strip()
                 while end := next((end for end in ends if text.endswith(end)), None):

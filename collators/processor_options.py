@@ -1,4 +1,4 @@
-"""Options of the checkpoint's own image and video processors (`--processor_kwargs`)."""
+"""Set options of the checkpoint's image and video processors (`--processor_kwargs`)."""
 
 from collections.abc import Collection
 
@@ -10,18 +10,18 @@ from PIL import Image
 from collators.template import conversation
 from reading.strict_json import strict_json
 
-# Options of processors that are settled by how media are opened and batches made.
+# Options that may not be set: reading media and making batches already determine them.
 SETTLED_OPTIONS = {
     *("return_tensors", "device", "data_format", "input_data_format", "do_convert_rgb", "disable_grouping"),
     *("do_sample_frames", "num_frames", "fps", "min_frames", "max_frames", "video_metadata", "return_metadata"),
 }
 
-# Media by which it is seen whether an option acts: some do on small or large ones only.
+# Sizes of the media that test whether an option has an effect: some affect only small or only large media.
 SIZES = ((1600, 1200), (20, 30), (300, 200))
 
 
 def set_processor_options(collator, options: dict) -> None:
-    """Make the image and video processors of a collator again, with other options."""
+    """Rebuild the image and video processors of a collator with other options."""
     processor, name_of_class = collator.processor, type(collator.processor).__name__
     parts = {name: getattr(processor, name, None) for name in ("image_processor", "video_processor")}
     known = {
@@ -32,7 +32,7 @@ def set_processor_options(collator, options: dict) -> None:
     of_all = set().union(*known.values())
     if unknown := options.keys() - of_all:
         raise ValueError(
-            f"--processor_kwargs: {name_of_class} has no option {min(unknown)!r}; it has "
+            f"--processor_kwargs: {name_of_class} has no option {min(unknown)!r}. Its options are: "
             f"{', '.join(sorted(of_all)) or 'none'}."
         )
     if not options:
@@ -57,22 +57,22 @@ def set_processor_options(collator, options: dict) -> None:
         made = collator.is_media(collator.encode({"messages": probe}, within_budget=False).inputs["input_ids"]).sum()
         probe[0]["content"][0]["image"] = 0
         counted = collator.budget.count_media_tokens({"messages": probe}, {("image", 0): image.size[::-1]})
-    except Exception as error:  # on a value of a wrong type they raise nearly any
+    except Exception as error:  # a wrong type of value can cause almost any error
         raise ValueError(f"--processor_kwargs {options}: {name_of_class}: {' '.join(str(error).split())}") from error
     if idle:
         raise ValueError(
             f"--processor_kwargs: {idle[0]} {strict_json(options[idle[0]])} has no effect on what "
-            f"{name_of_class} returns for images and videos: leave it out."
+            f"{name_of_class} returns for images and videos. Remove this option."
         )
-    if made > counted:  # it counts without regard to the option (transformers 5.23)
+    if made > counted:  # the count ignores the option (transformers 5.23)
         raise ValueError(
-            f"--processor_kwargs {options}: {name_of_class} makes {made} tokens of an image but counts {counted:g}, so "
-            "token budgets would be wrong."
+            f"--processor_kwargs {options}: {name_of_class} turns an image into {made} tokens but counts {counted:g}, "
+            "so the token budget would be wrong. Remove the option."
         )
 
 
 def pixels(processor, parts: Collection[str]) -> list[torch.Tensor]:
-    """Everything that the image and the video processor return for some media."""
+    """Return all tensors that the image and video processors return for media of these SIZES."""
     found = []
     for width, height in SIZES:
         frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)

@@ -1,10 +1,10 @@
-"""Qwen2-VL: ChatML with a default system prompt; media stay where they are in the text."""
+"""Qwen2-VL: ChatML with a default system prompt. Media stay in place."""
 
 from collators import register_collator
 from collators.base import ChatCollator
 from collators.boxes import BoxFormat
 
-# ChatML.
+# The messages in ChatML.
 MESSAGES = (
     "{% for message in messages %}"
     "<|im_start|>{{ message.role }}{{ '\n' }}"
@@ -31,12 +31,12 @@ class Qwen2VLCollator(ChatCollator):
         + MESSAGES
     )
     frames_in_bounds = 1
-    # QwenLM/Qwen3-VL, qwen-vl-finetune/tools/process_bbox.ipynb; the tokens, the paper's (arXiv 2409.12191, 2.2).
+    # QwenLM/Qwen3-VL, qwen-vl-finetune/tools/process_bbox.ipynb; the tokens are from arXiv 2409.12191, section 2.2.
     box_format = BoxFormat(
         1000,
         box="<|box_start|>({},{}),({},{})<|box_end|>",
         point="<|box_start|>({},{})<|box_end|>",
         name="<|object_ref_start|>{}<|object_ref_end|>",
     )
-    # As AutoProcessor does by default in transformers 5.23, which warns when it is left out.
+    # The default in transformers 5.23, which warns if the option is omitted.
     processor_kwargs = {"cap_pixels_per_frame": False}

@@ -1,4 +1,4 @@
-"""Qwen3.5, 3.6 and 3.8 without thinking: ChatML, trimmed messages, an empty thought before each reply."""
+"""Qwen3.5, 3.6 and 3.8 without thinking: ChatML with trimmed messages and an empty thought before each reply."""
 
 from collators import register_collator
 from collators.qwen3_vl import Qwen3VLCollator
@@ -28,14 +28,14 @@ class Qwen35Collator(Qwen3VLCollator):
         f"{{% if add_generation_prompt %}}<|im_start|>assistant\n{EMPTY_THOUGHT}{{% endif %}}"
     )
     other_formats = ()
-    # The sizes from 4B on think by default.
+    # Sizes of 4B and more think by default.
     template_kwargs = {"enable_thinking": False}
     template_exceptions = (
         TemplateException(
             EMPTY_THOUGHT,
             "",
             "Up to Qwen3.6, the template writes the empty thought in the generation prompt and before the last reply, "
-            "not in the history; replies are trained after the prompt's form, which is Qwen3.8's in the history too.",
+            "not in the history. We write it before every reply, as in the prompt and as Qwen3.8's template does.",
             where="history",
         ),
     )

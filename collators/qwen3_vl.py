@@ -1,6 +1,6 @@
-"""Qwen3-VL: ChatML without a default system prompt; every two frames of a video are preceded by their time.
+"""Qwen3-VL: ChatML without a default system prompt. Before every two frames of a video comes their time.
 
-The prompt of the Thinking models begins a thought, which a reply without one ends at once.
+The generation prompt of the Thinking models begins a thought. A reply without a thought ends it immediately.
 """
 
 from collators import register_collator
@@ -23,10 +23,10 @@ class Qwen3VLCollator(Qwen2VLCollator):
             THINKING,
             (
                 TemplateException(
-                    f"{THOUGHT}{RESERVED_CHARACTER}\n</think>\n\n",  # the two line breaks are kept apart
+                    f"{THOUGHT}{RESERVED_CHARACTER}\n</think>\n\n",  # keeps the two line breaks separate
                     "",
-                    "The template begins a thought in the generation prompt and writes it before the last reply, not "
-                    "in the history; replies are trained after the prompt's form.",
+                    "The template begins a thought in the generation prompt and before the last reply, not in the "
+                    "history. We begin one before every reply, as in the prompt.",
                     where="history",
                 ),
             ),

@@ -1,6 +1,6 @@
-"""Qwen-VL-Chat: ChatML; an image is `Picture N: <img>name</img>`, N counting in each message. No Jinja template: the
-format is in the checkpoint's `make_context` and `from_list_format`, which build the prompt. (Its finetuning page
-counts N over the whole conversation instead.)"""
+"""Qwen-VL-Chat: ChatML. An image is `Picture N: <img>name</img>`, and N starts at 1 in each message. The checkpoint has
+no Jinja template: its functions `make_context` and `from_list_format` build the prompt. (Its finetuning page instead
+counts N through the whole conversation.)"""
 
 import re
 import unicodedata
@@ -17,7 +17,7 @@ from collators.frame_tokens import FrameTokens
 from collators.template import Template
 from reading.rows import RESERVED_CHARACTER, content_parts
 
-# What is tokenized apart, as in `make_context`: a header, an image, an end. What is between is text.
+# Headers, images and ends of messages are tokenized separately, as in `make_context`. All else is text.
 CONTROL = re.compile(r"(<\|im_start\|>)(\w+)(\n)|(<\|im_end\|>)(\n)?|(<img>\w+\.jpg</img>)")
 
 
@@ -27,16 +27,16 @@ class QwenVLFrameTokens(FrameTokens):
         return {id: token for token, id in self.tokenizer.special_tokens.items()}
 
     def adapt_tokenizer(self):
-        """`tokenize` does."""
+        """Do nothing: `tokenize` below replaces the tokenizer."""
 
     def tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of a rendered text, and for each the characters of the piece that it was tokenized with."""
+        """Return the token ids of a rendered text and, for each id, the span of the piece that contains it."""
         pieces, begin = [], 0
         for match in CONTROL.finditer(text):
             groups = [i for i in range(1, CONTROL.groups + 1) if match[i]]
             pieces += [(begin, match.start(), False), *((*match.span(i), True) for i in groups)]
             begin = match.end()
-        ids, offsets, may_be_typed = [], [], {*self.tokenizer.IMAGE_ST} - self.tokens  # as `make_context`
+        ids, offsets, may_be_typed = [], [], {*self.tokenizer.IMAGE_ST} - self.tokens  # as in `make_context`
         for start, end, is_control in [*pieces, (begin, len(text), False)]:
             piece = text[start:end]
             if is_control:
@@ -54,7 +54,7 @@ class QwenVLTemplate(Template):
 
     @property
     def official(self):
-        return self.text  # prompts too are what `make_context` gives
+        return self.text  # `make_context` writes the prompts in the same format
 
     def _plain_messages(self, messages, frame):
         plain, files = super()._plain_messages(messages, frame), count(1)
@@ -72,7 +72,7 @@ class QwenVLBudget(Budget):
 
     @property
     def _image_tokens(self) -> int:
-        """Tokens of an image; their number depends neither on it nor on its name."""
+        """The number of tokens of an image, which is the same for all images and names."""
         return len(self.tokenizer.encode("<img>_</img>"))
 
     def count_text_tokens(self, rows):
@@ -107,7 +107,7 @@ class QwenVLCollator(ChatCollator):
     budget_class = QwenVLBudget
 
     def is_media(self, input_ids, kind=None):
-        """From `<img>` to `</img>`: between them the code finds a file's name, one byte a token."""
+        """Find the tokens from `<img>` to `</img>`. Between them is a file name, one token per byte."""
         if kind == "video":
             return torch.zeros_like(input_ids, dtype=torch.bool)
         is_end = input_ids == self._tokenizer.img_end_id

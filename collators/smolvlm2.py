@@ -1,6 +1,6 @@
-"""SmolVLM2: the format of Idefics3; the processor writes a sentence on each video, and the time of each frame.
+"""SmolVLM2: the format of Idefics3. The processor adds a sentence about each video, and the time of each frame.
 
-A sample holds images or videos, not both.
+A sample may contain images or videos, but not both.
 """
 
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from reading.rows import content_parts
 
 class SmolVLM2Template(Template):
     def _render(self, messages, template, *args, **kwargs):
-        """The checkpoint's template knows no videos: where there is one, the processor takes its own (5.23)."""
+        """Use the processor's default template for videos, which the checkpoint's does not support (5.23)."""
         has_video = any(part["type"] == "video" for part in content_parts({"messages": messages}))
         if has_video and template == self.processor.chat_template and not self.is_replaced:
             template = DEFAULT_CHAT_TEMPLATE
@@ -32,12 +32,12 @@ class SmolVLM2Budget(TiledImageBudget):
         return frames + super().count_media_tokens(row, media_sizes)
 
     def count_frame_text_tokens(self, row, media_sizes):
-        """From 100 minutes on, the time of a frame has a digit more; from ten hours on, so has the video's."""
+        """Allow one more digit per frame (from 100 minutes on) and per video (from ten hours on)."""
         videos = [part["video"] for part in content_parts(row) if part["type"] == "video"]
         return sum(media_sizes["video", video][0] + 1 for video in videos)
 
     def _count_video_tokens(self, num_frames: int) -> int:
-        """Each digit is a token, so times up to 99:59 count alike."""
+        """Count with zeros as times: each digit is one token, so all times up to 99:59 have as many tokens."""
         metadata = SimpleNamespace(fps=1.0, duration=0.0, timestamps=[0.0] * num_frames)
         frames = {"pixel_values": np.empty((1, num_frames)), "video_metadata": [metadata]}
         return self._count_tokens(self.processor.replace_video_token(frames, 0))
@@ -57,6 +57,6 @@ class SmolVLM2Collator(ChatCollator):
 
 
 def refuse_mixed_media(row: dict) -> None:
-    """The processor returns both kinds as `pixel_values`, and loses the images (transformers 5.23)."""
+    """Refuse samples with both kinds: the processor would lose the images (transformers 5.23)."""
     if {"image", "video"} <= {part["type"] for part in content_parts(row)}:
-        raise ValueError("a sample may hold images or videos, not both")
+        raise ValueError("a sample may contain images or videos, not both")

@@ -1,4 +1,4 @@
-"""The training text: messages -> text and the character spans to train, compared with the checkpoint's own template."""
+"""Render messages to the training text and the spans to train, and compare it with the checkpoint's own template."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -18,8 +18,8 @@ from reading.rows import RESERVED_CHARACTER, content_parts
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 UNTIMED = (
-    "`video` is a list of images, and this model needs the time of each: add `fps` (images per second) or `times` "
-    "(in seconds) to the row or the part (docs/moments.md)"
+    "`video` is a list of images, and this model needs the time of each image: add `fps` (images per second) or "
+    "`times` (in seconds) to the row or next to `video` (docs/moments.md)"
 )
 
 
@@ -29,30 +29,30 @@ class TemplateException(NamedTuple):
     ours: str
     official: str
     reason: str
-    # Or "end": where a conversation ends; "history": before its last exchange; "moved": the checkpoint's text may have
-    # it in another place.
+    # Also "end": only at the end of a conversation; "history": only before the last exchange; "moved": the checkpoint's
+    # text may have it in another place.
     where: str = "everywhere"
 
 
 class ChatFormat(NamedTuple):
-    """A training template of a family that has several."""
+    """One of several training templates of a family."""
 
     template: str
     exceptions: tuple[TemplateException, ...] = ()
 
 
 class Template:
-    """Renders conversations for training and for answers. A family whose texts need more than Jinja has a subclass.
+    """Renders conversations for training and generation. Families whose texts need more than Jinja have a subclass.
 
     Args:
-        processor: the checkpoint's. Its tokenizer is adapted (frame_tokens.py).
-        family: class of the collator, with its formats and its facts about the templates.
-        boxes: writes those of the messages.
-        replacement: its `chat_template`; "checkpoint" and "family" are those of the two.
-        stop_tokens: what ends generation; by default the tokenizer's end token.
-        replies_only: its `mask_question_tokens`.
-        given: its `template_kwargs`; whether to think is for prompts and conversations with a thought.
-        train_thoughts: False trains only what follows the thought of a reply.
+        processor: the checkpoint's processor. Its tokenizer gets modified (frame_tokens.py).
+        family: the collator class, which has the formats and other facts about the templates.
+        boxes: writes the boxes of messages as text.
+        replacement: the collator's `chat_template`: a template, "checkpoint" or "family".
+        stop_tokens: the tokens that end generation; by default the tokenizer's end token.
+        replies_only: the collator's `mask_question_tokens`.
+        given: the collator's `template_kwargs`; `enable_thinking` applies only to prompts and rows with thoughts.
+        train_thoughts: False trains only the text after a reply's thought.
     """
 
     frame_class: type[FrameTokens] = FrameTokens
@@ -83,7 +83,7 @@ class Template:
             formats = [ChatFormat(replacement)]
         elif not all(GENERATION_TAG.search(format.template) for format in formats):
             raise ValueError(
-                "the collator's chat_template has no {% generation %} tag, so no token would be trained; put the tag "
+                "the collator's chat_template has no {% generation %} tag, so no token would be trained. Put the tag "
                 "around each reply and its end-of-turn token."
             )
         self.frame = self.frame_class(processor, self.stop_tokens)
@@ -91,22 +91,22 @@ class Template:
         if replacement and not is_family:
             self.string_roles = find_string_roles(lambda *args: self._render(args[0], replacement, args[1])[0])
         elif len(formats) > 1:
-            official_template(processor)  # raises where there is none to compare with
+            official_template(processor)  # raises an error if there is none to compare with
             self.text, self.exceptions = min(formats, key=self._distance)
         if unknown := self.given.keys() - variables_of(self.text) - variables_of(str(processor.chat_template)):
-            raise ValueError(f"--template_kwargs: the chat template has no variable {min(unknown)!r}; leave it out.")
-        if is_family:  # it is saved, and other programs do not know its variables
+            raise ValueError(f"--template_kwargs: the chat template has no variable {min(unknown)!r}; remove it.")
+        if is_family:  # the template is saved, and other programs do not know the values of its variables
             self.text = with_variables(self.text, self.kwargs)
             processor.chat_template, self.exceptions, self.string_roles = self.text, (), ()
 
     @property
     def is_tagged(self) -> bool:
-        """Whether the training template marks the replies itself."""
+        """Whether the training template marks the replies with tags."""
         return bool(GENERATION_TAG.search(self.text))
 
     @property
     def prompt_kwargs(self) -> dict:
-        """The variables of prompts, which may ask for a thought."""
+        """The variables for prompts, which may turn thinking on."""
         return self.kwargs | self.given
 
     @property
@@ -116,10 +116,10 @@ class Template:
     # ---- messages -> text ----
 
     def render(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
-        """Messages -> the training text and the character spans of its trained parts.
+        """Return the training text of messages, and the character spans to train.
 
         Raises:
-            UnfitTemplate: the template has no place for what the messages hold.
+            UnfitTemplate: the template does not support something in the messages.
         """
         messages = self.thoughts_and_tools.placed(messages)
         if self.thoughts_and_tools.are_rendered(messages):
@@ -135,8 +135,8 @@ class Template:
         for token in self.frame.thought:
             if any(token in joined_text(reply["content"]) for reply in replies):
                 raise UnfitTemplate(
-                    f"a reply has {token}, but this format already writes a thought before each reply, so there would "
-                    "be two. Remove the thought, or begin the reply with a complete one."
+                    f"a reply contains {token}, but this format already writes a thought before each reply, so there "
+                    "would be two thoughts. Remove the thought, or begin the reply with a complete thought."
                 )
         spans = [span for span, reply in zip(spans, replies, strict=True) if reply.get("train", True)]
         return with_line_breaks_apart(text, spans)
@@ -148,14 +148,14 @@ class Template:
         variables: dict | None = None,
         frame: FrameTokens | None = None,
     ) -> str:
-        """Messages -> the text of the checkpoint's own template; by default as without thoughts."""
+        """Render messages with the checkpoint's own template, by default with thinking turned off."""
         frame = frame or self.frame
         tools = frame.marked(messages[0].get("tools") if messages else None)
         roles = self.string_roles
         return self._render(messages, self.official, roles, add_generation_prompt, variables, frame, tools=tools)[0]
 
     def render_prompt(self, messages: list[dict]) -> str:
-        """Messages that end with a question or a result -> the prompt for the reply."""
+        """Return the prompt for a reply, given messages that end with a question or a tool result."""
         messages = self.thoughts_and_tools.placed(messages)
         frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_rendered(messages) else None
         return self.render_official(messages, True, self.prompt_kwargs, frame)
@@ -165,12 +165,12 @@ class Template:
     ):
         plain = self._plain_messages(messages, frame or self.frame)
         for message in plain:
-            # Of a result, and of a question next to tools, templates know the string better (Llama).
+            # For tool results, and for questions in rows with tools, some templates expect a string (Llama).
             known = message["role"] == "tool" or kwargs.get("tools") and message["role"] == "user"
             is_string = known and all("text" in part for part in message["content"])
             if message["role"] in string_roles or is_string:
                 if any("text" not in part for part in message["content"]):
-                    raise UnfitTemplate(f"the chat template has no place for media in a {message['role']} message.")
+                    raise UnfitTemplate(f"the chat template does not support media in a {message['role']} message.")
                 message["content"] = "".join(part["text"] for part in message["content"])
         try:
             texts, spans = render_jinja_template(
@@ -186,42 +186,42 @@ class Template:
         return texts[0], spans[0] if spans else []
 
     def writes_bos(self, text: str) -> bool:
-        """Whether a rendered text has its BOS already, so that the tokenizer must not put one before it."""
+        """Return whether a rendered text begins with BOS, so that the tokenizer must not add another one."""
         return bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
 
     def as_tokenized(self, text: str) -> str:
-        """A rendered text with the BOS that the tokenizer puts before it, without reserved characters."""
+        """Add the BOS that the tokenizer would add to a rendered text, and remove reserved characters."""
         return ("" if self.writes_bos(text) else self._tokenizers_bos) + text.replace(RESERVED_CHARACTER, "")
 
     @cached_property
     def _tokenizers_bos(self) -> str:
-        """The BOS that the tokenizer puts before a text that has none."""
+        """The BOS that the tokenizer adds to a text without one, or ""."""
         return self.tokenizer.bos_token if self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id] else ""
 
     def request_options(self) -> dict:
-        """What a chat request to a server adds, as `extra_body` of the OpenAI client, for the prompt that is trained.
+        """Return the `extra_body` (OpenAI client) with which a server uses the same prompt as the training.
 
-        A server knows no variables of ours, and vLLM (0.32) tokenizes a rendered prompt without special tokens: where
-        a template leaves `<s>` to the tokenizer, as those of LLaVA do, it would be lost.
+        A server does not know our template variables, and vLLM (0.32) tokenizes a rendered prompt without special
+        tokens: if a template leaves `<s>` to the tokenizer, as LLaVA's do, the `<s>` would be missing.
         """
-        # Some write a date without images, others earlier replies without their thoughts.
+        # Some templates write a date if there is no image; others drop the thoughts of earlier replies.
         asked = [conversation(("user", "image", "?")), conversation(("user", "?")), PROBES[0] + PROBES[0][:1]]
         trained, served = ([self.render_official(q, True, given) for q in asked] for given in (self.prompt_kwargs, {}))
         options = {"add_special_tokens": True} if self._tokenizers_bos and not self.writes_bos(trained[0]) else {}
         return options | ({"chat_template_kwargs": self.prompt_kwargs} if served != trained else {})
 
-    # ---- what it has a place for ----
+    # ---- what it supports ----
 
     def check_layout(self, messages: list[dict]) -> None:
-        """Refuse what the format has no place for: videos, a reply that nobody asked for, or one left out of all text;
-        and a video without times, where the model is told them.
+        """Refuse messages that the format does not support, such as videos or a reply before the first question, and
+        videos without times if the model needs times.
 
         Raises:
-            ValueError: it goes on after "train.json, sample 7: ".
+            ValueError: the message continues after "train.json, sample 7: ".
         """
         self.thoughts_and_tools.check(self.thoughts_and_tools.placed(messages))
         if not self.takes_videos and any(part["type"] == "video" for part in content_parts({"messages": messages})):
-            raise ValueError("the model takes no videos")
+            raise ValueError("the model does not support videos")
         if self.told_times and any("untimed" in part for part in content_parts({"messages": messages})):
             raise ValueError(UNTIMED)
         if any("train" in message for message in messages) and not self.replies_only:
@@ -229,11 +229,11 @@ class Template:
         roles = "".join(message["role"][0] for message in messages if message["role"] != "system")
         for order, (_, what, fix) in ORDERS.items():
             if re.search(order, roles) and order not in self.orders:
-                raise ValueError(f"{what}, for which the chat template has no place; {fix}")
+                raise ValueError(f"{what}, which the chat template does not support; {fix}")
 
     @cached_property
     def orders(self) -> set[str]:
-        """The ORDERS that the checkpoint's template and ours both take."""
+        """The ORDERS that both the checkpoint's template and ours support."""
         found = set()
         for order, (messages, *_) in ORDERS.items():
             with suppress(UnfitTemplate):
@@ -244,35 +244,35 @@ class Template:
         return found
 
     def check_rendering(self, messages: list[dict]) -> None:
-        """Raise an UnfitTemplate if a template without tags hides a reply or leaves out a medium."""
+        """Raise an UnfitTemplate if a --chat_template drops media, or hides a reply because it has no tags."""
         if self.is_replaced:
             self.check_media(self.render(messages)[0], messages)
 
     def check_media(self, text: str, messages: list[dict]) -> None:
-        """Raise an UnfitTemplate if the checkpoint's text has more or fewer media than these messages."""
+        """Raise an UnfitTemplate if the rendered text has more or fewer media than the messages."""
         kinds = [part["type"] for part in content_parts({"messages": messages})]
         for kind in {*kinds} - {"text"}:
-            names = (f"{kind}_placeholder_token", f"{kind}_token")  # Qianfan-OCR's texts have another than its tokens
+            names = (f"{kind}_placeholder_token", f"{kind}_token")  # Qianfan-OCR's text placeholder is no token
             token = next(getattr(self.processor, name) for name in names if hasattr(self.processor, name))
             if (found := text.count(token)) != (number := kinds.count(kind)):
-                raise UnfitTemplate(f"the chat template writes {found} {token} for {number} {kind}(s).")
+                raise UnfitTemplate(f"the chat template writes {token} {found} times for {number} {kind}(s).")
 
     # ---- control strings ----
 
     def holds_frame_tokens(self, messages: list[dict]) -> bool:
-        """Whether the texts of these messages contain a frame token, which stays plain text there."""
+        """Return whether texts of these messages contain a frame token, which stays plain text."""
         frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_rendered(messages) else self.frame
         messages = self.thoughts_and_tools.placed(messages)
         said = [[joined_text(m["content"]), *(m.get(name) for name in (*MESSAGE_FIELDS, "tools"))] for m in messages]
         return frame.marked(said) != said
 
     def _plain_messages(self, messages: list[dict], frame: FrameTokens) -> list[dict]:
-        """Messages for a template: without pixels, control strings marked."""
+        """Return messages for a template: without pixels, and with frame tokens in texts marked."""
         named = lambda m: {name: frame.marked(m[name]) for name in MESSAGE_FIELDS if m.get(name)}  # noqa: E731
         parts = [plain_parts(message["content"], frame) for message in messages]
         return [{"role": m["role"], "content": content} | named(m) for m, content in zip(messages, parts)]
 
-    # ---- compared with the checkpoint's ----
+    # ---- comparison with the checkpoint's template ----
 
     @property
     def official(self) -> str:
@@ -280,7 +280,7 @@ class Template:
         return official_template(self.processor)
 
     def _distance(self, format: ChatFormat) -> float:
-        """Use the format; returns how much its texts differ from the checkpoint's, summed over the probes."""
+        """Switch to a format and return how much its texts differ from the checkpoint's, summed over the probes."""
         self.text, self.exceptions = format
         return sum(1 - SequenceMatcher(None, *pair).ratio() for pair in self.differences())
 
@@ -288,8 +288,8 @@ class Template:
         """Compare the training template with the checkpoint's.
 
         Returns:
-            (our text, the checkpoint's) for each probe conversation that differs by more than `exceptions`; nothing
-            where the checkpoint ships no template.
+            (our text, the checkpoint's text) for each probe that differs by more than `exceptions`. Empty if the
+            checkpoint has no template.
         """
         differences = []
         for messages in PROBES if self.processor.chat_template else ():
@@ -298,16 +298,16 @@ class Template:
             try:
                 differences += self.differences_in(messages)
             except UnfitTemplate:
-                continue  # a --chat_template need not take what the data may not hold
+                continue  # the data may not contain what this --chat_template does not support
         return differences
 
     def differences_in(self, messages: list[dict]) -> list[tuple[str, str]]:
-        """Compare the training text of one conversation, and the prompts of its replies, with the checkpoint's.
+        """Compare the training text of a conversation and the prompts for its replies with the checkpoint's template.
 
         Returns:
-            (our text, the checkpoint's) of the whole and of each prompt, where they differ by more than `exceptions`;
-            nothing for a template without tags, whose text is the checkpoint's, or where the checkpoint ships none, or
-            for the prompt of a reply that begins the conversation.
+            (our text, the checkpoint's text) of the whole and of each prompt that differ by more than `exceptions`.
+            Empty if the checkpoint has no template, or if ours has no tags and so gives the checkpoint's text. A reply
+            that begins the conversation has no prompt to compare.
 
         Raises:
             UnfitTemplate: the training template cannot render the conversation.
@@ -315,7 +315,7 @@ class Template:
         if not self.is_tagged or not self.processor.chat_template:
             return []
         messages = self.thoughts_and_tools.placed(messages)
-        if self.thoughts_and_tools.are_rendered(messages):  # the text is the checkpoint's
+        if self.thoughts_and_tools.are_rendered(messages):  # with the checkpoint's template
             return []
         messages = [{name: message[name] for name in ("role", "content")} for message in messages]
         text, spans = self.render(messages)
@@ -329,14 +329,14 @@ class Template:
             header = text[history_end:start].replace(RESERVED_CHARACTER, "")
             ours = as_official(self.exceptions, text[:history_end]) + header
             found.append((ours, text[:start], self._official_text(messages[:i], add_generation_prompt=True)))
-        # An exception need not hold of every conversation: a text may be the checkpoint's as it is.
+        # An exception need not apply to every conversation: our text may equal the checkpoint's without it.
         moved = [(ours, other) for ours, other, _, where in self.exceptions if where == "moved"]
         as_moved = lambda official: reduce(lambda text, pair: text.replace(*pair), moved, official)  # noqa: E731
         texts = [(ours, {ours, plain.replace(RESERVED_CHARACTER, "")}, official) for ours, plain, official in found]
         return [(ours, official) for ours, either, official in texts if not either & {official, as_moved(official)}]
 
     def _official_text(self, messages: list[dict], **kwargs) -> str:
-        """The checkpoint's text, or why its template refuses the conversation, such as one with a system message."""
+        """Return the checkpoint's text, or in brackets the error of its template, such as for a system message."""
         try:
             return self.render_official(messages, **kwargs).replace(RESERVED_CHARACTER, "")
         except UnfitTemplate as error:
@@ -344,7 +344,7 @@ class Template:
 
 
 def with_line_breaks_apart(text: str, spans: list[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
-    """A reply that begins with a line break must not merge it with the one that ends the generation prompt."""
+    """Prevent white space at a reply's start from merging into one token with the end of the generation prompt."""
     for start, _ in reversed(spans):
         if text[start - 1 : start + 1].isspace():
             text = text[:start] + RESERVED_CHARACTER + text[start:]
@@ -353,9 +353,9 @@ def with_line_breaks_apart(text: str, spans: list[tuple[int, int]]) -> tuple[str
 
 
 def plain_parts(content: list[dict], frame: FrameTokens) -> list[dict]:
-    """A message's parts for the template: media without their pixels, texts with control strings marked.
+    """Return a message's parts for the template: media without pixels, and texts with frame tokens marked.
 
-    The texts are searched as one, since a template may join them.
+    The texts are searched as one string, since a template may concatenate them.
     """
     joined = joined_text(content)
     marks = frame.marks(joined)
@@ -372,7 +372,7 @@ def plain_parts(content: list[dict], frame: FrameTokens) -> list[dict]:
 
 
 def as_official(exceptions: Iterable[TemplateException], history: str, last: str = "") -> str:
-    """Our text with the documented differences undone; `last`: it ends with the last exchange."""
+    """Undo the documented differences in our text, whose last exchange is `last`."""
     for ours, official, _, where in exceptions:
         if where != "end":
             history = history.replace(ours, official)
@@ -380,30 +380,30 @@ def as_official(exceptions: Iterable[TemplateException], history: str, last: str
             last = last.replace(ours, official)
         elif where == "end" and last.endswith(ours):
             last = last.removesuffix(ours) + official
-    # Only now: a control string that was typed is none of ours, and stays.
+    # Last, so that the exceptions do not match frame tokens that a user typed.
     return (history + last).replace(RESERVED_CHARACTER, "")
 
 
 @cache
 def variables_of(template: str) -> set[str]:
-    """The names that a template reads and does not set."""
+    """Return the names of variables that a template reads but does not set."""
     parse = Environment(extensions=["jinja2.ext.loopcontrols"]).parse
-    return meta.find_undeclared_variables(parse(GENERATION.sub("", template)))  # which is the library's own tag
+    return meta.find_undeclared_variables(parse(GENERATION.sub("", template)))  # Jinja does not know this tag
 
 
 def official_template(processor) -> str:
-    """The chat template that a checkpoint ships."""
+    """Return the chat template of a checkpoint."""
     template = processor.chat_template
     if isinstance(template, dict):
         template = template.get("default")
     if not template:
-        raise ValueError("the checkpoint ships no chat template; give one with --chat_template.")
+        raise ValueError("the checkpoint has no chat template; pass one with --chat_template.")
     return template
 
 
 @contextmanager
 def naming(source: str, processor) -> Iterator[None]:
-    """Turns what template and processor raise into a ValueError that names the sample."""
+    """Turn errors of the template and the processor into a ValueError that names the sample."""
     try:
         yield
     except UnfitTemplate as error:
@@ -413,7 +413,7 @@ def naming(source: str, processor) -> Iterator[None]:
 
 
 def conversation(*turns: tuple[str, str | list[str]]) -> list[dict]:
-    """Canonical messages from (role, part, part, ...), where "image" and "video" stand for media."""
+    """Make canonical messages from (role, part, part, ...). The parts "image" and "video" stand for media."""
     part = lambda p: {"type": p} if p in ("image", "video") else {"type": "text", "text": p}  # noqa: E731
     return [{"role": role, "content": [part(p) for p in parts]} for role, *parts in turns]
 
@@ -427,7 +427,7 @@ PROBES = [
     conversation(("user", "video", "What happens?"), ("assistant", "A ball rolls.")),
 ]
 
-# Orders of roles, by their first letters, that a template may not take -> a probe, what is said of it, the fix.
+# Orders of roles (first letters) that some templates do not support -> a probe, the fault in the error, the fix.
 ORDERS = {
     "^a": (conversation(("assistant", "Hello."), *PAIR), "begins with a reply", "put a user message before"),
     "uu": (conversation(("user", "I see."), *PAIR), "has two user messages in a row", "merge them into one message"),

@@ -1,4 +1,4 @@
-"""The checkpoint's chat template against the family's, on conversations of the shapes that the data holds."""
+"""Compare the checkpoint's chat template with the family's, on conversations with the shapes found in the data."""
 
 from itertools import count, repeat
 
@@ -6,8 +6,8 @@ from reading.dataset import MultimodalDataset, evenly_spread
 from reading.row_index import Layout
 from reading.rows import content_parts
 
-MOST_SHAPES = 1000  # the shortest; a millisecond or less each
-MOST_ROWS = 1000  # whose texts are searched for boxes, spread over the data
+MOST_SHAPES = 1000  # compare at most this many, the shortest first; each takes a millisecond or less
+MOST_ROWS = 1000  # search at most this many rows, spread over the data, for boxes in texts
 
 
 def check_template(collator, *datasets: MultimodalDataset | None) -> str:
@@ -17,7 +17,7 @@ def check_template(collator, *datasets: MultimodalDataset | None) -> str:
         A note for the user, or an empty text.
 
     Raises:
-        ValueError: they differ, by more than the documented exceptions, on a shape that the data holds.
+        ValueError: they differ by more than the documented exceptions on a shape found in the data.
     """
     shapes = {layout.shape for dataset in datasets if dataset for layout in dataset.layouts()}
     notes = collator.template.thoughts_and_tools.notes(outlines(*datasets))
@@ -26,13 +26,13 @@ def check_template(collator, *datasets: MultimodalDataset | None) -> str:
 
 
 def outlines(*datasets: MultimodalDataset | None) -> list[list[dict]]:
-    """A conversation of each layout that occurs."""
+    """Return one conversation for each layout in the data sets."""
     layouts = {layout for dataset in datasets if dataset for layout in dataset.layouts()}
     return [layout.messages for layout in layouts]
 
 
 def own_pixels(collator, dataset: MultimodalDataset) -> str:
-    """A warning where texts hold boxes in pixels, which stay as they are while flags resize their pictures."""
+    """Return a warning if texts contain boxes in pixels, which are not scaled when flags resize the images."""
     boxes, media = collator.template.boxes, dataset.media
     if not boxes.in_pixels or not (media.image_size or media.min_pixels or media.max_pixels or collator.image_size):
         return ""
@@ -40,51 +40,51 @@ def own_pixels(collator, dataset: MultimodalDataset) -> str:
         texts = [part.get("text", "") for part in content_parts(dataset.rows[position] or {"messages": []})]
         if any(len(box) == 4 for text in texts for box in boxes.format.numbers(text)):
             return (
-                f"WARNING: {dataset.source(position)} has a box in its text, which is not resized with the picture: "
-                "give boxes as `objects` (docs/boxes.md)."
+                f"WARNING: {dataset.source(position)} has a box in its text, which is not scaled when the image is "
+                "resized. Write boxes as `objects` (docs/boxes.md)."
             )
     return ""
 
 
 def compare_templates(collator, shapes: set[Layout]) -> str:
-    """Compare the texts of conversations of these shapes; returns and raises as `check_template`."""
+    """Compare the texts of conversations with these shapes. Returns and raises the same as `check_template`."""
     template = collator.template
     if not collator.processor.chat_template:
-        missing = "WARNING: the checkpoint ships no chat template to compare the training text with."
-        return "" if collator.fixed_format else missing  # whose format is code ships none
+        missing = "WARNING: the checkpoint has no chat template to compare the training text with."
+        return "" if collator.fixed_format else missing  # expected if the checkpoint's code writes the format
     for shape in sorted(shapes, key=lambda shape: (len(shape), shape))[:MOST_SHAPES]:
         messages = with_texts(shape)
         try:
             template.check_layout(messages)
             differences = template.differences_in(messages)
-        except ValueError:  # the rows of this shape are refused by name
+        except ValueError:  # `fit` reports the rows of this shape
             continue
         if differences:
             roles = ", ".join(message["role"] for message in messages)
             texts = f"({roles}), as in the data:" + "\n  {}: {!r}\n  {}: {!r}"
             ours, official = differences[0]
             if template.is_replaced:
-                texts = texts.format("trained", ours, "asked", official)
-                return f"WARNING: --chat_template's prompts differ from its training text for messages {texts}"
+                texts = texts.format("training text", ours, "prompt", official)
+                return f"WARNING: the prompts of --chat_template differ from its training text for messages {texts}"
             ways = (
-                "Add --chat_template checkpoint to train on the checkpoint's own, or --chat_template family to train "
-                "on the family's, which is then saved with the model."
+                "Add --chat_template checkpoint to train with the checkpoint's own, or --chat_template family to train "
+                "with the family's, which is then saved with the model."
             )
             raise ValueError(
-                "The checkpoint's chat template differs from its family's, beyond the documented exceptions "
+                "The checkpoint's chat template differs from its family's by more than the documented exceptions "
                 f"(docs/chat_formats.md), for messages {texts.format('family', ours, 'checkpoint', official)}\n"
                 + (f"No other template is possible, since {collator.fixed_format}." if collator.fixed_format else ways)
             )
     if number := len(template.differences()):
         return (
-            f"The checkpoint's chat template differs from its family's in {number} texts of probe conversations, "
-            "none of a shape found in the data (docs/chat_formats.md)."
+            f"The checkpoint's chat template differs from its family's in {number} of our test conversations, but the "
+            "data contains no conversation with their shapes (docs/chat_formats.md)."
         )
     return ""
 
 
 def with_texts(shape: Layout) -> list[dict]:
-    """A conversation of this shape; the system text is that of the probes, which an exception may name."""
+    """Return a conversation of this shape. Its system text is that of PROBES, which an exception may contain."""
     numbers, messages = count(1), []
     for message in shape.messages:
         texts = repeat("Be brief.") if message["role"] == "system" else (f"Text {number}." for number in numbers)

@@ -1,9 +1,9 @@
-"""Thoughts, tools, calls and their results: only the checkpoint's own template knows how it writes them.
+"""Thoughts, tools, tool calls and tool results, whose format is only in the checkpoint's own template.
 
-So a conversation that has any is trained on that template's text, whatever the family's training template is, and each
-reply is what the text has beyond the prompt for it. Many templates drop the thoughts of earlier turns. A reply before
-the last question is then not what the model wrote at the time, and it is trained only where the text up to its end is
-that of its own prompt and reply.
+A conversation with any of these is trained with that template, never with the family's. A reply is the text that the
+template adds to the prompt for it. Many templates drop the thoughts of earlier turns, so an earlier reply may not look
+as the model wrote it. A reply before the last question is therefore trained only if the text up to its end equals its
+own prompt and reply.
 """
 
 import os
@@ -15,10 +15,10 @@ from functools import cached_property, partial
 from collators.untagged_template import UnfitTemplate, find_replies, joined_text, with_variables
 from reading.strict_json import strict_json
 
-MESSAGE_FIELDS = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # of messages, as templates know them
+MESSAGE_FIELDS = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # field names in templates
 THINKING = {"enable_thinking": True}
-SERVER_TEMPLATE = "server_chat_template.jinja"  # of an output folder, next to the checkpoint's own
-GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # tags that not all servers know
+SERVER_TEMPLATE = "server_chat_template.jinja"  # in the output folder, next to the checkpoint's template
+GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # tags that some servers do not support
 WORD = {"type": "object", "properties": {"word": {"type": "string", "description": "The word."}}}
 TOOL = {"type": "function", "function": {"name": "look_up", "description": "Looks up a word.", "parameters": WORD}}
 CALL = {"id": "call00001", "type": "function", "function": {"name": "look_up", "arguments": {"word": "crimson"}}}
@@ -34,8 +34,8 @@ TOOL_PROBE = [
     *(message("tool", "Found it.", tool_call_id=CALL["id"], name="look_up"), message("assistant", "Red.")),
 ]
 IMAGE = {"content": [{"type": "image"}]}
-# What a conversation holds -> how errors name it, the probe that has it, and what a template writes of it, or "" for an
-# image.
+# Field or role that a template may not support -> its name in errors, a probe that contains it, and a part of its
+# rendered text ("" stands for the image token).
 PARTS = {
     "tools": ("`tools`", TOOL_PROBE[:1], "Looks up a word."),
     "tool_calls": ("a tool call (`tool_calls`)", TOOL_PROBE[:2], "crimson"),
@@ -44,13 +44,13 @@ PARTS = {
     "found": ("an image in a tool result", [*TOOL_PROBE[:2], TOOL_PROBE[2] | IMAGE], ""),
 }
 NO_PLACE = (
-    "holds {}, for which the chat template has no place: leave the row out, or give a template that has one by "
+    "contains {}, which the chat template does not support. Remove the row, or pass a template that supports this with "
     "--chat_template"
 )
 
 
 class ThoughtsAndTools:
-    """Renders conversations that have any of these; its arguments are those of the collator."""
+    """Renders conversations with thoughts or tools. The arguments are those of the collator."""
 
     def __init__(self, template, thought_format: str, train_thoughts: bool):
         self.template, self.thought_format, self.train_thoughts = template, thought_format, train_thoughts
@@ -61,30 +61,29 @@ class ThoughtsAndTools:
         return has_thought(messages) or any({"tools", "tool_calls"} & message.keys() for message in messages)
 
     def are_rendered(self, messages: list[dict]) -> bool:
-        """Whether a conversation is trained on the checkpoint's own text.
-
-        Without thoughts, where the history leaves out what the prompt had of one, and replies there are history alone.
+        """Return whether a conversation is trained with the checkpoint's own template: if it has thoughts or tools, or
+        if the template drops the empty thoughts of earlier replies and these replies are not trained.
         """
         has_history = any(message["role"] == "assistant" for message in messages[: last_question(messages)])
         return self.are_in(messages) or has_history and not has_several(messages) and bool(self._left_out)
 
     def placed(self, messages: list[dict]) -> list[dict]:
-        """The messages with boxes written as text, and typed thoughts too if the template has no place for them."""
+        """Write boxes as text, and typed thoughts too if the template does not support thoughts."""
         messages = self.template.boxes.written(messages)
         if not any("typed_thought" in m for m in messages) or self._around_thought(thinking=True):
             return messages
         return [as_typed(message) if "typed_thought" in message else message for message in messages]
 
-    # ---- what the checkpoint's template has a place for ----
+    # ---- what the checkpoint's template supports ----
 
     def check(self, messages: list[dict]) -> None:
-        """Raise an UnfitTemplate that names what the messages hold and the template does not write."""
+        """Raise an UnfitTemplate if the messages contain something that the template does not write."""
         if has_thought(messages) and not self._around_thought():
             name = "a thought (`reasoning_content`)"
             if not self._around_thought(thinking=True):
                 raise UnfitTemplate(NO_PLACE.format(name))
             raise UnfitTemplate(
-                f"holds {name}, but the prompt tells the model not to think: add --template_kwargs "
+                f"contains {name}, but the prompt tells the model not to think: add --template_kwargs "
                 "'{\"enable_thinking\": true}'"
             )
         held = {key for message in messages for key in (message["role"], *message)}
@@ -97,7 +96,7 @@ class ThoughtsAndTools:
                 raise UnfitTemplate(NO_PLACE.format(name))
 
     def _around_thought(self, thinking: bool = False) -> tuple[str, str] | None:
-        """What a reply has before its thought and after it; None where the template has no place for a thought."""
+        """Return a reply's text before and after its thought, or None if the template does not write thoughts."""
         if thinking not in self._marks:
             self._marks[thinking] = None
             with suppress(UnfitTemplate):
@@ -118,40 +117,40 @@ class ThoughtsAndTools:
         return self._written[part]
 
     def notes(self, conversations: list[list[dict]]) -> list[str]:
-        """Notes on the variables, and on the thoughts in these conversations, one per line."""
+        """Return notes for the user about template variables and about thoughts in these conversations."""
         notes = []
         if self.template.given:
             notes.append(
-                f"Servers need the variables of the chat template too: vLLM and SGLang take them in each request, as "
+                f"A server needs the same template variables. For vLLM and SGLang, add to each request: "
                 f"chat_template_kwargs={strict_json(self.template.given)}."
             )
         several = any(has_thought(c) and has_several(c) for c in conversations)
         if several and self._around_thought() and len(self.render(THOUGHT_PROBE * 2)[1]) < 2:
             notes.append(
-                "The chat template drops the thoughts of earlier replies: in a conversation with thoughts, only what "
-                "follows the last question is trained. --train_replies each trains every reply, as a sample of its own."
+                "The chat template drops the thoughts of earlier replies, so only the replies after the last question "
+                "are trained. Add --train_replies each to train every reply, as a separate sample."
             )
         if self._adds_empty_thoughts(conversations):
             fix = "train with --train_replies each"
             if self._keeps_thoughts:
-                fix = "train with --template_kwargs '{\"preserve_thinking\": true}', which they then need too"
+                fix = "train and serve with --template_kwargs '{\"preserve_thinking\": true}'"
             elif self.server_template(conversations):
-                fix = f"give them {SERVER_TEMPLATE} from the output folder"
+                fix = f"start the server with {SERVER_TEMPLATE} from the output folder"
             notes.append(
-                "Conversations are trained with the empty thought of each reply, which the chat template leaves out of "
-                f"the history. For servers to keep it there too, {fix}."
+                "Each reply is trained after an empty thought, but a server's chat template drops the empty thoughts "
+                f"of earlier replies. To get the same prompts when serving, {fix}."
             )
         return notes
 
     def server_template(self, conversations: list[list[dict]]) -> str | None:
-        """The template with which servers show these as they are trained, where the checkpoint's own cannot."""
+        """Return a template for servers that renders these conversations as trained, if the checkpoint's does not."""
         if not self._adds_empty_thoughts(conversations) or self._keeps_thoughts or any(map(self.are_in, conversations)):
             return None
         text = with_variables(self.template.text, self.template.kwargs)
         return GENERATION.sub(lambda tag: "{% endif %}" if tag[1] else "{% if true %}", text)
 
     def _adds_empty_thoughts(self, conversations: list[list[dict]]) -> bool:
-        """Whether some are trained in one pass with empty thoughts that the checkpoint's template leaves out."""
+        """Return whether some are trained in one pass with empty thoughts that the checkpoint's template drops."""
         several = any(has_several(c) and not has_thought(c) for c in conversations)
         return several and not self.template.is_replaced and bool(self._left_out)
 
@@ -160,10 +159,10 @@ class ThoughtsAndTools:
         return "preserve_thinking" in self.template.official
 
     def split(self, answer: str, is_whole: bool = True) -> tuple[str, str]:
-        """A generated answer -> its thought, "" if it has none, and what comes after it.
+        """Split a generated answer into its thought ("" if there is none) and the text after the thought.
 
         Args:
-            is_whole: False while it is being written, when what has no end of a thought yet may be one.
+            is_whole: False while the answer is being generated: text without an end of a thought may be a thought.
         """
         before, behind = (mark.strip() for mark in self._around_thought() or ("", ""))
         thought, mark, rest = answer.partition(behind) if behind else (answer, "", "")
@@ -173,10 +172,10 @@ class ThoughtsAndTools:
         return "", answer
 
     def parts_of(self, reply: str) -> list[tuple[str, str]]:
-        """The text of a trained reply -> ("thought", "answer" or "call"; its text), in order."""
+        """Split a trained reply into (kind, text) pairs, in order. The kinds are "thought", "answer" and "call"."""
         _, behind = self._around_thought(thinking=True) or ("", "")
         mark, start = behind.strip(), 0
-        if mark and mark in reply:  # calls may follow it without the white space that an answer does
+        if mark and mark in reply:  # before a call, the white space may be missing
             start = reply.find(mark) + len(mark)
             start += len(os.path.commonprefix([behind[len(behind.rstrip()) :], reply[start:]]))
         call = reply.find(self._before_call, start) if self._before_call else -1
@@ -186,7 +185,7 @@ class ThoughtsAndTools:
 
     @cached_property
     def _before_call(self) -> str:
-        """What the template writes between the start of a reply and the name of the tool that it calls."""
+        """The text that the template writes between the start of a reply and the name of a called tool."""
         if not self._writes("tool_calls"):
             return ""
         render = self._renderer(TOOL_PROBE[:2], self.template.kwargs)
@@ -197,15 +196,15 @@ class ThoughtsAndTools:
     # ---- messages -> text ----
 
     def render(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
-        """The checkpoint's text of a conversation, and the spans of what is trained.
+        """Return the checkpoint's text of a conversation, and the spans to train.
 
         Raises:
-            UnfitTemplate: the template has no place for what the messages hold, or hides where the replies are.
+            UnfitTemplate: the template does not support something in the messages, or the replies cannot be found.
         """
         self.check(messages)
         question = last_question(messages)
         shown = [i for i, message in enumerate(messages) if is_shown(message, i, question)]
-        # A thought that is not trained, since the template drops it, tells no other reply to think.
+        # Thinking is turned on only for trained thoughts, not for those that the template drops.
         thinks = has_thought([messages[i] for i in shown])
         for variables in (*[self.template.prompt_kwargs] * thinks, self.template.kwargs):
             render, replies = self._renderer(messages, variables), []
@@ -222,21 +221,21 @@ class ThoughtsAndTools:
             said += [call["function"]["name"] for call in messages[i].get("tool_calls", ())]
             if left_out := [part for part in said if self.frame.marked(part).strip() not in text[start:end]]:
                 raise UnfitTemplate(
-                    f"the chat template drops {left_out[0][:80]!r} from a reply, such as text next to a tool call"
+                    f"the chat template drops {left_out[0][:80]!r} from a reply (some drop text next to a tool call)"
                 )
         spans = [span for i, span in zip(replies, spans) if messages[i].get("train", True)]
         if not spans:
-            raise UnfitTemplate("the chat template alters every trained reply of this sample")
-        if not self.train_thoughts:  # which typed control strings cannot end
+            raise UnfitTemplate("the chat template changes every trained reply, so none can be trained. Remove the row")
+        if not self.train_thoughts:  # frame tokens are marked, so a typed one cannot end the thought
             parts = [dict(self.parts_of(text[start:end])) for start, end in spans]
             spans = [(start + len(of.get("thought", "")), end) for (start, end), of in zip(spans, parts)]
         return text, spans
 
     def _renderer(self, conversation: list[dict], variables: dict) -> Callable[..., str]:
-        """`render(messages, add_generation_prompt=False)` for the first messages of a conversation.
+        """Return `render(messages, add_generation_prompt=False)` for the first messages of a conversation.
 
-        The checkpoint's text, and what its template leaves out of the history: the empty thought that the prompt for a
-        reply ends with, and a thought that the model writes but no template does (`thought_format`).
+        It renders the checkpoint's text and adds what the template drops: the empty thought at the end of the prompt
+        for a reply, and thoughts that the model writes but the template does not (`thought_format`).
         """
         official = partial(self.template.render_official, frame=self.frame)
         whole, prompts = official(conversation, False, variables), {}
@@ -247,7 +246,7 @@ class ThoughtsAndTools:
                 if i >= len(messages):
                     break
                 if not conversation[i].get("train", True) and i < len(conversation) - 1:
-                    continue  # of the history, as a server shows it
+                    continue  # not trained: leave the history as a server renders it
                 thought = self.frame.marked(messages[i].get("reasoning_content", "")).strip()
                 if not thought and not text.startswith(prompt):
                     begin = prompt.removesuffix(self._empty_thought)
@@ -262,15 +261,15 @@ class ThoughtsAndTools:
             if is_shown(message, i, last_question(conversation)):
                 prompt = official(conversation[:i], True, variables)
                 if not message.get("reasoning_content"):
-                    # The prompt of a model that is told not to think: the empty thought is not the model's to write.
+                    # With thinking off, the prompt contains the empty thought, so the model does not write it.
                     untold = official(conversation[:i], True, self.template.kwargs)
                     prompt = untold if whole.startswith(untold) else prompt
                 prompts[i] = completed(prompt, conversation[:i])
                 asked = conversation[: last_question(conversation[:i]) + 1]  # before any reply to this question
                 if message.get("train", True) and prompts[i] != completed(prompt, asked):
                     raise UnfitTemplate(
-                        "has a tool call without a thought, then another reply: the call's prompt ends with an empty "
-                        "thought, the reply's does not. Add --train_replies each"
+                        "has a tool call without a thought, then another reply. The prompt for the call ends with an "
+                        "empty thought, but the prompt for the reply does not. Add --train_replies each"
                     )
 
         def render(messages: list[dict], add_generation_prompt: bool = False) -> str:
@@ -282,7 +281,7 @@ class ThoughtsAndTools:
 
     @cached_property
     def _left_out(self) -> str:
-        """The thought that the prompt for a reply ends with, empty or begun, where the history leaves it out."""
+        """The empty or unfinished thought at the end of a prompt, if the template drops it from the history."""
         if not self._around_thought(thinking=True):
             return ""
         official, asked = self.template.render_official, THOUGHT_PROBE[:1]
@@ -291,7 +290,7 @@ class ThoughtsAndTools:
 
     @cached_property
     def _empty_thought(self) -> str:
-        """The empty thought of a model that can be told not to think, and is."""
+        """The empty thought in the prompts of a model whose thinking is turned off, or ""."""
         official, asked = self.template.render_official, THOUGHT_PROBE[:1]
         is_told = self._left_out and official(asked, True) != official(asked, True, self.template.kwargs | THINKING)
         return self._left_out if is_told else ""
@@ -300,23 +299,23 @@ class ThoughtsAndTools:
 
     @cached_property
     def frame(self):
-        """Here the added tokens that the template writes, such as `</think>`, are plain text too inside a message."""
+        """The frame tokens, plus added tokens in the template's source, such as `</think>`."""
         frame = self.template.frame
         return frame.with_tokens(token for token in frame.added_tokens.values() if token in self.template.official)
 
 
 def last_question(messages: list[dict]) -> int:
-    """Where in a conversation the last question is."""
+    """Return the index of the last question."""
     return max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
 
 
 def is_shown(message: dict, place: int, question: int) -> bool:
-    """Whether a message is a reply that follows the last question or is trained; another is history alone."""
+    """Return whether a message is a reply that is trained or follows the last question."""
     return message["role"] == "assistant" and place > 0 and (place > question or message.get("train", True))
 
 
 def has_several(messages: list[dict]) -> bool:
-    """Whether a reply before the last question is trained too."""
+    """Return whether a reply before the last question is trained."""
     return any(m["role"] == "assistant" and m.get("train", True) for m in messages[: last_question(messages)])
 
 
@@ -325,6 +324,6 @@ def has_thought(messages: list[dict]) -> bool:
 
 
 def as_typed(message: dict) -> dict:
-    """A message with its thought put back into the text, as it was typed."""
+    """Put a message's thought back into its text, as it was typed."""
     fields = {name: value for name, value in message.items() if name not in ("typed_thought", "reasoning_content")}
     return fields | {"content": [{"type": "text", "text": message["typed_thought"]}, *message["content"]]}

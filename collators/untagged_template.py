@@ -1,8 +1,8 @@
-"""Training on a chat template without {% generation %} tags: its replies are found by rendering."""
+"""Train with a chat template that has no {% generation %} tags: find the replies by rendering."""
 
 
 class UnfitTemplate(ValueError):
-    """A chat template that cannot render a conversation, or not in a way that shows where the replies are."""
+    """A chat template cannot render a conversation, or its text does not show where the replies are."""
 
 
 PROBE = {"system": "Be brief.", "user": "Name a colour.", "assistant": "Red."}
@@ -11,24 +11,24 @@ PROBE = {"system": "Be brief.", "user": "Name a colour.", "assistant": "Red."}
 def find_replies(
     messages: list[dict], render, stop_tokens: list[str], chosen: list[int] | None = None
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Render message by message: a reply begins where the prompt for it ends, and ends with a stop token.
+    """Render message by message. A reply begins where its prompt ends, and ends with a stop token.
 
-    A template may end a reply with the stop token that the next message begins with (GLM's `<|user|>`). One that writes
-    none at all teaches no end: there, the first one is put in the place of the white space that it ends the reply with.
+    The stop token may be the one that begins the next message (GLM's `<|user|>`). If a template writes no stop token,
+    the model cannot learn to stop, so the first stop token replaces the white space that ends the reply.
 
     Args:
-        messages: a canonical sample's.
-        render: `render(messages, add_generation_prompt=False)` gives the template's text.
-        stop_tokens: any of them ends generation.
-        chosen: the places of the replies to find, by default of all.
+        messages: the messages of a canonical sample.
+        render: `render(messages, add_generation_prompt=False)` returns the template's text.
+        stop_tokens: the tokens that end generation.
+        chosen: the indices of the replies to find; by default all replies.
 
     Returns:
-        The training text and the character span of each reply, its stop token included.
+        The training text, and the character span of each reply with its stop token.
 
     Raises:
-        UnfitTemplate: a prompt is not the beginning of the text that follows from it.
+        UnfitTemplate: the text of a conversation does not begin with the prompt for its reply.
     """
-    text, rendered, spans = "", "", []  # what is trained on, and as the template renders it
+    text, rendered, spans = "", "", []  # the training text, and the text as the template renders it
     if chosen is None:
         chosen = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     for i in chosen:
@@ -37,8 +37,8 @@ def find_replies(
             if not longer.startswith(shorter):
                 raise UnfitTemplate(
                     "the chat template renders a conversation differently from the prompt for its reply: "
-                    f"{shorter[-80:]!r} is not the beginning of {longer[: len(shorter)][-80:]!r}. Give a template with "
-                    "{% generation %} tags with --chat_template, or add a family (docs/add_new_model.md)."
+                    f"{shorter[-80:]!r} is not the beginning of {longer[: len(shorter)][-80:]!r}. Pass a template that "
+                    "has {% generation %} tags with --chat_template, or add a family (docs/add_new_model.md)."
                 )
         reply = history[len(prompt) :]
         text += prompt[len(rendered) :]
@@ -46,7 +46,7 @@ def find_replies(
         header = "" if ends else following_header(messages[i], render)
         if token := next((token for token in stop_tokens if header.startswith(token)), None):
             ends = [len(reply) + len(token)]
-            reply += token if i == chosen[-1] else ""  # else it begins what follows
+            reply += token if i == chosen[-1] else ""  # otherwise it begins the next message
         elif not ends:
             typed = joined_text(messages[i]["content"])
             kept, own_space = reply.rstrip(), typed[len(typed.rstrip()) :]
@@ -59,12 +59,12 @@ def find_replies(
 
 
 def joined_text(content: list[dict]) -> str:
-    """The text parts of a message as one."""
+    """Concatenate the text parts of a message."""
     return "".join(part.get("text", "") for part in content)
 
 
 def following_header(reply: dict, render) -> str:
-    """What the template writes right after a reply: the header of a result, if it calls a tool, or of a question."""
+    """Return the text after a reply: the header of a tool result if the reply calls a tool, else of a question."""
     text = [{"type": "text", "text": "x"}]
     asked = {"role": "user", "content": text}
     shown = [asked, reply | {"content": text, "reasoning_content": ""}]
@@ -74,15 +74,15 @@ def following_header(reply: dict, render) -> str:
 
 
 def find_string_roles(render) -> tuple[str, ...]:
-    """The roles whose content a template takes as a string, where most take a list of parts.
+    """Find the roles whose content a template expects as a string instead of a list of parts.
 
     Args:
-        render: `render(messages, string_roles)` gives the template's text, or raises an UnfitTemplate.
+        render: `render(messages, string_roles)` returns the template's text, or raises an UnfitTemplate.
 
     Raises:
-        UnfitTemplate: no choice of roles brings every text of a probe into the template's text.
+        UnfitTemplate: with no choice of roles, all texts of a probe appear in the rendered text.
     """
-    for roles in (("system", "user", "assistant"), ("user", "assistant")):  # some refuse a system message
+    for roles in (("system", "user", "assistant"), ("user", "assistant")):  # some templates refuse system messages
         messages = [{"role": role, "content": [{"type": "text", "text": PROBE[role]}]} for role in roles]
         for strings in ((), ("system",), ("assistant",), ("system", "assistant"), ("system", "user", "assistant")):
             try:
@@ -95,5 +95,5 @@ def find_string_roles(render) -> tuple[str, ...]:
 
 
 def with_variables(template: str, variables: dict) -> str:
-    """A template with its variables, as a file that other programs read."""
+    """Return a template that sets its own variables, for other programs."""
     return "".join(f"{{% set {name} = {value!r} %}}" for name, value in variables.items()) + template

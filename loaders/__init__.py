@@ -1,4 +1,4 @@
-"""Family id -> loader class: `LOADERS.get("qwen2-vl")`."""
+"""The registry of loader classes by family id: `LOADERS.get("qwen2-vl")`."""
 
 from supported_models import AUTO, Registry, families
 
@@ -7,20 +7,20 @@ register_loader = LOADERS.register
 
 
 def family_of(model_path: str) -> str:
-    """The family of a checkpoint, by the model types in its config; `auto` where it has no files of its own."""
+    """Return the family that matches the model types in a checkpoint's config, or `auto` if no family does."""
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{model_path} is not a checkpoint, or its classes are its own Python files: in that case give --model_id. "
-            f"({error})"
+            f"{model_path} is not a checkpoint that transformers can load: {error} If the checkpoint has its own "
+            "Python files, pass --model_id."
         ) from error
     found = [family for family in families() if LOADERS.get(family).fits(config)]
     if not found and LOADERS.get(AUTO).fits(config):
         found = [AUTO]
     if len(found) != 1:
-        fitting = f"fits the families {', '.join(found)}: name its --model_id" if found else "has no images as input"
-        raise ValueError(f"{model_path} is a {config.model_type!r} checkpoint, which {fitting}.")
+        fault = f"matches the families {', '.join(found)}. Pass --model_id" if found else "accepts no images"
+        raise ValueError(f"{model_path} is a {config.model_type!r} checkpoint, which {fault}.")
     return found[0]

@@ -1,11 +1,11 @@
-"""Attention in a row that holds several samples: each sees itself alone, at the cost of its own length.
+"""Attention for rows of several concatenated samples: each sample attends only to itself, at the cost of its length.
 
-transformers 5.23 keeps such samples apart with a mask of (tokens, tokens) for the whole row, of which PyTorch computes
-all. Here each sample is a call of its own, and a mask is made only where a model needs more than causality, such as a
-sliding window; each call gets its sample's part of it.
+transformers 5.23 separates such samples with a (tokens, tokens) mask for the whole row, and PyTorch computes every
+entry. Here, attention is called once per sample. A mask is made only if the model needs more than causality, such as a
+sliding window, and each call then gets its slice of that mask.
 
-A module that carries what it has read from token to token (linear attention, a convolution) takes the samples as a
-batch, padded on the right for it alone: nothing that follows a sample reaches it.
+Recurrent modules (linear attention, convolutions) carry a state from token to token. They get the samples as a batch,
+padded on the right, so no sample can influence another.
 """
 
 from functools import partial
@@ -17,20 +17,20 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 SDPA_BY_SAMPLE = "sdpa_by_sample"
-# Layers that need no mask beyond causality.
+# Types of layers that need no mask beyond causality.
 UNMASKED = {"full_attention", "linear_attention", "conv"}
 
 
 def sdpa_by_sample(module, query, key, value, attention_mask, *, sample_lengths=None, **kwargs):
-    """As transformers' `sdpa`, sample by sample.
+    """Compute the same as transformers' `sdpa`, one sample of the row at a time.
 
     Args:
         query, key, value: (1, heads, tokens, head size).
-        attention_mask: (1, 1, tokens, tokens), True where a token is seen; None for causal attention.
-        sample_lengths: tokens of each sample of the row; None if the row is not made of samples, as in generation.
+        attention_mask: (1, 1, tokens, tokens), True for visible tokens; None for causal attention.
+        sample_lengths: number of tokens of each sample in the row; None if nothing was concatenated (generation).
 
     Returns:
-        (1, tokens, heads, head size), and None for the weights.
+        The output (1, tokens, heads, head size), and None instead of the attention weights.
     """
     if sample_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -44,8 +44,8 @@ def sdpa_by_sample(module, query, key, value, attention_mask, *, sample_lengths=
 
 
 def mask_by_sample(*, config, attention_mask=None, **kwargs) -> torch.Tensor | None:
-    """As transformers' `sdpa_mask`, but None where causality within each sample is all there is to mask."""
-    kinds = {*(getattr(config, "layer_types", None) or [])} - UNMASKED  # neither is a field of every config
+    """Return the mask of transformers' `sdpa_mask`, or None if causality within each sample is enough."""
+    kinds = {*(getattr(config, "layer_types", None) or [])} - UNMASKED  # not every config has these fields
     if attention_mask is None and not kinds and not getattr(config, "sliding_window", None):
         return None
     return sdpa_mask(config=config, attention_mask=attention_mask, **kwargs)
@@ -56,23 +56,23 @@ AttentionMaskInterface.register(SDPA_BY_SAMPLE, mask_by_sample)
 
 
 def is_padding_free(arguments, loader) -> bool:
-    """Whether the samples of a batch are concatenated: by the flags, and by what the model supports."""
+    """Return whether the samples of a batch are concatenated, given the flags and what the model supports."""
     data, flag = arguments.data, "packing" if arguments.data.packing else "padding_free"
     reason = loader.cannot_be_padding_free
     if loader.is_tested_on_loading and (arguments.training.deepspeed or arguments.training.fsdp):
-        reason = "only a test of the whole model shows that its samples stay separate, but this engine shards it"
+        reason = "only a test on the whole model can show that samples stay separate, but this engine shards the model"
     # FlashAttention tells samples apart by their positions.
     if not reason and loader.text_attention != "sdpa" and "flash" not in loader.text_attention:
-        reason = f"its {loader.text_attention} attention would compute the square of the whole row"
+        reason = f"the cost of its {loader.text_attention} attention grows with the square of the concatenated length"
     if not reason and loader.text_attention == "sdpa" and arguments.training.torch_compile:
-        reason = "--torch_compile True would compile again for every mixture of lengths"
+        reason = "--torch_compile True would recompile for every combination of sample lengths"
     if reason and getattr(data, flag):
-        raise ValueError(f"--{flag} True cannot be used with {arguments.model.model_path}: {reason}. Leave it out.")
+        raise ValueError(f"--{flag} True cannot be used with {arguments.model.model_path}: {reason}. Remove the flag.")
     return data.padding_free is not False and not reason
 
 
 def separate_samples(model, loader) -> None:
-    """Have a loaded model keep the samples of a row apart; FlashAttention, by their positions, does so itself."""
+    """Make a loaded model keep the samples of a row separate. FlashAttention already does so, by their positions."""
     if loader.text_attention == "sdpa":
         model.get_decoder().set_attn_implementation(SDPA_BY_SAMPLE)
     for name, module in model.named_modules():
@@ -85,12 +85,12 @@ def separate_samples(model, loader) -> None:
 
 
 class BySample:
-    """The hooks of a module that reads one token after the other, for which the samples of a row become a batch."""
+    """Hooks of a recurrent module: split a row into a batch of its samples, then concatenate the outputs again."""
 
-    lengths: list[int] | None = None  # of the samples of the row; None: in generation
+    lengths: list[int] | None = None  # number of tokens of each sample; None in generation
 
     def as_batch(self, module, inputs: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """(1, tokens, hidden size) -> (samples, longest, hidden size)."""
+        """Turn (1, tokens, hidden size) into (samples, longest sample, hidden size)."""
         kwargs = dict(kwargs)
         self.lengths = kwargs.pop("sample_lengths", None)
         if self.lengths:
@@ -105,19 +105,19 @@ class BySample:
 
 
 def _give_masks(loader, model, inputs: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    if kwargs.get("sample_lengths") is None:  # in generation
+    if kwargs.get("sample_lengths") is None:  # generation
         return None
     return inputs, kwargs | {"attention_mask": loader.masks_of_samples(kwargs)}
 
 
 def causal_masks(position_ids: torch.Tensor, window: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two masks of a row of samples, (1, 1, tokens, tokens), True where a token is seen.
+    """Return two masks of concatenated samples, (1, 1, tokens, tokens), True for visible tokens.
 
     Args:
-        position_ids: (1, tokens), from 0 in each sample.
+        position_ids: (1, tokens), starting at 0 in each sample.
 
     Returns:
-        What is earlier in the same sample; what is fewer than `window` places before, or later.
+        The causal mask of each sample; and a mask of all tokens except those `window` or more positions back.
     """
     sample = (position_ids == 0).cumsum(-1)
     place = torch.arange(position_ids.shape[-1], device=position_ids.device)
@@ -127,11 +127,11 @@ def causal_masks(position_ids: torch.Tensor, window: int = 0) -> tuple[torch.Ten
 
 
 def blocks_of(marked: torch.Tensor) -> torch.Tensor:
-    """(1, tokens) marks -> for each token, the index of its run of marked tokens; -1 if it is not marked."""
+    """Return, for (1, tokens) marks, the index of each token's run of marked tokens, or -1 if it is unmarked."""
     starts = marked & ~torch.nn.functional.pad(marked, (1, 0))[:, :-1]
     return (starts.cumsum(-1) - 1).masked_fill(~marked, -1)
 
 
 def same_block(blocks: torch.Tensor) -> torch.Tensor:
-    """(1, tokens) indices of blocks, -1 outside of all -> (1, 1, tokens, tokens), True for two tokens of one block."""
+    """Return a mask (1, 1, tokens, tokens) of pairs in the same block, given the output of `blocks_of`."""
     return ((blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0))[:, None]

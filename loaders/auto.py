@@ -1,4 +1,4 @@
-"""Any other checkpoint of `AutoModelForImageTextToText`: its components are what the model's own accessors name."""
+"""Any other checkpoint of `AutoModelForImageTextToText`; the model's own accessors tell which modules are which."""
 
 from inspect import signature
 
@@ -10,11 +10,11 @@ from loaders.base import BaseLoader, is_inside
 
 @register_loader("auto")
 class AutoLoader(BaseLoader):
-    """The vision projector is what is neither encoder nor language model; one inside the encoder belongs to it."""
+    """A loader of any model type. Modules outside the encoders and the language model are the vision projector."""
 
     model_type = "any image-text-to-text"
     is_tested_on_loading = True
-    of_other_type = "transformers does not list it for pictures and text, so --model_id auto cannot take it"
+    of_other_type = "--model_id auto accepts only types that transformers lists as image-text-to-text"
 
     @classmethod
     def fits(cls, config) -> bool:
@@ -23,18 +23,18 @@ class AutoLoader(BaseLoader):
     def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
         if self._has_code_of_its_own(model_path):
             raise ValueError(
-                f"{model_path}: transformers has no classes for it, and --model_id auto does not run the Python files "
-                "of a checkpoint, with or without --trust_remote_code True, since nothing is known of what they do. "
-                "Use a copy whose classes transformers has, or add a family (docs/add_new_model.md)."
+                f"{model_path}: transformers has no classes for this checkpoint. --model_id auto never runs a "
+                "checkpoint's Python files, not even with --trust_remote_code True. Use a copy that transformers "
+                "supports, or add a family (docs/add_new_model.md)."
             )
         super().__init__(model_path, trust_remote_code, **model_kwargs)
         if self.config.is_encoder_decoder or self.config.get_text_config(decoder=True).is_encoder_decoder:
-            self._refuse("is an encoder-decoder, whose question and reply are two texts")
+            self._refuse("is an encoder-decoder, which reads the question and the reply as separate texts")
         try:
             model = self._model_of_parts()
-        # A package that is missing, or code that reads numbers as it is made, of which the meta device has none.
+        # A package is missing, or the constructor reads values of tensors, which the meta device does not have.
         except (ImportError, NotImplementedError, RuntimeError) as error:
-            self._refuse(f"cannot be made without its weights ({error})")
+            self._refuse(f"cannot be built without its weights ({error})")
         names = {module: name for name, module in model.named_modules()}
         modules = [model.get_encoder(modality="image"), model.get_decoder(), model.get_output_embeddings()]
         encoder, decoder, head = (names.get(module) for module in modules)
@@ -42,9 +42,9 @@ class AutoLoader(BaseLoader):
             self._refuse(f"({type(model).__name__}) does not name its vision encoder, language model and head")
         if "attention_chunk_size" in self.config.get_text_config(decoder=True).to_dict():
             self.cannot_be_padding_free = (
-                "it cuts attention into chunks by position in the row, which short probes cannot show"
+                "it cuts attention into chunks by position in the row, which the run's short test cannot detect"
             )
-        rope_index = vars(type(model.base_model)).get("get_rope_index")  # those of Omni models ask for sound too
+        rope_index = vars(type(model.base_model)).get("get_rope_index")  # that of Omni models needs audio too
         self.mrope = bool(rope_index) and "mm_token_type_ids" in signature(rope_index).parameters
         self._takes_media_types = "mm_token_type_ids" in signature(model.forward).parameters
         self.vision_encoder = [encoder]
@@ -56,35 +56,35 @@ class AutoLoader(BaseLoader):
         self.vision_projector = list(dict.fromkeys(name for name in near if name))
 
     def _model_of_parts(self):
-        """The model without weights. Where a part of it lacks the usual attention, each takes the best that it has."""
+        """Build the model without weights. If a sub-model lacks sdpa, let transformers choose for each sub-model."""
         if self.model_kwargs.get("attn_implementation") == self.attention:
             try:
                 return self._model_without_weights()
             except ValueError:
                 self.model_kwargs["attn_implementation"] = None
-                self.attention = "eager"  # of the language model too, as far as is known: samples are padded
-        return self._model_without_weights(attn_implementation="eager")  # any other is for `load_model` to refuse
+                self.attention = "eager"  # the language model may be eager too, so samples are padded
+        return self._model_without_weights(attn_implementation="eager")  # `load_model` refuses any other that fails
 
     @staticmethod
     def _has_code_of_its_own(model_path: str) -> bool:
         try:
             config, _ = PreTrainedConfig.get_config_dict(model_path)
         except (OSError, ValueError):
-            return False  # said by the base
+            return False  # the base class reports this error
         return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
 
     def _refuse(self, reason: str) -> None:
         raise ValueError(
-            f"{self.model_path}: a {self.config.model_type!r} model {reason}, so --model_id auto cannot train it: add "
+            f"{self.model_path}: a {self.config.model_type!r} model {reason}, so --model_id auto cannot train it. Add "
             "a family (docs/add_new_model.md)."
         )
 
     def load_processor(self, path: str | None = None):
         processor = super().load_processor(path)
-        if self._takes_media_types:  # the model asks for them where its processor leaves them out (5.23: Cosmos3-Edge)
+        if self._takes_media_types:  # the processor of Cosmos3-Edge omits them, but its model needs them (5.23)
             processor.return_mm_token_type_ids = True
         if type(processor).image_token_ids is ProcessorMixin.image_token_ids:
-            # Where pixels go, which is not where the text has a placeholder (5.23: Ovis2 says only the latter).
+            # The ids of the tokens that become pixels. Ovis2's processor has only that of its text placeholder (5.23).
             fields = self.config.to_dict()
             named = {fields[name] for name in ("image_token_id", "image_token_index") if name in fields}
             processor.image_token_ids = [*({*processor.image_token_ids, *named} - {None})]
@@ -92,7 +92,7 @@ class AutoLoader(BaseLoader):
 
     @staticmethod
     def _shallowest(name: str, known: list[str]) -> str | None:
-        """The largest module around a parameter that holds none of the known ones; None inside one of them."""
+        """Return the largest module that contains a parameter but no known module; None inside a known module."""
         if any(is_inside(name, path) for path in known):
             return None
         path = name.split(".")

@@ -1,4 +1,4 @@
-"""What all model families share: where the weights come from and which modules belong to which component."""
+"""The base class of all loaders: it loads the weights and knows which modules belong to which component."""
 
 import logging
 import os
@@ -18,75 +18,75 @@ COMPONENTS = ("vision_encoder", "vision_projector", "language_model")
 
 
 class BaseLoader:
-    """A family names its modules; paths are those of the loaded model, matched as exact prefixes.
+    """Base of all loaders: a family lists its modules by their paths in the loaded model, matched as exact prefixes.
 
-    A parameter that is in `vision_projector` is not part of the two others, even where it is inside them.
+    A parameter in `vision_projector` belongs to that component alone, even if its module is inside another component.
     """
 
     model_type: str  # `model_type` in the checkpoint's config.json
-    # Where several families share it: the `model_type` of `text_config` and of `vision_config`.
+    # If several families share a `model_type`: the `model_type` of `text_config` and of `vision_config`.
     text_model_type: str | None = None
     vision_model_type: str | None = None
     vision_encoder: list[str]
     vision_projector: list[str]
     language_model: list[str]
-    # Whether the language model has parameters that get a gradient only from a batch that holds media.
+    # Whether some parameters of the language model get a gradient only if the batch contains media.
     language_model_sees_media = False
-    # Ends of the parameter names of a mixture of experts, such as "mlp.experts.down_proj" and "mlp.gate.weight".
+    # Suffixes of parameter names in a mixture of experts, such as "mlp.experts.down_proj" and "mlp.gate.weight".
     experts: list[str] = []
     routers: list[str] = []
-    # What no flag names, such as an audio tower: never trained, never quantized.
+    # Modules that belong to no component, such as an audio tower: never trained, never quantized.
     other: list[str] = []
-    # Linear modules whose weight the model uses without calling them: neither adapted nor quantized; ends of names.
+    # Suffixes of Linear modules whose weight is used without calling the module: no LoRA and no quantization.
     bare_weights: list[str] = []
     # Whether some tokens attend to later ones. FlashAttention silently drops that part of a mask (transformers 5.23).
     bidirectional = False
-    # Why concatenated samples would see each other (--padding_free), if they would.
+    # Why the model cannot keep concatenated samples separate (--padding_free); "" if it can.
     cannot_be_padding_free = ""
-    # Whether nobody has tested how its model takes a batch, so that each run does (training/auto_checks.py).
+    # Whether each run tests how the model handles a batch (training/auto_checks.py): true for untested model types.
     is_tested_on_loading = False
-    # Name of the modules that carry what they have read from token to token, such as those of linear attention.
+    # Name of the recurrent modules, which carry a state from token to token, such as linear attention.
     recurrent = ""
-    # Whether rotary positions are of time, height and width; such a model has `get_rope_index`.
+    # Whether rotary positions have time, height and width; such a model has `get_rope_index`.
     mrope = False
-    # How attention is computed if --attn_implementation is not given.
+    # The attention if --attn_implementation is not passed.
     attention = "sdpa"
-    # How many tokens the makers' tokenizer has, the added ones too: one of a larger id was added by somebody else.
-    vocabulary: int | None = None  # not known
-    # Packages that only this family needs -> what for.
+    # Size of the original tokenizer, with its added tokens. Tokens with larger ids were added later by others.
+    vocabulary: int | None = None  # unknown
+    # Package that only this family needs -> the reason, as a relative clause.
     packages: dict[str, str] = {}
-    # How the trained model differs from that of plain transformers, for its users; part of the card.
+    # A note in the model card on how the trained model differs from plain transformers.
     remark = ""
-    # The token that stands for pixels, where the template writes text in its place.
+    # The token that stands for pixels, if the chat template writes a text placeholder instead of it.
     pixel_token = ""
-    # What follows for a checkpoint of another type.
+    # The end of the error for a checkpoint of another type.
     of_other_type = "choose the --model_id of its family"
-    # Whether the classes are Python files of the checkpoint's own (loaders/remote_code.py).
+    # Whether the classes are Python files in the checkpoint (loaders/remote_code.py).
     remote_code = False
-    # Whether `load_model` reads the weights, or gives the model without them (`meta_model`).
+    # Whether `load_model` reads the weights; False builds the model without them (`meta_model`).
     reads_weights = True
-    # Of --add_tokens (new_tokens.py): id -> ids of the pieces that its row starts from, none where it has a row; and
-    # id -> token, of those that the checkpoint's tokenizer does not have.
+    # For --add_tokens (new_tokens.py): `pieces` maps a token id to the ids whose mean its row starts from ([] if it has
+    # a row); `new_tokens` maps the id to the token, for tokens that the checkpoint's tokenizer does not have.
     pieces: dict[int, list[int]] = {}
     new_tokens: dict[int, str] = {}
 
     def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
         """
         Args:
-            model_path: folder or Hub path of weights, processor and config alike.
-            trust_remote_code: the user's consent to run the checkpoint's Python files, where the family needs them.
-            model_kwargs: for `from_pretrained`: dtype, attn_implementation, quantization_config.
+            model_path: folder or Hub path of the weights, the processor and the config.
+            trust_remote_code: the user's consent to run the checkpoint's Python files, if the family needs them.
+            model_kwargs: arguments of `from_pretrained`: dtype, attn_implementation, quantization_config.
         """
         if self.remote_code and not trust_remote_code:
             raise ValueError(
-                f"{model_path}: transformers has no classes for its family; they are Python files in the checkpoint, "
-                "which run with your permissions on this machine. If you trust their author, or have read them, add "
+                f"{model_path}: transformers has no classes for this family. They are Python files in the checkpoint, "
+                "which run with your permissions on this machine. If you trust their author or have read them, add "
                 "--trust_remote_code True."
             )
         if trust_remote_code and not self.remote_code:
             raise ValueError(
-                f"--trust_remote_code True has no effect: transformers itself has the classes for {model_path}, and "
-                "no Python file of the checkpoint is run. Leave it out."
+                f"--trust_remote_code True has no effect: transformers itself has the classes for {model_path}, so "
+                "no Python file of the checkpoint is run. Remove the flag."
             )
         if missing := {package: purpose for package, purpose in self.packages.items() if not find_spec(package)}:
             wanted = "; ".join(f"{package}, {purpose}" for package, purpose in missing.items())
@@ -101,7 +101,7 @@ class BaseLoader:
             parts = filter(None, (self.text_model_type, self.vision_model_type))
             wanted = " with ".join([self.model_type, *parts])
             raise ValueError(
-                f"{model_path} is a {self.config.model_type!r} checkpoint, but --model_id belongs to "
+                f"{model_path} is a {self.config.model_type!r} checkpoint, but --model_id expects "
                 f"{wanted!r}; {self.of_other_type}."
             )
 
@@ -109,68 +109,68 @@ class BaseLoader:
         if self.bidirectional and "flash" in attention:
             raise ValueError(
                 f"--attn_implementation {attention} (--use_flash_attn True) would change this model: some of its "
-                "tokens attend to later ones, which FlashAttention cannot do. Leave the flag out."
+                "tokens attend to later ones, which FlashAttention cannot do. Remove the flag."
             )
 
     def set_attention(self, **parts: str) -> None:
-        """Name the attention of parts (sub-configs) that refuse the one that the whole model is told."""
+        """Set the attention of sub-models that do not support the one requested for the whole model."""
         if wanted := self.model_kwargs.get("attn_implementation"):
             self.model_kwargs["attn_implementation"] = dict.fromkeys(("", *self.config.sub_configs), wanted) | parts
 
     @property
     def text_attention(self) -> str:
-        """How the language model computes attention."""
+        """The attention implementation of the language model."""
         wanted = self.model_kwargs.get("attn_implementation") or self.attention
         return wanted["text_config"] if isinstance(wanted, dict) else wanted
 
     @classmethod
     def fits(cls, config) -> bool:
-        """Whether a checkpoint with this config belongs to the family."""
+        """Return whether a checkpoint with this config belongs to the family."""
         if config.model_type != cls.model_type:
             return False
         parts = {"text_config": cls.text_model_type, "vision_config": cls.vision_model_type}
         return all(type is None or getattr(config, part).model_type == type for part, type in parts.items())
 
     def load_processor(self, path: str | None = None):
-        """The checkpoint's own processor, with a fast tokenizer; or that of another folder, such as an adapter's."""
+        """Load the processor of the checkpoint, or of another folder such as an adapter's. Its tokenizer is fast."""
         path = path or self.model_path
         processor = self.load_with(AutoProcessor, path)
         needed = ("tokenizer", "image_processor", "image_token")
         if not all(hasattr(processor, name) for name in needed) or not isinstance(processor.image_token, str):
             raise ValueError(
                 f"{path}: its {type(processor).__name__} lacks a tokenizer, an image processor or an image token, so "
-                "it cannot put an image into a text. Add a family (docs/add_new_model.md)."
+                "it cannot insert images into text. Add a family (docs/add_new_model.md)."
             )
-        # Without its files, a tokenizer loads all the same, empty.
+        # If its files are missing, a tokenizer loads without an error, but empty.
         token = self.pixel_token or processor.image_token
         if not processor.tokenizer.is_fast or token not in processor.tokenizer.get_vocab():
-            raise ValueError(f"{path} has no fast tokenizer (tokenizer.json) with {token}.")
+            raise ValueError(f"{path} has no fast tokenizer (tokenizer.json) that contains {token}.")
         return processor
 
     def load_with(self, auto_class, path: str, **kwargs):
-        """What AutoProcessor or AutoTokenizer makes of a folder."""
+        """Load a folder with AutoProcessor or AutoTokenizer."""
         try:
             return auto_class.from_pretrained(path, trust_remote_code=self.remote_code, **kwargs)
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{path} has no usable processor or tokenizer files: {error}") from error
 
     def masks_of_samples(self, inputs: dict) -> dict[str, torch.Tensor] | torch.Tensor:
-        """What a `bidirectional` model needs when samples are concatenated, since transformers 5.23 errs there.
+        """Return the masks of a `bidirectional` model for concatenated samples. transformers 5.23 gets them wrong.
 
         Args:
-            inputs: of the model, with `position_ids` (1, tokens), from 0 in each sample.
+            inputs: inputs of the model, with `position_ids` (1, tokens) that start at 0 in each sample.
 
         Returns:
-            What its language model takes as attention_mask: a (1, 1, tokens, tokens) mask, True where a token is seen,
-            or one for each kind of layer.
+            The `attention_mask` of the language model: a (1, 1, tokens, tokens) mask, True for visible tokens, or one
+            such mask per type of layer.
         """
-        raise NotImplementedError  # asked only of families that are `bidirectional`, each of which has its own
+        raise NotImplementedError  # only called for `bidirectional` families, which all override it
 
     def stop_tokens(self, tokenizer) -> list[str]:
-        """What ends generation, by the checkpoint's generation_config.json."""
+        """Return the tokens that end generation, according to the checkpoint's generation_config.json."""
         try:
             ids = GenerationConfig.from_pretrained(self.model_path).eos_token_id
-        except OSError:  # it ships none
+        except OSError:  # the checkpoint has no such file
             ids = tokenizer.eos_token_id
         return tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [ids])
 
@@ -187,15 +187,15 @@ class BaseLoader:
                 model = self._model_without_weights()
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.model_path} has no usable weights: {error}") from error
-        except (ImportError, ValueError) as error:  # such as an attention that its class does not have
+        except (ImportError, ValueError) as error:  # such as an attention that the model class does not support
             attention = self.model_kwargs.get("attn_implementation")
-            raise ValueError(f"transformers refuses {self.model_path} with attention {attention}: {error}") from error
+            raise ValueError(f"{self.model_path} cannot be loaded with attention {attention}: {error}") from error
         if "quantization_config" in self.model_kwargs:
-            # LLM.int8 works on float16, which bitsandbytes 0.50 says of every layer at every call.
+            # LLM.int8 casts inputs to float16, and bitsandbytes 0.50 warns of that for every layer at every call.
             logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
             for module in model.modules():
-                # On a CPU with AVX512-BF16, evaluation would pack 4-bit weights again for good, rounded further, and
-                # nothing that comes out of them would have a gradient again (bitsandbytes 0.50).
+                # On a CPU with AVX512-BF16, evaluation would repack 4-bit weights permanently: they would be rounded
+                # again, and their outputs would no longer have gradients (bitsandbytes 0.50).
                 if hasattr(module, "support_avx512bf16_for_cpu"):
                     module.support_avx512bf16_for_cpu = False
         if self.reads_weights:
@@ -206,14 +206,14 @@ class BaseLoader:
         return model
 
     def check_kernel(self) -> None:
-        """Refuse a kernel of the Hub for a class without FlashAttention: transformers (5.23) does not."""
+        """Raise a ValueError if a Hub kernel is requested for a class without FlashAttention (5.23 does not check)."""
         for part in self._model_without_weights().modules():
             if isinstance(part, PreTrainedModel) and part.config._attn_implementation == self.text_attention:
                 if not part._supports_flash_attn:
-                    raise ValueError(f"{type(part).__name__} has no FlashAttention. Leave the flag out.")
+                    raise ValueError(f"{type(part).__name__} does not support FlashAttention. Remove the flag.")
 
     def meta_model(self) -> nn.Module:
-        """The model of `load_model` on the meta device: shapes and precisions, no values; opens no weight file."""
+        """Build the model on the meta device, with shapes and dtypes but no values. Opens no weight file."""
         if self.remote_code:
             raise ValueError(
                 f"{self.model_path}: its Python files need the weights, so its model cannot be built without them."
@@ -225,45 +225,45 @@ class BaseLoader:
         return model
 
     def rope_index(self):
-        """`get_rope_index` of the model, with mrope: it needs no weights."""
+        """Return `get_rope_index` of an mrope model, which needs no weights."""
         return self._model_without_weights(attn_implementation="eager").base_model.get_rope_index
 
     def _model_without_weights(self, **kwargs) -> nn.Module:
         kwargs = {"config": self.config, "dtype": "auto"} | self.model_kwargs | kwargs
         if kwargs["dtype"] == "auto":
             kwargs["dtype"] = self.dtype
-        with torch.device("meta"), set_zero3_state():  # as within ZeRO-3's own, so that it shards nothing here
+        with torch.device("meta"), set_zero3_state():  # otherwise ZeRO-3 would shard the parameters
             return self.model_class().from_config(**kwargs)
 
     def restore_saved_names(self, model: nn.Module) -> None:
-        """Correct how a loaded model maps back to the checkpoint's key names and shapes, where the library errs."""
+        """Fix how a loaded model is saved under the checkpoint's key names and shapes, if transformers is wrong."""
         if is_deepspeed_zero3_enabled() and getattr(model, "_weight_conversions", None):
-            # To save with the checkpoint's key names, the library reverts the renamings of loading, but under ZeRO-3
-            # it also keeps those that matched nothing (transformers 5.23), and text weights become `model.model.*`.
+            # Saving reverts the renamings of loading. Under ZeRO-3, transformers 5.23 also reverts renamings that
+            # matched nothing, which would save text weights as `model.model.*`.
             model._weight_conversions = [c for c in model._weight_conversions if c.was_used()]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that the checkpoint is stored in."""
+        """The dtype of the checkpoint's stored weights."""
         return self.config.dtype or self.config.get_text_config().dtype or torch.float32
 
     def unused_modules(self, model: nn.Module) -> list[str]:
-        """Modules whose output the loss never sees. They stay frozen: DDP fails on parameters without gradient."""
+        """Return modules that do not affect the loss. They stay frozen: DDP fails on parameters without gradients."""
         return []
 
     def is_unused(self, name: str) -> bool:
-        """Whether a module or parameter of the loaded model is in `unused_modules`."""
+        """Return whether a module or parameter of the loaded model is in `unused_modules`."""
         return any(is_inside(name, path) for path in self.unused)
 
     def component_of(self, name: str) -> str | None:
-        """The component of a parameter or module name, or None."""
+        """Return the component that a parameter or module belongs to, or None."""
         for component in ("vision_projector", "vision_encoder", "language_model"):
             if any(is_inside(name, path) for path in getattr(self, component)):
                 return component
         return None
 
     def mixture_part(self, name: str) -> str | None:
-        """ "experts" or "router", for a parameter or module of theirs, also where peft wrapped it; else None."""
+        """Return "experts" or "router" for a parameter or module in one, wrapped by peft or not; otherwise None."""
         for part, ends in (("experts", self.experts), ("router", self.routers)):
             if any(f".{end.rpartition('.')[0]}." in f".{name}." for end in ends):
                 return part
@@ -271,7 +271,7 @@ class BaseLoader:
 
 
 def local_folder(model_path: str, patterns: list[str]) -> str:
-    """The folder of a checkpoint; for one on the Hub, its cache folder, with the files that match `patterns`."""
+    """Return a checkpoint's folder. For a Hub checkpoint, download the files that match `patterns` to the cache."""
     if os.path.isdir(model_path):
         return model_path
     from huggingface_hub import snapshot_download  # only a checkpoint on the Hub needs it
@@ -280,5 +280,5 @@ def local_folder(model_path: str, patterns: list[str]) -> str:
 
 
 def is_inside(name: str, path: str) -> bool:
-    """Whether a module or parameter is `path` or is in it."""
+    """Return whether a module or parameter is `path` itself or is inside it."""
     return name == path or name.startswith(path + ".")

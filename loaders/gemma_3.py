@@ -1,4 +1,4 @@
-"""Gemma 3: SigLIP, average pooling to 256 tokens and one matrix, a bare parameter of the projector; Gemma 3 text."""
+"""Gemma 3: SigLIP, a projector that pools an image to 256 tokens and multiplies by one matrix, and Gemma 3 text."""
 
 from loaders import attention, register_loader
 from loaders.base import BaseLoader
@@ -11,7 +11,7 @@ class Gemma3Loader(BaseLoader):
     vision_encoder = ["model.vision_tower"]
     vision_projector = ["model.multi_modal_projector"]
     language_model = ["model.language_model", "lm_head"]
-    bidirectional = True  # the tokens of an image
+    bidirectional = True  # within each image
 
     def masks_of_samples(self, inputs):
         causal, near = attention.causal_masks(inputs["position_ids"], self.config.text_config.sliding_window)

@@ -1,6 +1,6 @@
-"""Gemma 3n: MobileNet V5 of timm, an embedder as projector, Gemma 3n text with alternating updates (AltUp).
+"""Gemma 3n: timm's MobileNet V5, an embedder as projector, and Gemma 3n text with alternating updates (AltUp).
 
-The vision encoder has no Linear module but convolutions, so it takes no LoRA.
+The vision encoder consists of convolutions and has no Linear module, so LoRA cannot train it.
 """
 
 from loaders import register_loader
@@ -14,11 +14,11 @@ class Gemma3nLoader(BaseLoader):
     vision_projector = ["model.embed_vision"]
     language_model = ["model.language_model", "lm_head"]
     other = ["model.audio_tower", "model.embed_audio"]
-    # AltUp clamps both weights when it trains (transformers 5.23), the one in place, which would spoil packed 4-bit
-    # values; the other it then multiplies itself, past any adapter.
+    # In training, AltUp clamps both weights (transformers 5.23). It clamps one in place, which would corrupt packed
+    # 4-bit values, and multiplies by the other without calling its module, which would bypass an adapter.
     bare_weights = ["prediction_coefs", "correction_coefs"]
-    packages = {"timm": "which has its vision encoder"}
+    packages = {"timm": "which contains its vision encoder"}
 
     def __init__(self, model_path: str, *args, **model_kwargs):
         super().__init__(model_path, *args, **model_kwargs)
-        self.set_attention(vision_config="sdpa")  # timm chooses for itself; its wrapper refuses FlashAttention
+        self.set_attention(vision_config="sdpa")  # timm chooses its own; the wrapper refuses FlashAttention

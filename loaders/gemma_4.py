@@ -1,6 +1,6 @@
-"""Gemma 4: a native-resolution vision transformer, one linear projector, Gemma 4 text.
+"""Gemma 4: a native-resolution vision transformer, one linear projector, and Gemma 4 text.
 
-E2B and E4B also have an audio tower, embeddings per layer, and layers that reuse the keys and values of earlier ones;
+E2B and E4B also have an audio tower, embeddings per layer, and layers that reuse the keys and values of earlier layers.
 26B-A4B is a mixture of experts.
 """
 
@@ -20,15 +20,15 @@ class Gemma4Loader(BaseLoader):
 
     def __init__(self, model_path: str, *args, **model_kwargs):
         super().__init__(model_path, *args, **model_kwargs)
-        self.set_attention(audio_config="eager")  # the audio tower has no other (transformers 5.23)
+        self.set_attention(audio_config="eager")  # all that the audio tower supports (transformers 5.23)
 
     @property
     def bidirectional(self) -> bool:
-        """26B-A4B, 31B and the 12B see images and videos in both directions, E2B and E4B in one."""
+        """26B-A4B, 31B and 12B use bidirectional attention within images and videos; E2B and E4B do not."""
         return self.config.text_config.use_bidirectional_attention is not None
 
     def masks_of_samples(self, inputs):
-        """As Gemma 3's, but only layers with a sliding window see media in both directions."""
+        """Like Gemma 3, but only layers with a sliding window are bidirectional within media."""
         causal, near = attention.causal_masks(inputs["position_ids"], self.config.text_config.sliding_window)
         same_medium = attention.same_block(attention.blocks_of(inputs["mm_token_type_ids"] > 0))
         return {"full_attention": causal, "sliding_attention": (causal | same_medium) & near}

@@ -1,5 +1,5 @@
-"""Gemma 4 12B: no vision tower and no audio tower. Patches of pixels are embedded by a linear layer and their position,
-which count as its vision encoder, and projected by another (`multimodal_embedder`)."""
+"""Gemma 4 12B: no vision tower and no audio tower. A linear layer and position embeddings turn patches of pixels into
+features (our vision encoder), and a second linear layer projects the features (`multimodal_embedder`)."""
 
 from loaders import attention, register_loader
 from loaders.gemma_4 import Gemma4Loader
@@ -15,7 +15,8 @@ class Gemma4UnifiedLoader(Gemma4Loader):
     routers = []
 
     def masks_of_samples(self, inputs):
-        """As transformers 5.23 computes a sample alone: unlike in 26B-A4B and 31B, all layers see all of a medium in
-        both directions, with or without a sliding window, also past it."""
+        """Match how transformers 5.23 computes a single sample: all layers are bidirectional within media, unlike in
+        26B-A4B and 31B, where only layers with a sliding window are."""
+        masks = super().masks_of_samples(inputs)
         same_medium = attention.same_block(attention.blocks_of(inputs["mm_token_type_ids"] > 0))
         return {kind: mask | same_medium for kind, mask in super().masks_of_samples(inputs).items()}

@@ -1,4 +1,4 @@
-"""Granite Vision: SigLIP, of which several layers are read, an MLP projector and Granite, as a LLaVA 1.6."""
+"""Granite Vision: a LLaVA 1.6 with SigLIP, an MLP projector that reads several of its layers, and Granite."""
 
 from loaders import register_loader
 from loaders.llava_1_5 import LlavaLoader
@@ -12,5 +12,5 @@ class GraniteVisionLoader(LlavaLoader):
     vision_projector = ["model.multi_modal_projector", "model.image_newline"]
 
     def unused_modules(self, model):
-        """`vision_feature_layer` names several layers, the last one among them; what follows that is not read."""
+        """All layers are used, since `vision_feature_layer` includes the last one; the modules after it are not."""
         return ["model.vision_tower.post_layernorm", "model.vision_tower.head"]

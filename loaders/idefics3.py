@@ -1,4 +1,4 @@
-"""Idefics3 and the first SmolVLM: SigLIP, a linear connector after a pixel shuffle, and Llama 3 or SmolLM2."""
+"""Idefics3 and the first SmolVLM: SigLIP, a pixel shuffle with a linear connector, and Llama 3 or SmolLM2."""
 
 from loaders import register_loader
 from loaders.base import BaseLoader

@@ -1,4 +1,4 @@
-"""InternVL3 and InternVL3.5: InternViT, an MLP projector after a pixel shuffle, and Qwen2 or Qwen3."""
+"""InternVL3 and InternVL3.5: InternViT, a pixel shuffle with an MLP projector, and Qwen2 or Qwen3."""
 
 from loaders import register_loader
 from loaders.base import BaseLoader

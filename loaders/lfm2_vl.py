@@ -1,4 +1,4 @@
-"""LFM2-VL, LFM2.5-VL: SigLIP 2 at native resolution, an MLP projector, and LFM2 of short convolutions and attention."""
+"""LFM2-VL, LFM2.5-VL: SigLIP 2 at native resolution, an MLP projector, and LFM2 (short convolutions and attention)."""
 
 from loaders import register_loader
 from loaders.base import BaseLoader
@@ -13,5 +13,5 @@ class Lfm2VLLoader(BaseLoader):
     recurrent = "conv"
 
     def unused_modules(self, model):
-        """SigLIP 2's pooling, where a checkpoint has it."""
+        """SigLIP 2's pooling head, if the checkpoint has one, is never used."""
         return ["model.vision_tower.head"]

@@ -1,6 +1,6 @@
-"""Llama 3.2 Vision (mllama): Llama with further layers that attend to the tiles of the images, each after a gate.
+"""Llama 3.2 Vision (mllama): Llama with extra gated cross-attention layers, which attend to the tiles of the images.
 
-Text before the first image attends to no image, which plain transformers 5.23 lets it do.
+Text before the first image attends to no image here; in plain transformers 5.23 it does.
 """
 
 from loaders import register_loader
@@ -14,10 +14,10 @@ class Llama32VisionLoader(BaseLoader):
     vision_encoder = ["model.vision_model"]
     vision_projector = ["model.multi_modal_projector"]
     language_model = ["model.language_model", "lm_head"]  # with the gates
-    cannot_be_padding_free = "its cross-attention shows the images of a row to all samples in it"
+    cannot_be_padding_free = "every sample in a row would attend to the images of all samples in the row"
     remark = (
-        "In training, text before the first image saw no image, as in Meta's code. Plain transformers 5.23 does not "
-        "mask that, so its answers to such text may differ."
+        "In training, text before the first image attended to no image, as in Meta's code. Plain transformers 5.23 "
+        "does not mask that attention, so its answers may differ if text comes before the first image."
     )
     language_model_sees_media = True  # a batch without images skips the cross-attention layers
 
@@ -29,14 +29,14 @@ class Llama32VisionLoader(BaseLoader):
 
 
 def silence_text_before_images(layer) -> None:
-    """Make cross-attention add nothing to tokens that no image precedes, as in Meta's own implementation and vLLM.
+    """Zero the cross-attention of tokens before the first image, as Meta's own implementation and vLLM do.
 
-    Of such tokens transformers 5.23 masks the MLP alone: they attend to all images, also to those that pad their row
-    to the length of others, so what a text gives would depend on its batch.
+    For these tokens, transformers 5.23 masks only the MLP. They attend to all images, including the empty images that
+    pad a row to the longest of its batch, so the output for a text would depend on the rest of the batch.
     """
 
     def hand_on(layer, inputs, kwargs):
-        # What a layer does not know, it hands to cross_attn; (batch, 1, tokens, 1), 0 or 1.
+        # The layer passes keyword arguments that it does not know on to cross_attn. (batch, 1, tokens, 1), 0 or 1.
         return inputs, kwargs | {"sees_image": kwargs["full_text_row_masked_out_mask"]}
 
     def mask(cross_attn, inputs, kwargs, outputs):

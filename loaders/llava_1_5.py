@@ -5,14 +5,14 @@ from loaders.base import BaseLoader
 
 
 class LlavaLoader(BaseLoader):
-    """What the LLaVA families share: the projector reads the hidden states of one layer of the vision tower."""
+    """Base of the LLaVA families, whose projector reads the hidden states of one layer of the vision tower."""
 
     vision_encoder = ["model.vision_tower"]
     vision_projector = ["model.multi_modal_projector"]
     language_model = ["model.language_model", "lm_head"]
 
     def unused_modules(self, model):
-        """The layers after `vision_feature_layer`, and what follows the last layer."""
+        """Return the layers after `vision_feature_layer` and the modules after the last layer."""
         tower = "model.vision_tower"
         num_layers = len(model.get_submodule(f"{tower}.encoder.layers"))
         # hidden_states[0] is the embedding, hidden_states[i] the output of layer i - 1

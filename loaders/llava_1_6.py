@@ -1,4 +1,4 @@
-"""LLaVA 1.6 (LLaVA-NeXT): CLIP, an MLP projector and Vicuna or Mistral; one learned vector ends each row of patches."""
+"""LLaVA 1.6 (LLaVA-NeXT): CLIP, an MLP projector, and Vicuna or Mistral. A learned vector ends each row of patches."""
 
 from loaders import register_loader
 from loaders.llava_1_5 import LlavaLoader

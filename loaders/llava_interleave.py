@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Interleave: SigLIP, an MLP projector and Qwen 1.5, in the classes of LLaVA 1.5."""
+"""LLaVA-NeXT-Interleave: SigLIP, an MLP projector and Qwen 1.5, with the classes of LLaVA 1.5."""
 
 from loaders import register_loader
 from loaders.llava_1_5 import LlavaLoader

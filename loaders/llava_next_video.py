@@ -7,12 +7,12 @@ from loaders.llava_1_5 import LlavaLoader
 @register_loader("llava-next-video")
 class LlavaNextVideoLoader(LlavaLoader):
     model_type = "llava_next_video"
-    # The resampler has weights only where it pools by a convolution, as no released checkpoint does.
+    # The resampler has weights only if it pools with a convolution, which no released checkpoint does.
     vision_projector = ["model.multi_modal_projector", "model.vision_resampler", "model.image_newline"]
 
     def load_model(self):
         model, processor = super().load_model(), self.load_processor()
-        # The 34B checkpoint came with a config.json that names other ids than its tokenizer gives: the processor
-        # places the media, so its ids count.
+        # The config.json of the 34B checkpoint has other ids than its tokenizer. The processor inserts the tokens of
+        # media, so its ids are the right ones.
         model.config.image_token_id, model.config.video_token_id = processor.image_token_id, processor.video_token_id
         return model

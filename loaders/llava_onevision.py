@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: SigLIP, an MLP projector and Qwen2; one learned vector separates the rows of image patches."""
+"""LLaVA-OneVision: SigLIP, an MLP projector and Qwen2. A learned vector separates the rows of image patches."""
 
 from loaders import register_loader
 from loaders.llava_1_5 import LlavaLoader

@@ -1,4 +1,4 @@
-"""MiniCPM-V 4.6: a SigLIP that merges 2x2 patches between its layers, a projector that does so again, and Qwen3.5."""
+"""MiniCPM-V 4.6: a SigLIP that merges 2x2 patches between two layers, a projector that merges again, and Qwen3.5."""
 
 from loaders import register_loader
 from loaders.base import BaseLoader

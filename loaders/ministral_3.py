@@ -1,6 +1,6 @@
-"""Ministral 3: Mistral Small 3.1 with a language model for long texts; the head of the smallest is tied.
+"""Ministral 3: Mistral Small 3.1 with a language model for long texts. The smallest size has a tied head.
 
-The repositories in BF16 are listed; those without that ending hold FP8 weights.
+Only the BF16 repositories are supported; those without "-BF16" in their names contain FP8 weights.
 """
 
 from loaders import register_loader

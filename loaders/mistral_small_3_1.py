@@ -1,6 +1,6 @@
 """Mistral Small 3.1 and 3.2: Pixtral's vision transformer, a projector that merges 2x2 patches, and Mistral.
 
-Of a processor, 3.2 ships Mistral's tekken.json alone: the rest is made from that and config.json.
+3.2 ships Mistral's tekken.json instead of processor files; its processor is built from that file and config.json.
 """
 
 import re
@@ -19,9 +19,9 @@ class MistralSmall31Loader(PixtralLoader):
     template_of_mistral_common = WITHOUT_DEFAULT_SYSTEM
 
     def load_processor(self, path=None):
-        """The checkpoint's own; where it ships Mistral's tekken.json alone, as Small 3.2, one made of that and config.
+        """Load the checkpoint's processor, or build one if it ships only Mistral's tekken.json, as Small 3.2 does.
 
-        Such a checkpoint has no chat template: it gets the text that mistral-common makes of a conversation.
+        A checkpoint without processor files has no chat template either. It gets one that matches mistral-common.
         """
         path = path or self.model_path
         if any(has_file(path, name) for name in ("processor_config.json", "preprocessor_config.json")):
@@ -41,7 +41,7 @@ class MistralSmall31Loader(PixtralLoader):
         )
 
     def load_model(self):
-        # Where config.json does not say, transformers 5.23 takes every mistral3 for one with a tied head.
+        # If config.json has no `tie_word_embeddings`, transformers 5.23 assumes that the head of a mistral3 is tied.
         self.config.tie_word_embeddings = self.config.text_config.tie_word_embeddings
         self.model_kwargs["config"] = self.config
         return super().load_model()

@@ -1,6 +1,6 @@
-"""Mistral Small 4: the vision parts of Small 3.1, and a mixture of experts with latent attention.
+"""Mistral Small 4: the vision encoder and projector of Small 3.1, and a mixture of experts with latent attention.
 
-Mistral's own repository holds FP8 weights, which cannot be trained: a copy in BF16 is listed.
+Mistral's own repository contains FP8 weights, which cannot be trained. The supported model is a BF16 copy.
 """
 
 from collators.mistral_small_4 import MistralSmall4Collator

@@ -1,4 +1,4 @@
-"""What is in an output folder next to weights: the flags of its run, an adapter's configuration, processor files."""
+"""The files next to the weights in an output folder: the run's flags, the adapter config and the processor files."""
 
 import glob
 import json
@@ -17,7 +17,7 @@ from loaders.new_tokens import write_tokens
 from supported_models import find_model
 
 ARGUMENTS, ADAPTER_CONFIG = "args.yaml", "adapter_config.json"
-# What a checkpoint folder holds next to weights and config.json; copied, since re-saving can change a tokenizer.
+# The files next to weights and config.json in a checkpoint. They are copied, since re-saving can change a tokenizer.
 PROCESSOR_FILES = [
     *["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"],
     *["tekken.json", "*.tiktoken"],
@@ -27,14 +27,14 @@ PROCESSOR_FILES = [
 
 
 def check_writable(option: str, folder: str) -> None:
-    """Raise a ValueError if a folder can be neither written to nor created. Creates nothing."""
+    """Raise a ValueError if a folder cannot be written to or created. Creates nothing."""
     existing = os.path.abspath(folder)
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):
-        raise ValueError(f"{option} {folder} cannot be written: {existing} is not a folder. Name another.")
+        raise ValueError(f"{option} {folder} cannot be written: {existing} is not a folder. Choose another folder.")
     if not os.access(existing, os.W_OK):
-        raise ValueError(f"{option} {folder} cannot be written: no permission for {existing}. Name another.")
+        raise ValueError(f"{option} {folder} cannot be written: no permission for {existing}. Choose another folder.")
 
 
 def check_output_file(option: str, path: str, ending: str = "") -> None:
@@ -55,7 +55,7 @@ def write_arguments(folder: str, values: dict) -> None:
 
 
 def saved_arguments(folder: str) -> dict:
-    """The flags in `args.yaml`, here or in the run's folder above a `checkpoint-N`; empty where there is none."""
+    """Return the flags in `args.yaml` of this folder or its parent (for a `checkpoint-N`), or {} without that file."""
     for place in (folder, os.path.dirname(os.path.abspath(folder))):
         path = os.path.join(place, ARGUMENTS)
         if os.path.isfile(path):
@@ -64,7 +64,7 @@ def saved_arguments(folder: str) -> dict:
 
 
 def adapter_config(folder: str) -> dict | None:
-    """The adapter's configuration, or None where the folder holds no adapter."""
+    """Return the adapter's configuration, or None if the folder contains no adapter."""
     path = os.path.join(folder, ADAPTER_CONFIG)
     if not os.path.isfile(path):
         return None
@@ -75,10 +75,12 @@ def adapter_config(folder: str) -> dict | None:
 
 
 def fill_adapter(model, weights: Mapping) -> None:
-    """Set the adapter of a model that has its layers, by the names that it was saved with.
+    """Copy an adapter's weights into the LoRA layers of a model, matched by the names in the adapter's file.
 
-    peft 0.21 renames what it loads by the rules for the base's files, and only warns of tensors that fit nowhere; here
-    they raise a ValueError.
+    peft 0.21 would rename the tensors by the rules for the base model's files, and only warn about unmatched tensors.
+
+    Raises:
+        ValueError: the names or shapes differ from those of the layers.
     """
     from peft import get_peft_model_state_dict
 
@@ -89,20 +91,20 @@ def fill_adapter(model, weights: Mapping) -> None:
 
 
 def check_adapter(shapes: dict[str, list[int]], layers: Mapping) -> None:
-    """Raise a ValueError where an adapter's tensors and those of its layers differ in names or shapes."""
-    # Next to an adapter of embeddings or head, peft 0.21 saves a copy of what it adapts.
+    """Raise a ValueError if an adapter's tensors and the model's LoRA layers differ in names or shapes."""
+    # For an adapter of the embeddings or the head, peft 0.21 also saves a copy of the base layer.
     shapes = {name: shape for name, shape in shapes.items() if not name.endswith(".base_layer.weight")}
-    faults = {"lacks tensors": layers.keys() - shapes, "has tensors of no layer": shapes.keys() - layers}
+    faults = {"lacks tensors": layers.keys() - shapes, "has tensors without a layer": shapes.keys() - layers}
     for fault, names in faults.items():
         if names:
             raise ValueError(f"it {fault}, such as {min(names)} ({len(names)} in all)")
     for name, layer in layers.items():
         if shapes[name] != [*layer.shape]:
-            raise ValueError(f"its {name} is {shapes[name]}, not {[*layer.shape]}")
+            raise ValueError(f"its {name} has the shape {shapes[name]}, not {[*layer.shape]}")
 
 
 def public_name(model_path: str) -> str:
-    """How an adapter and a card name the base: by Hub id, if it is from the Hub or its cache, else by absolute path."""
+    """Return the name of a base model for adapter configs and model cards: its Hub id, or its full path without one."""
     if not os.path.isdir(model_path):
         return model_path
     cached = re.search(r"/models--([^/]+)/snapshots/[^/]+$", os.path.abspath(model_path))
@@ -110,14 +112,14 @@ def public_name(model_path: str) -> str:
 
 
 def checkpoints_in(folder: str) -> list[str]:
-    """The `checkpoint-N` of an output folder, by step."""
+    """Return the `checkpoint-N` folders of an output folder, sorted by step."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     names = [name for name in names if re.fullmatch(r"checkpoint-\d+", name)]
     return [os.path.join(folder, name) for name in sorted(names, key=lambda name: int(name.rpartition("-")[2]))]
 
 
 def share_weights(folder: str) -> None:
-    """Give weights the file mode of their configuration: safetensors writes them for their owner alone."""
+    """Give weight files the mode of their config file, since safetensors makes them readable for their owner only."""
     config = os.path.join(folder, "config.json")
     config = config if os.path.isfile(config) else os.path.join(folder, ADAPTER_CONFIG)
     for path in glob.glob(os.path.join(glob.escape(folder), "*.safetensors")):
@@ -125,14 +127,14 @@ def share_weights(folder: str) -> None:
 
 
 def family_in(folder: str, base_path: str, model_id: str | None = None) -> str:
-    """The family of what was trained: by the model id, given or in `args.yaml`, else by the config of the base."""
+    """Return the family of a trained model: by `model_id`, else by that in `args.yaml`, else by the base's config."""
     model_id = model_id or saved_arguments(folder).get("model_id")
     return find_model(model_id).family if model_id else family_of(base_path)
 
 
 def copy_processor_files(model_path: str, folder: str) -> None:
-    """Copy a checkpoint's own tokenizer, processor, template and generation files."""
-    model_path = local_folder(model_path, PROCESSOR_FILES)  # in the cache since the processor was loaded
+    """Copy a checkpoint's tokenizer, processor, chat template and generation files."""
+    model_path = local_folder(model_path, PROCESSOR_FILES)  # loading the processor has put them in the cache
     for pattern in PROCESSOR_FILES:
         for path in glob.glob(os.path.join(model_path, pattern)):
             target = os.path.join(folder, os.path.relpath(path, model_path))
@@ -141,12 +143,12 @@ def copy_processor_files(model_path: str, folder: str) -> None:
 
 
 class ProcessorFiles(NamedTuple):
-    """The files that are saved with weights: those of the base, with what the run changed."""
+    """The processor files that are saved with the weights: the base model's files with the run's changes."""
 
-    model_path: str  # of the base
-    templates: Mapping[str, str] = {}  # file name -> the text of a chat template
+    model_path: str  # the base model
+    templates: Mapping[str, str] = {}  # file name -> chat template
     image_size: dict[str, int] | None = None  # `size` of the image processor
-    new_tokens: Mapping[int, str] = {}  # id -> token, of those that the tokenizer gets
+    new_tokens: Mapping[int, str] = {}  # id -> token added to the tokenizer
 
     def write(self, folder: str) -> None:
         copy_processor_files(self.model_path, folder)
@@ -159,9 +161,9 @@ class ProcessorFiles(NamedTuple):
 
 
 def write_image_size(folder: str, size: dict[str, int]) -> None:
-    """Write the bounds of an image's pixels into the copied processor files, each file in its own spelling."""
+    """Write the pixel bounds of images into the copied processor files, under the field names that each file uses."""
     own, of_videos = (os.path.join(folder, f"{name}preprocessor_config.json") for name in ("", "video_"))
-    if os.path.isfile(own) and not os.path.isfile(of_videos):  # videos are read by the same file, and keep their bounds
+    if os.path.isfile(own) and not os.path.isfile(of_videos):  # videos used this file too, and keep their bounds
         shutil.copyfile(own, of_videos)
     for path in filter(os.path.isfile, (own, os.path.join(folder, "processor_config.json"))):
         config = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Ovis2: AIMv2, a head that turns patches into words of a visual vocabulary, their embeddings, and Qwen2.5."""
+"""Ovis2: AIMv2, a head that maps patches to a visual vocabulary, an embedding table of that vocabulary, and Qwen2.5."""
 
 from loaders import register_loader
 from loaders.base import BaseLoader

@@ -5,7 +5,7 @@ from tokenizers import Regex, pre_tokenizers
 from loaders import register_loader
 from loaders.base import BaseLoader
 
-# How Mistral's tekken.json splits text into words.
+# The pattern by which Mistral's tekken.json splits text into words.
 TEKKEN_PATTERN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -24,11 +24,11 @@ class PixtralLoader(BaseLoader):
     language_model = ["model.language_model", "lm_head"]
 
     def load_processor(self, path=None):
-        """The checkpoint's own, which splits text as Mistral does.
+        """Load the checkpoint's processor, and make its tokenizer split text as Mistral's own does.
 
-        The tokenizer.json of Mistral Small 3.1 holds another pattern: it breaks words at combining marks (Hindi, Thai,
-        Tamil). `fix_mistral_regex` of transformers 5.23 leaves it alone where config.json is as recent as itself, so
-        that the tokens would change between the checkpoint and what is saved from it.
+        The tokenizer.json of Mistral Small 3.1 has a wrong pattern, which breaks words at combining marks (Hindi, Thai,
+        Tamil). `fix_mistral_regex` of transformers 5.23 skips checkpoints whose config.json is as recent as itself, so
+        the base model and a model saved from it would tokenize differently.
         """
         processor = super().load_processor(path)
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

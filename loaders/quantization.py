@@ -1,4 +1,4 @@
-"""Weights of 4 or 8 bits, the same for training, answers and merging."""
+"""The quantization to 4 or 8 bits, shared by training, prediction and merging."""
 
 import torch
 
@@ -10,15 +10,15 @@ def quantized_bits(q_lora: bool | None, load_in_8bit: bool | None) -> int | None
 
 
 def quantization_config(loader: BaseLoader, dtype: torch.dtype, bits: int = 4):
-    """For the language model alone: nf4 with double quantization (https://arxiv.org/abs/2305.14314), or LLM.int8
-    (https://arxiv.org/abs/2208.07339).
+    """Quantize only the language model: to nf4 with double quantization (https://arxiv.org/abs/2305.14314) or with
+    LLM.int8 (https://arxiv.org/abs/2208.07339).
 
-    bitsandbytes matches the skipped names from the start of a module's full name (transformers 5.23), and a list
-    of ours replaces its default, so the head is named too.
+    A name to skip matches the start of a module's full name (transformers 5.23). Our list replaces the default list,
+    so it also contains the head.
     """
     from transformers import BitsAndBytesConfig  # imports bitsandbytes, which only a quantized run needs
 
-    routers = [name.removesuffix(".weight") for name in loader.routers]  # small, and their choices decide
+    routers = [name.removesuffix(".weight") for name in loader.routers]  # small, but sensitive to rounding
     nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
     return BitsAndBytesConfig(
         **({"load_in_4bit": True} | nf4 if bits == 4 else {"load_in_8bit": True}),

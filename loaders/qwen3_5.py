@@ -1,5 +1,5 @@
-"""Qwen3.5, 3.6, 3.8: the vision encoder of Qwen3-VL without DeepStack; most layers of the language model are linear
-attention."""
+"""Qwen3.5, 3.6 and 3.8: the vision encoder of Qwen3-VL without DeepStack, and a language model in which most layers
+use linear attention."""
 
 from loaders import register_loader
 from loaders.base import BaseLoader

@@ -1,5 +1,5 @@
-"""Qwen3-VL: the vision transformer passes the outputs of several of its layers, each through a merger of its own, to
-the first layers of Qwen3 (DeepStack)."""
+"""Qwen3-VL: the outputs of several layers of the vision transformer are added to the first layers of Qwen3 (DeepStack).
+Each of these outputs has a separate merger."""
 
 from loaders import register_loader
 from loaders.base import BaseLoader

@@ -1,4 +1,4 @@
-"""Qwen3-VL, mixture of experts: the module names of Qwen3-VL; the experts of a layer are in two parameters."""
+"""Qwen3-VL, mixture of experts: the module names of Qwen3-VL. Two parameters contain all experts of a layer."""
 
 from loaders import register_loader
 from loaders.qwen3_vl import Qwen3VLLoader
@@ -11,10 +11,10 @@ class Qwen3VLMoeLoader(Qwen3VLLoader):
     routers = ["mlp.gate.weight"]
 
     def restore_saved_names(self, model):
-        """Save as it was: the Hub's files hold the matrices of the experts transposed.
+        """Save the experts transposed, as they are in the Hub's files.
 
-        transformers 5.23 transposes what it loads where the shapes differ, but nothing that it saves, and under ZeRO-3
-        it cannot load that again: parameters have no shape there, so it transposes always.
+        transformers 5.23 transposes on loading if the shapes differ, but never on saving. Under ZeRO-3 it cannot load
+        the saved file again: parameters have no shape there, so it always transposes.
         """
         super().restore_saved_names(model)
         for conversion in model._weight_conversions:

@@ -1,5 +1,5 @@
-"""Qwen-VL-Chat: a vision transformer with its projector (`attn_pool`) inside, and Qwen; remote code of 2023, which
-generates without a cache here, so that long answers are slow."""
+"""Qwen-VL-Chat: a vision transformer with its projector (`attn_pool`) inside, and Qwen. The remote code is from 2023
+and generates without a cache here, so long answers are slow."""
 
 import math
 import sys
@@ -14,20 +14,20 @@ from loaders.remote_code import RemoteCodeLoader, RemoteModel
 
 
 class QwenVLModel(RemoteModel):
-    # The code has the signature of transformers 4.
+    # The remote code's version has the signature of transformers 4.
     _set_gradient_checkpointing = PreTrainedModel._set_gradient_checkpointing
 
     def disable_input_require_grads(self):
-        """They stay: the code checkpoints in the reentrant way, and only the embeddings of text ask for gradients."""
+        """Do nothing: the code's reentrant gradient checkpointing needs the embeddings to require gradients."""
 
     def forward(self, *args, pixel_values=None, **kwargs):
-        """As the checkpoint's, which would open files: it reads their names out of the slots of images."""
+        """Call the checkpoint's `forward`, but pass pixels. Its code would open files named by the image tokens."""
         visual = self.transformer.visual
         if self.training:
-            # Evaluating a row of more than 2,048 tokens scales its positions, and the code would train on with that.
+            # Evaluating a row of over 2,048 tokens rescales the rotary positions, and the code would keep that scale.
             self.transformer.rotary_emb(1, ntk_alpha=1.0)
         if pixel_values is not None:
-            visual.encode = lambda names: visual(pixel_values)  # in the order of the slots
+            visual.encode = lambda names: visual(pixel_values)  # in the order of the image tokens
         try:
             return super().forward(*args, **kwargs)
         finally:
@@ -39,7 +39,7 @@ class QwenVLModel(RemoteModel):
 
 
 class QwenVLProcessor:
-    """Stands for the processor that the checkpoint has not: its tokenizer, and the transform in its model code."""
+    """A substitute for the missing processor: the checkpoint's tokenizer and the image transform of its model code."""
 
     chat_template = None
     image_token_ids = video_token_ids = all_special_multimodal_tokens = ()
@@ -58,7 +58,7 @@ class QwenVLProcessor:
 @register_loader("qwen-vl")
 class QwenVLLoader(RemoteCodeLoader):
     model_type = "qwen"
-    packages = dict.fromkeys(["tiktoken", "einops", "matplotlib", "requests"], "which its Python files import")
+    packages = dict.fromkeys(["tiktoken", "einops", "matplotlib", "requests"], "which the checkpoint's code imports")
     model_shim = QwenVLModel
     end_tokens = ["<|im_end|>", "<|endoftext|>"]
     vision_encoder = ["transformer.visual"]
@@ -67,7 +67,7 @@ class QwenVLLoader(RemoteCodeLoader):
 
     def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
         super().__init__(model_path, trust_remote_code, **model_kwargs)
-        # The code would choose a precision by what the machine can do. "fp32" means: leave it alone.
+        # By default, the remote code chooses a dtype by the hardware. With "fp32" it keeps the given dtype.
         self.model_kwargs |= {"fp32": True, "fp16": False, "bf16": False}
 
     @classmethod
@@ -76,37 +76,37 @@ class QwenVLLoader(RemoteCodeLoader):
 
     def load_processor(self, path=None):
         tokenizer = self.load_with(AutoTokenizer, path or self.model_path)
-        tokenizer.pad_token = "<|endoftext|>"  # it has none
+        tokenizer.pad_token = "<|endoftext|>"  # the checkpoint's tokenizer has no pad token
         return QwenVLProcessor(tokenizer, self.config.visual["image_size"])
 
     def model_class(self):
-        # Imported for streamed answers only, but required on loading, and broken on transformers 5.
+        # Loading requires this package, which is only used for streaming and is broken on transformers 5.
         sys.modules.setdefault("transformers_stream_generator", ModuleType("transformers_stream_generator"))
         model_class = super().model_class()
-        # It draws `attn.c_proj` again after the weights are loaded (5.23), as a module with a buffer is not "loaded".
+        # It reinitializes `attn.c_proj` after loading (5.23), since a module with a buffer does not count as loaded.
         next(cls for cls in model_class.__mro__ if "_init_weights" in vars(cls))._init_weights = lambda *_: None
         return model_class
 
     def load_model(self):
         model = super().load_model()
         transformer, config = model.transformer, model.config
-        # Made in `__init__` as plain tensors, which are left without values on the meta device.
+        # `__init__` makes these as plain tensors, so on the meta device they get no values.
         positions = torch.arange(1, 32768, dtype=torch.float64)
         scale = (positions.log() / math.log(config.seq_length)).clamp_min(1).float()[None, :, None, None]
         for block in transformer.h:
             block.attn.logn_tensor = scale
         rotary = transformer.rotary_emb
         rotary.inv_freq = 1.0 / (rotary.base ** (torch.arange(0, rotary.dim, 2).float() / rotary.dim))
-        # The code freezes this table of sines, which loading forgets.
+        # The remote code freezes this sinusoidal table, but loading unfreezes it.
         transformer.visual.attn_pool.pos_embed.requires_grad_(False)
-        # Gone in transformers 5.
+        # transformers 5 no longer has this method.
         transformer.get_head_mask = lambda head_mask, num_layers: [None] * num_layers
-        # The code writes image features into this, which may be a leaf of the graph under gradient checkpointing.
+        # The remote code writes image features into this tensor, which gradient checkpointing may make a graph leaf.
         transformer.drop.register_forward_hook(lambda _, inputs, hidden: hidden.clone())
-        # Its tokenizer fails on an image that is opened and not closed.
+        # The tokenizer fails on a generated `<img>` without `</img>`.
         first = config.visual["image_start_id"]
         model.generation_config.suppress_tokens = [first, first + 1, first + 2]
         return model
 
     def unused_modules(self, model):
-        return ["transformer.visual.attn_pool.pos_embed"]  # a parameter in name only
+        return ["transformer.visual.attn_pool.pos_embed"]  # a constant table

@@ -1,7 +1,7 @@
-"""Families whose classes are Python files of the checkpoint, written for a transformers of 2023 or 2024.
+"""Families whose classes are Python files in the checkpoint, written for a transformers version of 2023 or 2024.
 
-What such a class lacks on transformers 5.23 is overridden in a subclass of it, made here when it is loaded; what is
-deeper is fixed on the loaded model. No library and no file of the checkpoint is changed.
+To make such a class work on transformers 5.23, loading creates a subclass of it with overrides, and fixes the loaded
+model where overrides are not enough. No library and no file of the checkpoint is changed.
 """
 
 import glob
@@ -16,20 +16,20 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from loaders.base import BaseLoader, local_folder
 from loaders.new_tokens import gathered
 
-# What loads a saved model again: transformers 5.23 writes a config.json that the code of the checkpoint refuses.
+# The files to copy next to saved weights: the checkpoint's code cannot load the config.json of transformers 5.23.
 CODE_FILES = ["config.json", "*.py"]
 WEIGHT_FILES = ["*.safetensors", "pytorch_model*.bin"]
 
 
 class RemoteModel:
-    """Mixin that every remote model class gets; it comes first among the bases."""
+    """A mixin for every remote model class. It is the first of the bases."""
 
     @classmethod
     def can_generate(cls) -> bool:
-        return True  # 5.23 would ask the bases one by one, and warn of each
+        return True  # 5.23 would check the bases one by one and print a warning for each
 
     def forward(self, *args, logits_to_keep=None, **kwargs):
-        """As the checkpoint's, with the logits of the positions in a boolean (batch, tokens) mask only."""
+        """Call the checkpoint's `forward`; compute logits only where `logits_to_keep` (batch, tokens) is True."""
         if logits_to_keep is None:
             return super().forward(*args, **kwargs)
         select = self.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: hidden[0][logits_to_keep])
@@ -51,9 +51,9 @@ class RemoteCodeLoader(BaseLoader):
     remote_code = True
     attention = "eager"
     cannot_be_padding_free = "its own code separates samples only by padding"
-    end_tokens: list[str]  # of a reply; the checkpoint leaves that to its sample code
+    end_tokens: list[str]  # that end a reply; the checkpoint has these only in its sample code
     model_shim: type  # a subclass of `RemoteModel`
-    renamed: tuple[str, str] = ("", "")  # in names of weights: what is in the file -> in the loaded model
+    renamed: tuple[str, str] = ("", "")  # a part of weight names: in the file, in the loaded model
 
     def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
         super().__init__(model_path, trust_remote_code, **model_kwargs)
@@ -61,19 +61,19 @@ class RemoteCodeLoader(BaseLoader):
         if asked not in (None, "eager"):
             raise ValueError(
                 f"--attn_implementation {asked} (--use_flash_attn True is flash_attention_2) cannot be used with "
-                f"{model_path}: its own code computes attention, which transformers 5 calls eager. Leave it out."
+                f"{model_path}: the checkpoint's code computes attention itself (eager). Remove the flag."
             )
         self.model_kwargs["attn_implementation"] = "eager"
 
     def model_class(self):
         remote = get_class_from_dynamic_module(self.config.auto_map["AutoModelForCausalLM"], self.model_path)
-        # `generate` left the bases of PreTrainedModel with transformers 4.50. The name goes into config.json.
+        # PreTrainedModel no longer has `generate` since transformers 4.50. The class name is saved in config.json.
         return type(remote.__name__, (self.model_shim, remote, GenerationMixin), {"__module__": remote.__module__})
 
     def load_model(self):
         model = super().load_model()
         self.check_weights(model)
-        # Caches of today are not what the code expects.
+        # The remote code does not support the cache classes of transformers 5.
         model.config.use_cache = model.generation_config.use_cache = False
         tokenizer = self.load_with(AutoTokenizer, self.model_path)
         model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(self.end_tokens)
@@ -83,7 +83,7 @@ class RemoteCodeLoader(BaseLoader):
         return self.end_tokens
 
     def check_weights(self, model) -> None:
-        """Old code and a new `from_pretrained` can silently leave random weights: compare each with the file's."""
+        """Compare each weight with the file: with old code, `from_pretrained` can silently leave random weights."""
         folder = local_folder(self.model_path, WEIGHT_FILES)
         loaded = dict(model.named_parameters())
         wrong, unseen = [], set(loaded)
@@ -100,14 +100,14 @@ class RemoteCodeLoader(BaseLoader):
                     wrong.append(name)
         if wrong or unseen:
             raise ValueError(
-                f"{self.model_path} was not loaded as it is stored: {len(wrong)} weights differ from the file's, "
-                f"{len(unseen)} are missing, such as {sorted([*wrong, *unseen])[0]}. Its Python files do not work "
-                "with this version of transformers."
+                f"{self.model_path} was not loaded correctly: {len(wrong)} weights differ from the file, "
+                f"{len(unseen)} are missing, such as {sorted([*wrong, *unseen])[0]}. The checkpoint's Python files do "
+                "not work with this version of transformers."
             )
 
 
 def stored_weights(folder: str):
-    """Yields (name, tensor) of a checkpoint's weight files."""
+    """Yield the (name, tensor) pairs of a checkpoint's weight files."""
     paths = sorted(glob.glob(os.path.join(folder, WEIGHT_FILES[0])))
     for path in paths:
         with safe_open(path, framework="pt") as file:

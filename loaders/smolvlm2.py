@@ -7,15 +7,15 @@ from loaders.idefics3 import Idefics3Loader
 @register_loader("smolvlm2")
 class SmolVLM2Loader(Idefics3Loader):
     model_type = "smolvlm"
-    packages = {"num2words": "which spells the number of a video's frames"}
+    packages = {"num2words": "which spells out the number of frames of a video"}
 
     def load_model(self):
         model = super().load_model()
         inner = model.model
 
         def cast(embeddings, args, output):
-            """To the dtype that image features get, that of the first vision parameter (transformers 5.23): under
-            --bf16 it is bfloat16 if frozen, while embeddings that train are float32, and the one is put in the other.
+            """Cast embeddings to the dtype of image features, which are written into them. Under --bf16, trained
+            embeddings are float32; features have the dtype of the first vision parameter, bfloat16 if frozen (5.23).
             """
             return output.to(inner.dtype)
 

@@ -353,7 +353,7 @@ def test_the_errors_of_the_data_page(write_rows, media_folder):
     (block,) = [code for _, code in code_blocks(REPO / "docs/choose_rows.md", "text") if code.startswith("Error")]
     shown = [line.split(": ", 1)[1] for line in block.splitlines()[1:]]
     for message in [*listed, *shown]:
-        if "of its first exchange" not in message:  # collators; see the tests of cutting
+        if "of the first exchange" not in message:  # collators; see the tests of cutting
             assert re.search(re.escape(message).replace(r"\.\.\.", ".*"), errors), message
 
 

@@ -88,8 +88,8 @@ def test_what_is_refused_leaves_the_chat_alive(tiny, media_folder, monkeypatch, 
         "Error: image nowhere.png does not exist; fix the path or --image_folder",
         "Error: the model does not accept videos",
         "Error: /help is not a command; use /image, /video, /clear or /quit",
-        f"{refusal} needs at least one image, and all images before the text of the question.",
-        f"{refusal} answers once; make each exchange a separate sample.",
+        f"{refusal} needs at least one image; put all images before the text of the question.",
+        f"{refusal} supports one exchange per sample; make each exchange a separate sample.",
     ]
     assert len(printed.out.splitlines()) == 1
 

@@ -165,7 +165,7 @@ def test_what_is_cut_is_counted_and_what_cannot_be_cut_is_an_error(run, write_ro
     cut, overlong = json_lines(out)
     assert cut["num_tokens"] == 100 and cut["cut"] == whole["num_tokens"] - 100
     assert whole["trained"][0].startswith(cut["trained"][0]) and cut["text"] == whole["text"]
-    assert list(overlong) == ["index", "error"] and "--model_max_length of 100" in overlong["error"] and code == 1
+    assert list(overlong) == ["index", "error"] and "--model_max_length 100" in overlong["error"] and code == 1
 
 
 def test_mask_question_tokens_false_trains_all_but_media(run, write_rows):

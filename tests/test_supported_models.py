@@ -57,7 +57,7 @@ def test_the_list_is_filtered_and_keeps_a_space_behind_long_ids(capsys, monkeypa
     assert [row[0] for row in rows if row[2:4] == ["images,", "videos"]] == [row[0] for row in rows]
     assert {row[1] for row in rows} == {"llava-next-video", "llava-onevision"}
     for word, named in (
-        ("gpt-2", "No model matches them all"),
+        ("gpt-2", "No model matches all words"),
         ("--vidoe", "--vidoe is not a flag: did you mean --vi"),
     ):
         with pytest.raises(ValueError, match=named):

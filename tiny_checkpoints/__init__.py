@@ -1,4 +1,4 @@
-"""Family id -> a function that makes its `TinyModel`: `TINY_CHECKPOINTS.get("qwen2-vl")`; and how one is written."""
+"""The registry of functions that make a family's `TinyModel`, `TINY_CHECKPOINTS.get("qwen2-vl")`; and saving one."""
 
 from supported_models import AUTO, Registry, families
 
@@ -7,11 +7,11 @@ register_tiny = TINY_CHECKPOINTS.register
 
 
 def hub_state_dict(model) -> dict:
-    """The weights under names that `save_pretrained` turns into those of the Hub file.
+    """Return the weights under names that `save_pretrained` converts to those of the Hub file.
 
-    It restores all but the `vision_model.` of CLIP and SigLIP, which transformers 5.23 strips when it loads a Hub file
-    and puts back only for a model that was loaded from one. Of experts, a fresh model would get names that older
-    files have; on the Hub, those of Qwen3.5 lie as in memory, those of Qwen3-VL transposed.
+    It converts all names except the `vision_model.` of CLIP and SigLIP: transformers 5.23 strips this prefix when it
+    loads a Hub file, and restores it only for models loaded from a file. A new model's experts would be saved under
+    the names of older files. On the Hub, the experts of Qwen3.5 are as in memory, those of Qwen3-VL are transposed.
     """
     from transformers import CLIPVisionModel, Siglip2VisionModel, SiglipVisionModel
 
@@ -37,17 +37,17 @@ def hub_state_dict(model) -> dict:
 def make_tiny_checkpoint(family: str, output_dir: str, seed: int = 0, checkpoint: str | None = None) -> None:
     """Write a tiny random fp32 checkpoint of `family` into `output_dir` (made if missing, files overwritten).
 
-    The same seed gives the same bytes. The caller's random state is left as it was.
+    The same seed gives the same bytes. The caller's random state does not change.
 
     Args:
-        checkpoint: name of the one to follow, of a family whose checkpoints differ in chat format; by default the
+        checkpoint: if the family's checkpoints differ in chat format, the name of the one to imitate; by default the
             smallest.
 
     Raises:
-        ValueError: no such family.
+        ValueError: the family is unknown.
     """
     if family not in (*families(), AUTO):
-        raise ValueError(f"no tiny checkpoint of family {family!r}; known families: {', '.join(families())}, {AUTO}")
+        raise ValueError(f"{family!r} is not a family. The families are: {', '.join(families())}, {AUTO}.")
     import torch
     from transformers import AutoModelForImageTextToText, GenerationConfig
 
@@ -59,7 +59,7 @@ def make_tiny_checkpoint(family: str, output_dir: str, seed: int = 0, checkpoint
         else:
             model = AutoModelForImageTextToText.from_config(tiny.config, dtype=torch.float32)
         for parameter in model.parameters():
-            if parameter.ndim > 1 and not parameter.any():  # as a projection that starts at zero hides the images
+            if parameter.ndim > 1 and not parameter.any():  # a projection of zeros would hide the images
                 torch.nn.init.normal_(parameter, std=0.08)
     for name, parameter in model.named_parameters():
         if tiny.gates is not None and name.endswith("gate"):

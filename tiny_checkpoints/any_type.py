@@ -1,14 +1,14 @@
-"""A tiny checkpoint of any model type of the installed transformers, made from its config and its own processor class.
+"""Make a tiny checkpoint of any model type of the installed transformers, from its config and processor class.
 
-A config is shrunk by the names of its fields; what a type needs beyond that is a row of OVERRIDES. The tokens of a
-processor are those that its module names. There is no chat template: that is for the caller to give.
+The config is shrunk by the names of its fields; OVERRIDES has a row for each type that needs more. The tokens of a
+processor are found in the source of its module. The caller must add a chat template.
 """
 
 import inspect
 import re
 from functools import cache
 
-# Name of a field -> its value in every part of a config. With one width for all, projections fit.
+# Field name -> its value in a config and all its sub-configs. One width for all makes projections fit.
 WIDTH = 64
 SIZES = {
     **dict.fromkeys(
@@ -63,18 +63,18 @@ SIZES = {
     "base_channels": 32,
     "latent_channels": 32,
 }
-# Layers that are named by their number.
+# Fields that list layers by their index.
 NUMBERS = {"deepstack_visual_indexes": [0], "fullatt_block_indexes": [1], "global_attn_indexes": [1]}
-# Lists with a value for each layer.
+# Lists with one value per layer.
 BY_LAYER = (
     "layer_types mlp_layer_types indexer_types no_rope_layers kv_source_layers rope_scaling_layers layer_rope_theta "
     "layers_block_type"
 ).split()
 
-# Type -> what it needs beyond the above. Of its config: start (arguments of its class), config (path of a field ->
-# value), ids (field -> token), image (side of a picture; by default of four patches). Of its processor: the name of its
-# class, options, image_processor, tokens (attribute of the tokenizer -> token), more_tokens, without (attributes), like
-# (the type whose image processor it has). Of its texts: placeholder (of a picture, where it is not `image_token`).
+# Type -> additional settings. For the config: start (arguments of its class), config (path of a field -> value), ids
+# (field -> token), image (side of an image; default four patches). For the processor: the name of its class, options,
+# image_processor, tokens (attribute of the tokenizer -> token), more_tokens, without (attributes), like (the type whose
+# image processor it has). For texts: placeholder (of an image, if not `image_token`).
 SQUARE = {"size": {"height": 56, "width": 56}}
 QWEN = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "audio_token": "<|AUDIO|>"}
 QWEN |= {"vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>"}
@@ -174,7 +174,7 @@ OVERRIDES: dict[str, dict] = {
     },
     "inkling2": {"image_processor": {"size": {"height": 40, "width": 40}}},
     "inkling_mm_model": {
-        # Its patches are not merged: smaller ones would be too many tokens, larger ones a billion parameters.
+        # Patches are not merged. Smaller ones would give too many tokens, larger ones a billion parameters.
         "config": {"vision_config.patch_size": 20, "vision_config.n_layers": 5},
         "image_processor": {"size": {"height": 20, "width": 20}, "patch_size": 20},
     },
@@ -226,7 +226,7 @@ CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def shrunk(config: dict, vocabulary: int) -> dict:
-    """The fields of a config, and of its parts, with tiny values."""
+    """Return the fields of a config and its sub-configs with tiny values."""
     found = {}
     for name, value in config.items():
         if name in ("vocabulary_map", "model_args", "projector_patch_to_query_dict", "id2label", "label2id"):
@@ -251,7 +251,7 @@ def shrunk(config: dict, vocabulary: int) -> dict:
 
 
 def two_kinds(layers: list) -> list:
-    """The first layer, and the next that differs from it."""
+    """Return the first layer and the next one that differs from it."""
     return [layers[0], next((layer for layer in layers if layer != layers[0]), layers[0])]
 
 
@@ -263,7 +263,7 @@ def set_path(config: dict, path: str, value) -> None:
 
 
 def processor_class(model_type: str):
-    """The processor class of a type, by the library's mapping or by OVERRIDES."""
+    """Return the processor class of a type, from the library's mapping or from OVERRIDES."""
     from transformers.models.auto import processing_auto
 
     name = OVERRIDES.get(model_type, {}).get("processor") or processing_auto.PROCESSOR_MAPPING_NAMES.get(model_type)
@@ -273,7 +273,7 @@ def processor_class(model_type: str):
 
 
 def named_tokens(processor) -> tuple[dict[str, str], list[str]]:
-    """What a processor's module reads from its tokenizer: attribute -> token; and the tokens that it writes as text."""
+    """Return attribute -> token, as a processor's module reads it from its tokenizer, and tokens it writes as text."""
     source = inspect.getsource(inspect.getmodule(processor))
     quoted = re.findall(r"""["'](<[^<>\s"'{}%]+>|\[[A-Z_]+\]|◁[^"']+▷)["']""", source)
     defaults = dict(re.findall(r"""(\w+_token)(?:: *\w+(?: \| None)?)? *= *["']([^"'\s{}]+)["']""", source))
@@ -291,19 +291,19 @@ def vocabulary() -> dict:
 
 
 def tokenizer_with(tokens: list[str], **kwargs):
-    """A Qwen2Tokenizer as of tiny_checkpoints, whose pieces are learned once."""
+    """Return a Qwen2Tokenizer of tiny_checkpoints with these tokens. Its pieces are learned once."""
     from transformers import Qwen2Tokenizer
 
     from tiny_checkpoints.base import added_tokens
 
     bpe = vocabulary()
     ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "model_max_length": 32768}
-    ends["add_prefix_space"] = False  # GPT-2's class, which some types name, takes no null
+    ends["add_prefix_space"] = False  # some types use GPT-2's class, which accepts no null
     return Qwen2Tokenizer(**bpe, added_tokens_decoder=added_tokens(bpe, tokens), **ends, **kwargs)
 
 
 def make_processor(model_type: str):
-    """The type's own processor, with pictures as small as it allows, and a tokenizer that knows its tokens."""
+    """Make the type's own processor, for the smallest possible images, and a tokenizer that has its tokens."""
     from transformers.models.auto import feature_extraction_auto, image_processing_auto, video_processing_auto
 
     own, given = processor_class(model_type), OVERRIDES.get(model_type, {})
@@ -333,7 +333,7 @@ def make_processor(model_type: str):
 
 
 def vision_of(model_type: str) -> dict:
-    """What matters to an image processor of the tiny vision encoder: sizes of patches, the side of a picture."""
+    """Return the fields of the tiny vision encoder that an image processor needs: patch sizes and the image's side."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     given = OVERRIDES.get(model_type, {})
@@ -345,7 +345,7 @@ def vision_of(model_type: str) -> dict:
 
 
 def as_small(part: type, vision: dict) -> dict:
-    """Options of an image or video processor: the sizes of the encoder's patches, small pictures."""
+    """Return options of an image or video processor: the patch sizes of the encoder, and small images."""
     size, side, options = getattr(part, "size", None) or {}, vision["image_size"], {}
     unit = vision["patch_size"] * (vision.get("spatial_merge_size") or vision.get("merge_size") or 2)
     names = {"merge_size": "spatial_merge_size"} | {name: name for name in ("patch_size", "temporal_patch_size")}
@@ -364,7 +364,7 @@ def as_small(part: type, vision: dict) -> dict:
 
 
 def class_of(model_type: str, module, kind: str) -> type:
-    """The class of the image, video or audio processor of a type."""
+    """Return the image, video or audio processor class of a type."""
     given, mapped = OVERRIDES.get(model_type, {}), getattr(module, f"{kind.upper()}_MAPPING_NAMES")
     own = given.get(kind) if isinstance(given.get(kind), str) else mapped.get(given.get("like", model_type))
     name = own if isinstance(own, str) else own and (own.get("torchvision") or next(iter(own.values())))
@@ -376,7 +376,7 @@ def class_of(model_type: str, module, kind: str) -> type:
 
 
 def make_config(model_type: str, processor):
-    """A tiny config whose ids of tokens are those that the processor writes."""
+    """Make a tiny config whose token ids match the processor."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     given, own, tokenizer = OVERRIDES.get(model_type, {}), CONFIG_MAPPING[model_type], processor.tokenizer
@@ -397,7 +397,7 @@ def make_config(model_type: str, processor):
 
 
 def set_ids(fields: dict, processor, names: dict[str, str]) -> None:
-    """Write the ids of tokens, in a config and in its parts: `image_token_id` is the id of `processor.image_token`."""
+    """Set token ids in a config and its sub-configs: `image_token_id` is the id of `processor.image_token`."""
     tokenizer = processor.tokenizer
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     for name, value in fields.items():
@@ -418,7 +418,7 @@ def set_ids(fields: dict, processor, names: dict[str, str]) -> None:
 
 
 def make_model(config, seed: int = 0):
-    """A model with random weights, none of them zero, wide enough that its answers depend on the picture."""
+    """Make a model with random nonzero weights, large enough that its answers depend on the image."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM
 

@@ -3,7 +3,7 @@
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import TEXT, TinyModel, padded_size, qwen_tokenizer, tiny_siglip
 
-# A line for the role, strings for the system message, parts for all others.
+# The role is on a separate line. A system message is a string; other messages are lists of parts.
 TEMPLATE = """
 {%- for message in messages %}
     {{- '<|START_OF_TURN_TOKEN|>' + message['role'] + '\n' }}

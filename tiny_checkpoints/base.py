@@ -1,4 +1,4 @@
-"""What the tiny checkpoints share: tokenizers learned from a little text, and the sizes of a small language model."""
+"""Shared parts of the tiny checkpoints: tokenizers learned from a short text, and sizes of a small language model."""
 
 import json
 import shutil
@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 
 class TinyModel(NamedTuple):
     config: Any  # PreTrainedConfig of the whole model
-    processor: Any  # ProcessorMixin, with tokenizer and chat template; or `RemoteFiles`
+    processor: Any  # ProcessorMixin with tokenizer and chat template, or `RemoteFiles`
     generation: dict  # the token ids of generation_config.json
-    model_class: Any = None  # where no Auto class has one
-    gates: float | None = None  # value of the parameters `*gate`, which a fresh model has at zero
+    model_class: Any = None  # if AutoModelForImageTextToText does not have it
+    gates: float | None = None  # value of the parameters `*gate`, which are zero in a new model
 
 
 class RemoteFiles(NamedTuple):
-    """What a checkpoint with remote code holds beside its weights; stands where others have a processor."""
+    """The files of a checkpoint with remote code except its weights, used instead of a processor."""
 
     code: str  # folder in tiny_checkpoints/remote
-    files: dict[str, str | dict]  # name -> text, or what is JSON
+    files: dict[str, str | dict]  # name -> text or JSON object
     tokenizer: dict  # token -> id
 
     def save_pretrained(self, output_dir: str) -> None:
@@ -67,13 +67,13 @@ number good new old long high little great
 
 
 def corpus() -> list[str]:
-    """The sentences, then each word as it meets a tokenizer: after a space, capitalised, and, as an answer, alone."""
+    """Return the sentences, then each word in three forms: after a space, capitalised, and alone (as an answer)."""
     answers = [line for word in ANSWERS for line in (word, word, word.capitalize(), f"A {word} {word}")]
     return SENTENCES * 2 + answers + [f"{word.capitalize()} {word} {word}" for word in WORDS]
 
 
 def learn_bpe(pre_tokenizer, alphabet: list[str], first: list[str]) -> dict:
-    """Vocabulary and merges of a BPE, learned from `corpus()`; the tokens of `first` get ids 0, 1, ...
+    """Learn the vocabulary and merges of a BPE from `corpus()`. The tokens of `first` get the ids 0, 1, ...
 
     The trainer breaks ties by token id and has no random part: the same corpus gives the same merges everywhere.
     """
@@ -90,9 +90,9 @@ def learn_bpe(pre_tokenizer, alphabet: list[str], first: list[str]) -> dict:
 
 
 def added_tokens(bpe: dict, control: list[str], plain: list[str] = ()) -> dict:
-    """id -> token for what follows the learned pieces: `control` tokens, then `plain` ones, which decoding keeps.
+    """Return id -> token for the tokens after the learned pieces: `control`, then `plain`, which decoding keeps.
 
-    With the ids written down, a tokenizer class cannot put its end or pad token first.
+    The explicit ids prevent a tokenizer class from putting its end or pad token first.
     """
     from tokenizers import AddedToken
 
@@ -102,10 +102,10 @@ def added_tokens(bpe: dict, control: list[str], plain: list[str] = ()) -> dict:
 
 
 def learn_llama_bpe() -> dict:
-    """Vocabulary and merges of a Llama tokenizer: <unk> <s> </s>, the 256 bytes, learned pieces."""
+    """Learn vocabulary and merges of a Llama tokenizer: <unk> <s> </s>, the 256 bytes, then learned pieces."""
     from tokenizers import pre_tokenizers
 
-    # Like SentencePiece: no piece crosses a space or joins a word and its punctuation, digits stand alone.
+    # Like SentencePiece: no piece crosses a space or contains both letters and punctuation; each digit is one piece.
     split = [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True)]
     first = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     printable = [chr(code) for code in range(33, 127)]
@@ -128,7 +128,7 @@ def llama_tokenizer(control: list[str], add_bos_token: bool = True, **kwargs):
 
 
 def learn_qwen_bpe(tokenizer_class=None) -> dict:
-    """Vocabulary and merges of a Qwen tokenizer: the 256 bytes, learned byte-level pieces."""
+    """Learn vocabulary and merges of a Qwen tokenizer: the 256 bytes, then learned byte-level pieces."""
     from tokenizers import pre_tokenizers
     from transformers import Qwen2Tokenizer
 
@@ -164,9 +164,9 @@ LLAMA_3_SPLIT = (
 
 
 def llama_3_tokenizer(control: list[str], **kwargs):
-    """A generic fast tokenizer as of Llama 3 and later: byte-level pieces, then the `control` tokens, the first BOS.
+    """A generic fast tokenizer like Llama 3's: byte-level pieces, then the `control` tokens, of which the first is BOS.
 
-    BOS is put before every text by the post-processor of tokenizer.json.
+    The post-processor in tokenizer.json adds BOS before every text.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -183,11 +183,11 @@ def llama_3_tokenizer(control: list[str], **kwargs):
 
 
 def byte_level_tokenizer(split: list, first: list[str], control: list[str], writes_bos: bool = False, **kwargs):
-    """A tokenizer of no class of its own: the `first` tokens, learned byte-level pieces, then the `control` tokens.
+    """A generic fast tokenizer: the `first` tokens, learned byte-level pieces, then the `control` tokens.
 
     Args:
-        split: pre-tokenizers that come before the bytes.
-        writes_bos: whether it puts `bos_token` before a text, as Llama 3 does.
+        split: pre-tokenizers that run before the byte-level one.
+        writes_bos: whether the tokenizer adds `bos_token` before a text, as Llama 3's does.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -246,7 +246,7 @@ def gemma_tokenizer(turns: list[str], control: list[str], plain: list[str] = (),
 
     split = [pre_tokenizers.Metaspace(prepend_scheme="never"), pre_tokenizers.Punctuation()]
     split.append(pre_tokenizers.Digits(individual_digits=True))
-    line_breaks = ["\n" * count for count in range(1, 32)]  # as in the real vocabulary, a run of them is one token
+    line_breaks = ["\n" * count for count in range(1, 32)]  # a run is one token, as in the real vocabulary
     first = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *turns, *line_breaks]
     printable = ["▁", *(chr(code) for code in range(33, 127))]
     bpe = learn_bpe(pre_tokenizers.Sequence(split), printable, first=first + [f"<0x{byte:02X}>" for byte in range(256)])
@@ -260,12 +260,12 @@ def gemma_tokenizer(turns: list[str], control: list[str], plain: list[str] = (),
 
 
 def padded_size(tokenizer) -> int:
-    """Rows of the embedding: the next multiple of 64, since real checkpoints too have more rows than tokens."""
+    """Return the rows of the embedding: the next multiple of 64. Real checkpoints too have more rows than tokens."""
     return (len(tokenizer) // 64 + 1) * 64
 
 
-# A language model of two layers. The wide initialisation lets so narrow a model learn from its first steps and makes
-# its answers depend on the image: with the usual 0.02 all logits are nearly equal.
+# A language model of two layers. With a wide initialisation, this narrow model learns from the first step and its
+# answers depend on the image. With the usual 0.02, all logits would be nearly equal.
 TEXT = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -275,13 +275,13 @@ TEXT = {
     "initializer_range": 0.08,
 }
 
-# The example's drawings are shapes on white paper. Normalised as photographs are, the paper is the largest signal and
-# drowns the position embeddings of a fresh encoder: it learns colours, but neither place nor count.
+# The example images are shapes on a white background. With the usual normalisation, the white is the strongest signal
+# and hides the position embeddings of a new encoder: it learns colours, but neither position nor count.
 PAPER = {"image_mean": [0.96] * 3, "image_std": [1.4] * 3}
 
 
 def tiny_siglip(image_size: int, patch_size: int):
-    """The config of a SigLIP of two layers, without the head that pools the patches."""
+    """Return the config of a SigLIP with two layers and without the head that pools patches."""
     from transformers import SiglipVisionConfig
 
     return SiglipVisionConfig(

@@ -3,7 +3,7 @@
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import LLAMA_3_SPLIT, PAPER, TEXT, TinyModel, byte_level_tokenizer, padded_size, tiny_siglip
 
-# The first text of a message loses the white space before it, the last what follows; texts in a row are set apart.
+# The first text of a message is trimmed on the left and the last on the right. A space separates consecutive texts.
 DEEPSEEK_VL_TEMPLATE = """
 {{- 'You are a helpful language and vision assistant. You are able to understand the visual content that the user ' }}
 {{- 'provides, and assist the user with a variety of tasks using natural language.\n\n' }}

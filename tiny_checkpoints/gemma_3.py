@@ -3,7 +3,7 @@
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import TEXT, TinyModel, gemma_tokenizer, padded_size, tiny_siglip
 
-# <bos> is part of it; the system prompt opens the first turn; texts are trimmed, but not the system prompt's.
+# Writes <bos>. The system prompt begins the first turn. Texts are trimmed, except the system prompt.
 GEMMA_3_TEMPLATE = """
 {{- bos_token }}
 {%- set first = messages[0] %}

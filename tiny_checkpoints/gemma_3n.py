@@ -80,8 +80,8 @@ def gemma_3n() -> TinyModel:
         audio_token_id=tokenizer.audio_token_id,
         eos_token_id=[end, end_of_turn],
     )
-    # The real one does not normalize: a black image is zeros. A fresh encoder, whose biases are zero too, keeps them,
-    # and at zero the magnitudes of AltUp have no gradient.
+    # The real processor does not normalize, so a black image is zeros. A new encoder, with biases of zero, would output
+    # zeros for that image, and the magnitudes in AltUp have no gradient at zero.
     processor = Gemma3nProcessor(
         feature_extractor=Gemma3nAudioFeatureExtractor(),
         image_processor=SiglipImageProcessor(size={"height": side, "width": side}),

@@ -3,8 +3,8 @@
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import TEXT, TinyModel, gemma_tokenizer, padded_size
 
-# <bos> is part of it; texts are trimmed, thoughts cut out of replies; a system prompt in parts gets a space after each.
-# What makes the model think is in the system turn.
+# Writes <bos>. Texts are trimmed, and thoughts are removed from replies. Each part of a system prompt is followed by a
+# space. The system turn turns thinking on.
 GEMMA_4_TEMPLATE = """
 {%- macro without_thoughts(text) %}
     {%- for piece in text.split('<channel|>') %}{{ piece.split('<|channel>')[0] }}{% endfor %}
@@ -29,7 +29,7 @@ GEMMA_4_TEMPLATE = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"""
 
-# The sizes from 12B on answer after an empty thought, which their prompt ends with.
+# Sizes of 12B and more answer after an empty thought, which ends their prompt.
 PROMPT, THOUGHT = "{{ '<|turn>model\n' }}", "<|channel>thought\n<channel|>"
 LARGE_GEMMA_4_TEMPLATE = GEMMA_4_TEMPLATE.replace(
     PROMPT, PROMPT + f"{{% if not thinks %}}{{{{ '{THOUGHT}' }}}}{{% endif %}}"
@@ -38,11 +38,11 @@ LARGE_GEMMA_4_TEMPLATE = GEMMA_4_TEMPLATE.replace(
 
 @register_tiny("gemma-4")
 def gemma_4(checkpoint: str = "gemma-4-E2B-it") -> TinyModel:
-    """Every part of E2B: the audio tower, embeddings per layer, two layers that reuse keys and values. Of 26B-A4B and
-    31B, the template alone.
+    """All parts of E2B: the audio tower, embeddings per layer, two layers that reuse keys and values. For 26B-A4B and
+    31B, only the template differs.
 
-    Images are at most 70 tokens, the fewest that the processor can be set to. Gemma 4 does not scale attention down: in
-    heads as long as the real ones it would be so sharp in a random model that rounding errors show.
+    Images have at most 70 tokens, the processor's smallest setting. Gemma 4 does not scale attention down: with heads
+    of the real size, the attention of a random model would be so sharp that rounding errors become visible.
     """
     from transformers import (
         Gemma4AudioConfig,

@@ -7,7 +7,7 @@ from tiny_checkpoints.gemma_4 import LARGE_GEMMA_4_TEMPLATE, gemma_4
 
 @register_tiny("gemma-4-unified")
 def gemma_4_unified() -> TinyModel:
-    """Tokenizer, pixels and prompt of Gemma 4's; images are seen in both directions, keys are values in full layers."""
+    """Tokenizer, pixels and prompt of Gemma 4. Images are bidirectional; in full-attention layers, keys are values."""
     from transformers import (
         Gemma4UnifiedAudioConfig,
         Gemma4UnifiedAudioFeatureExtractor,

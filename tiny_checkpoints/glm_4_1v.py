@@ -3,7 +3,7 @@
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import PAPER, TEXT, TinyModel, learn_bpe, padded_size
 
-# A line break behind every role, none behind a message; parts in a user message only, elsewhere a string.
+# A line break follows every role, but no message. A user message is a list of parts; all others are strings.
 GLM_TEMPLATE = """[gMASK]<sop>
 {%- for message in messages %}
     {{- '<|' + message['role'] + '|>\n' }}
@@ -69,7 +69,7 @@ def glm_vision_model(
 
     Args:
         processor_classes: of images, of videos, and of both with the text.
-        text, vision: options of the language model and of the vision encoder beside the shared ones.
+        text, vision: further options of the language model and of the vision encoder.
     """
     tokenizer = glm_tokenizer()
     id_of = tokenizer.convert_tokens_to_ids
@@ -79,7 +79,7 @@ def glm_vision_model(
         "max_position_embeddings": 65536,
         "eos_token_id": stop_ids,
         "pad_token_id": stop_ids[0],
-        # Half of a head's 32 dimensions turn, half of those shared out in the real ratio 8 : 12 : 12.
+        # Half of a head's 32 dimensions are rotated; half of these are divided in the real ratio 8 : 12 : 12.
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 1e4,

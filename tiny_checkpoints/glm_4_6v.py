@@ -4,8 +4,8 @@ from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import TinyModel
 from tiny_checkpoints.glm_4_1v import glm_vision_model
 
-# A thought before each reply, or an empty one; replies are trimmed. What tells the model not to think ends a question.
-# Of the official text, that about tools is left out.
+# A thought, maybe empty, comes before each reply. Replies are trimmed. `/nothink` ends a question if thinking is off.
+# The official instructions about tools are omitted.
 GLM_4_6V_TEMPLATE = """[gMASK]<sop>
 {%- macro text_of(content) %}
     {%- if content is string %}

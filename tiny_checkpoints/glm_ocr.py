@@ -8,7 +8,7 @@ from tiny_checkpoints.glm_4_6v import GLM_4_6V_TEMPLATE
 
 @register_tiny("glm-ocr")
 def glm_ocr() -> TinyModel:
-    """All of a head's 32 dimensions turn, shared out in the real ratio 16 : 24 : 24."""
+    """All of a head's 32 dimensions are rotated, divided in the real ratio 16 : 24 : 24."""
     from transformers import Glm46VImageProcessor, Glm46VProcessor, Glm46VVideoProcessor, GlmOcrConfig
 
     processors = Glm46VImageProcessor, Glm46VVideoProcessor, Glm46VProcessor

@@ -3,7 +3,7 @@
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import TEXT, TinyModel, byte_level_tokenizer, padded_size
 
-# A default system prompt; of a system message and a reply the first text alone; a user's images come first.
+# Has a default system prompt. Uses only the first text of system messages and replies. A user's images come first.
 GRANITE_VISION_TEMPLATE = """
 {%- if not messages | selectattr('role', 'equalto', 'system') | list %}
     {{- '<|system|>\nA chat between a curious user and an artificial intelligence assistant. ' }}
@@ -23,7 +23,7 @@ GRANITE_VISION_TEMPLATE = """
 
 @register_tiny("granite-vision")
 def granite_vision() -> TinyModel:
-    """SigLIP, whose four layers are read side by side, projector, Granite with a tied head. Tiles of 3x3 tokens."""
+    """SigLIP, a projector that reads all four layers, and Granite with a tied head. Tiles have 3x3 tokens."""
     from tokenizers import pre_tokenizers
     from transformers import (
         GraniteConfig,

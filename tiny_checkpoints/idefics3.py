@@ -33,7 +33,7 @@ SPEAKERS_TEMPLATE = """
 
 @register_tiny("idefics3")
 def idefics3(checkpoint: str = "Idefics3-8B-Llama3") -> TinyModel:
-    """SigLIP, a pixel shuffle with one Linear, Llama with an untied head. Of SmolVLM, the begin token."""
+    """SigLIP, a pixel shuffle with one Linear, Llama with an untied head. SmolVLM differs in the begin token."""
     from tokenizers import Regex, pre_tokenizers
     from transformers import Idefics3Config, Idefics3ImageProcessor, Idefics3Processor, LlamaConfig
 

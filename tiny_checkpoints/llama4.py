@@ -3,7 +3,7 @@
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import TEXT, TinyModel, llama_3_tokenizer, padded_size
 
-# BOS; a system message is trimmed, and of its parts only the first counts; content may be a string.
+# Writes BOS. Of a system message, only the first part is used, and it is trimmed. Content may be a string.
 LLAMA_4_TEMPLATE = """
 {{- bos_token }}
 {%- for message in messages %}
@@ -29,9 +29,9 @@ CONTROL = (
 
 @register_tiny("llama4")
 def llama4() -> TinyModel:
-    """Four experts a layer, one of which a token takes; a layer of chunked and one of full attention.
+    """Four experts per layer and one per token; one layer with chunked and one with full attention.
 
-    A tile of 56x56 pixels is four tokens, an image at most four tiles and a view of the whole.
+    A tile of 56x56 pixels is four tokens. An image is at most four tiles plus the whole image.
     """
     from transformers import Llama4Config, Llama4ImageProcessor, Llama4Processor
 
@@ -55,7 +55,7 @@ def llama4() -> TinyModel:
     }
     vision = {
         "hidden_size": 64,
-        "intermediate_size": 256,  # four patches side by side, which the adapter takes for one
+        "intermediate_size": 256,  # four patches, which the adapter concatenates
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "image_size": tile,

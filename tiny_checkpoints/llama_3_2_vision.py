@@ -3,7 +3,7 @@
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import TEXT, TinyModel, llama_3_tokenizer
 
-# BOS; a block with the date, unless there is an image and no system message, which must be a string, and is trimmed.
+# Writes BOS, and a date block unless there are images but no system message. System messages are trimmed strings.
 LLAMA_3_2_TEMPLATE = """
 {{- bos_token }}
 {%- if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}
@@ -51,7 +51,7 @@ def llama_3_2_vision() -> TinyModel:
     special["eos_token_id"] = [ids["<|end_of_text|>"], ids["<|eom_id|>"], ids["<|eot_id|>"]]
     tile = 56
     text = TEXT | {
-        "vocab_size": ids["<|image|>"],  # the head cannot write an image
+        "vocab_size": ids["<|image|>"],  # the head cannot generate <|image|>
         "max_position_embeddings": 131072,
         "intermediate_size": 256,
         "num_hidden_layers": 3,

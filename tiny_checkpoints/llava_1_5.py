@@ -3,7 +3,7 @@
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import PAPER, TEXT, TinyModel, llama_tokenizer, padded_size
 
-# "USER: <image>\nquestion ASSISTANT: answer "; images first; no </s> after a reply, and none at the end of a history.
+# "USER: <image>\nquestion ASSISTANT: answer ". Images come first. A reply has no </s>, not even the last one.
 LLAVA_TEMPLATE = """
 {%- for message in messages %}
     {%- if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}

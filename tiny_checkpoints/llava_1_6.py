@@ -4,7 +4,7 @@ from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import PAPER, TEXT, TinyModel, llama_tokenizer, padded_size
 from tiny_checkpoints.llava_1_5 import LLAVA_TEMPLATE, tiny_clip
 
-# "[INST] <image>\nquestion [/INST] answer</s> "; the first text alone of a system message and of a reply.
+# "[INST] <image>\nquestion [/INST] answer</s> ". Only the first text of a system message or a reply is used.
 LLAVA_MISTRAL_TEMPLATE = """
 {%- for message in messages %}
     {%- if message['role'] == 'assistant' %}
@@ -31,13 +31,13 @@ LLAVA_YI_TEMPLATE = """
 
 
 def template_of(checkpoint: str) -> str:
-    """By the size and the language model in a checkpoint's name."""
+    """Choose the template by the size and the language model in a checkpoint's name."""
     by_name = {"mistral": LLAVA_MISTRAL_TEMPLATE, "34b": LLAVA_YI_TEMPLATE}
     return next((template for name, template in by_name.items() if name in checkpoint.lower()), LLAVA_TEMPLATE)
 
 
 def llava_tokenizer(template: str, control: list[str], **kwargs):
-    """Llama's; that of the ChatML checkpoints writes no BOS."""
+    """Llama's tokenizer, without BOS for the ChatML checkpoints."""
     special = {}
     if template == LLAVA_YI_TEMPLATE:
         turns = ["<|startoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -57,7 +57,7 @@ GRID = [[height * TILE, width * TILE] for height, width in TILES]
 
 
 def llama_text(tokenizer):
-    """Vicuna's."""
+    """The language model of the Vicuna checkpoints."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -66,7 +66,7 @@ def llama_text(tokenizer):
 
 
 def mistral_text(tokenizer):
-    """Of Mistral 7B Instruct 0.2, which has no sliding window."""
+    """The language model of Mistral 7B Instruct 0.2, which has no sliding window."""
     from transformers import MistralConfig
 
     return MistralConfig(

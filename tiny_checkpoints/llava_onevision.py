@@ -3,7 +3,7 @@
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import TEXT, TinyModel, padded_size, qwen_tokenizer, tiny_siglip
 
-# A space after the role, images, videos, then every text on a line of its own; but the prompt has no space.
+# After the role come a space, images, videos, then each text on a new line. The prompt does not have that space.
 LLAVA_ONEVISION_TEMPLATE = """
 {%- for message in messages %}
     {{- '<|im_start|>' + message['role'] + ' ' }}

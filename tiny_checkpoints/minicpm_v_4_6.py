@@ -5,7 +5,7 @@ from tiny_checkpoints.base import TEXT, TinyModel, padded_size, qwen_tokenizer
 from tiny_checkpoints.qwen3_5 import HYBRID, QWEN3_5_TEMPLATE
 from tiny_checkpoints.qwen3_vl import QWEN3_PLAIN_TOKENS
 
-# Qwen3.5's, but for how the parts of a message are joined, and a medium without tokens around it.
+# Qwen3.5's template, except for the separator of a message's parts, and without tokens around media.
 PART = "{{- part['text'] }}\n            {%- endif %}"
 MINICPM_V_4_6_TEMPLATE = (
     QWEN3_5_TEMPLATE.replace("<|vision_start|>", "")

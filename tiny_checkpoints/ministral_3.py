@@ -5,8 +5,8 @@ from tiny_checkpoints.base import TinyModel, padded_size, tekken_tokenizer
 from tiny_checkpoints.mistral_small_3_1 import mistral3
 from tiny_checkpoints.pixtral import MISTRAL_TEXT
 
-# A dated text that nobody fills in, as in the real one, which has two thousand characters more. Of two parts the
-# image comes first.
+# The default system prompt has a date that is never filled in, as in the real one, which is 2,000 characters longer. If
+# a message has two parts, the image comes first.
 MINISTRAL_TEMPLATE = """
 {%- set default = 'You are Ministral-3-3B-Instruct-2512.\nThe current date is {today}.' %}
 {{- bos_token }}

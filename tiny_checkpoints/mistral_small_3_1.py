@@ -7,7 +7,7 @@ from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import PAPER, TinyModel, padded_size, tekken_tokenizer
 from tiny_checkpoints.pixtral import MISTRAL_IDS, MISTRAL_TEXT, PIXTRAL_VISION
 
-# Of a system text and of a reply, the first part only; today's date in the default system prompt.
+# Uses only the first part of system texts and replies. The default system prompt has today's date.
 MISTRAL_SMALL_TEMPLATE = """
 {%- set parts = messages[0]['content'] if messages[0]['role'] == 'system' else [{'text': default}] %}
 {{- bos_token + '[SYSTEM_PROMPT]' + parts[0]['text'] + '[/SYSTEM_PROMPT]' }}

@@ -28,7 +28,7 @@ MISTRAL_SMALL_4_TEMPLATE = """
 
 @register_tiny("mistral-small-4")
 def mistral_small_4() -> TinyModel:
-    """Eight experts a layer, two of which a token takes, next to a shared one; keys and values of a latent vector."""
+    """Eight experts per layer, two per token plus a shared one. Keys and values come from a latent vector."""
     from transformers import Mistral4Config
 
     tokenizer = tekken_tokenizer()

@@ -5,7 +5,7 @@ from copy import deepcopy
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import RemoteFiles, TinyModel, learn_llama_bpe
 
-# The template takes strings.
+# The template expects strings.
 PHI3_V_TEMPLATE = """
 {%- for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"""
@@ -89,7 +89,7 @@ def phi3_v() -> TinyModel:
         },
         "tokenizer.json": tokenizer.to_str(),
     }
-    # The list that the code has here, as in transformers 4, breaks saving in 5.23.
+    # The remote code has a list here, as in transformers 4, with which 5.23 cannot save.
     names = {"_tied_weights_keys": {"model.vision_embed_tokens.wte.weight": "model.embed_tokens.weight"}}
     model_class = type("Phi3VForCausalLM", (Phi3VForCausalLM, GenerationMixin), names)
     return TinyModel(

@@ -3,7 +3,7 @@
 from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import PAPER, TEXT, TinyModel, padded_size, tekken_tokenizer
 
-# The system text, a string, only before the last message and only if the user wrote that: never beside a last reply.
+# The system text is a string. It is written before the last message if that is the user's, and otherwise dropped.
 PIXTRAL_TEMPLATE = """
 {%- set has_system = messages[0]['role'] == 'system' %}
 {{- bos_token }}

@@ -4,9 +4,9 @@ from tiny_checkpoints import register_tiny
 from tiny_checkpoints.base import TinyModel
 from tiny_checkpoints.qwen3_vl import qwen3_vl_model
 
-# Messages are trimmed. Replies after the last question have their thought, or an empty one; those before it have none.
-# The sizes from 4B on think unless told otherwise: there, the last condition is `enable_thinking is not false`.
-# Of the official text about tools, the instructions are left out.
+# Messages are trimmed. Replies after the last question have a thought, maybe empty; earlier replies have none. Sizes of
+# 4B and more think by default: their last condition is `enable_thinking is not false`.
+# The official instructions about tools are omitted.
 QWEN3_5_TEMPLATE = """
 {%- macro text_of(message) %}
     {%- if message['content'] is string %}
@@ -74,7 +74,7 @@ HYBRID = {
     "linear_num_value_heads": 2,
     "linear_key_head_dim": 32,
     "linear_value_head_dim": 32,
-    # A quarter of a head's 32 dimensions turn, shared out in about the real ratio 11 : 11 : 10.
+    # A quarter of a head's 32 dimensions are rotated, divided in about the real ratio 11 : 11 : 10.
     "rope_parameters": {
         "rope_type": "default",
         "rope_theta": 1e7,

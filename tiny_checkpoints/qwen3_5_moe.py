@@ -7,7 +7,7 @@ from tiny_checkpoints.qwen3_5 import QWEN3_5_TEMPLATE, qwen3_5_model
 
 @register_tiny("qwen3.5-moe")
 def qwen3_5_moe() -> TinyModel:
-    """Eight experts a layer, two of which a token takes, beside one that all take; it thinks by default."""
+    """Eight experts per layer, two per token plus a shared one. It thinks by default."""
     from transformers import Qwen3_5MoeConfig
 
     experts = {

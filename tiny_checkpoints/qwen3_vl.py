@@ -26,7 +26,7 @@ QWEN3_TEMPLATE = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
-# As above; the last reply has its thought, or an empty one, and the prompt begins one.
+# As above, but the last reply has a thought, maybe empty, and the prompt begins a thought.
 QWEN3_THINKING_TEMPLATE = """
 {%- macro text_of(content) %}
     {%- if content is string %}
@@ -81,8 +81,8 @@ def qwen3_vl_model(
     """The common part of Qwen3-VL and Qwen3.5: a token is 32x32 pixels; 4 to 16,384 tokens an image.
 
     Args:
-        text: options of the language model beside the shared ones.
-        vision: options of the vision encoder beside the shared ones.
+        text: further options of the language model.
+        vision: further options of the vision encoder.
     """
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
@@ -114,8 +114,8 @@ def qwen3_vl_model(
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=tie_word_embeddings,
     )
-    # Of a video, the pixels of all frames together; two frames share a token. The bounds are the Hub's, but that there
-    # an image has at least 64 tokens.
+    # A video's bounds are for all frames together; two frames share a token. The bounds are those on the Hub, except
+    # that an image there has at least 64 tokens.
     least, most, most_of_videos = 4 * 32 * 32, 16384 * 32 * 32, 24576 * 32 * 32
     pixels = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, **PAPER}
     processor = Qwen3VLProcessor(
@@ -134,7 +134,7 @@ def qwen3_vl_model(
 
 # Features of two of three vision layers enter the language model.
 DEEPSTACK = {"deepstack_visual_indexes": [0, 1]}
-# Half of a head's 32 dimensions, shared out in about the real ratio 24 : 20 : 20 to time, height and width.
+# Half of a head's 32 dimensions, divided among time, height and width in about the real ratio 24 : 20 : 20.
 QWEN3_ROPE = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
 
 

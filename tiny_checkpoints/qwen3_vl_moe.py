@@ -7,7 +7,7 @@ from tiny_checkpoints.qwen3_vl import DEEPSTACK, QWEN3_ROPE, qwen3_template, qwe
 
 @register_tiny("qwen3-vl-moe")
 def qwen3_vl_moe(checkpoint: str = "Qwen3-VL-30B-A3B-Instruct") -> TinyModel:
-    """Eight experts a layer, two of which a token takes; the head is not tied."""
+    """Eight experts per layer, two per token. The head is not tied."""
     from transformers import Qwen3VLMoeConfig
 
     experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}

@@ -7,7 +7,7 @@ from tiny_checkpoints.base import RemoteFiles, TinyModel, learn_qwen_bpe
 
 
 def tiktoken_ranks() -> dict[bytes, int]:
-    """The pieces of a byte-level tokenizer, which writes each byte as a printable character, as bytes."""
+    """Return the pieces of a byte-level tokenizer as bytes. The tokenizer writes bytes as printable characters."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -16,7 +16,7 @@ def tiktoken_ranks() -> dict[bytes, int]:
 
 @register_tiny("qwen-vl")
 def qwen_vl() -> TinyModel:
-    """Vision transformer, resampler, Qwen. 56x56 images: 16 tokens each, and two around them."""
+    """Vision transformer, resampler, Qwen. Images of 56x56 pixels: 16 tokens each, plus two around them."""
     from transformers import GenerationMixin
 
     from tiny_checkpoints.remote.qwen_vl.configuration_qwen import QWenConfig

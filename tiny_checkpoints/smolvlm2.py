@@ -7,7 +7,7 @@ from tiny_checkpoints.idefics3 import IMAGE_TOKENS, PIXELS, SCALE, SPEAKERS_TEMP
 
 @register_tiny("smolvlm2")
 def smolvlm2() -> TinyModel:
-    """SigLIP, a pixel shuffle with one Linear, Llama with an untied head. Its chat template knows no videos."""
+    """SigLIP, a pixel shuffle with one Linear, Llama with an untied head. The template does not support videos."""
     from tokenizers import pre_tokenizers
     from transformers import (
         LlamaConfig,

@@ -177,7 +177,7 @@ def test_a_template_that_refuses_a_system_message_is_reported(folder):
 def test_a_checkpoint_without_a_template_is_refused(checkpoint, loader):
     processor = loader.load_processor()
     processor.chat_template = None
-    with pytest.raises(ValueError, match="ships no chat template"):
+    with pytest.raises(ValueError, match="has no chat template"):
         COLLATORS.get(checkpoint[0])(processor)
 
 

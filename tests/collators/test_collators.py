@@ -475,7 +475,7 @@ def test_no_budget_gives_a_broken_sample(make_collator, model, samples, tokenize
                 inputs = collator.encode(sample).inputs
             except OverlongSample as error:
                 assert sample["source"] in str(error)
-                assert f"--model_max_length of {collator.budget.max_length}" in str(error)
+                assert f"--model_max_length {collator.budget.max_length}" in str(error)
                 usable.append(False)
                 continue
             usable.append(True)
@@ -505,7 +505,7 @@ def test_the_first_exchanges_media_must_fit(make_collator, samples, family):
     collator = make_collator(family)
     media_end = collator._media_end(collator.encode(samples[0]).inputs)
     collator.budget.max_length = media_end - 1
-    with pytest.raises(OverlongSample, match=rf"sample 0: the media of its first exchange need {media_end} tokens,"):
+    with pytest.raises(OverlongSample, match=rf"sample 0: the media of the first exchange need {media_end} tokens,"):
         collator.encode(samples[0])
     collator.budget.max_length = media_end
     with pytest.raises(OverlongSample, match="sample 0: no reply is left"):
@@ -522,7 +522,7 @@ def test_no_cut_leaves_a_reply_that_nobody_asked_for(make_collator, samples, fam
         sample = {"messages": [*map(word, before), question, answer], "source": "sample 0"}
         collator.budget.max_length = None
         collator.budget.max_length = collator._media_end(collator.encode(sample).inputs) - 1
-        with pytest.raises(OverlongSample, match="sample 0: the media of its first exchange"):
+        with pytest.raises(OverlongSample, match="sample 0: the media of the first exchange"):
             collator.encode(sample)
 
 

@@ -101,8 +101,8 @@ def test_who_resizes(write_rows, tmp_path):
         ("qwen2.5-vl", "--max_pixels 9999 --jpeg_draft True", "--keep_processor_config True"),
         ("qwen2.5-vl", "--max_pixels 9999 --image_resize_algorithm box", "--keep_processor_config True"),
         ("qwen2.5-vl", """--max_pixels 9999 --processor_kwargs {"size":{}}""", "'size' and --max_pixels set the same"),
-        ("qwen2.5-vl", "--max_pixels auto --keep_processor_config True", "True forbids: give a number"),
-        ("llava-1.5", "--max_pixels auto", "but llava-1.5 has none: give a number"),
+        ("qwen2.5-vl", "--max_pixels auto --keep_processor_config True", "True forbids. Pass a number"),
+        ("llava-1.5", "--max_pixels auto", "but llava-1.5 has no bounds. Pass a number"),
     ):
         with pytest.raises(ValueError, match=match):
             settled(family, *words.split())

@@ -81,7 +81,7 @@ def test_a_row_without_a_per_token_tensor_gets_its_padding():
 
 def test_a_per_token_tensor_that_nobody_declared_is_an_error():
     rows = [row(n, weights=torch.ones(1, n)) for n in (2, 3)]
-    with pytest.raises(AssertionError, match="weights has a value for each token: .*sequence_padding"):
+    with pytest.raises(AssertionError, match="weights has one value per token: .*sequence_padding"):
         with_all_sequences(rows, PADDING)
 
 

@@ -42,7 +42,7 @@ def test_a_family_s_own_checkpoint_passes_on_all_usual_shapes(tiny, family):
     golden = [Layout.of(record["messages"]) for record in golden_records(family)]
     note = check_template(collator, Data(*USUAL, *golden), None)
     if any("empty thought" in exception.reason for exception in collator.template.exceptions):
-        assert note.startswith("Conversations are trained with the empty thought") and "\n" not in note
+        assert note.startswith("Each reply is trained after an empty thought") and "\n" not in note
     else:
         assert note == ""
 
@@ -67,7 +67,7 @@ def test_a_difference_counts_where_the_data_meets_it(tiny, name):
     for told in ("(docs/chat_formats.md)", "family: ", "checkpoint: ", "--chat_template checkpoint", "template family"):
         assert told in str(error.value)
     if not_met:
-        assert "none of a shape found in the data" in check_template(collator, Data(not_met))
+        assert "data contains no conversation with their shapes" in check_template(collator, Data(not_met))
 
 
 def test_both_ways_to_go_on(tiny, write_rows, tmp_path, capsys):
@@ -104,5 +104,5 @@ def test_both_ways_to_go_on(tiny, write_rows, tmp_path, capsys):
 
 
 def test_the_family_s_own_template_needs_a_family(tiny):
-    with pytest.raises(ValueError, match="--chat_template family: --model_id auto has no template of its own"):
+    with pytest.raises(ValueError, match="--chat_template family: --model_id auto has no family template"):
         collator_of("auto", tiny("auto"), chat_template="family")

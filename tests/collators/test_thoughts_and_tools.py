@@ -151,10 +151,10 @@ def test_images_stay_where_the_template_takes_them(tiny, write_rows):
     taking = TEMPLATE.replace("+ m.content +", "+ ('<|image_pad|>' if m.content is sequence else '') + text +")
     encoded = collator_of("qwen3.5", tiny("qwen3.5"), taking.replace("<|image_pad|>", VISION)).encode(sample)
     assert f"<tool_response>{VISION}A map." in encoded.text and "pixel_values" in encoded.inputs
-    with pytest.raises(ValueError, match="rows.json, sample 0: holds an image in a tool result, .* no place"):
+    with pytest.raises(ValueError, match="rows.json, sample 0: contains an image in a tool result, .* not support"):
         collator_of("qwen3.5", tiny("qwen3.5"), TEMPLATE).encode(sample)
     asked = MultimodalDataset(write_rows([{"tools": TOOLS, "image": "red.png", "question": "?", "answer": "Red"}]))[0]
-    with pytest.raises(ValueError, match="rows.json, sample 0: holds an image in the first question next to `tools`"):
+    with pytest.raises(ValueError, match="sample 0: contains an image in the first question next to `tools`"):
         collator_of("qwen3.5", tiny("qwen3.5"), TEXT).encode(asked)
 
 
@@ -345,7 +345,7 @@ def test_a_server_gets_what_shows_several_turns_as_they_are_trained(tiny, write_
     dataset = MultimodalDataset(write_rows([{"conversations": turns("Which?", "Red", "So?", "Blue")}]))
     plain, [row] = outlines(dataset), dataset.rows
     template = collator.template.thoughts_and_tools.server_template(plain)
-    assert "generation %" not in template and "give them server_chat_template.jinja" in check_template(
+    assert "generation %" not in template and "the server with server_chat_template.jinja" in check_template(
         collator, dataset
     )
     own = LOADERS.get("qwen3.5")(tiny("qwen3.5")).load_processor()
@@ -358,10 +358,7 @@ def test_a_server_gets_what_shows_several_turns_as_they_are_trained(tiny, write_
         assert one.server_template(conversations) is None
     assert "--train_replies each" in one.notes(plain + [CALLED])[0] and not one.notes([row["messages"][:2]])
     with_tools = [row["messages"][0] | {"tools": TOOLS}, *row["messages"][1:]]
-    assert (
-        "empty thought of each reply" in one.notes([with_tools])[0]
-        and "train_replies each" in one.notes([with_tools])[0]
-    )
+    assert "after an empty thought" in one.notes([with_tools])[0] and "train_replies each" in one.notes([with_tools])[0]
     # Where the template can keep them itself.
     condition = "loop.index0 > last.question"
     keeping = own.chat_template.replace(condition, f"preserve_thinking is true or {condition}")
@@ -370,7 +367,7 @@ def test_a_server_gets_what_shows_several_turns_as_they_are_trained(tiny, write_
         in collator_of("qwen3.5", tiny("qwen3.5"), keeping).template.thoughts_and_tools.notes(plain)[0]
     )
     kept = collator_of("qwen3.5", tiny("qwen3.5"), keeping, template_kwargs={"preserve_thinking": True})
-    assert [note[:14] for note in kept.template.thoughts_and_tools.notes(plain)] == ["Servers need the"[:14]]
+    assert [note[:14] for note in kept.template.thoughts_and_tools.notes(plain)] == ["A server needs"]
     assert kept.template.render_prompt(row["messages"][:3]) == prompt
     assert kept.template.request_options() == {
         "chat_template_kwargs": {"enable_thinking": False, "preserve_thinking": True}
@@ -383,7 +380,7 @@ def test_a_model_that_always_thinks_tells_of_the_thoughts_it_drops(tiny, write_r
     own = LOADERS.get("qwen3-vl")(tiny("qwen3-vl")).load_processor()
     path = write_rows([{"conversations": turns("Which?", "Red", "So?", "Blue")}])
     dataset, each = MultimodalDataset(path), MultimodalDataset(path, train_replies="each")
-    assert "give them server_chat_template.jinja" in check_template(collator, dataset)
+    assert "the server with server_chat_template.jinja" in check_template(collator, dataset)
     template, [row] = collator.template.thoughts_and_tools.server_template(outlines(dataset)), dataset.rows
     text, spans = collator.template.render(row["messages"])
     prompt = own.apply_chat_template(row["messages"][:3], chat_template=template, add_generation_prompt=True)
@@ -401,9 +398,9 @@ CALLED = [ASKED | {"tools": TOOLS}, said("assistant", tool_calls=[call(a=1)])]
     "family, template, messages, told",
     [
         ("qwen2-vl", "", THOUGHT, "a thought .* no place"),
-        ("qwen2-vl", "", CALLED, "`tools`, for which the chat template has no place"),
+        ("qwen2-vl", "", CALLED, "`tools`, which the chat template does not support"),
         ("qwen3.5", TEMPLATE, THOUGHT, "add --template_kwargs '{\"enable_thinking\": true}'"),
-        ("qwen3.5", TEMPLATE.replace("m.tool_calls or []", "[]"), CALLED, "a tool call .* no place"),
+        ("qwen3.5", TEMPLATE.replace("m.tool_calls or []", "[]"), CALLED, "a tool call .* not support"),
         ("qwen3.5", TEMPLATE.replace("{{- text | trim }}", "{{- '' if m.tool_calls else text }}"),
          [ASKED, said("assistant", "I look", tool_calls=[call()])], "drops 'I look' from a reply"),
     ],
@@ -445,7 +442,7 @@ def test_a_run_keeps_its_variables(tiny, write_rows, tmp_path, capsys):
     template = tmp_path / "thinks.jinja"
     template.write_text(TEMPLATE)
     path, flags = write_rows(rows), ["--chat_template", str(template)]
-    with pytest.raises(ValueError, match="rows.json, sample 0: holds a thought .* add --template_kwargs"):
+    with pytest.raises(ValueError, match="rows.json, sample 0: contains a thought .* add --template_kwargs"):
         run(tiny, "qwen3.5", path, tmp_path / "out", *flags)
     flags += ["--template_kwargs", json.dumps(THINKING)]
     run(tiny, "qwen3.5", path, tmp_path / "out", *flags, "--max_steps", 1, "--use_lora", True)

@@ -186,7 +186,10 @@ def test_paligemma_sees_its_prompt_in_both_directions_and_its_reply_in_one(palig
     "messages, named",
     [
         ([{"role": "system", "content": "Be brief."}], "no system prompt"),
-        ([{"role": "user", "content": "And?"}, {"role": "assistant", "content": "So."}], "answers once"),
+        (
+            [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "So."}],
+            "supports one exchange per sample",
+        ),
         (None, "at least one image"),
     ],
 )

@@ -234,7 +234,7 @@ FAULTS = {
     ),
     "one too many": (
         lambda b, a: change(a / "adapter_model.safetensors", **{"base_model.model.x.lora_A.weight": torch.ones(1)}),
-        "it has tensors of no layer, such as x.lora_A.weight",
+        "it has tensors without a layer, such as x.lora_A.weight",
     ),
     "other size": (
         lambda b, a: change(a / "adapter_model.safetensors", **{KEY: torch.ones(4, 64)}),

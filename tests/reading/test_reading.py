@@ -91,7 +91,7 @@ def test_processor_kwargs_reach_the_processor_and_its_counts(tiny, write_rows):
 @pytest.mark.parametrize(
     "options, named",
     [
-        ('{"max_pixel": 3}', "has no option 'max_pixel'; it has .*size"),
+        ('{"max_pixel": 3}', "has no option 'max_pixel'. Its options are: .*size"),
         ('{"num_frames": 3}', "has no option 'num_frames'"),
         ('{"size": "large"}', "--processor_kwargs"),
         ('{"do_normalize": "false"}', "'do_normalize' with value 'false' doesn't match any type"),

@@ -159,7 +159,7 @@ def test_the_card_says_what_a_server_and_plain_transformers_do_otherwise(write_r
     facts = run_report.RunFacts(arguments, trained, dataset, None, {"add_special_tokens": True})
     run_report.write_card(facts, str(tmp_path), TrainerState())
     text = card_of(tmp_path)[1]
-    assert "`extra_body={'add_special_tokens': True}`" in text and "text before the first image saw no image" in text
+    assert "`extra_body={'add_special_tokens': True}`" in text and "first image attended to no image" in text
     run_report.write_card(facts._replace(request={}), str(tmp_path), TrainerState())
     assert "extra_body" not in card_of(tmp_path)[1]
 

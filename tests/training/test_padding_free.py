@@ -23,8 +23,8 @@ from training.sampling import PackSampler
 MIXING = {
     "qwen-vl": "its own code",
     "phi3-v": "its own code",
-    "llama-3.2-vision": "cross-attention",
-    "llama4": "place of a token in its row",
+    "llama-3.2-vision": "images of all samples",
+    "llama4": "position of a token in the row",
 }
 JOINED = [
     family if family in KINDS else pytest.param(family, marks=pytest.mark.slow)
@@ -134,14 +134,14 @@ def test_media_seen_in_both_directions_and_longer_than_a_sliding_window(tiny, wr
 def test_a_family_that_would_mix_samples_is_refused_by_name_and_padded_by_default(tiny, family, write_rows, tmp_path):
     path = write_rows(rows_for(family))
     for flag in ("--padding_free", "--packing"):
-        with pytest.raises(ValueError, match=f"{flag} True cannot be used with .*{MIXING[family]}.*Leave it out"):
+        with pytest.raises(ValueError, match=f"{flag} True cannot be used with .*{MIXING[family]}.*Remove the"):
             run(tiny, family, path, tmp_path / "out", flag, True)
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--attn_implementation", "eager", "--padding_free", True], "its eager attention would compute the square"),
+        (["--attn_implementation", "eager", "--padding_free", True], "its eager attention grows with the square"),
         (["--packing", True, "--padding_free", False], "leave one out"),
         (
             ["--packing", True, "--train_sampling_strategy", "group_by_length"],

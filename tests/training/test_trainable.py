@@ -471,7 +471,7 @@ def test_vision_lora_with_a_full_tied_language_model_is_refused(tiny):
 
 
 def test_checkpoint_of_another_family_is_refused(tiny):
-    with pytest.raises(ValueError, match="'llava' checkpoint, but --model_id belongs to 'qwen2_vl'"):
+    with pytest.raises(ValueError, match="'llava' checkpoint, but --model_id expects 'qwen2_vl'"):
         LOADERS.get("qwen2-vl")(tiny("llava-1.5"))
 
 

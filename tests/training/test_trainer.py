@@ -182,13 +182,13 @@ def test_training_vision_on_text_alone_is_refused(tiny, write_rows, tmp_path):
 
 def test_a_video_for_a_model_without_videos_is_refused_before_step_1(tiny, write_rows, tmp_path):
     path = write_rows(rows_for(TAKES_VIDEO[0]))
-    with pytest.raises(ValueError, match="sample 5.*takes no videos"):
+    with pytest.raises(ValueError, match="sample 5.*does not support videos"):
         run(tiny, "llava-1.5", path, tmp_path / "out")
 
 
 def test_overlong_samples_are_refused_or_dropped_and_counted(tiny, write_rows, tmp_path, capsys):
     path = write_rows(rows_for("llava-1.5"))
-    with pytest.raises(ValueError, match=r"2 of 5 samples do not fit \(40%\):\n.*sample 1: .*--model_max_length of 40"):
+    with pytest.raises(ValueError, match=r"2 of 5 samples do not fit \(40%\):\n.*sample 1: .*--model_max_length 40"):
         run(tiny, "llava-1.5", path, tmp_path / "a", "--model_max_length", 40)
     run(tiny, "llava-1.5", path, tmp_path / "b", "--model_max_length", 40, "--drop_overlong", True)
     assert "of 5 samples, 1 are cut to --model_max_length, 2 are dropped" in capsys.readouterr().out
