@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from reading.row_index import DAYS_KEPT, ChangedFile, name_of, naming_cache
 
-VERSION = 1  # of the cache files
+COUNTS_VERSION = 1  # of the cache files
 UNKNOWN = 0  # the value of rows that are not computed yet
 BATCH = 64  # rows
 ROWS_PER_WORKER = 1000  # with fewer rows, starting another process takes longer than it saves

@@ -15,8 +15,7 @@ class Gemma4UnifiedLoader(Gemma4Loader):
     routers = []
 
     def masks_of_samples(self, inputs):
-        """Match how transformers 5.23 computes a single sample: all layers are bidirectional within media, unlike in
-        26B-A4B and 31B, where only layers with a sliding window are."""
-        masks = super().masks_of_samples(inputs)
+        """Match how transformers 5.23 computes a single sample: unlike in 26B-A4B and 31B, every layer is bidirectional
+        within each image and video, even beyond its sliding window."""
         same_medium = attention.same_block(attention.blocks_of(inputs["mm_token_type_ids"] > 0))
         return {kind: mask | same_medium for kind, mask in super().masks_of_samples(inputs).items()}

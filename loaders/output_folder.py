@@ -78,9 +78,7 @@ def fill_adapter(model, weights: Mapping) -> None:
     """Copy an adapter's weights into the LoRA layers of a model, matched by the names in the adapter's file.
 
     peft 0.21 would rename the tensors by the rules for the base model's files, and only warn about unmatched tensors.
-
-    Raises:
-        ValueError: the names or shapes differ from those of the layers.
+    Here, names or shapes that differ from those of the layers raise a ValueError.
     """
     from peft import get_peft_model_state_dict
 

@@ -235,6 +235,7 @@ def test_images_of_any_shape(family, tiny, dataset):
     "family, size, named",
     [
         ("pixtral", (3000, 1), "an image of 3000x1 pixels is too narrow"),
+        ("lfm2-vl", (500, 2), "an image of 500x2 pixels is too narrow"),
         ("mistral-small-3.1", (28, 20), "an image of 28x20 pixels is too small: enlarge one side above 28"),
     ],
 )

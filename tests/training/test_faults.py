@@ -155,7 +155,9 @@ def test_what_a_family_refuses_is_left_out_alike(write_rows, tiny, capfd):
     dataset = MultimodalDataset(path, max_bad_samples=2)
     assert collator.budget.fit(dataset, collator.encode, drop_overlong=False) == (0, 0)
     assert [row["index"] for row in dataset.rows] == [0, 1, 3]
-    assert re.search("sample 2: .* not support videos.* .1 more like it, such as .* sample 4.", capfd.readouterr().out)
+    assert re.search(
+        "sample 2: .* not support videos.* .1 more like this, such as .* sample 4.", capfd.readouterr().out
+    )
 
 
 def test_a_file_that_changes_in_use_ends_the_run_also_where_bad_samples_are_skipped(write_rows, tiny):
