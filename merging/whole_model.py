@@ -6,6 +6,7 @@ import os
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights
 from PIL import Image
+from safetensors import SafetensorError
 
 from loaders.base import BaseLoader, local_folder
 from loaders.new_tokens import trained_rows
@@ -40,7 +41,7 @@ def with_adapter(model, adapter_path: str, base_path: str) -> PeftModel:
     try:
         model = get_peft_model(model, PeftConfig.from_pretrained(adapter_path))
         fill_adapter(model, load_peft_weights(adapter_path, device="cpu"))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{adapter_path} is not an adapter of {base_path}: {error}") from error
     return model
 

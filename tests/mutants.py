@@ -802,9 +802,23 @@ FAULTS = [
     Fault(
         "bytes in lists without a path are no file",
         "reading/copies.py",
-        "column if column.type == kind else column.cast(kind)",
-        "column.cast(kind)",
+        "    if column.type == kind:",
+        "    if False:",
         "tests/reading/test_mapping.py::test_bytes_have_other_names_too",
+    ),
+    Fault(
+        "a time in another zone is not in UTC",
+        "reading/copies.py",
+        "column = column.cast(timestamp(column.type.unit))",
+        "pass",
+        "tests/reading/test_file_kinds.py::test_a_date_is_the_text_that_a_person_reads",
+    ),
+    Fault(
+        "answers replace their data",
+        "predict.py",
+        "if os.path.realpath(args.output_path) in",
+        "if args.output_path in",
+        "tests/test_merge.py::test_answers_never_replace_their_data",
     ),
     Fault(
         "a class in a struct is its number",

@@ -219,6 +219,11 @@ def test_an_adapter_whose_keys_do_not_fit_is_refused(tiny, write_rows, tmp_path)
     save_file({name.replace("language_model", "text_model"): tensor for name, tensor in tensors.items()}, file)
     with pytest.raises(ValueError, match="is not an adapter of .*qwen2-vl: it lacks .*language_model"):
         predict.load(str(tmp_path))
+    file.write_bytes(file.read_bytes()[:99])  # of a copy that was broken off
+    with pytest.raises(ValueError, match="is not an adapter of .*qwen2-vl: Error while deserializing"):
+        predict.load(str(tmp_path))
+    with pytest.raises(ValueError, match="--lora_weight_path .* does not fit the model: Error while deserializing"):
+        run(tiny, "qwen2-vl", path, tmp_path / "more", "--use_lora", "True", "--lora_weight_path", tmp_path)
 
 
 def test_an_adapter_is_loaded_by_the_names_that_it_was_saved_with(tiny, write_rows, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from itertools import accumulate, chain
 
+from safetensors import SafetensorError
 from torch import nn
 
 from loaders.base import COMPONENTS, BaseLoader
@@ -244,7 +245,7 @@ def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -
             if held[component] != mode:
                 raise ValueError(f"its {component} is {held[component]}, but the flags make it {mode}")
         fill_adapter(model, weights)
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
+    except (KeyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"--lora_weight_path {path} does not fit the model: {error}") from error
 
 
