@@ -50,8 +50,9 @@ def compare_templates(collator, shapes: set[Layout]) -> str:
     """Compare the texts of conversations of these shapes; returns and raises as `check_template`."""
     template = collator.template
     if not collator.processor.chat_template:
-        missing = "WARNING: the checkpoint ships no chat template to compare the training text with."
-        return "" if collator.fixed_format else missing  # whose format is code ships none
+        if collator.fixed_format:  # whose format is code ships none
+            return ""
+        raise ValueError("the checkpoint ships no chat template: train with --chat_template family for its family's.")
     for shape in sorted(shapes, key=lambda shape: (len(shape), shape))[:MOST_SHAPES]:
         messages = with_texts(shape)
         try:
@@ -66,10 +67,8 @@ def compare_templates(collator, shapes: set[Layout]) -> str:
             if template.is_replaced:
                 texts = texts.format("trained", ours, "asked", official)
                 return f"WARNING: --chat_template's prompts differ from its training text for messages {texts}"
-            ways = (
-                "Add --chat_template checkpoint to train on the checkpoint's own, or --chat_template family to train "
-                "on the family's, which is then saved with the model."
-            )
+            ways = "Add --chat_template checkpoint to train on the checkpoint's own, or --chat_template family to "
+            ways += "train on the family's, which is then saved with the model."
             raise ValueError(
                 "The checkpoint's chat template differs from its family's, beyond the documented exceptions "
                 f"(docs/chat_formats.md), for messages {texts.format('family', ours, 'checkpoint', official)}\n"

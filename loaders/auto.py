@@ -14,6 +14,7 @@ class AutoLoader(BaseLoader):
 
     model_type = "any image-text-to-text"
     is_tested_on_loading = True
+    pixel_token_fields = ()  # the token of some types is another than that of pixels
     of_other_type = "transformers does not list it for pictures and text, so --model_id auto cannot take it"
 
     @classmethod
