@@ -329,17 +329,17 @@ def test_what_contradicts_the_adapter_is_refused(tiny, write_rows, tmp_path):
     refused("was trained on .*llava-1.5, not on .*qwen2-vl", family="qwen2-vl")
     with_image = write_rows(rows_for("llava-1.5"))
     for flag, held in (("--train_vision_projector", "full"), ("--train_vision_encoder", "full")):
-        with pytest.raises(
-            ValueError, match=f"does not fit the model: its {flag[8:]} is frozen, but {held} by the flags"
-        ):
+        named = f"does not fit the model: its {flag[8:]} is frozen, but {held} by the flags"
+        with pytest.raises(ValueError, match=named):
             run(tiny, "llava-1.5", with_image, tmp_path / "out", *LORA, "--lora_weight_path", folder, flag, True)
 
     config = json.loads((folder / "adapter_config.json").read_text())
     weights = load_file(folder / "adapter_model.safetensors")
-    first = next(iter(weights))
+    first, lost = next(iter(weights.items()))
     for change, named in (
         (lambda: weights.pop(first), "does not fit the model: it lacks tensors, such as base_model.*lora_"),
         (lambda: weights.update({first: torch.zeros(4, 7)}), r"does not fit the model: its .* is \[4, 7\], not "),
+        (lambda: weights.update({first: lost * torch.nan}), "does not fit the model: its .* is infinite or nan"),
     ):
         change()
         save_file(weights, folder / "adapter_model.safetensors")
