@@ -105,8 +105,8 @@ def main(words: list[str] | None = None) -> None:
         template = processor.chat_template if saved.get("chat_template") else None
         collator = COLLATORS.get(family)(processor, chat_template=template)
         print(check_logits(loader, args.model_path, seen_as, merged, collator, dtype), flush=True)
-    if found := "; ".join(f"{name}: {text}" for is_whole, name, text in serving.check_folder(place) if not is_whole):
-        print(f"WARNING: inference servers may fail to load the result: {found}.")
+    if found := " ".join(f"{name}: {text}" for is_whole, name, text in serving.check_folder(place) if not is_whole):
+        print(f"WARNING: inference servers may fail to load the result: {found}")
     print(f"How to serve it: python check_serving.py --model_path {args.model_save_path}")
     if args.push_to_hub:
         HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=place)

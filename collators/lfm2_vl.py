@@ -41,3 +41,9 @@ class Lfm2VLCollator(ChatCollator):
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     budget_class = Lfm2VLBudget
+
+    def _process(self, text, spans, messages):
+        inputs = super()._process(text, spans, messages)
+        if "pixel_values" in inputs and inputs["pixel_values"].shape[1] > inputs["pixel_attention_mask"].shape[1]:
+            raise ValueError("an image is too narrow to be resized")  # its patches outnumber those of a tile
+        return inputs

@@ -1,12 +1,7 @@
 """Ministral 3: the format of Mistral Small 3.2 with a default system prompt that contains the checkpoint's name."""
 
 from collators import register_collator
-from collators.mistral_small_3_1 import (
-    IMAGE_FIRST,
-    MistralSmall31Collator,
-    MistralSmall31Template,
-    mistral_template,
-)
+from collators.mistral_small_3_1 import IMAGE_FIRST, MistralSmall31Collator, MistralSmall31Template, mistral_template
 from collators.template import PROBES
 
 

@@ -77,6 +77,13 @@ class MistralSmall31Collator(PixtralCollator):
     template_class = MistralSmall31Template
     budget_class = MistralSmall31Budget
 
+    def _process(self, text, spans, messages):
+        inputs, token = super()._process(text, spans, messages), self.processor.patch_size
+        token *= self.processor.spatial_merge_size
+        if "image_sizes" in inputs and inputs["image_sizes"].amax(1).min() <= token:
+            raise ValueError(f"an image of one token is too small: make a side exceed {token}")
+        return inputs
+
 
 def whole(message: dict) -> dict:
     """Merge the text parts of a system message or a reply into one part."""

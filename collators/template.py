@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from functools import cache, cached_property, reduce
 from typing import NamedTuple
 
-from jinja2 import Environment, TemplateError, meta
+from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from collators.boxes import Boxes
@@ -87,13 +87,13 @@ class Template:
                 "around each reply and its end-of-turn token."
             )
         self.frame = self.frame_class(processor, self.stop_tokens)
-        self.text, self.exceptions = formats[0]
+        (self.text, self.exceptions), known = formats[0], variables_of(str(processor.chat_template))
         if replacement and not is_family:
             self.string_roles = find_string_roles(lambda *args: self._render(args[0], replacement, args[1])[0])
         elif len(formats) > 1:
             official_template(processor)  # raises an error if there is none to compare with
             self.text, self.exceptions = min(formats, key=self._distance)
-        if unknown := self.given.keys() - variables_of(self.text) - variables_of(str(processor.chat_template)):
+        if unknown := self.given.keys() - variables_of(self.text) - known:
             raise ValueError(f"--template_kwargs: the chat template has no variable {min(unknown)!r}; remove it.")
         if is_family:  # the template is saved, and other programs do not know the values of its variables
             self.text = with_variables(self.text, self.kwargs)
@@ -387,8 +387,11 @@ def as_official(exceptions: Iterable[TemplateException], history: str, last: str
 @cache
 def variables_of(template: str) -> set[str]:
     """Return the names of variables that a template reads but does not set."""
-    parse = Environment(extensions=["jinja2.ext.loopcontrols"]).parse
-    return meta.find_undeclared_variables(parse(GENERATION.sub("", template)))  # Jinja does not know this tag
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return meta.find_undeclared_variables(environment.parse(GENERATION.sub("", template)))  # Jinja has no such tag
+    except TemplateSyntaxError as error:
+        raise ValueError(f"the chat template is not valid Jinja, line {error.lineno}: {error}") from error
 
 
 def official_template(processor) -> str:

@@ -50,8 +50,9 @@ def compare_templates(collator, shapes: set[Layout]) -> str:
     """Compare the texts of conversations with these shapes. Returns and raises the same as `check_template`."""
     template = collator.template
     if not collator.processor.chat_template:
-        missing = "WARNING: the checkpoint has no chat template to compare the training text with."
-        return "" if collator.fixed_format else missing  # expected if the checkpoint's code writes the format
+        if collator.fixed_format:  # the checkpoint's code writes the format
+            return ""
+        raise ValueError("The checkpoint has no chat template. Add --chat_template family to use that of its family.")
     for shape in sorted(shapes, key=lambda shape: (len(shape), shape))[:MOST_SHAPES]:
         messages = with_texts(shape)
         try:

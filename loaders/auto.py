@@ -4,8 +4,9 @@ from inspect import signature
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedConfig, ProcessorMixin
 
-from loaders import register_loader
+from loaders import LOADERS, register_loader
 from loaders.base import BaseLoader, is_inside
+from supported_models import MODELS
 
 
 @register_loader("auto")
@@ -14,6 +15,7 @@ class AutoLoader(BaseLoader):
 
     model_type = "any image-text-to-text"
     is_tested_on_loading = True
+    pixel_token_fields = ()  # some types use these fields for another token
     of_other_type = "--model_id auto accepts only types that transformers lists as image-text-to-text"
 
     @classmethod
@@ -74,9 +76,11 @@ class AutoLoader(BaseLoader):
         return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
 
     def _refuse(self, reason: str) -> None:
+        ids = [id for id, model in MODELS.items() if LOADERS.get(model.family).fits(self.config)]
+        way = f"Use the --model_id of its family, such as {ids[0]}" if ids else "Add a family (docs/add_new_model.md)"
         raise ValueError(
-            f"{self.model_path}: a {self.config.model_type!r} model {reason}, so --model_id auto cannot train it. Add "
-            "a family (docs/add_new_model.md)."
+            f"{self.model_path}: a {self.config.model_type!r} model {reason}, so --model_id auto cannot train it. "
+            f"{way}."
         )
 
     def load_processor(self, path: str | None = None):

@@ -59,6 +59,8 @@ class BaseLoader:
     remark = ""
     # The token that stands for pixels, if the chat template writes a text placeholder instead of it.
     pixel_token = ""
+    # Fields of config.json with the id of this token.
+    pixel_token_fields: tuple[str, ...] = ("image_token_id", "image_token_index")
     # The end of the error for a checkpoint of another type.
     of_other_type = "choose the --model_id of its family"
     # Whether the classes are Python files in the checkpoint (loaders/remote_code.py).
@@ -98,8 +100,7 @@ class BaseLoader:
             where = "has no usable config.json" if os.path.isdir(model_path) else "is neither a folder nor reachable"
             raise ValueError(f"{model_path} {where} (--model_id, --model_local_path): {error}") from error
         if not self.fits(self.config):
-            parts = filter(None, (self.text_model_type, self.vision_model_type))
-            wanted = " with ".join([self.model_type, *parts])
+            wanted = " with ".join(filter(None, [self.model_type, self.text_model_type, self.vision_model_type]))
             raise ValueError(
                 f"{model_path} is a {self.config.model_type!r} checkpoint, but --model_id expects "
                 f"{wanted!r}; {self.of_other_type}."
@@ -141,10 +142,13 @@ class BaseLoader:
                 f"{path}: its {type(processor).__name__} lacks a tokenizer, an image processor or an image token, so "
                 "it cannot insert images into text. Add a family (docs/add_new_model.md)."
             )
-        # If its files are missing, a tokenizer loads without an error, but empty.
-        token = self.pixel_token or processor.image_token
-        if not processor.tokenizer.is_fast or token not in processor.tokenizer.get_vocab():
-            raise ValueError(f"{path} has no fast tokenizer (tokenizer.json) that contains {token}.")
+        # A tokenizer also loads if its files are missing (it is empty then) or belong to another checkpoint.
+        token, fields = self.pixel_token or processor.image_token, self.config.to_dict()
+        ids = [fields[name] for name in self.pixel_token_fields if name in fields]
+        found = processor.tokenizer.get_vocab().get(token)
+        if not processor.tokenizer.is_fast or found is None or ids and not {found, *processor.image_token_ids} & {*ids}:
+            wanted = f" as token {ids[0]} (config.json)" if ids else ""
+            raise ValueError(f"{path} has no fast tokenizer (tokenizer.json) that contains {token}{wanted}.")
         return processor
 
     def load_with(self, auto_class, path: str, **kwargs):
@@ -182,7 +186,8 @@ class BaseLoader:
             if self.reads_weights:
                 if "/" in self.text_attention:
                     self.check_kernel()
-                model = self.model_class().from_pretrained(self.model_path, **self.model_kwargs)
+                told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+                model, loaded = self.model_class().from_pretrained(self.model_path, **told, **self.model_kwargs)
             else:
                 model = self._model_without_weights()
         except (OSError, SafetensorError) as error:
@@ -198,12 +203,23 @@ class BaseLoader:
                 # again, and their outputs would no longer have gradients (bitsandbytes 0.50).
                 if hasattr(module, "support_avx512bf16_for_cpu"):
                     module.support_avx512bf16_for_cpu = False
+        self.unused = self.unused_modules(model)
         if self.reads_weights:
+            self.check_weights(model, loaded)
             self.restore_saved_names(model)
         if self.pieces:
             give_rows(model, self)
-        self.unused = self.unused_modules(model)
         return model
+
+    def check_weights(self, model: nn.Module, loaded: dict) -> None:
+        """Raise a ValueError if weights are missing in the files: transformers only warns, and uses random numbers."""
+        made_up = loaded["missing_keys"] | {name for name, *_ in loaded["mismatched_keys"]}
+        names = sorted(made_up.intersection(name for name, _ in model.named_parameters()))
+        if wrong := [name for name in names if self.component_of(name) and not self.is_unused(name)]:
+            raise ValueError(
+                f"{self.model_path}: {len(wrong)} weights that config.json describes are missing in the files or "
+                f"have another shape, such as {wrong[0]}. They would be random: download the checkpoint again."
+            )
 
     def check_kernel(self) -> None:
         """Raise a ValueError if a Hub kernel is requested for a class without FlashAttention (5.23 does not check)."""
@@ -257,10 +273,8 @@ class BaseLoader:
 
     def component_of(self, name: str) -> str | None:
         """Return the component that a parameter or module belongs to, or None."""
-        for component in ("vision_projector", "vision_encoder", "language_model"):
-            if any(is_inside(name, path) for path in getattr(self, component)):
-                return component
-        return None
+        named = ("vision_projector", "vision_encoder", "language_model")
+        return next((part for part in named if any(is_inside(name, path) for path in getattr(self, part))), None)
 
     def mixture_part(self, name: str) -> str | None:
         """Return "experts" or "router" for a parameter or module in one, wrapped by peft or not; otherwise None."""

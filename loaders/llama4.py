@@ -15,6 +15,7 @@ class Llama4Loader(BaseLoader):
     # The adapter shuffles and mixes the patches; the projector then maps them to the width of the language model.
     vision_projector = ["multi_modal_projector", "vision_model.vision_adapter"]
     language_model = ["language_model"]
+    pixel_token = "<|patch|>"
     experts = ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]
     routers = ["feed_forward.router.weight"]
     # transformers 5.23 uses the position in the row, not in the sample.

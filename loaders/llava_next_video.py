@@ -9,6 +9,7 @@ class LlavaNextVideoLoader(LlavaLoader):
     model_type = "llava_next_video"
     # The resampler has weights only if it pools with a convolution, which no released checkpoint does.
     vision_projector = ["model.multi_modal_projector", "model.vision_resampler", "model.image_newline"]
+    pixel_token_fields = ()  # those of the 34B are wrong
 
     def load_model(self):
         model, processor = super().load_model(), self.load_processor()

@@ -85,6 +85,8 @@ def fill_adapter(model, weights: Mapping) -> None:
     layers = get_peft_model_state_dict(model, save_embedding_layers=False)
     check_adapter({name: [*weight.shape] for name, weight in weights.items()}, layers)
     for name, layer in layers.items():
+        if not weights[name].isfinite().all():
+            raise ValueError(f"its {name} is infinite or nan; the adapter is broken")
         layer.data.copy_(weights[name])
 
 

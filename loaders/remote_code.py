@@ -72,7 +72,6 @@ class RemoteCodeLoader(BaseLoader):
 
     def load_model(self):
         model = super().load_model()
-        self.check_weights(model)
         # The remote code does not support the cache classes of transformers 5.
         model.config.use_cache = model.generation_config.use_cache = False
         tokenizer = self.load_with(AutoTokenizer, self.model_path)
@@ -82,7 +81,7 @@ class RemoteCodeLoader(BaseLoader):
     def stop_tokens(self, tokenizer) -> list[str]:
         return self.end_tokens
 
-    def check_weights(self, model) -> None:
+    def check_weights(self, model, loaded) -> None:
         """Compare each weight with the file: with old code, `from_pretrained` can silently leave random weights."""
         folder = local_folder(self.model_path, WEIGHT_FILES)
         loaded = dict(model.named_parameters())

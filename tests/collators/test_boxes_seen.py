@@ -152,10 +152,10 @@ def test_pixels_in_a_text_are_warned_of_where_flags_resize(collator, write_rows)
         ([told], {"image_size": "56"}, False),
     ):
         notes = check_template(collator, MultimodalDataset(write_rows(rows), media=MediaOptions(**options)))
-        assert ("give boxes as `objects`" in notes) == is_warned, (rows, options)
+        assert ("Write boxes as `objects`" in notes) == is_warned, (rows, options)
     bounded = copy(collator)  # by --max_pixels, which is then the processor's own
     bounded.image_size = {"longest_edge": 1000}
-    assert "give boxes as `objects`" in check_template(bounded, MultimodalDataset(write_rows([own])))
+    assert "Write boxes as `objects`" in check_template(bounded, MultimodalDataset(write_rows([own])))
 
 
 def test_answers_are_read_in_the_form_of_the_run(tiny, tmp_path):

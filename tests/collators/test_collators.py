@@ -508,7 +508,7 @@ def test_the_first_exchanges_media_must_fit(make_collator, samples, family):
     with pytest.raises(OverlongSample, match=rf"sample 0: the media of the first exchange need {media_end} tokens,"):
         collator.encode(samples[0])
     collator.budget.max_length = media_end
-    with pytest.raises(OverlongSample, match="sample 0: no reply is left"):
+    with pytest.raises(OverlongSample, match="sample 0: no reply fits in --model_max_length"):
         collator.encode(samples[0])
 
 

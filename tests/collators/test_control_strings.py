@@ -366,7 +366,7 @@ def test_an_answer_shows_the_models_own_tokens_and_none_of_the_frame(tiny):
 
 def test_a_thought_ends_a_run_before_it_begins(tiny, write_rows, tmp_path):
     rows = [{"conversations": turns("Hm", "Red")}, {"conversations": turns("Hm", "Red <think>Hm</think>")}]
-    with pytest.raises(ValueError, match="rows.json, sample 1: a reply has .*Remove the thought"):
+    with pytest.raises(ValueError, match="rows.json, sample 1: a reply contains .*Remove the thought"):
         run(tiny, "qwen3.5", write_rows(rows), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -377,7 +377,7 @@ def test_a_thought_before_which_the_format_writes_its_own_is_refused(tiny, famil
     begin, end = THOUGHTS[family]
     messages = conversation(text("Hm"), text(begin), text(f"{begin}\nHm\n{end}\n\nRed"))
     one = "|".join(map(re.escape, (begin, end)))
-    with pytest.raises(ValueError, match=f"sample 3: a reply has ({one}), but this format .* Remove the thought"):
+    with pytest.raises(ValueError, match=f"sample 3: a reply contains ({one}), but this format .* Remove the thought"):
         collator.encode({"messages": messages, "source": "sample 3"})
     with pytest.raises(ValueError, match="Remove the thought"):
         collator.budget.count_text_tokens([{"messages": messages}])

@@ -33,6 +33,7 @@ def test_what_auto_cannot_train_is_refused_by_its_config(tmp_path):
         (own, {"trust_remote_code": True}, "--model_id auto never runs a checkpoint's Python files"),
         ({"model_type": "llava"}, {"trust_remote_code": True}, "transformers itself has the classes"),
         ({"model_type": "bert"}, {}, "is a 'bert' checkpoint"),
+        ({"model_type": "gemma4_unified"}, {}, "Use the --model_id of its family, such as gemma-4-12b-it"),
     ]
 
     def check(fields, kwargs, message):

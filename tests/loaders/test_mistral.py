@@ -244,5 +244,8 @@ def test_images_that_would_fail_in_the_model_are_named_before_training(family, s
     rows = [{"image": "odd.png", "conversations": turns("<image>\nWhat?", "A line")}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     collator = COLLATORS.get(family)(LOADERS.get(family)(tiny(family)).load_processor(), 2048)
+    dataset = MultimodalDataset(str(tmp_path / "rows.json"))
     with pytest.raises(ValueError, match=f"rows.json, sample 0: .*{named}"):
-        collator.budget.fit(MultimodalDataset(str(tmp_path / "rows.json")), collator.encode, drop_overlong=False)
+        collator.budget.fit(dataset, collator.encode, drop_overlong=False)
+    with pytest.raises(ValueError, match="sample 0: .*(too narrow|make a side exceed|refuses it)"):
+        collator.encode(dataset[0])  # as predict.py and the check of the data do

@@ -97,7 +97,7 @@ def test_weights_that_are_not_the_files_are_an_error(tiny, family, tmp_path, mon
     model = loader.load_model()
     model.get_output_embeddings().weight.data[0, 0] += 1
     with pytest.raises(ValueError, match="1 weights differ from the file, 0 are missing, such as lm_head.weight"):
-        RemoteCodeLoader.check_weights(loader, model)
+        RemoteCodeLoader.check_weights(loader, model, {})
 
 
 @pytest.mark.parametrize("family", REMOTE)

@@ -280,7 +280,7 @@ def test_faults_are_told_apart_and_the_flags_decide(check, write_rows, media_fol
     assert faults(report) == {"row": 1, "missing": 1, "broken": 1, "refused": 1}
     reasons = {fault: of["examples"][0] for fault, of in report["data"]["train"]["faults"].items()}
     assert "none.png does not exist" in reasons["missing"] and "broken.png cannot be decoded" in reasons["broken"]
-    assert "no videos" in reasons["refused"] and "roles" in reasons["row"]
+    assert "not support videos" in reasons["refused"] and "roles" in reasons["row"]
     assert all(f"sample {i}" in reasons[fault] for i, fault in enumerate(("missing", "broken", "row", "refused")))
     assert found == code and re.search(named, "\n".join(report["failures"] + report["notes"]))
 

@@ -336,10 +336,14 @@ def test_what_contradicts_the_adapter_is_refused(tiny, write_rows, tmp_path):
 
     config = json.loads((folder / "adapter_config.json").read_text())
     weights = load_file(folder / "adapter_model.safetensors")
-    first = next(iter(weights))
+    first, lost = next(iter(weights.items()))
     for change, named in (
         (lambda: weights.pop(first), "does not fit the model: it lacks tensors, such as base_model.*lora_"),
-        (lambda: weights.update({first: torch.zeros(4, 7)}), r"does not fit the model: its .* is \[4, 7\], not "),
+        (
+            lambda: weights.update({first: torch.zeros(4, 7)}),
+            r"does not fit the model: .* has the shape \[4, 7\], not ",
+        ),
+        (lambda: weights.update({first: lost * torch.nan}), "does not fit the model: its .* is infinite or nan"),
     ):
         change()
         save_file(weights, folder / "adapter_model.safetensors")
