@@ -36,13 +36,13 @@ DAMAGES = {
     "missing weight": (lambda folder, _: edit_weights(folder, lambda w: w.pop(NAME)), f"1 weights .* such as {NAME}"),
     "other shape": (
         lambda folder, _: edit_weights(folder, lambda w: w.update({NAME: w[NAME][1:].clone()})),
-        f"1 weights .* such as {NAME}, so they would be random",
+        f"1 weights .* such as {NAME}, They would be random",
     ),
     "tokenizer": (
         lambda folder, other: shutil.copyfile(f"{other}/tokenizer.json", folder / "tokenizer.json"),
         r"has no fast tokenizer \(tokenizer.json\) that contains <IMG_ATOM> as token \d+ \(config.json\)",
     ),
-    "no template": (lambda folder, _: (folder / "chat_template.jinja").unlink(), "train with --chat_template family"),
+    "no template": (lambda folder, _: (folder / "chat_template.jinja").unlink(), "Add --chat_template family"),
     "broken template": (
         lambda folder, _: (folder / "chat_template.jinja").write_text("\n{% for message in messages %}"),
         "the chat template is not valid Jinja, line 2: Unexpected end of template",

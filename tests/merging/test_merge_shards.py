@@ -238,7 +238,7 @@ FAULTS = {
     ),
     "other size": (
         lambda b, a: change(a / "adapter_model.safetensors", **{KEY: torch.ones(4, 64)}),
-        r"lora_A.weight is \[4, 64\], not \[4, 128\]",
+        r"lora_A.weight has the shape \[4, 64\], not \[4, 128\]",
     ),
     "other names": (
         lambda b, a: (a / "adapter_config.json").write_text(

@@ -185,4 +185,6 @@ def test_from_pretrained_is_told_the_attention(tiny, gpu_packages, flags, expect
     with pytest.raises(ValueError, match="that is all"):
         path = write_rows(rows_for("qwen2.5-vl"))
         run(tiny, "qwen2.5-vl", path, tmp_path / "out", *flags, "--bf16", True, "--use_cpu", True)
-    assert told == [(tiny("qwen2.5-vl"), {"dtype": "auto", "attn_implementation": expected})]
+    ((path, options),) = told
+    assert path == tiny("qwen2.5-vl")
+    assert options.items() >= {"dtype": "auto", "attn_implementation": expected}.items()

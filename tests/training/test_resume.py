@@ -254,7 +254,10 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_whole(tiny, write_rows,
 
 
 def test_ctrl_c_before_the_first_checkpoint_promises_none(tiny, write_rows, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("transformers.Trainer.train", lambda *_: signal.raise_signal(signal.SIGINT))
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transformers.Trainer.train", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tiny, "llava-1.5", write_rows(ROWS), tmp_path / "out", *STEPS)
     assert (
