@@ -1,4 +1,4 @@
-"""Hugging Face's library `datasets`, if it is installed, and our data sets (reading/dataset.py), in one module.
+"""Makes both `import datasets` and old scripts work: Hugging Face's library of this name, and our data sets.
 
 In this folder, `import datasets` finds this file before the library. This file then puts the library in its place, so
 that `load_dataset`, `evaluate` and TRL work as usual. Without the library, this file gives transformers (5.23) the
@@ -24,8 +24,6 @@ if spec and spec.loader:  # a plain folder of that name has no loader
 else:
 
     def __getattr__(name: str):
-        if name.startswith("_"):  # of what looks through modules
+        if name.startswith("_"):  # asked by tools that inspect modules
             raise AttributeError(name)
-        raise ImportError(
-            f"`{name}` is of Hugging Face's library `datasets`, which is not installed: pip install datasets"
-        )
+        raise ImportError(f"`{name}` is in Hugging Face's library `datasets`, which is missing: pip install datasets")

@@ -287,8 +287,9 @@ def assumptions(arguments: Arguments, num_devices: int) -> list[str]:
         found.append("The memory that --torch_compile and --use_liger_kernel save is not subtracted.")
     if (training.activation_checkpointing_kwargs or {}).get("offload"):
         found.append("Activations that --activation_checkpointing_kwargs offloads are still counted.")
-    found.append(f"Weights are first loaded in their stored precision. {RESERVE:.0%} of a GPU is left for CUDA.")
-    return found
+    precision = str(trainable.compute_dtype(training)).removeprefix("torch.")
+    found.append(f"Weights are loaded in their stored precision; a step computes in {precision} (--bf16, --fp16).")
+    return [*found, f"{RESERVE:.0%} of a GPU is left for CUDA."]
 
 
 def print_forecast(report: dict, gpu_memory: float | None, file) -> None:

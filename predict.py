@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from arguments import SWITCH, Parser, ReadingArguments
 from collators import COLLATORS
+from collators.label_check import check_labels
 from collators.pixel_bounds import set_options, settle_resize
-from collators.probes import check_labels
 from collators.template_check import check_template
 from entry import cli
 from evaluation import metrics

@@ -23,7 +23,7 @@ from contextlib import redirect_stdout
 
 from arguments import parse_arguments
 from collators.base import ChatCollator
-from collators.probes import check_labels
+from collators.label_check import check_labels
 from collators.template_check import check_template
 from entry import cli, end
 from loaders import LOADERS

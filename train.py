@@ -19,8 +19,8 @@ import numpy as np
 from transformers import set_seed
 
 from arguments import PLAIN, Arguments, DataArguments, parse_arguments
+from collators.label_check import check_labels
 from collators.pixel_bounds import describe_bounds
-from collators.probes import check_labels
 from collators.template_check import check_template, outlines
 from collators.thoughts_and_tools import SERVER_TEMPLATE
 from entry import HERE, cli

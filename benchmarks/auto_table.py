@@ -39,7 +39,7 @@ import merge_lora_weights  # noqa: E402
 import predict  # noqa: E402
 import train  # noqa: E402
 from collators import COLLATORS  # noqa: E402
-from collators.probes import check_labels  # noqa: E402
+from collators.label_check import check_labels  # noqa: E402
 from loaders import LOADERS  # noqa: E402
 from loaders.attention import is_padding_free  # noqa: E402
 from reading.dataset import IGNORE_INDEX, MultimodalDataset  # noqa: E402
@@ -79,7 +79,7 @@ ROUNDING = 1e-3  # of a loss in float32, between two ways of computing it
 NEUTRAL = """{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}
 {%- for part in message.content %}{{- part.text if part.type == 'text' else IMAGE + '\\n' }}{% endfor %}
 {{- '<|im_end|>\\n' }}{% endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
-# What train.py's arguments tell the probes of a loaded model.
+# What train.py's arguments tell the checks of a loaded model.
 ARGUMENTS = SimpleNamespace(
     data=SimpleNamespace(padding_free=None, packing=False),
     lora=SimpleNamespace(load_in_8bit=False),

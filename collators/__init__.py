@@ -1,4 +1,4 @@
-"""The registry of collator classes by family id: `COLLATORS.get("qwen2-vl")`."""
+"""The registry of collators: `COLLATORS.get("qwen2-vl")`. Modules without `@register_collator` are shared."""
 
 from supported_models import Registry
 

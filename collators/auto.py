@@ -5,7 +5,7 @@ import torch
 from collators import register_collator
 from collators.base import ChatCollator
 from collators.budget import Budget
-from collators.probes import encoded_probes
+from collators.label_check import encoded_examples
 from collators.template import official_template
 from reading.rows import content_parts
 
@@ -34,7 +34,7 @@ class AutoCollator(ChatCollator):
         if chat_template == "family":
             raise ValueError("--chat_template family: --model_id auto has no family template. Remove the flag.")
         super().__init__(processor, *args, chat_template=chat_template or official_template(processor), **kwargs)
-        rows = [inputs for inputs, _ in encoded_probes(self)]
+        rows = [inputs for inputs, _ in encoded_examples(self)]
         for row in rows:
             has_pixels = any(torch.is_tensor(value) and value.is_floating_point() for value in row.values())
             if has_pixels and not self.is_media(row["input_ids"]).any():
@@ -42,7 +42,7 @@ class AutoCollator(ChatCollator):
                     f"{type(processor).__name__} does not tell which tokens stand for an image, so these tokens could "
                     "be cut or trained by mistake. Add a family (docs/add_new_model.md)."
                 )
-        # Tensors with one value per token in every probe, such as `token_type_ids`, are sequences, padded with 0.
+        # Tensors with one value per token in every example, such as `token_type_ids`, are sequences, padded with 0.
         tensors = [{name: value for name, value in row.items() if torch.is_tensor(value)} for row in rows]
         of_tokens = [{n for n, value in row.items() if value.shape[:2] == row["input_ids"].shape} for row in tensors]
         self.sequence_padding = dict.fromkeys(set.intersection(*of_tokens), 0) | self.sequence_padding

@@ -23,7 +23,7 @@ from collators.batch import by_name, concatenate, with_all_sequences
 from collators.boxes import BOX_FORMATS, Boxes, BoxFormat
 from collators.budget import Budget, OverlongSample, fewest_frames
 from collators.channels_last import channels_last
-from collators.probes import encoded_probes, opened
+from collators.label_check import encoded_examples, opened
 from collators.template import UNTIMED, ChatFormat, Template, TemplateException, naming
 from reading.dataset import IGNORE_INDEX
 from reading.rows import content_parts
@@ -112,7 +112,7 @@ class ChatCollator:
         ids = {"image": processor.image_token_ids, "video": processor.video_token_ids}
         known = {kind: [id for id in found if id is not None] for kind, found in ids.items()}
         self.media_token_ids = {kind: torch.tensor(found, dtype=torch.long) for kind, found in known.items()}
-        seen = {id for inputs, _ in encoded_probes(self) for id in inputs["input_ids"].unique().tolist()}
+        seen = {id for inputs, _ in encoded_examples(self) for id in inputs["input_ids"].unique().tolist()}
         self.template.frame.find(seen, self.reply_tokens)
 
     # ---- a sample ----
@@ -214,7 +214,7 @@ class ChatCollator:
         self.rope_index = loader.rope_index() if loader.mrope else None
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
-        """Encode opened samples and make one batch of them."""
+        """Encode opened samples and make one batch of them. (Training uses `EncodedDataset`, then `collate`.)"""
         return self.collate([self.encode(sample).inputs for sample in samples])
 
     def collate(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

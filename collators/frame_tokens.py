@@ -55,14 +55,14 @@ class FrameTokens:
         """Find the frame tokens. From now on, a frame token inside a message is plain text.
 
         Args:
-            seen: the token ids that occur in encoded probes.
+            seen: the token ids that occur in encoded examples.
             reply_tokens: tokens that the model may write in replies. They are never frame tokens.
         """
         named = {**self.tokenizer.special_tokens_map, **vars(self.processor)}
         tokens = [named[name] for name in named.keys() - UNUSED_TOKENS if name.endswith("_token")]
         tokens += [*self.processor.all_special_multimodal_tokens, *self.stop_tokens]
         written = {token for id, token in self.added_tokens.items() if id in seen}
-        # If the probes contain `<row_1_col_2>`, then `<row_5_col_6>` is also a frame token.
+        # If the examples contain `<row_1_col_2>`, then `<row_5_col_6>` is also a frame token.
         numberless = {re.sub(r"\d+", "0", token) for token in written}
         tokens += [token for token in self.added_tokens.values() if re.sub(r"\d+", "0", token) in numberless]
         self.take({*tokens} - {*reply_tokens})

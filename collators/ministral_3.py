@@ -2,14 +2,14 @@
 
 from collators import register_collator
 from collators.mistral_small_3_1 import IMAGE_FIRST, MistralSmall31Collator, MistralSmall31Template, mistral_template
-from collators.template import PROBES
+from collators.template import EXAMPLES
 
 
 class Ministral3Template(MistralSmall31Template):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.processor.chat_template:  # each size has another default system prompt
-            text = self.render_official(PROBES[0])
+            text = self.render_official(EXAMPLES[0])
             self.kwargs = {"default_system": text.partition("[SYSTEM_PROMPT]")[2].partition("[/SYSTEM_PROMPT]")[0]}
 
 

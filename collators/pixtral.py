@@ -51,7 +51,7 @@ class PixtralCollator(ChatCollator):
     string_roles = ("system",)
     template_exceptions = (
         TemplateException(
-            "Be brief.\n\n",  # the system text of PROBES
+            "Be brief.\n\n",  # the system text of EXAMPLES
             "",
             "The template drops the system text (here `Be brief.`) from a conversation that ends with a reply, and "
             "puts it into the last user message of a prompt. We keep it in the first one, as in the first prompt.",

@@ -44,8 +44,8 @@ def set_processor_options(collator, options: dict) -> None:
             validate_typed_dict(parts[name].valid_kwargs, mine)
             setattr(processor, name, type(parts[name]).from_dict(parts[name].to_dict(), **mine))
 
-    probe = conversation(("user", "image", "?"), ("assistant", "."))
-    probe[0]["content"][0]["image"] = image = Image.new("RGB", (300, 200))
+    example = conversation(("user", "image", "?"), ("assistant", "."))
+    example[0]["content"][0]["image"] = image = Image.new("RGB", (300, 200))
     try:
         idle = []
         for option in options:
@@ -54,9 +54,9 @@ def set_processor_options(collator, options: dict) -> None:
             set_all(options)
             with_it = pixels(processor, known)
             idle += [option] * (len(with_it) == len(without) and all(map(torch.equal, with_it, without)))
-        made = collator.is_media(collator.encode({"messages": probe}, within_budget=False).inputs["input_ids"]).sum()
-        probe[0]["content"][0]["image"] = 0
-        counted = collator.budget.count_media_tokens({"messages": probe}, {("image", 0): image.size[::-1]})
+        made = collator.is_media(collator.encode({"messages": example}, within_budget=False).inputs["input_ids"]).sum()
+        example[0]["content"][0]["image"] = 0
+        counted = collator.budget.count_media_tokens({"messages": example}, {("image", 0): image.size[::-1]})
     except Exception as error:  # a wrong type of value can cause almost any error
         raise ValueError(f"--processor_kwargs {options}: {name_of_class}: {' '.join(str(error).split())}") from error
     if idle:

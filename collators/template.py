@@ -205,7 +205,7 @@ class Template:
         tokens: if a template leaves `<s>` to the tokenizer, as LLaVA's do, the `<s>` would be missing.
         """
         # Some templates write a date if there is no image; others drop the thoughts of earlier replies.
-        asked = [conversation(("user", "image", "?")), conversation(("user", "?")), PROBES[0] + PROBES[0][:1]]
+        asked = [conversation(("user", "image", "?")), conversation(("user", "?")), EXAMPLES[0] + EXAMPLES[0][:1]]
         trained, served = ([self.render_official(q, True, given) for q in asked] for given in (self.prompt_kwargs, {}))
         options = {"add_special_tokens": True} if self._tokenizers_bos and not self.writes_bos(trained[0]) else {}
         return options | ({"chat_template_kwargs": self.prompt_kwargs} if served != trained else {})
@@ -280,7 +280,7 @@ class Template:
         return official_template(self.processor)
 
     def _distance(self, format: ChatFormat) -> float:
-        """Switch to a format and return how much its texts differ from the checkpoint's, summed over the probes."""
+        """Switch to a format and return how much its texts differ from the checkpoint's, summed over the examples."""
         self.text, self.exceptions = format
         return sum(1 - SequenceMatcher(None, *pair).ratio() for pair in self.differences())
 
@@ -288,11 +288,11 @@ class Template:
         """Compare the training template with the checkpoint's.
 
         Returns:
-            (our text, the checkpoint's text) for each probe that differs by more than `exceptions`. Empty if the
+            (our text, the checkpoint's text) for each example that differs by more than `exceptions`. Empty if the
             checkpoint has no template.
         """
         differences = []
-        for messages in PROBES if self.processor.chat_template else ():
+        for messages in EXAMPLES if self.processor.chat_template else ():
             if not hasattr(self.processor, "video_token") and any(p["type"] == "video" for p in messages[0]["content"]):
                 continue
             try:
@@ -423,14 +423,14 @@ def conversation(*turns: tuple[str, str | list[str]]) -> list[dict]:
 
 PAIR = ("user", "Name a colour."), ("assistant", "Red.")
 OLDER = ("user", "First", "image", "second", "image", "Which is older?"), ("assistant", "The first.")
-PROBES = [
+EXAMPLES = [
     conversation(*PAIR),
     conversation(("system", "Be brief."), ("user", "image", "What is it?"), ("assistant", "A cat.")),
     conversation(*OLDER, ("user", "Why?"), ("assistant", "It is grey.")),
     conversation(("user", "video", "What happens?"), ("assistant", "A ball rolls.")),
 ]
 
-# Orders of roles (first letters) that some templates do not support -> a probe, the fault in the error, the fix.
+# Orders of roles (first letters) that some templates do not support -> an example, the fault in the error, the fix.
 ORDERS = {
     "^a": (conversation(("assistant", "Hello."), *PAIR), "begins with a reply", "put a user message before"),
     "uu": (conversation(("user", "I see."), *PAIR), "has two user messages in a row", "merge them into one message"),

@@ -85,7 +85,7 @@ def compare_templates(collator, shapes: set[Layout]) -> str:
 
 
 def with_texts(shape: Layout) -> list[dict]:
-    """Return a conversation of this shape. Its system text is that of PROBES, which an exception may contain."""
+    """Return a conversation of this shape. Its system text is that of EXAMPLES, which an exception may contain."""
     numbers, messages = count(1), []
     for message in shape.messages:
         texts = repeat("Be brief.") if message["role"] == "system" else (f"Text {number}." for number in numbers)

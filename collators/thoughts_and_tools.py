@@ -28,20 +28,20 @@ def message(role: str, text: str, **fields) -> dict:
     return {"role": role, "content": [{"type": "text", "text": text}] if text else [], **fields}
 
 
-THOUGHT_PROBE = [message("user", "Name a colour."), message("assistant", "Red.", reasoning_content="Hm, a colour.")]
-TOOL_PROBE = [
+THOUGHT_EXAMPLE = [message("user", "Name a colour."), message("assistant", "Red.", reasoning_content="Hm, a colour.")]
+TOOL_EXAMPLE = [
     *(message("user", "Name a colour.", tools=[TOOL]), message("assistant", "", tool_calls=[CALL])),
     *(message("tool", "Found it.", tool_call_id=CALL["id"], name="look_up"), message("assistant", "Red.")),
 ]
 IMAGE = {"content": [{"type": "image"}]}
-# Field or role that a template may not support -> its name in errors, a probe that contains it, and a part of its
+# Field or role that a template may not support -> its name in errors, an example that contains it, and a part of its
 # rendered text ("" stands for the image token).
 PARTS = {
-    "tools": ("`tools`", TOOL_PROBE[:1], "Looks up a word."),
-    "tool_calls": ("a tool call (`tool_calls`)", TOOL_PROBE[:2], "crimson"),
-    "tool": ("a tool result", TOOL_PROBE, "Found it."),
-    "asked": ("an image in the first question next to `tools`", [TOOL_PROBE[0] | IMAGE], ""),
-    "found": ("an image in a tool result", [*TOOL_PROBE[:2], TOOL_PROBE[2] | IMAGE], ""),
+    "tools": ("`tools`", TOOL_EXAMPLE[:1], "Looks up a word."),
+    "tool_calls": ("a tool call (`tool_calls`)", TOOL_EXAMPLE[:2], "crimson"),
+    "tool": ("a tool result", TOOL_EXAMPLE, "Found it."),
+    "asked": ("an image in the first question next to `tools`", [TOOL_EXAMPLE[0] | IMAGE], ""),
+    "found": ("an image in a tool result", [*TOOL_EXAMPLE[:2], TOOL_EXAMPLE[2] | IMAGE], ""),
 }
 NO_PLACE = (
     "contains {}, which the chat template does not support. Remove the row, or pass a template that supports this with "
@@ -100,8 +100,8 @@ class ThoughtsAndTools:
         if thinking not in self._marks:
             self._marks[thinking] = None
             with suppress(UnfitTemplate):
-                render = self._renderer(THOUGHT_PROBE, self.template.prompt_kwargs | (THINKING if thinking else {}))
-                text, [(start, end)] = find_replies(THOUGHT_PROBE, render, self.template.stop_tokens)
+                render = self._renderer(THOUGHT_EXAMPLE, self.template.prompt_kwargs | (THINKING if thinking else {}))
+                text, [(start, end)] = find_replies(THOUGHT_EXAMPLE, render, self.template.stop_tokens)
                 before, thought, rest = text[start:end].partition("Hm, a colour.")
                 behind, answer, _ = rest.partition("Red.")
                 self._marks[thinking] = (before, behind) if thought and answer else None
@@ -110,9 +110,9 @@ class ThoughtsAndTools:
     def _writes(self, part: str) -> bool:
         """Whether the template writes one of PARTS."""
         if part not in self._written:
-            self._written[part], (_, probe, text) = False, PARTS[part]
+            self._written[part], (_, example, text) = False, PARTS[part]
             with suppress(UnfitTemplate):
-                found = self.template.render_official(probe, add_generation_prompt=probe[-1]["role"] != "assistant")
+                found = self.template.render_official(example, add_generation_prompt=example[-1]["role"] != "assistant")
                 self._written[part] = (text or self.template.processor.image_token) in found
         return self._written[part]
 
@@ -125,7 +125,7 @@ class ThoughtsAndTools:
                 f"chat_template_kwargs={strict_json(self.template.given)}."
             )
         several = any(has_thought(c) and has_several(c) for c in conversations)
-        if several and self._around_thought() and len(self.render(THOUGHT_PROBE * 2)[1]) < 2:
+        if several and self._around_thought() and len(self.render(THOUGHT_EXAMPLE * 2)[1]) < 2:
             notes.append(
                 "The chat template drops the thoughts of earlier replies, so only the replies after the last question "
                 "are trained. Add --train_replies each to train every reply, as a separate sample."
@@ -188,8 +188,8 @@ class ThoughtsAndTools:
         """The text that the template writes between the start of a reply and the name of a called tool."""
         if not self._writes("tool_calls"):
             return ""
-        render = self._renderer(TOOL_PROBE[:2], self.template.kwargs)
-        text, [(start, end)] = find_replies(TOOL_PROBE[:2], render, self.template.stop_tokens)
+        render = self._renderer(TOOL_EXAMPLE[:2], self.template.kwargs)
+        text, [(start, end)] = find_replies(TOOL_EXAMPLE[:2], render, self.template.stop_tokens)
         before, name, _ = text[start:end].partition("look_up")
         return before.strip() if name else ""
 
@@ -284,14 +284,14 @@ class ThoughtsAndTools:
         """The empty or unfinished thought at the end of a prompt, if the template drops it from the history."""
         if not self._around_thought(thinking=True):
             return ""
-        official, asked = self.template.render_official, THOUGHT_PROBE[:1]
+        official, asked = self.template.render_official, THOUGHT_EXAMPLE[:1]
         prompt, later = official(asked, True), official([*asked, message("assistant", "Red."), *asked])
         return prompt[len(os.path.commonprefix([prompt, later])) :]
 
     @cached_property
     def _empty_thought(self) -> str:
         """The empty thought in the prompts of a model whose thinking is turned off, or ""."""
-        official, asked = self.template.render_official, THOUGHT_PROBE[:1]
+        official, asked = self.template.render_official, THOUGHT_EXAMPLE[:1]
         is_told = self._left_out and official(asked, True) != official(asked, True, self.template.kwargs | THINKING)
         return self._left_out if is_told else ""
 

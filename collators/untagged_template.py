@@ -5,7 +5,7 @@ class UnfitTemplate(ValueError):
     """A chat template cannot render a conversation, or its text does not show where the replies are."""
 
 
-PROBE = {"system": "Be brief.", "user": "Name a colour.", "assistant": "Red."}
+EXAMPLE_TEXTS = {"system": "Be brief.", "user": "Name a colour.", "assistant": "Red."}
 
 
 def find_replies(
@@ -80,16 +80,16 @@ def find_string_roles(render) -> tuple[str, ...]:
         render: `render(messages, string_roles)` returns the template's text, or raises an UnfitTemplate.
 
     Raises:
-        UnfitTemplate: with no choice of roles, all texts of a probe appear in the rendered text.
+        UnfitTemplate: with no choice of roles, all texts of an example appear in the rendered text.
     """
     for roles in (("system", "user", "assistant"), ("user", "assistant")):  # some templates refuse system messages
-        messages = [{"role": role, "content": [{"type": "text", "text": PROBE[role]}]} for role in roles]
+        messages = [{"role": role, "content": [{"type": "text", "text": EXAMPLE_TEXTS[role]}]} for role in roles]
         for strings in ((), ("system",), ("assistant",), ("system", "assistant"), ("system", "user", "assistant")):
             try:
                 text = render(messages, strings)
             except UnfitTemplate:
                 continue
-            if all(PROBE[role] in text for role in roles) and "'type'" not in text:
+            if all(EXAMPLE_TEXTS[role] in text for role in roles) and "'type'" not in text:
                 return strings
     raise UnfitTemplate("the chat template renders neither a list of parts nor a string as a message's content.")
 

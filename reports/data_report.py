@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from collators.base import IGNORE_INDEX
 from collators.budget import OverlongSample
-from collators.probes import check_labels
+from collators.label_check import check_labels
 from collators.template import naming
 from collators.template_check import check_template
 from collators.thoughts_and_tools import MESSAGE_FIELDS

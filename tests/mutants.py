@@ -164,7 +164,7 @@ FAULTS = [
         "training/auto_checks.py",
         "training.ddp_find_unused_parameters = True",
         "training.ddp_find_unused_parameters = None",
-        PROBED + "test_ddp_looks_for_what_the_probes_leave_without_a_gradient",
+        PROBED + "test_ddp_looks_for_what_the_examples_leave_without_a_gradient",
     ),
     Fault(
         "auto takes an encoder-decoder",
@@ -347,7 +347,7 @@ FAULTS = [
     ),
     Fault(
         "the end of an empty thought counts as part of the reply",
-        "collators/probes.py",
+        "collators/label_check.py",
         "text = text.rpartition(token)[2]",
         "pass",
         "tests/collators/test_chat_formats.py::test_training_text_agrees_with_the_checkpoint[qwen3-vl-thinking0]",
@@ -461,7 +461,7 @@ FAULTS = [
     Fault(
         "the parts of a reply cannot be told where the prompt ends with an empty thought",
         "collators/thoughts_and_tools.py",
-        "render = self._renderer(TOOL_PROBE[:2], self.template.kwargs)",
+        "render = self._renderer(TOOL_EXAMPLE[:2], self.template.kwargs)",
         "render = self.template.render_official",
         f"{THOUGHTS}test_a_call_without_a_thought_and_the_reply_after_it_have_each_their_own_prompt",
     ),

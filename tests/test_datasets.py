@@ -83,7 +83,7 @@ def test_without_the_library_it_is_ours(monkeypatch, tmp_path):
         # What transformers and accelerate read from it.
         assert found.Dataset is torch.utils.data.Dataset and found.IterableDataset is torch.utils.data.IterableDataset
         assert all(getattr(found, name) is getattr(dataset, name) for name in OURS)
-        with pytest.raises(ImportError, match="`load_dataset` is of .* not installed: pip install datasets"):
+        with pytest.raises(ImportError, match="`load_dataset` is in .* missing: pip install datasets"):
             from datasets import load_dataset  # noqa: F401
         assert not hasattr(found, "_none")
 

@@ -1,4 +1,4 @@
-"""Tests of a model that is loaded with `--model_id auto`, on the test conversations in collators/probes.py.
+"""Tests of a model that is loaded with `--model_id auto`, on the test conversations in collators/label_check.py.
 
 The losses of each conversation alone are compared with those in a padded batch and in one concatenated row. If the row
 has other losses, samples are padded in training. If the padded batch has other losses, the model is refused.
@@ -7,7 +7,7 @@ has other losses, samples are padded in training. If the padded batch has other 
 import torch
 from torch.nn.functional import cross_entropy
 
-from collators.probes import encoded_probes
+from collators.label_check import encoded_examples
 from loaders import attention
 from reading.dataset import IGNORE_INDEX
 from training.adapters import base_name, largest_modules, shortened
@@ -17,13 +17,13 @@ from training.trainable import compute_dtype
 REFUSALS = (ValueError, LookupError, TypeError, RuntimeError, AttributeError)
 
 
-def probe_rows(collator) -> list[dict[str, torch.Tensor]]:
+def example_rows(collator) -> list[dict[str, torch.Tensor]]:
     """Return encoded test conversations with images of several sizes. Every token that can be a label is a label.
 
     Videos are left out: some checkpoints can train on images only (transformers 5.23 refuses GLM-4.1V's videos).
     """
-    rows, probes = [], (row for row, _ in encoded_probes(collator))
-    for row in (row for row in probes if not any("video" in name for name in row)):
+    rows, examples = [], (row for row, _ in encoded_examples(collator))
+    for row in (row for row in examples if not any("video" in name for name in row)):
         labels = row["input_ids"].masked_fill(collator.is_media(row["input_ids"]), IGNORE_INDEX)
         labels[:, 0] = IGNORE_INDEX
         rows.append(row | {"labels": labels})
@@ -42,7 +42,7 @@ def check_batches(model, loader, collator, arguments) -> str:
     """
     if arguments.training.deepspeed or arguments.training.fsdp:
         return ""  # these engines shard the model, so it cannot be tested; see `is_padding_free`
-    rows, home = probe_rows(collator), model.device
+    rows, home = example_rows(collator), model.device
     if "device_map" not in loader.model_kwargs:
         model.to(arguments.training.device)
     # LLM.int8 rounds as coarsely as bfloat16, and all tokens of a batch decide which columns it does not round.
@@ -132,7 +132,7 @@ def allow_unreached(model, collator, training) -> str:
         return ""
     dtype = compute_dtype(training)
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        for row in probe_rows(collator):
+        for row in example_rows(collator):
             label_losses(model, on_device(model, collator.collate([row])))[0].sum().backward()
     trained = {base_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     missing = {name for name, parameter in trained.items() if parameter.grad is None}

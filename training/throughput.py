@@ -68,7 +68,7 @@ class ThroughputMeter:
     def step(self, batch: dict[str, torch.Tensor]):
         """Count a batch. Its forward and backward passes run inside this context."""
         lengths, positions = sample_lengths(batch), batch["labels"].numel()
-        self.interval["tokens"] += lengths.sum()
+        self.interval["tokens"] += lengths.sum()  # also of `padding` and `mfu`
         self.interval["samples"] += (lengths > 0).sum()
         self.interval["positions"] += positions
         if self.peak_tflops and self.flops_per_token is None:

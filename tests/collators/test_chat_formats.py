@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 import tiny_models
 from collators import COLLATORS
 from collators.base import IGNORE_INDEX
-from collators.probes import check_labels
+from collators.label_check import check_labels
 from collators.template import conversation
 from loaders import LOADERS
 from reading.dataset import MultimodalDataset

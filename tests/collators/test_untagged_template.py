@@ -56,7 +56,9 @@ def test_a_template_whose_prompt_is_no_beginning_is_refused_before_training(tiny
     """LLaVA-OneVision writes `assistant \\n` in the history and `assistant\\n` in the prompt."""
     path = write_rows([{"conversations": turns("Hello.", "Hi!")}])
     words = ["--model_id", AUTO, "--model_local_path", tiny("llava-onevision")]
-    with pytest.raises(ValueError, match="a probe: the chat template renders .*--chat_template.*add a family"):
+    with pytest.raises(
+        ValueError, match="a test conversation: the chat template renders .*--chat_template.*add a family"
+    ):
         train.main([*words, "--data_path", path, "--output_dir", str(tmp_path)])
 
 

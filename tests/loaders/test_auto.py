@@ -9,7 +9,7 @@ from conftest import AUTO, REPO, check_each
 from transformers import ProcessorMixin
 
 from collators import COLLATORS
-from collators.probes import check_labels
+from collators.label_check import check_labels
 from loaders import LOADERS
 
 STEPS = ("components", "labels", "batch", "picture", "trained", "merged", "answered")

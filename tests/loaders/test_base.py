@@ -36,7 +36,7 @@ DAMAGES = {
     "missing weight": (lambda folder, _: edit_weights(folder, lambda w: w.pop(NAME)), f"1 weights .* such as {NAME}"),
     "other shape": (
         lambda folder, _: edit_weights(folder, lambda w: w.update({NAME: w[NAME][1:].clone()})),
-        f"1 weights .* such as {NAME}, They would be random",
+        f"1 weights .* such as {NAME}. They would be random",
     ),
     "tokenizer": (
         lambda folder, other: shutil.copyfile(f"{other}/tokenizer.json", folder / "tokenizer.json"),

@@ -91,7 +91,7 @@ def test_a_model_that_refuses_its_processors_tensors_is_named(tiny):
         auto_checks.check_batches(model, *others)
 
 
-def test_ddp_looks_for_what_the_probes_leave_without_a_gradient(tiny):
+def test_ddp_looks_for_what_the_examples_leave_without_a_gradient(tiny):
     model, _, collator, _ = prepared(tiny, AUTO)
     flags = {"world_size": 2, "deepspeed": None, "fsdp": False, "bf16": False, "fp16": False}
     training = SimpleNamespace(**flags, ddp_find_unused_parameters=None)

@@ -97,6 +97,8 @@ def test_a_column(tiny, write_rows, tmp_path, family, padding_free):
     parts = Parts(tiny, family, path)
     losses = torch.cat([parts.label_losses([i]).detach() * weight for i, weight in enumerate(weights)])
     assert found == pytest.approx(losses.mean().item(), abs=1e-5)
+    words = ["--model_id", MODEL_ID[family], "--model_local_path", tiny(family), "--data_path", path, "--use_cpu", True]
+    assert "GB" in changed.python("estimate.py", *words)  # whose batches have no weights
 
 
 def test_a_sampler(tiny, write_rows, tmp_path):

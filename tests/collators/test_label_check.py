@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from collators import COLLATORS
-from collators.probes import check_labels
+from collators.label_check import check_labels
 
 
 @cache

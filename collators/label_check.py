@@ -1,4 +1,4 @@
-"""Probes: fixed conversations with known replies, which every run encodes when it starts.
+"""Test conversations: fixed examples with known replies, which every run encodes when it starts.
 
 Their tokens show which tokens frame a conversation. Their labels show whether the processor changes the rendered text.
 """
@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from collators.template import PROBES, conversation
+from collators.template import EXAMPLES, conversation
 from reading.dataset import IGNORE_INDEX
 
 # (messages, the exact replies)
 EXPECTED = [
-    *zip(PROBES, (["Red."], ["A cat."], ["The first.", "It is grey."], ["A ball rolls."]), strict=True),
+    *zip(EXAMPLES, (["Red."], ["A cat."], ["The first.", "It is grey."], ["A ball rolls."]), strict=True),
     (conversation(("user", "image", "What is it?"), ("assistant", "A dog.")), ["A dog."]),
 ]
 
@@ -29,8 +29,8 @@ def opened(kind: str, number: int = 0) -> dict:
     return {"type": kind, kind: Image.new("RGB", (840, 640) if number % 2 else (56, 56))}
 
 
-def encoded_probes(collator) -> list[tuple[dict[str, torch.Tensor], list[str]]]:
-    """Return (tensors, expected replies) of each probe that the format supports."""
+def encoded_examples(collator) -> list[tuple[dict[str, torch.Tensor], list[str]]]:
+    """Return (tensors, expected replies) of each example that the format supports."""
     found, error = [], None
     for messages, replies in EXPECTED:
         numbers = iter(range(10))
@@ -41,7 +41,9 @@ def encoded_probes(collator) -> list[tuple[dict[str, torch.Tensor], list[str]]]:
         sample = {"messages": [message | {"content": parts} for message, parts in zip(messages, content)]}
         try:
             collator.template.check_layout(messages)
-            found.append((collator.encode(sample | {"source": "a probe"}, within_budget=False).inputs, replies))
+            found.append(
+                (collator.encode(sample | {"source": "a test conversation"}, within_budget=False).inputs, replies)
+            )
         except ValueError as refused:  # such as a format without system messages
             error = refused
     if not found:
@@ -50,14 +52,14 @@ def encoded_probes(collator) -> list[tuple[dict[str, torch.Tensor], list[str]]]:
 
 
 def check_labels(collator) -> None:
-    """Encode the probes as a run does, with a dummy row, and check that exactly the expected replies are trained.
+    """Encode the examples as a run does, with a dummy row, and check that exactly the expected replies are trained.
 
     Raises:
         ValueError: the processor changes the text, or the replies cannot be found in the template's text.
     """
     if not collator.template.replies_only:
         return  # all text is trained
-    rows, expected = zip(*encoded_probes(collator))
+    rows, expected = zip(*encoded_examples(collator))
     trial = copy(collator)
     if any(collator.is_media(row["input_ids"]).any() for row in rows):  # otherwise the format supports no images
         trial.media_in_every_batch = {"image"}
