@@ -79,7 +79,7 @@ MINUTES = 10  # that a server may take to start
 COLOURS = "red green blue yellow black white orange purple brown pink grey cyan".split()
 # Fault -> (name that is asked, or None for the adapter's own; more flags of vLLM; what the check says)
 FAULTS = {
-    "adapter not applied": ("base", [], "the adapter is not applied"),
+    "adapter not applied": ("base", [], "does not use what was trained"),
     "another adapter": ("other", [], "different weights"),
     "another template": (None, ["--chat-template", "other.jinja"], "a different prompt"),
     "another resize": (None, ["--mm-processor-kwargs", '{"max_pixels": 3136}'], "a different picture size"),

@@ -113,7 +113,7 @@ def learned(log: list[dict], metric: str, higher_is_better: bool) -> str:
     if has_risen:
         return f"learned nothing (evaluation loss {losses[-1][0]:.3g}, and {lowest:.3g} before)"
     if answers and (blind + error >= 1 if higher_is_better else blind <= error):
-        return f"too few answers to tell ({shown}): guesses without the pictures score as high"
+        return f"too few answers to tell ({shown}): no score could be clearly better than blind guesses"
     if answers < FEW_ANSWERS or 0 < gain:
         return f"too few answers to tell ({shown})"
     return f"learned nothing ({shown})"

@@ -50,7 +50,9 @@ class Server:
         if not model:  # otherwise not listed: `transformers serve` lists Hub repositories
             models = [listed["id"] for listed in self.call("models")["data"]]
             if name not in models and len(models) != 1:
-                raise ValueError(f"{url} lists {', '.join(models) or 'no model'}: choose one with --served_model_name.")
+                raise ValueError(
+                    f"{url} lists {', '.join(models) or 'no model'}: pass the right name as --served_model_name."
+                )
             model = name if name in models else models[0]
         self.model = model
         self.is_vllm = self.takes("../version")
@@ -126,7 +128,7 @@ def compare_answers(args: argparse.Namespace, other: list[str]) -> str:
     if any(count > most for count in videos):
         print(f"Questions with more than {most} videos are left out: {FRAMES}.")
     if not asked:
-        raise ValueError(f"{args.data_path} has no question that the server can be asked: {FRAMES}.")
+        raise ValueError(f"{args.data_path} has no question for the server" + (f": {FRAMES}." if videos else "."))
     length = flags.max_new_tokens or 128
 
     def predictions(model) -> list[dict]:
@@ -242,7 +244,7 @@ def of_base(model, flags: argparse.Namespace, predictions) -> list[str] | None:
 def blame_weights(found: list[Outcome], noise: float | None, of_base: list[str] | None) -> str:
     """Return why the answers differ although the prompts do not."""
     if of_base and all(outcome.answer == base for outcome, base in zip(found, of_base)):
-        return "the answers are those of the base model, so the adapter is not applied"
+        return "the answers are those of the base model, so the server does not use what was trained"
     faulty = [outcome for outcome in found if outcome.answer != outcome.prediction or (outcome.noise or 0) > ROUNDING]
     if all(outcome.has_video for outcome in faulty) and not all(outcome.has_video for outcome in found):
         return "the server reads videos differently, such as without their times: all answers without videos agree"

@@ -181,7 +181,7 @@ def test_what_differs_is_named(tiny, adapters, serve, write_rows, capsys):
     rows = write_rows([{"image": "tall.jpg", "conversations": turns("<image>And?", "Red.")}])
     other = AutoProcessor.from_pretrained(base).chat_template.replace("You are a helpful assistant.", "Be brief.")
     for options, expected in [
-        ({}, "the answers are those of the base model, so the adapter is not applied"),
+        ({}, "the answers are those of the base model, so the server does not use what was trained"),
         ({"adapter": adapters[1]}, "different weights: the prompts are the same"),
         ({"adapter": adapters[0], "template": other}, "a different prompt: at token"),
         ({"adapter": adapters[0], "pixels": 8 * 28 * 28}, "a different image size"),
@@ -225,8 +225,8 @@ def test_which_model_is_asked(serve):
         (["a"], None, "a"),
         (["a", "tuned"], None, "tuned"),
         (["a", "tuned"], "b", "b"),
-        (["a", "b"], None, "lists a, b: choose one with --served_model_name"),
-        ([], None, "lists no model: choose one with --served_model_name"),
+        (["a", "b"], None, "lists a, b: pass the right name as --served_model_name"),
+        ([], None, "lists no model: pass the right name as --served_model_name"),
     ]:
         if expected.startswith("lists"):
             with pytest.raises(ValueError, match=expected):
@@ -266,7 +266,7 @@ def test_transformers_serve(tiny, adapters, rows, capsys):
         finally:
             server.terminate()
     assert "4 of 4 answers are the same" in said[0] and "answers like" in said[0], said
-    assert "the adapter is not applied" in said[1], said
+    assert "does not use what was trained" in said[1], said
 
 
 def test_a_server_that_samples_is_told_so_last(tiny, adapters, serve, write_rows, capsys):
