@@ -96,7 +96,7 @@ def parse(words: list[str] | None):
 
 
 def add_flags(parser) -> None:
-    parser.add_argument("--gpu_memory", type=float, metavar="GB", help="Memory of one GPU; reports if the run fits.")
+    parser.add_argument("--gpu_memory", type=float, metavar="GB", help="Memory of one GPU, to check if the run fits.")
     parser.add_argument("--num_devices", type=int, help="Number of processes. Default: WORLD_SIZE, or 1.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
 

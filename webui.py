@@ -82,7 +82,7 @@ def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     parser = FlagParser(description=__doc__)
-    parser.add_argument("--root", default=".", help="Folder that contains all files. Default: the current folder.")
+    parser.add_argument("--root", default=".", help="Folder of the models, data and runs. Default: the current folder.")
     parser.add_argument("--host", default="127.0.0.1", help="Address to bind to. Default: only this machine.")
     parser.add_argument("--port", type=int, default=7860, help="Port to bind to. Default: 7860.")
     parser.add_argument("--password", help=f"Password for visitors. {PASSWORD} is safer: other users can see flags.")

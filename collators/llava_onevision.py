@@ -49,7 +49,7 @@ class LlavaOnevisionCollator(ChatCollator):
         """The model ends each video with a token of its own, so a batch's need the same number of frames."""
         if name == "pixel_values_videos" and len(numbers := {value.shape[1] for value in values}) > 1:
             raise ValueError(
-                f"LLaVA-OneVision cannot take videos of {min(numbers)} and of {max(numbers)} frames in one batch: give "
-                "--num_frames instead of --fps, or make batches of one sample."
+                f"LLaVA-OneVision cannot put videos of {min(numbers)} and {max(numbers)} frames into one batch. Use "
+                "--num_frames instead of --fps, or batches of one sample."
             )
         return super().of_all(name, values)

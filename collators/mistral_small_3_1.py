@@ -81,7 +81,7 @@ class MistralSmall31Collator(PixtralCollator):
         inputs, token = super()._process(text, spans, messages), self.processor.patch_size
         token *= self.processor.spatial_merge_size
         if "image_sizes" in inputs and inputs["image_sizes"].amax(1).min() <= token:
-            raise ValueError(f"an image of one token is too small: make a side exceed {token}")
+            raise ValueError(f"an image of one token is too small: enlarge one side above {token}")
         return inputs
 
 

@@ -221,7 +221,7 @@ class ThoughtsAndTools:
             said += [call["function"]["name"] for call in messages[i].get("tool_calls", ())]
             if left_out := [part for part in said if self.frame.marked(part).strip() not in text[start:end]]:
                 raise UnfitTemplate(
-                    f"the chat template drops {left_out[0][:80]!r} from a reply (some drop text next to a tool call)"
+                    f"the chat template drops {left_out[0][:80]!r} from a reply (some do so next to a tool call)"
                 )
         spans = [span for i, span in zip(replies, spans) if messages[i].get("train", True)]
         if not spans:

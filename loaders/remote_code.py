@@ -60,7 +60,7 @@ class RemoteCodeLoader(BaseLoader):
         asked = model_kwargs.get("attn_implementation")
         if asked not in (None, "eager"):
             raise ValueError(
-                f"--attn_implementation {asked} (--use_flash_attn True is flash_attention_2) cannot be used with "
+                f"--attn_implementation {asked} (or --use_flash_attn True) cannot be used with "
                 f"{model_path}: the checkpoint's code computes attention itself (eager). Remove the flag."
             )
         self.model_kwargs["attn_implementation"] = "eager"

@@ -76,7 +76,7 @@ class MediaOptions:
             return scaled_size(width, height, self.min_pixels, self.max_pixels)
         sides = str(self.image_size).lower().split("x")
         if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
-            raise ValueError(f"--image_size is {self.image_size!r}, expected 512 (square) or 640x480 (width x height).")
+            raise ValueError(f"--image_size is {self.image_size!r}; write it as 512 or 640x480 (width x height).")
         return int(sides[0]), int(sides[-1])
 
 

@@ -243,7 +243,7 @@ def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -
         held |= {loader.component_of(base_name(name)): "lora" for name in weights if ".lora_" in name}
         for component, mode in modes.items():
             if held[component] != mode:
-                raise ValueError(f"its {component} is {held[component]}, but the flags make it {mode}")
+                raise ValueError(f"its {component} is {held[component]}, but {mode} with the flags of this run")
         fill_adapter(model, weights)
     except (KeyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"--lora_weight_path {path} does not fit the model: {error}") from error

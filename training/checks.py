@@ -229,7 +229,7 @@ def check_model(model) -> None:
         raise ValueError(f"--use_flash_attn True contradicts --attn_implementation {name}: leave one out.")
     known = KERNEL if re.fullmatch(r"kernels-community/[\w.-]*flash[\w.-]*(@[\w.-]+)?", name) else name
     if known not in ATTENTION:
-        raise ValueError(f"--attn_implementation {name} is unknown; use {', '.join(ATTENTION)} (any FlashAttention).")
+        raise ValueError(f"--attn_implementation {name} is unknown; use {', '.join(ATTENTION)} (NAME contains flash).")
     is_available, needed = ATTENTION[known]
     if not is_available(True):
         flags = "--use_flash_attn True" if model.use_flash_attn else f"--attn_implementation {name}"
@@ -269,7 +269,7 @@ def check_data(data) -> None:
         raise ValueError("--data_path is missing: give a JSON, JSONL, Parquet or CSV file (docs/start.md).")
     template = data.chat_template
     if template and template not in OWN_TEMPLATES and not os.path.isfile(template):
-        raise ValueError(f"--chat_template {template!r} is not a file, {' or '.join(OWN_TEMPLATES)}: leave it out.")
+        raise ValueError(f"--chat_template {template!r} is no file, nor {' or '.join(OWN_TEMPLATES)}: leave it out.")
 
 
 def check_lora(lora) -> None:

@@ -124,7 +124,7 @@ def begin_run(training, run: dict, checkpoint: str | None) -> None:
         if training.overwrite_output_dir and results(folder):
             rename_aside(folder)
         if not checkpoint and (held := results(folder)):
-            print_once(f"{folder} has results of this run, which are deleted or replaced: {', '.join(held)}.")
+            print_once(f"{folder} has results of an earlier start, to be replaced: {', '.join(held)}.")
             for earlier in checkpoints_in(folder):
                 discard(earlier)
         Path(folder, RUN).write_text(strict_json(run, indent=1), encoding="utf-8")

@@ -247,5 +247,5 @@ def test_images_that_would_fail_in_the_model_are_named_before_training(family, s
     dataset = MultimodalDataset(str(tmp_path / "rows.json"))
     with pytest.raises(ValueError, match=f"rows.json, sample 0: .*{named}"):
         collator.budget.fit(dataset, collator.encode, drop_overlong=False)
-    with pytest.raises(ValueError, match="sample 0: .*(too narrow|make a side exceed|refuses it)"):
+    with pytest.raises(ValueError, match="sample 0: .*(too narrow|enlarge one side|refuses it)"):
         collator.encode(dataset[0])  # as predict.py and the check of the data do

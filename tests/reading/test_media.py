@@ -381,7 +381,7 @@ def test_each_algorithm_is_the_one_of_its_name(name):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"image_size": "big"}, "--image_size is 'big', expected 512"),
+        ({"image_size": "big"}, "--image_size is 'big'; write it as 512"),
         ({"image_size": "0x4"}, "--image_size"),
         ({"image_size": "1x2x3"}, "--image_size"),
         ({"image_size": "-5"}, "--image_size"),

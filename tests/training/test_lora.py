@@ -330,7 +330,7 @@ def test_what_contradicts_the_adapter_is_refused(tiny, write_rows, tmp_path):
     with_image = write_rows(rows_for("llava-1.5"))
     for flag, held in (("--train_vision_projector", "full"), ("--train_vision_encoder", "full")):
         with pytest.raises(
-            ValueError, match=f"does not fit the model: its {flag[8:]} is frozen, but the flags make it {held}"
+            ValueError, match=f"does not fit the model: its {flag[8:]} is frozen, but {held} with the flags of this run"
         ):
             run(tiny, "llava-1.5", with_image, tmp_path / "out", *LORA, "--lora_weight_path", folder, flag, True)
 

@@ -81,7 +81,7 @@ def test_losses_and_gradients_are_those_of_each_sample_alone(tiny, family, write
 @pytest.mark.parametrize("family", ["llava-next-video", "llava-onevision"])
 def test_videos_of_several_lengths_in_a_batch(tiny, family, write_rows):
     rows = [{"video": "clip.mp4", "fps": fps, "conversations": turns("<video>?", "Red")} for fps in (1, 4)]
-    refused = pytest.raises(ValueError, match=r"videos of \d and of \d frames in one batch: give --num_frames")
+    refused = pytest.raises(ValueError, match=r"videos of \d and \d frames into one batch. Use --num_frames")
     with refused if family == "llava-onevision" else nullcontext():
         loader = make_loader(family, tiny(family), attn_implementation="sdpa")
         assert_alone_and_together_are_equal(loader, family, write_rows(rows))

@@ -44,7 +44,7 @@ def test_the_same_run_begins_again_in_place(tiny, write_rows, tmp_path, monkeypa
             run(tiny, "llava-1.5", path, out, *LORA)
     held = "adapter_model.safetensors, checkpoint-1, checkpoint-2"
     printed = capsys.readouterr().out
-    assert f"{out} has results of this run, which are deleted or replaced: {held}." in printed
+    assert f"{out} has results of an earlier start, to be replaced: {held}." in printed
     # Where it is saved is free.
     run(tiny, "llava-1.5", path, out, *LORA, "--save_steps", 2)
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"]
