@@ -29,6 +29,7 @@ FILES = "tests/training/test_checkpoint_files.py::"
 WORDS = "tests/loaders/test_new_tokens.py::"
 TRAINS = "tests/training/test_trainable.py::"
 KINDS = "tests/reading/test_file_kinds.py::"
+DAMAGED = "tests/loaders/test_base.py::test_a_checkpoint_with_a_damaged_file_is_refused"
 PROBED = "tests/training/test_auto_checks.py::"
 THOUGHTS = "tests/collators/test_thoughts_and_tools.py::"
 BOXES, SEEN = "tests/collators/test_boxes.py::", "tests/collators/test_boxes_seen.py::"
@@ -51,6 +52,34 @@ class Fault(NamedTuple):
 
 
 FAULTS = [
+    Fault(
+        "missing weights of a checkpoint stay random",
+        "loaders/base.py",
+        "            self.check_weights(model, loaded)\n",
+        "",
+        f"{DAMAGED}[missing weight]",
+    ),
+    Fault(
+        "weights of another shape stay random",
+        "loaders/base.py",
+        'loaded["missing_keys"] | {name for name, *_ in loaded["mismatched_keys"]}',
+        'loaded["missing_keys"]',
+        f"{DAMAGED}[other shape]",
+    ),
+    Fault(
+        "the tokenizer of another checkpoint is accepted",
+        "loaders/base.py",
+        " or ids and not {found, *processor.image_token_ids} & {*ids}",
+        "",
+        f"{DAMAGED}[tokenizer]",
+    ),
+    Fault(
+        "an adapter with nan is continued",
+        "loaders/output_folder.py",
+        "if not weights[name].isfinite().all():",
+        "if False:",
+        "tests/training/test_lora.py::test_what_contradicts_the_adapter_is_refused",
+    ),
     # ---- cuts and rows of unusual shapes ----
     Fault(
         "a cut leaves a greeting alone",
