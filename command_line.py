@@ -104,7 +104,7 @@ def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
 
 def nearest(wrong: str, names: Iterable[str], cutoff: float) -> list[str]:
     """Return the name that differs from `wrong` only in punctuation and case, or up to three similar names."""
-    by_form = {only_letters(name): name for name in reversed(list(names))}  # if several have one form, the first wins
+    by_form = {only_letters(name): name for name in reversed(list(names))}  # the first name of a form wins
     form = only_letters(wrong)
     forms = [form] if form in by_form else difflib.get_close_matches(form, by_form, n=3, cutoff=cutoff)
     return [by_form[form] for form in forms]
