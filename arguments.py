@@ -292,7 +292,7 @@ class TrainingArguments(transformers.TrainingArguments):
             wrong = [f"--{name} {value}" for name in CONFIGURATIONS if is_no_json(value := getattr(self, name))]
             raise ValueError(f"transformers refuses {', '.join(wrong) or 'the training flags'}: {error}") from error
         checks.check_machine(self)
-        # trackio 0.43 ends its run after training; the same name adds the final evaluation to that run.
+        # trackio 0.43 ends its run after training. Under the same name, the final evaluation is added to that run.
         if self.report_to:
             self.run_name = self.run_name or os.path.basename(os.path.abspath(self.output_dir))
         if self.use_liger_kernel:
@@ -342,7 +342,7 @@ class Arguments:
         settle_resize(self.data, self.model.family)
 
     def as_dict(self) -> dict:
-        """Return the contents of `args.yaml`: all model, data and LoRA flags, but only written training flags."""
+        """Return the contents of `args.yaml`: model, data and LoRA flags, and the training flags the user wrote."""
         values = {}
         for part in (self.model, self.data, self.lora):
             values |= {f.name: getattr(part, f.name) for f in fields(part)}

@@ -66,7 +66,7 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def unknown_flags(written: dict[str, str], known: list[str], more: str) -> str:
-    """Return the error message about unknown flags (`written`, with their values). It may suggest flags of `known`."""
+    """Return the error message about unknown flags (`written`, with their values). It may suggest flags in `known`."""
     names = {option: option.removeprefix("--").replace("-", "_") for option in written}
     tools = sorted(keys_of_tools(), key=lambda keys: -len(keys.keys() & {*names.values()}))
     faults = []
@@ -90,7 +90,7 @@ def instead(name: str, value: str, known: list[str], tools: list[dict]) -> str:
 
 
 def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
-    """Read the tables of docs/coming_from.md, one per tool: that tool's key -> [(value or "", our flag, note)]."""
+    """Read the tables of docs/coming_from.md as one dict per tool: its key -> [(value or "", our flag, note)]."""
     found = []
     text = COMING_FROM.read_text(encoding="utf-8") if COMING_FROM.is_file() else ""
     for section in text.split("\n## "):

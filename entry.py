@@ -39,7 +39,7 @@ def begin(script: str) -> None:
 
 def let_threads_sleep() -> None:
     """Without a GPU, let waiting threads sleep. Spinning threads take cores from other processes, such as the data
-    loader, and make runs several times slower (benchmarks/waiting_threads.py). torch reads the variable on import.
+    loader, and make runs several times slower (benchmarks/waiting_threads.py). torch reads OMP_WAIT_POLICY on import.
     """
     if not glob.glob("/dev/nvidia*") and not os.path.exists("/dev/kfd"):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -63,7 +63,7 @@ def cli(main) -> None:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
         if isinstance(error, ValueError) and HERE in raised_in.parents[:2]:
             end(f"Error: {error}")
-        if "No space left on device" in str(error):  # an OSError, or an error of safetensors, which is none
+        if "No space left on device" in str(error):  # from Python (an OSError) or safetensors (not an OSError)
             end(f"Error: the disk is full ({error}). Make room, then run the same command again.")
         raise
 

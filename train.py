@@ -232,7 +232,7 @@ def quantize(arguments: Arguments, loader) -> None:
 
 
 def chat_templates(arguments: Arguments, collator, dataset: MultimodalDataset) -> dict[str, str]:
-    """Return the chat templates to save with the weights: the one of --chat_template, if given, and one for servers."""
+    """Return the chat templates to save: the template of --chat_template, if given, and a template for servers."""
     own = collator.template.text if arguments.data.chat_template else None
     served = collator.template.thoughts_and_tools.server_template(outlines(dataset))
     return {name: text for name, text in (("chat_template.jinja", own), (SERVER_TEMPLATE, served)) if text}

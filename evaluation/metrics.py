@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from evaluation.boxes import OF_BOXES
 
-MOST_CLASSES, LONGEST_CLASS = 12, 30  # limits of a confusion matrix: classes, letters of a name
+MOST_CLASSES, LONGEST_CLASS = 12, 30  # limits of a confusion matrix: number of classes, characters of a class
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # the signs that the VQA accuracy removes
 NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), [0, *range(11)]))
 
@@ -26,7 +26,7 @@ def exact_match(prediction: str, references: list[str]) -> float:
 
 
 def anls(prediction: str, references: list[str]) -> float:
-    """Return 1 - edits / longer length for the best reference; at most 0.5 counts as 0 (arxiv.org/abs/1907.00490)."""
+    """Return 1 - edits / longer length for the best reference, or 0 if it is at most 0.5 (arxiv.org/abs/1907.00490)."""
     from rapidfuzz.distance import Levenshtein  # only a run that measures answers needs it
 
     prediction = prediction.strip().lower()
@@ -48,7 +48,7 @@ def macro_f1(predictions: list[str], references: list[list[str]]) -> float:
 
 
 def vqa_accuracy(prediction: str, references: list[str]) -> float:
-    """Return min(1, matches / 3), averaged over leaving out each reference (https://visualqa.org/evaluation.html)."""
+    """Return the mean of min(1, matches / 3), leaving out each reference once (visualqa.org/evaluation.html)."""
     answer, said = normalized(prediction), [*map(normalized, references)]
     if len(said) < 4:  # one reference, or a few spellings of it
         return float(answer in said)
@@ -159,7 +159,7 @@ def score(answers: list[dict], functions: Mapping[str, Callable]) -> dict[str, f
 
 
 def confusion(answers: list[dict]) -> list[tuple[str, list[int]]]:
-    """Return each right class with the number of answers of each class, in the same order, then of any other answers.
+    """Return, for each right class, how often each class was answered, in the same order, then how often none of them.
     Return [] if the references are too many, too long or too rare (on average fewer than two rows) to be classes.
     """
     table = defaultdict(Counter)

@@ -120,7 +120,7 @@ def learned(log: list[dict], metric: str, higher_is_better: bool) -> str:
 
 
 def forgotten(log: list[dict]) -> str:
-    """Return the outcome of `--probe`. "forgot": it lost more than chance explains (McNemar, two standard errors)."""
+    """Return the outcome of `--probe`. It is "forgot" if more is lost than by chance (McNemar, two standard errors)."""
     found = next((logs for logs in log if "probe_lost" in logs), None)
     if not found:
         return ""
@@ -133,7 +133,7 @@ def forgotten(log: list[dict]) -> str:
 
 def two_standard_errors(share: float, number: int) -> float:
     """Return two standard errors of a mean of `number` values from 0 to 1. Two right and two wrong values are added,
-    which corrects for small numbers (Agresti-Coull). If the mean is outside 0 to 1, the error is unknown and infinite.
+    which corrects for small numbers (Agresti-Coull). If the mean is outside 0 to 1, infinity is returned.
     """
     if not 0 <= share <= 1:
         return float("inf")

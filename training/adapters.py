@@ -21,7 +21,7 @@ NOT_LINEAR = "not linear layers"
 
 
 def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lora) -> nn.Module:
-    """Add an adapter to each layer of mode "lora" and a trained copy of each module of mode "full" (`parameter_modes`).
+    """Add adapters to layers of mode "lora", and trained copies of modules of mode "full" (see `parameter_modes`).
 
     Raises:
         ValueError: a pattern of `--lora_target_modules` matches no layer, a flag has no effect, or the adapter in
@@ -95,8 +95,8 @@ def with_base_name(model: nn.Module, loader: BaseLoader) -> nn.Module:
 def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: list[str] | None) -> list[str]:
     """Return the full names of the linear layers that get an adapter.
 
-    Without patterns, these are all linear layers of mode "lora" except the output head, experts and routers. The
-    latter two have separate flags. A router may be a subclass of Linear that computes more than a matrix product.
+    Without patterns, these are all linear layers of mode "lora" except the output head, and experts and routers, which
+    have separate flags. A router may be a subclass of Linear that computes more than a matrix product.
 
     Args:
         patterns: names, ends of names, or regular expressions that match a whole name. A pattern that matches no name
@@ -250,7 +250,7 @@ def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -
 
 
 def units(model: nn.Module, loader: BaseLoader, component: str, modes: dict[str, str]) -> list[str]:
-    """Return the outermost modules in a component with only fully trained parameters. peft saves copies of them."""
+    """Return a component's outermost modules that contain only fully trained parameters. peft saves copies of them."""
     modules = dict(model.named_modules())
     own = [name for name, mode in modes.items() if mode == "full" and loader.component_of(name) == component]
     own = [name for name in own if not loader.is_unused(name)]

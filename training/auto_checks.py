@@ -1,6 +1,6 @@
 """Tests of a model that is loaded with `--model_id auto`, on the test conversations in collators/label_check.py.
 
-A conversation alone must have the same losses as in a padded batch, or the model is refused. If the losses differ when
+Each conversation must have the same losses alone as in a padded batch, or the model is refused. If the losses differ if
 all conversations are concatenated in one row, samples are padded in training instead of concatenated.
 """
 
@@ -18,7 +18,7 @@ REFUSALS = (ValueError, LookupError, TypeError, RuntimeError, AttributeError)
 
 
 def example_rows(collator) -> list[dict[str, torch.Tensor]]:
-    """Return encoded test conversations with images of several sizes. All tokens but the first and media are labels.
+    """Return encoded test conversations with images. All tokens are labels, except the first one and media tokens.
 
     Videos are left out, since some checkpoints can train on images only (transformers 5.23 refuses GLM-4.1V's videos).
     """
@@ -69,7 +69,7 @@ def check_batches(model, loader, collator, arguments) -> str:
             )
     reason = leak(model, loader, collator, rows, alone, allowed) if collator.is_padding_free else ""
     if "device_map" not in loader.model_kwargs:
-        model.to(home)  # where adapters get the same initial values in every run
+        model.to(home)  # adapters are initialized here, with the same values on every device
     if not reason:
         return ""
     for flag in ("padding_free", "packing"):

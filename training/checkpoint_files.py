@@ -76,7 +76,7 @@ def check_bytes(path: str, saved: list[int]) -> None:
 
 
 def globals_of(path: str) -> set[str]:
-    """Return the functions and classes that a pickle names, except those torch considers safe. None is called."""
+    """Return the functions and classes that a pickle names, except those torch considers safe, without calling any."""
     name = os.path.basename(path)
     if name.endswith(PICKLED) and name != UNREAD:
         return set(get_unsafe_globals_in_checkpoint(path))
@@ -101,7 +101,7 @@ class Lister(pickle.Unpickler):
 
 
 class Stub:
-    """Does nothing. It replaces all functions and classes that a pickle names."""
+    """A class that does nothing, in place of every function and class that a pickle names."""
 
     def __init__(self, *_):
         pass

@@ -173,7 +173,7 @@ REFUSED_OPTIMIZERS = {
 
 
 def check_flags(*parts, given: Collection[str] = ()) -> None:
-    """Check the flags of the given dataclasses with the tables. Skip rules that also involve flags of others.
+    """Check the flags of some dataclasses with the tables. Skip rules that also involve other dataclasses.
 
     Args:
         given: the flags that the user wrote. A written `--lora_r 8` requires LoRA although 8 is the default, unless
@@ -330,7 +330,7 @@ def check_best_metric(training, paths: list[str]) -> None:
         raise ValueError(f"--metric_for_best_model {best} is measured on answers: add --eval_generate 100.")
     files = names_of(paths) if paths[1:] else []
     known = [*measured, *(f"{file}_{name}" for file in files for name in measured)]
-    if best not in known and {*measured} <= {"loss", *metrics.METRICS}:  # a function may return metrics with any names
+    if best not in known and {*measured} <= {"loss", *metrics.METRICS}:  # a user's function may return any names
         fix = f", or add --metric {kind or 'FILE.py:FUNCTION'}" if kind != "loss" else ""
         raise ValueError(f"--metric_for_best_model {best} is not measured: use one of {', '.join(known)}{fix}.")
 

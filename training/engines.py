@@ -38,7 +38,7 @@ def check(arguments) -> None:
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1 and training.world_size == 1:
         raise ValueError(f"Each of {processes} processes on CPUs would train a separate copy: add --use_cpu True.")
     if training.device.type == "cpu":
-        # accelerate 1.15 imports DeepSpeed in every run if it is installed. DeepSpeed then warns that no GPU exists.
+        # accelerate 1.15 imports DeepSpeed in every run if it is installed. DeepSpeed then warns that it finds no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if training.deepspeed:
         check_deepspeed(arguments, training.hf_deepspeed_config)

@@ -48,7 +48,7 @@ FREE_FLAGS = set(
 
 
 def checkpoint_to_resume(training) -> str | None:
-    """Return the path in --resume_from_checkpoint or, for True, the newest intact checkpoint. None: begin anew."""
+    """Return the path in --resume_from_checkpoint. For True, return the newest intact checkpoint or None."""
     folder, wanted = training.output_dir, training.resume_from_checkpoint
     if training.should_save and os.path.isdir(unfinished := os.path.join(folder, UNFINISHED)):
         shutil.rmtree(unfinished)
@@ -143,7 +143,7 @@ def describe_run(arguments, dataset: MultimodalDataset) -> dict:
     flags = {name: value for name, value in flags.items() if name not in FREE_FLAGS}
     run = {"flags": flags, "processes": arguments.training.world_size}
     run |= {"samples": len(dataset), "texts": dataset.digest, "media": drawn_files(dataset)}
-    return json.loads(strict_json(run, default=str))  # with the types of a record that is read from a file
+    return json.loads(strict_json(run, default=str))  # comparable with a record that was read from a file
 
 
 def check_same_run(checkpoint: str, run: dict) -> None:
@@ -278,7 +278,7 @@ class ResumableTrainer(transformers.Trainer):
             self._push_from_checkpoint(finished)
 
     def save_before_update(self) -> str:
-        """Save a checkpoint of the weights before an update that will not be applied. Return `last_checkpoint`."""
+        """Save a checkpoint, without the update that will not be applied. Return the text of `last_checkpoint`."""
         step = self.state.global_step
         if step and not os.path.isdir(os.path.join(self.args.output_dir, f"checkpoint-{step}")):
             self._save_checkpoint(self.model, None)
@@ -403,7 +403,7 @@ class ResumeCallback(TrainerCallback):
 def end_with_parent_only(worker: int) -> None:
     """Make a data loader's worker obey SIGTERM only from its parent, since a scheduler may send it to all processes.
 
-    If a worker ignored every SIGTERM, its parent would hang, since it sends SIGTERM when it exits, and then waits.
+    If a worker ignored every SIGTERM, its parent would hang, since the parent sends SIGTERM on exit and then waits.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 

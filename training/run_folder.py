@@ -20,7 +20,7 @@ LOCK, RUN = "_lock", "run.json"  # the Trainer does not upload names that begin 
 
 @contextmanager
 def locked(arguments) -> Iterator[None]:
-    """Lock the output folder during a run. If the run ends without writing anything, remove the new folders again.
+    """Lock the output folder during a run. If the run ends without writing anything, remove the folders it created.
 
     Raises:
         ValueError: another run is writing to the folder, or the run also reads its model or data from there.
@@ -84,7 +84,7 @@ def results(folder: str) -> list[str]:
 
 
 def is_locked(folder: str) -> bool:
-    """Return whether a run on this machine is writing to a folder, without locking it, which could stop a new run."""
+    """Return whether a run on this machine is writing to a folder. Take no lock, since a lock could stop a new run."""
     with suppress(OSError), open(os.path.join(folder, LOCK), "rb") as file:
         asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # `struct flock` of Linux with 64 bits
         return struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK

@@ -19,7 +19,7 @@ class EpochSampler(Sampler):
 
     Args:
         dataset: a MultimodalDataset.
-        group: samples per step.
+        group: samples per step of all processes together.
         lengths: tokens of each row (rows,), for a sampler that needs them.
     """
 
@@ -37,7 +37,7 @@ class EpochSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         rows = self.rows_of(self.epoch)
-        for start in range(0, len(rows), 1024):  # as Python numbers, all rows take four times the memory
+        for start in range(0, len(rows), 1024):  # all rows at once as Python numbers would take four times the memory
             yield from rows[start : start + 1024].tolist()
 
     def rows_of(self, epoch: int) -> np.ndarray:
@@ -82,7 +82,7 @@ class PackSampler(EpochSampler):
     Args:
         lengths: tokens of each row (rows,).
         budget: maximum number of tokens in a pack.
-        batch: packs per batch, summed over all processes.
+        batch: number of packs in a batch of all processes together.
         epochs: how many epochs the run has.
     """
 

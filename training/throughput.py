@@ -1,4 +1,4 @@
-"""Measures the speed of a run. Each log has tokens and samples per second, padding, data wait, memory and MFU.
+"""Measures a run: tokens and samples per second, padding, the time spent waiting for data, memory and MFU.
 
 Counting never makes a process wait for its GPU, because sums stay on the device until they are logged.
 """

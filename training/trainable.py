@@ -137,7 +137,7 @@ class SkipFrozenBackward(TrainerCallback):
     """Keeps frozen modules out of the graph under activation checkpointing.
 
     transformers (5.23) makes the text and patch embeddings require a gradient under activation checkpointing. Only
-    reentrant checkpointing needs that, which training/checks.py refuses. Without this callback, the backward pass
+    reentrant checkpointing, which training/checks.py refuses, needs that. Without this callback, the backward pass
     would run a frozen vision encoder forward and backward again, for nothing.
     """
 

@@ -319,7 +319,7 @@ class FinetuneTrainer(ResumableTrainer):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """The Trainer's early stopping. A resumed run also keeps its count (not so in 5.23), and prints the reason."""
+    """The Trainer's early stopping. It also prints the reason, and a resumed run keeps the count (not so in 5.23)."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         saved = state.stateful_callbacks[type(self).__name__]["attributes"]
