@@ -69,7 +69,7 @@ def cli(main) -> None:
 
 
 def end(message: str) -> None:
-    """Exit with an error message. Under torchrun, only its summary of failures at the end shows the message, once."""
+    """Exit with an error message. Under torchrun, the message appears once, in torchrun's final summary of failures."""
     if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
         sys.exit(f"\033[1;31m{message}\033[0m" if sys.stderr.isatty() else message)
     of_all_processes = os.path.dirname(os.path.dirname(path))

@@ -29,7 +29,7 @@ class Question(NamedTuple):
 
 
 def questions(dataset: MultimodalDataset, rows: Iterable[int] | None = None) -> list[Question]:
-    """Return the questions of the given rows, or of all rows, in order. Opens no media."""
+    """Return the questions of the given rows, or of all rows, in order, without opening media files."""
     found = []
     for index in range(len(dataset)) if rows is None else rows:
         messages = dataset.rows[index]["messages"]

@@ -159,7 +159,7 @@ def score(answers: list[dict], functions: Mapping[str, Callable]) -> dict[str, f
 
 
 def confusion(answers: list[dict]) -> list[tuple[str, list[int]]]:
-    """Return, for each right class, how often each class was answered, in the same order, then how often none of them.
+    """Return each right class with its counts: how often each class was answered, then how often something else was.
     Return [] if the references are too many, too long or too rare (on average fewer than two rows) to be classes.
     """
     table = defaultdict(Counter)

@@ -1,7 +1,7 @@
 """Stop and resume: checkpoints that are never incomplete, and a Trainer that continues exactly from a checkpoint.
 
 A checkpoint is written to `unfinished-checkpoints` in the output folder, and is renamed to `checkpoint-N` when all its
-files are on the disk. Its `checkpoint.json` lists the files, and the settings that a resumed run must share.
+files are on the disk. Its `checkpoint.json` lists the files, and the settings that a resumed run must not change.
 """
 
 import json

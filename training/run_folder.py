@@ -1,4 +1,4 @@
-"""The output folder of a run: one run at a time, and nothing of another run is overwritten, deleted or mixed in."""
+"""Protects the output folder. Only one run writes to it at a time, and no results of another run are overwritten."""
 
 import fcntl
 import json

@@ -134,7 +134,7 @@ def why_frozen(name: str, loader: BaseLoader, has_adapters: bool) -> str:
 
 
 class SkipFrozenBackward(TrainerCallback):
-    """Keeps frozen modules out of the graph under activation checkpointing.
+    """Keeps frozen modules out of the autograd graph under activation checkpointing.
 
     transformers (5.23) makes the text and patch embeddings require a gradient under activation checkpointing. Only
     reentrant checkpointing, which training/checks.py refuses, needs that. Without this callback, the backward pass
