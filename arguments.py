@@ -29,7 +29,7 @@ from supported_models import find_model
 from training import checks
 from training.sampling import SAMPLERS
 
-PLAIN = "plain"  # --probe without a file
+PLAIN = "plain"  # value of --probe without a file
 # Flags whose value is JSON or the path of a JSON file. transformers reads these values.
 CONFIGURATIONS = ("deepspeed", "fsdp_config", "accelerator_config", "lr_scheduler_kwargs")
 # Options of `add_argument` for a switch that is not a dataclass field: `--flag`, `--flag True` or `--flag False`.
@@ -227,7 +227,7 @@ class TrainingArguments(transformers.TrainingArguments):
     dataloader_persistent_workers: bool | None = flag(
         None, "Keep the data loader's processes between epochs. Default: True if there are any."
     )
-    # Replaces the Trainer's choices: one of them is not supported here, and users may add their own.
+    # Replaces the Trainer's choices, one of which is not supported here. Users may add samplers.
     train_sampling_strategy: str = flag("random", "Order of the samples (training/sampling.py).", SAMPLERS)
     # With the Trainer's defaults, a run of fewer than 500 steps would log nothing before its end.
     logging_steps: float = flag(0.01, "Log every N steps; below 1, N is a fraction of the run.")
@@ -292,7 +292,7 @@ class TrainingArguments(transformers.TrainingArguments):
             wrong = [f"--{name} {value}" for name in CONFIGURATIONS if is_no_json(value := getattr(self, name))]
             raise ValueError(f"transformers refuses {', '.join(wrong) or 'the training flags'}: {error}") from error
         checks.check_machine(self)
-        # trackio 0.43 ends its run after training; the same name adds the final evaluation to that run.
+        # trackio 0.43 ends its run after training. Under the same name, the final evaluation is added to that run.
         if self.report_to:
             self.run_name = self.run_name or os.path.basename(os.path.abspath(self.output_dir))
         if self.use_liger_kernel:
@@ -342,7 +342,7 @@ class Arguments:
         settle_resize(self.data, self.model.family)
 
     def as_dict(self) -> dict:
-        """Return the contents of `args.yaml`: model, data and LoRA flags, and the training flags that were given."""
+        """Return the contents of `args.yaml`: model, data and LoRA flags, and the training flags the user wrote."""
         values = {}
         for part in (self.model, self.data, self.lora):
             values |= {f.name: getattr(part, f.name) for f in fields(part)}
@@ -390,7 +390,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 def split_flags(words: list[str], names: Collection[str]) -> tuple[list[str], list[str]]:
-    """Split command-line words into the flags outside `names` and those in `names`, each with its values."""
+    """Split command-line words in two: flags that are not in `names`, and flags that are, each with its values."""
     others, found = [], []
     for name, own in by_flag(words):
         (found if name in names else others).extend(own)
@@ -426,7 +426,7 @@ def parse_arguments(
         defaults: words with default values, put before the user's words.
 
     Raises:
-        ValueError: a flag is unknown, renamed, contradictory or without effect.
+        ValueError: a flag is unknown, was renamed, contradicts another flag or has no effect.
     """
     command = words = list(sys.argv[1:] if words is None else words)
     usage = "%(prog)s [run.yaml] [--flag value ...]"  # argparse would list all flags before every help text

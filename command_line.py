@@ -66,7 +66,7 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def unknown_flags(written: dict[str, str], known: list[str], more: str) -> str:
-    """Return the error message about unknown flags (`written`, with their values). It may suggest flags of `known`."""
+    """Return the error message about unknown flags (`written`, with their values). It may suggest flags in `known`."""
     names = {option: option.removeprefix("--").replace("-", "_") for option in written}
     tools = sorted(keys_of_tools(), key=lambda keys: -len(keys.keys() & {*names.values()}))
     faults = []
@@ -90,7 +90,7 @@ def instead(name: str, value: str, known: list[str], tools: list[dict]) -> str:
 
 
 def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
-    """Read the tables of docs/coming_from.md, one per tool: that tool's key -> [(value or "", our flag, note)]."""
+    """Read the tables of docs/coming_from.md as one dict per tool: its key -> [(value or "", our flag, note)]."""
     found = []
     text = COMING_FROM.read_text(encoding="utf-8") if COMING_FROM.is_file() else ""
     for section in text.split("\n## "):
@@ -104,7 +104,7 @@ def keys_of_tools() -> list[dict[str, list[tuple[str, str, str]]]]:
 
 def nearest(wrong: str, names: Iterable[str], cutoff: float) -> list[str]:
     """Return the name that differs from `wrong` only in punctuation and case, or up to three similar names."""
-    by_form = {only_letters(name): name for name in reversed(list(names))}  # if several have one form, the first wins
+    by_form = {only_letters(name): name for name in reversed(list(names))}  # the first name of a form wins
     form = only_letters(wrong)
     forms = [form] if form in by_form else difflib.get_close_matches(form, by_form, n=3, cutoff=cutoff)
     return [by_form[form] for form in forms]

@@ -25,7 +25,7 @@ warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", F
 
 
 def begin(script: str) -> None:
-    """Print the help and exit if --help is given. Otherwise get ready for slow imports. `script` is its path."""
+    """If --help is given, print the help of the script at this path and exit. Otherwise prepare for slow imports."""
     if {"-h", "--help"}.intersection(sys.argv[1:]):
         about = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8")))
         print(about, (HERE / "docs/help" / f"{Path(script).stem}.txt").read_text(encoding="utf-8"), sep="\n\n", end="")
@@ -34,12 +34,12 @@ def begin(script: str) -> None:
     let_threads_sleep()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # exits without a traceback; `cli` undoes this
-    gc.disable()  # during imports it scans all modules again and again, and frees nothing; `cli` enables it
+    gc.disable()  # during imports, it would scan all modules repeatedly and free nothing; `cli` enables it
 
 
 def let_threads_sleep() -> None:
     """Without a GPU, let waiting threads sleep. Spinning threads take cores from other processes, such as the data
-    loader, and make runs several times slower (benchmarks/waiting_threads.py). torch reads the variable on import.
+    loader, and make runs several times slower (benchmarks/waiting_threads.py). torch reads OMP_WAIT_POLICY on import.
     """
     if not glob.glob("/dev/nvidia*") and not os.path.exists("/dev/kfd"):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -56,24 +56,24 @@ def cli(main) -> None:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)  # as a shell reports it
-    except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
+    except BrokenPipeError:  # the program that reads stdout, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
         if isinstance(error, ValueError) and HERE in raised_in.parents[:2]:
             end(f"Error: {error}")
-        if "No space left on device" in str(error):  # of Python, or of safetensors, whose error is no OSError
+        if "No space left on device" in str(error):  # from Python (an OSError) or safetensors (not an OSError)
             end(f"Error: the disk is full ({error}). Make room, then run the same command again.")
         raise
 
 
 def end(message: str) -> None:
-    """Exit with an error message. Under torchrun, only its summary of failures at the end shows the message, once."""
+    """Exit with an error message. Under torchrun, the message appears once, in torchrun's final summary of failures."""
     if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
         sys.exit(f"\033[1;31m{message}\033[0m" if sys.stderr.isatty() else message)
     of_all_processes = os.path.dirname(os.path.dirname(path))
-    # torchrun shows the earliest failure at the very end, so make this one a second earlier.
+    # torchrun shows the earliest failure at the very end, so date this failure a second earlier.
     found = {"message": message, "extraInfo": {"timestamp": str(int(time.time()) - 1)}}
     with open(path, "w", encoding="utf-8") as file:
         json.dump({"message": found}, file, allow_nan=False)

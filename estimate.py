@@ -67,7 +67,7 @@ def main(words: list[str] | None = None) -> None:
     arguments, own = parse(words)
     num_devices = own.num_devices or int(os.environ.get("WORLD_SIZE", 1))
     stdout = sys.stdout
-    with redirect_stdout(sys.stderr):  # libraries may print
+    with redirect_stdout(sys.stderr):  # libraries may print too
         forecast = forecast_run(arguments, num_devices)
     report = {kind: round(size) for kind, size in forecast.sizes.items()} | {"total": round(forecast.total)}
     report |= {"devices": num_devices} | {name: getattr(forecast, name) for name in ("samples", "tokens", "labels")}
@@ -102,7 +102,7 @@ def add_flags(parser) -> None:
 
 
 def set_hardware(arguments: Arguments, words: list[str]) -> None:
-    """Set the flags that this machine may not support, and refuse combinations that no machine supports."""
+    """Apply the hardware flags, which the parser skipped because this machine may not support them, and check them."""
     model, training = arguments.model, arguments.training
     parser, optimizers = Parser((ModelArguments, TrainingArguments)), type(training.optim)
     found = parser.parse_args(words)
@@ -155,7 +155,7 @@ def forecast_run(arguments: Arguments, num_devices: int) -> Forecast:
 
 
 def make_loader(arguments: Arguments):
-    """Make the loader of train.py. FlashAttention cannot run here; sdpa stands in, since neither stores the scores."""
+    """Make the loader of train.py. sdpa replaces FlashAttention, which may not run here. Neither stores the scores."""
     model = arguments.model
     family = LOADERS.get(model.family)
     name = model.attn_implementation or family.attention
@@ -167,7 +167,7 @@ def make_loader(arguments: Arguments):
 
 
 def optimizer(training, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Make the optimizer of the run. A paged optimizer is replaced by the unpaged one, as if nothing were paged out."""
+    """Make the run's optimizer. A paged optimizer is replaced by the unpaged one, as if its state stayed on the GPU."""
     training = copy(training)
     training.optim = type(training.optim)(training.optim.value.removeprefix("paged_"))
     try:
@@ -229,7 +229,7 @@ def make_batch(arguments: Arguments, loader) -> tuple[dict[str, torch.Tensor], i
 
 
 def longest_rows(dataset: MultimodalDataset, collator, number: int) -> list[dict[str, torch.Tensor]]:
-    """Return the longest rows, encoded. They are ranked by text bytes and media sizes; the first ones are opened."""
+    """Return the longest rows, encoded. Rows are ranked by text bytes and media sizes. Only the first are opened."""
     tokens = dataset.of_rows("text_bytes") / 4
     for layout, sizes, positions in dataset.groups():
         try:
@@ -237,7 +237,7 @@ def longest_rows(dataset: MultimodalDataset, collator, number: int) -> list[dict
             row = {"messages": layout.messages}
             tokens[positions] += collator.budget.count_media_tokens(row, layout.media_sizes(sizes))
         except ValueError:
-            tokens[positions] = -1  # such as a video for a model without videos, which train.py will refuse
+            tokens[positions] = -1  # for example, a video for a model without videos; train.py refuses it
     encoded, faults = [], []
     for position in np.argsort(-tokens, kind="stable").tolist():
         try:
@@ -252,7 +252,7 @@ def longest_rows(dataset: MultimodalDataset, collator, number: int) -> list[dict
 
 
 def made_row(arguments: Arguments, collator) -> dict[str, torch.Tensor]:
-    """Return a row of --model_max_length tokens: an image, a question, and an answer of LABEL_SHARE of the text."""
+    """Return a row of --model_max_length tokens: an image, a question, and an answer (LABEL_SHARE of the text)."""
     image = Image.new("RGB", MediaOptions.of(arguments.data).target_size(*IMAGE_SIZE))
 
     def encode(question: int, answer: int) -> dict[str, torch.Tensor]:

@@ -146,7 +146,7 @@ def finetune(arguments: Arguments) -> None:
             save(trainer, loader, metrics)
     if arguments.training.push_to_hub:  # after the report is written, since the model card shows it
         trainer.push_to_hub("Model save")
-    trainer.accelerator.wait_for_everyone()  # if a rank exits early, the saving rank fails too
+    trainer.accelerator.wait_for_everyone()  # if one rank exited early, the saving rank would fail
     trainer.end()
 
 
@@ -191,7 +191,7 @@ def check_kernels(arguments: Arguments, loader) -> None:
 
 
 def check_media_kinds(arguments: Arguments, *datasets: MultimodalDataset | None) -> None:
-    """Refuse to train vision parts without media; print which flags have no effect on this data."""
+    """Refuse to train the vision encoder or projector without media. Warn about flags without effect on the data."""
     train_dataset, found = datasets[0], set().union(*(dataset.media_kinds for dataset in datasets if dataset))
     for name in ("train_vision_encoder", "train_vision_projector"):
         if getattr(arguments.model, name) and not train_dataset.media_kinds:
@@ -232,7 +232,7 @@ def quantize(arguments: Arguments, loader) -> None:
 
 
 def chat_templates(arguments: Arguments, collator, dataset: MultimodalDataset) -> dict[str, str]:
-    """Return the chat templates to save with the weights: a replacement of the checkpoint's, and one for servers."""
+    """Return the chat templates to save: the template of --chat_template, if given, and a template for servers."""
     own = collator.template.text if arguments.data.chat_template else None
     served = collator.template.thoughts_and_tools.server_template(outlines(dataset))
     return {name: text for name, text in (("chat_template.jinja", own), (SERVER_TEMPLATE, served)) if text}

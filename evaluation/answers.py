@@ -1,7 +1,7 @@
 """Generate answers to the questions of a data set, or stream the answer to one conversation.
 
-The prompt is the reference history in the checkpoint's own template, and decoding is greedy. Generating answers during
-training does not change the gradients, the random numbers or the weights of the run.
+The prompt contains the reference replies to earlier questions, in the checkpoint's own template. Decoding is greedy.
+Generating answers during training does not change the gradients, the random numbers or the weights of the run.
 """
 
 import json
@@ -21,7 +21,7 @@ MOST_COUNTED = 10_000  # rows of the training data that `guess_blindly` counts, 
 
 
 class Question(NamedTuple):
-    """A trained reply that follows a user's message, as a question to the model."""
+    """Locates a trained reply to a user's message. The model is asked to write this reply itself."""
 
     index: int  # of the row in the data set
     turn: int  # index of the reply among the replies of the row
@@ -29,7 +29,7 @@ class Question(NamedTuple):
 
 
 def questions(dataset: MultimodalDataset, rows: Iterable[int] | None = None) -> list[Question]:
-    """Return the questions of the given rows, or of all rows, in order. Opens no media."""
+    """Return the questions of the given rows, or of all rows, in order, without opening media files."""
     found = []
     for index in range(len(dataset)) if rows is None else rows:
         messages = dataset.rows[index]["messages"]
@@ -99,8 +99,8 @@ def texts_of(messages: list[dict], question: Question) -> tuple[str, str]:
 
 
 def guess_blindly(dataset: MultimodalDataset, answers: list[dict]) -> list[dict]:
-    """Return the answers with each prediction replaced by a guess that ignores the media: the most frequent training
-    reply to the same question or, if no training row has this question, the most frequent reply of all.
+    """Replace each prediction with a guess that ignores the media. It is the most frequent training reply to the same
+    question or, if no training row has this question, the most frequent training reply of all.
     """
     replies, of_all = defaultdict(Counter), Counter()
     for question in questions(dataset, evenly_spread(range(len(dataset)), MOST_COUNTED)):
@@ -134,7 +134,7 @@ def stream_answer(model, collator, messages: list[dict], max_new_tokens: int = 5
         ValueError: the template or the processor refuses the conversation.
     """
     prompt = collator.encode_prompt(messages, "the conversation")
-    streamer = TextIteratorStreamer(collator.template.frame, skip_prompt=True)  # it only calls `decode`
+    streamer = TextIteratorStreamer(collator.template.frame, skip_prompt=True)  # the streamer only calls `decode`
     closed, failed = Event(), []
 
     def is_closed(tokens: torch.Tensor, *_, **__) -> torch.Tensor:

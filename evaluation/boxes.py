@@ -1,4 +1,4 @@
-"""Metrics for boxes, points and moments in answers, in any notation listed below.
+"""Metrics for boxes, points and moments (time intervals) in answers, in the notations below.
 
 Numbers are used as written, because neither the scale of the coordinates nor the order of x and y changes an overlap.
 """
@@ -8,7 +8,7 @@ from functools import partial
 
 from collators.boxes import BoxFormat
 
-# [x1, y1, x2, y2]; (x1,y1),(x2,y2); four tokens like <loc0001>.
+# Notations of a box: [x1, y1, x2, y2]; (x1,y1),(x2,y2); four tokens like <loc0001>.
 BOX_FORMS = (BoxFormat(1), BoxFormat(1, "({},{}),({},{})", "({},{})"), BoxFormat(1, "<loc{}>" * 4, "<loc{}>" * 2))
 # A moment: `12.5 - 20`, `from 00:12 to 00:20`, `{"start": 12.5, "end": 20}`. The two times are separated by a sign or a
 # word (`-`, `to`), by a name of the second time (`end`), or by both.
@@ -29,7 +29,7 @@ def iou(one: Box, other: Box) -> float:
 
 
 def mean_overlap(answered: list[Box], right: list[Box]) -> float:
-    """Return the mean IoU of each reference box with its best match in the answer; surplus answered boxes score 0."""
+    """Average the IoU of each reference box and its best match in the answer. Surplus boxes of the answer score 0."""
     best = [max((iou(box, other) for other in answered), default=0.0) for box in right]
     return sum(best) / max(len(answered), len(right))
 
@@ -54,7 +54,7 @@ def moments_of(text: str) -> list[Box]:
 
 
 def of_boxes(measure, predictions: list[str], references: list[list[str]], told=boxes_of) -> float | dict:
-    """Return the mean of a measure over the answers whose first reference has a box, or {} if none has one."""
+    """Return the mean of a measure over the answers whose first reference has a box, or {} if there are none."""
     right = [[box for box in told(texts[0]) if len(box) == 4] for texts in references]
     values = [measure(told(answer), boxes) for answer, boxes in zip(predictions, right) if boxes]
     return sum(values) / len(values) if values else {}

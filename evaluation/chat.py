@@ -61,7 +61,7 @@ class Conversation:
         """Print the answer as it is generated. After an interruption, keep what was generated, unless it is empty.
 
         Raises:
-            ValueError: the model refuses the question; the question and its media are dropped.
+            ValueError: the model refuses the question. The question and its media are dropped.
         """
         content, self.media = [*self.media, {"type": "text", "text": question}], []
         messages, reply, is_whole = [*self.messages, {"role": "user", "content": content}], "", False

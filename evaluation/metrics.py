@@ -1,6 +1,6 @@
 """Metrics that compare answers with their references: the table METRICS, and functions written by the user.
 
-An answer may have several references, each of them right. To add a metric, write a function and add it to METRICS.
+An answer may have several references, all of which are right. To add a metric, write a function and add it to METRICS.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from evaluation.boxes import OF_BOXES
 
-MOST_CLASSES, LONGEST_CLASS = 12, 30  # of a confusion matrix
+MOST_CLASSES, LONGEST_CLASS = 12, 30  # limits of a confusion matrix: number of classes, characters of a class
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # the signs that the VQA accuracy removes
 NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), [0, *range(11)]))
 
@@ -26,7 +26,7 @@ def exact_match(prediction: str, references: list[str]) -> float:
 
 
 def anls(prediction: str, references: list[str]) -> float:
-    """1 - edits / longer length, for the best reference; 0 if that is 0.5 or less (https://arxiv.org/abs/1907.00490)."""
+    """Return 1 - edits / longer length for the best reference, or 0 if it is at most 0.5 (arxiv.org/abs/1907.00490)."""
     from rapidfuzz.distance import Levenshtein  # only a run that measures answers needs it
 
     prediction = prediction.strip().lower()
@@ -48,7 +48,7 @@ def macro_f1(predictions: list[str], references: list[list[str]]) -> float:
 
 
 def vqa_accuracy(prediction: str, references: list[str]) -> float:
-    """VQA accuracy (https://visualqa.org/evaluation.html): min(1, matches / 3), averaged over leaving out each one."""
+    """Return the mean of min(1, matches / 3), leaving out each reference once (visualqa.org/evaluation.html)."""
     answer, said = normalized(prediction), [*map(normalized, references)]
     if len(said) < 4:  # one reference, or a few spellings of it
         return float(answer in said)
@@ -67,7 +67,7 @@ def normalized(text: str) -> str:
 
 
 def error_rate(units: Callable, predictions: list[str], references: list[list[str]]) -> float:
-    """Return the edits of all answers over the length of all references. Of several references, use the nearest."""
+    """Divide the edits of all answers by the length of all references. Of several references, the nearest counts."""
     from rapidfuzz.distance import Levenshtein
 
     edits = length = 0
@@ -132,7 +132,7 @@ def load_metric(word: str) -> tuple[str, Callable]:
 
 
 def load_metrics(words: list[str] | None) -> dict[str, Callable]:
-    """Return name -> function for ALWAYS and the given metrics (`load_metric`); two with one name are a ValueError."""
+    """Load ALWAYS and the given metrics as name -> function. Raise a ValueError if two metrics have the same name."""
     loaded = [load_metric(word) for word in [*ALWAYS, *(word for word in words or [] if word not in ALWAYS)]]
     if len(found := dict(loaded)) < len(loaded):
         raise ValueError(f"--metric {' '.join(words)}: two metrics have the same name. Rename or remove one.")
@@ -159,8 +159,8 @@ def score(answers: list[dict], functions: Mapping[str, Callable]) -> dict[str, f
 
 
 def confusion(answers: list[dict]) -> list[tuple[str, list[int]]]:
-    """Return each class with its counts of answers: one count per class, in the same order, then one for anything else.
-    Empty if the references are not classes: too many, too long, or on average fewer than two rows per class.
+    """Return each right class with its counts: how often each class was answered, then how often something else was.
+    Return [] if the references are too many, too long or too rare (on average fewer than two rows) to be classes.
     """
     table = defaultdict(Counter)
     for answer in answers:

@@ -1,4 +1,4 @@
-"""Verdicts. For a run: its state, and a sentence on what it learned. For a data check: whether a run can start.
+"""Verdicts on a run (its state, and a sentence on what it learned) and on a data check (whether a run can start).
 
 The terminal, `log.jsonl`, the report, the model card and the web page all show these verdicts.
 """
@@ -12,10 +12,10 @@ TONES = {
     "running": "neutral",
     "finished": "good",
     "stopped": "warning",  # by Ctrl-C or SIGTERM
-    "interrupted": "warning",  # it logged no end: killed, or the machine went down
+    "interrupted": "warning",  # the log has no end, since the run was killed or the machine went down
     "failed": "error",
     "diverged": "error",
-    # of a data check
+    # states of a data check
     "ready": "good",
     "ready, but": "warning",
     "not ready": "error",
@@ -120,7 +120,7 @@ def learned(log: list[dict], metric: str, higher_is_better: bool) -> str:
 
 
 def forgotten(log: list[dict]) -> str:
-    """Return the outcome of `--probe`. "forgot": more was lost than chance explains (McNemar, two standard errors)."""
+    """Return the outcome of `--probe`. It is "forgot" if more is lost than by chance (McNemar, two standard errors)."""
     found = next((logs for logs in log if "probe_lost" in logs), None)
     if not found:
         return ""
@@ -132,8 +132,8 @@ def forgotten(log: list[dict]) -> str:
 
 
 def two_standard_errors(share: float, number: int) -> float:
-    """Return two standard errors of a mean of `number` values from 0 to 1. For small numbers, two right and two wrong
-    values are added (Agresti-Coull). If the mean is outside 0 to 1, the error is unknown and infinity is returned.
+    """Return two standard errors of a mean of `number` values from 0 to 1. Two right and two wrong values are added,
+    which corrects for small numbers (Agresti-Coull). If the mean is outside 0 to 1, infinity is returned.
     """
     if not 0 <= share <= 1:
         return float("inf")

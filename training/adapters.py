@@ -21,7 +21,7 @@ NOT_LINEAR = "not linear layers"
 
 
 def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lora) -> nn.Module:
-    """Add adapters to linear layers of mode "lora", and trained copies of modules of mode "full" (`parameter_modes`).
+    """Add adapters to layers of mode "lora", and trained copies of modules of mode "full" (see `parameter_modes`).
 
     Raises:
         ValueError: a pattern of `--lora_target_modules` matches no layer, a flag has no effect, or the adapter in
@@ -75,7 +75,7 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
     )
     try:
         return with_base_name(get_peft_model(model, config), loader)
-    finally:  # even if peft raises an error about these layers
+    finally:  # this error explains more than the one that peft may raise
         if wrong := {*(config.target_parameters or ())} - {*parameters}:
             raise ValueError(
                 f"--use_lora True: peft 0.21 mistakes layers of {loader.model_path} for experts ({min(wrong)}). "
@@ -84,10 +84,10 @@ def add_adapters(model: nn.Module, loader: BaseLoader, modes: dict[str, str], lo
 
 
 def with_base_name(model: nn.Module, loader: BaseLoader) -> nn.Module:
-    """Set the base's name in `adapter_config.json` to one that works in any folder, and sort the target modules."""
+    """Store a base model name that works from any folder in `adapter_config.json`, and sort the target modules."""
     config = model.peft_config["default"]
     config.base_model_name_or_path = public_name(loader.model_path)
-    if isinstance(config.target_modules, set):  # a set would be saved in the order of its hashes
+    if isinstance(config.target_modules, set):  # the order of a set differs from run to run
         config.target_modules = sorted(config.target_modules)
     return model
 
@@ -95,12 +95,12 @@ def with_base_name(model: nn.Module, loader: BaseLoader) -> nn.Module:
 def target_modules(model: nn.Module, loader: BaseLoader, modes: dict, patterns: list[str] | None) -> list[str]:
     """Return the full names of the linear layers that get an adapter.
 
-    Without patterns, these are all linear layers of mode "lora" except the output head, experts and routers. The last
-    two have separate flags. A router may be a Linear, but its output is more than a matrix product.
+    Without patterns, these are all linear layers of mode "lora" except the output head, and experts and routers, which
+    have separate flags. A router may be a subclass of Linear that computes more than a matrix product.
 
     Args:
-        patterns: names, ends of names, or regular expressions of whole names. If a pattern matches no name, `old_names`
-            are tried.
+        patterns: names, ends of names, or regular expressions that match a whole name. A pattern that matches no name
+            is compared with the `old_names`.
     """
     head = model.get_output_embeddings()
     reasons = {name: why_not(name, module, loader, modes) for name, module in model.named_modules()}
@@ -143,13 +143,13 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def matching(pattern: str, names: Iterable[str], loader: BaseLoader) -> list[str]:
-    """Return the names that a pattern matches. If there are none, return those whose `old_names` match."""
+    """Return the names that a pattern matches. If it matches none, return the names whose `old_names` it matches."""
     found = [name for name in names if matches(pattern, name)]
     return found or [name for name in names if any(matches(pattern, old) for old in old_names(name, loader))]
 
 
 def old_names(name: str, loader: BaseLoader) -> list[str]:
-    """Return a module's names in older transformers: without `model.`, and, for decoder layers, under `OLD_PATHS`."""
+    """Return a module's names in older transformers: without `model.` or, in a decoder layer, under `OLD_PATHS`."""
     in_layer = loader.component_of(name) == "language_model" and re.search(r"layers\.\d+(\..*)?$", name)
     return [name.removeprefix("model."), *(f"{old}.{in_layer[0]}" for old in OLD_PATHS if in_layer)]
 
@@ -172,7 +172,7 @@ def by_reason(found: dict[str, str]) -> str:
 
 
 def shortened(names: list[str]) -> str:
-    """Shorten a list of module names: those that differ only in the layer index or the end are merged, as in
+    """Join module names into one text. Names that differ only in the layer index or the end are merged, as in
     `model.layers.{0..27}.{mlp.up_proj, mlp.down_proj}`.
     """
     layers, ends = defaultdict(list), defaultdict(list)
@@ -185,12 +185,12 @@ def shortened(names: list[str]) -> str:
 
 
 def paths(name: str) -> Iterable[str]:
-    """Yield the modules that contain a parameter, and the parameter: `a.b.c` -> `a`, `a.b`, `a.b.c`."""
+    """Yield the names of all modules around a parameter, then its name: `a.b.c` -> `a`, `a.b`, `a.b.c`."""
     return accumulate(name.split("."), "{}.{}".format)
 
 
 def named_in(flag: str, patterns: list[str] | None, names: Iterable[str], loader: BaseLoader) -> set[str]:
-    """Return the parameters that match a pattern or are in a module that matches; patterns as in `target_modules`.
+    """Return the parameters that match a pattern (see `target_modules`) or are inside a module that matches.
 
     Raises:
         ValueError: a pattern matches nothing.
@@ -210,7 +210,7 @@ def named_in(flag: str, patterns: list[str] | None, names: Iterable[str], loader
 
 
 def largest_modules(names: Iterable[str], known: Iterable[str], never: Iterable[str] = ()) -> list[str]:
-    """Return the largest modules that contain no `known` parameters except `names`, and are not in `never`."""
+    """Return the outermost modules that contain no `known` parameters except `names`, and are not in `never`."""
     names = dict.fromkeys(names)
     holding_others = {path for name in {*known} - names.keys() for path in paths(name)}.union(never)
     return list(dict.fromkeys(next(path for path in paths(name) if path not in holding_others) for name in names))
@@ -221,7 +221,7 @@ def braces(words: list[str]) -> str:
 
 
 def ranges(numbers: list[int]) -> list[str]:
-    """`(0, 1, 2, 5)` -> `["0..2", "5"]`."""
+    """Merge consecutive numbers: `(0, 1, 2, 5)` -> `["0..2", "5"]`."""
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]
     return [f"{start}..{end}" if start < end else str(start) for start, end in zip(sorted(starts), sorted(ends))]
@@ -231,7 +231,7 @@ def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -
     """Load the adapter weights in `path` into a model that `add_adapters` wrapped with the same configuration.
 
     Raises:
-        ValueError: the weights do not fit the model, or train other components than the flags do.
+        ValueError: the weights do not fit the model, or the flags train other components than the adapter does.
     """
     from peft import load_peft_weights
 
@@ -250,7 +250,7 @@ def load_adapter(model: nn.Module, loader: BaseLoader, modes: dict, path: str) -
 
 
 def units(model: nn.Module, loader: BaseLoader, component: str, modes: dict[str, str]) -> list[str]:
-    """Return the largest modules of a component that train in full: peft can save these next to an adapter."""
+    """Return a component's outermost modules that contain only fully trained parameters. peft saves copies of them."""
     modules = dict(model.named_modules())
     own = [name for name, mode in modes.items() if mode == "full" and loader.component_of(name) == component]
     own = [name for name in own if not loader.is_unused(name)]

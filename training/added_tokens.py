@@ -8,11 +8,11 @@ from loaders.base import BaseLoader
 from reading.dataset import MultimodalDataset, evenly_spread
 from training.trainable import training_modes
 
-SEARCHED_ROWS = 10_000  # rows to search, spread over the data
+SEARCHED_ROWS = 10_000  # evenly spaced rows of the data that are searched
 
 
 def added_tokens(loader: BaseLoader, template: Template) -> str:
-    """Return the result of --add_tokens in one line, or an empty text without the flag."""
+    """Return a line on how many tokens --add_tokens has added, or an empty text without the flag."""
     known = loader.pieces.keys() - loader.new_tokens.keys()
     names = ", ".join(sorted(map(template.frame.tokenizer.convert_ids_to_tokens, known)))
     kept = f"; these are tokens already and keep their embeddings: {names}" if known else ""

@@ -1,7 +1,7 @@
 """Tests of a model that is loaded with `--model_id auto`, on the test conversations in collators/label_check.py.
 
-The losses of each conversation alone are compared with those in a padded batch and in one concatenated row. If the row
-has other losses, samples are padded in training. If the padded batch has other losses, the model is refused.
+Each conversation must have the same losses alone as in a padded batch, or the model is refused. If the losses differ if
+all conversations are concatenated in one row, samples are padded in training instead of concatenated.
 """
 
 import torch
@@ -18,9 +18,9 @@ REFUSALS = (ValueError, LookupError, TypeError, RuntimeError, AttributeError)
 
 
 def example_rows(collator) -> list[dict[str, torch.Tensor]]:
-    """Return encoded test conversations with images of several sizes. Every token that can be a label is a label.
+    """Return encoded test conversations with images. All tokens are labels, except the first one and media tokens.
 
-    Videos are left out: some checkpoints can train on images only (transformers 5.23 refuses GLM-4.1V's videos).
+    Videos are left out, since some checkpoints can train on images only (transformers 5.23 refuses GLM-4.1V's videos).
     """
     rows, examples = [], (row for row, _ in encoded_examples(collator))
     for row in (row for row in examples if not any("video" in name for name in row)):
@@ -34,18 +34,18 @@ def check_batches(model, loader, collator, arguments) -> str:
     """Check that samples have the same losses in a batch as alone. Turn padding-free off if it would mix samples.
 
     Returns:
-        The reason why samples are padded instead of concatenated, or an empty text.
+        A message on why samples are padded instead of concatenated, or an empty text.
 
     Raises:
         ValueError: the model fails on the test conversations, its padded batches are wrong, or `--padding_free True`
             or `--packing True` would mix samples.
     """
     if arguments.training.deepspeed or arguments.training.fsdp:
-        return ""  # these engines shard the model, so it cannot be tested; see `is_padding_free`
+        return ""  # these engines shard the model, so `is_padding_free` decides without a test
     rows, home = example_rows(collator), model.device
     if "device_map" not in loader.model_kwargs:
         model.to(arguments.training.device)
-    # LLM.int8 rounds as coarsely as bfloat16, and all tokens of a batch decide which columns it does not round.
+    # LLM.int8 rounds as coarsely as bfloat16. Which columns it leaves unrounded depends on all tokens of a batch.
     allowed = 4 * torch.finfo(torch.bfloat16 if arguments.lora.load_in_8bit else model.dtype).eps ** 0.5
     what = "a test conversation from its processor"
     try:
@@ -69,7 +69,7 @@ def check_batches(model, loader, collator, arguments) -> str:
             )
     reason = leak(model, loader, collator, rows, alone, allowed) if collator.is_padding_free else ""
     if "device_map" not in loader.model_kwargs:
-        model.to(home)  # adapters are initialized there, identically on every device
+        model.to(home)  # adapters are initialized here, with the same values on every device
     if not reason:
         return ""
     for flag in ("padding_free", "packing"):
@@ -81,14 +81,14 @@ def check_batches(model, loader, collator, arguments) -> str:
 
 
 def with_another_end(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the row with another last token, on which no loss may depend. The label at that position stays."""
+    """Replace the last token of a row and keep all labels. This must not change any loss of a causal model."""
     ids = row["input_ids"].clone()
     ids[:, -1] = ids[:, 0]
     return row | {"input_ids": ids}
 
 
 def leak(model, loader, collator, rows: list[dict], alone: torch.Tensor, allowed: float) -> str:
-    """Return why concatenated samples do not have the losses that they have alone, or an empty text."""
+    """Return why concatenated samples have other losses than each sample alone, or an empty text if they do not."""
     attention.separate_samples(model, loader)
     try:
         difference = (losses(model, collator.concatenate_samples(rows)) - alone).abs().max()
@@ -122,7 +122,7 @@ def on_device(model, batch: dict) -> dict:
 
 
 def allow_unreached(model, collator, training) -> str:
-    """Let DDP allow parameters without a gradient if the test conversations give some parameters none.
+    """Set `ddp_find_unused_parameters` if some trained parameters get no gradient from the test conversations.
 
     Returns:
         A message that names these parameters, or an empty text.

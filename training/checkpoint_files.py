@@ -1,7 +1,7 @@
-"""Checks of a checkpoint's files: each gets a checksum when it is saved, and is tested before it is loaded again.
+"""Checks of a checkpoint's files. Each file gets a checksum when it is saved, and is checked before it is loaded.
 
-Files saved by torch also contain checksums of their tensors. A pickle can run code while it is loaded. So, for pickles
-that are loaded without restrictions, the functions and classes that they name are listed first, without calling them.
+Files saved by torch also contain checksums of their tensors. Loading a pickle can run any code. So, before a pickle is
+loaded without restrictions, the functions and classes that it names are listed without calling them.
 """
 
 import os
@@ -12,7 +12,7 @@ import zlib
 from safetensors import safe_open
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-BLOCK, BLOCKS = 65_536, 64  # to read all of a larger file would take as long as writing it
+BLOCK, BLOCKS = 65_536, 64  # reading all of a larger file would take as long as writing it
 PICKLED = (".pt", ".pth", ".bin")
 # The Trainer writes this file, but nothing reads it.
 UNREAD = "training_args.bin"
@@ -43,11 +43,11 @@ def checksum(path: str) -> list[int]:
 
 
 class UntrustedCheckpoint(ValueError):
-    """Raised for a checkpoint that would run unknown code. A run never falls back to an older checkpoint then."""
+    """Raised if loading a checkpoint would run unknown code. The run then ends, and tries no older checkpoint."""
 
 
 def check_file(path: str, saved: list[int] | None, is_trusted: bool) -> None:
-    """Raise a ValueError if a file is not as it was saved, or would run unknown code when it is loaded."""
+    """Raise a ValueError if a file has changed since it was saved, or if loading it would run unknown code."""
     try:
         unknown = globals_of(path) - KNOWN_GLOBALS
         if saved and (is_trusted or not unknown):
@@ -76,7 +76,7 @@ def check_bytes(path: str, saved: list[int]) -> None:
 
 
 def globals_of(path: str) -> set[str]:
-    """Return the functions and classes that a file names, without calling any; leave out those torch considers safe."""
+    """Return the functions and classes that a pickle names, except those torch considers safe, without calling any."""
     name = os.path.basename(path)
     if name.endswith(PICKLED) and name != UNREAD:
         return set(get_unsafe_globals_in_checkpoint(path))
@@ -89,7 +89,7 @@ def globals_of(path: str) -> set[str]:
 
 
 class Lister(pickle.Unpickler):
-    """Unpickler that collects the names in a plain pickle, which torch's function cannot read, and loads only stubs."""
+    """Lists the names in a plain pickle, which torch's own function cannot read, and replaces each with a stub."""
 
     def __init__(self, file):
         super().__init__(file)
@@ -101,7 +101,7 @@ class Lister(pickle.Unpickler):
 
 
 class Stub:
-    """Replaces every object that a pickle creates, and does nothing."""
+    """A class that does nothing, in place of every function and class that a pickle names."""
 
     def __init__(self, *_):
         pass

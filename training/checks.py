@@ -1,5 +1,5 @@
-"""Checks of the flags before anything is loaded. They find values out of range, flags without effect or that contradict
-each other, and what this machine or a library cannot do. Each error is a ValueError that names the flag and the fix.
+"""Checks of the flags before anything is loaded. They find values out of range, flags that have no effect or contradict
+each other, and what this machine or a library does not support. Errors are ValueErrors that name the flag and the fix.
 
 `check_flags` checks most flags with the tables below. The functions after it contain the rules that fit no table.
 """
@@ -47,7 +47,7 @@ KEPT_FLAGS = {
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "would round the trained weights before they are saved"),
 }
 
-# Allowed range -> (test of a value, flags). The Trainer itself would fail later on a wrong value of its own flags.
+# Allowed range -> (test of a value, flags). The Trainer would find wrong values of its own flags only later.
 RANGES = {
     "1 or more": (
         lambda value: value >= 1,
@@ -65,7 +65,7 @@ RANGES = {
         lambda value: value == AUTO_PIXELS or value > 0,
         "peak_tflops num_train_epochs min_pixels max_pixels num_frames fps max_frames video_max_pixels",
     ),
-    # With 0, the Trainer takes one step, at a learning rate of 0 (5.23).
+    # With 0, the Trainer takes one step, at a learning rate of 0 (transformers 5.23).
     "1 or more, or -1 to use --num_train_epochs": (lambda value: value == -1 or value >= 1, "max_steps"),
     "a fraction (0.05) or number (200) of rows": (lambda value: 0 < value < 1 or value % 1 == 0 < value, "eval_split"),
 }
@@ -84,8 +84,8 @@ ATTENTION = {
     KERNEL: (lambda _: torch.cuda.is_available() and utils.is_kernels_available(), "a GPU, and the package kernels"),
 }
 
-# Values of peft's `init_lora_weights`. PiSSA and OLoRA subtract a part of the base weights. peft 0.21 repeats this
-# exactly when the adapter is loaded. Other values need data first, or cannot be repeated exactly.
+# Values of peft's `init_lora_weights`. PiSSA and OLoRA also change the base weights. When the adapter is loaded,
+# peft 0.21 repeats this change exactly. The values left out here need data first, or cannot be repeated exactly.
 LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 
 # Flags to add (one of them is enough) -> flags that have no effect without them.
@@ -152,10 +152,10 @@ EXCLUDES = (
     ("peak_tflops", "torch_compile", "the operations of a compiled model cannot be counted"),
 )
 
-# Required values in --accelerator_config: all processes get equally many whole batches, in the order of our sampler.
+# Required values in --accelerator_config, so that all processes get equally many whole batches in our sampler's order.
 BATCH_SETTINGS = {"split_batches": False, "dispatch_batches": None, "even_batches": True, "use_seedable_sampler": True}
 
-# Keys of --activation_checkpointing_kwargs that do not change the gradients.
+# Allowed keys of --activation_checkpointing_kwargs. They do not change the gradients.
 CHECKPOINTING_KEYS = {"every_n_layers", "offload", "use_reentrant"}
 
 # Devices that Liger supports. Its kernels that replace a loss are turned off, since our loss needs the logits.
@@ -165,7 +165,7 @@ LIGER_KERNELS = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 # Flags that only some optimizers read, and their defaults.
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 
-# Prefixes of refused values of --optim -> reason.
+# Prefixes of --optim values that are refused -> the reason.
 REFUSED_OPTIMIZERS = {
     ("galore", "apollo", "lomo", "adalomo"): "it groups the parameters itself, ignoring the components' learning rates",
     ("schedule_free",): "the saved weights would differ from the evaluated ones (transformers 5.23)",
@@ -173,16 +173,16 @@ REFUSED_OPTIMIZERS = {
 
 
 def check_flags(*parts, given: Collection[str] = ()) -> None:
-    """Check some parts of the arguments with the tables. Skip rules that also involve flags of other parts.
+    """Check the flags of some dataclasses with the tables. Skip rules that also involve other dataclasses.
 
     Args:
-        given: the flags that the user wrote. Although 8 is the default, a written `--lora_r 8` requires LoRA, unless
-            `--use_lora False` is written too.
+        given: the flags that the user wrote. A written `--lora_r 8` requires LoRA although 8 is the default, unless
+            the user also wrote `--use_lora False`.
     """
     known = [(field, getattr(part, field.name)) for part in parts for field in fields(part)]
     values = {field.name: value for field, value in known}
     changed = {field.name for field, value in known if value not in (field.default, {}) and value is not False}
-    # The args.yaml of a run contains all flags of other parts, but only those training flags that the user wrote.
+    # The args.yaml of a run lists all model, data and LoRA flags, but only those training flags that the user wrote.
     of_training = {f.name for part in parts if isinstance(part, transformers.TrainingArguments) for f in fields(part)}
     written = {name for name in values.keys() & given if values[name] not in OFF}
     asked = changed | of_training & written
@@ -205,7 +205,7 @@ def check_flags(*parts, given: Collection[str] = ()) -> None:
 
 
 def check_model_paths(model) -> None:
-    """Refuse a folder as --model_id, and an adapter instead of a model."""
+    """Refuse a folder as --model_id, and the path of an adapter in place of a model."""
     for option in ("model_id", "model_local_path"):
         path = getattr(model, option)
         if path and adapter_config(path) is not None and not os.path.isfile(os.path.join(path, "config.json")):
@@ -297,7 +297,7 @@ def check_patterns(part, *flags: str) -> None:
 
 
 def check_training(training) -> None:
-    """Refuse what no machine can do, and what the Trainer would refuse only after the model is loaded."""
+    """Refuse flags that fail on every machine, or that the Trainer would refuse only after loading the model."""
     check_flags(training)
     for name, reason in KEPT_FLAGS.items():
         default = training.__dataclass_fields__[name].default
@@ -322,7 +322,7 @@ def check_training(training) -> None:
 
 
 def check_best_metric(training, paths: list[str]) -> None:
-    """Refuse a metric that does not exist, or that needs answers if none are generated."""
+    """Refuse a --metric_for_best_model that does not exist, or that needs answers if none are generated."""
     measured = ["loss", *metrics.load_metrics(training.metric)]
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
     kind = metrics.kind_of(best)
@@ -330,13 +330,13 @@ def check_best_metric(training, paths: list[str]) -> None:
         raise ValueError(f"--metric_for_best_model {best} is measured on answers: add --eval_generate 100.")
     files = names_of(paths) if paths[1:] else []
     known = [*measured, *(f"{file}_{name}" for file in files for name in measured)]
-    if best not in known and {*measured} <= {"loss", *metrics.METRICS}:  # a function may return other names
+    if best not in known and {*measured} <= {"loss", *metrics.METRICS}:  # a user's function may return any names
         fix = f", or add --metric {kind or 'FILE.py:FUNCTION'}" if kind != "loss" else ""
         raise ValueError(f"--metric_for_best_model {best} is not measured: use one of {', '.join(known)}{fix}.")
 
 
 def check_machine(training) -> None:
-    """Refuse what this machine cannot do, and what the Trainer would silently change."""
+    """Refuse flags that this machine does not support, or that the Trainer would silently change."""
     if training.fp16 and training.device.type == "cpu":
         raise ValueError("--fp16 True needs a GPU: leave it out, or use --bf16 True --use_cpu True on the CPU.")
     for name, value in BATCH_SETTINGS.items():
@@ -373,7 +373,7 @@ def check_optimizer_name(training) -> None:
 
 
 def try_optimizer(training) -> None:
-    """Create the optimizer and the schedule for a single parameter: nothing else tests their flags before step 1."""
+    """Create the optimizer and the schedule for a dummy parameter. Wrong flags would otherwise fail only at step 1."""
     check_optimizer_name(training)
     name, rate = training.optim.value, training.learning_rate
     if "paged" in name and training.device.type != "cuda":
@@ -397,7 +397,7 @@ def try_optimizer(training) -> None:
 
 
 def without_each(training) -> Iterator[tuple[str, tuple]]:
-    """Yield each flag that an optimizer may read, as text, and the optimizer that a run without the flag would have."""
+    """Yield each optimizer flag that differs from its default, and the optimizer that the run would have without it."""
     others = {f"--{name} {getattr(training, name)}": {name: value} for name, value in ADAM.items()}
     words = (training.optim_args or "").split(",")
     for word in filter(None, words):
@@ -410,7 +410,7 @@ def without_each(training) -> Iterator[tuple[str, tuple]]:
 
 
 def check_together(arguments) -> None:
-    """Check rules that involve several parts of the arguments."""
+    """Check rules that involve flags of several dataclasses."""
     model, data, training, lora = arguments.model, arguments.data, arguments.training, arguments.lora
     check_best_metric(training, data.eval_data_path or [])
     check_flags(model, data, training, lora, given=arguments.given)
@@ -438,7 +438,7 @@ def check_together(arguments) -> None:
 
 
 def take_from_adapter(lora, given: Collection[str], model_path: str) -> None:
-    """Set the LoRA flags as in the adapter of --lora_weight_path, and refuse flags that contradict the adapter."""
+    """Set the LoRA flags to the values in the adapter of --lora_weight_path. Refuse flags that contradict them."""
     from peft import LoraConfig
 
     path = lora.lora_weight_path

@@ -1,4 +1,4 @@
-"""Tests of gradients, losses and (before each save) weights, so that a run ends while its weights are still finite."""
+"""Tests whether gradients, losses and saved weights are finite, so that a run ends before its weights become nan."""
 
 import math
 
@@ -10,16 +10,16 @@ from evaluation.verdict import RECENT_LOSSES, Diverged, diverges
 from training.engines import print_once
 from training.resume import last_checkpoint
 
-MOST_SKIPPED = 20  # updates in a row
-MOST_NAMES = 8  # samples in a message
+MOST_SKIPPED = 20  # updates in a row that are skipped before the run ends
+MOST_NAMES = 8  # samples that a message lists
 
 
 class FiniteCheck(TrainerCallback):
     """Ends a run before an update that is not finite, or skips that update; never saves weights that are not finite.
 
     In bf16 and float32, the norm of the gradients, which is the same on all processes, is tested before the update.
-    DeepSpeed updates the weights in `backward`, so the loss is tested before it, and DeepSpeed's own result after it.
-    In fp16, the scaler itself skips some updates to find its scale; only 20 skipped updates in a row end the run.
+    DeepSpeed updates the weights in `backward`, so the loss is tested before that call, and the norm only after it.
+    In fp16, the scaler skips some updates to find its scale, so only 20 skipped updates in a row end the run.
     """
 
     def __init__(self, trainer):
@@ -46,12 +46,12 @@ class FiniteCheck(TrainerCallback):
             return
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        # DeepSpeed may have skipped the update already. Then it returns no norm.
+        # If DeepSpeed has already skipped the update, it returns no norm.
         if not trainer.accelerator.optimizer_step_was_skipped and (norm is None or math.isfinite(norm)):
             return
         if trainer.args.on_nonfinite == "error":
             self.end("the norm of the gradients")
-        trainer.optimizer.zero_grad()  # optimizers skip parameters without a gradient
+        trainer.optimizer.zero_grad()  # without gradients, the optimizer changes nothing
         self.is_skipped = True
 
     def was_skipped(self) -> bool:
@@ -86,10 +86,10 @@ class FiniteCheck(TrainerCallback):
         )
 
     def names(self) -> str:
-        """Return the samples of batches whose loss is not finite; if all losses are finite, those of the update."""
+        """List the samples of batches whose loss is not finite or, if all losses are finite, of the whole update."""
         trainer, args = self.trainer, self.trainer.args
         flags = 1.0 - torch.stack(trainer.losses).isfinite().float()
-        # The sampler's order alternates between the processes, batch by batch.
+        # The sampler's batch 0 goes to process 0, batch 1 to process 1, and so on.
         flags = trainer.accelerator.gather(flags).view(args.world_size, -1).T.flatten().tolist()
         order, size = list(trainer.epoch_sampler), args.train_batch_size
         updates = math.ceil(len(trainer.callback_handler.train_dataloader) / args.gradient_accumulation_steps)
@@ -98,12 +98,12 @@ class FiniteCheck(TrainerCallback):
         for batch, is_bad in enumerate(flags, start):
             if is_bad or not any(flags):
                 found += [order[i % len(order)] for i in range(batch * size, (batch + 1) * size)]
-        rows = [row for one in found for row in (one if isinstance(one, tuple) else (one,))]  # a pack has several
+        rows = [row for one in found for row in (one if isinstance(one, tuple) else (one,))]  # a pack has several rows
         more = f" and {len(rows) - MOST_NAMES} more" if len(rows) > MOST_NAMES else ""
         return "; ".join(map(trainer.train_dataset.dataset.source, rows[:MOST_NAMES])) + more
 
     def check_weights(self) -> None:
-        """Refuse to save weights that are not finite. Called on all processes."""
+        """Raise `Diverged` if weights that should be saved are not finite. Called on all processes."""
         trained = [shard(p).detach() for p in self.trainer.model.parameters() if p.requires_grad]
         is_finite = torch.stack([weights.sum(dtype=torch.float32) for weights in trained]).isfinite().all()
         if self.trainer.accelerator.reduce(1.0 - is_finite.float()):

@@ -38,7 +38,7 @@ def check(arguments) -> None:
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1 and training.world_size == 1:
         raise ValueError(f"Each of {processes} processes on CPUs would train a separate copy: add --use_cpu True.")
     if training.device.type == "cpu":
-        # accelerate 1.15 imports DeepSpeed in every run if it is installed, and DeepSpeed then warns about no GPU.
+        # accelerate 1.15 imports DeepSpeed in every run if it is installed. DeepSpeed then warns that it finds no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if training.deepspeed:
         check_deepspeed(arguments, training.hf_deepspeed_config)
@@ -103,8 +103,8 @@ def check_nodes_share_a_folder(arguments, engine: str) -> None:
 def init_deepspeed(training) -> None:
     """Start DeepSpeed's communication.
 
-    On a CPU, accelerate 1.15 starts only torch.distributed, and ZeRO-3 would shard the weights for a single process.
-    There, DeepSpeed also compiles an operation on first use, for about a minute: one process compiles, others wait.
+    On a CPU, accelerate 1.15 starts only torch.distributed. ZeRO-3 would then shard the weights for a single process.
+    On first use on a CPU, DeepSpeed also compiles an operation. One process takes a minute for it, while others wait.
     """
     if training.deepspeed:
         import deepspeed
@@ -122,7 +122,7 @@ def quantized(arguments, config, dtype: torch.dtype) -> dict:
 
 
 def set_up_fsdp(training, model, dtype: torch.dtype) -> None:
-    """Complete accelerate's FSDP2 settings: which layers are gathered and freed one by one, the precision, and whether
+    """Complete accelerate's FSDP2 settings: the layers to gather and free one by one, the precision, and whether
     each node shards its own copy of the model (HSDP), so that only gradients are sent between nodes.
     """
     if not training.fsdp:
@@ -150,7 +150,7 @@ def set_up_fsdp(training, model, dtype: torch.dtype) -> None:
 
 
 def equal_vision_calls(arguments, loader, trained, *datasets) -> set[str]:
-    """Return the media kinds that every batch must contain: engines wait until all processes use the same modules."""
+    """Return the media kinds that every batch must contain. A run hangs if only some processes use a vision module."""
     training = arguments.training
     vision_trains = any(row.trained for row in trained if row.component != "language_model")
     needed = vision_trains or loader.language_model_sees_media or training.deepspeed or training.fsdp
@@ -161,10 +161,10 @@ def equal_vision_calls(arguments, loader, trained, *datasets) -> set[str]:
 
 
 def gather_full_state(trainer, loader) -> None:
-    """Replace `trainer.model` with a whole model, on the processes that save. It is loaded from the checkpoint and gets
-    the trained weights, so frozen weights are those of the checkpoint, not rounded by `--bf16`.
+    """On the processes that save, replace `trainer.model` with an unsharded model. It is loaded from the checkpoint
+    again and gets the trained weights. So its frozen weights are those of the checkpoint, not rounded by `--bf16`.
     """
-    weights = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP2, on the first process only
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP2, only the first process gets them
     if trainer.args.should_save:
         trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
         trainer.model = loader.load_model()

@@ -1,4 +1,4 @@
-"""Measures what a model forgets in training: it answers plain questions (`--probe`) before and after."""
+"""Measures what a model forgets in training, with plain questions (`--probe`) that it answers before and after."""
 
 import re
 import unicodedata
@@ -10,11 +10,11 @@ from evaluation.answers import questions, read_answers, write_answers
 from evaluation.metrics import NUMBERS
 from reading.dataset import MultimodalDataset
 
-BEFORE, AFTER = "0-probe", "last-probe"  # in the names of the files with answers
+BEFORE, AFTER = "0-probe", "last-probe"  # parts of the names of the files with answers
 
 
 class Probe(TrainerCallback):
-    """Asks the questions before the first step and after the last, also in resumed runs, and logs what was lost."""
+    """Asks the questions before the first and after the last step of a run, and logs how many answers were lost."""
 
     def __init__(self, trainer, collator, dataset: MultimodalDataset):
         self.trainer, self.collator, self.dataset, self.asked = trainer, collator, dataset, questions(dataset)
@@ -33,7 +33,7 @@ class Probe(TrainerCallback):
         answers = self._answers()
         if state.is_world_process_zero:
             pairs = [*zip(read_answers(args.output_dir, BEFORE), answers)]
-            pairs.sort(key=lambda pair: not pair[0]["right"])  # a report first shows what was right before
+            pairs.sort(key=lambda pair: not pair[0]["right"])  # the questions that were right before come first
             write_answers(args.output_dir, AFTER, [after for _, after in pairs])
             self.trainer.log(compare(pairs))
 
@@ -43,14 +43,14 @@ class Probe(TrainerCallback):
 
 
 def compare(pairs: list[tuple[dict, dict]]) -> dict[str, int]:
-    """Count the questions, those answered right before training, and those lost or gained since."""
+    """Count all questions, those answered right before training, and those lost or gained in training."""
     counts = Counter((before["right"], after["right"]) for before, after in pairs)
     lost, gained, right = counts[True, False], counts[False, True], counts[True, False] + counts[True, True]
     return {"probe_answers": len(pairs), "probe_right": right, "probe_lost": lost, "probe_gained": gained}
 
 
 def is_right(answer: dict) -> bool:
-    """Return whether an answer contains a reference, as "It is **Paris**." contains "Paris". 3 equals "three"."""
+    """Return whether an answer contains a reference. "It is **Paris**." contains "Paris". "3" and "three" are equal."""
     references, said = map(plain, answer.get("references", [answer["reference"]])), plain(answer["prediction"])
     return any(re.search(rf"(?<![a-z0-9]){re.escape(text)}(?![a-z0-9])", said) for text in references)
 

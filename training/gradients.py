@@ -1,4 +1,4 @@
-"""Parameters that should train but have no gradient: a warning if they never get one, zeros in a step without one."""
+"""Sets missing gradients of trained parameters to zero, and warns about parameters that never get a gradient."""
 
 from itertools import chain
 
@@ -16,7 +16,7 @@ def complete_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
     """Before a step, set missing gradients to zero, such as those of the vision encoder in a step with text only.
 
     PyTorch's optimizers skip a parameter without a gradient. With a zero gradient, momentum and weight decay continue.
-    DeepSpeed, and dummy images in runs of several processes, also give zeros, so a single process must do the same.
+    DeepSpeed, and dummy images in runs of several processes, give zeros. A single process must train in the same way.
     """
     for parameter in chain(*(group["params"] for group in optimizer.param_groups)):
         if parameter.requires_grad and parameter.grad is None:
@@ -24,10 +24,10 @@ def complete_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
 
 
 class GradientCheck(TrainerCallback):
-    """Warns once about trainable parameters without a gradient, after 20 updates or, if there are fewer, at the end.
+    """Warns once about trained parameters that got no gradient in 20 updates or, in a shorter run, in any update.
 
     DDP and FSDP2 keep gradients in `.grad` until the optimizer's step. DeepSpeed removes them earlier, but calls hooks.
-    FSDP2 calls no hook on a shard. So both are checked. A gradient on one process is enough.
+    FSDP2 calls no hook on a shard. So `.grad` and hooks are both checked. A gradient on any process is enough.
     """
 
     def __init__(self, trainer):

@@ -19,7 +19,7 @@ def label_losses(model: Callable, inputs: dict, label_smoothing: float = 0.0) ->
         inputs: a batch of the collator; `labels` (batch, tokens).
 
     Returns:
-        The losses (labels,) in float32, the mask of positions that predict a label (batch, tokens), the model's output.
+        The losses (labels,) in float32, the mask of positions that predict a label (batch, tokens), and the output.
     """
     inputs = dict(inputs)
     # The token at position t + 1 is the target of position t.
@@ -35,11 +35,11 @@ def label_losses(model: Callable, inputs: dict, label_smoothing: float = 0.0) ->
 
 
 def sample_of_label(keep: torch.Tensor, sample_lengths: list[int] | None = None) -> torch.Tensor:
-    """Return the index in the batch of the sample that each label belongs to (labels,).
+    """Return, for each label, the index of its sample in the batch (labels,).
 
     Args:
         keep: mask of the positions that predict a label (batch, tokens).
-        sample_lengths: tokens of each sample in a padding-free row. None: each row is a sample.
+        sample_lengths: number of tokens of each sample in a padding-free row, or None if each row is one sample.
     """
     row, position = keep.nonzero(as_tuple=True)
     if sample_lengths is None:
@@ -50,7 +50,7 @@ def sample_of_label(keep: torch.Tensor, sample_lengths: list[int] | None = None)
 def sample_sums(
     losses: torch.Tensor, keep: torch.Tensor, sample_lengths: list[int] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss sum and label count of each sample, both (samples,). Arguments as in `sample_of_label`."""
+    """Return the sum of losses and the number of labels of each sample, both (samples,). See `sample_of_label`."""
     sample = sample_of_label(keep, sample_lengths)
     number = len(keep) if sample_lengths is None else len(sample_lengths)
     return losses.new_zeros(number).index_add(0, sample, losses), torch.bincount(sample, minlength=number)

@@ -5,12 +5,12 @@ from collators.pixel_bounds import set_options
 from loaders.new_tokens import add_tokens, read_text
 from reading.strict_json import json_object
 
-# Values of --chat_template besides a file. They choose a template if the checkpoint's differs from the family's.
+# Values of --chat_template other than a file. They choose between the checkpoint's template and the family's.
 OWN_TEMPLATES = ("checkpoint", "family")
 
 
 def make_collator(family: str, loader, data, *datasets):
-    """Make the collator of a run from its loader and DataArguments. `--max_pixels auto` depends on the data sets."""
+    """Make the collator of a run from its loader and DataArguments. `--max_pixels auto` requires the data sets."""
     chat_template = data.chat_template
     if chat_template and chat_template not in OWN_TEMPLATES:
         chat_template = read_text("chat_template", chat_template)

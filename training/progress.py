@@ -24,7 +24,7 @@ FIGURES = {
     "peak_memory_gb": "{:.1f} GB",
     "mfu": "mfu {:.0%}",
 }
-# Ends of the names of figures that measure the machine and not the model.
+# Figures whose names end like this measure the machine, not the model.
 SPEED = ("_runtime", "_per_second", "_preparation_time")
 
 
@@ -40,7 +40,7 @@ class LogFile(TrainerCallback, ExportableState):
 
     @property
     def seconds(self) -> float:
-        """How long the run has taken, including the time before it was resumed."""
+        """Seconds that the run has taken, including the time before it was resumed."""
         return self.earlier + (time.monotonic() - self.begin if self.begin else 0)
 
     def state(self) -> dict:
@@ -68,7 +68,7 @@ class LogFile(TrainerCallback, ExportableState):
 
 
 class ProgressLine(TrainerCallback):
-    """Shows loss, speed, data wait, memory and time left: live in a terminal, otherwise as one line per log.
+    """Shows loss, speed, memory and time left. A terminal shows one live line, and other outputs get a line per log.
 
     Each evaluation and the end of the run print a separate line.
     """

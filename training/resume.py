@@ -1,7 +1,7 @@
 """Stop and resume: checkpoints that are never incomplete, and a Trainer that continues exactly from a checkpoint.
 
 A checkpoint is written to `unfinished-checkpoints` in the output folder, and is renamed to `checkpoint-N` when all its
-files are on the disk. Its `checkpoint.json` lists the files, and the settings that a resumed run must share.
+files are on the disk. Its `checkpoint.json` lists the files, and the settings that a resumed run must not change.
 """
 
 import json
@@ -48,7 +48,7 @@ FREE_FLAGS = set(
 
 
 def checkpoint_to_resume(training) -> str | None:
-    """Return the checkpoint to resume from: the given path or, for True, the newest intact one, or None."""
+    """Return the path in --resume_from_checkpoint. For True, return the newest intact checkpoint or None."""
     folder, wanted = training.output_dir, training.resume_from_checkpoint
     if training.should_save and os.path.isdir(unfinished := os.path.join(folder, UNFINISHED)):
         shutil.rmtree(unfinished)
@@ -61,7 +61,7 @@ def checkpoint_to_resume(training) -> str | None:
         with of_flag("resume_from_checkpoint"):
             check_files(wanted, training)
         return wanted
-    (checkpoints,) = broadcast_object_list([checkpoints_in(folder)])  # nodes may see a shared folder a minute late
+    (checkpoints,) = broadcast_object_list([checkpoints_in(folder)])  # nodes may see shared files a minute late
     for checkpoint in reversed(checkpoints):
         try:
             check_files(checkpoint, training)
@@ -76,7 +76,7 @@ def checkpoint_to_resume(training) -> str | None:
 
 
 def check_files(checkpoint: str, training) -> None:
-    """Test every file of a checkpoint. The processes share the files, and all raise the error that any of them finds.
+    """Check every file of a checkpoint. Each process checks some files, and an error on one process is raised on all.
 
     Raises:
         ValueError: a file is missing, damaged, or would run unknown code.
@@ -95,7 +95,7 @@ def check_files(checkpoint: str, training) -> None:
 
 
 def read_record(checkpoint: str) -> dict:
-    """Return the `checkpoint.json` of a complete checkpoint. Raise a ValueError if a file is missing or cut short."""
+    """Return the `checkpoint.json` of a checkpoint. Raise a ValueError if a file is missing or its size has changed."""
     try:
         record = json.loads(Path(checkpoint, RECORD).read_text(encoding="utf-8"))
         if record.pop("checksum") != zlib.crc32(strict_json(record).encode()):
@@ -120,7 +120,7 @@ def whole_checkpoints(folder: str) -> list[str]:
 
 
 def last_checkpoint(folder: str) -> str:
-    """Say in a sentence which checkpoint a run can continue from."""
+    """Return a text that names the last complete checkpoint, or that reports that there is none."""
     whole = whole_checkpoints(folder)
     return f"the last complete checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
 
@@ -129,7 +129,7 @@ def last_checkpoint(folder: str) -> str:
 
 
 def keep_resize(checkpoint: str | None, data) -> None:
-    """Let a run of an older version, which always resized images before the processor, continue that way."""
+    """Keep resizing images before the processor if the resumed run is from an older version, which always did so."""
     if checkpoint and data.keep_processor_config is not None:
         if "keep_processor_config" not in read_record(checkpoint)["run"]["flags"]:
             data.keep_processor_config = None
@@ -137,17 +137,17 @@ def keep_resize(checkpoint: str | None, data) -> None:
 
 
 def describe_run(arguments, dataset: MultimodalDataset) -> dict:
-    """Return what a resumed run must share with the run that wrote the checkpoint."""
+    """Return what must be equal in a resumed run and in the run that wrote the checkpoint."""
     flags = vars(arguments.model) | vars(arguments.data) | vars(arguments.lora) | arguments.training.to_dict()
-    flags["add_tokens"] = flags.pop("new_tokens")  # the words themselves, not the path of their file
+    flags["add_tokens"] = flags.pop("new_tokens")  # the added words, not the path of the file with them
     flags = {name: value for name, value in flags.items() if name not in FREE_FLAGS}
     run = {"flags": flags, "processes": arguments.training.world_size}
     run |= {"samples": len(dataset), "texts": dataset.digest, "media": drawn_files(dataset)}
-    return json.loads(strict_json(run, default=str))  # in the form that JSON returns
+    return json.loads(strict_json(run, default=str))  # comparable with a record that was read from a file
 
 
 def check_same_run(checkpoint: str, run: dict) -> None:
-    """Raise a ValueError if a run would not continue exactly as the one that wrote the checkpoint."""
+    """Raise a ValueError if a run (`describe_run`) differs from the run that wrote the checkpoint."""
     before = read_record(checkpoint)["run"]
     if found := differences(before, run):
         raise ValueError(
@@ -189,10 +189,10 @@ def check_not_removed(output_dir: str, error: Exception | None = None) -> None:
 
 @contextmanager
 def disk_errors(folder: str, training):
-    """Turn an error while writing to a folder into a ValueError that says where to resume."""
+    """Turn an error while writing to a folder into a ValueError that names the last complete checkpoint."""
     output_dir = training.output_dir
     if training.should_save:
-        check_not_removed(output_dir)  # libraries would create it again, but empty
+        check_not_removed(output_dir)  # otherwise, libraries would create an empty one
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -208,7 +208,7 @@ def disk_errors(folder: str, training):
 
 
 class ResumableTrainer(transformers.Trainer):
-    """A Trainer that resumes exactly. Args: as `transformers.Trainer`, and
+    """A Trainer that resumes exactly. It has the arguments of `transformers.Trainer`, and these:
 
     run: the result of `describe_run`, which is saved in checkpoints.
     """
@@ -216,7 +216,7 @@ class ResumableTrainer(transformers.Trainer):
     def __init__(self, *args, run: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.run, self.resumed_from, self.is_saving, self.asked_to_stop = run, None, False, False
-        # Losses of this update's batches, their sum since the last log, their sum before it, and the step of that log.
+        # Losses of this update's batches; sums of losses since the last log and before it; the step of the last log.
         self.losses, self.loss_sum = [], torch.zeros(1, device=self.args.device)
         self.total_loss, self.logged_step = 0.0, 0
         self.add_callback(ResumeCallback(self))
@@ -238,7 +238,7 @@ class ResumableTrainer(transformers.Trainer):
             signal.signal(signal.SIGTERM, handler)
 
     def logged_loss(self) -> float:
-        """Return the mean loss of the steps since the last log, and start the next sum."""
+        """Return the mean loss of the steps since the last log, and reset the sum."""
         loss, steps = self.accelerator.gather(self.loss_sum).mean().item(), self.state.global_step - self.logged_step
         self.loss_sum, self.total_loss = torch.zeros_like(self.loss_sum), self.total_loss + loss
         self.logged_step = self.state.global_step
@@ -268,7 +268,7 @@ class ResumableTrainer(transformers.Trainer):
                 make_strict(state_file)
                 record = {"losses": losses, "total": self.total_loss, "logged": self.logged_step}
                 write_record(unfinished, {"run": self.run, **record})
-                discard(finished)  # of an earlier run
+                discard(finished)  # an earlier start of the run may have left it
                 os.rename(unfinished, finished)
                 sync(output_dir)
                 self.rotate_checkpoints(keep={name, os.path.basename(best)})
@@ -278,7 +278,7 @@ class ResumableTrainer(transformers.Trainer):
             self._push_from_checkpoint(finished)
 
     def save_before_update(self) -> str:
-        """Save a checkpoint in the middle of an update that is not applied, and say in a sentence where it is."""
+        """Save a checkpoint, without the update that will not be applied. Return the text of `last_checkpoint`."""
         step = self.state.global_step
         if step and not os.path.isdir(os.path.join(self.args.output_dir, f"checkpoint-{step}")):
             self._save_checkpoint(self.model, None)
@@ -304,7 +304,7 @@ class ResumableTrainer(transformers.Trainer):
         self.total_loss, self.logged_step = record["total"], record["logged"]
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """Load all weights. The Trainer (5.23) skips those whose names in the file differ from the loaded model's."""
+        """Load all weights. The Trainer (5.23) skips weights that have other names in the file than in the model."""
         if self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         model = self.accelerator.unwrap_model(self.model)
@@ -330,14 +330,14 @@ def write_record(folder: str, record: dict) -> None:
 
 
 def sync(path: str) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk, in case the machine loses power."""
+    """Wait until a file or folder is written to the disk, so that it survives a loss of power."""
     handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
 
 
 def discard(checkpoint: str) -> None:
-    """Delete a checkpoint if it exists. If the run is killed meanwhile, the rest is among the unfinished ones."""
+    """Delete a checkpoint if it exists. It is first moved to `UNFINISHED`, in case the run is killed meanwhile."""
     if os.path.isdir(checkpoint):
         bin = os.path.join(os.path.dirname(checkpoint), UNFINISHED, f"deleted-{os.path.basename(checkpoint)}")
         os.makedirs(os.path.dirname(bin), exist_ok=True)
@@ -348,15 +348,15 @@ def discard(checkpoint: str) -> None:
 class ResumeCallback(TrainerCallback):
     """Makes a stopped run continue exactly, and stops a run on SIGTERM.
 
-    The Trainer's `--enable_jit_checkpoint` (5.23) is not used: its ranks may save at different steps, and the script
-    continues as if training were complete.
+    The Trainer's `--enable_jit_checkpoint` (5.23) is not used, because ranks may save at different steps, and the
+    script then continues as if training were complete.
     """
 
     def __init__(self, trainer: ResumableTrainer):
         self.trainer, self.stopping, self.save_after_epoch = trainer, False, False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        state.compute_steps(args, state.max_steps)  # from the current flags, not the checkpoint's
+        state.compute_steps(args, state.max_steps)  # uses the current flags, not those of the checkpoint
         # If nodes share a folder, one of them may see it as it was a minute ago.
         step = torch.tensor([state.global_step], device=args.device)
         if len(steps := set(self.trainer.accelerator.gather(step).tolist())) > 1:
@@ -401,9 +401,9 @@ class ResumeCallback(TrainerCallback):
 
 
 def end_with_parent_only(worker: int) -> None:
-    """Make a data loader's worker obey SIGTERM only from its parent: a stopped job may send SIGTERM to all processes.
+    """Make a data loader's worker obey SIGTERM only from its parent, since a scheduler may send it to all processes.
 
-    A worker that ignored SIGTERM would hang its parent, which sends SIGTERM when it exits, and then waits.
+    If a worker ignored every SIGTERM, its parent would hang, since the parent sends SIGTERM on exit and then waits.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 

@@ -1,4 +1,4 @@
-"""The output folder of a run: one run at a time, and nothing of another run is overwritten, deleted or mixed in."""
+"""Protects the output folder. Only one run writes to it at a time, and no results of another run are overwritten."""
 
 import fcntl
 import json
@@ -20,7 +20,7 @@ LOCK, RUN = "_lock", "run.json"  # the Trainer does not upload names that begin 
 
 @contextmanager
 def locked(arguments) -> Iterator[None]:
-    """Lock the output folder during a run. If the run ends without writing anything, remove the new folders again.
+    """Lock the output folder during a run. If the run ends without writing anything, remove the folders it created.
 
     Raises:
         ValueError: another run is writing to the folder, or the run also reads its model or data from there.
@@ -44,7 +44,7 @@ def locked(arguments) -> Iterator[None]:
             os.unlink(os.path.join(folder, LOCK))
         held.close()
         for path in made:
-            with suppress(OSError):  # it is not empty
+            with suppress(OSError):  # if it is not empty
                 os.rmdir(path)
 
 
@@ -53,7 +53,7 @@ def check_place(arguments) -> None:
     read = [("--model_local_path", arguments.model.model_path), ("--lora_weight_path", arguments.lora.lora_weight_path)]
     for flag, paths in (("--data_path", arguments.data.data_path), ("--eval_data_path", arguments.data.eval_data_path)):
         for path in paths or []:
-            path = re.split(r"[:\[]", path)[0]  # remove split, slice and weight
+            path = re.split(r"[:\[]", path)[0]  # without the split, slice or weight after the path
             read += [(flag, path), (flag, os.path.dirname(path) or ".")]
     for flag, path in read:
         if path and os.path.realpath(path) == folder:
@@ -62,9 +62,9 @@ def check_place(arguments) -> None:
 
 def lock(folder: str) -> TextIO:
     os.makedirs(folder, exist_ok=True)
-    file = open(os.path.join(folder, LOCK), "w")  # stays open during the run
+    file = open(os.path.join(folder, LOCK), "w")  # open during the run, since closing it ends the lock
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # children do not inherit it, and it ends with the process
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # child processes do not inherit this lock
     except (BlockingIOError, PermissionError) as error:
         raise ValueError(f"--output_dir {folder}: another run is writing to it. Wait or use another folder.") from error
     except OSError as error:
@@ -78,13 +78,13 @@ def is_lock_of(file: TextIO, folder: str) -> bool:
 
 
 def results(folder: str) -> list[str]:
-    """List the weights and checkpoints in an output folder."""
+    """List the weight files and checkpoints in an output folder."""
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     return [name for name in names if re.fullmatch(r"checkpoint-\d+|.*\.safetensors", name)]
 
 
 def is_locked(folder: str) -> bool:
-    """Return whether a run on this machine is writing to a folder, without a lock that could stop a starting run."""
+    """Return whether a run on this machine is writing to a folder. Take no lock, since a lock could stop a new run."""
     with suppress(OSError), open(os.path.join(folder, LOCK), "rb") as file:
         asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # `struct flock` of Linux with 64 bits
         return struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
@@ -107,7 +107,7 @@ def check_run(training, run: dict) -> None:
 def earlier_run(folder: str) -> dict | None:
     try:
         run = json.loads(Path(folder, RUN).read_text(encoding="utf-8"))
-        differences(run, run)  # fails if anything to compare is missing
+        differences(run, run)  # raises an error if the file lacks a value
         return run
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = whole_checkpoints(folder)

@@ -19,11 +19,11 @@ class EpochSampler(Sampler):
 
     Args:
         dataset: a MultimodalDataset.
-        group: samples per step.
+        group: samples per step of all processes together.
         lengths: tokens of each row (rows,), for a sampler that needs them.
     """
 
-    needs_lengths = False  # whether the order depends on the lengths; if not, they are not counted
+    needs_lengths = False  # whether `order` uses the lengths; if not, they are not computed
 
     def __init__(self, dataset, seed: int, group: int = 1, lengths: np.ndarray | None = None):
         self.dataset, self.seed, self.group, self.lengths = dataset, seed, group, lengths
@@ -37,7 +37,7 @@ class EpochSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         rows = self.rows_of(self.epoch)
-        for start in range(0, len(rows), 1024):  # as a Python number, a row takes four times the memory
+        for start in range(0, len(rows), 1024):  # all rows at once as Python numbers would take four times the memory
             yield from rows[start : start + 1024].tolist()
 
     def rows_of(self, epoch: int) -> np.ndarray:
@@ -77,12 +77,12 @@ class PackSampler(EpochSampler):
     """Yields packs: tuples of rows with at most `budget` tokens in total. Each row of an epoch is in exactly one pack.
 
     Every epoch has the same number of packs, a multiple of `batch` if there are enough rows, so that all processes take
-    the same number of steps and no row is repeated. The epoch with most packs sets this number; others split packs.
+    the same number of steps and no row is repeated. The epoch with most packs sets this number.
 
     Args:
         lengths: tokens of each row (rows,).
         budget: maximum number of tokens in a pack.
-        batch: packs in one batch of all processes.
+        batch: number of packs in a batch of all processes together.
         epochs: how many epochs the run has.
     """
 
@@ -101,7 +101,7 @@ class PackSampler(EpochSampler):
             yield tuple(packs[i])
 
     def packs_of(self, epoch: int) -> list[list[int]]:
-        """Return the packs of an epoch, split until there are `num_packs`."""
+        """Return the packs of an epoch. The packs with most rows are halved until there are `num_packs`."""
         packs = pack(self.rows_of(epoch), self.lengths, self.budget)
         while len(packs) < self.num_packs:
             largest = max(packs, key=len)
@@ -111,10 +111,10 @@ class PackSampler(EpochSampler):
 
 
 def pack(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[list[int]]:
-    """Group rows into packs of at most `budget` tokens (a longer row alone) by best fit, `LOOK_AHEAD` rows at a time.
+    """Group rows into packs of at most `budget` tokens by best fit. A row that is longer is packed alone.
 
     Args:
-        rows: row numbers (rows,). In each group of `LOOK_AHEAD`, the longest rows are packed first.
+        rows: row numbers (rows,). Of every `LOOK_AHEAD` rows, the longest are packed first.
         lengths: tokens of each row.
     """
     packs, rooms = [], []  # rooms: (tokens that still fit, which pack), ascending

@@ -1,6 +1,6 @@
 """Estimate the memory of a training step by running it on fake tensors (torch's FakeTensor), which have a shape and a
-precision but no values. `measure_step` runs optimizer, forward and backward, and tracks which tensors are alive. So
-adapters, checkpointing, dropout, autocast and the code of each family need no formula. The batch is real, and so are
+precision but no values. `measure_step` runs optimizer, forward and backward, and tracks which tensors are alive. So no
+formula is needed for adapters, checkpointing, dropout, autocast or the code of a family. The batch is real, and so are
 tensors that depend only on it, such as masks and positions, because model code may read their values.
 """
 
@@ -23,15 +23,15 @@ NF4_BLOCK, NF4_SCALES = 64, 256
 
 @dataclass
 class Shares:
-    """The part of each kind of memory that one device holds: a share of what a single process needs, and extra bytes.
+    """How much memory of each kind a device needs: a fraction of what a single process needs, plus extra bytes.
 
-    If an engine shards a kind of memory, `share` is the fraction on each device. `more` is what the engine gathers or
-    copies in addition. A kind without a share counts in full, such as activations and logits of the device's rows.
+    If an engine shards a kind of memory, `share` is the fraction on each device. `more` has the bytes that the engine
+    gathers or copies in addition. Kinds without a share count in full, such as the activations of a device's own rows.
 
     For example, four devices train a billion weights in bfloat16. A single process needs 2 GB for weights, 2 GB for
     gradients and 4 GB for the optimizer. ZeRO-2 shards the last two, `share={"gradients": 1/4, "optimizer": 1/4}`, and
-    reduces gradients in a bucket of 500 million, `more={"gradients": 1e9}`: 2 + (0.5 + 1) + 1 = 4.5 GB. ZeRO-3 also
-    shards the weights, and `more` then contains the gathered layers.
+    needs a bucket for 500 million gradients, `more={"gradients": 1e9}`. Each device needs 2 + (0.5 + 1) + 1 = 4.5 GB.
+    ZeRO-3 also shards the weights, and `more` then contains the gathered layers.
     """
 
     share: dict[str, float] = field(default_factory=dict)  # default of a kind: 1, all of it
@@ -39,7 +39,7 @@ class Shares:
 
 
 class Ledger(TorchDispatchMode):
-    """Counts the bytes of live tensors by kind, and keeps the counts from the moment with the most memory in use."""
+    """Counts the bytes of live tensors by kind, and keeps the counts at the moment with the most memory in use."""
 
     def __init__(self, shares: Shares, vocabulary: int):
         super().__init__()
@@ -103,7 +103,7 @@ def _even_choice(chosen: torch.Tensor, number: int) -> torch.Tensor:
 
 
 class Dequantized(torch.autograd.Function):
-    """Dequantizes a weight to the precision of the input, for the product in forward and again for that in backward."""
+    """Dequantizes a weight to the precision of the input in the forward pass, and again in the backward pass."""
 
     @staticmethod
     def forward(ctx, hidden, weight, shape):
@@ -117,7 +117,7 @@ class Dequantized(torch.autograd.Function):
 
 
 class QuantizedLinear(nn.Linear):
-    """Replaces a layer of bitsandbytes with one whose weight has the same number of bytes, including the scales."""
+    """Stands in for a quantized layer of bitsandbytes. Its weight has as many bytes, including the scales."""
 
     def __init__(self, linear: nn.Linear, bits: int):
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
@@ -147,7 +147,7 @@ def measure_step(
         batch: a real batch of the collator.
         dtype: the precision of matrix products.
         make_optimizer: a function of the parameters that returns the optimizer.
-        shares: what one device holds under the engine.
+        shares: how the engine divides memory among the devices.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
@@ -164,11 +164,11 @@ def measure_step(
         options.pop("offload", None)
         every = options.pop("every_n_layers", 1)
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options or None, every_n_layers=every)
-        model.disable_input_require_grads()  # as trainable.SkipFrozenBackward
+        model.disable_input_require_grads()  # as trainable.SkipFrozenBackward does
     model.train()
     with ledger:
         kept = _update(trained, ledger, make_optimizer, in_float32=bool(training.deepspeed))
-        if training.gradient_accumulation_steps == 1:  # otherwise, those of earlier batches still exist
+        if training.gradient_accumulation_steps == 1:  # else the gradients of earlier batches still exist
             for parameter in trained:
                 parameter.grad = None
         # With DeepSpeed, the model itself has this precision, so nothing is cast.
@@ -184,13 +184,13 @@ def measure_step(
 
 
 def _update(trained: list[nn.Parameter], ledger: Ledger, make_optimizer, in_float32: bool):
-    """Run a step of the optimizer, so that its state and temporary tensors are counted. The gradients stay.
+    """Run a step of the optimizer, so that its state and temporary tensors are counted. Keep the gradients.
 
     Args:
         in_float32: whether the optimizer updates a float32 copy of the trained weights, as in DeepSpeed.
 
     Returns:
-        The optimizer and the copy.
+        The optimizer and the float32 copies (an empty list if there are none).
     """
     ledger.kind, copies = "optimizer", []
     if in_float32:

@@ -1,4 +1,4 @@
-"""Measures the speed of a run. Each log has tokens and samples per second, padding, data wait, memory and MFU.
+"""Measures a run: tokens and samples per second, padding, the time spent waiting for data, memory and MFU.
 
 Counting never makes a process wait for its GPU, because sums stay on the device until they are logged.
 """
@@ -17,7 +17,7 @@ from reading.dataset import IGNORE_INDEX
 
 
 def sample_lengths(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the tokens of each sample of a padded or padding-free batch (samples,); 0 for a dummy without labels."""
+    """Return the number of tokens of each sample in a batch (samples,), or 0 for a dummy sample without labels."""
     labelled = batch["labels"] != IGNORE_INDEX
     if "sample_lengths" not in batch:
         return batch["attention_mask"].sum(1) * labelled.any(1)
@@ -27,13 +27,13 @@ def sample_lengths(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 class ThroughputMeter:
-    """Counts the batches and the time of one process, and reports on all processes.
+    """Counts the batches and the time of one process, and reports figures over all processes.
 
     Args:
         device: the device on which this process trains.
-        peak_tflops: peak of one device in 10^12 operations per second. MFU is the fraction of it that training uses.
+        peak_tflops: peak speed of one device in 10^12 operations per second. MFU is the fraction that training uses.
             The operations per token are counted in the first batch.
-        recomputes: whether backward computes forward again, which MFU does not count.
+        recomputes: whether the backward pass repeats the forward pass. MFU does not count this repetition.
     """
 
     def __init__(self, device: torch.device, peak_tflops: float | None = None, recomputes: bool = False):
@@ -41,7 +41,7 @@ class ThroughputMeter:
         self.flops_per_token = self.counter = None
         self.forward_flops = 0
         self.since = None  # when the stopwatch was started; None: it is stopped
-        self.interval, self.run = Counter(), Counter()  # sums since the last log, on this process; sums of all logs
+        self.interval, self.run = Counter(), Counter()  # sums of this process since the last log; sums of all logs
         self.run_memory = 0.0
 
     # ---- counting ----
@@ -68,13 +68,13 @@ class ThroughputMeter:
     def step(self, batch: dict[str, torch.Tensor]):
         """Count a batch. Its forward and backward passes run inside this context."""
         lengths, positions = sample_lengths(batch), batch["labels"].numel()
-        self.interval["tokens"] += lengths.sum()  # also of `padding` and `mfu`
+        self.interval["tokens"] += lengths.sum()  # `padding` and `mfu` are computed from this too
         self.interval["samples"] += (lengths > 0).sum()
         self.interval["positions"] += positions
         if self.peak_tflops and self.flops_per_token is None:
             with FlopCounterMode(display=False) as self.counter:
                 yield
-            # Padding costs as many operations as tokens do, but is no useful work.
+            # A padded position costs as much as a token. MFU then counts only the tokens.
             self.flops_per_token = (self.counter.get_total_flops() - self.forward_flops) / positions
             self.counter = None
         else:

@@ -25,7 +25,7 @@ def training_modes(arguments) -> dict[str, str]:
 
 
 def parameter_modes(model: nn.Module, loader: BaseLoader, arguments) -> dict[str, str]:
-    """Return the mode of each parameter, under all names if it is tied: "full", "lora" (adapted layers) or "frozen".
+    """Return the mode of each parameter: "full", "lora" or "frozen". A tied parameter is listed under all its names.
 
     Raises:
         ValueError: a pattern of `--freeze` or `--train` matches nothing, has no effect, or contradicts the other flag.
@@ -79,8 +79,8 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
     """Freeze and unfreeze the parameters and add LoRA adapters, as the flags require. Return the model.
 
     Trained weights are kept in float32, since small updates vanish in 16 bits. Frozen weights are kept in the precision
-    of matrix products. DeepSpeed keeps a float32 copy of trained weights, and needs one precision in the model. To
-    freeze more by code, change `parameter_modes`: weights that are frozen after this function would stay in float32.
+    of matrix products, and so are all weights with DeepSpeed, which has a float32 copy of the trained ones. To freeze
+    more by code, change `parameter_modes`, since weights that are frozen after this function would stay in float32.
 
     Raises:
         ValueError: a component that should train, or a pattern of `--train`, has no parameter that can train.
@@ -100,7 +100,7 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
             parameter.requires_grad_(False)  # for example, biases under `--lora_bias all`
         if parameter.is_floating_point() and not hasattr(parameter, "ds_id"):  # ZeRO-3 manages the others
             # If a component trains in full, its frozen norms and parameters that cannot train get the same precision
-            # as the trained ones: on a CPU, a LayerNorm accepts no other (torch 2.14).
+            # as the trained ones, since a LayerNorm on a CPU cannot mix two precisions (torch 2.14).
             beside_trained = component in in_full and ".original_module." not in name
             beside_trained &= parameter.dim() < 2 or why_frozen(name, loader, hasattr(model, "peft_config")) != BY_HAND
             is_exact = not arguments.training.deepspeed and (parameter.requires_grad or beside_trained)
@@ -125,7 +125,7 @@ def make_trainable(model: nn.Module, loader: BaseLoader, arguments) -> nn.Module
 
 
 def why_frozen(name: str, loader: BaseLoader, has_adapters: bool) -> str:
-    """Return why a parameter is frozen in a component that trains. `name` may be a name in a model of peft."""
+    """Return why a parameter is frozen in a component that trains. `name` may have prefixes of peft."""
     if loader.is_unused(base_name(name)):
         return "it gets no gradient"
     if has_adapters and ".modules_to_save." not in name and ".lora_" not in name:
@@ -134,10 +134,10 @@ def why_frozen(name: str, loader: BaseLoader, has_adapters: bool) -> str:
 
 
 class SkipFrozenBackward(TrainerCallback):
-    """Keeps frozen modules out of the graph under activation checkpointing.
+    """Keeps frozen modules out of the autograd graph under activation checkpointing.
 
     transformers (5.23) makes the text and patch embeddings require a gradient under activation checkpointing. Only
-    reentrant checkpointing needs that, and training/checks.py refuses it. Without this callback, the backward pass
+    reentrant checkpointing, which training/checks.py refuses, needs that. Without this callback, the backward pass
     would run a frozen vision encoder forward and backward again, for nothing.
     """
 

@@ -28,7 +28,7 @@ from training.trainable import SkipFrozenBackward
 
 
 class FinetuneTrainer(ResumableTrainer):
-    """The Trainer of this repository. Args: as `ResumableTrainer`, and
+    """The Trainer of this repository. It has the arguments of `ResumableTrainer`, and these:
 
     processor_files: processor files to save with the weights.
     learning_rates: parameter name -> learning rate; default: `args.learning_rate`.
@@ -78,7 +78,7 @@ class FinetuneTrainer(ResumableTrainer):
             return super().evaluate(*args, **kwargs)
 
     def evaluate_at_end(self) -> dict[str, float]:
-        """Return the metrics of the final weights, from the log if these weights were evaluated after the last step."""
+        """Evaluate the final weights, or return the logged metrics if they were evaluated after the last step."""
         step = self.state.global_step
         found = [logs for logs in self.state.log_history if "eval_loss" in logs and logs["step"] == step]
         if found and not self.args.load_best_model_at_end:
@@ -95,7 +95,7 @@ class FinetuneTrainer(ResumableTrainer):
             if isinstance(error, (OSError, EOFError)):
                 try:
                     check_not_removed(self.args.output_dir, error)
-                    time.sleep(1)  # a broken pipe may come before SIGCHLD, on which torch names the dead worker
+                    time.sleep(1)  # torch names the dead worker on SIGCHLD, which may come a bit later
                 except RuntimeError as named:
                     cause = named
             for dataset in filter(None, (self.train_dataset, self.eval_dataset)):
@@ -104,7 +104,7 @@ class FinetuneTrainer(ResumableTrainer):
             raise
 
     def report_skipped(self) -> None:
-        """Print how many samples were unusable on all processes, including those left out at the start."""
+        """Print how many unusable samples all processes have skipped, including those left out at the start."""
         for what, dataset in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
             if dataset and len(dataset.failed):
                 number = int((self.accelerator.reduce(dataset.failed.to(self.args.device).long()) > 0).sum())
@@ -134,7 +134,7 @@ class FinetuneTrainer(ResumableTrainer):
         return 0  # the model's method counts all parameters again in every batch (transformers 5.23)
 
     def set_initial_training_values(self, args, dataloader):
-        """Return the Trainer's values, and turn fractions of the run into numbers of steps."""
+        """Turn `*_steps` flags that are fractions of the run into numbers of steps. Return the Trainer's values."""
         values = super().set_initial_training_values(args, dataloader)
         for name in ("logging_steps", "eval_steps", "save_steps"):
             if 0 < (getattr(args, name) or 0) < 1:
@@ -161,7 +161,7 @@ class FinetuneTrainer(ResumableTrainer):
         super()._save_checkpoint(*args)
 
     def create_optimizer(self, model=None):
-        """Create the Trainer's optimizer, then move parameters with other learning rates to new groups at the end."""
+        """Create the Trainer's optimizer. Parameters with other learning rates are moved to new groups at the end."""
         optimizer = super().create_optimizer(model)
         named = self.accelerator.unwrap_model(self.model if model is None else model).named_parameters()
         rates = {parameter: self.learning_rates[name] for name, parameter in named if name in self.learning_rates}
@@ -170,7 +170,7 @@ class FinetuneTrainer(ResumableTrainer):
                 moved = [p for p in group["params"] if rates.get(p) == rate]
                 group["params"] = [p for p in group["params"] if rates.get(p) != rate]
                 optimizer.add_param_group({**group, "params": moved, "lr": rate})
-        # An update that is skipped has no gradient at all.
+        # In an update that should be skipped, all gradients must stay None.
         optimizer.register_step_pre_hook(
             lambda *args: None if self.finite_check.is_skipped else complete_gradients(*args)
         )
@@ -182,7 +182,7 @@ class FinetuneTrainer(ResumableTrainer):
         return [name for name in super().get_decay_parameter_names(model) if name.rpartition(".")[0] not in norms]
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        """Evaluate as the Trainer does, but with the mean loss per label, of all rows and of each path."""
+        """Evaluate as the Trainer does, but report the mean loss per label, over all rows and for each data path."""
         self._eval_sums = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         sums, found = torch.cat(self._eval_sums, 1), {}
@@ -200,7 +200,7 @@ class FinetuneTrainer(ResumableTrainer):
         return output
 
     def _score_answers(self) -> dict[str, float]:
-        """Answer the `--eval_generate` rows, write the answers to `eval_answers/step-N.jsonl`, and score them."""
+        """Generate answers to the `--eval_generate` rows, write them to `eval_answers/step-N.jsonl` and score them."""
         answers, found = self.answers(self.eval_dataset.collator, self.eval_dataset.dataset, self._asked), [None]
         if self.is_world_process_zero():
             write_answers(self.args.output_dir, self.state.global_step, answers)
@@ -208,7 +208,7 @@ class FinetuneTrainer(ResumableTrainer):
         return broadcast_object_list(found)[0]
 
     def answers(self, collator, dataset: MultimodalDataset, asked: list[Question]) -> list[dict]:
-        """Return the answers to questions, in order, on every process.
+        """Generate answers to the questions in `asked`. Return all answers, in order, on every process.
 
         The questions are split among the processes. Each process calls `generate` equally often, since gathering the
         shards of a model requires all processes.
@@ -232,7 +232,7 @@ class FinetuneTrainer(ResumableTrainer):
         return found
 
     def _score_blind(self, answers: list[dict]) -> dict[str, float]:
-        """Return the number of questions and the scores of blind guesses, or nothing if they were logged before."""
+        """Return the number of answers and the scores of blind guesses, or {} if they were logged before."""
         if any(logs.get("eval_answers") == len(answers) for logs in self.state.log_history):
             return {}
         guesses, parts = guess_blindly(self.train_dataset.dataset, answers), self.eval_dataset.dataset.parts()
@@ -242,7 +242,7 @@ class FinetuneTrainer(ResumableTrainer):
     @cached_property
     def _asked(self) -> list[Question]:
         dataset, asked = self.eval_dataset.dataset, []
-        for rows in [*dataset.parts().values()][-len(dataset.paths) :]:  # of each path
+        for rows in [*dataset.parts().values()][-len(dataset.paths) :]:  # one range per data path
             some = evenly_spread(rows, self.args.eval_generate)
             asked += [found for found in questions(dataset, some) if self.eval_dataset.can_open(found.index)]
         if not asked:
@@ -287,7 +287,7 @@ class FinetuneTrainer(ResumableTrainer):
         return self.accelerator.prepare(DataLoader(dataset, batch_size, **options))
 
     def _most_epochs(self, dataset, seed: int, batch: int) -> int:
-        """Return the epochs of the run, or more: with `--max_steps`, what the run would need if all packs were full."""
+        """Return the number of epochs. With `--max_steps`, it is an upper bound, which only full packs would reach."""
         if self.args.max_steps <= 0:
             return math.ceil(self.args.num_train_epochs)
         tokens, epoch = self.args.max_steps * self.args.gradient_accumulation_steps * batch * self.pack_budget, 0
@@ -299,7 +299,7 @@ class FinetuneTrainer(ResumableTrainer):
     def _run_epoch(self, *, epoch, **kwargs):
         # If a finished run is resumed, even one that was stopped early, the Trainer (5.23) would take another step.
         if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
-            self.epoch_sampler.set_epoch(epoch)  # accelerate 1.15 does not, if several ranks resume
+            self.epoch_sampler.set_epoch(epoch)  # accelerate 1.15 omits this if several ranks resume
             super()._run_epoch(epoch=epoch, **kwargs)
 
     def _save(self, output_dir=None, state_dict=None):
@@ -315,11 +315,11 @@ class FinetuneTrainer(ResumableTrainer):
                 self.write_card(output_dir, self.state)
 
     def create_model_card(self, *args, **kwargs):
-        """Do nothing: our card exists, and the Trainer would overwrite it before an upload to the Hub."""
+        """Do nothing, because the Trainer would overwrite our model card before an upload to the Hub."""
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """The Trainer's early stopping, but it keeps its count in a resumed run (5.23 does not) and prints the reason."""
+    """The Trainer's early stopping. It also prints the reason, and a resumed run keeps the count (not so in 5.23)."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         saved = state.stateful_callbacks[type(self).__name__]["attributes"]
