@@ -140,7 +140,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     given = parser.given(words)
     names = [name for group in AS_IN_TRAINING if not given.intersection(group) for name in group]
     parser.set_defaults(**{name: saved[name] for name in names if name in saved})
-    # A data file may lack the answers. Every reply is generated, including those that are not trained.
+    # A data file may lack the answers. All replies of a row are compared, whatever --train_replies was in training.
     parser.set_defaults(allow_empty_answers=True, train_replies="all")
     args = parser.parse_args(words)
     args.given = given
