@@ -39,7 +39,7 @@ from training.trainable import ComponentSummary, format_summary
 
 SHOWN_ANSWERS = 12
 BOXES = {RIGHT: "reference_boxes", ANSWERED: "boxes"}
-MOST_POINTS = 500  # per line of a plot
+MOST_POINTS = 500  # maximum per line of a plot
 PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # plotted after the loss and the metrics
 # Flags with paths on this machine. The model card leaves them out.
 LOCAL_FLAGS = {

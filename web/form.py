@@ -58,7 +58,7 @@ def kinds_of(name: str) -> tuple[type, ...]:
 
 
 def words_of_form(values: dict) -> list[str]:
-    """Return the words of train.py's command line. Raises a ValueError if "further flags" has other text."""
+    """Return the words of train.py's command line. Raises a ValueError if "further flags" contains other text."""
     flags = {name: values[name] for name in FLAGS}
     mapped = [f"{column}={values[menu]}" for menu, column in MENUS.items() if values[menu]]
     flags["columns"] = [*mapped, *values["columns"]]

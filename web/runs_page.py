@@ -57,7 +57,7 @@ def runs_tab(root: str, uploads: str) -> tuple[gr.Dropdown, gr.Button, dict]:
 
 
 def list_runs(root: str, chosen: str | None) -> tuple[dict, dict, str]:
-    """Return the choices of the menu and of the tick boxes, and the table of runs. An unreadable run has a reason."""
+    """Return the choices of the menu and of the tick boxes, and the table of runs. An unreadable run shows why."""
     found = {}
     for name in runs.find(root).runs:
         try:

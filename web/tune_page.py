@@ -31,7 +31,7 @@ ACCESSIBLE = (TEMPLATES / "webui.js").read_text(encoding="utf-8")
 
 
 def tune_tab(root: str) -> SimpleNamespace:
-    """Return the tab's components, such as `inputs` (in the order of INPUTS) and `restored` (whether the form is)."""
+    """Return the tab's components. `inputs` has the order of INPUTS. `restored` is true once the form is restored."""
     made = {}
 
     def fields(*names: str) -> None:
