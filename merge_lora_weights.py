@@ -47,7 +47,7 @@ def main(words: list[str] | None = None) -> None:
     saved = output_folder.saved_arguments(args.model_path)
     family = output_folder.family_in(args.model_path, base_path, args.model_id)
     loader = LOADERS.get(family)(base_path, args.trust_remote_code)
-    if hasattr(loader.config, "quantization_config"):  # only the config of quantized weights has it
+    if hasattr(loader.config, "quantization_config"):  # only configs of quantized weights have this field
         raise ValueError(
             f"The weights of {base_path} are quantized. Pass its full-precision base with --model_local_path."
         )
@@ -83,7 +83,7 @@ def main(words: list[str] | None = None) -> None:
             merge_whole(loader, args.model_path, seen_as, dtype or loader.dtype).save_pretrained(folder)
         if dtype:
             write_dtype(os.path.join(folder, "config.json"), args.dtype)
-        for path in (base_path, args.model_path):  # the run may have had another --chat_template
+        for path in (base_path, args.model_path):  # files of the run replace those of the base
             output_folder.copy_processor_files(path, folder)
         if saved:
             output_folder.write_arguments(folder, saved)
@@ -101,7 +101,7 @@ def main(words: list[str] | None = None) -> None:
         print(f"The logits were not checked: the check needs {gigabytes(needed)} of free memory.")
     else:
         merged = LOADERS.get(family)(place, args.trust_remote_code, dtype=torch.float32)
-        processor = merged.load_processor()  # with the template of the run
+        processor = merged.load_processor()  # has the chat template of the run
         template = processor.chat_template if saved.get("chat_template") else None
         collator = COLLATORS.get(family)(processor, chat_template=template)
         print(check_logits(loader, args.model_path, seen_as, merged, collator, dtype), flush=True)
@@ -136,7 +136,7 @@ def read_adapter(path: str) -> dict:
 
 
 def check_target(args: argparse.Namespace) -> None:
-    """Refuse a target that cannot be written, here or on the Hub, before anything is read."""
+    """Raise a ValueError, before anything is read, if the target cannot be written here or on the Hub."""
     if os.path.isdir(args.model_save_path) and os.listdir(args.model_save_path):
         raise ValueError(f"--model_save_path {args.model_save_path} exists and is not empty; name a new folder.")
     output_folder.check_writable("--model_save_path", args.model_save_path)
@@ -154,7 +154,7 @@ def gigabytes(size: float) -> str:
 
 
 def write_dtype(path: str, dtype: str) -> None:
-    """Set the precision in a config.json, at the top and wherever else one is named."""
+    """Set the precision in a config.json, at the top level and in each nested part that has one."""
 
     def rename(config: dict) -> dict:
         config = {key: rename(value) if isinstance(value, dict) else value for key, value in config.items()}

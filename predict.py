@@ -41,7 +41,7 @@ from reading.dataset import make_dataset
 from reading.options import AUTO_PIXELS
 from reading.strict_json import json_object
 
-# Flags that decide what the model sees of images and videos. By default, they have their values from training.
+# Flags that change what the model sees or is expected to write. They default to their values in training.
 # If one flag of a group is given, no flag of this group is taken from training.
 AS_IN_TRAINING = (
     ("image_size", "min_pixels", "max_pixels", "jpeg_draft", "keep_processor_config"),
@@ -107,7 +107,7 @@ def answer_questions(args: argparse.Namespace) -> None:
 
 
 def load_with_options(args: argparse.Namespace):
-    """Return the (model, collator) chosen by the flags, with the processor options set by the flags."""
+    """Return the (model, collator) chosen by the flags, with the processor options of the flags applied."""
     flags = ("model_path", "model_id", "model_local_path", "trust_remote_code", "template_kwargs", "box_format")
     model, collator = load(**{name: getattr(args, name) for name in flags})
     set_options(collator, args)
@@ -140,7 +140,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     given = parser.given(words)
     names = [name for group in AS_IN_TRAINING if not given.intersection(group) for name in group]
     parser.set_defaults(**{name: saved[name] for name in names if name in saved})
-    # A data file may lack the answers. Every reply is generated, including those that are not trained.
+    # A data file may lack the answers. All replies of a row are compared, whatever --train_replies was in training.
     parser.set_defaults(allow_empty_answers=True, train_replies="all")
     args = parser.parse_args(words)
     args.given = given
@@ -151,7 +151,7 @@ def check_words(args: argparse.Namespace) -> None:
     """Refuse flags that have no effect, and flags that would fail only after the model is loaded."""
     modes = [name for name in ("data_path", "chat", "prompt") if getattr(args, name)]
     if modes[0:2] == ["data_path", "prompt"]:
-        modes.pop()  # here, the question of each row
+        modes.pop()  # with --data_path, --prompt is the question of each row
     if len(modes) != 1:
         found = " and ".join(f"--{name}" for name in modes) or "none of them is given"
         raise ValueError(f"Choose one: --data_path with --output_path, --chat, or --prompt ({found}).")
@@ -161,7 +161,7 @@ def check_words(args: argparse.Namespace) -> None:
     for name in ("batch_size", "max_new_tokens"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be 1 or more.")
-    ReadingArguments(**{field.name: getattr(args, field.name) for field in fields(ReadingArguments)})  # may raise
+    ReadingArguments(**{field.name: getattr(args, field.name) for field in fields(ReadingArguments)})  # validates
     if args.max_pixels == AUTO_PIXELS:
         raise ValueError("--max_pixels auto works only in training. Pass a number, or remove the flag.")
     if args.given & {"min_pixels", "max_pixels"} and os.path.isdir(args.model_path):  # otherwise, as in training
@@ -198,7 +198,7 @@ def load(
     elif model_local_path:
         print(f"--model_local_path is ignored: {model_path} is a whole checkpoint, not an adapter.")
     saved, family = saved_arguments(model_path), family_in(model_path, base_path, model_id)
-    placement = {"device_map": "auto"} if torch.cuda.is_available() else {}  # over all GPUs
+    placement = {"device_map": "auto"} if torch.cuda.is_available() else {}  # spread the layers over all GPUs
     loader = LOADERS.get(family)(base_path, trust_remote_code, dtype="auto", **placement)
     loader.pieces = trained_rows(adapter)
     # If the adapter was trained on a quantized base, quantize the base the same way.

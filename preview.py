@@ -74,7 +74,7 @@ def main(words: list[str] | None = None) -> None:
         if typed:
             print(f"{typed} of {len(indices)} rows contain a control token, such as </s>, as text: it stays text.")
     if refusal:
-        end(f"Error: {refusal}")  # as train.py does; the rows above show where
+        end(f"Error: {refusal}")  # train.py ends with this error too; the rows above show its cause
     sys.exit(1 if failed else 0)
 
 
@@ -107,8 +107,8 @@ def check_own_flags(own) -> None:
 
 
 def load_data(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | None]:
-    """Return the data set and the collator of train.py, and its error if it would refuse the chat template. Unusable
-    rows are kept: their messages are in `errors`.
+    """Return the data set and the collator of train.py, and the error if train.py would refuse the chat template.
+    Unusable rows are kept, with their error messages in `errors` of the data set.
     """
     data, model = arguments.data, arguments.model
     dataset, _ = make_datasets(data, arguments.training.seed, evaluation=False, check=False)
@@ -125,7 +125,7 @@ def load_data(arguments) -> tuple[MultimodalDataset, ChatCollator, ValueError | 
 
 
 def chosen(own, dataset: MultimodalDataset, seed: int) -> tuple[list[int], int]:
-    """Return the indices of the rows to show (--index in the given order, else ascending), and their total number."""
+    """Return the indices of the rows to show (--index keeps its order), and the number of rows, or of --search hits."""
     length = len(dataset)
     for index in own.index or []:
         if not 0 <= index < length:

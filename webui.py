@@ -53,10 +53,10 @@ def main(words: list[str] | None = None) -> None:
     parts.language = args.language
     os.environ[ROOT] = args.root  # the media of the data must be inside it
     scripts.start_process()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # else they end the process before uploads are removed
+    for number in (signal.SIGTERM, signal.SIGHUP):  # by default, these end it before uploads are removed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="finelmm-webui-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # by default, all users of the machine share one folder
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # gradio's default folder is shared by all users of the machine
         serve(make_page(args.root, uploads), args)
 
 
@@ -69,7 +69,7 @@ def serve(page: gr.Blocks, args: argparse.Namespace) -> None:
         share=False,
         auth=door(args.password) if args.password else None,
         auth_message=text("auth"),
-        # Refuses web pages whose host name is made to resolve to this machine (DNS rebinding).
+        # Refuses requests under host names that an attacker makes resolve to this machine (DNS rebinding).
         app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(OwnPageOnly)]},
         max_file_size="500mb",
         ssr_mode=False,

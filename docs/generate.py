@@ -65,18 +65,18 @@ def code(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Return a piece of a template as code, with line breaks written as \\n."""
+    """Return a piece of a template as Markdown code, with line breaks written as \\n."""
     text = text.replace(RESERVED_CHARACTER, "")
     return code(text.replace("\n", "\\n")) if text.strip() else code(repr(text))
 
 
 def as_markdown(text: str) -> str:
-    """Return plain text with its control strings as code, because Markdown would read them as HTML."""
+    """Return plain text with its control strings marked as code, because Markdown would treat them as HTML."""
     return re.sub(r"`[^`]*`|<[^ <>]+>", lambda match: match[0] if match[0][0] == "`" else code(match[0]), text)
 
 
 def notes_of(part) -> str:
-    """The docstring of a loader's or collator's module, as one paragraph."""
+    """Return the docstring of the module of a loader or collator as one paragraph."""
     return as_markdown(" ".join(sys.modules[type(part).__module__].__doc__.split()))
 
 
@@ -85,7 +85,7 @@ def models_of(family: str) -> dict[str, str]:
 
 
 def model_table(collators: dict) -> str:
-    """One row per family. Of four or more models, only the first and the last are listed."""
+    """Return a table of families. If a family has four or more models, only the first and the last are listed."""
     rows = []
     for family in collators:
         ids = [*models_of(family)]
@@ -96,7 +96,7 @@ def model_table(collators: dict) -> str:
 
 
 def fact_sheet(family: str, loader) -> str:
-    """The docstring of the loader, and the media, requirements, modules and models of a family."""
+    """Return a family's section: the docstring of its loader, and its media, requirements, modules and models."""
     facts = [f"Accepts {media_of(family)} ([training text](chat_formats.md#{slug(family)}))."]
     needs = [f"`pip install {' '.join(loader.packages)}`"] if loader.packages else []
     needs += ["`--trust_remote_code True` ([checkpoints.md](checkpoints.md#remote-code))"] if loader.remote_code else []
@@ -125,7 +125,7 @@ def refuses_flash_attention(loader) -> bool:
 
 
 def support_matrix(listed: list[str]) -> str:
-    """The results that the tests wrote, as a table. An empty cell was not run."""
+    """Return the test results as a table. An empty cell means that the test was not run."""
     date, outcomes = json.loads(MATRIX.read_text(encoding="utf-8")).values()
     fullest_first = sorted(outcomes.values(), key=len, reverse=True)
     columns = list(dict.fromkeys(column for cells in fullest_first for column in cells))
@@ -138,7 +138,7 @@ def support_matrix(listed: list[str]) -> str:
 
 
 def strategy_matrix() -> str:
-    """Ways of training by engines. A tick: every family passed. A refusal: the reason is below the table."""
+    """Return a table of training methods by engines, followed by the reasons why some combinations are refused."""
     date, outcomes = json.loads(STRATEGIES.read_text(encoding="utf-8")).values()
     rows, refusals = {}, []
     for cell in next(iter(outcomes.values())):
@@ -171,9 +171,9 @@ def chat_formats(collators: dict) -> str:
 
 
 def family_formats(collator) -> list[str]:
-    """Each format of a family with the example and its exceptions, then the variables of the templates."""
+    """Return each format of a family, with the example and the exceptions, and then the variables of its template."""
     own = ChatFormat(type(collator).chat_template, type(collator).template_exceptions)
-    exceptions = {}  # checkpoints may train on one text and differ in their own template
+    exceptions = {}  # formats with one training template share an entry; their checkpoints' own templates differ
     for format in (own, *collator.other_formats):
         exceptions.setdefault(format.template, []).extend(format.exceptions)
     taken, parts = collator.template.text, []
@@ -196,7 +196,7 @@ def family_formats(collator) -> list[str]:
 
 
 def marked(collator, template: str, with_bos: bool) -> str:
-    """The example's training text with its trained spans in brackets, and the tokenizer's BOS if `with_bos`."""
+    """Return the example's training text with the trained spans in brackets. `with_bos` adds the tokenizer's BOS."""
     collator.template.text = template
     for messages in (EXAMPLE, EXCHANGE):
         with contextlib.suppress(ValueError):
@@ -228,7 +228,7 @@ def server_table() -> str:
 
 
 def printed_summary(checkpoint: str) -> str:
-    """What train.py prints before its first step."""
+    """Return what train.py prints before its first step."""
     flags = "--model_id qwen2-vl-2b-instruct --data_path train.json --use_lora True --train_vision_projector True"
     arguments = parse_arguments([*flags.split(), "--use_cpu", "True", "--model_local_path", checkpoint])
     loader = LOADERS.get("qwen2-vl")(checkpoint)

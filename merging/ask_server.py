@@ -1,8 +1,8 @@
-"""Compare a running server with the folder that it should serve: both answer questions of held-out rows.
+"""Compare the answers of a running server and of the folder that it should serve to questions of held-out rows.
 
 Requests use OpenAI's protocol, with the fields that a request must add (merging/servers.py) and the media as in
-training. With vLLM, the tokens of the prompts and the log-probabilities of the references are compared too; with other
-servers, the number of prompt tokens. If several causes of a difference apply, the first in this order is reported:
+training. For vLLM, the tokens of the prompts and the log-probabilities of the references are also compared; for other
+servers, only the number of prompt tokens. If several causes of a difference apply, the first in this order is reported:
 prompt, image size, weights, sampling.
 """
 
@@ -31,7 +31,7 @@ from reading.strict_json import strict_json
 SECONDS = 600  # timeout of a request: a server may compile during the first one
 SHOWN = 3  # number of differing answers to print
 FRAMES = "servers choose other frames, except vLLM with --trust-request-mm-kwargs, for one video per request"
-# Mean difference in log-probability per reference token. bfloat16 causes about 0.02; another adapter, far more.
+# Mean difference in log-probability per reference token. bfloat16 causes about 0.02, a different adapter far more.
 ROUNDING = 0.1
 
 
@@ -47,7 +47,7 @@ class Server:
 
     def __init__(self, url: str, model: str | None, name: str, options: dict):
         self.url, self.options = url.rstrip("/") + "/", options
-        if not model:  # otherwise not listed: `transformers serve` lists Hub repositories
+        if not model:  # a given name may be unlisted: `transformers serve` lists only Hub repositories
             models = [listed["id"] for listed in self.call("models")["data"]]
             if name not in models and len(models) != 1:
                 raise ValueError(
@@ -82,7 +82,7 @@ class Server:
         """Send the canonical messages of a sample and their tools as a chat request, and return the response."""
         body = {"model": self.model, "messages": [as_openai(message) for message in messages]}
         if tools := messages[0].get("tools"):
-            # Without a tool_choice, vLLM requires a tool parser, and an answer is not the raw text of training.
+            # With tool_choice none, vLLM needs no tool parser, and an answer is raw text, as in training.
             body |= {"tools": tools} | ({"tool_choice": "none"} if self.is_vllm else {})
         for video in videos_in(messages):
             known = {name: value for name, value in video["metadata"].items() if value is not None}
@@ -202,7 +202,7 @@ def difference(ours: list[int], response: dict, collator) -> str:
 
 
 def picture_tokens(collator) -> set[int]:
-    """Return the ids of tokens that only media add to a prompt. `<row_5_col_6>` is one if `<row_1_col_1>` was seen."""
+    """Return the ids of tokens that only media add to a prompt, and of tokens that differ from them only in numbers."""
     image, text = {"type": "image", "image": Image.new("RGB", (640, 480))}, {"type": "text", "text": "?"}
     prompts = [[{"role": "user", "content": content}] for content in ([image, text], [text])]
     seen, plain = ({*collator.encode_prompt(prompt)["input_ids"][0].tolist()} for prompt in prompts)
@@ -213,7 +213,7 @@ def picture_tokens(collator) -> set[int]:
 
 
 def difference_of_scores(server: Server, model, collator, messages: list[dict], source: str) -> float | None:
-    """Return the mean difference in log-probability per reference token, or None if the texts differ."""
+    """Return the mean difference in log-probability per reference token, or None if the server's tokens differ."""
     inputs = collator.encode({"messages": messages, "source": source}).inputs
     inputs = {name: value.to(model.device) for name, value in collator.pad([inputs]).items()}
     labels = inputs.pop("labels")[0]
@@ -269,12 +269,12 @@ def as_openai(message: dict) -> dict:
     if all(part["type"] == "text" for part in content):
         content = "".join(part["text"] for part in content)
     if not content and "tool_calls" in fields:
-        content = None  # as clients send it; vLLM passes "" as a part, for which a template may begin a line
+        content = None  # as clients do; vLLM would pass "" on as a text part, and a template may start a line for it
     return {"role": message["role"], "content": content} | fields
 
 
 def as_part(part: dict) -> dict:
-    """Convert a part. Images and frames are sent as lossless PNG, although vLLM's type for frames is video/jpeg."""
+    """Convert a content part. Images and frames are sent as lossless PNG, frames under vLLM's media type video/jpeg."""
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
     if part["type"] == "video":

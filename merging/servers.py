@@ -18,18 +18,18 @@ from reading.strict_json import json_object, strict_json
 
 SERVERS = yaml.safe_load(Path(__file__).with_name("servers.yaml").read_text())
 HAS_IT = ("ran", "in its sources")
-# Without it, vLLM samples even if generation_config.json has do_sample false. The default temperature is 1.
+# Without this flag, vLLM samples even if generation_config.json has do_sample false. The default temperature is 1.
 GREEDY = ["--override-generation-config", '{"temperature": 0}']
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM 0.32 accepts for --max-lora-rank
 
 
 def outcome(server: str, kind: str, family: str) -> str:
-    """Return what is known about a family on a server, as a "merged" checkpoint or an "adapter"."""
+    """Return what is known about serving a family. `kind` is "merged" or "adapter"."""
     return next((known for known, families in SERVERS[server][kind].items() if family in families), "not known")
 
 
 def advice(path: str) -> Iterator[str]:
-    """Yield lines about each server: what is known and, for vLLM, the command and the fields to add to a request."""
+    """Yield lines to print: what is known about each server and, for vLLM, the command and the fields of a request."""
     adapter = adapter_config(path)
     base, kind = (adapter["base_model_name_or_path"], "adapter") if adapter else (path, "merged")
     family, saved = family_in(path, base), saved_arguments(path)

@@ -61,7 +61,7 @@ def check_generation_config(path: str) -> str:
 
 
 def check_tokenizer(path: str) -> str:
-    if not (name := first_of(path, TOKENIZERS)):  # transformers (5.23) would make an empty one
+    if not (name := first_of(path, TOKENIZERS)):  # transformers (5.23) would create an empty tokenizer
         raise ValueError(f"AutoTokenizer needs one of {', '.join(TOKENIZERS)}; there is none. {COPY}")
     return f"{name}, {len(from_folder(AutoTokenizer, path, name)):,} tokens"
 
@@ -124,7 +124,7 @@ def check_weights(path: str) -> str:
 
 
 def check_kind(path: str) -> str:
-    """Check that the adapter is plain LoRA on the stored weights of the base."""
+    """Check that the adapter contains only plain LoRA, trained on the unchanged weights of the base."""
     config = adapter_config(path)
     for name in ("modules_to_save", "use_dora", "target_parameters", "trainable_token_indices", "bias"):
         if config.get(name) and config[name] != "none":
@@ -181,7 +181,7 @@ def from_folder(auto_class, path: str, name: str):
 
 
 def remote_classes(path: str) -> dict[str, str]:
-    """Return Python file of the checkpoint -> the configuration that names a class in this file."""
+    """Map each Python file of the checkpoint to the configuration file that names a class in it."""
     found = {}
     for name in CONFIGS:
         if (file := Path(path, name)).is_file():

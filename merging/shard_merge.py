@@ -1,8 +1,8 @@
 """Merge an adapter into its base, one shard of the base at a time.
 
 The model is on torch's meta device, where it needs no memory. For each parameter, transformers converts tensors of the
-checkpoint into the parameter of the model, peft's layer adds its product, and transformers converts the sum back into
-tensors of the checkpoint. Only one shard and one layer are in memory at a time.
+checkpoint into the parameter, peft's LoRA layer adds its update, and transformers converts the sum back into tensors
+of the checkpoint. Only one shard and one layer are in memory at a time.
 """
 
 import ctypes
@@ -36,11 +36,11 @@ class WholeModelNeeded(Exception):
 
 
 class ShardMerge:
-    """The merge of an adapter into its base. The two are matched by the headers of their files.
+    """Merge an adapter into its base. The tensors of both are matched by the headers of their files.
 
     Args:
-        dtype: precision to write. None: that of each tensor in the base.
-        quantization_config: if given, merge into the base weights after this quantization.
+        dtype: precision to write. Default: each tensor keeps the precision that it has in the base.
+        quantization_config: if given, quantize and dequantize the base weights before merging.
 
     Raises:
         WholeModelNeeded: base or adapter is of a kind that cannot be merged shard by shard.
@@ -49,7 +49,7 @@ class ShardMerge:
 
     def __init__(self, loader: BaseLoader, adapter_path: str, dtype=None, quantization_config=None):
         config = PeftConfig.from_pretrained(adapter_path)
-        # Initializations that change the base weights, such as pissa, are repeated by peft 0.21 on the loaded model.
+        # Some initializations, such as pissa, change the base weights. peft 0.21 repeats these on the loaded model.
         plain = isinstance(config, LoraConfig) and config.init_lora_weights in (True, False, "gaussian", "orthogonal")
         if not plain or config.lora_bias:
             raise WholeModelNeeded("this kind of adapter does more than add B @ A to the base weights")
@@ -116,7 +116,7 @@ class ShardMerge:
         return [name for name in names if self.quantizer.param_needs_quantization(self.seen, name)]
 
     def keys_of(self, name: str) -> list[str]:
-        """Return the keys of the checkpoint's tensors that form a parameter."""
+        """Return the keys of the checkpoint's tensors that make up a parameter of the model."""
         tied = self.plain.all_tied_weights_keys
         if name in tied or name in tied.values():
             raise ValueError(
@@ -129,7 +129,7 @@ class ShardMerge:
         return list(found)
 
     def header(self, key: str) -> torch.Tensor:
-        """Return a tensor of the base without its data."""
+        """Return a meta tensor with the shape and dtype of a tensor of the base."""
         entry = self.shards[self.shard_of[key]].get_slice(key)
         return torch.empty(entry.get_shape(), device="meta", dtype=SAFETENSORS_DTYPES.get(entry.get_dtype()))
 
@@ -212,8 +212,8 @@ class ShardMerge:
     def check(self, folder: str) -> str:
         """Compare each written tensor with base and adapter.
 
-        64 columns of a merged matrix are compared with the output of its LoRA layer for unit vectors. As in training,
-        the LoRA layer adds two products without merging.
+        For a merged linear layer, 64 random columns are compared with the outputs of the LoRA layer for the matching
+        unit vectors. As in training, the LoRA layer adds the outputs of base and adapter without merging.
 
         Raises:
             ValueError: a tensor differs by more than its rounding; the message names it.
@@ -244,14 +244,14 @@ class ShardMerge:
 
 
 def return_freed_memory() -> None:
-    """Make glibc return freed tensors to the system. Otherwise it keeps the memory of several shards."""
+    """Make glibc return the memory of freed tensors to the system. Otherwise, glibc keeps that of several shards."""
     if platform.libc_ver()[0] == "glibc":
         m_mmap_threshold = -3  # malloc.h: larger blocks are mapped separately
         ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**20)
 
 
 def check_equal(name: str, found: torch.Tensor, want: torch.Tensor, eps: float) -> None:
-    """Raise a ValueError if two tensors differ by more than rounding to a precision with step `eps`."""
+    """Raise a ValueError if two tensors differ by more than rounding with step `eps`, or at all if `eps` is 0."""
     if eps and want.numel():
         same = ((found - want).abs() <= want.abs() * (eps / 2) + want.abs().max() * 1e-6).all()
     else:
@@ -282,10 +282,10 @@ def fill_model(model: nn.Module, tensors: dict[str, torch.Tensor], loading: Load
 
 
 def stored_shards(loader: BaseLoader) -> tuple[str, dict[str, list[str]]]:
-    """Return the folder of a checkpoint, and shard -> keys from its index (no keys for a single file).
+    """Return the folder of a checkpoint, and the keys of each shard from its index (no keys for a single file).
 
     Raises:
-        WholeModelNeeded: the checkpoint is stored in another form, or only its own code can read it.
+        WholeModelNeeded: the weights are not safetensors files, or only the checkpoint's own code can read them.
     """
     if loader.remote_code:
         raise WholeModelNeeded("the classes of the model are Python files of the checkpoint")
@@ -302,7 +302,7 @@ def stored_shards(loader: BaseLoader) -> tuple[str, dict[str, list[str]]]:
 
 
 def open_file(path: str):
-    """Open a safetensors file to read tensor by tensor. It is not mapped: mapped pages count as memory of the process.
+    """Open a safetensors file without mapping it into memory, because mapped pages count as memory of the process.
 
     Raises:
         ValueError: the file is missing or broken.

@@ -1,4 +1,4 @@
-"""Base and adapter as a loaded model: merge what cannot be merged shard by shard, and check the logits."""
+"""Load base and adapter as one model, to merge what cannot be merged shard by shard, and to check the logits."""
 
 import glob
 import os
@@ -23,7 +23,7 @@ def memory_needed(loader: BaseLoader) -> float:
 
 
 def load_with_adapter(loader: BaseLoader, adapter_path: str, seen_as) -> PeftModel:
-    """Load base and adapter in float32. If `seen_as` is given, the base is first quantized and dequantized with it."""
+    """Load base and adapter in float32. If `seen_as` is given, quantize the base with it and dequantize."""
     loader.model_kwargs["dtype"], loader.pieces = torch.float32, trained_rows(adapter_config(adapter_path))
     if seen_as:
         loader.model_kwargs |= {"dtype": loader.dtype, "quantization_config": seen_as}
@@ -55,7 +55,7 @@ def check_logits(loader, adapter_path: str, seen_as, merged: BaseLoader, collato
     """Compare the logits of base + adapter with those of the merged model, both in float32, for a prompt with an image.
 
     Raises:
-        ValueError: the logits differ by more than random changes to the weights, as large as rounding, can explain.
+        ValueError: the logits differ by over four times the effect of random weight changes of the size of rounding.
     """
     torch.manual_seed(0)
     image = Image.fromarray(torch.randint(256, (64, 64, 3), dtype=torch.uint8).numpy())

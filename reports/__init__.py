@@ -1,1 +1,1 @@
-"""What is made to be looked at: rows as they are trained on, the check of a data set, the report of a run."""
+"""Output for people: previews of rows, data checks, reports and comparisons of runs, and tables for trackers."""

@@ -1,4 +1,4 @@
-"""Check a whole data set before a run: `python preview.py --check` with the flags of train.py; loads no weights.
+"""Check all data of a run before it starts: `python preview.py --check`, with the flags of train.py. Loads no weights.
 
     python preview.py --check --model_id qwen2.5-vl-3b-instruct --data_path train.json --eval_data_path test.json
     python preview.py --check run.yaml --html report.html
@@ -44,7 +44,7 @@ from training.engines import print_once
 from training.make_collator import make_collator
 
 ROW_KINDS = ("text", "image", "several images", "video", "mixed", "unreadable")
-# Fault of a row -> its meaning. The position of a fault in this table, from 1, is its code in `Results.rows`.
+# Maps each fault of a row to its description. `Results.rows` stores a fault as its position in this table, from 1.
 FAULTS = {
     "row": "cannot be read",
     "missing": "media file is missing",
@@ -58,7 +58,7 @@ CODES = {None: 0} | {fault: code for code, fault in enumerate(FAULTS, 1)}
 NOT_DONE = -1
 # The faults that --on_bad_sample handles.
 BAD = ("row", "missing", "broken", "refused", "no label")
-# What an evaluation row may share with a training row.
+# What an evaluation row may share with a training row, and how the report describes this.
 SHARED = {"content": "also in the training data", "question": "with the same media and questions as training rows"}
 # How reading/files.py reports a missing file.
 MISSING = re.compile("does not exist|is a folder")
@@ -96,7 +96,7 @@ def run(arguments, own) -> int:
         print_once(untrained_tokens(loader, arguments, collator.template, splits["train"]))
         results = Results(splits)
         given = arguments.training.dataloader_num_workers if "dataloader_num_workers" in arguments.given else None
-        # At least one worker process: a file that crashes its decoder must not end this process.
+        # Use at least one worker process, because a file that crashes its decoder must not end this process.
         check_rows(splits, collator, results, max(1, os.cpu_count() if given is None else given))
         num_processes = own.num_processes or arguments.training.world_size
         report = results_of(arguments, collator.budget, splits, results, notes, num_processes)
@@ -113,10 +113,10 @@ def run(arguments, own) -> int:
 
 
 class CheckedRows(Dataset):
-    """The result of each row of all splits, one after another. Rows are opened and encoded as in training.
+    """Data set with the check result of each row of all splits. Rows are opened and encoded as in training.
 
     Args:
-        num_workers: the most processes that read items. `current` contains the row that each of them is reading.
+        num_workers: maximum number of worker processes. `current` has the position that each worker is reading.
     """
 
     def __init__(self, splits: dict, collator, num_workers: int):
@@ -161,7 +161,7 @@ class CheckedRows(Dataset):
                 template.check_layout(sample["messages"])
                 template.check_rendering(sample["messages"])
             whole = self.collator.encode(sample, within_budget=False).inputs
-        except OverlongSample:  # raised without a length limit if there is no label
+        except OverlongSample:  # raised even without a length limit if no token would be trained
             return {"fault": "no label", "reason": f"{sample['source']}: none of its tokens would be trained"}
         except ValueError as error:
             return {"fault": "refused", "reason": str(error)}
@@ -182,7 +182,7 @@ class CheckedRows(Dataset):
 
 
 def locate(splits: dict, position: int) -> tuple:
-    """Return the data set and the position in it of a row. Positions count all splits, one after another."""
+    """Return the data set of a row, and the row's index there. `position` counts through all splits in order."""
     for dataset in splits.values():
         if position < len(dataset):
             return dataset, position
@@ -195,7 +195,7 @@ def medium_fault(message: str) -> dict:
 
 
 def fingerprints(row: dict) -> dict:
-    """Return hashes of a row's whole content and of its user's messages. Media are hashed by their bytes."""
+    """Return two hashes: of the whole content of a row, and of its user messages. Media are hashed by their bytes."""
     content, question = [], []
     for message in row["messages"]:
         parts = [(p["type"], p["text"] if p["type"] == "text" else digest(p[p["type"]])) for p in message["content"]]
@@ -210,14 +210,14 @@ def fingerprints(row: dict) -> dict:
 
 
 class Results:
-    """The results of all rows: a few numbers for each row, and the reason if it cannot be used."""
+    """The results of all rows: a few numbers per row, and the reason for each row that cannot be used."""
 
     def __init__(self, splits: dict):
         self.splits = splits
         self.starts = list(accumulate(map(len, splits.values()), initial=0))
         self.rows = np.zeros(self.starts[-1], ROW)
         self.rows["fault"] = NOT_DONE
-        self.reasons: dict[int, str] = {}  # by position
+        self.reasons: dict[int, str] = {}  # position -> why the row cannot be used
 
     def add(self, found: dict) -> None:
         """Store the result of a row."""
@@ -229,7 +229,7 @@ class Results:
             self.reasons[found["position"]] = found["reason"]
 
     def name(self, position: int) -> str:
-        """Return the file and the position of a row that can be read."""
+        """Return the file of a readable row, and the row's position in the file."""
         dataset, place = locate(self.splits, position)
         return dataset.rows[place]["source"]
 
@@ -332,7 +332,7 @@ def spread(values: np.ndarray) -> dict:
 
 
 def histogram(values: np.ndarray) -> dict:
-    """Return a histogram of the positive values. If they are far apart, the bins are logarithmic."""
+    """Return a histogram of the positive values. The bins are logarithmic if the range is wider than a factor of 20."""
     values = values[values > 0]
     if not len(values):
         return {"counts": [0], "edges": [0, 1], "scale": "linear"}
@@ -352,7 +352,7 @@ def duplicates(results: Results, start: int, rows: np.ndarray) -> dict:
 
 
 def shared_with_training(results: Results) -> dict:
-    """Find evaluation rows that are in the training data: the whole row, or only its media and all its questions."""
+    """Find evaluation rows whose whole content, or whose media and questions, also occur in a training row."""
     train, held_out = np.split(results.rows, results.starts[1:2])
     found, exact = {}, np.zeros(len(held_out), bool)
     for name in ("content", "question"):

@@ -1,4 +1,4 @@
-"""Show the report of `data_report.py`: as tables in the terminal, or as a self-contained HTML page with plots."""
+"""Show the report of `data_report.py` as tables in the terminal, or as a self-contained HTML page with plots."""
 
 from typing import NamedTuple
 

@@ -16,10 +16,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image, ImageDraw
 
-# Control character -> its visible symbol in Unicode. A terminal would obey it; a page would not show it.
+# Control character -> its visible symbol in Unicode. A terminal would obey the character; a page would hide it.
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-# A larger picture is written as JPEG. If the JPEG is larger too, the picture is halved until it fits.
+# A PNG above this size is replaced by a JPEG. If the JPEG is too large as well, the picture is halved until it fits.
 MAX_PICTURE_BYTES = 300_000
 RIGHT, ANSWERED = "#00a36c", "#e0540a"  # colours of boxes on a picture
 # Plots are drawn in placeholder colours. `draw` replaces these by the page's CSS variables, which follow dark mode.
@@ -38,12 +38,12 @@ def render(template: str, **values) -> Markup:
 
 
 def legible(text: str) -> str:
-    """Return the text with visible symbols for control characters, except line breaks and tabs."""
+    """Return the text with control characters, except line breaks and tabs, replaced by visible symbols."""
     return text.translate(CONTROL_PICTURES)
 
 
 def visible_breaks(text: str) -> Markup:
-    """Return escaped text with visible line breaks. CSS adds their sign, so that copied text does not contain it."""
+    """Return escaped text with visible line breaks. CSS adds the line break symbol, so copied text lacks it."""
     return escape(legible(text)).replace("\n", Markup('<i class="break"></i>\n'))
 
 
@@ -101,7 +101,7 @@ def with_boxes(picture: Image.Image, boxes: list[tuple[str, list[float]]]) -> Im
 
 
 def embedded(picture: Image.Image, caption: str) -> tuple[str, str]:
-    """Return the picture as a data URL, lossless if it is small enough, and the caption, which names a smaller size."""
+    """Return the picture as a data URL, lossless if small enough, and the caption, plus the size if it was reduced."""
     for format, options in (("png", {}), ("jpeg", {"quality": 90})):
         file = io.BytesIO()
         picture.save(file, format, **options)

@@ -1,4 +1,4 @@
-"""The model card next to the weights: code shared by training and merging, and the card of a merged model."""
+"""Model cards: the code that training and merging share, and the card of a merged model."""
 
 import os
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ CARD, TAG = "README.md", "finelmm"
 
 @contextmanager
 def forgiven(what: str):
-    """Print a warning if a page cannot be written: such an error must not cost a run its weights."""
+    """Only print a warning if a page cannot be written, because the run must go on and save its weights."""
     try:
         yield
     except Exception as error:
@@ -22,7 +22,7 @@ def forgiven(what: str):
 
 @forgiven("model card")
 def write_merged_card(adapter: str, merged: str) -> None:
-    """Write the card of a merged model from the card of its adapter, if `write_card` wrote that card."""
+    """Convert an adapter's card into the card of the merged model. Ignore a card that `write_card` did not write."""
     path = os.path.join(adapter, CARD)
     card = ModelCard.load(path) if os.path.isfile(path) else None
     if card is None or TAG not in (card.data.tags or []):

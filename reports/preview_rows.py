@@ -19,7 +19,7 @@ class Run(NamedTuple):
 
     kind: str
     ids: list[int]
-    is_cut: bool = False  # by --model_max_length: the model does not get these tokens
+    is_cut: bool = False  # cut by --model_max_length, so the model does not get these tokens
 
     @property
     def is_text(self) -> bool:
@@ -39,7 +39,7 @@ class Piece(NamedTuple):
 
     ids: list[int]
     text: str
-    part: str = ""  # of a trained reply with a thought or calls: "thought", "answer" or "call"
+    part: str = ""  # "thought", "answer" or "call", in trained replies that have a thought or calls
 
 
 class Preview(NamedTuple):
@@ -96,7 +96,7 @@ def cut_runs(collator: ChatCollator, preview: Preview) -> tuple[Run, ...]:
     for kept, run in zip(preview.runs, split_runs(collator, ids, labels)):
         if run.is_text or kept.is_text:
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(kept.ids, run.ids)))
-        else:  # in a cut conversation, an image may have another number of tokens
+        else:  # in a cut conversation, an image may have a different number of tokens
             same = len(run.ids)
         begin += same
         if same < len(run.ids):
@@ -105,7 +105,7 @@ def cut_runs(collator: ChatCollator, preview: Preview) -> tuple[Run, ...]:
 
 
 def count(runs: Iterable[Run]) -> Counter:
-    """Return the number of tokens of each style of a run."""
+    """Count the tokens of each `Run.style`."""
     return Counter(run.style for run in runs for _ in run.ids)
 
 
@@ -114,8 +114,8 @@ def decode(collator: ChatCollator, ids: list[int]) -> str:
 
 
 def pieces(collator: ChatCollator, ids: list[int], before: list[int]) -> list[Piece]:
-    """Split token ids into pieces of text, with the white space that they have after the tokens `before`."""
-    known = before[-1:]  # decoded with it, because some tokenizers drop the first token's space
+    """Split token ids into pieces of text, decoded with the white space that they have when they follow `before`."""
+    known = before[-1:]  # decode after this token, because some tokenizers drop the space of the first token
     anchor, read, ids, found = 0, len(known), [*known, *ids], []
     for end in range(read + 1, len(ids) + 1):
         text = decode(collator, ids[anchor:end])
@@ -127,16 +127,16 @@ def pieces(collator: ChatCollator, ids: list[int], before: list[int]) -> list[Pi
 
 
 def with_pieces(collator: ChatCollator, runs: Iterable[Run]) -> Iterator[tuple[Run, list[Piece]]]:
-    """Yield each run with its pieces (none for media). The pieces of trained replies also have their parts."""
+    """Yield each run with its pieces (none for media). `Piece.part` is set in trained replies."""
     before = []
     for run in runs:
         found = pieces(collator, run.ids, before) if run.is_text else []
         yield run, with_parts(collator, found) if run.kind == "trained" else found
-        before = run.ids if run.is_text else before  # Phi-3 Vision has negative ids for images
+        before = run.ids if run.is_text else before  # image ids of Phi-3 Vision are negative and cannot be decoded
 
 
 def with_parts(collator: ChatCollator, reply: list[Piece]) -> list[Piece]:
-    """Return the pieces of a trained reply, each with the part it begins in, unless the reply is only an answer."""
+    """Return the pieces of a trained reply with `Piece.part` set, or unchanged if the reply is only an answer."""
     parts = collator.template.thoughts_and_tools.parts_of("".join(piece.text for piece in reply))
     of_characters = [part for part, text in parts for _ in text if parts[1:] or part != "answer"]
     starts = accumulate((len(piece.text) for piece in reply), initial=0)
@@ -144,7 +144,7 @@ def with_parts(collator: ChatCollator, reply: list[Piece]) -> list[Piece]:
 
 
 def inline_difference(ours: str, official: str) -> list[tuple[str, str]]:
-    """Compare two texts. Return (tag, text) in order: "" is in both, "ins" only in ours, "del" only in the other."""
+    """Compare two texts. Return (tag, text) pairs: "" is text in both, "ins" only in ours, "del" only in official."""
     ours, official = (re.findall(r"<[^<>\s]+>|\w+|\W", text) for text in (ours, official))
     found = []
     for tag, a, b, c, d in SequenceMatcher(None, official, ours).get_opcodes():

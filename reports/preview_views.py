@@ -14,19 +14,19 @@ from reports.preview_rows import Preview, count, cut_runs, inline_difference, wi
 from reports.terminal import terminal
 
 STYLES = {"trained": "bold underline green", "context": "", "image": "cyan", "video": "magenta", "cut": "strike red"}
-PART = "reverse"  # style of the names of a reply's parts
+PART = "reverse"  # style of the labels [thought], [answer] and [call]
 MARKS = {"trained": (">>", "<<"), "cut": ("~~", "~~")}  # used if there are no colours
 
 
 def summary(row: dict) -> list[str]:
-    """Return the numbers of tokens: `73 tokens`, `11 trained`, and others if there are any."""
+    """Return the token counts: `73 tokens`, `11 trained`, and those of images, videos and cut text if there are any."""
     counts = [f"{row['num_tokens']} tokens", f"{row['num_trained']} trained"]
     counts += [f"{row[f'num_{kind}_tokens']} {kind}" for kind in ("image", "video") if row[f"num_{kind}_tokens"]]
     return counts + ([f"{row['cut']} cut"] if row["cut"] else [])
 
 
 def print_rows(previews: Iterable[Preview], collator: ChatCollator, file: TextIO) -> None:
-    """Print rows as text. Colours or marks show what is trained or cut; media are folded: `[image: 576 tokens]`."""
+    """Print rows as text. Colours or marks show what is trained or cut. Media are printed as `[image: 576 tokens]`."""
     console = terminal(file, soft_wrap=True)
     marks = {} if console.color_system else MARKS
     coloured = Text("   ").join(Text(name, style) for name, style in STYLES.items())
@@ -64,7 +64,7 @@ def write_page(path: str, previews: Iterable[Preview], collator: ChatCollator, t
     """
     rows, cards, totals, tokenizer = [], [], Counter(), collator.processor.tokenizer
     control_ids = tokenizer.added_tokens_decoder.keys()
-    # If no replacement can undo an exception, the exception is among the differences.
+    # Some exceptions cannot be undone by a replacement. These also appear among the differences.
     documented = [f"Documented: {exception.reason}" for exception in collator.template.exceptions]
     for preview in previews:
         rows.append(preview.row)

@@ -18,7 +18,7 @@ from training.progress import LOG_FILE
 from training.resume import differences
 from training.run_folder import earlier_run
 
-# Flags that differ between any two runs, or that only change how a run is watched.
+# Flags that are not compared, because they differ between any two runs or do not affect what is trained.
 OWN = {"output_dir", "run_name", "resume_from_checkpoint", "overwrite_output_dir", "disable_tqdm", "report_to"}
 
 
@@ -26,7 +26,7 @@ class RunResult(NamedTuple):
     name: str
     log: list[dict]
     flags: dict
-    record: dict | None  # `training.resume.describe_run`
+    record: dict | None  # from `training.resume.describe_run`
     answers: dict[tuple, dict]  # (row, turn) -> the answer of the last evaluation
 
 
@@ -41,7 +41,7 @@ def read_run(folder: str) -> RunResult:
 
 
 def read_log(folder: str) -> list[dict]:
-    """Return the lines of a run's log, or an empty list before the first line."""
+    """Return the lines of a run's log, or an empty list if nothing was logged yet."""
     path = os.path.join(folder, LOG_FILE)
     try:
         state = os.stat(path)
@@ -55,13 +55,13 @@ def _read_lines(path: str, size: int, time: int) -> list[dict]:
     lines = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            with contextlib.suppress(ValueError):  # it is still being written
+            with contextlib.suppress(ValueError):  # a line that is still being written
                 lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict) and line.keys() >= {"step", "max_steps"}]
 
 
 def figures(log: list[dict]) -> dict[str, str]:
-    """Return the main figures of a run's report, from its log; empty before the first step."""
+    """Compute the main figures of a run's report from its log. Return no figures before the first step."""
     if not log:
         return {}
     newest = {name: value for line in log for name, value in line.items()}
@@ -116,7 +116,7 @@ def page(first: RunResult, second: RunResult) -> str:
 
 
 def curves_of_runs(logs: dict[str, list[dict]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Return the `curves_of` several runs. The name of a line begins with the name of its run, unless that is ""."""
+    """Return the `curves_of` several runs. Each line name starts with the name of its run, unless that name is ""."""
     plots = {}
     for name, log in logs.items():
         for title, lines in curves_of(log).items():

@@ -39,8 +39,8 @@ from training.trainable import ComponentSummary, format_summary
 
 SHOWN_ANSWERS = 12
 BOXES = {RIGHT: "reference_boxes", ANSWERED: "boxes"}
-MOST_POINTS = 500  # per line of a plot
-PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # after the loss and other metrics
+MOST_POINTS = 500  # maximum per line of a plot
+PLOTTED = ("learning_rate", "grad_norm", "tokens_per_second", "data_wait")  # plotted after the loss and the metrics
 # Flags with paths on this machine. The model card leaves them out.
 LOCAL_FLAGS = {
     *("output_dir", "data_path", "eval_data_path", "model_local_path", "image_folder", "video_folder", "data_cache"),
@@ -59,7 +59,7 @@ class RunFacts(NamedTuple):
     eval_dataset: MultimodalDataset | None
     request: dict  # fields that a chat request to a server must add
     image_size: dict | None = None  # pixel limits that flags set in the processor
-    probe: MultimodalDataset | None = None  # questions of --probe, answered before and after
+    probe: MultimodalDataset | None = None  # questions of --probe, answered before and after training
 
     @property
     def command(self) -> str:
@@ -79,14 +79,14 @@ class RunFacts(NamedTuple):
         training = self.arguments.training
         metric, higher_is_better = training.metric_for_best_model, training.greater_is_better
         chosen = [name for name in training.metric or [] if name in metrics.METRICS]
-        if chosen and metrics.kind_of(metric) == "loss":  # the loss says nothing about answers
+        if chosen and metrics.kind_of(metric) == "loss":  # a loss does not measure answers
             metric, higher_is_better = chosen[0], metrics.METRICS[chosen[0]].higher_is_better
         return of_run(state.log_history, ended, metric, higher_is_better)
 
 
 @contextmanager
 def reported(trainer, facts: RunFacts):
-    """When the run inside ends, with or without an error, print the verdict, and write it to the log and the report."""
+    """Print the verdict when the run in this context ends or fails, and write the verdict to the log and the report."""
     ended = None
     try:
         yield
@@ -96,7 +96,7 @@ def reported(trainer, facts: RunFacts):
     finally:
         if trainer.is_world_process_zero():
             verdict, steps = facts.verdict(trainer.state, ended), steps_of(trainer.state)
-            said = f"{verdict.state} after {steps}" if ended else verdict  # the error itself gives the reason
+            said = f"{verdict.state} after {steps}" if ended else verdict  # the error message gives the reason
             print_once(painted(said, verdict.tone, sys.stdout))
             with forgiven("report"):
                 trainer.log_file.end(trainer.args, trainer.state, verdict)
@@ -155,7 +155,7 @@ def answered_steps(log_history: list[dict]) -> list[int]:
 
 
 def curves_of(log_history: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Return plot -> line ("training" or "evaluation") -> its points (step, value)."""
+    """Return, by plot and by line ("training" or "evaluation"), the points (step, value)."""
     plots = {"loss": {}} | {name: {} for logs in log_history for name in metrics_of(logs)} | {n: {} for n in PLOTTED}
     for logs in log_history:
         for name, lines in plots.items():
@@ -166,7 +166,7 @@ def curves_of(log_history: list[dict]) -> dict[str, dict[str, list[tuple[int, fl
 
 
 def metrics_of(logs: dict) -> dict[str, float]:
-    """Return the metrics of the answers of an evaluation."""
+    """Return the metrics that an evaluation computed from generated answers."""
     names = [name for name in sorted(logs) if name.startswith("eval_") and not name.endswith((*SPEED, "answers"))]
     found = {name.removeprefix("eval_"): logs[name] for name in names}
     others = {"loss", *(f"blind_{name}" for name in found)}
@@ -218,7 +218,7 @@ def data_of(facts: RunFacts) -> list[dict]:
 
 
 def shown_answers(output_dir: str, dataset: MultimodalDataset, step: int, most: int) -> Iterator[tuple[dict, Iterator]]:
-    """Yield answers of an evaluation, wrong ones first, each with the `pictures` of its row and the boxes on them."""
+    """Yield answers of an evaluation, wrong ones first, each with the `pictures` of its row and boxes drawn on them."""
     answers = sorted(read_answers(output_dir, step), key=lambda answer: answer.get("right", answer["exact_match"]))
     for answer in answers[:most]:
         told = {colour: answer.get(name, []) for colour, name in BOXES.items()}
@@ -227,7 +227,7 @@ def shown_answers(output_dir: str, dataset: MultimodalDataset, step: int, most: 
 
 
 def answers_of(output_dir: str, dataset: MultimodalDataset, steps: list[int], most=SHOWN_ANSWERS) -> Iterator[dict]:
-    """Yield the answers of the last step, each with the answer of the first step. Pictures are given once per row."""
+    """Yield the last step's answers, each with the first step's as "before". Repeated pictures are left out."""
     if not steps:
         return
     before = {(answer["index"], answer["turn"]): answer for answer in read_answers(output_dir, steps[0])}
@@ -242,7 +242,7 @@ def answers_of(output_dir: str, dataset: MultimodalDataset, steps: list[int], mo
 
 
 def confusions_of(output_dir: str, facts: RunFacts, steps: list[int]) -> dict[str, list]:
-    """Return part of the evaluation data -> `metrics.confusion` of its last answers, which is empty without classes."""
+    """Return, for each part of the evaluation data, `metrics.confusion` of its last answers (empty without classes)."""
     answers = read_answers(output_dir, steps[-1]) if steps else []
     parts = [*facts.eval_dataset.parts().items()][-len(facts.eval_dataset.paths) :] if answers else []  # each path
     return {part: metrics.confusion([a for a in answers if a["index"] in rows]) for part, rows in parts}
@@ -285,7 +285,7 @@ def fill_axes(axes, lines: dict[str, list[tuple[int, float]]], colours: dict[str
 
 
 def plots_of(curves: dict[str, dict]) -> list[tuple[str, Markup]]:
-    """Return (title, SVG) of each plot. A loss that falls to less than a tenth has a log scale."""
+    """Return (title, SVG) of each plot. A loss has a log scale if its maximum is over ten times its minimum."""
     found = []
     for name, lines in curves.items():
         values = [value for points in lines.values() for _, value in points]

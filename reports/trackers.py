@@ -14,7 +14,7 @@ from reading.dataset import MultimodalDataset
 from reports.run_report import shown_answers
 
 COLUMNS = ["row", "question", "reference", "answer", "right", "media"]
-MOST_ANSWERS, MOST_PICTURES, HEIGHT = 40, 8, 160  # per table; per row; in pixels
+MOST_ANSWERS, MOST_PICTURES, HEIGHT = 40, 8, 160  # answers per table, pictures per row, pixels
 
 
 class AnswerTables(TrainerCallback):
@@ -65,7 +65,7 @@ def to_tensorboard(rows: list[list], step: int, output_dir: str) -> None:
 
 
 def to_table(name: str, rows: list[list], step: int, output_dir: str) -> None:
-    """Log the table as `answers` to wandb or trackio, which have the same API. `eval/answers` is a number."""
+    """Log the table to wandb or trackio, which share an API, as `answers`, because `eval/answers` is a number."""
     tracker = import_module(name)
     data = [[*texts, picture and tracker.Image(picture)] for *texts, picture in rows]
     tracker.log({"answers": tracker.Table(columns=COLUMNS, data=data), "train/global_step": step})

@@ -1,1 +1,1 @@
-"""The web page: its runs and its chat."""
+"""The web interface: the tabs of the page, and the runs that it starts."""

@@ -34,7 +34,7 @@ class Chat:
         self.loaded = self.model = self.collator = self.options = None
 
     def answer(self, path: str, messages: list[dict], most: int, base: bool = False) -> Iterator[tuple[str, str]]:
-        """Yield the (thought, answer) to the last message as far as it is generated, again and again.
+        """Generate the reply to the last message. After each piece of text, yield the (thought, answer) so far.
 
         With `base`, the base model of the adapter answers. Raises a ValueError if there is no such model, or if the
         model refuses the conversation.
@@ -86,7 +86,7 @@ class Chat:
 
 
 def messages_of(shown: list[dict]) -> list[dict]:
-    """Convert gradio's messages to canonical ones, with paths of media. Successive messages of one role are joined.
+    """Convert gradio's messages to canonical ones, with paths of media. Consecutive messages of one role are joined.
 
     A question that failed is left out, and so is its error message.
     """
@@ -132,7 +132,7 @@ def chat_tab(chat: Chat) -> gr.Dropdown:
 
 
 def answer(chat: Chat, question: dict, tuned: list, base: list, model: str | None, most: int, beside: bool) -> Iterator:
-    """Yield the question box and both conversations, again and again. The tuned model answers first, then the base."""
+    """Yield question box and both conversations after each piece of text. The tuned model answers before the base."""
     files = [{"path": file, "mime_type": mimetypes.guess_type(file)[0]} for file in question["files"]]
     content = [{"type": "file", "file": file} for file in files]
     content += [{"type": "text", "text": question["text"]}] if question["text"] else []

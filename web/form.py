@@ -43,7 +43,7 @@ def help_of(name: str) -> str:
 
 
 def default(name: str) -> object:
-    """Return the value of a field that stands for train.py's default."""
+    """Return the value that a field has when its flag has the default of train.py."""
     flag = DECLARED[name]
     if list[str] in kinds_of(name):
         return []
@@ -58,7 +58,7 @@ def kinds_of(name: str) -> tuple[type, ...]:
 
 
 def words_of_form(values: dict) -> list[str]:
-    """Return the words of train.py's command line. Raises a ValueError if "further flags" are not flags."""
+    """Return the words of train.py's command line. Raises a ValueError if "further flags" contains other text."""
     flags = {name: values[name] for name in FLAGS}
     mapped = [f"{column}={values[menu]}" for menu, column in MENUS.items() if values[menu]]
     flags["columns"] = [*mapped, *values["columns"]]
@@ -70,7 +70,7 @@ def words_of_form(values: dict) -> list[str]:
 
 
 def values_of(words: list[str]) -> dict:
-    """Return the form for the words of a command line. Flags without a field become further flags."""
+    """Return the values of the form for a command line. Flags without a field are put into "further flags"."""
     given = {name: its for name, its in runs.flags_of(words) if name not in OF_A_START}
     values = {name: default(name) for name in FLAGS} | dict.fromkeys(MENUS, "")
     for name in given.keys() & {*FLAGS}:
@@ -105,7 +105,7 @@ def preset(name: str = next(iter(PRESETS))) -> dict:
 
 
 def preset_of(values: dict) -> str | None:
-    """Return the name of the preset whose values the form has, or None."""
+    """Return the name of the preset that the values of the form match, or None."""
     return next((name for name in PRESETS if all(preset(name)[key] == values[key] for key in OF_PRESETS)), None)
 
 
@@ -115,9 +115,9 @@ def kept(root: str) -> dict:
         held = json.loads(Path(runs.check_inside(KEPT, root, "the form")).read_text(encoding="utf-8"))
         values = preset()
         values |= {name: value for name, value in held.items() if type(value) is type(values.get(name))}
-        words_of_form(values | {FURTHER: ""})  # further flags may be unfinished
+        words_of_form(values | {FURTHER: ""})  # "further flags" may be half typed
         return values
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no file, or another version's
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no file, or one of another version
         return preset()
 
 
@@ -128,7 +128,7 @@ def choices_of_models(search: str) -> list[tuple[str, str]]:
 
 
 def model_of(typed: str) -> tuple[str, str]:
-    """Return (model id, local path) for an id, a Hub path, or a folder in the root, whose config tells its family."""
+    """Return (model id, local path) for an id, a Hub path or a folder in the root, whose config gives the family."""
     try:
         find_model(typed)
         return typed, ""

@@ -29,9 +29,9 @@ def notice(message: str, is_error: bool = False) -> str:
 
 
 def framed(html: str, title: str) -> str:
-    """Return a frame with a page in it. The page can run no script and cannot access the page around it."""
+    """Return an iframe with a page. This page can run no script and cannot access the page around the iframe."""
     frame = Markup('<iframe class="page" sandbox title="{}" srcdoc="{}"></iframe>')
-    return frame.format(title, str(html))  # as text: Markup would not be escaped
+    return frame.format(title, str(html))  # str, because Markup would not be escaped
 
 
 def log_box(log: str) -> str:

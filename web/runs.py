@@ -45,16 +45,16 @@ from web.scripts import Failed, tool
 OWN_FOLDER = str(entry.HERE)
 DECLARED = {field.name: field for part in FLAG_PARTS for field in fields(part)}
 PROCESS_FILE, LOG = "webui_run.json", "webui.log"
-RUN_COLUMNS = ("state", "verdict", "model", "data", "date", "time", "loss", "metric")  # of the table of runs
-DEPTH = 4  # folders from the root down to a run, a model or a data file
-MOST_FOLDERS = 20_000  # that are searched for them
-SHOWN_LINES = 40  # of the output of a run
-UNCHECKED = ("metric", "metric_for_best_model")  # left to train.py, because they run a file of the user
+RUN_COLUMNS = ("state", "verdict", "model", "data", "date", "time", "loss", "metric")  # columns of the table of runs
+DEPTH = 4  # how many folders below the root a run, a model or a data file may be
+MOST_FOLDERS = 20_000  # maximum number of folders to search for them
+SHOWN_LINES = 40  # last lines of a run's output
+UNCHECKED = ("metric", "metric_for_best_model")  # only train.py checks these, as it runs a file of the user
 FOLDERS = ("model_local_path", "lora_weight_path", "resume_from_checkpoint")  # flags that read all files of a folder
 OWN_CONFIGURATIONS = {os.path.join(OWN_FOLDER, name) for name in ("ds_configs", "fsdp_configs")}
-CONFIGS_WITH_PATHS = ("deepspeed", "fsdp_config", "accelerator_config")  # JSON that may name folders
-PARSING = threading.Lock()  # HfArgumentParser changes the fields that it reads (transformers 5.23)
-RECORDING = threading.Lock()  # a start, a stop and an end change the record of a run
+CONFIGS_WITH_PATHS = ("deepspeed", "fsdp_config", "accelerator_config")  # the JSON may contain paths
+PARSING = threading.Lock()  # not thread-safe: HfArgumentParser changes the fields that it reads (transformers 5.23)
+RECORDING = threading.Lock()  # held while the record of a run is changed
 REFUSED = {
     "allow_outside": "lets the data name files outside the root",
     "trust_remote_code": "runs the Python files of a checkpoint",
@@ -135,7 +135,7 @@ def check_data_files(value: str, root: str, what: str) -> None:
 
 
 def check_start(words: list[str], root: str) -> str:
-    """Do `check_command`, refuse an output folder where `find` would not look, and return the output folder."""
+    """Apply `check_command`, refuse an output folder that `find` would not search, and return the output folder."""
     check_command(words, root)
     folder = " ".join(dict(flags_of(words)).get("output_dir", []))
     if not folder:
@@ -147,7 +147,7 @@ def check_start(words: list[str], root: str) -> str:
 
 
 def paths_in(value: str) -> Iterator[str]:
-    """Yield all possible paths in the value of a flag. A split, a slice and a weight may follow a data path."""
+    """Yield all possible paths in the value of a flag. A data path may end with a split, a slice and a weight."""
     yield value
     yield from (value[: match.start()] for match in re.finditer(r"[:\[]", value))
     if value.lstrip().startswith(("{", "[")):
@@ -168,7 +168,7 @@ def check_inside(path: str, root: str, what: str) -> str:
 
 
 def check_folder_inside(path: str, root: str, what: str) -> str:
-    """Do `check_inside` for a folder and for the targets of all links in it."""
+    """Apply `check_inside` to a folder and to the targets of all links in it."""
     folder = check_inside(path, root, what)
     for parent, folders, files in os.walk(folder):
         for inner in (os.path.join(parent, name) for name in (*folders, *files)):
@@ -180,7 +180,7 @@ def check_folder_inside(path: str, root: str, what: str) -> str:
 def check_model_folder(path: str, root: str) -> str:
     """Return the folder of a model, with links resolved. The model, its base and its args.yaml must be in the root."""
     folder = check_folder_inside(path, root, "the model")
-    if os.path.lexists(above := os.path.join(os.path.dirname(folder), ARGUMENTS)):  # of a checkpoint-N
+    if os.path.lexists(above := os.path.join(os.path.dirname(folder), ARGUMENTS)):  # for a checkpoint-N
         check_inside(above, root, "the flags of the model")
     if adapter := adapter_config(folder):
         check_folder_inside(adapter["base_model_name_or_path"], root, "the base of the adapter")
@@ -188,7 +188,7 @@ def check_model_folder(path: str, root: str) -> str:
 
 
 def page_of(words: list[str], root: str, *options: str) -> tuple[str, str | None]:
-    """Return the page of preview.py, which may also show faults, and the error if preview.py refuses the run."""
+    """Return the page of preview.py, which also shows unusable rows, and the error if preview.py refuses the run."""
     check_command(words, root)
     with tempfile.TemporaryDirectory() as folder:
         page, refusal = Path(folder, "page.html"), None
@@ -214,7 +214,7 @@ def start(words: list[str], root: str, append: bool = False, devices: int = 1) -
         if is_alive(process_record(folder)) or is_locked(folder):
             raise ValueError(f"a run is active in --output_dir {folder}: stop it first, or name another folder.")
         if "overwrite_output_dir" in dict(flags_of(words)) and results(folder):
-            rename_aside(folder)  # train.py would also rename the files written below
+            rename_aside(folder)  # not left to train.py, which would also rename the files written below
         os.makedirs(folder, exist_ok=True)
         with open(os.path.join(folder, LOG), "ab" if append else "wb") as log:
             launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(devices)] if devices > 1 else []
@@ -295,7 +295,7 @@ def is_alive(record: dict) -> bool:
 
 
 def status(folder: str) -> Verdict:
-    """Return the verdict that the run wrote at its end, or one from the state of its process."""
+    """Return "running" for an active run, else the verdict that the run wrote at its end, or one from its exit code."""
     record = process_record(folder)
     if is_alive(record) or is_locked(folder):
         return Verdict("running", text("stopping") if record.get("stopping") else "")
@@ -314,7 +314,7 @@ class Found(NamedTuple):
     """Paths relative to the root."""
 
     runs: list[str]  # newest first
-    models: list[str]  # checkpoints of runs, and others
+    models: list[str]  # checkpoints, of runs or others
     data: list[str]
 
 
@@ -332,9 +332,9 @@ def find(root: str) -> Found:
             models += [name] if is_model else []
         else:
             own = [f for f in sorted(files) if f.lower().endswith(ENDINGS)]
-            own = [""] if "state.json" in own and any(f.endswith(".arrow") for f in own) else own  # of save_to_disk
+            own = [""] if "state.json" in own and any(f.endswith(".arrow") for f in own) else own  # by save_to_disk
             data += [os.path.normpath(os.path.join(name, f)) for f in own]
-            if not own and any(map(kind_by_name, files)):  # with captions, or one class in a folder
+            if not own and any(map(kind_by_name, files)):  # captions, or one folder per class
                 pictures.add(name if any(f.lower().endswith(".txt") for f in files) else os.path.dirname(name))
             folders[:] = [] if name != "." and name.count(os.sep) == DEPTH - 1 else folders
     data += sorted(pictures - {"", *map(os.path.dirname, data)})

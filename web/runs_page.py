@@ -57,7 +57,7 @@ def runs_tab(root: str, uploads: str) -> tuple[gr.Dropdown, gr.Button, dict]:
 
 
 def list_runs(root: str, chosen: str | None) -> tuple[dict, dict, str]:
-    """Return the runs to choose from and to tick, and their table. An unreadable run is listed with the reason."""
+    """Return the choices of the menu and of the tick boxes, and the table of runs. An unreadable run shows why."""
     found = {}
     for name in runs.find(root).runs:
         try:
@@ -90,7 +90,7 @@ def watch(root: str, run: str | None, ticked: list[str], log_scale: bool, seen) 
     head = part("run", verdict=verdict, last=(log or [{}])[-1], left=left, figures=figures(log).items())
     is_mine, is_stopping = runs.is_alive(record), record.get("stopping", False)
     shown = [
-        gr.update(visible=is_mine, interactive=not is_stopping),  # Kill must not take its place
+        gr.update(visible=is_mine, interactive=not is_stopping),  # visible, so that Kill does not move here
         gr.update(visible=is_mine and is_stopping),
         gr.update(visible=bool(record) and verdict.state not in ("running", "finished")),
     ]
@@ -138,7 +138,7 @@ def after_run(root: str, uploads: str, run: gr.Dropdown) -> None:
 
 @or_notice
 def run_tool(root: str, script: str, flag: str | None, run: str | None, value: str) -> str:
-    """Return what a script prints for a model and, if `flag` is given, a path in the root."""
+    """Run a script on a model and, if `flag` is given, a path in the root. Return what the script prints."""
     words = ["--model_path", runs.check_model_folder(run or "none", root)]
     if flag:
         (runs.check_data_files if flag == "--data_path" else check_inside)(value, root, flag)
@@ -150,7 +150,7 @@ def run_tool(root: str, script: str, flag: str | None, run: str | None, value: s
 
 @or_error()
 def packed(root: str, uploads: str, run: str | None) -> dict:
-    """Pack the files of a run or a model, without its checkpoints, into one file to download."""
+    """Pack the files of a run or a model, without its checkpoints, into a zip file to download."""
     folder = runs.check_model_folder(run or "none", root)
     path = os.path.join(uploads, f"{os.path.basename(folder)}.zip")
     with zipfile.ZipFile(path, "w") as archive:

@@ -12,11 +12,11 @@ from importlib import import_module
 from entry import cli
 
 SCRIPTS = ("check_serving", "estimate", "merge_lora_weights", "predict", "preview")
-requests = None  # the socket of that process
+requests = None  # socket to the process that forks
 
 
 def start_process() -> None:
-    """Start that process. This one must have a single thread: a fork would keep the locks of other threads forever."""
+    """Start the process that forks. Call this before other threads start, as a fork keeps their locks forever."""
     global requests
     for script in SCRIPTS:
         import_module(script)
@@ -26,7 +26,7 @@ def start_process() -> None:
     requests.close()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # leaves no zombie
-    while (request := socket.recv_fds(asked, 1 << 17, 1))[0]:  # until the page ends
+    while (request := socket.recv_fds(asked, 1 << 17, 1))[0]:  # until webui.py ends
         if not os.fork():
             _run(*json.loads(request[0]), *request[1])
         os.close(*request[1])
@@ -38,7 +38,7 @@ def _run(script: str, words: list[str], answer: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sys.argv, fault = [f"{script}.py"], None
     os.dup2(answer, 1)
-    os.dup2(os.open(os.devnull, os.O_RDWR), 2)  # bars and warnings
+    os.dup2(os.open(os.devnull, os.O_RDWR), 2)  # hides progress bars and warnings
     try:
         cli(partial(import_module(script).main, words))
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""The "Tune" tab: model, data, method and start. The rows are next to them; the command and Start are at the bottom."""
+"""The "Tune" tab: model, data, method and start, with rows of the data next to them and the command at the bottom."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ ACCESSIBLE = (TEMPLATES / "webui.js").read_text(encoding="utf-8")
 
 
 def tune_tab(root: str) -> SimpleNamespace:
-    """Return the tab's components, such as `inputs` (in the order of INPUTS) and `restored` (the last form is back)."""
+    """Return the tab's components. `inputs` has the order of INPUTS. `restored` is true once the form is restored."""
     made = {}
 
     def fields(*names: str) -> None:
@@ -111,7 +111,7 @@ def tune_tab(root: str) -> SimpleNamespace:
         move = button.click(lambda at, of, by=by: max(0, at + by) if at + by < of else at, [skip, total], skip, **QUIET)
         move.then(**look).then(**tell)
     follow = look | {"fn": partial(show_rows, root, quiet=True)}
-    wanted.change(**follow, trigger_mode="always_last").then(**tell)  # once, if several fields change together
+    wanted.change(**follow, trigger_mode="always_last").then(**tell)  # one refresh if several fields change together
     for button, look_ahead in zip(tools, (forecast, check_all_rows)):
         button.click(partial(look_ahead, root), inputs, found)
     save.click(partial(save_form, root), [file, *inputs], saved)
@@ -148,7 +148,7 @@ def field(name: str) -> gr.components.Component:
 
 
 def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *inputs) -> list:
-    """Show the command of a form, and its first error: in the bar and at the wrong field. Save the form."""
+    """Save the form, and show its command. Show the first error in the bar and at the wrong field."""
     if not restored:
         return [gr.skip()] * (7 + len(INPUTS))
     values, command, folder, at = dict(zip(INPUTS, inputs)), "", "", None
@@ -179,7 +179,7 @@ def explain(root: str, restored: bool, read: tuple | None, wrong: str | None, *i
 
 @or_error()
 def find_id(typed: str | None, path: str | None) -> tuple:
-    """Return the id and the local path of a typed model. If the id was found for a path, the path is kept."""
+    """Return the id and the local path of a typed model. Keep `path` if the typed id was found for it."""
     found = form.model_of(typed or "")
     return found if found[1] or not path or form.model_of(path)[0] != typed else (typed, path)
 
@@ -212,7 +212,7 @@ def same_again(root: str, run: str | None) -> list:
 
 
 def take_files(root: str, files: list[str], paths: list[str]) -> tuple[None, dict]:
-    """Copy dropped files into a new folder in the root. The data files, or else the folder, become data paths."""
+    """Copy dropped files into a new folder in the root. Add the data files, or else the folder, to `paths`."""
     folder = os.path.join(UPLOADED, time.strftime("%Y-%m-%d-%H%M%S"))
     os.makedirs(check_inside(folder, root, "the folder of dropped files"))
     copies = [shutil.copy(file, folder) for file in files]
@@ -221,7 +221,7 @@ def take_files(root: str, files: list[str], paths: list[str]) -> tuple[None, dic
 
 
 def show_columns(root: str, paths: list[str]) -> list:
-    """Return the first row of the data, and the menus of its fields, with suggestions if the row needs a mapping."""
+    """Return the first row of the data, and the column menus, with suggestions if the row needs a mapping."""
     row = {}
     with contextlib.suppress(ValueError):  # the message reports it
         if paths and not runs.is_on_hub(paths[0]):
@@ -236,7 +236,7 @@ def show_columns(root: str, paths: list[str]) -> list:
 
 
 def show_rows(root: str, skip: int, search: str, *inputs, quiet: bool = False) -> tuple:
-    """Return rows as preview.py shows them, their number, and (values read, error). `quiet` does not show the error."""
+    """Return rows as preview.py shows them, their number, and (values read, error). `quiet` hides the error."""
     values = dict(zip(INPUTS, inputs))
     seen = [values[name] for name in form.SHOWN_BY]
     selection = [f"--num_rows={SHOWN_ROWS}", f"--skip_rows={skip or 0}", *([f"--search={search}"] if search else [])]
@@ -261,7 +261,7 @@ def check_all_rows(root: str, *inputs) -> str:
 
 
 def start_run(root: str, asked: str | None, *inputs) -> list:
-    """Start a run; replace another only after a second click. Return message, button, asked folder, tab and run."""
+    """Start a run; to replace one, ask for a second click. Return message, button, asked folder, tab and run."""
     values = dict(zip(INPUTS, inputs))
     try:
         words = form.words_of_form(values)
