@@ -10,8 +10,8 @@
 
 An image shows a gauge, and a video shows one moving shape. The test set has combinations of properties that are not in
 the training set (see `combinations`), so a model must recognise each property separately. The answers to a question are
-equally frequent: a model that does not look can be right in at most a quarter of the cases. A pair consists of two
-images of the same set. With --boxes, an image shows one shape anywhere. With --texts, colours are to be sorted
+equally frequent, so a model that does not look is right in at most a quarter of the cases. A pair consists of two
+images of the same set. With --boxes, an image shows one shape anywhere. With --texts, the questions ask to sort colours
 alphabetically, and the test set has other orders than the training set.
 
 Drawing is seeded: every run writes the same bytes. A second run does not draw gauges and videos again.
@@ -27,7 +27,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SIZE, GAUGE_SIZE = 64, 224  # width and height in pixels: of images with shapes, with gauges
-SMOOTH = 4  # draw this much larger, then shrink, for smooth edges
+SMOOTH = 4  # draw at this multiple of the size and shrink, for smooth edges
 COLOURS = {
     "Red": (220, 40, 40),
     "Yellow": (245, 195, 20),
@@ -50,7 +50,7 @@ IMAGE_PROPERTIES = [
 ]
 VIDEO_PROPERTIES = [
     ("What colour is the shape?", list(COLOURS)),
-    (None, SHAPES),  # drawn, not asked: a tiny model cannot tell a circle from a square in four frames
+    (None, SHAPES),  # drawn but not asked, since a tiny model cannot tell a circle from a square in four frames
     ("Which way does it move?", list(MOVES)),
 ]
 PROPERTIES = {"image": IMAGE_PROPERTIES, "video": VIDEO_PROPERTIES}
@@ -247,7 +247,7 @@ def main():
         for part in ("train", "test"):
             write_rows(args.output_dir / f"box_{part}.json", box_rows(part, args.output_dir))
         return
-    # How often each combination is drawn, differently each time, in the training set and in the test set.
+    # How many different files are drawn per combination, in the training set and in the test set.
     media, prefix, times = ("video", "video_", (6, 3)) if args.videos else ("image", "", (3, 1))
     said = []
     for part, number in zip(("train", "test"), times):

@@ -168,7 +168,7 @@ def cells_of_sheet(path: str) -> Iterator[list[str]]:
 
 
 def rows_of_sheet(path: str, sheet) -> Iterator[list[str]]:
-    """Yield each row as text cells. Numbers, dates and booleans become text. Rows are padded to the first row's width."""
+    """Yield each row as text cells, also numbers, dates and booleans. Pad each row to the length of the first."""
     sheet.reset_dimensions()  # some programs store wrong dimensions in the file
     width = None
     for values in sheet.iter_rows(values_only=True):

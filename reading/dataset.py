@@ -304,7 +304,7 @@ class MultimodalDataset(WeightedRows):
         return chosen
 
     def parts(self) -> dict[str, range]:
-        """Map metric prefixes to positions: "" to all rows and, with several paths, "NAME_" to the rows of each path."""
+        """Map metric prefixes to positions: "" to all rows and, with several paths, "NAME_" to those of a path."""
         ends, parts = self._ends(), {"": range(len(self))}
         names = names_of(self.paths) if self.paths[1:] and not self.is_held_out else []
         return parts | {f"{name}_": range(*map(int, rows)) for name, rows in zip(names, pairwise(ends))}
@@ -463,7 +463,7 @@ class EncodedDataset(Dataset):
             raise ValueError(f"{number} samples cannot be used, more than --max_bad_samples {limit}; the last: {error}")
 
     def explain(self, error: Exception) -> ValueError | None:
-        """Return the ValueError raised by a data loader's worker, or one that names the sample on which the worker died."""
+        """Return the ValueError that a data loader's worker raised, or name the sample on which the worker died."""
         if isinstance(error, ValueError):  # the traceback ends with the error's type and message
             raised = re.match(r"Caught \w+ in DataLoader worker.*\n[\w.]+: (.+)\Z", str(error), re.DOTALL)
             return ValueError(raised[1].strip()) if raised else None
