@@ -73,7 +73,7 @@ def refcoco(refs, instances, split):
     For example: 'refs(unc).p' instances.json train. Train with --image_folder train2014.
     """
     about = read_json(instances)
-    images = {image["id"]: image["file_name"] for image in about["images"]}  # the file names in `refs` do not exist
+    images = {image["id"]: image["file_name"] for image in about["images"]}  # file names in `refs` do not exist
     boxes = {instance["id"]: corners(instance["bbox"]) for instance in about["annotations"]}
     with open(refs, "rb") as file:
         found = PlainPickle(file, encoding="latin1").load()  # a pickle of Python 2

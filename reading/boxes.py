@@ -24,7 +24,7 @@ IGNORE = "(--columns objects= ignores `objects`)"
 
 
 def placed(messages: list[dict], value: object, num_images: int) -> bool:
-    """Add the row's `objects` to its messages. Return False if the field has another format, so it was not read."""
+    """Add the row's `objects` to its messages. Return False if the field has another format and was not read."""
     parts = [(message, i, part) for message in messages for i, part in enumerate(message["content"])]
     marks = [(message, i, match) for message, i, part in parts for match in MARK.finditer(part.get("text", ""))]
     objects = parsed_json(value, "objects") if marks else value

@@ -66,7 +66,7 @@ def plain_field(field):
     """Return the field with a type that we support. Times become text, because Python's times lack nanoseconds."""
     import pyarrow as pa
 
-    if pa.types.is_dictionary(field.type):  # row groups may differ in dictionaries, which an Arrow file cannot
+    if pa.types.is_dictionary(field.type):  # row groups may have different dictionaries, an Arrow file only one
         return field.with_type(field.type.value_type)
     return field.with_type(pa.string()) if pa.types.is_temporal(field.type) else field
 
@@ -98,7 +98,7 @@ def copy_texts(path: str, form: RowForm, target: str) -> None:
 
 
 def rows_of_table(path: str, form: RowForm) -> tuple[dict[str, bool], Iterator[dict]]:
-    """Return a table's lower-case column names (True: lists of media references), and an iterator over its rows."""
+    """Return a table's lower-case column names (-> whether cells list media), and an iterator over its rows."""
     cells_of = (cells_of_sheet if has_ending(path, ".xlsx") else cells_of_csv)(path)
     names = [name.strip().lower() or f"column {i}" for i, name in enumerate(next(cells_of), 1)]
     read_as = form.mapping.names(names)

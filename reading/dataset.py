@@ -65,7 +65,7 @@ class MultimodalDataset(WeightedRows):
         check: if True, raise a ValueError that lists the unusable rows. If False, keep their messages in
             `errors` (position -> message), and None in `rows`.
         max_bad_samples: if given, `check` drops up to this many unusable rows instead of raising the error.
-        weighted: whether the weights of paths and rows set how often an epoch uses a row. If False, it is used once.
+        weighted: whether weights of paths and rows set how often an epoch uses a row. If False, use each row once.
         form: values of the flags in FORM_FLAGS, which are fields of reading.rows.RowForm.
     """
 
@@ -123,7 +123,7 @@ class MultimodalDataset(WeightedRows):
         self.rows = Rows(self)
         if not len(self):
             raise ValueError(f"{self.name} contains no samples.")
-        # If no row has a field that --columns names, it is probably misspelled, and a field would silently be missing.
+        # If no row has a field that --columns names, the name is probably wrong, and data would silently be missing.
         found = {column.lower() for index in self.files for column in index.mapped}
         for name, field in Mapping.of(columns).sources:
             if f"{name}={field}".lower() not in found:
@@ -190,7 +190,7 @@ class MultimodalDataset(WeightedRows):
         self.numbers = self.numbers[positions]
 
     def leave_out(self, faults: dict[int, str], also: Collection[int] = ()) -> None:
-        """Drop the samples in `faults` (position -> message) and print them. Drop those in `also` silently."""
+        """Drop the samples in `faults` (position -> message) and print the messages. Drop those in `also` silently."""
         self.num_bad += len(faults)
         if self.num_bad > self.max_bad_samples:
             raise ValueError(
@@ -238,11 +238,11 @@ class MultimodalDataset(WeightedRows):
         return np.concatenate([start + index.numbers[places] for start, (index, places, _) in files])
 
     def num_parts(self, letters: str = "tiv") -> np.ndarray:
-        """Count the texts (t), images (i) and videos (v) of each row together (rows,) int64, or only some `letters`."""
+        """Return each row's number of content parts (rows,) int64, of the kinds in `letters`: text, image and video."""
         found = []
         for index, places, _ in self.by_file():
             parts = [sum(map(layout.count, letters)) for layout in index.layouts_used]
-            found.append(np.array([*parts, 0])[index.layouts[places]])  # rows without a layout (-1) get the last, 0
+            found.append(np.array([*parts, 0])[index.layouts[places]])  # rows without a layout (-1) get the last one, 0
         return np.concatenate(found)
 
     @property
@@ -304,7 +304,7 @@ class MultimodalDataset(WeightedRows):
         return chosen
 
     def parts(self) -> dict[str, range]:
-        """Map metric prefixes to positions: "" to all rows and, with several paths, "NAME_" to those of a path."""
+        """Map metric prefixes to positions: "" to all rows and, with several paths, "NAME_" to each path's rows."""
         ends, parts = self._ends(), {"": range(len(self))}
         names = names_of(self.paths) if self.paths[1:] and not self.is_held_out else []
         return parts | {f"{name}_": range(*map(int, rows)) for name, rows in zip(names, pairwise(ends))}
@@ -388,7 +388,7 @@ def of_flag(name: str):
 def make_dataset(
     data, flag: str, paths: str | list[str] | None, check=True, weighted=False, max_bad_samples: int | None = None
 ) -> MultimodalDataset | None:
-    """Return the data set of the `paths` of a `flag`, or None without paths. `data` contains the other flags."""
+    """Return the data set that a `flag` reads from `paths`, or None without paths. `data` has the other flags."""
     if not paths:
         return None
     columns = data.columns
@@ -422,7 +422,7 @@ class EncodedDataset(Dataset):
         """Return the tensors of a sample as a batch of one. If `position` is a tuple, concatenate its samples."""
         if isinstance(position, tuple):
             for one in position:
-                replaced.check_row(self.dataset, one)  # with a larger image, they might not fit together
+                replaced.check_row(self.dataset, one)  # with a larger image, the samples might not fit together
             return self.collator.concatenate_samples([self[one] for one in position])
         worker = get_worker_info()
         if worker:

@@ -158,7 +158,7 @@ def _connect(host: str, port: int, is_encrypted: bool, options: MediaOptions) ->
 
 
 def _end(sock: socket.socket) -> None:
-    """Shut down a socket from another thread, so that a thread that waits for data of the socket can continue."""
+    """Shut down a socket from another thread, which ends all waiting for data of this socket."""
     with suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 

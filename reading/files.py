@@ -67,7 +67,7 @@ def is_within(path: str, folder: str) -> bool:
 
 
 def resolve_in(path: str, folders: Sequence[str], what: str) -> str:
-    """Return the path with its links resolved. Raise a ValueError if it is in none of the folders or Hub's cache."""
+    """Return the path with links resolved. Raise a ValueError if it is neither in `folders` nor in the Hub's cache."""
     try:
         resolved = os.path.realpath(path)
     except ValueError as error:  # the path contains a null character

@@ -10,7 +10,7 @@ from reading.sources import find_source, has_ending, scan
 
 
 def first_row(path: str) -> dict:
-    """Return the first row of a --data_path; {} for image folders and tar files, whose rows need no mapping."""
+    """Return the first row of a --data_path, or {} for an image folder or a tar file."""
     file, found = find_source(path).files[0], {}
     if not is_copied(file) and not has_ending(file, ".tar"):
         found = next((row for *_, row in scan(file)), {})

@@ -151,7 +151,7 @@ def proposal(row: dict, form) -> str:
     (asked_in, _, asked), (replied_in, _, replied) = ((name or "").partition("[].") for name in (question, answer))
     are_pairs = bool(asked and replied) and asked_in == replied_in and not turns
     pairs = {"question": question and question.replace("[]", "[0]"), "answer": answer and answer.removesuffix("[]")}
-    if question and question.endswith("[]") and answer.endswith("[]"):  # with lists of both, use the first of each
+    if question and question.endswith("[]") and answer.endswith("[]"):  # if both are lists, use their first items
         pairs["answer"] += "[0]"
     pairs = {"messages": turns or asked_in} if turns or are_pairs else pairs
     found = [f"{name}={source}" for name, source in pairs.items() if source not in (None, name)]

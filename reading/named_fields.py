@@ -1,4 +1,4 @@
-"""Read thoughts, tools, calls and results of a row, in the formats of OpenAI, TRL, LLaMA-Factory and ms-swift.
+"""Read a row's thoughts, tools, tool calls and tool results in formats of OpenAI, TRL, LLaMA-Factory and ms-swift.
 
     a thought   `reasoning_content` or `reasoning` of a reply, or <think>...</think> at the start of its text
     tools       `tools` of the row: a list of JSON schemas; the list or each schema may be JSON text
@@ -142,7 +142,7 @@ def merged(messages: list[dict]) -> list[dict]:
 
 
 def add_ids(messages: list[dict]) -> None:
-    """Add missing ids. A result gets the id of the first open call with its name, or else of the first open call."""
+    """Add missing ids. A result gets the id of the first unanswered call, if possible of one with its name."""
     numbers, open_calls = count(1), []
     for message in messages:
         if "tool_calls" in message:

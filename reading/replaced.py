@@ -14,7 +14,7 @@ from reading.references import describe
 from reading.row_index import ChangedFile, media_state
 from reading.rows import media_in
 
-DRAWN = 1000  # rows
+DRAWN = 1000  # how many rows are compared
 
 
 def drawn_rows(dataset) -> list[int]:

@@ -98,7 +98,7 @@ class Layout(str):
 
     @property
     def shape(self) -> "Layout":
-        """The layout up to the last reply, as far as a template may depend on it. Repeated parts are cut to two."""
+        """What templates depend on: the layout up to the last reply, with repeated parts and exchanges cut to two."""
         known = re.sub("[SU][^A]*$", "", self.replace("-", ""))
         known = re.sub("([SA])t+", r"\1t", known)  # several texts of these roles count as one
         return Layout(re.sub(r"(U[^U]*)\1+", r"\1\1", re.sub(r"([tiv])\1+", r"\1\1", known)))
@@ -403,7 +403,7 @@ class IndexMaker:
         return ((number, place, row) for number, batch in enumerate(rows) for place, row in enumerate(batch))
 
     def next_batch(self, found: Iterator) -> list[tuple[int, tuple[int, int, object]]]:
-        """Return the next rows, whose media headers are read together. Limit their bytes, as they are in memory."""
+        """Return the next rows, whose media headers are read together. Their total size is limited to save memory."""
         batch, size = [], 0
         for row in itertools.islice(found, copies.ARROW_ROWS if copies.is_copied(self.path) else BATCH):
             batch.append(row)
@@ -453,7 +453,7 @@ class IndexMaker:
                 texts = [part["text"] for message in messages for part in message["content"] if "text" in part]
                 named = [m[name] for m in messages if len(m) > 2 for name in Layout.FIELD_SIGNS if name in m]
                 named += [clip for *_, clip in references[: len(layout.media)] if clip]
-                said = repr([layout.replace("-", ""), texts, *named]).encode()  # not whether a reply is trained
+                said = repr([layout.replace("-", ""), texts, *named]).encode()  # ignores which replies are trained
                 self.digest.update(said + repr([layout, others]).encode())
                 text_bytes = sum(len(text.encode()) for text in texts)
                 place = self.layouts.setdefault(layout, len(self.layouts)), text_bytes, self.num_media

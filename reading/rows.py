@@ -112,7 +112,7 @@ class RowForm:
         return row if self.system_prompt is None else row | {SYSTEM[0]: self.system_prompt}
 
     def samples(self, row: dict, unread_fields: Counter | None = None) -> list[list[dict]]:
-        """Return the canonical messages of each sample of a row (--train_replies). With "all", the whole row is one.
+        """Return the canonical messages of each sample of a row (--train_replies). "all" makes the row one sample.
 
         "each" gives one sample per trained exchange: the row up to the end of the exchange, with only that exchange
         trained. Q1 A1 Q2 A2 gives Q1 A1, and Q1 A1 Q2 A2 with only A2 trained. "last" gives only the longest sample.
@@ -138,10 +138,10 @@ class RowForm:
 
         Args:
             row: from `named`.
-            unread_fields: counts the rows that have each harmless field that is not read.
+            unread_fields: counts the rows with a field, for each harmless field that is not read.
 
         Raises:
-            ValueError: The message contains the field and the fix. It is meant to follow "train.json, sample 7: ".
+            ValueError: The message contains the field and the fix. Callers put "train.json, sample 7: " before it.
         """
         form, answer = self._form(row)
         unread = Unread({*self.folders.values()})

@@ -1,4 +1,4 @@
-"""JSON by the standard: Python's `json.dumps` also writes NaN and Infinity, which other programs refuse."""
+"""Read and write standard JSON. Python's `json.dumps` also writes NaN and Infinity, which other programs refuse."""
 
 import json
 from contextlib import suppress

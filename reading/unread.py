@@ -180,7 +180,7 @@ def meanings_of(path: str) -> list[tuple[str, str]]:
 
 
 def counts(meaning: str, name: str, value: object) -> bool:
-    """Whether a value affects training. `"loss": true` changes nothing, and a date is not a time of a video."""
+    """Whether a value affects training, unlike `"loss": true`, or a date in a field for the times of a video."""
     if meaning == MASK:
         return value not in (True, "true") or any(word in name.lower() for word in NEGATIONS)
     if meaning == TIME:

@@ -1,4 +1,4 @@
-"""Open videos: from a reference in a row to frames and the metadata that video processors read."""
+"""Open the videos to which rows refer. Return frames, and the metadata that video processors need."""
 
 import contextlib
 import dataclasses
@@ -234,7 +234,7 @@ def _open_container(source, options: MediaOptions):
             raise ValueError(f"its frames have {stream.width}x{stream.height} pixels, more than --image_pixel_limit")
         stream.codec_context.options = {
             "max_pixels": str(options.image_pixel_limit),  # checked again, in case later frames are larger
-            # Raise an error for damage, not conceal it. Damage stays unnoticed if nearly any bytes can be decoded, as in
+            # Report damage instead of concealing it. Damage stays unnoticed if nearly any bytes can be decoded, as in
             # most of VP8, VP9, WMV, GIF and QuickTime RLE, and sometimes in a few bytes of a slice of H.264 or HEVC.
             "err_detect": "explode",
         }
@@ -359,7 +359,7 @@ def _check_whole(container, stream, source, fps: float, packets: int, end: float
     cut_short |= container.format.name in FORMATS_WITH_COUNT and packets < stream.frames
     if trailer := TRAILERS.get(container.format.name):
         with _open_bytes(source) as file:
-            file.seek(-16, io.SEEK_END)  # headers alone are longer
+            file.seek(-16, io.SEEK_END)  # no header is shorter than 16 bytes
             cut_short |= not file.read().rstrip(b"\0").endswith(trailer)
     if cut_short:
         readable = f"the first {max(end - start, 0):.2f} of {promised - start:.2f} seconds"
@@ -377,7 +377,7 @@ def _is_cut_mp4(source) -> bool:
             length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
             if place == 0 and kind not in (b"ftyp", b"moov", b"mdat", b"wide"):
                 return False
-            length = int.from_bytes(file.read(8), "big") if length == 1 else length  # 64 bits; 0: to the end
+            length = int.from_bytes(file.read(8), "big") if length == 1 else length  # 1: 64 bits follow; 0: up to the end
             place += max(length or size, 8)
         return place > size
 
