@@ -14,7 +14,7 @@ equally frequent, so a model that does not look is right in at most a quarter of
 images of the same set. With --boxes, an image shows one shape anywhere. With --texts, the questions ask to sort colours
 alphabetically, and the test set has other orders than the training set.
 
-Drawing is seeded: every run writes the same bytes. A second run does not draw gauges and videos again.
+Drawing is seeded, so every run writes the same bytes. A second run does not draw gauges and videos again.
 """
 
 import argparse

@@ -41,7 +41,7 @@ from reading.rows import WEIGHT, RowForm, media_in
 from reading.sources import TABLES, find_source, has_ending, names_of, usual_names
 from reading.weights import WeightedRows
 
-# The label of tokens that are not trained: the default `ignore_index` of PyTorch's cross entropy.
+# The label of tokens that are not trained, which is the default `ignore_index` of PyTorch's cross entropy.
 IGNORE_INDEX = -100
 # Flags that set how rows are read.
 FORM_FLAGS = "user_key assistant_key field_messages allow_outside prompt system_prompt".split()
@@ -463,7 +463,7 @@ class EncodedDataset(Dataset):
             raise ValueError(f"{number} samples cannot be used, more than --max_bad_samples {limit}; the last: {error}")
 
     def explain(self, error: Exception) -> ValueError | None:
-        """Return the ValueError that a data loader's worker raised, or name the sample on which the worker died."""
+        """Return a data loader worker's ValueError, or one that names the sample on which the worker died, or None."""
         if isinstance(error, ValueError):  # the traceback ends with the error's type and message
             raised = re.match(r"Caught \w+ in DataLoader worker.*\n[\w.]+: (.+)\Z", str(error), re.DOTALL)
             return ValueError(raised[1].strip()) if raised else None

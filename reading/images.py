@@ -127,7 +127,7 @@ def _without_pixels(image: Image.Image) -> Image.Image:
 
 
 def _as_seen(image: Image.Image) -> Image.Image:
-    """Return the image as RGB, rotated by its EXIF orientation (in place)."""
+    """Return the image as RGB, rotated by its EXIF orientation. The rotation is done in place."""
     tiff = image.tag_v2 if image.format == "TIFF" else {}
     deep = _is_deep(image)
     ImageOps.exif_transpose(image, in_place=True)

@@ -119,7 +119,7 @@ def calls_of(value: object, where: str) -> list[dict]:
 
 
 def parsed_json(value: object, where: str) -> object:
-    """Return a value; text is parsed as JSON."""
+    """Return a value, parsed as JSON if it is text."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError as error:

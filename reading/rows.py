@@ -473,7 +473,7 @@ def _train(turn: dict, where: str) -> dict:
 
 
 def _place_clips(unread: Unread, row: dict, messages: list[dict]) -> None:
-    """Apply the row's video fields to its videos. In a row without videos, these fields count as unread."""
+    """Apply the row's video fields to its videos. In a row without videos, treat these fields as unread."""
     media = [part for part in content_parts({"messages": messages}) if "text" not in part]
     videos = [part for part in media if part["type"] == "video"]
     given = {name: row[name] for name in clips.NAMES if name in row}

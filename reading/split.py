@@ -1,6 +1,6 @@
 """Build the data sets of a run: --sample_rows draws training rows, and --eval_split holds out rows for evaluation.
 
-Rows that share an image or video, directly or through other rows, are linked: --eval_split never separates them. Media
+Rows that share an image or video, directly or via other rows, are linked, and --eval_split keeps them together. Media
 are the same if their bytes are the same, whatever their names. A file is only read if another file has the same size
 in pixels and in bytes. URLs are compared as text. Rows without media are not linked to other rows.
 """

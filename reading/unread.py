@@ -1,7 +1,7 @@
 """Find the fields of a row that are not read. Some of them are refused, the others are only listed.
 
 An image under an unknown name (`photo: "a.jpg"`, bytes of a JPEG) would silently be missing in training, and so would a
-loss mask, tools or the times of a clip. Such fields are refused. A field such as `id: 17` is harmless: its name is
+loss mask, tools or the times of a clip. Such fields are refused. A field such as `id: 17` is harmless, so its name is
 listed once, with the number of rows. The same goes for a text that only repeats the file name of media that the row
 reads (`file_name: "1.jpg"` next to `image: "train2017/1.jpg"`). Empty fields such as `tools: []` are ignored.
 """
@@ -139,7 +139,7 @@ class Unread:
 
 
 def flat(name: str, value: object) -> Iterator[tuple[str, object]]:
-    """Yield (name, value) of everything inside of a value that is not empty."""
+    """Yield (name, value) of each text, number or other non-empty leaf of a nested value."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from flat(f"{name}.{key}", inner)

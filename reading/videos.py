@@ -37,7 +37,7 @@ PER_SECOND = 1000.0  # the resolution of the `times` of a list of images
 
 
 def open_video(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[np.ndarray, dict]:
-    """Decode the frames that `num_frames` or `fps` choose. With `num_frames`, frames of a short clip are repeated.
+    """Decode the frames that `num_frames` or `fps` choose. With `num_frames`, a clip with fewer repeats some.
 
     Frames are chosen by time: if the rate varies, frame i is the one that a player shows at i / fps, where `fps` is the
     mean rate. From a list of images, `num_frames` are chosen.
@@ -46,10 +46,10 @@ def open_video(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[np
         clip: of the content part (reading/clips.py). If it selects a range of a long video, only that range is read.
 
     Returns:
-        frames (n, height, width, 3) uint8 RGB, rotated as the phone was held, in square pixels, with transparency on
+        frames (n, height, width, 3) uint8 RGB, rotated as a player would, in square pixels, with transparency on
         white; and the metadata: fps (frames per second of the file, None for images without times), duration
         (seconds) and total_num_frames, both of the clip if there is one; frames_indices (the numbers of these frames in
-        the whole video: the time of each, times fps).
+        the whole video, which are time x fps).
 
     Raises:
         ValueError: The file is missing, empty, broken, truncated, too long or too large. The message names the file,
@@ -190,7 +190,7 @@ class _Scan:
     is_moment: bool = False  # whether `times` and `keys` cover only a clip
 
     def shown(self, index: int) -> int:
-        """Return the index in `times` of the frame that a player shows at `index` / `fps`. Times are rounded."""
+        """Return the index in `times` of the frame that a player shows at `index` / `fps`, as times are rounded."""
         if self.times is None:
             return index
         return bisect_right(self.times, self.start + (index + 0.25) * self.step) - 1
@@ -258,7 +258,7 @@ def _check_length(seconds: float, options: MediaOptions) -> None:
 
 
 def _header_total(container, stream, clip: Mapping) -> int:
-    """Return the header's number of frames; 0 if missing, as in raw streams, or if too small for the clip."""
+    """Return the number of frames in the header, or 0 if it is missing (raw streams) or too small for the clip."""
     total, fps, name = 0, _header_rate(stream), container.format.name
     if name in END_IN_HEADER:  # in other formats, the end is an estimate
         total = round((_promised_end(container) - (container.start_time or 0) / 1e6) * fps)
@@ -272,7 +272,7 @@ def _header_total(container, stream, clip: Mapping) -> int:
 
 
 def _promised(container, stream, source, options: MediaOptions, clip: Mapping) -> tuple[int, float]:
-    """Return frames and frames per second, from the header or, if it has no number of frames, by counting."""
+    """Return the number of frames and the frame rate, from the header or, without a number there, by counting."""
     fps, total = _header_rate(stream), _header_total(container, stream, clip)
     if total < 1:
         with _open_container(source, options) as (container, stream):
@@ -306,11 +306,11 @@ def _scan_moment(container, stream, source, options: MediaOptions, clip: Mapping
 def _scan(container, stream, source, options: MediaOptions, clip: Mapping = {}) -> _Scan:
     """Scan the packets of an opened video without decoding them.
 
-    The number of frames in headers is not reliable: raw streams, mkv, webm and flv have none. If a video was cut
+    The number of frames in headers is not reliable. Raw streams, mkv, webm and flv have none. If a video was cut
     without encoding it again, the number includes frames outside the cut (packets marked "discard").
 
     Raises:
-        ValueError: The packets end earlier than the header promises. Raw streams and MPEG-TS promise nothing.
+        ValueError: The packets end before the end in the header, which raw streams and MPEG-TS do not have.
     """
     fps, start = _header_rate(stream), (container.start_time or 0) / 1e6
     _check_length(_promised_end(container) - start, options)
@@ -359,7 +359,7 @@ def _check_whole(container, stream, source, fps: float, packets: int, end: float
     cut_short |= container.format.name in FORMATS_WITH_COUNT and packets < stream.frames
     if trailer := TRAILERS.get(container.format.name):
         with _open_bytes(source) as file:
-            file.seek(-16, io.SEEK_END)  # no header is shorter than 16 bytes
+            file.seek(-16, io.SEEK_END)  # files with a frame are longer
             cut_short |= not file.read().rstrip(b"\0").endswith(trailer)
     if cut_short:
         readable = f"the first {max(end - start, 0):.2f} of {promised - start:.2f} seconds"
@@ -377,7 +377,7 @@ def _is_cut_mp4(source) -> bool:
             length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
             if place == 0 and kind not in (b"ftyp", b"moov", b"mdat", b"wide"):
                 return False
-            length = int.from_bytes(file.read(8), "big") if length == 1 else length  # 1: 64 bits follow; 0: up to the end
+            length = int.from_bytes(file.read(8), "big") if length == 1 else length  # 1: 64 bits follow; 0: to the end
             place += max(length or size, 8)
         return place > size
 
@@ -468,7 +468,7 @@ def _shown_size(frame, stream) -> tuple[int, int]:
 
 
 def _pixels(frame, stream, number: int, options: MediaOptions) -> np.ndarray:
-    """Return the pixels (height, width, 3) uint8 of a decoded frame, one of `number`, scaled and rotated."""
+    """Return the pixels (height, width, 3) uint8 of a decoded frame, scaled as one of `number` frames, and rotated."""
     width, height = _scaled_size(*_shown_size(frame, stream), number, options)
     # By default, a frame keeps threads for scaling. A forked data loader worker would wait for them forever.
     form = {"width": width, "height": height, "threads": 1}
