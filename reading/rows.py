@@ -94,7 +94,7 @@ class RowForm:
         return (*self.turn_fields[::-1], *of_pairs, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT, *clips.NAMES)
 
     def named(self, row: object, mapped: Counter | None = None) -> dict:
-        """Return a row with renamed fields, and with values from flags. `mapped` is `found` of `Mapping.row`."""
+        """Return a row with renamed fields, and with values from flags. `Mapping.row` gets `mapped` as `found`."""
         if not isinstance(row, dict):
             raise ValueError(f"must be a JSON object, not {type(row).__name__}")
         if self.balance and field_of(row, self.balance)[0] is None:
@@ -153,12 +153,12 @@ class RowForm:
         users = [message for message in messages if message["role"] == "user"]
         unread.leave_text(_said(users))
         media = [part for message in messages for part in message["content"] if "text" not in part]
-        for kind in reversed(MEDIA_KINDS):  # images last, so that they come first if both go to the front
+        for kind in reversed(MEDIA_KINDS):  # images are inserted last, to be in front of videos
             column, references = self._column(row, kind, unread)
             if parts := [part for part in media if part["type"] == kind]:
                 _fill(parts, kind, column or kind, references)
             elif column or form == "conversations":
-                if _said(users).count(f"<{kind}>") != len(references):  # perhaps tool results have more tags
+                if _said(users).count(f"<{kind}>") != len(references):  # then count the tags in tool results too
                     users = [message for message in messages if message["role"] in ("user", "tool")]
                 _place(users, kind, column or kind, references, must_be_placed=form == "conversations")
         _check_roles(messages)
@@ -195,7 +195,7 @@ class RowForm:
         forms = [name for name in self.turn_fields if name in row]
         if not forms:
             forms = [name for name in PAIRS if name in row or name == "prompt" and "completion" in row]
-        elif "completion" in row:  # a `prompt` without it is ignored, since many data sets have it next to messages
+        elif "completion" in row:  # `prompt` alone is ignored, since many data sets have it next to messages
             forms.append("prompt")
         if len(forms) > 1:
             raise ValueError(

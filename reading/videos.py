@@ -37,7 +37,7 @@ PER_SECOND = 1000.0  # the resolution of the `times` of a list of images
 
 
 def open_video(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[np.ndarray, dict]:
-    """Decode the frames that `num_frames` or `fps` choose. With `num_frames`, a clip with fewer repeats some.
+    """Decode the frames that `num_frames` or `fps` choose. With `num_frames`, frames of a short clip are repeated.
 
     Frames are chosen by time: if the rate varies, frame i is the one that a player shows at i / fps, where `fps` is the
     mean rate. From a list of images, `num_frames` are chosen.
@@ -48,8 +48,8 @@ def open_video(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[np
     Returns:
         frames (n, height, width, 3) uint8 RGB, rotated as a player would, in square pixels, with transparency on
         white; and the metadata: fps (frames per second of the file, None for images without times), duration
-        (seconds) and total_num_frames, both of the clip if there is one; frames_indices (the numbers of these frames in
-        the whole video, which are time x fps).
+        (seconds) and total_num_frames, both of the clip if there is one; frames_indices (the number of each frame in the
+        whole video, which is its time x fps).
 
     Raises:
         ValueError: The file is missing, empty, broken, truncated, too long or too large. The message names the file,
@@ -190,7 +190,7 @@ class _Scan:
     is_moment: bool = False  # whether `times` and `keys` cover only a clip
 
     def shown(self, index: int) -> int:
-        """Return the index in `times` of the frame that a player shows at `index` / `fps`, as times are rounded."""
+        """Return the index in `times` of the frame that a player shows at `index` / `fps`, allowing for rounding."""
         if self.times is None:
             return index
         return bisect_right(self.times, self.start + (index + 0.25) * self.step) - 1
@@ -310,7 +310,7 @@ def _scan(container, stream, source, options: MediaOptions, clip: Mapping = {}) 
     without encoding it again, the number includes frames outside the cut (packets marked "discard").
 
     Raises:
-        ValueError: The packets end before the end in the header, which raw streams and MPEG-TS do not have.
+        ValueError: The packets stop before the end time in the header, which raw streams and MPEG-TS do not have.
     """
     fps, start = _header_rate(stream), (container.start_time or 0) / 1e6
     _check_length(_promised_end(container) - start, options)
@@ -395,7 +395,7 @@ def _is_hidden(packet) -> bool:
 
 
 def _decode(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> dict[int, np.ndarray]:
-    """Return the wanted (ascending) frames by index, or {} if the seek to a clip misses its keyframe."""
+    """Return the frames with the indices `wanted` (ascending), or {} if the seek to a clip misses its keyframe."""
     frames = _decode_by_time(source, wanted, scan, options) if scan.keys else None
     return frames or ({} if scan.is_moment else _decode_by_number(source, wanted, scan.total, options))
 

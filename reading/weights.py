@@ -55,7 +55,7 @@ class WeightedRows(Dataset):
         If rows have weights or classes, rows of all paths are drawn together, by row weight times path weight.
         """
         if self.is_drawn:
-            draw = np.random.default_rng([seed % 2**32, len(self.weights), epoch])  # not a seed of a path below
+            draw = np.random.default_rng([seed % 2**32, len(self.weights), epoch])  # differs from the paths' seeds
             weights = self.row_weights()
             return np.sort(draw.choice(len(self), self.epoch_size, p=weights / weights.sum()))
         chosen, ends = [], self._ends()
