@@ -43,7 +43,7 @@ SECONDS_CURRENT = 10  # for this time after a check of faulty rows, other proces
 BATCH, BATCH_BYTES = 1024, 2**26  # limits of rows, and of bytes of JSON, whose media headers are read together
 OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
 OF_ROWS |= {"sampling_weights": "d", "classes": "Q", "numbers": "q"}  # `numbers`: the number of the row in the file
-ARRAYS = OF_ROWS | {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}  # the last four: per medium
+ARRAYS = OF_ROWS | {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}  # these four: per medium
 NPY_HEADER = 128  # bytes of the header of a .npy file
 UNUSABLE = -1  # layout of a row that cannot be used
 

@@ -48,8 +48,8 @@ def open_video(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[np
     Returns:
         frames (n, height, width, 3) uint8 RGB, rotated as a player would, in square pixels, with transparency on
         white; and the metadata: fps (frames per second of the file, None for images without times), duration
-        (seconds) and total_num_frames, both of the clip if there is one; frames_indices (the number of each frame in the
-        whole video, which is its time x fps).
+        (seconds) and total_num_frames, both of the clip if there is one; frames_indices (the number of each frame in
+        the whole video, which is its time x fps).
 
     Raises:
         ValueError: The file is missing, empty, broken, truncated, too long or too large. The message names the file,
