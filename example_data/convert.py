@@ -54,7 +54,7 @@ def coco_instances(instances):
 
 
 def vqa_v2(questions, annotations):
-    """VQA v2: one row per question, with ten answers. Training uses the most frequent one.
+    """VQA v2: one row per question, with ten answers. The most frequent answer is trained.
 
     For example: v2_OpenEnded_mscoco_train2014_questions.json v2_mscoco_train2014_annotations.json. Train with
     --image_folder train2014.

@@ -10,11 +10,11 @@
 
 An image shows a gauge, and a video shows one moving shape. The test set has combinations of properties that are not in
 the training set (see `combinations`), so a model must recognise each property separately. The answers to a question are
-equally frequent, so a model that does not look is right in at most a quarter of the cases. A pair consists of two
-images of the same set. With --boxes, an image shows one shape anywhere. With --texts, the questions ask to sort colours
+equally frequent: a model that does not look can be right in at most a quarter of the cases. A pair consists of two
+images of the same set. With --boxes, an image shows one shape anywhere. With --texts, colours are to be sorted
 alphabetically, and the test set has other orders than the training set.
 
-Drawing is seeded, so every run writes the same bytes. A second run does not draw gauges and videos again.
+Drawing is seeded: every run writes the same bytes. A second run does not draw gauges and videos again.
 """
 
 import argparse
