@@ -1,8 +1,8 @@
-"""Makes both `import datasets` and old scripts work: Hugging Face's library of this name, and our data sets.
+"""Make `import datasets` import Hugging Face's library of this name, and our data sets for old scripts.
 
-In this folder, `import datasets` finds this file before the library. This file then puts the library in its place, so
+In this folder, `import datasets` finds this file before the library. This file then replaces itself by the library, so
 that `load_dataset`, `evaluate` and TRL work as usual. Without the library, this file gives transformers (5.23) the
-class `Dataset`, and accelerate (1.15, two or more processes) the class `IterableDataset`.
+class `Dataset`, and accelerate (1.15, two or more processes) the class `IterableDataset`, which they import.
 """
 
 import os
@@ -24,6 +24,6 @@ if spec and spec.loader:  # a plain folder of that name has no loader
 else:
 
     def __getattr__(name: str):
-        if name.startswith("_"):  # asked by tools that inspect modules
+        if name.startswith("_"):  # tools that inspect modules ask for these names
             raise AttributeError(name)
         raise ImportError(f"`{name}` is in Hugging Face's library `datasets`, which is missing: pip install datasets")

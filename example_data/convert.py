@@ -73,10 +73,10 @@ def refcoco(refs, instances, split):
     For example: 'refs(unc).p' instances.json train. Train with --image_folder train2014.
     """
     about = read_json(instances)
-    images = {image["id"]: image["file_name"] for image in about["images"]}  # the names in `refs` are not files
+    images = {image["id"]: image["file_name"] for image in about["images"]}  # file names in `refs` do not exist
     boxes = {instance["id"]: corners(instance["bbox"]) for instance in about["annotations"]}
     with open(refs, "rb") as file:
-        found = PlainPickle(file, encoding="latin1").load()  # of Python 2
+        found = PlainPickle(file, encoding="latin1").load()  # a pickle of Python 2
     for ref in found:
         for sentence in ref["sentences"] if ref["split"] == split else []:
             objects = {"ref": [sentence["sent"]] * 2, "bbox": [boxes[ref["ann_id"]]]}
@@ -124,14 +124,14 @@ def internvl_meta(meta):
     for about in read_json(meta).values():
         with open(about["annotation"], encoding="utf-8") as file:
             found = [with_media(json.loads(line), about["root"]) for line in file if line.strip()]
-        repeat = about.get("repeat_time", 1)  # below 1: only this fraction of the rows, from the first
+        repeat = about.get("repeat_time", 1)  # below 1: use only this fraction of the rows, starting with the first
         yield from found[: int(len(found) * repeat)] if repeat < 1 else found * int(repeat)
 
 
 CONVERTERS = (coco_captions, coco_instances, vqa_v2, refcoco, visual_genome, label_studio, internvl_meta)
 
 
-# ---- what they share ----
+# ---- functions for several converters ----
 
 
 def read_json(path: str) -> dict | list:
@@ -145,14 +145,14 @@ def corners(box: list[float]) -> list[float]:
 
 
 class PlainPickle(pickle.Unpickler):
-    """Reads only lists, objects, texts and numbers: a pickle may contain code, which must not run."""
+    """Read only lists, dictionaries, text and numbers, because a pickle may contain code, which must not run."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"the file contains a {module}.{name}, not only lists, texts and numbers")
 
 
 def with_media(row: dict, root: str) -> dict:
-    """Return a row of InternVL's with absolute paths."""
+    """Return a row of InternVL's format with absolute media paths."""
     for kind in {"image", "video"} & row.keys():
         paths = [row[kind]] if isinstance(row[kind], str) else row[kind] or []
         paths = [os.path.abspath(os.path.join(root, path)) for path in paths if path]
@@ -177,7 +177,7 @@ def main() -> None:
     *given, output = args.values()
     try:
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows(*given)]
-    except (KeyError, OSError, TypeError, ValueError) as error:  # such as two files in the wrong order
+    except (KeyError, OSError, TypeError, ValueError) as error:  # for example, two files in the wrong order
         raise SystemExit(f"{' '.join(given)}: {type(error).__name__}: {error}. See --help for the files.") from error
     if not lines:
         raise SystemExit(f"{given[0]} gives no rows; nothing was written.")

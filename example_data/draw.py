@@ -27,7 +27,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SIZE, GAUGE_SIZE = 64, 224  # width and height in pixels: of images with shapes, with gauges
-SMOOTH = 4  # draw this much larger, then shrink, for smooth edges
+SMOOTH = 4  # draw at this multiple of the size and shrink, for smooth edges
 COLOURS = {
     "Red": (220, 40, 40),
     "Yellow": (245, 195, 20),
@@ -37,7 +37,7 @@ COLOURS = {
     "Black": (30, 30, 30),
 }
 SHAPES = ["Circle", "Square", "Triangle", "Star", "Cross"]
-PLACES = ["First", "Second"]  # of a pair
+PLACES = ["First", "Second"]  # of the images of a pair
 MOVES = {"Left": (-1, 0), "Right": (1, 0), "Up": (0, -1), "Down": (0, 1)}
 FRAMES, FPS = 16, 8
 
@@ -50,14 +50,14 @@ IMAGE_PROPERTIES = [
 ]
 VIDEO_PROPERTIES = [
     ("What colour is the shape?", list(COLOURS)),
-    (None, SHAPES),  # drawn, not asked: a tiny model cannot tell a circle from a square in four frames
+    (None, SHAPES),  # drawn but not asked, since a tiny model cannot tell a circle from a square in four frames
     ("Which way does it move?", list(MOVES)),
 ]
 PROPERTIES = {"image": IMAGE_PROPERTIES, "video": VIDEO_PROPERTIES}
 
 
 def combinations(properties, test):
-    """Return the tuples of answers of the test set (one in four, with equally many of each answer) or training set."""
+    """Return the answer tuples of the test set (a quarter of all, with each answer equally often) or training set."""
     indices = itertools.product(*(range(len(answers)) for _, answers in properties))
     chosen = [row for row in indices if (sum(row) % 4 == 0) == test]
     return [tuple(answers[i] for i, (_, answers) in zip(row, properties)) for row in chosen]
@@ -122,7 +122,7 @@ def write_image(path, answers, rng):
 
 
 def write_video(path, answers, rng):
-    """Write an MP4 of `answers` = (colour, shape, move). Start and speed vary: one frame does not show the move."""
+    """Write an MP4 of `answers` = (colour, shape, move). Start and speed vary, so one frame does not show the move."""
     import av
 
     colour, shape, move = answers
@@ -179,7 +179,7 @@ def write_rows(path, rows):
 
 
 def pair_rows(part):
-    """Return rows of two random images of a set: which gauge reads more, and what colour is the rim of one gauge?"""
+    """Return rows with two random images of a set. They ask which gauge reads more, and for the rim colour of one."""
     scenes, draw = combinations(IMAGE_PROPERTIES, test=part == "test"), random.Random(f"pairs {part}")
     rows = []
     while len(rows) < (100 if part == "test" else 1000):
@@ -216,7 +216,7 @@ def box_rows(part, output_dir):
 
 
 def text_rows(part):
-    """Return rows without media: three colours to sort."""
+    """Return rows without media. They ask to sort three colours."""
     orders = list(itertools.permutations(COLOURS, 3))
     random.Random("texts").shuffle(orders)
     rows = []
@@ -247,7 +247,7 @@ def main():
         for part in ("train", "test"):
             write_rows(args.output_dir / f"box_{part}.json", box_rows(part, args.output_dir))
         return
-    # How often each combination is drawn, differently each time, in the training set and in the test set.
+    # How many different files are drawn per combination, in the training set and in the test set.
     media, prefix, times = ("video", "video_", (6, 3)) if args.videos else ("image", "", (3, 1))
     said = []
     for part, number in zip(("train", "test"), times):

@@ -1,4 +1,4 @@
-"""Print the exact match on held-out questions, next to that of a blind baseline.
+"""Print the exact match of a model and of a blind baseline on held-out questions.
 
     python example_data/report.py train.json answers.jsonl
 
@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 
 
 def most_frequent_answers(path: str) -> dict[str, str]:
-    """Return the most frequent answer to each question in a LLaVA-style file."""
+    """Map each question of a LLaVA-style file to its most frequent answer."""
     answers = defaultdict(Counter)
     with open(path, encoding="utf-8") as file:
         for row in json.load(file):

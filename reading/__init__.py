@@ -1,1 +1,1 @@
-"""Files -> samples: which files a path names, a row in any form, the index on disk, opened images and videos."""
+"""Turn data files into samples: find the files of a path, convert and index their rows, open images and videos."""

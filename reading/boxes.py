@@ -1,4 +1,4 @@
-"""Read the boxes and points of a row in ms-swift's format: `objects`, and marks in the texts, matched in order.
+"""Read boxes and points in ms-swift's format. The field `objects` has the values of the marks in the texts, in order.
 
     {"image": "a.jpg", "question": "Find the <ref-object>.", "answer": "<bbox>",
      "objects": {"ref": ["dog"], "bbox": [[x1, y1, x2, y2]]}}
@@ -24,7 +24,7 @@ IGNORE = "(--columns objects= ignores `objects`)"
 
 
 def placed(messages: list[dict], value: object, num_images: int) -> bool:
-    """Add the `objects` of a row to its messages. Return whether the field has this format and was read."""
+    """Add the row's `objects` to its messages. Return False if the field has another format and was not read."""
     parts = [(message, i, part) for message in messages for i, part in enumerate(message["content"])]
     marks = [(message, i, match) for message, i, part in parts for match in MARK.finditer(part.get("text", ""))]
     objects = parsed_json(value, "objects") if marks else value
@@ -84,8 +84,8 @@ def _numbers(value: object, where: str, counts: tuple[int, ...], kind: str) -> l
 
 
 def located(messages: list[dict], options: MediaOptions) -> list[dict]:
-    """Return the messages with each `at` as fractions of its image's width and height, after EXIF rotation. Each entry
-    also gets `size`, the (width, height) to which the image is resized. Only image headers are read.
+    """Return the messages with each `at` converted to fractions of the image's width and height after EXIF rotation.
+    Each box or point also gets `size`, the (width, height) to which its image is resized. Only image headers are read.
 
     Raises:
         ValueError: A box or point is more than one pixel outside its image. One pixel is allowed for rounding.

@@ -1,10 +1,10 @@
-"""Read what a row sets for its videos: start and end, frames and frame size, or the times of a list of images.
+"""Read the settings of a row for its videos: start and end, number and size of frames, times of a list of images.
 
     {"video": "film.mp4", "start": 60, "end": 70, "fps": 2, ...}                       for every video of the row
     {"videos": ["a.mp4", "b.mp4"], "clip": [[0, 5], [10, 12.5]], ...}                  one value per video
-    {"type": "video", "video": "film.mp4", "video_start": 60, "max_pixels": 50176}     a content part, which wins
+    {"type": "video", "video": "film.mp4", "video_start": 60, "max_pixels": 50176}     content part, overrides the row
 
-The content part gets a field `clip` with the given ones of start, end, fps, num_frames, max_pixels and times.
+The field `clip` of the content part stores the settings as start, end, fps, num_frames, max_pixels and times.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from reading.strict_json import loaded
 
 VALUES = dict.fromkeys(("start", "end"), "a number of seconds, 0 or more") | {"fps": "a number above 0"}
 VALUES |= dict.fromkeys(("num_frames", "max_pixels"), "a whole number, 1 or more")
-NAMES = (*VALUES, "video_start", "video_end", "clip", "times")  # in a row
+NAMES = (*VALUES, "video_start", "video_end", "clip", "times")  # names of a row's fields
 LISTS = {"clip": "[start, end] in seconds", "times": "a list of seconds"}
 
 
@@ -76,12 +76,12 @@ def _check_together(clip: dict, video: object) -> None:
 
 
 def is_untimed(part: dict) -> bool:
-    """Whether a video is a list of images without times."""
+    """Whether a video is a list of images with neither `fps` nor `times`."""
     return isinstance(part.get("video"), list) and part.get("clip", {}).keys().isdisjoint(("fps", "times"))
 
 
 def applied(options: MediaOptions, clip: dict) -> MediaOptions:
-    """Return the options with the values of this clip. In lists of images, `fps` does not choose the frames."""
+    """Return the options, overridden by this clip. For a list of images, `fps` only sets the times of the images."""
     values = {"video_max_pixels": clip["max_pixels"]} if "max_pixels" in clip else {}
     if "num_frames" in clip:
         values |= {"num_frames": clip["num_frames"], "fps": None, "max_frames": None}

@@ -13,7 +13,7 @@ from reading.mapping import proposal
 from reading.rows import MEDIA_COLUMNS, MEDIA_KINDS, PAIRS, RowForm
 from reading.sources import has_ending
 
-ARROW_ROWS = 64  # rows per batch; reading one row maps one batch
+ARROW_ROWS = 64  # rows per batch; to read one row, its whole batch is mapped into memory
 SEPARATORS = (",", ";", "\t")  # of CSV files; Excel writes semicolons in locales with a decimal comma
 
 
@@ -23,10 +23,10 @@ def is_copied(path: str) -> bool:
 
 
 def copy_rows(path: str, form: RowForm, target: str) -> None:
-    """Write the Arrow copy of a file or a folder, without ignored columns."""
+    """Write the Arrow copy of a file or a folder, without the columns that --columns ignores."""
     if not has_ending(path, ".parquet", ".arrow"):
         return copy_texts(path, form, target)
-    import pyarrow as pa  # only copies need it
+    import pyarrow as pa  # imported only when a copy is made
 
     try:
         with open_columns(path) as (held, batches_of), pa.OSFile(target, "wb") as sink:
@@ -46,7 +46,7 @@ def copy_rows(path: str, form: RowForm, target: str) -> None:
 
 @contextlib.contextmanager
 def open_columns(path: str) -> Iterator[tuple]:
-    """Yield the schema of a Parquet or Arrow file, and a function that reads its batches, given column names."""
+    """Yield a Parquet or Arrow file's schema, and a function from column names to the file's batches."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -63,10 +63,10 @@ def open_columns(path: str) -> Iterator[tuple]:
 
 
 def plain_field(field):
-    """Return the field with a type that can be written and read. Times become texts: Python has no nanoseconds."""
+    """Return the field with a type that we support. Times become text, because Python's times lack nanoseconds."""
     import pyarrow as pa
 
-    if pa.types.is_dictionary(field.type):  # a file cannot contain a different one per row group
+    if pa.types.is_dictionary(field.type):  # row groups may have different dictionaries, an Arrow file only one
         return field.with_type(field.type.value_type)
     return field.with_type(pa.string()) if pa.types.is_temporal(field.type) else field
 
@@ -75,16 +75,16 @@ def as_plain(column, kind):
     """Cast an Arrow column to the type of `plain_field`. Times are written as 2026-01-05 07:00:00, in UTC."""
     from pyarrow import compute, timestamp, types
 
-    if column.type == kind:  # PyArrow 26 fails to cast some objects with nulls even then
+    if column.type == kind:  # a cast is not needed, and PyArrow 26 fails on some objects with nulls
         return column
-    if types.is_timestamp(column.type):  # to text with a zone, it needs a database that may be missing
+    if types.is_timestamp(column.type):  # a cast to text with a zone needs a zone database, which may be missing
         column = column.cast(timestamp(column.type.unit))
     texts = column.cast(kind)
     return compute.replace_substring_regex(texts, r"\.0+$", "") if types.is_temporal(column.type) else texts
 
 
 def copy_texts(path: str, form: RowForm, target: str) -> None:
-    """Do the same as `copy_rows` for a table or an image folder, whose columns have no types. Empty cells are null."""
+    """Write the Arrow copy of a table or an image folder, whose columns have no types. Empty cells become null."""
     import pyarrow as pa
 
     if os.path.isdir(path):
@@ -98,7 +98,7 @@ def copy_texts(path: str, form: RowForm, target: str) -> None:
 
 
 def rows_of_table(path: str, form: RowForm) -> tuple[dict[str, bool], Iterator[dict]]:
-    """Return the lower-case columns of a table (True: media, a list of references), and its rows of text cells."""
+    """Return a table's lower-case column names (-> whether cells list media), and an iterator over its rows."""
     cells_of = (cells_of_sheet if has_ending(path, ".xlsx") else cells_of_csv)(path)
     names = [name.strip().lower() or f"column {i}" for i, name in enumerate(next(cells_of), 1)]
     read_as = form.mapping.names(names)
@@ -123,7 +123,7 @@ def rows_of_table(path: str, form: RowForm) -> tuple[dict[str, bool], Iterator[d
 
 
 def cells_of_csv(path: str) -> Iterator[list[str]]:
-    """Yield the cells of the first line, then those of each other line that is not empty."""
+    """Yield the cells of the first line, and then of each further line that is not empty."""
     line = 2
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -150,14 +150,14 @@ def cells_of_csv(path: str) -> Iterator[list[str]]:
 
 
 def cells_of_sheet(path: str) -> Iterator[list[str]]:
-    """Yield the same from the only non-empty sheet of an Excel file."""
+    """Yield the cells of each row that is not empty. The Excel file must have exactly one sheet with rows."""
     try:
         import openpyxl  # an optional package
 
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except ImportError as error:
         raise ValueError(f"{path} needs openpyxl: pip install openpyxl, or save the file as CSV UTF-8.") from error
-    except Exception as error:  # on broken files, it raises many types of errors
+    except Exception as error:  # openpyxl raises many types of errors on broken files
         raise ValueError(f"{path} is not a readable Excel file: {error}") from error
     with contextlib.closing(book):
         sheets = [rows_of_sheet(path, sheet) for sheet in book.worksheets]
@@ -168,8 +168,8 @@ def cells_of_sheet(path: str) -> Iterator[list[str]]:
 
 
 def rows_of_sheet(path: str, sheet) -> Iterator[list[str]]:
-    """Yield rows of text cells, also for numbers, dates and booleans. Each row has as many cells as the first."""
-    sheet.reset_dimensions()  # some programs write wrong dimensions
+    """Yield each row as text cells, also numbers, dates and booleans. Pad each row to the length of the first."""
+    sheet.reset_dimensions()  # some programs store wrong dimensions in the file
     width = None
     for values in sheet.iter_rows(values_only=True):
         whole = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
@@ -196,14 +196,14 @@ def to_rows(batch) -> list:
     try:
         rows = [{name: present(value) for name, value in row.items()} for row in batch.to_pylist()]
         return [row | {name: with_names(row[name], classes[name]) for name in classes.keys() & row} for row in rows]
-    except ValueError as error:  # such as text that is not UTF-8
+    except ValueError as error:  # for example, text that is not UTF-8
         if len(batch) == 1:
             return [ValueError(f"cannot be read: {error}")]
         return [row for place in range(len(batch)) for row in to_rows(batch.slice(place, 1))]
 
 
 def present(value: object) -> object:
-    """Remove null fields. Arrow gives each object the fields of all others, such as the arguments of other calls."""
+    """Remove null fields. Arrow gives all objects the same fields, such as the arguments of every tool call."""
     if isinstance(value, dict):
         return {name: present(inner) for name, inner in value.items() if inner is not None}
     return [*map(present, value)] if isinstance(value, list) else value
@@ -211,20 +211,20 @@ def present(value: object) -> object:
 
 @cache
 def with_classes(about: bytes) -> dict[str, object]:
-    """Map each column with class numbers to its feature, as the library `datasets` wrote it into the file."""
+    """Map each column with class numbers to its feature, which Hugging Face's `datasets` stored in the file."""
     features = json.loads(about).get("info", {}).get("features", {})
     return {name: feature for name, feature in features.items() if "'ClassLabel'" in repr(feature)}
 
 
 def with_names(value: object, feature) -> object:
-    """Replace class numbers by class names."""
-    if isinstance(feature, list):  # the list type of old releases
+    """Replace class numbers by class names, also inside lists and objects."""
+    if isinstance(feature, list):  # how old releases of `datasets` stored a list
         feature = {"_type": "List", "feature": feature[0]}
     kind = feature.get("_type")
     if kind == "ClassLabel" and not isinstance(value, list):
         return dict(enumerate(feature["names"])).get(value)
     if isinstance(kind, str):
-        feature = feature.get("feature", feature)  # the feature of a list's items
+        feature = feature.get("feature", feature)  # for a list, the feature of its items
     if isinstance(value, list):
         return [with_names(inner, feature) for inner in value]
     if isinstance(value, dict):

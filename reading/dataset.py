@@ -1,6 +1,6 @@
-"""From rows on disk to samples.
+"""Turn rows on disk into samples.
 
-reading/rows.py accepts many formats of rows. Everything after this module sees only one:
+reading/rows.py accepts many formats of rows and converts them to the canonical format, which all other modules use:
 
     {"messages": [{"role": "system" | "user" | "assistant", "content": [
         {"type": "text", "text": str} | {"type": "image", "image": ...} |
@@ -10,9 +10,9 @@ reading/rows.py accepts many formats of rows. Everything after this module sees 
      "index": int,    # the position of the row in its file, from 0
      "source": str}   # "train.json, sample 7", for error messages
 
-`dataset.rows[i]` has references to media, `dataset[i]` the opened media: a PIL image, or a video's frames as a
-(num_frames, height, width, 3) uint8 array with a "metadata" entry. Neither rows nor media are kept in memory: an index
-on disk (reading/row_index.py) stores the position of each row and the sizes of its media.
+`dataset.rows[i]` contains references to media. `dataset[i]` contains the opened media: a PIL image, or the frames of a
+video as a uint8 array (num_frames, height, width, 3) with a "metadata" entry. Rows and media are not kept in memory.
+Instead, an index on disk (reading/row_index.py) stores the position of each row and the sizes of its media.
 """
 
 import copy
@@ -41,12 +41,12 @@ from reading.rows import WEIGHT, RowForm, media_in
 from reading.sources import TABLES, find_source, has_ending, names_of, usual_names
 from reading.weights import WeightedRows
 
-# The label of tokens that are not trained: the default `ignore_index` of PyTorch's cross entropy.
+# The label of tokens that are not trained, which is the default `ignore_index` of PyTorch's cross entropy.
 IGNORE_INDEX = -100
 # Flags that set how rows are read.
 FORM_FLAGS = "user_key assistant_key field_messages allow_outside prompt system_prompt".split()
 FORM_FLAGS += "allow_empty_answers train_replies".split()
-# What an index counts -> the note to the user about these rows.
+# Name of a counter in the index -> the note for the user about the counted rows.
 COUNT_NOTES = {
     "empty_answers": "have an empty reply: only its end token is trained",
     "several_answers": "have several answers: the reply is the most frequent one",
@@ -65,8 +65,8 @@ class MultimodalDataset(WeightedRows):
         check: if True, raise a ValueError that lists the unusable rows. If False, keep their messages in
             `errors` (position -> message), and None in `rows`.
         max_bad_samples: if given, `check` drops up to this many unusable rows instead of raising the error.
-        weighted: whether weights of paths and rows set how often an epoch uses them. If False, each row counts once.
-        form: fields of reading.rows.RowForm, for the flags in FORM_FLAGS.
+        weighted: whether weights of paths and rows set how often an epoch uses a row. If False, use each row once.
+        form: values of the flags in FORM_FLAGS, which are fields of reading.rows.RowForm.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class MultimodalDataset(WeightedRows):
         self.weighted, self.balance = weighted, balance
         self.files: list[RowIndex] = []
         self.starts = [0]  # the number of each file's first sample, counted over all files
-        self.weights, self.path_starts, chosen = [], [0], []  # per path; the last two in the numbers of `starts`
+        self.weights, self.path_starts, chosen = [], [0], []  # one entry per path; samples are numbered as in `starts`
         root = os.environ.get(ROOT)
         for source in map(find_source, self.paths):
             first, before = self.starts[-1], len(self.files)
@@ -118,12 +118,12 @@ class MultimodalDataset(WeightedRows):
             self.path_starts.append(self.starts[-1])
         if not weighted and {*self.weights} != {1}:
             raise ValueError(f"{self.name}: only training data (--data_path) can have weights: remove the weights.")
-        # Position -> index of the sample, in ascending order.
+        # Position -> number of the sample, counted over all files, in ascending order.
         self.numbers = np.fromiter(chain(*chosen), np.int64, sum(map(len, chosen)))
         self.rows = Rows(self)
         if not len(self):
             raise ValueError(f"{self.name} contains no samples.")
-        # A column that no row has would silently drop a field.
+        # If no row has a field that --columns names, the name is probably wrong, and data would silently be missing.
         found = {column.lower() for index in self.files for column in index.mapped}
         for name, field in Mapping.of(columns).sources:
             if f"{name}={field}".lower() not in found:
@@ -160,7 +160,7 @@ class MultimodalDataset(WeightedRows):
         return {**row, "messages": messages}
 
     def locate(self, position: int) -> tuple[RowIndex, int]:
-        """Return the file of a row, and the place of the row in that file."""
+        """Return the index of a row's file, and the place of the row in that index."""
         number = int(self.numbers[position])
         file = bisect_right(self.starts, number) - 1
         return self.files[file], number - self.starts[file]
@@ -177,7 +177,7 @@ class MultimodalDataset(WeightedRows):
 
     def in_pixels(self, position: int, boxes: list[dict], back: bool = False) -> list[dict]:
         """Convert boxes and points from fractions of an image's sides (`collators.boxes.Boxes.told`) to pixels of the
-        original image after EXIF rotation. `back` converts from pixels to fractions."""
+        original image after EXIF rotation. With `back`, convert pixels to fractions."""
         images = [reference for kind, reference, _ in media_in(self.rows[position]["messages"]) if kind == "image"]
         found = []
         for box in boxes:
@@ -190,7 +190,7 @@ class MultimodalDataset(WeightedRows):
         self.numbers = self.numbers[positions]
 
     def leave_out(self, faults: dict[int, str], also: Collection[int] = ()) -> None:
-        """Drop the samples in `faults` (position -> message) with a report, and those in `also` without one."""
+        """Drop the samples in `faults` (position -> message) and print the messages. Drop those in `also` silently."""
         self.num_bad += len(faults)
         if self.num_bad > self.max_bad_samples:
             raise ValueError(
@@ -205,7 +205,7 @@ class MultimodalDataset(WeightedRows):
         self.select(kept)
 
     def by_file(self, positions: np.ndarray | None = None) -> Iterator[tuple[RowIndex, np.ndarray, np.ndarray]]:
-        """Yield each file, the places of its rows, and their indices in `positions` (default: all positions)."""
+        """Yield each file's index, the places of the chosen rows in it, and indices into `positions` (default: all)."""
         numbers = self.numbers if positions is None else self.numbers[positions]
         for start, end, index in zip(self.starts, self.starts[1:], self.files):
             members = np.flatnonzero((numbers >= start) & (numbers < end))
@@ -222,27 +222,27 @@ class MultimodalDataset(WeightedRows):
         return found
 
     def groups(self) -> Iterator[tuple[Layout, np.ndarray, np.ndarray]]:
-        """Yield groups of rows that differ only in texts and references: their layout, the size of each image or video
-        (media, 3) int32, and the positions of the rows (rows,) in ascending order."""
+        """Group the rows that differ only in texts and references. For each group, yield the layout, the size of each
+        image or video (media, 3) int32, and the positions of the rows (rows,) in ascending order."""
         for index, places, positions in self.by_file():
             for layout, sizes, members in index.groups(places):
                 yield layout, sizes, positions[members]
 
     def of_rows(self, name: str) -> np.ndarray:
-        """Return an array of the index by its name, for all rows (rows,). Unusable rows have hash 0 and class 0."""
+        """Return the index's array of this name for all rows (rows,). The hash and the class of unusable rows are 0."""
         return np.concatenate([getattr(index, name)[places] for index, places, _ in self.by_file()])
 
     def row_numbers(self) -> np.ndarray:
-        """Return an id of each sample's row (samples,). With --train_replies each, a row gives several samples."""
+        """Return the id of each sample's row (samples,). With --train_replies each, several samples can have one id."""
         files = zip(self.starts, self.by_file())
         return np.concatenate([start + index.numbers[places] for start, (index, places, _) in files])
 
     def num_parts(self, letters: str = "tiv") -> np.ndarray:
-        """Return the number of texts, images and videos of each row (rows,) int64, or only of those in `letters`."""
+        """Return each row's number of content parts (rows,) int64, of the kinds in `letters`: text, image and video."""
         found = []
         for index, places, _ in self.by_file():
             parts = [sum(map(layout.count, letters)) for layout in index.layouts_used]
-            found.append(np.array([*parts, 0])[index.layouts[places]])  # the last is for rows without a layout
+            found.append(np.array([*parts, 0])[index.layouts[places]])  # rows without a layout (-1) get the last one, 0
         return np.concatenate(found)
 
     @property
@@ -260,7 +260,7 @@ class MultimodalDataset(WeightedRows):
         return found.hexdigest()
 
     def summary(self) -> str:
-        """Return one line per path: its number of samples, and how many of them an epoch uses."""
+        """Return one line per path: its number of samples, and how many an epoch uses if that differs."""
         ends, lines = self._ends(), []
         for path, first, end, share in zip(self.paths, ends, ends[1:], self._shares()):
             of_epoch = "" if self.is_drawn or share == end - first else f", {share:,} an epoch"
@@ -270,7 +270,7 @@ class MultimodalDataset(WeightedRows):
     def notes(self) -> list[str]:
         """Return notes about the data to show to the user, one per line."""
         if self.is_held_out:
-            return []  # the training data has the notes about its files
+            return []  # the training data is from the same files and has these notes
         unread, outside, counts = Counter(), Counter(), Counter()
         for index in self.files:
             unread.update(index.unread)
@@ -296,7 +296,7 @@ class MultimodalDataset(WeightedRows):
         return notes
 
     def part(self, positions: Sequence[int]) -> "MultimodalDataset":
-        """Return this data set with only the rows at these positions, given in ascending order."""
+        """Return a copy of this data set with only the rows at these positions, given in ascending order."""
         chosen = copy.copy(self)
         chosen.rows = Rows(chosen)
         chosen.errors = {i: self.errors[p] for i, p in enumerate(positions) if p in self.errors}
@@ -304,14 +304,14 @@ class MultimodalDataset(WeightedRows):
         return chosen
 
     def parts(self) -> dict[str, range]:
-        """Map prefixes of metric names to positions: "" to all rows and, with several paths, "val_" to one path's."""
+        """Map metric prefixes to positions: "" to all rows and, with several paths, "NAME_" to each path's rows."""
         ends, parts = self._ends(), {"": range(len(self))}
         names = names_of(self.paths) if self.paths[1:] and not self.is_held_out else []
         return parts | {f"{name}_": range(*map(int, rows)) for name, rows in zip(names, pairwise(ends))}
 
 
 def cost_of_replies(dataset: MultimodalDataset, tokens: np.ndarray) -> str:
-    """Describe the cost of rows that give several samples, given `tokens` per sample (samples,); "" if none does."""
+    """Return a note on the extra tokens of rows that give several samples, or "". `tokens`: per sample (samples,)."""
     _, of_row = np.unique(dataset.row_numbers(), return_inverse=True)
     longest = np.zeros(of_row.max() + 1, np.int64)
     np.maximum.at(longest, of_row, tokens)
@@ -322,7 +322,7 @@ def cost_of_replies(dataset: MultimodalDataset, tokens: np.ndarray) -> str:
 
 
 def first_sample(files: list[RowIndex], row: int) -> int:
-    """Return the place of a row's first sample. Rows and places are counted over all of these files."""
+    """Return the number of a row's first sample. Rows and samples are counted over all of these files."""
     place = 0
     for index in files:
         if row < index.num_rows:
@@ -378,7 +378,7 @@ class Rows(Sequence):
 
 @contextmanager
 def of_flag(name: str):
-    """Put the name of a flag before the message of a ValueError."""
+    """Put the name of a flag before the message of a ValueError that is raised in the `with` block."""
     try:
         yield
     except ValueError as error:
@@ -388,11 +388,11 @@ def of_flag(name: str):
 def make_dataset(
     data, flag: str, paths: str | list[str] | None, check=True, weighted=False, max_bad_samples: int | None = None
 ) -> MultimodalDataset | None:
-    """Return the data set of a flag's paths, read with the settings of the other flags; None without paths."""
+    """Return the data set that a `flag` reads from `paths`, or None without paths. `data` has the other flags."""
     if not paths:
         return None
     columns = data.columns
-    if columns and not weighted:  # evaluation data may lack this field
+    if columns and not weighted:  # evaluation data may lack the field with sampling weights
         columns = [re.sub(rf"\A{WEIGHT}=(.+)", r"\1=", column) for column in columns]
     form = {name: getattr(data, name) for name in FORM_FLAGS}
     form |= {"columns": columns, "weighted": weighted, "balance": data.balance if weighted else None}
@@ -404,14 +404,14 @@ def make_dataset(
 class EncodedDataset(Dataset):
     """The samples of a data set as tensors (`ChatCollator.encode`), for training and evaluation.
 
-    If the data set allows bad samples, a sample that fails is reported and replaced by another, which depends only on
-    the position. In evaluation, the other sample has no labels, since counting it twice would change the loss.
+    If the data set allows bad samples, a sample that fails is reported and replaced by a random one, seeded by its
+    position. In evaluation, the replacement has no labels, since counting a sample twice would change the loss.
     """
 
     def __init__(self, dataset: MultimodalDataset, collator, num_workers: int = 0, is_training: bool = True):
         self.dataset, self.collator, self.is_training = dataset, collator, is_training
         self.skips = dataset.max_bad_samples is not None
-        # Shared with the data loader's workers: which samples failed, and (process id, position) of each worker's work.
+        # Shared with the data loader's workers: which samples failed, and each worker's (process id, current position).
         self.failed = torch.zeros(len(dataset) if self.skips else 0, dtype=torch.bool).share_memory_()
         self.at_work = torch.full((max(num_workers, 1), 2), -1).share_memory_()
 
@@ -419,10 +419,10 @@ class EncodedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, position: int | tuple[int, ...]) -> dict:
-        """Return the tensors of a sample as a batch of one; for a tuple of positions, of these samples concatenated."""
+        """Return the tensors of a sample as a batch of one. If `position` is a tuple, concatenate its samples."""
         if isinstance(position, tuple):
             for one in position:
-                replaced.check_row(self.dataset, one)  # a larger image would not fit
+                replaced.check_row(self.dataset, one)  # with a larger image, the samples might not fit together
             return self.collator.concatenate_samples([self[one] for one in position])
         worker = get_worker_info()
         if worker:
@@ -444,7 +444,7 @@ class EncodedDataset(Dataset):
         return inputs
 
     def can_open(self, position: int) -> bool:
-        """Whether the media of a sample can be opened; always True if bad samples raise an error anyway."""
+        """Whether the media of a sample can be opened. Always True unless the data set allows bad samples."""
         if self.skips:
             try:
                 self.dataset[position]
@@ -463,7 +463,7 @@ class EncodedDataset(Dataset):
             raise ValueError(f"{number} samples cannot be used, more than --max_bad_samples {limit}; the last: {error}")
 
     def explain(self, error: Exception) -> ValueError | None:
-        """Return the error that a data loader's worker raised, or one that names the sample on which it died."""
+        """Return a data loader worker's ValueError, or one that names the sample on which the worker died, or None."""
         if isinstance(error, ValueError):  # the traceback ends with the error's type and message
             raised = re.match(r"Caught \w+ in DataLoader worker.*\n[\w.]+: (.+)\Z", str(error), re.DOTALL)
             return ValueError(raised[1].strip()) if raised else None

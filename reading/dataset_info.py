@@ -17,7 +17,7 @@ FIELDS_OF_ALL += [("tools", None, "tools")]
 
 
 def read_entry(file: str, name: str | None) -> tuple[str, dict[str, object]]:
-    """Return the path of a named data set, and the other fields of its `Source`."""
+    """Return the path of the data set `name`, and other fields for its `sources.Source`."""
     try:
         with open(file, encoding="utf-8") as stream:
             entries = json.load(stream)

@@ -1,7 +1,7 @@
-"""Fetch URLs into a cache, once each, and never from inside the run's own network.
+"""Download each URL once into a cache, and refuse URLs that lead into the run's own network.
 
-The connection goes to the address that was checked, so a host name that resolves differently the second time gains
-nothing. Proxies from the environment are not used, for the same reason.
+The run connects to the same address that it checked, since the host name could resolve to another address the second
+time. Proxies from the environment are not used, because a proxy would resolve the host name again.
 """
 
 import hashlib
@@ -20,24 +20,24 @@ from reading.options import MediaOptions
 from reading.references import describe, what_it_is
 
 CONNECT_SECONDS = 10
-READ_SECONDS = 20  # between two chunks of data
+READ_SECONDS = 20  # longest wait for more data
 TOTAL_SECONDS = 600  # for one download, including redirects and retries
 TRIES = 3
 BACKOFF_SECONDS = 1.0  # before the second try; twice as long before the third
 REDIRECTS = 5
-# Refused, although `ipaddress` calls some of them global: site-local addresses, and those that embed an IPv4 address:
-# mapped (RFC 4291), NAT64 (RFC 6052), Teredo (RFC 4380), 6to4 (RFC 3056).
+# Refused, although `ipaddress` calls some of these global: site-local addresses, and addresses that embed an IPv4
+# address, namely mapped (RFC 4291), NAT64 (RFC 6052), Teredo (RFC 4380) and 6to4 (RFC 3056).
 CLOSED = [ipaddress.ip_network(n) for n in ("fec0::/10", "::ffff:0:0/96", "64:ff9b::/96", "2001::/32", "2002::/16")]
 
 
 class _Temporary(Exception):
-    """An error that may disappear at the next try."""
+    """An error that may not occur again at the next try."""
 
 
 def fetch(url: str, options: MediaOptions) -> str:
-    """Return the path of the content of an http(s) URL: `<cache_folder>/media/<SHA-256 of the URL>`.
+    """Download an http(s) URL if it is not cached. Return `<cache_folder>/media/<SHA-256 of the URL>`.
 
-    Several processes may fetch one URL at the same time: each writes a separate file and then renames that file.
+    Several processes may fetch a URL at the same time, since each writes a separate file and then renames this file.
 
     Raises:
         ValueError: The URL is refused, cannot be reached, or does not return a complete file within the limits. The
@@ -64,7 +64,7 @@ def _into_cache(url: str, path: str, deadline: float, options: MediaOptions) -> 
     os.makedirs(os.path.dirname(path), exist_ok=True)
     part = f"{path}.{uuid.uuid4().hex}.part"
     try:
-        with open(part, "xb") as file:  # caches are shared: unlike `tempfile`, this follows the umask
+        with open(part, "xb") as file:  # unlike `tempfile`, `open` follows the umask, so a cache can be shared
             for _ in range(REDIRECTS + 1):
                 location = _request(url, file, deadline, options)
                 if location is None:
@@ -72,7 +72,7 @@ def _into_cache(url: str, path: str, deadline: float, options: MediaOptions) -> 
                 url = urljoin(url, location)
             else:
                 raise ValueError(f"it redirects more than {REDIRECTS} times")
-        if what := what_it_is(part):  # once in the cache, a bad file would never be fetched again
+        if what := what_it_is(part):  # a bad file in the cache would never be fetched again
             raise ValueError(f"the content is {what}")
         os.replace(part, path)
         return path
@@ -105,7 +105,7 @@ def _request(url: str, file, deadline: float, options: MediaOptions) -> str | No
         with closing(connection):
             if is_encrypted:
                 sock.do_handshake()
-            # Do not allow compression: a small body could unpack to an endless one.
+            # Compression is not accepted, since a small body could decompress to an endless one.
             connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "finelmm"})
             with connection.getresponse() as response:
                 location = _read_response(response, file, options)
@@ -142,7 +142,7 @@ def _read_response(response: http.client.HTTPResponse, file, options: MediaOptio
 
 
 def _connect(host: str, port: int, is_encrypted: bool, options: MediaOptions) -> socket.socket:
-    """Connect to an address of the host that was checked. The TLS handshake is left to the caller."""
+    """Connect to one of the host's checked addresses. The caller must do the TLS handshake."""
     addresses = _public_addresses(host, port, options)
     for number, address in enumerate(addresses, 1):
         try:
@@ -158,13 +158,13 @@ def _connect(host: str, port: int, is_encrypted: bool, options: MediaOptions) ->
 
 
 def _end(sock: socket.socket) -> None:
-    """Shut down a socket from another thread, so that nothing waits for its data any longer."""
+    """Shut down a socket from another thread, which ends all waiting for data of this socket."""
     with suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _public_addresses(host: str, port: int, options: MediaOptions) -> list[str]:
-    """Return at most three addresses of a host, which must be public or allowed: others may be inside this network."""
+    """Return up to three addresses of a host. Raise a ValueError if any address is neither public nor allowed."""
     allowed = [ipaddress.ip_network(network) for network in options.allowed_networks]
     addresses = list(dict.fromkeys(i[4][0] for i in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     for text in addresses:

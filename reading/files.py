@@ -1,4 +1,4 @@
-"""Find the file that a reference in a row names."""
+"""Find the file to which a reference in a row refers."""
 
 import io
 import os
@@ -14,11 +14,11 @@ from reading.references import HUB_PATH, describe, is_url
 
 
 def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
-    """Return an encoded image or video: the path of a regular file, or bytes in memory.
+    """Return an encoded image or video, as the path of a regular file or as bytes in memory.
 
     Raises:
-        ValueError: The file does not exist or is a folder, or it is a pipe or device, which might never end; the URL
-        may not be fetched; or the value is not a reference.
+        ValueError: The value is not a reference, its URL must not be fetched, or its file is missing or not a regular
+        file. Pipes and devices are refused because they might never end.
     """
     name = f"{kind} {describe(reference)}"
     if isinstance(reference, (bytes, bytearray, memoryview)):
@@ -26,7 +26,7 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
     if not isinstance(reference, str):
         raise ValueError(f"{name} is not an image or a video; expected a path, a URL or the bytes of a file")
     if is_url(reference):
-        from reading import fetch  # not needed by a run without URLs
+        from reading import fetch  # imported only if there are URLs
 
         if not options.allow_urls:
             raise ValueError(f"{name} is a URL; pass --allow_urls True to fetch it")
@@ -45,7 +45,7 @@ def local_file(kind: str, reference, options: MediaOptions) -> str | io.BytesIO:
 
 
 def hub_file(url: str) -> str:
-    """Return the path of hf://datasets/OWNER/NAME[@REVISION]/FILE in the Hub library's cache; fetch it if needed."""
+    """Return the path of hf://datasets/OWNER/NAME[@REVISION]/FILE in the Hub library's cache. Download it if needed."""
     from huggingface_hub import hf_hub_download
 
     match = HUB_PATH.match(url)
@@ -53,11 +53,11 @@ def hub_file(url: str) -> str:
         raise ValueError(f"{describe(url)} is no data set file; it must look like hf://datasets/owner/name/1.jpg")
     name, revision, file = match.groups()
     wanted = {"repo_id": name, "filename": file, "repo_type": "dataset", "revision": revision and unquote(revision)}
-    with suppress(Exception):  # it was fetched before
+    with suppress(Exception):  # fails if the file was not fetched before
         return hf_hub_download(**wanted, local_files_only=True)
     try:
         return hf_hub_download(**wanted)
-    except Exception as error:  # of the client or of its HTTP library
+    except Exception as error:  # errors of huggingface_hub or of its HTTP library
         raise ValueError(f"{describe(url)} cannot be fetched from the Hub: {error}") from error
 
 
@@ -67,10 +67,10 @@ def is_within(path: str, folder: str) -> bool:
 
 
 def resolve_in(path: str, folders: Sequence[str], what: str) -> str:
-    """Return the path with its links resolved. Raise a ValueError if it is outside the folders and the Hub's cache."""
+    """Return the path with links resolved. Raise a ValueError if it is neither in `folders` nor in the Hub's cache."""
     try:
         resolved = os.path.realpath(path)
-    except ValueError as error:  # a null character
+    except ValueError as error:  # the path contains a null character
         raise ValueError(f"{what} is not a path.") from error
     is_inside = any(is_within(resolved, os.path.realpath(folder)) for folder in folders)
     if not is_inside and not (os.path.islink(path) and is_hub_blob(resolved)):
@@ -79,13 +79,13 @@ def resolve_in(path: str, folders: Sequence[str], what: str) -> str:
 
 
 def is_hub_blob(path: str) -> bool:
-    from huggingface_hub.constants import HF_HUB_CACHE  # only for links and outside folders
+    from huggingface_hub.constants import HF_HUB_CACHE  # imported only for links and outside folders
 
     return is_within(path, os.path.realpath(HF_HUB_CACHE)) and os.path.basename(os.path.dirname(path)) == "blobs"
 
 
 def similar_path(path: str) -> str | None:
-    """Return an existing path that equals a missing absolute path after `folded`, if there is one."""
+    """Return an existing path that differs from a missing absolute path only as `folded` allows, or None."""
     found = os.sep
     for name in path.replace("\\", "/").strip("/").split("/"):
         if not os.path.lexists(os.path.join(found, name)):
@@ -93,10 +93,10 @@ def similar_path(path: str) -> str | None:
         if name is None:
             return None
         found = os.path.join(found, name)
-    return found if os.path.exists(found) else None  # not a broken link
+    return found if os.path.exists(found) else None  # None for a broken link
 
 
-@lru_cache(maxsize=64)  # many missing files are usually in few folders
+@lru_cache(maxsize=64)  # cached, since many missing files are usually in few folders
 def names_in(folder: str) -> dict[str, str]:
     with suppress(OSError):
         return {folded(name): name for name in os.listdir(folder)}

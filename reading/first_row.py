@@ -1,4 +1,4 @@
-"""Read the first row of a file, and propose the --columns that it needs, for menus that map columns."""
+"""Read the first row of a file, and propose --columns for it. Menus in which users map columns need both."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ from reading.sources import find_source, has_ending, scan
 
 
 def first_row(path: str) -> dict:
-    """Return the first row of a --data_path; {} if rows have no field names, as in image folders and tar files."""
+    """Return the first row of a --data_path, or {} for an image folder or a tar file."""
     file, found = find_source(path).files[0], {}
     if not is_copied(file) and not has_ending(file, ".tar"):
         found = next((row for *_, row in scan(file)), {})

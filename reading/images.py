@@ -1,4 +1,4 @@
-"""Open images: from a reference in a row to pixels."""
+"""Open the images to which rows refer."""
 
 import contextlib
 import io
@@ -13,15 +13,15 @@ from reading.files import local_file
 from reading.options import FILTERS, MediaOptions
 from reading.references import describe, what_it_is
 
-# People do not train on Pillow's other formats. TGA can only be recognised by the file name, and EPS is a program
-# that Pillow passes to Ghostscript.
+# Pillow's other formats are rare in training data. TGA can only be recognised by its file name, and Pillow passes EPS
+# files, which are programs, to Ghostscript.
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def open_image(reference, options: MediaOptions) -> Image.Image:
-    """Return an image in RGB, rotated by its EXIF orientation, with transparency on white, and resized by `options`.
+    """Return an image in RGB, rotated by its EXIF orientation, on a white background, and resized by `options`.
 
-    An animation gives its first frame.
+    For an animation, return the first frame.
     """
     with _header(reference, options) as image:
         size = None
@@ -47,7 +47,7 @@ def seen_size(reference, options: MediaOptions) -> tuple[int, int]:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Return an image with transparency as RGB on white."""
+    """Return an image with transparency as RGB on a white background."""
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
 
 
@@ -56,11 +56,11 @@ def _header(reference, options: MediaOptions):
     """Yield an image with only its header read. Errors in the `with` block become a ValueError that names the image."""
     in_memory = isinstance(reference, Image.Image)
     source = reference if in_memory else local_file("image", reference, options)
-    Image.MAX_IMAGE_PIXELS = options.image_pixel_limit // 2  # Pillow (13) allows twice as many
+    Image.MAX_IMAGE_PIXELS = options.image_pixel_limit // 2  # Pillow (13) refuses more than twice this number
     try:
         with reference.copy() if in_memory else _open_header(source) as image:
             yield image
-    except Exception as error:  # on broken bytes, decoders raise many types of errors
+    except Exception as error:  # decoders raise many types of errors on broken bytes
         reason = error
         if isinstance(error, UnidentifiedImageError):
             reason = f"it is {what_it_is(source) or 'in none of the formats ' + ', '.join(IMAGE_FORMATS)}"
@@ -100,7 +100,7 @@ def _seen_size(image: Image.Image) -> tuple[int, int]:
 
 def _is_turned(image: Image.Image) -> bool:
     """Whether the EXIF orientation swaps width and height."""
-    # The method of the base class: PngImageFile.getexif decodes the whole image to reach chunks after the pixels.
+    # This calls the base class, since PngImageFile.getexif decodes the whole image to reach chunks after the pixels.
     exif = Image.Image.getexif(_without_pixels(image) if image.format == "PNG" else image)
     return exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
 
@@ -115,19 +115,19 @@ def _without_pixels(image: Image.Image) -> Image.Image:
     kept, behind = [image.fp.read(8)], False
     while len(start := image.fp.read(8)) == 8:
         length, name = struct.unpack(">I4s", start)
-        if name == b"IEND" or (behind and name == b"fcTL"):  # the second frame of an animation
+        if name == b"IEND" or (behind and name == b"fcTL"):  # where the second frame of an animation starts
             break
         if name == b"IDAT":
             behind = True
             image.fp.seek(length, os.SEEK_CUR)
         else:
             kept.append(chunk(name, image.fp.read(length)))
-        image.fp.seek(4, os.SEEK_CUR)  # the checksum
+        image.fp.seek(4, os.SEEK_CUR)  # skip the checksum
     return Image.open(io.BytesIO(b"".join(kept) + chunk(b"IDAT", b"")), formats=["PNG"])
 
 
 def _as_seen(image: Image.Image) -> Image.Image:
-    """Return the image as RGB, rotated by its EXIF orientation (in place)."""
+    """Return the image as RGB, rotated by its EXIF orientation. The rotation is done in place."""
     tiff = image.tag_v2 if image.format == "TIFF" else {}
     deep = _is_deep(image)
     ImageOps.exif_transpose(image, in_place=True)

@@ -1,7 +1,7 @@
-"""Map the field names of a file to the names that we read: the flag --columns.
+"""Map the field names of a file to the names that we read, as the flag --columns says.
 
 `--columns question=query image=jpg "answer=answers[0].text"` reads the field `query` as `question`, and so on; `url=`
-ignores the field `url`. A source may be inside objects and lists: `meta.file`, `turns[1].text`, `frames[].path` (all).
+ignores the field `url`. A field may be inside objects and lists: `meta.file`, `turns[1].text`, `frames[].path` (all).
 """
 
 import re
@@ -15,7 +15,7 @@ from reading.references import kind_by_name
 from reading.strict_json import loaded
 
 COLUMN = re.compile(r"([^=]+)=(.*)", re.DOTALL)
-SEVERAL = ("images", "videos")  # names that may collect the media of several fields, in the order of the flag
+SEVERAL = ("images", "videos")  # names to which several fields may be mapped, in the order of the flag
 TURN_KEYS = (("role", "from"), ("content", "value"))
 # Fields that often contain the question or the answer, the most likely first, and fields that contain neither.
 QUESTIONS = "question query prompt instruction problem input human user".split()
@@ -23,7 +23,7 @@ ANSWERS = "answer response output completion caption captions label labels targe
 NEITHER = re.compile(r"(system(_prompt)?|tools|(.*[\W_])?(id|ID|uid|uuid|idx|index)|.*[a-z]Id)\Z")
 OF_A_VIDEO = re.compile(r"video|clip|\.(mp4|mkv|mov|avi|webm)", re.IGNORECASE)
 STEPS = re.compile(r"\[(\d*)\]|[^.\[\]]+")
-# Keys of a well-known file, or of an object in it -> its converter (example_data/convert.py). The first match counts.
+# Keys of a well-known file, or of an object in it -> its converter (example_data/convert.py). The first match wins.
 CONVERTERS = {
     ("images", "annotations", "categories"): "coco_instances",
     ("licenses", "images", "annotations"): "coco_captions",
@@ -39,13 +39,13 @@ CONVERTERS = {
 class Mapping:
     """Maps the fields of a row to the names that we read."""
 
-    sources: tuple[tuple[str, str], ...] = ()  # (name that we read, field of the file); only SEVERAL repeat
-    ignored: tuple[str, ...] = ()  # ignored fields, in the form of `Unread.names`
-    usual: str | None = None  # from `sources.usual_names`
+    sources: tuple[tuple[str, str], ...] = ()  # (name that we read, field of the file)
+    ignored: tuple[str, ...] = ()  # ignored fields, written as in `Unread.names`
+    usual: str | None = None  # the kind of file, from `sources.usual_names`
 
     @classmethod
     def of(cls, columns: Sequence[str] | None, lower: bool = False, usual: str | None = None) -> "Mapping":
-        """Parse the values of the flag. `lower`: convert the file's field names to lower case, as for tables."""
+        """Parse the values of the flag. With `lower` (for tables), convert the file's field names to lower case."""
         pairs = dict.fromkeys(COLUMN.fullmatch(column).groups() for column in columns or [])
         fold = str.lower if lower else str
         return cls(
@@ -61,8 +61,8 @@ class Mapping:
         return {field: named.get(field, field) for field in fields if field in heads or field not in self.ignored}
 
     def row(self, row: dict, found: Counter | None = None) -> dict:
-        """Return a row under the names that we read, without null or ignored fields. For each NAME=FIELD of the flag,
-        `found` counts the rows with a value under either name."""
+        """Return a row with renamed fields, without null or ignored fields. For each NAME=FIELD of the flag, `found`
+        counts the rows that have a value for FIELD or NAME."""
         left, named = row, {}
         for name, source in self.sources:
             value, left = field_of(left, source)
@@ -70,13 +70,13 @@ class Mapping:
                 named[name] = [*as_list(named[name]), *as_list(value)] if name in named else value
             if found is not None and (name in named or name in row):
                 found[f"{name}={source}"] += 1
-        if self.ignored:  # fields of the file, or inside of a field that the flag reads
+        if self.ignored:  # also inside of a field that the flag reads
             left = unread.without(left, self.ignored)
             named = unread.without(named, {*self.ignored} - {*named})
-            # In rows of Parquet files and tables, ignored fields have no value.
+            # Rows of Parquet files and tables do not contain ignored fields, so these are None here.
             unread.check_places(left | named, {name: field_of(row, name)[0] for name in self.ignored})
         left = {key: value for key, value in left.items() if value is not None}
-        source_of = dict(self.sources)  # `question=question[0]` reads the field with the same name
+        source_of = dict(self.sources)  # to allow `question=question[0]`
         if both := [name for name in named if name in left and STEPS.match(source_of[name])[0] != name]:
             name = both[0]
             raise ValueError(
@@ -96,24 +96,24 @@ def as_list(value: object) -> list:
 
 
 def usual_name(kind: str, field: str, row: dict) -> str | None:
-    """Return the name that a field usually has in a file of this kind, or None."""
-    if kind == "metadata":  # the Hub reads image folders with such a file the same way
+    """Return the name under which we read a well-known field of a file of this kind, or None."""
+    if kind == "metadata":  # the metadata file of an image folder, read as the Hub does
         names = as_list(row[field]) if field in ("file_name", "file_names") else []
         return kind_by_name(str(names[0])) if names else None
-    if field == "txt" or field == "cls" and "txt" not in row:  # the extension of a tar file's member
+    if field == "txt" or field == "cls" and "txt" not in row:  # a tar file's fields are extensions
         return "answer"
     return None if "." in field else kind_by_name(f".{field}")
 
 
 def field_of(row: dict, name: str) -> tuple[object, object]:
-    """Return the value of a field, None if it is missing, and the row without that field."""
+    """Return the value of a field (None if it is missing), and the row without this field."""
     # Each step is a key, an index into a list, or None for all items of a list.
     steps = [match[0] if match[1] is None else int(match[1]) if match[1] else None for match in STEPS.finditer(name)]
     return take(row, [name] if name in row else steps)
 
 
 def take(value: object, steps: Sequence[str | int | None]) -> tuple[object, object]:
-    """Follow the steps into a value. Return what is found, None if nothing, and the value without that."""
+    """Follow the steps into a value. Return the inner value (None if missing), and the outer value without it."""
     if not steps:
         return value, None
     step, *rest = steps
@@ -130,7 +130,7 @@ def take(value: object, steps: Sequence[str | int | None]) -> tuple[object, obje
 
 
 def proposal(row: dict, form) -> str:
-    """Propose --columns with which a RowForm can read a row with other field names, judged by the row's values."""
+    """Return a hint with --columns that map unknown field names of a row, guessed from the names and values."""
     if fix := conversion(row):
         return fix
     found = ((name, turn) for name, value in row.items() for turn in as_list(loaded(value)) if isinstance(turn, dict))
@@ -151,7 +151,7 @@ def proposal(row: dict, form) -> str:
     (asked_in, _, asked), (replied_in, _, replied) = ((name or "").partition("[].") for name in (question, answer))
     are_pairs = bool(asked and replied) and asked_in == replied_in and not turns
     pairs = {"question": question and question.replace("[]", "[0]"), "answer": answer and answer.removesuffix("[]")}
-    if question and question.endswith("[]") and answer.endswith("[]"):  # one answer per question
+    if question and question.endswith("[]") and answer.endswith("[]"):  # if both are lists, use their first items
         pairs["answer"] += "[0]"
     pairs = {"messages": turns or asked_in} if turns or are_pairs else pairs
     found = [f"{name}={source}" for name, source in pairs.items() if source not in (None, name)]
@@ -166,7 +166,7 @@ def proposal(row: dict, form) -> str:
 
 
 def said_in(turn: object, form) -> list[dict]:
-    """Return the turns of an object like {"human": "What?", "gpt": "A door."}, by a RowForm's roles; else []."""
+    """Return the turns of an object like {"human": "What?", "gpt": "A door."}, whose keys are roles; else []."""
     if not isinstance(turn, dict) or not turn.keys().isdisjoint(form.turn_keys[0]):
         return []
     roles = dict.fromkeys(form.roles.values())  # system, user, assistant
@@ -175,7 +175,7 @@ def said_in(turn: object, form) -> list[dict]:
         return []
     (role, *_), (content, *_) = form.turn_keys
     turns = [{role: key, content: text} for key, text in said.items()]
-    turns[0] |= {key: value for key, value in turn.items() if key not in said}  # `Unread` refuses or lists them
+    turns[0] |= {key: value for key, value in turn.items() if key not in said}  # `Unread` refuses or lists these keys
     return turns
 
 
@@ -189,6 +189,6 @@ def conversion(found: object) -> str | None:
 
 
 def rank(source: str, names: Sequence[str] = ANSWERS) -> int:
-    """Rank how likely a field contains what these names usually contain: the smallest number is the most likely."""
+    """Rank how likely a field contains what fields with these names usually contain. Rank 0 is the most likely."""
     words = re.split(r"\W+", source.lower())
     return next((place for place, name in enumerate(names) if name in words), len(names))

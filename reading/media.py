@@ -11,7 +11,7 @@ def open_part(part: dict, options: MediaOptions) -> dict:
     if part["type"] == "image":
         return {**part, "image": images.open_image(part["image"], options)}
     if part["type"] == "video":
-        from reading import videos  # not needed by a run without videos
+        from reading import videos  # imported only if there are videos
 
         frames, metadata = videos.open_video(part["video"], options, part.get("clip", {}))
         return {**part, "video": frames, "metadata": metadata}
@@ -19,13 +19,13 @@ def open_part(part: dict, options: MediaOptions) -> dict:
 
 
 def read_header(kind: str, reference, options: MediaOptions, clip: Mapping = {}) -> tuple[int, ...]:
-    """Return the (height, width) of an image or the (frames, height, width) of a video, as if it were opened.
+    """Return the (height, width) of an image or the (frames, height, width) of a video after opening.
 
-    No pixels of an image are decoded, and one frame of a video, since only a frame contains the rotation. With `fps`,
-    the number of frames comes from the video's header. `clip` is the one of the content part (reading/clips.py).
+    Pixels of images are not decoded. Of a video, one frame is decoded, since only a frame contains the rotation. With
+    `fps`, the header gives the number of frames. `clip` is a field of the content part (reading/clips.py).
     """
     if kind == "image":
         return images.read_header(reference, options)
-    from reading import videos  # not needed by a run without videos
+    from reading import videos  # imported only if there are videos
 
     return videos.read_header(reference, options, clip)

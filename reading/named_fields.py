@@ -1,14 +1,14 @@
-"""Read thoughts, tools, calls and results of a row, in the formats of OpenAI, TRL, LLaMA-Factory and ms-swift.
+"""Read a row's thoughts, tools, tool calls and tool results in formats of OpenAI, TRL, LLaMA-Factory and ms-swift.
 
     a thought   `reasoning_content` or `reasoning` of a reply, or <think>...</think> at the start of its text
     tools       `tools` of the row: a list of JSON schemas; the list or each schema may be JSON text
     calls       `tool_calls` of a reply, or messages of role `function_call` or `tool_call` with the calls as JSON
-    or both     as content parts of a reply, of the types `reasoning` and `tool_call`
+    thoughts and calls may also be content parts of a reply, of the types `reasoning` and `tool_call`
     a result    a message of role `tool`, `observation` or `tool_response`
 
 The canonical messages get the fields `reasoning_content` and `tool_calls`, and the first message the field `tools`.
-Calls and results without an id get one. The original text of a thought from the text is kept in `typed_thought`, since
-some templates do not support thoughts.
+Calls and results without an id get one. If a thought was in the text of a reply, `typed_thought` keeps its original
+text, since some templates do not support thoughts.
 """
 
 import json
@@ -18,7 +18,7 @@ from itertools import count
 THOUGHTS = ("reasoning_content", "reasoning")
 CALLERS = ("function_call", "tool_call")  # roles of messages that contain calls
 ROLE_NAMES = dict.fromkeys(("tool", "observation", "tool_response"), "tool") | dict.fromkeys(CALLERS, "assistant")
-ROLE_NAMES |= {"developer": "system"}  # a role in a file -> the canonical one
+ROLE_NAMES |= {"developer": "system"}  # a role in a file -> the canonical role
 OF_REPLY, OF_RESULT = (*THOUGHTS, "tool_calls"), ("tool_call_id", "name")  # keys of messages
 KEYS = {*OF_REPLY, *OF_RESULT}
 HEAD = re.compile(r"\A\s*<think>(.*?)</think>\n*", re.DOTALL)
@@ -32,7 +32,7 @@ def keys_of(role: object) -> tuple[str, ...]:
 
 
 def fields_of(turn: dict, role: str, where: str) -> dict:
-    """Return the named fields of a message with this canonical role."""
+    """Return the thought and calls of a message, or the id and name of a result. `role` is canonical."""
     if KEYS.isdisjoint(turn):
         return {}
     if role == "tool":
@@ -52,7 +52,7 @@ def fields_of(turn: dict, role: str, where: str) -> dict:
 
 
 def without_parts(turn: dict, content: list, where: str) -> tuple[dict, list]:
-    """Return a reply with its thought and call parts moved to fields, and the other parts."""
+    """Return a reply whose thought and call parts are moved to fields, and its other content parts."""
     found, others = {}, []
     for i, part in enumerate(content):
         kind, value = (part.get("type"), part.get("value")) if isinstance(part, dict) else (None, None)
@@ -103,7 +103,7 @@ def tools_of(row: dict) -> list[dict]:
 
 
 def calls_of(value: object, where: str) -> list[dict]:
-    """Return calls, each {"type": "function", "function": {"name": str, "arguments": dict}}, with "id" if given."""
+    """Return calls, each {"type": "function", "function": {"name": str, "arguments": dict}}, and "id" if given."""
     value = parsed_json(value, where)
     calls = []
     for i, call in enumerate(value if isinstance(value, list) else [value]):
@@ -119,7 +119,7 @@ def calls_of(value: object, where: str) -> list[dict]:
 
 
 def parsed_json(value: object, where: str) -> object:
-    """Return a value; text is parsed as JSON."""
+    """Return a value, parsed as JSON if it is text."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
@@ -142,7 +142,7 @@ def merged(messages: list[dict]) -> list[dict]:
 
 
 def add_ids(messages: list[dict]) -> None:
-    """Give each call an id, and each result the id of the first open call with its name, or else of the first one."""
+    """Add missing ids. A result gets the id of the first unanswered call, if possible of one with its name."""
     numbers, open_calls = count(1), []
     for message in messages:
         if "tool_calls" in message:
@@ -156,7 +156,7 @@ def add_ids(messages: list[dict]) -> None:
 
 
 def fit_together(messages: list[dict]) -> bool:
-    """Whether the messages of a row are in a valid order for a conversation."""
+    """Whether the messages of a row form a conversation in a valid order."""
     letters = {"system": "S", "user": "U", "tool": "T"}
     turns = "".join(letters.get(m["role"], "C" if "tool_calls" in m else "A") for m in messages)
     return bool(TURNS.fullmatch(turns))

@@ -1,4 +1,4 @@
-"""The options for opening media: the flags, and the sizes that they set."""
+"""The flags for opening media, and the image sizes that follow from them."""
 
 import os
 from dataclasses import dataclass, fields
@@ -8,9 +8,9 @@ from PIL import Image
 
 # The folder for indexes of data files and for fetched media.
 CACHE_FOLDER = os.environ.get("FINELMM_CACHE", "~/.cache/finelmm")
-# The value of --max_pixels that chooses a size with which the samples fit into --model_max_length.
+# The value of --max_pixels for choosing a size at which the samples fit into --model_max_length.
 AUTO_PIXELS = "auto"
-# The environment variable with which webui.py restricts the runs that it starts to its --root.
+# The environment variable with which webui.py restricts its runs to files in its --root.
 ROOT = "FINELMM_ROOT"
 FILTERS = {name: Image.Resampling[name.upper()] for name in "bilinear bicubic lanczos nearest box hamming".split()}
 
@@ -28,24 +28,24 @@ def int_or_auto(text: str) -> int | str:
 
 @dataclass(frozen=True)
 class MediaOptions:
-    """How media are opened: the flags of the same names."""
+    """Options for opening media. Each is set by the flag of the same name."""
 
     image_size: str | None = None  # "512" (square) or "640x480" (width x height): exact, may change the aspect ratio
     image_resize_algorithm: str = "bicubic"
-    min_pixels: int | None = None  # width * height within [min_pixels, max_pixels], same aspect ratio
+    min_pixels: int | None = None  # scale to a width * height within [min_pixels, max_pixels], keeping the aspect ratio
     max_pixels: int | None = None
     jpeg_draft: bool = False  # decode a JPEG at 1/2, 1/4 or 1/8 of its size, unless that is smaller than the target
-    num_frames: int = 8  # per video, evenly spaced from the first to the last
-    fps: float | None = None  # instead of num_frames: frames per second of video, at most max_frames
+    num_frames: int = 8  # frames per video, evenly spaced from the first to the last
+    fps: float | None = None  # if given, use this many frames per second, up to max_frames, instead of num_frames
     max_frames: int | None = None
-    video_max_pixels: int | None = None  # of a frame; the aspect ratio is kept
+    video_max_pixels: int | None = None  # limit per frame; frames are scaled to it, keeping the aspect ratio
     allow_urls: bool = False
-    allowed_networks: tuple[str, ...] = ()  # not public, but allowed in URLs, such as "10.1.0.0/16"
-    cache_folder: str = CACHE_FOLDER  # fetched files are in its subfolder media
+    allowed_networks: tuple[str, ...] = ()  # private networks that URLs may use, such as "10.1.0.0/16"
+    cache_folder: str = CACHE_FOLDER  # fetched files are in its subfolder `media`
     image_pixel_limit: int = 179_000_000  # a larger image or frame is refused as a decompression bomb
-    media_megabytes_limit: int = 2_000  # of a fetched file
+    media_megabytes_limit: int = 2_000  # limit for a fetched file
     video_seconds_limit: int = 4 * 3600
-    video_pixel_limit: int = 2_000_000_000  # of all frames of a video together, after scaling
+    video_pixel_limit: int = 2_000_000_000  # limit for all frames of a video together, after scaling
 
     def __post_init__(self):
         if self.image_resize_algorithm not in FILTERS:
@@ -66,7 +66,7 @@ class MediaOptions:
     def of(cls, flags) -> "MediaOptions":
         """Return the options that are set by flags of the same names (arguments.ReadingArguments)."""
         values = {field.name: getattr(flags, field.name) for field in fields(cls) if hasattr(flags, field.name)}
-        if flags.keep_processor_config is False or flags.max_pixels == AUTO_PIXELS:  # the processor applies them
+        if flags.keep_processor_config is False or flags.max_pixels == AUTO_PIXELS:  # the processor applies both
             values |= {"min_pixels": None, "max_pixels": None}
         return cls(**values, cache_folder=flags.data_cache or CACHE_FOLDER)
 
@@ -88,5 +88,5 @@ def scaled_size(width: int, height: int, min_pixels: int | None, max_pixels: int
     if max_pixels and width * height > max_pixels:
         scale = (max_pixels / (width * height)) ** 0.5
         width, height = max(1, int(width * scale)), max(1, int(height * scale))
-        width, height = min(width, max_pixels), min(height, max_pixels)  # if the other side is a single pixel
+        width, height = min(width, max_pixels), min(height, max_pixels)  # for sizes such as 1 x 9000
     return width, height

@@ -1,4 +1,4 @@
-"""Read folders of images or videos without a data file: classes are folders, or 1.txt is the caption of 1.jpg."""
+"""Read folders of media without a data file. Replies are class names (of folders) or captions (1.txt for 1.jpg)."""
 
 import hashlib
 import os
@@ -35,9 +35,9 @@ def state_of_folder(folder: str) -> list[int]:
 def rows_in(folder: str, prompt: str | None) -> Iterator[dict[str, str]]:
     """Yield one row per image or video. Each must have a class or a caption, and each caption an image or video."""
     names = paths_below(folder)
-    media = {name: os.path.splitext(name)[0] for name in names if kind_by_name(name)}  # -> stem
+    media = {name: os.path.splitext(name)[0] for name in names if kind_by_name(name)}  # file -> stem
     texts = {os.path.splitext(name)[0]: name for name in names if not kind_by_name(name)}
-    # Whether a text has the folder or the name of an image. labels/1.txt for images/1.jpg has the name: refused below.
+    # True if a .txt shares its folder or name with an image. If only the name is shared, it is refused below.
     has_captions = any(
         {*map(part, media.values())} & {*map(part, texts)} for part in (os.path.dirname, os.path.basename)
     )

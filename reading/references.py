@@ -1,4 +1,4 @@
-"""References to images and videos in rows, and how messages name them.
+"""References to images and videos in rows, and the names of references in error messages.
 
 A reference is an absolute path, an http(s) URL, the bytes of an encoded file, or a PIL image. A video may also be a
 list of references to images, its frames.
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from PIL import Image
 
 HUB_PATH = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@((?:refs/(?:convert|pr)/)?[^/]+))?/?(.*)\Z")
-# First bytes of files that people often have in place of media or data -> what the file is, and the fix.
+# First bytes of files that are often stored under the name of a media or data file -> what the file is, and the fix.
 TAKEN_FOR_OTHERS = {
     rb"\Z": "empty",
     rb"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` to fetch the file itself",
@@ -23,7 +23,7 @@ TAKEN_FOR_OTHERS = {
     rb".{4}ftyp(hei|hev|mif1|msf1)": (HEIC := "a HEIC image: pip install pillow-heif, or convert it to JPEG or PNG"),
 }
 
-ENDING = re.compile(  # of media files that people have; not all of them can be opened
+ENDING = re.compile(  # of common media files, not all of which can be opened
     r"\.(?:(?P<image>avif|bmp|dng|gif|heic|heif|ico|jfif|jp2|jpe?g|pbm|pgm|png|pnm|ppm|svg|tga|tiff?|webp)"
     r"|(?P<video>3gp|avi|flv|m4v|mkv|mov|mp4|mpe?g|ogv|webm|wmv)|aac|flac|m4a|mp3|oga|ogg|opus|wav|wma)\Z",
     re.IGNORECASE,
@@ -61,7 +61,7 @@ def is_url(reference) -> bool:
 
 
 def digest(reference) -> str:
-    """Hash the content of a reference: a file, bytes, a PIL image or a list of these. Of a URL, hash the text."""
+    """Hash the content of a reference: a file, bytes, a PIL image or a list of these. For a URL, hash its text."""
     if isinstance(reference, list):
         return hash_of("".join(map(digest, reference)).encode())
     if is_url(reference):

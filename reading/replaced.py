@@ -1,8 +1,8 @@
 """Check whether media files have changed since their rows were indexed.
 
-The index stores the size in bytes and the modification time of each local file. Each start compares the same thousand
-rows, since a million would take minutes on a network drive. If one file in a hundred was replaced, the check misses
-that in one case of 20,000. A checkpoint stores the state of the same rows, for a run that resumes from it.
+The index stores the size in bytes and the modification time of each local file. Each start of a run compares the same
+1000 random rows, since a million rows would take minutes on a network drive. If 1% of the files were replaced, this
+check misses it in one case of 20,000. A checkpoint stores the file states of these rows for resuming.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from reading.references import describe
 from reading.row_index import ChangedFile, media_state
 from reading.rows import media_in
 
-DRAWN = 1000  # rows
+DRAWN = 1000  # how many rows are compared
 
 
 def drawn_rows(dataset) -> list[int]:
@@ -23,7 +23,7 @@ def drawn_rows(dataset) -> list[int]:
 
 
 def drawn_files(dataset) -> list[tuple[str, int, int]]:
-    """Return (name, bytes, modification time) of each media file of the drawn rows, as it was indexed."""
+    """Return (name, bytes, modification time) from the index, for each media file of the rows that are compared."""
     return [(name, *state) for position in drawn_rows(dataset) for name, _, state in media_files(dataset, position)]
 
 
@@ -31,17 +31,17 @@ def media_files(dataset, position: int) -> Iterator[tuple[str, object, tuple[int
     """Yield the name, the reference and the indexed state of each local media file of a row."""
     index, place = dataset.locate(position)
     states = index.file_states(place)
-    if any(time >= 0 for _, time in states):  # otherwise the media are in the row, which is large
+    if any(time >= 0 for _, time in states):  # otherwise do not read the row, which may contain large media
         for (kind, reference, _), state in zip(media_in(index.row(place)["messages"]), states):
             if state[1] >= 0:
                 yield f"{index.source(place)}: {kind} {describe(reference)}", reference, state
 
 
 def check_drawn(dataset) -> list[str]:
-    """Compare the media files of the drawn rows with the index. Return a warning if modification times differ.
+    """Compare the media files of the 1000 rows with the index. Return a warning if modification times differ.
 
     Raises:
-        ChangedFile: A file has another size. The index, which is outdated, is deleted.
+        ChangedFile: A file has a new size. The outdated index has been deleted.
     """
     rewritten = []
     for position in drawn_rows(dataset):
@@ -49,13 +49,13 @@ def check_drawn(dataset) -> list[str]:
             rewritten += check_row(dataset, position)
         except ChangedFile as error:
             index, _ = dataset.locate(position)
-            shutil.rmtree(index.folder, ignore_errors=True)  # another process may do so too
+            shutil.rmtree(index.folder, ignore_errors=True)  # another process may delete it too
             raise ChangedFile(f"{error} If that was intended, start again: the rows will be indexed again.") from error
     return [f"WARNING: {dataset.name}: {written_again(rewritten)} since they were indexed."] if rewritten else []
 
 
 def check_row(dataset, position: int) -> list[str]:
-    """Return names of a row's files that were rewritten with the same size. Another size raises a ChangedFile."""
+    """Return the names of a row's files with a new time and the same size. Raise a ChangedFile for a new size."""
     rewritten = []
     for name, reference, (size, time) in media_files(dataset, position):
         try:

@@ -1,9 +1,8 @@
 """The index of a data file: where each row is, its layout, and the sizes of its images and videos.
 
-A place is the number of a sample in the index. A row that gives several samples (--train_replies each) has several.
-
-The index of a file is made once and kept in the cache folder: one pass checks every row and the header of every image
-and video. The index is mapped into memory, so processes share it, and their memory does not grow with the rows.
+A "place" is the number of a sample in the index. A row that gives several samples (--train_replies each) has several
+places. The index of a file is made once, in one pass that checks every row and the header of every image and video,
+and is kept in the cache folder. Processes map it into memory and share it, so their memory does not grow with the rows.
 """
 
 import contextlib
@@ -38,12 +37,12 @@ from reading.rows import WEIGHT, RowForm, is_empty, media_in, trained_replies
 from reading.strict_json import strict_json
 from reading.unread import PLACES
 
-INDEX_VERSION = 13  # of the files below
-DAYS_KEPT = 7  # for the indexes of older versions of a file
-SECONDS_CURRENT = 10  # in which only one process of a run checks faulty rows again
-BATCH, BATCH_BYTES = 1024, 2**26  # rows, and bytes of JSON, whose media headers are read together
+INDEX_VERSION = 13  # of the format of the files below
+DAYS_KEPT = 7  # how long the indexes of older versions of a file are kept
+SECONDS_CURRENT = 10  # for this time after a check of faulty rows, other processes do not repeat the check
+BATCH, BATCH_BYTES = 1024, 2**26  # limits of rows, and of bytes of JSON, whose media headers are read together
 OF_ROWS = {"offsets": "q", "lengths": "q", "layouts": "i", "text_bytes": "q", "first_medium": "q", "hashes": "Q"}
-OF_ROWS |= {"sampling_weights": "d", "classes": "Q", "numbers": "q"}  # `numbers` are those of rows in the file
+OF_ROWS |= {"sampling_weights": "d", "classes": "Q", "numbers": "q"}  # `numbers`: the number of the row in the file
 ARRAYS = OF_ROWS | {"media": "i", "file_sizes": "q", "file_times": "q", "media_hashes": "Q"}  # these four: per medium
 NPY_HEADER = 128  # bytes of the header of a .npy file
 UNUSABLE = -1  # layout of a row that cannot be used
@@ -52,13 +51,13 @@ UNUSABLE = -1  # layout of a row that cannot be used
 class Layout(str):
     """The roles and content parts of a row. Rows with the same layout differ only in texts and references.
 
-    A capital letter begins a message of that role, "-" marks it as not trained; t, i and v are its parts: "UitA-t".
-    Other signs are fields of the message: a thought, tool calls, boxes. "v?" is a list of images without times.
+    In "UitA-t", U and A begin messages (LETTERS lists the roles), "-" marks a message as not trained, and i and t are
+    content parts. FIELD_SIGNS stand for fields of the message. "v?" is a list of images without times.
     """
 
     LETTERS = {"system": "S", "user": "U", "assistant": "A", "tool": "T", "text": "t", "image": "i", "video": "v"}
     FIELD_SIGNS = {"reasoning_content": "~", "typed_thought": "^", "tool_calls": "*", "tools": "#", "objects": "%"}
-    SIGNS = {"thoughts": "~", "tools": "#", "calls": "*", "results": "T"}  # names for users
+    SIGNS = {"thoughts": "~", "tools": "#", "calls": "*", "results": "T"}  # name in texts for users -> sign
     VALUES = {"~": "x", "^": "<think>x</think>", "*": [{"function": {"name": "x", "arguments": {}}}], "#": [], "%": []}
 
     @classmethod
@@ -73,7 +72,7 @@ class Layout(str):
 
     @cached_property
     def messages(self) -> list[dict]:
-        """An example of this layout: every text is "x", and the references are the numbers 0, 1, 2, ..."""
+        """Example messages with this layout. Every text is "x", and the references are the numbers 0, 1, 2, ..."""
         names = {letter: name for name, letter in (self.LETTERS | self.FIELD_SIGNS).items()}
         messages, number = [], 0
         for letter in self:
@@ -99,7 +98,7 @@ class Layout(str):
 
     @property
     def shape(self) -> "Layout":
-        """The layout up to the last reply, with repeated parts and exchanges cut to two: what a template may see."""
+        """What templates depend on: the layout up to the last reply, with repeated parts and exchanges cut to two."""
         known = re.sub("[SU][^A]*$", "", self.replace("-", ""))
         known = re.sub("([SA])t+", r"\1t", known)  # several texts of these roles count as one
         return Layout(re.sub(r"(U[^U]*)\1+", r"\1\1", re.sub(r"([tiv])\1+", r"\1\1", known)))
@@ -112,7 +111,7 @@ class Layout(str):
         return "several images" if self.media[1:] and self.media[0] == "image" else next(iter(self.media), "text")
 
     def media_sizes(self, sizes: np.ndarray) -> dict[tuple[str, int], tuple[int, ...]]:
-        """Map (kind, reference in `messages`) to a size, given the index's (frames, height, width) per medium."""
+        """Map (kind, reference in `messages`) to a size. `sizes`: (frames, height, width) per image or video."""
         return {
             (kind, i): tuple(size[1:] if kind == "image" else size)
             for i, (kind, size) in enumerate(zip(self.media, sizes.tolist()))
@@ -143,16 +142,16 @@ class RowIndex:
         self.layouts_used = [Layout(layout) for layout in about["layouts"]]
         self.errors = {int(place): fault for place, fault in about["errors"].items()}
         self.digest, self.media_folders, self.state = about["digest"], about["media_folders"], about["state"]
-        # Number of rows per unread field, per column that --columns names, and per other thing that is counted.
+        # Numbers of rows: with each unread field, with each NAME=FIELD of --columns, and for each other counter.
         self.unread, self.mapped, self.counts = about["unread"], about["mapped"], about["counts"]
-        self.outside = about["outside"]  # folder not of the data -> number of media
+        self.outside = about["outside"]  # folder outside of the data folders -> number of media
         for name in ARRAYS:
             setattr(self, name, np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r"))
         self.media = self.media.reshape(-1, 3)
         # Kept open as long as the index, so that the data stays readable if another run deletes the file.
         self.arrow = copies.open_arrow(arrow_copy(folder, form)) if copies.is_copied(path) else None
 
-    def __reduce__(self):  # another process maps the files again
+    def __reduce__(self):  # another process maps the files again instead of receiving the arrays
         return RowIndex, (self.path, self.folder, self.form)
 
     def __len__(self) -> int:
@@ -210,8 +209,8 @@ class RowIndex:
         return slice(first, first + len(self.layout(place).media))
 
     def of_media(self, places: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return four arrays about the images and videos of some rows: the row's entry in `positions`; a number in the
-        row; frames, height, width and bytes (media, 4); a hash of the name, or of bytes that are in the row."""
+        """Return four arrays with an entry per image or video of these rows: the row's entry in `positions`; the number
+        in the row; frames, height, width and bytes (media, 4); a hash of the path, the URL or bytes in the row."""
         counts = np.array([*(len(layout.media) for layout in self.layouts_used), 0])[self.layouts[places]]
         numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         media = np.repeat(self.first_medium[places], counts) + numbers
@@ -242,13 +241,13 @@ def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
         ValueError: The file as a whole is broken. Faults of single rows are in `errors`.
     """
     state = state_of(path)
-    # cache/rows/<path>/<state of the file>/<how it is read>
+    # <cache folder>/rows/<path>/<version, state of the file>/<name, form, options>
     of_path = os.path.join(os.path.expanduser(options.cache_folder), "rows", name_of(os.path.realpath(path)))
     of_state = os.path.join(of_path, name_of(INDEX_VERSION, state))
     folder = os.path.join(of_state, name_of(os.path.basename(path), asdict(form), asdict(options)))
     with naming_cache(options.cache_folder):
         os.makedirs(of_state, exist_ok=True)
-        with FileLock(os.path.join(of_path, "lock")):  # only one process makes the index
+        with FileLock(os.path.join(of_path, "lock")):  # the lock lets only one process make the index
             for outdated in set(glob.glob(os.path.join(of_path, "*", ""))) - {os.path.join(of_state, "")}:
                 if time.time() - os.path.getmtime(outdated) > DAYS_KEPT * 86_400:  # another run may still use it
                     shutil.rmtree(outdated)
@@ -267,7 +266,7 @@ def open_index(path: str, form: RowForm, options: MediaOptions) -> RowIndex:
 
 @contextlib.contextmanager
 def naming_cache(folder: str) -> Iterator[None]:
-    """Turn an error of the disk into a ValueError that names the flag."""
+    """Turn an OSError in the `with` block into a ValueError that names --data_cache."""
     try:
         yield
     except OSError as error:
@@ -305,7 +304,7 @@ def arrow_copy(folder: str, form: RowForm) -> str:
 
 
 def is_current(index: RowIndex, options: MediaOptions) -> bool:
-    """Whether a quick check finds media and their folders unchanged since the index was made."""
+    """Whether the media folders are unchanged since the index was made, and all faulty rows are still faulty."""
     if any(modified(folder) != time for folder, time in index.media_folders.items()):
         return False
     looked_at = os.path.join(index.folder, "index.json")
@@ -313,7 +312,7 @@ def is_current(index: RowIndex, options: MediaOptions) -> bool:
         return True
     rows, maker = [], IndexMaker(index.path, index.form, options)
     for place in index.errors:
-        with contextlib.suppress(ValueError, RecursionError):  # not JSON, and will not become JSON
+        with contextlib.suppress(ValueError, RecursionError):  # skip rows of invalid JSON, which stay faulty
             rows.append((place, (0, 0, index.raw(place))))
     with ThreadPoolExecutor(8) as pool:
         maker.add(rows, pool)
@@ -343,7 +342,7 @@ def modified(folder: str) -> int | None:
 
 
 def write_headers(files: dict[str, BinaryIO]) -> None:
-    """Write the headers of the files of ARRAYS, or update the lengths in them; NumPy leaves room for that."""
+    """Write the headers of the files of ARRAYS, or update the lengths in them. NumPy leaves room for longer ones."""
     for name, file in files.items():
         kind = np.dtype(ARRAYS[name])
         length = max(file.tell() - NPY_HEADER, 0) // kind.itemsize
@@ -357,15 +356,15 @@ class IndexMaker:
     def __init__(self, path: str, form: RowForm, options: MediaOptions):
         self.path, self.form, self.options, self.name = path, form, options, os.path.basename(path)
         self.columns, self.state = {*form.columns} - {*clips.NAMES}, state_of(path)
-        self.arrays = {name: array(code) for name, code in ARRAYS.items()}  # values that are not in the files yet
+        self.arrays = {name: array(code) for name, code in ARRAYS.items()}  # values not yet written to the files
         self.num_media = 0
         self.layouts: dict[Layout, int] = {}
-        self.errors: dict[int, str] = {}  # by row number
+        self.errors: dict[int, str] = {}  # row number -> message
         self.digest, self.media_folders = hashlib.sha256(), set()
         self.unread, self.mapped, self.outside, self.counts = Counter(), Counter(), Counter(), Counter()
         self.own_folders = {*map(os.path.realpath, (os.path.dirname(path) or ".", *form.folders.values()))}
         self.outside_folder = lru_cache(4096)(self._outside_folder)
-        self.header_of_file = lru_cache(100_000)(self.header)  # or of a URL
+        self.header_of_file = lru_cache(100_000)(self.header)  # also for URLs
 
     def make(self, folder: str) -> None:
         """Write the index into a folder. The folder appears only once the index is complete."""
@@ -392,7 +391,7 @@ class IndexMaker:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def scan(self, folder: str) -> Iterator[tuple[int, int, object]]:
-        """Do the same as `sources.scan`. For an Arrow copy, yield each row after its batch and its place there."""
+        """Yield the same as `sources.scan`. For an Arrow copy, yield (batch, position of the row in the batch, row)."""
         if not copies.is_copied(self.path):
             return (tars if sources.has_ending(self.path, ".tar") else sources).scan(self.path)
         copy = arrow_copy(folder, self.form)
@@ -404,7 +403,7 @@ class IndexMaker:
         return ((number, place, row) for number, batch in enumerate(rows) for place, row in enumerate(batch))
 
     def next_batch(self, found: Iterator) -> list[tuple[int, tuple[int, int, object]]]:
-        """Return the next rows whose media headers are read together: so few that all their bytes fit into memory."""
+        """Return the next rows, whose media headers are read together. Their total size is limited to save memory."""
         batch, size = [], 0
         for row in itertools.islice(found, copies.ARROW_ROWS if copies.is_copied(self.path) else BATCH):
             batch.append(row)
@@ -440,7 +439,7 @@ class IndexMaker:
             except ValueError as error:
                 self.errors[number] = f"{self.name}, sample {number}: {error}"
                 continue
-            # The digest covers everything except references to media, which may move. It also covers unknown fields.
+            # The digest covers everything, also unknown fields, except references to media, since media may be moved.
             others = {name: value for name, value in row.items() if name not in self.columns}
             if self.form.allow_empty_answers:
                 self.counts["empty_answers"] += any(map(is_empty, itertools.chain(*map(trained_replies, samples))))
@@ -449,12 +448,12 @@ class IndexMaker:
             its_class = field_of(raw, self.form.balance)[0] if self.form.balance else None
             drawn = row.get(WEIGHT, 1.0), hash_of_row(repr(its_class).encode(), [])
             known.clear()
-            for messages in samples:  # each is the beginning of the next
+            for messages in samples:  # each sample is the beginning of the next one
                 layout = Layout.of(messages)
                 texts = [part["text"] for message in messages for part in message["content"] if "text" in part]
                 named = [m[name] for m in messages if len(m) > 2 for name in Layout.FIELD_SIGNS if name in m]
                 named += [clip for *_, clip in references[: len(layout.media)] if clip]
-                said = repr([layout.replace("-", ""), texts, *named]).encode()  # same if trained or not
+                said = repr([layout.replace("-", ""), texts, *named]).encode()  # ignores which replies are trained
                 self.digest.update(said + repr([layout, others]).encode())
                 text_bytes = sum(len(text.encode()) for text in texts)
                 place = self.layouts.setdefault(layout, len(self.layouts)), text_bytes, self.num_media
@@ -488,7 +487,7 @@ class IndexMaker:
             return error
 
     def outside_of(self, path: str) -> str | None:
-        """Return the folder of a file, links resolved, if it is outside of the data folders and of the Hub's cache."""
+        """Return the folder of a file, with links resolved, or None if it is in the data folders or the Hub's cache."""
         return self.outside_folder(os.path.dirname(os.path.realpath(path) if os.path.islink(path) else path))
 
     def _outside_folder(self, folder: str) -> str | None:

@@ -35,15 +35,15 @@ ROLES = ("system", "user", "assistant")
 MEDIA_KINDS = ("image", "video")
 PART_TYPES = ("text", *MEDIA_KINDS, "image_url", "video_url")
 MEDIA_COLUMNS = tuple(name for kind in MEDIA_KINDS for name in (kind, f"{kind}s"))
-# Fields of the question -> fields of the answer. In the first pair, the values may be lists of messages.
+# Field of the question -> field of the answer. In the first pair, both fields may contain lists of messages.
 PAIRS = {"prompt": "completion", "question": "answer", "query": "response", "instruction": "output"}
-INPUT = {"instruction": ("input",)}  # more text, for the end of the question
+INPUT = {"instruction": ("input",)}  # more text, which is appended to the question
 SYSTEM = ("system_prompt", "system")  # two names of one field
 MASKS = ("train", "training", "loss", "weight", "loss_weight")  # names of one key of a message
 WEIGHT = "sampling_weight"
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 LINE_BREAK_BEFORE, LINE_BREAK_BEHIND = re.compile(r"\A\r?\n"), re.compile(r"\r?\n\Z")
-# Inserted into control strings that a user typed, until these are tokenized (collators/frame_tokens.py).
+# Inserted into control strings that a user typed, and removed at tokenization (collators/frame_tokens.py).
 RESERVED_CHARACTER = "\ufdd0"
 # Lone surrogates (a cut "\ud83d" in JSON) are not characters, and no tokenizer accepts them.
 UNUSABLE_CHARACTER = re.compile(f"[{RESERVED_CHARACTER}\ud800-\udfff]")
@@ -63,17 +63,17 @@ class RowForm:
     allow_absolute: bool = True  # False for data from the Hub, whose author is not the user
     mapping: Mapping = Mapping()
     prompt: str | None = None  # the question for every row
-    system_prompt: str | None = None  # for every row
+    system_prompt: str | None = None  # the system prompt for every row
     turn_keys: tuple[tuple[str, ...], tuple[str, ...]] = TURN_KEYS  # keys of a turn for its role and content
     system_key: str = "system"
     allow_empty_answers: bool = False
     balance: str | None = None  # the field of the file that names a row's class
     train_replies: str = "all"
-    roots: tuple[str, ...] = ()  # local media must be inside these, links resolved; (): anywhere
+    roots: tuple[str, ...] = ()  # with links resolved, local media must be inside these; (): anywhere
 
     @cached_property
     def roles(self) -> dict[str, str]:
-        """Map names in `from` to roles."""
+        """Map values of `from` to roles."""
         keys = {self.system_key: "system", self.user_key: "user", self.assistant_key: "assistant"}
         return {role: role for role in ROLES} | keys
 
@@ -83,7 +83,7 @@ class RowForm:
 
     @cached_property
     def plain_turns(self) -> dict[tuple[str, str], tuple[str, str]]:
-        """Map the keys of a turn that has only two to (key of the role, key of the content)."""
+        """Map the keys of a turn with two keys, in either order, to (key of the role, key of the content)."""
         pairs = [(sender, value) for sender in self.turn_keys[0] for value in self.turn_keys[1]]
         return {keys: pair for pair in pairs for keys in (pair, pair[::-1])}
 
@@ -94,7 +94,7 @@ class RowForm:
         return (*self.turn_fields[::-1], *of_pairs, *SYSTEM, *MEDIA_COLUMNS, "tools", "objects", WEIGHT, *clips.NAMES)
 
     def named(self, row: object, mapped: Counter | None = None) -> dict:
-        """Return a row under the names that we read, with values from flags. `mapped` counts as in `Mapping.row`."""
+        """Return a row with renamed fields, and with values from flags. `Mapping.row` gets `mapped` as `found`."""
         if not isinstance(row, dict):
             raise ValueError(f"must be a JSON object, not {type(row).__name__}")
         if self.balance and field_of(row, self.balance)[0] is None:
@@ -112,12 +112,12 @@ class RowForm:
         return row if self.system_prompt is None else row | {SYSTEM[0]: self.system_prompt}
 
     def samples(self, row: dict, unread_fields: Counter | None = None) -> list[list[dict]]:
-        """Return the canonical messages of each sample that a row gives (--train_replies). "all" gives the whole row.
+        """Return the canonical messages of each sample of a row (--train_replies). "all" makes the row one sample.
 
         "each" gives one sample per trained exchange: the row up to the end of the exchange, with only that exchange
         trained. Q1 A1 Q2 A2 gives Q1 A1, and Q1 A1 Q2 A2 with only A2 trained. "last" gives only the longest sample.
-        With "each", a tool call in an exchange without thoughts is a separate sample too: the call's prompt may end
-        with an empty thought that a server does not show to the reply after the call (Gemma 4).
+        With "each", a tool call in an exchange without thoughts is a separate sample too, since the prompt of the
+        call may end with an empty thought, which a server does not put before the next reply (Gemma 4).
         """
         messages = self.messages(row, unread_fields)
         if self.train_replies == "all":
@@ -138,10 +138,10 @@ class RowForm:
 
         Args:
             row: from `named`.
-            unread_fields: counts the rows of each harmless field that is not read.
+            unread_fields: counts the rows with a field, for each harmless field that is not read.
 
         Raises:
-            ValueError: The message names the field and the fix, and continues after "train.json, sample 7: ".
+            ValueError: The message contains the field and the fix. Callers put "train.json, sample 7: " before it.
         """
         form, answer = self._form(row)
         unread = Unread({*self.folders.values()})
@@ -153,12 +153,12 @@ class RowForm:
         users = [message for message in messages if message["role"] == "user"]
         unread.leave_text(_said(users))
         media = [part for message in messages for part in message["content"] if "text" not in part]
-        for kind in reversed(MEDIA_KINDS):  # so that images come first if both go to the front
+        for kind in reversed(MEDIA_KINDS):  # images are inserted last, to be in front of videos
             column, references = self._column(row, kind, unread)
             if parts := [part for part in media if part["type"] == kind]:
                 _fill(parts, kind, column or kind, references)
             elif column or form == "conversations":
-                if _said(users).count(f"<{kind}>") != len(references):  # then tool results have some, or it is wrong
+                if _said(users).count(f"<{kind}>") != len(references):  # then count the tags in tool results too
                     users = [message for message in messages if message["role"] in ("user", "tool")]
                 _place(users, kind, column or kind, references, must_be_placed=form == "conversations")
         _check_roles(messages)
@@ -181,21 +181,21 @@ class RowForm:
             messages, _usable(objects, "objects"), [kind for kind, *_ in found].count("image")
         ):
             unread.leave(named_fields.parsed_json(objects, "objects"), boxes.OBJECT_KEYS, "objects")
-        elif objects:  # in another format
+        elif objects:  # `objects` in another format
             unread.leave({"objects": objects}, ())
         if unread.times or unread.media:
-            named = [row[name] for name in MEDIA_COLUMNS if name in row]  # including file names of bytes
+            named = [row[name] for name in MEDIA_COLUMNS if name in row]  # also the file names of media given as bytes
             unread.check([*named, *(medium[1] for medium in found)], any(kind == "video" for kind, *_ in found))
         for name in unread.names - {self.balance} if unread_fields is not None else ():
             unread_fields[name] += 1
         return messages
 
     def _form(self, row: dict) -> tuple[str, str | None]:
-        """Return the field with the turns of a row and None, or the fields with the question and the answer."""
+        """Return (field with the turns, None), or (field with the question, field with the answer)."""
         forms = [name for name in self.turn_fields if name in row]
         if not forms:
             forms = [name for name in PAIRS if name in row or name == "prompt" and "completion" in row]
-        elif "completion" in row:  # many data sets have a `prompt` next to messages
+        elif "completion" in row:  # `prompt` alone is ignored, since many data sets have it next to messages
             forms.append("prompt")
         if len(forms) > 1:
             raise ValueError(
@@ -211,7 +211,7 @@ class RowForm:
         return forms[0], None if forms[0] in self.turn_fields else PAIRS[forms[0]]
 
     def _turns_of_pair(self, row: dict, question: str, answer: str, several: list[str]) -> list[tuple[dict, str]]:
-        """Return the turns. The answer and the answers in the history are trained, replies in the question are not."""
+        """Return the turns of a row. Answers, also in the history, are trained. Replies in the question are not."""
         history, turns = row.get("history", []), []
         for i, pair in enumerate(history if isinstance(history, list) else [history]):
             if not isinstance(pair, list) or len(pair) != 2:
@@ -224,7 +224,7 @@ class RowForm:
                 raise ValueError(f"`{name}` is a list of texts; pass --columns {fix} to use the first text")
             if value is None and name == answer:
                 hint = proposal(row, self)
-                hint = f": {hint}" if "answer=" in hint and "--prompt" not in hint else ""  # "": no other text
+                hint = f": {hint}" if "answer=" in hint and "--prompt" not in hint else ""  # "": no other text field
                 raise ValueError(f"has `{question}` but no `{answer}`{hint}")
             if isinstance(value, list):
                 found = _turns(value, name, self)
@@ -232,7 +232,7 @@ class RowForm:
                     found = [(_untrained(turn, self), at) for turn, at in found]
                 turns += found
                 continue
-            if name == answer and type(value) is int:  # a count, or a class without a name
+            if name == answer and type(value) is int:  # such as a count or a class number
                 value = str(value)
             fields = {name: value} | {key: row[key] for key in INPUT.get(name, ()) if key in row}
             texts = [_text(value, field)["text"] for field, value in fields.items()]
@@ -240,7 +240,7 @@ class RowForm:
         return turns
 
     def _message(self, turn: dict, where: str, unread: Unread) -> dict:
-        keys, train = self.plain_turns.get(tuple(_object(turn, where))), {}  # of most turns
+        keys, train = self.plain_turns.get(tuple(_object(turn, where))), {}  # fast path for most turns
         if not keys:
             keys = [_one_of(names, turn, f"{where} ") or names[0] for names in self.turn_keys]
             named = named_fields.keys_of(turn.get(keys[0]))
@@ -300,9 +300,9 @@ class RowForm:
     # ---- references ----
 
     def _column(self, row: dict, kind: str, unread: Unread) -> tuple[str | None, list]:
-        """Return the name, if any, and the references of the row's field `image` or `images`, `video` or `videos`."""
+        """Return the name of the field with media of this kind, such as `images` (else None), and its references."""
         name = _one_of((kind, f"{kind}s"), row)
-        if name is None or row[name] == "":  # an empty text means none, as in a table
+        if name is None or row[name] == "":  # an empty text means no media, as in a table
             return name, []
         if not isinstance(row[name], list):
             return name, [self._reference(kind, row[name], name, unread)]
@@ -408,13 +408,13 @@ def _untrained(turn: object, form: RowForm) -> object:
 
 
 def _first_texts(names: tuple[str, ...], sources: dict[str, str]) -> str:
-    """Return the --columns that select the first text of each field, since the fields are lists."""
+    """Return the --columns that select the first text of each of these fields, which contain lists."""
     found = ((name, sources.get(name, name)) for name in names)
     return " ".join(f"'{n}={s.replace('[]', '[0]') if '[]' in s else f'{s}[0]'}'" for n, s in found)
 
 
 def _with_one_answer(row: dict, name: str | None) -> tuple[dict, list[str]]:
-    """If the answer is a list, replace it by the most frequent answer. Return the row and the list, else []."""
+    """Replace a list of answers by the most frequent answer. Return the row and the list ([] if there is no list)."""
     answers = row.get(name)
     if not isinstance(answers, list) or not answers or not isinstance(answers[0], str):
         return row, []
@@ -437,7 +437,7 @@ def _text(value: object, where: str) -> dict:
 
 
 def _usable(fields: object, where: str) -> object:
-    """Return the fields after a check that their texts have no unusable characters."""
+    """Return the fields unchanged. Raise a ValueError if their texts have unusable characters."""
     if match := UNUSABLE_CHARACTER.search(strict_json(fields, ensure_ascii=False)):
         found = f"U+{ord(match[0]):04X} in a thought, tool or name"
         raise ValueError(f"{where} has the unusable character {found}; remove it")
@@ -445,7 +445,7 @@ def _usable(fields: object, where: str) -> object:
 
 
 def _one_of(names: tuple[str, ...], given: dict, where: str = "") -> str | None:
-    """Return which of several names for the same thing is given, if any. Two are an error."""
+    """Return which of several names for the same thing is given, or None. Raise a ValueError if two are given."""
     found = [name for name in names if name in given]
     if len(found) > 1:
         fix = "" if where else f" (--columns {found[1]}= ignores the second)"
@@ -473,7 +473,7 @@ def _train(turn: dict, where: str) -> dict:
 
 
 def _place_clips(unread: Unread, row: dict, messages: list[dict]) -> None:
-    """Apply the row's video fields to its videos. In a row without videos, these fields count as unread."""
+    """Apply the row's video fields to its videos. In a row without videos, treat these fields as unread."""
     media = [part for part in content_parts({"messages": messages}) if "text" not in part]
     videos = [part for part in media if part["type"] == "video"]
     given = {name: row[name] for name in clips.NAMES if name in row}
@@ -523,7 +523,7 @@ def _fill(parts: list[dict], kind: str, column: str, references: list) -> None:
 
 
 def _place(users: list[dict], kind: str, column: str, references: list, must_be_placed: bool) -> None:
-    """Put the media of a field in place of <image> in user messages; without <image>, at the front, if allowed."""
+    """Replace the tags in user messages by the media of a field. Without tags, put the media first, if allowed."""
     typed = _said(users).count(f"<{kind}>")
     if typed != len(references) and (typed or must_be_placed):
         raise ValueError(
@@ -554,7 +554,7 @@ def _split(part: dict, kind: str, left: Iterator) -> list[dict]:
 
 
 def _check_roles(messages: list[dict]) -> None:
-    """Require an optional system message, then user and assistant in turn, starting with either, and a reply last."""
+    """Raise a ValueError if the messages are not in a valid order. Add missing ids of calls and results."""
     if not named_fields.fit_together(messages):
         results = ", and tool results after each message with calls that is not the last, and nowhere else"
         has_tools = any(message["role"] == "tool" or "tool_calls" in message for message in messages)

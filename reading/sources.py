@@ -1,4 +1,4 @@
-"""From `--data_path` to rows: find the files that a path names, and read a JSON file row by row.
+"""Find the files of a path in `--data_path`, and read a JSON file row by row.
 
 A path is `PATH[:SPLIT][SLICE][:WEIGHT]`, such as `train.json`, `b.jsonl:0.5`, `shards/*.parquet[:1%]` or
 `owner/name:train[100:200]:2`.
@@ -20,7 +20,7 @@ from reading.mapping import conversion
 from reading.references import HUB_PATH, kind_by_name, what_it_is
 
 TABLES = (".csv", ".tsv", ".xlsx")
-COLLECTIONS = (".parquet", ".arrow", ".tar")  # on the Hub, other files next to these describe the data set
+COLLECTIONS = (".parquet", ".arrow", ".tar")  # on the Hub, JSON files and tables next to these only describe them
 ENDINGS = (".json", ".jsonl", *COLLECTIONS, *TABLES)
 DESCRIBING = (dataset_info.NAME, "dataset_dict.json")  # files of a folder that contain no rows
 WEIGHT_SUFFIX = re.compile(r":(\d+(?:\.\d*)?|\.\d+)\Z")
@@ -31,7 +31,7 @@ SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "tes
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 CHUNK = 1 << 20  # bytes of a file that are read at a time
-NO_DATA = ["*.py", "*.bin", "*.safetensors", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.gguf"]  # not fetched from the Hub
+NO_DATA = ["*.py", "*.bin", "*.safetensors", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.gguf"]  # not downloaded
 MADE_BY_THE_HUB = "refs/convert/parquet"  # the branch with the Hub's Parquet copies
 
 
@@ -49,7 +49,7 @@ class Source:
     folder: str | None = None  # the base of relative media paths, if not each file's folder
 
     def select(self, num_rows: int) -> range:
-        """Return the rows of the slice."""
+        """Return the numbers of the rows in the slice."""
         start, stop = (
             default if bound is None else place_of(bound, num_rows)
             for bound, default in zip(self.bounds, (0, num_rows))
@@ -62,19 +62,19 @@ class Source:
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
-    """Return short names of paths, such as "val" of data/val.json[:10%]; if two are equal, with folders or in full."""
+    """Return short names of paths, such as "val" of data/val.json. If two are equal, add folders or use full paths."""
     bare = [path.removeprefix("hf://").replace(f"{dataset_info.NAME}:", "") for path in paths]
     bare = [re.sub(r"[:\[*?].*", "", path).rstrip("/") for path in bare]
     stems = [re.sub(rf"({'|'.join(map(re.escape, ENDINGS))})\Z", "", os.path.basename(path)) for path in bare]
     folders = [os.path.basename(os.path.dirname(path)) for path in bare]
     for names in (stems, [f"{folder}_{stem}" for folder, stem in zip(folders, stems)]):
-        if len({*names, "", "blind"}) == len(paths) + 2:  # the blind guess is logged as "blind"
+        if len({*names, "", "blind"}) == len(paths) + 2:  # metrics of the blind guess use the name "blind"
             return names
     return list(paths)
 
 
 def place_of(bound: str, num_rows: int) -> int:
-    """Convert a bound of a slice, such as "100", "-50" or "10%", to a number of rows from the first."""
+    """Convert a bound of a slice, such as "100", "-50" or "10%", to the number of a row."""
     is_percent, number = bound.endswith("%"), int(bound.rstrip("%"))
     if is_percent:  # more than 100 is out of range, even for few rows
         number = round(num_rows * number / 100) if abs(number) <= 100 else num_rows + abs(number)
@@ -117,7 +117,7 @@ def named_source(path: str) -> Source:
         splits, folder = splits_in(root), os.path.join(root, split or "")
         if (split or not splits) and is_picture_folder(folder):
             return Source(path, (os.path.abspath(folder),), bounds, weight, from_hub)
-    kinds = {name[:3] for name in splits}  # `training` and `train` are one
+    kinds = {name[:3] for name in splits}  # `training` and `train` are the same split
     if not split and (len(kinds) > 1 or splits and not files):
         is_glob = glob.has_magic(place) and not os.path.isdir(place)
         fix = "narrow the pattern to one split" if is_glob else f"name one of them, such as {place}:{splits[0]}"
@@ -133,7 +133,7 @@ def named_source(path: str) -> Source:
                 f"{file} does not exist or is not a file. Pass a file ({', '.join(ENDINGS)}), a folder, a glob or "
                 "a data set id of the Hub; [:SPLIT][SLICE][:WEIGHT] may follow (docs/dataset.md)."
             )
-        what = None if has_ending(file, ".xlsx") else what_it_is(file)  # a zip archive
+        what = None if has_ending(file, ".xlsx") else what_it_is(file)  # .xlsx files are zip archives
         if what and (what != "empty" or not has_ending(file, ".jsonl")):  # an empty JSONL file is valid
             raise ValueError(f"{file} is {what}.")
         if not has_ending(file, *ENDINGS):
@@ -152,7 +152,7 @@ def named_source(path: str) -> Source:
 
 
 def splits_in(folder: str) -> list[str]:
-    """Return the splits among subfolders. One split name with images, next to other folders, is a class: bus, train."""
+    """Return the subfolders that are splits. A single `train` with images, next to other folders, is a class."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, "dataset_dict.json")) as file:
             return json.load(file)["splits"]  # from DatasetDict.save_to_disk
@@ -186,7 +186,7 @@ def usual_names(path: str) -> str | None:
 
 
 def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
-    """Return the sorted data files of a folder, or those that match a glob, or else the file of that name."""
+    """Return the sorted data files of a folder, or the files that match a glob, or the path itself."""
     if not (os.path.isdir(place) or everywhere):
         is_glob = glob.has_magic(place) and not os.path.isfile(place)
         return sorted(glob.glob(place, recursive=True)) if is_glob else [place]
@@ -197,12 +197,12 @@ def files_of(place: str, split: str | None, everywhere: bool) -> list[str]:
     found = [shard for file in found if os.path.basename(file) == "state.json" for shard in shards_of(file)] or found
     for ending in COLLECTIONS if everywhere else ():
         found = [file for file in found if has_ending(file, ending)] or found
-    found = [file for file in found if not has_ending(file, *TABLES)] or found  # next to others, tables describe them
+    found = [file for file in found if not has_ending(file, *TABLES)] or found  # tables only describe other data files
     return [file for file in found if not split or in_split(os.path.relpath(file, place), split)]
 
 
 def shards_of(state: str) -> list[str]:
-    """Return the Arrow files that a `state.json` of `Dataset.save_to_disk` lists, in this order; else []."""
+    """Return the Arrow files in the order of a `state.json` of `Dataset.save_to_disk`; [] for other files."""
     about = {}
     with contextlib.suppress(ValueError, OSError), open(state, encoding="utf-8") as file:
         about = json.load(file)
@@ -220,12 +220,12 @@ def shards_of(state: str) -> list[str]:
 def in_split(file: str, split: str) -> bool:
     """Whether a file belongs to a split (or to "configuration/split"), judged by its name and folders."""
     *folders, name = file.split(os.sep)
-    of_name = r"(?<![^\W\d_])%s(?![^\W\d_])"  # not next to letters, as on the Hub: a_train2017.json
+    of_name = r"(?<![^\W\d_])%s(?![^\W\d_])"  # without letters before or after, as on the Hub: a_train2017.json
     return all(part in folders or re.search(of_name % re.escape(part), name) for part in split.split("/"))
 
 
 def download(name: str, revision: str | None = None, inside: str = "") -> str:
-    """Download a data set of the Hub: `inside`, or Parquet files, or all, or the Hub's copies. Return its folder."""
+    """Download `inside`, else the Parquet files, else all data, else the Hub's Parquet copies. Return the folder."""
     from huggingface_hub import HfApi, snapshot_download  # only a data set on the Hub needs it
 
     def snapshot(*patterns: str, **kwargs) -> str:
@@ -242,8 +242,8 @@ def download(name: str, revision: str | None = None, inside: str = "") -> str:
         if any(has_ending(file, *ENDINGS) and not has_ending(file, *TABLES) for file in files):
             return snapshot()
         return snapshot("*.parquet", revision=MADE_BY_THE_HUB)
-    except Exception as error:  # of the client or of its HTTP library
-        for known in () if inside else (revision, MADE_BY_THE_HUB):  # what an earlier run fetched
+    except Exception as error:  # errors of huggingface_hub or of its HTTP library
+        for known in () if inside else (revision, MADE_BY_THE_HUB):  # use what an earlier run downloaded
             with contextlib.suppress(Exception):
                 folder = snapshot("*.parquet", revision=known, local_files_only=True)
                 if any(has_ending(name, *ENDINGS) for _, _, names in os.walk(folder) for name in names):
@@ -259,7 +259,7 @@ def download(name: str, revision: str | None = None, inside: str = "") -> str:
 def scan(path: str) -> Iterator[tuple[int, int, object]]:
     """Yield (offset, number of bytes, value) of each row of a JSON or JSONL file.
 
-    The value of a JSONL line that is not valid is a ValueError.
+    For an invalid line of a JSONL file, the value is a ValueError.
     """
     try:
         yield from (scan_lines if has_ending(path, ".jsonl") else scan_list)(path)
@@ -306,7 +306,7 @@ def scan_list(path: str) -> Iterator[tuple[int, int, object]]:
                 what = f"an object with {', '.join([*value][:5])}" if isinstance(value, dict) else type(value).__name__
                 other = f"{what}: {conversion(value) or 'write the rows as a list, or one per line in a .jsonl file'}"
             window.expect("")
-        except UnicodeDecodeError:  # reported for the whole file: its line is unknown
+        except UnicodeDecodeError:  # an error of the whole file, since the line is unknown
             raise
         except (ValueError, RecursionError) as error:
             line = window.line + window.text.count("\n", window.at, getattr(error, "pos", window.at))
@@ -317,12 +317,12 @@ def scan_list(path: str) -> Iterator[tuple[int, int, object]]:
 
 
 class JsonWindow:
-    """A position in a JSON file, and a window of the text from there on: the file is never loaded as a whole."""
+    """A position in a JSON file, and a window of text from there on, so the whole file is never loaded."""
 
     def __init__(self, file):
         self.file, self.decode = file, codecs.getincrementaldecoder("utf-8")().decode
-        self.text, self.at, self.is_last = "", 0, False  # window, position in it, whether it ends the file
-        self.line, self.offset = 1, 3 if file.read(3) == codecs.BOM_UTF8 else 0  # of the position
+        self.text, self.at, self.is_last = "", 0, False  # window, position in it, whether it reaches the file's end
+        self.line, self.offset = 1, 3 if file.read(3) == codecs.BOM_UTF8 else 0  # line and byte of the position
         file.seek(self.offset)
 
     def read_on(self) -> None:
@@ -352,11 +352,11 @@ class JsonWindow:
             try:
                 self.peek()
                 value, end = PARSER.raw_decode(self.text, self.at)
-                if self.is_last or end < len(self.text):  # otherwise a number may continue
+                if self.is_last or end < len(self.text):  # otherwise a number may continue after the window
                     self.advance(end)
                     return value
             except json.JSONDecodeError as error:
-                # A value that the window cuts off fails near the end of the window: read on. Other faults are earlier.
+                # A value that the window cuts off fails near the window's end, so read on. Other faults are earlier.
                 if self.is_last or not (error.msg.startswith("Unterminated") or error.pos > len(self.text) - 16):
                     raise
             self.read_on()

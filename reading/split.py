@@ -1,8 +1,8 @@
 """Build the data sets of a run: --sample_rows draws training rows, and --eval_split holds out rows for evaluation.
 
-Rows with the same image or video stay on one side, and so do rows that are linked by a row with several images. Media
-are the same if their bytes are the same, whatever their names; a file is only read if another file has the same size
-in pixels and in bytes. URLs are compared by name. Rows without media are not linked to other rows.
+Rows that share an image or video, directly or via other rows, are linked, and --eval_split keeps them together. Media
+are the same if their bytes are the same, whatever their names. A file is only read if another file has the same size
+in pixels and in bytes. URLs are compared as text. Rows without media are not linked to other rows.
 """
 
 import numpy as np
@@ -17,14 +17,14 @@ def make_datasets(data, seed: int, evaluation=True, **checked) -> tuple[Multimod
 
     Args:
         evaluation: whether to read --eval_data_path too.
-        checked: arguments of `make_dataset`.
+        checked: further arguments of `make_dataset`.
     """
     train = make_dataset(data, "data_path", data.data_path, weighted=True, **checked)
     if data.sample_rows:
         rows = train.row_numbers()
         drawn = np.random.default_rng(seed).permutation(np.unique(rows[usable(train)]))[: data.sample_rows]
         train = train.part(np.union1d(np.flatnonzero(np.isin(rows, drawn)), [*train.errors]).astype(int))
-    train.row_weights()  # refuses weights with which no row can be drawn
+    train.row_weights()  # raises an error if the weights let no row be drawn
     if data.eval_split:
         return hold_out(train, data.eval_split, seed)
     return train, make_dataset(data, "eval_data_path", data.eval_data_path, **checked) if evaluation else None
@@ -38,7 +38,7 @@ def usable(dataset: MultimodalDataset) -> np.ndarray:
 def hold_out(dataset: MultimodalDataset, wanted: float, seed: int) -> tuple[MultimodalDataset, MultimodalDataset]:
     """Split the rows into training rows and held-out rows. `wanted` is a number of rows or, below 1, a fraction.
 
-    Random groups of linked rows are held out, up to `wanted` rows in all. If every group is larger, the smallest is.
+    Random groups of linked rows are held out, up to `wanted` rows in all. If all are larger, only the smallest is.
     """
     rows = usable(dataset)
     _, groups, sizes = np.unique(linked(dataset)[rows], return_inverse=True, return_counts=True)
@@ -58,15 +58,15 @@ def hold_out(dataset: MultimodalDataset, wanted: float, seed: int) -> tuple[Mult
     held_out.name, held_out.is_held_out = f"{dataset.name} (held out)", True
     held_out.paths = [f"{path} (held out)" for path in dataset.paths]
     held_out.weights, held_out.weighted = [1.0] * len(dataset.weights), False  # each row counts once
-    held_out.num_bad = 0  # counted in the training data
+    held_out.num_bad = 0  # already counted in the training data
     return dataset.part(np.setdiff1d(np.arange(len(dataset)), positions)), held_out
 
 
 def linked(dataset: MultimodalDataset) -> np.ndarray:
-    """Return the first row of each row's group (rows,). Rows that share media, also through others, are one group."""
+    """Return, for each row, the first row of its group (rows,). A group is all rows that are linked by media."""
     of_files = [index.of_media(places, positions) for index, places, positions in dataset.by_file()]
     rows, numbers, sizes, hashes = map(np.concatenate, zip(*of_files))
-    # Compare media by name, or by bytes in the row. If several have the same size, compare their bytes.
+    # Compare media by name, or by bytes in the row. If names differ but sizes are the same, compare the bytes of files.
     _, first, names = np.unique(hashes, return_index=True, return_inverse=True)
     _, size, count = np.unique(sizes[first], axis=0, return_inverse=True, return_counts=True)
     contents = [
@@ -85,5 +85,5 @@ def linked(dataset: MultimodalDataset) -> np.ndarray:
         np.minimum.at(firsts, contents, groups[rows])
         groups = groups.copy()
         np.minimum.at(groups, rows, firsts[contents])
-        groups = groups[groups]  # so that a long chain needs few rounds
+        groups = groups[groups]  # so that a long chain of links needs few rounds
     return groups

@@ -1,4 +1,4 @@
-"""JSON by the standard: Python's `json.dumps` also writes NaN and Infinity, which other programs refuse."""
+"""Read and write standard JSON. Python's `json.dumps` also writes NaN and Infinity, which other programs refuse."""
 
 import json
 from contextlib import suppress
@@ -11,7 +11,7 @@ def strict_json(value, default=None, **options) -> str:
 
 
 def loaded(value: object) -> object:
-    """Return a value. Text that is valid JSON is parsed, since the cells of tables are text."""
+    """Return a value, parsed if it is text with valid JSON, since the cells of tables are text."""
     with suppress(ValueError, RecursionError):
         return json.loads(value) if isinstance(value, str) else value
     return value

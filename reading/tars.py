@@ -17,8 +17,8 @@ TEXTS = ("txt", "text", "cls")
 
 
 def scan(path: str) -> Iterator[tuple[int, int, object]]:
-    """Do the same as `sources.scan`. Also raise a ValueError if the members of a row are not next to each other."""
-    stems = array("q")  # the hashes of stems
+    """Yield the same as `sources.scan`. Raise a ValueError if the members of a row are not next to each other."""
+    stems = array("q")  # the hashes of the rows' stems
     try:
         with tarfile.open(path, "r:") as tar:
             for stem, members in itertools.groupby(members_of(tar), lambda member: member[0]):
@@ -26,7 +26,7 @@ def scan(path: str) -> Iterator[tuple[int, int, object]]:
                 (_, start, *_), (_, _, end, *_) = members[0], members[-1]
                 stems.append(hash(stem))
                 yield start, end - start, row_of(members)
-            tar.fileobj.seek(tar.offset)  # `next` stops at a broken header, or after the first of two archives
+            tar.fileobj.seek(tar.offset)  # `next` stops silently at a broken header or a second archive
             if any(block.strip(b"\0") for block in iter(lambda: tar.fileobj.read(CHUNK), b"")):
                 raise tarfile.ReadError(f"it continues at byte {tar.offset:,}, but no member begins there")
     except (tarfile.TarError, OSError) as error:
@@ -41,7 +41,7 @@ def scan(path: str) -> Iterator[tuple[int, int, object]]:
 def members_of(tar: tarfile.TarFile) -> Iterator[tuple[str, int, int, str, bytes | None]]:
     """Yield (stem, begin, end, field, data) of each member, except folders and hidden files such as those of macOS."""
     while member := tar.next():
-        tar.members.clear()  # otherwise all stay in memory
+        tar.members.clear()  # otherwise, `tar` keeps all members in memory
         folder, _, name = member.name.rpartition("/")
         stem, _, field = name.partition(".")
         if stem and not member.isdir():

@@ -1,7 +1,7 @@
-"""Fields of a row that are not read: some are refused, the others are only listed.
+"""Find the fields of a row that are not read. Some of them are refused, the others are only listed.
 
 An image under an unknown name (`photo: "a.jpg"`, bytes of a JPEG) would silently be missing in training, and so would a
-loss mask, tools or the times of a clip. Such fields are refused. A field such as `id: 17` is harmless: its name is
+loss mask, tools or the times of a clip. Such fields are refused. A field such as `id: 17` is harmless, so its name is
 listed once, with the number of rows. The same goes for a text that only repeats the file name of media that the row
 reads (`file_name: "1.jpg"` next to `image: "train2017/1.jpg"`). Empty fields such as `tools: []` are ignored.
 """
@@ -44,8 +44,8 @@ FIXES = {
     "`max_pixels`)",
     TIME: "name it `start`, `end`, `fps`, `num_frames` or `times`, in the row or its video (docs/moments.md)",
 }
-# Meaning; words of which the name must contain one; the only other words that the name may contain, since others mean
-# something else (`weight_kg`, `operating_system`), or None for any.
+# (meaning, words, others): a name has the meaning if it contains one of the words, and apart from these only `others`
+# (None: anything), since further words change the meaning (`weight_kg`, `operating_system`).
 MEANINGS = [
     (
         MASK,
@@ -85,8 +85,8 @@ class Unread:
     """
 
     def __init__(self, folders: Collection[str]):
-        self.folders = folders  # where relative paths start
-        self.names: set[str] = set()  # of fields that are not empty, such as `id` and `messages[].detail`
+        self.folders = folders  # the folders of relative paths
+        self.names: set[str] = set()  # of unread fields that are not empty, such as `id` and `messages[].detail`
         self.times: list[str] = []  # faults of the row if it has a video
         self.media: list[tuple[object, str]] = []  # possible media, and the fault if the row does not read them
 
@@ -139,7 +139,7 @@ class Unread:
 
 
 def flat(name: str, value: object) -> Iterator[tuple[str, object]]:
-    """Yield (name, value) of everything inside of a value that is not empty."""
+    """Yield (name, value) of each text, number or other non-empty leaf of a nested value."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from flat(f"{name}.{key}", inner)
@@ -168,7 +168,7 @@ def without(value: object, ignored: Collection[str], name: str = "") -> object:
 
 @lru_cache(maxsize=4096)
 def meanings_of(path: str) -> list[tuple[str, str]]:
-    """Return (name, meaning) of each name in a path that would matter to training."""
+    """Return (name, meaning) for each name in a field's path that may affect training."""
     found = []
     for name in re.split(r"[.\[\]]+", path):
         words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
@@ -180,7 +180,7 @@ def meanings_of(path: str) -> list[tuple[str, str]]:
 
 
 def counts(meaning: str, name: str, value: object) -> bool:
-    """Whether a value matters, if not empty: `"loss": true` changes nothing, and a date is not a time of a video."""
+    """Whether a value affects training, unlike `"loss": true`, or a date in a field for the times of a video."""
     if meaning == MASK:
         return value not in (True, "true") or any(word in name.lower() for word in NEGATIONS)
     if meaning == TIME:
@@ -196,7 +196,7 @@ def is_sound(name: str, value: object) -> bool:
 
 
 def check_places(row: dict, ignored: dict[str, object]) -> None:
-    """Refuse <audio> in a text if the sound is ignored: the tag would be trained as text."""
+    """Refuse <audio> in a text if the sound is ignored, since the tag would be trained as text."""
     sounds = [name for name, value in ignored.items() if is_sound(name, value)]
     if sounds and any(isinstance(text, str) and "<audio>" in text for _, text in flat("", row)):
         fault = f"has <audio> in a text, but --columns {sounds[0]}= ignores the sound: remove <audio> from the text, or"
@@ -220,7 +220,7 @@ def is_medium(value: object, folders: Collection[str], must_exist: bool = False)
 
 
 def is_base64(value: str) -> bool:
-    """Whether a text is an encoded media file in base64. No known path begins like one."""
+    """Whether a text is a media file in base64, judged by its first characters, with which no known path begins."""
     return bool(BASE64.match(value)) and bool(HEADER.match(base64.b64decode(value[:24])))
 
 
@@ -241,7 +241,7 @@ def path_of(reference: str) -> str:
 
 
 def names_one_of(value: object, read: Collection[str], folders: Collection[str]) -> bool:
-    """Whether a path is one of `read` or the end of one, or a URL has the same file name as one."""
+    """Whether a path equals a reference in `read` or the end of one, or a URL has the same file name as one."""
     if not isinstance(value, str) or len(value) > LONGEST_PATH:
         return False
     if found := existing_files(value, folders):

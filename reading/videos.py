@@ -1,4 +1,4 @@
-"""Open videos: from a reference in a row to frames and the metadata that video processors read."""
+"""Open the videos to which rows refer. Return frames, and the metadata that video processors need."""
 
 import contextlib
 import dataclasses
@@ -16,8 +16,8 @@ from reading.files import local_file
 from reading.options import MediaOptions, scaled_size
 from reading.references import describe, what_it_is
 
-# FFmpeg's names of video formats, and of sound formats, so that the error for a sound file is clear. Others are not
-# opened: still images, and playlists, which would make FFmpeg open further files and addresses.
+# FFmpeg's names of video formats, and of sound formats so that the error for a sound file is clear. Other formats are
+# refused, such as still images, and playlists, which would make FFmpeg open further files and addresses.
 CONTAINERS = (
     "mov,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,vvc,ogg,nut,mxf,dv,rm,mjpeg,gif,apng,"
     "wav,mp3,aac,flac"
@@ -37,7 +37,7 @@ PER_SECOND = 1000.0  # the resolution of the `times` of a list of images
 
 
 def open_video(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[np.ndarray, dict]:
-    """Decode the frames that `num_frames` or `fps` choose. With `num_frames`, a short clip repeats frames.
+    """Decode the frames that `num_frames` or `fps` choose. With `num_frames`, frames of a short clip are repeated.
 
     Frames are chosen by time: if the rate varies, frame i is the one that a player shows at i / fps, where `fps` is the
     mean rate. From a list of images, `num_frames` are chosen.
@@ -46,10 +46,10 @@ def open_video(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[np
         clip: of the content part (reading/clips.py). If it selects a range of a long video, only that range is read.
 
     Returns:
-        frames (n, height, width, 3) uint8 RGB, rotated as the phone was held, in square pixels, with transparency on
+        frames (n, height, width, 3) uint8 RGB, rotated as a player would, in square pixels, with transparency on
         white; and the metadata: fps (frames per second of the file, None for images without times), duration
-        (seconds) and total_num_frames, both of the clip if there is one; frames_indices (the numbers of these frames in
-        the whole video: the time of each, times fps).
+        (seconds) and total_num_frames, both of the clip if there is one; frames_indices (the number of each frame in
+        the whole video, which is its time x fps).
 
     Raises:
         ValueError: The file is missing, empty, broken, truncated, too long or too large. The message names the file,
@@ -65,7 +65,7 @@ def open_video(reference, options: MediaOptions, clip: Mapping = {}) -> tuple[np
 
 
 def _taken(source, options: MediaOptions, clip: Mapping, scan_of: Callable) -> tuple[np.ndarray, dict] | None:
-    """Do the same as `open_video`. Return None if a clip cannot be found without scanning the whole video."""
+    """Return what `open_video` returns, or None if a clip cannot be found without scanning the whole video."""
     with _open_container(source, options) as (container, stream):
         scan, size = scan_of(container, stream, source, options, clip), _shown_size(stream, stream)
     if scan is None:
@@ -105,7 +105,7 @@ def _choose(total: int, fps: float, options: MediaOptions, clip: Mapping = {}) -
     number = options.num_frames
     if options.fps:
         step = max(1.0, fps / options.fps)  # a frame is never taken twice
-        # The frame shown at 0, 1 / options.fps, 2 / options.fps, ... seconds after the first.
+        # The frames shown 0, 1 / options.fps, 2 / options.fps, ... seconds after the first.
         indices = np.floor(first + np.arange(0, end - first, step) + 1e-6)
         number = options.max_frames or len(indices)
     if not options.fps or len(indices) > number:
@@ -114,7 +114,7 @@ def _choose(total: int, fps: float, options: MediaOptions, clip: Mapping = {}) -
 
 
 def _range(total: int, fps: float, clip: Mapping) -> tuple[int, int]:
-    """Return the first frame of a clip, and the one after its last: frames from its start on and before its end.
+    """Return (first, end): a clip contains the frames that start in it, from `first` to the one before `end`.
 
     Raises:
         ValueError: The clip is not inside the video. A small excess is allowed, since lengths are rounded.
@@ -123,7 +123,7 @@ def _range(total: int, fps: float, clip: Mapping) -> tuple[int, int]:
     if start >= length or end > length + 0.1:
         raise ValueError(f"the row selects {start:g} to {end:g} seconds, but the video lasts {length:.2f} seconds")
     last = max(1, min(math.ceil(end * fps - 1e-6), total))
-    return min(math.ceil(start * fps - 1e-6), last - 1), last  # between two frames: the one shown then
+    return min(math.ceil(start * fps - 1e-6), last - 1), last  # if none starts in it, the frame shown then
 
 
 def _scaled_size(width: int, height: int, number: int, options: MediaOptions) -> tuple[int, int]:
@@ -152,7 +152,7 @@ def _open_images(references, options: MediaOptions, clip: Mapping) -> tuple[np.n
         frames[i] = np.asarray(image if size == image.size else image.resize(size))
     number, fps, told = len(references), clip.get("fps"), indices
     if times := clip.get("times"):
-        seconds = (times[-1] - times[0]) * number / (number - 1) if number > 1 else 1.0  # the last is shown as long
+        seconds = (times[-1] - times[0]) * number / (number - 1) if number > 1 else 1.0  # the last: mean duration
         number, fps, told = round(seconds * PER_SECOND), PER_SECOND, [round(times[i] * PER_SECOND) for i in indices]
     return np.stack([frames[i] for i in indices]), _metadata(number, fps, told)
 
@@ -185,12 +185,12 @@ class _Scan:
     fps: float
     times: list[int] | None  # when each frame is shown, sorted, in the stream's time base; None if unknown
     keys: list[int]  # the times of keyframes, sorted; empty if unknown
-    start: int = 0  # when the first frame of all is shown
+    start: int = 0  # when the first frame of the video is shown
     step: float = 0.0  # 1 / fps
     is_moment: bool = False  # whether `times` and `keys` cover only a clip
 
     def shown(self, index: int) -> int:
-        """Return the index in `times` of the frame that a player shows at `index` / `fps`. Times are rounded."""
+        """Return the index in `times` of the frame that a player shows at `index` / `fps`, allowing for rounding."""
         if self.times is None:
             return index
         return bisect_right(self.times, self.start + (index + 0.25) * self.step) - 1
@@ -233,9 +233,9 @@ def _open_container(source, options: MediaOptions):
         if stream.width * stream.height > options.image_pixel_limit:
             raise ValueError(f"its frames have {stream.width}x{stream.height} pixels, more than --image_pixel_limit")
         stream.codec_context.options = {
-            "max_pixels": str(options.image_pixel_limit),  # in case later frames are larger
-            # Make damage an error, rather than conceal it. Damage stays unnoticed if nearly any bytes can be decoded:
-            # most of VP8, VP9, WMV, GIF and QuickTime RLE, and sometimes a few bytes in a slice of H.264 or HEVC.
+            "max_pixels": str(options.image_pixel_limit),  # checked again, in case later frames are larger
+            # Report damage instead of concealing it. Damage stays unnoticed if nearly any bytes can be decoded, as in
+            # most of VP8, VP9, WMV, GIF and QuickTime RLE, and sometimes in a few bytes of a slice of H.264 or HEVC.
             "err_detect": "explode",
         }
         stream.thread_type = "AUTO"
@@ -258,11 +258,11 @@ def _check_length(seconds: float, options: MediaOptions) -> None:
 
 
 def _header_total(container, stream, clip: Mapping) -> int:
-    """Return the header's number of frames; 0 if missing, as in raw streams, or if too small for the clip."""
+    """Return the number of frames in the header, or 0 if it is missing (raw streams) or too small for the clip."""
     total, fps, name = 0, _header_rate(stream), container.format.name
-    if name in END_IN_HEADER:  # for others, the end is an estimate
+    if name in END_IN_HEADER:  # in other formats, the end is an estimate
         total = round((_promised_end(container) - (container.start_time or 0) / 1e6) * fps)
-    elif name in TIMED and is_moment(clip) and stream.duration:  # the index of a long video is long
+    elif name in TIMED and is_moment(clip) and stream.duration:  # reading a long video's index would take long
         total = round(stream.duration * stream.time_base * fps)
     elif len(stream.index_entries) == stream.frames:
         gaps = np.diff([entry.timestamp for entry in stream.index_entries])
@@ -272,7 +272,7 @@ def _header_total(container, stream, clip: Mapping) -> int:
 
 
 def _promised(container, stream, source, options: MediaOptions, clip: Mapping) -> tuple[int, float]:
-    """Return frames and frames per second, from the header or, if it has no number of frames, by counting."""
+    """Return the number of frames and the frame rate, from the header or, without a number there, by counting."""
     fps, total = _header_rate(stream), _header_total(container, stream, clip)
     if total < 1:
         with _open_container(source, options) as (container, stream):
@@ -284,7 +284,7 @@ def _promised(container, stream, source, options: MediaOptions, clip: Mapping) -
 
 
 def _scan_moment(container, stream, source, options: MediaOptions, clip: Mapping) -> _Scan | None:
-    """Scan only the packets of a clip, from the keyframe before it. Return None if they cannot be found."""
+    """Scan only the packets of a clip, from the keyframe before it. Return None if the clip cannot be found."""
     total, fps = _header_total(container, stream, clip), _header_rate(stream)
     if not total or container.format.name not in TIMED or stream.start_time is None:
         return None
@@ -306,22 +306,22 @@ def _scan_moment(container, stream, source, options: MediaOptions, clip: Mapping
 def _scan(container, stream, source, options: MediaOptions, clip: Mapping = {}) -> _Scan:
     """Scan the packets of an opened video without decoding them.
 
-    The number of frames in headers is not reliable: raw streams, mkv, webm and flv have none. If a video was cut
+    The number of frames in headers is not reliable. Raw streams, mkv, webm and flv have none. If a video was cut
     without encoding it again, the number includes frames outside the cut (packets marked "discard").
 
     Raises:
-        ValueError: The packets end earlier than the header promises. Raw streams and MPEG-TS promise nothing.
+        ValueError: The packets stop before the end time in the header, which raw streams and MPEG-TS do not have.
     """
     fps, start = _header_rate(stream), (container.start_time or 0) / 1e6
     _check_length(_promised_end(container) - start, options)
     times, keys, packets, end, cut_short = [], [], 0, 0.0, False
-    for packet in container.demux():  # sound too, which may be longer than the video
+    for packet in container.demux():  # also packets of sound, which may be longer than the video
         if packet.pts is not None:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             _check_length(end - start, options)
         if packet.stream is not stream:
             continue
-        packets += packet.dts is not None or packet.size > 0  # empty ones in avi repeat a frame
+        packets += packet.dts is not None or packet.size > 0  # empty packets in avi repeat a frame
         if not packet.size:
             continue
         cut_short = packet.is_corrupt
@@ -339,7 +339,7 @@ def _scan(container, stream, source, options: MediaOptions, clip: Mapping = {}) 
     times, keys = sorted(times), sorted(keys)
     if total > 1:
         measured = (total - 1) / float((times[-1] - times[0]) * stream.time_base)
-        # Rounded time stamps matter in short clips. Header rates are rounded too, and guesses if the rate varies.
+        # Rounded time stamps distort the measured rate of short clips. The header's rate is rounded too, or a guess.
         fps = fps if abs(1 / measured - 1 / fps) * (total - 1) < 0.5 / fps else measured
     step = (times[-1] - times[0]) / max(total - 1, 1)
     return _Scan(total, fps, times, keys if container.format.name in TIMED else [], times[0], step)
@@ -359,7 +359,7 @@ def _check_whole(container, stream, source, fps: float, packets: int, end: float
     cut_short |= container.format.name in FORMATS_WITH_COUNT and packets < stream.frames
     if trailer := TRAILERS.get(container.format.name):
         with _open_bytes(source) as file:
-            file.seek(-16, io.SEEK_END)  # headers alone are longer
+            file.seek(-16, io.SEEK_END)  # files with a frame are longer
             cut_short |= not file.read().rstrip(b"\0").endswith(trailer)
     if cut_short:
         readable = f"the first {max(end - start, 0):.2f} of {promised - start:.2f} seconds"
@@ -377,7 +377,7 @@ def _is_cut_mp4(source) -> bool:
             length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
             if place == 0 and kind not in (b"ftyp", b"moov", b"mdat", b"wide"):
                 return False
-            length = int.from_bytes(file.read(8), "big") if length == 1 else length  # 64 bits; 0: to the end
+            length = int.from_bytes(file.read(8), "big") if length == 1 else length  # 1: 64 bits follow; 0: to the end
             place += max(length or size, 8)
         return place > size
 
@@ -395,13 +395,13 @@ def _is_hidden(packet) -> bool:
 
 
 def _decode(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> dict[int, np.ndarray]:
-    """Return the wanted frames by index, given in ascending order; {} if a seek to a clip misses its keyframe."""
+    """Return the frames with the indices `wanted` (ascending), or {} if the seek to a clip misses its keyframe."""
     frames = _decode_by_time(source, wanted, scan, options) if scan.keys else None
     return frames or ({} if scan.is_moment else _decode_by_number(source, wanted, scan.total, options))
 
 
 def _decode_by_time(source, wanted: list[int], scan: _Scan, options: MediaOptions) -> dict[int, np.ndarray] | None:
-    """Return the wanted frames. Seek to the keyframe before a frame only if that skips work. None if a seek fails."""
+    """Return the wanted frames, or None if a seek fails. Seek to a keyframe only if that saves decoding."""
     frames, shown, known = {}, -math.inf if scan.is_moment else scan.keys[0], set(scan.keys)
     with _open_container(source, options) as (container, stream):
         try:
@@ -427,7 +427,7 @@ def _decode_by_time(source, wanted: list[int], scan: _Scan, options: MediaOption
 
 
 def _decode_from_keyframe(container, stream, known: set[int]):
-    """Yield frames from where a seek ended; none if that is not a known keyframe."""
+    """Yield the frames after a seek. Yield none if the seek did not end at a known keyframe."""
     for number, packet in enumerate(container.demux(stream)):
         if number == 0 and packet.pts not in known:
             return
@@ -435,7 +435,7 @@ def _decode_from_keyframe(container, stream, known: set[int]):
 
 
 def _decode_by_number(source, wanted: list[int], total: int, options: MediaOptions) -> dict[int, np.ndarray]:
-    """Return the wanted frames, decoding from the first frame: for files without times, or if a seek fails."""
+    """Return the wanted frames by decoding from the first frame, for files without times or if a seek failed."""
     remaining, frames, number = set(wanted), {}, 0
     with _open_container(source, options) as (container, stream):
         try:
@@ -447,7 +447,7 @@ def _decode_by_number(source, wanted: list[int], total: int, options: MediaOptio
                 number += 1
                 if number > wanted[-1]:
                     return frames
-        except av.FFmpegError:  # reported below, with the number of decoded frames
+        except av.FFmpegError:  # raised below, with the number of decoded frames
             pass
     raise ValueError(f"it is truncated or damaged: only the first {number} of {total} frames can be decoded")
 
@@ -468,9 +468,9 @@ def _shown_size(frame, stream) -> tuple[int, int]:
 
 
 def _pixels(frame, stream, number: int, options: MediaOptions) -> np.ndarray:
-    """Return the pixels (height, width, 3) uint8 of a decoded frame, one of `number`, scaled and rotated."""
+    """Return the pixels (height, width, 3) uint8 of a decoded frame, scaled as one of `number` frames, and rotated."""
     width, height = _scaled_size(*_shown_size(frame, stream), number, options)
-    # By default, a frame keeps threads for scaling. A data loader worker that is forked later would wait forever.
+    # By default, a frame keeps threads for scaling. A forked data loader worker would wait for them forever.
     form = {"width": width, "height": height, "threads": 1}
     if any(component.is_alpha for component in frame.format.components):
         rgba = frame.to_ndarray(format="rgba", **form)

@@ -17,20 +17,20 @@ class WeightedRows(Dataset):
     def how_drawn(self) -> str:
         how = f"by {WEIGHT}"
         if self.balance is not None:
-            classes = np.count_nonzero(np.unique(self.of_rows("classes")))  # 0 is for unusable rows
+            classes = np.count_nonzero(np.unique(self.of_rows("classes")))  # unusable rows have class 0
             how = f"each of {classes:,} classes of `{self.balance}` equally often"
         return f"{self.name}: an epoch draws {self.epoch_size:,} rows with replacement, {how}."
 
     @property
     def epoch_size(self) -> int:
-        """The number of samples in an epoch: for each path, its rows times its weight."""
+        """The number of samples in an epoch, the sum of rows times weight over the paths."""
         return sum(self._shares())
 
     def _shares(self) -> list[int]:
         return [max(round(w * n), min(n, 1)) for w, n in zip(self.weights, np.diff(self._ends()).tolist())]
 
     def _ends(self) -> list[int]:
-        """The position of the first row of each path, and the end."""
+        """The position of the first row of each path, and the number of all rows."""
         return np.searchsorted(self.numbers, self.path_starts).tolist()
 
     def row_weights(self) -> np.ndarray:
@@ -40,7 +40,7 @@ class WeightedRows(Dataset):
         if not self.is_drawn:
             return weights
         weights *= self.of_rows("sampling_weights")
-        _, group = np.unique(self.of_rows("classes"), return_inverse=True)  # one group without --balance
+        _, group = np.unique(self.of_rows("classes"), return_inverse=True)  # without --balance, all rows are one group
         totals = np.bincount(group, weights)
         if not totals.all():
             of_class = f" of a class of --balance {self.balance}" if self.balance is not None else ""
@@ -49,13 +49,13 @@ class WeightedRows(Dataset):
         return weights * (sum(shares) / weights.sum())
 
     def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
-        """Return the positions of an epoch's rows, not shuffled: a pure function of the arguments.
+        """Return the positions of an epoch's rows, not shuffled. They depend only on the data and the arguments.
 
-        A path of weight 0.5 gives half of its rows, in the next epoch the other half. Weight 2 gives all rows twice.
+        A path of weight 0.5 gives half of its rows, and the other half in the next epoch. Weight 2 gives rows twice.
         If rows have weights or classes, rows of all paths are drawn together, by row weight times path weight.
         """
         if self.is_drawn:
-            draw = np.random.default_rng([seed % 2**32, len(self.weights), epoch])  # a seed that no path has below
+            draw = np.random.default_rng([seed % 2**32, len(self.weights), epoch])  # differs from the paths' seeds
             weights = self.row_weights()
             return np.sort(draw.choice(len(self), self.epoch_size, p=weights / weights.sum()))
         chosen, ends = [], self._ends()
