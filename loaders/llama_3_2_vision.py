@@ -36,7 +36,7 @@ def silence_text_before_images(layer) -> None:
     """
 
     def hand_on(layer, inputs, kwargs):
-        # The layer passes keyword arguments that it does not know on to cross_attn. (batch, 1, tokens, 1), 0 or 1.
+        # The layer passes unknown keyword arguments on to cross_attn. The mask is (batch, 1, tokens, 1), 0 or 1.
         return inputs, kwargs | {"sees_image": kwargs["full_text_row_masked_out_mask"]}
 
     def mask(cross_attn, inputs, kwargs, outputs):
