@@ -152,7 +152,7 @@ class ChatCollator:
         return positions[-1].item() + 1 if len(positions) else 0
 
     def encode_prompt(self, messages: list[dict], source: str = "sample") -> dict[str, torch.Tensor]:
-        """Encode messages that await a reply to inputs for generation, using the checkpoint's own template."""
+        """Encode messages that await a reply as inputs for generation, using the checkpoint's own template."""
         with naming(source, self.processor):
             text = self.template.render_prompt(messages)
             inputs = self._process(text, [], messages)
@@ -222,7 +222,7 @@ class ChatCollator:
 
         Returns:
             input_ids, attention_mask, labels (batch, tokens) and the family's own tensors. Dummy rows, if
-            needed, come last and have no labels. If padding-free, the batch is that of `concatenate_samples`.
+            needed, come last and have no labels. A padding-free batch is that of `concatenate_samples`.
         """
         present = {kind for kind in self.vision_calls for row in rows if self.is_media(row["input_ids"], kind).any()}
         rows = rows + [self.dummy_rows[kind] for kind in sorted(self.vision_calls - present)]

@@ -88,7 +88,7 @@ class Boxes:
     def told(self, text: str, messages: list[dict], tellers: list[dict]) -> list[dict]:
         """Parse each box and point of a text into {"image": index, "at": fractions of the image's sides}.
 
-        The n-th one belongs to the image of the n-th box or point in `tellers`, or to the first image without one.
+        The n-th one gets the image of the n-th box or point in `tellers`, or the first image if there is no n-th.
         """
         sizes = [part["image"].size for message in messages for part in message["content"] if part["type"] == "image"]
         objects = [found for message in tellers for found in message.get("objects", ()) if "at" in found]
@@ -100,7 +100,7 @@ class Boxes:
     # ---- to text ----
 
     def written(self, messages: list[dict]) -> list[dict]:
-        """Replace the marks that `reading.boxes.located` found in messages by their boxes and points, as text.
+        """Replace the marks that `reading.boxes.located` found in messages with their boxes and points as text.
 
         Raises:
             ValueError: the family's box format is unknown.

@@ -172,7 +172,7 @@ class Budget:
 
     def text_tokens(self, dataset, positions: np.ndarray) -> tuple[np.ndarray, dict[int, ValueError]]:
         """Return the number of text tokens per sample (len(positions),), and position -> why it cannot be rendered."""
-        # Outside the index's folder, which depends on the flags for reading media. Text tokens do not.
+        # The cache is outside the index's folder, which depends on the flags for reading media. Text tokens do not.
         folder_of = lambda index: os.path.dirname(index.folder)  # noqa: E731
         find, key = partial(self._count_texts, dataset), [self.fingerprint]
         if self.template.boxes.in_pixels and dataset.num_parts(Layout.FIELD_SIGNS["objects"]).any():

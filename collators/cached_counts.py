@@ -22,7 +22,7 @@ UNKNOWN = 0  # the value of rows that are not computed yet
 BATCH = 64  # rows
 ROWS_PER_WORKER = 1000  # with fewer rows, starting another process takes longer than it saves
 
-# Takes positions. Returns the number of each row, at least 1, or the error that prevents computing it.
+# A function from positions to the number of each row, at least 1, or to the error that prevents computing it.
 Find = Callable[[Sequence[int]], list[int | ValueError]]
 
 

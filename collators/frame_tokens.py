@@ -87,7 +87,7 @@ class FrameTokens:
         return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True))) or NOTHING.pattern)
 
     def marks(self, text: str) -> list[int]:
-        """Return where to insert reserved characters: in each frame token, or after a longer token like `[</s>]`."""
+        """Return where to insert reserved characters: in each frame token, or after a longer token that contains it."""
         places = [match.end() for match in self._frame_token.finditer(text)]
         others = [match.span() for match in self._other_tokens.finditer(text)] if places else []
         return [next((end for start, end in others if start < place < end), place) for place in places]

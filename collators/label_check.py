@@ -21,7 +21,7 @@ EXPECTED = [
 
 
 def opened(kind: str, number: int = 0) -> dict:
-    """Return a part with a small loaded image or video. Images with an odd number are large enough for tiles."""
+    """Return a part with a small loaded image or video. If `number` is odd, the image is large enough for tiles."""
     if kind == "video":
         metadata = {"fps": 1.0, "duration": 2.0, "total_num_frames": 2, "frames_indices": [0, 1]}
         return {"type": kind, kind: np.zeros((2, 28, 28, 3), np.uint8), "metadata": metadata}

@@ -26,7 +26,7 @@ class LlavaNextVideoCollator(Llava16Collator):
     budget_class = LlavaNextVideoBudget
 
     def of_all(self, name, values):
-        """Pass the frames of all videos as one video, since their numbers differ. The model flattens them anyway."""
+        """Merge videos into one, since they differ in their number of frames. The model flattens them anyway."""
         if name != "pixel_values_videos":
             return super().of_all(name, values)
         return torch.cat([frames.flatten(0, 1) for frames in values])[None]

@@ -217,7 +217,7 @@ class Template:
         videos without times if the model needs times.
 
         Raises:
-            ValueError: a message is not supported. The error's text is to follow "train.json, sample 7: ".
+            ValueError: a message is not supported. The error's text is meant to follow "train.json, sample 7: ".
         """
         self.thoughts_and_tools.check(self.thoughts_and_tools.placed(messages))
         if not self.takes_videos and any(part["type"] == "video" for part in content_parts({"messages": messages})):
@@ -244,7 +244,7 @@ class Template:
         return found
 
     def check_rendering(self, messages: list[dict]) -> None:
-        """Raise an UnfitTemplate if a --chat_template drops media, or hides a reply, which it can if it has no tags."""
+        """Raise an UnfitTemplate if a --chat_template drops media, or has no tags and replies cannot be found."""
         if self.is_replaced:
             self.check_media(self.render(messages)[0], messages)
 
@@ -336,7 +336,7 @@ class Template:
         return [(ours, official) for ours, either, official in texts if not either & {official, as_moved(official)}]
 
     def _official_text(self, messages: list[dict], **kwargs) -> str:
-        """Return the checkpoint's text. If its template fails, as some do on system messages, return [the error]."""
+        """Return the checkpoint's text. If its template fails, such as on a system message, return [the error]."""
         try:
             return self.render_official(messages, **kwargs).replace(RESERVED_CHARACTER, "")
         except UnfitTemplate as error:

@@ -143,7 +143,7 @@ class ThoughtsAndTools:
         return notes
 
     def server_template(self, conversations: list[list[dict]]) -> str | None:
-        """Return a template for servers that renders these conversations as trained, or None if it is not needed."""
+        """Return a server template that renders these conversations as trained, or None if unneeded or impossible."""
         if not self._adds_empty_thoughts(conversations) or self._keeps_thoughts or any(map(self.are_in, conversations)):
             return None
         text = with_variables(self.template.text, self.template.kwargs)
@@ -281,7 +281,7 @@ class ThoughtsAndTools:
 
     @cached_property
     def _left_out(self) -> str:
-        """The empty or unfinished thought that ends a prompt, if the template drops it once replied to; or ""."""
+        """The empty or unfinished thought that ends a prompt, if later prompts drop it; otherwise ""."""
         if not self._around_thought(thinking=True):
             return ""
         official, asked = self.template.render_official, THOUGHT_EXAMPLE[:1]
@@ -290,7 +290,7 @@ class ThoughtsAndTools:
 
     @cached_property
     def _empty_thought(self) -> str:
-        """The empty thought that ends prompts if thinking is turned off and that later prompts drop; or ""."""
+        """The empty thought that ends a prompt only if thinking is off, if later prompts drop it; otherwise ""."""
         official, asked = self.template.render_official, THOUGHT_EXAMPLE[:1]
         is_told = self._left_out and official(asked, True) != official(asked, True, self.template.kwargs | THINKING)
         return self._left_out if is_told else ""

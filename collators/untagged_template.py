@@ -11,7 +11,7 @@ EXAMPLE_TEXTS = {"system": "Be brief.", "user": "Name a colour.", "assistant": "
 def find_replies(
     messages: list[dict], render, stop_tokens: list[str], chosen: list[int] | None = None
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Find replies by rendering message by message. A reply begins where its prompt ends, up to a stop token.
+    """Find replies by rendering message by message. A reply is the text from its prompt's end to a stop token.
 
     The stop token may be the one that begins the next message (GLM's `<|user|>`). If a template writes no stop
     token, the first of `stop_tokens` replaces the white space after the reply, so that the model learns to stop.

@@ -67,8 +67,8 @@ class BaseLoader:
     remote_code = False
     # Whether `load_model` reads the weights; False builds the model without them (`meta_model`).
     reads_weights = True
-    # For --add_tokens (new_tokens.py). `pieces`: token id -> ids of the tokens whose mean row it starts from ([] if it
-    # already has a row). `new_tokens`: id -> token, for tokens that the checkpoint's tokenizer does not have.
+    # For --add_tokens (new_tokens.py). `pieces`: token id -> ids of the tokens whose rows are averaged for its first
+    # row ([] if it has a row). `new_tokens`: id -> token, for tokens that the checkpoint's tokenizer does not have.
     pieces: dict[int, list[int]] = {}
     new_tokens: dict[int, str] = {}
 
@@ -277,7 +277,7 @@ class BaseLoader:
         return next((part for part in named if any(is_inside(name, path) for path in getattr(self, part))), None)
 
     def mixture_part(self, name: str) -> str | None:
-        """Return "experts" or "router" if a parameter or module (or what peft made of it) is part of one; else None."""
+        """Return "experts" or "router" if a parameter or module, wrapped by peft or not, is inside one; else None."""
         for part, ends in (("experts", self.experts), ("router", self.routers)):
             if any(f".{end.rpartition('.')[0]}." in f".{name}." for end in ends):
                 return part

@@ -12,5 +12,5 @@ class GraniteVisionLoader(LlavaLoader):
     vision_projector = ["model.multi_modal_projector", "model.image_newline"]
 
     def unused_modules(self, model):
-        """Return the modules after the last layer. `vision_feature_layer` includes the last one, so all are used."""
+        """Return the modules after the last layer. `vision_feature_layer` includes that one, so all layers are used."""
         return ["model.vision_tower.post_layernorm", "model.vision_tower.head"]

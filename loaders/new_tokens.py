@@ -67,7 +67,7 @@ def write_tokens(folder: str, tokens: Mapping[int, str]) -> None:
 
 
 def trained_rows(adapter: dict | None) -> dict[int, list[int]]:
-    """Return, as a loader's `pieces`, the tokens whose rows an adapter contains, so they need no initial values."""
+    """Return a loader's `pieces` for the tokens whose rows an adapter contains. They need no initial values."""
     tables = (adapter or {}).get("trainable_token_indices") or {}
     return {id: [] for ids in tables.values() for id in ids}
 

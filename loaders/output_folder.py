@@ -163,7 +163,7 @@ class ProcessorFiles(NamedTuple):
 def write_image_size(folder: str, size: dict[str, int]) -> None:
     """Write the pixel bounds of images into the copied processor files, under the field names that each file uses."""
     own, of_videos = (os.path.join(folder, f"{name}preprocessor_config.json") for name in ("", "video_"))
-    if os.path.isfile(own) and not os.path.isfile(of_videos):  # it also has the video bounds, which stay
+    if os.path.isfile(own) and not os.path.isfile(of_videos):  # it also has the bounds of videos; keep those
         shutil.copyfile(own, of_videos)
     for path in filter(os.path.isfile, (own, os.path.join(folder, "processor_config.json"))):
         config = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -82,7 +82,7 @@ class RemoteCodeLoader(BaseLoader):
         return self.end_tokens
 
     def check_weights(self, model, loaded) -> None:
-        """Compare each weight with the file, since `from_pretrained` can silently leave random weights in old code."""
+        """Compare each weight with the file: old code can make `from_pretrained` silently leave random weights."""
         folder = local_folder(self.model_path, WEIGHT_FILES)
         loaded = dict(model.named_parameters())
         wrong, unseen = [], set(loaded)
