@@ -62,7 +62,7 @@ class ChatCollator:
     string_roles: tuple[str, ...] = ()
     # Padding values of the tensors of shape (batch, tokens, ...). All other tensors are concatenated over samples.
     sequence_padding = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE_INDEX, "mm_token_type_ids": 0}
-    # Tokens that the model may write inside a reply, although the template writes them too or they end generation.
+    # Tokens that may appear in replies, although the template also writes them or they end generation.
     reply_tokens: tuple[str, ...] = ()
     # How the model writes a thought ("<think>{}</think>"), if the checkpoint's template drops thoughts.
     thought_format: str = ""

@@ -1,4 +1,4 @@
-"""Granite Vision: a LLaVA 1.6 with SigLIP, an MLP projector that reads several of its layers, and Granite."""
+"""Granite Vision: a LLaVA 1.6 with SigLIP, an MLP projector that reads several SigLIP layers, and Granite."""
 
 from loaders import register_loader
 from loaders.llava_1_5 import LlavaLoader

@@ -1,6 +1,6 @@
 """Llama 3.2 Vision (mllama): Llama with extra gated cross-attention layers, which attend to the tiles of the images.
 
-Text before the first image attends to no image here; in plain transformers 5.23 it does.
+Here, text before the first image attends to no image. In plain transformers 5.23, it attends to all images.
 """
 
 from loaders import register_loader

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Video: LLaVA 1.6 for images; a video's frames are pooled to a quarter of their patches."""
+"""LLaVA-NeXT-Video: LLaVA 1.6 that also reads videos. Each frame is pooled to a quarter of its patches."""
 
 from loaders import register_loader
 from loaders.llava_1_5 import LlavaLoader

@@ -1,5 +1,5 @@
 """Phi-3-vision and Phi-3.5-vision: CLIP on tiles of 336x336 pixels, an MLP projector and Phi-3. The remote code is from
-2024 and generates without a cache here, so long answers are slow."""
+2024 and cannot use the key-value cache of transformers 5, so it generates long answers slowly."""
 
 from transformers import AutoProcessor
 

@@ -1,5 +1,5 @@
 """Qwen-VL-Chat: a vision transformer with its projector (`attn_pool`) inside, and Qwen. The remote code is from 2023
-and generates without a cache here, so long answers are slow."""
+and cannot use the key-value cache of transformers 5, so it generates long answers slowly."""
 
 import math
 import sys

@@ -1,4 +1,4 @@
-"""SmolVLM2: the module names of Idefics3, and SmolLM2."""
+"""SmolVLM2: the same module names as Idefics3. The language model is SmolLM2."""
 
 from loaders import register_loader
 from loaders.idefics3 import Idefics3Loader
