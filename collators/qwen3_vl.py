@@ -1,4 +1,4 @@
-"""Qwen3-VL: ChatML without a default system prompt. Each pair of video frames follows its time.
+"""Qwen3-VL: ChatML without a default system prompt. The time of each pair of video frames comes before the pair.
 
 The generation prompt of the Thinking models begins a thought. A reply without a thought ends it immediately.
 """
