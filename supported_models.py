@@ -183,10 +183,10 @@ def find_model(model_id: str) -> Model:
 
 
 def meant(model_id: str) -> str:
-    """Return a sentence that suggests ids for one that is not in the table, or "".
+    """Return a sentence that suggests ids similar to one that is not in the table, or "" if none is similar.
 
-    A path to a folder, a base version or another organisation's copy is kept and suggested as --model_local_path. For
-    `unsloth/Qwen2.5-VL-7B-Instruct`, the suggestion is `qwen2.5-vl-7b-instruct`, loaded from that path.
+    If `model_id` is a path, such as a folder or another organisation's copy, the suggestion keeps this path. For
+    `unsloth/Qwen2.5-VL-7B-Instruct`, it is `qwen2.5-vl-7b-instruct` with that path as --model_local_path.
     """
     *parents, name = model_id.rstrip("/").split("/")
     if family := next(iter(nearest(name, families(), cutoff=1)), None):

@@ -12,7 +12,7 @@ from reading.rows import content_parts
 
 class AutoBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """Return inf for rows with a video: the processor may add text, such as times, so they must be opened."""
+        """Return inf for rows with a video. The processor may add text, such as times, so these rows are opened."""
         if any(part["type"] == "video" for part in content_parts(row)):
             return float("inf")
         return super().count_media_tokens(row, media_sizes)
@@ -26,7 +26,7 @@ class AutoCollator(ChatCollator):
         *("<|START_THINKING|>", "<|END_THINKING|>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>"),
     )
     budget_class = AutoBudget
-    told_times = True  # assumed, since the processor is unknown
+    told_times = True  # assumed, since it is unknown what the processor does
     # Some processors return text as tensors, which breaks finding the labels. Ovis2 needs tiles as a tensor.
     processor_kwargs = {"text_kwargs": {"return_tensors": None}, "images_kwargs": {"return_tensors": "pt"}}
 

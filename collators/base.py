@@ -3,12 +3,12 @@
 The steps for one sample, in `ChatCollator.encode`:
 
     messages --template.render--> text and the character spans to train (template.py)
-             --processor--> tokens, with the placeholders of media expanded, and pixels
+             --processor--> tokens, with each media placeholder expanded, and pixels
              --labels--> -100 except on tokens that overlap a span
-             --cut--> at most `budget.max_length` tokens, never in the middle of a medium (budget.py)
+             --cut--> at most `budget.max_length` tokens, never within the tokens of an image or video (budget.py)
 
-The workers of the data loader encode samples (`EncodedDataset` in reading/dataset.py, which also packs them) and make
-batches of the encoded samples (`ChatCollator.collate`).
+The data loader's workers encode the samples (`EncodedDataset` in reading/dataset.py, which also does packing) and then
+make batches of the encoded samples (`ChatCollator.collate`).
 """
 
 from bisect import bisect_left, bisect_right
@@ -36,22 +36,22 @@ class Encoded(NamedTuple):
 
 
 class ChatCollator:
-    """Base of all collators. A family sets its `chat_template` and whatever else its processor needs.
+    """Base class of all collators. A model family's subclass sets `chat_template` and what else its processor needs.
 
     Args:
-        processor: the checkpoint's processor. Its tokenizer gets modified (frame_tokens.py), so do not share it.
-        model_max_length: token budget of a sample, media included.
+        processor: the checkpoint's processor. frame_tokens.py modifies its tokenizer, so do not use it elsewhere.
+        model_max_length: maximum number of tokens of a sample, media tokens included; None for no limit.
         mask_question_tokens: True trains only replies. False trains all text, but never media or padding.
         chat_template: replaces the templates of the family and the checkpoint. If it has no {% generation %} tags, the
-            replies are found by rendering (`collators/untagged_template.py`).
+            replies are found by rendering message by message (`collators/untagged_template.py`).
         stop_tokens: the tokens that end generation; by default the tokenizer's end token.
-        template_kwargs: variables of the templates in addition to the family's.
-        train_thoughts: False trains only the text after a reply's thought.
+        template_kwargs: variables to pass to the chat templates, in addition to the family's.
+        train_thoughts: False trains only the text of a reply that follows its thought.
         box_format: a key of collators.boxes.BOX_FORMATS, which replaces the family's format.
     """
 
     # The checkpoint's template, plus {% generation %} tags around each reply and its end-of-turn token. A tag opens
-    # where the generation prompt ends: after `ASSISTANT:`, the model itself writes the space before its reply.
+    # where the generation prompt ends. The model writes what follows, such as the space after `ASSISTANT:`.
     chat_template: str = ""
     template_exceptions: tuple[TemplateException, ...] = ()
     # Further formats, if a family's checkpoints differ. The format most similar to the checkpoint's template is used.
@@ -68,19 +68,19 @@ class ChatCollator:
     thought_format: str = ""
     # How the checkpoints write boxes and points, if they were trained to do so.
     box_format: BoxFormat | None = None
-    # If the checkpoint's code writes the format: the reason why --chat_template cannot replace it.
+    # Why --chat_template cannot be used, if the checkpoint's code or processor writes the prompt; otherwise "".
     fixed_format: str = ""
-    # Options of every processor call, such as {"cap_pixels_per_frame": False}.
+    # Options to pass to every processor call, such as {"cap_pixels_per_frame": False}.
     processor_kwargs: dict = {}
-    # Number of tokens of a medium's placeholder in the rendered text. The medium's own tokens replace them.
+    # Number of tokens of an image's or video's placeholder in the rendered text, which the media tokens replace.
     placeholder_tokens: int = 1
-    # The longest text, such as a time, that the processor adds to every two frames of a video.
+    # The longest text, such as a time, that the processor may add for each pair of video frames.
     frame_text: str = ""
     # Whether the model gets the times of a video's frames, as text or as positions.
     told_times: bool = False
-    # If the processor itself bounds pixels (pixel_bounds.py): how many frames an image counts as. Otherwise 0.
+    # Number of frames that an image counts as in the processor's pixel bounds (pixel_bounds.py); 0 without bounds.
     frames_in_bounds: int = 0
-    # The classes that render texts and count tokens. A family whose processor needs more has subclasses.
+    # The classes that render texts and count tokens. A family replaces them if its processor needs special code.
     template_class: type[Template] = Template
     budget_class: type[Budget] = Budget
 
@@ -118,10 +118,10 @@ class ChatCollator:
     # ---- a sample ----
 
     def encode(self, sample: dict, within_budget: bool = True) -> Encoded:
-        """Encode an opened sample to tensors with labels, cut to the token budget if there is one.
+        """Encode a sample with loaded media to tensors and labels, cut to the token budget if there is one.
 
         Raises:
-            OverlongSample: the media of the first exchange or any reply do not fit the budget.
+            OverlongSample: the budget is too small for the media of the first exchange or for any trained token.
             ValueError: the family does not support the media. The message names the sample.
         """
         messages, source = sample["messages"], sample.get("source", "sample")
@@ -152,7 +152,7 @@ class ChatCollator:
         return positions[-1].item() + 1 if len(positions) else 0
 
     def encode_prompt(self, messages: list[dict], source: str = "sample") -> dict[str, torch.Tensor]:
-        """Encode messages that end with the user's to inputs for generation, with the checkpoint's own template."""
+        """Encode messages that await a reply as inputs for generation, using the checkpoint's own template."""
         with naming(source, self.processor):
             text = self.template.render_prompt(messages)
             inputs = self._process(text, [], messages)
@@ -176,13 +176,13 @@ class ChatCollator:
             **kwargs,
         )
         offsets = features.pop("offset_mapping")[0]
-        # The list is empty if nothing was expanded, and missing if the processor never expands.
+        # The list is empty if no placeholder was expanded, and missing if the processor never expands placeholders.
         replacements = next(iter(features.pop("text_replacement_offsets", [])), [])
         inputs = dict(BatchFeature(dict(features), tensor_type="pt"))
         return self._with_labels(inputs, offsets, _expanded(spans, replacements))
 
     def _media(self, messages: list[dict]) -> dict[str, list[dict]]:
-        """Return the opened images and videos, in order."""
+        """Return the loaded images and videos, in their order in the messages."""
         parts = content_parts({"messages": messages})
         media = {kind: [part for part in parts if part["type"] == kind] for kind in ("image", "video")}
         if media["video"] and not self.template.takes_videos:
@@ -202,7 +202,7 @@ class ChatCollator:
         return inputs
 
     def is_media(self, input_ids: torch.Tensor, kind: str | None = None) -> torch.Tensor:
-        """Return a mask of the tokens that stand for pixels of images, of videos, or (`kind` None) of both."""
+        """Return a mask of the tokens that stand for pixels of images, of videos, or of both if `kind` is None."""
         ids = self.media_token_ids[kind] if kind else torch.cat(list(self.media_token_ids.values()))
         return torch.isin(input_ids, ids)
 
@@ -218,11 +218,11 @@ class ChatCollator:
         return self.collate([self.encode(sample).inputs for sample in samples])
 
     def collate(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Make one batch of encoded samples: padded on the right to the longest, or padding-free in one row.
+        """Make one batch of encoded samples: pad them on the right to the longest, or concatenate them in one row.
 
         Returns:
-            input_ids, attention_mask, labels (batch, tokens) and the family's own tensors. A dummy row, if one is
-            needed, is the last row and has no labels. Padding-free batches are those of `concatenate_samples`.
+            input_ids, attention_mask, labels (batch, tokens) and the family's own tensors. Dummy rows, if
+            needed, come last and have no labels. A padding-free batch is that of `concatenate_samples`.
         """
         present = {kind for kind in self.vision_calls for row in rows if self.is_media(row["input_ids"], kind).any()}
         rows = rows + [self.dummy_rows[kind] for kind in sorted(self.vision_calls - present)]
@@ -232,8 +232,8 @@ class ChatCollator:
         """Concatenate rows of batch size 1, each with one or several samples, into one row.
 
         Returns:
-            input_ids, labels (1, tokens), no attention_mask; `sample_lengths`, the number of tokens of each sample;
-            `position_ids` (1, tokens), starting at 0 in each sample. mrope adds time, height, width: (4, 1, tokens).
+            input_ids, labels, `position_ids` (1, tokens); and `sample_lengths`, the number of tokens of each sample.
+            Positions start at 0 in each sample. With mrope, time, height, width are added: (4, 1, tokens).
         """
         rows = [row if "sample_lengths" in row else self._as_row_of_samples(row) for row in rows]
         lengths = [length for row in rows for length in row["sample_lengths"]]
@@ -257,12 +257,12 @@ class ChatCollator:
 
     @property
     def vision_calls(self) -> set[str]:
-        """The kinds of `media_in_every_batch`, but only images if the model gets videos as images."""
+        """The kinds of media that each batch must contain. A model that gets videos as images needs only images."""
         frames_are_images = not len(self.media_token_ids["video"])
         return {"image"} if frames_are_images and self.media_in_every_batch else self.media_in_every_batch
 
     def pad(self, rows: list[dict[str, torch.Tensor]], side: str = "right") -> dict[str, torch.Tensor]:
-        """Make one batch of rows of batch size 1: pad sequences, and concatenate the pixels and grids of all rows."""
+        """Combine rows of batch size 1 into a batch: pad the per-token tensors; concatenate others, such as pixels."""
         padding = self.sequence_padding | {"input_ids": self._tokenizer.pad_token_id or 0}
         return {
             name: concatenate(values, padding[name], side) if name in padding else self.of_all(name, values)
@@ -270,12 +270,12 @@ class ChatCollator:
         }
 
     def of_all(self, name: str, values: list[torch.Tensor]) -> torch.Tensor:
-        """Combine the pixels or sizes of several rows into the form that the model expects for a batch."""
+        """Combine the pixels or image sizes of several rows into the tensor that the model expects for a batch."""
         return concatenate(values)
 
     @cached_property
     def dummy_rows(self) -> dict[str, dict[str, torch.Tensor]]:
-        """For each kind of medium, a row with one small medium and no labels, so the vision encoder always runs."""
+        """For each of `vision_calls`, a row with a small image or video and no labels. It makes the encoder run."""
         rows = {}
         for kind in self.vision_calls:
             content = [opened(kind), {"type": "text", "text": "."}]
@@ -309,7 +309,7 @@ def _expanded(spans: list, replacements: list[dict]) -> list[tuple[int, int]]:
 
 
 def _overlaps(offsets: list[tuple[int, int]], spans: list) -> torch.Tensor:
-    """Return a mask of the tokens that overlap a span, with two bisections of the ascending offsets per span."""
+    """Return a mask of the tokens that overlap a span. Two bisections per span search the ascending offsets."""
     last = len(offsets)
     while last and offsets[last - 1][1] == 0:  # a special token that the tokenizer appends has the offsets (0, 0)
         last -= 1

@@ -21,7 +21,7 @@ def with_all_sequences(rows: list[dict], padding: dict[str, int]) -> list[dict]:
         pairs = [(row[name], row["input_ids"]) for row in rows if name in row]
         if name in padding:
             assert all(value.shape[:2] == ids.shape for value, ids in pairs), f"{name}: expected (1, tokens, ...)"
-        elif len({ids.shape for _, ids in pairs}) > 1:  # else pixels might have the same shape by chance
+        elif len({ids.shape for _, ids in pairs}) > 1:  # with equal lengths, pixels might match by chance
             assert not all(torch.is_tensor(value) and value.shape == ids.shape for value, ids in pairs), (
                 f"{name} has one value per token: add its padding value to the collator's `sequence_padding`"
             )
@@ -34,7 +34,7 @@ def with_all_sequences(rows: list[dict], padding: dict[str, int]) -> list[dict]:
 
 
 def concatenate(values: list[torch.Tensor], fill=0, side: str = "right") -> torch.Tensor:
-    """Concatenate along the first dimension; pad the others to the largest, as images differ in number of patches."""
+    """Concatenate along the first dimension. Pad the others to the largest, since numbers of patches differ."""
     shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values))]
     values = [_pad_to(value, shape, fill, side) for value in values]
     return torch.cat(values) if len(values) > 1 else values[0]

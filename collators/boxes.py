@@ -20,16 +20,16 @@ NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 class BoxFormat:
     """A format of boxes and points: their numbers, the text around them, and the names of objects."""
 
-    steps: int | None  # coordinates go from 0 to this number; None: pixels of the image after Qwen's resize
+    steps: int | None  # coordinates range from 0 to this; None if they are pixels of the image after Qwen's resize
     box: str = "[{}, {}, {}, {}]"
     point: str = "[{}, {}]"
     decimals: int | None = None
     y_first: bool = False
     name: str = "{}"
-    # A named box: {at}, {name} or {json} (the name in quotes), {key} (bbox_2d or point_2d). "": the name, then boxes.
+    # A box ({at}) with its name ({name}, or {json} in quotes) and {key} (bbox_2d, point_2d). "": the name comes first.
     named: str = ""
     between: str = ""  # separates the boxes and points of one object
-    around: str = "{}"  # around the boxes and points of one object, if `named` is ""
+    around: str = "{}"  # text around the boxes and points of one object, if `named` is ""
     # Used if a text contains only named objects: the text around the list, and the separator of its entries.
     listed: str = "{}"
     between_objects: str = ""
@@ -60,7 +60,7 @@ BOX_FORMATS = {  # the choices of --box_format
 
 
 class Boxes:
-    """Writes boxes of canonical messages into text and parses them. `format` is None if the family's is unknown."""
+    """Converts boxes of canonical messages to text and back. `format` is None if the family's format is unknown."""
 
     def __init__(self, processor, format: BoxFormat | None):
         self.processor, self.format = processor, format
@@ -70,7 +70,7 @@ class Boxes:
         return self.format is not None and self.format.steps is None
 
     def sides(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """Return the ranges of x, y, x and y, for an image that was opened with this (width, height)."""
+        """Return the image's width, height, width and height in the format's units, given (width, height) in pixels."""
         if not self.in_pixels:
             return (self.format.steps,) * 4
         # These imports take a second.
@@ -86,9 +86,9 @@ class Boxes:
     # ---- from text ----
 
     def told(self, text: str, messages: list[dict], tellers: list[dict]) -> list[dict]:
-        """Parse the boxes and points of a text into {"image": index, "at": fractions of the image's sides} each.
+        """Parse each box and point of a text into {"image": index, "at": fractions of the image's sides}.
 
-        They are assigned, in order, to the images of the `objects` in `tellers`; if there are more, to the first image.
+        The n-th one gets the image of the n-th box or point in `tellers`, or the first image if there is no n-th.
         """
         sizes = [part["image"].size for message in messages for part in message["content"] if part["type"] == "image"]
         objects = [found for message in tellers for found in message.get("objects", ()) if "at" in found]
@@ -100,7 +100,7 @@ class Boxes:
     # ---- to text ----
 
     def written(self, messages: list[dict]) -> list[dict]:
-        """Replace the marks in messages from `reading.boxes.located` with the text of their boxes and points.
+        """Replace the marks that `reading.boxes.located` found in messages with their boxes and points as text.
 
         Raises:
             ValueError: the family's box format is unknown.
@@ -128,7 +128,7 @@ class Boxes:
         return apart[0] + "".join(map("".join, zip(map(form.between.join, said), apart[1:])))
 
     def _group(self, group: list[dict]) -> list[str]:
-        """Write a name and its boxes and points, or one entry with the name for each box or point (`named`)."""
+        """Write a name, then its boxes and points; or, with `named`, one entry with the name per box or point."""
         form, name = self.format, group[0].get("name")
         boxes = [self._numbers(found) for found in group if "at" in found]
         if name is None or not boxes or not form.named:

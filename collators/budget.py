@@ -1,9 +1,9 @@
 """The token budget of a run: count the tokens of each sample without opening its media, and handle long samples.
 
-A text is tokenized once, and its token count is cached next to the index of its file. The tokens of a medium are
-computed from its size, with the processor's own arithmetic. Only samples that may exceed the budget are opened.
-Example: an image of 600 tokens and a text of 3,000 bytes are at most 3,600 tokens, which fits `--model_max_length
-4096`. With 2048, the text is tokenized; if it has 1,500 tokens, the sample is encoded to find where to cut.
+A text's token count is cached next to its file's index. The tokens of an image or video are computed from its size,
+with the processor's own arithmetic. Only samples that may exceed the budget are opened. Example: a text of 3,000 bytes
+has at most 3,000 tokens, so with an image of 600 tokens it fits `--model_max_length 4096`. For a limit of 2048, the
+text is tokenized. If it has 1,500 tokens, the sample is too long, and it is encoded to find where to cut.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ PIXEL_STEP = 1024  # suggested values of --max_pixels are multiples of this
 
 
 class OverlongSample(ValueError):
-    """A sample cannot be cut to the token budget without cutting through a medium or losing all labels."""
+    """A sample cannot be cut to the token budget without cutting through an image or video, or losing all labels."""
 
 
 class MediaTokens(NamedTuple):
@@ -151,7 +151,7 @@ class Budget:
         return np.minimum(text + media + in_videos, np.iinfo(np.int32).max).astype(np.int32)
 
     def media_tokens(self, dataset) -> MediaTokens:
-        """Count the media tokens of all samples, once per combination of layout and sizes."""
+        """Count the media tokens of all samples. Samples with the same kinds and sizes of media are counted once."""
         tokens, in_videos, faults = np.zeros(len(dataset)), np.zeros(len(dataset)), {}
         counted = {}  # (kinds and sizes of media) -> token counts, which do not depend on the rest of the layout
         for layout, sizes, positions in dataset.groups():
@@ -171,12 +171,12 @@ class Budget:
         return MediaTokens(tokens, in_videos, faults)
 
     def text_tokens(self, dataset, positions: np.ndarray) -> tuple[np.ndarray, dict[int, ValueError]]:
-        """Return the text tokens of these samples (len(positions),), and position -> why it cannot be rendered."""
-        # Cached next to the folder of the index, since the flags for reading media do not change text tokens.
+        """Return the number of text tokens per sample (len(positions),), and position -> why it cannot be rendered."""
+        # The cache is outside the index's folder, which depends on the flags for reading media. Text tokens do not.
         folder_of = lambda index: os.path.dirname(index.folder)  # noqa: E731
         find, key = partial(self._count_texts, dataset), [self.fingerprint]
         if self.template.boxes.in_pixels and dataset.num_parts(Layout.FIELD_SIGNS["objects"]).any():
-            key.append(asdict(dataset.media))  # the digits of boxes depend on the size
+            key.append(asdict(dataset.media))  # box coordinates depend on the image's size
         return cached_counts(dataset, positions, find, folder_of, "texts", key, "Counting")
 
     def _count_texts(self, dataset, positions: Sequence[int]) -> list[int | ValueError]:
@@ -188,7 +188,7 @@ class Budget:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything, except sample and budget, that affects a sample's tokens, including our code."""
+        """A hash of everything that affects token counts, our code included, except the sample and the budget."""
         template = self.template
         classes = (self.family, *map(type, (self, template, template.frame, template.boxes)))
         modules = dict.fromkeys(inspect.getmodule(base) for cls in classes for base in cls.__mro__[:-1])
@@ -207,13 +207,13 @@ class Budget:
     # ---- what is too long ----
 
     def pixels_that_fit(self, dataset, positions: np.ndarray) -> tuple[int | None, int]:
-        """Return the largest --max_pixels that makes every sample fit that can fit at all, and their number.
+        """Return the largest --max_pixels with which all samples that can fit do fit, and the number of these samples.
 
-        (None, 0) means that no value helps: texts or videos alone are too long, or image tokens do not depend on size.
+        Returns (None, 0) if no value helps: texts or videos alone are too long, or image tokens do not depend on size.
         """
         room = np.full(len(dataset), -np.inf)
         room[positions] = self.max_length - self.text_tokens(dataset, positions)[0]
-        # If the run already resizes images before the processor, the suggested value would do so too.
+        # If the run already resizes images before the processor, the suggested value would change that resize.
         bounded = self.family.frames_in_bounds and not (dataset.media.min_pixels or dataset.media.max_pixels)
         lowest, highest = 1, dataset.media.image_pixel_limit // PIXEL_STEP
         if bounded:
@@ -235,7 +235,7 @@ class Budget:
         return (best * PIXEL_STEP, helped) if helped else (None, 0)
 
     def _counter(self, max_pixels: int, bounded: bool) -> Callable:
-        """Return `count_media_tokens` for this --max_pixels, as a bound in the processor or as a resize before it."""
+        """Return `count_media_tokens` for this --max_pixels, applied in the processor (`bounded`) or before it."""
         if not bounded:
             shrunk = lambda kind, size: scaled_size(*size, None, max_pixels) if kind == "image" else size  # noqa: E731
             return lambda row, sizes: self.count_media_tokens(row, {key: shrunk(key[0], sizes[key]) for key in sizes})
@@ -246,7 +246,7 @@ class Budget:
         return other.count_media_tokens
 
     def advice(self, dataset, positions: Sequence[int]) -> str:
-        """Return a suggestion of a --max_pixels with which overlong samples fit, or ""."""
+        """Suggest a --max_pixels with which overlong samples fit. Return "" if no value helps."""
         pixels, helped = self.pixels_that_fit(dataset, np.sort(positions))
         number = "all" if helped == len(positions) else f"{helped:,}"
         return f"--max_pixels {pixels} makes {number} of them fit" if pixels else ""
@@ -255,7 +255,7 @@ class Budget:
         """Find the samples that exceed the budget. With `drop_overlong`, drop those that cannot be cut.
 
         Args:
-            encode: opened sample -> Encoded (`ChatCollator.encode`).
+            encode: `ChatCollator.encode`, which turns a sample with loaded media into an Encoded.
 
         Returns:
             The number of samples that will be cut, and the number that were dropped.
@@ -271,7 +271,7 @@ class Budget:
         # A token is at least one byte of text. A template adds fewer than 64 bytes per message.
         text_bytes = dataset.of_rows("text_bytes") + len(written.encode()) + 64 * dataset.num_parts()
         is_doubtful = text_bytes + media + in_videos > self.max_length
-        is_doubtful |= dataset.num_parts(Layout.FIELD_SIGNS.values()) > 0  # these fields are not in text_bytes
+        is_doubtful |= dataset.num_parts(Layout.FIELD_SIGNS.values()) > 0  # text_bytes omits these fields
         # If the template may refuse texts, every row is rendered once.
         is_doubtful |= template.is_replaced or bool(template.frame.thought)
         doubtful = np.setdiff1d(np.flatnonzero(is_doubtful), [*broken])
@@ -284,7 +284,7 @@ class Budget:
             dataset, long, find, lambda index: index.folder, "fit", key, "Encoding long rows of"
         )
         faults = {position: error for position, error in failed.items() if isinstance(error, OverlongSample)}
-        # Other errors, such as a media file that is damaged after its header.
+        # Errors other than length, such as a media file that is damaged after its header.
         late = {position: error for position, error in failed.items() if position not in faults}
         allow(dataset, late)
         if faults and not (drop_overlong and len(faults) < len(dataset)):
@@ -320,5 +320,5 @@ def allow(dataset, faults: dict[int, ValueError]) -> None:
 
 
 def fewest_frames(processor) -> int:
-    """Return the number of frames per patch. Qwen3-VL's and GLM-4.1V's processors refuse shorter videos (5.23)."""
+    """Return the number of frames per patch. Processors of Qwen3-VL and GLM-4.1V refuse fewer frames (5.23)."""
     return getattr(getattr(processor, "video_processor", None), "temporal_patch_size", 1)

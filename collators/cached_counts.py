@@ -1,5 +1,5 @@
-"""Cache one number per row of a data set, such as its token count, computed once by several processes. The cache files
-are next to the index of each data file (reading/row_index.py), named by a hash of everything the numbers depend on.
+"""Cache one number per row of a data set, such as its token count. The cache files are next to the index of each data
+file (reading/row_index.py). Their names contain a hash of everything that the numbers depend on.
 """
 
 import glob
@@ -17,22 +17,22 @@ from tqdm import tqdm
 
 from reading.row_index import DAYS_KEPT, ChangedFile, name_of, naming_cache
 
-COUNTS_VERSION = 1  # of the cache files
+COUNTS_VERSION = 1  # version of the cache files
 UNKNOWN = 0  # the value of rows that are not computed yet
 BATCH = 64  # rows
 ROWS_PER_WORKER = 1000  # with fewer rows, starting another process takes longer than it saves
 
-# (positions) -> the number of each row, at least 1, or the error that prevents it
+# A function from positions to the number of each row, at least 1, or to the error that prevents computing it.
 Find = Callable[[Sequence[int]], list[int | ValueError]]
 
 
 def cached_counts(
     dataset, positions: np.ndarray, find: Find, folder_of: Callable, name: str, key: object, what: str
 ) -> tuple[np.ndarray, dict[int, ValueError]]:
-    """Return a number for each of these rows, from the cache or computed by one process while others wait.
+    """Return a number for each of these rows. Missing ones are computed by one process while the others wait.
 
     Args:
-        find: computes the numbers of rows that are not in the cache; with many rows, several processes call it.
+        find: computes the numbers of rows that are not in the cache; many rows are divided among worker processes.
         folder_of: (index of a file) -> folder of the cache file for its rows.
         name: name of this kind of number, part of the cache file's name.
         key: everything that the numbers depend on, except the rows and how they are read.

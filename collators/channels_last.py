@@ -13,7 +13,7 @@ from transformers import TorchvisionBackend
 
 
 class ChannelsLast(TorchvisionBackend):
-    """A mixin between the class of an image processor and its base. The resulting tensors are the same."""
+    """A mixin between the class of an image processor and its base. It does not change the resulting tensors."""
 
     def process_image(self, image, *args, **kwargs):
         is_plain = isinstance(image, Image.Image) and image.mode == "RGB" and not image.has_transparency_data
@@ -26,7 +26,7 @@ class ChannelsLast(TorchvisionBackend):
         return super().resize(*args, **kwargs).contiguous()
 
     def __reduce__(self):
-        """Make pickling for spawned workers possible: pickle cannot find a class that is created at run time."""
+        """Support pickling for spawned workers, since pickle cannot find a class that is created at run time."""
         return _restored, (type(self).__bases__[0], vars(self))
 
 

@@ -18,7 +18,7 @@ PARTS = (
 
 class DeepseekVLBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """The processor cannot count (transformers 5.23). All images have the same number of tokens."""
+        """Count here, since the processor cannot (transformers 5.23). All images have the same number of tokens."""
         return self.processor.num_image_tokens * sum(part["type"] == "image" for part in content_parts(row))
 
 

@@ -1,11 +1,11 @@
 """The frame tokens of a conversation, and how they stay plain text inside a message.
 
-Frame tokens are headers, ends of turns and placeholders for pixels. A user who types one in a message means text, but
-the tokenizer would turn `</s>` into the token that ends a reply, and `<image>` would need pixels. So we insert a
-reserved character into each of these strings before rendering: in `<` + U+FDD0 + `/s>`, neither the processor nor the
-tokenizer finds a token. After splitting off tokens, the tokenizer removes the character and tokenizes the rest as the
-four ordinary characters `</s>`. All other added tokens, such as `<|box_start|>` in a reply, may be written by the
-model: they are tokenized as the checkpoint's tokenizer does.
+Frame tokens are headers, ends of turns and placeholders for pixels. If a user types one in a message, it is meant as
+text. But the tokenizer would turn `</s>` into the token that ends a reply, and the processor would need an image for
+`<image>`. So we insert a reserved character into each of these strings before rendering. In `<` + U+FDD0 + `/s>`,
+neither the processor nor the tokenizer finds a token. After its search for tokens, the tokenizer removes the character
+and tokenizes the remaining `</s>` as ordinary text. The model may write all other added tokens, such as
+`<|box_start|>`, in its replies, so they are tokenized as the checkpoint's tokenizer does.
 """
 
 import re
@@ -22,7 +22,7 @@ UNUSED_TOKENS = {"mask_token", "cls_token", "sep_token"}  # tokenizers have thes
 
 
 class FrameTokens:
-    """The frame tokens of a family, empty until `find`. Families whose own code tokenizes have a subclass.
+    """The frame tokens of a family, found by `find`. A family that tokenizes with its own code has a subclass.
 
     Args:
         processor: the checkpoint's processor. Its tokenizer gets modified (`adapt_tokenizer`).
@@ -41,14 +41,14 @@ class FrameTokens:
         backend = self.tokenizer.backend_tokenizer
         steps = [pre_tokenizers.Split(RESERVED_CHARACTER, "removed")]
         if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
-            steps.insert(0, backend.pre_tokenizer)  # first, as it may add a space before each piece
+            steps.insert(0, backend.pre_tokenizer)  # before the split, since it may add a space to each piece
         elif backend.pre_tokenizer:
             steps.append(backend.pre_tokenizer)
         backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
 
     @cached_property
     def added_tokens(self) -> dict[int, str]:
-        """Id -> string of the added tokens, which the tokenizer finds before it splits the text."""
+        """Map ids of added tokens to their strings. The tokenizer finds added tokens before it splits the text."""
         return {id: token.content for id, token in self.tokenizer.added_tokens_decoder.items()}
 
     def find(self, seen: set[int], reply_tokens: Iterable[str]) -> None:
@@ -81,13 +81,13 @@ class FrameTokens:
 
     @cached_property
     def _other_tokens(self) -> re.Pattern:
-        """A pattern of the added tokens that are no frame tokens. Like the tokenizer, it prefers the longest match."""
+        """A pattern of the added tokens that are not frame tokens. Like the tokenizer, it prefers the longest match."""
         tokens = self.tokenizer.added_tokens_decoder.values()
         found = {t.content for t in tokens if not (t.normalized or t.single_word)} - self.tokens
         return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True))) or NOTHING.pattern)
 
     def marks(self, text: str) -> list[int]:
-        """Return where to insert reserved characters: in each frame token, but not in a longer token like `[</s>]`."""
+        """Return where to insert reserved characters: in each frame token, or after a longer token that contains it."""
         places = [match.end() for match in self._frame_token.finditer(text)]
         others = [match.span() for match in self._other_tokens.finditer(text)] if places else []
         return [next((end for start, end in others if start < place < end), place) for place in places]
@@ -111,7 +111,7 @@ class FrameTokens:
 
 
 def control_pattern(tokens: Iterable[str]) -> re.Pattern:
-    """Return a pattern that matches the first character of each string, so overlapping strings are all found."""
+    """Return a pattern that matches the first character of each string, so that it also finds overlapping strings."""
     rests: dict[str, list[str]] = {}  # first character -> what may follow it
     for token in sorted({token for token in tokens if len(token) > 1}):
         rests.setdefault(token[0], []).append(re.escape(token[1:]))

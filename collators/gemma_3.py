@@ -33,7 +33,7 @@ class TrimmingTemplate(Template):
     """The template of the Gemma families, which trims each text part of a user or assistant message."""
 
     def _render(self, messages, *args, **kwargs):
-        """Trim the parts first: without the spaces between two parts, a frame token may appear."""
+        """Trim the parts before frame tokens are marked: once trimmed, two adjacent parts may form a frame token."""
         trimmed = [
             message
             if message["role"] not in ("user", "assistant")

@@ -39,14 +39,14 @@ class Gemma4Budget(Budget):
     def count_media_tokens(self, row, media_sizes):
         """Add the tokens that the processor writes: two around each image, nine around each frame of a video.
 
-        The nine are those of `00:07 <|image>` and `<image|> `.
+        The nine are the tokens of `00:07 <|image>` and `<image|> `.
         """
         kinds = [part["type"] for part in content_parts(row)]
         frames = sum(media_sizes["video", part["video"]][0] for part in content_parts(row) if part["type"] == "video")
         return super().count_media_tokens(row, media_sizes) + 2 * kinds.count("image") + 9 * frames
 
     def count_frame_text_tokens(self, row, media_sizes):
-        """Allow one more token per frame: from 100 minutes on, a time has one more digit."""
+        """Allow for one more token per frame, since times have one more digit from 100 minutes on."""
         return sum(media_sizes["video", part["video"]][0] for part in content_parts(row) if part["type"] == "video")
 
 

@@ -1,4 +1,4 @@
-"""GLM-4.1V: a reply ends where the next user turn begins. A video is a list of images, each followed by its second."""
+"""GLM-4.1V: a reply ends where the next user turn begins. A video becomes images, each with its time in seconds."""
 
 import torch
 
@@ -55,7 +55,7 @@ class Glm41VCollator(ChatCollator):
     def _process(self, text, spans, messages):
         """Pass each time step of a video to the model as an image, which is how the model treats it anyway.
 
-        The model cannot process batches with images and videos: it counts all image tokens for both (5.23).
+        A batch with images and videos would make the model fail: it counts all image tokens for both (5.23).
         """
         inputs = super()._process(text, spans, messages)
         if "video_grid_thw" not in inputs:

@@ -10,7 +10,7 @@ from reading.rows import content_parts
 
 
 def speakers(bos: str) -> str:
-    """The format that Idefics3 and SmolVLM2 share. If a message begins with an image, no space comes before it."""
+    """Return the format of Idefics3 and SmolVLM2. An image that begins a message has no space before it."""
     return (
         bos + "{% for message in messages %}"
         "{{ message.role | capitalize }}:"
@@ -31,7 +31,7 @@ def speakers(bos: str) -> str:
 
 
 class TiledImageBudget(Budget):
-    """Counts images that become tiles of a fixed size, each after a position marker, and last the whole image."""
+    """Counts tokens of images that are cut into fixed-size tiles with position markers, then the whole image."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -11,7 +11,7 @@ from reading.rows import content_parts
 
 class InternVL3Budget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """Count videos here: the processor counts only images (transformers 5.23)."""
+        """Count videos here, since the processor counts only images (transformers 5.23)."""
         images = {"messages": [{"content": [part for part in content_parts(row) if part["type"] == "image"]}]}
         videos = [part["video"] for part in content_parts(row) if part["type"] == "video"]
         frames = [np.empty(media_sizes["video", video][0]) for video in videos]

@@ -1,4 +1,4 @@
-"""Test conversations: fixed examples with known replies, which every run encodes when it starts.
+"""Fixed test conversations with known replies, which every run encodes when it starts.
 
 Their tokens show which tokens frame a conversation. Their labels show whether the processor changes the rendered text.
 """
@@ -21,7 +21,7 @@ EXPECTED = [
 
 
 def opened(kind: str, number: int = 0) -> dict:
-    """Return a small image or video as an opened part. Images with odd numbers are large enough for tiles."""
+    """Return a part with a small loaded image or video. If `number` is odd, the image is large enough for tiles."""
     if kind == "video":
         metadata = {"fps": 1.0, "duration": 2.0, "total_num_frames": 2, "frames_indices": [0, 1]}
         return {"type": kind, kind: np.zeros((2, 28, 28, 3), np.uint8), "metadata": metadata}
@@ -76,13 +76,13 @@ def check_labels(collator) -> None:
 
 
 def trained_texts(collator, labels: torch.Tensor) -> list[str]:
-    """Return the text of each run of labels, without its end tokens, or with "(without an end)" if it has none."""
+    """Return the text of each run of labels without its end tokens. Add "(without an end)" if it has none."""
     ends, texts = collator.template.stop_tokens, []
     for row in labels.tolist():
         for is_trained, run in groupby(row, key=lambda label: label != IGNORE_INDEX):
             if is_trained:
                 text = collator.processor.tokenizer.decode([*run], clean_up_tokenization_spaces=False)
-                for token in collator.template.frame.thought:  # an empty thought
+                for token in collator.template.frame.thought:  # remove an empty thought
                     text = text.rpartition(token)[2]
                 text = whole = text.strip()
                 while end := next((end for end in ends if text.endswith(end)), None):

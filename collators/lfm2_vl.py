@@ -7,7 +7,7 @@ from collators.idefics3 import TiledImageBudget
 
 class Lfm2VLBudget(TiledImageBudget):
     def _count_image_tokens(self, height, width):
-        """Images up to about twice the pixels of `max_image_tokens` are shrunk; larger ones are cut into a grid."""
+        """Count an image. It is shrunk if its tokens are up to about twice `max_image_tokens`, else cut into tiles."""
         images = self.processor.image_processor
         options = {n: getattr(images, n) for n in ("downsample_factor", "encoder_patch_size", "max_image_tokens")}
         shrunk = images.smart_resize(height, width, min_image_tokens=images.min_image_tokens, **options)
@@ -17,7 +17,7 @@ class Lfm2VLBudget(TiledImageBudget):
         tolerance = images.max_pixels_tolerance
         if splits and images._is_image_too_large(height, width, max_pixels_tolerance=tolerance, **options):
             cols, rows, *_ = images._get_grid_layout(height, width, *tiles, images.tile_size)
-        if shrunk[0] * shrunk[1] > images.max_num_patches * images.encoder_patch_size**2:  # one tile of the model
+        if shrunk[0] * shrunk[1] > images.max_num_patches * images.encoder_patch_size**2:  # the pixels of one tile
             raise ValueError(f"an image of {width}x{height} pixels is too narrow to be resized")
         written = {"image_rows": [rows], "image_cols": [cols], "image_sizes": [shrunk[::-1]]}
         special = self.processor.use_image_special_tokens
@@ -45,5 +45,5 @@ class Lfm2VLCollator(ChatCollator):
     def _process(self, text, spans, messages):
         inputs = super()._process(text, spans, messages)
         if "pixel_values" in inputs and inputs["pixel_values"].shape[1] > inputs["pixel_attention_mask"].shape[1]:
-            raise ValueError("an image is too narrow to be resized")  # its patches outnumber those of a tile
+            raise ValueError("an image is too narrow to be resized")  # it has more patches than a tile
         return inputs

@@ -11,7 +11,7 @@ from reading.rows import content_parts
 
 class Llama4Budget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """The processor cannot count tokens (transformers 5.23)."""
+        """Count the tokens here, since the processor cannot (transformers 5.23)."""
         images = self.processor.image_processor
         canvases = torch.tensor(find_supported_resolutions(images.max_patches, images.size))
         side = images.size.height
@@ -21,7 +21,7 @@ class Llama4Budget(Budget):
             if part["type"] == "image":
                 size = media_sizes["image", part["image"]]
                 height, width = (get_best_fit(size, canvases, images.resize_to_max_canvas) // side).tolist()
-                # Tiles (if several) with a separator after each; the whole image; three more tokens.
+                # The tiles (if several) with a separator after each, the whole image, and three more tokens.
                 total += (height * width > 1) * height * width * (patches + 1) + patches + 3
         return total
 

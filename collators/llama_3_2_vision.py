@@ -14,7 +14,7 @@ from reading.rows import content_parts
 
 class Llama32VisionBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """The processor cannot count tokens (transformers 5.23). Each image is one token."""
+        """Count the tokens here, since the processor cannot (transformers 5.23). Each image is one token."""
         return sum(part["type"] == "image" for part in content_parts(row))
 
 

@@ -8,7 +8,7 @@ from reading.rows import content_parts
 
 class LlavaInterleaveBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """Do not use the processor's count: it needs `crop_size`, which SigLIP's image processor lacks (5.23)."""
+        """Count here: the processor's count needs `crop_size`, which SigLIP's image processor lacks (5.23)."""
         image, patch = self.processor.image_processor.size, self.processor.patch_size
         num_images = sum(part["type"] == "image" for part in content_parts(row))
         return num_images * (image.height // patch) * (image.width // patch)

@@ -10,7 +10,7 @@ from reading.rows import content_parts
 
 class LlavaNextVideoBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """Count videos here: the processor counts only images (5.23). In a frame, 2x2 patches are one token."""
+        """Count videos here, since the processor counts only images (5.23). 2x2 patches of a frame are one token."""
         parts = [part for part in content_parts(row) if part["type"] == "video"]
         frames = sum(media_sizes["video", part["video"]][0] for part in parts)
         frame, patch = self.processor.video_processor.crop_size, self.processor.patch_size
@@ -26,7 +26,7 @@ class LlavaNextVideoCollator(Llava16Collator):
     budget_class = LlavaNextVideoBudget
 
     def of_all(self, name, values):
-        """The frames of all videos as those of one, since videos have different numbers: the model flattens both."""
+        """Merge videos into one, since they differ in their number of frames. The model flattens them anyway."""
         if name != "pixel_values_videos":
             return super().of_all(name, values)
         return torch.cat([frames.flatten(0, 1) for frames in values])[None]

@@ -9,7 +9,7 @@ from reading.rows import content_parts
 
 class LlavaOnevisionBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """If a conversation has several images, none is split into tiles: each is one tile and a line break."""
+        """Count each of several images as one tile and a line break, since only a single image is split into tiles."""
         images = [part for part in content_parts(row) if part["type"] == "image"]
         if len(images) < 2:
             return super().count_media_tokens(row, media_sizes)
@@ -46,7 +46,7 @@ class LlavaOnevisionCollator(ChatCollator):
     budget_class = LlavaOnevisionBudget
 
     def of_all(self, name, values):
-        """The model ends each video with a token of its own, so a batch's need the same number of frames."""
+        """Refuse videos with different numbers of frames in one batch: the model adds a token after each video."""
         if name == "pixel_values_videos" and len(numbers := {value.shape[1] for value in values}) > 1:
             raise ValueError(
                 f"LLaVA-OneVision cannot put videos of {min(numbers)} and {max(numbers)} frames into one batch. Use "

@@ -1,7 +1,7 @@
 """MiniCPM-V 4.6: ChatML with trimmed messages, one line per part, and an empty thought before each reply.
 
-An image becomes a number, the whole image, and slices if it is large. Videos are refused: they need other options than
-the processor's defaults (no numbers, no slices), and with the defaults the slices would be counted wrong.
+An image becomes a number, the whole image, and slices if it is large. Videos are refused because they need
+other options than the processor's defaults (no numbers, no slices). With the defaults, slices would be miscounted.
 """
 
 import torch
@@ -20,7 +20,7 @@ class MiniCPMV46Template(Template):
 
 class MiniCPMV46Budget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """The processor cannot count (transformers 5.23)."""
+        """Count the tokens here, since the processor cannot (transformers 5.23)."""
         sizes = [media_sizes["image", part["image"]] for part in content_parts(row) if part["type"] == "image"]
         return sum(self._of_image(*size) + len(str(number)) for number, size in enumerate(sizes))
 

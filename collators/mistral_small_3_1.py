@@ -21,7 +21,7 @@ DEFAULT_SYSTEM = (
 
 
 def mistral_template(user_parts: str = "message.content") -> str:
-    """Return the template of all messages. `user_parts` is the Jinja expression for the parts of a user message."""
+    """Return the template for all messages. `user_parts` is the Jinja expression for the parts of a user message."""
     return (
         "{% for message in messages %}"
         "{% if message.role == 'assistant' %}"
@@ -58,7 +58,7 @@ class MistralSmall31Template(Template):
 
 class MistralSmall31Budget(PixtralBudget):
     def count_media_tokens(self, row, media_sizes):
-        """Count like Pixtral, but refuse an image of one token: 5.23 fails if a batch has no larger image."""
+        """Count like Pixtral, but refuse images of one token: 5.23 fails if all images of a batch are so small."""
         token = self.processor.patch_size * self.processor.spatial_merge_size
         for part in content_parts(row):
             if part["type"] == "image" and max(size := media_sizes["image", part["image"]]) <= token:

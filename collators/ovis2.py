@@ -14,12 +14,12 @@ class Ovis2Budget(Budget):
         return [text.replace(self.processor.image_token, "<IMG_ATOM>") for text in super()._pieces(messages)]
 
     def count_media_tokens(self, row, media_sizes):
-        """The processor cannot count (transformers 5.23)."""
+        """Count the tokens here, since the processor cannot (transformers 5.23)."""
         images = [part["image"] for part in content_parts(row) if part["type"] == "image"]
         return sum(self._of_image(*media_sizes["image", image]) for image in images)
 
     def _of_image(self, height: int, width: int) -> int:
-        """Count the tiles and the whole image (only once if there is one tile), and the tokens around and between."""
+        """Count the tiles, the whole image if there are several tiles, and the tokens around and between them."""
         images = self.processor.image_processor
         tiles = 1
         if images.crop_to_patches and images.max_patches > 1:

@@ -8,7 +8,7 @@ from reading.rows import content_parts
 
 class PaddleOCRVLBudget(Budget):
     def count_media_tokens(self, row, media_sizes):
-        """The processor cannot count (transformers 5.23)."""
+        """Count the tokens here, since the processor cannot (transformers 5.23)."""
         images = self.processor.image_processor
         sizes = [media_sizes["image", part["image"]] for part in content_parts(row) if part["type"] == "image"]
         return sum(images.get_number_of_image_patches(*size) // images.merge_size**2 for size in sizes)

@@ -81,7 +81,7 @@ def check_form(messages: list[dict]) -> None:
     """Check that the messages are one exchange and that the question begins with its images.
 
     Raises:
-        ValueError: the messages have another form. The message contains the fix.
+        ValueError: the messages have another form. The error's text contains the fix.
     """
     roles = [message["role"] for message in messages]
     if "system" in roles:
@@ -89,5 +89,5 @@ def check_form(messages: list[dict]) -> None:
     if roles not in (["user"], ["user", "assistant"]):
         raise ValueError("PaliGemma supports one exchange per sample; make each exchange a separate sample.")
     kinds = [part["type"] for part in messages[0]["content"]]
-    if kinds != sorted(kinds) or "image" not in kinds:  # "image" sorts before "text"
+    if kinds != sorted(kinds) or "image" not in kinds:  # images come first, since "image" sorts before "text"
         raise ValueError("PaliGemma needs at least one image; put all images before the text of the question.")

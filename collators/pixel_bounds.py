@@ -1,7 +1,7 @@
 """Pixel bounds of images: --min_pixels and --max_pixels set the processor's own options, if it has them.
 
 If we shrink a photo of 4032x3024 to 802,816 pixels and Qwen2.5-VL's processor then rounds the sides to multiples of 28,
-the photo is 1,036 tokens. If the processor does both in one step, it is 972 tokens, as on a server with saved files.
+the photo is 1,036 tokens. If the processor does both in one step, it is 972, as on a server with the saved files.
 """
 
 import numpy as np

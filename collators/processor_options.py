@@ -72,7 +72,7 @@ def set_processor_options(collator, options: dict) -> None:
 
 
 def pixels(processor, parts: Collection[str]) -> list[torch.Tensor]:
-    """Return all tensors that the image and video processors return for media of these SIZES."""
+    """Return all tensors that the image and video processors return for media of the SIZES."""
     found = []
     for width, height in SIZES:
         frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)

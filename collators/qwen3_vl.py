@@ -1,4 +1,4 @@
-"""Qwen3-VL: ChatML without a default system prompt. Before every two frames of a video comes their time.
+"""Qwen3-VL: ChatML without a default system prompt. The time of each pair of video frames comes before the pair.
 
 The generation prompt of the Thinking models begins a thought. A reply without a thought ends it immediately.
 """

@@ -29,8 +29,8 @@ class TemplateException(NamedTuple):
     ours: str
     official: str
     reason: str
-    # Also "end": only at the end of a conversation; "history": only before the last exchange; "moved": the checkpoint's
-    # text may have it in another place.
+    # Or "end": only at the end of a conversation; "history": only before the last exchange; "moved": everywhere, and
+    # the checkpoint's text may contain `ours` in another place.
     where: str = "everywhere"
 
 
@@ -106,7 +106,7 @@ class Template:
 
     @property
     def prompt_kwargs(self) -> dict:
-        """The variables for prompts, which may turn thinking on."""
+        """The template variables for prompts. Unlike `kwargs`, they may turn thinking on."""
         return self.kwargs | self.given
 
     @property
@@ -199,12 +199,12 @@ class Template:
         return self.tokenizer.bos_token if self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id] else ""
 
     def request_options(self) -> dict:
-        """Return the `extra_body` (OpenAI client) with which a server uses the same prompt as the training.
+        """Return the `extra_body` (OpenAI client) with which a server uses the same prompt as in training.
 
-        A server does not know our template variables, and vLLM (0.32) tokenizes a rendered prompt without special
-        tokens: if a template leaves `<s>` to the tokenizer, as LLaVA's do, the `<s>` would be missing.
+        A server does not know our template variables. Also, vLLM (0.32) adds no special tokens to a rendered prompt.
+        Some templates, such as LLaVA's, leave `<s>` to the tokenizer, so their prompts would lack it.
         """
-        # Some templates write a date if there is no image; others drop the thoughts of earlier replies.
+        # Several prompts, since some templates write a date only without images, and some drop earlier thoughts.
         asked = [conversation(("user", "image", "?")), conversation(("user", "?")), EXAMPLES[0] + EXAMPLES[0][:1]]
         trained, served = ([self.render_official(q, True, given) for q in asked] for given in (self.prompt_kwargs, {}))
         options = {"add_special_tokens": True} if self._tokenizers_bos and not self.writes_bos(trained[0]) else {}
@@ -217,7 +217,7 @@ class Template:
         videos without times if the model needs times.
 
         Raises:
-            ValueError: the message continues after "train.json, sample 7: ".
+            ValueError: a message is not supported. The error's text is meant to follow "train.json, sample 7: ".
         """
         self.thoughts_and_tools.check(self.thoughts_and_tools.placed(messages))
         if not self.takes_videos and any(part["type"] == "video" for part in content_parts({"messages": messages})):
@@ -244,7 +244,7 @@ class Template:
         return found
 
     def check_rendering(self, messages: list[dict]) -> None:
-        """Raise an UnfitTemplate if a --chat_template drops media, or hides a reply because it has no tags."""
+        """Raise an UnfitTemplate if a --chat_template drops media, or has no tags and replies cannot be found."""
         if self.is_replaced:
             self.check_media(self.render(messages)[0], messages)
 
@@ -252,7 +252,7 @@ class Template:
         """Raise an UnfitTemplate if the rendered text has more or fewer media than the messages."""
         kinds = [part["type"] for part in content_parts({"messages": messages})]
         for kind in {*kinds} - {"text"}:
-            names = (f"{kind}_placeholder_token", f"{kind}_token")  # Qianfan-OCR's text placeholder is no token
+            names = (f"{kind}_placeholder_token", f"{kind}_token")  # Qianfan-OCR's text placeholder is not a token
             token = next(getattr(self.processor, name) for name in names if hasattr(self.processor, name))
             if (found := text.count(token)) != (number := kinds.count(kind)):
                 raise UnfitTemplate(f"the chat template writes {token} {found} times for {number} {kind}(s).")
@@ -260,14 +260,14 @@ class Template:
     # ---- control strings ----
 
     def holds_frame_tokens(self, messages: list[dict]) -> bool:
-        """Return whether texts of these messages contain a frame token, which stays plain text."""
+        """Return whether the texts of these messages contain a frame token, which is then kept as plain text."""
         frame = self.thoughts_and_tools.frame if self.thoughts_and_tools.are_rendered(messages) else self.frame
         messages = self.thoughts_and_tools.placed(messages)
         said = [[joined_text(m["content"]), *(m.get(name) for name in (*MESSAGE_FIELDS, "tools"))] for m in messages]
         return frame.marked(said) != said
 
     def _plain_messages(self, messages: list[dict], frame: FrameTokens) -> list[dict]:
-        """Return messages for a template: without pixels, and with frame tokens in texts marked."""
+        """Return the messages for a template, without pixels and with the frame tokens in texts marked."""
         named = lambda m: {name: frame.marked(m[name]) for name in MESSAGE_FIELDS if m.get(name)}  # noqa: E731
         parts = [plain_parts(message["content"], frame) for message in messages]
         return [{"role": m["role"], "content": content} | named(m) for m, content in zip(messages, parts)]
@@ -280,7 +280,7 @@ class Template:
         return official_template(self.processor)
 
     def _distance(self, format: ChatFormat) -> float:
-        """Switch to a format and return how much its texts differ from the checkpoint's, summed over the examples."""
+        """Switch to a format and return how much its texts differ from the checkpoint's texts, summed over EXAMPLES."""
         self.text, self.exceptions = format
         return sum(1 - SequenceMatcher(None, *pair).ratio() for pair in self.differences())
 
@@ -305,9 +305,9 @@ class Template:
         """Compare the training text of a conversation and the prompts for its replies with the checkpoint's template.
 
         Returns:
-            (our text, the checkpoint's text) of the whole and of each prompt that differ by more than `exceptions`.
-            Empty if the checkpoint has no template, or if ours has no tags and so gives the checkpoint's text. A reply
-            that begins the conversation has no prompt to compare.
+            (our text, the checkpoint's text) of the conversation and of each prompt, if they differ by more than
+            `exceptions`. Empty if the checkpoint has no template, or if its template is also used for training. A
+            reply that begins the conversation has no prompt to compare.
 
         Raises:
             UnfitTemplate: the training template cannot render the conversation.
@@ -336,7 +336,7 @@ class Template:
         return [(ours, official) for ours, either, official in texts if not either & {official, as_moved(official)}]
 
     def _official_text(self, messages: list[dict], **kwargs) -> str:
-        """Return the checkpoint's text, or in brackets the error of its template, such as for a system message."""
+        """Return the checkpoint's text. If its template fails, such as on a system message, return [the error]."""
         try:
             return self.render_official(messages, **kwargs).replace(RESERVED_CHARACTER, "")
         except UnfitTemplate as error:
@@ -372,7 +372,7 @@ def plain_parts(content: list[dict], frame: FrameTokens) -> list[dict]:
 
 
 def as_official(exceptions: Iterable[TemplateException], history: str, last: str = "") -> str:
-    """Undo the documented differences in our text, whose last exchange is `last`."""
+    """Undo the documented differences in our text, which consists of `history` and the last exchange, `last`."""
     for ours, official, _, where in exceptions:
         if where != "end":
             history = history.replace(ours, official)
@@ -380,7 +380,7 @@ def as_official(exceptions: Iterable[TemplateException], history: str, last: str
             last = last.replace(ours, official)
         elif where == "end" and last.endswith(ours):
             last = last.removesuffix(ours) + official
-    # Last, so that the exceptions do not match frame tokens that a user typed.
+    # Unmark frame tokens last, so that the exceptions do not match frame tokens that a user typed.
     return (history + last).replace(RESERVED_CHARACTER, "")
 
 
@@ -430,7 +430,7 @@ EXAMPLES = [
     conversation(("user", "video", "What happens?"), ("assistant", "A ball rolls.")),
 ]
 
-# Orders of roles (first letters) that some templates do not support -> an example, the fault in the error, the fix.
+# Orders of roles (patterns of first letters) that some templates do not support -> example, fault, fix.
 ORDERS = {
     "^a": (conversation(("assistant", "Hello."), *PAIR), "begins with a reply", "put a user message before"),
     "uu": (conversation(("user", "I see."), *PAIR), "has two user messages in a row", "merge them into one message"),

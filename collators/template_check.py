@@ -11,13 +11,13 @@ MOST_ROWS = 1000  # search at most this many rows, spread over the data, for box
 
 
 def check_template(collator, *datasets: MultimodalDataset | None) -> str:
-    """Compare the training text with what the checkpoint's own template gives.
+    """Compare the training text with the text that the checkpoint's own template renders.
 
     Returns:
         A note for the user, or an empty text.
 
     Raises:
-        ValueError: they differ by more than the documented exceptions on a shape found in the data.
+        ValueError: the texts of a shape found in the data differ by more than the documented exceptions.
     """
     shapes = {layout.shape for dataset in datasets if dataset for layout in dataset.layouts()}
     notes = collator.template.thoughts_and_tools.notes(outlines(*datasets))
@@ -32,7 +32,7 @@ def outlines(*datasets: MultimodalDataset | None) -> list[list[dict]]:
 
 
 def own_pixels(collator, dataset: MultimodalDataset) -> str:
-    """Return a warning if texts contain boxes in pixels, which are not scaled when flags resize the images."""
+    """Return a warning if flags resize images but texts contain boxes in pixels, which are not scaled."""
     boxes, media = collator.template.boxes, dataset.media
     if not boxes.in_pixels or not (media.image_size or media.min_pixels or media.max_pixels or collator.image_size):
         return ""
@@ -85,7 +85,7 @@ def compare_templates(collator, shapes: set[Layout]) -> str:
 
 
 def with_texts(shape: Layout) -> list[dict]:
-    """Return a conversation of this shape. Its system text is that of EXAMPLES, which an exception may contain."""
+    """Return a conversation of this shape. It has the system text of EXAMPLES, which an exception may contain."""
     numbers, messages = count(1), []
     for message in shape.messages:
         texts = repeat("Be brief.") if message["role"] == "system" else (f"Text {number}." for number in numbers)

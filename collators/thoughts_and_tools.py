@@ -1,9 +1,9 @@
-"""Thoughts, tools, tool calls and tool results, whose format is only in the checkpoint's own template.
+"""Render thoughts, tools, tool calls and tool results, whose format is only in the checkpoint's own template.
 
 A conversation with any of these is trained with that template, never with the family's. A reply is the text that the
-template adds to the prompt for it. Many templates drop the thoughts of earlier turns, so an earlier reply may not look
-as the model wrote it. A reply before the last question is therefore trained only if the text up to its end equals its
-own prompt and reply.
+template adds to the prompt for this reply. Many templates drop the thoughts of earlier turns, so the rendered
+conversation may show an earlier reply differently from what the model wrote. A reply before the last question is thus
+trained only if the conversation up to the reply's end is exactly the prompt for the reply, followed by the reply.
 """
 
 import os
@@ -34,8 +34,8 @@ TOOL_EXAMPLE = [
     *(message("tool", "Found it.", tool_call_id=CALL["id"], name="look_up"), message("assistant", "Red.")),
 ]
 IMAGE = {"content": [{"type": "image"}]}
-# Field or role that a template may not support -> its name in errors, an example that contains it, and a part of its
-# rendered text ("" stands for the image token).
+# What a template may not support -> its name in errors, an example that contains it, and a string that the rendered
+# example must contain ("" stands for the image token).
 PARTS = {
     "tools": ("`tools`", TOOL_EXAMPLE[:1], "Looks up a word."),
     "tool_calls": ("a tool call (`tool_calls`)", TOOL_EXAMPLE[:2], "crimson"),
@@ -50,7 +50,7 @@ NO_PLACE = (
 
 
 class ThoughtsAndTools:
-    """Renders conversations with thoughts or tools. The arguments are those of the collator."""
+    """Renders conversations with thoughts or tools. `thought_format` and `train_thoughts` are the collator's."""
 
     def __init__(self, template, thought_format: str, train_thoughts: bool):
         self.template, self.thought_format, self.train_thoughts = template, thought_format, train_thoughts
@@ -61,14 +61,14 @@ class ThoughtsAndTools:
         return has_thought(messages) or any({"tools", "tool_calls"} & message.keys() for message in messages)
 
     def are_rendered(self, messages: list[dict]) -> bool:
-        """Return whether a conversation is trained with the checkpoint's own template: if it has thoughts or tools, or
-        if the template drops the empty thoughts of earlier replies and these replies are not trained.
+        """Return whether a conversation is trained with the checkpoint's own template. That is so if it has thoughts or
+        tools, or if it has earlier replies that are not trained and whose empty thoughts the template drops.
         """
         has_history = any(message["role"] == "assistant" for message in messages[: last_question(messages)])
         return self.are_in(messages) or has_history and not has_several(messages) and bool(self._left_out)
 
     def placed(self, messages: list[dict]) -> list[dict]:
-        """Write boxes as text, and typed thoughts too if the template does not support thoughts."""
+        """Write boxes as text. If the template does not support thoughts, put typed thoughts back into the text."""
         messages = self.template.boxes.written(messages)
         if not any("typed_thought" in m for m in messages) or self._around_thought(thinking=True):
             return messages
@@ -96,7 +96,7 @@ class ThoughtsAndTools:
                 raise UnfitTemplate(NO_PLACE.format(name))
 
     def _around_thought(self, thinking: bool = False) -> tuple[str, str] | None:
-        """Return a reply's text before and after its thought, or None if the template does not write thoughts."""
+        """Return what the template writes before and after a reply's thought, or None if it writes no thoughts."""
         if thinking not in self._marks:
             self._marks[thinking] = None
             with suppress(UnfitTemplate):
@@ -108,7 +108,7 @@ class ThoughtsAndTools:
         return self._marks[thinking]
 
     def _writes(self, part: str) -> bool:
-        """Whether the template writes one of PARTS."""
+        """Whether the template supports this key of PARTS."""
         if part not in self._written:
             self._written[part], (_, example, text) = False, PARTS[part]
             with suppress(UnfitTemplate):
@@ -143,14 +143,14 @@ class ThoughtsAndTools:
         return notes
 
     def server_template(self, conversations: list[list[dict]]) -> str | None:
-        """Return a template for servers that renders these conversations as trained, if the checkpoint's does not."""
+        """Return a server template that renders these conversations as trained, or None if unneeded or impossible."""
         if not self._adds_empty_thoughts(conversations) or self._keeps_thoughts or any(map(self.are_in, conversations)):
             return None
         text = with_variables(self.template.text, self.template.kwargs)
         return GENERATION.sub(lambda tag: "{% endif %}" if tag[1] else "{% if true %}", text)
 
     def _adds_empty_thoughts(self, conversations: list[list[dict]]) -> bool:
-        """Return whether some are trained in one pass with empty thoughts that the checkpoint's template drops."""
+        """Return whether a conversation is trained with empty thoughts that the checkpoint's template drops."""
         several = any(has_several(c) and not has_thought(c) for c in conversations)
         return several and not self.template.is_replaced and bool(self._left_out)
 
@@ -162,7 +162,7 @@ class ThoughtsAndTools:
         """Split a generated answer into its thought ("" if there is none) and the text after the thought.
 
         Args:
-            is_whole: False while the answer is being generated: text without an end of a thought may be a thought.
+            is_whole: False while the answer is being generated, when text without an end of a thought may be a thought.
         """
         before, behind = (mark.strip() for mark in self._around_thought() or ("", ""))
         thought, mark, rest = answer.partition(behind) if behind else (answer, "", "")
@@ -175,7 +175,7 @@ class ThoughtsAndTools:
         """Split a trained reply into (kind, text) pairs, in order. The kinds are "thought", "answer" and "call"."""
         _, behind = self._around_thought(thinking=True) or ("", "")
         mark, start = behind.strip(), 0
-        if mark and mark in reply:  # before a call, the white space may be missing
+        if mark and mark in reply:  # the white space after the mark may be missing before a call
             start = reply.find(mark) + len(mark)
             start += len(os.path.commonprefix([behind[len(behind.rstrip()) :], reply[start:]]))
         call = reply.find(self._before_call, start) if self._before_call else -1
@@ -232,10 +232,10 @@ class ThoughtsAndTools:
         return text, spans
 
     def _renderer(self, conversation: list[dict], variables: dict) -> Callable[..., str]:
-        """Return `render(messages, add_generation_prompt=False)` for the first messages of a conversation.
+        """Return a function `render(messages, add_generation_prompt=False)` for the first messages of a conversation.
 
-        It renders the checkpoint's text and adds what the template drops: the empty thought at the end of the prompt
-        for a reply, and thoughts that the model writes but the template does not (`thought_format`).
+        It uses the checkpoint's template and adds what this template drops: the empty thought at the end of the prompt
+        for a reply, and (with `thought_format`) the thoughts that the model writes but the template does not.
         """
         official = partial(self.template.render_official, frame=self.frame)
         whole, prompts = official(conversation, False, variables), {}
@@ -246,7 +246,7 @@ class ThoughtsAndTools:
                 if i >= len(messages):
                     break
                 if not conversation[i].get("train", True) and i < len(conversation) - 1:
-                    continue  # not trained: leave the history as a server renders it
+                    continue  # leave an untrained reply as a server renders it
                 thought = self.frame.marked(messages[i].get("reasoning_content", "")).strip()
                 if not thought and not text.startswith(prompt):
                     begin = prompt.removesuffix(self._empty_thought)
@@ -265,7 +265,7 @@ class ThoughtsAndTools:
                     untold = official(conversation[:i], True, self.template.kwargs)
                     prompt = untold if whole.startswith(untold) else prompt
                 prompts[i] = completed(prompt, conversation[:i])
-                asked = conversation[: last_question(conversation[:i]) + 1]  # before any reply to this question
+                asked = conversation[: last_question(conversation[:i]) + 1]  # without any reply to this question
                 if message.get("train", True) and prompts[i] != completed(prompt, asked):
                     raise UnfitTemplate(
                         "has a tool call without a thought, then another reply. The prompt for the call ends with an "
@@ -281,7 +281,7 @@ class ThoughtsAndTools:
 
     @cached_property
     def _left_out(self) -> str:
-        """The empty or unfinished thought at the end of a prompt, if the template drops it from the history."""
+        """The empty or unfinished thought that ends a prompt, if later prompts drop it; otherwise ""."""
         if not self._around_thought(thinking=True):
             return ""
         official, asked = self.template.render_official, THOUGHT_EXAMPLE[:1]
@@ -290,7 +290,7 @@ class ThoughtsAndTools:
 
     @cached_property
     def _empty_thought(self) -> str:
-        """The empty thought in the prompts of a model whose thinking is turned off, or ""."""
+        """The empty thought that ends a prompt only if thinking is off, if later prompts drop it; otherwise ""."""
         official, asked = self.template.render_official, THOUGHT_EXAMPLE[:1]
         is_told = self._left_out and official(asked, True) != official(asked, True, self.template.kwargs | THINKING)
         return self._left_out if is_told else ""
@@ -305,7 +305,7 @@ class ThoughtsAndTools:
 
 
 def last_question(messages: list[dict]) -> int:
-    """Return the index of the last question."""
+    """Return the index of the last user message, or 0 if there is none."""
     return max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
 
 

@@ -11,10 +11,10 @@ EXAMPLE_TEXTS = {"system": "Be brief.", "user": "Name a colour.", "assistant": "
 def find_replies(
     messages: list[dict], render, stop_tokens: list[str], chosen: list[int] | None = None
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Render message by message. A reply begins where its prompt ends, and ends with a stop token.
+    """Find replies by rendering message by message. A reply is the text from its prompt's end to a stop token.
 
-    The stop token may be the one that begins the next message (GLM's `<|user|>`). If a template writes no stop token,
-    the model cannot learn to stop, so the first stop token replaces the white space that ends the reply.
+    The stop token may be the one that begins the next message (GLM's `<|user|>`). If a template writes no stop
+    token, the first of `stop_tokens` replaces the white space after the reply, so that the model learns to stop.
 
     Args:
         messages: the messages of a canonical sample.
@@ -26,7 +26,7 @@ def find_replies(
         The training text, and the character span of each reply with its stop token.
 
     Raises:
-        UnfitTemplate: the text of a conversation does not begin with the prompt for its reply.
+        UnfitTemplate: the text of a conversation does not begin with the prompt for its last reply.
     """
     text, rendered, spans = "", "", []  # the training text, and the text as the template renders it
     if chosen is None:
@@ -64,7 +64,7 @@ def joined_text(content: list[dict]) -> str:
 
 
 def following_header(reply: dict, render) -> str:
-    """Return the text after a reply: the header of a tool result if the reply calls a tool, else of a question."""
+    """Return what follows a reply: the header of a tool result if the reply calls a tool, else of a question."""
     text = [{"type": "text", "text": "x"}]
     asked = {"role": "user", "content": text}
     shown = [asked, reply | {"content": text, "reasoning_content": ""}]
@@ -80,7 +80,7 @@ def find_string_roles(render) -> tuple[str, ...]:
         render: `render(messages, string_roles)` returns the template's text, or raises an UnfitTemplate.
 
     Raises:
-        UnfitTemplate: with no choice of roles, all texts of an example appear in the rendered text.
+        UnfitTemplate: no choice of roles makes all texts of an example appear in the rendered text.
     """
     for roles in (("system", "user", "assistant"), ("user", "assistant")):  # some templates refuse system messages
         messages = [{"role": role, "content": [{"type": "text", "text": EXAMPLE_TEXTS[role]}]} for role in roles]
@@ -95,5 +95,5 @@ def find_string_roles(render) -> tuple[str, ...]:
 
 
 def with_variables(template: str, variables: dict) -> str:
-    """Return a template that sets its own variables, for other programs."""
+    """Return a template that sets these variables itself, for programs that do not know them."""
     return "".join(f"{{% set {name} = {value!r} %}}" for name, value in variables.items()) + template

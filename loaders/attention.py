@@ -1,4 +1,4 @@
-"""Attention for rows of several concatenated samples: each sample attends only to itself, at the cost of its length.
+"""Attention for rows of concatenated samples. Each sample attends only to itself and costs no more than it would alone.
 
 transformers 5.23 separates such samples with a (tokens, tokens) mask for the whole row, and PyTorch computes every
 entry. Here, attention is called once per sample. A mask is made only if the model needs more than causality, such as a
@@ -61,7 +61,7 @@ def is_padding_free(arguments, loader) -> bool:
     reason = loader.cannot_be_padding_free
     if loader.is_tested_on_loading and (arguments.training.deepspeed or arguments.training.fsdp):
         reason = "only a test on the whole model can show that samples stay separate, but this engine shards the model"
-    # FlashAttention tells samples apart by their positions.
+    # FlashAttention separates samples by their positions, so it is allowed.
     if not reason and loader.text_attention != "sdpa" and "flash" not in loader.text_attention:
         reason = f"the cost of its {loader.text_attention} attention grows with the square of the concatenated length"
     if not reason and loader.text_attention == "sdpa" and arguments.training.torch_compile:
@@ -117,7 +117,7 @@ def causal_masks(position_ids: torch.Tensor, window: int = 0) -> tuple[torch.Ten
         position_ids: (1, tokens), starting at 0 in each sample.
 
     Returns:
-        The causal mask of each sample; and a mask of all tokens except those `window` or more positions back.
+        The causal mask within each sample, and a mask that hides only tokens `window` or more positions back.
     """
     sample = (position_ids == 0).cumsum(-1)
     place = torch.arange(position_ids.shape[-1], device=position_ids.device)
@@ -127,11 +127,11 @@ def causal_masks(position_ids: torch.Tensor, window: int = 0) -> tuple[torch.Ten
 
 
 def blocks_of(marked: torch.Tensor) -> torch.Tensor:
-    """Return, for (1, tokens) marks, the index of each token's run of marked tokens, or -1 if it is unmarked."""
+    """Number the runs of marked tokens in (1, tokens) marks. Return each token's number, or -1 if it is unmarked."""
     starts = marked & ~torch.nn.functional.pad(marked, (1, 0))[:, :-1]
     return (starts.cumsum(-1) - 1).masked_fill(~marked, -1)
 
 
 def same_block(blocks: torch.Tensor) -> torch.Tensor:
-    """Return a mask (1, 1, tokens, tokens) of pairs in the same block, given the output of `blocks_of`."""
+    """Return a mask (1, 1, tokens, tokens) of token pairs in the same block, given the output of `blocks_of`."""
     return ((blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0))[:, None]

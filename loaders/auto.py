@@ -1,4 +1,4 @@
-"""Any other checkpoint of `AutoModelForImageTextToText`; the model's own accessors tell which modules are which."""
+"""Any other checkpoint of `AutoModelForImageTextToText`. Accessors like `get_decoder` find the model's components."""
 
 from inspect import signature
 
@@ -11,7 +11,7 @@ from supported_models import MODELS
 
 @register_loader("auto")
 class AutoLoader(BaseLoader):
-    """A loader of any model type. Modules outside the encoders and the language model are the vision projector."""
+    """A loader of any model type. All modules outside the encoders and the language model are the projector."""
 
     model_type = "any image-text-to-text"
     is_tested_on_loading = True
@@ -46,7 +46,7 @@ class AutoLoader(BaseLoader):
             self.cannot_be_padding_free = (
                 "it cuts attention into chunks by position in the row, which the run's short test cannot detect"
             )
-        rope_index = vars(type(model.base_model)).get("get_rope_index")  # that of Omni models needs audio too
+        rope_index = vars(type(model.base_model)).get("get_rope_index")  # Omni models have one that needs audio
         self.mrope = bool(rope_index) and "mm_token_type_ids" in signature(rope_index).parameters
         self._takes_media_types = "mm_token_type_ids" in signature(model.forward).parameters
         self.vision_encoder = [encoder]
@@ -58,14 +58,14 @@ class AutoLoader(BaseLoader):
         self.vision_projector = list(dict.fromkeys(name for name in near if name))
 
     def _model_of_parts(self):
-        """Build the model without weights. If a sub-model lacks sdpa, let transformers choose for each sub-model."""
+        """Build the model without weights. If a sub-model lacks sdpa, let transformers choose each one's attention."""
         if self.model_kwargs.get("attn_implementation") == self.attention:
             try:
                 return self._model_without_weights()
             except ValueError:
                 self.model_kwargs["attn_implementation"] = None
                 self.attention = "eager"  # the language model may be eager too, so samples are padded
-        return self._model_without_weights(attn_implementation="eager")  # `load_model` refuses any other that fails
+        return self._model_without_weights(attn_implementation="eager")  # `load_model` refuses others that fail
 
     @staticmethod
     def _has_code_of_its_own(model_path: str) -> bool:
@@ -85,7 +85,7 @@ class AutoLoader(BaseLoader):
 
     def load_processor(self, path: str | None = None):
         processor = super().load_processor(path)
-        if self._takes_media_types:  # the processor of Cosmos3-Edge omits them, but its model needs them (5.23)
+        if self._takes_media_types:  # Cosmos3-Edge's processor omits them, but its model needs them (5.23)
             processor.return_mm_token_type_ids = True
         if type(processor).image_token_ids is ProcessorMixin.image_token_ids:
             # The ids of the tokens that become pixels. Ovis2's processor has only that of its text placeholder (5.23).
@@ -96,7 +96,7 @@ class AutoLoader(BaseLoader):
 
     @staticmethod
     def _shallowest(name: str, known: list[str]) -> str | None:
-        """Return the largest module that contains a parameter but no known module; None inside a known module."""
+        """Return a parameter's outermost module without known modules inside, or None if it is in a known module."""
         if any(is_inside(name, path) for path in known):
             return None
         path = name.split(".")

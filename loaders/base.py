@@ -18,9 +18,9 @@ COMPONENTS = ("vision_encoder", "vision_projector", "language_model")
 
 
 class BaseLoader:
-    """Base of all loaders: a family lists its modules by their paths in the loaded model, matched as exact prefixes.
+    """Base class of all loaders. A model family lists the modules of each component by their paths in the model.
 
-    A parameter in `vision_projector` belongs to that component alone, even if its module is inside another component.
+    A path includes all modules inside it, except that modules in `vision_projector` belong to no other component.
     """
 
     model_type: str  # `model_type` in the checkpoint's config.json
@@ -37,13 +37,13 @@ class BaseLoader:
     routers: list[str] = []
     # Modules that belong to no component, such as an audio tower: never trained, never quantized.
     other: list[str] = []
-    # Suffixes of Linear modules whose weight is used without calling the module: no LoRA and no quantization.
+    # Suffixes of Linear modules whose weight is used without a call of the module. They get no LoRA or quantization.
     bare_weights: list[str] = []
     # Whether some tokens attend to later ones. FlashAttention silently drops that part of a mask (transformers 5.23).
     bidirectional = False
     # Why the model cannot keep concatenated samples separate (--padding_free); "" if it can.
     cannot_be_padding_free = ""
-    # Whether each run tests how the model handles a batch (training/auto_checks.py): true for untested model types.
+    # Whether each run tests how the model handles a batch (training/auto_checks.py), since its type is untested.
     is_tested_on_loading = False
     # Name of the recurrent modules, which carry a state from token to token, such as linear attention.
     recurrent = ""
@@ -67,8 +67,8 @@ class BaseLoader:
     remote_code = False
     # Whether `load_model` reads the weights; False builds the model without them (`meta_model`).
     reads_weights = True
-    # For --add_tokens (new_tokens.py): `pieces` maps a token id to the ids whose mean its row starts from ([] if it has
-    # a row); `new_tokens` maps the id to the token, for tokens that the checkpoint's tokenizer does not have.
+    # For --add_tokens (new_tokens.py). `pieces`: token id -> ids of the tokens whose rows are averaged for its first
+    # row ([] if it has a row). `new_tokens`: id -> token, for tokens that the checkpoint's tokenizer does not have.
     pieces: dict[int, list[int]] = {}
     new_tokens: dict[int, str] = {}
 
@@ -133,7 +133,7 @@ class BaseLoader:
         return all(type is None or getattr(config, part).model_type == type for part, type in parts.items())
 
     def load_processor(self, path: str | None = None):
-        """Load the processor of the checkpoint, or of another folder such as an adapter's. Its tokenizer is fast."""
+        """Load the processor of the checkpoint or of another folder, such as an adapter's, with a fast tokenizer."""
         path = path or self.model_path
         processor = self.load_with(AutoProcessor, path)
         needed = ("tokenizer", "image_processor", "image_token")
@@ -212,7 +212,7 @@ class BaseLoader:
         return model
 
     def check_weights(self, model: nn.Module, loaded: dict) -> None:
-        """Raise a ValueError if weights are missing in the files: transformers only warns, and uses random numbers."""
+        """Raise a ValueError if the files lack weights. transformers would only warn and use random numbers."""
         made_up = loaded["missing_keys"] | {name for name, *_ in loaded["mismatched_keys"]}
         names = sorted(made_up.intersection(name for name, _ in model.named_parameters()))
         if wrong := [name for name in names if self.component_of(name) and not self.is_unused(name)]:
@@ -241,7 +241,7 @@ class BaseLoader:
         return model
 
     def rope_index(self):
-        """Return `get_rope_index` of an mrope model, which needs no weights."""
+        """Return the method `get_rope_index` of an mrope model. The method needs no weights."""
         return self._model_without_weights(attn_implementation="eager").base_model.get_rope_index
 
     def _model_without_weights(self, **kwargs) -> nn.Module:
@@ -252,7 +252,7 @@ class BaseLoader:
             return self.model_class().from_config(**kwargs)
 
     def restore_saved_names(self, model: nn.Module) -> None:
-        """Fix how a loaded model is saved under the checkpoint's key names and shapes, if transformers is wrong."""
+        """Make saving use the checkpoint's key names and shapes if transformers would save others."""
         if is_deepspeed_zero3_enabled() and getattr(model, "_weight_conversions", None):
             # Saving reverts the renamings of loading. Under ZeRO-3, transformers 5.23 also reverts renamings that
             # matched nothing, which would save text weights as `model.model.*`.
@@ -264,7 +264,7 @@ class BaseLoader:
         return self.config.dtype or self.config.get_text_config().dtype or torch.float32
 
     def unused_modules(self, model: nn.Module) -> list[str]:
-        """Return modules that do not affect the loss. They stay frozen: DDP fails on parameters without gradients."""
+        """Return modules that do not affect the loss. They stay frozen, or DDP would fail for lack of gradients."""
         return []
 
     def is_unused(self, name: str) -> bool:
@@ -277,7 +277,7 @@ class BaseLoader:
         return next((part for part in named if any(is_inside(name, path) for path in getattr(self, part))), None)
 
     def mixture_part(self, name: str) -> str | None:
-        """Return "experts" or "router" for a parameter or module in one, wrapped by peft or not; otherwise None."""
+        """Return "experts" or "router" if a parameter or module, wrapped by peft or not, is inside one; else None."""
         for part, ends in (("experts", self.experts), ("router", self.routers)):
             if any(f".{end.rpartition('.')[0]}." in f".{name}." for end in ends):
                 return part

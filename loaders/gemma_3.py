@@ -1,4 +1,4 @@
-"""Gemma 3: SigLIP, a projector that pools an image to 256 tokens and multiplies by one matrix, and Gemma 3 text."""
+"""Gemma 3: SigLIP, a projector that pools an image to 256 tokens and maps them with one matrix, and Gemma 3 text."""
 
 from loaders import attention, register_loader
 from loaders.base import BaseLoader

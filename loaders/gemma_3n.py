@@ -21,4 +21,4 @@ class Gemma3nLoader(BaseLoader):
 
     def __init__(self, model_path: str, *args, **model_kwargs):
         super().__init__(model_path, *args, **model_kwargs)
-        self.set_attention(vision_config="sdpa")  # timm chooses its own; the wrapper refuses FlashAttention
+        self.set_attention(vision_config="sdpa")  # timm chooses its own attention; the wrapper refuses FlashAttention

@@ -28,7 +28,7 @@ class Gemma4Loader(BaseLoader):
         return self.config.text_config.use_bidirectional_attention is not None
 
     def masks_of_samples(self, inputs):
-        """Like Gemma 3, but only layers with a sliding window are bidirectional within media."""
+        """Return masks like Gemma 3's, but only layers with a sliding window are bidirectional within media."""
         causal, near = attention.causal_masks(inputs["position_ids"], self.config.text_config.sliding_window)
         same_medium = attention.same_block(attention.blocks_of(inputs["mm_token_type_ids"] > 0))
         return {"full_attention": causal, "sliding_attention": (causal | same_medium) & near}

@@ -1,5 +1,5 @@
-"""Gemma 4 12B: no vision tower and no audio tower. A linear layer and position embeddings turn patches of pixels into
-features (our vision encoder), and a second linear layer projects the features (`multimodal_embedder`)."""
+"""Gemma 4 12B: no vision tower and no audio tower. The vision encoder is a linear layer and position embeddings, which
+turn patches of pixels into features. The projector is a second linear layer (`multimodal_embedder`)."""
 
 from loaders import attention, register_loader
 from loaders.gemma_4 import Gemma4Loader

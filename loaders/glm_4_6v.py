@@ -1,4 +1,4 @@
-"""GLM-4.6V-Flash: the modules of GLM-4.1V under another model type."""
+"""GLM-4.6V-Flash: the same modules as GLM-4.1V, with another model type."""
 
 from loaders import register_loader
 from loaders.glm_4_1v import Glm41VLoader

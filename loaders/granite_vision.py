@@ -1,4 +1,4 @@
-"""Granite Vision: a LLaVA 1.6 with SigLIP, an MLP projector that reads several of its layers, and Granite."""
+"""Granite Vision: a LLaVA 1.6 with SigLIP, an MLP projector that reads several SigLIP layers, and Granite."""
 
 from loaders import register_loader
 from loaders.llava_1_5 import LlavaLoader
@@ -12,5 +12,5 @@ class GraniteVisionLoader(LlavaLoader):
     vision_projector = ["model.multi_modal_projector", "model.image_newline"]
 
     def unused_modules(self, model):
-        """All layers are used, since `vision_feature_layer` includes the last one; the modules after it are not."""
+        """Return the modules after the last layer. `vision_feature_layer` includes that one, so all layers are used."""
         return ["model.vision_tower.post_layernorm", "model.vision_tower.head"]

@@ -13,5 +13,5 @@ class Lfm2VLLoader(BaseLoader):
     recurrent = "conv"
 
     def unused_modules(self, model):
-        """SigLIP 2's pooling head, if the checkpoint has one, is never used."""
+        """Return SigLIP 2's pooling head, if the checkpoint has one. It is never used."""
         return ["model.vision_tower.head"]

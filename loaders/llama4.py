@@ -36,6 +36,6 @@ class Llama4Loader(BaseLoader):
 
 
 def fit_pixels(vision_model, inputs: tuple) -> tuple:
-    """Cast pixels to the model's dtype: the processor returns bfloat16 and the model casts nothing (5.23)."""
+    """Cast pixels to the model's dtype, since the processor returns bfloat16 and the model casts nothing (5.23)."""
     pixel_values, *others = inputs
     return pixel_values.to(vision_model.dtype), *others

@@ -1,6 +1,6 @@
 """Llama 3.2 Vision (mllama): Llama with extra gated cross-attention layers, which attend to the tiles of the images.
 
-Text before the first image attends to no image here; in plain transformers 5.23 it does.
+Here, text before the first image attends to no image. In plain transformers 5.23, it attends to all images.
 """
 
 from loaders import register_loader
@@ -36,7 +36,7 @@ def silence_text_before_images(layer) -> None:
     """
 
     def hand_on(layer, inputs, kwargs):
-        # The layer passes keyword arguments that it does not know on to cross_attn. (batch, 1, tokens, 1), 0 or 1.
+        # The layer passes unknown keyword arguments on to cross_attn. The mask is (batch, 1, tokens, 1), 0 or 1.
         return inputs, kwargs | {"sees_image": kwargs["full_text_row_masked_out_mask"]}
 
     def mask(cross_attn, inputs, kwargs, outputs):

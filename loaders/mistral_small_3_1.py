@@ -1,6 +1,6 @@
 """Mistral Small 3.1 and 3.2: Pixtral's vision transformer, a projector that merges 2x2 patches, and Mistral.
 
-3.2 ships Mistral's tekken.json instead of processor files; its processor is built from that file and config.json.
+3.2 ships Mistral's tekken.json instead of processor files. We build its processor from this file and config.json.
 """
 
 import re

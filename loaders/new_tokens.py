@@ -15,7 +15,7 @@ FOUND = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": F
 
 
 def read_text(flag: str, path: str) -> str:
-    """Return the text of the file that a flag was given."""
+    """Return the text of the file whose path was passed to a flag."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -67,7 +67,7 @@ def write_tokens(folder: str, tokens: Mapping[int, str]) -> None:
 
 
 def trained_rows(adapter: dict | None) -> dict[int, list[int]]:
-    """Return the tokens whose rows an adapter contains, as a loader's `pieces`. The rows need no initial values."""
+    """Return a loader's `pieces` for the tokens whose rows an adapter contains. They need no initial values."""
     tables = (adapter or {}).get("trainable_token_indices") or {}
     return {id: [] for ids in tables.values() for id in ids}
 
@@ -83,7 +83,7 @@ def gathered(parameters: list[nn.Parameter], modifier_rank: int | None = None):
 
 @torch.no_grad()
 def give_rows(model: nn.Module, loader) -> None:
-    """Add rows to the embeddings and the head for new tokens. Each row is the mean of the rows of its pieces."""
+    """Add rows to the embeddings and the head for new tokens. Each starts as the mean of its pieces' rows."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     others = [name for name, m in model.named_modules() if isinstance(m, nn.Embedding) and m is not table]
     if found := [name for name in others if loader.component_of(name) == "language_model"]:

@@ -104,7 +104,7 @@ def check_adapter(shapes: dict[str, list[int]], layers: Mapping) -> None:
 
 
 def public_name(model_path: str) -> str:
-    """Return the name of a base model for adapter configs and model cards: its Hub id, or its full path without one."""
+    """Return the name of a base model for adapter configs and model cards: its Hub id or else its full path."""
     if not os.path.isdir(model_path):
         return model_path
     cached = re.search(r"/models--([^/]+)/snapshots/[^/]+$", os.path.abspath(model_path))
@@ -119,7 +119,7 @@ def checkpoints_in(folder: str) -> list[str]:
 
 
 def share_weights(folder: str) -> None:
-    """Give weight files the mode of their config file, since safetensors makes them readable for their owner only."""
+    """Give weight files the permissions of their config file, since safetensors gives only the owner access."""
     config = os.path.join(folder, "config.json")
     config = config if os.path.isfile(config) else os.path.join(folder, ADAPTER_CONFIG)
     for path in glob.glob(os.path.join(glob.escape(folder), "*.safetensors")):
@@ -127,7 +127,7 @@ def share_weights(folder: str) -> None:
 
 
 def family_in(folder: str, base_path: str, model_id: str | None = None) -> str:
-    """Return the family of a trained model: by `model_id`, else by that in `args.yaml`, else by the base's config."""
+    """Return a trained model's family, from `model_id`, else from `args.yaml`, else from the base model's config."""
     model_id = model_id or saved_arguments(folder).get("model_id")
     return find_model(model_id).family if model_id else family_of(base_path)
 
@@ -163,7 +163,7 @@ class ProcessorFiles(NamedTuple):
 def write_image_size(folder: str, size: dict[str, int]) -> None:
     """Write the pixel bounds of images into the copied processor files, under the field names that each file uses."""
     own, of_videos = (os.path.join(folder, f"{name}preprocessor_config.json") for name in ("", "video_"))
-    if os.path.isfile(own) and not os.path.isfile(of_videos):  # videos used this file too, and keep their bounds
+    if os.path.isfile(own) and not os.path.isfile(of_videos):  # it also has the bounds of videos; keep those
         shutil.copyfile(own, of_videos)
     for path in filter(os.path.isfile, (own, os.path.join(folder, "processor_config.json"))):
         config = json.loads(Path(path).read_text(encoding="utf-8"))

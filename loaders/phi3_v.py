@@ -1,5 +1,5 @@
 """Phi-3-vision and Phi-3.5-vision: CLIP on tiles of 336x336 pixels, an MLP projector and Phi-3. The remote code is from
-2024 and generates without a cache here, so long answers are slow."""
+2024 and cannot use the key-value cache of transformers 5, so it generates long answers slowly."""
 
 from transformers import AutoProcessor
 
@@ -10,7 +10,7 @@ VISION = "model.vision_embed_tokens"
 
 
 class Phi3VModel(RemoteModel):
-    # The remote code has a list, as in transformers 4, and 5.23 cannot save with a list. `wte` shares `embed_tokens`.
+    # `wte` shares `embed_tokens`. The remote code has a list here, as in transformers 4, with which 5.23 cannot save.
     _tied_weights_keys = {f"{VISION}.wte.weight": "model.embed_tokens.weight"}
 
     def forward(self, input_ids=None, **kwargs):
@@ -46,7 +46,7 @@ class Phi3VLoader(RemoteCodeLoader):
         processor = self.load_with(AutoProcessor, path)
         if not processor.tokenizer.is_fast or "<|end|>" not in processor.tokenizer.get_vocab():
             raise ValueError(f"{path} has no fast tokenizer (tokenizer.json) that contains <|end|>.")
-        processor.chat_template = processor.tokenizer.chat_template  # the processor class has none
+        processor.chat_template = processor.tokenizer.chat_template  # the processor has no template
         return processor
 
     def unused_modules(self, model):

@@ -13,8 +13,8 @@ def quantization_config(loader: BaseLoader, dtype: torch.dtype, bits: int = 4):
     """Quantize only the language model: to nf4 with double quantization (https://arxiv.org/abs/2305.14314) or with
     LLM.int8 (https://arxiv.org/abs/2208.07339).
 
-    A name to skip matches the start of a module's full name (transformers 5.23). Our list replaces the default list,
-    so it also contains the head.
+    transformers 5.23 skips modules whose full name starts with a listed name. Our list replaces the default list, so
+    it also contains the head.
     """
     from transformers import BitsAndBytesConfig  # imports bitsandbytes, which only a quantized run needs
 

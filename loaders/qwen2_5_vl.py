@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: the module names of Qwen2-VL."""
+"""Qwen2.5-VL: the same module names as Qwen2-VL."""
 
 from loaders import register_loader
 from loaders.qwen2_vl import Qwen2VLLoader

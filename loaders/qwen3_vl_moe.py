@@ -1,4 +1,4 @@
-"""Qwen3-VL, mixture of experts: the module names of Qwen3-VL. Two parameters contain all experts of a layer."""
+"""Qwen3-VL, mixture of experts: the same module names as Qwen3-VL. Two parameters contain all experts of a layer."""
 
 from loaders import register_loader
 from loaders.qwen3_vl import Qwen3VLLoader

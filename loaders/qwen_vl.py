@@ -1,5 +1,5 @@
 """Qwen-VL-Chat: a vision transformer with its projector (`attn_pool`) inside, and Qwen. The remote code is from 2023
-and generates without a cache here, so long answers are slow."""
+and cannot use the key-value cache of transformers 5, so it generates long answers slowly."""
 
 import math
 import sys
@@ -18,7 +18,7 @@ class QwenVLModel(RemoteModel):
     _set_gradient_checkpointing = PreTrainedModel._set_gradient_checkpointing
 
     def disable_input_require_grads(self):
-        """Do nothing: the code's reentrant gradient checkpointing needs the embeddings to require gradients."""
+        """Do nothing, since the code's reentrant gradient checkpointing needs embeddings that require gradients."""
 
     def forward(self, *args, pixel_values=None, **kwargs):
         """Call the checkpoint's `forward`, but pass pixels. Its code would open files named by the image tokens."""

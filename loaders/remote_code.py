@@ -16,13 +16,13 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from loaders.base import BaseLoader, local_folder
 from loaders.new_tokens import gathered
 
-# The files to copy next to saved weights: the checkpoint's code cannot load the config.json of transformers 5.23.
+# Files to copy next to saved weights, since the checkpoint's code cannot load a config.json of transformers 5.23.
 CODE_FILES = ["config.json", "*.py"]
 WEIGHT_FILES = ["*.safetensors", "pytorch_model*.bin"]
 
 
 class RemoteModel:
-    """A mixin for every remote model class. It is the first of the bases."""
+    """A mixin for every remote model class, which must be the first base."""
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -51,9 +51,9 @@ class RemoteCodeLoader(BaseLoader):
     remote_code = True
     attention = "eager"
     cannot_be_padding_free = "its own code separates samples only by padding"
-    end_tokens: list[str]  # that end a reply; the checkpoint has these only in its sample code
+    end_tokens: list[str]  # tokens that end a reply; the checkpoint has these only in its sample code
     model_shim: type  # a subclass of `RemoteModel`
-    renamed: tuple[str, str] = ("", "")  # a part of weight names: in the file, in the loaded model
+    renamed: tuple[str, str] = ("", "")  # a substring of weight names: in the file, in the loaded model
 
     def __init__(self, model_path: str, trust_remote_code: bool = False, **model_kwargs):
         super().__init__(model_path, trust_remote_code, **model_kwargs)
@@ -82,7 +82,7 @@ class RemoteCodeLoader(BaseLoader):
         return self.end_tokens
 
     def check_weights(self, model, loaded) -> None:
-        """Compare each weight with the file: with old code, `from_pretrained` can silently leave random weights."""
+        """Compare each weight with the file: old code can make `from_pretrained` silently leave random weights."""
         folder = local_folder(self.model_path, WEIGHT_FILES)
         loaded = dict(model.named_parameters())
         wrong, unseen = [], set(loaded)

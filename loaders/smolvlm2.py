@@ -1,4 +1,4 @@
-"""SmolVLM2: the module names of Idefics3, and SmolLM2."""
+"""SmolVLM2: the same module names as Idefics3. The language model is SmolLM2."""
 
 from loaders import register_loader
 from loaders.idefics3 import Idefics3Loader
@@ -14,8 +14,8 @@ class SmolVLM2Loader(Idefics3Loader):
         inner = model.model
 
         def cast(embeddings, args, output):
-            """Cast embeddings to the dtype of image features, which are written into them. Under --bf16, trained
-            embeddings are float32; features have the dtype of the first vision parameter, bfloat16 if frozen (5.23).
+            """Cast embeddings to the dtype of the image features that replace some of them. Under --bf16, trained
+            embeddings are float32. Features have the first vision parameter's dtype: bfloat16 if frozen (5.23).
             """
             return output.to(inner.dtype)
 
