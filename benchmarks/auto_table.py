@@ -54,23 +54,23 @@ PAGE = """# What `auto` does with every type of transformers
 <!-- Written by `python benchmarks/auto_table.py`: change the code, not this file. -->
 
 `--model_id auto` was run on a tiny checkpoint of each image-text-to-text type of transformers {version}, made with the
-type's own config and processor class. The last run was on {date}. These are the steps, in order:
+type's own config and processor class. The last run was on {date}. Each type goes through these steps, in this order:
 
-- components: vision encoder, language model and head are found.
+- components: the vision encoder, the language model and its head are found.
 - labels: in test conversations, the labels are exactly the replies and their end tokens.
-- batch: a padded batch gives the same losses as each row alone.
-- picture: another picture gives another loss.
-- trained, merged, answered: two steps of LoRA with `train.py`, then `merge_lora_weights.py` and `predict.py`.
+- batch: the losses of a padded batch equal those of each sample alone.
+- picture: the loss changes if the image is replaced by another one.
+- trained, merged, answered: `train.py` trains two steps of LoRA, then `merge_lora_weights.py` and `predict.py` run.
 
-Each row stops at the first step that fails, and its last cell is the error. `samples` shows if samples are concatenated
-or padded. They are concatenated if the model keeps them apart.
+If a step fails, the type's later steps are not run, and the last cell shows the error. The column `samples` shows if
+samples are concatenated or padded. They are padded if the model would let concatenated samples affect each other.
 
-If a new type fails on the output of its processor, its tiny config may not fit the processor. Check
-`tiny_checkpoints/any_type.py` before you trust the result.
+If a model fails on the output of its processor, the cause may only be that its tiny config does not fit the processor.
+Check `tiny_checkpoints/any_type.py` before you trust this result.
 
-Types with a link were run with the public chat template of their checkpoints. The others had no usable template and
-need one, in the checkpoint or from `--chat_template`. They were run with a neutral template from this flag, so their
-ticks mean that the type loads, and trains with a template that you provide.
+Types with a link were run with the public chat template of their checkpoints. For the others, no usable template was
+found, so they were run with a neutral template from `--chat_template`. Their ticks mean that the type loads and trains
+if the checkpoint contains a template, or you pass one.
 
 """
 STEPS = ("components", "labels", "batch", "picture", "trained", "merged", "answered")
