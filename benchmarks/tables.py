@@ -1,10 +1,10 @@
-"""The tables of docs/correctness.md and README.md, from docs/correctness.json and docs/equality.json."""
+"""Write the tables of docs/correctness.md and README.md from docs/correctness.json and docs/equality.json."""
 
 import json
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-# A property -> what is true if the cell is "yes".
+# A property -> what a "yes" in its row means.
 PROPERTIES = {
     "text": "the token ids are those of the checkpoint's own template; the labels are the replies and their end tokens",
     "several turns": "the same as `text`, for a conversation with an image and two replies",
@@ -46,7 +46,7 @@ def shown(cell: list[str] | None) -> str:
 
 
 def correctness() -> str:
-    """Properties by tools, then the versions."""
+    """Return a table with a row per property and a column per tool, and below it the versions of the tools."""
     found = read("correctness")
     of_tools = {name: tool for name, tool in found["tools"].items() if ", " not in name}
     rows = [
@@ -57,7 +57,7 @@ def correctness() -> str:
 
 
 def faults() -> str:
-    """The cells of finelmm that turn, by planted fault."""
+    """Return a table of the planted faults and of the cells of finelmm that they change."""
     tools, rows = read("correctness")["tools"], []
     for name, tool in tools.items():
         plain, _, fault = name.partition(", ")
@@ -67,7 +67,7 @@ def faults() -> str:
 
 
 def summary(holds="holds", error="ends in an error", does_not="does not hold", unseen="not measured") -> str:
-    """A row a tool of which most was measured: how many properties hold."""
+    """Count the properties that hold for each tool. Omit tools for which less than half was measured."""
     found, rows = read("correctness"), []
     for name, tool in found["tools"].items():
         if ", " not in name:
@@ -79,7 +79,7 @@ def summary(holds="holds", error="ends in an error", does_not="does not hold", u
 
 
 def equality() -> str:
-    """A row a family: packed against alone; then two processes against one, where that was measured."""
+    """Return the two tables: packed samples against single ones, then two processes against one (if measured)."""
     found = read("equality")
     kinds = [f"{dtype} {what}" for dtype in ("float32", "bfloat16") for what in ("loss", "gradients", "vision")]
     kinds += ["rounding", "rounding vision"]
