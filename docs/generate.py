@@ -76,7 +76,7 @@ def as_markdown(text: str) -> str:
 
 
 def notes_of(part) -> str:
-    """Return the docstring of the module that defines a loader or collator, as one paragraph."""
+    """The docstring of a loader's or collator's module, as one paragraph."""
     return as_markdown(" ".join(sys.modules[type(part).__module__].__doc__.split()))
 
 
@@ -85,7 +85,7 @@ def models_of(family: str) -> dict[str, str]:
 
 
 def model_table(collators: dict) -> str:
-    """Return a table with one row per family. If it has four or more models, list only the first and the last."""
+    """One row per family. Of four or more models, only the first and the last are listed."""
     rows = []
     for family in collators:
         ids = [*models_of(family)]
@@ -96,7 +96,7 @@ def model_table(collators: dict) -> str:
 
 
 def fact_sheet(family: str, loader) -> str:
-    """Describe a family: the docstring of its loader, its media, requirements, modules and models."""
+    """The docstring of the loader, and the media, requirements, modules and models of a family."""
     facts = [f"Accepts {media_of(family)} ([training text](chat_formats.md#{slug(family)}))."]
     needs = [f"`pip install {' '.join(loader.packages)}`"] if loader.packages else []
     needs += ["`--trust_remote_code True` ([checkpoints.md](checkpoints.md#remote-code))"] if loader.remote_code else []
@@ -125,7 +125,7 @@ def refuses_flash_attention(loader) -> bool:
 
 
 def support_matrix(listed: list[str]) -> str:
-    """Return the results that the tests wrote, as a table. An empty cell means that the test was not run."""
+    """The results that the tests wrote, as a table. An empty cell was not run."""
     date, outcomes = json.loads(MATRIX.read_text(encoding="utf-8")).values()
     fullest_first = sorted(outcomes.values(), key=len, reverse=True)
     columns = list(dict.fromkeys(column for cells in fullest_first for column in cells))
@@ -138,7 +138,7 @@ def support_matrix(listed: list[str]) -> str:
 
 
 def strategy_matrix() -> str:
-    """Return a table of ways of training and engines. A tick means that all families passed; notes explain refusals."""
+    """Ways of training by engines. A tick: every family passed. A refusal: the reason is below the table."""
     date, outcomes = json.loads(STRATEGIES.read_text(encoding="utf-8")).values()
     rows, refusals = {}, []
     for cell in next(iter(outcomes.values())):
@@ -171,7 +171,7 @@ def chat_formats(collators: dict) -> str:
 
 
 def family_formats(collator) -> list[str]:
-    """Show the example and the exceptions in each format of a family, then the variables of the templates."""
+    """Each format of a family with the example and its exceptions, then the variables of the templates."""
     own = ChatFormat(type(collator).chat_template, type(collator).template_exceptions)
     exceptions = {}  # checkpoints may train on one text and differ in their own template
     for format in (own, *collator.other_formats):
@@ -196,7 +196,7 @@ def family_formats(collator) -> list[str]:
 
 
 def marked(collator, template: str, with_bos: bool) -> str:
-    """Return the training text of the example, its trained spans in brackets, with the BOS token if `with_bos`."""
+    """The example's training text with its trained spans in brackets, and the tokenizer's BOS if `with_bos`."""
     collator.template.text = template
     for messages in (EXAMPLE, EXCHANGE):
         with contextlib.suppress(ValueError):
@@ -228,7 +228,7 @@ def server_table() -> str:
 
 
 def printed_summary(checkpoint: str) -> str:
-    """Return the summary that train.py prints before its first step."""
+    """What train.py prints before its first step."""
     flags = "--model_id qwen2-vl-2b-instruct --data_path train.json --use_lora True --train_vision_projector True"
     arguments = parse_arguments([*flags.split(), "--use_cpu", "True", "--model_local_path", checkpoint])
     loader = LOADERS.get("qwen2-vl")(checkpoint)
@@ -246,7 +246,7 @@ def preview_example(checkpoint: str) -> str:
 
 
 def pages_of_families(checkpoint_of) -> dict[Path, str]:
-    """Return path -> text of the generated files that describe every family.
+    """Return path -> text of the files that contain facts of every family.
 
     Args:
         checkpoint_of: maps a family to the folder of its tiny checkpoint.
