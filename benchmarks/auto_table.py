@@ -1,13 +1,13 @@
-"""What `--model_id auto` does with every model type of the installed transformers that reads pictures and text.
+"""Run `--model_id auto` on every image-text-to-text model type of the installed transformers.
 
-    python benchmarks/auto_table.py                    # the types that docs/auto_types.json does not have
-    python benchmarks/auto_table.py aria ovis2         # these, again
+    python benchmarks/auto_table.py                    # only types that docs/auto_types.json lacks
+    python benchmarks/auto_table.py aria ovis2         # these types, even if they were run before
     python benchmarks/auto_table.py --all
 
-Each type has a process of its own, with bounds of time and memory. There, a tiny checkpoint is made
-(tiny_checkpoints/any_type.py, or a family's own), trained for two steps by train.py, merged, and asked. A step that
-fails ends the row, with its reason. After each row, docs/auto_types.json and the page beside it are written. Run it
-before a release, or for another version of transformers.
+Each type runs in a separate process with limits of time and memory. The process creates a tiny checkpoint (from
+tiny_checkpoints/any_type.py or from a family), trains it for two steps with train.py, merges it and lets it answer. If
+a step fails, the reason is written and the next type starts. After each type, docs/auto_types.json and
+docs/auto_types.md are updated. Run this before a release, or after an update of transformers.
 """
 
 import argparse
@@ -54,23 +54,23 @@ PAGE = """# What `auto` does with every type of transformers
 <!-- Written by `python benchmarks/auto_table.py`: change the code, not this file. -->
 
 `--model_id auto` was run on a tiny checkpoint of each image-text-to-text type of transformers {version}, made with the
-type's own config and processor class. The last run was on {date}. These are the steps, in order:
+type's own config and processor class. The last run was on {date}. Each type goes through these steps, in this order:
 
-- components: vision encoder, language model and head are found.
+- components: the vision encoder, the language model and its head are found.
 - labels: in test conversations, the labels are exactly the replies and their end tokens.
-- batch: a padded batch gives the same losses as each row alone.
-- picture: another picture gives another loss.
-- trained, merged, answered: two steps of LoRA with `train.py`, then `merge_lora_weights.py` and `predict.py`.
+- batch: the losses of a padded batch equal those of each sample alone.
+- picture: the loss changes if the image is replaced by another one.
+- trained, merged, answered: `train.py` trains two steps of LoRA, then `merge_lora_weights.py` and `predict.py` run.
 
-Each row stops at the first step that fails, and its last cell is the error. `samples` shows if samples are concatenated
-or padded. They are concatenated if the model keeps them apart.
+If a step fails, the type's later steps are not run, and the last cell shows the error. The column `samples` shows if
+samples are concatenated or padded. They are padded if the model would let concatenated samples affect each other.
 
-If a new type fails on the output of its processor, its tiny config may not fit the processor. Check
-`tiny_checkpoints/any_type.py` before you trust the result.
+If a model fails on the output of its processor, the cause may only be that its tiny config does not fit the processor.
+Check `tiny_checkpoints/any_type.py` before you trust this result.
 
-Types with a link were run with the public chat template of their checkpoints. The others had no usable template and
-need one, in the checkpoint or from `--chat_template`. They were run with a neutral template from this flag, so their
-ticks mean that the type loads, and trains with a template that you provide.
+Types with a link were run with the public chat template of their checkpoints. For the others, no usable template was
+found, so they were run with a neutral template from `--chat_template`. Their ticks mean that the type loads and trains
+if the checkpoint contains a template, or you pass one.
 
 """
 STEPS = ("components", "labels", "batch", "picture", "trained", "merged", "answered")
@@ -89,12 +89,12 @@ PICTURES = {"red": (64, 64), "blue": (100, 50), "green": (60, 140)}
 
 
 def types() -> list[str]:
-    """The types that `--model_id auto` may be given, which AutoModelForImageTextToText has."""
+    """Return the model types of AutoModelForImageTextToText, which `--model_id auto` accepts."""
     return [*modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES]
 
 
 def family_types() -> dict[str, str]:
-    """Model type -> the first family that has it."""
+    """Map each model type to the first family with this type."""
     found = {LOADERS.get(family).model_type: family for family in reversed(families())}
     return found | {"cohere2_vision": AUTO}
 
@@ -104,7 +104,7 @@ class Refused(Exception):
 
 
 def row_of(model_type: str, folder: Path) -> dict:
-    """Make, train, merge and ask a tiny checkpoint of a type: {step: True or why not}."""
+    """Create, train, merge and ask a tiny checkpoint of a type. Return {step: True, or the reason of its failure}."""
     row, base = {"template": family_types().get(model_type)}, str(folder / "base")
     try:
         with step(row, "made"):
@@ -150,7 +150,7 @@ def row_of(model_type: str, folder: Path) -> dict:
 
 @contextlib.contextmanager
 def step(row: dict, name: str):
-    """Write down how a step ends. An error that is no ValueError is named as one, with its place."""
+    """Record the result of a step. For an error other than ValueError, also record where it was raised."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
@@ -169,7 +169,7 @@ def step(row: dict, name: str):
 
 
 def make_config(model_type: str, base: str):
-    """Write the config, or a family's whole checkpoint; returns the config that needs weights and a processor."""
+    """Write a family's whole checkpoint, or only a config. Return the config if weights and processor are missing."""
     if family := family_types().get(model_type):
         return make_tiny_checkpoint(family, base)
     try:
@@ -182,7 +182,7 @@ def make_config(model_type: str, base: str):
 
 
 def make(model_type: str, config, base: str, folder: Path) -> list[str]:
-    """Write weights and processor; returns the flags that the training needs."""
+    """Write the weights and the processor. Return the flags that the training needs."""
     if not config:
         return []
     processor, model = any_type.make_processor(model_type), any_type.make_model(config)
@@ -198,7 +198,7 @@ def make(model_type: str, config, base: str, folder: Path) -> list[str]:
 
 
 def write_data(folder: Path) -> str:
-    """Rows of one picture, of two sizes, of none, and of one in a later turn."""
+    """Write rows with one image, two images, no image, and an image in a later turn. Return the path."""
     for colour, size in PICTURES.items():
         Image.new("RGB", size, colour).save(folder / f"{colour}.png")
     ask = lambda *turns: [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]  # noqa: E731
@@ -224,7 +224,7 @@ def collator_of(loader, flags: list[str]):
 
 
 def losses(model, batch: dict) -> torch.Tensor:
-    """The loss of each label, in the order of the rows and their tokens, from all logits."""
+    """Return the loss of each label, in the order of rows and tokens, computed from all logits."""
     labels = batch["labels"][:, 1:]
     with torch.no_grad():
         logits = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False).logits
@@ -233,7 +233,7 @@ def losses(model, batch: dict) -> torch.Tensor:
 
 
 def page(found: dict) -> str:
-    """docs/auto_types.md, from what was found."""
+    """Return the text of docs/auto_types.md for the results."""
     rows = []
     for model_type, row in sorted(found["types"].items()):
         family = row.get("template")
@@ -248,7 +248,7 @@ def page(found: dict) -> str:
 
 
 def in_a_process(model_type: str, seconds: int) -> dict:
-    """`row_of` in a fork, which has all of the imports."""
+    """Run `row_of` in a forked process, which need not repeat the imports."""
     reader, writer = os.pipe()
     if not (child := os.fork()):
         signal.alarm(seconds)

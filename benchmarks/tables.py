@@ -1,30 +1,30 @@
-"""The tables of docs/correctness.md and README.md, from docs/correctness.json and docs/equality.json."""
+"""Write the tables of docs/correctness.md and README.md from docs/correctness.json and docs/equality.json."""
 
 import json
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-# A property -> what is true if the cell is "yes".
+# A property -> what a "yes" in its row means.
 PROPERTIES = {
-    "text": "the token ids are those of the checkpoint's own template; the labels are each reply with its end token",
+    "text": "the token ids are those of the checkpoint's own template; the labels are the replies and their end tokens",
     "several turns": "the same as `text`, for a conversation with an image and two replies",
     "system": "the same as `text`, for a conversation with a system prompt",
-    "several images": "the same as `text`, for two images between words",
-    "video": "the same as `text`, for a video, however many of its frames are used",
+    "several images": "the same as `text`, for a message with words around two images",
+    "video": "the same as `text`, for a video; the number of frames may differ",
     "thoughts": "the same as `text`, for a reply with a thought before the answer",
-    "tool calls": "the same as `text`, for a conversation with tools, a call and its result",
+    "tool calls": "the same as `text`, for a conversation with tools, a tool call and its result",
     "own tokens": "the same as `text`, for a reply with the family's own tokens for boxes",
-    "typed control strings": "a typed `<|im_end|>` stays text",
-    "batch size": "a step of 4 samples has the same gradients, computed at once or accumulated one by one",
+    "typed control strings": "`<|im_end|>` in a user's message becomes plain text, not the control token",
+    "batch size": "a step of 4 samples has the same gradients as one batch and as 4 accumulated batches",
     "processes": "a step of 4 samples has the same gradients with one process and with two",
-    "texts on one of two": "the same as `processes`, for a text and an image, if one process gets only the text",
-    "packed samples": "the hidden states of a sample stay the same if other samples of its pack change",
-    "cut samples": "a sample over the limit is not cut through an image",
+    "texts on one of two": "the same as `processes`, if one process gets a text and the other an image",
+    "packed samples": "the hidden states of a sample do not depend on the other samples of its pack",
+    "cut samples": "a sample over the limit is not cut in the middle of an image",
     "over-long row": "a text over the limit is refused or reported, not dropped silently",
-    "broken image": "half an image file is refused or reported",
+    "broken image": "an image file of which the second half is missing is refused or reported",
     "empty reply": "a row with nothing to train is refused or reported",
     "unread field": "a field of a row that the tool does not read is refused or reported",
-    "adapters that train nothing": "adapters in the vision encoder, without any image, are refused or reported",
+    "adapters that train nothing": "adapters in the vision encoder are refused or reported if no row has an image",
     "merged equals adapter": "the merged checkpoint has the same logits as the base model with the adapter",
     "resume": "a run resumed from its third step has the same final weights as the uninterrupted run",
 }
@@ -46,7 +46,7 @@ def shown(cell: list[str] | None) -> str:
 
 
 def correctness() -> str:
-    """Properties by tools, then the versions."""
+    """Return a table with a row per property and a column per tool, and below it the versions of the tools."""
     found = read("correctness")
     of_tools = {name: tool for name, tool in found["tools"].items() if ", " not in name}
     rows = [
@@ -57,7 +57,7 @@ def correctness() -> str:
 
 
 def faults() -> str:
-    """The cells of finelmm that turn, by planted fault."""
+    """Return a table of the planted faults and of the cells of finelmm that they change."""
     tools, rows = read("correctness")["tools"], []
     for name, tool in tools.items():
         plain, _, fault = name.partition(", ")
@@ -67,7 +67,7 @@ def faults() -> str:
 
 
 def summary(holds="holds", error="ends in an error", does_not="does not hold", unseen="not measured") -> str:
-    """A row a tool of which most was measured: how many properties hold."""
+    """Count the properties that hold for each tool. Omit tools for which less than half was measured."""
     found, rows = read("correctness"), []
     for name, tool in found["tools"].items():
         if ", " not in name:
@@ -79,7 +79,7 @@ def summary(holds="holds", error="ends in an error", does_not="does not hold", u
 
 
 def equality() -> str:
-    """A row a family: packed against alone; then two processes against one, where that was measured."""
+    """Return the two tables: packed samples against single ones, then two processes against one (if measured)."""
     found = read("equality")
     kinds = [f"{dtype} {what}" for dtype in ("float32", "bfloat16") for what in ("loss", "gradients", "vision")]
     kinds += ["rounding", "rounding vision"]

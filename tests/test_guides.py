@@ -285,7 +285,7 @@ def test_a_message_of_the_errors_page_is_what_the_program_says(triggers, heading
 
 def test_the_errors_page_says_which_are_not_ours():
     found = sections(ERRORS)
-    assert {name for name, text in found.items() if "\nNot ours, but" in text} == FOREIGN
+    assert {name for name, text in found.items() if "\nThis error comes from" in text} == FOREIGN
 
 
 @pytest.mark.parametrize(
