@@ -20,10 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from open_rows import PICTURES, write  # noqa: E402
+from open_rows import write  # noqa: E402
 from PIL import Image  # noqa: E402
 
 ALONE = 2000
+PICTURES = 8
 
 
 def measure(way: str, family: str, checkpoint: str, path: str, cache: str) -> float:
@@ -72,7 +73,7 @@ def main() -> None:
         print("     rows | rows/s: one by one    first time        kept | first: ratio   kept: ratio    kept: s")
         for count in own.rows:
             path, cache = Path(folder) / f"{count}.jsonl", os.path.join(folder, "cache")
-            write(path, count)
+            write(path, count, PICTURES)
             task = own.model_family_id, checkpoint, path, cache
             in_child("one by one", *task)  # the index is made
             seconds = {"one by one": [], "first": [], "kept": []}

@@ -53,7 +53,7 @@ from supported_models import find_model  # noqa: E402
 BATCHES = {
     "padded": "--padding_free False",
     "grouped": "--padding_free False --train_sampling_strategy group_by_length",
-    "packed": "--packing True --train_sampling_strategy random --per_device_train_batch_size 2",
+    "packed": "--packing True --per_device_train_batch_size 2",
 }
 CONTENDERS = (*BATCHES, "bare", "prepared", "ours", "trl", "trl-plain", "predecessor", "llamafactory")
 EPOCHS = 1000  # asked for; a contender is ended before
@@ -181,7 +181,8 @@ def command_of(name: str, case, checkpoint: Path, rows: Path, folder: Path) -> t
     family, kind, mode, own = case
     output, repo = folder / f"{checkpoint.name}-{rows.name}-{mode}-{name}", HERE.parent
     if name in ("bare", "prepared", "ours", *BATCHES):
-        words = own_flags(case, checkpoint, rows, output) + ["--train_sampling_strategy", "sequential"]
+        words = own_flags(case, checkpoint, rows, output)
+        words += [] if name == "packed" else ["--train_sampling_strategy", "sequential"]
         script = ["benchmarks/contenders/own_steps.py", name] if name in ("bare", "prepared") else ["train.py"]
         more = BATCHES.get(name, own.ours_flags if name != "bare" else "").split()
         return [sys.executable, *script, *words, *more], repo

@@ -58,11 +58,11 @@ class MistralSmall31Template(Template):
 
 class MistralSmall31Budget(PixtralBudget):
     def count_media_tokens(self, row, media_sizes):
-        """Count like Pixtral, but refuse images of one token: 5.23 fails if all images of a batch are so small."""
+        """Like Pixtral, but refuse one-token images: transformers 5.23 fails if a batch has no larger ones."""
         token = self.processor.patch_size * self.processor.spatial_merge_size
         for part in content_parts(row):
             if part["type"] == "image" and max(size := media_sizes["image", part["image"]]) <= token:
-                raise ValueError(f"an image of {size[1]}x{size[0]} pixels is too small: enlarge one side above {token}")
+                raise ValueError(f"an image of {size[1]}x{size[0]} pixels is too small: one side must exceed {token}")
         return super().count_media_tokens(row, media_sizes)
 
 
@@ -81,7 +81,7 @@ class MistralSmall31Collator(PixtralCollator):
         inputs, token = super()._process(text, spans, messages), self.processor.patch_size
         token *= self.processor.spatial_merge_size
         if "image_sizes" in inputs and inputs["image_sizes"].amax(1).min() <= token:
-            raise ValueError(f"an image of one token is too small: enlarge one side above {token}")
+            raise ValueError(f"an image is too small (one token): one side must exceed {token} pixels")
         return inputs
 
 

@@ -138,7 +138,7 @@ class RowForm:
 
         Args:
             row: from `named`.
-            unread_fields: counts the rows with a field, for each harmless field that is not read.
+            unread_fields: for each harmless field that is not read, counts the rows that contain it.
 
         Raises:
             ValueError: The message contains the field and the fix. Callers put "train.json, sample 7: " before it.
@@ -408,7 +408,7 @@ def _untrained(turn: object, form: RowForm) -> object:
 
 
 def _first_texts(names: tuple[str, ...], sources: dict[str, str]) -> str:
-    """Return the --columns that select the first text of each of these fields, which contain lists."""
+    """Return the values for --columns that select the first text of each field. All fields contain lists."""
     found = ((name, sources.get(name, name)) for name in names)
     return " ".join(f"'{n}={s.replace('[]', '[0]') if '[]' in s else f'{s}[0]'}'" for n, s in found)
 

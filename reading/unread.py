@@ -159,7 +159,7 @@ def as_letters(path: str) -> str:
 
 
 def without(value: object, ignored: Collection[str], name: str = "") -> object:
-    """Return a row, or a value in it, without the fields of these names (in the form of `Unread.names`)."""
+    """Return a row, or a value in it, without the ignored fields (written as in `Unread.names`)."""
     if isinstance(value, dict):
         names = {key: f"{name}.{key}" if name else key for key in value}
         return {key: without(inner, ignored, names[key]) for key, inner in value.items() if names[key] not in ignored}

@@ -37,7 +37,7 @@ HEAVY = ("torch", "transformers", "numpy", "PIL", "yaml", "peft")
 # The table of what trains, and the progress, are the run's own lines.
 OWN_LINES = re.compile(
     r"|.*: \d+ samples|component .*|vision_.*|language_model .*|all .*|adapters: .*|trained \d+ steps in .*|Saved to .*"
-    r"|\d+ steps in \w+ on cpu, of .*|finished: .*"
+    r"|\d+ steps in \w+ on cpu, with .*|finished: .*"
 )
 PROGRESS = re.compile(r"((Loading weights|Writing model shards): | *\d+%\|).*| *")
 

@@ -307,7 +307,7 @@ def check_training(training) -> None:
         raise ValueError("--bf16 True needs a GPU with bfloat16: leave it out, or run on the CPU with --use_cpu True.")
     folder = training.resume_from_checkpoint
     if folder and folder is not True and not os.path.isdir(folder):
-        raise ValueError(f"--resume_from_checkpoint {folder} is not a folder; use True for the last in --output_dir.")
+        raise ValueError(f"--resume_from_checkpoint {folder} is not a folder; True resumes from the last checkpoint.")
     if training.overwrite_output_dir and folder:
         raise ValueError("--overwrite_output_dir starts a new run, --resume_from_checkpoint does not: leave one out.")
     for kind, steps in (("save", training.save_steps), ("eval", training.eval_steps)):

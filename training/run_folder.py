@@ -57,7 +57,7 @@ def check_place(arguments) -> None:
             read += [(flag, path), (flag, os.path.dirname(path) or ".")]
     for flag, path in read:
         if path and os.path.realpath(path) == folder:
-            raise ValueError(f"--output_dir {path} is the folder of {flag} and would overwrite it: use another folder.")
+            raise ValueError(f"--output_dir {path} contains files of {flag} that it could replace: use another folder.")
 
 
 def lock(folder: str) -> TextIO:

@@ -80,7 +80,7 @@ def words_of(values: dict, more: str = "") -> list[str]:
     try:
         others = shlex.split(more)
     except ValueError as error:
-        raise ValueError(f"the further flags cannot be read: {error}.") from error
+        raise ValueError(f'"further flags" cannot be read: {error}.') from error
     if others and not others[0].startswith("--"):
         raise ValueError(f"{others[0]!r} does not belong to any flag: further flags begin with --.")
     if own := [name for name, _ in flags_of(others) if name in values]:

@@ -116,6 +116,11 @@ def checkpoint(tiny, request, tmp_path_factory):
             key: config[key] for key in ("tokenizer_class", "legacy", "bos_token", "add_bos_token") if key in config
         }
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+        moved = {token["id"]: ids[token["content"]] for token in tiny_tokenizer["added_tokens"]}
+        model = json.loads((folder / "config.json").read_text())
+        model |= {key: moved[model[key]] for key in ("image_token_id", "image_token_index") if key in model}
+        (folder / "config.json").write_text(json.dumps(model))
         (folder / "tokenizer_config.json").write_text(json.dumps(tiny_config | kept))
         return str(folder)
 

@@ -397,7 +397,7 @@ CALLED = [ASKED | {"tools": TOOLS}, said("assistant", tool_calls=[call(a=1)])]
 @pytest.mark.parametrize(
     "family, template, messages, told",
     [
-        ("qwen2-vl", "", THOUGHT, "a thought .* no place"),
+        ("qwen2-vl", "", THOUGHT, "a thought .* the chat template does not support"),
         ("qwen2-vl", "", CALLED, "`tools`, which the chat template does not support"),
         ("qwen3.5", TEMPLATE, THOUGHT, "add --template_kwargs '{\"enable_thinking\": true}'"),
         ("qwen3.5", TEMPLATE.replace("m.tool_calls or []", "[]"), CALLED, "a tool call .* not support"),

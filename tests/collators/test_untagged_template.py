@@ -213,7 +213,7 @@ def test_auto_needs_a_path_and_a_template(tiny, write_rows, tmp_path):
     (tmp_path / "bare" / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="has no chat template; pass one with --chat_template"):
         run(lambda family: str(tmp_path / "bare"), AUTO, path, tmp_path / "out")
-    with pytest.raises(ValueError, match="--chat_template 'missing.jinja' is not a file"):
+    with pytest.raises(ValueError, match="--chat_template 'missing.jinja' is no file"):
         run(tiny, AUTO, path, tmp_path / "out", "--chat_template", "missing.jinja")
 
 

@@ -377,7 +377,7 @@ def test_an_error_that_nobody_foresaw_is_told_and_the_other_rows_checked(check, 
 @pytest.mark.parametrize("harm", ["KILL", "EXIT"])
 def test_a_row_that_ends_its_process_is_named(words, write_rows, tmp_path, harm):
     path = write_rows([row(harm if i == 3 else f"Hi {i}", "Hello") for i in range(12)])
-    with pytest.raises(ValueError, match=r"one of \S*rows\S*, sample 3\. --dataloader_num_workers 1"):
+    with pytest.raises(ValueError, match=r"one of \S*rows\S*, sample 3\. Pass --dataloader_num_workers 1"):
         main(words("llava-1.5", path, "--dataloader_num_workers", 1), str(tmp_path / "log"))
 
 

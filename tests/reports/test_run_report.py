@@ -210,7 +210,7 @@ def test_a_stopped_run_leaves_a_report(tiny, write_rows, tmp_path):
             time.sleep(0.05)
         stopped.send(number)
         assert stopped.wait() == [code]
-        assert "To continue" in stopped.output and "Traceback" not in stopped.output
+        assert "--resume_from_checkpoint True" in stopped.output and "Traceback" not in stopped.output
         page = Page(out / "report.html")
         sentence = f"{ended}. To continue, add --resume_from_checkpoint True"
         assert f"stopped: {sentence}" in page.text and re.search(r"step \d+ of 1,000", page.text)

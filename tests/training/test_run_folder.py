@@ -114,7 +114,7 @@ def test_the_folder_of_the_model_the_adapter_or_the_data_is_refused(tiny, write_
         (media_folder, "--data_path", "--data_path", f"{path}[:2]"),
     ]:
         before = sorted(os.listdir(out))
-        with pytest.raises(ValueError, match=f"is the folder of {flag}"):
+        with pytest.raises(ValueError, match=f"contains files of {flag}"):
             run(tiny, "llava-1.5", path, out, *flags)
         assert sorted(os.listdir(out)) == before
 
